@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 from pipeline import params
-from pipeline.arena import cache, record, task_tokens, tuning
+from pipeline.arena import cache, features, record, task_tokens, tuning
 from pipeline.arena.measure import measure, planned
 from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
@@ -69,7 +69,7 @@ def check(entries: Sequence[Entry]) -> None:
     """Read the data of each task into the cache, then try each method on the outline of the base model."""
     tasks = {f"tasks.{entry.task}": entry for entry in entries}
     methods = {f"methods.{entry.method}": entry for entry in entries}
-    checks = ("tasks", _check_task, tasks), ("methods", lambda entry: planned(entry.first()), methods)
+    checks = ("tasks", _check_task, tasks), ("methods", _check_method, methods)
     for unit, check_one, found in checks:
         listed = console.track(found.items(), "check", len(found), unit)
         all_of(partial(_check_at, place, entry, check_one) for place, entry in listed)
@@ -90,6 +90,13 @@ def _check_task(entry: Entry) -> None:
     tokenizer = base_models.load_tokenizer(view.base_model)
     base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
     task_tokens.cached(entry.first())
+
+
+def _check_method(entry: Entry) -> None:
+    if entry.chosen.features:
+        features.check(entry.first())
+    else:
+        planned(entry.first())
 
 
 def workers(count: int) -> ProcessPoolExecutor:

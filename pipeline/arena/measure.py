@@ -15,20 +15,22 @@ from transformers import TrainerCallback, TrainerState, set_seed
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, tasks
-from pipeline.arena import machine, statistics, task_tokens
+from pipeline.arena import features, machine, statistics, task_tokens, tenants
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.arena.statistics import Statistics
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import base_models
-from pipeline.methods import adapters, planning
+from pipeline.methods import adapters, banks, planning
 from pipeline.methods.planning import Plan
 from pipeline.params import TrainView
+from pipeline.tasks import Outcome, TenantsTask
 from pipeline.tasks.task import rounded
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 
 AT_ONCE = 64  # examples per batch if no gradient is needed
+FLOAT = 4  # bytes
 DIGITS = 6  # of scores and predictions in a record
 # Exceptions of a method during training, which become a record as well, unless the machine is their cause.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
@@ -47,21 +49,14 @@ def measure(training: Training) -> Record:
         with _timed(seconds, "load"):
             splits = task_tokens.splits(training)
             collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
-            plan = planned(training)
-        read = statistics.read(training, plan)
-        seconds["start"] = read.seconds  # each training is charged for the short run that it needs
-        with _timed(seconds, "start"):
-            model = started(training, plan, read)
-            found |= counts_of(model, training)
-        scored = Scored(model, view, splits, collate, seconds)
-        with _timed(seconds, "train"):
-            if training.is_trained:
-                train(model, view, splits, collate, scored)
-            else:
-                scored.score_once()
-        if training.is_rounded:
-            with _timed(seconds, "round"):
-                found["rounded"] = dict(in_precisions(model, scored))
+        scored = Scored(view, splits, collate, seconds)
+        if training.features:
+            with _timed(seconds, "train"):
+                outcomes, parameters = features.outcomes(training, splits, collate, AT_ONCE)
+                scored.add(outcomes)
+                found |= {"stored": parameters, "file_bytes": FLOAT * parameters}
+        else:
+            found |= fitted(training, splits, collate, scored, seconds)
         found |= {"validation": scored.validation, "test": scored.test, "predicted": scored.predicted}
     except DivergedError as error:
         found |= {"status": "diverged", "reason": str(error)}
@@ -82,6 +77,36 @@ def measure(training: Training) -> Record:
     )
 
 
+def fitted(
+    training: Training, splits: Mapping[str, Dataset], collate: Any, scored: "Scored", seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Train an adapter, and own ones of tenants if the method has some; return its sizes as fields of a record."""
+    view, task = training.view, tasks.of(training.view.dataset)
+    plan = planned(training)
+    read = statistics.read(training, plan)
+    seconds["start"] = read.seconds  # each training is charged for the short run that it needs
+    with _timed(seconds, "start"):
+        model = scored.model = started(training, plan, read)
+        found: dict[str, Any] = counts_of(model, training)
+    with _timed(seconds, "train"):
+        if training.is_trained:
+            train(model, view, splits, collate, scored)
+        else:
+            scored.score_once()
+    if training.is_rounded:
+        with _timed(seconds, "round"):
+            found["rounded"] = dict(in_precisions(model, scored))
+    if isinstance(task, TenantsTask):
+        with _timed(seconds, "own"):
+            bank, sizes = tenants.bank_of(model, view, task, splits, collate)
+            found |= {**sizes, **{name: found[name] + sizes[name] for name in ("trained", "stored")}}
+        if view.has_own_adapters:
+            scored.model = banks.Served(bank, list(task.tenants))
+            with _timed(seconds, "score"):
+                scored.score_once()
+    return found
+
+
 def counts_of(model: PeftModel, training: Training) -> dict[str, int]:
     """Return the sizes of a model's adapter, and of its file, as the fields of a record."""
     base_model = training.view.base_model
@@ -96,6 +121,7 @@ def counts_of(model: PeftModel, training: Training) -> dict[str, int]:
 def planned(training: Training) -> Plan:
     """Return what the section of a training makes of its base model."""
     view = training.view
+    task_tokens.cached(training)  # which say who the tenants are
     base, task_type = base_models.outline(view.base_model, view.dataset), tasks.of(view.dataset).peft_task
     return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
 
@@ -116,7 +142,7 @@ def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], coll
     """Fit the adapter and the head."""
     alone: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     with tempfile.TemporaryDirectory() as folder:
-        callbacks = [StopAtDivergence(), scored]
+        callbacks = [StopAtDivergence(), *([] if view.has_own_adapters else [scored])]  # own ones are scored in the end
         run.trainer_of(view, model, splits, collate, Path(folder), callbacks, report_to=[], **alone).train()
 
 
@@ -140,10 +166,9 @@ def in_precisions(model: PeftModel, scored: "Scored") -> Iterator[tuple[str, Rou
 class Scored(TrainerCallback):
     """Scores a model after every epoch, and keeps the predictions of the best epoch."""
 
-    def __init__(
-        self, model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any, seconds: dict[str, float]
-    ) -> None:
-        self.model, self.task, self.splits, self.collate = model, tasks.of(view.dataset), splits, collate
+    def __init__(self, view: TrainView, splits: Mapping[str, Dataset], collate: Any, seconds: dict[str, float]) -> None:
+        self.model: Any = None  # to be scored
+        self.task, self.splits, self.collate = tasks.of(view.dataset), splits, collate
         self.seconds = seconds  # takes the time of scoring out of that of training
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
@@ -158,8 +183,12 @@ class Scored(TrainerCallback):
         self.seconds["train"] -= self.seconds["score"] - before
 
     def score_once(self) -> None:
-        """Add the scores of the model as it is. Among epochs with equal scores the last is the best."""
-        validation, test, predicted = self.scores()
+        """Add the scores of the model as it is."""
+        self.add(self._outcomes())
+
+    def add(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Add the scores of what a model says. Among epochs with equal scores the last is the best."""
+        validation, test, predicted = self._of(outcomes)
         if not self.validation or validation >= max(self.validation):
             self.predicted = predicted
         self.validation.append(validation)
@@ -167,16 +196,23 @@ class Scored(TrainerCallback):
 
     def scores(self) -> tuple[float, dict[str, float], list[float]]:
         """Return the validation score of the model as it is, its test metrics, and its answers on the test split."""
-        validation, _ = self._of("validation")
-        return validation[self.task.row.metrics[0]], *self._of("test")
+        return self._of(self._outcomes())
 
-    def _of(self, split: str) -> tuple[dict[str, float], list[float]]:
-        outputs = evaluation.outputs(self.task, self.model, self.splits[split], self.collate, AT_ONCE)
-        found = evaluation.outcome(outputs, self.splits[split])
-        if not found.outputs.isfinite().all():
-            raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
-        scores = {name: rounded(value, DIGITS) for name, value in self.task.scores(found).items()}
-        return scores, [rounded(value, DIGITS) for value in self.task.predicted(found).tolist()]
+    def _outcomes(self) -> dict[str, Outcome]:
+        read = {split: self.splits[split] for split in ("validation", "test")}
+        return {
+            split: evaluation.outcome(evaluation.outputs(self.task, self.model, rows, self.collate, AT_ONCE), rows)
+            for split, rows in read.items()
+        }
+
+    def _of(self, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
+        scores = dict[str, dict[str, float]]()
+        for split, found in outcomes.items():
+            if not found.outputs.isfinite().all():
+                raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
+            scores[split] = {name: rounded(value, DIGITS) for name, value in self.task.scores(found).items()}
+        predicted = [rounded(value, DIGITS) for value in self.task.predicted(outcomes["test"]).tolist()]
+        return scores["validation"][self.task.row.metrics[0]], scores["test"], predicted
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from pipeline import params
 from pipeline.arena.cache import digests
-from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
+from pipeline.arena.preset import PATH, VERSION, Features, Method, Preset, Reads
 from pipeline.core.errors import UserError, nearest
 from pipeline.methods.planning import known_types
 from pipeline.params import PeftParams, TrainView
 from pipeline.params.reading import changed
 
-NAMES = {"data", "model", "adapter"}  # fields of the view that only name what other fields hold
+UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name what other fields of the view hold
 
 
 class Setting(NamedTuple):
@@ -38,7 +38,8 @@ class Training:
     rate: float | None
     head_rate: float
     key: str
-    is_trained: bool = True  # otherwise it is scored as it is initialized
+    is_trained: bool = True  # otherwise it is scored as it is initialized, or its features are
+    features: Features | None = None
     is_rounded: bool = False  # scored at all precisions, too
     is_tuned: bool = False  # at the setting that tuning decided
 
@@ -85,17 +86,24 @@ class Entry:
 
     @cached_property
     def rates(self) -> Sequence[str]:
-        """The names of the method's learning rates in its section, the main one first; none if only a head is tuned."""
-        return list(self._view.section.rates) if self.chosen.trained else []
+        """The names of the method's learning rates in its section, the main one first, or that of own adapters alone.
+
+        There are none if only a head is tuned.
+        """
+        names = list(self._view.section.rates) or (["learning_rate"] if self._view.has_own_adapters else [])
+        return names if self.chosen.is_trained else []
 
     def _training(self, setting: Setting, seed: int) -> Training:
-        section, train = self._view.section, self._view.train
-        rates = {name: _times(getattr(section, name), setting.factor) for name in self.rates}
+        section, train, tenants = self._view.section, self._view.train, self._view.tenants
+        shared = section if section.rates else tenants
+        rates = {name: _times(getattr(shared, name), setting.factor) for name in self.rates}
+        own_rate = _times(tenants.learning_rate, setting.factor)
         # If only the head is trained, its rate is tuned in place of the adapter's.
         head_rate = _times(train.head_learning_rate, setting.head_factor if rates else setting.factor)
         changes = {
             "seed": seed,
-            "section": section.model_copy(update=rates),
+            "section": section.model_copy(update=rates if section.rates else {}),
+            "tenants": tenants.model_copy(update={"learning_rate": own_rate} if self._view.has_own_adapters else {}),
             "train": train.model_copy(update={"head_learning_rate": head_rate}),
         }
         view = self._view.model_copy(update=changes)
@@ -109,8 +117,9 @@ class Entry:
             reads=reads,
             rate=rates[self.rates[0]] if rates else None,
             head_rate=head_rate,
-            key=key_of(view, reads, self.preset.files, is_trained=self.chosen.trained),
-            is_trained=self.chosen.trained,
+            key=key_of(view, reads, self.preset.files, self.chosen),
+            is_trained=self.chosen.is_trained,
+            features=self.chosen.features,
         )
 
     @cached_property
@@ -125,7 +134,7 @@ class Entry:
             **{key: value for key, value in values.items() if key.partition(".")[0] not in others},
             "train.processes": 1,  # workers share the machine instead
             "adapter": method.adapter,
-            "data": self.task,
+            "data": self.preset.row_of(self.task),
             "model": self.preset.model,
             "seed": self.preset.seeds[0],
         }
@@ -155,7 +164,7 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
-def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], *, is_trained: bool) -> str:
+def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Method) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
     `pinned` holds the SHA-256 of files by path: these need not be there.
@@ -167,16 +176,19 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], *, is_train
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
     values = section.model_dump(mode="json", exclude_defaults=True)
-    unread = NAMES if view.dataset.tenant else {*NAMES, "tenants"}
     changes = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
     known = {
-        **view.model_dump(mode="json", exclude=unread, exclude_defaults=True),
+        **view.model_dump(mode="json", exclude=UNREAD, exclude_defaults=True),
         "section": {"type": view.adapter} | changes,  # the sections without a type have fixed names
         "version": VERSION,
         "reads": reads.model_dump(mode="json"),
         "files": digests([view.dataset.source, view.base_model.source, getattr(section, "frames", "own")], pinned),
-        **({} if is_trained else {"trained": False}),
+        **({} if method.trained else {"trained": False}),
+        **({"features": method.features} if method.features else {}),
     }
+    if view.dataset.tenant is not None:
+        read = {"share", "own", "learning_rate"} if view.has_own_adapters else {"share", "own"}
+        known["tenants"] = view.tenants.model_dump(mode="json", include=read)
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -22,6 +22,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
+Features = Literal["mean", "first"]  # the mean over tokens, or the first token
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 OWN_KEYS = {"data", "model", "seed", "adapter"}  # the arena sets them itself
 
@@ -39,7 +40,8 @@ Overrides = Annotated[dict[Key, JsonValue], AfterValidator(_without_own_keys)]
 class Reads(Section):
     """How much of each split a training reads: its first rows, a random sample, for splits are sorted by hash.
 
-    Further rows of train are added to validation, because it decides on rates, and a small one decides badly.
+    If there are tenants, it is as much of each. Further rows of train are added to validation, because it decides on
+    rates, and a small one decides badly.
     """
 
     train: Amount
@@ -51,6 +53,7 @@ class Reads(Section):
 class TaskChanges(Section):
     """What is different on a task."""
 
+    row: Word | None = Field(None, description="of pipeline/datasets.yaml, if the task has another name")
     kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
     params: Overrides = Field(default_factory=dict)
     reads: dict[Literal["train", "validation", "test", "longest"], Amount] = Field(default_factory=dict)
@@ -79,6 +82,14 @@ class Method(Section):
     tasks: tuple[Word, ...] = Field((), description="on which it is run; none named: on all")
     seeds: Count | None = Field(None, description="how many of the preset's; by default all")
     trained: bool = Field(True, description="or scored as it is initialized, to know what the training adds")
+    features: Features | None = Field(
+        None, description="in place of training: a logistic regression on these of the encoder as it is, for classes"
+    )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has learning rates to tune."""
+        return self.trained and self.features is None
 
 
 class Hypothesis(Section):
@@ -87,7 +98,7 @@ class Hypothesis(Section):
     method: Name
     expected: Literal["equivalent", "better"]
     against: Name
-    on: Name = Field(description="one of the averages")
+    on: Name = Field(description="one of the averages or tasks")
 
 
 class Preset(Section):
@@ -104,7 +115,7 @@ class Preset(Section):
     averages: dict[Name, Annotated[tuple[Word, ...], Field(min_length=2), AfterValidator(all_different)]] = Field(
         default_factory=dict,
         description="means over tasks that share no texts, the main one last; a task in none of them is a variant of "
-        "another. If there is none, the average is over all tasks",
+        "another. Without this key the average is over all tasks",
     )
     files: dict[str, Sha256] = Field(
         default_factory=dict, description="the SHA-256 of files that tasks name, by path: records are of these alone"
@@ -126,7 +137,7 @@ class Preset(Section):
         for number, one in enumerate(self.hypotheses, start=1):
             place = f"hypotheses: {number}"
             named += [(f"{place}: method", one.method, self.methods), (f"{place}: against", one.against, self.methods)]
-            named += [(f"{place}: on", one.on, self.means)]
+            named += [(f"{place}: on", one.on, [*self.means, *self.tasks])]
         for place, name, known in named:
             if name not in known:
                 raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {', '.join(known)}")
@@ -137,7 +148,7 @@ class Preset(Section):
         for name, tasks in self.averages.items():
             if name in self.tasks:
                 raise ValueError(f"averages: {name} is the name of a task")
-            sources = {task: load_row("data", task).source for task in tasks}
+            sources = {task: load_row("data", self.row_of(task)).source for task in tasks}
             for first, second in combinations(tasks, 2):
                 if sources[first] == sources[second]:
                     raise ValueError(f"averages: {name}: {first} and {second} share their texts; keep one of them")
@@ -146,7 +157,11 @@ class Preset(Section):
     @property
     def means(self) -> dict[str, tuple[str, ...]]:
         """The tasks of each average by its name, the main one last."""
-        return self.averages or {"average": tuple(self.tasks)}
+        return self.averages if "averages" in self.model_fields_set else {"average": tuple(self.tasks)}
+
+    def row_of(self, task: str) -> str:
+        """Return the name of the row of data of a task."""
+        return self.tasks[task].row or task
 
 
 def load(name: str, path: Path = PATH) -> Preset:

@@ -54,9 +54,10 @@ class Record(Row, extra="ignore"):
 
     trained: int = 0  # trained parameters of the adapter
     stored: int = 0  # parameters in its file
-    file_bytes: int = 0  # of the adapter's file, including the head
+    file_bytes: int = 0  # of the adapter's file, including the head, or of the bank of all tenants
+    tenant_bytes: int = 0  # of these for a tenant: the mean
 
-    seconds: dict[str, float]  # by what they were spent on: load, start, train, score, round; see machine.clock
+    seconds: dict[str, float]  # by what they were spent on: load, start, train, own, score, round; see machine.clock
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property

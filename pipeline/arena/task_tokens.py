@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from datasets import Dataset
 
@@ -14,7 +15,8 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, tokens
 from pipeline.data.encoding import tokenize, write
-from pipeline.tasks.task import GROUP
+from pipeline.tasks import TenantsTask, tenants
+from pipeline.tasks.task import GROUP, TENANT
 
 KEPT = (*tokens.INPUTS, GROUP)
 
@@ -36,8 +38,11 @@ def splits(training: Training) -> dict[str, Dataset]:
 def write_labels(training: Training, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
-    labels = tasks.of(training.view.dataset).known(np.asarray(test["label"][:]), tokens.groups_of(test))
-    artifacts.write_csv(path, ["label"], [[label] for label in labels.tolist()])
+    task = tasks.of(training.view.dataset)
+    columns = {"label": task.known(np.asarray(test["label"][:]), tokens.groups_of(test)).tolist()}
+    if isinstance(task, TenantsTask):
+        columns[TENANT] = [list(task.tenants)[number] for number in test[TENANT][:]]
+    artifacts.write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 
 def cached(training: Training) -> Path:
@@ -45,10 +50,17 @@ def cached(training: Training) -> Path:
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        for split, table in _tables(training).items():
+        found = _tables(training)
+        for split, table in found.items():
             write(table, folder / f"{split}.arrow")
+        whose = found["train"][TENANT].to_numpy() if row.tenant else None
+        tenants.write(folder, tasks.of(row), whose)
 
-    return cache.cached("tokens", known(training), make)
+    row = training.view.dataset
+    folder = cache.cached("tokens", known(training), make)
+    if row.tenant:
+        row._tenants = tenants.read(folder)  # in each process
+    return folder
 
 
 def _tables(training: Training) -> dict[str, pa.Table]:
@@ -63,10 +75,17 @@ def _tables(training: Training) -> dict[str, pa.Table]:
         table = table.select([name for name in table.column_names if name in KEPT])
         tables[split] = table if reads.longest == "all" else table.filter(pa.array(lengths <= reads.longest))
     if reads.train != "all" and view.dataset.select_on == "validation":
-        spare = tables["train"].slice(reads.train)
+        spare = _first(tables["train"], reads.train, rest=True)
         tables["validation"] = pa.concat_tables([tables["validation"], spare.select(tables["validation"].column_names)])
     amounts = {split: getattr(reads, split) for split in tables}
-    first = {split: t if amounts[split] == "all" else t.slice(0, amounts[split]) for split, t in tables.items()}
+    first = {split: t if amounts[split] == "all" else _first(t, amounts[split]) for split, t in tables.items()}
     if empty := [split for split, table in first.items() if not len(table)]:
         raise UserError(f"{task}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
     return first
+
+
+def _first(table: pa.Table, amount: int, *, rest: bool = False) -> pa.Table:
+    """Return so many first rows of a table, of each tenant if there are some, or the rest."""
+    whose = table[TENANT].to_numpy() if TENANT in table.column_names else np.zeros(len(table))
+    is_first = (pd.Series(whose).groupby(whose).cumcount() < amount).to_numpy()
+    return table.filter(pa.array(is_first != rest))

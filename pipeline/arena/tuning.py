@@ -36,7 +36,7 @@ def most_left(entry: Entry, records: Records) -> int:
     """Return how many trainings an entry lacks, at most, unless the best try is not the best with a further seed."""
     tuning = entry.preset.tuning
     heads = len(set(tuning.head_rates) - {1.0}) if entry.rates else 0
-    tries = len(tuning.rates) + tuning.wider + heads - 1 if entry.chosen.trained else 0
+    tries = len(tuning.rates) + tuning.wider + heads - 1 if entry.chosen.is_trained else 0
     known = {one.key for trainings in steps(entry, records) for one in trainings if _is_known(one, records)}
     return max(tries + len(entry.seeds) - len(known), len(missing(entry, records)))
 
@@ -46,7 +46,7 @@ def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
 
     The last step of an entry that finished is its seeds at the tuned setting.
     """
-    tuned = (yield from _tries(entry, records)) if entry.chosen.trained else Setting()
+    tuned = (yield from _tries(entry, records)) if entry.chosen.is_trained else Setting()
     if tuned is not None:
         seeds = {seed: entry.training(tuned, seed) for seed in entry.seeds}
         yield [replace(one, is_rounded=seed in entry.rounded, is_tuned=True) for seed, one in seeds.items()]

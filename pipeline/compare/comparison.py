@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import bootstrap, labels
 from pipeline.compare.entries import Entry, entries
-from pipeline.compare.leads import Scores
+from pipeline.compare.labels import Parts
+from pipeline.compare.leads import Scores, Values
 from pipeline.compare.rows import LOSS, PERCENT, row
-from pipeline.compare.verdicts import Judge, Places
+from pipeline.compare.verdicts import ByPart, Judge, Places
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.task import rounded
 
@@ -27,6 +27,7 @@ PROTOCOL = (
     "of methods. Equivalent: two one-sided tests at 5 % find the lead within {margin:g} points. Bytes are those of the "
     "smallest precision that costs at most {loss:g} points on the validation split, where a file has been rounded."
 )
+OF_TENANTS = " The score of a task with tenants is the mean of theirs, and its intervals are over tenants, too."
 
 
 def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -35,11 +36,13 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
     The last of the averages is the main one.
 
     Raises:
-        UserError: if there are no records, or none of the baseline.
+        UserError: if there are no records, or none of the preset as it is, or of the baseline.
     """
     if not records:
         raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
     tasks, outdated = entries(name, preset, records)
+    if not tasks:
+        raise UserError(f"{FOLDER / name}: none of the {outdated:,} records is of the settings and texts of the preset")
     sizes = dict[str, int]()  # the largest of each method
     for entry in (entry for of in tasks.values() for entry in of.values()):
         sizes[entry.method] = max(sizes.get(entry.method, 0), entry.shown.trained)
@@ -66,7 +69,8 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         "made": _made(records.values()),  # where the records come from
         "notes": notes,
         "resamples": resamples,
-        "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS),
+        "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS)
+        + OF_TENANTS * any(len(parts) > 1 for parts in scores.values()),
         "results": [
             _short(row(place, method, {task: tasks[task].get(method) for task in of}, verdict))
             for place, of in places.items()
@@ -89,18 +93,31 @@ def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
     return kept, [f"no {name}: no records of {', '.join(tasks)}" for name, tasks in lacking.items() if tasks]
 
 
-def _scores(
-    task: str, entries: Mapping[str, Entry], known: NDArray[np.float64] | None, resamples: int
-) -> dict[str, dict[int, Scores]]:
-    """Return the scores of all trainings of a task by method and seed, on resamples too if its labels are known."""
+def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamples: int) -> ByPart:
+    """Return the scores of all trainings of a task by part, method and seed, on resamples too if labels are known.
+
+    The parts of a task are those of its labels, or itself if they are not known.
+    """
     trainings = [training for entry in entries.values() for training in entry.finished]
-    drawn = np.array([training.score() for training in trainings])[:, None].repeat(resamples, axis=1)
-    if trainings and known is not None:
-        predicted = [np.array(training.predicted) for training in trainings]
-        drawn = bootstrap.scores(task, trainings[0].metrics[0], known, predicted, resamples)
+    if not trainings or known is None:
+        same = [np.full(resamples, PERCENT * training.score()) for training in trainings]
+        return {task: _by_seed(trainings, [training.score() for training in trainings], same)}
+    metric, listed = trainings[0].metrics[0], dict[str, dict[str, dict[int, Scores]]]()
+    for part, its in known.items():
+        predicted = [np.array(training.predicted)[its.index] for training in trainings]
+        drawn = PERCENT * bootstrap.scores(part, metric, its.to_numpy(), predicted, resamples)
+        whole = [labels.score(metric, np.array(training.predicted), {part: its}) for training in trainings]
+        is_whole = len(known) == 1  # then the record has it, to more digits
+        listed[part] = _by_seed(trainings, [one.score() for one in trainings] if is_whole else whole, drawn)
+    return listed
+
+
+def _by_seed(
+    trainings: Iterable[Record], scores: Iterable[float], resampled: Iterable[Values]
+) -> dict[str, dict[int, Scores]]:
     listed: dict[str, dict[int, Scores]] = {}
-    for training, resampled in zip(trainings, drawn, strict=True):
-        listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * training.score(), PERCENT * resampled)
+    for training, score, drawn in zip(trainings, scores, resampled, strict=True):
+        listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, drawn)
     return listed
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -11,36 +12,51 @@ from pipeline.arena.record import labels_path
 from pipeline.compare.bootstrap import METRICS
 from pipeline.compare.entries import Entry
 from pipeline.tasks import scores
+from pipeline.tasks.task import TENANT
 
+Parts = Mapping[str, pd.Series]  # the labels that are scored together by name: those of a task, or of each tenant
 TOLERANCE = 2e-6  # of a score with six digits
 OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly constant
 
 
-def read(preset: str, tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-    """Return the labels by task, and a note for each task whose errors are of seeds alone."""
-    usable: dict[str, NDArray[np.float64]] = {}
+def read(preset: str, tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, Parts], list[str]]:
+    """Return the labels by task and part, and a note for each task whose errors are of seeds alone."""
+    usable: dict[str, Parts] = {}
     notes = []
     for task, entries in tasks.items():
         paths = labels_path(preset, task), labels_path(preset, task, private=True)
-        labels = next((pd.read_csv(path)["label"].to_numpy(np.float64) for path in paths if path.is_file()), None)
-        if reason := _mismatch(labels, paths, entries.values()):
+        parts = next((_parts(task, pd.read_csv(path)) for path in paths if path.is_file()), None)
+        if reason := _mismatch(parts, paths, entries.values()):
             notes.append(f"{task}: {reason}, so its errors are of seeds alone")
-        elif labels is not None:
-            usable[task] = labels
+        elif parts is not None:
+            usable[task] = parts
     return usable, notes
 
 
-def _mismatch(labels: NDArray[np.float64] | None, paths: Sequence[Path], entries: Iterable[Entry]) -> str:
+def _parts(task: str, table: pd.DataFrame) -> Parts:
+    labels = table["label"].astype(np.float64)
+    if TENANT not in table:
+        return {task: labels}
+    return {f"{task}: {name}": its for name, its in labels.groupby(table[TENANT].map(str))}
+
+
+def score(metric: str, predicted: NDArray[np.float64], parts: Parts) -> float:
+    """Return a metric of predictions for all labels of a task: the mean over its parts."""
+    its = [scores.score((metric,), predicted[labels.index], labels.to_numpy()) for labels in parts.values()]
+    return fmean(one[metric] for one in its)
+
+
+def _mismatch(parts: Parts | None, paths: Sequence[Path], entries: Iterable[Entry]) -> str:
     """Return why labels cannot be those that the trainings were scored with, or an empty text if they can."""
     for one in (one for entry in entries for one in entry.finished):
         metric = one.metrics[0]
-        if labels is None:
+        if parts is None:
             return f"neither {paths[0]} nor {paths[1]} is there"
         if metric not in METRICS:
             return f"{metric} is no function of sums over examples"
-        if len(one.predicted) != len(labels):
-            return f"{len(labels):,} labels, but {one.method} has {len(one.predicted):,} predictions"
-        recomputed = scores.score((metric,), np.array(one.predicted), labels)[metric]
+        if len(one.predicted) != (count := sum(map(len, parts.values()))):
+            return f"{count:,} labels, but {one.method} has {len(one.predicted):,} predictions"
+        recomputed = score(metric, np.array(one.predicted), parts)
         if abs(recomputed - one.score()) > (OF_NUMBERS if metric == "pearson" else TOLERANCE):
             return f"{metric} {recomputed:.6g} of the labels, but {one.score():.6g} in the record of {one.method}"
     return ""

@@ -12,6 +12,7 @@ from pipeline.compare.leads import Lead, Scores, on_task, over_tasks
 BETTER, EQUIVALENT, WORSE, UNDECIDED = "better", "equivalent", "worse", "undecided"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
+ByPart = Mapping[str, Mapping[str, Mapping[int, Scores]]]  # by part of a task, method and seed
 Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
 
 
@@ -34,7 +35,7 @@ class Verdict(NamedTuple):
 class Judge:
     """All scores of a comparison, from which methods are judged."""
 
-    scores: Mapping[str, Mapping[str, Mapping[int, Scores]]]  # by task, method and seed
+    scores: Mapping[str, ByPart]  # by task; a part is a tenant's, or all of it
     places: Places
     margin: float  # percentage points within which methods are equivalent
 
@@ -57,12 +58,11 @@ class Judge:
         return outcomes
 
     def _lead(self, place: str, method: str, against: str) -> Lead | None:
-        scores = {task: self.scores[task] for task in self.places.get(place, ())}
-        leads = [on_task(task, of.get(method, {}), of.get(against, {})) for task, of in scores.items()]
-        known = [lead for lead in leads if lead]
-        if not known or len(known) < len(leads):
-            return None
-        return over_tasks(known) if len(known) > 1 else known[0]
+        return _mean([self._lead_on(task, method, against) for task in self.places.get(place, ())])
+
+    def _lead_on(self, task: str, method: str, against: str) -> Lead | None:
+        """Return a lead on a task; over its tenants, if there are some, who are drawn as tasks are."""
+        return _mean([on_task(part, of.get(method, {}), of.get(against, {})) for part, of in self.scores[task].items()])
 
     def _verdicts(self, leads: Sequence[Lead | None]) -> Iterator[Verdict]:
         ps = [lead.p if lead else None for lead in leads]
@@ -86,6 +86,14 @@ class Judge:
         """
         low, high = found.equivalence_low, found.equivalence_high
         return low is not None and high is not None and -self.margin <= low and high <= self.margin
+
+
+def _mean(leads: Sequence[Lead | None]) -> Lead | None:
+    """Return the mean lead, itself if it is a single one; None if one is missing, or all are."""
+    known = [lead for lead in leads if lead]
+    if not known or len(known) < len(leads):
+        return None
+    return over_tasks(known) if len(known) > 1 else known[0]
 
 
 def holm(values: Sequence[float]) -> list[float]:

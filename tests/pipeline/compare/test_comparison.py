@@ -12,6 +12,7 @@ from pipeline.tasks import scores
 from tests.pipeline.compare import records as made
 
 RESAMPLES = 400
+HELD = {"method": "LoRA r=8", "expected": "better", "against": "LoRA r=1"}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,24 @@ def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_a
     assert (three["status"], three["reason"], three["verdict"]) == ("not run", "on cola", None)
     assert found["results"][-1]["task"] == "three"
     assert found["notes"] == []
+
+
+def test_a_lead_on_a_task_of_tenants_is_over_them_too(folder):
+    """Tenants are drawn as the tasks of an average are; without their names they are one task."""
+    chosen = made.preset(tasks=["rte"], hypotheses=[{**HELD, "on": "rte"}])
+    records = made.trainings(chosen)
+    made.save_labels("rte")
+    plain = compare("small", records, chosen, RESAMPLES)
+    whose = made.of_tenants("rte")
+    found = compare("small", dict(made.with_means(records, whose)), chosen, RESAMPLES)
+    made.save_labels("rte")
+    assert found["notes"] == []
+    with_them, without = (row(one, "rte", "LoRA r=8") for one in (found, plain))
+    right = {method: row(found, "rte", method)["score"] for method in ("LoRA r=8", "LoRA r=1")}
+    assert with_them["difference"] == pytest.approx(right["LoRA r=8"] - right["LoRA r=1"], abs=1e-4)
+    assert with_them["error_examples"] == pytest.approx(without["error_examples"], rel=0.3)
+    assert with_them["difference_high"] - with_them["difference_low"] > 0
+    assert [one["verdict"] is None for one in found["hypotheses"]] == [False]
 
 
 def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(records):

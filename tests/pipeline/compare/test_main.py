@@ -65,8 +65,11 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path, preset(), [record()])
     refused(command.main, ["smal"], says="no preset 'smal'; did you mean small?; presets: small")
-    refused(command.main, ["small", "--baseline", "VeRA"], says="--baseline: small has no method 'VeRA'")
+    refused(command.main, ["small"], says="none of the 1 records is of the settings and texts of the preset")
     (path,) = (tmp_path / arena_record.FOLDER / "small").glob("*.jsonl")
+    known = trainings(preset(methods=["LoRA r=1", "head alone"], tasks=["rte"]))
+    path.write_text("".join(f"{one.model_dump_json()}\n" for one in known.values()))
+    refused(command.main, ["small", "--baseline", "VeRA"], says="--baseline: small has no method 'VeRA'")
     path.write_text('{"key": ')
     refused(command.main, ["small"], says="reports/arena/small: no records; run python -m pipeline.arena small")
 

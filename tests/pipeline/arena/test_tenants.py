@@ -1,0 +1,123 @@
+"""A task with tenants in the arena: reads by tenant, own adapters through the bank, and features without adapters."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.arena import plan, preset, task_tokens
+from pipeline.arena.compete import check
+from pipeline.arena.features import Pooled
+from pipeline.arena.measure import measure
+from pipeline.arena.plan import Setting
+from pipeline.compare import labels
+from tests.kit import refused, write
+from tests.pipeline.arena import small
+
+ALONE = {"tenants.share": False, "tenants.own": "rank:2"}
+METHODS = {
+    "head": {"adapter": "head"},
+    "LoRA r=1": {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2}},
+    "own": {"adapter": "lora", "params": {**ALONE, "tenants.learning_rate": 0.02}},
+    "both": {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2, "tenants.own": "rank:2"}},
+    "mean": {"adapter": "head", "features": "mean"},
+    "first": {"adapter": "head", "features": "first"},
+}
+TINY = 2 * 2 * 48  # layers, queries and values, and the widths around them
+
+
+def rows(name, words, count):
+    return [{"who": name, "text": f"{words[n % len(words)]} of {name} {n}", "kind": words[n % 3]} for n in range(count)]
+
+
+@pytest.fixture
+def tenants(arena):
+    """The preset with a task of two tenants, of three labels each, one with few texts."""
+    shops = [*rows("acme", ["red", "green", "blue"], 90), *rows("bolt", ["cat", "dog", "owl"], 30)]
+    write("shops.jsonl", shops)
+    row = {
+        "source": {"kind": "files", "files": {"train": "shops.jsonl"}},
+        "text": ["text"],
+        "tenant": "who",
+        "label": {"column": "kind"},
+        "metrics": ["accuracy"],
+        "cut": {"validation": 0.2, "test": 0.2},
+    }
+    write("data/datasets.yaml", {"shops": row})
+    reads = {"train": 20, "validation": 6, "test": 9}
+    small.use(tasks={"few": {"row": "shops", "reads": reads}}, methods=METHODS)
+
+
+def training(method, task="few", factor=1.0):
+    [entry] = plan.entries("small", preset.load("small"), [f"{task}: {method}"])
+    return entry.training(Setting(factor), 0)
+
+
+def test_each_tenant_has_as_many_rows_and_its_own_name_beside_the_labels(tenants, tmp_path):
+    chosen = training("head")
+    splits = task_tokens.splits(chosen)
+    counts = {split: np.bincount(rows["tenant"][:]).tolist() for split, rows in splits.items()}
+    assert counts == {"train": [20, 18], "validation": [6, 6], "test": [9, 6]}
+    assert chosen.view.dataset._tenants["bolt"] == (("cat", "dog", "owl"), 18)
+    task_tokens.write_labels(chosen, tmp_path / "few.csv")
+    assert pd.read_csv(tmp_path / "few.csv")["tenant"].value_counts().to_dict() == {"acme": 9, "bolt": 6}
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "trained", "kept"),
+    [("LoRA r=1", 2, TINY, 0), ("own", 1, 4 * TINY, 2 * TINY), ("both", 1, 5 * TINY, 2 * TINY)],
+)
+def test_a_training_is_scored_as_the_mean_of_tenants(method, epochs, trained, kept, tenants, tmp_path):
+    record = measure(training(method))
+    assert (record.status, record.reason) == ("finished", "")
+    assert len(record.validation) == epochs
+    task_tokens.write_labels(training(method), tmp_path / "few.csv")
+    parts = labels._parts("few", pd.read_csv(tmp_path / "few.csv"))
+    assert parts.keys() == {"few: acme", "few: bolt"}
+    assert record.score() == pytest.approx(labels.score("accuracy", np.array(record.predicted), parts), abs=1e-6)
+    assert record.trained == trained
+    alone = TINY if method != "own" else 0
+    assert (record.stored - alone) % (2 * TINY) == 0
+    assert kept or record.stored == alone
+    assert record.file_bytes > 2 * record.tenant_bytes > 2 * 4 * 3 * 25
+
+
+def test_what_is_tuned_is_the_rate_of_own_adapters_and_of_what_all_share(tenants):
+    own, both = training("own", factor=0.5), training("both", factor=0.5)
+    assert (own.rate, own.view.tenants.learning_rate) == (0.01, 0.01)
+    assert own.view.section.rates == {}
+    first = training("both")
+    assert both.rate == both.view.section.learning_rate == first.rate / 2
+    assert both.view.tenants.learning_rate == first.view.tenants.learning_rate / 2
+    assert len({own.key, both.key, first.key, training("own").key, training("head").key}) == 5
+
+
+@pytest.mark.parametrize("task", ["few", "glue"])
+def test_features_of_the_frozen_encoder_are_scored_at_once_by_regressions(task, tenants):
+    if task == "glue":
+        small.use(methods=METHODS)
+    mean, first = (measure(training(method, task)) for method in ("mean", "first"))
+    for record in (mean, first):
+        assert (record.status, record.reason, record.trained) == ("finished", "", 0)
+        assert record.seconds["train"] > 0
+    assert mean.stored == (2 * 3 * 25 if task == "few" else 25)
+    assert mean.file_bytes == 4 * mean.stored
+    assert mean.score() > 0.45  # the words are in the texts
+    assert measure(training("mean", task)).predicted == mean.predicted
+
+
+def test_features_are_a_mean_over_tokens_without_padding_or_the_first_one():
+    states = torch.arange(12.0).reshape(2, 3, 2)
+    kept = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    mean, first = (Pooled(lambda **_: SimpleNamespace(last_hidden_state=states), is_mean) for is_mean in (True, False))
+    assert mean(attention_mask=kept).logits.tolist() == [[2.0, 3.0], [6.0, 7.0]]
+    assert first(attention_mask=kept, tenant=torch.zeros(2)).logits.tolist() == [[0.0, 1.0], [6.0, 7.0]]
+
+
+def test_features_are_of_classes_alone(arena):
+    small.use(methods=METHODS)
+    [entry] = plan.entries("small", preset.load("small"), ["ratings: mean"])
+    refused(check, [entry], says="small.methods.mean: features: a logistic regression needs a task with classes")
+    assert "ratings is not" in measure(entry.first()).reason
