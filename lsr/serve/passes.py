@@ -36,6 +36,7 @@ class Passes:
     def __init__(self, bank: AdapterBank, tokenizer: Any, tokens: int, new_tokens: int) -> None:
         self.bank, self.tokenizer = bank, tokenizer
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        tokenizer(["any"])  # a first call changes the tokenizer; later ones, of several threads, do not
         writes = bank.model.can_generate() and not bank.model.config.is_encoder_decoder
         tokens, self.new_tokens = min(tokens, tokenizer.model_max_length), new_tokens * writes
         if writes and not 0 < new_tokens < tokens:
@@ -115,6 +116,7 @@ class Passes:
             logits_processor=[watch],
             do_sample=False,
             num_beams=1,
+            num_return_sequences=1,
         )[:, inputs["input_ids"].shape[1] :]
         cut = [ids[: row.new_tokens] for row, ids in zip(rows, written, strict=True)]
         texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
