@@ -34,7 +34,7 @@ def outputs(
     where = device_of(model)
     lengths = torch.tensor(split["length"][:])
     order = lengths.argsort(descending=True, stable=True)
-    inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT)])
+    inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT, *task.judged)])
     found = []
     for indices in order.split(batch_size):
         batch = {name: value.to(where) for name, value in collate(inputs[indices.tolist()]).items()}

@@ -20,12 +20,17 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.answering import answer
+from pipeline.tasks import CompletionTask
 
 PROGRAM = "python -m pipeline.score"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print a table with a row for each adapter."""
+    """Print a table with a row for each adapter.
+
+    Raises:
+        UserError: if the data are not of a kind that is scored so.
+    """
     parser = Parser(PROGRAM, __doc__)
     parser.add_argument("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
     parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")
@@ -34,6 +39,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     with exit_on_error("stopped", PROGRAM, before=f"{PROGRAM}: "):
         row = load_row("data", options.data)
+        if isinstance(tasks.of(row), CompletionTask):
+            raise UserError(f"{row.where}: {options.data}: what is written is scored by the stage evaluate")
         texts = datasets.load(row, options.data).splits["test"]
         rows = [[str(folder), *scores(folder, row, texts, options)] for folder in options.adapters]
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")

@@ -18,10 +18,12 @@ from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.tasks import CompletionTask
 
 PROGRAM = "python -m pipeline.summary"
 WIDTH, INDENT = 88, 12  # characters
-FEW = 3  # tenants at each end
+FEW = 3  # tenants at each end, or texts that were written
+SHOWN = 80  # characters of these
 SHORT = 200  # optimizer steps
 STAGES = ("tokenize", "factorize_init", "train", "evaluate")
 
@@ -48,11 +50,17 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
     )
     if found["data"] != data:
         raise UserError(f"{PARAMS}: data is {data}, but the last run read {found['data']}; run dvc repro first")
+    task = tasks.of(row)
     for name in row.metrics:
-        constant = f"{found[f'{name}_baseline']:.4g} for one answer to all"
+        constant = f"{found[f'{name}_baseline']:.4g} {task.baseline}"
         low, high = found[f"{name}_low"], found[f"{name}_high"]
         ends = f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
         yield name, f"{found[name]:.4g}, {ends}; {constant}"
+    if isinstance(task, CompletionTask):
+        yield "loss", f"{found['loss']:.4g} per token of a completion; {found['loss_baseline']:.4g} {task.baseline}"
+        for one in _rows(artifacts.EVALUATE_PREDICTIONS)[:FEW]:
+            prompt, said, expected = (textwrap.shorten(one[key], SHOWN) for key in ("prompt", "said", "expected"))
+            yield "e.g.", f"{prompt} -> {said}" + (f" (expected: {expected})" if one["right"] == "no" else "")
     if row.tenant is not None:
         scored = sorted((float(one["score"]), one["tenant"]) for one in _rows(artifacts.EVALUATE_TENANTS))
         for word, its in {"best": scored[: -FEW - 1 : -1], "worst": scored[:FEW]}.items():

@@ -11,16 +11,16 @@ from torch import nn
 
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
-from pipeline import evaluation, params, stage, tasks
+from pipeline import evaluation, generation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards, device
-from pipeline.tasks import TenantsTask
+from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 
 
 def main(view: params.EvaluateView) -> None:
     task = tasks.of(view.dataset)
-    collate = task.collator(base_models.load_tokenizer(view.base_model))
+    tokenizer, size = base_models.load_tokenizer(view.base_model), view.evaluate.batch_size
     test = tokens.load_tokens("test")
     base = base_models.load_base_model(view.base_model, view.dataset)
     trained = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
@@ -29,9 +29,14 @@ def main(view: params.EvaluateView) -> None:
     if isinstance(task, TenantsTask):  # what is scored is what is served
         model = banks.Served(banks.load(view.base_model), list(task.tenants))
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
-    with console.progress("evaluate", len(test), "examples") as advance:
-        outputs = evaluation.outputs(task, device.place(model), test, collate, view.evaluate.batch_size, advance)
-    outcome = evaluation.outcome(outputs, test)
+    if isinstance(task, CompletionTask):
+        with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
+            prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
+            outcome: Outcome = generation.outcome(task, device.place(model), test, prompts, count, size, advance)
+    else:
+        with console.progress("evaluate", len(test), "examples") as advance:
+            outputs = evaluation.outputs(task, device.place(model), test, task.collator(tokenizer), size, advance)
+        outcome = evaluation.outcome(outputs, test)
     parts = task.parts(outcome, view.evaluate.resamples)
     metrics |= task.overall(parts)
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.

@@ -14,9 +14,10 @@ import numpy as np
 
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
-from pipeline.data import content, datasets
-from pipeline.data.encoding import tokenize, write
+from pipeline.core.errors import UserError
+from pipeline.data import content, datasets, sources
 from pipeline.tasks import Task, tenants
+from pipeline.tasks.encoding import write
 
 BINS = 30
 
@@ -57,7 +58,14 @@ def main(view: params.TokenizeView) -> None:
     with artifacts.replacing(artifacts.TOKENS) as folder, console.progress("tokenize", total, "texts") as advance:
         folder.mkdir()
         for split, texts in splits.items():
-            table, whole[split] = tokenize(texts, tokenizer, max_length, advance)
+            with sources.explained(f"{view.dataset.where}: {view.data}: {split}"):
+                table, whole[split] = task.tokenized(texts, tokenizer, max_length, advance)
+            if len(table) < len(texts):
+                dropped["too_long"] = dropped.get("too_long", 0) + len(texts) - len(table)
+            if not len(table):
+                raise UserError(
+                    f"{params.PARAMS}: tokenize.max_length: no completion of {split} fits {max_length} tokens"
+                )
             write(table, folder / artifacts.tokens(split).name)
             counts[split] = summarize(np.array(texts["label"]), whole[split], task, max_length)
         tenants.write(folder, task, tokens.groups_of(splits["train"]))

@@ -42,7 +42,8 @@ def train(view: params.TrainView, folder: Path) -> None:
     if isinstance(view.tenants.share, str) and isinstance(task, TenantsTask):
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
-    collate = task.collator(base_models.load_tokenizer(view.base_model))
+    tokenizer = base_models.load_tokenizer(view.base_model)
+    collate = task.collator(tokenizer)
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
         watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
@@ -54,7 +55,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     with artifacts.replacing(artifacts.ADAPTER) as written:
         written.mkdir()
         adapters.save_adapter(model, written, view.base_model)
-        AdapterTask.of(task, view.tokenize.max_length).write(written)
+        AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(written)
         cards.of_training(view, counts, cast("float", trainer.state.best_metric), written).write(written)
     write_reports(trainer, view, write_bank(view, task, splits, collate))
 
@@ -97,7 +98,7 @@ def write_reports(trainer: Trainer, view: params.TrainView, more: Mapping[str, i
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]
-    console.table("train", ["epoch", f"validation {view.dataset.metrics[0]}", "loss"], rows)
+    console.table("train", ["epoch", f"validation {tasks.of(view.dataset).selects}", "loss"], rows)
 
 
 if __name__ == "__main__":

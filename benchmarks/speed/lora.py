@@ -18,9 +18,10 @@ from lsr import from_lora
 from pipeline import params, tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data import base_models, datasets, encoding, tokens
+from pipeline.data import base_models, datasets, tokens
 from pipeline.methods import planning
 from pipeline.params.model_row import ModelRow
+from pipeline.tasks import encoding
 
 DATA, MAX_LENGTH = "movie-reviews", 128
 BATCHES = {"minilm": 32, "mpnet-base": 16}  # examples per step, by row of pipeline/models.yaml

@@ -13,6 +13,7 @@ from pipeline.arena.preset import PATH, VERSION, Features, Method, Preset, Reads
 from pipeline.core.errors import UserError, nearest
 from pipeline.methods.planning import known_types
 from pipeline.params import PeftParams, TrainView
+from pipeline.params.labels import Completion, Conversation
 from pipeline.params.reading import changed
 
 UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name what other fields of the view hold
@@ -107,6 +108,8 @@ class Entry:
             "train": train.model_copy(update={"head_learning_rate": head_rate}),
         }
         view = self._view.model_copy(update=changes)
+        if isinstance(view.dataset.label, Completion | Conversation):
+            raise UserError(f"{PATH}: {self.name}: {self.task}: the arena does not compare what is written yet")
         reads = Reads(**self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
         return Training(
             preset=self.name,

@@ -14,8 +14,8 @@ from pipeline.arena.preset import VERSION
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, tokens
-from pipeline.data.encoding import tokenize, write
 from pipeline.tasks import TenantsTask, tenants
+from pipeline.tasks.encoding import tokenize, write
 from pipeline.tasks.task import GROUP, TENANT
 
 KEPT = (*tokens.INPUTS, GROUP)

@@ -96,8 +96,8 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
     config: PreTrainedConfig = _pretrained(row, AutoConfig)
     if config.model_type not in task.architectures():
         raise UserError(
-            f"{row.where}: {public_name(row)[0]}: transformers has no {task.auto_class().__name__} of "
-            f"the architecture {config.model_type}; choose another model"
+            f"{row.where}: {public_name(row)[0]}: no {task.auto_class().__name__}{task.model_is} is of the "
+            f"architecture {config.model_type}; choose another model"
         )
     return config
 

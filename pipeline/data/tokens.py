@@ -12,6 +12,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.tasks.task import GROUP, TENANT
 
+TEXTS = ("text", "text_pair", "prompt", "expected")
 INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
 
 
@@ -22,9 +23,9 @@ def load_tokens(split: str) -> Dataset:
 
 
 def load_texts(split: str) -> dict[str, Sequence[str]]:
-    """Return the columns text and text_pair (for pairs) of a tokenized split; they stay on disk."""
+    """Return the columns of texts of a tokenized split, such as text and text_pair (for pairs); they stay on disk."""
     whole = _mapped(split)
-    return {name: whole[name] for name in ("text", "text_pair") if name in whole.column_names}
+    return {name: whole[name] for name in TEXTS if name in whole.column_names}
 
 
 def groups_of(split: Dataset) -> np.ndarray | None:

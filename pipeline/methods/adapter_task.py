@@ -12,7 +12,7 @@ from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.reading import validated
 from pipeline.params.sources import Row
-from pipeline.tasks import Task, TenantsTask
+from pipeline.tasks import CompletionTask, Task, TenantsTask
 
 FILE = "task.json"
 
@@ -28,6 +28,9 @@ class AdapterTask(Row):
     )
     tenant: str | None = Field(None, description="the column that names the tenant")
     max_length: PositiveInt = Field(description="tokens; longer texts were truncated")
+    template: str | None = Field(
+        None, description="of prompts, if it writes: a chat template in Jinja, or none; prompts are built by it again"
+    )
 
     @field_validator("kind")
     @classmethod
@@ -37,9 +40,11 @@ class AdapterTask(Row):
         return kind
 
     @classmethod
-    def of(cls, task: Task, max_length: int) -> Self:
-        """Return what an adapter's folder says of a task."""
+    def of(cls, task: Task, max_length: int, tokenizer: Any = None) -> Self:
+        """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
         more: dict[str, Any] = {}
+        if isinstance(task, CompletionTask) and tokenizer is not None:
+            more = {"template": task.prompts(tokenizer).template}
         if isinstance(task, TenantsTask):
             more = {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
         return cls(kind=task.kind, columns=task.columns, labels=task.names or None, max_length=max_length, **more)
@@ -56,7 +61,7 @@ class AdapterTask(Row):
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""
-        absent = {name for name in ("tenants", "tenant") if getattr(self, name) is None}
+        absent = {name for name in ("tenants", "tenant", "template") if getattr(self, name) is None}
         (folder / FILE).write_text(self.model_dump_json(indent=2, exclude=absent) + "\n", encoding="utf-8")
 
 

@@ -32,7 +32,7 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
     values |= {"tenants": view.tenants} if view.dataset.tenant else {}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
-    task, (metric, *_) = tasks.of(view.dataset), view.dataset.metrics
+    task = tasks.of(view.dataset)
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]
@@ -51,7 +51,7 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
         summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {task.says()}.",
         sections={
-            "Score": f"{metric} {score:.4g} on the {view.dataset.select_on} split, which chose the checkpoint.",
+            "Score": f"{task.selects} {score:.4g} on the {view.dataset.select_on} split, which chose the checkpoint.",
             "Parameters": f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} "
             f"are stored, plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base "
             "model are frozen.",

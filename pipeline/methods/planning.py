@@ -21,7 +21,7 @@ from pipeline.data.base_models import public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.model_row import ModelRow
-from pipeline.params.sections import OWN_LOOP
+from pipeline.params.sections import OWN_LOOP, HeadParams
 from pipeline.tasks import Task
 
 # PEFT warns about layers that it does adapt.
@@ -59,8 +59,14 @@ class Plan:
 def resolve(
     section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int, task_type: str = Task.peft_task
 ) -> Plan:
-    """Return what a section makes of a base model, checked by names and shapes of its layers: it needs no weights."""
+    """Return what a section makes of a base model, checked by names and shapes of its layers: it needs no weights.
+
+    Raises:
+        UserError: if it does not fit the model.
+    """
     head = head_of(row, base)
+    if not head and isinstance(section, HeadParams | FullParams):
+        raise UserError(f"{PARAMS}: adapter: {section.word}: a model that writes has no head; choose another")
     whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
     config = configured(section, seed, _targets(section, base, row), whole, task_type)
     plan = Plan(section, config, (), tuple(head))
@@ -87,7 +93,7 @@ def configured(
     Raises:
         UserError: if a value is not allowed, one line each.
     """
-    chosen = {"task_type": TaskType(task_type), "target_modules": targets, "modules_to_save": trained_whole}
+    chosen = {"task_type": TaskType(task_type), "target_modules": targets, "modules_to_save": trained_whole or None}
     try:
         match section:
             case LsrParams():  # the initialization comes later
@@ -182,10 +188,14 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
 def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
     """Return the modules of the head: from the row, or all modules with parameters outside the backbone.
 
+    A model that writes has none to train.
+
     Raises:
         UserError: if the row names a module that the model does not have; lists those that there are.
     """
     modules = dict(model.named_children())
+    if model.can_generate():
+        return []  # a language model's is pretrained, and often its embeddings
     if unknown := [name for name in row.head or () if name not in modules]:
         raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
     return heads_of(model) if row.head is None else list(row.head)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
-from pipeline.params.labels import OF_CLASSES, OF_NUMBERS, Label, Pairs
+from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_NUMBERS, Label, Pairs
 from pipeline.params.sources import Columns, Mark, PackageSource, TableRow, TableSource, all_different
 
 
@@ -13,7 +13,7 @@ class DatasetRow(TableRow):
 
     source: TableSource | PackageSource = Field(discriminator="kind")
     text: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
-        min_length=1, max_length=2, description="one text, or a pair: a column, or a template with columns in {}"
+        (), max_length=2, description="one text, or a pair: a column, or a template with columns in {}"
     )
     mark: tuple[Mark, ...] = Field((), description="parts of columns to mark, before templates are filled")
     choices: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
@@ -25,11 +25,19 @@ class DatasetRow(TableRow):
     tenant: str | None = Field(
         None, description="the column with the tenant of each row: tenants have labels, splits and scores of their own"
     )
-    label: Label = Field(description="column and names; with above and perhaps margin; or column, low and high")
+    label: Label = Field(
+        description="column and names; with above and perhaps margin; or column, low and high; or the column of a "
+        "completion, which a language model writes; or that of messages, of which it writes the assistant's"
+    )
+    template: Literal["none"] | None = Field(
+        None,
+        exclude_if=lambda template: template is None,  # other rows keep their digest
+        description="none: a prompt is its text alone; by default it is put into the tokenizer's chat template, if any",
+    )
     metrics: tuple[str, ...] = Field(
         min_length=1,
-        description=f"of classes {', '.join(OF_CLASSES)}; of a number {' and '.join(OF_NUMBERS)}; the first selects "
-        "the best checkpoint",
+        description=f"of classes {', '.join(OF_CLASSES)}; of a number {' and '.join(OF_NUMBERS)}; of completions "
+        f"{' and '.join(OF_COMPLETIONS)}; the first selects the best checkpoint, or of completions the loss",
     )
     pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
     cut: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(ge=0, lt=1)]] = Field(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
 OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match")
 OF_NUMBERS = ("pearson", "spearman")
+OF_COMPLETIONS = ("exact_match", "rouge_l")
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
 CHOSEN = ("wrong", "right")  # the classes of a choice
 
@@ -23,6 +24,7 @@ ONLY = {  # keys of a row that only some forms go with
     "choices": "choices need a label with {count} names, one for each in their order",
     "pairs": "pairs compare numbers: the label needs low and high, and no names",
     "stratify": "stratify: needs a label of classes, and no choices, group or pairs",
+    "template": "template: needs a label of completions",
     "tenant": "tenant: needs a label of classes or of a number, and no pairs",
 }
 
@@ -45,7 +47,12 @@ class Form(Row):
         for key, needs in ONLY.items():
             if getattr(row, key) and key not in self.goes_with:
                 raise ValueError(needs.format(count=len(row.choices)))
+        self._check_text(row)
         self._check_metrics(row)
+
+    def _check_text(self, row: "DatasetRow") -> None:
+        if not row.text:
+            raise ValueError("text: needed: one text, or a pair")
 
     def _check_metrics(self, row: "DatasetRow") -> None:
         for metric in row.metrics:
@@ -135,6 +142,34 @@ class Number(Form):
         Classes(column=self.column, names=COMPARED)._check_metrics(row)
 
 
+class Completion(Form):
+    """A text that a language model writes when it is given the row's text, a prompt."""
+
+    told_by = frozenset({"completion"})
+    scored_by = OF_COMPLETIONS
+    goes_with = frozenset({"template"})
+
+    column: str = Field(alias="completion", description="the column with what is to be written")
+
+    def _check_text(self, row: "DatasetRow") -> None:
+        super()._check_text(row)
+        if len(row.text) > 1 or row.group:
+            raise ValueError("a completion has one text, its prompt, which may be a template, and no group")
+
+
+class Conversation(Form):
+    """A conversation, of which a language model writes what the assistant says. The row has no text beside it."""
+
+    told_by = frozenset({"messages"})
+    scored_by = OF_COMPLETIONS
+
+    column: str = Field(alias="messages", description="the column with a list of messages: role and content")
+
+    def _check_text(self, row: "DatasetRow") -> None:
+        if row.text or row.group or row.mark:
+            raise ValueError("messages are the whole of a row: leave out text, group and mark")
+
+
 class Pairs(Row):
     """Two classes derived from numbers: which of two texts of a split has the larger one."""
 
@@ -144,7 +179,7 @@ class Pairs(Row):
 
 
 # A label has no `kind`, its keys decide: the first form that is told by one of them, else the last.
-FORMS: list[type[Form]] = [Number, Threshold, Classes]
+FORMS: list[type[Form]] = [Completion, Conversation, Number, Threshold, Classes]
 
 
 def _in_its_form(label: Any) -> Any:

@@ -16,9 +16,9 @@ from pipeline import evaluation
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data.base_models import pad
-from pipeline.data.encoding import tokenize
 from pipeline.methods import banks, device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
+from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.task import TENANT, Columns
 
 

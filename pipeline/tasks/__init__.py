@@ -1,17 +1,24 @@
 """Kinds of tasks: `tasks.of(row)` is the one place that knows what kind of task a row of data is."""
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Classes, Form, Number, Threshold
+from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Threshold
 from pipeline.tasks.choices import ChoicesTask
 from pipeline.tasks.classes import ClassesTask, ThresholdTask
+from pipeline.tasks.completion import CompletionTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.pairs import PairsTask
 from pipeline.tasks.task import Outcome, Task
 from pipeline.tasks.tenants import TenantsTask
 
-__all__ = ["TASKS", "Outcome", "Task", "TenantsTask", "kinds", "of"]
+__all__ = ["TASKS", "CompletionTask", "Outcome", "Task", "TenantsTask", "kinds", "of"]
 
-TASKS: dict[type[Form], type[Task]] = {Classes: ClassesTask, Threshold: ThresholdTask, Number: NumberTask}
+TASKS: dict[type[Form], type[Task]] = {
+    Classes: ClassesTask,
+    Threshold: ThresholdTask,
+    Number: NumberTask,
+    Completion: CompletionTask,
+    Conversation: CompletionTask,
+}
 
 
 def of(row: DatasetRow) -> Task:

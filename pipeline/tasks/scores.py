@@ -62,7 +62,7 @@ def interval(
         hits, seen = (labels == 1) & (predictions == 1), (labels == 1) | (predictions == 1)
         low, high = share(int(hits.sum()), int(seen.sum()))
         return 2 * low / (1 + low), 2 * high / (1 + high)
-    return _bootstrap(EXAMPLES[name], predictions, labels, resamples, groups)
+    return bootstrap(EXAMPLES[name], predictions, labels, resamples, groups)
 
 
 def share(count: int, of: int) -> Interval:
@@ -73,9 +73,10 @@ def share(count: int, of: int) -> Interval:
     return float(bounds.low), float(bounds.high)
 
 
-def _bootstrap(
-    metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None
+def bootstrap(
+    metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None = None
 ) -> Interval:
+    """Return the 95 % interval of any metric by resampling examples, or whole groups."""
     order = np.lexsort((predictions, labels) if groups is None else (predictions, labels, groups))
     # The units to draw: single examples, or whole groups.
     units = None if groups is None else np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)

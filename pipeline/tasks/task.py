@@ -21,6 +21,8 @@ from pipeline.tasks import texts
 from pipeline.tasks.cells import fold, hashes, is_missing, plain_text
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
+    import pyarrow as pa
+    from datasets import Dataset
     from torch import Tensor
     from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,7 +47,10 @@ class Task(ABC):
     target: str  # type of the column `label` of examples
     hub_task: ClassVar[str] = "text-classification"  # on a model card
     peft_task: ClassVar[str] = "SEQ_CLS"  # PEFT's task_type
+    model_is: ClassVar[str] = ""  # what else is asked of a model, in a message
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
+    judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
+    baseline: ClassVar[str] = "for one answer to all"  # what baselines are, on the last screen
 
     def __init__(self, row: DatasetRow) -> None:
         self.row = row
@@ -136,6 +141,18 @@ class Task(ABC):
         """Return what the examples of train lack, so that nothing could be learned; an empty text if nothing."""
         return ""
 
+    def tokenized(
+        self, texts: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, advance: Callable[[int], None]
+    ) -> tuple["pa.Table", Numbers]:
+        """Return the tokens of the examples of a split, without those that do not fit, and the lengths of whole texts.
+
+        Raises:
+            ValueError: if an example cannot become tokens.
+        """
+        from pipeline.tasks.encoding import tokenize
+
+        return tokenize(texts, tokenizer, max_length, advance)
+
     def counts(self, labels: Numbers) -> dict[str, float]:
         """Return what the stage tokenize reports of the labels of a split, by name."""
         return {}
@@ -183,6 +200,11 @@ class Task(ABC):
 
         return DataCollatorWithPadding(tokenizer)
 
+    @property
+    def selects(self) -> str:
+        """The score of the validation split that chooses the checkpoint: the row's first metric."""
+        return self.row.metrics[0]
+
     def loss(self) -> "Callable[..., Tensor] | None":
         """Return the loss of a batch as a function of outputs, labels, and `beside` by name; None for the model's."""
         return None
@@ -211,9 +233,9 @@ class Task(ABC):
         groups = outcome.groups if self.row.group else None
         return self.predicted(outcome), self.known(outcome.labels, outcome.groups), groups
 
-    @abstractmethod
     def constant(self, labels: Numbers) -> Any:
         """Return the constant prediction that is the baseline on labels."""
+        raise NotImplementedError
 
     @abstractmethod
     def losses(self, outcome: Outcome) -> tuple[float, float]:

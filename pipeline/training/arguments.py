@@ -12,6 +12,7 @@ from torch import nn
 from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import DVCLiveCallback
 
+from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, device
@@ -30,7 +31,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
         per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
-        per_device_eval_batch_size=4 * view.train.batch_size,
+        per_device_eval_batch_size=(4 if tasks.of(view.dataset).head() else 1) * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
@@ -132,7 +133,7 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
 
 
 def scores(task: Task, groups: NDArray[np.int64] | None, prediction: EvalPrediction) -> dict[str, float]:
-    """Return the official metrics of a validation split for the Trainer, with the first one repeated as `score`."""
+    """Return the official metrics of a validation split for the Trainer, with the one that chooses as `score`."""
     outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     found = task.scores(Outcome(torch.from_numpy(outputs), labels, groups))
-    return {"score": found[task.row.metrics[0]], **found}
+    return {"score": found[task.selects], **found}

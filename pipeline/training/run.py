@@ -24,6 +24,7 @@ from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.data import content, tokens
 from pipeline.params import TrainView
+from pipeline.tasks import CompletionTask
 from pipeline.training import arguments, callbacks
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
@@ -73,13 +74,15 @@ def trainer_of(
     """
     groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
     chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
+    task = tasks.of(view.dataset)
     trainer = BatchingTrainer(
         model=model,
         args=dataclasses.replace(chosen, **changes),
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         data_collator=collate,
-        compute_metrics=partial(arguments.scores, tasks.of(view.dataset), groups),
+        compute_metrics=partial(arguments.scores, task, groups),
+        preprocess_logits_for_metrics=task.measured if isinstance(task, CompletionTask) else None,
         optimizers=(arguments.optimizer(model, view), None),
         callbacks=[callbacks.LaterOfEquals(), *watching],
     )

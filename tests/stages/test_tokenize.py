@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 from pipeline import evaluation, params
 from pipeline import tasks as kinds
 from pipeline.core import artifacts
-from pipeline.data import base_models, datasets, encoding, tokens
+from pipeline.data import base_models, datasets, tokens
 from pipeline.methods import adapters
+from pipeline.tasks import encoding
 from tests import tasks, workspace
 from tests.kit import digests, refused, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run

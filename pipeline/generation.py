@@ -1,0 +1,81 @@
+"""What a language model writes: greedily, in batches padded on the left, with the cache, up to the end token."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig
+
+from pipeline import evaluation
+from pipeline.data import tokens
+from pipeline.methods.device import device_of
+from pipeline.tasks import CompletionTask
+from pipeline.tasks.completion import Written
+from pipeline.tasks.prompts import Example, Prompts
+
+
+@torch.inference_mode()
+def write(
+    model: Any,
+    prompts: Prompts,
+    asked: Sequence[Sequence[int]],
+    new_tokens: int,
+    batch_size: int,
+    advance: Callable[..., None] = lambda done, note="": None,
+    streamer: Any = None,
+) -> list[str]:
+    """Return what a model writes for each prompt in tokens, `new_tokens` at most; prompts of one length go together."""
+    model.eval()
+    where, pad = device_of(model), int(prompts.tokenizer.pad_token_id or 0)
+    ends = sorted({prompts.end, prompts.tokenizer.eos_token_id} - {None})
+    greedy = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=ends,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
+    said, start, count = [""] * len(asked), time.monotonic(), 0
+    for places in order.split(batch_size):
+        rows = [torch.tensor(asked[at]) for at in places.tolist()]
+        ids, mask = (
+            torch.nn.utils.rnn.pad_sequence(its, batch_first=True, padding_value=value, padding_side="left").to(where)
+            for its, value in ((rows, pad), ([torch.ones_like(row) for row in rows], 0))
+        )
+        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, streamer=streamer)
+        for at, row in zip(places.tolist(), found[:, ids.shape[1] :].tolist(), strict=True):
+            ended = next((place + 1 for place, one in enumerate(row) if one in ends), len(row))
+            said[at], count = prompts.text(row[:ended]), count + ended
+        advance(len(places), f"{count / (time.monotonic() - start):,.0f} tokens/s")
+    return said
+
+
+def outcome(
+    task: CompletionTask,
+    model: Any,
+    split: Dataset,
+    prompts: Prompts,
+    new_tokens: int,
+    batch_size: int,
+    advance: Callable[..., None],
+) -> Written:
+    """Return what a model with an adapter writes for a tokenized split and its loss, and both without the adapter."""
+    examples = [Example(row["input_ids"], row["label"]) for row in split.select_columns(["input_ids", "label"])]
+    asked = [one.ids[: -one.answer] for one in examples]
+    collate = task.collator(prompts.tokenizer)
+
+    def both() -> tuple[list[str], torch.Tensor]:
+        said = write(model, prompts, asked, new_tokens, batch_size, advance)
+        return said, evaluation.outputs(task, model, split, collate, max(1, batch_size // 4))  # all words' logits
+
+    said, outputs = both()
+    with model.disable_adapter():
+        base_said, base_outputs = both()
+    expected = np.array(tokens.load_texts("test")["expected"][:], dtype=object)
+    return Written(outputs, expected, None, said, base_outputs, base_said)

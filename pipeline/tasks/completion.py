@@ -1,0 +1,267 @@
+"""A language model writes a text: the completion of a prompt, or the assistant's last answer in a conversation.
+
+What it learns is the loss of completions and their end token alone. What it writes is compared with what was expected,
+and with what the base model writes without the adapter.
+"""
+
+import json
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import pandas as pd
+
+from pipeline.core.errors import nearest
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.labels import Conversation
+from pipeline.tasks.cells import is_missing, plain_text, refuse, refuse_other_than_text
+from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
+from pipeline.tasks.task import Columns, Numbers, Outcome, Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WORD = re.compile(r"\w+")
+PROMPT = "prompt"  # the column for that of a conversation
+
+
+@dataclass(frozen=True)
+class Written(Outcome):
+    """What a model has written for the prompts of a split; `outputs` are (examples, 2): loss and tokens of each."""
+
+    said: Sequence[str] = ()
+    base_outputs: "Tensor | None" = None  # without the adapter, as is
+    base_said: Sequence[str] = ()
+
+
+class CompletionTask(Task):
+    """A prompt and its completion, or a conversation whose end is one: then the prompt is all before it, as JSON."""
+
+    kind = "completion"
+    target = "object"
+    names = ()
+    hub_task: ClassVar[str] = "text-generation"
+    peft_task: ClassVar[str] = "CAUSAL_LM"
+    model_is: ClassVar[str] = ", which must read from left to right,"
+    judged: ClassVar[tuple[str, ...]] = ("label",)
+    baseline: ClassVar[str] = "without the adapter"
+    selects = "negative_loss"  # per token of completions
+
+    def __init__(self, row: DatasetRow) -> None:
+        self.is_conversation = isinstance(row.label, Conversation)
+        super().__init__(row.model_copy(update={"text": (PROMPT,)}) if self.is_conversation else row)
+
+    # Examples
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.label.column,) if self.is_conversation else super().reads
+
+    def examples(self, table: pd.DataFrame) -> Any:
+        column = self.label.column
+        if self.is_conversation:
+            pairs = [_prompt_and_answer(value, f"{table.index.name} {at}") for at, value in table[column].items()]
+            table = pd.DataFrame(pairs, table.index, [PROMPT, column], dtype=object)
+        refuse(table[column], table[column].map(is_missing).astype(bool), "the completion is empty")
+        return super().examples(table)
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        def is_number(value: object) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool)
+
+        values = table[self.label.column]
+        found = values.map(lambda value: plain_text(value) if is_number(value) else value).astype(object)
+        refuse_other_than_text(found)
+        return found
+
+    def tokenized(
+        self, texts: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, advance: Callable[[int], None]
+    ) -> tuple["pa.Table", Numbers]:
+        import pyarrow as pa
+
+        prompts, lengths = self.prompts(tokenizer), list[int]()
+        columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "length", "label", PROMPT, "expected")}
+        for text, answer in zip(texts["text"], texts["label"], strict=True):
+            ids, labels = whole = prompts.example(self.messages(text), answer)
+            advance(1)
+            if whole.answer >= max_length:  # of the prompt, one token must stay
+                continue
+            lengths.append(len(ids))
+            row = (ids[-max_length:], min(len(ids), max_length), labels[-max_length:], text, answer)
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+        ints = pa.list_(pa.int32())
+        kinds = {"input_ids": ints, "length": pa.int32(), "label": ints, PROMPT: pa.string(), "expected": pa.string()}
+        return pa.table(columns, pa.schema(kinds)), np.array(lengths)
+
+    def messages(self, prompt: str) -> list[Message]:
+        """Return a prompt as a conversation."""
+        said: list[Message] = json.loads(prompt) if self.is_conversation else asked(prompt)
+        return said
+
+    def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
+        """Return how prompts become tokens.
+
+        Raises:
+            ValueError: if they are conversations, and the tokenizer has no chat template.
+        """
+        prompts = Prompts(tokenizer, self.row.template)
+        if self.is_conversation and not tokenizer.chat_template:
+            raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
+        return prompts
+
+    # Model
+
+    @classmethod
+    def auto_class(cls) -> type:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    @classmethod
+    def architectures(cls) -> Container[str]:
+        from transformers.models.auto import modeling_auto as known
+
+        encoders = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES  # of which some are causal models by an option
+        return known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - encoders.keys()
+
+    @classmethod
+    def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
+        return "" if model.get_base_model().can_generate() else "kind: the model writes no text"
+
+    def head(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def collator(cls, tokenizer: "PreTrainedTokenizerBase") -> Any:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        def collate(features: Any) -> dict[str, "Tensor"]:
+            by_name = isinstance(features, Mapping)
+            ids, labels = (
+                features[key] if by_name else [one[key] for one in features] for key in ("input_ids", "label")
+            )
+            rows = [torch.tensor(one) for one in ids]
+            return {
+                "input_ids": pad_sequence(rows, batch_first=True, padding_value=int(tokenizer.pad_token_id or 0)),
+                "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+                "labels": pad_sequence([torch.tensor(one) for one in labels], batch_first=True, padding_value=SILENT),
+            }
+
+        return collate
+
+    # Answers and scores
+
+    @classmethod
+    def outputs(cls, model: "PreTrainedModel", batch: Mapping[str, "Tensor"]) -> "Tensor":  # (examples, 2)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return cls.measured(model(**inputs).logits, batch["labels"])
+
+    @classmethod
+    def measured(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, 2)
+        """Return the sum of the loss over the completion tokens of each example, in nats, and their number."""
+        import torch
+        from torch.nn import functional as F
+
+        sums = [
+            F.cross_entropy(one[:-1].float(), its[1:], ignore_index=SILENT, reduction="sum")
+            for one, its in zip(logits, labels, strict=True)  # one by one: a second copy of all logits is large
+        ]
+        return torch.stack([torch.stack(sums), (labels[:, 1:] != SILENT).sum(dim=1).float()], dim=1)
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        return np.array(cast("Written", outcome).said, dtype=object)
+
+    def losses(self, outcome: Outcome) -> tuple[float, float]:
+        base = cast("Written", outcome).base_outputs
+        assert base is not None
+        return mean_loss(*outcome.outputs.numpy().T), mean_loss(*base.numpy().T)
+
+    def scores(self, outcome: Outcome) -> dict[str, float]:
+        return {self.selects: -mean_loss(*outcome.outputs.double().numpy().T)}
+
+    def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
+        from pipeline.tasks import scores
+
+        found, written = dict[str, float](), cast("Written", outcome)
+        for name in self.row.metrics:
+            each, base = (_each(name, said, outcome.labels) for said in (written.said, written.base_said))
+            found |= {name: float(each.mean()), f"{name}_baseline": float(base.mean())}
+            if name == "exact_match":
+                low, high = scores.share(int(each.sum()), len(each))
+            else:
+                low, high = scores.bootstrap(lambda _, one: float(one.mean()), each, each, resamples)
+            found |= {f"{name}_low": low, f"{name}_high": high}
+        sums, counts = outcome.outputs.double().numpy().T
+        loss, baseline = self.losses(outcome)
+        low, high = scores.bootstrap(lambda counts, sums: mean_loss(sums, counts), sums, counts, resamples)
+        found |= {"loss": loss, "loss_low": low, "loss_high": high, "loss_baseline": baseline}
+        return {"score": found[self.row.metrics[0]], **found, "examples": len(outcome.labels)}
+
+    def table(self, outcome: Outcome) -> Columns:
+        said = list(cast("Written", outcome).said)
+        right = ["yes" if one else "no" for one in _each("exact_match", said, outcome.labels)]
+        return {"said": said, "right": right, "actual_group": ["yes"] * len(right), "predicted_group": right}
+
+    # What is said of it
+
+    @classmethod
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
+        raise NotImplementedError
+
+    def says(self) -> str:
+        return "what the assistant says next" if self.is_conversation else "its completion"
+
+
+def asked(prompt: str) -> list[Message]:
+    """Return a prompt as what a user says."""
+    return [{"role": "user", "content": prompt}]
+
+
+def mean_loss(sums: Numbers, counts: Numbers) -> float:
+    """Return the loss per token."""
+    return float(sums.sum() / counts.sum())
+
+
+def _each(metric: str, said: Sequence[str], expected: Sequence[str] | Numbers) -> Numbers:
+    """Return a metric of each text: whether it is the expected one but for whitespace around it; or ROUGE-L.
+
+    ROUGE-L is the F-measure of the longest common subsequence of words, twice its length over that of both texts,
+    without regard to case and signs.
+
+    Reference: Lin, "ROUGE: a package for automatic evaluation of summaries", 2004.
+    """
+    pairs = list(zip(said, expected, strict=True))
+    if metric == "exact_match":
+        return np.array([one.strip() == other.strip() for one, other in pairs], float)
+    from rapidfuzz.distance import Indel
+
+    words = [[WORD.findall(text.casefold()) for text in pair] for pair in pairs]
+    return np.array([Indel.normalized_similarity(one, other) for one, other in words], float)
+
+
+def _prompt_and_answer(value: Any, where: str) -> tuple[str, str]:
+    """Return a conversation apart: all but its last message as JSON, and the content of that.
+
+    Raises:
+        ValueError: if it is none, or does not end with the assistant; begins with `where`.
+    """
+    messages = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    if len(messages) < 2 or not all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in messages):
+        raise ValueError(f"{where}: no conversation; needed: a list of at least two messages with role and content")
+    for at, message in enumerate(messages, start=1):
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise ValueError(f"{where}: message {at}: no role {role!r}{nearest(role, ROLES)}; {', '.join(ROLES)}")
+        if is_missing(content) or not isinstance(content, str):
+            raise ValueError(f"{where}: message {at}: content must be a text that is not empty, got {content!r}")
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"{where}: the conversation must end with the assistant, got {messages[-1]['role']}")
+    kept = [{"role": one["role"], "content": one["content"]} for one in messages[:-1]]
+    return json.dumps(kept, ensure_ascii=False), messages[-1]["content"]

@@ -1,0 +1,237 @@
+"""A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
+
+import csv
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline import generation, params
+from pipeline.core import artifacts
+from pipeline.data import datasets, tokens
+from pipeline.tasks import completion
+from pipeline.tasks.prompts import NONE, Prompts
+from tests import workspace, writers
+from tests.kit import refused
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+
+ASKED = [{"role": "user", "content": "Where is the cat?"}]
+TALK = [
+    {"role": "system", "content": "in short"},
+    {"role": "user", "content": "Where is the cat?"},
+    {"role": "assistant", "content": "in the barn"},
+    {"role": "user", "content": "Where is the dog?"},
+]
+SPACED = (
+    "{% for message in messages %}{% if message.role == 'user' %}[{{ message.content }}]{% else %} "
+    "{{ message.content }}<|end|>{% endif %}{% endfor %}"
+)
+CHANGED = "{% for message in messages %}{{ message.content | upper }}<|end|>{% endfor %}"
+
+
+def learned(tokenizer, example):
+    """The text, with what is learned of it in braces; every learned token is the token itself."""
+    text, inside = "", False
+    for token, label in zip(*example, strict=True):
+        assert label in (-100, token)
+        if (label == token) != inside:
+            text, inside = text + "}{"[not inside], not inside
+        text += tokenizer.decode([token])
+    return text + "}" * inside
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "text"),
+    [
+        (writers.TEMPLATE, ASKED, "<|start|>user\nWhere is the cat?<|end|>\n<|start|>assistant\n{in the wood<|end|>}"),
+        (
+            writers.TEMPLATE,
+            TALK,
+            "<|start|>system\nin short<|end|>\n<|start|>user\nWhere is the cat?<|end|>\n<|start|>assistant\n"
+            "{in the barn<|end|>}\n<|start|>user\nWhere is the dog?<|end|>\n<|start|>assistant\n{in the wood<|end|>}",
+        ),
+        (SPACED, TALK[1:], "[Where is the cat?]{in the barn<|end|>}[Where is the dog?]{in the wood<|end|>}"),
+        (NONE, ASKED, "Where is the cat?{in the wood<|end|>}"),
+    ],
+    ids=["prompt", "conversation", "a space before answers", "no template"],
+)
+def test_the_answers_and_their_end_token_are_learned_and_nothing_else(template, messages, text):
+    tokenizer = writers.tokenizer()
+    prompts = Prompts(tokenizer, template)
+    example = prompts.example(messages, "in the wood")
+    assert learned(tokenizer, example) == text
+    assert (
+        example.ids[: -example.answer] == example.ids[: len(example.ids) - len(tokenizer("in the wood").input_ids) - 1]
+    )
+    if messages == ASKED:  # what is learned is what is asked
+        assert prompts.prompt(messages) == example.ids[: -example.answer]
+
+
+def test_an_answer_ends_with_the_token_of_the_template_or_else_of_the_tokenizer():
+    own = writers.tokenizer(eos_token=writers.PAD, additional_special_tokens=[writers.START, writers.END])
+    assert own.decode(Prompts(own).end) == writers.END
+    assert own.decode(Prompts(own, NONE).end) == writers.PAD
+    assert Prompts(own).text([*own("in the barn").input_ids, Prompts(own).end, 7]) == "in the barn"
+    assert Prompts(writers.tokenizer(template=None)).template == NONE
+    refused(Prompts, writers.tokenizer(template=None, eos_token=None), says="the tokenizer has no end token")
+    refused(Prompts(own, CHANGED).example, TALK, "x", kind=ValueError, says="the chat template changes an answer")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A function that makes a workspace and goes there."""
+
+    def make(**changes):
+        writers.make(tmp_path, **changes)
+        monkeypatch.chdir(tmp_path)
+        return params.load(params.TrainView)
+
+    return make
+
+
+def talk(*roles, content="hm"):
+    return {"talk": [{"role": role, "content": content} for role in roles]}
+
+
+TALKS = {**writers.ROW, "label": {"messages": "talk"}}
+del TALKS["text"]
+
+
+@pytest.mark.parametrize(
+    ("row", "written", "says"),
+    [
+        (writers.ROW, [*writers.rows(), writers.rows()[0] | {"place": " "}], "line 121: the completion is empty"),
+        (writers.ROW, [writers.rows()[0] | {"place": ["a"]}], "line 1: a text must be text, got ['a']"),
+        (TALKS, [talk("user", "assistant"), talk("user")], "line 2: no conversation; needed: a list of at least two"),
+        (TALKS, [talk("user", "assistant", "user")], "line 1: the conversation must end with the assistant, got user"),
+        (TALKS, [talk("user", "asistant")], "message 2: no role 'asistant'; did you mean assistant?; system, user"),
+        (TALKS, [talk("user", "assistant", content="")], "message 1: content must be a text that is not empty, got ''"),
+        ({**writers.ROW, "label": {"messages": "talk"}}, None, "messages are the whole of a row: leave out text"),
+        ({**writers.ROW, "text": ["a", "b"]}, None, "a completion has one text, its prompt"),
+        ({**writers.ROW, "metrics": ["rouge"]}, None, "metrics: rouge does not fit this label; did you mean rouge_l?"),
+        ({**workspace.RATING_ROW, "source": writers.ROW["source"], "template": "none"}, None, "needs a label of compl"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line_that_says_where(here, row, written, says):
+    def load():
+        view = here(row=row, written=written)
+        return datasets.load(view.dataset, "writing")
+
+    refused(load, says=says)
+
+
+def test_an_encoder_a_head_and_a_length_that_nothing_fits_are_refused(here):
+    here(written=[row | {"place": f"far {row['place']}, very far"} for row in writers.rows()])
+    run(TOKENIZE)
+    for changes, stage, says in (
+        ({"adapter": "full"}, FACTORIZE, "params.yaml: adapter: full: a model that writes has no head"),
+        ({"tokenize": {"max_length": 8}}, TOKENIZE, "tokenize.max_length: no completion of train fits 8 tokens"),
+        (
+            {"model": "tiny"},
+            TOKENIZE,
+            "tiny-roberta: no AutoModelForCausalLM, which must read from left to right, is of ",
+        ),
+    ):
+        workspace.change(**changes)
+        refused(run, stage, says=says)
+
+
+def test_prompts_are_cut_from_the_left_and_answers_that_do_not_fit_are_left_out(here):
+    rows = writers.rows()
+    rows[3]["place"] = "far " * 40
+    view = here(written=rows, row={**writers.ROW, "template": "none"}, evaluate={"new_tokens": 4})
+    workspace.change(tokenize={"max_length": 14})
+    run(TOKENIZE)
+    splits = {line["part"]: line for line in csv.DictReader(artifacts.TOKENIZE_SPLITS.open())}
+    assert splits["left out: too long"]["rows"] == "1"
+    assert splits["train"]["truncated_share"] == "1"
+    prompts = writers.tokenizer()
+    found = tokens._mapped("train")[:]
+    for ids, labels, prompt, expected in zip(*(found[key] for key in found if key != "length"), strict=True):
+        whole = [*prompts(prompt).input_ids, *prompts(expected).input_ids, 2]
+        assert (ids, len(ids)) == (whole[-14:], 14)
+        assert [label for label in labels if label != -100] == [*prompts(expected).input_ids, 2]
+    assert view.dataset.template == "none"
+
+
+BUDGET = {"rank_shape": [1], "train": "core", "core": "diagonal", "separation_rank": "auto", "budget": 6}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "section"),
+    [
+        ("lsr", {"init": "gradient"}),
+        ("lsr", {"init": "warm", "rank_shape": [3], "separation_rank": "auto", "share": "layers", "train": "all"}),
+        ("lsr", {"init": "update", **BUDGET, "target_modules": "all-linear"}),
+        ("vera", {}),
+    ],
+    ids=["gradient", "warm", "budget", "vera"],
+)
+def test_methods_go_through_the_stages_by_one_word(here, adapter, section):
+    start = {"examples": 32} if adapter == "lsr" else {}
+    here(adapter=adapter, **{adapter: section | start}, evaluate={"new_tokens": 4}, train={"epochs": 1})
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["loss"] < found["loss_baseline"]
+    assert (found["head_parameters"], found["adapter_trained"] > 0) == (0, True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder after all stages in which a LoRA has learned where animals are."""
+    lora = {"target_modules": "all-linear", "learning_rate": 0.02, "r": 16}
+    changes = {"evaluate": {"new_tokens": 12, "batch_size": 7}, "train": {"epochs": 16, "weight_decay": 0.0}}
+    folder = writers.make(tmp_path_factory.mktemp("writing"), adapter="lora", lora=lora, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    return folder
+
+
+def test_what_is_written_is_scored_beside_the_base_model(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    found, rows = report(artifacts.EVALUATE_METRICS), list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open()))
+    right = [row["said"].strip() == row["expected"].strip() for row in rows]
+    assert found["score"] == found["exact_match"] == pytest.approx(sum(right) / len(rows), abs=1e-6)
+    assert [row["right"] for row in rows] == ["yes" if one else "no" for one in right]
+    assert found["exact_match"] > found["exact_match_baseline"] == 0
+    assert found["exact_match_low"] <= found["exact_match"] <= found["exact_match_high"]
+    assert found["rouge_l"] >= found["exact_match"]
+    assert found["loss_low"] < found["loss"] < found["loss_high"] < found["loss_baseline"]
+    curve = csv.DictReader((artifacts.TRAIN_CURVES / "validation_score.csv").open())
+    scores = [float(line["validation_score"]) for line in curve]
+    assert report(artifacts.TRAIN_METRICS)["best_score"] == max(scores) < 0  # minus the loss
+
+
+def test_a_batch_says_what_each_prompt_gives_alone_and_the_loss_is_that_of_its_tokens(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    plain = AutoModelForCausalLM.from_pretrained("writer").eval()
+    tokenizer = writers.tokenizer()
+    view = params.load(params.TrainView)
+    task, split = completion.CompletionTask(view.dataset), tokens.load_tokens("test")
+    rows = list(zip(split["input_ids"], split["label"], strict=True))
+    asked = [ids[: labels.count(-100)] for ids, labels in rows]
+    texts = generation.write(plain, task.prompts(tokenizer), asked, 9, 6)
+    sums = count = 0
+    for ids, text, (whole, labels) in zip(asked, texts, rows, strict=True):
+        given = torch.tensor([ids])
+        alone = plain.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=9, do_sample=False)
+        assert tokenizer.decode(alone[0, len(ids) :], skip_special_tokens=True) == text
+        logs = plain(torch.tensor([whole])).logits[0].log_softmax(-1)
+        sums -= sum(logs[at - 1, one].item() for at, one in enumerate(labels) if one != -100)
+        count += sum(one != -100 for one in labels)
+    assert report(artifacts.EVALUATE_METRICS)["loss_baseline"] == pytest.approx(sums / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "score"),
+    [
+        ("the cat sat on the mat", "the cat is on the mat.", 10 / 12),  # five words in this order, of six each
+        ("The CAT", "the cat!", 1.0),
+        ("mat the on", "on the mat", 2 / 6),
+        ("", "word", 0.0),
+    ],
+)
+def test_rouge_l_is_the_longest_common_subsequence_of_words(one, other, score):
+    assert completion._each("rouge_l", [one], [other]) == pytest.approx(score)
+    assert completion._each("rouge_l", [other], [one]) == pytest.approx(score)

@@ -1,0 +1,57 @@
+"""A tiny language model with a chat template, made here, and files of prompts for it."""
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests import kit, workspace
+
+START, END, PAD = "<|start|>", "<|end|>", "<pad>"
+TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+ANIMALS, PLACES = ("cat", "dog", "owl", "fox"), ("garden", "barn", "river", "wood")
+ROW = {
+    "source": {"kind": "files", "files": {"train": "writing.jsonl"}},
+    "text": ["Where is the {animal} number {at}?"],
+    "label": {"completion": "place"},
+    "metrics": ["exact_match", "rouge_l"],
+    "cut": {"validation": 0.2, "test": 0.2},
+}
+
+
+def tokenizer(template=TEMPLATE, **tokens):
+    bpe = ByteLevelBPETokenizer()
+    texts = [*(text for *pair, _ in workspace.sentences(50) for text in pair), "system user assistant Where is ? in"]
+    bpe.train_from_iterator(texts, vocab_size=320, special_tokens=[PAD, START, END], show_progress=False)
+    special = {"pad_token": PAD, "eos_token": END, "additional_special_tokens": [START]} | tokens
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=128, **special)
+    made.chat_template = template
+    return made
+
+
+def save(folder, template=TEMPLATE):
+    """Save a random Llama of two layers, whose output layer is its embeddings, with its tokenizer."""
+    tokenizer(template).save_pretrained(folder)
+    sizes = workspace.SIZES | {"num_key_value_heads": 1, "max_position_embeddings": 128}
+    config = LlamaConfig(**sizes, vocab_size=320, tie_word_embeddings=True, pad_token_id=0, eos_token_id=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def rows(count=120):
+    return [{"at": str(at), "animal": ANIMALS[at % 4], "place": f"in the {PLACES[at % 4]}"} for at in range(count)]
+
+
+def make(folder, row=ROW, written=None, **changes):
+    """A workspace with the model, a file, and a row of data for it."""
+    folder = workspace.make(folder, data="writing", model="writer", tokenize={"max_length": 64}, **changes)
+    save(folder / "writer")
+    kit.write(folder / "writing.jsonl", written or rows())
+    models, data = folder / "pipeline/models.yaml", folder / "pipeline/datasets.yaml"
+    kit.write(models, workspace.read_yaml(models) | {"writer": {"source": {"kind": "hub", "path": "writer"}}})
+    kit.write(data, workspace.read_yaml(data) | {"writing": row})
+    return folder
