@@ -25,7 +25,7 @@ from pipeline.methods import adapters, banks, planning
 from pipeline.methods.planning import Plan
 from pipeline.params import TrainView
 from pipeline.tasks import Outcome, TenantsTask
-from pipeline.tasks.task import rounded
+from pipeline.tasks.cells import rounded
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 

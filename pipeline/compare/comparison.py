@@ -15,7 +15,7 @@ from pipeline.compare.leads import Scores, Values
 from pipeline.compare.rows import LOSS, PERCENT, row
 from pipeline.compare.verdicts import ByPart, Judge, Places
 from pipeline.core.errors import UserError, nearest
-from pipeline.tasks.task import rounded
+from pipeline.tasks.cells import rounded
 
 RESAMPLES = 10_000
 DIGITS = 7  # significant ones

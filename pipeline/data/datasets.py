@@ -88,7 +88,8 @@ def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
     row, position = task.row, train["position"]
     if task.strata:  # evenly spaced over the rows of each class, in order, so that shares of a class are exact
         of_class = position.groupby([train[name] for name in task.strata])
-        position = (of_class.rank(method="first") - 0.5) / of_class.transform("size")
+        offsets = pd.Series([task.offset(key, len(its)) for key, its in of_class]).iloc[of_class.ngroup()].to_numpy()
+        position = (of_class.rank(method="first") - 1 + offsets) / of_class.transform("size")
     test = row.cut.get("test", 0.0)
     validation = row.cut.get("validation", 0.0) if row.select_on == "validation" else 0.0
     parts: dict[Split, pd.DataFrame] = {"train": train[position >= test + validation]}

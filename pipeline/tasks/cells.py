@@ -52,3 +52,8 @@ def fold(text: str) -> str:
     """Return the text after NFKC normalization, case folding and whitespace folding, to compare texts."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split())
+
+
+def rounded(value: float, digits: int) -> float:
+    """Return a number rounded to significant digits."""
+    return float(f"{value:.{digits}g}")

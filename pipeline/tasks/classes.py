@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import nearest
-from pipeline.tasks.cells import plain_text, refuse
+from pipeline.tasks.cells import plain_text, refuse, rounded
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite
-from pipeline.tasks.task import Columns, Numbers, Outcome, Task, rounded
+from pipeline.tasks.task import Columns, Numbers, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.tasks.cells import refuse
-from pipeline.tasks.task import Columns, Numbers, Outcome, Task, rounded
+from pipeline.tasks.cells import refuse, rounded
+from pipeline.tasks.task import Columns, Numbers, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -55,6 +55,7 @@ class Task(ABC):
     def __init__(self, row: DatasetRow) -> None:
         self.row = row
         self.label: Any = row.label  # in the form that chose the kind
+        self.with_interval: Sequence[str] = row.metrics
 
     # Examples
 
@@ -81,6 +82,10 @@ class Task(ABC):
     def strata(self) -> list[str]:
         """The columns of examples, of each of whose values a cut takes its share; none for a cut of the whole."""
         return ["label"] if self.row.stratify else []
+
+    def offset(self, stratum: Any, rows: int) -> float:
+        """Return where in its interval of a cut the first of the rows of a stratum lies, in [0, 1)."""
+        return 0.5
 
     @abstractmethod
     def targets(self, table: pd.DataFrame) -> pd.Series:
@@ -260,7 +265,7 @@ class Task(ABC):
             **found,
             **{f"{name}_baseline": value for name, value in baselines.items()},
         }
-        for name in names:
+        for name in self.with_interval:
             low, high = scores.interval(name, predicted, labels, resamples, groups)
             metrics |= {f"{name}_low": low, f"{name}_high": high}
         loss, baseline = self.losses(outcome)
@@ -292,8 +297,3 @@ class Task(ABC):
     def shown(self, labels: Numbers) -> str:
         """Return what the labels of all splits are, for pipeline.add."""
         return self.says()
-
-
-def rounded(value: float, digits: int) -> float:
-    """Return a number rounded to significant digits."""
-    return float(f"{value:.{digits}g}")

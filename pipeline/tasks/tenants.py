@@ -4,6 +4,7 @@ A label is one of the classes that the tenant's own rows have, or a number, as t
 mean of the tenants' scores, and so is the loss: a tenant with few texts counts as much as one with many.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -32,8 +33,9 @@ LEAST_TEXTS, LEAST_LABELS = 5, 2  # of a tenant
 # A tenant's name is that of a folder, and part of an address.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
 FILE = "tenants.json"  # beside the tokens
+FEW = 10  # rows of a label
 SHOWN = 3  # tenants in a message
-DRAWS = 200_000  # bootstrap resamples of all tenants together
+DRAWS, LEAST_DRAWS = 200_000, 20  # bootstrap resamples of all tenants together, and of each
 
 
 class Tenant(NamedTuple):
@@ -74,6 +76,12 @@ class TenantsTask(Task):
     @property
     def strata(self) -> list[str]:
         return [TENANT] if self.is_number else [TENANT, "label"]
+
+    def offset(self, stratum: Any, rows: int) -> float:
+        # Drawn where shares are below a row, so that each split has its share of many tenants; an only row is in train.
+        number, label = (stratum[0], "") if self.is_number else stratum
+        digits = hashlib.sha256(f"{self._names[number]}\n{label}".encode()).hexdigest()
+        return int(digits[:13], 16) / 2.0**52 if 1 < rows < FEW else 0.5
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
         values, whose = table[self.label.column], table[str(self.row.tenant)].map(plain_text)
@@ -201,7 +209,7 @@ class TenantsTask(Task):
 
     def parts(self, outcome: Outcome, resamples: int) -> dict[str, dict[str, float]]:
         each = list(self._apart(outcome))
-        count = min(resamples, max(100, DRAWS // len(each)))
+        count = min(resamples, max(LEAST_DRAWS, DRAWS // len(each)))
         return {name: task.metrics(its, count) for name, task, _, its in each}
 
     def overall(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -216,7 +224,7 @@ class TenantsTask(Task):
             found = np.array([its[name] for its in each])
             within = stats.sem(found) * stats.t.ppf((1 + scores.CONFIDENCE) / 2, len(found) - 1)
             metrics |= {f"{name}_low": metrics[name] - within, f"{name}_high": metrics[name] + within}
-        return metrics | {"examples": sum(int(its["examples"]) for its in each), "tenants": len(each)}
+        return metrics | {"examples": sum(int(its["examples"]) for its in each), "tenants": len(self.tenants)}
 
     def table(self, outcome: Outcome) -> Columns:
         columns: dict[str, Any] = {TENANT: np.empty(len(outcome.labels), object)}
@@ -231,9 +239,11 @@ class TenantsTask(Task):
         """Yield the tenants that have examples: name, task, the positions of its examples, and their outcome."""
         assert outcome.groups is not None
         order = np.argsort(outcome.groups, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(outcome.groups[order])) + 1):
+        parts = np.split(order, np.flatnonzero(np.diff(outcome.groups[order])) + 1)
+        for rows in parts:
             number = int(outcome.groups[rows[0]])
             task, its = self._kind(self.row), self.tenants[name := self._names[number]]
+            task.with_interval = self.row.metrics[: 1 if len(parts) > 1 else None]
             if its.labels is not None:
                 task.label = task.label.model_copy(update={"names": its.labels})
             yield name, task, rows, Outcome(outcome.outputs[rows][:, : its.width], outcome.labels[rows])

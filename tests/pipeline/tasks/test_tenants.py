@@ -62,6 +62,14 @@ def test_the_split_of_a_tenant_does_not_depend_on_the_others():
         assert set(table["text"]) == set(together[name].query("tenant == 0")["text"])
 
 
+def test_of_many_small_tenants_every_split_has_its_share_and_train_has_every_label():
+    small = [one for at in range(200) for one in rows(f"t{at}", ["a", "b", "b", "c"], 5 + at % 3, 10 * at)]
+    _, splits, _ = load(small)
+    shares = {name: len(table) / len(small) for name, table in splits.items()}
+    assert shares == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.05)
+    assert splits["train"].groupby("tenant")["label"].nunique().eq(3).all()
+
+
 def test_a_text_of_several_tenants_stays_with_each_and_is_trained_on_by_none_where_one_is_scored_on_it():
     same = [*rows("acme", ["no", "yes"], 40), *rows("bolt", ["yes", "no"], 41)]
     _, splits, loaded = load(same)
