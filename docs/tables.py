@@ -17,7 +17,7 @@ from docs.picture import Result
 from pipeline.arena import record as arena_records
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/explanation/results.md", "docs/explanation/cost.md", "docs/tenants.md")
+PAGES = ("README.md", "docs/explanation/results.md", "docs/explanation/cost.md", "docs/how-to/tenants.md")
 PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"

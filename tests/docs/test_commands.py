@@ -49,6 +49,13 @@ GIVEN = {
     + 'ln -s "$PWD" ../elsewhere/REPOSITORY\ncd ../elsewhere\ncp reviews.csv new.csv\n',
     "docs/how-to/data-and-models.md": REVIEWS("stars,review", "bad", "good", "data/reviews.csv")
     + f"cp -r {get_model_path()} models/my-model\n",
+    "docs/how-to/tenants.md": REVIEWS("label,text", "bad", "good", "all.csv")
+    + """for name in shops late; do
+    awk 'NR == 1 { print "tenant," $0 } NR > 1 { print "'$name'" int(NR % 4 / 2) "," $0 }' all.csv > data/$name.csv
+    done
+    python -m pipeline.add data/shops.csv --tenant tenant
+    dvc exp run -S data=shops -S adapter=lora
+    """,
     "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
     "docs/how-to/experiments.md": "cp -r artifacts/adapter models/frames\n"
     "lsr export artifacts/adapter --to lora -o models/trained\n",
