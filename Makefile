@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.with-pipeline,demo
 PRESET ?= offline
 ARENA := $(VENV)/.with-pipeline,$(if $(filter base,$(PRESET)),base-model,demo)
-ALL := $(VENV)/.with-pipeline,demo,server,docs,dev
+ALL := $(VENV)/.with-pipeline,demo,server,smollm2,docs,dev
 # One worker a core, each with the neighboring tests of one file, which share what they set up.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.

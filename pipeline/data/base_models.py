@@ -15,10 +15,10 @@ from transformers.utils import logging
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, first_line
-from pipeline.data import content, packages
+from pipeline.data import content, gguf, packages
 from pipeline.params import PARAMS
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.model_row import HubModel, ModelRow, PackageModel
+from pipeline.params.model_row import GgufModel, HubModel, ModelRow, PackageModel
 from pipeline.tasks import Task
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
@@ -159,14 +159,18 @@ def check_positions(model: "PreTrainedModel", max_length: int) -> None:
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:
     """Return the public name and revision of the base model, never a path on this machine."""
-    return (row.source.same_as if isinstance(row.source, PackageModel) else row.source.path), row.source.revision
+    return (row.source.path if isinstance(row.source, HubModel) else row.source.same_as), row.source.revision
 
 
 def source(row: ModelRow) -> tuple[str, str | None]:
     """Return the arguments of `from_pretrained`: a folder or repository, and its revision."""
     if isinstance(row.source, HubModel):
         return row.source.path, row.source.revision
-    return str(_package_folder(row.source, row.where)), None
+    if isinstance(row.source, PackageModel):
+        return str(_package_folder(row.source, row.where)), None
+    folder = gguf.plain(row.source, row.where)
+    _check_weights(folder, row.source, row.where, f"; delete {folder} to make it again")
+    return str(folder), None
 
 
 def _package_folder(source: PackageModel, where: str) -> Path:
@@ -183,12 +187,20 @@ def _package_folder(source: PackageModel, where: str) -> Path:
     else:
         unpacked = packages.unpacked(source.package, source.archive)
         folder, again = unpacked / source.folder, f"; delete {unpacked} to unpack it again"
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
+    if not (folder / "model.safetensors").is_file():
         raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
-    if (found := content.sha256(weights)) != source.sha256:
-        raise UserError(f"{where}: {weights.name} of {source.package} has sha256 {found}, not the row's{again}")
+    _check_weights(folder, source, where, again)
     return folder
+
+
+def _check_weights(folder: Path, source: PackageModel | GgufModel, where: str, again: str) -> None:
+    """Check that the weights in a folder are those of the row.
+
+    Raises:
+        UserError: if they are not.
+    """
+    if (found := content.sha256(folder / "model.safetensors")) != source.sha256:
+        raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {found}, not the row's{again}")
 
 
 @contextmanager

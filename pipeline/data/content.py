@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.params.model_row import HubModel, PackageModel
+from pipeline.params.model_row import GgufModel, HubModel, PackageModel
 from pipeline.params.sources import PackageSource, Row, TableSource
 
 MODELS = "models"  # dvc.yaml has it as a dep of the stages `tokenize` and `factorize-init`,
 WATCHED = ("data", MODELS)  # and both as deps of `tokenize`
 
 # A source of a row, or the name of a folder or hub repository.
-Source = TableSource | PackageSource | HubModel | PackageModel | str
+Source = TableSource | PackageSource | HubModel | PackageModel | GgufModel | str
 
 
 def named(source: Source) -> Iterator[Path]:

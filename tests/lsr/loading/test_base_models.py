@@ -13,6 +13,7 @@ from lsr.loading import base_models
 from lsr.loading.base_models import load_base, load_tokenizer, locate
 from lsr.tuner.files import CONFIG, read_config, read_tensors
 from pipeline import params
+from pipeline.data import packages
 from tests.capabilities.models import SIZES, VOCABULARY, tiny
 from tests.kit import edit, refused
 from tests.lsr.saved import save_with_base
@@ -116,10 +117,20 @@ def test_the_tokenizer_is_beside_the_adapter_or_its_base(place, beside):
 # Installed packages
 
 
-def test_the_default_base_is_declared_as_the_default_run_pins_it():
-    row = params.load_row("model", "minilm").source
+def test_base_models_of_packages_are_declared_as_their_rows_pin_them():
+    row, writes = (params.load_row("model", word).source for word in ("minilm", "smollm2"))
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][base_models.PACKAGED]
-    assert entries == {f"{row.same_as}@{row.revision}": f"{row.folder.partition('/')[0]}:get_model_path"}
+    declared = {f"{row.same_as}@{row.revision}": f"{row.folder.partition('/')[0]}:get_model_path"}
+    assert entries == declared | {writes.same_as: "lsr.loading.base_models:smollm2"}
+
+
+def test_smollm2_is_found_where_the_pipeline_puts_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ImportError, match="not found"):
+        base_models.smollm2()
+    folder = packages.cached(params.load_row("model", "smollm2").source.package.replace("==", "-"))
+    folder.mkdir(parents=True)
+    assert base_models.smollm2() == str(folder)
 
 
 def test_a_base_in_an_installed_package_is_found_by_name_and_revision(tmp_path, monkeypatch):

@@ -56,16 +56,16 @@ def sha256(content: bytes) -> str:
 
 
 def test_a_fetched_file_is_kept_and_used_again_without_the_index(index, sdist):
-    path = packages.fetch_sdist("toydata==1.0", sha256(sdist))
+    path = packages.fetch("toydata==1.0", sha256(sdist))
     (index / "toydata-1.0.tar.gz").unlink()
-    assert packages.fetch_sdist("toydata==1.0", sha256(sdist)) == path
+    assert packages.fetch("toydata==1.0", sha256(sdist)) == path
     assert path.read_bytes() == sdist
     assert [file.name for file in path.parent.iterdir()] == ["toydata-1.0.tar.gz"]
 
 
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path):
     with pytest.raises(UserError, match=r"^toydata==1.0: pip cannot fetch it; put the file at .*") as error:
-        packages.fetch_sdist("toydata==1.0", "0" * 64)
+        packages.fetch("toydata==1.0", "0" * 64)
     (line,) = error.value.args  # a long path is cut in the line that is printed
     assert f"Expected sha256 {'0' * 64}" in line
     assert f"put the file at {tmp_path / 'cache/lsr-adapt/toydata-1.0.tar.gz'}" in line
