@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from lsr.tuner.files import weights_of
 from pipeline import evaluation, tasks
-from pipeline.core import console
+from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data import datasets
@@ -53,6 +53,8 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
     Raises:
         UserError: if it cannot be opened, or is for other labels or another number of texts.
     """
+    if row.tenant is not None:
+        raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
     task, its = tasks.of(row), adapter_task.read(folder)
     wanted = AdapterTask.of(task, its.max_length)
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):

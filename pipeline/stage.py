@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import params
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
-from pipeline.core.errors import exit_on_error
+from pipeline.core.errors import STOPPED, exit_on_error
 from pipeline.params.reading import AnyView
 
 
@@ -36,9 +36,11 @@ def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
             main(params.load(view))
             if console.IS_FIRST:
                 record(name.rpartition(".")[2], time.monotonic() - start)
-    except SystemExit:
+    except SystemExit as end:
         if "DVC_STAGE" in os.environ and "RANK" not in os.environ and not artifacts.is_temporary_copy():
-            print("undo the change and run `dvc repro` to restore what DVC has removed", file=sys.stderr)
+            undo = "undo the change and run `dvc repro` to restore what DVC has removed"
+            again = "run it again: a training goes on from its last complete epoch"
+            print(again if end.code == STOPPED else undo, file=sys.stderr)
         raise
 
 

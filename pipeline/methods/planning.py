@@ -119,9 +119,12 @@ def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
         ValueError: if there is no such method or field, or the method cannot do what the section says.
     """
     known = _type_of(section).__dataclass_fields__
-    for name in section.options:
+    for name, value in section.options.items():
         if name not in known:
             raise ValueError(f"{name}: no such key{nearest(name, known)}")
+        usual = known[name].default
+        if isinstance(value, str) and isinstance(usual, int | float) and not isinstance(usual, bool):
+            raise ValueError(f"{name}: must be a number, such as PEFT's default {usual}, got {value!r}")
     if section.layers != "all" and "layers_to_transform" not in known:
         raise ValueError(f"layers: {section.type} cannot choose layers by index; name them by target_modules")
     if section.options.get("init_lora_weights") == "eva":

@@ -207,6 +207,9 @@ class TenantsTask(Task):
         """Return the first metric of each tenant that has examples."""
         return {name: task.scores(its)[self.row.metrics[0]] for name, task, _, its in self._apart(outcome)}
 
+    def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
+        return self.overall(self.parts(outcome, resamples))
+
     def parts(self, outcome: Outcome, resamples: int) -> dict[str, dict[str, float]]:
         each = list(self._apart(outcome))
         count = min(resamples, max(LEAST_DRAWS, DRAWS // len(each)))

@@ -127,6 +127,7 @@ def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(wor
 
 MISTAKES = [  # on the tiny model
     ("vera", {"vera.rr": 4}, "vera: rr: no such key; did you mean r?"),
+    ("lora", {"lora.r": "one"}, "lora: r: must be a number, such as PEFT's default 8, got 'one'"),
     ("lora", {"lora.bias": "al"}, "lora: Requested bias: al, is not implemented"),
     ("lora", {"lora.init_lora_weights": "pisa"}, "lora: Unknown initialization init_lora_weights='pisa'"),
     ("lora", {"lora.init_lora_weights": "eva"}, "lora: init_lora_weights: eva needs examples, which this pipeline"),
