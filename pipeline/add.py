@@ -25,6 +25,7 @@ from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import check_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
 from pipeline.params.sources import NAME
+from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ WORDS = 3  # a column with at least as many a row, on average, is text
 MOST_CLASSES = 100
 MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
 USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
+PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"  # what is written is named so
 FEW = 50  # rows of a class, of which a random cut could leave a split hardly any
 
 
@@ -105,7 +107,7 @@ def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: M
     left_out = f"; {rows - used:,} rows left out: no text or label, or a text that comes twice" if used < rows else ""
     task = tasks.of(row)
     shown = {
-        "text": " and ".join(row.text) + (", read together" if len(row.text) > 1 else ""),
+        "text": " and ".join(task.row.text) + (", read together" if len(row.text) > 1 else ""),
         "label": f"{row.label.column}, {task.shown(np.concatenate([split['label'][:] for split in splits.values()]))}",
         "scores": f"{', '.join(row.metrics)}{f' of {task.names[1]}' if 'f1' in row.metrics else ''}",
         "splits": f"{sizes}, by a hash of the text{left_out}",
@@ -117,7 +119,8 @@ def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: M
         console.line(f"  {word:8}{said}")
     console.line(f"To change any of it, edit {OWN}, or remove the row there and give --text, --label or --name")
     console.line(f"To keep both with the repository, the file by its digest: git add {OWN} && dvc add {path}")
-    console.line(f"To train: dvc exp run -S data={name}")
+    writes = " -S model=smollm2" * isinstance(task, CompletionTask)  # or another language model
+    console.line(f"To train: dvc exp run -S data={name}{writes}")
     warn_without_identity()
 
 
@@ -135,12 +138,18 @@ def described(
     named = [name for name in (label, tenant) if name]
     sources.check_columns(table.columns, [*(text or ()), *named], str(path))
     table = table.drop(columns=tenant or [])
+    source = {"source": {"kind": "files", "files": {"train": path.as_posix()}}}
+    written: dict[str, Any] = {"metrics": ["exact_match", "rouge_l"], "cut": CUT}
+    if label in (None, MESSAGES) and MESSAGES in table and not text:
+        return source | {"label": {"messages": MESSAGES}} | written
+    if label in (None, COMPLETION) and COMPLETION in table and (text or PROMPT in table):
+        return source | {"text": list(text or [PROMPT]), "label": {"completion": COMPLETION}} | written
     label = label or _label(table, text or (), path)
     scored = _scored(table[label], path) if tenant is None else _scored_by_tenant(table[label], tenant)
     found = list(text or (column for column in table if column != label and _is_text(table[column])))
     if not 0 < len(found) <= 2:
         raise UserError(f"{path}: which one or two columns are the text? --text {' '.join(found or table)}")
-    return {"source": {"kind": "files", "files": {"train": path.as_posix()}}, "text": found, **scored}
+    return {**source, "text": found, **scored}
 
 
 def _label(table: pd.DataFrame, text: Sequence[str], path: Path) -> str:

@@ -1,8 +1,8 @@
 """`python -m pipeline.predict`: print the predictions of a trained adapter of any method for texts.
 
-They are the label and all class probabilities, or a number; as a table on a terminal, otherwise as CSV. All columns of
-a file are kept. An adapter for text pairs takes two arguments, two columns of a file, or lines of standard input with a
-tab between the two texts.
+They are the label and all class probabilities, a number, or what a language model writes; as a table on a terminal,
+otherwise as CSV, but a single text that is written as it is. All columns of a file are kept. An adapter for text pairs
+takes two arguments, two columns of a file, or lines of standard input with a tab between the two texts.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error, first_line
 from pipeline.methods import adapter_task
 from pipeline.predict import texts
+from pipeline.tasks import CompletionTask
+from pipeline.tasks.task import Columns
 
 PROGRAM = "python -m pipeline.predict"
 FORMATS = CSV, JSON_LINES, _ = (".csv", ".jsonl", ".parquet")
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--out", type=Path, metavar="FILE", help="write csv, jsonl or parquet, by extension, instead of printing")
     add("--force", action="store_true", help="replace --out if it exists")
     add("--json", action="store_true", help="print JSON lines")
+    add("--new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help="written at most (%(default)s)")
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
     options = parser.parse_args(arguments)
     if options.adapter is None:
@@ -75,14 +78,21 @@ def predict(options: argparse.Namespace) -> None:
     whose = texts.tenants_of(table, options.tenant, tenants, task)
     from datasets import Dataset  # takes seconds, as does all that answers: after what can be checked without
 
-    from pipeline.predict.answering import answer, printed
+    from pipeline.predict.answering import answer, printed, written
 
-    outputs, truncated = answer(
-        options.adapter, options.base, task, Dataset.from_dict(asked | whose), options.batch_size, "predict"
-    )
+    where, size = (options.adapter, options.base, task), options.batch_size
+    if task.kind == CompletionTask.kind:
+        streams = len(table) == 1 and options.file is None and options.out is None and not options.json
+        said, truncated = written(*where, asked["text"], size, options.new_tokens, shown=streams)
+        columns: Columns = {"answer": said}
+    else:
+        outputs, truncated = answer(*where, Dataset.from_dict(asked | whose), size, "predict")
+        columns, streams = printed(outputs, [*tenants.values()] or [task], whose), False
     if truncated:
         console.note(f"{truncated} of {len(table)} texts truncated to {task.max_length} tokens")
-    for name, values in printed(outputs, [*tenants.values()] or [task], whose).items():
+    if streams:
+        return
+    for name, values in columns.items():
         while name in table:
             name = f"predicted_{name}"
         table[name] = pd.Series(values, table.index, dtype=object)

@@ -7,18 +7,20 @@ from typing import Any, cast
 
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TextStreamer
 
 from lsr.loading import adapters, base_models
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import InputError
-from pipeline import evaluation
+from pipeline import evaluation, generation
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data.base_models import pad
 from pipeline.methods import banks, device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
+from pipeline.tasks.completion import asked
 from pipeline.tasks.encoding import tokenize
+from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.task import TENANT, Columns
 
 
@@ -28,10 +30,38 @@ def answer(
     """Return what an adapter or a bank says of texts (text, perhaps text_pair), and how many of them it truncated.
 
     It is put on the base model that it names, or on `base`. For a bank the texts have the number of their tenant.
+    """
+    model, tokenizer = _opened(folder, base, task)
+    table, lengths = tokenize(texts, tokenizer, task.max_length)
+    split, collate = Dataset(table), task.task.collator(tokenizer)
+    with console.progress(title, len(split), "texts", console.errors) as advance:
+        outputs = evaluation.outputs(task.task, device.place(model), split, collate, batch_size, advance)
+    return outputs, int((lengths > task.max_length).sum())
+
+
+def written(
+    folder: Path, base: str | None, task: AdapterTask, texts: Sequence[str], batch_size: int, most: int, *, shown: bool
+) -> tuple[list[str], int]:
+    """Return what an adapter writes for prompts, `most` tokens each, and how many prompts it cut from the left.
+
+    A single answer can also be printed while it is written.
+    """
+    model, tokenizer = _opened(folder, base, task)
+    prompts = Prompts(tokenizer, task.template)
+    ids = [prompts.prompt(asked(text)) for text in texts]
+    cut, options = [one[-task.max_length :] for one in ids], {}
+    if shown:
+        options = {"streamer": TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)}
+    with console.progress("predict", len(ids), "prompts", console.errors) as advance:
+        said = generation.write(device.place(model), prompts, cut, most, batch_size, advance, **options)
+    return said, sum(len(one) > task.max_length for one in ids)
+
+
+def _opened(folder: Path, base: str | None, task: AdapterTask) -> tuple[nn.Module, Any]:
+    """Return the model of an adapter or a bank, and its tokenizer.
 
     Raises:
-        UserError: if the folder is no such adapter or has other labels than its task names, or its base model or
-            tokenizer is missing or does not fit.
+        UserError: if something is missing or does not fit.
     """
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     try:
@@ -42,11 +72,7 @@ def answer(
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
     pad(tokenizer, str(folder), its)
-    table, lengths = tokenize(texts, tokenizer, task.max_length)
-    split, collate = Dataset(table), task.task.collator(tokenizer)
-    with console.progress(title, len(split), "texts", console.errors) as advance:
-        outputs = evaluation.outputs(task.task, device.place(model), split, collate, batch_size, advance)
-    return outputs, int((lengths > task.max_length).sum())
+    return model, tokenizer
 
 
 Opened = tuple[nn.Module, "PreTrainedModel", Mapping[str, Any]]  # with its base model, and what says which one it is

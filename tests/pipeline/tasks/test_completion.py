@@ -1,18 +1,20 @@
 """A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline import generation, params
+from pipeline import add, generation, params, score
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
+from pipeline.predict.__main__ import main as predict
 from pipeline.tasks import completion
 from pipeline.tasks.prompts import NONE, Prompts
-from tests import workspace, writers
-from tests.kit import refused
+from tests import kit, workspace, writers
+from tests.kit import refused, said
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
 ASKED = [{"role": "user", "content": "Where is the cat?"}]
@@ -235,3 +237,41 @@ def test_a_batch_says_what_each_prompt_gives_alone_and_the_loss_is_that_of_its_t
 def test_rouge_l_is_the_longest_common_subsequence_of_words(one, other, score):
     assert completion._each("rouge_l", [one], [other]) == pytest.approx(score)
     assert completion._each("rouge_l", [other], [one]) == pytest.approx(score)
+
+
+def test_predict_prints_an_answer_as_it_is_or_adds_a_column(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    scored = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open()))
+    few = ["--new-tokens", "12"]
+    assert said(predict, scored[0]["prompt"], *few) == scored[0]["said"] + "\n"
+    kit.write(tmp_path / "in.csv", [{"id": at, "text": row["prompt"]} for at, row in enumerate(scored)])
+    out = tmp_path / "out.csv"
+    said(predict, "--file", str(tmp_path / "in.csv"), "--column", "text", "--out", str(out), "--batch-size", "3", *few)
+    found = list(csv.DictReader(out.open()))
+    assert [row["answer"] for row in found] == [row["said"] for row in scored]
+    assert list(found[0]) == ["id", "text", "answer"]
+    # The template is the adapter's own, whatever the tokenizer's has become since.
+    monkeypatch.setattr(writers, "TEMPLATE", "{{ messages }}")
+    writers.save(tmp_path / "base", "{{ messages }}")
+    assert said(predict, "--base", str(tmp_path / "base"), scored[0]["prompt"], *few) == scored[0]["said"] + "\n"
+    refused(score.main, ["writing", str(artifacts.ADAPTER)], says="what is written is scored by the stage evaluate")
+
+
+@pytest.mark.parametrize(
+    ("record", "row"),
+    [
+        (
+            lambda at: {"prompt": "Where?", "completion": at},
+            {"text": ["prompt"], "label": {"completion": "completion"}},
+        ),
+        (lambda at: {"messages": talk("user", "assistant", content=at)["talk"]}, {"label": {"messages": "messages"}}),
+    ],
+    ids=["prompt and completion", "messages"],
+)
+def test_add_recognizes_what_is_to_be_written(tmp_path, monkeypatch, record, row):
+    monkeypatch.chdir(workspace.make(tmp_path))
+    kit.write("data/mine.jsonl", [record(f"Here is {at}.") | {"prompt": f"Where is {at}?"} for at in range(60)])
+    assert "To train: dvc exp run -S data=mine -S model=smollm2" in said(add.main, "data/mine.jsonl")
+    source = {"kind": "files", "files": {"train": "data/mine.jsonl"}}
+    rest = {"metrics": ["exact_match", "rouge_l"], "cut": {"validation": 0.1, "test": 0.2}}
+    assert workspace.read_yaml(Path("data/datasets.yaml"))["mine"] == {"source": source, **rest, **row}
