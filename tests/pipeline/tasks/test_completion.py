@@ -1,15 +1,20 @@
 """A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
 
 import csv
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lsr.__main__ import main as lsr
+from lsr.loading import adapters
 from pipeline import add, generation, params, score
 from pipeline.core import artifacts
-from pipeline.data import datasets, tokens
+from pipeline.data import base_models, datasets, tokens
 from pipeline.predict.__main__ import main as predict
 from pipeline.tasks import completion
 from pipeline.tasks.prompts import NONE, Prompts
@@ -180,10 +185,10 @@ def test_methods_go_through_the_stages_by_one_word(here, adapter, section):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder after all stages in which a LoRA has learned where animals are."""
-    lora = {"target_modules": "all-linear", "learning_rate": 0.02, "r": 16}
+    """A folder after all stages in which an adapter has learned where animals are."""
+    lsr = {"rank_shape": [12], "separation_rank": "auto", "target_modules": "all-linear", "learning_rate": 0.02}
     changes = {"evaluate": {"new_tokens": 12, "batch_size": 7}, "train": {"epochs": 16, "weight_decay": 0.0}}
-    folder = writers.make(tmp_path_factory.mktemp("writing"), adapter="lora", lora=lora, **changes)
+    folder = writers.make(tmp_path_factory.mktemp("writing"), lsr=lsr, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
@@ -275,3 +280,44 @@ def test_add_recognizes_what_is_to_be_written(tmp_path, monkeypatch, record, row
     source = {"kind": "files", "files": {"train": "data/mine.jsonl"}}
     rest = {"metrics": ["exact_match", "rouge_l"], "cut": {"validation": 0.1, "test": 0.2}}
     assert workspace.read_yaml(Path("data/datasets.yaml"))["mine"] == {"source": source, **rest, **row}
+
+
+PLAIN = """
+import sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+given = torch.tensor([list(map(int, sys.argv[1:]))])
+lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("writer"), "lora")
+for model in (lora, AutoModelForCausalLM.from_pretrained("merged")):
+    found = model.eval().generate(input_ids=given, attention_mask=given > -1, max_new_tokens=12, do_sample=False)
+    print(found[0].tolist())
+assert not [name for name in sys.modules if name.partition(".")[0] in ("lsr", "pipeline")]
+"""
+
+
+def test_exports_write_the_same_tokens_without_the_package(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    ids = tokens.load_tokens("test")["input_ids"][0][:20]
+    given, model = torch.tensor([ids]), adapters.load_adapter(artifacts.ADAPTER, "writer")
+    options = {"attention_mask": given > -1, "max_new_tokens": 12, "do_sample": False}
+    expected = model.generate(input_ids=given, **options)[0].tolist()
+    with model.disable_adapter():
+        assert model.generate(input_ids=given, **options)[0].tolist() != expected
+    for to in ("lora", "merged"):
+        said(lsr, "export", str(artifacts.ADAPTER), "--to", to, "-o", to, "--base", "writer")
+    run = subprocess.run([sys.executable, "-c", PLAIN, *map(str, ids)], capture_output=True, text=True, check=False)
+    assert run.stdout == 2 * f"{expected}\n", run.stderr
+
+
+@pytest.mark.parametrize("init", ["random", "principal", "update", "gradient"])
+@pytest.mark.parametrize("form", [{"share": "none"}, {"share": "layers", "train": "all"}], ids=["lora", "shared"])
+def test_a_fresh_adapter_changes_no_bit_of_the_logits(here, init, form):
+    view = here(lsr={"init": init, "rank_shape": [3], "separation_rank": "auto", "examples": 16, **form})
+    run(TOKENIZE, FACTORIZE)
+    base = base_models.load_base_model(view.base_model, view.dataset).eval()
+    ids = torch.tensor([tokens.load_tokens("test")["input_ids"][0]])
+    expected = base(ids).logits
+    assert torch.equal(adapters.load_adapter(artifacts.INIT, "writer")(ids).logits, expected)
