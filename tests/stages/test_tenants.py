@@ -69,7 +69,7 @@ def wide_outputs():
     return evaluation.outcome(evaluation.outputs(task, model, test, collate, 16), test)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "lsr", "vera", "head"])
+@pytest.mark.parametrize("adapter", ["lora", "directions", "vera", "head"])
 def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, shops):
     workspace.change(adapter=adapter)
     run(FACTORIZE, TRAIN, EVALUATE)
