@@ -23,7 +23,9 @@ class DatasetRow(TableRow):
         None, description="examples equal in these columns are scored together; the first determines the split"
     )
     tenant: str | None = Field(
-        None, description="the column with the tenant of each row: tenants have labels, splits and scores of their own"
+        None,
+        exclude_if=lambda tenant: tenant is None,  # other rows keep their digest
+        description="the column with the tenant of each row: tenants have labels, splits and scores of their own",
     )
     label: Label = Field(
         description="column and names; with above and perhaps margin; or column, low and high; or the column of a "
@@ -31,7 +33,7 @@ class DatasetRow(TableRow):
     )
     template: Literal["none"] | None = Field(
         None,
-        exclude_if=lambda template: template is None,  # other rows keep their digest
+        exclude_if=lambda template: template is None,
         description="none: a prompt is its text alone; by default it is put into the tokenizer's chat template, if any",
     )
     metrics: tuple[str, ...] = Field(
