@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pipeline.core import artifacts
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
+from pipeline.training import checkpoints
 
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
 ASIDE = "writing"  # the folder of a run's checkpoints in which the Trainer writes them; nothing is read from there
@@ -89,7 +90,9 @@ class KeepComplete(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             path = self._path_of(state.global_step)
-            (self.folder / ASIDE / path.name).rename(path)
+            artifacts.remove(path)  # one that a power cut has torn
+            checkpoints.seal(self.folder / ASIDE / path.name).rename(path)
+            checkpoints.sync(self.folder)
             kept = {self._path_of(step) for step in (state.global_step, state.best_global_step) if step}
             for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
                 artifacts.remove(other)
@@ -101,4 +104,4 @@ class KeepComplete(TrainerCallback):
             state.best_model_checkpoint = str(self._path_of(state.best_global_step))
 
     def _path_of(self, step: int) -> Path:
-        return self.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        return checkpoints.path_of(self.folder, step)

@@ -18,14 +18,13 @@ from ruamel.yaml import YAML
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.data import content, tokens
 from pipeline.params import TrainView
 from pipeline.tasks import CompletionTask
-from pipeline.training import arguments, callbacks
+from pipeline.training import arguments, callbacks, checkpoints
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
 
@@ -95,9 +94,9 @@ def trainer_of(
 
 def fit(trainer: Trainer, folder: Path) -> None:
     """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there."""
-    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    newest = checkpoints.newest(folder)
     trainer.add_callback(callbacks.KeepComplete(folder))
-    trainer.train(resume_from_checkpoint=newest)
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 
 

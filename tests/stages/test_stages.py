@@ -22,7 +22,7 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.stage import run as start_stage
-from pipeline.training import arguments, callbacks
+from pipeline.training import arguments, callbacks, checkpoints
 from pipeline.training import run as training
 from tests import workspace
 from tests.kit import digests, refused
@@ -72,6 +72,32 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypat
     assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
     assert steps[0] > 1
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
+
+
+def test_a_checkpoint_that_a_power_cut_has_torn_is_skipped_with_a_line_and_the_bytes_are_the_same(
+    after, monkeypatch, capfd
+):
+    after(train={"epochs": 3})
+    run(FACTORIZE, TRAIN)
+    undisturbed = digests("artifacts/adapter") | digests("reports/train")
+    killed_training(monkeypatch, 1.3)
+    (folder,) = (path for path in Path(".checkpoints").iterdir() if path.is_dir())
+    shutil.copytree(folder, "first")
+    killed_training(monkeypatch, 2.3)
+    shutil.copytree("first", folder, dirs_exist_ok=True)
+    first, second = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[-2:]
+    assert checkpoints.newest(folder) == second
+    for file in [path for path in second.rglob("*") if path.is_file()]:
+        whole = file.read_bytes()
+        for length in (0, len(whole) // 2, len(whole) - 1):
+            file.write_bytes(whole[:length])
+            capfd.readouterr()
+            assert checkpoints.newest(folder) == first, file
+            assert capfd.readouterr().out.count(f"{second}: torn, perhaps by a power cut") == 1
+        file.write_bytes(whole)
+    (second / "trainer_state.json").write_bytes(b"")
+    run(TRAIN)
+    assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
 
 
 LAST = 4  # epoch
