@@ -74,9 +74,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypat
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
 
-def test_a_checkpoint_that_a_power_cut_has_torn_is_skipped_with_a_line_and_the_bytes_are_the_same(
-    after, monkeypatch, capfd
-):
+def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(after, monkeypatch, capfd):
     after(train={"epochs": 3})
     run(FACTORIZE, TRAIN)
     undisturbed = digests("artifacts/adapter") | digests("reports/train")
