@@ -42,7 +42,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         bf16=view.train.precision == "bf16",
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,
-        logging_steps=max(1, min(view.train.epochs, LOGS_A_RUN) * steps_an_epoch // LOGS_A_RUN),
+        logging_steps=steps_a_log(view.train.epochs, steps_an_epoch),
         logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
@@ -52,6 +52,15 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=isinstance(view.section, FullParams),  # in adapters and heads none are unused
     )
+
+
+def steps_a_log(epochs: int, steps_an_epoch: int) -> int:
+    """Return over how many steps a logged loss is averaged, for some LOGS_A_RUN of them.
+
+    It divides an epoch: at each there is a checkpoint, and a run that goes on from there begins a new mean.
+    """
+    wanted = max(1, min(epochs, LOGS_A_RUN) * steps_an_epoch // LOGS_A_RUN)
+    return next(steps for steps in range(wanted, steps_an_epoch + 1) if steps_an_epoch % steps == 0)
 
 
 def name_of(view: TrainView) -> str:
