@@ -128,7 +128,7 @@ def run_bank(options: Namespace) -> None:
 
 def _sizes(source: Path, output: Path) -> str:
     before, after = (weights_of(folder).stat().st_size for folder in (source, output))
-    return f"tensors in {after:,} bytes, before in {before:,}"
+    return f"tensors in {after:,} bytes, before in {before:,}" + "; this has made it larger" * (after >= before)
 
 
 def _size(folder: Path) -> str:

@@ -92,6 +92,7 @@ def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch):
     before, after = (Path(name).stat().st_size for name in (f"lora/{WEIGHTS}", f"small/{ROUNDED}"))
     assert sizes == f"small: tensors in {after:,} bytes, before in {before:,}"
     assert logits(load_adapter(tmp_path / "small")).isfinite().all()
+    assert said(main, "squeeze", "lora", "-o", "whole", "--to", "rank:6").endswith("; this has made it larger\n")
 
 
 def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
