@@ -24,6 +24,7 @@ SPEED = "benchmarks/results/speed.json"
 SERVED = (8, 64, 1024)  # adapters
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
+TENANTS = 8  # of each task of the preset tenants
 LEADERS = ("method", "trained", "kB", "s", "score", "lead, 95 % interval")
 FIRST_SCREEN = ("LSR, 200 directions", "LSR, shared frames", "LoRA r = 1", "full fine-tuning")
 
@@ -144,11 +145,38 @@ def _lead(row: Result) -> str:
 
 def hypotheses(preset: str) -> Iterator[str]:
     """Yield what a preset expected before its trainings, and the verdict."""
-    rows = [
-        (one["method"], one["expected"], one["against"], _lead(one), one["verdict"] or "not tested yet")
-        for one in _comparison(preset)["hypotheses"]
-    ]
-    return table(("method", "expected", "beside", "lead, 95 % interval", "verdict"), rows)
+    found = _comparison(preset)["hypotheses"]
+    keys = ["method", "expected", "against", *(["on"] if len({one["on"] for one in found}) > 1 else [])]
+    rows = [[*(one[key] for key in keys), _lead(one), one["verdict"] or "not tested yet"] for one in found]
+    return table([*("beside" if key == "against" else key for key in keys), "lead, 95 % interval", "verdict"], rows)
+
+
+def tenants() -> Iterator[str]:
+    """Yield what methods of the preset take for a tenant and for all in float32, at most, and scores by task."""
+    records = arena_records.read(ROOT / arena_records.FOLDER / "tenants").values()
+    largest = {one.method: one for one in sorted(records, key=lambda one: one.file_bytes)}
+    by_task = results("tenants")
+    tasks = list(dict.fromkeys(task for task, _ in by_task))
+    rows = []
+    for method, one in largest.items():
+        each = one.tenant_bytes or one.file_bytes // TENANTS  # of a regression
+        sizes = each / 1000, max(0, one.file_bytes - TENANTS * each) / 1000
+        rows.append(
+            [method, *(f"{size:,.1f}" for size in sizes), *(_mean_score(by_task[task, method]) for task in tasks)]
+        )
+    return table(("method", "kB a tenant", "kB for all", *tasks), rows)
+
+
+def leads() -> Iterator[str]:
+    """Yield the leads of methods of the preset over its baseline by task, with intervals over tenants."""
+    by_task, baseline = results("tenants"), _comparison("tenants")["baseline"]
+    tasks, methods = (list(dict.fromkeys(names)) for names in zip(*by_task, strict=True))
+    rows = [[method, *(_lead(by_task[task, method]) for task in tasks)] for method in methods if method != baseline]
+    return table(("method", *tasks), rows)
+
+
+def _mean_score(row: Result) -> str:
+    return "–" if row["score"] is None else f"{row['score']:.1f}"
 
 
 def scores(preset: str) -> Iterator[str]:
@@ -204,6 +232,9 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
     "LoRA steps": lora_steps,
     "many": many,
+    "tenants": tenants,
+    "leads of tenants": leads,
+    "hypotheses of tenants": partial(hypotheses, "tenants"),
     "first screen": first_screen,
     "leaders": leaders,
     **{

@@ -23,11 +23,11 @@ PROTOCOL = (
     "Scores are percent of each task's first metric on its test split, mean over seeds ± half of the 95 % interval "
     "(Student's t). The validation split selects learning rate and epoch. Leads over {baseline} are paired by seed; "
     "errors are standard errors, 95 % intervals and p-values are from a bootstrap over seeds and test examples, and "
-    "for averages over tasks ({resamples:,} resamples). Better, worse: p < 0.05 after Holm's correction for the number "
-    "of methods. Equivalent: two one-sided tests at 5 % find the lead within {margin:g} points. Bytes are those of the "
-    "smallest precision that costs at most {loss:g} points on the validation split, where a file has been rounded."
+    "for averages over tasks, or tenants ({resamples:,} resamples). Better, worse: p < 0.05 after Holm's correction "
+    "for the number of methods. Equivalent: two one-sided tests at 5 % find the lead within {margin:g} points. Bytes "
+    "are those of the smallest precision that costs at most {loss:g} points on the validation split, where a file has "
+    "been rounded."
 )
-OF_TENANTS = " The score of a task with tenants is the mean of theirs, and its intervals are over tenants, too."
 
 
 def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -69,8 +69,7 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         "made": _made(records.values()),  # where the records come from
         "notes": notes,
         "resamples": resamples,
-        "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS)
-        + OF_TENANTS * any(len(parts) > 1 for parts in scores.values()),
+        "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS),
         "results": [
             _short(row(place, method, {task: tasks[task].get(method) for task in of}, verdict))
             for place, of in places.items()

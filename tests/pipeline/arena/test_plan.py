@@ -195,7 +195,8 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     for entry in plan.entries(name, chosen):
         assert entry.first().view.seed == 0
         planning.configured(entry.first().view.section, 0, ["query"], ["classifier"])
-        assert not records or tuning.missing(entry, records) == [], entry.title
+        is_begun = (entry.task, entry.method) in {(one.task, one.method) for one in records.values()}
+        assert not is_begun or tuning.missing(entry, records) == [], entry.title
         planned |= {training.key for trainings in tuning.steps(entry, records) for training in trainings}
     left = {one.method for key, one in records.items() if key not in planned}
     assert not left
