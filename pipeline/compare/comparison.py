@@ -11,7 +11,7 @@ from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import bootstrap, labels
 from pipeline.compare.entries import Entry, entries
 from pipeline.compare.labels import Parts
-from pipeline.compare.leads import Scores, Values
+from pipeline.compare.leads import Scores
 from pipeline.compare.rows import LOSS, PERCENT, row
 from pipeline.compare.verdicts import ByPart, Judge, Places
 from pipeline.core.errors import UserError, nearest
@@ -98,26 +98,19 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
     The parts of a task are those of its labels, or itself if they are not known.
     """
     trainings = [training for entry in entries.values() for training in entry.finished]
-    if not trainings or known is None:
-        same = [np.full(resamples, PERCENT * training.score()) for training in trainings]
-        return {task: _by_seed(trainings, [training.score() for training in trainings], same)}
-    metric, listed = trainings[0].metrics[0], dict[str, dict[str, dict[int, Scores]]]()
-    for part, its in known.items():
-        predicted = [np.array(training.predicted)[its.index] for training in trainings]
-        drawn = PERCENT * bootstrap.scores(part, metric, its.to_numpy(), predicted, resamples)
-        whole = [labels.score(metric, np.array(training.predicted), {part: its}) for training in trainings]
-        is_whole = len(known) == 1  # then the record has it, to more digits
-        listed[part] = _by_seed(trainings, [one.score() for one in trainings] if is_whole else whole, drawn)
-    return listed
-
-
-def _by_seed(
-    trainings: Iterable[Record], scores: Iterable[float], resampled: Iterable[Values]
-) -> dict[str, dict[int, Scores]]:
-    listed: dict[str, dict[int, Scores]] = {}
-    for training, score, drawn in zip(trainings, scores, resampled, strict=True):
-        listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, drawn)
-    return listed
+    parts: dict[str, dict[str, dict[int, Scores]]] = {part: {} for part in known or (task,)}
+    for part, listed in parts.items() if trainings else ():
+        whole = [training.score() for training in trainings]
+        drawn = np.array(whole)[:, None].repeat(resamples, axis=1)
+        if known is not None:
+            metric, its = trainings[0].metrics[0], known[part]
+            predicted = [np.array(training.predicted)[its.index] for training in trainings]
+            drawn = bootstrap.scores(part, metric, its.to_numpy(), predicted, resamples)
+            if len(known) > 1:
+                whole = [labels.score(metric, np.array(one.predicted), {part: its}) for one in trainings]
+        for training, score, resampled in zip(trainings, whole, drawn, strict=True):
+            listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, PERCENT * resampled)
+    return parts
 
 
 def _made(records: Iterable[Record]) -> dict[str, list[str]]:
