@@ -38,7 +38,12 @@ def two(after):
 def started(words=STAGE, **options):
     environment = os.environ | {"PYTHONPATH": str(workspace.ROOT), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env=environment, start_new_session=True, **pipes, **options)
+    return subprocess.Popen(words, env=environment, start_new_session=True, preexec_fn=listen, **pipes, **options)
+
+
+def listen():
+    """Have a process hear Ctrl-C even if this one has been started in the background, where a shell ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def done(words=STAGE):
@@ -98,7 +103,7 @@ def test_a_mistake_is_said_once_and_the_exit_code_is_that_of_one_process(two):
 
 @pytest.mark.parametrize(("sent", "code", "says"), [("INT", 130, "stopped\n"), ("TERM", 143, ""), ("KILL", -9, "")])
 def test_a_signal_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(two, sent, code, says):
-    workspace.change(train={"epochs": 24})
+    workspace.change(train={"epochs": 8})
     assert done()[0] == 0
     whole = digests("artifacts") | digests("reports")
     process = started()
