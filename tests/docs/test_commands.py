@@ -22,7 +22,7 @@ from tests.kit import write
 from tests.workspace import ROOT
 
 HOW_TO = sorted(f"docs/how-to/{path.name}" for path in ROOT.glob("docs/how-to/*.md"))
-PAGES = ("README.md", "docs/tutorial.md", "docs/tenants.md", *HOW_TO)
+PAGES = ("README.md", "docs/tutorial.md", "docs/tenants.md", "docs/generate.md", *HOW_TO)
 TO_RUN = ("", "nightly") if os.environ.get("LSR_NIGHTLY") == "1" else ("",)
 BLOCK = re.compile(
     r"^<!-- (?P<mark>nightly|not run|into)(?:: (?P<words>[^\n]+))? -->$|^```(?P<language>\w*)\n(?P<fenced>.*?)^```$"
