@@ -19,7 +19,6 @@ from pipeline.core.errors import UserError, exit_on_error, first_line
 from pipeline.methods import adapter_task
 from pipeline.predict import texts
 from pipeline.tasks import CompletionTask
-from pipeline.tasks.task import Columns
 
 PROGRAM = "python -m pipeline.predict"
 FORMATS = CSV, JSON_LINES, _ = (".csv", ".jsonl", ".parquet")
@@ -84,7 +83,7 @@ def predict(options: argparse.Namespace) -> None:
     if task.kind == CompletionTask.kind:
         streams = len(table) == 1 and options.file is None and options.out is None and not options.json
         said, truncated = written(*where, asked["text"], size, options.new_tokens, shown=streams)
-        columns: Columns = {"answer": said}
+        columns = CompletionTask.printed(said, None)
     else:
         outputs, truncated = answer(*where, Dataset.from_dict(asked | whose), size, "predict")
         columns, streams = printed(outputs, [*tenants.values()] or [task], whose), False

@@ -84,20 +84,17 @@ class CompletionTask(Task):
     ) -> tuple["pa.Table", Numbers]:
         import pyarrow as pa
 
-        prompts, lengths = self.prompts(tokenizer), list[int]()
-        columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "length", "label", PROMPT, "expected")}
+        prompts, rows, lengths = self.prompts(tokenizer), list[dict[str, Any]](), list[int]()
         for text, answer in zip(texts["text"], texts["label"], strict=True):
-            ids, labels = whole = prompts.example(self.messages(text), answer)
+            example = prompts.example(self.messages(text), answer)
             advance(1)
-            if whole.answer >= max_length:  # of the prompt, one token must stay
-                continue
-            lengths.append(len(ids))
-            row = (ids[-max_length:], min(len(ids), max_length), labels[-max_length:], text, answer)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
+            if example.answer < max_length:  # of the prompt, one token stays
+                ids, labels = (part[-max_length:] for part in example)
+                rows.append({"input_ids": ids, "length": len(ids), "label": labels, PROMPT: text, "expected": answer})
+                lengths.append(len(example.ids))
         ints = pa.list_(pa.int32())
         kinds = {"input_ids": ints, "length": pa.int32(), "label": ints, PROMPT: pa.string(), "expected": pa.string()}
-        return pa.table(columns, pa.schema(kinds)), np.array(lengths)
+        return pa.Table.from_pylist(rows, pa.schema(kinds)), np.array(lengths)
 
     def messages(self, prompt: str) -> list[Message]:
         """Return a prompt as a conversation."""
@@ -212,8 +209,8 @@ class CompletionTask(Task):
     # What is said of it
 
     @classmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
-        raise NotImplementedError
+    def printed(cls, outputs: Any, labels: Sequence[str] | None) -> Columns:
+        return {"answer": list(outputs)}  # texts
 
     def says(self) -> str:
         return "what the assistant says next" if self.is_conversation else "its completion"

@@ -1,7 +1,7 @@
 """How prompts and answers become tokens of a language model, and which of them it learns: the same in every stage."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.core.errors import UserError, first_line
 
@@ -43,10 +43,7 @@ class Prompts:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt: of a conversation, or of one message of the user."""
-        if self.template != NONE:
-            return self._ids(self._rendered(messages, asks=True))
-        ids: list[int] = self.tokenizer(messages[-1]["content"], verbose=False)["input_ids"]
-        return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
+        return self._begun(self._rendered(messages))
 
     def example(self, messages: Sequence[Message], answer: str) -> Example:
         """Return the tokens of a prompt and its answer. Labels are those of all of the assistant's answers.
@@ -54,17 +51,23 @@ class Prompts:
         Raises:
             ValueError: if the template changes an answer once the conversation goes on.
         """
-        if self.template == NONE:
-            pieces = iter([(self.prompt(messages), self._ids(answer))])
-        else:
-            pieces = self._pieces([*messages, {"role": "assistant", "content": answer}])
-        ids, labels = list[int](), list[int]()
-        for asked, answered in pieces:
-            silent = [SILENT] * len(asked)
-            if ids:  # after an answer
-                if asked[:1] != [self.end]:
-                    raise ValueError("the chat template does not end an answer with its end token")
-                silent[0] = self.end
+        turns = [*messages, {"role": "assistant", "content": answer}]
+        ids, labels, before, said = list[int](), list[int](), "", ""
+        for at, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            text = self._rendered(turns[:at])
+            if said:
+                since = text[len(before) :].lstrip()
+                asked = self._ids(since[len(said) :])
+                if not (text.startswith(before) and since.startswith(said) and asked[:1] == [self.end]):
+                    raise ValueError("the chat template changes an answer once the conversation goes on")
+                silent = [self.end] + [SILENT] * (len(asked) - 1)
+            else:
+                asked = self._begun(text)
+                silent = [SILENT] * len(asked)
+            before, said = text, turn["content"] if self.template == NONE else turn["content"].strip()
+            answered = self._ids(said)
             ids += asked + answered
             labels += silent + answered
         return Example([*ids, self.end], [*labels, self.end])
@@ -75,35 +78,24 @@ class Prompts:
         known = written[: written.index(self.end)] if self.end in written else written
         return str(self.tokenizer.decode(known, skip_special_tokens=True))
 
-    def _pieces(self, turns: Sequence[Message]) -> Iterator[tuple[list[int], list[int]]]:
-        """Yield what stands before each answer since the last one, and the answer, in tokens.
+    def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
+        """Return the text of a conversation and, if it `asks`, the beginning of the answer.
 
         Raises:
-            ValueError: if the template says an answer otherwise once the conversation goes on.
+            ValueError: if the template refuses it.
         """
-        before, answer = "", ""
-        for at, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            asked = self._rendered(turns[:at], asks=True)
-            since = asked[len(before) :] if not answer else asked[len(before) :].lstrip()
-            if not asked.startswith(before) or not since.startswith(answer):
-                raise ValueError("the chat template changes an answer once the conversation goes on")
-            since, before, answer = since[len(answer) :], asked, turn["content"].strip()
-            yield self._ids(since), self._ids(answer)
-
-    def _rendered(self, messages: Sequence[Message], *, asks: bool) -> str:
+        if self.template == NONE:
+            return messages[-1]["content"]
+        options: dict[str, Any] = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": asks}
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    chat_template=self.template,
-                    tokenize=False,
-                    add_generation_prompt=asks,
-                )
-            )
+            return str(self.tokenizer.apply_chat_template([dict(message) for message in messages], **options))
         except Exception as error:  # Jinja's, of which transformers takes care, or what the template raises
             raise ValueError(f"the chat template refuses it: {first_line(error)}") from None
+
+    def _begun(self, text: str) -> list[int]:
+        """Return the tokens of the beginning of a text; a chat template writes the first token itself."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.template == NONE, verbose=False)["input_ids"]
+        return ids[:-1] if self.template == NONE and ids[-1:] == [self.tokenizer.eos_token_id] else ids
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
