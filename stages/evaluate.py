@@ -30,6 +30,8 @@ def main(view: params.EvaluateView) -> None:
         model = banks.Served(banks.load(view.base_model), list(task.tenants))
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
     if isinstance(task, CompletionTask):
+        longest = max(test["length"][:]) + view.evaluate.new_tokens
+        base_models.check_positions(base, longest, "tokenize.max_length and evaluate.new_tokens")
         with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
             prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
             outcome: Outcome = generation.outcome(task, device.place(model), test, prompts, count, size, advance)

@@ -136,17 +136,17 @@ def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedMode
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def check_length(most: int, max_length: int) -> None:
-    """Refuse a length in tokens above a limit of the model; a tokenizer without one says 1e30.
+def check_length(most: int, length: int, key: str = "tokenize.max_length") -> None:
+    """Refuse a length in tokens above a limit of the model, which `key` causes; a tokenizer without one says 1e30.
 
     Raises:
         UserError: if it is.
     """
-    if max_length > most:
-        raise UserError(f"{PARAMS}: tokenize.max_length: the model takes at most {most} tokens, got {max_length}")
+    if length > most:
+        raise UserError(f"{PARAMS}: {key}: the model takes at most {most} tokens, got {length}")
 
 
-def check_positions(model: "PreTrainedModel", max_length: int) -> None:
+def check_positions(model: "PreTrainedModel", length: int, key: str = "tokenize.max_length") -> None:
     """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says."""
     from torch.nn import Embedding
 
@@ -154,7 +154,7 @@ def check_positions(model: "PreTrainedModel", max_length: int) -> None:
         if isinstance(module, Embedding) and name.rpartition(".")[2] in POSITIONS:
             before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
-            check_length(min(said, module.num_embeddings - before), max_length)
+            check_length(min(said, module.num_embeddings - before), length, key)
 
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:

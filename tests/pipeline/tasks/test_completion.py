@@ -18,7 +18,7 @@ from pipeline.data import base_models, datasets, tokens
 from pipeline.predict.__main__ import main as predict
 from pipeline.tasks import completion
 from pipeline.tasks.prompts import NONE, Prompts
-from tests import kit, workspace, writers
+from tests import architectures, kit, workspace, writers
 from tests.kit import refused, said
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
@@ -181,6 +181,18 @@ def test_methods_go_through_the_stages_by_one_word(here, adapter, section):
     found = report(artifacts.EVALUATE_METRICS)
     assert found["loss"] < found["loss_baseline"]
     assert (found["head_parameters"], found["adapter_trained"] > 0) == (0, True)
+
+
+def test_a_model_without_a_template_or_padding_writes_as_far_as_its_positions_reach(here):
+    here(lsr={"target_modules": "all-linear", "learning_rate": 0.02}, evaluate={"new_tokens": 4})
+    architectures.save(Path("plain"), "gpt2")
+    workspace.change(model="plain", tokenize={"max_length": 30})
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["loss"] < found["loss_baseline"]
+    assert report(artifacts.ADAPTER / "task.json")["template"] == "none"
+    workspace.change(evaluate={"new_tokens": 60})
+    refused(run, EVALUATE, says="tokenize.max_length and evaluate.new_tokens: the model takes at most 64 tokens, got ")
 
 
 @pytest.fixture(scope="module")
