@@ -240,7 +240,7 @@ def _each(metric: str, said: Sequence[str], expected: Sequence[str] | Numbers) -
     from rapidfuzz.distance import Indel
 
     words = [[WORD.findall(text.casefold()) for text in pair] for pair in pairs]
-    return np.array([Indel.normalized_similarity(one, other) for one, other in words], float)
+    return np.array([Indel.normalized_similarity(*pair) if any(pair) else 0.0 for pair in words], float)
 
 
 def _prompt_and_answer(value: Any, where: str) -> tuple[str, str]:
