@@ -27,6 +27,7 @@ from pipeline.params.schema import TABLES
 from pipeline.params.sources import NAME
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
+from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +44,6 @@ MOST_CLASSES = 100
 MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
 USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
 PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"  # what is written is named so
-FEW = 50  # rows of a class, of which a random cut could leave a split hardly any
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -114,6 +114,8 @@ def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: M
     }
     if row.tenant is None and (named := [column for column in table if column.casefold() in USUAL_TENANTS]):
         shown["tenants"] = f"none; if the column {named[0]} says whose row it is: --tenant {named[0]}"
+    if rare := task.rare(np.array(splits["train"]["label"][:])):
+        shown["rare"] = rare
     console.line(f"{OWN}: added {name}: {rows:,} rows of {path}")
     for word, said in shown.items():
         console.line(f"  {word:8}{said}")
@@ -203,7 +205,9 @@ def _scored(column: pd.Series, path: Path) -> dict[str, Any]:
         )
     names = ["false", "true"] if are_flags else sorted(counts, key=float if are_numbers else None)
     metrics = ["accuracy", "f1" if len(names) == 2 else "macro_f1"]
-    stratified = {"stratify": True} if min(counts.values()) < FEW else {}
+    if min(counts.values()) < max(RARE_TEXTS, RARE_SHARE * len(values)):
+        metrics = ["macro_f1", "accuracy"]  # accuracy hardly changes if a rare class is never answered
+    stratified = {"stratify": True} if min(counts.values()) < RARE_TEXTS else {}
     return {"label": {"column": column.name, "names": names}, "metrics": metrics, "cut": CUT, **stratified}
 
 

@@ -19,6 +19,7 @@ from pipeline.core.errors import UserError, exit_on_error
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks import CompletionTask
+from pipeline.tasks.classes import ClassesTask
 
 PROGRAM = "python -m pipeline.summary"
 WIDTH, INDENT = 88, 12  # characters
@@ -69,6 +70,8 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         own = f"; {kept:,} have an adapter of their own" if kept else ""
         each = found["bank_bytes"] / found["tenants"]
         yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}{own}"
+    if isinstance(task, ClassesTask) and (silent := _never_said()):
+        yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, which test has"
     yield (
         "parameters",
         f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained, "
@@ -84,6 +87,12 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
     if took:
         listed = ", ".join(f"{name.replace('_', '-')} {taken:,.0f}" for name, taken in took.items())
         yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
+
+
+def _never_said() -> list[str]:
+    """Return the classes of the test split that no answer names."""
+    rows = _rows(artifacts.EVALUATE_PREDICTIONS)
+    return sorted({row["actual_group"] for row in rows} - {row["predicted_group"] for row in rows})
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

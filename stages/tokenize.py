@@ -73,6 +73,8 @@ def main(view: params.TokenizeView) -> None:
     width = -(-(int(whole["train"].max()) + 1) // BINS)  # tokens; the bins begin at 0
     bins = [(number * width, int(rows)) for number, rows in enumerate(np.bincount(whole["train"] // width))]
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), bins)
+    if rare := task.rare(np.array(splits["train"]["label"])):
+        console.warn(f"rare classes in train: {rare}")
     report(view, counts, {reason.replace("_", " "): count for reason, count in dropped.items()}, conflicting)
 
 

@@ -6,22 +6,26 @@ inputs and labels; README.md, its card), artifacts/bank/ (what is served, if the
 Not a DVC out: runs/, where trackers write.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from datasets import Dataset
+from torch import Tensor
 from transformers import Trainer, set_seed
 
 from lsr.serve.common import last_layer
 from lsr.tuner.files import read_files
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import Task, TenantsTask
+from pipeline.tasks.classes import ClassesTask
 from pipeline.training import arguments, callbacks, own, processes, run
 
 
@@ -42,6 +46,8 @@ def train(view: params.TrainView, folder: Path) -> None:
     if isinstance(view.tenants.share, str) and isinstance(task, TenantsTask):
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
+    if view.train.class_weights == "balanced":
+        base_models.use_loss(base, task, balanced_loss(task, splits["train"]))
     tokenizer = base_models.load_tokenizer(view.base_model)
     collate = task.collator(tokenizer)
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
@@ -58,6 +64,12 @@ def train(view: params.TrainView, folder: Path) -> None:
         AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(written)
         cards.of_training(view, counts, cast("float", trainer.state.best_metric), written).write(written)
     write_reports(trainer, view, write_bank(view, task, splits, collate))
+
+
+def balanced_loss(task: Task, train: Dataset) -> Callable[..., Tensor]:
+    if not isinstance(task, ClassesTask):
+        raise UserError(f"{params.PARAMS}: train.class_weights: balanced needs a label of classes, and no tenants")
+    return task.balanced(np.array(train["label"][:]))
 
 
 def write_bank(view: params.TrainView, task: Task, splits: Mapping[str, Dataset], collate: Any) -> dict[str, int]:

@@ -46,11 +46,11 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     model: PreTrainedModel = _pretrained(row, task.auto_class(), use_safetensors=True, **task.head())
     pad(load_tokenizer(row), row.where, model)
     if loss := task.loss():
-        _use_loss(model, task, loss)
+        use_loss(model, task, loss)
     return model
 
 
-def _use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]") -> None:
+def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]") -> None:
     """Have a model compute the loss of a task from the logits that are about each row, and the labels.
 
     The model's own class changes, not a Trainer: what reads gradients of the model without one has the same loss, PEFT

@@ -80,6 +80,11 @@ class TrainParams(Section):
         "learning rate times this, which must not be negative",
     )
     warmup_share: StrictFloat = Field(ge=0, le=1, description="share of all optimizer steps")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        exclude_if=lambda chosen: chosen == "none",
+        description="balanced: an example weighs as much as its class is rare; validation scores choose the checkpoint",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         description="of matrix products; trainable parameters stay in fp32"
     )

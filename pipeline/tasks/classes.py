@@ -1,7 +1,7 @@
 """A model chooses one of several classes, which a column holds by number or name, or which a threshold derives."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 12  # classes
+RARE_SHARE, RARE_TEXTS = 0.1, 50  # a class with less of either is rare
 
 
 class ClassesTask(Task):
@@ -35,6 +36,29 @@ class ClassesTask(Task):
         counts = np.bincount(train["label"], minlength=len(self.names))
         shown = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
         return "" if counts.all() else f"no row of a class; rows per class: {shown}"
+
+    def rare(self, labels: Numbers) -> str:
+        counts = np.bincount(labels, minlength=len(self.names))
+        few = [
+            f"{name} {count:,} ({count / len(labels):.1%})"
+            for name, count in zip(self.names, counts, strict=True)
+            if count < max(RARE_SHARE * len(labels), RARE_TEXTS)
+        ]
+        if not few:
+            return ""
+        more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+        return (
+            f"{', '.join(few[:SHOWN])}{more}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
+        )
+
+    def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
+        """Return the cross-entropy in which all classes of some labels weigh the same."""
+        import torch
+        from torch.nn import functional as F
+
+        weights = len(labels) / (len(self.names) * np.bincount(labels, minlength=len(self.names)))
+        weight = torch.from_numpy(weights).float()
+        return lambda outputs, wanted: F.cross_entropy(outputs, wanted, weight.to(outputs))
 
     def counts(self, labels: Numbers) -> dict[str, float]:
         shares = np.bincount(labels, minlength=len(self.names)) / len(labels)

@@ -158,6 +158,10 @@ class Task(ABC):
 
         return tokenize(texts, tokenizer, max_length, advance)
 
+    def rare(self, labels: Numbers) -> str:
+        """Return which classes are so rare that accuracy hides them; an empty text if none, or there are no classes."""
+        return ""
+
     def counts(self, labels: Numbers) -> dict[str, float]:
         """Return what the stage tokenize reports of the labels of a split, by name."""
         return {}

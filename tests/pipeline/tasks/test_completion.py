@@ -1,7 +1,6 @@
 """A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
 
 import csv
-import json
 import shutil
 import subprocess
 import sys
@@ -194,21 +193,6 @@ def test_a_model_without_a_template_or_padding_writes_as_far_as_its_positions_re
     assert report(artifacts.ADAPTER / "task.json")["template"] == "none"
     workspace.change(evaluate={"new_tokens": 60})
     refused(run, EVALUATE, says="tokenize.max_length and evaluate.new_tokens: the model takes at most 64 tokens, got ")
-
-
-def test_conversations_go_through_the_stages_with_every_answer_of_the_assistant_learned(here):
-    asked = [{"role": "user", "content": "Where is the cat?"}, {"role": "assistant", "content": "in the barn"}]
-    also = [
-        [{"role": "user", "content": f"And the {at}?"}, {"role": "assistant", "content": "gone"}] for at in range(60)
-    ]
-    here(row=TALKS, written=[{"talk": asked + more} for more in also])
-    workspace.change(tokenize={"max_length": 90})
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    learned = [label for label in tokens.load_tokens("train")["label"][0] if label != -100]
-    assert writers.tokenizer().decode(learned) == "in the barn<|end|>gone<|end|>"
-    first = next(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open()))
-    assert (json.loads(first["prompt"])[:2], first["expected"]) == (asked, "gone")
-    assert report(artifacts.EVALUATE_METRICS)["loss"] < report(artifacts.EVALUATE_METRICS)["loss_baseline"]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
+from torch.nn import functional as F
 
 from pipeline import tasks
 from pipeline.tasks import Outcome, scores
@@ -141,3 +142,14 @@ def test_a_score_stands_beside_what_one_answer_for_all_has():
 def test_the_baseline_of_a_number_is_the_mean():
     metrics = RATING.metrics(Outcome(torch.tensor([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 5.0])), 100)
     assert (metrics["pearson_baseline"], metrics["loss_baseline"]) == (0.0, pytest.approx(8 / 3))
+
+
+def test_the_balanced_loss_is_the_mean_of_the_means_of_classes():
+    task = tasks.of(row_of(dict.fromkeys(SPLITS, "t.csv")))
+    labels = torch.tensor([0] * 5 + [1] * 45)
+    logits = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    each = F.cross_entropy(logits, labels, reduction="none")
+    expected = (each[:5].mean() + each[5:].mean()) / 2
+    torch.testing.assert_close(task.balanced(labels.numpy())(logits, labels), expected)
+    assert task.rare(labels.numpy()).startswith("bad 5 (10.0%), good 45 (90.0%): ")
+    assert not task.rare(labels.repeat(20).numpy())
