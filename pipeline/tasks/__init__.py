@@ -6,8 +6,9 @@ from pipeline.tasks.choices import ChoicesTask
 from pipeline.tasks.classes import ClassesTask, ThresholdTask
 from pipeline.tasks.completion import CompletionTask
 from pipeline.tasks.number import NumberTask
+from pipeline.tasks.outcome import Outcome
 from pipeline.tasks.pairs import PairsTask
-from pipeline.tasks.task import Outcome, Task
+from pipeline.tasks.task import Task
 from pipeline.tasks.tenants import TenantsTask
 
 __all__ = ["TASKS", "CompletionTask", "Outcome", "Task", "TenantsTask", "kinds", "of"]

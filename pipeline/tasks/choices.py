@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.params.labels import CHOSEN
 from pipeline.tasks.classes import ClassesTask
-from pipeline.tasks.task import Numbers, Outcome
+from pipeline.tasks.outcome import Numbers, Outcome
 
 
 class ChoicesTask(ClassesTask):

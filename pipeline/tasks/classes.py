@@ -10,7 +10,8 @@ import pandas as pd
 from pipeline.core.errors import nearest
 from pipeline.tasks.cells import plain_text, refuse, rounded
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite
-from pipeline.tasks.task import Columns, Numbers, Outcome, Task
+from pipeline.tasks.outcome import Numbers, Outcome
+from pipeline.tasks.task import Columns, Task
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,9 @@ from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
 from pipeline.tasks.cells import is_missing, plain_text, refuse, refuse_other_than_text
+from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
-from pipeline.tasks.task import Columns, Numbers, Outcome, Task
+from pipeline.tasks.task import Columns, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.tasks.cells import refuse, rounded
-from pipeline.tasks.task import Columns, Numbers, Outcome, Task
+from pipeline.tasks.outcome import Numbers, Outcome
+from pipeline.tasks.task import Columns, Task
 
 if TYPE_CHECKING:
     from torch import Tensor

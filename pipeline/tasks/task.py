@@ -8,7 +8,6 @@ class methods: task.json names the kind.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +18,7 @@ from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import is_template
 from pipeline.tasks import texts
 from pipeline.tasks.cells import fold, hashes, is_missing, plain_text
+from pipeline.tasks.outcome import Numbers, Outcome
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
     import pyarrow as pa
@@ -26,18 +26,8 @@ if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take s
     from torch import Tensor
     from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-Numbers = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
 GROUP, TENANT = "group", "tenant"  # columns of examples in addition to text, text_pair and label
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a model says of a split, beside what is right, in the order of the split."""
-
-    outputs: "Tensor"  # (examples, ...), as Task.outputs
-    labels: Numbers  # (examples,)
-    groups: Numbers | None = None  # (examples,): numbers of groups or tenants, if examples are scored by these
 
 
 class Task(ABC):

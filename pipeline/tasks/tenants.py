@@ -24,7 +24,8 @@ from pipeline.tasks import scores
 from pipeline.tasks.cells import plain_text, refuse
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.number import NumberTask
-from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Task
+from pipeline.tasks.outcome import Numbers, Outcome
+from pipeline.tasks.task import TENANT, Columns, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
