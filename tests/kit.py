@@ -4,6 +4,7 @@ A workspace whose four stages have run is what the fixture `after` gives (tests/
 in which nothing has run.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -57,6 +58,12 @@ def said(command, *words):
     status, out, err = ended(command, list(words))
     assert status in (None, 0), err
     return out
+
+
+def table(source):
+    """Return the rows of a CSV, which is a file or the text of one, as dictionaries by column."""
+    text = source.read_bytes().decode("utf-8") if isinstance(source, Path) else source
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def write(path, content):

@@ -4,6 +4,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from lsr.tuner.targets import last_linear
 from tests.capabilities.checks import stir
 from tests.capabilities.models import tiny, tokens
 from tests.capabilities.subjects import Subject
@@ -57,11 +58,13 @@ def made(config, model, base, seed, labels, folder):
 
 
 def with_labels(model, labels):
-    """Give a BERT a head of so many labels; None: its own."""
+    """Give a model a last layer of so many labels; None: its own."""
     if labels is not None:
+        layer = last_linear(model)
+        old = model.get_submodule(layer)
         with torch.random.fork_rng():
             torch.manual_seed(labels)
-            model.classifier = nn.Linear(model.config.hidden_size, labels)
+            model.set_submodule(layer, nn.Linear(old.in_features, labels, bias=old.bias is not None))
         model.num_labels = model.config.num_labels = labels
     return model
 

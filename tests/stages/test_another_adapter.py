@@ -1,6 +1,5 @@
 """Another adapter's folder as a start: its frames are held, or training goes on from its update."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.methods import adapters
 from tests import workspace
-from tests.kit import refused
+from tests.kit import refused, table
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, logits, report, run
 
 RANK, LAYERS = 3, 4  # queries and values of two layers
@@ -35,7 +34,7 @@ def other(tmp_path, monkeypatch):
 
 
 def captured():
-    return {row["captured"] for row in csv.DictReader(artifacts.FACTORIZE_START.open(newline=""))}
+    return {row["captured"] for row in table(artifacts.FACTORIZE_START)}
 
 
 def test_an_adapter_that_holds_frames_is_a_core_alone_and_its_export_needs_them_no_more(other):

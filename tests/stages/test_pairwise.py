@@ -5,8 +5,6 @@ pairs once: they are the points of a plane over the numbers modulo five. Methods
 """
 
 import copy
-import csv
-import io
 import re
 from contextlib import chdir
 from pathlib import Path
@@ -24,7 +22,7 @@ from pipeline.core import artifacts
 from pipeline.methods import adapters
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, tasks, workspace
-from tests.kit import digests, said
+from tests.kit import digests, said, table
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, inputs, logits, report, run
 
 CORES = {"rank_shape": [3], "separation_rank": 1, "train": "core"}
@@ -168,10 +166,9 @@ def names_in_model(name):
 
 def check_answers(kind):
     """The command that asks the adapter says of each text what was scored."""
-    scored = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+    scored = table(artifacts.EVALUATE_PREDICTIONS)
     columns = ("text", "text_pair")[: 1 + ("text_pair" in scored[0])]
-    printed = said(predict, "--file", artifacts.EVALUATE_PREDICTIONS.as_posix(), "--column", *columns)
-    asked = list(csv.DictReader(io.StringIO(printed)))
+    asked = table(said(predict, "--file", artifacts.EVALUATE_PREDICTIONS.as_posix(), "--column", *columns))
     assert len(asked) == len(scored) > 3
     for row, expected in zip(asked, scored, strict=True):
         if kind == "ratings":

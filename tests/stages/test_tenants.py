@@ -1,7 +1,5 @@
 """Tenants through the stages: one adapter for all with a head for each, own ones where they help, and late ones."""
 
-import csv
-import io
 import shutil
 from pathlib import Path
 
@@ -17,8 +15,8 @@ from pipeline.methods import adapters
 from pipeline.predict import __main__ as predict
 from pipeline.tasks import TenantsTask
 from tests import workspace
-from tests.kit import digests, refused, said, write
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+from tests.kit import digests, refused, said, table, write
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_of, report, run
 
 ROW = {
     "source": {"kind": "files", "files": {"train": "data/shops.csv"}},
@@ -54,18 +52,12 @@ def shops(tmp_path, monkeypatch):
     return tmp_path
 
 
-def table(path):
-    return list(csv.DictReader(path.open(newline="", encoding="utf-8")))
-
-
 def wide_outputs():
     """What the trained adapter with the heads of all says of each test text, of its own tenant."""
     view = params.load(params.EvaluateView)
     task, test = tasks.of(view.dataset), tokens.load_tokens("test")
     collate = task.collator(base_models.load_tokenizer(view.base_model))
-    model = adapters.load_adapter(
-        base_models.load_base_model(view.base_model, view.dataset), artifacts.ADAPTER, trainable=False
-    )
+    model = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
     return evaluation.outcome(evaluation.outputs(task, model, test, collate, 16), test)
 
 
@@ -84,13 +76,9 @@ def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, s
     said_of = {row["text"]: (row["tenant"], row["predicted"]) for row in table(artifacts.EVALUATE_PREDICTIONS)}
     for name, labels in LABELS.items():
         text, (_, label) = next((text, its) for text, its in said_of.items() if its[0] == name)
-        answer = table_of(said(predict.main, "--tenant", name, text, "--base", "tiny-roberta"))
+        answer = table(said(predict.main, "--tenant", name, text, "--base", "tiny-roberta"))
         assert list(answer[0]) == ["text", "label", *(f"p({label})" for label in labels)]
         assert answer[0]["label"] == label
-
-
-def table_of(text):
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def test_two_runs_write_the_same_bytes_with_own_adapters_too(shops):
@@ -136,25 +124,17 @@ def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
     assert (late.names, late.notes["late"]["labels"]) == (["late"], ["a", "b"])
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["a text"], "--tenant: whose texts are they? There are acme, bolt, cast"),
-        (["--tenant", "acne", "a text"], "--tenant: no tenant 'acne' of 3 in the bank; did you mean acme?"),
-        (["--adapter", "artifacts/adapter", "a text"], "--tenant: needs --adapter with a bank of tenants"),
-    ],
-)
-def test_who_asks_must_be_known(words, says, shops):
-    workspace.change(train={"epochs": 1})
+def test_a_file_names_the_tenant_of_each_row_and_who_asks_must_be_known(shops):
     run(FACTORIZE, TRAIN)
-    refused(predict.main, [*words, "--base", "tiny-roberta"], says=says)
-
-
-def test_a_file_names_the_tenant_of_each_row(shops):
-    run(FACTORIZE, TRAIN)
+    for words, says in (
+        ([], "--tenant: whose texts are they? There are acme, bolt, cast"),
+        (["--tenant", "acne"], "--tenant: no tenant 'acne' of 3 in the bank; did you mean acme?"),
+        (["--adapter", "artifacts/adapter"], "--tenant: needs --adapter with a bank of tenants"),
+    ):
+        refused(predict.main, [*words, "a text", "--base", "tiny-roberta"], says=says)
     write("asked.csv", [{"shop": name, "text": "the cat number 3 sleeps"} for name in ("bolt", "acme")])
-    found = table_of(said(predict.main, "--file", "asked.csv", "--base", "tiny-roberta"))
+    found = table(said(predict.main, "--file", "asked.csv", "--base", "tiny-roberta"))
     assert [row["label"] in LABELS[row["shop"]] for row in found] == [True, True]
     assert all(0 < float(row["p"]) <= 1 for row in found)
-    one = table_of(said(predict.main, "--tenant", "bolt", "the cat number 3 sleeps", "--base", "tiny-roberta"))[0]
+    one = table(said(predict.main, "--tenant", "bolt", "the cat number 3 sleeps", "--base", "tiny-roberta"))[0]
     assert (one["label"], float(one[f"p({one['label']})"])) == (found[0]["label"], pytest.approx(float(found[0]["p"])))

@@ -1,6 +1,5 @@
 """Texts become tokens: from official files in each format, by the numbers of the tokenizer; the same bytes twice."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from pipeline.core import artifacts
 from pipeline.data import base_models, datasets, tokens
 from pipeline.methods import adapters
 from pipeline.tasks import encoding
-from tests import tasks, workspace
+from tests import kit, tasks, workspace
 from tests.kit import digests, refused, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
@@ -60,7 +59,7 @@ def test_tokens_are_those_of_the_tokenizer_and_the_report_counts_them_and_what_i
     assert sorted(texts) == sorted(["the cat", "the dog", "an owl", LONG])
     assert table["input_ids"].to_pylist() == tokenizer(texts, truncation=True, max_length=8)["input_ids"]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    rows = {row["part"]: row for row in csv.DictReader(artifacts.TOKENIZE_SPLITS.open(newline=""))}
+    rows = {row["part"]: row for row in kit.table(artifacts.TOKENIZE_SPLITS)}
     found = rows["train"]
     assert [float(found[f"share_{name}"]) for name in ROW["label"]["names"]] == [0.25, 0.75]
     assert (int(found["rows"]), float(found["truncated_share"])) == (4, 0.25)
@@ -68,7 +67,7 @@ def test_tokens_are_those_of_the_tokenizer_and_the_report_counts_them_and_what_i
     assert int(found["tokens_p50"]) == np.percentile(lengths, 50, method="higher")
     left_out = {part: int(row["rows"]) for part, row in rows.items() if part.startswith("left out: ")}
     assert list(left_out.values()) == [1, 0, 5, 2]  # missing, within the margin, duplicate, with another label
-    histogram = [int(row["rows"]) for row in csv.DictReader(artifacts.TOKENIZE_LENGTHS.open(newline=""))]
+    histogram = [int(row["rows"]) for row in kit.table(artifacts.TOKENIZE_LENGTHS)]
     assert sum(histogram) == 4
 
 

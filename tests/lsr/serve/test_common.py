@@ -10,7 +10,6 @@ import torch
 from peft import LilyConfig, LoraConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
-from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
@@ -19,12 +18,11 @@ from lsr.loading.contents import read_contents
 from lsr.serve import file
 from lsr.serve.common import PLACEHOLDER, split
 from lsr.tuner.files import TASK, WEIGHTS
-from lsr.tuner.targets import last_linear
 from tests.capabilities.checks import stir
 from tests.capabilities.models import tiny, tokens
 from tests.capabilities.subjects import TARGETS, Subject
 from tests.kit import edit, refused, said, write
-from tests.lsr.saved import asked, save_lora
+from tests.lsr.saved import asked, save_lora, says, with_labels
 from tests.lsr.subjects import DENSE, FRAMES, SHARED
 
 TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["a", "b", "c"]}  # the second asks for a number
@@ -52,7 +50,7 @@ AS_LORA = ("LSR", "LSR, all biases", "LSR, shared frames", "LoRA", "LoRA of a de
 def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1, **more):
     """Save the adapter of tenants at `folder`, and its base beside it; return the model."""
     name, configured = {**METHODS, **UNMERGED}[method]
-    base = wide(tiny(name), sum(len(labels or "1") for labels in tenants.values()))
+    base = with_labels(tiny(name), sum(len(labels or "1") for labels in tenants.values()))
     base.name_or_path = str(folder.parent / "base")
     tiny(name).save_pretrained(base.name_or_path)
     with torch.random.fork_rng():
@@ -62,17 +60,6 @@ def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1, **more):
     model.save_pretrained(str(folder), save_embedding_layers=False)
     note = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": tenants, "max_length": 9}
     write(folder / TASK, json.dumps(note))
-    return model
-
-
-def wide(model, rows):
-    """Give a model a last layer of so many rows."""
-    layer = last_linear(model)
-    old = model.get_submodule(layer)
-    with torch.random.fork_rng():
-        torch.manual_seed(rows)
-        model.set_submodule(layer, nn.Linear(old.in_features, rows, bias=old.bias is not None))
-    model.num_labels = model.config.num_labels = rows
     return model
 
 
@@ -102,17 +89,15 @@ def test_each_tenant_has_its_rows_of_the_wide_head_also_from_a_file_and_as_lora(
     bank.save(tmp_path / "bank")
     check(again := AdapterBank.load(None, tmp_path / "bank"), expected)
     assert again.notes == bank.notes
-    name, _ = METHODS[method]
-    given = AdapterBank.load(tiny(name), tmp_path / "bank")  # whose head has three rows
+    model, _ = METHODS[method]
+    given = AdapterBank.load(tiny(model), tmp_path / "bank")  # whose head has three rows
     check(given, [*expected[:-1], torch.zeros(3)])
     if method not in AS_LORA:
         refused(bank.write, "acme", tmp_path / "acme", says=f"{tmp_path}/adapter")
         return
     for name in TENANTS:
         again.write(name, tmp_path / name)
-        plain = wide(tiny(METHODS[method][0]), len(TENANTS[name] or "1"))
-        plain = PeftModel.from_pretrained(plain, str(tmp_path / name)).eval()
-        found = plain(**tokens(len(WIDE))).logits
+        found = says(model, tmp_path / name, len(WIDE), torch.float32, len(TENANTS[name] or "1"))
         for row in (row for row, one in enumerate(WIDE) if one == name):
             assert_close(found[row], expected[row], rtol=1e-5, atol=1e-6)
 
@@ -120,7 +105,7 @@ def test_each_tenant_has_its_rows_of_the_wide_head_also_from_a_file_and_as_lora(
 def test_the_common_adapter_is_one_of_peft_and_holds_no_row_of_a_tenant(tmp_path):
     model = save_tenants(tmp_path / "adapter")
     AdapterBank.of_tenants(tmp_path / "adapter", precision="3bit").save(tmp_path / "bank")
-    common = PeftModel.from_pretrained(wide(tiny("roberta"), PLACEHOLDER), str(tmp_path / "bank/common"))
+    common = PeftModel.from_pretrained(with_labels(tiny("roberta"), PLACEHOLDER), str(tmp_path / "bank/common"))
     tensors, whole = (load_file(folder / WEIGHTS) for folder in (tmp_path / "bank/common", tmp_path / "adapter"))
     last = [f"base_model.model.classifier.out_proj.{kind}" for kind in ("weight", "bias")]
     assert tensors.keys() == whole.keys()
@@ -147,9 +132,7 @@ def test_an_adapter_of_ones_own_comes_on_top_and_is_written_with_the_common_one(
     again = AdapterBank.load(None, tmp_path / "bank")
     assert torch.equal(asked(again, names), expected)
     again.write("acme", tmp_path / "acme")
-    plain = PeftModel.from_pretrained(wide(tiny("roberta"), 2), str(tmp_path / "acme")).eval()
-    for row in (0, 2):
-        assert_close(plain(**tokens(3)).logits[row], expected[row, :2], rtol=1e-5, atol=1e-6)
+    assert_close(says("roberta", tmp_path / "acme", 3, torch.float32, 2)[::2], expected[::2, :2], rtol=1e-5, atol=1e-6)
 
 
 def test_frames_in_another_folder_go_with_the_common_adapter(tmp_path):
@@ -206,14 +189,14 @@ def test_what_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
     save_lora(tmp_path / "plain", "roberta", base=str(tmp_path / "base"))
     for precision in ("3bit", "float32"):
         said(main, "bank", "--from", "adapter", "-o", precision, "--precision", precision)
-    for names, says in (
+    for names, line in (
         (("adapter", "other"), "other: its adapters do not share the common one of those in adapter"),
         (("float32", "plain"), "plain: its adapters do not share the common one of those in float32"),
         (("plain", "float32"), "float32: its adapters do not share the common one of those in plain"),
         (("float32", "adapter"), "adapter: acme: an adapter named 'acme' is in the bank"),
         (("float32", "3bit"), "banks in 3bit and float32: choose a precision with --precision"),
     ):
-        refused(main, ("bank", "--from", *names, "-o", "new"), says=says)
+        refused(main, ("bank", "--from", *names, "-o", "new"), says=line)
     write("float32/common/mine.txt", "")
     write("float32/common/notes.doc", "")
     refused(main, ("bank", "--from", "adapter", "-o", "float32", "--force"), says="holds notes.doc")
@@ -243,11 +226,7 @@ def later(source, folder, **tenants):
         ({**TENANTS, "corp": ["a", "b", "a"]}, "corp: its task names 2 different labels, but its head has 3 outputs"),
         *(
             ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "name must not be empty, '__base__' or a path")
-            for name in ("", "__base__", "..")
-        ),
-        *(
-            ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "nor hold control or half")
-            for name in ("../x", "a\\b", "a\n", "\x1b", "\ud800")
+            for name in ("", "__base__", "..", "../x", "a\\b", "a\n", "\x1b", "\ud800")
         ),
     ],
 )
@@ -274,9 +253,7 @@ def test_what_cannot_be_merged_is_refused_in_one_line(tmp_path):
     save_tenants(tmp_path / "lily", "Lily")
     refused(AdapterBank.of_tenants, tmp_path / "lily", says="lily: LILY cannot be merged: This method is not")
     save_tenants(tmp_path / "prompt", "prompt tuning")
-    refused(
-        AdapterBank.of_tenants, tmp_path / "prompt", says="prompt: an adapter of the method PROMPT_TUNING has no head"
-    )
+    refused(AdapterBank.of_tenants, tmp_path / "prompt", says="an adapter of the method PROMPT_TUNING has no head")
     save_tenants(tmp_path / "wide")
     refused(AdapterBank(tiny("roberta")).add, "wide", tmp_path / "wide", says="wide: its head is that of many tenants")
 

@@ -1,6 +1,5 @@
 """The commands that ask a trained adapter and score it. That predict says what was scored: stages/test_pairwise.py."""
 
-import csv
 import io
 import json
 import sys
@@ -14,7 +13,7 @@ from lsr import round_adapter
 from pipeline import score
 from pipeline.core import artifacts
 from pipeline.predict import __main__ as predict
-from tests.kit import edit, refused, said, write
+from tests.kit import edit, refused, said, table, write
 
 SENTENCE = "the cat number 3 sleeps in the barn"
 TASK = artifacts.ADAPTER / "task.json"
@@ -47,10 +46,6 @@ def mistake(*words):
 def typed(monkeypatch, content):
     """Let standard input hold these bytes."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-
-
-def table(text):
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 # What it says

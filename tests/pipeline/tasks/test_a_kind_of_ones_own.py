@@ -1,8 +1,6 @@
 """A kind of task that is not the pipeline's own goes through the stages, predict, score and the arena, in one file."""
 
 import copy
-import csv
-import io
 import json
 import math
 import shutil
@@ -20,7 +18,7 @@ from pipeline.methods import adapter_task
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.__main__ import main as predict
 from tests import kit, workspace
-from tests.kit import refused, said
+from tests.kit import refused, said, table
 from tests.pipeline.arena import small
 from tests.pipeline.tasks import ordered
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
@@ -60,12 +58,8 @@ def here(trained, monkeypatch):
     monkeypatch.chdir(trained)
 
 
-def predictions():
-    return list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
-
-
 def test_the_stages_score_it_by_its_metric_and_its_loss():
-    found, rows = report(artifacts.EVALUATE_METRICS), predictions()
+    found, rows = report(artifacts.EVALUATE_METRICS), table(artifacts.EVALUATE_PREDICTIONS)
     numbers = [[LEVELS.index(row[name]) for row in rows] for name in ("actual", "predicted")]
     assert found["score"] == found["kappa"] == pytest.approx(ordered.kappa(*numbers), abs=1e-6)
     assert found["kappa_low"] <= found["kappa"] <= found["kappa_high"]
@@ -88,9 +82,9 @@ def test_a_copy_of_the_model_computes_the_loss_by_its_own_weights():
 
 def test_predict_needs_the_adapter_alone():
     assert json.loads((artifacts.ADAPTER / "task.json").read_text())["kind"] == "ordered"
-    scored = predictions()
-    printed = said(predict, *(row["text"] for row in scored))
-    assert [row["level"] for row in csv.DictReader(io.StringIO(printed))] == [row["predicted"] for row in scored]
+    scored = table(artifacts.EVALUATE_PREDICTIONS)
+    asked = table(said(predict, *(row["text"] for row in scored)))
+    assert [row["level"] for row in asked] == [row["predicted"] for row in scored]
     assert f"{report(artifacts.EVALUATE_METRICS)['kappa']:.4f}" in said(score.main, "levels", str(artifacts.ADAPTER))
 
 

@@ -26,11 +26,10 @@ def rows(name, labels, count, begin=0):
 BOTH = [*rows("bolt", ["x", "y", "z"], 60), *rows("acme", ["no", "yes"], 40, 100)]
 
 
-def row(train, label=OWN, **settings):
+def row(train, label=OWN, test=None, **settings):
     settings = {"cut": CUT, "tenant": "who", "metrics": ["accuracy", "macro_f1"]} | settings
-    return row_of(
-        {split: str(write(f"{split}.jsonl", its)) for split, its in {"train": train}.items()}, label, **settings
-    )
+    files = {"train": train} if test is None else {"train": train, "test": test}
+    return row_of({split: str(write(f"{split}.jsonl", its)) for split, its in files.items()}, label, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +37,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def load(train, *words, **settings):
+def load(*words, **settings):
     """The task of a row and its splits as tables."""
-    its = row(train, *words, **settings)
+    its = row(*words, **settings)
     loaded = datasets.load(its, "mine")
     return tasks.of(its), {name: table.to_pandas() for name, table in loaded.splits.items()}, loaded
 
@@ -81,11 +80,8 @@ def test_a_text_of_several_tenants_stays_with_each_and_is_trained_on_by_none_whe
 
 
 def test_numbers_and_common_names_are_labels_of_tenants_too():
-    task, splits, _ = load(
-        rows("a", [1, 2.5], 20) + rows("b", [3, 4], 20, 50),
-        {"column": "label", "low": 0, "high": 5},
-        metrics=["pearson"],
-    )
+    train, label = rows("a", [1, 2.5], 20) + rows("b", [3, 4], 20, 50), OWN | {"low": 0, "high": 5}
+    task, splits, _ = load(train, label, metrics=["pearson"])
     assert (task.kind, task.head()) == ("number", {"num_labels": 2, "problem_type": "regression"})
     assert splits["train"]["label"].dtype == float
     task, *_ = load(BOTH[60:], {"column": "label", "names": ["no", "perhaps", "yes"]})
@@ -94,33 +90,25 @@ def test_numbers_and_common_names_are_labels_of_tenants_too():
 
 MANY = [one for at in range(9) for one in rows(f"t{at}", ["no"], 5, 9 * at)]
 NEEDED = "a tenant needs 5 texts and 2 different labels; "
-MISTAKES = {
-    "four texts": (rows("acme", ["no", "yes"], 4), {}, NEEDED + "acme has 4 and 2"),
-    "one label": (rows("acme", ["no"], 9), {}, NEEDED + "acme has 9 and 1"),
-    "many": (MANY, {}, "t2 has 5 and 1 and 6 more tenants"),
-    "a path": (rows("../x", ["no", "yes"], 9), {}, "line 1: tenant '../x': no name of a folder"),
-    "a reserved name": (rows("__base__", ["no", "yes"], 9), {}, "tenant '__base__': no name of a folder"),
-    "no name": (rows("a\nb", ["no", "yes"], 9), {}, "no name of a folder"),
-    "another label": (BOTH, {"column": "label", "names": list("xyz")}, "'no' is not a class of tenant acme: x, y, z"),
-    "a text": (rows("acme", ["no", "yes"], 9), {"column": "label", "low": 0, "high": 1}, "'no' is not a finite number"),
-}  # fmt: skip
+XYZ, NUMBER = {"label": OWN | {"names": list("xyz")}}, {"label": OWN | {"low": 0, "high": 1}, "metrics": ["pearson"]}
+IN_TEST = {"cut": {"validation": 0.1}, "test": rows("bolt", ["no", "yes"], 9)}
+MISTAKES = [
+    (rows("acme", ["no", "yes"], 4), {}, NEEDED + "acme has 4 and 2"),
+    (rows("acme", ["no"], 9), {}, NEEDED + "acme has 9 and 1"),
+    (MANY, {}, "t2 has 5 and 1 and 6 more tenants"),
+    (rows("../x", ["no", "yes"], 9), {}, "line 1: tenant '../x': no name of a folder"),
+    (rows("__base__", ["no", "yes"], 9), {}, "tenant '__base__': no name of a folder"),
+    (rows("a\nb", ["no", "yes"], 9), {}, "no name of a folder"),
+    (BOTH, XYZ, "'no' is not a class of tenant acme: x, y, z"),
+    (rows("acme", ["no", "yes"], 9), NUMBER, "'no' is not a finite number"),
+    (rows("acme", ["no", "yes"], 9), IN_TEST, "tenant 'bolt' has no rows in train"),
+    (BOTH, IN_TEST | {"test": rows("acme", ["x"], 9)}, "label 'x' is not a class of tenant acme: no, yes"),
+]
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_what_a_tenant_cannot_be_is_one_line(name):
-    train, label, message = MISTAKES[name]
-    settings = {"metrics": ["pearson"]} if "low" in label else {}
-    refused(load, train, label or OWN, says=message, **settings)
-
-
-def test_a_tenant_or_a_label_in_test_alone_is_one_line():
-    for train, test, message in (
-        (rows("acme", ["no", "yes"], 9), rows("bolt", ["no", "yes"], 9), "tenant 'bolt' has no rows in train"),
-        (BOTH, rows("acme", ["x"], 9), "label 'x' is not a class of tenant acme: no, yes"),
-    ):
-        files = {name: str(write(f"{name}.jsonl", its)) for name, its in {"train": train, "test": test}.items()}
-        its = row_of(files, OWN, tenant="who", cut={"validation": 0.1})
-        refused(datasets.load, its, "mine", says=message)
+@pytest.mark.parametrize(("train", "settings", "message"), MISTAKES)
+def test_what_a_tenant_cannot_be_is_one_line(train, settings, message):
+    refused(load, train, says=message, **settings)
 
 
 @pytest.mark.parametrize(
@@ -167,31 +155,21 @@ def test_scores_are_means_over_tenants_with_the_interval_of_t(task):
     groups = np.array([0, 1, 1, 0, 1, 0, 1, 1] * 5)
     outcome = Outcome(torch.from_numpy(draws.normal(size=(40, 3))), draws.integers(2, size=40), groups)
     outcome.outputs[groups == 1, 2] = -1e9
-    each = {}
-    for number, name in enumerate("ab"):
-        its = groups == number
-        each[name] = (outcome.outputs[its].argmax(dim=1).numpy() == outcome.labels[its]).mean()
+    right = outcome.outputs.argmax(dim=1).numpy() == outcome.labels
+    each = {name: right[groups == number].mean() for number, name in enumerate("ab")}
     assert task.by_tenant(outcome) == pytest.approx(each)
     parts = task.parts(outcome, 100)
-    assert {name: (its["accuracy"], its["examples"]) for name, its in parts.items()} == {
-        name: (pytest.approx(each[name]), int((groups == number).sum())) for number, name in enumerate("ab")
-    }
-    whole = task.overall(parts)
-    assert (
-        whole["score"]
-        == whole["accuracy"]
-        == pytest.approx(np.mean([*each.values()]))
-        == task.scores(outcome)["accuracy"]
-    )
-    low, high = stats.t.interval(scores.CONFIDENCE, 1, np.mean([*each.values()]), stats.sem([*each.values()]))
+    assert {name: its["accuracy"] for name, its in parts.items()} == pytest.approx(each)
+    assert {name: its["examples"] for name, its in parts.items()} == {"a": 15, "b": 25}
+    whole, mean = task.overall(parts), np.mean([*each.values()])
+    assert whole["score"] == whole["accuracy"] == task.scores(outcome)["accuracy"] == pytest.approx(mean)
+    low, high = stats.t.interval(scores.CONFIDENCE, 1, mean, stats.sem([*each.values()]))
     assert (whole["accuracy_low"], whole["accuracy_high"]) == pytest.approx((low, high))
     assert (whole["examples"], whole["tenants"]) == (40, 2)
     table = task.table(outcome)
     assert table["tenant"].tolist() == ["ab"[number] for number in groups]
-    names = {0: "xyz", 1: "uv"}
-    assert table["actual"].tolist() == [
-        names[group][label] for group, label in zip(groups, outcome.labels, strict=True)
-    ]
+    answers = [("xyz", "uv")[group][label] for group, label in zip(groups, outcome.labels, strict=True)]
+    assert table["actual"].tolist() == answers
 
 
 def test_what_tokenize_has_found_is_read_back():
