@@ -17,7 +17,7 @@ from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, groups_of
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
-from pipeline.core.errors import UserError
+from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, content
 from pipeline.methods import adapters, banks, planning, statistics
 
@@ -48,10 +48,9 @@ def factorize_init(
     if section.frames == OWN:
         console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     for one in console.track(started, "factorize-init", len(groups), "starts"):
-        try:
+        # A weight is not finite, unless the initialization has rejected it.
+        with as_user_error(ValueError, before=f"{view.model}: {one.name}: "):
             energy = captured_energy(one, read.layers)
-        except ValueError as error:  # a weight that is not finite, unless the initialization has rejected it
-            raise UserError(f"{view.model}: {one.name}: {error}") from None
         rows.append((one.name, len(one.layers), one.layers[0].adapter("default").form.rank, captured, energy))
     return model, rows, read
 

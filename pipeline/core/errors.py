@@ -45,6 +45,19 @@ def clipped(line: str) -> str:
 
 
 @contextmanager
+def as_user_error(*kinds: type[Exception], before: str = "") -> Iterator[None]:
+    """Turn errors of these kinds into a user's mistake: `before`, and the first line of what they say.
+
+    Raises:
+        UserError: in place of them.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{before}{first_line(error)}") from None
+
+
+@contextmanager
 def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> Iterator[None]:
     """Print a user's mistake after `before`, the machine's refusal after `program`, or at Ctrl-C `stopped`; then exit.
 

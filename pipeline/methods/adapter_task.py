@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import Field, PositiveInt, field_validator
 
 from pipeline import tasks
-from pipeline.core.errors import UserError, nearest
+from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.params.reading import validated
 from pipeline.params.sources import Row
 from pipeline.tasks import CompletionTask, Task, TenantsTask
@@ -74,10 +74,8 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     from lsr.serve.file import read as read_bank_file
     from lsr.tuner.mistakes import InputError
 
-    try:
+    with as_user_error(InputError):
         header, _ = read_bank_file(folder)
-    except InputError as error:
-        raise UserError(str(error)) from None
     return {name: validated(AdapterTask, note, folder, (name,)) for name, note in header["notes"].items()}
 
 
@@ -91,10 +89,8 @@ def read(folder: Path) -> AdapterTask:
     from lsr.tuner.files import read_config
     from lsr.tuner.mistakes import InputError  # these import torch, which takes seconds
 
-    try:
+    with as_user_error(InputError):
         if (content := read_task(folder)) is None:
             read_config(folder)  # says more where there is no adapter either
             raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
-    except InputError as error:
-        raise UserError(str(error)) from None
     return validated(AdapterTask, content, folder / FILE, ())

@@ -20,7 +20,7 @@ from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import OWN, usual_terms
 from lsr.tuner.rates import rate_factor
 from lsr.tuner.start import Started, initialize_factors
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import public_name
 from pipeline.methods import planning
 from pipeline.methods.planning import Plan
@@ -69,10 +69,8 @@ def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None 
     section = plan.section
     if not isinstance(section, LsrParams) or section.frames != OWN:
         return  # PEFT has initialized it, or frames from another adapter are already loaded
-    try:
+    with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: "):
         yield from initialize_factors(model, init_weights=section.scheme, statistics=statistics)
-    except ValueError as error:
-        raise UserError(f"{PARAMS}: {section.word}.init: {error}") from None
 
 
 def rate_of(section: MethodParams, parameter: str) -> float | None:
@@ -109,10 +107,8 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     Raises:
         UserError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
-    try:
+    with as_user_error(InputError):
         model = load_onto(base, folder, trainable=trainable)
-    except InputError as error:
-        raise UserError(str(error)) from None
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.original_module.requires_grad_(False)  # PEFT's `bias: all` has made its biases trainable

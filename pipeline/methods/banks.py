@@ -24,7 +24,7 @@ from lsr.tuner.mistakes import InputError
 from lsr.tuner.targets import adapted_names, check_names
 from pipeline import tasks
 from pipeline.core import artifacts, console
-from pipeline.core.errors import UserError
+from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, tokens
 from pipeline.methods import planning
 from pipeline.params import PARAMS, FactorizeInitView
@@ -40,10 +40,8 @@ def of_adapter(row: ModelRow, folder: Path, precision: str = "float32") -> Adapt
     Raises:
         UserError: if the adapter cannot be merged into the base model.
     """
-    try:
+    with as_user_error(InputError):
         return AdapterBank.of_tenants(folder, _base(row), precision=precision)
-    except InputError as error:
-        raise UserError(str(error)) from None
 
 
 def load(row: ModelRow) -> AdapterBank:
@@ -52,10 +50,8 @@ def load(row: ModelRow) -> AdapterBank:
     Raises:
         UserError: if there is none, or it does not fit the base model.
     """
-    try:
+    with as_user_error(InputError):
         return AdapterBank.load(_base(row), artifacts.BANK)
-    except InputError as error:
-        raise UserError(str(error)) from None
 
 
 def _base(row: ModelRow) -> str | None:
@@ -68,12 +64,9 @@ def extended(base: PreTrainedModel, view: FactorizeInitView) -> PeftModel:
     Raises:
         UserError: if there is no such adapter, or it does not fit the base model.
     """
-    train, collate = (
-        tokens.load_tokens("train"),
-        tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model)),
-    )
-    batches = list(tokens.sample(train, collate, FITTED, view.seed, BATCH))
-    try:
+    collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
+    batches = list(tokens.sample(tokens.load_tokens("train"), collate, FITTED, view.seed, BATCH))
+    with as_user_error(ValueError, before=f"{PARAMS}: tenants.share: "):
         common, _ = split(adapter_folder(str(view.tenants.share)))
         layer = last_layer(common)
         rows = {f"{PREFIX}{key}": value for key, value in base.state_dict().items() if key.startswith(f"{layer}.")}
@@ -81,8 +74,6 @@ def extended(base: PreTrainedModel, view: FactorizeInitView) -> PeftModel:
         freeze_common(model, layer)
         with fitted_head(model, [_own_layer(model, layer)], batches, seed=view.seed, keep=True, track=_track):
             return model
-    except ValueError as error:
-        raise UserError(f"{PARAMS}: tenants.share: {error}") from None
 
 
 def _track(items: Sequence[Any], title: str) -> Iterable[Any]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lsr import LsrConfig, LsrModel
 from lsr.tuner.forms import check_forms
 from lsr.tuner.targets import adapted_names, check_indices, check_names, heads_of, linear_layers
-from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
@@ -50,10 +50,8 @@ class Plan:
             UserError: in place of it.
         """
         misfit = ANY_MISFIT if isinstance(self.section, PeftParams) else MISFIT
-        try:
+        with as_user_error(*misfit, before=f"{PARAMS}: {self.section.word}: "):
             yield
-        except misfit as error:
-            raise UserError(f"{PARAMS}: {self.section.word}: {first_line(error)}") from None
 
 
 def resolve(
@@ -94,7 +92,7 @@ def configured(
         UserError: if a value is not allowed, one line each.
     """
     chosen = {"task_type": TaskType(task_type), "target_modules": targets, "modules_to_save": trained_whole or None}
-    try:
+    with as_user_error(ValueError, TypeError, before=f"{PARAMS}: {section.word}: "):
         match section:
             case LsrParams():  # the initialization comes later
                 fields = {name: value for name, value in section if name in LsrConfig.__dataclass_fields__}
@@ -104,8 +102,6 @@ def configured(
                 return _type_of(section)(**_peft_fields(section, seed), **chosen)
         # PEFT has no method for everything or for the head alone: an adapter without layers saves whole modules.
         return LoraConfig(**chosen)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{PARAMS}: {section.word}: {first_line(error)}") from None
 
 
 def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
@@ -173,10 +169,8 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
             architecture; lists the linear layers.
     """
     if row.target_modules is not None:
-        try:
+        with as_user_error(ValueError, before=f"{row.where}: "):
             check_names(LoraConfig(target_modules=list(row.target_modules)), model)
-        except ValueError as error:
-            raise UserError(f"{row.where}: {error}") from None
         return row.target_modules
     kind = model.config.model_type
     if kind not in LsrModel.target_module_mapping:

@@ -14,7 +14,7 @@ from lsr.tuner.files import adapter_folder
 from lsr.tuner.mistakes import first_line
 from pipeline import tasks
 from pipeline.core import console
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import tokens
 from pipeline.data.base_models import load_tokenizer
 from pipeline.methods import device
@@ -54,10 +54,8 @@ def _of_examples(section: LsrParams, base: PreTrainedModel, plan: Plan, view: Fa
             sizes.append(len(item["labels"]))
             yield item
 
-    try:
+    with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
         layers = over_batches(base, plan, batches, view.seed, track)
-    except ValueError as error:
-        raise UserError(f"{PARAMS}: {section.word}.init: {view.data}: {error}") from None
     return Read(layers, len(sizes), sum(sizes))
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
-from pipeline.core.errors import UserError, exit_on_error, first_line
+from pipeline.core.errors import UserError, as_user_error, exit_on_error
 from pipeline.methods import adapter_task
 from pipeline.predict import texts
 from pipeline.tasks import CompletionTask
@@ -117,10 +117,9 @@ def write(table: pd.DataFrame, out: Path | TextIO, ending: str) -> None:
     elif ending == CSV:
         table.to_csv(out, index=False, lineterminator="\n")
     else:
-        try:
+        # Such as for a column of numbers and texts.
+        with as_user_error(ValueError, TypeError, before="--out: parquet does not take this table: "):
             table.infer_objects().to_parquet(out)
-        except (ValueError, TypeError) as error:  # such as a column of numbers and texts
-            raise UserError(f"--out: parquet does not take this table: {first_line(error)}") from None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import InputError
 from pipeline import evaluation, generation
 from pipeline.core import artifacts, console
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import pad
 from pipeline.methods import banks, device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
@@ -64,11 +64,9 @@ def _opened(folder: Path, base: str | None, task: AdapterTask) -> tuple[nn.Modul
         UserError: if something is missing or does not fit.
     """
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
-    try:
+    with as_user_error(InputError):
         model, its, fields = (_bank if artifacts.is_bank(folder) else _adapter)(folder, base, task)
         tokenizer = base_models.load_tokenizer(fields, folder, base)
-    except InputError as error:
-        raise UserError(str(error)) from None
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
     pad(tokenizer, str(folder), its)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.core import console
-from pipeline.core.errors import UserError, nearest
+from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data import sources
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks.cells import is_missing, plain_text, refuse_other_than_text
@@ -101,10 +101,8 @@ def checked(
         raise UserError(f"row {numbers[0]}: is empty; needed: a text, or --skip-empty")
     full = texts[~empty]
     for _, column in full.items():
-        try:
+        with as_user_error(ValueError):
             refuse_other_than_text(column)
-        except ValueError as error:
-            raise UserError(str(error)) from None
     if numbers:
         shown = ", ".join(numbers[:SHOWN]) + ", ..." * (len(numbers) > SHOWN)
         console.note(f"rows without text skipped: {len(numbers)} of {len(empty)}: {shown}")
