@@ -6,6 +6,7 @@ What is no HTTP does not come here: uvicorn answers it with 400, in plain text.
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,15 +40,8 @@ class Service:
         self.passes, self.bank, self.batches = passes, passes.bank, Batches(passes, rows, room, wait)
         ADAPTERS.set_function(lambda: len(self.bank.notes))
 
-    async def predict(self, request: Request) -> Response:
-        """Say of each text what an adapter says."""
-        return await self._answered(request, "texts")
-
-    async def generate(self, request: Request) -> Response:
-        """Write on after each prompt, always with the likeliest token."""
-        return await self._answered(request, "prompts")
-
-    async def _answered(self, request: Request, field: str) -> Response:
+    async def answer(self, field: str, request: Request) -> Response:
+        """Say of each of the `texts` what an adapter says, or write on after `prompts`, with the likeliest tokens."""
         new_tokens = self.passes.new_tokens
         if bool(new_tokens) != (field == "prompts"):
             writes = "writes: ask /v1/generate" if new_tokens else "does not write: ask /v1/predict"
@@ -106,8 +100,8 @@ class Service:
 
         description = DESCRIPTION.read_bytes()
         routes = [
-            Route("/v1/predict", self.predict, methods=["POST"]),
-            Route("/v1/generate", self.generate, methods=["POST"]),
+            Route("/v1/predict", partial(self.answer, "texts"), methods=["POST"]),
+            Route("/v1/generate", partial(self.answer, "prompts"), methods=["POST"]),
             Route("/v1/adapters/{name}", self.put, methods=["PUT"]),
             Route("/v1/adapters/{name}", self.delete, methods=["DELETE"]),
             Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank.notes)})),
