@@ -147,7 +147,7 @@ def described(
     if label in (None, COMPLETION) and COMPLETION in table and (text or PROMPT in table):
         return source | {"text": list(text or [PROMPT]), "label": {"completion": COMPLETION}} | written
     label = label or _label(table, text or (), path)
-    scored = _scored(table[label], path) if tenant is None else _scored_by_tenant(table[label], tenant)
+    scored = _scored(table[label], tenant, path)
     found = list(text or (column for column in table if column != label and _is_text(table[column])))
     if not 0 < len(found) <= 2:
         raise UserError(f"{path}: which one or two columns are the text? --text {' '.join(found or table)}")
@@ -178,26 +178,18 @@ def _known(values: pd.Series) -> list[Any]:
     return [value for value in values if not is_missing(value)]
 
 
-def _scored_by_tenant(column: pd.Series, tenant: str) -> dict[str, Any]:
-    # Whose labels are numbers, or else classes that are found tenant by tenant.
-    numbers = pd.to_numeric(pd.Series(_known(column), dtype=object), errors="coerce")
-    label, metrics = {"column": column.name}, ["accuracy", "macro_f1"]
-    if numbers.notna().all() and ((numbers % 1 != 0).any() or numbers.nunique() > MOST_DIGITS):
-        label |= {"low": float(numbers.min()), "high": float(numbers.max())}
-        metrics = ["pearson", "spearman"]
-    return {"tenant": tenant, "label": label, "metrics": metrics, "cut": CUT}
-
-
-def _scored(column: pd.Series, path: Path) -> dict[str, Any]:
-    # What of a row follows from the column to predict: label, metrics and cut.
-    values = _known(column)
+def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]:
+    # What of a row follows from the column to predict: label, metrics and cut; the classes of tenants are found later.
+    values, whose = _known(column), {} if tenant is None else {"tenant": tenant}
     counts = Counter(map(plain_text, values))
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
     are_flags = all(isinstance(value, bool) for value in values)
     are_numbers = numbers.notna().all() and not are_flags
     if are_numbers and ((numbers % 1 != 0).any() or len(counts) > MOST_DIGITS):
         ends = {"low": float(numbers.min()), "high": float(numbers.max())}
-        return {"label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"], "cut": CUT}
+        return {**whose, "label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"], "cut": CUT}
+    if whose:
+        return {**whose, "label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"], "cut": CUT}
     if not 1 < len(counts) <= min(MOST_CLASSES, len(values) / 2):
         raise UserError(
             f"{path}: {column.name} is no label: it has {len(counts):,} different values in {len(values):,} rows; "

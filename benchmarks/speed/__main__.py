@@ -4,23 +4,18 @@ Results are in benchmarks/results/speed.json.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.speed import figures, lora, many, serve
-from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import exit_on_error
-from pipeline.training.arguments import has_fast_bf16
 
-PARTS: dict[str, Callable[[], Iterable[figures.Row]]] = {
-    "lora": lambda: lora.run(affordable(lora.CASES)),
-    "many": lambda: many.run(),
-    "serve": lambda: serve.run(),
-}
+PARTS: dict[str, Any] = {"lora": lora, "many": many, "serve": serve}  # modules, whose `run` measures
 RESULTS = Path("benchmarks/results/speed.json")
 
 
@@ -34,15 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threadpool_limits(options.threads)  # of the BLAS of numpy
     with exit_on_error("stopped; parts that are done are kept"):
         for part in [options.part] if options.part else PARTS:
-            figures.publish(RESULTS, part, options.threads, PARTS[part]())
-
-
-def affordable(cases: Sequence[lora.Case]) -> tuple[lora.Case, ...]:
-    """Return the cases without bf16 where torch has no fast products in it, which would take hours."""
-    if has_fast_bf16():
-        return tuple(cases)
-    console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
-    return tuple(case for case in cases if case.dtype != "bfloat16")
+            figures.publish(RESULTS, part, options.threads, PARTS[part].run())
 
 
 if __name__ == "__main__":

@@ -36,14 +36,14 @@ FORMS: dict[str, Callable[..., PeftConfig]] = {  # twelve layers with 16 directi
 PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapter, not merged"
 
 
-def run(counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row]:
+def run() -> Iterator[Row]:
     """Yield a row for each number of adapters and way to serve them.
 
     Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch, and
     bytes those of all adapters in a bank.
     """
-    for count in console.track(counts, "many", len(counts), "numbers of adapters"):
-        yield from serve(count, rounds)
+    for count in console.track(COUNTS, "many", len(COUNTS), "numbers of adapters"):
+        yield from serve(count, ROUNDS)
 
 
 def serve(count: int, rounds: int) -> list[Row]:

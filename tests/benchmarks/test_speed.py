@@ -52,7 +52,7 @@ def test_a_server_answers_as_many_texts_as_its_bank(tiny, monkeypatch):
 def test_the_command_writes_the_figures_of_one_part_and_leaves_those_of_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
     monkeypatch.setattr(many, "run", lambda: [{"method": many.PEER, "seconds": 1 / 3}])
-    monkeypatch.setattr(lora, "run", lambda cases: [{"model": "minilm", "last_loss": None}])
+    monkeypatch.setattr(lora, "run", lambda: [{"model": "minilm", "last_loss": None}])
     for part in ("many", "lora", "many"):
         command.main([part, "--threads", "1"])
     measured = json.loads((tmp_path / "speed.json").read_text())
