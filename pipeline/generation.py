@@ -29,7 +29,7 @@ def write(
 ) -> list[str]:
     """Return what a model writes for each prompt in tokens, `new_tokens` at most; prompts of one length go together."""
     model.eval()
-    where, pad = device_of(model), int(prompts.tokenizer.pad_token_id or 0)
+    where = device_of(model)
     ends = sorted({prompts.end, prompts.tokenizer.eos_token_id} - {None})
     greedy = GenerationConfig(
         max_new_tokens=new_tokens,
@@ -37,19 +37,16 @@ def write(
         num_beams=1,
         repetition_penalty=1.0,
         eos_token_id=ends,
-        pad_token_id=pad,
+        pad_token_id=prompts.tokenizer.pad_token_id,
         use_cache=True,
     )
     order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
     said, start, count = [""] * len(asked), time.monotonic(), 0
     for places in order.split(batch_size):
-        rows = [torch.tensor(asked[at]) for at in places.tolist()]
-        ids, mask = (
-            torch.nn.utils.rnn.pad_sequence(its, batch_first=True, padding_value=value, padding_side="left").to(where)
-            for its, value in ((rows, pad), ([torch.ones_like(row) for row in rows], 0))
-        )
-        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, streamer=streamer)
-        for at, row in zip(places.tolist(), found[:, ids.shape[1] :].tolist(), strict=True):
+        rows: Any = {"input_ids": [asked[at] for at in places.tolist()]}
+        batch = prompts.tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(where)
+        found = model.generate(**batch, generation_config=greedy, streamer=streamer)
+        for at, row in zip(places.tolist(), found[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             ended = next((place + 1 for place, one in enumerate(row) if one in ends), len(row))
             said[at], count = prompts.text(row[:ended]), count + ended
         advance(len(places), f"{count / (time.monotonic() - start):,.0f} tokens/s")

@@ -137,20 +137,14 @@ class CompletionTask(Task):
 
     @classmethod
     def collator(cls, tokenizer: "PreTrainedTokenizerBase") -> Any:
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
+        from transformers import DataCollatorForSeq2Seq
+
+        padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=SILENT)
 
         def collate(features: Any) -> dict[str, "Tensor"]:
-            by_name = isinstance(features, Mapping)
-            ids, labels = (
-                features[key] if by_name else [one[key] for one in features] for key in ("input_ids", "label")
-            )
-            rows = [torch.tensor(one) for one in ids]
-            return {
-                "input_ids": pad_sequence(rows, batch_first=True, padding_value=int(tokenizer.pad_token_id or 0)),
-                "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-                "labels": pad_sequence([torch.tensor(one) for one in labels], batch_first=True, padding_value=SILENT),
-            }
+            if isinstance(features, Mapping):
+                features = [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
+            return dict(padded([{key: one[key] for key in ("input_ids", "label")} for one in features]))
 
         return collate
 
