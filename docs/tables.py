@@ -156,7 +156,7 @@ def tenants() -> Iterator[str]:
     records = arena_records.read(ROOT / arena_records.FOLDER / "tenants").values()
     largest = {one.method: one for one in sorted(records, key=lambda one: one.file_bytes)}
     by_task = results("tenants")
-    tasks = list(dict.fromkeys(task for task, _ in by_task))
+    tasks = _by_size(task for task, _ in by_task)
     rows = []
     for method, one in largest.items():
         each = one.tenant_bytes or one.file_bytes // TENANTS  # of a regression
@@ -170,9 +170,13 @@ def tenants() -> Iterator[str]:
 def leads() -> Iterator[str]:
     """Yield the leads of methods of the preset over its baseline by task, with intervals over tenants."""
     by_task, baseline = results("tenants"), _comparison("tenants")["baseline"]
-    tasks, methods = (list(dict.fromkeys(names)) for names in zip(*by_task, strict=True))
+    tasks, methods = _by_size(task for task, _ in by_task), dict.fromkeys(method for _, method in by_task)
     rows = [[method, *(_lead(by_task[task, method]) for task in tasks)] for method in methods if method != baseline]
     return table(("method", *tasks), rows)
+
+
+def _by_size(tasks: Iterable[str]) -> list[str]:
+    return sorted({*tasks}, key=lambda task: (len(task), task))
 
 
 def _mean_score(row: Result) -> str:
