@@ -24,7 +24,6 @@ FACTOR, CORE, HEAD = ".factor_A1", ".core", "classifier.out_proj.bias"
 FRAMES_ALONE = ("frames",)
 NO_HEADS = ("frames", "read_contents", "round", "squeeze")
 NO_TASK = ("frames", "load_adapter", "load_onto")
-EXPORT = ("export",)  # of which somebody may write what task he likes
 ROUND = ("round",)  # what it takes for tensors alone, if they are not LSR's
 BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "round")  # a LoRA of which PEFT makes something
 BOTH, LORA, SUMS, ROUNDED_ONE = ("lsr", "lora"), ("lora",), ("sums",), ("rounded",)

@@ -110,7 +110,7 @@ def edit(path, change=None, **keys):
     return write(path, content | keys)
 
 
-def digests(folder):
-    """Return the SHA-256 of every file below a folder by its path, to compare what was there with what is."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file())
+def digests(*folders):
+    """Return the SHA-256 of every file below folders by its path, to compare what was there with what is."""
+    files = (path for folder in folders for path in Path(folder).rglob("*") if path.is_file())
     return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -44,7 +44,7 @@ def changed_stages(repository):
 
 def outputs(folder):
     with contextlib.chdir(folder):
-        return digests("artifacts") | digests("reports")
+        return digests("artifacts", "reports")
 
 
 def test_an_edit_that_concerns_nobody_costs_one_tokenize_with_the_same_bytes(restored):

@@ -1,14 +1,13 @@
 """The documentation builds without a warning, and a real browser opens every page of it from the disk."""
 
-import os
 import re
-import subprocess
 import sys
 from urllib.parse import unquote
 
 import pytest
 
 from tests.browser import NARROW, WIDE, chromium, tab
+from tests.repository import command
 from tests.workspace import ROOT
 
 pytestmark = pytest.mark.nightly
@@ -22,15 +21,8 @@ FIGURES_FIT = """[...document.querySelectorAll('.figures .md-typeset__scrollwrap
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    run = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--site-dir", folder],
-        cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    build = (sys.executable, "-m", "mkdocs", "build", "--site-dir", folder)
+    command(ROOT, *build, NO_MKDOCS_2_WARNING="1", PYTHONPATH=str(ROOT))
     return folder
 
 

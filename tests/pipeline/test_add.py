@@ -31,15 +31,25 @@ def workspace(tmp_path, monkeypatch):
     pairs = [{"question": text(row), "answer": text(ROWS[-1 - row]), "label": row % 2} for row in ROWS]
     write("data/pairs.tsv", pairs)
     write("data/ratings.jsonl", [{"review": text(row), "stars": row / 30, "spam": row % 2 == 0} for row in ROWS])
+    asked = [{"prompt": f"Where is {row}?", "completion": text(row)} for row in ROWS]
+    write("data/asked.jsonl", asked)
+    write("data/talks.jsonl", [{"messages": talk(*row.values()), "prompt": "no"} for row in asked])
     write("data/stars.parquet", [{"text": text(row), "n": row % 5 + 1} for row in ROWS])
 
 
+def talk(*contents):
+    return [{"role": role, "content": one} for role, one in zip(("user", "assistant"), contents, strict=True)]
+
+
+WRITTEN = ["exact_match", "rouge_l"]
 SPAM = ["data/ratings.jsonl", "--label", "spam"]
 DECIDED = [
     (["data/tickets.csv"], ["body"], {"column": "queue", "names": QUEUES}, ["macro_f1", "accuracy"]),
     (["data/pairs.tsv"], ["question", "answer"], {"column": "label", "names": ["0", "1"]}, ["accuracy", "f1"]),
     (["data/ratings.jsonl"], ["review"], {"column": "stars", "low": 0, "high": 119 / 30}, ["pearson", "spearman"]),
     (SPAM, ["review"], {"column": "spam", "names": ["false", "true"]}, ["accuracy", "f1"]),
+    (["data/asked.jsonl"], ["prompt"], {"completion": "completion"}, WRITTEN),
+    (["data/talks.jsonl"], None, {"messages": "messages"}, WRITTEN),
     (["data/stars.parquet"], ["text"], {"column": "n", "names": list("12345")}, ["macro_f1", "accuracy"]),
 ]  # fmt: skip
 
@@ -49,11 +59,13 @@ def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, tex
     shown = said(main, *words)
     ((name, row),) = read_yaml(OWN).items()
     assert row["source"] == {"kind": "files", "files": {"train": words[0]}}
-    assert (row["text"], row["label"], row["metrics"]) == (text, label, metrics)
+    assert (row.get("text"), row["label"], row["metrics"]) == (text, label, metrics)
+    assert row["cut"] == {"validation": 0.1, "test": 0.2}
     assert row.get("stratify", False) == (len(label.get("names", "")) > 2)  # 40 and 24 rows of a class are few
     assert params.load_row("data", name).where == "data/datasets.yaml"
     assert f"data/datasets.yaml: added {name}: 120 rows of {words[0]}\n" in shown
-    assert f"\nTo train: dvc exp run -S data={name}\n" in shown
+    model = " -S model=smollm2" if metrics == WRITTEN else ""
+    assert f"\nTo train: dvc exp run -S data={name}{model}\n" in shown
 
 
 def test_what_was_decided_is_said():

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from pipeline import params
-from pipeline.data import base_models
+from pipeline import evaluation, params, tasks
+from pipeline.core import artifacts
+from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, planning
 from pipeline.training import callbacks
 from stages import evaluate, factorize_init, tokenize, train
@@ -33,6 +34,17 @@ def base_model(view):
 
 def base_of(view):
     return base_models.load_base_model(view.base_model, view.dataset)
+
+
+def trained(view, *, trainable=False):
+    return adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=trainable)
+
+
+def outcome(view, split):
+    """The task of a view, and what its trained adapter answers to a split beside what is right."""
+    task, rows = tasks.of(view.dataset), tokens.load_tokens(split)
+    collate = task.collator(base_models.load_tokenizer(view.base_model))
+    return task, evaluation.outcome(evaluation.outputs(task, trained(view), rows, collate, 16), rows)
 
 
 def added(base, section, row, seed=0):

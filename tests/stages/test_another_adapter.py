@@ -15,7 +15,7 @@ from pipeline.core import artifacts
 from pipeline.methods import adapters
 from tests import workspace
 from tests.kit import refused, table
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, logits, report, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, logits, report, run, trained
 
 RANK, LAYERS = 3, 4  # queries and values of two layers
 SHARED = {"rank_shape": [RANK], "separation_rank": 1, "share": "layers", "train": "core", "init": "warm"}
@@ -49,7 +49,7 @@ def test_an_adapter_that_holds_frames_is_a_core_alone_and_its_export_needs_them_
     assert found["adapter_trained"] == found["adapter_stored"] == LAYERS * RANK**2
 
     view = params.load(params.EvaluateView)
-    expected = logits(adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False))
+    expected = logits(trained(view))
     export_lora(artifacts.ADAPTER, Path("lora"))
     shutil.rmtree(OTHER)
     assert logits(PeftModel.from_pretrained(base_of(view), "lora")) == pytest.approx(expected, abs=1e-5)

@@ -23,7 +23,19 @@ from pipeline.methods import adapters
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, tasks, workspace
 from tests.kit import digests, said, table
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, inputs, logits, report, run
+from tests.stages.running import (
+    EVALUATE,
+    FACTORIZE,
+    TOKENIZE,
+    TRAIN,
+    base_model,
+    base_of,
+    inputs,
+    logits,
+    report,
+    run,
+    trained,
+)
 
 CORES = {"rank_shape": [3], "separation_rank": 1, "train": "core"}
 FORMS = {
@@ -128,10 +140,6 @@ def test_a_method_of_others_goes_from_texts_to_answers(go, word, section, kind, 
     view = go(data=kind, model=model, adapter=word, **({word: section} if section else {}))
     moves = word == "directions" or section.get("init_lora_weights") == "pissa"  # a part of the weight, and back
     check(view, changes_nothing=not moves)
-
-
-def trained(view, *, trainable=False):
-    return adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=trainable)
 
 
 def check(view, *, changes_nothing):

@@ -31,7 +31,7 @@ from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, killed_tr
 
 
 def written():
-    return digests("artifacts") | digests("reports")
+    return digests("artifacts", "reports")
 
 
 def test_cards_say_how_it_was_trained_with_the_scores_of_validation_and_of_test(after):
@@ -60,7 +60,7 @@ def test_two_runs_write_the_same_bytes(after):
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypatch):
     after(train={"epochs": 3}, lsr={"dropout": 0.1})
     run(FACTORIZE, TRAIN)
-    undisturbed = digests("artifacts/adapter") | digests("reports/train")
+    undisturbed = digests("artifacts/adapter", "reports/train")
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
     killed_training(monkeypatch, 1.3)
@@ -70,7 +70,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypat
         callbacks.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
     )
     run(TRAIN)
-    assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
+    assert digests("artifacts/adapter", "reports/train") == undisturbed
     assert steps[0] > 1
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
@@ -86,7 +86,7 @@ def test_means_of_the_loss_end_where_checkpoints_are():
 def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(after, monkeypatch, capfd):
     after(train={"epochs": 3})
     run(FACTORIZE, TRAIN)
-    undisturbed = digests("artifacts/adapter") | digests("reports/train")
+    undisturbed = digests("artifacts/adapter", "reports/train")
     killed_training(monkeypatch, 1.3)
     (folder,) = (path for path in Path(".checkpoints").iterdir() if path.is_dir())
     shutil.copytree(folder, "first")
@@ -104,7 +104,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(aft
         file.write_bytes(whole)
     (second / "trainer_state.json").write_bytes(b"")
     run(TRAIN)
-    assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
+    assert digests("artifacts/adapter", "reports/train") == undisturbed
 
 
 LAST = 4  # epoch
@@ -150,14 +150,14 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after):
 
 def test_dvclive_writes_into_runs_alone_and_changes_no_byte(after):
     folder = after()
-    before = digests("artifacts") | digests("reports")
+    before = digests("artifacts", "reports")
     begin = "git init --quiet && dvc init --quiet && git -c user.name=a -c user.email=b commit --quiet --message Begin"
     subprocess.run(["bash", "-c", begin], check=True)
     git = digests(".git")
     workspace.change(train={"report_to": ["dvclive"]})
     with patch.dict(os.environ):  # trackers are told there to stay offline: nothing of that for other tests
         run(TRAIN)
-    assert digests("artifacts") | digests("reports") == before
+    assert digests("artifacts", "reports") == before
     assert digests(".git") == git
     live = folder / "runs/dvclive/glue-tiny-lsr-seed0"
     assert (live / "plots/metrics/eval/score.tsv").read_text().count("\n") == 3

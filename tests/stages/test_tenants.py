@@ -8,15 +8,13 @@ from safetensors.torch import load_file
 
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.files import WEIGHTS
-from pipeline import evaluation, params, tasks
+from pipeline import params
 from pipeline.core import artifacts
-from pipeline.data import base_models, tokens
-from pipeline.methods import adapters
 from pipeline.predict import __main__ as predict
 from pipeline.tasks import TenantsTask
 from tests import workspace
 from tests.kit import digests, refused, said, table, write
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_of, report, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, outcome, report, run
 
 ROW = {
     "source": {"kind": "files", "files": {"train": "data/shops.csv"}},
@@ -52,27 +50,17 @@ def shops(tmp_path, monkeypatch):
     return tmp_path
 
 
-def wide_outputs():
-    """What the trained adapter with the heads of all says of each test text, of its own tenant."""
-    view = params.load(params.EvaluateView)
-    task, test = tasks.of(view.dataset), tokens.load_tokens("test")
-    collate = task.collator(base_models.load_tokenizer(view.base_model))
-    model = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
-    return evaluation.outcome(evaluation.outputs(task, model, test, collate, 16), test)
-
-
 @pytest.mark.parametrize("adapter", ["lora", "directions", "vera", "head"])
 def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, shops):
     workspace.change(adapter=adapter)
     run(FACTORIZE, TRAIN, EVALUATE)
-    view = params.load(params.EvaluateView)
-    task, outcome = tasks.of(view.dataset), wide_outputs()
+    task, wide = outcome(params.load(params.EvaluateView), "test")  # by the adapter with the heads of all
     assert isinstance(task, TenantsTask)
     found = report(artifacts.EVALUATE_METRICS)
-    assert found["accuracy"] == pytest.approx(task.scores(outcome)["accuracy"], abs=1e-6)
-    assert (found["tenants"], found["examples"]) == (3, len(outcome.labels))
+    assert found["accuracy"] == pytest.approx(task.scores(wide)["accuracy"], abs=1e-6)
+    assert (found["tenants"], found["examples"]) == (3, len(wide.labels))
     each = {row["tenant"]: float(row["score"]) for row in table(artifacts.EVALUATE_TENANTS)}
-    assert each == pytest.approx(task.by_tenant(outcome), abs=1e-6)
+    assert each == pytest.approx(task.by_tenant(wide), abs=1e-6)
     said_of = {row["text"]: (row["tenant"], row["predicted"]) for row in table(artifacts.EVALUATE_PREDICTIONS)}
     for name, labels in LABELS.items():
         text, (_, label) = next((text, its) for text, its in said_of.items() if its[0] == name)
@@ -84,9 +72,9 @@ def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, s
 def test_two_runs_write_the_same_bytes_with_own_adapters_too(shops):
     workspace.change(tenants={"own": "rank:2", "learning_rate": 0.01, "precision": "8bit"})
     run(FACTORIZE, TRAIN, EVALUATE)
-    first = digests("artifacts") | digests("reports")
+    first = digests("artifacts", "reports")
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    assert digests("artifacts") | digests("reports") == first
+    assert digests("artifacts", "reports") == first
 
 
 def test_an_own_adapter_stays_only_where_validation_rises(shops):

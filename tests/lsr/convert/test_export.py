@@ -2,9 +2,7 @@
 
 import copy
 import json
-import os
 import re
-import subprocess
 import sys
 from collections import OrderedDict
 
@@ -23,6 +21,7 @@ from lsr.tuner.layer import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
 from tests.kit import refused
 from tests.lsr.saved import CASES, save_with_base
+from tests.repository import command
 
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {
@@ -66,15 +65,7 @@ def exported(tmp_path_factory):
         expected[case] = logits(model)
         export_lora(model, folder / str(position) / "lora")
     save_file(tokens(), folder / "tokens.safetensors")
-    run = subprocess.run(
-        [sys.executable, "-c", READER, str(folder)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    command(folder, sys.executable, "-c", READER, str(folder))
     found = load_file(folder / "found.safetensors")
     return {
         case: (expected[case], folder / f"{at}/lora", found[f"{at}.beside"], found[f"{at}.merged"])

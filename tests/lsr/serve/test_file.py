@@ -103,6 +103,7 @@ def damaged(tmp_path, change):
 
 QUERY = "layers/bert.encoder.layer.0.attention.self.query/directions"
 HEAD = "heads/classifier/bias"
+MISFIT = "do not fit the base model or the names"
 
 
 @pytest.mark.parametrize(
@@ -110,14 +111,11 @@ HEAD = "heads/classifier/bias"
     [
         (lambda header, tensors: header.update(precision="5bit"), "precision must be one of float32, bfloat16"),
         (lambda header, tensors: header.update(frames={QUERY.split("/")[1]: ["x", 4]}), "frames/x/a' is missing"),
-        (lambda header, tensors: header["notes"].update(b={}), "do not fit the base model or the names"),
+        (lambda header, tensors: header["notes"].update(b={}), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/values"].fill_(torch.nan), "values that are not"),
-        (
-            lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}),
-            "do not fit the base model or the names",
-        ),
+        (lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}), MISFIT),
         (lambda header, tensors: header["layers"].append("x"), "'x' is missing"),
-        (lambda header, tensors: tensors[f"{QUERY}/slots"].fill_(1000), "do not fit the base model or the names"),
+        (lambda header, tensors: tensors[f"{QUERY}/slots"].fill_(1000), MISFIT),
         (lambda header, tensors: header["notes"].update(a=5), "'int' object is not iterable"),
         (lambda header, tensors: tensors.pop(f"{HEAD}/slots"), "bias/slots' is missing"),
     ],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.arena.preset import PATH
+from pipeline.arena import plan, preset
 from pipeline.arena.record import Record, Rounded
 from tests import kit, workspace
 
@@ -25,7 +25,17 @@ SMALL: dict[str, Any] = {
 
 def use(**changes: Any) -> None:
     """Write the preset `small`, some of it changed, into the working directory, which is a workspace."""
-    kit.write(PATH, {"small": workspace.merged(SMALL, changes)})
+    kit.write(preset.PATH, {"small": workspace.merged(SMALL, changes)})
+
+
+def entry(title="glue: LoRA r=1"):
+    """Return the entry of the preset `small` that has this title."""
+    [chosen] = plan.entries("small", preset.load("small"), [title])
+    return chosen
+
+
+def training(title="glue: LoRA r=1", seed=0, **setting):
+    return entry(title).training(plan.Setting(**setting), seed)
 
 
 def recorded(training, score):

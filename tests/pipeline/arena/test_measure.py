@@ -12,18 +12,14 @@ from sklearn.metrics import accuracy_score
 from transformers import Trainer
 
 from lsr.algebra.rounding import PRECISIONS
-from pipeline.arena import plan, preset, statistics, task_tokens
+from pipeline.arena import statistics, task_tokens
 from pipeline.arena.measure import measure, planned, started
 from pipeline.core.errors import UserError
 from tests import tasks
 from tests.pipeline.arena import small
+from tests.pipeline.arena.small import training
 
 HEAD = "modules_to_save"
-
-
-def training(title="glue: LoRA r=1", factor=1.0, seed=0):
-    [entry] = plan.entries("small", preset.load("small"), [title])
-    return entry.training(plan.Setting(factor=factor), seed)
 
 
 def start(chosen):

@@ -6,17 +6,11 @@ import pytest
 
 from pipeline.arena import plan, preset, record, tuning
 from pipeline.arena.compete import check
-from pipeline.arena.plan import Setting
 from pipeline.methods import planning
 from tests import workspace
 from tests.kit import refused
 from tests.pipeline.arena import small
-from tests.pipeline.arena.small import recorded
-
-
-def entry(title="glue: LoRA r=1"):
-    [chosen] = plan.entries("small", preset.load("small"), [title])
-    return chosen
+from tests.pipeline.arena.small import entry, recorded, training
 
 
 def simulate(chosen, score):
@@ -32,7 +26,7 @@ def last_step(chosen, records):
 
 
 def key(title="glue: LoRA r=1", seed=0, **setting):
-    return entry(title).training(Setting(**setting), seed).key
+    return training(title, seed, **setting).key
 
 
 WIDER, SEEDS, LORA = {"tuning": {"wider": 3}}, {"tuning": {"seeds": 2}, "seeds": [0, 1, 2]}, "glue: LoRA r=1"
@@ -148,8 +142,7 @@ def test_a_preset_makes_sections_that_other_methods_do_not_see(arena):
 
 @pytest.fixture
 def trainings(arena):
-    [entry] = plan.entries("small", preset.load("small"), ["glue: LoRA r=1"])
-    return [entry.training(plan.Setting(), seed) for seed in (0, 1)]
+    return [training(seed=seed) for seed in (0, 1)]
 
 
 def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(trainings, tmp_path):
@@ -192,12 +185,12 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     assert len(chosen.seeds) >= 2
     records = record.read(record.FOLDER / name)
     planned = set()
-    for entry in plan.entries(name, chosen):
-        assert entry.first().view.seed == 0
-        planning.configured(entry.first().view.section, 0, ["query"], ["classifier"])
-        is_begun = (entry.task, entry.method) in {(one.task, one.method) for one in records.values()}
-        assert not is_begun or tuning.missing(entry, records) == [], entry.title
-        planned |= {training.key for trainings in tuning.steps(entry, records) for training in trainings}
+    for its in plan.entries(name, chosen):
+        assert its.first().view.seed == 0
+        planning.configured(its.first().view.section, 0, ["query"], ["classifier"])
+        is_begun = (its.task, its.method) in {(one.task, one.method) for one in records.values()}
+        assert not is_begun or tuning.missing(its, records) == [], its.title
+        planned |= {training.key for trainings in tuning.steps(its, records) for training in trainings}
     left = {one.method for key, one in records.items() if key not in planned}
     assert not left
     assert {one.method for one in records.values()} <= chosen.methods.keys()
@@ -227,11 +220,10 @@ def test_a_broken_preset_is_refused_in_a_line(changes, says, arena):
 def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused(arena, tmp_path):
     """Private data are not in the repository, their records are."""
     small.use(files={"ratings.csv": "0" * 64})
-    [entry] = plan.entries("small", preset.load("small"), ["ratings: head"])
-    refused(check, [entry], says="ratings.csv: not the file of the preset: its SHA-256 must be 0000")
+    known = entry("ratings: head")
+    refused(check, [known], says="ratings.csv: not the file of the preset: its SHA-256 must be 0000")
     Path("ratings.csv").rename(tmp_path / "ratings.csv")
-    [again] = plan.entries("small", preset.load("small"), ["ratings: head"])
-    assert again.first().key == entry.first().key
+    assert entry("ratings: head").first().key == known.first().key
     (tmp_path / "ratings.csv").rename("ratings.csv")
 
 

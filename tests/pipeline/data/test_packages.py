@@ -12,7 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import packages
 from pipeline.params.model_row import Archive
 from tests.kit import refused
-from tests.pipeline.data.rows import tar_gz
+from tests.pipeline.data.rows import package_index, tar_gz
 
 PYPROJECT = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 BACKEND = b"""
@@ -41,13 +41,9 @@ def sdist() -> bytes:
 
 @pytest.fixture
 def index(tmp_path, monkeypatch, sdist):
-    """A folder that stands for the package index, and an empty cache."""
-    folder = tmp_path / "index"
-    folder.mkdir()
+    """A folder that stands for the package index, with a source distribution."""
+    folder = package_index(tmp_path, monkeypatch)
     (folder / "toydata-1.0.tar.gz").write_bytes(sdist)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder
 
 

@@ -59,9 +59,7 @@ def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
     refused(planning.resolve, section, model, package.model_copy(update={"head": ("score",)}), 0, says=says)
 
 
-@pytest.mark.parametrize(
-    "call", [lambda row: base_models.outline(row, PAIRS), lambda row: base_models.load_base_model(row, PAIRS)]
-)
+@pytest.mark.parametrize("call", [base_models.outline, base_models.load_base_model])
 def test_the_code_that_a_model_brings_is_not_run(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks on the terminal"))
@@ -69,7 +67,7 @@ def test_the_code_that_a_model_brings_is_not_run(call, tmp_path, monkeypatch):
     (tmp_path / "own/code_of_own.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     mapping = dict.fromkeys(("AutoConfig", "AutoModelForSequenceClassification"), "code_of_own.Own")
     edit(tmp_path / "own/config.json", model_type="own", auto_map=mapping)
-    assert refused(call, row(path="own"), says="own: ").startswith("pipeline/models.yaml: ")
+    assert refused(call, row(path="own"), PAIRS, says="own: ").startswith("pipeline/models.yaml: ")
     assert not (tmp_path / "ran").exists()
 
 
@@ -117,24 +115,17 @@ def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_tak
         check(65)
 
 
-def outputs(model, tokenizer, texts):
-    with torch.no_grad():
-        return model.eval()(**tokenizer(texts, padding=True, return_tensors="pt"))
-
-
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
     row = named(kind)
     model, tokenizer = base_models.load_base_model(row, PAIRS), base_models.load_tokenizer(row)
     assert tokenizer.pad_token == ("<pad>" if kind in architectures.PADS else architectures.END)
-    found = outputs(model, tokenizer, TEXTS).logits
+    found = model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
     for text, logits in zip(TEXTS, found, strict=True):
-        alone = tokenizer(text, return_tensors="pt")
-        with torch.no_grad():
-            hidden = model.base_model(**alone).last_hidden_state[0, -1]
-            expected = model.score(hidden)
-        assert torch.allclose(logits, expected, atol=1e-5)
-        assert not torch.allclose(logits, model.score(model.base_model(**alone).last_hidden_state[0, -2]), atol=1e-3)
+        before, last = model.base_model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -2:]
+        assert torch.allclose(logits, model.score(last), atol=1e-5)
+        assert not torch.allclose(logits, model.score(before), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", USUAL)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import params, score
-from pipeline.arena import plan, preset, task_tokens
+from pipeline.arena import task_tokens
 from pipeline.arena.measure import measure
 from pipeline.core import artifacts
 from pipeline.data import base_models
@@ -90,8 +90,7 @@ def test_predict_needs_the_adapter_alone():
 
 def test_the_arena_keeps_its_answers_and_labels(tmp_path):
     small.use(tasks={"levels": {}}, methods={"update": {"adapter": "lsr", "params": small.LSR}})
-    [entry] = plan.entries("small", preset.load("small"), ["levels: update"])
-    training = entry.first()
+    training = small.entry("levels: update").first()
     record = measure(training)
     assert record.status == "finished", record.reason
     task_tokens.write_labels(training, tmp_path / "levels.csv")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lsr.__main__ import main as lsr
 from lsr.loading import adapters
-from pipeline import add, generation, params, score
+from pipeline import generation, params, score
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
 from pipeline.predict.__main__ import main as predict
@@ -271,26 +271,6 @@ def test_predict_prints_an_answer_as_it_is_or_adds_a_column(trained, tmp_path, m
     writers.save(tmp_path / "base", "{{ messages }}")
     assert said(predict, "--base", str(tmp_path / "base"), scored[0]["prompt"], *few) == scored[0]["said"] + "\n"
     refused(score.main, ["writing", str(artifacts.ADAPTER)], says="what is written is scored by the stage evaluate")
-
-
-@pytest.mark.parametrize(
-    ("record", "row"),
-    [
-        (
-            lambda at: {"prompt": "Where?", "completion": at},
-            {"text": ["prompt"], "label": {"completion": "completion"}},
-        ),
-        (lambda at: {"messages": talk("user", "assistant", content=at)["talk"]}, {"label": {"messages": "messages"}}),
-    ],
-    ids=["prompt and completion", "messages"],
-)
-def test_add_recognizes_what_is_to_be_written(tmp_path, monkeypatch, record, row):
-    monkeypatch.chdir(workspace.make(tmp_path))
-    kit.write("data/mine.jsonl", [record(f"Here is {at}.") | {"prompt": f"Where is {at}?"} for at in range(60)])
-    assert "To train: dvc exp run -S data=mine -S model=smollm2" in said(add.main, "data/mine.jsonl")
-    source = {"kind": "files", "files": {"train": "data/mine.jsonl"}}
-    rest = {"metrics": ["exact_match", "rouge_l"], "cut": {"validation": 0.1, "test": 0.2}}
-    assert workspace.read_yaml(Path("data/datasets.yaml"))["mine"] == {"source": source, **rest, **row}
 
 
 def test_exports_write_the_same_tokens(trained, tmp_path, monkeypatch):
