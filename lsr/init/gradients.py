@@ -4,6 +4,7 @@ The layers are those that `model` calls: in a PEFT wrapper, the base layers. The
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import cast
 
 import torch
@@ -65,15 +66,12 @@ def _add_gradients(
         total.add_(gradient, alpha=size_of(batch))
         weight.grad = None  # free it before the next layer's is computed
 
-    hooks = [weight.register_post_accumulate_grad_hook(add) for weight in dict.fromkeys(weights)]  # some are tied
-    try:
-        with torch.enable_grad():
-            loss = loss_of(model, batch)
-            if loss.requires_grad:
-                loss.backward(inputs=list(weights))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.enable_grad(), ExitStack() as hooks:
+        for weight in dict.fromkeys(weights):  # some are tied
+            hooks.enter_context(weight.register_post_accumulate_grad_hook(add))
+        loss = loss_of(model, batch)
+        if loss.requires_grad:
+            loss.backward(inputs=list(weights))
 
 
 def _mean(total: Tensor | None, examples: int, name: str, layer: nn.Module) -> Tensor:

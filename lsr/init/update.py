@@ -7,7 +7,7 @@ product of the LoRA factors; nothing of it stays in the model but, if asked for,
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -114,12 +114,10 @@ def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterat
         x, a, b = inputs[0], *pair
         return output + SCALING * F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)).to(output.dtype)
 
-    handles = [layer.register_forward_hook(partial(add, pairs[name])) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(add, pairs[name])))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _train(

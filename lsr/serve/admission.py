@@ -127,10 +127,10 @@ def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> No
     named = {module: name for name, module in bank.model.named_modules()}
     with torch.compiler.set_stance("force_eager"), ExitStack() as hooks:  # a compiled model would be compiled for hooks
         for name, update in updates.items():
-            hooks.callback(bank.of_base[name].register_forward_hook(_adding(update)).remove)
+            hooks.enter_context(bank.of_base[name].register_forward_hook(_adding(update)))
         for name, its in heads.items():
             module = bank.of_base[name]
-            hooks.callback(module.register_forward_pre_hook(_taking_rows(name), with_kwargs=True).remove)
+            hooks.enter_context(module.register_forward_pre_hook(_taking_rows(name), with_kwargs=True))
             like = module.state_dict()
             states |= {f"{named[module]}.{key}": value.to(like[key]) for key, value in its.items()}
         found = outputs(bank.model, ids[:1], states)

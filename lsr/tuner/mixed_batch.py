@@ -1,7 +1,7 @@
 """Different adapters for the rows of one batch: PEFT's argument `adapter_names`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -43,12 +43,10 @@ def rows_choose(
         return args, {**kwargs, "adapter_names": [name for name in names for _ in range(rows // len(names))]}
 
     choosing = [*layers, *(module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))]
-    handles = [module.register_forward_pre_hook(choose, with_kwargs=True) for module in choosing]
-    try:
+    with ExitStack() as hooks:
+        for module in choosing:
+            hooks.enter_context(module.register_forward_pre_hook(choose, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def copies_of_a_row(arguments: Mapping[str, Any]) -> int:

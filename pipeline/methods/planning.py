@@ -2,8 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any, cast
@@ -42,16 +42,14 @@ class Plan:
     layers: tuple[str, ...]  # that LSR adapts, by name; other methods of PEFT find theirs themselves
     head: tuple[str, ...]  # the modules of the base model's head
 
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
+    def explaining(self) -> AbstractContextManager[None]:
         """Turn what the method raises where a value does not fit a model into one line.
 
         Raises:
             UserError: in place of it.
         """
         misfit = ANY_MISFIT if isinstance(self.section, PeftParams) else MISFIT
-        with as_user_error(*misfit, before=f"{PARAMS}: {self.section.word}: "):
-            yield
+        return as_user_error(*misfit, before=f"{PARAMS}: {self.section.word}: ")
 
 
 def resolve(
