@@ -28,10 +28,8 @@ def save(folder, kind):
     bpe = ByteLevelBPETokenizer()
     texts = [text for *pair, _ in workspace.sentences(50) for text in pair]
     bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[END, "<pad>"], show_progress=False)
-    pad = {"pad_token": "<pad>"} if kind in PADS else {}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token=END, bos_token=END, model_max_length=30, **pad
-    )
+    special = {"eos_token": END, "bos_token": END} | ({"pad_token": "<pad>"} if kind in PADS else {})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=30, **special)
     tokenizer.save_pretrained(folder)
     sizes = DECODERS[kind] | ENDS if kind in DECODERS else ENCODERS[kind]
     config = AutoConfig.for_model(kind, **sizes, vocab_size=VOCABULARY)

@@ -63,9 +63,9 @@ def inputs():
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def logits(model):
+def logits(model, **options):
     with torch.no_grad():
-        return model.eval()(**inputs()).logits
+        return model.eval()(**inputs(), **options).logits
 
 
 class KilledError(Exception):

@@ -23,19 +23,7 @@ from pipeline.methods import adapters
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, tasks, workspace
 from tests.kit import digests, said, table
-from tests.stages.running import (
-    EVALUATE,
-    FACTORIZE,
-    TOKENIZE,
-    TRAIN,
-    base_model,
-    base_of,
-    inputs,
-    logits,
-    report,
-    run,
-    trained,
-)
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, logits, report, run, trained
 
 CORES = {"rank_shape": [3], "separation_rank": 1, "train": "core"}
 FORMS = {
@@ -211,8 +199,7 @@ def used(view, use, folder):
     if use == "bank":
         bank = AdapterBank(base_of(view))
         bank.add("it", artifacts.ADAPTER)
-        with torch.no_grad():
-            return bank(**inputs(), adapter_names=["it"] * len(inputs()["input_ids"])).logits
+        return logits(bank, adapter_names=["it"] * 3)
     if use == "rounded":
         round_adapter(artifacts.ADAPTER, folder / "small", "8bit")
     else:

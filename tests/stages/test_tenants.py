@@ -40,9 +40,8 @@ def rows(names):
 @pytest.fixture
 def shops(tmp_path, monkeypatch):
     """A workspace with three tenants, whose tokens are made."""
-    workspace.make(
-        tmp_path, data="shops", adapter="lora", tenants=PRECISE, train={"epochs": 2, "head_learning_rate": 0.01}
-    )
+    training = {"epochs": 2, "head_learning_rate": 0.01}
+    workspace.make(tmp_path, data="shops", adapter="lora", tenants=PRECISE, train=training)
     monkeypatch.chdir(tmp_path)
     write("data/shops.csv", rows(LABELS))
     write("data/datasets.yaml", {"shops": ROW})

@@ -41,9 +41,8 @@ def test_frames_are_orthonormal_with_canonical_signs_and_hold_what_dense_project
         assert rows.dtype is torch.float64
         assert_close(rows @ rows.T, torch.eye(rank, dtype=torch.float64))
         assert (rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) > 0).all()
-    assert sum(energy_between(matrix, right, left) for matrix in matrices) == pytest.approx(
-        energy(matrices, left, right)
-    )
+    held = sum(energy_between(matrix, right, left) for matrix in matrices)
+    assert held == pytest.approx(energy(matrices, left, right))
     for matrix in matrices:
         pair = matrix, torch.eye(matrix.shape[1], dtype=torch.float64)
         assert energy_between(pair, right, left) == pytest.approx(energy_between(matrix, right, left))

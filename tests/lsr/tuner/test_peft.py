@@ -57,9 +57,8 @@ def test_factors_cores_heads_and_chosen_biases_train_move_within_two_steps_and_a
 def test_small_factors_turn_no_faster_than_others():
     model = CASES["two factors"].fresh(separation_rank=4)
     names = {id(parameter): name.rpartition(".")[2] for name, parameter in model.named_parameters() if "lsr_" in name}
-    rates = {
-        names.get(id(one)): group["lr"] for group in parameter_groups(model, 0.004, 0.001) for one in group["params"]
-    }
+    groups = parameter_groups(model, 0.004, 0.001)
+    rates = {names.get(id(one)): group["lr"] for group in groups for one in group["params"]}
     factors = {"factor_A1": 0.004, "factor_A2": 0.002, "factor_B1": 0.004, "factor_B2": 0.002}
     assert rates == factors | {None: 0.001}  # the head
 

@@ -291,6 +291,5 @@ def test_another_revision_in_the_cache_is_refused(glue, tmp_path):
     old, new = "a" * 40, "b" * 40
     shutil.copytree(loaded, tmp_path / f"cache/nobody___glue/mrpc/0.0.0/{old}")
     assert len(load(glue(path="nobody/glue", revision=old))["test"]) == 40
-    assert f"nobody/glue: the local cache holds another revision than {new}" in refusal(
-        glue(path="nobody/glue", revision=new)
-    )
+    line = refusal(glue(path="nobody/glue", revision=new))
+    assert f"nobody/glue: the local cache holds another revision than {new}" in line

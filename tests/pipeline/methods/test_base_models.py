@@ -14,10 +14,8 @@ from pipeline.params.sections import HeadParams
 from tests import architectures, workspace
 from tests.kit import edit, refused
 
-SPLITS = {"train": "train", "test": "validation"}
-PAIRS = DatasetRow.model_validate(
-    {"source": {"kind": "hub", "path": "glue", "config": "mrpc", "splits": SPLITS}, **workspace.GLUE_ROW}
-)
+MRPC = {"kind": "hub", "path": "glue", "config": "mrpc", "splits": {"train": "train", "test": "validation"}}
+PAIRS = DatasetRow.model_validate({"source": MRPC, **workspace.GLUE_ROW})
 
 
 @pytest.fixture
@@ -34,10 +32,8 @@ def package(tmp_path, monkeypatch):
 
 
 def row(head=("classifier",), **source):
-    source = (
-        {"kind": "package", "same_as": "someone/tiny", **source} if "package" in source else {"kind": "hub", **source}
-    )
-    return ModelRow.model_validate({"source": source, "target_modules": ["query"], "head": head})
+    usual = {"kind": "package", "same_as": "someone/tiny"} if "package" in source else {"kind": "hub"}
+    return ModelRow.model_validate({"source": usual | source, "target_modules": ["query"], "head": head})
 
 
 @pytest.mark.parametrize(

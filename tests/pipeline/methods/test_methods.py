@@ -72,9 +72,8 @@ def test_a_fresh_adapter_is_counted_saved_and_loaded(word, tmp_path):
     adapters.save_adapter(model, tmp_path, view.base_model)
     saved = load_file(tmp_path / WEIGHTS)
     twice = 24 + 2 if word == "bitfit" else 0  # PEFT's `bias: all` saves those of the head and of the one it replaces
-    assert counts["adapter_stored"] + counts["head_parameters"] + 2 * twice == sum(
-        map(torch.Tensor.numel, saved.values())
-    )
+    numbers = sum(map(torch.Tensor.numel, saved.values()))
+    assert counts["adapter_stored"] + counts["head_parameters"] + 2 * twice == numbers
     loaded = adapters.load_adapter(base_model(view), tmp_path, trainable=False)
     assert torch.equal(logits(loaded), logits(model))
     assert not any(tensor.is_meta for tensor in loaded.parameters())

@@ -176,9 +176,8 @@ def test_a_row_of_ones_own_is_found_before_those_that_come_with_the_pipeline(own
     row = params.load_row("data", "tickets")
     assert (row.where, params.load_row("data", "mrpc").where) == ("data/datasets.yaml", "pipeline/datasets.yaml")
     assert row.model_dump() == params.load_row("data", "mrpc").model_dump()
-    refused(
-        seen, {"data": "ticket"}, says="data: no row 'ticket'; did you mean tickets?; rows: tickets, movie-reviews, "
-    )
+    says = "data: no row 'ticket'; did you mean tickets?; rows: tickets, movie-reviews, "
+    refused(seen, {"data": "ticket"}, says=says)
 
 
 def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(own):

@@ -68,9 +68,8 @@ def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
 def test_a_file_says_what_the_arguments_say(one, ending):
     texts = [SENTENCE, "an owl, at night", "naïve ☃"]
     write(f"in.{ending}", [{"id": key, "sentence1": text} for key, text in zip("abc", texts, strict=True)])
-    expected = [
-        {"id": key, "sentence1": row.pop("text"), **row} for key, row in zip("abc", table(ok(*texts)), strict=True)
-    ]
+    answers = zip("abc", table(ok(*texts)), strict=True)
+    expected = [{"id": key, "sentence1": row.pop("text"), **row} for key, row in answers]
     assert table(ok("--file", f"in.{ending}")) == expected
     assert table(ok("--file", f"in.{ending}", "--column", "sentence1")) == expected
 
