@@ -132,7 +132,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, message):
 SHOPS = [{"shop": f"s{row % 3}", "text": text(row), "queue": QUEUES[row % 2 + row % 3 // 2]} for row in ROWS]
 
 
-def test_a_column_of_tenants_gives_each_the_labels_of_its_own_rows():
+def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_is_noticed():
     write("data/shops.csv", SHOPS)
     shown = said(main, "data/shops.csv", "--tenant", "shop")
     row = read_yaml(OWN)["shops"]
@@ -141,9 +141,6 @@ def test_a_column_of_tenants_gives_each_the_labels_of_its_own_rows():
     write("data/numbers.csv", [one | {"queue": at / 7} for at, one in enumerate(SHOPS)])
     main(["data/numbers.csv", "--tenant", "shop", "--label", "queue"])
     assert read_yaml(OWN)["numbers"]["label"] == {"column": "queue", "low": 0, "high": 17}
-
-
-def test_a_column_that_may_be_of_tenants_is_noticed():
-    write("data/shops.csv", [{"Customer": one["shop"], **one} for one in SHOPS])
-    shown = said(main, "data/shops.csv", "--label", "queue")
+    write("data/may-be.csv", [{"Customer": one["shop"], **one} for one in SHOPS])
+    shown = said(main, "data/may-be.csv", "--label", "queue")
     assert "if the column Customer says whose row it is: --tenant Customer\n" in shown

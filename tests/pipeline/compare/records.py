@@ -108,13 +108,6 @@ def some_go_wrong(one):
     return went(one)
 
 
-def of_tenants(task="rte", count=4):
-    """Write the labels of a task as those of so many tenants, of different sizes; return who has which."""
-    names = [f"shop {at * at % count}" for at in range(EXAMPLES)]
-    write_csv(labels_path("small", task), ["label", "tenant"], zip(labels(task).tolist(), names, strict=True))
-    return np.array(names)
-
-
 def with_means(records, whose):
     """Return records whose scores are means over tenants."""
     for key, one in records.items():
@@ -135,5 +128,6 @@ def prepare(folder, chosen=None, records=None):
             append(FOLDER / "small" / "records.jsonl", one)
 
 
-def save_labels(task, examples=EXAMPLES):
-    write_csv(labels_path("small", task), ["label"], [[label] for label in labels(task, examples).tolist()])
+def save_labels(task, examples=EXAMPLES, **columns):
+    columns = {"label": labels(task, examples).tolist(), **columns}
+    write_csv(labels_path("small", task), list(columns), zip(*columns.values(), strict=True))
