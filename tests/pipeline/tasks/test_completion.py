@@ -159,13 +159,14 @@ BUDGET = {"rank_shape": [1], "train": "core", "core": "diagonal", "separation_ra
 @pytest.mark.parametrize(
     ("adapter", "section"),
     [
+        ("lsr", {"init": "random"}),
         ("lsr", {"init": "gradient"}),
         ("lsr", {"init": "principal", "rank_shape": [3], "separation_rank": "auto", "share": "layers", "train": "all"}),
         ("lsr", {"init": "warm", "rank_shape": [3], "separation_rank": "auto", "share": "layers", "train": "all"}),
         ("lsr", {"init": "update", **BUDGET, "target_modules": "all-linear"}),
         ("vera", {}),
     ],
-    ids=["gradient", "principal", "warm", "budget", "vera"],
+    ids=["random", "gradient", "principal", "warm", "budget", "vera"],
 )
 def test_methods_start_as_the_base_and_go_through_the_stages_by_one_word(here, adapter, section):
     start = {"examples": 32} if adapter == "lsr" else {}
