@@ -95,6 +95,15 @@ def many() -> Iterator[str]:
     )
 
 
+def serve() -> Iterator[str]:
+    """Yield how many texts a second the server answers, and its bank alone."""
+    (row,) = json.loads(read(SPEED))["serve"]["figures"]
+    header = ("tenants", "clients", "texts a second", "bank alone", "share", "median, s", "99 of 100 within, s")
+    rates = [f"{row[name]:.0f}" for name in ("server_per_second", "bank_per_second")]
+    seconds = [f"{row[name]:.2f}" for name in ("share", "median_seconds", "p99_seconds")]
+    return table(header, [[str(row["tenants"]), str(row["clients"]), *rates, *seconds]])
+
+
 def leaders() -> Iterator[str]:
     """Yield sizes, seconds and scores of the methods of the picture."""
     return table((*LEADERS, "verdict"), [row for _, row in _leaders()])
@@ -236,6 +245,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
     "LoRA steps": lora_steps,
     "many": many,
+    "serve": serve,
     "tenants": tenants,
     "leads of tenants": leads,
     "hypotheses of tenants": partial(hypotheses, "tenants"),
