@@ -139,6 +139,8 @@ def described(
         raise UserError(f"{path}: the first line is a row; put one above it with names of columns, such as text,label")
     named = [name for name in (label, tenant) if name]
     sources.check_columns(table.columns, [*(text or ()), *named], str(path))
+    if tenant is not None and tenant == label:
+        raise UserError(f"{path}: --tenant and --label name the same column, {tenant}; they must be two")
     table = table.drop(columns=tenant or [])
     source = {"source": {"kind": "files", "files": {"train": path.as_posix()}}}
     written: dict[str, Any] = {"metrics": ["exact_match", "rouge_l"], "cut": CUT}
