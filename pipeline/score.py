@@ -41,6 +41,8 @@ def main(words: Sequence[str] | None = None) -> None:
         row = load_row("data", options.data)
         if isinstance(tasks.of(row), CompletionTask):
             raise UserError(f"{row.where}: {options.data}: what is written is scored by the stage evaluate")
+        if row.tenant is not None:
+            raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
         texts = datasets.load(row, options.data).splits["test"]
         rows = [[str(folder), *scores(folder, row, texts, options)] for folder in options.adapters]
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
@@ -53,8 +55,6 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
     Raises:
         UserError: if it cannot be opened, or is for other labels or another number of texts.
     """
-    if row.tenant is not None:
-        raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
     task, its = tasks.of(row), adapter_task.read(folder)
     wanted = AdapterTask.of(task, its.max_length)
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):

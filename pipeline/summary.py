@@ -65,7 +65,7 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
     if row.tenant is not None:
         scored = sorted((float(one["score"]), one["tenant"]) for one in _rows(artifacts.EVALUATE_TENANTS))
         for word, its in {"best": scored[: -FEW - 1 : -1], "worst": scored[:FEW]}.items():
-            yield f"{word}", ", ".join(f"{name} {score:.4g}" for score, name in its)
+            yield word, ", ".join(f"{name} {score:.4g}" for score, name in its)
         kept = trained.get("own_kept", 0)
         own = f"; {kept:,} have an adapter of their own" if kept else ""
         each = found["bank_bytes"] / found["tenants"]
