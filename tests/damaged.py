@@ -19,6 +19,7 @@ import torch
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from tests.kit import edit, write
 
+LONG = "([a-z0-9.]+)+X"  # a pattern that takes years to match with the name of a layer
 FACTOR, CORE, HEAD = ".factor_A1", ".core", "classifier.out_proj.bias"
 # Readers that do not look at a part of a folder, and so do not mind.
 FRAMES_ALONE = ("frames",)
@@ -143,7 +144,19 @@ DAMAGES = {
     "more ranks": Damage(config(rank_shape=[2, 2]), "train='core' needs one rank in rank_shape"),
     "a scaling of nan": Damage(config(alpha=math.nan), "alpha must be a positive number of at most 1e+30"),
     "terms that do not go": Damage(config(separation_rank=2), "separation_rank must be 1 if rank_shape holds one"),
-    "a pattern that is none": Damage(config(rank_pattern={"(": [2]}), "unterminated subpattern"),
+    "a pattern that is none": Damage(config(rank_pattern={"(": [2]}), "'(' is not a valid regular expression"),
+    "many patterns": Damage(config(alpha_pattern={f"x{at}": 1 for at in range(2001)}), "2,001 patterns", BOTH),
+    **{
+        f"{field} that takes long": Damage(config(**{field: value}), f"{field}: '", BOTH)
+        for field, value in {
+            "rank_pattern": {"(e|.)" * 40 + "X": 8},
+            "alpha_pattern": {"query": 4, LONG: 1},
+            "target_modules": LONG,
+            "exclude_modules": ".*.*.*.*.*.*.*.*X",
+            "layers_pattern": [LONG],
+            "modules_to_save": ["classifier", "(?=e)(?:.|..)*X"],
+        }.items()
+    },
     "an unknown word": Damage(config(train="cores"), "train must be one of ['factors', 'core', 'all'], got 'cores'"),
     "frames that are not there": Damage(config(frames="./nowhere"), "nowhere"),
     "no shapes": Damage(config(resolved=None), "resolved: the configuration does not contain the shapes"),

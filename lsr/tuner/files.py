@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lsr.algebra.rounding import dtype_name, unpack
 from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.options import check_patterns
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
@@ -67,7 +68,8 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     """Return the fields of an adapter's configuration.
 
     Raises:
-        InputError: if the folder is not an adapter, or not one of the PEFT method given.
+        InputError: if the folder is not an adapter, or not one of the PEFT method given, or a pattern in it could take
+            long to match.
     """
     path = folder / CONFIG
     if not path.exists():
@@ -81,6 +83,8 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     for name in ("base_model_name_or_path", "revision", "task_type"):
         if not isinstance(fields.get(name), str | None):
             raise InputError(f"{path}: {name}: must be a string or null, got {fields[name]!r}")
+    with explained(path, ValueError):
+        check_patterns(fields)
     if method is not None and fields["peft_type"] != method:
         raise InputError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {method}")
     return fields

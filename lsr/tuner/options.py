@@ -1,13 +1,14 @@
 """The values that the options of an LsrConfig may have, how they go together, and for which layers they are.
 
-A pattern holds values of single layers by their names, endings of names or regular expressions.
+A pattern holds values of single layers by their names, endings of names or regular expressions. A stranger may have
+written it, and to match some expressions takes years: so there are only those that take no time.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from peft.utils.other import get_pattern_key
 
 from lsr.init import INITIALIZATIONS
 
@@ -23,6 +24,14 @@ OWN = "own"
 PATTERNS = ("rank_pattern", "alpha_pattern")  # one for each value of single layers
 TERMS = 16  # the default separation rank of two factors
 LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
+# Of a configuration of any method: what PEFT matches with names, how often and in how many ways it may do so at most.
+PLACES = re.compile("pattern|modules|parameters|svd_config")
+MOST_ENTRIES, MOST_WAYS, WIDTH, DEEPEST = 2_000, 100_000, 60, 20  # WIDTH: about the length of a layer's name
+TOKEN = re.compile(
+    r"(?P<open>\((?:\?:)?)|(?P<close>\)\??)|(?P<other>\|)|"
+    r"(?:(?P<letter>[^\\()\[\]{}|*+?^$.]|\\[\W_])|[.^$]|\\[bdw]|\[\^?(?:[^\[\]\\]|\\[dw\W])+\])"
+    r"(?:(?P<repeat>[*+?]|\{(?P<least>\d{1,3})(?:,(?P<most>\d{0,3}))?\})\??)?"
+)
 
 
 def check_options(config: "LsrConfig") -> None:
@@ -61,6 +70,7 @@ def _check_words(config: "LsrConfig") -> None:
 
 
 def _check_layers(config: "LsrConfig") -> None:
+    check_patterns(vars(config))
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         for name in ("layers_to_transform", "layers_pattern"):
             if getattr(config, name) is not None:
@@ -123,8 +133,8 @@ def as_sizes(name: str, values: object) -> tuple[int, ...]:
 
 
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
-    """Return the value of a pattern of the configuration for a layer, or the default."""
-    return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
+    """Return the value of a pattern of the configuration for a layer, by PEFT's rule the first one, or the default."""
+    return next((value for key, value in pattern.items() if matches(key, layer_name)), usual)
 
 
 def exactly(values: Mapping[str, Value]) -> dict[str, Value]:
@@ -134,4 +144,69 @@ def exactly(values: Mapping[str, Value]) -> dict[str, Value]:
 
 def matches(pattern: str, layer_name: str) -> bool:
     """Return whether a pattern for values of single layers matches a layer, by PEFT's rule: at its end."""
-    return re.match(rf"(.*\.)?({pattern})$", layer_name) is not None
+    return _compiled(pattern).match(layer_name) is not None
+
+
+@lru_cache(maxsize=2 * MOST_ENTRIES)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
+def check_patterns(fields: Mapping[str, Any]) -> None:
+    """Refuse patterns in a configuration of any method that could take long to match.
+
+    There are names, dots, characters, alternatives in groups and, of single characters, repetitions: what of these is
+    within another repetition, or looks ahead or back, is not.
+
+    Raises:
+        ValueError: names the field and the pattern.
+    """
+    ways = 0
+    for field, value in fields.items():
+        entries = [value] if isinstance(value, str) else value
+        if not PLACES.search(field) or not isinstance(entries, list | tuple | set | dict):
+            continue
+        if isinstance(entries, dict) and len(entries) > MOST_ENTRIES:
+            raise ValueError(f"{field}: {len(entries):,} patterns; at most {MOST_ENTRIES:,} are allowed")
+        for entry in entries:
+            ways += _ways(entry) if isinstance(entry, str) else 0
+            if ways > MOST_WAYS:
+                allowed = "names, dots, digits and (one|other), with few * and +, and none of a group"
+                raise ValueError(f"{field}: {entry[:80]!r} is not a valid regular expression of {allowed}")
+
+
+def _ways(pattern: str) -> int:
+    """Return in how many ways a pattern can match a name at most, or MOST_WAYS + 1 if it is more or not allowed.
+
+    Of alternatives that begin with different letters, only one can match.
+    """
+    groups: list[list[tuple[str | None, int]]] = [[(None, 1)]]  # open ones: how branches begin, "" anyhow, and ways
+    at = 0
+    while at < len(pattern):
+        token = TOKEN.match(pattern, at)
+        if token is None or len(groups) > DEEPEST or (token["close"] and len(groups) == 1):
+            return MOST_WAYS + 1
+        at = token.end()
+        if token["open"]:
+            groups.append([(None, 1)])
+        elif token["other"]:
+            groups[-1].append((None, 1))
+        else:
+            its = _sum(groups.pop()) + ("?" in token["close"]) if token["close"] else _times(token)
+            begins, ways = groups[-1].pop()
+            letter = token["letter"][-1] if token["letter"] and not token["repeat"] else ""
+            groups[-1].append((letter if begins is None else begins, min(ways * its, MOST_WAYS + 1)))
+    return _sum(groups[0]) if len(groups) == 1 else MOST_WAYS + 1
+
+
+def _sum(branches: Iterable[tuple[str | None, int]]) -> int:
+    ways = Counter[str]()
+    for begins, its in branches:
+        ways[begins or ""] += its
+    return ways.pop("", 0) + max(ways.values(), default=0)
+
+
+def _times(token: re.Match[str]) -> int:
+    if token["least"]:
+        return 1 if token["most"] is None else max(1, int(token["most"] or WIDTH) - int(token["least"]) + 1)
+    return {None: 1, "?": 2}.get(token["repeat"], WIDTH)

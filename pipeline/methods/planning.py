@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lsr import LsrConfig, LsrModel
 from lsr.tuner.forms import check_forms
+from lsr.tuner.options import check_patterns
 from lsr.tuner.targets import adapted_names, check_indices, check_names, heads_of, linear_layers
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import public_name
@@ -97,7 +98,9 @@ def configured(
                 automatic = {"separation_rank": None} if section.separation_rank == "auto" else {}
                 return LsrConfig(**fields | automatic | _layers(section) | {"seed": seed} | chosen)
             case PeftParams():
-                return _type_of(section)(**_peft_fields(section, seed), **chosen)
+                fields = _peft_fields(section, seed) | chosen
+                check_patterns(fields)  # as whoever reads the adapter does
+                return _type_of(section)(**fields)
         # PEFT has no method for everything or for the head alone: an adapter without layers saves whole modules.
         return LoraConfig(**chosen)
 

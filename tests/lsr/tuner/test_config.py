@@ -108,6 +108,7 @@ MISTAKES = [
     ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
     ({"frames": "./other"}, "frames='./other' needs train='core': trained factors belong to the adapter, got train="),
     ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number of at most 1e+30, got 0"),
+    ({"target_modules": "*"}, "target_modules: '*' is not a valid regular expression"),
     ({"target_modules": ".*query", "layers_to_transform": [0]}, "layers_to_transform needs target_modules to be a l"),
 ]
 
@@ -117,13 +118,26 @@ def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
     refused(LsrConfig, kind=ValueError, says=message, **fields)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q|k|v)_proj",
+        r"model\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|up_proj))",
+        rf".*layers\.({'|'.join(map(str, range(24)))})\..*_proj",
+        "|".join(rf"^model\.layers\.{layer}\.mlp\.experts\.{at}\.up" for layer in range(48) for at in range(128)),
+    ],
+    ids=["endings", "a block", "layers", "every name"],
+)
+def test_a_pattern_that_takes_no_time_is_taken(pattern):
+    assert LsrConfig(target_modules=pattern, rank_pattern={pattern: (1, 1)}).target_modules == pattern
+
+
 # Names that match nothing are refused with the nearest one, and leave the model as it was
 
 
 WRONG_NAMES = [
     ({"target_modules": ["query", "valeu"]}, "target_modules: no layer is named 'valeu'; linear layers: value, key, "),
     ({"target_modules": ["query", "classifier"]}, "target_modules: 'classifier' is part of the head, or of another"),
-    ({"target_modules": "*"}, "target_modules: '*' is not a valid regular expression"),
     ({"modules_to_save": ["clasifier"]}, "modules_to_save: no module is named 'clasifier'; modules: classifier, "),
     ({"alpha_pattern": {"intermediate.dense": 2}}, "alpha_pattern: 'intermediate.dense' matches no adapted layer; "),
     ({"target_modules": ["query"], "layers_to_transform": [0, 2]}, "layers_to_transform: no adapted layer has the in"),
