@@ -150,6 +150,19 @@ class Completion(Form):
     goes_with = frozenset({"template"})
 
     column: str = Field(alias="completion", description="the column with what is to be written")
+    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
+        (), description="said of a class: its name is to be written; with above, those of not above and above"
+    )
+    above: StrictFloat | None = None
+    margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
+
+    @model_validator(mode="after")
+    def _names_go_with_what_they_are_of(self) -> Self:
+        if self.above is not None and len(self.names) != 2:
+            raise ValueError("above: needs two names: that of numbers not above, and of those above")
+        if self.margin and self.above is None:
+            raise ValueError("margin: needs above, which it is around")
+        return self
 
     def _check_text(self, row: "DatasetRow") -> None:
         super()._check_text(row)

@@ -122,8 +122,13 @@ class ThresholdTask(ClassesTask):
     """Two classes of a number: not above a threshold, or above it."""
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        above, numbers = self.label.above, finite(table[self.label.column])
-        return (numbers > above).astype(float).mask((numbers - above).abs() < self.label.margin)
+        return over(table[self.label.column], self.label.above, self.label.margin)
+
+
+def over(values: pd.Series, above: float, margin: float) -> pd.Series:
+    """Return whether each number is above another, as 0 or 1; NaN within a margin around it."""
+    numbers = finite(values)
+    return (numbers > above).astype(float).mask((numbers - above).abs() < margin)
 
 
 def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:

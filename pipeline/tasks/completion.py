@@ -16,7 +16,9 @@ import pandas as pd
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
+from pipeline.tasks import texts
 from pipeline.tasks.cells import is_missing, plain_text, refuse, refuse_other_than_text
+from pipeline.tasks.classes import classes, over
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
 from pipeline.tasks.task import Columns, Task
@@ -75,10 +77,18 @@ class CompletionTask(Task):
         def is_number(value: object) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool)
 
-        values = table[self.label.column]
+        values, names = table[self.label.column], () if self.is_conversation else self.label.names
+        if names:
+            above, margin = self.label.above, self.label.margin
+            numbers = classes(values, names) if above is None else over(values, above, margin)
+            return numbers.map(dict(enumerate(names)))
         found = values.map(lambda value: plain_text(value) if is_number(value) else value).astype(object)
         refuse_other_than_text(found)
         return found
+
+    def alike(self, table: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.Series:
+        """Leave out what a template adds: a text is in the split that it is in without one."""
+        return texts.folded(made if self.row.mark else [table[texts.used(self.row)]])
 
     def tokenized(
         self, texts: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, advance: Callable[[int], None]

@@ -98,7 +98,7 @@ class Task(ABC):
         apart = found.notna().to_numpy()
         table, numbers, targets = table[apart], numbers[apart], found[apart].to_numpy()
         made = texts.of(table, self.row)
-        same = texts.folded(made)  # all parts of a row are kept or dropped together
+        same = self.alike(table, made)  # all parts of a row are kept or dropped together
         together = same
         if self.row.group:
             together = table[self.row.group[0]].map(str).map(fold)
@@ -119,6 +119,10 @@ class Task(ABC):
         whole = pd.concat(parts).sort_index(kind="stable", ignore_index=True)  # parts of a row are neighbors
         whole = whole if self.is_grouped or self.row.tenant else whole.drop(columns=scored_by)
         return whole, Counter(missing=int(missing.sum()), within_margin=int((~apart).sum()))
+
+    def alike(self, table: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.Series:
+        """Return a text for each row of a table that is equal where the texts `made` of it count as the same."""
+        return texts.folded(made)
 
     def of_part(self, targets: Numbers, place: int) -> Numbers:
         """Return the labels of the examples that are the part of rows at this place: all of them, or a choice."""

@@ -96,6 +96,8 @@ def talk(*roles, content="hm"):
     return {"talk": [{"role": role, "content": content} for role in roles]}
 
 
+OVER = {"names": ["few", "many"], "above": 60.0, "margin": 5.0}
+IN_WORDS = {**writers.ROW, "text": ["{animal}: how many?"], "label": {"completion": "at", **OVER}}
 TALKS = {**writers.ROW, "label": {"messages": "talk"}}
 del TALKS["text"]
 
@@ -111,6 +113,9 @@ del TALKS["text"]
         (TALKS, [talk("user", "assistant", content="")], "message 1: content must be a text that is not empty, got ''"),
         ({**writers.ROW, "label": {"messages": "talk"}}, None, "messages are the whole of a row: leave out text"),
         ({**writers.ROW, "text": ["a", "b"]}, None, "a completion has one text, its prompt"),
+        ({**writers.ROW, "label": {"completion": "at", "above": 1.0}}, None, "above: needs two names: that"),
+        ({**writers.ROW, "label": {"completion": "at", "margin": 1.0}}, None, "margin: needs above, which it"),
+        (IN_WORDS, [{"at": "x", "animal": "cat"}], "line 1: label 'x' is not a finite number"),
         ({**writers.ROW, "metrics": ["rouge"]}, None, "metrics: rouge does not fit this label; did you mean rouge_l?"),
         ({**workspace.RATING_ROW, "source": writers.ROW["source"], "template": "none"}, None, "needs a label of compl"),
     ],
@@ -121,6 +126,21 @@ def test_a_mistake_is_refused_in_one_line_that_says_where(here, row, written, sa
         return datasets.load(view.dataset, "writing")
 
     refused(load, says=says)
+
+
+def test_what_is_said_in_words_is_in_the_splits_of_what_is_classified(here):
+    """Whatever a template adds; so the accuracies of an encoder and of what a model writes are of the same texts."""
+    written = [{"at": str(at), "animal": f"animal {at}"} for at in range(120)]
+    classified = {**IN_WORDS, "text": ["animal"], "label": {"column": "at", **OVER}, "metrics": ["accuracy"]}
+    words, classes = (datasets.load(here(row=row, written=written).dataset, "it") for row in (IN_WORDS, classified))
+    assert words.dropped == classes.dropped == {"missing": 0, "within_margin": 9, "duplicate": 0}
+    for split, examples in words.splits.items():
+        assert examples["text"][:] == [f"{one}: how many?" for one in classes.splits[split]["text"]]
+        assert examples["label"][:] == [OVER["names"][one] for one in classes.splits[split]["label"]]
+    rows = workspace.read_yaml(workspace.ROOT / "pipeline/datasets.yaml")
+    both = [rows[name] for name in ("movie-reviews", "movie-reviews-in-words")]
+    assert both[1]["label"].pop("completion") == both[0]["label"].pop("column")
+    assert all(both[0][key] == both[1][key] for key in ("source", "label", "cut", "select_on"))
 
 
 def test_an_encoder_a_head_and_a_length_that_nothing_fits_are_refused(here):
