@@ -1,9 +1,10 @@
-"""No adapter at all: a logistic regression on features of the encoder as it is, for all texts or for each tenant's.
+"""No adapter at all: what scikit-learn makes of features of the encoder as it is, or of words, for all or each tenant.
 
-The strength of its penalty is chosen on the validation split. There is no training loop, and nothing depends on a seed.
+That is a logistic regression, the strength of whose penalty is chosen on the validation split, or the nearest of the
+classes' means. There is no training loop, and nothing depends on a seed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -28,6 +31,7 @@ from pipeline.tasks.choices import ChoicesTask
 from pipeline.tasks.classes import ClassesTask
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # of fitting train: the inverse of the penalty's
+OF_WORDS = tuple(10.0**power for power in range(-1, 5))  # where a text has a few features that are not 0
 STEPS = 1000  # of the solver, at most
 Values = NDArray[Any]
 
@@ -57,7 +61,7 @@ def outcomes(
     check(training)
     view, task = training.view, tasks.of(training.view.dataset)
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = device.place(Pooled(base.base_model, training.features == "mean"))
+    model = device.place(Pooled(base.base_model, training.features))
     read = {
         split: evaluation.outcome(evaluation.outputs(task, model, rows, collate, at_once), rows)
         for split, rows in splits.items()
@@ -68,11 +72,11 @@ def outcomes(
     count = 0
     for rows in _parts(read, by_tenant=isinstance(task, TenantsTask)):
         its = {split: (read[split].outputs[at].numpy(), read[split].labels[at]) for split, at in rows.items()}
-        fitted = _fitted(*its["train"], *its["validation"])
-        count += sum(values.size for values in (fitted[-1].coef_, fitted[-1].intercept_))
+        fitted = _fitted(training.features, *its["train"], *its["validation"])
+        learned = [getattr(fitted[-1], name, np.zeros(0)) for name in ("coef_", "intercept_", "centroids_")]
+        count += sum(map(np.count_nonzero, learned))
         for split, at in rows.items():
-            logs = torch.from_numpy(fitted.predict_log_proba(its[split][0])).float()
-            said[split][np.ix_(at, fitted.classes_)] = logs.clamp(min=least)
+            said[split][np.ix_(at, fitted.classes_)] = torch.from_numpy(_logs(fitted, its[split][0])).float()
     return {split: replace(read[split], outputs=said[split]) for split in ("validation", "test")}, count
 
 
@@ -83,28 +87,43 @@ def _parts(read: Mapping[str, Outcome], *, by_tenant: bool) -> Iterator[dict[str
         yield {split: np.flatnonzero(numbers == tenant) for split, numbers in whose.items()}
 
 
-def _fitted(x: Values, y: Values, held_out: Values, wanted: Values) -> Pipeline:
-    """Return the regression with the least loss on held-out texts, of those with the same the first."""
+def _fitted(features: str | None, x: Values, y: Values, held_out: Values, wanted: Values) -> Pipeline:
+    """Return what has the least loss on held-out texts, of those with the same the first."""
 
     def loss(fitted: Pipeline) -> float:
         places = np.searchsorted(fitted.classes_, wanted)
-        return float(-fitted.predict_log_proba(held_out)[np.arange(len(wanted)), places].mean())
+        return float(-_logs(fitted, held_out)[np.arange(len(wanted)), places].mean())
 
-    made = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=STEPS)).fit(x, y) for c in STRENGTHS]
+    if features == "nearest":
+        return make_pipeline(NearestCentroid()).fit(x, y)
+    scaler, strengths = (TfidfTransformer(), OF_WORDS) if features == "words" else (StandardScaler(), STRENGTHS)
+    made = [make_pipeline(scaler, LogisticRegression(C=c, max_iter=STEPS)).fit(x, y) for c in strengths]
     return min(made, key=loss)
 
 
+def _logs(fitted: Pipeline, x: Values) -> Values:
+    return np.log(fitted.predict_proba(x).clip(min=np.finfo(np.float32).tiny))
+
+
 class Pooled(nn.Module):
-    """An encoder whose `logits` are the mean of its last states over the tokens of a text, or that of the first."""
+    """An encoder whose `logits` are features of a text: the mean of its last states over tokens, or that of the first.
 
-    def __init__(self, encoder: Callable[..., Any], is_mean: bool) -> None:
+    For "words" they are how often each token of the vocabulary occurs, and the encoder only says how many there are.
+    """
+
+    def __init__(self, encoder: Any, features: str | None) -> None:
         super().__init__()
-        self.encoder, self.is_mean = encoder, is_mean
+        self.encoder, self.features = encoder, features
 
-    def forward(self, attention_mask: Tensor, tenant: Tensor | None = None, **inputs: Tensor) -> SimpleNamespace:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, tenant: Tensor | None = None, **inputs: Tensor
+    ) -> SimpleNamespace:
         """Return the features of each text, (n, width)."""
-        states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
-        if not self.is_mean:
+        if self.features == "words":
+            none = torch.zeros(len(input_ids), self.encoder.config.vocab_size)
+            return SimpleNamespace(logits=none.scatter_add(1, input_ids, attention_mask.float()))
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        if self.features == "first":
             return SimpleNamespace(logits=states[:, 0])
         shares = attention_mask / attention_mask.sum(dim=1, keepdim=True)
         return SimpleNamespace(logits=(shares[:, :, None] * states).sum(dim=1))

@@ -73,7 +73,8 @@ class Entry:
     @property
     def rounded(self) -> Sequence[int]:
         """The seeds whose tuned trainings are scored in all precisions too: none on a task that is in no average."""
-        return self.preset.rounded if any(self.task in tasks for tasks in self.preset.means.values()) else ()
+        is_in_one = any(self.task in tasks for tasks in self.preset.means.values())
+        return self.preset.rounded if is_in_one and not self.chosen.features else ()
 
     def training(self, setting: Setting, seed: int) -> Training:
         """Return the training with a setting and a seed."""

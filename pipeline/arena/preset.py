@@ -22,7 +22,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
-Features = Literal["mean", "first"]  # the mean over tokens, or the first token
+Features = Literal["mean", "first", "nearest", "words"]  # states: their mean twice, the first; counts of tokens
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 OWN_KEYS = {"data", "model", "seed", "adapter"}  # the arena sets them itself
 
@@ -83,7 +83,9 @@ class Method(Section):
     seeds: Count | None = Field(None, description="how many of the preset's; by default all")
     trained: bool = Field(True, description="or scored as it is initialized, to know what the training adds")
     features: Features | None = Field(
-        None, description="in place of training: a logistic regression on these of the encoder as it is, for classes"
+        None,
+        description="in place of training, for classes: a logistic regression on the mean of the encoder's states, "
+        "on the first of them, or on TF-IDF of tokens (words); or the nearest of the classes' means (nearest)",
     )
 
     @property

@@ -95,6 +95,8 @@ def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     assert entry("ratings: LoRA r=1").rounded == (1,)
     small.use(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, rounded=[1])
     assert [entry(f"{task}: LoRA r=1").rounded for task in ("glue", "ratings")] == [(1,), ()]
+    small.use(methods={"mean": {"adapter": "head", "features": "mean"}}, baseline="mean", rounded=[1])
+    assert entry("glue: mean").rounded == ()  # or what has nothing to round would be run again and again
 
 
 def test_a_further_seed_of_the_best_try_is_scored_in_all_precisions_at_once(arena):
