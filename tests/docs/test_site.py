@@ -1,16 +1,17 @@
 """The documentation builds without a warning, and a real browser opens every page of it from the disk."""
 
 import re
+import shutil
 import sys
 from urllib.parse import unquote
 
 import pytest
 
+from docs import plots
 from tests.browser import NARROW, WIDE, chromium, tab
 from tests.repository import command
 from tests.workspace import ROOT
 
-pytestmark = pytest.mark.nightly
 SETTLED_WIDTH = """() => new Promise(told => requestAnimationFrame(() => requestAnimationFrame(
     () => told(document.documentElement.scrollWidth))))"""  # after the page has noticed its new size
 
@@ -32,6 +33,7 @@ def browser():
         yield opened
 
 
+@pytest.mark.nightly
 def test_every_page_opens_without_a_complaint_or_a_request(site, browser):
     said = []
     paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # that one is for servers alone
@@ -48,9 +50,38 @@ def test_every_page_opens_without_a_complaint_or_a_request(site, browser):
     assert not said
 
 
+@pytest.mark.nightly
 def test_every_link_within_the_site_leads_to_a_file(site):
     pages = [path for path in site.rglob("*.html") if path.name != "404.html"]
     links = [(page, link) for page in pages for link in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text("utf-8"))]
     inside = [page.parent / unquote(link) for page, link in links if not re.match(r"[a-z]+:", link)]
     assert len(inside) > 1000
     assert not [path for path in inside if not path.exists()]
+
+
+@pytest.fixture
+def plotted(tmp_path, monkeypatch):
+    """The page of `make plots`, of the committed reports."""
+    shutil.copytree(ROOT / "reports", tmp_path / "reports")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plots.main()
+    command(tmp_path, "dvc", "init", "--quiet", "--no-scm")
+    command(tmp_path, "dvc", "plots", "show", "--html-template", plots.TEMPLATE)
+    return tmp_path / "dvc_plots/index.html"
+
+
+def test_the_page_of_plots_has_its_library_inside(plotted):
+    text = plotted.read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", text)
+    assert text.count("vegaEmbed('#") >= 6
+
+
+@pytest.mark.nightly
+def test_it_draws_every_plot_without_a_request(plotted, browser):
+    said = []
+    page = tab(browser, plotted.as_uri(), said)
+    drawn = "document.querySelectorAll('canvas.marks, svg.marks').length"
+    page.wait_for_function(f"{drawn} >= {plotted.read_text(encoding='utf-8').count('vegaEmbed(')} - 1")
+    assert not [line for line in said if "://" in line]  # vega has warnings of its own
