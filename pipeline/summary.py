@@ -66,10 +66,8 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         scored = sorted((float(one["score"]), one["tenant"]) for one in _rows(artifacts.EVALUATE_TENANTS))
         for word, its in {"best": scored[: -FEW - 1 : -1], "worst": scored[:FEW]}.items():
             yield word, ", ".join(f"{name} {score:.4g}" for score, name in its)
-        kept = trained.get("own_kept", 0)
-        own = f"; {kept:,} have an adapter of their own" if kept else ""
         each = found["bank_bytes"] / found["tenants"]
-        yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}{own}"
+        yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"
     if isinstance(task, ClassesTask) and (silent := _never_said()):
         yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, which test has"
     yield (

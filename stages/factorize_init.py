@@ -70,8 +70,8 @@ def captured_energy(started: Started, read: Mapping[str, Matrix]) -> float:
 
 def sources(view: params.FactorizeInitView) -> dict[str, str]:
     """Return the adapters that it starts from by key of params.yaml."""
-    section, share = view.section, view.tenants.share
-    found = {"tenants.share": share} if isinstance(share, str) and view.dataset.tenant is not None else {}
+    section, common = view.section, view.tenants.folder
+    found = {"tenants.common": common} if common and view.dataset.tenant is not None else {}
     if isinstance(section, params.LsrParams):
         named = {f"{section.word}.init": section.source, f"{section.word}.frames": section.frames}
         found |= {key: source for key, source in named.items() if source not in {None, OWN}}
@@ -84,7 +84,7 @@ def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
-    if isinstance(view.tenants.share, str) and view.dataset.tenant is not None:
+    if view.tenants.folder and view.dataset.tenant is not None:
         model, rows, read = banks.extended(base, view), list[Row](), statistics.NOTHING
     else:
         model, rows, read = factorize_init(base, view)

@@ -6,10 +6,9 @@ inputs and labels; README.md, its card), artifacts/bank/ (what is served, if the
 Not a DVC out: runs/, where trackers write.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from datasets import Dataset
@@ -26,7 +25,7 @@ from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import Task, TenantsTask
 from pipeline.tasks.classes import ClassesTask
-from pipeline.training import arguments, callbacks, own, processes, run
+from pipeline.training import arguments, callbacks, processes, run
 
 
 def main(view: params.TrainView) -> None:
@@ -43,7 +42,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     task = tasks.of(view.dataset)
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
-    if isinstance(view.tenants.share, str) and isinstance(task, TenantsTask):
+    if view.tenants.folder and isinstance(task, TenantsTask):
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     if view.train.class_weights == "balanced":
@@ -63,7 +62,12 @@ def train(view: params.TrainView, folder: Path) -> None:
         adapters.save_adapter(model, written, view.base_model)
         AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(written)
         cards.of_training(view, counts, cast("float", trainer.state.best_metric), written).write(written)
-    write_reports(trainer, view, write_bank(view, task, splits, collate))
+    with artifacts.replacing(artifacts.BANK) as folder:
+        if isinstance(task, TenantsTask):
+            banks.of_adapter(view.base_model, artifacts.ADAPTER, view.tenants.precision).save(folder)
+        else:
+            folder.mkdir()
+    write_reports(trainer, view)
 
 
 def balanced_loss(task: Task, train: Dataset) -> Callable[..., Tensor]:
@@ -72,22 +76,7 @@ def balanced_loss(task: Task, train: Dataset) -> Callable[..., Tensor]:
     return task.balanced(np.array(train["label"][:]))
 
 
-def write_bank(view: params.TrainView, task: Task, splits: Mapping[str, Dataset], collate: Any) -> dict[str, int]:
-    """Write the bank of a row with tenants, an empty folder without; return the metrics of own adapters, if any."""
-    if not isinstance(task, TenantsTask):
-        with artifacts.replacing(artifacts.BANK) as folder:
-            folder.mkdir()
-        return {}
-    made = partial(banks.of_adapter, view.base_model, artifacts.ADAPTER)
-    kept = own.trained(made(), view, task, splits, collate) if view.has_own_adapters else {}
-    bank = made(view.tenants.precision)
-    bank.add_all(kept, replace=True)
-    with artifacts.replacing(artifacts.BANK) as folder:
-        bank.save(folder)
-    return {"own_kept": len(kept)}
-
-
-def write_reports(trainer: Trainer, view: params.TrainView, more: Mapping[str, int]) -> None:
+def write_reports(trainer: Trainer, view: params.TrainView) -> None:
     """Write metrics and curves, and print a summary table."""
     names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
     curves = {
@@ -106,7 +95,6 @@ def write_reports(trainer: Trainer, view: params.TrainView, more: Mapping[str, i
         "last_loss": curves["loss"][-1][1],
         "steps": trainer.state.global_step,
         "read": view.train.epochs * len(cast("Dataset", trainer.train_dataset)),
-        **more,
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]

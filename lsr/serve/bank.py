@@ -20,7 +20,6 @@ from lsr.serve.common import base_with, fingerprint, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, fill, read, save
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
-from lsr.serve.side_by_side import SideBySide
 from lsr.serve.stack import NOBODY, ZERO, Shared, Stack
 from lsr.tuner.files import PREFIX, Files, read_files
 from lsr.tuner.mistakes import InputError, first_line
@@ -221,10 +220,6 @@ class AdapterBank(nn.Module):
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
         place, labelled = self.place(name), (head for head in self.heads.values() if head.labelled)
         return next((len(head.stacks[head.labelled[0]].own(place)) for head in labelled), 0) or self.shared.labels
-
-    def side_by_side(self, names: Iterable[str] | None = None, **options: Any) -> SideBySide:
-        """Return a training of these adapters, or of all, with the options and errors of `SideBySide`."""
-        return SideBySide(self, self.names if names is None else names, **options)
 
     def write(self, name: str, folder: str | Path, *, method: str = "LORA", force: bool = False) -> None:
         """Write an adapter as a folder of LORA or LSR, with its head and its task.json, for the plain base model.

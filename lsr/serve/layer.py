@@ -10,7 +10,7 @@ from lsr.init.passes import widths
 from lsr.loading.update import Frames, Update
 from lsr.serve.stack import Shared, Stacked
 
-DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks; the last is not trained
+DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks
 
 
 class BankLayer(Stacked):

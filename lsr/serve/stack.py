@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from lsr.algebra.rounding import BITS, GROUP, WHOLE, RowCodes
 
@@ -25,8 +24,7 @@ class Stack(nn.Module):
         values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes
         slots   (places, most): the rows of each place, ZERO after its last
 
-    In few bits, rows with a part of fewer than 64 entries are in bfloat16. While adapters are trained, their rows are
-    in `trained`, by place.
+    In few bits, rows with a part of fewer than 64 entries are in bfloat16.
     """
 
     values: Tensor
@@ -38,15 +36,10 @@ class Stack(nn.Module):
         dtype = torch.uint8 if self.codes else WHOLE.get(precision, torch.bfloat16)
         self.register_buffer("values", torch.zeros(1, self.codes.columns if self.codes else sum(parts), dtype=dtype))
         self.register_buffer("slots", torch.zeros(places, 1, dtype=torch.int32))
-        self.trained: dict[int, nn.Parameter] = {}
         self._free: list[int] = []
 
     def take(self, places: Tensor, most: int | None = None) -> Tensor:  # (n,) -> (n, most or fewer, width)
         """Return the rows of places, zeros after their last; `most` leaves out what is zero for all of them."""
-        if self.trained:
-            distinct, at = torch.unique(torch.cat([places.new_tensor([NOBODY]), places]), return_inverse=True)
-            each = [self.trained.get(place, self.values[self.slots[place]]) for place in distinct.tolist()]
-            return pad_sequence(each, batch_first=True).index_select(0, at[1:])[:, :most]
         slots = self.slots.index_select(0, places)[:, :most]
         rows = self.values.index_select(0, slots.flatten())
         return (self.codes.unpack(rows) if self.codes else rows).unflatten(0, slots.shape)

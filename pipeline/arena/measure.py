@@ -13,15 +13,17 @@ from safetensors.torch import save
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
+from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, tasks
-from pipeline.arena import features, machine, statistics, task_tokens, tenants
+from pipeline.arena import features, machine, statistics, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.arena.statistics import Statistics
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import base_models
 from pipeline.methods import adapters, banks, planning
+from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.planning import Plan
 from pipeline.params import TrainView
 from pipeline.tasks import Outcome, TenantsTask
@@ -80,7 +82,7 @@ def measure(training: Training) -> Record:
 def fitted(
     training: Training, splits: Mapping[str, Dataset], collate: Any, scored: "Scored", seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """Train an adapter, and own ones of tenants if the method has some; return its sizes as fields of a record."""
+    """Train an adapter; return its sizes as fields of a record."""
     view, task = training.view, tasks.of(training.view.dataset)
     plan = planned(training)
     read = statistics.read(training, plan)
@@ -97,13 +99,8 @@ def fitted(
         with _timed(seconds, "round"):
             found["rounded"] = dict(in_precisions(model, scored))
     if isinstance(task, TenantsTask):
-        with _timed(seconds, "own"):
-            bank, sizes = tenants.bank_of(model, view, task, splits, collate)
-            found |= {**sizes, **{name: found[name] + sizes[name] for name in ("trained", "stored")}}
-        if view.has_own_adapters:
-            scored.model = banks.Served(bank, list(task.tenants))
-            with _timed(seconds, "score"):
-                scored.score_once()
+        with _timed(seconds, "bank"):
+            found |= bank_sizes(model, view, task)
     return found
 
 
@@ -116,6 +113,17 @@ def counts_of(model: PeftModel, training: Training) -> dict[str, int]:
         file_bytes = Path(folder, WEIGHTS).stat().st_size
     trained = counts["adapter_trained"] if training.is_trained else 0
     return {"trained": trained, "stored": counts["adapter_stored"], "file_bytes": file_bytes}
+
+
+def bank_sizes(model: PeftModel, view: TrainView, task: TenantsTask) -> dict[str, int]:
+    """Return the bytes of the files of a bank in float32, and of each tenant's part, as fields of a record."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        adapters.save_adapter(model, folder, view.base_model)
+        AdapterTask.of(task, view.tokenize.max_length).write(folder)
+        banks.of_adapter(view.base_model, folder).save(folder / "bank")
+        files = {file.name: file.stat().st_size for file in (folder / "bank").rglob("*.safetensors")}
+    return {"file_bytes": sum(files.values()), "tenant_bytes": files[FILE] // len(task.tenants)}
 
 
 def planned(training: Training) -> Plan:
@@ -142,7 +150,7 @@ def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], coll
     """Fit the adapter and the head."""
     alone: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     with tempfile.TemporaryDirectory() as folder:
-        callbacks = [StopAtDivergence(), *([] if view.has_own_adapters else [scored])]  # own ones are scored in the end
+        callbacks = [StopAtDivergence(), scored]
         run.trainer_of(view, model, splits, collate, Path(folder), callbacks, report_to=[], **alone).train()
 
 

@@ -88,24 +88,17 @@ class Entry:
 
     @cached_property
     def rates(self) -> Sequence[str]:
-        """The names of the method's learning rates in its section, the main one first, or that of own adapters alone.
-
-        There are none if only a head is tuned.
-        """
-        names = list(self._view.section.rates) or (["learning_rate"] if self._view.has_own_adapters else [])
-        return names if self.chosen.is_trained else []
+        """The names of the method's learning rates in its section, the main one first; none if only a head is tuned."""
+        return list(self._view.section.rates) if self.chosen.is_trained else []
 
     def _training(self, setting: Setting, seed: int) -> Training:
-        section, train, tenants = self._view.section, self._view.train, self._view.tenants
-        shared = section if section.rates else tenants
-        rates = {name: _times(getattr(shared, name), setting.factor) for name in self.rates}
-        own_rate = _times(tenants.learning_rate, setting.factor)
+        section, train = self._view.section, self._view.train
+        rates = {name: _times(getattr(section, name), setting.factor) for name in self.rates}
         # If only the head is trained, its rate is tuned in place of the adapter's.
         head_rate = _times(train.head_learning_rate, setting.head_factor if rates else setting.factor)
         changes = {
             "seed": seed,
-            "section": section.model_copy(update=rates if section.rates else {}),
-            "tenants": tenants.model_copy(update={"learning_rate": own_rate} if self._view.has_own_adapters else {}),
+            "section": section.model_copy(update=rates),
             "train": train.model_copy(update={"head_learning_rate": head_rate}),
         }
         view = self._view.model_copy(update=changes)
@@ -191,8 +184,7 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Met
         **({"features": method.features} if method.features else {}),
     }
     if view.dataset.tenant is not None:
-        read = {"share", "own", "learning_rate"} if view.has_own_adapters else {"share", "own"}
-        known["tenants"] = view.tenants.model_dump(mode="json", include=read)
+        known["tenants"] = view.tenants.common
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

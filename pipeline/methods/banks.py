@@ -1,7 +1,6 @@
-"""The bank of a row of tenants: what they share, once, and each tenant's labels and own adapter."""
+"""The bank of a row of tenants: what they share, once, and each tenant's labels."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,26 +10,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lsr import LsrConfig
 from lsr.init.head import fitted_head
-from lsr.init.passes import widths
 from lsr.loading.adapters import load_onto
-from lsr.loading.contents import Contents
-from lsr.loading.update import Frames, Update
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer, split
 from lsr.tuner.files import PREFIX, adapter_folder
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.targets import adapted_names, check_names
 from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, tokens
-from pipeline.methods import planning
 from pipeline.params import PARAMS, FactorizeInitView
 from pipeline.params.model_row import HubModel, ModelRow
 
-SCALING = 2.0  # alpha over rank, as in the section lora
 FITTED, BATCH = 1024, 32  # examples that fit the rows of new tenants, and examples of a batch
 
 
@@ -66,8 +58,8 @@ def extended(base: PreTrainedModel, view: FactorizeInitView) -> PeftModel:
     """
     collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
     batches = list(tokens.sample(tokens.load_tokens("train"), collate, FITTED, view.seed, BATCH))
-    with as_user_error(ValueError, before=f"{PARAMS}: tenants.share: "):
-        common, _ = split(adapter_folder(str(view.tenants.share)))
+    with as_user_error(ValueError, before=f"{PARAMS}: tenants.common: "):
+        common, _ = split(adapter_folder(str(view.tenants.folder)))
         layer = last_layer(common)
         rows = {f"{PREFIX}{key}": value for key, value in base.state_dict().items() if key.startswith(f"{layer}.")}
         model = load_onto(base, common._replace(tensors=common.tensors | rows), trainable=True)
@@ -90,23 +82,6 @@ def _own_layer(model: PeftModel, layer: str) -> nn.Module:
     """Return the head's last layer as it is trained: PEFT has it inside a wrapper."""
     named = {name.replace(".modules_to_save.default", ""): module for name, module in model.named_modules()}
     return named[f"{PREFIX}{layer}"]
-
-
-def with_fresh(bank: AdapterBank, row: ModelRow, rank: int, draws: torch.Generator) -> dict[str, Contents]:
-    """Return the tenants of a bank, each with a LoRA that is zero yet in the layers that are adapted by default."""
-    targets = planning.targets_of(row, bank.model)
-    config = LsrConfig(target_modules=targets if isinstance(targets, str) else list(targets))
-    names = adapted_names(bank.model, config, check_names(config, bank.model))
-    shapes = {name: widths(bank.model.get_submodule(name)) for name in names}
-
-    def update(n: int, m: int) -> Update:
-        a = torch.empty(rank, n).uniform_(-(n**-0.5), n**-0.5, generator=draws)  # as PEFT's
-        return Update.scaled(Frames(a=a, b=torch.zeros(m, rank)), SCALING)
-
-    return {
-        one: replace(bank.contents(one), updates={name: update(*shape) for name, shape in shapes.items()})
-        for one in bank.names
-    }
 
 
 class Served(nn.Module):

@@ -83,7 +83,7 @@ def seen_by(view: type[AnyView], params: Params) -> AnyView:
         "dataset": load_row("data", params.data),
         "base_model": load_row("model", params.model),
     }
-    if everything["dataset"].tenant is not None and params.tenants.share is not True:
+    if everything["dataset"].tenant is not None and params.tenants.folder:
         everything["section"] = params.head  # what they share is not trained
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})

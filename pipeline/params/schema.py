@@ -113,11 +113,6 @@ class FactorizeInitView(View):
     tenants: TenantsParams
     section: SerializeAsAny[MethodParams]  # with all fields of the method's own section
 
-    @property
-    def has_own_adapters(self) -> bool:
-        """Whether tenants get adapters of their own."""
-        return self.dataset.tenant is not None and self.tenants.own_rank > 0
-
 
 class TrainView(FactorizeInitView):
     """Of stages/train.py, and all that a training and its adapter depend on. Its task.json records max_length."""

@@ -96,24 +96,21 @@ class TrainParams(Section):
 
 
 class TenantsParams(Section):
-    """What tenants share and what each has for itself, if the row of data has a column of them."""
+    """The adapter that tenants share, and their bank, if the row of data has a column of them."""
 
-    share: StrictBool | Annotated[StrictStr, Field(pattern="/")] = Field(
-        description="one adapter for all; false: heads and own adapters alone; or the folder of an adapter of tenants, "
-        "which stays as it is and gets heads for those of the row"
+    common: StrictStr = Field(
+        pattern="^trained$|/",
+        description="trained: one adapter for all; or the folder of an adapter of tenants, which stays as it is and "
+        "gets heads for those of the row",
     )
-    own: Literal["none"] | Annotated[StrictStr, Field(pattern=r"^rank:[1-9]\d{0,3}$")] = Field(
-        description="a LoRA for each tenant whose validation score it raises, on top of what all share"
-    )
-    learning_rate: Rate = Field(description="of own adapters: peak, per optimizer step")
     precision: Literal["float32", "bfloat16", "8bit", "4bit", "3bit", "2bit"] = Field(
-        description="of heads and own adapters in the bank"
+        description="of heads in the bank"
     )
 
     @property
-    def own_rank(self) -> int:
-        """The rank of own adapters; 0 if there are none."""
-        return int(self.own.partition(":")[2] or 0)
+    def folder(self) -> str | None:
+        """The folder of the adapter that stays as it is."""
+        return None if self.common == "trained" else self.common
 
 
 class EvaluateParams(Section):

@@ -25,7 +25,7 @@ ROW = {
     "cut": {"validation": 0.2, "test": 0.2},
 }
 LABELS = {"acme": ["no", "yes"], "bolt": ["x", "y", "z"], "cast": ["no", "yes"]}
-PRECISE = {"share": True, "own": "none", "precision": "float32"}
+PRECISE = {"common": "trained", "precision": "float32"}
 
 
 def rows(names):
@@ -68,30 +68,11 @@ def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, s
         assert answer[0]["label"] == label
 
 
-def test_two_runs_write_the_same_bytes_with_own_adapters_too(shops):
-    workspace.change(tenants={"own": "rank:2", "learning_rate": 0.01, "precision": "8bit"})
+def test_two_runs_write_the_same_bytes(shops):
     run(FACTORIZE, TRAIN, EVALUATE)
     first = digests("artifacts", "reports")
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     assert digests("artifacts", "reports") == first
-
-
-def test_an_own_adapter_stays_only_where_validation_rises(shops):
-    workspace.change(tenants={"own": "rank:2", "learning_rate": 0.02}, train={"epochs": 4})
-    run(FACTORIZE, TRAIN)
-    bank = AdapterBank.load("tiny-roberta", artifacts.BANK)
-    with_own = [name for name in bank.names if bank.contents(name).updates]
-    assert report(artifacts.TRAIN_METRICS)["own_kept"] == len(with_own)
-    workspace.change(tenants={"own": "rank:2", "learning_rate": 1e-12}, train={"head_learning_rate": 1e-12})
-    run(TRAIN)  # which changes nothing, so it is better for nobody
-    assert report(artifacts.TRAIN_METRICS)["own_kept"] == 0
-
-
-def test_with_nothing_shared_only_heads_and_own_adapters_are_trained(shops):
-    workspace.change(tenants={"share": False, "own": "rank:1"})
-    run(FACTORIZE, TRAIN, EVALUATE)
-    assert report(artifacts.EVALUATE_METRICS)["adapter_trained"] == 0
-    assert {name.split(".")[-1] for name in load_file(artifacts.ADAPTER / WEIGHTS) if "lora" in name} == set()
 
 
 def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
@@ -102,7 +83,7 @@ def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
     write("data/late.csv", rows(["late"]))
     del LABELS["late"]
     write("data/datasets.yaml", {"late": ROW | {"source": {"kind": "files", "files": {"train": "data/late.csv"}}}})
-    workspace.change(data="late", tenants={"share": "models/common"})
+    workspace.change(data="late", tenants={"common": "models/common"})
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     after = load_file(artifacts.ADAPTER / WEIGHTS)
     changed = {name.split(".")[-2] for name, value in after.items() if not value.equal(before[name])}
