@@ -1,5 +1,6 @@
 """What a language model writes: greedily, in batches padded on the left, with the cache, up to the end token."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from pipeline.tasks import CompletionTask
 from pipeline.tasks.completion import Written
 from pipeline.tasks.prompts import Example, Prompts
 
+SLACK = 8  # tokens more than any expected answer has: other tokens may say the same
+
 
 @torch.inference_mode()
 def write(
@@ -30,13 +33,12 @@ def write(
     """Return what a model writes for each prompt in tokens, `new_tokens` at most; prompts of one length go together."""
     model.eval()
     where = device_of(model)
-    ends = sorted({prompts.end, prompts.tokenizer.eos_token_id} - {None})
     greedy = GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,
-        eos_token_id=ends,
+        eos_token_id=prompts.ends,
         pad_token_id=prompts.tokenizer.pad_token_id,
         use_cache=True,
     )
@@ -47,10 +49,25 @@ def write(
         batch = prompts.tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(where)
         found = model.generate(**batch, generation_config=greedy, streamer=streamer)
         for at, row in zip(places.tolist(), found[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            ended = next((place + 1 for place, one in enumerate(row) if one in ends), len(row))
+            ended = next((place + 1 for place, one in enumerate(row) if one in prompts.ends), len(row))
             said[at], count = prompts.text(row[:ended]), count + ended
         advance(len(places), f"{count / (time.monotonic() - start):,.0f} tokens/s")
     return said
+
+
+def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_size: int) -> dict[str, float]:
+    """Return for how many of `count` prompts of a tokenized split, evenly spaced, a model writes what is expected."""
+    asked, expected = _apart(split.select(range(0, len(split), math.ceil(len(split) / count))))
+    longest = max(map(len, expected)) + SLACK
+    said = write(model, prompts, asked, longest, batch_size)
+    right = [one.strip() == prompts.text(ids).strip() for one, ids in zip(said, expected, strict=True)]
+    return {"exact_match": float(np.mean(right))}
+
+
+def _apart(split: Dataset) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the prompts of a tokenized split, and the answers with their end tokens."""
+    examples = [Example(row["input_ids"], row["label"]) for row in split.select_columns(["input_ids", "label"])]
+    return [one.ids[: -one.answer] for one in examples], [one.ids[-one.answer :] for one in examples]
 
 
 def outcome(
@@ -63,8 +80,7 @@ def outcome(
     advance: Callable[..., None],
 ) -> Written:
     """Return what a model with an adapter writes for a tokenized split and its loss, and both without the adapter."""
-    examples = [Example(row["input_ids"], row["label"]) for row in split.select_columns(["input_ids", "label"])]
-    asked = [one.ids[: -one.answer] for one in examples]
+    asked, _ = _apart(split)
     collate = task.collator(prompts.tokenizer)
 
     def both() -> tuple[list[str], torch.Tensor]:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from lsr.loading.contents import HALVES
 from lsr.serve.bank import AdapterBank
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.mixed_batch import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
+NO_TEMPLATE = "none"  # of prompts: a prompt is its text
 
 Said = dict[str, Any] | None  # as JSON; None: not finite
 
@@ -22,6 +23,7 @@ class Row(NamedTuple):
     adapter: str
     inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
     new_tokens: int  # to write; 0 where something is said of the text
+    ends: tuple[int, ...] = ()  # tokens after which nothing is written
 
 
 class Passes:
@@ -42,6 +44,8 @@ class Passes:
         if writes and not 0 < new_tokens < tokens:
             raise InputError(f"--new-tokens: needed: some of the {tokens} tokens, but not all, got {new_tokens}")
         self.tokens = tokens - self.new_tokens  # of a text or prompt
+        end = bank.model.generation_config.eos_token_id if writes else None
+        self.ends = end if isinstance(end, list) else [end] if end is not None else []
         for note in bank.notes.values():
             longest(note)
         try:
@@ -54,23 +58,48 @@ class Passes:
     def rows(self, name: str, note: Mapping[str, Any], texts: Sequence[Any], new_tokens: int) -> list[Row]:
         """Return the rows of texts, of pairs of texts if the note of their adapter says so, or of prompts.
 
+        A prompt is a text or, where the note has a template, perhaps a conversation: a list of messages.
+
         Raises:
             InputError: names the first one that cannot be read.
         """
         field, parts = ("prompts", 1) if self.new_tokens else ("texts", len(note.get("columns", ["text"])))
         most = min(self.tokens, longest(note) or self.tokens)
-        split = [text if parts == 2 and isinstance(text, list) else [text] for text in texts]
+        template = note.get("template", NO_TEMPLATE)
+        talks = self.new_tokens > 0 and template != NO_TEMPLATE
+        split = [_contents(text, parts, talks=talks) for text in texts]
         for at, its in enumerate(split):
-            if len(its) != parts or not all(map(_is_text, its)):
+            if len(its) < parts or not all(map(_is_text, its)):
                 needed = "a text" if parts == 1 else "a list of two texts, each"
+                needed += ", or a list of messages with role and content," * talks
                 raise InputError(f"{field}[{at}]: needed: {needed} of whole Unicode characters, not blank")
             if sum(map(len, its)) > CHARACTERS * most:
                 raise InputError(f"{field}[{at}]: over {CHARACTERS * most:,} characters; at most that are read")
-        encoded = self.tokenizer(*map(list, zip(*split, strict=True)), verbose=False)
+        if self.new_tokens:
+            encoded = {"input_ids": [self._prompt(template, text, at) for at, text in enumerate(texts)]}
+        else:
+            encoded = self.tokenizer(*map(list, zip(*split, strict=True)), verbose=False)
         for at, ids in enumerate(encoded["input_ids"]):
             if len(ids) > most:
                 raise InputError(f"{field}[{at}]: {len(ids)} tokens; this adapter reads at most {most}")
-        return [Row(name, {key: its[at] for key, its in encoded.items()}, new_tokens) for at in range(len(texts))]
+        ends = tuple(note.get("ends") or self.ends)
+        return [Row(name, {key: its[at] for key, its in encoded.items()}, new_tokens, ends) for at in range(len(texts))]
+
+    def _prompt(self, template: str, asked: Any, at: int) -> list[int]:
+        """Return the tokens of a prompt, after which the template lets the assistant begin.
+
+        Raises:
+            InputError: if the template refuses it.
+        """
+        if template == NO_TEMPLATE:
+            ids: list[int] = self.tokenizer(asked, verbose=False)["input_ids"]
+            return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        options = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
+        try:
+            return list(self.tokenizer.apply_chat_template(messages, **options))
+        except Exception as error:  # Jinja's, or what the template raises
+            raise InputError(f"prompts[{at}]: the template of this adapter refuses it: {first_line(error)}") from None
 
     def answers(self, rows: Sequence[Row]) -> list[Said | Exception]:
         """Return what each row gets.
@@ -79,7 +108,7 @@ class Passes:
         causes it, and not of other tenants.
         """
         try:
-            return [*(self._written(rows) if self.new_tokens else self._said(rows))]
+            return [*(self._written_apart(rows) if self.new_tokens else self._said(rows))]
         except Exception as error:
             if len(rows) == 1:
                 return [error]
@@ -100,6 +129,14 @@ class Passes:
                 said.append({"label": max(chances, key=lambda label: chances[label]), "probabilities": chances})
         return said
 
+    def _written_apart(self, rows: Sequence[Row]) -> list[Said]:
+        """Return what is written for each row; those with other ends, of which there are few, pass by themselves."""
+        said = dict[int, Said]()
+        for ends in dict.fromkeys(row.ends for row in rows):
+            places = [at for at, row in enumerate(rows) if row.ends == ends]
+            said |= zip(places, self._written([rows[at] for at in places]), strict=True)
+        return [said[at] for at in range(len(rows))]
+
     def _written(self, rows: Sequence[Row]) -> list[Said]:
         inputs, finite = self._padded(rows, "left"), torch.ones(len(rows), dtype=torch.bool)
 
@@ -112,7 +149,9 @@ class Passes:
             attention_mask=inputs["attention_mask"],
             adapter_names=[row.adapter for row in rows],
             max_new_tokens=max(row.new_tokens for row in rows),
+            eos_token_id=[*rows[0].ends] or None,
             pad_token_id=self.tokenizer.pad_token_id,
+            repetition_penalty=1.0,
             logits_processor=[watch],
             do_sample=False,
             num_beams=1,
@@ -133,11 +172,25 @@ def longest(note: Mapping[str, Any]) -> int | None:
         InputError: if the note asks for what is not served.
     """
     length, columns = note.get("max_length"), note.get("columns", ["text"])
+    template, ends = note.get("template", NO_TEMPLATE), note.get("ends", [])
     if not (length is None or (type(length) is int and length > 0)):
         raise InputError(f"task.json: max_length must be a positive whole number, got {length!r}")
     if not isinstance(columns, list) or len(columns) not in (1, 2):
         raise InputError(f"task.json: columns must be a list of one, or of two for pairs, got {columns!r}")
+    if not isinstance(template, str):
+        raise InputError(f"task.json: template must be a text in Jinja, or none, got {template!r}")
+    if not isinstance(ends, list) or not all(type(one) is int and one >= 0 for one in ends):
+        raise InputError(f"task.json: ends must be a list of tokens by number, got {ends!r}")
     return length
+
+
+def _contents(asked: Any, parts: int, *, talks: bool) -> list[Any]:
+    """Return the texts of what is asked; none if it has another form."""
+    if talks and isinstance(asked, list):
+        roles = all(isinstance(one, dict) and one.keys() == {"role", "content"} for one in asked)
+        return [one["content"] for one in asked] if roles else []
+    split = asked if parts == 2 and isinstance(asked, list) else [asked]
+    return split if len(split) == parts else []
 
 
 def _is_text(value: Any) -> bool:

@@ -6,7 +6,7 @@ PEFT's adapter_config.json has no fields for the label names, the columns and th
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, as_user_error, nearest
@@ -32,6 +32,8 @@ class AdapterTask(Row):
         None, description="of prompts, if it writes: a chat template in Jinja, or none; prompts are built by it again"
     )
 
+    ends: tuple[NonNegativeInt, ...] | None = Field(None, description="tokens, by number, that end what it writes")
+
     @field_validator("kind")
     @classmethod
     def _is_known(cls, kind: str) -> str:
@@ -44,7 +46,8 @@ class AdapterTask(Row):
         """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
         more: dict[str, Any] = {}
         if isinstance(task, CompletionTask) and tokenizer is not None:
-            more = {"template": task.prompts(tokenizer).template}
+            prompts = task.prompts(tokenizer)
+            more = {"template": prompts.template, "ends": prompts.ends}
         if isinstance(task, TenantsTask):
             more = {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
         return cls(kind=task.kind, columns=task.columns, labels=task.names or None, max_length=max_length, **more)
@@ -61,7 +64,7 @@ class AdapterTask(Row):
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""
-        absent = {name for name in ("tenants", "tenant", "template") if getattr(self, name) is None}
+        absent = {name for name in ("tenants", "tenant", "template", "ends") if getattr(self, name) is None}
         (folder / FILE).write_text(self.model_dump_json(indent=2, exclude=absent) + "\n", encoding="utf-8")
 
 

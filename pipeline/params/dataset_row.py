@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat
 from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_NUMBERS, Label, Pairs
 from pipeline.params.sources import Columns, Mark, PackageSource, TableRow, TableSource, all_different
 
+SELECT_PROMPTS = 64
+
 
 class DatasetRow(TableRow):
     """One data set: its source, which columns are text and label, how it is split and how predictions are scored."""
@@ -41,6 +43,12 @@ class DatasetRow(TableRow):
         description=f"of classes {', '.join(OF_CLASSES)}; of a number {' and '.join(OF_NUMBERS)}; of completions "
         f"{' and '.join(OF_COMPLETIONS)}; the first selects the best checkpoint, or of completions the loss",
     )
+    select: Annotated[str, Field(pattern=r"^exact_match(:[1-9]\d{0,5})?$")] | None = Field(
+        None,
+        exclude_if=lambda select: select is None,
+        description="exact_match: of completions, choose the checkpoint by what is written after each epoch for "
+        f"{SELECT_PROMPTS} prompts of the validation split, or with exact_match:16 for 16",
+    )
     pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
     cut: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(ge=0, lt=1)]] = Field(
         {}, description="splits to cut from train, as shares"
@@ -57,6 +65,11 @@ class DatasetRow(TableRow):
     )
     _where: str = PrivateAttr("pipeline/datasets.yaml")
     _tenants: Any = PrivateAttr(None)  # by name, as `pipeline.tasks.tenants` has found them in the data
+
+    @property
+    def select_prompts(self) -> int:
+        """For how many prompts at most is written to choose the checkpoint; 0 if its loss does."""
+        return int((self.select or "exact_match:0").partition(":")[2] or SELECT_PROMPTS)
 
     @model_validator(mode="after")
     def _goes_with_its_label(self) -> Self:

@@ -25,6 +25,7 @@ ONLY = {  # keys of a row that only some forms go with
     "pairs": "pairs compare numbers: the label needs low and high, and no names",
     "stratify": "stratify: needs a label of classes, and no choices, group or pairs",
     "template": "template: needs a label of completions",
+    "select": "select: needs a label of completions or messages",
     "tenant": "tenant: needs a label of classes or of a number, and no pairs",
 }
 
@@ -147,7 +148,7 @@ class Completion(Form):
 
     told_by = frozenset({"completion"})
     scored_by = OF_COMPLETIONS
-    goes_with = frozenset({"template"})
+    goes_with = frozenset({"template", "select"})
 
     column: str = Field(alias="completion", description="the column with what is to be written")
     names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
@@ -175,6 +176,7 @@ class Conversation(Form):
 
     told_by = frozenset({"messages"})
     scored_by = OF_COMPLETIONS
+    goes_with = frozenset({"select"})
 
     column: str = Field(alias="messages", description="the column with a list of messages: role and content")
 

@@ -18,6 +18,7 @@ from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import pad
 from pipeline.methods import banks, device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
+from pipeline.tasks import CompletionTask
 from pipeline.tasks.completion import asked
 from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.prompts import Prompts
@@ -87,6 +88,8 @@ def _adapter(folder: Path, base: str | None, task: AdapterTask) -> Opened:
 
 
 def _bank(folder: Path, base: str | None, task: AdapterTask) -> Opened:
+    if task.kind == CompletionTask.kind:
+        raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
     bank = AdapterBank.load(base, folder)
     return banks.Served(bank, bank.names), bank.model, bank.base_fields
 

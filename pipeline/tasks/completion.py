@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"\w+")
 PROMPT = "prompt"  # the column for that of a conversation
+LOSS = "negative_loss"  # the score of a validation split, per token of completions
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class CompletionTask(Task):
     model_is: ClassVar[str] = ", which must read from left to right,"
     judged: ClassVar[tuple[str, ...]] = ("label",)
     baseline: ClassVar[str] = "without the adapter"
-    selects = "negative_loss"  # per token of completions
 
     def __init__(self, row: DatasetRow) -> None:
         self.is_conversation = isinstance(row.label, Conversation)
@@ -185,8 +185,12 @@ class CompletionTask(Task):
         assert base is not None
         return mean_loss(*outcome.outputs.numpy().T), mean_loss(*base.numpy().T)
 
+    @property
+    def selects(self) -> str:
+        return "exact_match" if self.row.select else LOSS
+
     def scores(self, outcome: Outcome) -> dict[str, float]:
-        return {self.selects: -mean_loss(*outcome.outputs.double().numpy().T)}
+        return {LOSS: -mean_loss(*outcome.outputs.double().numpy().T)}
 
     def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
         from pipeline.tasks import scores

@@ -72,6 +72,11 @@ class Prompts:
             labels += silent + answered
         return Example([*ids, self.end], [*labels, self.end])
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens after which a model writes nothing more."""
+        return sorted({self.end, self.tokenizer.eos_token_id} - {None})
+
     def text(self, ids: Sequence[int]) -> str:
         """Return what a model has written, up to the end token."""
         written = list(ids)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -141,8 +142,10 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
 
 
-def scores(task: Task, groups: NDArray[np.int64] | None, prediction: EvalPrediction) -> dict[str, float]:
-    """Return the official metrics of a validation split for the Trainer, with the one that chooses as `score`."""
+def scores(
+    task: Task, groups: NDArray[np.int64] | None, more: Callable[[], dict[str, float]], prediction: EvalPrediction
+) -> dict[str, float]:
+    """Return the official metrics of a validation split and `more` for the Trainer, the one that chooses as `score`."""
     outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    found = task.scores(Outcome(torch.from_numpy(outputs), labels, groups))
+    found = task.scores(Outcome(torch.from_numpy(outputs), labels, groups)) | more()
     return {"score": found[task.selects], **found}

@@ -19,9 +19,9 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from pipeline import tasks
+from pipeline import generation, tasks
 from pipeline.core import artifacts, console
-from pipeline.data import content, tokens
+from pipeline.data import base_models, content, tokens
 from pipeline.params import TrainView
 from pipeline.tasks import CompletionTask
 from pipeline.training import arguments, callbacks, checkpoints
@@ -73,14 +73,17 @@ def trainer_of(
     """
     groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
     chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
-    task = tasks.of(view.dataset)
+    task, more = tasks.of(view.dataset), partial(dict[str, float])
+    if isinstance(task, CompletionTask) and task.row.select and "validation" in splits:
+        prompts, size = task.prompts(base_models.load_tokenizer(view.base_model)), chosen.per_device_eval_batch_size
+        more = partial(generation.exact_match, model, prompts, splits["validation"], task.row.select_prompts, size)
     trainer = BatchingTrainer(
         model=model,
         args=dataclasses.replace(chosen, **changes),
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         data_collator=collate,
-        compute_metrics=partial(arguments.scores, task, groups),
+        compute_metrics=partial(arguments.scores, task, groups, more),
         preprocess_logits_for_metrics=task.measured if isinstance(task, CompletionTask) else None,
         optimizers=(arguments.optimizer(model, view), None),
         callbacks=[callbacks.LaterOfEquals(), *watching],

@@ -39,7 +39,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
     "--queue": {**COUNT, "default": 1024, "help": "texts that wait; more are refused with 429 (%(default)s)"},
     "--wait": {**COUNT, "metavar": "MS", "default": 3, "help": "how long a batch is gathered (%(default)s)"},
     "--max-tokens": {**COUNT, "default": 512, "help": "of a text, if model and adapter take more (%(default)s)"},
-    "--new-tokens": {**COUNT, "default": 128, "help": "of these, left for what is written at most (%(default)s)"},
+    "--new-tokens": {**COUNT, "default": 256, "help": "of these, left for what is written at most (%(default)s)"},
 }
 
 

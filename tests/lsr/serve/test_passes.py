@@ -87,6 +87,7 @@ def writers(tmp_path_factory):
         torch.manual_seed(seed)
         get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config).save_pretrained(folder / name)
         bank.add(name, folder / name)
+    bank.add("t", folder / "a", note={"template": "{{ messages }}"})
     stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
     stack.put(bank.place("x"), 3e38 * stack.rows(bank.place("x")).sign())
     return folder, Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
@@ -114,6 +115,12 @@ def test_prompts_are_continued_as_peft_continues_each_alone_and_what_overflows_s
         (generate("a", True, "the cat"), '"new_tokens": 1 to 12'),
         (generate("a", 2), "a list of 1 to 64"),
         (generate("a", 2, ["the", "cat"]), "prompts[0]: needed: a text"),
+        (generate("a", 2, [{"role": "user", "content": "the cat"}]), "prompts[0]: needed: a text of whole"),
+        (
+            generate("t", 2, [{"role": "user", "text": "the cat"}]),
+            "a text, or a list of messages with role and content",
+        ),
+        (generate("t", 2, [{"role": "user", "content": " "}]), "a text, or a list of messages with role and content"),
         (generate("a", 2, "the cat " * 10), "reads at most 18"),
         (predict("a", "the cat"), "writes: ask /v1/generate"),
     ],

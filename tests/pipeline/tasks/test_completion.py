@@ -1,5 +1,6 @@
 """A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from lsr import AdapterBank
 from lsr.__main__ import main as lsr
 from lsr.loading import adapters
+from lsr.serve.passes import Passes
 from pipeline import generation, params, score
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
@@ -18,7 +21,8 @@ from pipeline.tasks import completion
 from pipeline.tasks.prompts import NONE, Prompts
 from tests import architectures, kit, workspace, writers
 from tests.kit import refused, said, table
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+from tests.lsr.serve.asking import ask_passes, generate, posted
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run
 
 ASKED = [{"role": "user", "content": "Where is the cat?"}]
 TALK = [
@@ -118,6 +122,12 @@ del TALKS["text"]
         (IN_WORDS, [{"at": "x", "animal": "cat"}], "line 1: label 'x' is not a finite number"),
         ({**writers.ROW, "metrics": ["rouge"]}, None, "metrics: rouge does not fit this label; did you mean rouge_l?"),
         ({**workspace.RATING_ROW, "source": writers.ROW["source"], "template": "none"}, None, "needs a label of compl"),
+        (
+            {**workspace.RATING_ROW, "source": writers.ROW["source"], "select": "exact_match"},
+            None,
+            "select: needs a lab",
+        ),
+        ({**writers.ROW, "select": "exact_match:0"}, None, "writing.select: string should match"),
     ],
 )
 def test_a_mistake_is_refused_in_one_line_that_says_where(here, row, written, says):
@@ -214,12 +224,31 @@ def test_a_model_without_a_template_or_padding_writes_as_far_as_its_positions_re
     refused(run, EVALUATE, says="tokenize.max_length and evaluate.new_tokens: the model takes at most 64 tokens, got ")
 
 
+LEARNS = {"rank_shape": [12], "separation_rank": "auto", "target_modules": "all-linear", "learning_rate": 0.02}
+
+
+def test_what_is_written_chooses_the_checkpoint_and_a_killed_run_ends_with_the_same_bytes(here, monkeypatch):
+    here(row={**writers.ROW, "select": "exact_match:9"}, lsr=LEARNS, train={"epochs": 10, "weight_decay": 0.0})
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    undisturbed = kit.digests(artifacts.ADAPTER, artifacts.TRAIN_METRICS.parent)
+    killed_training(monkeypatch, 8.5)
+    run(TRAIN)
+    assert kit.digests(artifacts.ADAPTER, artifacts.TRAIN_METRICS.parent) == undisturbed
+    model, prompts = adapters.load_adapter(artifacts.ADAPTER, "writer"), Prompts(writers.tokenizer())
+    texts = tokens.load_texts("validation")
+    step = math.ceil(len(texts["prompt"]) / 9)
+    asked = [prompts.prompt(completion.asked(prompt)) for prompt in texts["prompt"][::step]]
+    found = [generation.write(model, prompts, [one], 12, 1)[0] for one in asked]
+    right = [one == other for one, other in zip(found, texts["expected"][::step], strict=True)]
+    assert 0 < report(artifacts.TRAIN_METRICS)["best_score"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+    assert len(right) <= 9 < len(texts["prompt"])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder after all stages in which an adapter has learned where animals are."""
-    lsr = {"rank_shape": [12], "separation_rank": "auto", "target_modules": "all-linear", "learning_rate": 0.02}
     changes = {"evaluate": {"new_tokens": 12, "batch_size": 7}, "train": {"epochs": 16, "weight_decay": 0.0}}
-    folder = writers.make(tmp_path_factory.mktemp("writing"), lsr=lsr, **changes)
+    folder = writers.make(tmp_path_factory.mktemp("writing"), lsr=LEARNS, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
@@ -292,6 +321,32 @@ def test_predict_prints_an_answer_as_it_is_or_adds_a_column(trained, tmp_path, m
     writers.save(tmp_path / "base", "{{ messages }}")
     assert said(predict, "--base", str(tmp_path / "base"), scored[0]["prompt"], *few) == scored[0]["said"] + "\n"
     refused(score.main, ["writing", str(artifacts.ADAPTER)], says="what is written is scored by the stage evaluate")
+
+
+def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_of_each_adapter(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    scored, tokenizer = table(artifacts.EVALUATE_PREDICTIONS)[:5], writers.tokenizer()
+    asked, texts = [row["prompt"] for row in scored], [row["said"] for row in scored]
+    bank = AdapterBank(AutoModelForCausalLM.from_pretrained("writer"))
+    bank.add("own", artifacts.ADAPTER)
+    short = tokenizer(texts[0]).input_ids[1]
+    bank.add("bare", artifacts.ADAPTER, note={"template": NONE, "ends": [2]})
+    bank.add("short", artifacts.ADAPTER, note=report(artifacts.ADAPTER / "task.json") | {"ends": [short]})
+    bank.add("shouts", artifacts.ADAPTER, note={"template": CHANGED + "{{ raise_exception('no roles') }}"})
+    passes = Passes(bank, tokenizer, 128, 12)
+    requests = [generate(name, 12, *asked) for name in ("own", "bare", "short")]
+    talks = generate("own", 12, *([{"role": "user", "content": one}] for one in asked))
+    own, bare, cut, talk, shouts = ask_passes(passes, posted(*requests, talks, generate("shouts", 2, "a")))
+    said = [[answer["text"] for answer in response.json()["answers"]] for response in (own, talk, bare, cut)]
+    assert said[:2] == [texts, texts]
+    model, prompts = adapters.load_adapter(artifacts.ADAPTER, "writer"), Prompts(tokenizer, NONE)
+    alone = [prompts.prompt(completion.asked(one)) for one in asked]
+    assert said[2] == generation.write(model, prompts, alone, 12, 1) != texts
+    assert said[3][0] == tokenizer.decode(tokenizer(texts[0]).input_ids[:2])
+    assert shouts.json() == {"error": "prompts[0]: the template of this adapter refuses it: no roles"}
+    for note in ({"template": 1}, {"ends": [True]}, {"ends": "x"}):
+        bank.add("own", artifacts.ADAPTER, note=note, replace=True)
+        refused(Passes, bank, tokenizer, 128, 12, says=f"task.json: {next(iter(note))} must be a ")
 
 
 def test_exports_write_the_same_tokens(trained, tmp_path, monkeypatch):
