@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -45,4 +44,4 @@ def outputs(
 
 def outcome(outputs: Tensor, split: Dataset) -> Outcome:
     """Return the outputs for a labeled split beside its labels."""
-    return Outcome(outputs, np.array(split["label"][:]), tokens.groups_of(split))
+    return Outcome(outputs, tokens.labels_of(split), tokens.groups_of(split))

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,14 @@ def outcome(
     prompts: Prompts,
     new_tokens: int,
     batch_size: int,
-    advance: Callable[..., None],
+    advance: Callable[..., None] = lambda done, note="": None,
+    *,
+    beside_base: bool = False,
 ) -> Written:
-    """Return what a model with an adapter writes for a tokenized split and its loss, and both without the adapter."""
+    """Return what a model writes for a tokenized split and the loss of what is expected.
+
+    With `beside_base` both without the model's adapter, too.
+    """
     asked, _ = _apart(split)
     collate = task.collator(prompts.tokenizer)
 
@@ -88,7 +94,9 @@ def outcome(
         return said, evaluation.outputs(task, model, split, collate, max(1, batch_size // 4))  # all words' logits
 
     said, outputs = both()
+    found = Written(outputs, tokens.labels_of(split), None, said)
+    if not beside_base:
+        return found
     with model.disable_adapter():
         base_said, base_outputs = both()
-    expected = np.array(tokens.load_texts("test")["expected"][:], dtype=object)
-    return Written(outputs, expected, None, said, base_outputs, base_said)
+    return replace(found, base_outputs=base_outputs, base_said=base_said)

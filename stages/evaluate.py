@@ -34,7 +34,8 @@ def main(view: params.EvaluateView) -> None:
         base_models.check_positions(base, longest, "tokenize.max_length and evaluate.new_tokens")
         with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
             prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
-            outcome: Outcome = generation.outcome(task, device.place(model), test, prompts, count, size, advance)
+            asked = task, device.place(model), test, prompts, count, size, advance
+            outcome: Outcome = generation.outcome(*asked, beside_base=True)
     else:
         with console.progress("evaluate", len(test), "examples") as advance:
             outputs = evaluation.outputs(task, device.place(model), test, task.collator(tokenizer), size, advance)

@@ -39,7 +39,8 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
         return
     check(left)
     for entry in {entry.task: entry for entry in left}.values():
-        is_private = entry.first().view.dataset.source.kind == "files"
+        # Which text is expected is not written, only that it is right to write it.
+        is_private = entry.first().view.dataset.source.kind == "files" and not entry.first().writes
         task_tokens.write_labels(entry.first(), record.labels_path(entry.name, entry.task, private=is_private))
     most = sum(tuning.most_left(entry, records) for entry in left)
     busy: dict[str, Future[Record]] = {}  # by key
@@ -95,7 +96,7 @@ def _check_task(entry: Entry) -> None:
 def _check_method(entry: Entry) -> None:
     if entry.chosen.features:
         features.check(entry.first())
-    else:
+    elif not entry.first().is_alone:
         planned(entry.first())
 
 

@@ -16,7 +16,7 @@ from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, tasks
-from pipeline.arena import features, machine, statistics, task_tokens
+from pipeline.arena import completions, features, machine, statistics, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.arena.statistics import Statistics
@@ -28,6 +28,7 @@ from pipeline.methods.planning import Plan
 from pipeline.params import TrainView
 from pipeline.tasks import Outcome, TenantsTask
 from pipeline.tasks.cells import rounded
+from pipeline.tasks.completion import LOSS
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 
@@ -51,12 +52,15 @@ def measure(training: Training) -> Record:
         with _timed(seconds, "load"):
             splits = task_tokens.splits(training)
             collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
-        scored = Scored(view, splits, collate, seconds)
+        scored = Scored(training, splits, collate, seconds)
         if training.features:
             with _timed(seconds, "train"):
                 outcomes, parameters = features.outcomes(training, splits, collate, AT_ONCE)
                 scored.add(outcomes)
                 found |= {"stored": parameters, "file_bytes": FLOAT * parameters}
+        elif training.is_alone:
+            with _timed(seconds, "score"):
+                scored.add(completions.alone(training, splits))
         else:
             found |= fitted(training, splits, collate, scored, seconds)
         found |= {"validation": scored.validation, "test": scored.test, "predicted": scored.predicted}
@@ -174,9 +178,12 @@ def in_precisions(model: PeftModel, scored: "Scored") -> Iterator[tuple[str, Rou
 class Scored(TrainerCallback):
     """Scores a model after every epoch, and keeps the predictions of the best epoch."""
 
-    def __init__(self, view: TrainView, splits: Mapping[str, Dataset], collate: Any, seconds: dict[str, float]) -> None:
+    def __init__(
+        self, training: Training, splits: Mapping[str, Dataset], collate: Any, seconds: dict[str, float]
+    ) -> None:
         self.model: Any = None  # to be scored
-        self.task, self.splits, self.collate = tasks.of(view.dataset), splits, collate
+        self.training, self.task = training, tasks.of(training.view.dataset)
+        self.splits, self.collate = splits, collate
         self.seconds = seconds  # takes the time of scoring out of that of training
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
@@ -207,6 +214,8 @@ class Scored(TrainerCallback):
         return self._of(self._outcomes())
 
     def _outcomes(self) -> dict[str, Outcome]:
+        if self.training.writes:
+            return completions.outcomes(self.training, self.model, self.splits)
         read = {split: self.splits[split] for split in ("validation", "test")}
         return {
             split: evaluation.outcome(evaluation.outputs(self.task, self.model, rows, self.collate, AT_ONCE), rows)
@@ -220,7 +229,8 @@ class Scored(TrainerCallback):
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
             scores[split] = {name: rounded(value, DIGITS) for name, value in self.task.scores(found).items()}
         predicted = [rounded(value, DIGITS) for value in self.task.predicted(outcomes["test"]).tolist()]
-        return scores["validation"][self.task.row.metrics[0]], scores["test"], predicted
+        decides = LOSS if self.training.writes else self.task.row.metrics[0]
+        return scores["validation"][decides], scores["test"], predicted
 
 
 @contextmanager

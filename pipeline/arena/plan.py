@@ -15,6 +15,7 @@ from pipeline.methods.planning import known_types
 from pipeline.params import PeftParams, TrainView
 from pipeline.params.labels import Completion, Conversation
 from pipeline.params.reading import changed
+from pipeline.params.sections import HeadParams
 
 UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name what other fields of the view hold
 
@@ -43,6 +44,16 @@ class Training:
     features: Features | None = None
     is_rounded: bool = False  # scored at all precisions, too
     is_tuned: bool = False  # at the setting that tuning decided
+
+    @property
+    def writes(self) -> bool:
+        """Whether what a language model writes is scored."""
+        return isinstance(self.view.dataset.label, Completion | Conversation)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the base model writes as it is: such a model has no head, and this is no method."""
+        return self.writes and not self.is_trained and isinstance(self.view.section, HeadParams)
 
 
 @dataclass(frozen=True)
@@ -102,9 +113,7 @@ class Entry:
             "train": train.model_copy(update={"head_learning_rate": head_rate}),
         }
         view = self._view.model_copy(update=changes)
-        if isinstance(view.dataset.label, Completion | Conversation):
-            raise UserError(f"{PATH}: {self.name}: {self.task}: the arena does not compare what is written yet")
-        reads = Reads(**self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
+        reads = Reads.model_validate(self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
         return Training(
             preset=self.name,
             task=self.task,

@@ -48,6 +48,11 @@ class Reads(Section):
     validation: Amount
     test: Amount
     longest: Amount = Field(description="tokens; longer texts are left out")
+    new_tokens: Count | None = Field(
+        None,
+        exclude_if=lambda count: count is None,
+        description="of completions, at most so many are written for a prompt of test",
+    )
 
 
 class TaskChanges(Section):
@@ -56,7 +61,7 @@ class TaskChanges(Section):
     row: Word | None = Field(None, description="of pipeline/datasets.yaml, if the task has another name")
     kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
     params: Overrides = Field(default_factory=dict)
-    reads: dict[Literal["train", "validation", "test", "longest"], Amount] = Field(default_factory=dict)
+    reads: dict[Literal["train", "validation", "test", "longest", "new_tokens"], Amount] = Field(default_factory=dict)
 
 
 class Tuning(Section):

@@ -13,12 +13,12 @@ from pipeline.arena.plan import Training
 from pipeline.arena.preset import VERSION
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import base_models, datasets, tokens
+from pipeline.data import base_models, datasets, sources, tokens
 from pipeline.tasks import TenantsTask, tenants
-from pipeline.tasks.encoding import tokenize, write
+from pipeline.tasks.encoding import write
 from pipeline.tasks.task import GROUP, TENANT
 
-KEPT = (*tokens.INPUTS, GROUP)
+KEPT = (*tokens.INPUTS, GROUP, tokens.EXPECTED)
 
 
 def known(training: Training) -> tuple[object, ...]:
@@ -39,7 +39,7 @@ def write_labels(training: Training, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
     task = tasks.of(training.view.dataset)
-    columns = {"label": task.known(np.asarray(test["label"][:]), tokens.groups_of(test)).tolist()}
+    columns = {"label": task.known(tokens.labels_of(test), tokens.groups_of(test)).tolist()}
     if isinstance(task, TenantsTask):
         columns[TENANT] = [list(task.tenants)[number] for number in test[TENANT][:]]
     artifacts.write_csv(path, list(columns), zip(*columns.values(), strict=True))
@@ -65,13 +65,17 @@ def cached(training: Training) -> Path:
 
 def _tables(training: Training) -> dict[str, pa.Table]:
     task, view, reads = training.task, training.view, training.reads
-    if tasks.of(view.dataset).is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
+    kind = tasks.of(view.dataset)
+    if training.writes and reads.new_tokens is None:
+        raise UserError(f"{task}: completions are compared by what is written: set reads.new_tokens")
+    if kind.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
         raise UserError(f"{task}: examples are scored in groups, which must stay whole: set all of reads to all")
     tokenizer = base_models.load_tokenizer(view.base_model)
     texts = datasets.load(view.dataset, task).splits
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
-        table, lengths = tokenize(texts[split], tokenizer, view.tokenize.max_length)
+        with sources.explained(f"{task}: {split}"):
+            table, lengths = kind.tokenized(texts[split], tokenizer, view.tokenize.max_length, lambda done: None)
         table = table.select([name for name in table.column_names if name in KEPT])
         tables[split] = table if reads.longest == "all" else table.filter(pa.array(lengths <= reads.longest))
     if reads.train != "all" and view.dataset.select_on == "validation":

@@ -22,7 +22,9 @@ def scores(task: str, metric: str, labels: Values, predicted: Sequence[Values], 
 
     Each task has its own draws, which do not depend on other tasks.
     """
-    if metric == PEARSON:
+    if metric in MEANS:
+        columns = np.stack(predicted, axis=1)
+    elif metric == PEARSON:
         columns = np.concatenate([_moments(labels, one) for one in predicted], axis=1)
     else:
         classes = np.arange(1 + int(max(1, labels.max(), *(one.max() for one in predicted))))
@@ -32,7 +34,9 @@ def scores(task: str, metric: str, labels: Values, predicted: Sequence[Values], 
         rows = rng.integers(len(labels), size=(min(AT_ONCE, resamples - first), len(labels)))
         weights = np.stack([np.bincount(row, minlength=len(labels)) for row in rows]).astype(np.float64)
         sums = (weights @ columns).reshape(len(rows), len(predicted), -1)
-        if metric == PEARSON:
+        if metric in MEANS:
+            drawn.append(sums[..., 0] / len(labels))
+        elif metric == PEARSON:
             drawn.append(_pearson(*np.moveaxis(sums, -1, 0)))
         else:
             by_class = sums.reshape(*sums.shape[:-1], -1, 3)
@@ -69,10 +73,11 @@ def _pearson(count: Values, x: Values, y: Values, xx: Values, yy: Values, xy: Va
 
 
 PEARSON = "pearson"
+MEANS = ("exact_match", "rouge_l")  # of what is known of each text by itself
 OF_CLASSES: dict[str, Callable[[Values, Values, Values], Values]] = {  # hits, labels and predictions, (..., classes)
     "accuracy": lambda hits, actual, taken: hits.sum(-1) / actual.sum(-1),
     "f1": lambda hits, actual, taken: _f1(hits, actual, taken)[..., 1],
     "macro_f1": lambda hits, actual, taken: _f1(hits, actual, taken).sum(-1) / (actual + taken > 0).sum(-1),
     "matthews_correlation": _matthews,
 }
-METRICS = (*OF_CLASSES, PEARSON)
+METRICS = (*OF_CLASSES, *MEANS, PEARSON)

@@ -32,6 +32,7 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], verdict: V
     every = [one for entry in known for one in entry.finished or entry.trainings]
     precision, size, at_size = smallest(known) if is_run else (None, None, [])
     chosen = known[0].chosen if is_run and len(entries) == 1 else None
+    losses = [one.test[one.selected]["loss"] for entry in known for one in entry.finished if "loss" in one.test[0]]
     return {
         "task": place,
         "method": method,
@@ -47,6 +48,7 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], verdict: V
         **estimate("score_at_bytes", at_size),
         # Of a whole training, mean over seeds.
         "seconds": fmean(sum(one.seconds.values()) - one.seconds.get("round", 0) for one in every) if every else None,
+        **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
         "verdict": verdict.verdict,

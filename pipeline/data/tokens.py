@@ -12,14 +12,15 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.tasks.task import GROUP, TENANT
 
-TEXTS = ("text", "text_pair", "prompt", "expected")
+EXPECTED = "expected"  # the column with what a language model is to write
+TEXTS = ("text", "text_pair", "prompt", EXPECTED)
 INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
 
 
 def load_tokens(split: str) -> Dataset:
-    """Return a tokenized split for the Trainer, without the text; rows are read on demand."""
+    """Return a tokenized split for the Trainer, without the text that was read; rows are read on demand."""
     whole = _mapped(split)
-    return whole.select_columns([name for name in whole.column_names if name in (*INPUTS, GROUP)])
+    return whole.select_columns([name for name in whole.column_names if name in (*INPUTS, GROUP, EXPECTED)])
 
 
 def load_texts(split: str) -> dict[str, Sequence[str]]:
@@ -31,6 +32,11 @@ def load_texts(split: str) -> dict[str, Sequence[str]]:
 def groups_of(split: Dataset) -> np.ndarray | None:
     """Return the number of the group or tenant of each example of a tokenized split; None if there are none."""
     return next((np.array(split[name][:]) for name in (GROUP, TENANT) if name in split.column_names), None)
+
+
+def labels_of(split: Dataset) -> np.ndarray:
+    """Return what is right for each example of a tokenized split: its label, or the text that is to be written."""
+    return np.array(split[EXPECTED if EXPECTED in split.column_names else "label"][:])
 
 
 def _mapped(split: str) -> Dataset:

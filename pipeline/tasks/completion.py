@@ -178,7 +178,11 @@ class CompletionTask(Task):
         return torch.stack([torch.stack(sums), (labels[:, 1:] != SILENT).sum(dim=1).float()], dim=1)
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        return np.array(cast("Written", outcome).said, dtype=object)
+        """Return the row's first metric of each text, in [0, 1]."""
+        return _each(self.row.metrics[0], cast("Written", outcome).said, outcome.labels)
+
+    def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
+        return np.ones(len(labels), int)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         base = cast("Written", outcome).base_outputs
@@ -190,7 +194,11 @@ class CompletionTask(Task):
         return "exact_match" if self.row.select else LOSS
 
     def scores(self, outcome: Outcome) -> dict[str, float]:
-        return {LOSS: -mean_loss(*outcome.outputs.double().numpy().T)}
+        loss = mean_loss(*outcome.outputs.double().numpy().T)
+        if not isinstance(outcome, Written):
+            return {LOSS: -loss}
+        each = {name: _each(name, outcome.said, outcome.labels) for name in self.row.metrics}
+        return {**{name: float(values.mean()) for name, values in each.items()}, "loss": loss}
 
     def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
         from pipeline.tasks import scores

@@ -42,6 +42,7 @@ const COLUMNS = [
   ["error_seeds", "errors: seeds, examples", errors],
   ["p_holm", "p (Holm)", row => probable(row.p_holm)],
   ["verdict", "verdict", row => row.verdict ?? "–"],
+  ...(data.results.some(row => "loss" in row) ? [["loss", "loss", row => none(row.loss) ? "–" : row.loss.toFixed(3)]] : []),
   ["trained", "trained", row => whole(row.trained)],
   ["stored", "stored", row => whole(row.stored)],
   ["bytes", "bytes", row => whole(row.bytes)],
