@@ -28,6 +28,7 @@ from pipeline.params.sources import NAME
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS
+from pipeline.tasks.several import labels_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,11 +37,13 @@ PROGRAM = "python -m pipeline.add"
 OWN = TABLES["data"].own
 HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
 
-USUAL = ("label", "labels", "class", "target", "category", "sentiment", "stars", "rating", "score")  # names of labels
+USUAL = ("label", "labels", "tags", "topics", "class", "target", "category", "sentiment", "stars", "rating", "score")
 CUT = {"validation": 0.1, "test": 0.2}
 SEEN = 1000  # rows that say whether a column is text
 WORDS = 3  # a column with at least as many a row, on average, is text
 MOST_CLASSES = 100
+SEPARATORS = ";|,"  # of several labels in a cell
+LONGEST = 30  # characters of a label
 MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
 USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
 PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"  # what is written is named so
@@ -158,9 +161,11 @@ def described(
 
 def _label(table: pd.DataFrame, text: Sequence[str], path: Path) -> str:
     # The one with a usual name, or the only one with few values.
-    columns = [column for column in table if column not in text and not _is_text(table[column])]
+    labels = {column: _several(table[column]) for column in table if column not in text}
+    columns = [column for column, several in labels.items() if several or not _is_text(table[column])]
     named = [column for word in USUAL for column in columns if column.casefold() == word]
-    few = [column for column in columns if 1 < table[column].map(str).nunique() <= min(MOST_CLASSES, len(table) / 5)]
+    most = min(MOST_CLASSES, len(table) / 5)
+    few = [column for column in columns if labels[column] or 1 < table[column].map(str).nunique() <= most]
     if not named and len(few) != 1:
         raise UserError(f"{path}: which column is to be predicted? --label {' or '.join(few or columns or table)}")
     return (named or few)[0]
@@ -174,6 +179,29 @@ def _is_text(values: pd.Series) -> bool:
     letters = sum(sum(map(str.isalpha, value)) for value in known) / sum(map(len, known))
     words = sum(max(len(value.split()), len(value) // 12) for value in known) / len(known)
     return letters > 0.5 and words >= WORDS
+
+
+def _several(values: pd.Series) -> dict[str, Any]:
+    """Return the separator, if it is no column of lists, and the names of labels of which cells hold several, if any.
+
+    Texts that hold a separator are classes, or running text, unless their parts are short and have letters, most of
+    them are in several different cells, and there are few of them.
+    """
+    known = _known(values)
+    are_lists = bool(known) and all(isinstance(value, list) for value in known)
+    if not are_lists and not all(isinstance(value, str) for value in known):
+        return {}
+    for separator in "-" if are_lists else SEPARATORS:
+        cells = [labels_in(value, separator) for value in known]
+        counts = Counter(part for cell in cells for part in cell)
+        different = Counter(part for cell in {*cells} for part in cell)
+        recurring = sum(count > 1 for count in different.values())
+        are_names = all(len(part) <= LONGEST and any(map(str.isalpha, part)) for part in counts)
+        joined = max(map(len, cells), default=0) > 1
+        is_few = 1 < len(counts) <= min(MOST_CLASSES, len(cells) / 5)
+        if joined and is_few and (are_lists or (are_names and recurring > len(counts) / 2)):
+            return {**({} if are_lists else {"separator": separator}), "names": sorted(counts)}
+    return {}
 
 
 def _known(values: pd.Series) -> list[Any]:
@@ -190,6 +218,9 @@ def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]
     if are_numbers and ((numbers % 1 != 0).any() or len(counts) > MOST_DIGITS):
         ends = {"low": float(numbers.min()), "high": float(numbers.max())}
         return {**whose, "label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"], "cut": CUT}
+    if several := _several(column):
+        label = {"several": column.name, **several}
+        return {**whose, "label": label, "metrics": ["macro_f1", "micro_f1"], "cut": CUT}
     if whose:
         return {**whose, "label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"], "cut": CUT}
     if not 1 < len(counts) <= min(MOST_CLASSES, len(values) / 2):

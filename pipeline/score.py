@@ -60,6 +60,7 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):
         said = f"{its.answers} of {' and '.join(its.columns)}"
         raise UserError(f"{folder}: says {said}, but {options.data} has {wanted.answers}")
+    task.thresholds = its.thresholds
     outputs, _ = answer(folder, options.base, its, texts, options.batch_size, str(folder))
     metrics, first = task.metrics(evaluation.outcome(outputs, texts), load_params().evaluate.resamples), row.metrics[0]
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"

@@ -19,12 +19,12 @@ from pipeline.core.errors import UserError, exit_on_error
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks import CompletionTask
-from pipeline.tasks.classes import ClassesTask
 
 PROGRAM = "python -m pipeline.summary"
 WIDTH, INDENT = 88, 12  # characters
 FEW = 3  # tenants at each end, or texts that were written
 SHOWN = 80  # characters of these
+MOST_CLASSES = 10  # whose scores are shown one by one
 SHORT = 200  # optimizer steps
 STAGES = ("tokenize", "factorize_init", "train", "evaluate")
 
@@ -39,6 +39,9 @@ def main(words: Sequence[str] | None = None) -> None:
         console.line(f"\n{params.adapter} on {params.model}, {params.data}, seed {params.seed}\n")
         for word, said in results:
             console.line(textwrap.fill(f"{word:{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT))
+        if 0 < len(classes := _rows(artifacts.EVALUATE_CLASSES)) <= MOST_CLASSES:
+            console.line("")
+            console.table("the test split by class", list(classes[0]), [_cells(one) for one in classes])
         if not artifacts.is_temporary_copy():  # which is gone when this is read
             for word, command in _next(params, row):
                 console.line(f"{word:{INDENT}}{command}".rstrip())
@@ -68,7 +71,8 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
             yield word, ", ".join(f"{name} {score:.4g}" for score, name in its)
         each = found["bank_bytes"] / found["tenants"]
         yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"
-    if isinstance(task, ClassesTask) and (silent := _never_said()):
+    classes = _rows(artifacts.EVALUATE_CLASSES)
+    if silent := [one["class"] for one in classes if one["texts"] != "0" and one["answers"] == "0"]:
         yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, which test has"
     yield (
         "parameters",
@@ -87,10 +91,8 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
 
 
-def _never_said() -> list[str]:
-    """Return the classes of the test split that no answer names."""
-    rows = _rows(artifacts.EVALUATE_PREDICTIONS)
-    return sorted({row["actual_group"] for row in rows} - {row["predicted_group"] for row in rows})
+def _cells(row: dict[str, str]) -> list[console.Cell]:
+    return [cell if name == "class" else float(cell) if "." in cell else int(cell) for name, cell in row.items()]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -14,8 +14,10 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, generation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, banks, cards, device
+from pipeline.methods import adapter_task, adapters, banks, cards, device
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
+from pipeline.tasks.classes import ClassesTask
+from pipeline.tasks.scores import BY_CLASS
 
 
 def main(view: params.EvaluateView) -> None:
@@ -26,6 +28,7 @@ def main(view: params.EvaluateView) -> None:
     trained = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
     counts, model = adapters.count_parameters(trained, view.base_model), cast("nn.Module", trained)
     metrics: dict[str, float] = {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
+    task.thresholds = adapter_task.read(artifacts.ADAPTER).thresholds
     if isinstance(task, TenantsTask):  # what is scored is what is served
         model = banks.Served(banks.load(view.base_model), list(task.tenants))
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
@@ -46,6 +49,8 @@ def main(view: params.EvaluateView) -> None:
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics})
     columns = {**tokens.load_texts("test"), **task.table(outcome)}
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
+    by_class = task.by_class(outcome) if isinstance(task, ClassesTask) else ()
+    artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, by_class)
     write_parts(parts, view.dataset.metrics[0])
     with artifacts.replacing(artifacts.CARD) as temporary:
         temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER), encoding="utf-8")

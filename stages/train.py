@@ -17,13 +17,13 @@ from transformers import Trainer, set_seed
 
 from lsr.serve.common import last_layer
 from lsr.tuner.files import read_files
-from pipeline import params, stage, tasks
+from pipeline import evaluation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.tasks import Task, TenantsTask
+from pipeline.tasks import SeveralTask, Task, TenantsTask
 from pipeline.tasks.classes import ClassesTask
 from pipeline.training import arguments, callbacks, processes, run
 
@@ -56,6 +56,9 @@ def train(view: params.TrainView, folder: Path) -> None:
         run.fit(trainer, folder)
     if not console.IS_FIRST:
         return
+    if isinstance(task, SeveralTask):  # by the best checkpoint
+        said = evaluation.outputs(task, model, splits["validation"], collate, view.train.batch_size)
+        task.settle(evaluation.outcome(said, splits["validation"]))
     counts = adapters.count_parameters(model, view.base_model)
     with artifacts.replacing(artifacts.ADAPTER) as written:
         written.mkdir()

@@ -111,6 +111,8 @@ def export_merged(
             raise InputError(f"{config.folder}/{TASK}: labels must be {needed}, got {' '.join(names)}")
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: index for index, name in enumerate(names)}
+    if (task or {}).get("thresholds"):
+        model.config.problem_type = "multi_label_classification"  # a pipeline then takes labels one by one
     model.set_adapter(adapter_name)
     plain = cast("Any", model.merge_and_unload())
     for name, parameter in plain.named_parameters():

@@ -45,7 +45,8 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
         raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
     fields, tensors = FORMATS[method](contents)
     name, revision, task_type = (contents.base.get(key) for key in NAMED)
-    card = Card(name, revision, task_type, contents.labels)
+    several = bool((contents.task or {}).get("thresholds"))
+    card = Card(name, revision, task_type, contents.labels, is_several=several)
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
         card = replaced(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)

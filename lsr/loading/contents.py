@@ -148,7 +148,8 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     """Return the note in an adapter's folder; None if there is none.
 
     Raises:
-        InputError: if it is no JSON object, or its labels, or those of a tenant, are no list of names.
+        InputError: if it is no JSON object, or its labels, or those of a tenant, are no list of names, or it has
+            thresholds that are no probabilities, one for each label.
     """
     path = folder / TASK
     if not path.exists():
@@ -163,6 +164,13 @@ def read_task(folder: Path) -> dict[str, Any] | None:
         names = labels if isinstance(labels, list) else [labels]
         if labels is not None and not all(isinstance(name, str) and not HALVES.search(name) for name in names):
             raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
+    thresholds = task.get("thresholds")
+    if thresholds is not None and not (
+        isinstance(thresholds, list)
+        and len(thresholds) == len(task.get("labels") or ())
+        and all(type(one) in (int, float) and 0 <= one <= 1 for one in thresholds)
+    ):
+        raise InputError(f"{path}: thresholds must be a list of one probability for each label, got {thresholds!r}")
     return task
 
 

@@ -32,11 +32,20 @@ class Answer(NamedTuple):
     adapter: str
     labels: tuple[str, ...] | None
     logits: Tensor  # (labels,), or (1,)
+    thresholds: tuple[float, ...] | None = None  # of probabilities, if any number of the labels may apply
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The probability of each label; none of a number."""
-        return dict(zip(self.labels or (), self.logits.double().softmax(dim=0).tolist(), strict=False))
+        """The probability of each label, all of which add up to 1 unless several may apply; none of a number."""
+        logits = self.logits.double()
+        shares = logits.softmax(dim=0) if self.thresholds is None else logits.sigmoid()
+        return dict(zip(self.labels or (), shares.tolist(), strict=False))
+
+    @property
+    def applying(self) -> list[str]:
+        """The labels whose probabilities reach their thresholds, if several may apply."""
+        reached = zip(self.probabilities.items(), self.thresholds or (), strict=False)
+        return [label for (label, share), threshold in reached if share >= threshold]
 
 
 class AdapterBank(nn.Module):
@@ -212,8 +221,10 @@ class AdapterBank(nn.Module):
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
-            labels = self.notes.get(name, {}).get("labels") or [f"LABEL_{at}" for at in range(count)]
-            answers.append(Answer(name, None if count == 1 else tuple(labels), row[:count]))
+            note = self.notes.get(name, {})
+            labels = note.get("labels") or [f"LABEL_{at}" for at in range(count)]
+            thresholds = tuple(note["thresholds"]) if note.get("thresholds") else None
+            answers.append(Answer(name, None if count == 1 else tuple(labels), row[:count], thresholds))
         return answers
 
     def outputs(self, name: str) -> int:

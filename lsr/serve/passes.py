@@ -124,6 +124,8 @@ class Passes:
                 said.append(None)
             elif answer.labels is None:
                 said.append({"number": float(answer.logits[0])})
+            elif answer.thresholds is not None:
+                said.append({"labels": answer.applying, "probabilities": answer.probabilities})
             else:
                 chances = answer.probabilities
                 said.append({"label": max(chances, key=lambda label: chances[label]), "probabilities": chances})

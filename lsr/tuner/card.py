@@ -65,6 +65,7 @@ class Card:
     task_type: str | None
     labels: Sequence[str] | None  # of the head in order, none if it predicts a number; None: unknown
     is_pair: bool = False
+    is_several: bool = False  # whether any number of the labels may apply
     tenant: str | None = None  # one of those whose labels the head has, if it is of tenants
     method: str = "LSR"  # PEFT's name
     module: str = "lsr"  # the one that registers the method with PEFT, or "peft" itself
@@ -96,13 +97,15 @@ class Card:
         if self.task_type in LABELLED and self.labels is not None:
             named = {at: str(label) for at, label in enumerate(self.labels)}
             head = f", id2label={named!r}" if named else ', num_labels=1, problem_type="regression"'
+            head += ', problem_type="multi_label_classification"' * self.is_several
         origin = "" if self.module == "lsr" else "from the repository that trained it, "
         registers = f"import {self.module}  # {origin}before PEFT reads the adapter, or it knows no {self.method}\n"
         snippet = "" if self.module == "peft" else registers
         if self.task_type != "SEQ_CLS":
             return snippet + PLAIN.format(kind=kind, base=name + head)
+        ask = ASK[self.is_pair] + ", top_k=None" * self.is_several
         merged = ".merge_and_unload()" * (self.method in MERGED)
-        return snippet + CLASSIFIER.format(kind=kind, base=name + head, name=name, merged=merged, ask=ASK[self.is_pair])
+        return snippet + CLASSIFIER.format(kind=kind, base=name + head, name=name, merged=merged, ask=ask)
 
     def write(self, folder: Path) -> None:
         """Write it into an adapter's folder, unless a user has written the one that is there."""

@@ -26,7 +26,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import base_models
 from pipeline.methods import device
 from pipeline.params import PARAMS
-from pipeline.tasks import Outcome, TenantsTask
+from pipeline.tasks import Outcome, SeveralTask, TenantsTask
 from pipeline.tasks.choices import ChoicesTask
 from pipeline.tasks.classes import ClassesTask
 
@@ -43,7 +43,7 @@ def check(training: Training) -> None:
         UserError: if it is one.
     """
     task = tasks.of(training.view.dataset)
-    has_classes = isinstance(task, ClassesTask) and not isinstance(task, ChoicesTask)
+    has_classes = isinstance(task, ClassesTask) and not isinstance(task, ChoicesTask | SeveralTask)
     if not (has_classes or (isinstance(task, TenantsTask) and not task.is_number)):
         raise UserError(
             f"{PARAMS}: features: a logistic regression needs a task with classes, which {training.task} is not"

@@ -224,11 +224,12 @@ class Scored(TrainerCallback):
 
     def _of(self, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
         scores = dict[str, dict[str, float]]()
+        self.task.settle(outcomes["validation"])
         for split, found in outcomes.items():
             if not found.outputs.isfinite().all():
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
             scores[split] = {name: rounded(value, DIGITS) for name, value in self.task.scores(found).items()}
-        predicted = [rounded(value, DIGITS) for value in self.task.predicted(outcomes["test"]).tolist()]
+        predicted = [rounded(value, DIGITS) for value in self.task.predicted(outcomes["test"]).ravel().tolist()]
         decides = LOSS if self.training.writes else self.task.row.metrics[0]
         return scores["validation"][decides], scores["test"], predicted
 

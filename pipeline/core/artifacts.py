@@ -27,6 +27,7 @@ TRAIN_METRICS = Path("reports/train/metrics.json")
 TRAIN_CURVES = Path("reports/train/curves")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
+EVALUATE_CLASSES = Path("reports/evaluate/classes.csv")
 EVALUATE_TENANTS = Path("reports/evaluate/tenants.csv")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
 

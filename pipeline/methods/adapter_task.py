@@ -27,6 +27,9 @@ class AdapterTask(Row):
         None, description="names of the labels of each tenant, in place of labels; in the order of the head's outputs"
     )
     tenant: str | None = Field(None, description="the column that names the tenant")
+    thresholds: tuple[float, ...] | None = Field(
+        None, description="the probability from which on each label applies, if a text may have several"
+    )
     max_length: PositiveInt = Field(description="tokens; longer texts were truncated")
     template: str | None = Field(
         None, description="of prompts, if it writes: a chat template in Jinja, or none; prompts are built by it again"
@@ -50,7 +53,8 @@ class AdapterTask(Row):
             more = {"template": prompts.template, "ends": prompts.ends}
         if isinstance(task, TenantsTask):
             more = {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
-        return cls(kind=task.kind, columns=task.columns, labels=task.names or None, max_length=max_length, **more)
+        said = {"labels": task.names or None, "thresholds": task.thresholds}
+        return cls(kind=task.kind, columns=task.columns, max_length=max_length, **said, **more)
 
     @property
     def task(self) -> type[Task]:
@@ -64,7 +68,8 @@ class AdapterTask(Row):
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""
-        absent = {name for name in ("tenants", "tenant", "template", "ends") if getattr(self, name) is None}
+        optional = ("tenants", "tenant", "thresholds", "template", "ends")
+        absent = {name for name in optional if getattr(self, name) is None}
         (folder / FILE).write_text(self.model_dump_json(indent=2, exclude=absent) + "\n", encoding="utf-8")
 
 

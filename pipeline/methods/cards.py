@@ -18,9 +18,10 @@ from lsr.tuner.card import FILE, Card
 from lsr.tuner.files import CONFIG
 from pipeline import tasks
 from pipeline.data import base_models
+from pipeline.methods import adapter_task
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
-from pipeline.tasks import TenantsTask
+from pipeline.tasks import SeveralTask, TenantsTask
 
 TEST = "test"
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
@@ -33,6 +34,7 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
     task = tasks.of(view.dataset)
+    task.thresholds = adapter_task.read(adapter).thresholds
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]
@@ -45,6 +47,7 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
         fields["task_type"],
         task.names,
         is_pair=len(task.columns) > 1,
+        is_several=isinstance(task, SeveralTask),
         tenant=next(iter(task.tenants)) if isinstance(task, TenantsTask) else None,
         method=fields["peft_type"],
         module=package if package in ("lsr", "peft") else config.__module__,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
-from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_NUMBERS, Label, Pairs
+from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_NUMBERS, OF_SEVERAL, Label, Pairs
 from pipeline.params.sources import Columns, Mark, PackageSource, TableRow, TableSource, all_different
 
 SELECT_PROMPTS = 64
@@ -30,8 +30,9 @@ class DatasetRow(TableRow):
         description="the column with the tenant of each row: tenants have labels, splits and scores of their own",
     )
     label: Label = Field(
-        description="column and names; with above and perhaps margin; or column, low and high; or the column of a "
-        "completion, which a language model writes; or that of messages, of which it writes the assistant's"
+        description="column and names; with above and perhaps margin; or several, separator and names, for any "
+        "number of labels a text; or column, low and high; or the column of a completion, which a language model "
+        "writes; or that of messages, of which it writes the assistant's"
     )
     template: Literal["none"] | None = Field(
         None,
@@ -40,8 +41,9 @@ class DatasetRow(TableRow):
     )
     metrics: tuple[str, ...] = Field(
         min_length=1,
-        description=f"of classes {', '.join(OF_CLASSES)}; of a number {' and '.join(OF_NUMBERS)}; of completions "
-        f"{' and '.join(OF_COMPLETIONS)}; the first selects the best checkpoint, or of completions the loss",
+        description=f"of classes {', '.join(OF_CLASSES)}; of several labels {' and '.join(OF_SEVERAL)}; of a number "
+        f"{' and '.join(OF_NUMBERS)}; of completions {' and '.join(OF_COMPLETIONS)}; "
+        "the first selects the best checkpoint, or of completions the loss",
     )
     select: Annotated[str, Field(pattern=r"^exact_match(:[1-9]\d{0,5})?$")] | None = Field(
         None,

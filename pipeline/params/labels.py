@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
 OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match")
+OF_SEVERAL = ("micro_f1", "macro_f1")
 OF_NUMBERS = ("pearson", "spearman")
 OF_COMPLETIONS = ("exact_match", "rouge_l")
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
@@ -112,6 +113,24 @@ class Threshold(Classes):
     margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
 
 
+class Several(Form):
+    """Any number of labels for a text, or none: a list of names, or a text that joins them."""
+
+    told_by = frozenset({"several", "separator"})
+    scored_by = OF_SEVERAL
+
+    column: str = Field(alias="several", description="the column with a list of labels, or a text that joins them")
+    separator: str = Field(";", min_length=1, description="what joins labels in a text")
+    names: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(all_different)] = Field(
+        description="of all labels, in the order of the outputs"
+    )
+
+    def _check_text(self, row: "DatasetRow") -> None:
+        super()._check_text(row)
+        if row.group:
+            raise ValueError("several labels for a text go with no group")
+
+
 class Number(Form):
     """A number to predict: regression; or, with `pairs`, to compare.
 
@@ -194,7 +213,7 @@ class Pairs(Row):
 
 
 # A label has no `kind`, its keys decide: the first form that is told by one of them, else the last.
-FORMS: list[type[Form]] = [Completion, Conversation, Number, Threshold, Classes]
+FORMS: list[type[Form]] = [Completion, Conversation, Several, Number, Threshold, Classes]
 
 
 def _in_its_form(label: Any) -> Any:

@@ -99,7 +99,7 @@ def printed(outputs: Tensor, tasks: Sequence[AdapterTask], whose: Mapping[str, S
     numbers = whose.get(TENANT, [0] * len(outputs))
     if len(used := sorted(set(numbers))) == 1:
         task = tasks[used[0]]
-        return task.task.printed(outputs[:, : task.task.width(task.labels)], task.labels)
+        return task.task.printed(outputs[:, : task.task.width(task.labels)], task.labels, task.thresholds or ())
     columns: dict[str, list[Any]] = {}
     for number, row in zip(numbers, outputs, strict=True):
         (name, (answer,)), *rest = printed(row[None], [tasks[number]], {}).items()

@@ -1,21 +1,23 @@
 """Kinds of tasks: `tasks.of(row)` is the one place that knows what kind of task a row of data is."""
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Threshold
+from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Several, Threshold
 from pipeline.tasks.choices import ChoicesTask
 from pipeline.tasks.classes import ClassesTask, ThresholdTask
 from pipeline.tasks.completion import CompletionTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.outcome import Outcome
 from pipeline.tasks.pairs import PairsTask
+from pipeline.tasks.several import SeveralTask
 from pipeline.tasks.task import Task
 from pipeline.tasks.tenants import TenantsTask
 
-__all__ = ["TASKS", "CompletionTask", "Outcome", "Task", "TenantsTask", "kinds", "of"]
+__all__ = ["TASKS", "CompletionTask", "Outcome", "SeveralTask", "Task", "TenantsTask", "kinds", "of"]
 
 TASKS: dict[type[Form], type[Task]] = {
     Classes: ClassesTask,
     Threshold: ThresholdTask,
+    Several: SeveralTask,
     Number: NumberTask,
     Completion: CompletionTask,
     Conversation: CompletionTask,

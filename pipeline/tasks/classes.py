@@ -34,15 +34,18 @@ class ClassesTask(Task):
         return classes(table[self.label.column], self.label.names)
 
     def lacks(self, train: pd.DataFrame) -> str:
-        counts = np.bincount(train["label"], minlength=len(self.names))
+        counts = self.counted(np.array(train["label"].tolist()))
         shown = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
         return "" if counts.all() else f"no row of a class; rows per class: {shown}"
 
+    def counted(self, labels: Numbers) -> Numbers:
+        """Return the number of examples of each class."""
+        return np.bincount(labels, minlength=len(self.names))
+
     def rare(self, labels: Numbers) -> str:
-        counts = np.bincount(labels, minlength=len(self.names))
         few = [
             f"{name} {count:,} ({count / len(labels):.1%})"
-            for name, count in zip(self.names, counts, strict=True)
+            for name, count in zip(self.names, self.counted(labels), strict=True)
             if count < max(RARE_SHARE * len(labels), RARE_TEXTS)
         ]
         if not few:
@@ -57,12 +60,12 @@ class ClassesTask(Task):
         import torch
         from torch.nn import functional as F
 
-        weights = len(labels) / (len(self.names) * np.bincount(labels, minlength=len(self.names)))
+        weights = len(labels) / (len(self.names) * self.counted(labels))
         weight = torch.from_numpy(weights).float()
         return lambda outputs, wanted: F.cross_entropy(outputs, wanted, weight.to(outputs))
 
     def counts(self, labels: Numbers) -> dict[str, float]:
-        shares = np.bincount(labels, minlength=len(self.names)) / len(labels)
+        shares = self.counted(labels) / len(labels)
         return {f"share_{name}": float(share) for name, share in zip(self.names, shares, strict=True)}
 
     def head(self) -> dict[str, Any]:
@@ -92,6 +95,12 @@ class ClassesTask(Task):
         """Return the predicted class of each example, also where several examples have one answer."""
         return self.predicted(outcome)
 
+    def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
+        """Return the rows of `scores.by_class`."""
+        from pipeline.tasks import scores
+
+        return scores.by_class(self.names, self.of_examples(outcome), outcome.labels)
+
     def table(self, outcome: Outcome) -> Columns:
         both = {"actual": outcome.labels, "predicted": self.of_examples(outcome)}
         named = {column: [self.names[number] for number in numbers] for column, numbers in both.items()}
@@ -100,7 +109,7 @@ class ClassesTask(Task):
         return {**named, **{f"{column}_group": values for column, values in named.items()}, "confidence": confidence}
 
     @classmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         shares = outputs.double().softmax(dim=1)
         names = list(labels or ())
         by_label = {f"p({name})": [rounded(one, 6) for one in shares[:, at].tolist()] for at, name in enumerate(names)}

@@ -226,7 +226,7 @@ class CompletionTask(Task):
     # What is said of it
 
     @classmethod
-    def printed(cls, outputs: Any, labels: Sequence[str] | None) -> Columns:
+    def printed(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"answer": list(outputs)}  # texts
 
     def says(self) -> str:

@@ -64,7 +64,7 @@ class NumberTask(Task):
         return both | {f"{name}_group": [bins[at] for at in places[name]] for name in both}
 
     @classmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"number": [rounded(value, 6) for value in outputs[:, 0].tolist()]}
 
     def says(self) -> str:

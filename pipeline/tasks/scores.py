@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 from pipeline.core.errors import UserError
 from pipeline.tasks.outcome import Numbers
@@ -18,17 +18,19 @@ Interval = tuple[float, float]
 
 ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
 CONFIDENCE = 0.95
+BY_CLASS = ("class", "precision", "recall", "f1", "texts", "answers")
 NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
 
 
 def score(
     metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Numbers | None = None
 ) -> dict[str, float]:
-    """Return each metric of `predictions` against `labels`, both (examples,).
+    """Return each metric of `predictions` against `labels`, both (examples,), or (examples, labels) of 0 and 1.
 
-    accuracy, f1 (of class 1 of two) and macro_f1 are fractions in [0, 1]; matthews_correlation, pearson and spearman
-    are in [-1, 1]. exact_match is the share of groups without a mistake; `groups` holds the group number of each
-    example. An undefined metric is 0: f1 if no example has or is predicted as the class, a correlation with a constant.
+    accuracy, f1 (of class 1 of two), micro_f1 and macro_f1 are fractions in [0, 1]; matthews_correlation, pearson and
+    spearman are in [-1, 1]. exact_match is the share of groups without a mistake; `groups` holds the group number of
+    each example. An undefined metric is 0: f1 if no example has or is predicted as the class, a correlation with a
+    constant.
 
     Raises:
         UserError: if a prediction is not a finite number.
@@ -65,6 +67,19 @@ def interval(
     return bootstrap(EXAMPLES[name], predictions, labels, resamples, groups)
 
 
+def by_class(
+    names: Sequence[str], predictions: Numbers, labels: Numbers
+) -> list[tuple[str | float, ...]]:  # of BY_CLASS
+    """Return a row for each class or label: precision, recall, F1, texts that have it, and answers that name it."""
+    both = [np.eye(len(names))[its] if its.ndim == 1 else its for its in (labels, predictions)]
+    found = precision_recall_fscore_support(*both, average=None, zero_division=0.0)
+    answers = both[1].sum(axis=0)
+    return [
+        (name, *map(float, its[:3]), int(its[3]), int(said))
+        for name, said, *its in zip(names, answers, *found, strict=True)
+    ]
+
+
 def share(count: int, of: int) -> Interval:
     """Return the exact interval of a share; for a share of nothing, [0, 1]."""
     if of == 0:
@@ -77,7 +92,8 @@ def bootstrap(
     metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None = None
 ) -> Interval:
     """Return the 95 % interval of any metric by resampling examples, or whole groups."""
-    order = np.lexsort((predictions, labels) if groups is None else (predictions, labels, groups))
+    keys = (*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T))
+    order = np.lexsort(keys if groups is None else (*keys, groups))
     # The units to draw: single examples, or whole groups.
     units = None if groups is None else np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
@@ -106,6 +122,19 @@ def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers | None) ->
     return labels == predictions if groups is None else ~np.isin(np.unique(groups), groups[labels != predictions])
 
 
+def _macro_f1(labels: Numbers, predictions: Numbers) -> float:
+    if labels.ndim == 1:
+        return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+    # scikit-learn takes milliseconds for labels, and counts those that neither a text nor a prediction has.
+    texts, answers, hits = labels.sum(axis=0), predictions.sum(axis=0), (labels * predictions).sum(axis=0)
+    occurs = texts + answers > 0
+    return float(_f1(texts, answers, hits)[occurs].mean()) if occurs.any() else 0.0
+
+
+def _f1(texts: Numbers, answers: Numbers, hits: Numbers) -> Any:
+    return 2 * hits / np.maximum(texts + answers, 1)
+
+
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
     # scikit-learn also returns 0 for a single class, but with a warning.
     return 0.0 if _is_constant(np.concatenate([labels, predictions])) else matthews_corrcoef(labels, predictions)
@@ -125,7 +154,8 @@ def _is_constant(values: Numbers) -> bool:
 EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "accuracy": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
-    "macro_f1": lambda labels, predictions: f1_score(labels, predictions, average="macro", zero_division=0.0),
+    "micro_f1": lambda labels, predictions: _f1(labels.sum(), predictions.sum(), (labels * predictions).sum()),
+    "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),

@@ -46,6 +46,7 @@ class Task(ABC):
         self.row = row
         self.label: Any = row.label  # in the form that chose the kind
         self.with_interval: Sequence[str] = row.metrics
+        self.thresholds: Sequence[float] | None = None  # by label, from which it applies, if a text may have several
 
     # Examples
 
@@ -223,6 +224,10 @@ class Task(ABC):
         """Return what a model says of a batch without labels; the same shape behind the first axis for all batches."""
         return model(**batch).logits
 
+    def settle(self, validation: Outcome) -> None:
+        """Choose thresholds on a validation split; where an example has one answer, there are none."""
+        self.thresholds = None
+
     @abstractmethod
     def predicted(self, outcome: Outcome) -> Numbers:
         """Return what is predicted of each example or, for choices, of each group."""
@@ -256,13 +261,10 @@ class Task(ABC):
 
         names, (predicted, labels, groups) = self.row.metrics, self.answers(outcome)
         found = scores.score(names, predicted, labels, groups)
-        constant = np.full(len(labels), self.constant(labels))
+        constant = np.full(labels.shape, self.constant(labels))
         baselines = scores.score(names, constant, labels, groups)
-        metrics = {
-            "score": found[names[0]],
-            **found,
-            **{f"{name}_baseline": value for name, value in baselines.items()},
-        }
+        metrics = {"score": found[names[0]], **found}
+        metrics |= {f"{name}_baseline": value for name, value in baselines.items()}
         for name in self.with_interval:
             low, high = scores.interval(name, predicted, labels, resamples, groups)
             metrics |= {f"{name}_low": low, f"{name}_high": high}
@@ -285,8 +287,8 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
-        """Return the columns that pipeline.predict prints; `labels` are those of task.json."""
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+        """Return the columns that pipeline.predict prints; `labels` and `thresholds` are those of task.json."""
 
     @abstractmethod
     def says(self) -> str:

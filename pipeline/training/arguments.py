@@ -147,5 +147,7 @@ def scores(
 ) -> dict[str, float]:
     """Return the official metrics of a validation split and `more` for the Trainer, the one that chooses as `score`."""
     outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    found = task.scores(Outcome(torch.from_numpy(outputs), labels, groups)) | more()
+    outcome = Outcome(torch.from_numpy(outputs), labels, groups)
+    task.settle(outcome)
+    found = task.scores(outcome) | more()
     return {"score": found[task.selects], **found}

@@ -34,6 +34,12 @@ def workspace(tmp_path, monkeypatch):
     asked = [{"prompt": f"Where is {row}?", "completion": text(row)} for row in ROWS]
     write("data/asked.jsonl", asked)
     write("data/talks.jsonl", [{"messages": talk(*row.values()), "prompt": "no"} for row in asked])
+    tags = [["paper", "slow"], ["slow"], [], ["paper"], ["ink", "slow"]]
+    write("data/tags.jsonl", [{"text": text(row), "tags": tags[row % 5], "n": row % 3} for row in ROWS])
+    joined = [{"text": text(row), "queue": row % 3, "About": "| ".join(tags[row % 5])} for row in ROWS]
+    write("data/joined.tsv", joined)
+    commas = ["Home, kitchen", "Home, garden", "Toys, games", "Sport"]
+    write("data/commas.csv", [{"text": text(row), "area": commas[row % 4]} for row in ROWS])
     write("data/stars.parquet", [{"text": text(row), "n": row % 5 + 1} for row in ROWS])
 
 
@@ -42,6 +48,10 @@ def talk(*contents):
 
 
 WRITTEN = ["exact_match", "rouge_l"]
+SEVERAL = ["macro_f1", "micro_f1"]
+TAGS = ["ink", "paper", "slow"]
+COMMAS = ["Home, garden", "Home, kitchen", "Sport", "Toys, games"]
+ABOUT = ["data/joined.tsv", "--label", "About"]
 SPAM = ["data/ratings.jsonl", "--label", "spam"]
 DECIDED = [
     (["data/tickets.csv"], ["body"], {"column": "queue", "names": QUEUES}, ["macro_f1", "accuracy"]),
@@ -50,6 +60,9 @@ DECIDED = [
     (SPAM, ["review"], {"column": "spam", "names": ["false", "true"]}, ["accuracy", "f1"]),
     (["data/asked.jsonl"], ["prompt"], {"completion": "completion"}, WRITTEN),
     (["data/talks.jsonl"], None, {"messages": "messages"}, WRITTEN),
+    (["data/tags.jsonl"], ["text"], {"several": "tags", "names": TAGS}, SEVERAL),
+    (ABOUT, ["text"], {"several": "About", "separator": "|", "names": TAGS}, SEVERAL),
+    (["data/commas.csv"], ["text"], {"column": "area", "names": COMMAS}, ["macro_f1", "accuracy"]),
     (["data/stars.parquet"], ["text"], {"column": "n", "names": list("12345")}, ["macro_f1", "accuracy"]),
 ]  # fmt: skip
 
@@ -61,7 +74,9 @@ def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, tex
     assert row["source"] == {"kind": "files", "files": {"train": words[0]}}
     assert (row.get("text"), row["label"], row["metrics"]) == (text, label, metrics)
     assert row["cut"] == {"validation": 0.1, "test": 0.2}
-    assert row.get("stratify", False) == (len(label.get("names", "")) > 2)  # 40 and 24 rows of a class are few
+    assert row.get("stratify", False) == (
+        "column" in label and len(label.get("names", "")) > 2
+    )  # 40 and 24 rows of a class are few
     assert params.load_row("data", name).where == "data/datasets.yaml"
     assert f"data/datasets.yaml: added {name}: 120 rows of {words[0]}\n" in shown
     model = " -S model=smollm2" if metrics == WRITTEN else ""

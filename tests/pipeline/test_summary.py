@@ -25,7 +25,16 @@ def workspace(tmp_path, monkeypatch):
     write(artifacts.EVALUATE_METRICS, {"data": "movie-reviews"} | SCORES | F1 | COUNTS)
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 188, "start_read": 1504})
-    write(artifacts.EVALUATE_PREDICTIONS, [{"actual_group": one, "predicted_group": one} for one in ("yes", "no")])
+    classes(negative=(0.8, 41), positive=(0.75, 57))
+
+
+def classes(**rows):
+    """Write the report of classes: the F1 of each, and how many answers name it."""
+    columns = {"precision": 1, "recall": 0.5}
+    write(
+        artifacts.EVALUATE_CLASSES,
+        [{"class": name, **columns, "f1": f1, "texts": 50, "answers": said} for name, (f1, said) in rows.items()],
+    )
 
 
 def test_the_screen_has_scores_sizes_work_and_what_is_next():
@@ -43,6 +52,10 @@ bytes       24,408 in artifacts/adapter, with the head
 training    450 optimizer steps, 14,350 examples read
 its start   188 batches, 1,504 examples read
 seconds     123: factorize-init 61, train 61
+
+the test split by class: class | precision | recall | f1 | texts | answers
+  negative | 1 | 0.5 | 0.8 | 50 | 41
+  positive | 1 | 0.5 | 0.75 | 50 | 57
 
 predict     python -m pipeline.predict "A text of yours."
 export      lsr export artifacts/adapter --to lora -o build/lora
@@ -65,8 +78,10 @@ def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out():
 
 def test_a_class_that_no_answer_names_is_said():
     assert "never said" not in said(main)
-    write(artifacts.EVALUATE_PREDICTIONS, [{"actual_group": one, "predicted_group": "yes"} for one in ("yes", "no")])
-    assert "\nnever said  no, which test has\n" in said(main)
+    classes(negative=(0.0, 0), positive=(0.66, 100))
+    assert "\nnever said  negative, which test has\n" in said(main)
+    classes(**{f"class{number}": (0.5, 9) for number in range(11)})
+    assert "by class" not in said(main)
 
 
 def test_seconds_are_those_of_the_run_that_wrote_the_reports():

@@ -58,7 +58,7 @@ class OrderedTask(tasks.Task):
         return {f"{name}{end}": [self.names[at] for at in both[name]] for name in both for end in ("", "_group")}
 
     @classmethod
-    def printed(cls, outputs, labels):
+    def printed(cls, outputs, labels, thresholds=()):
         return {"level": [labels[at] for at in (outputs > 0).sum(dim=1)]}
 
     def says(self):

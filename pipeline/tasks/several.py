@@ -1,0 +1,145 @@
+"""A text has any number of labels, or none: a model says of each whether it applies, by a threshold of its own."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.core.errors import nearest
+from pipeline.tasks.cells import is_missing, plain_text, refuse, rounded
+from pipeline.tasks.classes import SHOWN, ClassesTask
+from pipeline.tasks.outcome import Numbers, Outcome
+from pipeline.tasks.task import Columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+JOINED = "; "  # labels of a text, where they are printed
+OTHERS = "others"  # combinations of labels that a plot does not show one by one
+TRIED = np.arange(1, 100) / 100  # thresholds
+
+
+class SeveralTask(ClassesTask):
+    """Labels that are right or wrong one by one; examples have a 1 for each that applies, else a 0."""
+
+    kind = "several"
+    target = "object"  # tuples of these numbers
+
+    # Examples
+
+    def examples(self, table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
+        # An empty cell says that no label applies, so it becomes a value before those that are missing are left out.
+        column, separator = self.label.column, self.label.separator
+        return super().examples(table.assign(**{column: table[column].map(lambda cell: labels_in(cell, separator))}))
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        cells, names = table[self.label.column], self.names
+
+        def unknown(cell: Sequence[str]) -> str:
+            first = next(label for label in cell if label not in names)
+            return f"label {first!r} is none of {', '.join(names)}{nearest(first, names)}"
+
+        refuse(cells, ~cells.map(set(names).issuperset).astype(bool), unknown)
+        return cells.map(lambda cell: tuple(float(name in cell) for name in names))
+
+    def counted(self, labels: Numbers) -> Numbers:
+        return labels.sum(axis=0).astype(np.int64)
+
+    # Model
+
+    def head(self) -> dict[str, Any]:
+        return super().head() | {"problem_type": "multi_label_classification"}
+
+    def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
+        """Return the loss in which texts with a label and those without it weigh the same."""
+        import torch
+        from torch.nn import functional as F
+
+        counts = self.counted(labels)
+        weight = torch.from_numpy((len(labels) - counts) / counts).float()
+        return lambda outputs, wanted: F.binary_cross_entropy_with_logits(
+            outputs, wanted, pos_weight=weight.to(outputs)
+        )
+
+    # Answers and scores
+
+    def settle(self, validation: Outcome) -> None:
+        """Choose for each label the threshold with the best F1: of several such the one in their middle."""
+        is_above = shares_of(validation.outputs)[:, :, None] >= TRIED  # (examples, labels, thresholds)
+        actual = validation.labels[:, :, None]
+        f1 = 2 * (is_above * actual).sum(axis=0) / (is_above.sum(axis=0) + actual.sum(axis=0)).clip(min=1)
+        best = [TRIED[of == of.max()].tolist() for of in f1]
+        self.thresholds = tuple(its[(len(its) - 1) // 2] for its in best)
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        assert self.thresholds is not None, "`settle` was not called"
+        return (shares_of(outcome.outputs) >= self.thresholds).astype(np.int64)
+
+    def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
+        return labels.astype(np.int64)
+
+    def constant(self, labels: Numbers) -> Any:
+        """Return the most frequent labels, as many as have the best score for all examples."""
+        from pipeline.tasks import scores
+
+        order = np.argsort(-self.counted(labels), kind="stable")
+        tried = [np.isin(np.arange(len(order)), order[:count]).astype(np.int64) for count in range(1, 1 + len(order))]
+        first = self.row.metrics[:1]
+        return max(tried, key=lambda one: scores.score(first, np.broadcast_to(one, labels.shape), labels)[first[0]])
+
+    def losses(self, outcome: Outcome) -> tuple[float, float]:
+        import torch
+        from torch.nn import functional as F
+
+        wanted = torch.from_numpy(outcome.labels).float()
+        shares = wanted.mean(dim=0)
+        found = F.binary_cross_entropy_with_logits(outcome.outputs, wanted)  # in nats
+        return float(found), float(F.binary_cross_entropy(shares, shares))
+
+    def table(self, outcome: Outcome) -> Columns:
+        both = {"actual": outcome.labels, "predicted": self.predicted(outcome)}
+        named = {column: [said(row, self.names) for row in rows] for column, rows in both.items()}
+        usual = {one for one, _ in Counter(named["actual"]).most_common(SHOWN)}
+        grouped = {column: [one if one in usual else OTHERS for one in cells] for column, cells in named.items()}
+        return {**named, **{f"{column}_group": [one or "none" for one in cells] for column, cells in grouped.items()}}
+
+    # What is said of it
+
+    @classmethod
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+        shares, names = shares_of(outputs), labels or ()
+        by_label = {f"p({name})": [rounded(one, 6) for one in shares[:, at].tolist()] for at, name in enumerate(names)}
+        return {"label": [said(row, names) for row in shares >= thresholds], **by_label}
+
+    def says(self) -> str:
+        if self.thresholds is None:
+            return f"which of {len(self.names)} labels apply, {', '.join(self.names)}"
+        each = ", ".join(f"{name} from {at:g}" for name, at in zip(self.names, self.thresholds, strict=True))
+        return f"which of {len(self.names)} labels apply, by their probabilities: {each}"
+
+    def shown(self, labels: Numbers) -> str:
+        counts = dict(zip(self.names, self.counted(labels).tolist(), strict=True))
+        listed = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:SHOWN])
+        more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+        texts = f"{labels.sum() / len(labels):.2g} a text, {int((labels.sum(axis=1) == 0).sum()):,} texts without"
+        return f"several of {len(counts)} labels: {listed}{more}; {texts}"
+
+
+def labels_in(cell: object, separator: str) -> tuple[str, ...]:
+    """Return the labels in a cell: those of a list, or the parts of a text between separators; none of an empty one."""
+    if is_missing(cell):
+        return ()
+    parts = cell if isinstance(cell, list | tuple | np.ndarray) else str(cell).split(separator)
+    return tuple(found for part in parts if (found := plain_text(part).strip()))
+
+
+def shares_of(outputs: "Tensor") -> Numbers:  # (n, labels)
+    """Return the probability of each label."""
+    return outputs.double().sigmoid().numpy()
+
+
+def said(applies: Numbers, names: Sequence[str]) -> str:
+    """Return the labels that apply, in one text."""
+    return JOINED.join(name for name, one in zip(names, applies, strict=True) if one)
