@@ -97,6 +97,17 @@ def tensor(part, change):
     return lambda folder: edit(folder / WEIGHTS, apply)
 
 
+def wide(folder):
+    """A LoRA of a rank that its layers cannot have."""
+    edit(folder / CONFIG, r=25)
+    edit(folder / WEIGHTS, lambda held: {name: _wider(name, value) for name, value in held.items()})
+
+
+def _wider(name, value):
+    axis = int("lora_B" in name)
+    return torch.cat([value] * 4, dim=axis).narrow(axis, 0, 25).contiguous() if "lora_" in name else value
+
+
 def head_alone(folder):
     edit(folder / WEIGHTS, lambda held: {name: value for name, value in held.items() if "classifier" in name})
 
@@ -192,6 +203,7 @@ DAMAGES = {
     "magnitudes": Damage(config(use_dora=True), ("use_dora=True is not supported", "magnitude_vector"), LORA, ROUND),
     "an option of tomorrow": Damage(config(tomorrow=3), "tomorrow=3 is not supported", LORA, BY_PEFT),
     "another rank": Damage(config(r=5), ("has rank 8, but its configuration says 5", "size mismatch"), LORA, ROUND),
+    "a rank of no such layer": Damage(wide, "the rank must be in [1, 24]", LORA, BY_PEFT),
     "a huge alpha": Damage(config(lora_alpha=10**400), "too large", LORA, ROUND),
     "one of two factors": Damage(tensor("lora_B.weight", lambda value: None), "lora_B", LORA, ROUND),
     "embeddings": Damage(more(**{"base_model.model.x.lora_embedding_A": torch.ones(2, 3)}), "embedding_A", LORA, ROUND),

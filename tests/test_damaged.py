@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import RandLoraConfig, VeraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from lsr import AdapterBank, LsrConfig, round_adapter
@@ -21,6 +21,7 @@ from pipeline import params, score
 from pipeline.data import base_models
 from pipeline.predict.__main__ import main as predict
 from tests import workspace
+from tests.capabilities.models import tiny
 from tests.damaged import DAMAGES
 from tests.kit import LONGEST, MISTAKES, edit, refused
 from tests.stages.running import FACTORIZE, run
@@ -102,6 +103,14 @@ def test_every_reader_refuses_it_in_a_line_and_leaves_nothing(damage, of, place)
         line = refused(READERS[reader], kind=ValueError if reader == "frames" else MISTAKES)
         assert any(words in line for words in ([says] if isinstance(says, str) else says)), f"{reader}: {line}"
         assert set(Path().rglob("*")) == before, reader
+
+
+@pytest.mark.parametrize("kind", [VeraConfig, RandLoraConfig])
+def test_what_a_method_creates_is_bounded_by_the_base_model(kind, tmp_path):
+    get_peft_model(tiny("bert"), kind(r=8, target_modules=["query"])).save_pretrained(str(tmp_path))
+    load_onto(tiny("bert"), tmp_path)
+    edit(tmp_path / CONFIG, r=10**6)
+    refused(load_onto, tiny("bert"), tmp_path, says="it creates over 1,0")
 
 
 COUNT = 200 if os.environ.get("LSR_NIGHTLY") == "1" else 20

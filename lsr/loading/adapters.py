@@ -1,7 +1,8 @@
 """Adapters of any method of PEFT on their base models."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from peft import (
 )
 from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.lsr import LSR, check_config
 from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files, weights_of
 from lsr.tuner.mistakes import InputError, explained, first_line
+
+ROOM = 1 << 20  # entries that a method may create of any base model, beside as many as this one and the file have
 
 
 def load_adapter(adapter: Path | Files, base: str | None = None, method: str | None = LSR) -> PeftModel:
@@ -93,8 +97,10 @@ def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: b
     # Do not initialize factors that are about to be loaded, unless it changes the base weight, as PiSSA.
     is_empty = not isinstance(files.fields.get("init_lora_weights"), str)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
+    entries = sum(its.numel() for its in (*base.parameters(), *files.tensors.values()))
     try:
-        model = kind(base, config, low_cpu_mem_usage=is_empty)
+        with _Bounded(entries + ROOM):
+            model = kind(base, config, low_cpu_mem_usage=is_empty)
         tensors = {name: value.to(device) for name, value in files.tensors.items()}
         set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=is_empty)
         tuner: Any = model.base_model
@@ -107,6 +113,28 @@ def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: b
     with explained(weights_of(files.folder), ValueError):
         _check_complete(model, files.tensors)
     return model if trainable else model.eval()
+
+
+class _Bounded(TorchDispatchMode):
+    """Refuses to create tensors of more entries than `most` in all: a configuration may say any size.
+
+    The projections of VeRA and RandLoRA, for example, are in no file: PEFT draws them from a seed.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = self.left = most
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options, first = kwargs or {}, args[0] if args else None
+        sizes = first if isinstance(first, list | tuple) else args[:1]
+        if all(isinstance(size, int) for size in sizes) and str(options.get("device")) != "meta":
+            self.left -= prod(sizes) ** (2 if func.overloadpacket is torch.ops.aten.eye else 1)
+            if self.left < 0:
+                raise ValueError(f"it creates over {self.most:,} entries, more than the base model and its file have")
+        return func(*args, **options)
 
 
 def _check_complete(model: PeftModel, names: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, read_files, re
 from lsr.tuner.mistakes import InputError
 
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
+MOST_LABELS = 10_000  # of an adapter in a bank
 TENANTS = "tenants"  # of a note: by the name of each tenant the names of its labels, in place of `labels` of all
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
@@ -49,21 +50,10 @@ class Contents:
         numbered = [f"LABEL_{at}" for at in range(outputs)] * (outputs > 1) if outputs else None
         return numbered if self.model_labels is None else self.model_labels
 
-    def check_layers(self, modules: Mapping[str, nn.Module]) -> None:
-        """Check that a base model has the layers that the adapter was trained on, as far as its files can tell.
-
-        Raises:
-            ValueError: names a layer that is missing or has other widths; TypeError if it is no linear one.
-        """
-        for name, update in self.updates.items():
-            if name not in modules:
-                raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
-            layer = modules[name]
-            check_adaptable(layer, name)
-            (n, m), own = widths(layer), update.form
-            if (own.out_features, own.in_features) != (m, n):
-                its = f"{own.out_features} x {own.in_features}"
-                raise ValueError(f"layer {name!r}: the adapter is for a layer of {its}, this one is {m} x {n}")
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape of the weight of each adapted layer: outputs and inputs."""
+        return {name: (len(its.frames.b), its.frames.a.shape[1]) for name, its in self.updates.items()}
 
     def whole(self, modules: Mapping[str, nn.Module]) -> list[str]:
         """Return the modules of a base model that the adapter trained in full, by PEFT's rule for names."""
@@ -90,10 +80,28 @@ class Contents:
             shape = (count, *value.shape[1:]) if key in labelled else value.shape
             if self.heads[key].shape != shape:
                 raise ValueError(f"{key} of a head is {by(self.heads[key].shape)}, needed: {by(shape)}")
+        if count > MOST_LABELS:
+            raise ValueError(f"its head has {count:,} outputs; at most {MOST_LABELS:,} are allowed")
         names = (self.task or {}).get("labels")
         if names is not None and not len(names) == len(set(names)) == count:
             raise ValueError(f"its task names {len(set(names))} different labels, but its head has {count} outputs")
         return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in like.items()}
+
+
+def check_layers(shapes: Mapping[str, Sequence[int]], modules: Mapping[str, nn.Module]) -> None:
+    """Check that a base model has layers of these names and of these shapes, outputs and inputs.
+
+    Raises:
+        ValueError: names a layer that is missing or has other widths; TypeError if it is no linear one.
+    """
+    for name, shape in shapes.items():
+        if name not in modules:
+            raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
+        check_adaptable(modules[name], name)
+        n, m = widths(modules[name])
+        if tuple(shape) != (m, n):
+            its = f"{by(shape)}, this one is {m} x {n}"
+            raise ValueError(f"layer {name!r}: the adapter is for a layer of {its}")
 
 
 def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:
@@ -101,17 +109,17 @@ def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:
     return [name for name, value in head.items() if value.shape[:1] == (labels,)]
 
 
-def read_contents(folder: str | Path, method: str | None = None, *, with_biases: bool = False) -> Contents:
-    """Read the folder of an LSR or plain LoRA adapter, or of this method alone; no base model is needed.
+def read_contents(folder: str | Path | Files, method: str | None = None, *, with_biases: bool = False) -> Contents:
+    """Read the folder or files of an LSR or plain LoRA adapter, or of this method alone; no base model is needed.
 
     Raises:
         InputError: if it is neither, its files are inconsistent, or, unless `with_biases`, it trained biases of the
             base model.
     """
-    files = read_files(folder, method)
+    files = folder if isinstance(folder, Files) else read_files(folder, method)
     bias = files.fields.get("bias", "none")
     if bias != "none" and not with_biases:
-        raise InputError(f"{folder}: trains biases of the base model (bias={bias!r}), which is not supported")
+        raise InputError(f"{files.folder}: trains biases of the base model (bias={bias!r}), which is not supported")
     return contents_of(files)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from peft import LoraConfig
 from torch import Tensor
 
+from lsr.algebra.shapes import check_rank
 from lsr.loading.update import Frames, Update
 from lsr.tuner.files import CONFIG, PREFIX, Files
 from lsr.tuner.mistakes import InputError, explained
@@ -47,6 +48,8 @@ def lora_updates(files: Files) -> dict[str, Update]:
     for name, side in sides.items():
         if side.keys() != {"A", "B"} or not 0 < len(side["A"]) == side["B"].shape[1]:
             raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")
+        with explained(f"{folder}: layer {name!r}", ValueError):
+            check_rank(len(side["A"]), len(side["B"]), side["A"].shape[1])
     with explained(
         f"{folder / CONFIG}: ranks or alphas of its layers", re.error, AttributeError, TypeError, OverflowError
     ):

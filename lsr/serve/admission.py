@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.convert.parity import outputs, probe_ids
-from lsr.loading.contents import HALVES, TENANTS, Contents
+from lsr.loading.contents import HALVES, TENANTS, Contents, check_layers
 from lsr.loading.update import Update
 from lsr.tuner.mistakes import CONTROL, explained
 from lsr.tuner.mixed_batch import BASE
@@ -64,8 +64,8 @@ def admit(
     adapters: Mapping[str, Contents],
     *,
     replace: bool,
-) -> tuple[dict[str, Heads], dict[str, Any]]:
-    """Return the heads of each adapter, and what all in the bank then say of the base model.
+) -> dict[str, Heads]:
+    """Return the heads of each adapter.
 
     Raises:
         InputError: as `AdapterBank.add`.
@@ -76,7 +76,7 @@ def admit(
         with explained(contents.source, TypeError, ValueError):
             check_name(name, () if replace else bank.places)
             _check_task_and_base(contents, fields)
-            contents.check_layers(bank.of_base)
+            check_layers(contents.shapes, bank.of_base)
             check_heads(bank.may_train, own := contents.whole(bank.of_base))
             adapted, whole = adapted | contents.updates.keys(), {*whole, *own}
             _check_apart(adapted, whole)
@@ -87,7 +87,7 @@ def admit(
     for name, contents in adapters.items():
         with explained(contents.source, TypeError, ValueError):
             _check_answers(bank, contents.updates, heads[name])
-    return heads, fields
+    return heads
 
 
 def _check_task_and_base(contents: Contents, fields: dict[str, Any]) -> None:

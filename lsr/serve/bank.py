@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import COMMON, check_output, write
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, read_contents
+from lsr.loading.contents import Contents, check_layers, read_contents
+from lsr.loading.lsr import LSR, check_config
 from lsr.serve.admission import admit, heads_in
 from lsr.serve.common import base_with, fingerprint, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, fill, read, save
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.stack import NOBODY, ZERO, Shared, Stack
-from lsr.tuner.files import PREFIX, Files, read_files
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.files import PREFIX, Files, factors_by_layer, read_files
+from lsr.tuner.mistakes import InputError, explained, first_line
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 
 
@@ -46,6 +47,13 @@ class Answer(NamedTuple):
         """The labels whose probabilities reach their thresholds, if several may apply."""
         reached = zip(self.probabilities.items(), self.thresholds or (), strict=False)
         return [label for (label, share), threshold in reached if share >= threshold]
+
+
+def _largest(stacks: Sequence[Stack], places: Tensor) -> int:
+    """Return at least the most rows that one of these places has: few values, for a compiled model is made for each."""
+    counts = [(stack.slots[places] > ZERO).sum(dim=1).max() for stack in stacks]
+    most = int(torch.stack(counts).max()) if counts else 0
+    return 1 << (most - 1).bit_length() if most else 0
 
 
 class AdapterBank(nn.Module):
@@ -77,6 +85,7 @@ class AdapterBank(nn.Module):
         self.shared = Shared(precision, int(getattr(getattr(base, "config", None), "num_labels", 0)))
         self.common: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
+        self.bases: dict[str, Mapping[str, Any]] = {}  # by adapter: what its own says of it
         self.notes: dict[str, dict[str, Any]] = {}  # by adapter: what its task.json says
         self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
         self.heads: dict[str, BankHead] = {}
@@ -135,13 +144,27 @@ class AdapterBank(nn.Module):
                 base model or the adapters in the bank; if it trains more than heads and linear layers, or its answers
                 are not finite.
         """
-        contents = adapter if isinstance(adapter, Contents) else read_contents(adapter)
+        contents = adapter if isinstance(adapter, Contents) else self.read(adapter)
         self.add_all({name: contents if note is None else changed(contents, task=note)}, replace=replace)
+
+    def read(self, folder: str | Path) -> Contents:
+        """Read an adapter for `add`; A and B are not computed for other layers than those of the base model.
+
+        Raises:
+            InputError: as `add`.
+        """
+        files = read_files(folder)
+        if files.method == LSR:
+            saved = check_config(files).resolved
+            shapes = {name: saved.layer(name) for name in factors_by_layer(files.tensors)} if saved else {}
+            with explained(files.folder, TypeError, ValueError):
+                check_layers({name: (its.out_features, its.in_features) for name, its in shapes.items()}, self.of_base)
+        return read_contents(files)
 
     def add_all(self, adapters: Mapping[str, Contents], *, replace: bool = False) -> None:
         """Add adapters by name, all or, on an error, none; with the errors of `add`."""
         with self.shared.one_thread:
-            heads, self.base_fields = admit(self, adapters, replace=replace)
+            heads = admit(self, adapters, replace=replace)
             free = {*range(self.shared.size)} - {NOBODY, *self.places.values()}
             places = chain(sorted(free), count(self.shared.size))
             for name, contents in adapters.items():
@@ -150,6 +173,8 @@ class AdapterBank(nn.Module):
                 self.wrap(contents.updates, heads[name])
                 self._put(place, {**contents.updates, **heads[name]})
                 self.places[name], self.notes[name] = place, dict(contents.task or {})
+                self.bases[name] = {key: value for key, value in contents.base.items() if value is not None}
+            self._forget_others()
 
     def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
         """Make room for adapters of these layers and heads of the base model, which are wrapped."""
@@ -168,7 +193,17 @@ class AdapterBank(nn.Module):
         """Remove an adapter, with the errors of `contents`; the next ones take its memory."""
         with self.shared.one_thread:
             self._put(self._own_place(name), {})
-            del self.places[name], self.notes[name]
+            del self.places[name], self.notes[name], self.bases[name]
+            self._forget_others()
+
+    def _forget_others(self) -> None:
+        """Leave nothing of adapters that have left: no wrapper of a module that no other has, and no base model."""
+        unused = {name: its for name, its in {**self.layers, **self.heads}.items() if its.is_unused}
+        for name, module in unused.items():
+            self.model.set_submodule(name, module.base)
+        self.layers = {name: its for name, its in self.layers.items() if name not in unused}
+        self.heads = {name: its for name, its in self.heads.items() if name not in unused}
+        self.base_fields = {key: value for its in self.bases.values() for key, value in its.items()}
 
     def place(self, name: str) -> int:
         """Return the place of an adapter, or of "__base__", in the stacks, with the errors of `contents`."""
@@ -189,9 +224,7 @@ class AdapterBank(nn.Module):
         with shared.one_thread:
             places = [self.place(name) for name in names for _ in range(copies)]
             shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
-            used = [layer.stacks[DIRECTIONS].slots[shared.places] > ZERO for layer in self.layers.values()]
-            rank = int(torch.stack([one.sum(dim=1).max() for one in used]).max()) if used else 0
-            shared.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
+            shared.rank, shared.outputs = (_largest(stacks, shared.places) for stacks in self._sized())
             try:
                 yield
             finally:
@@ -226,6 +259,16 @@ class AdapterBank(nn.Module):
             thresholds = tuple(note["thresholds"]) if note.get("thresholds") else None
             answers.append(Answer(name, None if count == 1 else tuple(labels), row[:count], thresholds))
         return answers
+
+    def _sized(self) -> tuple[list[Stack], list[Stack]]:
+        """Return the stacks of directions and of labels, whose rows are as many as an adapter has of them."""
+        heads = [head.stacks[name] for head in self.heads.values() for name in head.labelled[:1]]
+        return [layer.stacks[DIRECTIONS] for layer in self.layers.values()], heads
+
+    def size(self, name: str) -> int:
+        """Return the largest rank or number of labels of an adapter: what its rows cost in a batch grows with it."""
+        places = torch.tensor([self.place(name)])
+        return max(_largest(stacks, places) for stacks in self._sized())
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""

@@ -51,6 +51,7 @@ def fill(
     for name in header["notes"]:
         check_name(name)
     bank.base_fields, bank.notes = header["base"], {name: dict(its) for name, its in header["notes"].items()}
+    bank.bases = dict.fromkeys(bank.notes, bank.base_fields)
     bank.places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
     bank.shared.size += len(bank.places)
     check_heads(bank.may_train, header["heads"])

@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from lsr.loading.contents import by_label
-from lsr.serve.stack import Shared, Stacked
+from lsr.serve.stack import ZERO, Shared, Stacked
 
 
 class BankHead(Stacked):
@@ -47,16 +47,18 @@ class BankHead(Stacked):
         of_base, places = self.base(x, *args, **kwargs), self.shared.places
         if places is None:
             return of_base
-        states = {name: self._shaped(name, stack.take(places)) for name, stack in self.stacks.items()}
+        own = {name: max(1, self.shared.outputs) if name in self.labelled else None for name in self.stacks}
+        states = {name: self._shaped(name, stack.take(places, own[name])) for name, stack in self.stacks.items()}
 
         def one(state: dict[str, Tensor], row: Tensor) -> Tensor:
             return functional_call(self.base, state, (row[None], *args), kwargs)[0]
 
         found: Tensor = vmap(one, randomness="different")(states, x)
-        slots = self.stacks[(self.labelled or list(self.like))[0]].slots.index_select(0, places)
-        counts = (slots > 0).sum(dim=1).view(-1, *[1] * (found.dim() - 1))  # of labels, each a row of its stack
+        slots = self.stacks[(self.labelled or list(self.like))[0]].slots
+        counts = (slots.index_select(0, places) > ZERO).sum(dim=1)  # of labels, each a row of its stack
+        counts = counts.view(-1, *[1] * (found.dim() - 1))
         if self.labelled:
-            most = max(found.shape[-1], self.shared.labels)
+            most = max(slots.shape[1], self.shared.labels)
             found, of_base = (F.pad(one, (0, most - one.shape[-1]), value=-torch.inf) for one in (found, of_base))
             found = found.masked_fill(torch.arange(most, device=found.device) >= counts, -torch.inf)
         return torch.where(counts > 0, found, of_base)

@@ -33,6 +33,7 @@ class BankLayer(Stacked):
         """Store the update of the adapter at a place, instead of what is there; None if it does not adapt the layer."""
         if update is None:
             self.fill(place, {})
+            self._drop_frames()
             return
         core = update.core
         if core is not None and self.frames is None:
@@ -44,6 +45,12 @@ class BankLayer(Stacked):
             update = update.plain()
             rows = {DIRECTIONS: torch.cat([update.frames.a, update.frames.b.T], dim=1)}
         self.fill(place, {**rows, SCALING: torch.tensor([[update.scaling]])})
+        self._drop_frames()
+
+    def _drop_frames(self) -> None:  # if who had a core between them has left
+        if self.frames is not None and self.stacks[CORES].is_unused:
+            self.frames, self.core_size = None, 0
+            del self.stacks[CORES], self.stack_3
 
     def set_frames(self, frames: Frames, core_size: int) -> None:
         """Set the frames, and make room for cores of so many entries between them."""

@@ -55,20 +55,30 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def put(self, place: int, rows: Tensor | None) -> None:  # (count, width)
-        """Give a place these rows, or none, instead of its own."""
+        """Give a place these rows, or none, instead of its own; memory of which three quarters are free returns."""
         if place < len(self.slots):
             self._free = self.own(place) + self._free  # in front: as many rows as before stay where they are
         count = 0 if rows is None else len(rows)
         self.slots = _grown(self.slots, place + 1, count)
         self.slots[place] = ZERO
-        if rows is None:
-            return
         used = len(self.values)
+        if not count:
+            if 4 * len(self._free) > 3 * used:
+                its = self.stored(range(len(self.slots)))
+                self.values, self.slots, self._free = its["values"], its["slots"].int(), []
+                self.trim()
+            return
+        assert rows is not None
         self.values = _grown(self.values, used + count - len(self._free), 0)
         self._free += range(used, len(self.values))
         own, self._free = self._free[:count], self._free[count:]
         self.slots[place, :count] = torch.tensor(own)
         self.values[own] = (self.codes.pack(rows) if self.codes else rows).to(self.values)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no place has rows."""
+        return not bool((self.slots != ZERO).any())
 
     def trim(self) -> None:
         """Drop the columns of slots that no place uses."""
@@ -96,6 +106,7 @@ class Shared:
     size: int = 1  # places, that of NOBODY included
     places: Tensor | None = None  # (rows,), while a batch passes through the bank
     rank: int = 0  # at least the largest of theirs: what a layer computes for each row
+    outputs: int = 0  # likewise of the labels in their heads
     one_thread: Any = field(default_factory=RLock)
 
 
@@ -112,6 +123,11 @@ class Stacked(nn.Module):
         stack = Stack(parts, self.shared.size, precision or self.shared.precision)
         self.stacks[name] = stack.to(next(iter(self.base.state_dict().values())).device)
         self.add_module(f"stack_{len(self.stacks)}", stack)  # a tensor's name may have dots
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no adapter has anything here."""
+        return all(stack.is_unused for stack in self.stacks.values())
 
     def fill(self, place: int, rows: Mapping[str, Tensor]) -> None:
         """Give a place these rows by stack, and none in the others."""

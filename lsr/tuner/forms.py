@@ -10,11 +10,13 @@ from lsr.algebra.shapes import Form, check_rank, split_width
 from lsr.init.passes import widths
 from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.mistakes import explained
 from lsr.tuner.options import OWN
 from lsr.tuner.resolved import LayerShapes
 
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
 MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
+SMALL = 64  # a rank that sums may have on a layer that is narrower
 
 
 def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:
@@ -108,6 +110,9 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -
     for name, form in forms.items():
         if (needed := form.parameters) > held:
             raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
+        if form.rank > SMALL:
+            with explained(f"layer {name!r}", ValueError):
+                check_rank(form.rank, form.out_features, form.in_features)
         if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
             raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
     return forms

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
-from lsr.loading.contents import read_contents
+from lsr.loading.contents import check_layers, read_contents
 from lsr.tuner.files import adapter_folder
 from lsr.tuner.mistakes import first_line
 from pipeline import tasks
@@ -64,7 +64,7 @@ def _of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeI
     task = tasks.of(view.dataset)
     try:
         contents = read_contents(adapter_folder(source))
-        contents.check_layers(modules)
+        check_layers(contents.shapes, modules)
         for name, state in contents.heads_on(modules, task.width(task.names)).items():
             modules[name].load_state_dict(state)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lsr.loading.contents import Contents, read_contents
+from lsr.loading.contents import Contents
 from lsr.serve.http import reading
 from lsr.serve.http.batches import Batches
 from lsr.serve.passes import Passes, longest
@@ -73,11 +73,18 @@ class Service:
                     assert isinstance(part, UploadFile)  # as max_fields is 0
                     Path(folder, file).write_bytes(await part.read())
             try:
-                contents = await asyncio.to_thread(_read_adapter, Path(folder))
+                contents = await asyncio.to_thread(self._read, Path(folder))
                 await self.batches.in_turn(lambda: self.bank.add(name, contents, replace=True))
             except InputError as error:
                 raise HTTPException(422, str(error).replace(folder, name)) from None
         return JSONResponse({"adapter": name})
+
+    def _read(self, folder: Path) -> Contents:
+        if read_config(folder).get("frames", "own") != "own":
+            raise InputError(f"{folder}: names frames in another folder of this machine, which cannot be sent")
+        contents = self.bank.read(folder)
+        longest(contents.task or {})
+        return contents
 
     async def delete(self, request: Request) -> Response:
         """Remove an adapter."""
@@ -120,11 +127,3 @@ class Service:
 def _refused(reason: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     REFUSED.labels(status).inc()
     return JSONResponse({"error": reason}, status, headers)
-
-
-def _read_adapter(folder: Path) -> Contents:
-    if read_config(folder).get("frames", "own") != "own":
-        raise InputError(f"{folder}: names frames in another folder of this machine, which cannot be sent")
-    contents = read_contents(folder)
-    longest(contents.task or {})
-    return contents

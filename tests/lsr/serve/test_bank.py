@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from lsr import AdapterBank
 from lsr.loading.contents import read_contents
 from lsr.serve.head import BankHead
+from lsr.tuner.adapter import LsrFactors
 from lsr.tuner.files import WEIGHTS
 from tests.capabilities.models import tiny, tokens
 from tests.kit import edit, refused, write
@@ -187,6 +188,7 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
         (save, {"bias": "all"}, "trains biases of the base model (bias='all'), which is not supported"),
         (save_lora, {"bias": "lora_only"}, "trains biases of the base model (bias='lora_only'), which is not"),
         (save_lora, {"base": "huge"}, "base_model_name_or_path is 'huge', but 'tiny' for the adapters in"),
+        (save_lora, {"labels": 10_001}, "its head has 10,001 outputs; at most 10,000 are allowed"),
         (save_lora, {"model": "bert-padded"}, "the adapter is for a layer of 62 x 62, this one is 24 x 24"),
     ],
 )
@@ -195,6 +197,16 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(kind, field
     refused(bank.add, "new", kind(tmp_path / "new", **fields), says=message)
     assert torch.equal(asked(bank, ["a", "b", "c"]), before)
     assert bank.names == ["a", "b", "c"]
+
+
+def test_factors_of_wider_layers_are_refused_before_a_and_b_are_computed_of_them(bank, tmp_path, monkeypatch):
+    config = save(tmp_path / "new") / "adapter_config.json"
+    edit(config, lambda fields: fields["resolved"]["usual"].update(out_features=10**6, out_shape=[1000, 1000]))
+    factors = load_file(tmp_path / "new" / WEIGHTS)
+    wide = {key: value[:, :1].expand(-1, 1000, -1) for key, value in factors.items() if "factor_B" in key}
+    edit(tmp_path / "new" / WEIGHTS, **{key: value.contiguous() for key, value in wide.items()})
+    monkeypatch.setattr(LsrFactors, "matrices", None)
+    refused(bank.add, "new", tmp_path / "new", says="the adapter is for a layer of 1000000 x 24, this one is 24 x 24")
 
 
 def test_a_layer_of_a_head_and_the_whole_head_are_refused_in_both_orders(tmp_path):

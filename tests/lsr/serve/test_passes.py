@@ -2,14 +2,17 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from starlette.exceptions import HTTPException
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lsr import AdapterBank
-from lsr.serve.passes import Passes
+from lsr.serve.http.batches import Batches
+from lsr.serve.passes import Passes, Row
 from tests import architectures
 from tests.kit import refused
 from tests.lsr.serve.asking import ask_passes, generate, posted, predict
@@ -51,6 +54,28 @@ def test_what_breaks_a_batch_is_an_error_of_its_row_alone(passes, monkeypatch):
     found = ask_passes(passes, posted(*(predict(name, "a cat") for name in names)))
     assert [response.status_code for response in found] == [500 if name == "ben" else 200 for name in names]
     assert sizes == [8, 4, 2, 1, 1, 2, 4]
+
+
+def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_batch():
+    sizes, passed = {"wide": 512, "high": 300, "anna": 8, "ben": 64}, []
+
+    def answers(rows):
+        passed.append("".join(row.adapter[0] for row in rows))
+        return [None] * len(rows)
+
+    async def call():
+        batches = Batches(SimpleNamespace(bank=SimpleNamespace(size=sizes.get), answers=answers), 6, 40, 0)
+        counts = {"wide": 8, "anna": 15, "ben": 2, "high": 2}
+        asked = [asyncio.create_task(batches.answers([Row(name, {}, 0)] * count)) for name, count in counts.items()]
+        await asyncio.sleep(0.1)
+        with pytest.raises(HTTPException, match="too many texts are waiting"):  # half of the room are its own
+            await batches.answers([Row("anna", {}, 0)] * 6)
+        running = asyncio.create_task(batches.run())
+        await asyncio.gather(*asked)
+        running.cancel()
+
+    asyncio.run(call())
+    assert passed == ["wh", "ababaa", "wh", "aaaaaa", "ww", "aaaaa", "ww", "ww"]
 
 
 def test_who_leaves_before_the_pass_is_unknown_and_nobody_else_is_named(passes, there, monkeypatch):

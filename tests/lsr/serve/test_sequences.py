@@ -1,0 +1,79 @@
+"""Whoever came, was replaced or left: a bank is the fresh one of its adapters, and each row what its own says alone."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from lsr import AdapterBank
+from lsr.tuner.mistakes import InputError
+from lsr.tuner.mixed_batch import BASE
+from tests.capabilities.models import tiny
+from tests.lsr.saved import asked, save, save_lora
+from tests.lsr.subjects import DENSE, FRAMES, SHARED
+
+ATTENTION = {"target_modules": ["q_lin", "v_lin"]}
+KINDS = {  # how each is saved, and its fields; some can only be in a bank without some others
+    "cores": (save, FRAMES),
+    "cores between other frames": (save, {**FRAMES, "init_weights": True}),
+    "diagonal cores on shared frames": (save, {**SHARED, "core": "diagonal"}),
+    "factors": (save, {**DENSE, "target_modules": ["out_lin"]}),
+    "sums": (save, {"labels": 5}),
+    "LoRA": (save_lora, ATTENTION),
+    "LoRA of a number": (save_lora, {**ATTENTION, "labels": 1, "use_rslora": True, "r": 8}),
+    "LoRA of many labels": (save_lora, {"target_modules": ["lin1"], "labels": 9, "r": 1}),
+    "LoRA of ranks": (save_lora, {**ATTENTION, "rank_pattern": {"0.attention.q_lin": 7}}),
+    "one module of the head": (save_lora, {**ATTENTION, "task_type": None, "modules_to_save": ["pre_classifier"]}),
+    "the head adapted": (save_lora, {"task_type": None, "target_modules": ["pre_classifier"]}),
+}
+CHANGES = st.tuples(st.sampled_from("abcd"), st.sampled_from([*KINDS, None]))  # who; None: leaves
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """The contents of an adapter of each kind."""
+    folder, bank = tmp_path_factory.mktemp("kinds"), AdapterBank(tiny("distilbert"))
+    for seed, (kind, (saved, fields)) in enumerate(KINDS.items()):
+        saved(folder / kind, "distilbert", seed, **fields)
+    return {kind: bank.read(folder / kind) for kind in KINDS}
+
+
+def filled(contents):
+    bank = AdapterBank(tiny("distilbert"))
+    for name, its in contents.items():
+        bank.add(name, its)
+    return bank
+
+
+@given(
+    changes=st.lists(CHANGES, min_size=1, max_size=9), rows=st.lists(st.sampled_from("abcd_"), min_size=1, max_size=6)
+)
+def test_a_bank_is_that_of_its_adapters_alone(changes, rows, kinds):
+    bank, held = AdapterBank(tiny("distilbert")), {}
+    for name, kind in changes:
+        if kind is None and name in held:
+            bank.remove(name)
+            del held[name]
+        elif kind is not None:
+            try:
+                bank.add(name, kinds[kind], replace=True)
+            except InputError:
+                with pytest.raises(InputError):
+                    filled(held).add(name, kinds[kind], replace=True)
+            else:
+                held[name] = kinds[kind]
+    fresh = filled(held)
+    assert bank.layers.keys() == fresh.layers.keys()
+    assert bank.heads.keys() == fresh.heads.keys()
+    assert (bank.base_fields, bank.notes) == (fresh.base_fields, fresh.notes)
+    assert {*bank.names} == {*fresh.names}
+    assert bank.nbytes <= 6 * fresh.nbytes + 20_000
+    names = [name if name in held else BASE for name in rows]
+    found = asked(bank, names)
+    assert_close(found, asked(fresh, names), rtol=1e-5, atol=1e-6)
+    for row, name in enumerate(names):
+        alone = asked(filled({name: held[name]} if name in held else {}), [name] * len(names))[row]
+        count = bank.outputs(name)
+        assert_close(found[row, :count], alone[:count], rtol=1e-5, atol=1e-6)
+        assert (found[row, count:] == -torch.inf).all()
