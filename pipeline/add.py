@@ -22,8 +22,9 @@ from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import check_rows, read_yaml, validated
+from pipeline.params.reading import check_rows, load_params, read_yaml, validated
 from pipeline.params.schema import TABLES
+from pipeline.params.sections import LEAST_STEPS
 from pipeline.params.sources import NAME
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
@@ -124,8 +125,12 @@ def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: M
         console.line(f"  {word:8}{said}")
     console.line(f"To change any of it, edit {OWN}, or remove the row there and give --text, --label or --name")
     console.line(f"To keep both with the repository, the file by its digest: git add {OWN} && dvc add {path}")
-    writes = " -S model=smollm2" * isinstance(task, CompletionTask)  # or another language model
-    console.line(f"To train: dvc exp run -S data={name}{writes}")
+    train = load_params().train
+    is_short = train.epochs * len(splits["train"]) < LEAST_STEPS * train.batch_size
+    more = " -S train.steps=auto" * is_short
+    if isinstance(task, CompletionTask):
+        more = " -S model=smollm2"  # or another language model
+    console.line(f"To train: dvc exp run -S data={name}{more}")
     warn_without_identity()
 
 

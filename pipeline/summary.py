@@ -84,7 +84,9 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
     if start["start_batches"]:
         yield "its start", f"{start['start_batches']:,} batches, {start['start_read']:,} examples read"
     if trained["steps"] < SHORT:
-        yield "", f"This is a short run: below {SHORT} steps, more of train.epochs often changes which method is best."
+        more = "" if isinstance(task, CompletionTask) else ", or train.steps: auto,"
+        said = f"below {SHORT} steps, more of train.epochs{more} often changes which method is best."
+        yield "", f"This is a short run: {said}"
     took = {name: taken for name in STAGES if (taken := stage.recorded(name)) is not None}
     if took:
         listed = ", ".join(f"{name.replace('_', '-')} {taken:,.0f}" for name, taken in took.items())

@@ -49,11 +49,12 @@ def train(view: params.TrainView, folder: Path) -> None:
         base_models.use_loss(base, task, balanced_loss(task, splits["train"]))
     tokenizer = base_models.load_tokenizer(view.base_model)
     collate = task.collator(tokenizer)
+    view = run.with_enough_steps(view, splits["train"])
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
         watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
         trainer = run.trainer_of(view, model, splits, collate, folder / callbacks.ASIDE, watching)
-        run.fit(trainer, folder)
+        run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
     if not console.IS_FIRST:
         return
     if isinstance(task, SeveralTask):  # by the best checkpoint
@@ -97,11 +98,13 @@ def write_reports(trainer: Trainer, view: params.TrainView) -> None:
         "last_score": list(scores.values())[-1],
         "last_loss": curves["loss"][-1][1],
         "steps": trainer.state.global_step,
-        "read": view.train.epochs * len(cast("Dataset", trainer.train_dataset)),
+        "read": len(scores) * len(cast("Dataset", trainer.train_dataset)),
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]
     console.table("train", ["epoch", f"validation {tasks.of(view.dataset).selects}", "loss"], rows)
+    if len(rows) < view.train.epochs:
+        console.line(f"train: stopped before {view.train.epochs} epochs, by train.patience: {view.train.patience}")
 
 
 if __name__ == "__main__":

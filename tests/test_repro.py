@@ -168,7 +168,8 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     quick(restored, "dvc", "exp", "run", "-S", "adapter=lora")
     assert 5 < quick(restored, "dvc", "metrics", "diff").count("\n") <= 24
     shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
-    assert "dvc exp run -S data=mine\n" in quick(restored, "python", "-m", "pipeline.add", "data/mine.csv")
+    added = quick(restored, "python", "-m", "pipeline.add", "data/mine.csv")
+    assert "dvc exp run -S data=mine -S train.steps=auto\n" in added
     output = quick(restored, "dvc", "exp", "run", "-S", "data=mine", "-S", "adapter=vera", "-S", "vera.r=8")
     assert output.count("vera on tiny, mine, seed 0") == 1
     lines = quick(restored, "make", "-o", ".venv/.with-pipeline,demo", "experiments", COLUMNS="120").splitlines()

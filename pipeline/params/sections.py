@@ -47,6 +47,7 @@ Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
+LEAST_STEPS, MOST_EPOCHS = 300, 30  # of train.steps: auto
 RATE = "learning_rate"
 # Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
 OWN_LOOP = {
@@ -70,6 +71,16 @@ class TrainParams(Section):
     """How any adapter is trained."""
 
     epochs: Count = Field(description="each adds a checkpoint and a point to the curves")
+    steps: Literal["epochs", "auto"] = Field(
+        "epochs",
+        exclude_if=lambda chosen: chosen == "epochs",
+        description=f"auto: more epochs, until they have {LEAST_STEPS} optimizer steps, but at most {MOST_EPOCHS}",
+    )
+    patience: Literal["none"] | Count = Field(
+        "none",
+        exclude_if=lambda chosen: chosen == "none",
+        description="epochs without a better validation score after which training stops; rates fall as if it did not",
+    )
     batch_size: Count = Field(description="examples per optimizer step, of all processes together")
     processes: Count = Field(1, description="processes of this machine that train together; or of all, by torchrun")
     head_learning_rate: Rate = Field(description="peak, after warm-up; per optimizer step")

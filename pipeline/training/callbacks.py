@@ -75,6 +75,27 @@ class LaterOfEquals(TrainerCallback):
             state.best_metric = None
 
 
+class StopWithoutGain(TrainerCallback):
+    """Stops a run after so many epochs of `patience` without a better validation score.
+
+    transformers' EarlyStoppingCallback counts by itself, which a resumed run forgets; here the Trainer's state counts.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Decide after an epoch, when the state knows whether it is the best."""
+        if lacks_gain(state, self.patience):
+            control.should_training_stop = True
+
+
+def lacks_gain(state: TrainerState, patience: int) -> bool:
+    """Return whether as many epochs as `patience` says came after the best one."""
+    scored = [entry["step"] for entry in state.log_history if "eval_score" in entry]
+    return sum(step > (state.best_global_step or 0) for step in scored) >= patience
+
+
 class KeepComplete(TrainerCallback):
     """Renames complete checkpoints, which the Trainer writes aside, into place; keeps the last one and the best one."""
 

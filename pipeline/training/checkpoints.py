@@ -43,11 +43,16 @@ def newest(folder: Path) -> Path | None:
     steps = sorted((int(path.name.rpartition("-")[2]) for path in found), reverse=True)
     for path in (path_of(folder, step) for step in steps):
         if _is_whole(path):
-            best = TrainerState.load_from_json(str(path / STATE)).best_global_step
+            best = state_of(path).best_global_step
             if best is None or _is_whole(path_of(folder, best)):
                 return path
         console.warn(f"{path}: torn, perhaps by a power cut, so training does not go on from there")
     return None
+
+
+def state_of(checkpoint: Path) -> TrainerState:
+    """Return the Trainer's state in a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / STATE))
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -23,6 +23,7 @@ from pipeline import generation, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, content, tokens
 from pipeline.params import TrainView
+from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
 from pipeline.tasks import CompletionTask
 from pipeline.training import arguments, callbacks, checkpoints
 
@@ -56,6 +57,16 @@ def _with_lengths_in_memory(sampler: Sampler[int] | None) -> Sampler[int] | None
 def steps_an_epoch(view: TrainView, train: Dataset) -> int:
     """Return the number of optimizer steps per epoch of the train split."""
     return math.ceil(len(train) / view.train.batch_size)
+
+
+def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
+    """Return a view with as many epochs as `train.steps` says for a train split."""
+    if view.train.steps == "epochs":
+        return view
+    each = steps_an_epoch(view, train)
+    epochs = max(view.train.epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS / each)))
+    console.line(f"train: {epochs} epochs of {each} steps, {epochs * each:,}, by train.steps: auto")
+    return view.model_copy(update={"train": view.train.model_copy(update={"epochs": epochs})})
 
 
 def trainer_of(
@@ -95,10 +106,17 @@ def trainer_of(
     return trainer
 
 
-def fit(trainer: Trainer, folder: Path) -> None:
-    """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there."""
+def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
+    """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there.
+
+    It ends after so many epochs of `patience` without a better validation score.
+    """
     newest = checkpoints.newest(folder)
     trainer.add_callback(callbacks.KeepComplete(folder))
+    if patience is not None:
+        trainer.add_callback(callbacks.StopWithoutGain(patience))
+        if newest is not None and callbacks.lacks_gain(state := checkpoints.state_of(newest), patience):
+            trainer.args.num_train_epochs = round(state.epoch)  # it had stopped here when it was killed
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 

@@ -27,7 +27,7 @@ from pipeline.training import arguments, callbacks, checkpoints
 from pipeline.training import run as training
 from tests import workspace
 from tests.kit import digests, refused
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, KilledError, killed_training, report, run
 
 
 def written():
@@ -132,6 +132,38 @@ def test_of_epochs_with_equal_scores_the_later_one_of_the_lower_loss_is_kept(aft
     assert (found["best_epoch"], found["best_score"]) == (best, looks[best - 1][0])
     kept = load_file(artifacts.ADAPTER / WEIGHTS)
     assert all(torch.equal(value, weights[best][name]) for name, value in kept.items())
+
+
+def test_patience_ends_training_after_the_same_epoch_also_if_it_is_killed_there(after, monkeypatch, capfd):
+    after(train={"epochs": 9, "patience": 2})
+    looks = [0.5, 0.7, 0.6, 0.6, 0.9]
+
+    def evaluation_loop(trainer, *_, **__):
+        return EvalLoopOutput(None, None, {"eval_score": looks[round(trainer.state.epoch) - 1], "eval_loss": 1.0}, 1)
+
+    def kill(*_):
+        raise KilledError
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", evaluation_loop)
+    run(TRAIN)
+    found, undisturbed = report(artifacts.TRAIN_METRICS), digests("artifacts/adapter", "reports/train")
+    assert (found["best_epoch"], found["best_score"], found["read"]) == (2, 0.7, 4 * 130)
+    assert "train: stopped before 9 epochs, by train.patience: 2\n" in capfd.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_load_best_model", kill)
+        with pytest.raises(KilledError):
+            run(TRAIN)
+    monkeypatch.setattr(callbacks.Progress, "on_step_end", kill)  # no step is left
+    run(TRAIN)
+    assert digests("artifacts/adapter", "reports/train") == undisturbed
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(128, 30), (950, 5), (16_000, 2)])
+def test_few_texts_get_as_many_epochs_as_make_300_steps_but_30_at_most(after, capfd, rows, epochs):
+    after(train={"steps": "auto"})
+    view = training.with_enough_steps(params.load(params.TrainView), range(rows))
+    assert view.train.epochs == epochs
+    assert f"train: {epochs} epochs of {-(-rows // 16)} steps, " in capfd.readouterr().out
 
 
 def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after):
