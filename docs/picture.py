@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Result = Mapping[str, Any]  # a method on a task or an average, as reports/compare has it
-METHODS = {  # what the picture calls a method, and its name in the preset, from few trained parameters to many
-    "head alone": "head",
+METHODS = {  # what the picture calls a method, and its name in the preset by trained parameters, then none
     "LSR, 200 directions": "LSR warm 200, 2 passes",
     "LSR, shared frames": "LSR warm shared r=3, 2 passes",
     "LoRA r = 1": "LoRA r=1",
     "LoRA r = 8": "LoRA r=8",
     "LoRA r = 8, same start": "LoRA r=8 warm, all linear, 2 passes",
     "full fine-tuning": "full",
+    "no adapter": "regression, mean",  # a logistic regression on the frozen encoder's states
 }
 WIDTH, TOP, STEP, BOTTOM = 600, 66, 52, 58  # of the drawing
 SHOWN = 415  # pixels: two pictures stand side by side
@@ -53,12 +53,12 @@ def _x(points: float) -> float:
 
 def _row(y: float, shown: str, row: Result) -> Iterator[str]:
     color = ORANGE if "LSR" in shown else BLUE if "LoRA" in shown else GREY
-    lead, low, high = (row[name] or 0.0 for name in ("difference", "difference_low", "difference_high"))
+    lead, low, high = (number or 0.0 for number in (row["lead"], row["new"]["low"], row["new"]["high"]))
     yield _text(24, y - 3, shown, 19, INK, "start")
     yield _text(24, y + 17, f"{row['trained']:,}, {size(row['bytes'])}", 17, SOFT, "start")
-    if high < -REACH:
+    if lead < -REACH:
         yield f'<path d="M{LEFT + 12} {y - 7}l-10 7l10 7z" fill="{color}"/>'
-        yield _text(LEFT + 18, y + 6, f"{lead:.0f}", 17, SOFT, "start")
+        yield _text(LEFT + 18, y + 6, f"{lead:.1f}", 17, SOFT, "start")
     else:
         ends = (_x(max(low, -REACH)), _x(min(high, REACH)))
         yield f'<path d="M{ends[0]:.1f} {y}H{ends[1]:.1f}" stroke="{color}" stroke-width="3" stroke-opacity="0.55"/>'

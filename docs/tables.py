@@ -25,8 +25,9 @@ SERVED = (8, 64, 1024)  # adapters
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
 TENANTS = 8  # of each task of the preset tenants
-LEADERS = ("method", "trained", "kB", "s", "score", "lead, 95 % interval")
-FIRST_SCREEN = ("LSR, 200 directions", "LSR, shared frames", "LoRA r = 1", "full fine-tuning")
+JUDGED = ("lead on these tasks", "on new ones")  # with 95 % intervals
+LEADERS = ("method", "trained", "kB", "s", "score", *JUDGED)
+FIRST_SCREEN = ("LSR, 200 directions", "LSR, shared frames", "LoRA r = 1", "full fine-tuning", "no adapter")
 
 
 def main() -> None:
@@ -106,12 +107,12 @@ def serve() -> Iterator[str]:
 
 def leaders() -> Iterator[str]:
     """Yield sizes, seconds and scores of the methods of the picture."""
-    return table((*LEADERS, "verdict"), [row for _, row in _leaders()])
+    return table(LEADERS, [row for _, row in _leaders()])
 
 
 def first_screen() -> Iterator[str]:
-    """Yield what someone in a hurry compares: four of these methods, without verdicts."""
-    return table(LEADERS, [row[:-1] for shown, row in _leaders() if shown in FIRST_SCREEN])
+    """Yield what someone in a hurry compares: some of these methods."""
+    return table(LEADERS, [row for shown, row in _leaders() if shown in FIRST_SCREEN])
 
 
 def _leaders() -> Iterator[tuple[str, list[str]]]:
@@ -127,7 +128,7 @@ def _seconds(preset: str) -> Mapping[str, str]:
     taken = defaultdict(list)
     for record in arena_records.read(ROOT / arena_records.FOLDER / preset).values():
         if record.task == TIMED_TASK and record.method in picture.METHODS.values():
-            taken[record.method].append(record.seconds["start"] + record.seconds["train"])
+            taken[record.method].append(record.seconds.get("start", 0) + record.seconds["train"])
     return {method: f"{median(every):.0f}" for method, every in taken.items()}
 
 
@@ -139,25 +140,37 @@ def verdicts(preset: str) -> Iterator[str]:
         if task == mean and row["score"] is not None:
             size = f"{_kilobytes(row):,.1f} ({row['precision']})"
             rows.append((method, *_sizes(row), size, _scored(row), *_judged(row)))
-    return table(("method", "trained", "stored", "kB", "score", "lead, 95 % interval", "verdict"), rows)
+    return table(("method", "trained", "stored", "kB", "score", *JUDGED), rows)
 
 
 def _judged(row: Result) -> tuple[str, str]:
-    return _lead(row), row["verdict"] or "baseline"
+    new = row["new"]
+    return _lead(row, "these"), _interval(new, new["word"])
 
 
-def _lead(row: Result) -> str:
-    if row["difference_low"] is None:
+def _lead(row: Result, kind: str) -> str:
+    """Return a lead with its interval, and the word that is said of it."""
+    if row["lead"] is None:
         return "–"
-    return f"{row['difference']:+.1f} ({row['difference_low']:+.1f} to {row['difference_high']:+.1f})"
+    word = f", {row[kind]['word']}" if row[kind]["word"] else ""
+    return f"{row['lead']:+.1f} ({_interval(row[kind])}){word}"
+
+
+def _interval(said: Result, word: str | None = None) -> str:
+    if said["low"] is None:
+        return "–"
+    return f"{said['low']:+.1f} to {said['high']:+.1f}" + (f", {word}" if word else "")
 
 
 def hypotheses(preset: str) -> Iterator[str]:
-    """Yield what a preset expected before its trainings, and the verdict."""
+    """Yield what a preset expected before its trainings, and the verdicts."""
     found = _comparison(preset)["hypotheses"]
     keys = ["method", "expected", "against", *(["on"] if len({one["on"] for one in found}) > 1 else [])]
-    rows = [[*(one[key] for key in keys), _lead(one), one["verdict"] or "not tested yet"] for one in found]
-    return table([*("beside" if key == "against" else key for key in keys), "lead, 95 % interval", "verdict"], rows)
+    rows = [
+        [*(one[key] for key in keys), *(_judged(one) if one["these"]["word"] else ("not tested yet", "–"))]
+        for one in found
+    ]
+    return table([*("beside" if key == "against" else key for key in keys), *JUDGED], rows)
 
 
 def tenants() -> Iterator[str]:
@@ -180,7 +193,9 @@ def leads() -> Iterator[str]:
     """Yield the leads of methods of the preset over its baseline by task, with intervals over tenants."""
     by_task, baseline = results("tenants"), _comparison("tenants")["baseline"]
     tasks, methods = _by_size(task for task, _ in by_task), dict.fromkeys(method for _, method in by_task)
-    rows = [[method, *(_lead(by_task[task, method]) for task in tasks)] for method in methods if method != baseline]
+    rows = [
+        [method, *(_lead(by_task[task, method], "new") for task in tasks)] for method in methods if method != baseline
+    ]
     return table(("method", *tasks), rows)
 
 

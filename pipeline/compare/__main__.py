@@ -10,6 +10,7 @@ from pipeline.arena.record import FOLDER, read
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page
 from pipeline.compare.rows import Row
+from pipeline.compare.verdicts import Leads
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
@@ -17,7 +18,7 @@ from pipeline.core.errors import exit_on_error
 PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
 NONE = "–"
-COLUMNS = ("method", "score", "lead", "verdict", "trained", "bytes", "status")
+COLUMNS = ("method", "score", "lead", "these tasks", "new tasks", "trained", "bytes", "status")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -53,13 +54,13 @@ def show(comparison: dict[str, Any]) -> None:
 
 
 def _cells(row: Row) -> list[console.Cell]:
-    mean, high, lead = row["score"], row["score_high"], row["difference"]
+    mean, high, lead = row["score"], row["score_high"], row["lead"]
     half = "" if mean is None or high is None else f" ± {high - mean:.2f}"
     return [
         row["method"],
         NONE if mean is None else f"{mean:.2f}{half}",
         NONE if lead is None else f"{lead:+.2f}",
-        row["verdict"] or NONE,
+        *(row[kind]["word"] or NONE for kind in Leads._fields),
         *(NONE if row[name] is None else row[name] for name in ("trained", "bytes")),
         row["status"] + (f": {row['reason']}" if row["reason"] else ""),
     ]

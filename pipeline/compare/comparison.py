@@ -22,11 +22,12 @@ DIGITS = 7  # significant ones
 PROTOCOL = (
     "Scores are percent of each task's first metric on its test split, mean over seeds ± half of the 95 % interval "
     "(Student's t). The validation split selects learning rate and epoch. Leads over {baseline} are paired by seed; "
-    "errors are standard errors, 95 % intervals and p-values are from a bootstrap over seeds and test examples, and "
-    "for averages over tasks, or tenants ({resamples:,} resamples). Better, worse: p < 0.05 after Holm's correction "
-    "for the number of methods. Equivalent: two one-sided tests at 5 % find the lead within {margin:g} points. Bytes "
-    "are those of the smallest precision that costs at most {loss:g} points on the validation split, where a file has "
-    "been rounded."
+    "errors are standard errors, intervals are of 95 %, from a bootstrap over seeds and test examples ({resamples:,} "
+    "resamples): on these tasks with the tasks as they are, on new ones with tasks, or tenants, drawn too. Hypotheses "
+    "are tested: better, worse: p < 0.05 after Holm's correction for their number; equivalent: two one-sided tests at "
+    "5 % find the lead within {margin:g} points. Other leads are explored, without correction: ahead, behind: the "
+    "interval excludes 0; close: that of 90 % is within {margin:g} points. Bytes are those of the smallest precision "
+    "that costs at most {loss:g} points on the validation split, where a file has been rounded."
 )
 
 
@@ -71,9 +72,9 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         "resamples": resamples,
         "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS),
         "results": [
-            _short(row(place, method, {task: tasks[task].get(method) for task in of}, verdict))
+            _short(row(place, method, {task: tasks[task].get(method) for task in of}, said))
             for place, of in places.items()
-            for method, verdict in judge.against(baseline, place, methods).items()
+            for method, said in judge.against(baseline, place, methods).items()
         ],
     }
 

@@ -2,9 +2,9 @@
 
 On a task, a lead is paired by seed, and other seeds or other test examples would have given another one. The bootstrap
 draws both at once. All seeds are scored on the same examples; for such crossed draws its variance is a little too large
-(Owen, "The pigeonhole bootstrap", 2007). On an average, it also draws the tasks, so the interval is about tasks like
-these. The spread of their leads already contains the errors within tasks, which are taken out of it, because they would
-count twice (Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8).
+(Owen, "The pigeonhole bootstrap", 2007). On an average of new tasks, it also draws the tasks, so the interval is about
+tasks like these. The spread of their leads already contains the errors within tasks, which are taken out of it, because
+they would count twice (Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8).
 
 Five seeds and a few tasks are a small sample. Therefore one less than there are is drawn, which makes variances
 unbiased, and intervals are Student's t around the bootstrap's standard error: its quantiles would be too narrow, above
@@ -85,8 +85,19 @@ def on_task(task: str, mine: Mapping[int, Scores], theirs: Mapping[int, Scores])
     )
 
 
-def over_tasks(leads: Sequence[Lead]) -> Lead:
-    """Return the mean lead over two or more tasks that share no texts."""
+def mean(leads: Sequence[Lead | None], is_drawn: bool) -> Lead | None:
+    """Return the mean lead over tasks that share no texts, of these tasks, or of drawn ones; itself if it is one alone.
+
+    It is None if one of the leads is, or if there are none.
+    """
+    known = [lead for lead in leads if lead]
+    if len(known) < len(leads) or len(known) < 2:
+        return known[0] if len(leads) == len(known) == 1 else None
+    return over_tasks(known, is_drawn)
+
+
+def over_tasks(leads: Sequence[Lead], is_drawn: bool) -> Lead:
+    """Return the mean lead over two or more tasks that share no texts, of these tasks, or of drawn ones."""
     means = np.array([lead.mean for lead in leads])
     mean, count = float(means.mean()), len(leads)
     resampled = [lead.resampled for lead in leads if lead.resampled is not None]
@@ -94,7 +105,7 @@ def over_tasks(leads: Sequence[Lead]) -> Lead:
         return Lead(mean)
     rows = np.stack(resampled)  # (tasks, resamples)
     within, spread = rows.var(axis=1), means.var(ddof=1)
-    between = max(0.0, spread - within.mean())  # variance of the tasks' true leads
+    between = max(0.0, spread - within.mean()) if is_drawn else 0.0  # variance of the tasks' true leads
     drawn = np.random.default_rng(count).integers(count, size=(count - 1, rows.shape[1]))
     of_tasks = (means[drawn].mean(axis=0) - mean) * (math.sqrt(between / spread) if spread else 0.0)
     parts = [(between, count - 1), *((one / count, lead.freedom) for one, lead in zip(within, leads, strict=True))]

@@ -8,7 +8,7 @@ from scipy import stats
 
 from pipeline.arena.record import Record, Rounded
 from pipeline.compare.entries import FINISHED, MISSING, PARTLY, Entry
-from pipeline.compare.verdicts import CONFIDENCE, Verdict
+from pipeline.compare.verdicts import CONFIDENCE
 from pipeline.tasks.scores import ROUNDING
 
 PERCENT = 100.0
@@ -17,7 +17,7 @@ LOSS = 0.002  # of the validation score, a fraction
 Row = dict[str, Any]
 
 
-def row(place: str, method: str, entries: Mapping[str, Entry | None], verdict: Verdict) -> Row:
+def row(place: str, method: str, entries: Mapping[str, Entry | None], said: Row) -> Row:
     """Return the row of a method on a task, or on the tasks of an average; None in the place of an entry: not run.
 
     Scores are percent on the test split, at the epoch selected on the validation split; only seeds that finished on all
@@ -51,8 +51,7 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], verdict: V
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
-        "verdict": verdict.verdict,
-        **verdict._asdict(),  # against the baseline
+        **said,  # of its lead over the baseline
     }
 
 

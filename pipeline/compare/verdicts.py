@@ -1,4 +1,9 @@
-"""What is tested: each method against the baseline on every task and average, and the hypotheses of the preset."""
+"""What is said of leads: of each method's over the baseline on every task and average, and of the hypotheses' own.
+
+Both are said twice: of these tasks, where others would have been other seeds and test examples, and of new tasks of
+their kind. Only hypotheses, which were written down before, are tested, and their p-values corrected for their number.
+An interval of another lead is explored: with 50 methods, two or three are "ahead" or "behind" by chance.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,28 +12,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.arena.preset import Hypothesis
-from pipeline.compare.leads import Lead, Scores, on_task, over_tasks
+from pipeline.compare.leads import Lead, Scores, mean, on_task
 
 BETTER, EQUIVALENT, WORSE, UNDECIDED = "better", "equivalent", "worse", "undecided"
+AHEAD, CLOSE, BEHIND = "ahead", "close", "behind"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
 ByPart = Mapping[str, Mapping[str, Mapping[int, Scores]]]  # by part of a task, method and seed
 Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
 
 
-class Verdict(NamedTuple):
-    """The lead of one method over another, in percentage points, and what it says of them. What is unknown is None."""
+class Said(NamedTuple):
+    """What is said of a lead in percentage points. What is unknown is None."""
 
-    difference: float | None = None
-    difference_low: float | None = None  # 95 % interval
-    difference_high: float | None = None
-    equivalence_low: float | None = None  # 90 % interval
-    equivalence_high: float | None = None
-    error_seeds: float | None = None  # standard errors
-    error_examples: float | None = None
+    low: float | None = None  # 95 % interval
+    high: float | None = None
+    within_low: float | None = None  # 90 % interval
+    within_high: float | None = None
     p: float | None = None
-    p_holm: float | None = None  # corrected for the number of methods there, or of hypotheses
-    verdict: str | None = None
+    p_holm: float | None = None  # corrected for the number of hypotheses; None where none was written down
+    word: str | None = None
+
+
+class Leads(NamedTuple):
+    """A lead on these tasks, and with the tasks drawn too; None if it is of a single one, or unknown."""
+
+    these: Lead | None = None
+    new: Lead | None = None
 
 
 @dataclass(frozen=True)
@@ -39,61 +49,84 @@ class Judge:
     places: Places
     margin: float  # percentage points within which methods are equivalent
 
-    def against(self, baseline: str, place: str, methods: Iterable[str]) -> dict[str, Verdict]:
-        """Return the verdict on each method on a task or average."""
-        leads = [self._lead(place, method, baseline) if method != baseline else None for method in methods]
-        return dict(zip(methods, self._verdicts(leads), strict=True))
+    def against(self, baseline: str, place: str, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return what is said of each method on a task or average."""
+        leads = {name: self._leads(place, name, baseline) if name != baseline else Leads() for name in methods}
+        return {
+            name: _shown(of, {kind: self._explored(lead) for kind, lead in of._asdict().items()})
+            for name, of in leads.items()
+        }
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
-        """Return each hypothesis with its verdict, and whether it held.
+        """Return each hypothesis with what is said of it, and the kinds of tasks on which it held.
 
         A method that is better by less than the margin is equivalent too. What lacks a method on a task, or a seed in
-        common, is untested: all of its verdict is None.
+        common, is untested: all that is said is None.
         """
-        verdicts = self._verdicts([self._lead(one.on, one.method, one.against) for one in hypotheses])
+        leads = [self._leads(one.on, one.method, one.against) for one in hypotheses]
+        these, new = (self._tested(kind) for kind in ([of.these for of in leads], [of.new for of in leads]))
         outcomes = []
-        for one, found in zip(hypotheses, verdicts, strict=True):
-            held = self._is_within(found) if one.expected == EQUIVALENT else found.verdict == BETTER
-            outcomes.append({**one.model_dump(), "held": held, **found._asdict()})
+        for one, of, *tested in zip(hypotheses, leads, these, new, strict=True):
+            said = dict(zip(Leads._fields, tested, strict=True))
+            held = [kind for kind, found in said.items() if self._held(one, found)]
+            outcomes.append({**one.model_dump(), "held": held, **_shown(of, said)})
         return outcomes
 
-    def _lead(self, place: str, method: str, against: str) -> Lead | None:
-        return _mean([self._lead_on(task, method, against) for task in self.places.get(place, ())])
+    def _held(self, one: Hypothesis, found: Said) -> bool:
+        return self._is_within(found) if one.expected == EQUIVALENT else found.word == BETTER
 
-    def _lead_on(self, task: str, method: str, against: str) -> Lead | None:
-        """Return a lead on a task; over its tenants, if there are some, who are drawn as tasks are."""
-        return _mean([on_task(part, of.get(method, {}), of.get(against, {})) for part, of in self.scores[task].items()])
+    def _leads(self, place: str, method: str, against: str) -> Leads:
+        """Return the leads on a place; tenants of a task are drawn as the tasks of an average are."""
+        by_task = [self.scores[task].items() for task in self.places.get(place, ())]
+        parts = [[on_task(part, of.get(method, {}), of.get(against, {})) for part, of in parts] for parts in by_task]
+        these, new = (mean([mean(of, is_drawn) for of in parts], is_drawn) for is_drawn in (False, True))
+        return Leads(these, new if sum(map(len, parts)) > 1 else None)
 
-    def _verdicts(self, leads: Sequence[Lead | None]) -> Iterator[Verdict]:
-        ps = [lead.p if lead else None for lead in leads]
-        corrected = iter(holm([p for p in ps if p is not None]))
-        for lead, p in zip(leads, ps, strict=True):
-            yield self._verdict(lead, p, None if p is None else next(corrected)) if lead else Verdict()
+    def _explored(self, lead: Lead | None) -> Said:
+        found = self._said(lead)
+        if found.low is None or found.high is None:
+            return found
+        word = CLOSE if self._is_within(found) else None
+        return found._replace(word=AHEAD if found.low > 0 else BEHIND if found.high < 0 else word)
 
-    def _verdict(self, lead: Lead, p: float | None, p_holm: float | None) -> Verdict:
-        """Return better or worse where the corrected test says so, else equivalent if within the margin."""
+    def _tested(self, leads: Sequence[Lead | None]) -> Iterator[Said]:
+        """Yield better or worse where the corrected test says so, else equivalent if within the margin."""
+        every = [self._said(lead) for lead in leads]
+        corrected = iter(holm([found.p for found in every if found.p is not None]))
+        for lead, found in zip(leads, every, strict=True):
+            if lead is None:
+                yield found
+                continue
+            p_holm = None if found.p is None else next(corrected)
+            word = EQUIVALENT if self._is_within(found) else UNDECIDED
+            if p_holm is not None and p_holm < 1 - CONFIDENCE:
+                word = BETTER if lead.mean > 0 else WORSE
+            yield found._replace(p_holm=p_holm, word=word)
+
+    def _said(self, lead: Lead | None) -> Said:
+        if lead is None:
+            return Said()
         (low, high), (within_low, within_high) = lead.interval(CONFIDENCE), lead.interval(TWO_ONE_SIDED)
-        errors = lead.error_seeds, lead.error_examples
-        found = Verdict(lead.mean, low, high, within_low, within_high, *errors, p, p_holm)
-        if p_holm is not None and p_holm < 1 - CONFIDENCE:
-            return found._replace(verdict=BETTER if lead.mean > 0 else WORSE)
-        return found._replace(verdict=EQUIVALENT if self._is_within(found) else UNDECIDED)
+        return Said(low, high, within_low, within_high, lead.p)
 
-    def _is_within(self, found: Verdict) -> bool:
+    def _is_within(self, found: Said) -> bool:
         """Whether two one-sided tests at 5 % each find the lead above -margin and below margin.
 
         Reference: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach", 1987.
         """
-        low, high = found.equivalence_low, found.equivalence_high
+        low, high = found.within_low, found.within_high
         return low is not None and high is not None and -self.margin <= low and high <= self.margin
 
 
-def _mean(leads: Sequence[Lead | None]) -> Lead | None:
-    """Return the mean lead, itself if it is a single one; None if one is missing, or all are."""
-    known = [lead for lead in leads if lead]
-    if not known or len(known) < len(leads):
-        return None
-    return over_tasks(known) if len(known) > 1 else known[0]
+def _shown(of: Leads, said: Mapping[str, Said]) -> dict[str, Any]:
+    """Return a lead, its standard errors, and what is said of it, for JSON."""
+    lead = of.these
+    return {
+        "lead": lead.mean if lead else None,
+        "error_seeds": lead.error_seeds if lead else None,
+        "error_examples": lead.error_examples if lead else None,
+        **{kind: found._asdict() for kind, found in said.items()},
+    }
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 
 import nbformat
 import pytest
+from peft import PeftConfig
 from ruamel.yaml import YAML
 
 import lsr
@@ -50,6 +51,14 @@ def test_a_make_target_that_is_shown_is_there(target):
 def test_the_python_that_is_shown_compiles():
     for block in blocks("python"):
         compile(block, "a page", "exec")
+
+
+def test_the_python_of_the_first_page_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    write("readme.py", block)
+    runpy.run_path("readme.py")
+    assert PeftConfig.from_pretrained("lora").peft_type == "LORA"
 
 
 def test_the_message_that_is_shown_is_what_the_command_prints(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
 const averages = Object.keys(data.averages), places = [...averages.toReversed(), ...Object.keys(data.metrics)];
-const INITIAL = { task: places[0], filter: "", sort: "score:desc" };
+const LIMITS = { kB: row => row.bytes / 1000, s: row => row.seconds };
+const INITIAL = { kB: "", s: "", task: places[0], filter: "", sort: "score:desc" };
+for (const row of data.results) Object.assign(row, { these_low: row.these.low, new_low: row.new.low }); // to sort by
 let state = fromHash();
 
 function fromHash() {
@@ -27,28 +29,30 @@ const drawn = (name, attributes, text = "") => element(name, text, attributes, "
 const none = value => value === null || value === undefined;
 const fixed = value => none(value) ? "–" : value.toFixed(2);
 const whole = value => none(value) ? "–" : Math.round(value).toLocaleString("en");
+const kilo = value => none(value) ? "–" : (value / 1000).toLocaleString("en", { maximumFractionDigits: 1 });
 const signed = value => (value >= 0 ? "+" : "") + value.toFixed(2);
 const half = (mean, high) => none(mean) ? "–" : fixed(mean) + (none(high) ? "" : " ± " + fixed(high - mean));
 const score = row => none(row.score) ? row.status : half(row.score, row.score_high);
-const between = (low, high) => none(low) ? "" : ` (${signed(low)} to ${signed(high)})`;
-const ahead = row => row.method === data.baseline ? "baseline" : none(row.difference) ? "–" : signed(row.difference) + between(row.difference_low, row.difference_high);
+const between = (low, high) => none(low) ? "–" : `${signed(low)} to ${signed(high)}`;
+const said = (found, word = found.word) => between(found.low, found.high) + (word ? `, ${word}` : "");
+const lead = row => row.method === data.baseline ? "baseline" : none(row.lead) ? "–" : signed(row.lead);
 const errors = row => none(row.error_seeds) ? "–" : `${fixed(row.error_seeds)}, ${fixed(row.error_examples)}`;
 const probable = value => none(value) ? "–" : value < 0.0001 ? "< 0.0001" : value.toFixed(4);
 const rate = row => none(row.rate) ? "–" : Number(row.rate.toPrecision(3)) + (row.rate_at_edge ? " (edge)" : "");
 const COLUMNS = [
   ["method", "method", row => row.method],
   ["score", "score, %", score],
-  ["difference", `lead over ${data.baseline}`, ahead],
+  ["bytes", "kB", row => kilo(row.bytes)],
+  ["seconds", "seconds", row => whole(row.seconds)],
+  ["lead", `lead over ${data.baseline}`, lead],
+  ["these_low", "on these tasks", row => said(row.these)],
+  ["new_low", "on new ones", row => said(row.new)],
   ["error_seeds", "errors: seeds, examples", errors],
-  ["p_holm", "p (Holm)", row => probable(row.p_holm)],
-  ["verdict", "verdict", row => row.verdict ?? "–"],
   ...(data.results.some(row => "loss" in row) ? [["loss", "loss", row => none(row.loss) ? "–" : row.loss.toFixed(3)]] : []),
   ["trained", "trained", row => whole(row.trained)],
   ["stored", "stored", row => whole(row.stored)],
-  ["bytes", "bytes", row => whole(row.bytes)],
   ["precision", "precision", row => row.precision ?? "–"],
-  ["score_at_bytes", "score at bytes", row => half(row.score_at_bytes, row.score_at_bytes_high)],
-  ["seconds", "seconds", row => whole(row.seconds)],
+  ["score_at_bytes", "score at these kB", row => half(row.score_at_bytes, row.score_at_bytes_high)],
   ["trainings", "seeds", row => `${Object.keys(row.scores).length} of ${row.trainings}`],
   ["rate", "learning rate", rate],
   ["reason", "what did not finish", row => row.reason],
@@ -57,7 +61,7 @@ for (const [key, title] of COLUMNS) {
   const header = element("th", title, { "data-key": key, scope: "col" });
   header.addEventListener("click", () => {
     const [sorted, direction] = state.sort.split(":");
-    const first = ["score", "difference", "score_at_bytes"].includes(key) ? "desc" : "asc";
+    const first = ["score", "lead", "these_low", "new_low", "score_at_bytes"].includes(key) ? "desc" : "asc";
     state.sort = `${key}:${sorted === key ? (direction === "asc" ? "desc" : "asc") : first}`;
     show();
   });
@@ -79,7 +83,7 @@ function showTable(rows) {
     for (const [key, , text] of COLUMNS) {
       const cell = element("td", key === "method" ? "" : text(row));
       if (key === "reason") cell.className = "text";
-      if (key === "verdict" && !["undecided", undefined, null].includes(row.verdict)) cell.className = "strong";
+      if (key === "these_low" && row.these.word || key === "new_low" && row.new.word) cell.className = "strong";
       if (key === "method") cell.append(opener(row, line));
       line.append(cell);
     }
@@ -107,7 +111,7 @@ function detail(row) {
 
 // ---- the charts --------------------------------------------------------------------------------------------------
 const group = row => row.method.startsWith("LSR") ? "lsr" : row.method.startsWith("LoRA r=") ? "lora" : "other";
-const hover = row => `${row.method}: ${score(row)}; lead ${ahead(row)}; trained ${whole(row.trained)}; ${whole(row.bytes)} bytes, ${row.precision}: ${half(row.score_at_bytes, row.score_at_bytes_high)}`;
+const hover = row => `${row.method}: ${score(row)}; lead ${lead(row)}, on these tasks ${said(row.these)}, on new ones ${said(row.new)}; trained ${whole(row.trained)}; ${kilo(row.bytes)} kB, ${row.precision}: ${half(row.score_at_bytes, row.score_at_bytes_high)}; ${whole(row.seconds)} s`;
 function point(x, y, row, filled = true) {
   const made = drawn("circle", { cx: x, cy: y, r: 4, class: group(row) + (filled ? "" : " hollow") });
   made.append(drawn("title", {}, hover(row)));
@@ -130,43 +134,65 @@ function ticks(low, high) {
   for (let value = Math.ceil(low / step) * step; value <= high; value += step) found.push(Number(value.toFixed(1)));
   return found;
 }
-function pareto(size, score, title, all) {
-  const width = 560, height = 360, left = 40, bottom = 30, parts = [];
+// Names one by one where none is yet, the first of some places that is free; those that find none are shown at their dots.
+function naming(left, width, height) {
+  const taken = [];
+  const isFree = box => box.x >= left && box.x + box.w <= width && box.y >= 0 && box.y + box.h <= height
+    && taken.every(one => box.x + box.w <= one.x || one.x + one.w <= box.x || box.y + box.h <= one.y || one.y + one.h <= box.y);
+  const avoid = (x, y, r = 5) => taken.push({ x: x - r, y: y - r, w: 2 * r, h: 2 * r });
+  const named = (row, tries) => {
+    const w = 5.6 * row.method.length, h = 12;
+    const box = tries.map(([x, y, end]) => ({ x: end ? x - w : x, y: y - 9, w, h })).find(isFree);
+    if (!box) return [];
+    taken.push(box);
+    return [drawn("text", { x: box.x, y: box.y + 9, class: group(row) }, row.method)];
+  };
+  return { avoid, named };
+}
+function pareto(size, score, title, all, unit = 1) {
+  const width = 560, height = 360, left = 40, bottom = 30, parts = [], names = [];
   const done = all.filter(row => !none(row[score])), limit = lowest(done.map(row => row[score]));
   const rows = done.filter(row => row[score] >= limit), sized = rows.filter(row => row[size] > 0);
   if (!sized.length) return chart(size, width, 20, [drawn("text", { x: 0, y: 14 }, "nothing finished")]);
   const means = rows.map(row => row[score]), spare = Math.max(0.3, 0.12 * (Math.max(...means) - Math.min(...means)));
   const low = Math.min(...means) - spare, high = Math.max(...means) + spare;  // long intervals are cut
-  const sizes = sized.map(row => Math.log10(row[size]));
+  const sizes = sized.map(row => Math.log10(row[size] / unit));
   const [first, last] = [Math.min(...sizes) - 0.2, Math.max(...sizes) + 0.2];
-  const x = value => left + (Math.log10(value) - first) / (last - first) * (width - left - 10);
+  const across = power => left + (power - first) / (last - first) * (width - left - 10), x = row => across(Math.log10(row[size] / unit));
   const y = value => height - bottom - (Math.max(low, Math.min(high, value)) - low) / (high - low) * (height - bottom - 10);
+  const { avoid, named } = naming(left, width, height - bottom);
   for (const value of ticks(low, high)) parts.push(drawn("line", { x1: left, x2: width, y1: y(value), y2: y(value), class: "grid" }), drawn("text", { x: left - 4, y: y(value) + 3, "text-anchor": "end" }, value));
-  for (let power = Math.ceil(first); power <= last; power++) parts.push(drawn("line", { x1: x(10 ** power), x2: x(10 ** power), y1: 0, y2: height - bottom, class: "grid" }), drawn("text", { x: x(10 ** power), y: height - bottom + 12, "text-anchor": "middle" }, (10 ** power).toLocaleString("en", { notation: "compact" })));
+  for (let power = Math.ceil(first); power <= last; power++) parts.push(drawn("line", { x1: across(power), x2: across(power), y1: 0, y2: height - bottom, class: "grid" }), drawn("text", { x: across(power), y: height - bottom + 12, "text-anchor": "middle" }, (10 ** power).toLocaleString("en", { notation: "compact" })));
   parts.push(drawn("text", { x: width / 2, y: height - 4, "text-anchor": "middle" }, title));
-  for (const row of rows.filter(one => !(one[size] > 0))) parts.push(drawn("line", { x1: left, x2: width, y1: y(row[score]), y2: y(row[score]), class: "front" }), drawn("text", { x: left + 4, y: y(row[score]) - 3 }, row.method));
-  let best = -Infinity, named = -Infinity, path = "";
+  for (const row of sized) avoid(x(row), y(row[score]));
+  let best = -Infinity, path = "";
+  const front = [];
   for (const row of sized.sort((a, b) => a[size] - b[size] || b[score] - a[score])) {
-    if (!none(row[`${score}_low`])) parts.push(drawn("line", { x1: x(row[size]), x2: x(row[size]), y1: y(row[`${score}_low`]), y2: y(row[`${score}_high`]), class: group(row) }));
-    parts.push(point(x(row[size]), y(row[score]), row, size !== "bytes" || row.precision !== "as trained"));
+    if (!none(row[`${score}_low`])) parts.push(drawn("line", { x1: x(row), x2: x(row), y1: y(row[`${score}_low`]), y2: y(row[`${score}_high`]), class: group(row) + " bar" }));
+    names.push(point(x(row), y(row[score]), row, size !== "bytes" || row.precision !== "as trained"));
     if (row[score] <= best) continue;
-    path += path ? `H${x(row[size])}V${y(row[score])}` : `M${x(row[size])},${y(row[score])}`;
+    path += path ? `H${x(row)}V${y(row[score])}` : `M${x(row)},${y(row[score])}`;
     best = row[score];
-    if (best < named + 0.05 * (high - low)) continue;
-    named = best;
-    const onLeft = x(row[size]) < width / 2;
-    parts.push(drawn("text", { x: x(row[size]) + (onLeft ? 6 : -6), y: y(row[score]) - 6, "text-anchor": onLeft ? "start" : "end" }, row.method));
+    front.push(row);
+  }
+  for (const row of [...front.reverse(), ...sized.filter(one => !front.includes(one))]) {
+    const [at, up] = [x(row), y(row[score])];
+    names.push(...named(row, [-7, 3, 13].flatMap(down => [[at + 7, up + down, false], [at - 7, up + down, true]])));
+  }
+  for (const row of rows.filter(one => !(one[size] > 0))) {
+    parts.push(drawn("line", { x1: left, x2: width, y1: y(row[score]), y2: y(row[score]), class: "front" }));
+    names.push(...named(row, Array.from({ length: 20 }, (_, at) => [left + 4 + 20 * at, y(row[score]) - 3, false])));
   }
   parts.push(drawn("path", { d: path, class: "front" }));
-  chart(size, width, height, parts);
+  chart(size, width, height, [...parts, ...names]);
 }
-function differences(all) {
-  const rows = all.filter(row => !none(row.difference)).sort((a, b) => b.difference - a.difference);
+function leads(all) {
+  const rows = all.filter(row => !none(row.lead)).sort((a, b) => b.lead - a.lead);
   const width = 900, left = 230, line = 18, height = line * rows.length + 30, parts = [];
-  if (!rows.length) return chart("differences", width, 20, [drawn("text", { x: 0, y: 14 }, "no method has a seed in common with the baseline")]);
+  if (!rows.length) return chart("leads", width, 20, [drawn("text", { x: 0, y: 14 }, "no method has a seed in common with the baseline")]);
   const far = lowest(all.filter(row => !none(row.score)).map(row => row.score));
   const near = rows.filter(row => row.score >= far), shown = near.length ? near : rows;
-  const ends = shown.flatMap(row => [0, row.difference, row.difference_low ?? 0, row.difference_high ?? 0, data.margin, -data.margin]);
+  const ends = shown.flatMap(row => [0, row.lead, row.these.low ?? 0, row.these.high ?? 0, data.margin, -data.margin]);
   const low = Math.min(...ends), high = Math.max(...ends);
   const x = value => left + (Math.max(low, Math.min(high, value)) - low) / (high - low || 1) * (width - left - 20);
   parts.push(drawn("rect", { x: x(-data.margin), width: x(data.margin) - x(-data.margin), y: 0, height: height - 24, class: "margin" }));
@@ -174,23 +200,26 @@ function differences(all) {
   rows.forEach((row, place) => {
     const y = line * (place + 0.5);
     parts.push(drawn("text", { x: left - 8, y: y + 3, "text-anchor": "end" }, row.method));
-    for (const [start, end, kind] of [[row.equivalence_low, row.equivalence_high, " thick"], [row.difference_low, row.difference_high, ""]]) if (!none(start)) parts.push(drawn("line", { x1: x(start), x2: x(end), y1: y, y2: y, class: group(row) + kind }));
-    parts.push(point(x(row.difference), y, row, ["better", "worse"].includes(row.verdict)));
+    for (const [found, kind] of [[row.these, " thick"], [row.new, ""]]) if (!none(found.low)) parts.push(drawn("line", { x1: x(found.low), x2: x(found.high), y1: y, y2: y, class: group(row) + kind }));
+    parts.push(point(x(row.lead), y, row, ["ahead", "behind"].includes(row.these.word)));
   });
-  chart("differences", width, height, parts);
+  chart("leads", width, height, parts);
 }
 
 // ---- everything together -----------------------------------------------------------------------------------------
 function show() {
   $("task").value = state.task;
-  if ($("filter").value !== state.filter) $("filter").value = state.filter;
+  for (const key of ["filter", ...Object.keys(LIMITS)]) if ($(key).value !== state[key]) $(key).value = state[key];
   const all = data.results.filter(row => row.task === state.task);
-  const rows = all.filter(row => row.method === data.baseline || row.method.toLowerCase().includes(state.filter.toLowerCase()));
+  const isWithin = row => Object.entries(LIMITS).every(([key, of]) => state[key] === "" || (row.score !== null && of(row) <= Number(state[key])));
+  const rows = all.filter(row => isWithin(row) && (row.method === data.baseline || row.method.toLowerCase().includes(state.filter.toLowerCase())));
   $("counted").textContent = `${rows.length} of ${all.length} methods`;
+  const [best] = rows.filter(row => !none(row.score)).sort((a, b) => b.score - a.score);
+  $("best").textContent = best ? `Highest score here: ${best.method}, ${score(best)} %, ${kilo(best.bytes)} kB, ${whole(best.seconds)} s` : "Nothing that has finished is within these limits.";
   showTable(rows);
+  pareto("bytes", "score_at_bytes", "kB of the adapter's file, with the head", rows, 1000);
   pareto("trained", "score", "trained parameters of the adapter", rows);
-  pareto("bytes", "score_at_bytes", "bytes of the adapter's file, with the head", rows);
-  differences(rows);
+  leads(rows);
   toHash();
 }
 $("title").textContent = `${data.preset}: ${data.methods.length} methods on ${Object.keys(data.metrics).length} tasks`;
@@ -199,14 +228,15 @@ $("notes").append(...data.notes.map(note => element("li", note)));
 for (const place of places) $("task").append(new Option(place in data.averages ? `${place}: mean of ${data.averages[place].length} tasks` : `${place}, ${data.metrics[place]}`, place));
 for (const one of data.hypotheses) {
   const line = element("li", `${one.method} is ${one.expected} ${one.expected === "better" ? "than" : "to"} ${one.against} on ${one.on}: `);
-  const found = none(one.difference) ? "" : ` (${one.verdict}): ${signed(one.difference)}, 90 %${between(one.equivalence_low, one.equivalence_high)}, errors ${errors(one)}, p ${probable(one.p_holm)}`;
-  line.append(element("b", none(one.difference) ? "not tested" : one.held ? "held" : "did not hold"), found);
+  const kinds = [["these", "on these tasks"], ["new", "on new ones"]].filter(([kind]) => one[kind].word);
+  const found = kinds.map(([kind, on]) => `${on} ${one.held.includes(kind) ? "it holds" : "it does not hold"} (${said(one[kind])}, p ${probable(one[kind].p_holm)})`);
+  line.append(element("b", found.join("; ") || "not tested"), none(one.lead) ? "" : `; lead ${signed(one.lead)}, errors ${errors(one)}`);
   $("hypotheses").append(line);
 }
 $("expected").hidden = !data.hypotheses.length;
 for (const [name, values] of Object.entries(data.made)) $("made").append(element("dt", name), element("dd", values.join(name === "date" ? " to " : ", ")));
 $("task").addEventListener("change", () => { state.task = $("task").value; show(); });
-$("filter").addEventListener("input", () => { state.filter = $("filter").value; show(); });
+for (const key of ["filter", ...Object.keys(LIMITS)]) $(key).addEventListener("input", () => { state[key] = $(key).value; show(); });
 $("controls").addEventListener("submit", event => event.preventDefault());
 $("controls").addEventListener("reset", event => { event.preventDefault(); state = { ...INITIAL }; show(); });
 addEventListener("hashchange", () => { state = fromHash(); show(); });

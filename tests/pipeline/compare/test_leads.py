@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.compare import bootstrap
-from pipeline.compare.leads import Lead, Scores, on_task, over_tasks
+from pipeline.compare.leads import Lead, Scores, mean, on_task
 from pipeline.compare.rows import estimate
 from pipeline.compare.verdicts import holm
 from pipeline.tasks.scores import EXAMPLES as SCORES
@@ -46,10 +46,11 @@ def test_the_bootstrap_has_the_variance_that_theory_gives():
         assert lead.error_seeds**2 == pytest.approx(of_seeds)
         assert lead.error_examples**2 == pytest.approx(of_examples, rel=0.15)
         assert lead.error**2 == pytest.approx(of_seeds + of_examples + of_both, rel=0.15)
-    mean = over_tasks(found)
-    assert mean.mean == pytest.approx(gains.mean())
-    assert mean.error**2 == pytest.approx(gains.mean(axis=(1, 2)).var(ddof=1) / TASKS, rel=0.1)
-    assert mean.error_examples == pytest.approx(np.hypot.reduce([lead.error_examples for lead in found]) / TASKS)
+    these, new = mean(found, is_drawn=False), mean(found, is_drawn=True)
+    assert these.mean == new.mean == pytest.approx(gains.mean())
+    assert these.error == pytest.approx(np.hypot.reduce([lead.error for lead in found]) / TASKS, rel=0.05)
+    assert new.error**2 == pytest.approx(gains.mean(axis=(1, 2)).var(ddof=1) / TASKS, rel=0.1)
+    assert new.error_examples == pytest.approx(np.hypot.reduce([lead.error_examples for lead in found]) / TASKS)
 
 
 def test_without_labels_a_lead_has_the_errors_of_seeds_alone_and_students_test():
@@ -66,16 +67,19 @@ def test_seeds_are_paired_and_one_in_common_has_no_error():
     lead = on_task("rte", scores, {0: scores[1]})
     assert (lead.mean, lead.error, lead.p, lead.interval(0.95)) == (-2.0, None, None, (None, None))
     assert on_task("rte", scores, {7: scores[1]}) is None
-    assert over_tasks([lead, on_task("rte", scores, scores)]) == Lead(-1.0)
+    assert mean([lead, on_task("rte", scores, scores)], is_drawn=True) == Lead(-1.0)
+    assert mean([lead, None], is_drawn=True) is mean([], is_drawn=False) is None
 
 
-@pytest.mark.parametrize("spread", [0.0, 3.0])
-def test_intervals_cover_the_truth_about_as_often_as_they_say(spread):
+@pytest.mark.parametrize(("is_drawn", "spread"), [(True, 0.0), (True, 3.0), (False, 3.0)])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(is_drawn, spread):
+    """Of new tasks it is 0; of these, the mean of what they have."""
     covered, trials = 0, 150
     for _ in range(trials):
         gains = RNG.normal(0, 8, (4, 1, EXAMPLES)) + RNG.normal(0, 4, (4, SEEDS, EXAMPLES))
-        low, high = over_tasks(leads(gains + RNG.normal(0, spread, (4, 1, 1)), 100)).interval(0.9)
-        covered += low <= 0 <= high
+        of_tasks = RNG.normal(0, spread, (4, 1, 1))
+        low, high = mean(leads(gains + of_tasks, 100), is_drawn).interval(0.9)
+        covered += low <= (0 if is_drawn else of_tasks.mean()) <= high
     assert 0.78 < covered / trials < 0.99
 
 

@@ -10,7 +10,6 @@ from pipeline.arena.preset import load
 from pipeline.compare import __main__ as command
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page
-from pipeline.compare.verdicts import Verdict
 from tests.browser import NARROW, WIDE, chromium, tab
 from tests.kit import refused
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
@@ -88,7 +87,7 @@ def test_the_committed_comparison_is_that_of_the_committed_records(name, monkeyp
 
 def without_errors(comparison):
     """Leave out what depends on the labels of test examples: those of a user's own files are not in the repository."""
-    unknown = {*Verdict._fields, "held", "notes"} - {"difference"}
+    unknown = {"these", "new", "error_seeds", "error_examples", "held", "notes"}
     lists = {
         key: [{k: one[k] for k in one.keys() - unknown} for one in comparison[key]] for key in ("results", "hypotheses")
     }
@@ -142,7 +141,7 @@ def state(page):
 def test_it_opens_without_a_network_and_fits_the_window(width, opened):
     page = opened(width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for name in ("trained", "bytes", "differences"):
+    for name in ("trained", "bytes", "leads"):
         assert page.locator(f"#{name}").bounding_box()["width"] <= width, name  # on a narrow screen it scrolls
         assert page.locator(f"#{name} svg").bounding_box()["width"] > 400, name
 
@@ -156,6 +155,11 @@ def test_a_header_sorts_and_a_link_shows_what_its_sender_saw(opened):
     assert state(page) == {"task": "rte", "filter": "lsr", "sort": "trained:asc"}
     assert names(page)[0] == "LSR 200"
     assert page.locator("#trained circle").count() == 3
+    page.locator("#kB").fill("20")
+    assert names(page) == ["LSR 200"]  # in float32 LSR r=3 has 22.4 kB, LoRA 40.4
+    assert page.locator("#best").inner_text().startswith("Highest score here: LSR 200, ")
+    page.locator("#s").fill("1")
+    assert (names(page), page.locator("#counted").inner_text()) == ([], "0 of 8 methods")
     page.get_by_role("button", name="Reset").click()
     assert (len(names(page)), state(page)) == (8, {})
     page.evaluate("location.hash = '#task=nothing'")
