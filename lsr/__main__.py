@@ -17,7 +17,7 @@ from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merge
 from lsr.convert.parity import outputs, probe_ids
 from lsr.convert.rounded import round_adapter
 from lsr.convert.squeezed import BITS, squeeze_adapter
-from lsr.convert.writing import COMMON, check_output
+from lsr.convert.writing import COMMON, check_output, writing
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE, read
@@ -50,40 +50,45 @@ def run_export(options: Namespace) -> None:
         why = f"without its base model: {error}"
     ids = None if model is None else probe_ids(model)
     expected = None if ids is None else outputs(model, ids)
-    if model is None or options.to == "lora":
-        lost = export_lora(model or options.adapter, options.output, dtype=dtype, force=options.force)
-    else:
-        tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
-        lost = export_merged(model, options.output, dtype=dtype, tokenizer=tokenizer, force=options.force)
-        if tokenizer is None:
-            print("no tokenizer beside the adapter or its base model: add its files before serving")
-    print(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(options.output)}")
-    print(f"rounding error of the update in {options.dtype}: {lost}")
-    if ids is None or expected is None:
-        print(f"the outputs are not compared: {why}")
-    else:
-        _compare(options, ids, expected)
+    said = list[str]()
+    with writing(options.output) as new:  # which is there when it has been compared
+        new.rmdir()
+        if model is None or options.to == "lora":
+            lost = export_lora(model or options.adapter, new, dtype=dtype, force=options.force)
+        else:
+            tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
+            lost = export_merged(model, new, dtype=dtype, tokenizer=tokenizer, force=options.force)
+            if tokenizer is None:
+                said.append("no tokenizer beside the adapter or its base model: add its files before serving")
+        said.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(new)}")
+        said.append(f"rounding error of the update in {options.dtype}: {lost}")
+        if ids is None or expected is None:
+            said.append(f"the outputs are not compared: {why}")
+        else:
+            said += _compared(options, new, ids, expected)
+    print("\n".join(said))
 
 
-def _compare(options: Namespace, ids: Any, expected: Any) -> None:
-    """Print the largest difference of an export's outputs from the adapter's, for each way to load it."""
+def _compared(options: Namespace, folder: Path, ids: Any, expected: Any) -> list[str]:
+    """Return lines with the largest difference of an export's outputs from the adapter's, for each way to load it."""
     if options.to == "merged":
         kind = class_of(read_config(options.adapter))
-        found = {"merged": outputs(load_model(kind, str(options.output)).float().eval(), ids)}
+        found = {"merged": outputs(load_model(kind, str(folder)).float().eval(), ids)}
     else:
-        model = load_adapter(options.output, options.base, "LORA")
+        model = load_adapter(folder, options.base, "LORA")
         found = {"lora, unmerged": outputs(model, ids)}
         found["lora, merged by PEFT"] = outputs(model.merge_and_unload(), ids)
     largest = float(expected.abs().max())
-    print(f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {largest:.3g}")
+    lines = [f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {largest:.3g}"]
     for name, one in found.items():
         difference = float((one - expected).abs().max())
-        print(f"{name}: differs by {difference:.2g} at most")
-        if difference > MORE_THAN_ROUNDING * largest:
-            print(
+        lines.append(f"{name}: differs by {difference:.2g} at most")
+        if not difference <= MORE_THAN_ROUNDING * largest:  # it may be nan
+            lines.append(
                 "this is no rounding, so do not use it so; a weight that two layers share, such as that of a tied "
                 "head, cannot be merged for one of them"
             )
+    return lines
 
 
 def run_import(options: Namespace) -> None:

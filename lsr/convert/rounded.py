@@ -34,17 +34,17 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     folder, output = Path(folder), Path(output)
     check_output(output, (folder,), replace=force)
     files = read_files(folder)
-    if not files.tensors:
-        raise InputError(f"{folder}: there is no tensor to store")
+    exact = {name: tensor.double() for name, tensor in files.tensors.items() if tensor.is_floating_point()}
+    if not exact:
+        raise InputError(f"{folder}: there is no floating-point tensor to round")
     with writing(output) as new:
         write_files(new, str(folder), files.fields, files.tensors, precision)
         write_task(new, read_task(folder))
         written = read_files(new)
         before, after = _updates(files), _updates(written)
-    exact = {name: tensor.double() for name, tensor in files.tensors.items() if tensor.is_floating_point()}
-    absolute = {name: float((written.tensors[name] - tensor).norm()) for name, tensor in exact.items()}
-    of_tensors = errors.relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
-    return RoundingErrors(of_tensors, errors.of_updates(after, before) if before else None)
+        absolute = {name: float((written.tensors[name] - tensor).norm()) for name, tensor in exact.items()}
+        of_tensors = errors.relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
+        return RoundingErrors(of_tensors, errors.of_updates(after, before) if before else None)
 
 
 def _updates(files: Files) -> Mapping[str, Update]:

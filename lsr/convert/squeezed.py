@@ -11,7 +11,7 @@ from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix, norm_of, shape_of
 from lsr.convert import errors
 from lsr.convert.errors import Errors
-from lsr.convert.writing import check_output, write
+from lsr.convert.writing import check_output, write, writing
 from lsr.init import directions, warm
 from lsr.init.allocation import MOST, allocate
 from lsr.init.initialization import Source
@@ -60,8 +60,10 @@ def squeeze_adapter(
         raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
     with explained(f"{folder}: --to {to}", ValueError):
         small = _small(updates, form[1], int(form[2]))
-    write(replace(contents, updates=small), output, precision=None if bits is None else BITS[bits])
-    return errors.of_updates(read_contents(output).updates, contents.updates)
+    with writing(output) as new:  # which is there when it has been read
+        new.rmdir()
+        write(replace(contents, updates=small), new, precision=None if bits is None else BITS[bits])
+        return errors.of_updates(read_contents(new).updates, contents.updates)
 
 
 def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, Update]:

@@ -69,7 +69,11 @@ def fill(
 
 
 def save(bank: Any, folder: Path, *, force: bool = False) -> None:
-    """Write a bank, with the errors of `lsr.convert.writing`."""
+    """Write a bank.
+
+    Raises:
+        InputError: as `lsr.convert.writing`, or if the bank's precision cannot hold a value.
+    """
     check_output(folder, (), replace=force)
     with bank.shared.one_thread:
         places = [NOBODY, *bank.places.values()]
@@ -84,6 +88,9 @@ def save(bank: Any, folder: Path, *, force: bool = False) -> None:
         header["frames"] = {name: (owners[its], bank.layers[name].core_size) for name, its in held.items()}
         header["common"] = fingerprint(bank.common)
         text = json.dumps(header)
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{folder}: {name} overflows in {bank.shared.precision}")
     with writing(folder) as new:
         save_file(tensors, new / FILE, metadata={HEADER: text})
         if bank.common is not None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lsr import __main__ as commands
 from lsr.__main__ import main
 from lsr.convert.writing import writing
 from lsr.tuner.files import WEIGHTS
-from tests.kit import refused, said, write
+from lsr.tuner.mistakes import InputError
+from tests.kit import edit, refused, said, write
 from tests.lsr.saved import save_with_base
 
 
@@ -117,6 +119,31 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
     with pytest.raises(ZeroDivisionError):
         write_half(tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part", "value", "message"),
+    [
+        (["round", "adapter", "--to", "3bit"], "", 1, "adapter: there is no floating-point tensor to round"),
+        (["squeeze", "adapter"], "factor", 3e19, "over the examples is not finite"),
+        (["bank", "--from", "adapter", "--precision", "bfloat16"], "classifier", 3.4e38, "overflows in bfloat16"),
+        (["export", "adapter", "--to", "lora"], "none", 1.0, "out: does not fit"),
+    ],
+)
+def test_what_cannot_be_read_back_is_not_written(words, part, value, message, beside, monkeypatch):
+    made = load_file("adapter/" + WEIGHTS)
+    edit("adapter/" + WEIGHTS, **{key: torch.full(its.shape, value) for key, its in made.items() if part in key})
+    real = commands.load_adapter  # what is written of a sound adapter can be read, so one reads otherwise
+    monkeypatch.setattr(
+        commands, "load_adapter", lambda folder, *its: real(folder, *its) if len(its) == 1 else misfit(folder)
+    )
+    before = sorted(beside.rglob("*"))
+    refused(main, [*words, "-o", "out"], says=message)
+    assert sorted(beside.rglob("*")) == before
+
+
+def misfit(folder):
+    raise InputError(f"{folder}: does not fit")
 
 
 # Mistakes
