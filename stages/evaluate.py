@@ -34,7 +34,7 @@ def main(view: params.EvaluateView) -> None:
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
     if isinstance(task, CompletionTask):
         longest = max(test["length"][:]) + view.evaluate.new_tokens
-        base_models.check_positions(base, longest, "tokenize.max_length and evaluate.new_tokens")
+        base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
         with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
             prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
             asked = task, device.place(model), test, prompts, count, size, advance

@@ -1,4 +1,4 @@
-"""The cost of adapters in time and memory: steps of LoRA by PEFT and by LSR, many adapters in a batch, and over HTTP.
+"""The cost of adapters: steps of LoRA by PEFT and LSR, many adapters in a batch and over HTTP, and models that write.
 
 Results are in benchmarks/results/speed.json.
 """
@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.speed import figures, lora, many, serve
+from benchmarks.speed import figures, generate, lora, many, serve
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 
-PARTS: dict[str, Any] = {"lora": lora, "many": many, "serve": serve}  # modules, whose `run` measures
+PARTS: dict[str, Any] = {
+    "lora": lora,
+    "many": many,
+    "serve": serve,
+    "generate": generate,
+}  # modules, whose `run` measures
 RESULTS = Path("benchmarks/results/speed.json")
 
 

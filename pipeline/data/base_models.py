@@ -30,6 +30,7 @@ logging.disable_progress_bar()
 # About a renamed attribute, which concerns PEFT.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
+LENGTH = f"{PARAMS}: tokenize.max_length"
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
 MISFITS = (  # what transformers raises if files are not there or do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
@@ -136,17 +137,17 @@ def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedMode
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def check_length(most: int, length: int, key: str = "tokenize.max_length") -> None:
-    """Refuse a length in tokens above a limit of the model, which `key` causes; a tokenizer without one says 1e30.
+def check_length(most: int, length: int, cause: str = LENGTH) -> None:
+    """Refuse a length in tokens above a limit of the model, and name its cause; a tokenizer without one says 1e30.
 
     Raises:
         UserError: if it is.
     """
     if length > most:
-        raise UserError(f"{PARAMS}: {key}: the model takes at most {most} tokens, got {length}")
+        raise UserError(f"{cause}: the model takes at most {most} tokens, got {length}")
 
 
-def check_positions(model: "PreTrainedModel", length: int, key: str = "tokenize.max_length") -> None:
+def check_positions(model: "PreTrainedModel", length: int, cause: str = LENGTH) -> None:
     """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says."""
     from torch.nn import Embedding
 
@@ -154,7 +155,7 @@ def check_positions(model: "PreTrainedModel", length: int, key: str = "tokenize.
         if isinstance(module, Embedding) and name.rpartition(".")[2] in POSITIONS:
             before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
-            check_length(min(said, module.num_embeddings - before), length, key)
+            check_length(min(said, module.num_embeddings - before), length, cause)
 
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:

@@ -15,7 +15,7 @@ from lsr.tuner.mistakes import InputError
 from pipeline import evaluation, generation
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError, as_user_error
-from pipeline.data.base_models import pad
+from pipeline.data.base_models import check_positions, pad
 from pipeline.methods import banks, device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.tasks import CompletionTask
@@ -51,6 +51,7 @@ def written(
     prompts = Prompts(tokenizer, task.template)
     ids = [prompts.prompt(asked(text)) for text in texts]
     cut, options = [one[-task.max_length :] for one in ids], {}
+    check_positions(cast("PreTrainedModel", model), max(map(len, cut)) + most, "--new-tokens")
     if shown:
         options = {"streamer": TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)}
     with console.progress("predict", len(ids), "prompts", console.errors) as advance:

@@ -1,13 +1,14 @@
 """Speed: the methods are what they are called, times are paired, and the command writes what it has measured."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import lora, many, serve
+from benchmarks.speed import generate, lora, many, serve
 
 TINY = BertConfig(vocab_size=30522, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
@@ -47,6 +48,23 @@ def test_a_server_answers_as_many_texts_as_its_bank(tiny, monkeypatch):
     assert (row["tenants"], row["clients"], row["texts"]) == (3, 2, 8)
     assert row["share"] == pytest.approx(row["server_per_second"] / row["bank_per_second"])
     assert row["p99_seconds"] >= row["median_seconds"] > 0
+
+
+def test_a_language_model_learns_and_writes_with_every_form_and_without(monkeypatch):
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 64}
+    shape = generate.SHAPE | sizes | {"num_attention_heads": 2, "num_key_value_heads": 1}
+    for name, value in {"SHAPE": shape, "EXAMPLES": 2, "LENGTH": 6, "NEW": 3, "ROUNDS": 2}.items():
+        monkeypatch.setattr(generate, name, value)
+    monkeypatch.setattr(generate, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(generate, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))  # not 7 s each
+    rows = list(generate.run())
+    methods = [generate.NONE, *generate.FORMS]
+    assert [row["method"] for row in rows] == [*methods, *methods, generate.MERGED]
+    for row in rows:
+        assert min(row["tokens_per_second"], row["to LoRA r = 8"], row["to no adapter"], row["peak"]) > 0
+        assert row["method"] not in (generate.LORA, generate.NONE) or row[f"to {row['method']}"] == 1
+    before, after = (generate.call("write", "float32", method, shape)() for method in ("LSR [8]", generate.MERGED))
+    assert torch.equal(before, after)
 
 
 def test_the_command_writes_the_figures_of_one_part_and_leaves_those_of_the_other(tmp_path, monkeypatch, capsys):

@@ -5,9 +5,12 @@ from zipfile import ZipFile
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from lsr import AdapterBank, LsrConfig
 from lsr.loading.base_models import locate
+from lsr.serve.passes import Passes
 from pipeline import generation, params
 from pipeline.data import base_models, content, gguf, packages
 from pipeline.params.model_row import GgufModel, ModelRow
@@ -16,6 +19,7 @@ from pipeline.tasks.prompts import Prompts
 from tests.kit import refused
 from tests.pipeline.data.rows import package_index
 
+QUERIES = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
 METADATA = "Metadata-Version: 2.1\nName: writes\nVersion: 1.0\nRequires-Dist: not-to-be-fetched\n"
 
 
@@ -81,3 +85,17 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
     alone = [generation.write(model, prompts, [prompts.prompt(asked(one))], 12, 1)[0] for one in questions]
     assert together == alone
     assert together[0] == "The capital of France is Paris."
+    note = {"template": prompts.template, "ends": prompts.ends}
+    bank, said = AdapterBank(AutoModelForCausalLM.from_pretrained(folder)), []
+    for seed, config in enumerate((LoraConfig(r=4, **QUERIES), LsrConfig(rank_shape=(8,), **QUERIES))):
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in (one for one in adapted.parameters() if one.requires_grad):
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 14
+        adapted.save_pretrained(tmp_path / str(seed))
+        bank.add(str(seed), tmp_path / str(seed), note=note)
+        said += [generation.write(adapted, prompts, [prompts.prompt(asked(one))], 24, 1)[0] for one in questions]
+    assert len({*said, *together}) > 3
+    passes = Passes(bank, tokenizer, 128, 24)
+    rows = [passes.rows(name, note, questions, 24) for name in "01"]
+    assert [answer["text"] for answer in passes.answers([*rows[0], *rows[1]])] == said

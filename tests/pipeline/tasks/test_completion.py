@@ -220,6 +220,7 @@ def test_a_model_without_a_template_or_padding_writes_as_far_as_its_positions_re
     found = report(artifacts.EVALUATE_METRICS)
     assert found["loss"] < found["loss_baseline"]
     assert report(artifacts.ADAPTER / "task.json")["template"] == "none"
+    refused(predict, ["Where?", "--new-tokens", "60"], says="--new-tokens: the model takes at most 64 tokens, got ")
     workspace.change(evaluate={"new_tokens": 60})
     refused(run, EVALUATE, says="tokenize.max_length and evaluate.new_tokens: the model takes at most 64 tokens, got ")
 

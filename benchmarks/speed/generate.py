@@ -1,0 +1,110 @@
+"""A language model that learns and writes: tokens a second with an adapter, and the memory of a step.
+
+The model has SmolLM2-135M's shapes and random weights, which take the same time: so nothing is fetched.
+"""
+
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from statistics import median
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks.speed.figures import Row, take_turns
+from lsr import LsrConfig
+from pipeline.core import console
+from pipeline.training.arguments import has_fast_bf16
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+ROUNDS, EXAMPLES = 5, 16  # in a batch
+LENGTH, NEW = 48, 24  # tokens of an example, or of a prompt; and that are written after it
+RATE = 0.002
+USUAL: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
+NONE, LORA, MERGED = "no adapter", "LoRA r = 8", "LSR [8], merged"
+FORMS: dict[str, Callable[..., PeftConfig]] = {
+    LORA: partial(LoraConfig, r=8, lora_alpha=16, **USUAL),
+    "LSR [8]": partial(LsrConfig, rank_shape=(8,), separation_rank=None, **USUAL),
+    "LSR [8], shared frames": partial(LsrConfig, rank_shape=(8,), share="layers", train="all", **USUAL),
+}
+TRAIN, WRITE = "train", "write"
+
+
+def run() -> Iterator[Row]:
+    """Yield a row for each method that takes steps in fp32 and in bf16, by autocast, or writes in fp32.
+
+    Tokens a second are from the median of rounds; the ratios, to LoRA's and to the model's without an adapter, are
+    medians of those within rounds. Of the latter a step is forward, and backward to its inputs: the bound of adapters.
+    The peak is that of a process which does nothing else.
+    """
+    cases = [(TRAIN, "float32"), (TRAIN, "bfloat16"), (WRITE, "float32")]
+    if not has_fast_bf16():
+        console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
+        cases.remove((TRAIN, "bfloat16"))
+    for what, dtype in console.track(cases, "generate", len(cases), "cases"):
+        methods = [NONE, *FORMS, *([MERGED] if what == WRITE else [])]
+        times = take_turns({method: call(what, dtype, method, SHAPE) for method in methods}, ROUNDS)
+        for method, seconds in times.items():
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                peak = alone.submit(peak_bytes, what, dtype, method, SHAPE).result()
+            rate = EXAMPLES * (LENGTH if what == TRAIN else NEW) / median(seconds)
+            ratios = {f"to {other}": _ratio(times[other], seconds) for other in (LORA, NONE)}
+            yield {"what": what, "dtype": dtype, "method": method, "tokens_per_second": rate, **ratios, "peak": peak}
+
+
+def _ratio(other: list[float], seconds: list[float]) -> float:
+    return median(one / its for one, its in zip(other, seconds, strict=True))
+
+
+def peak_bytes(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> int:
+    """Return the most memory that this process has had after two steps, or after it has written."""
+    step = call(what, dtype, method, shape)
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def call(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> Callable[[], object]:
+    """Return a call that takes a step with a method or has it write, each on a model of its own."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**shape)).requires_grad_(False)
+    ids = torch.randint(5, model.config.vocab_size, (EXAMPLES, LENGTH))
+    if method != NONE:
+        more = {"init_weights" if "LSR" in method else "init_lora_weights": False}  # random: nothing is zero
+        model = get_peft_model(model, FORMS[method.removesuffix(", merged")](**more))
+    if method == MERGED:
+        model = model.merge_and_unload()
+    if what == TRAIN:
+        return partial(step(model.train(), dtype), ids)
+    lengths = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    return partial(model.eval().generate, ids, attention_mask=torch.ones_like(ids), **lengths)
+
+
+def step(model: Any, dtype: str) -> Callable[[Tensor], None]:
+    """Return a call that takes a training step; of a model without an adapter, its passes alone."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, foreach=True) if trained else None
+
+    def run_step(ids: Tensor) -> None:
+        embedded = model.get_input_embeddings()(ids).requires_grad_(optimizer is None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(inputs_embeds=embedded, labels=ids).loss
+        loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run_step
