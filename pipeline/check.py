@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from pipeline import stage
 from pipeline.core.command_line import Parser, warn_without_identity
-from pipeline.core.errors import exit_on_error
 from pipeline.params import PARAMS, TrainView, load, load_params
 from pipeline.params.reading import all_of
 
@@ -17,9 +17,13 @@ def main(words: Sequence[str] | None = None) -> None:
 
     The chosen model and the chosen files must be there, too.
     """
-    Parser(PROGRAM, __doc__, f"It takes no arguments: all values are in {PARAMS}.").parse_args(words)
-    with exit_on_error("stopped", PROGRAM):
+    parser = Parser(PROGRAM, __doc__, f"All values are in {PARAMS}.")
+    parser.add_argument("--quick", action="store_true", help=f"check {PARAMS} and the tables alone, in silence")
+    options = parser.parse_args(words)
+    with stage.exit_with_advice(PROGRAM):
         view = load(TrainView)
+        if options.quick:
+            return
         from pipeline import tasks
         from pipeline.data import base_models, content  # these take seconds, so after what can be checked without them
         from pipeline.methods.planning import configured

@@ -9,7 +9,8 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import params
@@ -30,15 +31,27 @@ def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
     name = module.__spec__.name if module.__spec__ else module.__name__
     program = f"python -m {name}"
     Parser(program, module.__doc__, "It takes no arguments: all values are in params.yaml.").parse_args()
+    with exit_with_advice(program):
+        start = time.monotonic()
+        main(params.load(view))
+        if console.IS_FIRST:
+            record(name.rpartition(".")[2], time.monotonic() - start)
+
+
+@contextmanager
+def exit_with_advice(program: str) -> Iterator[None]:
+    """Turn a user's mistake into one line, and say what to do next where DVC runs the program.
+
+    Raises:
+        SystemExit: as of `exit_on_error`.
+    """
     try:
         with exit_on_error("stopped", program):
-            start = time.monotonic()
-            main(params.load(view))
-            if console.IS_FIRST:
-                record(name.rpartition(".")[2], time.monotonic() - start)
+            yield
     except SystemExit as end:
         if "DVC_STAGE" in os.environ and "RANK" not in os.environ and not artifacts.is_temporary_copy():
-            undo = "undo the change and run `dvc repro` to restore what DVC has removed"
+            undo = "undo the change and run `dvc repro` to restore what DVC has removed\n"
+            undo += f"-S leaves {params.PARAMS} edited; to undo all edits of it: git checkout HEAD {params.PARAMS}"
             again = "run it again: a training goes on from its last complete epoch"
             print(again if end.code == STOPPED else undo, file=sys.stderr)
         raise

@@ -122,6 +122,18 @@ def test_a_mistake_is_a_line_and_what_dvc_removed_comes_back_without_running_any
     assert outputs(restored) == before
 
 
+def test_a_word_that_names_no_section_is_a_line_of_ours_before_anything_is_removed(restored):
+    before = outputs(restored)
+    output = quick(restored, "dvc", "exp", "run", "-S", "adapter=lroa", code=255)
+    assert "params.yaml: adapter: no such section; did you mean lora?" in output
+    assert "-S leaves params.yaml edited; to undo all edits of it: git checkout HEAD params.yaml" in output
+    assert "are missing" not in output
+    assert ran(output) == []
+    assert outputs(restored) == before
+    quick(restored, "git", "checkout", "--quiet", "HEAD", "params.yaml")
+    assert ran(quick(restored, "dvc", "repro")) == []
+
+
 def test_a_temporary_copy_says_which_file_git_does_not_track(restored):
     shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
     add_row(restored, "data/datasets.yaml", "mine", files_row("data/mine.csv"))
