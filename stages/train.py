@@ -103,6 +103,9 @@ def write_reports(trainer: Trainer, view: params.TrainView) -> None:
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]
     console.table("train", ["epoch", f"validation {tasks.of(view.dataset).selects}", "loss"], rows)
+    for name, points in curves.items():
+        values = [value for _, value in points]
+        console.line(f"{name.replace('_', ' '):16} {console.sparkline(values)} {values[0]:.4g} to {values[-1]:.4g}")
     if len(rows) < view.train.epochs:
         console.line(f"train: stopped before {view.train.epochs} epochs, by train.patience: {view.train.patience}")
 

@@ -16,6 +16,7 @@ IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of a train
 console = Console(**PLAIN, quiet=not IS_FIRST)
 errors = Console(**PLAIN, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
+BARS, LONGEST = "▁▂▃▄▅▆▇█", 60  # of a curve in one line
 Item = TypeVar("Item")
 Cell = str | int | float
 Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another
@@ -84,6 +85,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) ->
     for row in cells:
         grid.add_row(*row)
     console.print(grid)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return a curve in one line: a bar for each value, or for some of many, between the least and the most."""
+    low, high = min(values), max(values)
+    shown = values[:: 1 + (len(values) - 1) // LONGEST]
+    return "".join(BARS[round((len(BARS) - 1) * (value - low) / ((high - low) or 1))] for value in shown)
 
 
 def line(text: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from pipeline.core import artifacts
+from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError, exit_on_error
 from tests.kit import write
 
@@ -47,6 +47,12 @@ def test_files_of_a_folder_follow_the_umask(tmp_path, mask, mode):
 
 def test_a_message_is_one_line_for_a_terminal_too():
     assert str(UserError("a\x1b[2J\x0cb\u2028c\nd")) == "a\\x1b[2J\\x0cb\\u2028c\nd"
+
+
+def test_a_curve_is_a_bar_for_each_value_or_for_some_of_many():
+    assert console.sparkline([0.1, 0.8, 0.45]) == "▁█▄"
+    assert console.sparkline([0.5]) == "▁"
+    assert len(console.sparkline(range(200))) == 50
 
 
 def test_a_long_line_is_cut_between_words_and_only_a_long_value_within():
