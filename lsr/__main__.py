@@ -24,7 +24,7 @@ from lsr.serve.file import FILE, read
 from lsr.serve.http import command as server
 from lsr.serve.joining import joined
 from lsr.tuner.files import adapter_folder, read_config, weights_of
-from lsr.tuner.mistakes import InputError, NoBaseError
+from lsr.tuner.mistakes import InputError, NoBaseError, escaped
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 MODULE, SCRIPT = "python -m lsr", "lsr"
@@ -66,7 +66,8 @@ def run_export(options: Namespace) -> None:
             said.append(f"the outputs are not compared: {why}")
         else:
             said += _compared(options, new, ids, expected)
-    print("\n".join(said))
+    for line in said:
+        say(line)
 
 
 def _compared(options: Namespace, folder: Path, ids: Any, expected: Any) -> list[str]:
@@ -91,19 +92,24 @@ def _compared(options: Namespace, folder: Path, ids: Any, expected: Any) -> list
     return lines
 
 
+def say(line: str) -> None:
+    """Print a line, which may quote what a stranger has written."""
+    print(escaped(line))
+
+
 def run_import(options: Namespace) -> None:
     """Write a LoRA as an LSR adapter, and print what was written."""
     config = from_lora(options.lora, options.output, force=options.force)
-    print(f"{options.output}: LSR with rank_shape {list(config.rank_shape)}, {_size(options.output)}")
+    say(f"{options.output}: LSR with rank_shape {list(config.rank_shape)}, {_size(options.output)}")
 
 
 def run_round(options: Namespace) -> None:
     """Round an adapter, and print what has changed."""
     lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
-    print(f"{options.output}: {options.to}, {_sizes(options.adapter, options.output)}")
-    print(f"rounding error of the tensors: {lost.tensors}")
+    say(f"{options.output}: {options.to}, {_sizes(options.adapter, options.output)}")
+    say(f"rounding error of the tensors: {lost.tensors}")
     if lost.update is not None:
-        print(f"rounding error of the update: {lost.update}")
+        say(f"rounding error of the update: {lost.update}")
 
 
 def run_squeeze(options: Namespace) -> None:
@@ -111,9 +117,9 @@ def run_squeeze(options: Namespace) -> None:
     folder = adapter_folder(options.adapter)
     lost = squeeze_adapter(folder, options.output, options.to, bits=options.bits, force=options.force)
     for name, error in lost.layers.items():
-        print(f"{error:7.2%}  {name}")
-    print(f"relative error of the update: {lost}")
-    print(f"{options.output}: {_sizes(folder, options.output)}")
+        say(f"{error:7.2%}  {name}")
+    say(f"relative error of the update: {lost}")
+    say(f"{options.output}: {_sizes(folder, options.output)}")
 
 
 def run_bank(options: Namespace) -> None:
@@ -122,13 +128,13 @@ def run_bank(options: Namespace) -> None:
     bank = joined(options.sources, options.base, options.precision)
     bank.save(options.output, force=options.force)
     written, sizes, count = (options.output / FILE).stat().st_size, Counter[str](), len(bank.names)
-    print(f"{options.output}: {count} adapter{'s' * (count != 1)} in {bank.shared.precision}, {written:,} bytes")
+    say(f"{options.output}: {count} adapter{'s' * (count != 1)} in {bank.shared.precision}, {written:,} bytes")
     for key, tensor in read(options.output)[1].items():
         sizes[key.partition("/")[0]] += tensor.nbytes
     for kind, size in sizes.items():
-        print(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
+        say(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
     if bank.common is not None:
-        print(f"what they share: {_size(options.output / COMMON)}")
+        say(f"what they share: {_size(options.output / COMMON)}")
 
 
 def _sizes(source: Path, output: Path) -> str:
@@ -264,7 +270,7 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     except KeyboardInterrupt:
         code, line = STOPPED, "stopped; nothing was half written"
     except OSError as error:
-        code, line = FAILED, f"{called} {options.command}: {error}"
+        code, line = FAILED, escaped(f"{called} {options.command}: {error}")
     else:
         return 0
     print(line, file=sys.stderr)

@@ -195,7 +195,8 @@ DAMAGES = {
     # What the pipeline wrote beside them
     "a task that is no JSON": Damage(content(TASK, "{"), f"{TASK}: not valid JSON", BOTH, NO_TASK),
     "a task that is a list": Damage(content(TASK, "[]"), f"{TASK}: must be an object", unseen=NO_TASK),
-    "half a character": Damage(task(labels=["a", "\ud800"]), "whole characters", unseen=NO_TASK),
+    "half a character of a name": Damage(config(base_model_name_or_path="\ud800"), "holds half a character", BOTH),
+    "half a character": Damage(task(labels=["a", "\ud800"]), "half a character", unseen=NO_TASK),
     "more labels": Damage(
         task(labels=["a", "b", "c"]), ("label", "says a b c"), unseen=(*NO_TASK, *NO_HEADS, "export")
     ),

@@ -33,7 +33,7 @@ VOCABULARIES = (
 PACKAGED = "lsr.base_models"  # entry points
 MISFITS = (  # what transformers and PEFT raise if files do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
-    *(SafetensorError, OverflowError, re.error),
+    *(SafetensorError, OverflowError, RecursionError, re.error),
 )
 
 

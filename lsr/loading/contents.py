@@ -1,6 +1,5 @@
 """The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, read_files, read_json
 from lsr.tuner.mistakes import InputError
 
-HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
 MOST_LABELS = 10_000  # of an adapter in a bank
 TENANTS = "tenants"  # of a note: by the name of each tenant the names of its labels, in place of `labels` of all
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
@@ -170,8 +168,8 @@ def read_task(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: {TENANTS} must be an object, got {tenants!r}")
     for labels in (task.get("labels"), *tenants.values()):
         names = labels if isinstance(labels, list) else [labels]
-        if labels is not None and not all(isinstance(name, str) and not HALVES.search(name) for name in names):
-            raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
+        if labels is not None and not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: labels must be a list of names, or null, got {labels!r}")
     thresholds = task.get("thresholds")
     if thresholds is not None and not (
         isinstance(thresholds, list)

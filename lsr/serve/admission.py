@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.convert.parity import outputs, probe_ids
-from lsr.loading.contents import HALVES, TENANTS, Contents, check_layers
+from lsr.loading.contents import TENANTS, Contents, check_layers
 from lsr.loading.update import Update
 from lsr.tuner.mistakes import CONTROL, explained
 from lsr.tuner.mixed_batch import BASE
 from lsr.tuner.targets import heads_of, last_linear
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name
-NO_NAME = re.compile(rf"{CONTROL.pattern}|{HALVES.pattern}|[/\\]")  # control characters, halves, parts of a path
+NO_NAME = re.compile(rf"{CONTROL.pattern}|[/\\]")  # control characters, halves, parts of a path
 
 
 def check_name(name: str, taken: Container[str] = ()) -> None:

@@ -32,6 +32,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         InputError: if there is no bank, it is broken, or a value is not finite.
     """
     broken = SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError
+    if (folder / FILE).exists() and not (folder / FILE).is_file():
+        raise InputError(f"{folder / FILE}: not a file")
     with explained(f"{folder / FILE}: no bank of this version, or cut off", *broken):
         header = json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER])
     return header, read_weights(folder / FILE)

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lsr.loading.contents import HALVES
 from lsr.serve.bank import AdapterBank
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import HALVES, InputError, first_line
 from lsr.tuner.mixed_batch import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lsr.algebra.rounding import dtype_name, unpack
-from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.mistakes import HALVES, InputError, explained
 from lsr.tuner.options import check_patterns
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
     """Return the contents of a regular JSON file of at most MOST_BYTES; endless pipes and devices are rejected.
 
     Raises:
-        InputError: if it is not a regular file, is too large, or is not standard JSON; names it.
+        InputError: if it is not a regular file, is too large, or is not standard JSON of whole characters; names it.
     """
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -103,7 +103,11 @@ def read_json(path: Path) -> Any:
     if len(content) > MOST_BYTES:
         raise InputError(f"{path}: a file of over {MOST_BYTES:,} bytes; at most that is allowed")
     with explained(f"{path}: not valid JSON", ValueError, RecursionError):
-        return json.loads(content.decode("utf-8"))
+        found = json.loads(content.decode("utf-8"))
+        is_whole = not HALVES.search(json.dumps(found, ensure_ascii=False))
+    if not is_whole:
+        raise InputError(f"{path}: holds half a character; needed: whole characters")
+    return found
 
 
 def weights_of(folder: Path) -> Path:

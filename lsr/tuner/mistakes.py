@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
+HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
+# And what a terminal interprets as a command or a line break.
+CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029]|{HALVES.pattern}")
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
 
 
@@ -15,9 +17,14 @@ class InputError(ValueError):
     """
 
     def __str__(self) -> str:
-        line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().__str__().replace("\n", " "))
+        line = escaped(super().__str__().replace("\n", " "))
         half = (LONGEST_LINE - 3) // 2
         return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
+
+
+def escaped(text: str) -> str:
+    """Return a text, which may be a stranger's, as a terminal can show it in a line."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class NoBaseError(InputError):

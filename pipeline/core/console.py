@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from pipeline.core.errors import escaped
+
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of a training, that which prints and writes
 console = Console(**PLAIN, quiet=not IS_FIRST)
@@ -73,6 +75,7 @@ def track(items: Iterable[Item], description: str, total: int, unit: str) -> Ite
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Print a table; numbers are right-aligned."""
+    title, columns = _clean(title), [*map(_clean, columns)]
     cells = [[_shown(cell) for cell in row] for row in rows]
     if not console.is_terminal:
         console.print(f"{title}: {' | '.join(columns)}", soft_wrap=True)
@@ -96,20 +99,24 @@ def sparkline(values: Sequence[float]) -> str:
 
 def line(text: str) -> None:
     """Print one line, unbroken."""
-    console.print(text, soft_wrap=True)
+    console.print(_clean(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print one line that should not be overlooked."""
-    console.print(text, style="yellow", soft_wrap=True)
+    console.print(_clean(text), style="yellow", soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print one line on standard error, beside an output that others read."""
-    errors.print(text, soft_wrap=True)
+    errors.print(_clean(text), soft_wrap=True)
 
 
 def _shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
-    return f"{cell:,}" if isinstance(cell, int) else cell
+    return f"{cell:,}" if isinstance(cell, int) else _clean(cell)
+
+
+def _clean(text: str) -> str:
+    return escaped(text, but="\n\t")

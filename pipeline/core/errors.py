@@ -14,7 +14,7 @@ from pathlib import Path
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of packages in Rust: safetensors and tokenizers
 TORCH_SAVE = ("inline_container.cc", "iostream error")  # in torch's messages
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and halves of characters
 LONGEST_LINE, MOST_LINES = 300, 20
 CUT_FIRST, CUT_LAST = re.compile(r"^\S{1,40}(?!\S)"), re.compile(r"(?<!\S)\S{1,40}$")  # words, but no long values
 
@@ -32,12 +32,17 @@ class UserError(Exception):
         return "\n".join([*map(clipped, lines[:MOST_LINES]), *more])
 
 
+def escaped(text: str, but: str = "") -> str:
+    """Return a text, which may be a stranger's, as a terminal can show it: control characters escaped but these."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in but else ascii(found[0])[1:-1], text)
+
+
 def clipped(line: str) -> str:
     """Return a line of at most LONGEST_LINE characters, beginning and end, with control characters escaped.
 
     It is cut between words.
     """
-    line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
+    line = escaped(line)
     if len(line) <= LONGEST_LINE:
         return line
     half = (LONGEST_LINE - len(" ... ")) // 2
@@ -62,8 +67,8 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
     """Print a user's mistake after `before`, the machine's refusal after `program`, or at Ctrl-C `stopped`; then exit.
 
     Raises:
-        SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written or memory is short, 130 after
-            Ctrl-C.
+        SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, memory is short or an answer is
+            not finite, 130 after Ctrl-C.
     """
     try:
         yield
@@ -94,6 +99,8 @@ def _is_first_to_fail() -> bool:
 
 def refused_by_machine(error: Exception) -> str | None:
     """Return in one line what a file, a stream or memory has refused; None for an error of the program."""
+    if isinstance(error, FloatingPointError):
+        return str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "not enough memory"
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""

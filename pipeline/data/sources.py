@@ -17,7 +17,7 @@ import pandas as pd
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data import packages
 from pipeline.params.sources import PackageSource, Split, TableSource
-from pipeline.tasks.cells import refuse
+from pipeline.tasks.cells import HALVES, refuse
 
 TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
 Records = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
@@ -52,6 +52,7 @@ def name_of(source: TableSource | PackageSource, split: Split) -> str:
 def whole_file(path: Path, where: str) -> pd.DataFrame:
     """Return all rows and columns of a file, as the Python values that it holds; a missing one is None."""
     with explained(f"{where}: {path}", "paths start at the current folder"):
+        check_file(path)
         table = pd.DataFrame(_records(path)[1], dtype=object) if path.suffix in RECORDS else read_file(path)
     table = table.reset_index(drop=True).astype(object)
     return table.where(table.notna(), None)
@@ -111,6 +112,7 @@ def read_file(path: Path, source: TableSource | None = None) -> pd.DataFrame:
     Raises:
         ValueError: or an OSError, if it cannot be read, to be `explained`.
     """
+    check_file(path)
     if path.suffix in RECORDS:
         numbers, records = _records(path)
         table = pd.json_normalize(records).set_axis(numbers)
@@ -120,6 +122,16 @@ def read_file(path: Path, source: TableSource | None = None) -> pd.DataFrame:
             names, drops = (source.columns, source.broken_lines == "drop") if source else (None, False)
             return _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
     raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *RECORDS))}")
+
+
+def check_file(path: Path) -> None:
+    """Refuse pipes and devices, which may have no end.
+
+    Raises:
+        ValueError: if there is something else than a file.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("not a file")
 
 
 def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> pd.DataFrame:
@@ -178,7 +190,9 @@ def _records(path: Path) -> tuple[pd.Index, list[dict[str, Any]]]:
         for number, line in ((number, line) for number, line in enumerate(file, start=1) if line.strip()):
             try:
                 objects[number] = json.loads(line)
-            except ValueError as error:
+                if "\\" in line and HALVES.search(json.dumps(objects[number], ensure_ascii=False)):
+                    raise ValueError("it holds half a character")
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from None
             if not isinstance(objects[number], dict):
                 raise ValueError(f"line {number} must be a JSON object, got {type(objects[number]).__name__}")

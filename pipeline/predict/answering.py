@@ -31,12 +31,18 @@ def answer(
     """Return what an adapter or a bank says of texts (text, perhaps text_pair), and how many of them it truncated.
 
     It is put on the base model that it names, or on `base`. For a bank the texts have the number of their tenant.
+
+    Raises:
+        FloatingPointError: if an answer is not finite; names the first row.
     """
     model, tokenizer = _opened(folder, base, task)
     table, lengths = tokenize(texts, tokenizer, task.max_length)
     split, collate = Dataset(table), task.task.collator(tokenizer)
     with console.progress(title, len(split), "texts", console.errors) as advance:
         outputs = evaluation.outputs(task.task, device.place(model), split, collate, batch_size, advance)
+    if not (finite := outputs.isfinite().all(dim=-1)).all():
+        row = int(finite.reshape(len(split), -1).all(dim=1).int().argmin()) + 1
+        raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {folder} overflow")
     return outputs, int((lengths > task.max_length).sum())
 
 

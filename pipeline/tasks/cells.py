@@ -36,10 +36,13 @@ def refuse_other_than_text(values: pd.Series) -> None:
 
 
 def plain_text(value: object) -> str:
-    """Return the same text for True, 1, 1.0 and the text 1.0, which depend on the file format. 01 remains as it is."""
+    """Return the same text for True, 1, 1.0 and the text 1.0, which depend on the file format, without space around.
+
+    01 remains as it is.
+    """
     if isinstance(value, int | float) and value == value // 1:
         return str(int(value))
-    text = str(value)
+    text = str(value).strip()
     return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
 
 

@@ -1,5 +1,6 @@
 """A file of one's own gets a row: what is decided from its columns, what is refused, and that other rows stay."""
 
+import os
 import re
 from pathlib import Path
 
@@ -125,6 +126,8 @@ def test_a_file_to_which_no_row_can_be_added_stays_as_it_is():
 
 MISTAKES = [
     (["data/no.csv"], "data/no.csv: not found; "),
+    (["data/deep.jsonl"], "data/deep.jsonl: line 1 is not JSON: maximum recursion depth"),
+    (["data/pipe.csv"], "data/pipe.csv: not a file"),
     (["data/no.xlsx"], "data/no.xlsx: the extension must be one of .csv, .tsv, "),
     (["/mine/a.csv"], "/mine/a.csv: DVC notices changes only in data/; move the file, or a link to it, there"),
     (["data/tickets.csv", "--label", "quue"], "data/tickets.csv: no column 'quue'; did you mean queue?; columns: id, "),
@@ -141,8 +144,15 @@ MISTAKES = [
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_a_mistake_is_one_line_and_nothing_is_written(words, message):
     Path("data/no.xlsx").write_text("")
+    write("data/deep.jsonl", "[" * 100_000)
+    os.mkfifo("data/pipe.csv")
     refused(main, words, says=message)
     assert not OWN.exists()
+
+
+def test_labels_with_space_around_are_one_class():
+    write("data/spaces.csv", [{"text": text(row), "label": ("neg", "pos", "neg ")[row % 3]} for row in ROWS])
+    assert "  label   label, 2 classes: neg 80, pos 40\n" in said(main, "data/spaces.csv")
 
 
 SHOPS = [{"shop": f"s{row % 3}", "text": text(row), "queue": QUEUES[row % 2 + row % 3 // 2]} for row in ROWS]

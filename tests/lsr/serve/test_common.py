@@ -222,11 +222,10 @@ def later(source, folder, **tenants):
         ({}, "names no tenants"),
         (["acme"], "tenants must be an object"),
         ({**TENANTS, "corp": ["a", "b", 3]}, "labels must be a list of names"),
-        ({**TENANTS, "corp": ["a", "b", "\ud800"]}, "labels must be a list of names"),
         ({**TENANTS, "corp": ["a", "b", "a"]}, "corp: its task names 2 different labels, but its head has 3 outputs"),
         *(
             ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "name must not be empty, '__base__' or a path")
-            for name in ("", "__base__", "..", "../x", "a\\b", "a\n", "\x1b", "\ud800")
+            for name in ("", "__base__", "..", "../x", "a\\b", "a\n", "\x1b")
         ),
     ],
 )

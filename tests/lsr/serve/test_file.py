@@ -1,6 +1,7 @@
 """The file of a bank: read as it was written, one line for what is none, and the command that makes it."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -177,3 +178,6 @@ def test_a_mistake_is_one_line(here):
     refused(main, (*words, "others", "-o", "bank"), says="others/anna: an adapter named 'anna' is in the bank")
     refused(main, (*words, "-o", "users", "--force"), says="would replace users")
     assert not (here / "bank").exists()
+    (here / "pipe").mkdir()
+    os.mkfifo(here / "pipe" / file.FILE)
+    refused(main, ["bank", "--from", "pipe", "-o", "bank"], says=f"pipe/{file.FILE}: not a file")

@@ -2,18 +2,22 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lsr import round_adapter
+from lsr.tuner.files import WEIGHTS
 from pipeline import score
-from pipeline.core import artifacts
+from pipeline.core import artifacts, console
 from pipeline.predict import __main__ as predict
-from tests.kit import edit, refused, said, table, write
+from tests.kit import edit, ended, refused, said, table, write
 
 SENTENCE = "the cat number 3 sleeps in the barn"
 TASK = artifacts.ADAPTER / "task.json"
@@ -151,7 +155,9 @@ def test_a_file_is_written_by_its_extension(one):
         (("--file", "in.csv", "--column", "id", "text"), "--column: the adapter reads 1 column, got id text"),
         (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
         (("--file", "numbers.jsonl"), "row 1: a text must be text, got 3"),
-        (("--file", "half.jsonl"), "row 1: a text must be text, got '\\ud800'"),
+        (("--file", "half.jsonl"), "--file: half.jsonl: line 1 is not JSON: it holds half a character"),
+        (("--file", "deep.jsonl"), "--file: deep.jsonl: line 1 is not JSON: maximum recursion depth exceeded"),
+        (("--file", "pipe.csv"), "--file: pipe.csv: not a file"),
         (("--file", "mixed.jsonl", "--out", "o.parquet"), "--out: parquet does not take this table: "),
         (("a", " "), "row 2: is empty; needed: a text, or --skip-empty"),
         (("a", "--out", "out.txt"), "--out: out.txt: the extension must be one of .csv, .jsonl, .parquet"),
@@ -163,9 +169,28 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     write("empty.csv", "id,text\n")
     write("numbers.jsonl", [{"sentence1": 3}])
     write("half.jsonl", [{"sentence1": "\ud800"}])
+    write("deep.jsonl", "[" * 100_000)
+    os.mkfifo("pipe.csv")
     write("mixed.jsonl", [{"sentence1": "a", "id": 1}, {"sentence1": "b", "id": "a"}])
     Path("folder.csv").mkdir()
     assert mistake(*words).startswith(message)
+
+
+def test_an_answer_that_is_not_finite_is_an_error_and_no_answer(pairs):
+    its = load_file(artifacts.ADAPTER / WEIGHTS)
+    heads = {name: torch.full_like(value, 3e38) for name, value in its.items() if "classifier" in name}
+    edit(artifacts.ADAPTER / WEIGHTS, **heads)
+    for command, words in ((predict.main, [SENTENCE] * 2), (score.main, ["glue", str(artifacts.ADAPTER)])):
+        status, out, err = ended(command, words)
+        assert (status, out) == (1, ""), err
+        assert err.splitlines()[-1].endswith(
+            "row 1: the answer is not finite: the weights of artifacts/adapter overflow"
+        )
+
+
+def test_a_label_does_not_command_the_terminal():
+    printed = ended(console.table, "no\x1b[2J", ["p(\x9b)", "label"], [[0.5, "\x1b[31mno"]])[1]
+    assert printed == "no\\x1b[2J: p(\\x9b) | label\n  0.5 | \\x1b[31mno\n"
 
 
 def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):

@@ -40,9 +40,10 @@ def test_names_that_are_numbers_are_names_and_not_positions():
     assert read(("1", "2", "3"), 1, "3", 2.0, "2.00") == [0, 2, 1, 1]
     assert read(("1.0", "2.0"), "2", 2) == [1, 1]
     assert read(("1", "01"), "01") == [1]
+    assert read(("no", "yes"), " yes", "1 ") == [1, 1]  # space around is no other class
 
 
-@pytest.mark.parametrize("value", ["01", "1.5", " 1", float("inf"), [1], 2])
+@pytest.mark.parametrize("value", ["01", "1.5", float("inf"), [1], 2])
 def test_a_value_that_is_no_class_is_refused_and_the_nearest_named(value):
     with pytest.raises(ValueError, match=r"^row 1: label 'yess' is not a class; .*; did you mean yes\?$"):
         read(("no", "yes"), "yess")
