@@ -28,7 +28,7 @@ from pipeline.params.sections import LEAST_STEPS
 from pipeline.params.sources import NAME
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
-from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS
+from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
 from pipeline.tasks.several import labels_in
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: M
     shown = {
         "text": " and ".join(task.row.text) + (", read together" if len(row.text) > 1 else ""),
         "label": f"{row.label.column}, {task.shown(np.concatenate([split['label'][:] for split in splits.values()]))}",
-        "scores": f"{', '.join(row.metrics)}{f' of {task.names[1]}' if 'f1' in row.metrics else ''}",
+        "scores": ", ".join(f"{metric}{whose(metric, task)}" for metric in row.metrics),
         "splits": f"{sizes}, by a hash of the text{left_out}",
     }
     if row.tenant is None and (named := [column for column in table if column.casefold() in USUAL_TENANTS]):
@@ -234,11 +234,15 @@ def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]
             f"needed are numbers, or 2 to {MOST_CLASSES} values with several rows each; choose another --label"
         )
     names = ["false", "true"] if are_flags else sorted(counts, key=float if are_numbers else None)
-    metrics = ["accuracy", "f1" if len(names) == 2 else "macro_f1"]
+    label, of_one = {"column": column.name, "names": names}, ["f1"] * (len(names) == 2)
+    if of_one:  # the rarer class, or the second of equals
+        first, second = (counts[str(at) if are_flags else name] for at, name in enumerate(names))
+        label["positive"] = names[first >= second]
+    metrics = ["accuracy", *(of_one or ["macro_f1"])]
     if min(counts.values()) < max(RARE_TEXTS, RARE_SHARE * len(values)):
-        metrics = ["macro_f1", "accuracy"]  # accuracy hardly changes if a rare class is never answered
+        metrics = ["macro_f1", *of_one, "accuracy"]  # accuracy hardly changes if a rare class is never answered
     stratified = {"stratify": True} if min(counts.values()) < RARE_TEXTS else {}
-    return {"label": {"column": column.name, "names": names}, "metrics": metrics, "cut": CUT, **stratified}
+    return {"label": label, "metrics": metrics, "cut": CUT, **stratified}
 
 
 if __name__ == "__main__":

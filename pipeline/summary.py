@@ -19,6 +19,7 @@ from pipeline.core.errors import UserError, exit_on_error
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks import CompletionTask
+from pipeline.tasks.classes import whose
 
 PROGRAM = "python -m pipeline.summary"
 WIDTH, INDENT = 88, 12  # characters
@@ -59,7 +60,7 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         constant = f"{found[f'{name}_baseline']:.4g} {task.baseline}"
         low, high = found[f"{name}_low"], found[f"{name}_high"]
         ends = f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
-        yield name, f"{found[name]:.4g}, {ends}; {constant}"
+        yield name, f"{found[name]:.4g}{whose(name, task)}, {ends}; {constant}"
     if isinstance(task, CompletionTask):
         yield "loss", f"{found['loss']:.4g} per token of a completion; {found['loss_baseline']:.4g} {task.baseline}"
         for one in _rows(artifacts.EVALUATE_PREDICTIONS)[:FEW]:

@@ -22,6 +22,7 @@ from pipeline.methods import adapter_task
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import SeveralTask, TenantsTask
+from pipeline.tasks.classes import whose
 
 TEST = "test"
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
@@ -54,7 +55,8 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
         summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {task.says()}.",
         sections={
-            "Score": f"{task.selects} {score:.4g} on the {view.dataset.select_on} split, which chose the checkpoint.",
+            "Score": f"{task.selects}{whose(task.selects, task)} {score:.4g} on the {view.dataset.select_on} split, "
+            "which chose the checkpoint.",
             "Parameters": f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} "
             f"are stored, plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base "
             "model are frozen.",
@@ -67,11 +69,12 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
 def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Path) -> str:
     """Return the card in the folder of a trained adapter, with its test scores in place of the validation score."""
     card, names = ModelCard((adapter / FILE).read_text(encoding="utf-8")), view.dataset.metrics
+    task = tasks.of(view.dataset)
     data = cast("ModelCardData", card.data)
     data.model_name = f"{view.model} on {view.data}"
     data.eval_results = [
         EvalResult(
-            task_type=tasks.of(view.dataset).hub_task,
+            task_type=task.hub_task,
             dataset_type=_dataset(view),
             dataset_name=view.data,
             dataset_split=TEST,
@@ -80,10 +83,8 @@ def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Pat
         )
         for name in names
     ]
-    rows = "\n".join(
-        f"| {name} | {metrics[name]:.4g} | {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g} |"
-        for name in names
-    )
+    ends = {name: " to ".join(f"{metrics[f'{name}_{end}']:.4g}" for end in ("low", "high")) for name in names}
+    rows = "\n".join(f"| {name}{whose(name, task)} | {metrics[name]:.4g} | {ends[name]} |" for name in names)
     table = f"| {TEST} split | score | 95 % interval |\n|---|---|---|\n{rows}"
     card.text = SCORE.sub(f"{table}\n\nof {metrics['examples']:,} examples.", card.text)
     return str(card)

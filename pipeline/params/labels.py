@@ -73,10 +73,23 @@ class Classes(Form):
     names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
         (), description="at least two, in class order; tenants that have other names than each other need none"
     )
+    positive: str | None = Field(
+        default=None,
+        exclude_if=lambda positive: positive is None,  # other rows keep their digest
+        description="of two names the one that f1 is about, by default the second; pipeline.add writes the rarer",
+    )
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """The names in the order of the head's outputs: of two, the positive one is the second."""
+        return self.names[::-1] if self.positive is not None and self.positive == self.names[0] else self.names
 
     def _check_metrics(self, row: "DatasetRow") -> None:
         if len(self.names) < 2 and (self.names or row.tenant is None):
             raise ValueError("names: needed: those of at least two classes, in their order")
+        if self.positive is not None and (len(self.names) != 2 or self.positive not in self.names):
+            near = nearest(self.positive, self.names)
+            raise ValueError(f"positive: must be one of exactly two names, got {self.positive}{near}")
         if row.choices:
             self._check_choices(row)
         if row.stratify and (row.choices or row.group):

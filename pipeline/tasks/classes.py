@@ -28,10 +28,14 @@ class ClassesTask(Task):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.label.names
+        return self.label.ordered
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        return classes(table[self.label.column], self.label.names)
+        return self.in_order(classes(table[self.label.column], self.label.names))
+
+    def in_order(self, numbers: pd.Series) -> pd.Series:
+        """Return the places of classes among the outputs from those in the row."""
+        return numbers if self.names == self.label.names else 1 - numbers
 
     def lacks(self, train: pd.DataFrame) -> str:
         counts = self.counted(np.array(train["label"].tolist()))
@@ -43,17 +47,19 @@ class ClassesTask(Task):
         return np.bincount(labels, minlength=len(self.names))
 
     def rare(self, labels: Numbers) -> str:
+        counts = self.counted(labels)
         few = [
             f"{name} {count:,} ({count / len(labels):.1%})"
-            for name, count in zip(self.names, self.counted(labels), strict=True)
+            for name, count in zip(self.names, counts, strict=True)
             if count < max(RARE_SHARE * len(labels), RARE_TEXTS)
         ]
         if not few:
             return ""
         more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
-        return (
-            f"{', '.join(few[:SHOWN])}{more}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
-        )
+        advice = "macro_f1 sees them, and train.class_weights: balanced gives them weight"
+        if "f1" in self.row.metrics and counts[0] < counts[1]:
+            advice += f"; f1 is of {self.names[1]}, unless the label has positive: {self.names[0]}"
+        return f"{', '.join(few[:SHOWN])}{more}: {advice}"
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy in which all classes of some labels weigh the same."""
@@ -131,13 +137,18 @@ class ThresholdTask(ClassesTask):
     """Two classes of a number: not above a threshold, or above it."""
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        return over(table[self.label.column], self.label.above, self.label.margin)
+        return self.in_order(over(table[self.label.column], self.label.above, self.label.margin))
 
 
 def over(values: pd.Series, above: float, margin: float) -> pd.Series:
     """Return whether each number is above another, as 0 or 1; NaN within a margin around it."""
     numbers = finite(values)
     return (numbers > above).astype(float).mask((numbers - above).abs() < margin)
+
+
+def whose(metric: str, task: Task) -> str:
+    """Return of which class a metric is, as words after it; an empty text if it is of all."""
+    return f" of {(task.names or task.label.ordered)[1]}" if metric == "f1" else ""
 
 
 def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:

@@ -27,6 +27,10 @@ class SeveralTask(ClassesTask):
     kind = "several"
     target = "object"  # tuples of these numbers
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.label.names
+
     # Examples
 
     def examples(self, table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:

@@ -127,7 +127,7 @@ class TenantsTask(Task):
         if self.is_number:
             return None
         if self.label.names:
-            return tuple(self.label.names)
+            return tuple(self.label.ordered)
         distinct = found.unique().tolist()
         are_numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").notna().all()
         return tuple(sorted(distinct, key=float if are_numbers else None))

@@ -85,15 +85,15 @@ class StopWithoutGain(TrainerCallback):
         self.patience = patience
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Decide after an epoch, when the state knows whether it is the best."""
+        """Decide after an epoch."""
         if lacks_gain(state, self.patience):
             control.should_training_stop = True
 
 
 def lacks_gain(state: TrainerState, patience: int) -> bool:
-    """Return whether as many epochs as `patience` says came after the best one."""
-    scored = [entry["step"] for entry in state.log_history if "eval_score" in entry]
-    return sum(step > (state.best_global_step or 0) for step in scored) >= patience
+    """Return whether as many epochs as `patience` says came after the first with the best score."""
+    scores = [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
+    return len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
 class KeepComplete(TrainerCallback):

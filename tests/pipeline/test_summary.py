@@ -46,7 +46,8 @@ def test_the_screen_has_scores_sizes_work_and_what_is_next():
 lsr on minilm, movie-reviews, seed 0
 
 accuracy    0.842, 95 % interval 0.82 to 0.86; 0.5 for one answer to all
-f1          1, no interval: every resample scores the same; 0 for one answer to all
+f1          1 of positive, no interval: every resample scores the same; 0 for one answer
+            to all
 parameters  4,716 of the adapter and 770 of the head trained, 22,713,216 frozen
 bytes       24,408 in artifacts/adapter, with the head
 training    450 optimizer steps, 14,350 examples read

@@ -132,6 +132,7 @@ ROW_MISTAKES = [
     ("movie-reviews.source.kind", "pakage", "source: no kind 'pakage'; there are 'hub', 'files', 'package'"),
     ("movie-reviews.source.package", "-r==1", "source.package: string should match pattern"),
     ("movie-reviews.label", {"column": "a", "low": 4, "high": 4}, "label: low must be below high, got 4 and 4"),
+    ("movie-reviews.label.positive", "postive", "positive: must be one of exactly two names, got postive; did you "),
     ("movie-reviews.pairs", {"margin": 1}, "movie-reviews: pairs compare numbers: the label needs low and high, and"),
     ("movie-reviews.metrics", ["acuracy"], "metrics: acuracy does not fit this label; did you mean accuracy?; allowed"),
     ("movie-reviews.cut.tset", 0.1, "cut.tset: input should be 'validation' or 'test', got 'tset'; did you mean test?"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline import tasks
 from pipeline.tasks import texts
+from pipeline.tasks.classes import whose
 from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
 NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"))
@@ -34,6 +35,17 @@ def test_a_number_is_read_as_its_text_is(names, number):
 
 def test_a_class_is_given_by_number_or_name():
     assert read(("bad", "good"), 0, 1, "0", "1", "bad", "good", True, 1.0, "1.0") == [0, 1, 0, 1, 0, 1, 1, 1, 1]
+
+
+def test_the_positive_one_of_two_classes_is_the_second_output():
+    label = {"column": "label", "names": ["bad", "good"]}
+    assert read(label | {"positive": "bad"}, 0, "1", "bad", "good") == [1, 0, 1, 0]
+    assert read(label | {"positive": "good"}, 0, "1", "bad", "good") == [0, 1, 0, 1]
+    assert read(label | {"positive": "bad", "above": 3.0, "margin": 1.0}, 2, 5) == [1, 0]
+    task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label | {"positive": "bad"}))
+    assert task.names == ("good", "bad")
+    assert whose("f1", task) == " of bad"
+    assert whose("macro_f1", task) == ""
 
 
 def test_names_that_are_numbers_are_names_and_not_positions():
