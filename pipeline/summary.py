@@ -5,7 +5,6 @@ DVC has restored one.
 """
 
 import csv
-import json
 import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -105,7 +104,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _report(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return artifacts.read_metrics(path)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run dvc repro first") from None
 

@@ -46,7 +46,8 @@ def main(view: params.EvaluateView) -> None:
     parts = task.parts(outcome, view.evaluate.resamples)
     metrics |= task.overall(parts)
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
-    artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics})
+    shown = {"data", "score", "loss", "adapter_trained", *view.dataset.metrics}
+    artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics}, shown)
     columns = {**tokens.load_texts("test"), **task.table(outcome)}
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
     by_class = task.by_class(outcome) if isinstance(task, ClassesTask) else ()

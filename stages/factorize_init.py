@@ -93,7 +93,7 @@ def main(view: params.FactorizeInitView) -> None:
         adapters.save_adapter(model, folder, view.base_model)
     metrics: dict[str, float] = {"start_batches": read.batches, "start_read": read.examples}
     means = {"energy": fmean(energy for *_, energy in rows)} if rows else {}
-    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics | means)
+    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics | means, shown=("energy", "start_read"))
     artifacts.write_csv(artifacts.FACTORIZE_START, COLUMNS, rows)
     if rows:
         console.table("share of the energy that the start captures", COLUMNS, rows[:SHOWN])

@@ -100,7 +100,7 @@ def write_reports(trainer: Trainer, view: params.TrainView) -> None:
         "steps": trainer.state.global_step,
         "read": len(scores) * len(cast("Dataset", trainer.train_dataset)),
     }
-    artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
+    artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, shown=("best_epoch", "best_score", "read", "steps"))
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]
     console.table("train", ["epoch", f"validation {tasks.of(view.dataset).selects}", "loss"], rows)
     for name, points in curves.items():

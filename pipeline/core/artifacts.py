@@ -4,9 +4,10 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -54,15 +55,30 @@ def is_temporary_copy() -> bool:
     return repository().resolve() != Path.cwd()
 
 
-def write_metrics(path: Path, metrics: Mapping[str, Value]) -> None:
+def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[str] | None = None) -> None:
     """Write flat JSON with sorted keys and floats of six digits, so that a diff shows real changes only.
 
-    `score` comes first: DVC's tables have their columns in the file's order.
+    `score` comes first: DVC's tables have their columns in the file's order. They have those that are `shown`, if some
+    are named: the others are in the list `details`, for DVC leaves out lists.
     """
     rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
     ordered = {name: rounded[name] for name in sorted(rounded, key=lambda name: (name != "score", name))}
+    written: dict[str, Any] = ordered
+    if shown is not None:
+        written = {name: value for name, value in ordered.items() if name in shown}
+        written["details"] = [{name: value for name, value in ordered.items() if name not in shown}]
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Return the metrics of a file, all in one; in older files, they are.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return metrics | dict(*metrics.pop("details", []))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:

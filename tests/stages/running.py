@@ -1,7 +1,5 @@
 """The stages in this process, and what they have written."""
 
-import json
-
 import pytest
 import torch
 
@@ -24,7 +22,7 @@ def run(*stages):
 
 
 def report(path):
-    return json.loads(path.read_text())
+    return artifacts.read_metrics(path)
 
 
 def base_model(view):

@@ -197,7 +197,7 @@ def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
     folder = after()
     round_adapter(artifacts.ADAPTER, folder / "rounded", "8bit")
     _, trained, rounded = said(score.main, "glue", str(artifacts.ADAPTER), str(folder / "rounded")).splitlines()
-    metrics = json.loads(artifacts.EVALUATE_METRICS.read_text())
+    metrics = artifacts.read_metrics(artifacts.EVALUATE_METRICS)
     expected = [f"{metrics[name]:.4f}" for name in ("accuracy", "f1")]
     low, high = (f"{metrics[f'accuracy_{end}']:.4f}" for end in ("low", "high"))
     name, size, *scores, interval, examples = trained.strip().split(" | ")
