@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with exit_on_error("stopped", PROGRAM):
         params = load_params()
         row = load_row("data", params.data)
-        results = list(_results(params.data, row))
+        results = list(_results(params, row))
         console.line(f"\n{params.adapter} on {params.model}, {params.data}, seed {params.seed}\n")
         for word, said in results:
             console.line(textwrap.fill(f"{word:{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT))
@@ -48,12 +48,12 @@ def main(words: Sequence[str] | None = None) -> None:
             warn_without_identity()
 
 
-def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
+def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
     found, trained, start = map(
         _report, (artifacts.EVALUATE_METRICS, artifacts.TRAIN_METRICS, artifacts.FACTORIZE_METRICS)
     )
-    if found["data"] != data:
-        raise UserError(f"{PARAMS}: data is {data}, but the last run read {found['data']}; run dvc repro first")
+    if found["data"] != params.data:
+        raise UserError(f"{PARAMS}: data is {params.data}, but the last run read {found['data']}; run dvc repro first")
     task = tasks.of(row)
     for name in row.metrics:
         constant = f"{found[f'{name}_baseline']:.4g} {task.baseline}"
@@ -84,7 +84,7 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
     if start["start_batches"]:
         yield "its start", f"{start['start_batches']:,} batches, {start['start_read']:,} examples read"
     if trained["steps"] < SHORT:
-        more = "" if isinstance(task, CompletionTask) else ", or train.steps: auto,"
+        more = ", or train.steps: auto," if params.train.steps == "epochs" else ""
         said = f"below {SHORT} steps, more of train.epochs{more} often changes which method is best."
         yield "", f"This is a short run: {said}"
     took = {name: taken for name in STAGES if (taken := stage.recorded(name)) is not None}

@@ -1,6 +1,6 @@
 """`python -m pipeline.predict`: print the predictions of a trained adapter of any method for texts.
 
-They are the label and all class probabilities, a number, or what a language model writes; as a table on a terminal,
+They are the label or labels and all probabilities, a number, or what a language model writes; as a table on a terminal,
 otherwise as CSV, but a single text that is written as it is. All columns of a file are kept. An adapter for text pairs
 takes two arguments, two columns of a file, or lines of standard input with a tab between the two texts.
 """

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 JOINED = "; "  # labels of a text, where they are printed
 OTHERS = "others"  # combinations of labels that a plot does not show one by one
+FEW = 10  # texts of the validation split
 TRIED = np.arange(1, 100) / 100  # thresholds
 
 
@@ -70,12 +71,19 @@ class SeveralTask(ClassesTask):
     # Answers and scores
 
     def settle(self, validation: Outcome) -> None:
-        """Choose for each label the threshold with the best F1: of several such the one in their middle."""
-        is_above = shares_of(validation.outputs)[:, :, None] >= TRIED  # (examples, labels, thresholds)
+        """Choose for each label the threshold with the best F1: of several such the one in their middle.
+
+        Labels that too few texts have share one, which would else be that of a text or two.
+        """
         actual = validation.labels[:, :, None]
-        f1 = 2 * (is_above * actual).sum(axis=0) / (is_above.sum(axis=0) + actual.sum(axis=0)).clip(min=1)
-        best = [TRIED[of == of.max()].tolist() for of in f1]
-        self.thresholds = tuple(its[(len(its) - 1) // 2] for its in best)
+        said = shares_of(validation.outputs)[:, :, None] >= TRIED  # (examples, labels, thresholds)
+        texts, answers, hits = actual.sum(axis=0)[:, 0], said.sum(axis=0), (said * actual).sum(axis=0)
+        few, found = texts < FEW, np.empty(len(texts))
+        for labels in (few, *np.eye(len(texts), dtype=bool)[~few]):
+            f1 = 2 * hits[labels].sum(axis=0) / (texts[labels].sum() + answers[labels].sum(axis=0)).clip(min=1)
+            best = TRIED[f1 == f1.max()]
+            found[labels] = best[(len(best) - 1) // 2]
+        self.thresholds = tuple(found.tolist())
 
     def predicted(self, outcome: Outcome) -> Numbers:
         assert self.thresholds is not None, "`settle` was not called"

@@ -120,13 +120,16 @@ def test_lists_are_split_and_read_as_texts_are():
     assert kit.digests(artifacts.TOKENS) == before
 
 
-def test_a_threshold_is_the_one_with_the_best_f1():
+def test_a_threshold_is_the_one_with_the_best_f1_and_rare_labels_share_one():
     task = SeveralTask(DatasetRow.model_validate(ROW))
     shares = torch.tensor([[0.105, 0.905, 0.505], [0.305, 0.805, 0.505], [0.205, 0.705, 0.505], [0.405, 0.605, 0.505]])
-    outcome = Outcome(shares.logit(), np.array([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]]))
+    labels = np.array([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
+    outcome = Outcome(shares.repeat(5, 1).logit(), np.tile(labels, (5, 1)))
     task.settle(outcome)
     assert task.thresholds == (0.25, 0.75, 0.5)  # in the middle of those with the best F1; without a text of all
     assert task.scores(outcome) == {"micro_f1": 2 * 4 / (4 + 4 + 4), "macro_f1": pytest.approx(2 / 3)}
+    task.settle(Outcome(shares.logit(), labels))
+    assert len(set(task.thresholds)) == 1
 
 
 def test_the_arena_measures_it_and_its_regression_refuses_it(tmp_path):
