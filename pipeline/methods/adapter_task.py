@@ -53,7 +53,7 @@ class AdapterTask(Row):
             more = {"template": prompts.template, "ends": prompts.ends}
         if isinstance(task, TenantsTask):
             more = {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
-        said = {"labels": task.names or None, "thresholds": task.thresholds}
+        said: dict[str, Any] = {"labels": task.names or None, "thresholds": task.thresholds}
         return cls(kind=task.kind, columns=task.columns, max_length=max_length, **said, **more)
 
     @property
