@@ -22,7 +22,7 @@ from starlette.routing import Route
 from lsr.loading.contents import Contents
 from lsr.serve.http import reading
 from lsr.serve.http.batches import Batches
-from lsr.serve.passes import Passes, longest
+from lsr.serve.passes import NO_TEMPLATE, Passes, longest
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS, read_config
 from lsr.tuner.mistakes import InputError
 
@@ -83,7 +83,10 @@ class Service:
         if read_config(folder).get("frames", "own") != "own":
             raise InputError(f"{folder}: names frames in another folder of this machine, which cannot be sent")
         contents = self.bank.read(folder)
-        longest(contents.task or {})
+        longest(note := contents.task or {})
+        own = self.passes.tokenizer.chat_template  # another is a program, which may take time and memory of all
+        if note.get("template", NO_TEMPLATE) not in (NO_TEMPLATE, own):
+            raise InputError(f"{folder}: task.json: template must be none or that of the base model's tokenizer")
         return contents
 
     async def delete(self, request: Request) -> Response:
