@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,3 +82,22 @@ def pytest_collection_finish():
     """What is imported stays: without it, every full garbage collection would look at a million objects again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print how many attacks were tried, and how many tests of them failed, by group; and what was measured."""
+    kinds = terminalreporter.stats.values()
+    reports = [report for kind in kinds for report in kind if isinstance(report, pytest.TestReport)]
+    failed = {report.nodeid for report in reports if report.failed}
+    trials, failures = Counter(), Counter()
+    for report in reports:
+        for name, value in report.user_properties if report.when == "teardown" else ():
+            if name == "trials":
+                trials[value[0]] += value[1]
+                failures[value[0]] += report.nodeid in failed
+            elif name == "measured":
+                terminalreporter.write_line(value)
+    for group, count in trials.items():
+        terminalreporter.write_line(f"{count:7,} trials, {failures[group]} failures: {group}")
+    if trials:
+        terminalreporter.write_line(f"{trials.total():7,} trials, {failures.total()} failures in all")

@@ -16,6 +16,7 @@ BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16
 # All rows of a batch take the time and memory of the largest of their adapters. So those with a rank or a number of
 # labels above LARGE pass apart, in every other batch at most, and there rows times that are at most ROOM.
 LARGE, ROOM = 64, 1024
+MOST = 64 * 256  # texts of a request times the size of their adapter: writing a longer answer would keep others waiting
 
 Asked = tuple[Row, "asyncio.Future[Said]", int]  # the size of its adapter
 
@@ -44,6 +45,8 @@ class Batches:
             InputError: if the adapter has left the bank.
         """
         size = await asyncio.to_thread(self._passes.bank.size, name := rows[0].adapter)
+        if len(rows) > 1 and len(rows) * size > MOST:
+            raise HTTPException(422, f"at most {max(1, MOST // size)} at once for an adapter of this size")
         own = self._waiting.get(name, ())
         if self._count() + len(rows) > self._room or (own and 2 * (len(own) + len(rows)) > self._room):
             raise HTTPException(429, "too many texts are waiting; try again later", {"Retry-After": "1"})

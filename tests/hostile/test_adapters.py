@@ -22,7 +22,7 @@ from pipeline.data import base_models
 from pipeline.predict.__main__ import main as predict
 from tests import workspace
 from tests.capabilities.models import tiny
-from tests.damaged import DAMAGES
+from tests.hostile.damaged import DAMAGES
 from tests.kit import LONGEST, MISTAKES, edit, refused
 from tests.stages.running import FACTORIZE, run
 
@@ -94,12 +94,13 @@ def place(whole):
 
 
 @pytest.mark.parametrize(("damage", "of"), [(name, of) for name, damage in DAMAGES.items() for of in damage.of])
-def test_every_reader_refuses_it_in_a_line_and_leaves_nothing(damage, of, place):
+def test_every_reader_refuses_it_in_a_line_and_leaves_nothing(damage, of, place, trials):
     change, says, _, unseen = DAMAGES[damage]
     place(of)
     change(Path(IT))
     before = set(Path().rglob("*"))
     for reader in READERS.keys() - NOT_OF[of] - set(unseen):
+        trials["trials"] += 1
         line = refused(READERS[reader], kind=ValueError if reader == "frames" else MISTAKES)
         assert any(words in line for words in ([says] if isinstance(says, str) else says)), f"{reader}: {line}"
         assert set(Path().rglob("*")) == before, reader
@@ -148,9 +149,10 @@ def harm(folder, chance):
     path.write_bytes(content)
 
 
-def test_whatever_else_is_changed_is_read_or_refused_in_a_line(place, capsys):
+def test_whatever_else_is_changed_is_read_or_refused_in_a_line(place, capsys, trials):
     chance = random.Random(0)
     for turn in range(COUNT):
+        trials["trials"] += 1
         harm(place("lsr"), chance)
         code, said = READERS["export"](), capsys.readouterr().err
         assert code in (0, 2), turn
