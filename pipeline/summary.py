@@ -40,7 +40,6 @@ def main(words: Sequence[str] | None = None) -> None:
         for word, said in results:
             console.line(textwrap.fill(f"{word:{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT))
         if 0 < len(classes := _rows(artifacts.EVALUATE_CLASSES)) <= MOST_CLASSES:
-            console.line("")
             console.table("the test split by class", list(classes[0]), [_cells(one) for one in classes])
         if not artifacts.is_temporary_copy():  # which is gone when this is read
             for word, command in _next(params, row):

@@ -53,7 +53,6 @@ bytes       24,408 in artifacts/adapter, with the head
 training    450 optimizer steps, 14,350 examples read
 its start   188 batches, 1,504 examples read
 seconds     123: factorize-init 61, train 61
-
 the test split by class: class | precision | recall | f1 | texts | answers
   negative | 1 | 0.5 | 0.8 | 50 | 41
   positive | 1 | 0.5 | 0.75 | 50 | 57
