@@ -11,11 +11,11 @@ from lsr.init.passes import widths
 from lsr.loading.base_models import by
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import LORA, lora_updates
-from lsr.loading.lsr import LSR, lsr_updates
+from lsr.loading.lsr import LSR, check_config, lsr_updates
 from lsr.loading.update import Update
 from lsr.tuner.base_weight import check_adaptable
-from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, read_files, read_json
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
+from lsr.tuner.mistakes import InputError, explained
 
 MOST_LABELS = 10_000  # of an adapter in a bank
 TENANTS = "tenants"  # of a note: by the name of each tenant the names of its labels, in place of `labels` of all
@@ -119,6 +119,21 @@ def read_contents(folder: str | Path | Files, method: str | None = None, *, with
     if bias != "none" and not with_biases:
         raise InputError(f"{files.folder}: trains biases of the base model (bias={bias!r}), which is not supported")
     return contents_of(files)
+
+
+def read_on(modules: Mapping[str, nn.Module], folder: str | Path) -> Contents:
+    """Read an adapter for a base model's modules, by name: A and B of other widths than its layers are not computed.
+
+    Raises:
+        InputError: as `read_contents`, or if its layers are not those of the base model.
+    """
+    files = read_files(folder)
+    if files.method == LSR:
+        saved = check_config(files).resolved
+        shapes = {name: saved.layer(name) for name in factors_by_layer(files.tensors)} if saved else {}
+        with explained(files.folder, TypeError, ValueError):
+            check_layers({name: (its.out_features, its.in_features) for name, its in shapes.items()}, modules)
+    return read_contents(files)
 
 
 def contents_of(files: Files) -> Contents:

@@ -6,7 +6,7 @@ from dataclasses import replace as changed
 from difflib import get_close_matches
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,46 +14,16 @@ from torch import Tensor, nn
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import COMMON, check_output, write
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, check_layers, read_contents
-from lsr.loading.lsr import LSR, check_config
+from lsr.loading.contents import Contents, read_on
 from lsr.serve.admission import admit, heads_in
 from lsr.serve.common import base_with, fingerprint, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, fill, read, save
-from lsr.serve.head import BankHead
+from lsr.serve.head import Answer, BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
-from lsr.serve.stack import NOBODY, ZERO, Shared, Stack
-from lsr.tuner.files import PREFIX, Files, factors_by_layer, read_files
-from lsr.tuner.mistakes import InputError, explained, first_line
+from lsr.serve.stack import NOBODY, Shared, Stack, largest
+from lsr.tuner.files import PREFIX, Files, read_files
+from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
-
-
-class Answer(NamedTuple):
-    """The result of a row: as many logits as its adapter has labels; a number if `labels` is None."""
-
-    adapter: str
-    labels: tuple[str, ...] | None
-    logits: Tensor  # (labels,), or (1,)
-    thresholds: tuple[float, ...] | None = None  # of probabilities, if any number of the labels may apply
-
-    @property
-    def probabilities(self) -> dict[str, float]:
-        """The probability of each label, all of which add up to 1 unless several may apply; none of a number."""
-        logits = self.logits.double()
-        shares = logits.softmax(dim=0) if self.thresholds is None else logits.sigmoid()
-        return dict(zip(self.labels or (), shares.tolist(), strict=False))
-
-    @property
-    def applying(self) -> list[str]:
-        """The labels whose probabilities reach their thresholds, if several may apply."""
-        reached = zip(self.probabilities.items(), self.thresholds or (), strict=False)
-        return [label for (label, share), threshold in reached if share >= threshold]
-
-
-def _largest(stacks: Sequence[Stack], places: Tensor) -> int:
-    """Return at least the most rows that one of these places has: few values, for a compiled model is made for each."""
-    counts = [(stack.slots[places] > ZERO).sum(dim=1).max() for stack in stacks]
-    most = int(torch.stack(counts).max()) if counts else 0
-    return 1 << (most - 1).bit_length() if most else 0
 
 
 class AdapterBank(nn.Module):
@@ -144,22 +114,8 @@ class AdapterBank(nn.Module):
                 base model or the adapters in the bank; if it trains more than heads and linear layers, or its answers
                 are not finite.
         """
-        contents = adapter if isinstance(adapter, Contents) else self.read(adapter)
+        contents = adapter if isinstance(adapter, Contents) else read_on(self.of_base, adapter)
         self.add_all({name: contents if note is None else changed(contents, task=note)}, replace=replace)
-
-    def read(self, folder: str | Path) -> Contents:
-        """Read an adapter for `add`; A and B are not computed for other layers than those of the base model.
-
-        Raises:
-            InputError: as `add`.
-        """
-        files = read_files(folder)
-        if files.method == LSR:
-            saved = check_config(files).resolved
-            shapes = {name: saved.layer(name) for name in factors_by_layer(files.tensors)} if saved else {}
-            with explained(files.folder, TypeError, ValueError):
-                check_layers({name: (its.out_features, its.in_features) for name, its in shapes.items()}, self.of_base)
-        return read_contents(files)
 
     def add_all(self, adapters: Mapping[str, Contents], *, replace: bool = False) -> None:
         """Add adapters by name, all or, on an error, none; with the errors of `add`."""
@@ -224,7 +180,7 @@ class AdapterBank(nn.Module):
         with shared.one_thread:
             places = [self.place(name) for name in names for _ in range(copies)]
             shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
-            shared.rank, shared.outputs = (_largest(stacks, shared.places) for stacks in self._sized())
+            shared.rank, shared.outputs = (largest(stacks, shared.places) for stacks in self._sized())
             try:
                 yield
             finally:
@@ -268,7 +224,7 @@ class AdapterBank(nn.Module):
     def size(self, name: str) -> int:
         """Return the largest rank or number of labels of an adapter: what its rows cost in a batch grows with it."""
         places = torch.tensor([self.place(name)])
-        return max(_largest(stacks, places) for stacks in self._sized())
+        return max(largest(stacks, places) for stacks in self._sized())
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""

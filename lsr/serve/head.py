@@ -1,7 +1,7 @@
 """A module that adapters of a bank trained in full, such as a classification head, each with its number of labels."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,28 @@ from torch.nn import functional as F
 
 from lsr.loading.contents import by_label
 from lsr.serve.stack import ZERO, Shared, Stacked
+
+
+class Answer(NamedTuple):
+    """The result of a row: as many logits as its adapter has labels; a number if `labels` is None."""
+
+    adapter: str
+    labels: tuple[str, ...] | None
+    logits: Tensor  # (labels,), or (1,)
+    thresholds: tuple[float, ...] | None = None  # of probabilities, if any number of the labels may apply
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each label, all of which add up to 1 unless several may apply; none of a number."""
+        logits = self.logits.double()
+        shares = logits.softmax(dim=0) if self.thresholds is None else logits.sigmoid()
+        return dict(zip(self.labels or (), shares.tolist(), strict=False))
+
+    @property
+    def applying(self) -> list[str]:
+        """The labels whose probabilities reach their thresholds, if several may apply."""
+        reached = zip(self.probabilities.items(), self.thresholds or (), strict=False)
+        return [label for (label, share), threshold in reached if share >= threshold]
 
 
 class BankHead(Stacked):

@@ -91,6 +91,13 @@ class Stack(nn.Module):
         return {"values": self.values[used], "slots": slots[1:]}
 
 
+def largest(stacks: Sequence[Stack], places: Tensor) -> int:
+    """Return at least the most rows that one of these places has: few values, for a compiled model is made for each."""
+    counts = [(stack.slots[places] > ZERO).sum(dim=1).max() for stack in stacks]
+    most = int(torch.stack(counts).max()) if counts else 0
+    return 1 << (most - 1).bit_length() if most else 0
+
+
 def _grown(tensor: Tensor, rows: int, columns: int) -> Tensor:
     """Return a tensor of at least so many rows, doubled if there are too few, and columns; the same if it is enough."""
     more, wider = max(0, rows - len(tensor)), max(0, columns - tensor.shape[1])

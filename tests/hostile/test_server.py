@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lsr import AdapterBank
+from lsr.loading.contents import read_contents
 from lsr.serve.passes import Passes
 from tests.hostile.test_adapters import VALUES, harm
 from tests.lsr.saved import save_lora
@@ -116,7 +117,7 @@ def _resident():
 @pytest.mark.nightly
 def test_a_stranger_and_the_slowest_answers_of_256_tenants(passes, there, tmp_path, record_property):  # noqa: F811
     its, wide = (
-        passes.bank.read(there / "0/ben"),
+        read_contents(there / "0/ben"),
         files(save_lora(tmp_path / "wide", "roberta", base=None, r=24, labels=500)),
     )
     passes.bank.add_all({f"t{number}": its for number in range(256)})

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lsr.loading.contents import Contents
+from lsr.loading.contents import Contents, read_on
 from lsr.serve.http import reading
 from lsr.serve.http.batches import Batches
 from lsr.serve.passes import NO_TEMPLATE, Passes, longest
@@ -82,7 +82,7 @@ class Service:
     def _read(self, folder: Path) -> Contents:
         if read_config(folder).get("frames", "own") != "own":
             raise InputError(f"{folder}: names frames in another folder of this machine, which cannot be sent")
-        contents = self.bank.read(folder)
+        contents = read_on(self.bank.of_base, folder)
         longest(note := contents.task or {})
         own = self.passes.tokenizer.chat_template  # another is a program, which may take time and memory of all
         if note.get("template", NO_TEMPLATE) not in (NO_TEMPLATE, own):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr import AdapterBank
+from lsr.loading.contents import read_on
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.mixed_batch import BASE
 from tests.capabilities.models import tiny
@@ -36,7 +37,7 @@ def kinds(tmp_path_factory):
     folder, bank = tmp_path_factory.mktemp("kinds"), AdapterBank(tiny("distilbert"))
     for seed, (kind, (saved, fields)) in enumerate(KINDS.items()):
         saved(folder / kind, "distilbert", seed, **fields)
-    return {kind: bank.read(folder / kind) for kind in KINDS}
+    return {kind: read_on(bank.of_base, folder / kind) for kind in KINDS}
 
 
 def filled(contents):
