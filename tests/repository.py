@@ -10,6 +10,7 @@ from tests import forked, workspace
 from tests.kit import write
 
 SCRIPTS = Path(sys.executable).parent
+IDENTITY = {f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 PATIENCE = 1800  # seconds: on a machine that is busy, a pipeline of seven processes takes minutes
 
 
@@ -18,7 +19,7 @@ def command(folder, *words, code=0, patience=PATIENCE, **environment):
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "DVC_NO_ANALYTICS": "1",
         "OMP_NUM_THREADS": "1",
-        **{f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        **IDENTITY,
         **environment,
     }
     environment.pop("DVC_ROOT", None)

@@ -6,7 +6,7 @@
 # REPOSITORY is what `git clone` takes. Each line of LIST holds values as they stand after `dvc exp run --queue`, where
 # several values make several experiments: -S adapter=lora -S lora.r=1,4 -S 'seed=range(0, 5)'. NUMBER is the line to run.
 # DVC lets one process at a time change a clone, so each job has one. Where DVC_CACHE names a folder that all jobs see, on
-# a shared disk for one, nothing is copied from the remote or to it.
+# a shared disk for one, nothing is copied from the remote or to it. Beside Git and DVC, this needs setsid and pkill.
 set -euo pipefail
 values=$(sed -n "${3}p" "$2")
 if [ -z "$values" ]; then
@@ -24,9 +24,16 @@ else
     dvc pull --quiet --run-cache --allow-missing
 fi
 eval "dvc exp run --queue $values" # as it would be typed
+setsid dvc exp run --run-all &
+session=$!
+# DVC works in the background. This is told when this script ends, however it does, and ends what is left of that.
+exec 3> >(exec setsid bash -c 'read -r; pkill -KILL -s "$0"; rm -rf "$1"' "$session" "$folder")
 status=0
-dvc exp run --run-all || status=$? # what has ended well is pushed in any case
-for name in $(dvc exp list --name-only); do
+wait "$session" || status=$?
+for name in $(dvc exp list --name-only); do # what has ended well is pushed in any case
     dvc exp push ${DVC_CACHE:+--no-cache} origin "$name"
 done
+if dvc queue status | grep -E ' (Failed|Queued|Running)$'; then # of which DVC ends with 0, too
+    status=1
+fi
 exit "$status"

@@ -21,7 +21,8 @@ LOST = 3  # times that a task may lose its node
 def run(number: int, repository: str, jobs: str, folder: str) -> tuple[int, str]:
     """Run a line on some node; return the exit status and the last lines that were printed."""
     environment = os.environ | {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}"}
-    words = [f"{folder}/examples/cluster/job.sh", repository, jobs, str(number)]
+    # The line ends with this worker, or it would be done here and elsewhere.
+    words = ["setpriv", "--pdeathsig", "TERM", f"{folder}/examples/cluster/job.sh", repository, jobs, str(number)]
     # Our own words, and no shell.
     ended = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     return ended.returncode, "\n".join((ended.stdout + ended.stderr).splitlines()[-5:])
