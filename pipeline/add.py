@@ -78,7 +78,8 @@ def add(file: str, text: Sequence[str] | None, label: str | None, tenant: str | 
     if not re.fullmatch(NAME, name):
         raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
     if name in check_rows("data"):
-        raise UserError(f"{OWN.parent}: there is a row {name} already; remove it, or choose another --name")
+        remove = f", or remove it from {OWN}" if OWN.exists() and name in read_yaml(OWN) else ""
+        raise UserError(f"--name: there is a row {name} already; choose another{remove}")
     with sources.explained(str(path)):
         table = sources.read_file(path)
     content = described(table, text, label, tenant, path)
@@ -123,7 +124,7 @@ def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: M
     console.line(f"{OWN}: added {name}: {rows:,} rows of {path}")
     for word, said in shown.items():
         console.line(f"  {word:8}{said}")
-    console.line(f"To change any of it, edit {OWN}, or remove the row there and give --text, --label or --name")
+    console.line(f"To change it, edit {OWN}, or remove the row there and give --text, --label, --tenant or --name")
     console.line(f"To keep both with the repository, the file by its digest: git add {OWN} && dvc add {path}")
     train = load_params().train
     is_short = train.epochs * len(splits["train"]) < LEAST_STEPS * train.batch_size

@@ -72,7 +72,7 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"
     classes = _rows(artifacts.EVALUATE_CLASSES)
     if silent := [one["class"] for one in classes if one["texts"] != "0" and one["answers"] == "0"]:
-        yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, which test has"
+        yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, but test has such texts"
     yield (
         "parameters",
         f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained, "
@@ -84,7 +84,8 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield "its start", f"{start['start_batches']:,} batches, {start['start_read']:,} examples read"
     if trained["steps"] < SHORT:
         more = ", or train.steps: auto," if params.train.steps == "epochs" else ""
-        said = f"below {SHORT} steps, more of train.epochs{more} often changes which method is best."
+        ended = ", unless train.patience ended it" * (params.train.patience != "none")
+        said = f"below {SHORT} steps{ended}, more of train.epochs{more} often changes which method is best."
         yield "", f"This is a short run: {said}"
     took = {name: taken for name in STAGES if (taken := stage.recorded(name)) is not None}
     if took:

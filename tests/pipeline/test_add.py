@@ -140,7 +140,7 @@ MISTAKES = [
     (["data/bare.csv"], "data/bare.csv: the first line is a row; put one above it with names of columns, "),
     (["data/two.csv"], "data/two.csv: which column is to be predicted? --label queue or team"),
     (["data/tickets.csv", "--label", "queue", "--tenant", "queue"], "--tenant and --label name the same column, queue"),
-    (["data/tickets.csv", "--name", "mrpc"], "data: there is a row mrpc already; remove it, or choose another --name"),
+    (["data/tickets.csv", "--name", "mrpc"], "--name: there is a row mrpc already; choose another"),
     (["data/tickets.csv", "--name", "a.b"], "--name: a row's name has letters, digits, - and _ only, got a.b"),
     (["data/ratings.jsonl", "--text", "stars", "--label", "spam"], "data/datasets.yaml: ratings: train: data/ratings"),
 ]  # fmt: skip

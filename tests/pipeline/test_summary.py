@@ -79,7 +79,7 @@ def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out():
 def test_a_class_that_no_answer_names_is_said():
     assert "never said" not in said(main)
     classes(negative=(0.0, 0), positive=(0.66, 100))
-    assert "\nnever said  negative, which test has\n" in said(main)
+    assert "\nnever said  negative, but test has such texts\n" in said(main)
     classes(**{f"class{number}": (0.5, 9) for number in range(11)})
     assert "by class" not in said(main)
 

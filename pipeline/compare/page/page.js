@@ -153,7 +153,7 @@ function pareto(size, score, title, all, unit = 1) {
   const width = 560, height = 360, left = 40, bottom = 30, parts = [], names = [];
   const done = all.filter(row => !none(row[score])), limit = lowest(done.map(row => row[score]));
   const rows = done.filter(row => row[score] >= limit), sized = rows.filter(row => row[size] > 0);
-  if (!sized.length) return chart(size, width, 20, [drawn("text", { x: 0, y: 14 }, "nothing finished")]);
+  if (!sized.length) return chart(size, width, 20, [drawn("text", { x: 0, y: 14 }, done.length ? "no method here has such a size" : "nothing finished")]);
   const means = rows.map(row => row[score]), spare = Math.max(0.3, 0.12 * (Math.max(...means) - Math.min(...means)));
   const low = Math.min(...means) - spare, high = Math.max(...means) + spare;  // long intervals are cut
   const sizes = sized.map(row => Math.log10(row[size] / unit));
