@@ -26,8 +26,10 @@ fi
 eval "dvc exp run --queue $values" # as it would be typed
 setsid dvc exp run --run-all &
 session=$!
-# DVC works in the background. This is told when this script ends, however it does, and ends what is left of that.
-exec 3> >(exec setsid bash -c 'read -r; pkill -KILL -s "$0"; rm -rf "$1"' "$session" "$folder")
+# DVC works in the background: what is left of that ends with this script, even where nothing is left to run the trap.
+end="pkill -KILL -s $session || true; rm -rf '$folder' || true" # its check for updates may still write
+trap "$end" EXIT
+exec 3> >(exec setsid bash -c "read -r; $end")
 status=0
 wait "$session" || status=$?
 for name in $(dvc exp list --name-only); do # what has ended well is pushed in any case
