@@ -66,7 +66,8 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
             yield "e.g.", f"{prompt} -> {said}" + (f" (expected: {expected})" if one["right"] == "no" else "")
     if row.tenant is not None:
         scored = sorted((float(one["score"]), one["tenant"]) for one in _rows(artifacts.EVALUATE_TENANTS))
-        for word, its in {"best": scored[: -FEW - 1 : -1], "worst": scored[:FEW]}.items():
+        few = max(1, min(FEW, len(scored) // 2))
+        for word, its in {"best": scored[: -few - 1 : -1], "worst": scored[:few]}.items():
             yield word, ", ".join(f"{name} {score:.4g}" for score, name in its)
         each = found["bank_bytes"] / found["tenants"]
         yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"

@@ -19,6 +19,7 @@ Interval = tuple[float, float]
 ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
 CONFIDENCE = 0.95
 BY_CLASS = ("class", "precision", "recall", "f1", "texts", "answers")
+SIGNED = ("matthews_correlation", "pearson", "spearman")  # in [-1, 1]; the others are in [0, 1]
 NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
 
 

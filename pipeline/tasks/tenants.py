@@ -227,7 +227,9 @@ class TenantsTask(Task):
         for name in self.row.metrics if len(each) > 1 else ():
             found = np.array([its[name] for its in each])
             within = stats.sem(found) * stats.t.ppf((1 + scores.CONFIDENCE) / 2, len(found) - 1)
-            metrics |= {f"{name}_low": metrics[name] - within, f"{name}_high": metrics[name] + within}
+            least = -1.0 if name in scores.SIGNED else 0.0
+            low, high = max(least, metrics[name] - within), min(1.0, metrics[name] + within)
+            metrics |= {f"{name}_low": low, f"{name}_high": high}
         return metrics | {"examples": sum(int(its["examples"]) for its in each), "tenants": len(self.tenants)}
 
     def table(self, outcome: Outcome) -> Columns:
@@ -261,8 +263,9 @@ class TenantsTask(Task):
         return f"for each of {len(self.tenants):,} tenants {what}"
 
     def shown(self, labels: Numbers) -> str:
-        widths = {its.width for its in self.tenants.values()}
-        return self.says() if self.is_number else f"{self.says()}, {min(widths)} to {max(widths)} labels each"
+        widths = [its.width for its in self.tenants.values()]
+        ends = " to ".join(map(str, sorted({min(widths), max(widths)})))
+        return self.says() if self.is_number else f"{self.says()}, {ends} labels each"
 
 
 def write(folder: Path, task: Task, numbers: Numbers | None) -> None:

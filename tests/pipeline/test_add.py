@@ -168,7 +168,7 @@ def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_i
     shown = said(main, "data/shops.csv", "--tenant", "shop")
     row = read_yaml(OWN)["shops"]
     assert (row["tenant"], row["label"], row["metrics"]) == ("shop", {"column": "queue"}, ["accuracy", "macro_f1"])
-    assert "  label   queue, for each of 3 tenants one of its labels, 2 to 2 labels each\n" in shown
+    assert "  label   queue, for each of 3 tenants one of its labels, 2 labels each\n" in shown
     write("data/numbers.csv", [one | {"queue": at / 7} for at, one in enumerate(SHOPS)])
     main(["data/numbers.csv", "--tenant", "shop", "--label", "queue"])
     assert read_yaml(OWN)["numbers"]["label"] == {"column": "queue", "low": 0, "high": 17}

@@ -164,7 +164,7 @@ def test_scores_are_means_over_tenants_with_the_interval_of_t(task):
     whole, mean = task.overall(parts), np.mean([*each.values()])
     assert whole["score"] == whole["accuracy"] == task.scores(outcome)["accuracy"] == pytest.approx(mean)
     low, high = stats.t.interval(scores.CONFIDENCE, 1, mean, stats.sem([*each.values()]))
-    assert (whole["accuracy_low"], whole["accuracy_high"]) == pytest.approx((low, high))
+    assert (whole["accuracy_low"], whole["accuracy_high"]) == pytest.approx((max(low, 0), min(high, 1)))
     assert (whole["examples"], whole["tenants"]) == (40, 2)
     table = task.table(outcome)
     assert table["tenant"].tolist() == ["ab"[number] for number in groups]
