@@ -107,7 +107,8 @@ def write_reports(trainer: Trainer, view: params.TrainView) -> None:
         values = [value for _, value in points]
         console.line(f"{name.replace('_', ' '):16} {console.sparkline(values)} {values[0]:.4g} to {values[-1]:.4g}")
     if len(rows) < view.train.epochs:
-        console.line(f"train: stopped before {view.train.epochs} epochs, by train.patience: {view.train.patience}")
+        done, patience = f"{len(rows)} of {view.train.epochs} epochs", view.train.patience
+        console.line(f"train: stopped after {done}, by train.patience: {patience}")
 
 
 if __name__ == "__main__":

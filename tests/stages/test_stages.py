@@ -148,7 +148,7 @@ def test_patience_ends_training_after_the_same_epoch_also_if_it_is_killed_there(
     run(TRAIN)
     found, undisturbed = report(artifacts.TRAIN_METRICS), digests("artifacts/adapter", "reports/train")
     assert (found["best_epoch"], found["best_score"], found["read"]) == (4, 0.7, 4 * 130)
-    assert "train: stopped before 9 epochs, by train.patience: 2\n" in capfd.readouterr().out
+    assert "train: stopped after 4 of 9 epochs, by train.patience: 2\n" in capfd.readouterr().out
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_load_best_model", kill)
         with pytest.raises(KilledError):
