@@ -106,6 +106,18 @@ def serve() -> Iterator[str]:
     return table(header, [[str(row["tenants"]), str(row["clients"]), *rates, *seconds]])
 
 
+def writing() -> Iterator[str]:
+    """Yield how many tokens a second a language model learns and writes with each method, and the memory it takes."""
+    kinds = {"train": "a step", "write": "writing"}
+    rows = [
+        [f"{kinds[row['what']]}, {row['dtype']}", row["method"], f"{row['tokens_per_second']:.0f}"]
+        + [f"{row[name]:.2f}" for name in ("to LoRA r = 8", "to no adapter")]
+        + [f"{row['peak'] / 1e9:.1f}"]
+        for row in json.loads(read(SPEED))["generate"]["figures"]
+    ]
+    return table(("", "method", "tokens a second", "of LoRA's", "of the model's alone", "peak, GB"), rows)
+
+
 def leaders() -> Iterator[str]:
     """Yield sizes, seconds and scores of the methods of the picture."""
     return table(LEADERS, [row for _, row in _leaders()])
@@ -262,6 +274,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "LoRA steps": lora_steps,
     "many": many,
     "serve": serve,
+    "writing": writing,
     "tenants": tenants,
     "leads of tenants": leads,
     "hypotheses of tenants": partial(hypotheses, "tenants"),
