@@ -35,7 +35,7 @@ class ClassesTask(Task):
 
     def in_order(self, numbers: pd.Series) -> pd.Series:
         """Return the places of classes among the outputs from those in the row."""
-        return numbers if self.names == self.label.names else 1 - numbers
+        return numbers if self.label.ordered == self.label.names else 1 - numbers
 
     def lacks(self, train: pd.DataFrame) -> str:
         counts = self.counted(np.array(train["label"].tolist()))

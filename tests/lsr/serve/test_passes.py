@@ -53,7 +53,7 @@ def test_what_breaks_a_batch_is_an_error_of_its_row_alone(passes, monkeypatch):
     names = ["anna", "ben", "cleo", "dora", "anna", "cleo", "dora", "anna"]
     found = ask_passes(passes, posted(*(predict(name, "a cat") for name in names)))
     assert [response.status_code for response in found] == [500 if name == "ben" else 200 for name in names]
-    assert sizes == [8, 4, 2, 1, 1, 2, 4]
+    assert sorted(sizes) == [1, 1, 2, 2, 4, 4, 8]  # the halves with ben in them, and the others as a whole
 
 
 def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_batch():
