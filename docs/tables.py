@@ -212,6 +212,20 @@ def leads() -> Iterator[str]:
     return table(("method", *tasks), rows)
 
 
+def completions() -> Iterator[str]:
+    """Yield scores in percent, and losses per token, of methods of the preset `generate` that have some, by task."""
+    by_task = results("generate")
+    tasks = [task for task in dict.fromkeys(task for task, _ in by_task) if "loss" in by_task[task, "base alone"]]
+    header = ("method", "trained", *(name for task in tasks for name in (task, "loss")))
+    rows = []
+    for method in dict.fromkeys(method for _, method in by_task):
+        its = [by_task[task, method] for task in tasks]
+        if any("loss" in row for row in its):
+            cells = [cell for row in its for cell in (_mean_score(row), f"{row['loss']:.2f}" if "loss" in row else "–")]
+            rows.append([method, f"{max(row['trained'] or 0 for row in its):,}", *cells])
+    return table(header, rows)
+
+
 def _by_size(tasks: Iterable[str]) -> list[str]:
     return sorted({*tasks}, key=lambda task: (len(task), task))
 
@@ -278,6 +292,8 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "tenants": tenants,
     "leads of tenants": leads,
     "hypotheses of tenants": partial(hypotheses, "tenants"),
+    "completions": completions,
+    "hypotheses of completions": partial(hypotheses, "generate"),
     "first screen": first_screen,
     "leaders": leaders,
     **{
