@@ -216,19 +216,19 @@ def _known(values: pd.Series) -> list[Any]:
 
 def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]:
     # What of a row follows from the column to predict: label, metrics and cut; the classes of tenants are found later.
-    values, whose = _known(column), {} if tenant is None else {"tenant": tenant}
+    values, of_tenants = _known(column), {} if tenant is None else {"tenant": tenant}
     counts = Counter(map(plain_text, values))
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
     are_flags = all(isinstance(value, bool) for value in values)
     are_numbers = numbers.notna().all() and not are_flags
     if are_numbers and ((numbers % 1 != 0).any() or len(counts) > MOST_DIGITS):
         ends = {"low": float(numbers.min()), "high": float(numbers.max())}
-        return {**whose, "label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"], "cut": CUT}
+        return {**of_tenants, "label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"], "cut": CUT}
     if several := _several(column):
         label = {"several": column.name, **several}
-        return {**whose, "label": label, "metrics": ["macro_f1", "micro_f1"], "cut": CUT}
-    if whose:
-        return {**whose, "label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"], "cut": CUT}
+        return {**of_tenants, "label": label, "metrics": ["macro_f1", "micro_f1"], "cut": CUT}
+    if of_tenants:
+        return {**of_tenants, "label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"], "cut": CUT}
     if not 1 < len(counts) <= min(MOST_CLASSES, len(values) / 2):
         raise UserError(
             f"{path}: {column.name} is no label: it has {len(counts):,} different values in {len(values):,} rows; "

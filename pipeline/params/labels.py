@@ -90,8 +90,8 @@ class Classes(Form):
         if self.positive is not None and (len(self.names) != 2 or self.positive not in self.names):
             near = nearest(self.positive, self.names)
             raise ValueError(f"positive: must be one of exactly two names, got {self.positive}{near}")
-        if self.positive is not None and (row.choices or row.tenant is not None):
-            raise ValueError("positive: goes with no choices and no tenant")
+        if self.positive is not None and row.choices:
+            raise ValueError("positive: choices have no positive one: leave it out")
         if row.choices:
             self._check_choices(row)
         if row.stratify and (row.choices or row.group):
