@@ -1,7 +1,6 @@
 """What users of PEFT expect of a method: one probe per behavior, for LSR or any other method."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter
 from torch.testing import assert_close
-from transformers import Trainer, TrainingArguments
 
 from tests.capabilities.checks import (
     base_weights,
@@ -40,10 +38,8 @@ from tests.capabilities.checks import (
 )
 from tests.capabilities.models import LABELS, Fields, logits, tiny, tokens
 from tests.capabilities.subjects import (
-    CLASSIFIERS,
     EVERY,
     HEADLESS,
-    LANGUAGE_MODELS,
     METHODS,
     PAIRS,
     TARGETS,
@@ -56,15 +52,6 @@ from tests.capabilities.subjects import (
 
 def _fresh(subject: Subject, folder: Path) -> None:
     same(logits(subject.fresh()), logits(tiny(subject.model)), "a fresh adapter changes the model")
-
-
-def _training(subject: Subject, folder: Path) -> None:
-    model = subject.fresh()
-    before = base_weights(model)
-    losses, moved = train(model, steps=25)
-    check(losses[-1] < 0.98 * losses[0], "training does not lower the loss")
-    check(all(moved.values()), "a trainable tensor never had a gradient")
-    same_base(before, model, "training changed the base weights")
 
 
 def _checkpointing(subject: Subject, folder: Path) -> None:
@@ -83,57 +70,14 @@ def _checkpointing(subject: Subject, folder: Path) -> None:
             assert_close(checkpointed[name], gradient)
 
 
-def _trainer(subject: Subject, folder: Path) -> None:
-    rows = [{name: ids[row] for name, ids in tokens().items()} for row in range(4)]
-    for row, example in enumerate(rows):
-        example["labels"] = example["input_ids"] if subject.is_causal else torch.tensor(row % LABELS)
-    runs = []
-    for checkpoint in (None, str(folder / "one" / "checkpoint-2")):
-        arguments = TrainingArguments(
-            str(folder / ("two" if checkpoint else "one")),
-            max_steps=4,
-            save_steps=2,
-            per_device_train_batch_size=2,
-            learning_rate=0.01,
-            seed=0,
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            logging_strategy="no",
-        )
-        model = subject.fresh()
-        trainer = Trainer(model, arguments, train_dataset=rows)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        runs.append(get_peft_model_state_dict(model))
-    whole, resumed = runs
-    for name, value in whole.items():
-        same(resumed[name], value, f"a resumed training ends with another {name}")
-
-
 # Saving and loading
 
 
 def _loading(subject: Subject, folder: Path) -> None:
     model = subject.stirred()
     far(logits(model), logits(tiny(subject.model)))
-    reloaded(model, subject.model, folder)
-
-
-def _meta_loading(subject: Subject, folder: Path) -> None:
-    reloaded(subject.stirred(), subject.model, folder, low_cpu_mem_usage=True)
-
-
-def _further_training(subject: Subject, folder: Path) -> None:
-    model = subject.stirred()
-    check(not trainable(reloaded(model, subject.model, folder)), "a loaded adapter trains without being asked to")
-    further = reloaded(model, subject.model, folder, is_trainable=True)
-    check(trainable(further).keys() == trainable(model).keys(), "something else trains after loading")
-    losses, _ = train(further, steps=10)
-    check(losses[-1] < losses[0], "training does not go on after loading")
-
-
-def _no_pickles(subject: Subject, folder: Path) -> None:
-    subject.stirred().save_pretrained(str(folder))
+    for is_lean in (False, True):
+        reloaded(model, subject.model, folder, low_cpu_mem_usage=is_lean)
     names = {path.name for path in folder.iterdir()} - {"README.md"}
     check(names == {"adapter_config.json", "adapter_model.safetensors"}, f"the folder holds {sorted(names)}")
 
@@ -157,22 +101,6 @@ def _auto_class(subject: Subject, folder: Path) -> None:
     same(logits(loaded), logits(model), "the loaded model computes something else")
 
 
-def _state_dict(subject: Subject, folder: Path) -> None:
-    model, other = subject.stirred(), subject.fresh()
-    result: Any = set_peft_model_state_dict(other, get_peft_model_state_dict(model))
-    check(not result.unexpected_keys, f"unexpected keys: {result.unexpected_keys}")
-    same(logits(other), logits(model), "an adapter set from a state dict computes something else")
-
-
-def _selected_adapters(subject: Subject, folder: Path) -> None:
-    model = subject.with_two()
-    model.save_pretrained(str(folder), selected_adapters=["second"])
-    check([path.name for path in folder.iterdir() if path.is_dir()] == ["second"], "other adapters were saved too")
-    model.set_adapter("second")
-    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder / "second"))
-    same(logits(loaded), logits(model), "a selected adapter computes something else")
-
-
 def _load_adapter(subject: Subject, folder: Path) -> None:
     model = subject.with_two()
     model.save_pretrained(str(folder))
@@ -183,6 +111,8 @@ def _load_adapter(subject: Subject, folder: Path) -> None:
             model.set_adapter(name)
             loaded.set_adapter(name)
             same(logits(loaded.eval()), logits(model), f"adapter {name} computes something else")
+    model.save_pretrained(str(folder / "one"), selected_adapters=["second"])
+    check([path.name for path in (folder / "one").iterdir() if path.is_dir()] == ["second"], "others were saved too")
 
 
 def _hot_swap(subject: Subject, folder: Path) -> None:
@@ -220,24 +150,11 @@ def _merge_and_unload(subject: Subject, folder: Path) -> None:
     near(logits(plain), before, "the merged model computes something else")
     plain.save_pretrained(str(folder))
     same(logits(type(plain).from_pretrained(str(folder)).eval()), logits(plain), "a merged model is loaded differently")
-
-
-def _unload(subject: Subject, folder: Path) -> None:
-    model = subject.stirred()
-    weights = base_weights(subject.fresh().unload())
-    plain = model.unload()
-    for name, value in tiny(subject.model).state_dict().items():
+    left, base = subject.stirred().unload().state_dict(), tiny(subject.model).state_dict()
+    check(left.keys() == base.keys(), "unloading leaves other weights")
+    for name, value in base.items():
         if not name.startswith(subject.trained_whole or ("no head",)):
-            same(plain.state_dict()[name], value, "unloading does not give the base model back")
-    check(weights.keys() == tiny(subject.model).state_dict().keys(), "what is left has other weights")
-
-
-def _merge_by_name(subject: Subject, folder: Path) -> None:
-    model = subject.with_two(**HEADLESS)
-    model.set_adapter("second")
-    expected = logits(model)
-    model.set_adapter("default")
-    near(logits(model.merge_and_unload(adapter_names=["second"])), expected, "another adapter was merged")
+            same(left[name], value, "unloading does not give the base model back")
 
 
 def _merge_of_unknown(subject: Subject, folder: Path) -> None:
@@ -272,25 +189,25 @@ def _disable(subject: Subject, folder: Path) -> None:
         same(logits(model), before, "enabled again, it computes something else")
 
 
-def _add_adapter(subject: Subject, folder: Path) -> None:
+def _switching(subject: Subject, folder: Path) -> None:
     model = subject.stirred()
-    before = logits(model)
+    first = logits(model)
     model.add_adapter("second", subject.second())
-    same(logits(model.eval()), before, "a second adapter changes the model before it is active")
+    same(logits(model.eval()), first, "a second adapter changes the model before it is active")
     check(model.active_adapters == ["default"], "a second adapter is active at once")
     check(not any("second" in name for name in trainable(model)), "a second adapter trains before it is active")
-
-
-def _set_adapter(subject: Subject, folder: Path) -> None:
-    model = subject.with_two()
-    first = logits(model)
     model.set_adapter("second")
+    stir(model, seed=1)
     alone = get_peft_model(tiny(subject.model), subject.second()).eval()
-    set_peft_model_state_dict(alone, get_peft_model_state_dict(model, adapter_name="second"))
+    result: Any = set_peft_model_state_dict(alone, get_peft_model_state_dict(model, adapter_name="second"))
+    check(not result.unexpected_keys, f"unexpected keys: {result.unexpected_keys}")
     same(logits(model), logits(alone), "the second adapter computes something else than alone")
     check(not any(".default" in name for name in trainable(model)), "an inactive adapter trains")
     model.set_adapter("default")
     same(logits(model), first, "switching forth and back changes the first adapter")
+    model.delete_adapter("second")
+    same(logits(model), first, "deleting another adapter changes the active one")
+    check(not any("second" in name for name in model.state_dict()), "something of a deleted adapter is left")
 
 
 def _several_active(subject: Subject, folder: Path) -> None:
@@ -305,14 +222,10 @@ def _several_active(subject: Subject, folder: Path) -> None:
     near(logits(model), both, "merged together, they compute something else")
     model.unmerge_adapter()
     near(logits(model), both, "unmerged together, they compute something else")
-
-
-def _delete_adapter(subject: Subject, folder: Path) -> None:
-    model = subject.with_two()
-    first = logits(model)
-    model.delete_adapter("second")
-    same(logits(model), first, "deleting another adapter changes the active one")
-    check(not any("second" in name for name in model.state_dict()), "something of a deleted adapter is left")
+    model.set_adapter("second")
+    second = logits(model)
+    model.set_adapter("default")
+    near(logits(model.merge_and_unload(adapter_names=["second"])), second, "another adapter was merged")
 
 
 def _mixed_batch(subject: Subject, folder: Path) -> None:
@@ -338,11 +251,6 @@ def _mixed_methods(subject: Subject, folder: Path) -> None:
 # Which layers can be adapted, and how adapters are added
 
 
-def _all_linear(subject: Subject, folder: Path) -> None:
-    model = subject.fresh(target_modules="all-linear")
-    check(len(layers(model)) >= 8, f"only {len(layers(model))} layers are adapted")
-
-
 def _typo(subject: Subject, folder: Path) -> None:
     names = [*TARGETS[subject.model], "typo"]
     rejects(lambda: subject.fresh(target_modules=names), "a wrong name beside a right one is passed over")
@@ -354,21 +262,6 @@ def _rank_pattern(subject: Subject, folder: Path) -> None:
     usual = sum(p.numel() for p in trainable(subject.fresh(**HEADLESS)).values())
     changed = subject.fresh(rank_pattern={first: rank}, **HEADLESS)
     check(sum(p.numel() for p in trainable(changed).values()) != usual, "the pattern changes nothing")
-
-
-def _head(subject: Subject, folder: Path) -> None:
-    fields = {"task_type": None, "modules_to_save": list(subject.trained_whole)}
-    model = subject.stirred(**fields)
-    for head in subject.trained_whole:
-        check(any(f"{head}.modules_to_save.default" in name for name in trainable(model)), f"{head} does not train")
-    reloaded(model, subject.model, folder, "a loaded head")
-
-
-def _tied_warning(subject: Subject, folder: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        subject.fresh(target_modules=["lm_head"])
-    check(any("tie_word_embeddings" in str(warning.message) for warning in caught), "no word about tied weights")
 
 
 def _tied_head(subject: Subject, folder: Path) -> None:
@@ -399,20 +292,6 @@ def _transformers_loading(subject: Subject, folder: Path) -> None:
     same(logits(plain), logits(model), "transformers' load_adapter computes something else")
 
 
-def _transformers_adding(subject: Subject, folder: Path) -> None:
-    model = tiny(subject.model)
-    model.add_adapter(subject.config(**HEADLESS), "first")
-    train(model)
-    adapted = logits(model)
-    far(adapted, logits(tiny(subject.model)))
-    model.disable_adapters()
-    same(logits(model), logits(tiny(subject.model)), "disable_adapters leaves something")
-    model.enable_adapters()
-    same(logits(model), adapted, "enable_adapters computes something else")
-    model.delete_adapter("first")
-    same(logits(model), logits(tiny(subject.model)), "delete_adapter leaves something")
-
-
 # Number formats, compilers, copies and reports
 
 
@@ -427,13 +306,6 @@ def _bfloat16(subject: Subject, folder: Path) -> None:
     same(logits(PeftModel.from_pretrained(base, str(folder))), logits(model), "loaded, it computes something else")
 
 
-def _own_dtype(subject: Subject, folder: Path) -> None:
-    base = tiny(subject.model).bfloat16()
-    model = get_peft_model(base, subject.config(**HEADLESS), autocast_adapter_dtype=False)
-    check({p.dtype for p in trainable(model).values()} == {torch.bfloat16}, "the adapter is not in the base's dtype")
-    train(model)
-
-
 def _autocast(subject: Subject, folder: Path) -> None:
     model = subject.stirred().train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -441,12 +313,22 @@ def _autocast(subject: Subject, folder: Path) -> None:
     now.backward()
     dtypes = {getattr(parameter.grad, "dtype", None) for parameter in trainable(model).values()}
     check(dtypes == {torch.float32}, "gradients are not in float32")
+    base = tiny(subject.model).bfloat16()
+    model = get_peft_model(base, subject.config(**HEADLESS), autocast_adapter_dtype=False)
+    check({p.dtype for p in trainable(model).values()} == {torch.bfloat16}, "the adapter is not in the base's dtype")
+    train(model)
 
 
 def _compile(subject: Subject, folder: Path) -> None:
+    compilations: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        compilations.append(graph)
+        return graph.forward
+
     torch.compiler.reset()
-    model = subject.stirred()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    model, other = subject.stirred(), subject.fresh()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     near(logits(compiled), logits(model), "compiled, it differs")
     gradients = []
     for one in (compiled, model):
@@ -455,20 +337,6 @@ def _compile(subject: Subject, folder: Path) -> None:
         gradients.append({name: parameter.grad.clone() for name, parameter in trainable(model).items()})
     for name, gradient in gradients[1].items():
         near(gradients[0][name], gradient, f"compiled, the gradient of {name} differs")
-    torch.compiler.reset()
-
-
-def _swap_compiled(subject: Subject, folder: Path) -> None:
-    compilations: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
-        compilations.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    model, other = subject.fresh(), subject.stirred()
-    compiled = torch.compile(model, backend=backend)
-    logits(compiled)
     before = len(compilations)
     set_peft_model_state_dict(model, get_peft_model_state_dict(other))
     near(logits(compiled), logits(other), "the compiled model keeps the old adapter")
@@ -502,50 +370,32 @@ def _reports(subject: Subject, folder: Path) -> None:
 
 BEHAVIORS = {
     "a fresh adapter changes no bit": Behavior(_fresh, EVERY),
-    "training moves all of it, and no base weight": Behavior(_training),
-    "`Trainer`: training, resumed from a checkpoint": Behavior(_trainer, shown_on="llama-causal"),
     "gradient checkpointing, frozen embeddings": Behavior(_checkpointing),
-    "`save_pretrained`, `from_pretrained`: bit for bit": Behavior(_loading, EVERY),
-    "`low_cpu_mem_usage=True`": Behavior(_meta_loading, EVERY),
+    "`save_pretrained`, `from_pretrained`: bit for bit, no pickle": Behavior(_loading, EVERY),
     "saved again, the same bytes": Behavior(_same_bytes, EVERY),
-    "safetensors and JSON, no pickle": Behavior(_no_pickles),
-    "`is_trainable=True`: training goes on": Behavior(_further_training),
-    "`AutoPeftModelForSequenceClassification`": Behavior(_auto_class, CLASSIFIERS),
-    "`AutoPeftModelForCausalLM`": Behavior(_auto_class, LANGUAGE_MODELS, "llama-causal"),
-    "`get_`, `set_peft_model_state_dict`": Behavior(_state_dict),
-    "`load_adapter`": Behavior(_load_adapter, PAIRS),
-    "`save_pretrained(selected_adapters=...)`": Behavior(_selected_adapters, PAIRS),
+    "`AutoPeftModelForSequenceClassification`, `AutoPeftModelForCausalLM`": Behavior(_auto_class),
+    "`load_adapter`, `selected_adapters`": Behavior(_load_adapter, PAIRS),
     "`hotswap_adapter`": Behavior(_hot_swap, ("bert",)),
     "`merge_adapter`": Behavior(_merging, EVERY),
     "`Conv1D` of GPT-2": Behavior(_merging, ("gpt2",), "gpt2"),
     "`unmerge_adapter` restores the very bits": Behavior(_unmerging, EVERY),
-    "`merge_and_unload`, saved as a plain model": Behavior(_merge_and_unload),
+    "`merge_and_unload`, saved as a plain model; `unload`": Behavior(_merge_and_unload),
     "the same under a head of several layers (RoBERTa)": Behavior(_merge_and_unload, ("roberta",), "roberta"),
-    "`unload` gives the base back bit for bit": Behavior(_unload),
-    "`merge_and_unload(adapter_names=...)`": Behavior(_merge_by_name, PAIRS),
     "merging a wrong name is an error": Behavior(_merge_of_unknown),
     "`safe_merge` refuses NaN and leaves all as it was": Behavior(_safe_merge),
     "`disable_adapter`: the base, bit for bit": Behavior(_disable, PAIRS),
-    "`add_adapter`": Behavior(_add_adapter, PAIRS),
-    "`set_adapter`": Behavior(_set_adapter, PAIRS),
-    "`delete_adapter`": Behavior(_delete_adapter, PAIRS),
-    "several active adapters": Behavior(_several_active, PAIRS),
+    "`add_adapter`, `set_adapter`, `delete_adapter`": Behavior(_switching, PAIRS),
+    "several active adapters, merged together or one of them": Behavior(_several_active, PAIRS),
     "`adapter_names`: each row its adapter": Behavior(_mixed_batch, PAIRS),
     "`PeftMixedModel` with LoRA": Behavior(_mixed_methods, ("bert",)),
-    '`target_modules="all-linear"`': Behavior(_all_linear),
     "a name that matches nothing is an error": Behavior(_typo),
     "`rank_pattern`": Behavior(_rank_pattern),
-    "`modules_to_save`": Behavior(_head, CLASSIFIERS),
-    "a tied head: PEFT's warning": Behavior(_tied_warning, ("gpt2-causal",), "gpt2-causal"),
     "a tied head: merging leaves the embeddings": Behavior(_tied_head, ("gpt2-causal",), "gpt2-causal"),
     "`inject_adapter_in_model`": Behavior(_injection),
     "transformers' `load_adapter`": Behavior(_transformers_loading),
-    "transformers' `add_adapter`, `disable_adapters`, `delete_adapter`": Behavior(_transformers_adding, ("bert",)),
     "float32 adapter on a bfloat16 base": Behavior(_bfloat16, EVERY),
-    "`autocast_adapter_dtype=False`": Behavior(_own_dtype),
-    "autocast": Behavior(_autocast),
-    "`torch.compile`, one graph": Behavior(_compile, ("bert",)),
-    "another adapter's weights set in place, not compiled again": Behavior(_swap_compiled, ("bert",)),
+    "autocast, `autocast_adapter_dtype=False`": Behavior(_autocast),
+    "`torch.compile`: one graph, also for other weights": Behavior(_compile, ("bert",)),
     "`deepcopy`": Behavior(_copy, PAIRS),
     "`get_layer_status`, `get_model_status`, counts": Behavior(_reports),
 }

@@ -14,7 +14,6 @@ TEXT = PAGE.read_text(encoding="utf-8")
 REFUSED = {  # by PEFT or transformers themselves: what a user reads
     "`hotswap_adapter`": "Hotswapping only supports LORA but LSR was passed.",
     "`PeftMixedModel` with LoRA": "The provided `peft_type` 'LSR' is not compatible with the `PeftMixedModel`.",
-    "transformers' `add_adapter`, `disable_adapters`, `delete_adapter`": "The version of PEFT you are using",
 }
 ON = {EVERY: subjects.CASES, PAIRS: subjects.PAIRS}
 MATRIX = [
