@@ -1,4 +1,4 @@
-"""Frames against dense references: singular vectors for one matrix, energies of projections for several."""
+"""Leading singular parts and frames against dense references in numpy, and least squares, whatever the BLAS."""
 
 from itertools import product
 
@@ -11,7 +11,68 @@ from torch.testing import assert_close
 
 from lsr.algebra import spectrum
 from lsr.algebra.frames import core_between, diagonal_between, energy_between, leading_frames, paired_frames
-from tests.lsr.layers import normal
+from lsr.algebra.separable import nearest_kron_sum
+from lsr.algebra.spectrum import leading_svd
+from tests.lsr.layers import decaying, normal
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.data())
+def test_the_leading_part_is_the_nearest_matrix_of_its_rank_with_canonical_signs(rows, columns, data):
+    rank = data.draw(st.integers(1, min(rows, columns)))
+    matrix = normal(rows, columns, seed=rows)
+    left, values, right = leading_svd(matrix, rank)
+    rest = matrix - left * values @ right
+    assert_close(rest.norm(), torch.linalg.svdvals(matrix)[rank:].norm(), atol=1e-12, rtol=0)
+    assert_close(right @ right.T, torch.eye(rank, dtype=torch.float64))
+    assert (right.gather(1, right.abs().argmax(dim=1, keepdim=True)) > 0).all()
+    assert_close(leading_svd(-matrix, rank)[2], right, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
+def test_the_randomized_svd_of_a_large_matrix_finds_the_same_always(monkeypatch, shape):
+    full = leading_svd(decaying(*shape), 4)
+    monkeypatch.setattr(spectrum, "LARGE", 1)
+    state = np.random.get_state()[1].copy()
+    one, two = (leading_svd(decaying(*shape), 4, seed=3) for _ in range(2))
+    for first, again, exact in zip(one, two, full, strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, exact)
+        assert_close(first, exact, atol=1e-5, rtol=0)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+@pytest.fixture
+def gives_up(monkeypatch):
+    """NumPy and torch as with OpenBLAS on some AMD processors: their driver does not converge for a finite matrix."""
+
+    def numpy_svd(*args, **kwargs):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    def torch_svd(*args, **kwargs):
+        raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
+
+    def start():
+        monkeypatch.setattr(np.linalg, "svd", numpy_svd)
+        monkeypatch.setattr(torch.linalg, "svd", torch_svd)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "decompose",
+    [
+        lambda: leading_svd(normal(9, 6), 3),
+        lambda: leading_svd((normal(9, 3), normal(3, 6)), 2),
+        lambda: leading_frames([normal(9, 6, seed=seed) for seed in range(3)], 2),
+        lambda: leading_frames([(normal(9, 2, seed=seed), normal(2, 6, seed=9 + seed)) for seed in range(3)], 4),
+        lambda: paired_frames([normal(9, 6, seed=seed) for seed in range(3)], 2),
+        lambda: nearest_kron_sum(normal(6, 6), (2, 3), (3, 2), 2),
+    ],
+)
+def test_decompositions_are_the_same_with_the_other_driver(decompose, gives_up):
+    before = decompose()
+    gives_up()
+    assert_close(decompose(), before)
 
 
 @st.composite
@@ -82,9 +143,6 @@ def test_zero_matrices_do_not_count_unless_all_are_and_others_are_finite(of):
         for broken in ([other(0.0)] * 2, [normal(6, 8), other(float("nan"))]):
             with pytest.raises(ValueError, match=r"^cannot take frames from matrices of norm (0\.0|nan)$"):
                 of(broken, 2)
-
-
-# Cores
 
 
 @pytest.mark.parametrize("is_diagonal", [False, True])

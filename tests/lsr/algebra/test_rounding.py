@@ -10,7 +10,6 @@ from safetensors.torch import load, save
 
 from lsr.algebra import levels
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
-from tests.kit import refused
 from tests.lsr.layers import SEEDS, normal
 
 SHAPES = st.sampled_from([(), (1,), (3, 3), (9,), (2, 5, 3), (1, 70, 3), (2, 384), (384, 2), (130,), (65, 66)])
@@ -61,24 +60,6 @@ def test_tensors_of_less_than_a_group_are_in_bfloat16():
     assert all(torch.equal(found[name], small[name].bfloat16().float()) for name in ("bias", "core"))
     assert len(found["a"].unique()) == 4
 
-
-NOT_FINITE = "a.b holds values that are not finite, or of 2^127 and more"
-
-
-@pytest.mark.parametrize(
-    ("precision", "values", "message"),
-    [
-        ("3bit", torch.tensor([1.0, torch.nan]), NOT_FINITE),
-        ("3bit", torch.tensor([1.0, 3e38]), NOT_FINITE),
-        ("3bit", torch.tensor([True]), "a.b holds values of bool; needed: a floating-point dtype or int64"),
-        ("5bit", torch.ones(1), "precision must be one of float32, bfloat16, 8bit, 4bit, 3bit, 2bit"),
-    ],
-)
-def test_what_cannot_be_packed_is_refused(precision, values, message):
-    refused(pack, {"a.b": values}, precision, kind=ValueError, says=message)
-
-
-# The codes
 
 BITS = st.sampled_from([2, 3, 4, 8])
 

@@ -41,9 +41,6 @@ def has_positive_largest_entries(factor):
     return bool((terms.gather(1, terms.abs().argmax(dim=1, keepdim=True)) > 0).all())
 
 
-# The nearest sum
-
-
 @given(pair_shapes(), SEEDS)
 def test_the_error_of_two_factors_falls_with_every_term_as_the_tail_of_the_singular_values(shapes, seed):
     rows, columns, limit = shapes
@@ -65,9 +62,6 @@ def test_terms_come_largest_first_none_is_dead_and_signs_are_canonical(rank):
     assert has_positive_largest_entries(second)
 
 
-# The same sum in other factors
-
-
 @given(factor_lists())
 def test_balanced_factors_have_the_same_sum_and_one_length_per_term(factors):
     balanced = balance(*factors)
@@ -75,8 +69,6 @@ def test_balanced_factors_have_the_same_sum_and_one_length_per_term(factors):
     lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in balanced])
     assert_close(lengths, lengths[:1].expand_as(lengths))
 
-
-# The shapes of factors
 
 RANKS = st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple)
 

@@ -1,4 +1,7 @@
-"""Exports say what the adapter says: to plain PEFT in a process without this package, and to plain transformers."""
+"""Exports say what the adapter says: to plain PEFT in a process without this package, and to plain transformers.
+
+A LoRA's folder as an LSR adapter is the same, and comes back as it was.
+"""
 
 import copy
 import json
@@ -9,18 +12,19 @@ from collections import OrderedDict
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
-from lsr import LsrConfig, export_lora, export_merged
+from lsr import LsrConfig, export_lora, export_merged, from_lora
 from lsr.convert.export import TOLERATED_LOSS
 from lsr.loading.adapters import load_adapter
-from lsr.tuner.files import PREFIX
+from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, read_config
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
-from tests.kit import refused
-from tests.lsr.saved import CASES, save_with_base
+from tests.kit import refused, write
+from tests.lsr.saved import CASES, save_lora, save_with_base
 from tests.repository import command
 
 each_case = pytest.mark.parametrize("case", CASES)
@@ -73,9 +77,6 @@ def exported(tmp_path_factory):
     }
 
 
-# LoRA
-
-
 @each_case
 def test_peft_without_this_package_says_the_same(exported, case):
     expected, _, beside, merged = exported[case]
@@ -85,7 +86,8 @@ def test_peft_without_this_package_says_the_same(exported, case):
 
 @each_case
 def test_the_file_says_only_what_old_readers_know_and_the_true_ranks(exported, case):
-    fields, tensors = read(exported[case][1])
+    folder = exported[case][1]
+    fields, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
     assert fields.keys() - {"auto_mapping"} == PORTABLE
     if case in ("one factor, principal, transposed", "no task"):  # a LoRA already: its own alpha
         assert (fields["lora_alpha"], fields["r"]) == (7, 4)
@@ -98,22 +100,6 @@ def test_the_file_says_only_what_old_readers_know_and_the_true_ranks(exported, c
         assert set(ranks.values()) == {4}
     assert fields["target_modules"] == sorted(fields["target_modules"])
     assert (fields["task_type"] is None) == ("auto_mapping" in fields)
-
-
-def read(folder):
-    return json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
-
-
-@each_case
-def test_a_folder_alone_gives_what_a_model_gives(exported, case, tmp_path):
-    folder = exported[case][1]
-    rounding = export_lora(folder.parent / "adapter", tmp_path / "lora")
-    (one, tensors), (two, again) = read(folder), read(tmp_path / "lora")
-    assert rounding.layers.keys() == set(one["target_modules"])
-    assert one | {"fan_in_fan_out": False} == two  # PEFT sets it for the layers that need it
-    assert tensors.keys() == again.keys()
-    for key, value in tensors.items():
-        assert_close(again[key], value, atol=1e-7, rtol=1e-6)
 
 
 def named(**modules):
@@ -134,9 +120,6 @@ def test_an_export_needs_an_lsr_adapter(tmp_path):
     refused(export_lora, model, tmp_path / "lora", says="the model has no LSR adapter 'default'")
 
 
-# Merged
-
-
 @each_case
 def test_the_merged_checkpoint_says_the_same_to_plain_transformers(exported, case, tmp_path):
     expected, folder, *_ = exported[case]
@@ -145,9 +128,6 @@ def test_the_merged_checkpoint_says_the_same_to_plain_transformers(exported, cas
     loaded = type(tiny(name)).from_pretrained(str(tmp_path / "merged")).eval()
     assert loaded.state_dict().keys() == tiny(name).state_dict().keys()
     assert_close(logits(loaded), expected, atol=1e-5, rtol=1e-5)
-
-
-# Precision
 
 
 def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
@@ -185,3 +165,51 @@ def test_an_overflow_is_refused_even_by_force(tmp_path):
     model = shrink(save_with_base(tmp_path), 1e6)
     line = refused(export_lora, model, tmp_path / "lora", dtype=torch.float16, force=True)
     assert re.search(r"float16 cannot hold the weights of bert\.encoder\.layer.*they overflow", line)
+
+
+LORAS = {  # what it shows: model, fields
+    "usual": ("bert", {}),
+    "transposed weights": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "rank stabilized with patterns, all biases": (
+        "bert",
+        {
+            "use_rslora": True,
+            "rank_pattern": {"query": 2, "1.attention.self.value": 3},
+            "alpha_pattern": {"0.attention.self.query": 5},
+            "bias": "all",
+        },
+    ),
+    "rank one, a head of two layers, dropout": ("roberta", {"r": 1, "bias": "lora_only", "lora_dropout": 0.1}),
+    "no task": ("bert", {"r": 8, "task_type": None}),
+}
+
+
+def loaded(name, folder, **options):
+    return PeftModel.from_pretrained(tiny(name), str(folder), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", LORAS)
+def test_the_way_there_and_back_changes_no_bit_and_no_scaling(case, dtype, tmp_path):
+    name, fields = LORAS[case]
+    save_lora(tmp_path / "lora", name, **{"r": 4, "lora_alpha": 6, **fields})
+    stored = {key: value.to(dtype) for key, value in load_file(tmp_path / "lora" / WEIGHTS).items()}
+    write(tmp_path / "lora" / WEIGHTS, stored)
+    from_lora(tmp_path / "lora", tmp_path / "lsr")
+    export_lora(tmp_path / "lsr", tmp_path / "back", dtype=dtype)
+    back = load_file(tmp_path / "back" / WEIGHTS)
+    assert back.keys() == {key for key in stored if "original_module" not in key and "modules_to_save" not in key}
+    assert all(value.dtype == dtype and torch.equal(value, stored[key]) for key, value in back.items())
+    ours, theirs = (scalings(loaded(name, tmp_path / folder)) for folder in ("back", "lora"))
+    assert ours == pytest.approx(theirs, rel=2**-52)
+    before, after = (read_config(tmp_path / folder) for folder in ("lora", "back"))
+    for field in ("task_type", "base_model_name_or_path", "revision", "auto_mapping", "bias", "lora_dropout"):
+        assert after.get(field) == before[field]
+    ours, theirs = (loaded(name, tmp_path / folder).eval() for folder in ("lsr", "lora"))
+    assert_close(logits(ours), logits(theirs), atol=1e-6, rtol=0)
+    merged = theirs.merge_and_unload().state_dict()
+    assert all(torch.equal(value, merged[key]) for key, value in ours.merge_and_unload().state_dict().items())
+
+
+def scalings(model):
+    return {name: m.scaling["default"] for name, m in model.named_modules() if isinstance(m, LoraLayer)}

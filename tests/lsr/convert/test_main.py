@@ -21,9 +21,6 @@ def export(to="lora", *more):
     return ("export", "adapter", "--to", to, "-o", "out", *more)
 
 
-# Export
-
-
 def differences(text):
     """The differences of outputs that a command has printed, by format."""
     found = re.findall(r"^(.*): differs by (\S+) at most$", text, re.MULTILINE)
@@ -81,9 +78,6 @@ def test_a_lora_keeps_the_task_and_needs_no_base_and_says_so(beside):
     found = load_file(beside / "out" / WEIGHTS)
     assert all(torch.allclose(found[key], value, atol=1e-7) for key, value in with_base.items())
     refused(main, export("merged", "--force"), says="base model ./base: no such folder")
-
-
-# What is written
 
 
 def test_force_replaces_an_export_and_nothing_of_somebody_else(beside):
@@ -144,9 +138,6 @@ def test_what_cannot_be_read_back_is_not_written(words, part, value, message, be
 
 def misfit(folder):
     raise InputError(f"{folder}: does not fit")
-
-
-# Mistakes
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from lsr.algebra.shapes import Form, split_width
 from lsr.init import INITIALIZATIONS, READERS, directions, random
 from lsr.init.allocation import allocate
 from lsr.init.initialization import Source
-from tests.kit import refused
 from tests.lsr.layers import decaying, normal
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
@@ -140,8 +139,6 @@ def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
     assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
 
 
-# A budget of directions
-
 SHAPES = {"query": (5, 4), "value": (3, 7), "dense": (6, 6)}
 
 
@@ -155,9 +152,3 @@ def test_a_layer_gets_as_many_directions_as_it_has_of_the_largest_singular_value
     least = torch.cat(list(values.values())).sort(descending=True).values[budget - 1] * (1 - 1e-9)
     expected = {name: int((of_layer >= least).sum()) for name, of_layer in values.items()}
     assert allocate(gradients(seed), budget) == {name: count for name, count in expected.items() if count}
-
-
-@pytest.mark.parametrize("budget", [0, 14])
-def test_a_budget_that_the_layers_cannot_hold_is_refused(budget):
-    says = "the budget must be in [1, 13], at most 64 directions per layer, got"
-    refused(allocate, gradients(0), budget, kind=ValueError, says=says)

@@ -25,9 +25,6 @@ def loaded(base=None):
     return load_base(read_config(adapter), read_tensors(adapter), base)
 
 
-# The head
-
-
 def test_a_base_without_a_head_gets_one_of_the_adapters_labels(beside):
     plain = tiny("bert").bert
     plain.config.num_labels = 2  # what a configuration says that says nothing
@@ -46,9 +43,6 @@ def test_a_head_of_other_labels_becomes_one_of_the_adapters(name, head, tmp_path
     model = loaded()
     rows = {len(module.weight) for path, module in model.named_modules() if path.endswith(head)}
     assert rows == {model.config.num_labels} == {3}
-
-
-# Mistakes
 
 
 def half_a_base(folder):
@@ -97,9 +91,6 @@ def test_a_mistake_is_one_line_and_runs_no_code(what, beside):
     assert not Path("exploded").exists()
 
 
-# The tokenizer
-
-
 def save_tokenizer(path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCABULARY - 5))]
     (path / "vocab.txt").write_text("\n".join(words))
@@ -112,9 +103,6 @@ def test_the_tokenizer_is_beside_the_adapter_or_its_base(place, beside):
         save_tokenizer(beside / place)
     found = load_tokenizer(read_config(Path("adapter")), Path("adapter"))
     assert found is None if place is None else len(found) == VOCABULARY
-
-
-# Installed packages
 
 
 def test_base_models_of_packages_are_declared_as_their_rows_pin_them():

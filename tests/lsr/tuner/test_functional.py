@@ -13,9 +13,6 @@ SIZES = st.integers(1, 6)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
 
 
-# The fused layer
-
-
 def sides(case, m, n, dtype=torch.float64):
     """The factors of A and of B, and A and B themselves, of rank 4."""
     if case == "matrices":
@@ -54,9 +51,6 @@ def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, 
     assert torch.autograd.gradgradcheck(fused, values, fast_mode=True)
 
 
-# The ways to apply the update
-
-
 @pytest.fixture(params=["none", "tf32"])
 def _rounding(request):
     """How CPUs round products of float32 matrices."""
@@ -76,9 +70,6 @@ def test_nothing_is_lost_of_an_update_that_is_small_beside_the_weight(dtype):
     a[0, 1] = -1
     total = adapted_linear(x, weight, None, (a, None), (b, None), 1.0)
     assert_close(total, torch.full_like(total, 2**-9))
-
-
-# Precision and what is kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

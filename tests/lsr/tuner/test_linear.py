@@ -14,9 +14,6 @@ BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3)])
 RANK_SHAPES = st.sampled_from([(1, 1), (2, 2), (3, 1)])
 
 
-# Forward, definition and merged weight
-
-
 @given(WIDTHS, WIDTHS, BATCHES, RANK_SHAPES, st.booleans(), st.booleans())
 def test_forward_and_the_merged_weight_are_the_kronecker_sums_without_padding(
     n, m, batch, rank_shape, bias, transposed
@@ -54,9 +51,6 @@ def test_what_a_base_layer_does_beside_its_product_still_happens(make):
     assert_close(layer(x), expected + nn.functional.linear(x, layer.get_delta_weight("default")))
 
 
-# Merging
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_unmerging_restores_every_bit_and_the_layout(dtype, transposed):
@@ -79,9 +73,6 @@ def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
         exact = exact + layer.adapter(name).scaling * (b @ a)
     layer.merge(adapter_names=["default", "other"])
     assert torch.equal(layer.weight, exact.to(torch.bfloat16))
-
-
-# In modules that transformers does not know
 
 
 @pytest.mark.parametrize("targets", [["linear1"], ["linear1", "linear2"]])

@@ -98,9 +98,6 @@ def test_training_without_the_examples_that_a_start_needs_is_warned_of_once():
     assert len([one for one in found if "has been given none" in str(one.message)]) == 1
 
 
-# Beside the active one
-
-
 @pytest.mark.parametrize(
     "fields",
     [{"separation_rank": 2}, {**DENSE, "train": "core"}, {**DENSE, "train": "all", "share": "layers"}],
@@ -124,8 +121,6 @@ def test_what_requires_grad_beside_the_active_adapter_is_what_peft_says_of_lora(
     assert (what_requires_grad("other"), what_requires_grad("default")) == ({True}, {False})
 
 
-# Different adapters for the rows of one batch
-
 NAMES = ["second", "__base__", "default", "second"]
 
 
@@ -144,22 +139,19 @@ def test_heads_that_were_trained_whole_go_with_their_adapter(pair):
     assert_close(row, logits(pair)[2])
 
 
-@pytest.mark.parametrize(
-    ("names", "says"),
-    [
-        (["default", "secnod", "default", "default"], "no adapter is named 'secnod'; there are ['default', 'second']"),
-        ([], "adapter_names must hold one name per row of the batch, 4, got 0"),
-    ],
-)
-def test_wrong_names_are_refused_and_leave_the_model_usable(names, says, pair):
+def test_names_that_do_not_go_are_refused_and_leave_the_model_usable(pair):
     before = logits(pair)
-    refused(in_one_batch, pair, names, kind=ValueError, says=says)
-    assert torch.equal(logits(pair), before)
-
-
-def test_rows_do_not_mix_in_training_or_merged(pair):
+    wrong, few = (
+        ["default", "secnod", "default", "default"],
+        "adapter_names must hold one name per row of the batch, 4, ",
+    )
+    says = "no adapter is named 'secnod'; there are ['default', 'second']"
+    refused(in_one_batch, pair, wrong, kind=ValueError, says=says)
+    refused(in_one_batch, pair, [], kind=ValueError, says=f"{few}got 0")
     says = "adapter_names is for evaluation only: call eval()"
     refused(in_one_batch, pair.train(), NAMES, kind=ValueError, says=says)
     pair.eval().merge_adapter()
     says = "adapters are merged into the base weights; call unmerge_adapter() first"
     refused(in_one_batch, pair, NAMES, kind=ValueError, says=says)
+    pair.unmerge_adapter()
+    assert torch.equal(logits(pair), before)

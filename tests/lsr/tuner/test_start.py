@@ -18,7 +18,7 @@ from tests.kit import refused
 
 MODELS = {"bert-padded": {"rank_shape": (2, 1)}, "gpt2": {}, "bert": {"rank_shape": (3,), "separation_rank": 1}}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
-by_weight = pytest.mark.parametrize("init", [word for word, one in INITIALIZATIONS.items() if one.reads not in READERS])
+BY_WEIGHT = [word for word, one in INITIALIZATIONS.items() if one.reads not in READERS]
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -45,19 +45,14 @@ def assert_same(one, two, folder):
 
 
 @each_model
-@by_weight
-def test_factors_that_are_initialized_later_are_those_of_get_peft_model(name, init, tmp_path):
-    later = made(name, True)
-    assert len(list(initialize_factors(later, init_weights=init))) == len(adapted_layers(later))
-    assert_same(later, made(name, init), tmp_path)
-
-
-@each_model
-def test_gradients_that_are_collected_first_give_what_start_from_examples_does(name, tmp_path):
-    later, usual = made(name, True), made(name, "gradient")
-    gradients = collected(later, BATCHES)
-    list(initialize_factors(later, init_weights="gradient", statistics=gradients))
-    start_from_examples(usual, BATCHES)
+@pytest.mark.parametrize("init", [*BY_WEIGHT, "gradient"])
+def test_factors_that_are_initialized_later_are_those_of_the_usual_ways(name, init, tmp_path):
+    later, usual = made(name, True), made(name, init)
+    gradients = collected(later, BATCHES) if init == "gradient" else None
+    started = list(initialize_factors(later, init_weights=init, statistics=gradients))
+    assert len(started) == len(adapted_layers(later))
+    if gradients is not None:
+        start_from_examples(usual, BATCHES)
     assert_same(later, usual, tmp_path)
 
 
