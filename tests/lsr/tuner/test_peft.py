@@ -141,13 +141,11 @@ def test_heads_that_were_trained_whole_go_with_their_adapter(pair):
 
 def test_names_that_do_not_go_are_refused_and_leave_the_model_usable(pair):
     before = logits(pair)
-    wrong, few = (
-        ["default", "secnod", "default", "default"],
-        "adapter_names must hold one name per row of the batch, 4, ",
-    )
+    wrong = ["default", "secnod", "default", "default"]
     says = "no adapter is named 'secnod'; there are ['default', 'second']"
     refused(in_one_batch, pair, wrong, kind=ValueError, says=says)
-    refused(in_one_batch, pair, [], kind=ValueError, says=f"{few}got 0")
+    says = "adapter_names must hold one name per row of the batch, 4, got 0"
+    refused(in_one_batch, pair, [], kind=ValueError, says=says)
     says = "adapter_names is for evaluation only: call eval()"
     refused(in_one_batch, pair.train(), NAMES, kind=ValueError, says=says)
     pair.eval().merge_adapter()
