@@ -33,9 +33,6 @@ def test_a_behavior_is_there_or_refused_in_words(behavior, subject, tmp_path):
         probe(subject, tmp_path)
 
 
-# The page
-
-
 def passed(method):
     """The behaviors that the page says a method has."""
     header, *rows = (

@@ -227,9 +227,6 @@ def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
     assert not artifacts.ADAPTER.exists()
 
 
-# Mistakes
-
-
 @pytest.mark.parametrize("stage", [TOKENIZE, FACTORIZE, TRAIN, EVALUATE], ids=lambda stage: stage[0].__name__)
 def test_a_full_disk_ends_a_stage_in_one_line_with_its_outputs_as_they_were(after, stage, monkeypatch, capsys):
     after()

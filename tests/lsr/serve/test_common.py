@@ -157,9 +157,6 @@ def test_thousands_take_the_memory_of_their_heads_and_one_pass(tmp_path):
     assert (tmp_path / "bank" / file.FILE).stat().st_size < 2 * rows
 
 
-# Joining
-
-
 def test_a_tenant_who_comes_later_is_joined_and_changes_no_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = save_tenants(tmp_path / "adapter", "LoRA of a wider model")
@@ -210,9 +207,6 @@ def later(source, folder, **tenants):
     layer = "base_model.model.classifier"
     edit(folder / WEIGHTS, **{f"{layer}.weight": torch.randn(rows, 64), f"{layer}.bias": torch.randn(rows)})
     edit(folder / TASK, tenants=tenants)
-
-
-# Mistakes
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import pytest
 import torch
@@ -87,9 +86,6 @@ def test_a_bank_in_few_bits_says_what_rounded_folders_say(precision, tmp_path):
         assert again.nbytes < whole.nbytes / 2
 
 
-# Mistakes
-
-
 def damaged(tmp_path, change):
     """Write a bank with another header or other tensors."""
     with safe_open(tmp_path / "bank" / file.FILE, framework="pt") as content:
@@ -127,7 +123,7 @@ def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, t
     refused(AdapterBank.load, tiny("bert"), folder, says=message)
 
 
-def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
+def test_a_file_that_is_cut_off_missing_another_or_a_pipe_is_refused(saved, tmp_path):
     _, root = saved("factors")
     whole, another = (tmp_path / "bank" / file.FILE).read_bytes(), (root / "a/adapter_model.safetensors").read_bytes()
     for content, reason in ((None, "No such file"), (whole[:-9], ""), (another, "'lsr_bank_6'")):
@@ -135,9 +131,9 @@ def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
             write(tmp_path / file.FILE, content)
         says = f"{file.FILE}: no bank of this version, or cut off: {reason}"
         refused(AdapterBank.load, tiny("bert"), tmp_path, says=says)
-
-
-# The command
+    (tmp_path / file.FILE).unlink()
+    os.mkfifo(tmp_path / file.FILE)
+    refused(main, ["bank", "--from", str(tmp_path), "-o", "bank"], says=f"{file.FILE}: not a file")
 
 
 @pytest.fixture
@@ -170,14 +166,3 @@ def test_adapters_become_one_file(words, here):
     for row, name in enumerate(("ben", "anna")):
         expected = says("bert", here / "users" / name, 2, torch.float32)[row]
         torch.testing.assert_close(found[row], expected, rtol=0.02, atol=0.02 if "8bit" in words else 1e-6)
-
-
-def test_a_mistake_is_one_line(here):
-    shutil.copytree("users/anna", "others/anna")
-    words = ("bank", "--from", "users")
-    refused(main, (*words, "others", "-o", "bank"), says="others/anna: an adapter named 'anna' is in the bank")
-    refused(main, (*words, "-o", "users", "--force"), says="would replace users")
-    assert not (here / "bank").exists()
-    (here / "pipe").mkdir()
-    os.mkfifo(here / "pipe" / file.FILE)
-    refused(main, ["bank", "--from", "pipe", "-o", "bank"], says=f"pipe/{file.FILE}: not a file")

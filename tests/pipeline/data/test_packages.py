@@ -77,9 +77,6 @@ def test_a_file_is_read_from_an_archive_in_the_archive_and_a_near_one_named(tmp_
     refused(packages.read_member, archive, ("toydata-1.0/iner.tar.gz", "deep/words.txt"), says=says)
 
 
-# Archives in parts
-
-
 @pytest.fixture
 def halves(tmp_path, monkeypatch):
     """An archive whose halves lie in two installed packages, and an empty cache."""

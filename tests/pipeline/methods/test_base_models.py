@@ -131,9 +131,6 @@ def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, na
     assert (list(planning.targets_of(row, model)), planning.head_of(row, model)) == USUAL[kind]
 
 
-# Mistakes
-
-
 def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
     model = base_models.load_base_model(named("mpnet"), PAIRS)
     line = refused(planning.targets_of, named("mpnet"), model)

@@ -56,8 +56,6 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
         assert value == default or (value in ("auto", "default", "all") and default in (None, 16)), name
 
 
-# Mistakes
-
 MISTAKES = [
     ("train.batch_sise", 4, "train.batch_sise: no such key; did you mean batch_size?"),
     ("adapter", "lro", "adapter: no such section; did you mean lsr?; sections: full, head, lsr, lora, directions, "),
@@ -126,8 +124,6 @@ def test_any_value_is_valid_or_refused_in_short_lines(root, key, value):
         assert all(0 < len(line) <= 300 and line.startswith("params.yaml: ") for line in str(error).splitlines())  # noqa: PT017
 
 
-# Mistakes in rows
-
 ROW_MISTAKES = [
     ("movie-reviews.source.kind", "pakage", "source: no kind 'pakage'; there are 'hub', 'files', 'package'"),
     ("movie-reviews.source.package", "-r==1", "source.package: string should match pattern"),
@@ -155,8 +151,6 @@ def test_a_mistake_in_a_row_is_one_line(key, value, message):
     line = refused(validated, DatasetRow, row, path, (name,), says=message)
     assert line.startswith(f"{path}: {name}")
 
-
-# Rows of one's own
 
 OWN = Path("data/datasets.yaml")
 
@@ -197,9 +191,6 @@ def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(ow
     ]
     write("pipeline/models.yaml", {"mine": {"source": 3}})
     refused(own, {}, says="models.yaml: mine.source: input should be keys with values, got 3")
-
-
-# The command
 
 
 def test_the_command_says_what_would_run_and_what_is_not_there(workspace):

@@ -52,9 +52,6 @@ def typed(monkeypatch, content):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
-# What it says
-
-
 def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
     long = " ".join(f"{SENTENCE} {number}" for number in range(20))
     tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
@@ -63,9 +60,6 @@ def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
     assert rows[0]["p(equivalent)"] == rows[1]["p(equivalent)"]
     predict.main([long, "the cat"])
     assert "1 of 2 texts truncated to 24 tokens\n" in capsys.readouterr().err
-
-
-# Where texts come from
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -127,9 +121,6 @@ def test_the_named_base_may_be_elsewhere(one):
     assert ok(SENTENCE, "--base", "moved") == expected
 
 
-# Where it goes
-
-
 def test_a_file_is_written_by_its_extension(one):
     printed = ok(SENTENCE), ok(SENTENCE, "--json")
     for name in ("new/out.csv", "out.jsonl", "out.parquet"):
@@ -140,9 +131,6 @@ def test_a_file_is_written_by_its_extension(one):
     words = (SENTENCE, "--out", "out.jsonl")
     assert mistake(*words) == "--out: out.jsonl: exists; choose another file, or replace it with --force"
     ok(*words, "--force")
-
-
-# Mistakes
 
 
 @pytest.mark.parametrize(

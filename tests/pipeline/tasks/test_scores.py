@@ -69,9 +69,6 @@ def test_a_diverged_model_is_named_as_such():
     refused(scores.score, ["pearson"], np.array([0.0, np.nan, 1.0]), np.arange(3.0), says=says)
 
 
-# Intervals
-
-
 @pytest.mark.parametrize(
     ("count", "of", "expected"),
     [
