@@ -1,7 +1,4 @@
-"""The routes of the server, which openapi.json describes; every error is JSON, {"error": REASON}.
-
-What is no HTTP does not come here: uvicorn answers it with 400, in plain text.
-"""
+"""The routes of the server, which openapi.json describes; every error is JSON, {"error": REASON}."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -11,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import h11
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
@@ -18,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lsr.loading.contents import Contents, read_on
 from lsr.serve.http import reading
@@ -31,6 +30,18 @@ DESCRIPTION = Path(__file__).with_name("openapi.json")
 SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
 REFUSED = Counter("lsr_refused", "Refused requests by status", ["status"])
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
+
+
+class Protocol(H11Protocol):
+    """HTTP, in which the answer to bytes that are none is JSON, too."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer with an error, and close the connection."""
+        answer = _refused(msg, 400, {"Connection": "close"})
+        head = h11.Response(status_code=400, headers=answer.raw_headers)
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Service:

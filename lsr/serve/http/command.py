@@ -53,7 +53,7 @@ def run(options: Namespace) -> None:
         raise InputError(f"needs {', '.join(missing)}: pip install 'lsr-adapt[server]'")
     import uvicorn
 
-    from lsr.serve.http.application import Service
+    from lsr.serve.http.application import Protocol, Service
 
     host = options.host
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
@@ -73,4 +73,4 @@ def run(options: Namespace) -> None:
         adapters = len(bank.notes)
         listening.listen()  # who comes from now on is answered
         print(f"{address}: {adapters:,} adapter{'s' * (adapters != 1)}; PUT and DELETE are {changes}", file=sys.stderr)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", **SECONDS)).run([listening])
+        uvicorn.Server(uvicorn.Config(app, http=Protocol, log_level="warning", **SECONDS)).run([listening])

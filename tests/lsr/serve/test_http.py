@@ -1,14 +1,17 @@
 """The command `lsr serve`: a process of its own, asked over HTTP; each answer is one that openapi.json describes."""
 
 import asyncio
+import json
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -138,6 +141,16 @@ def test_a_mistake_gets_a_reason_as_json(asked, status, reason, server):
     assert (response.status_code, list(response.json())) == (status, ["error"])
     assert reason in response.json()["error"]
     assert not re.search("anna|cleo|dora", response.json()["error"])
+
+
+def test_bytes_that_are_no_http_get_a_reason_as_json(server):
+    host, port = server[1].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        head, _, body = b"".join(iter(partial(connection.recv, 4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"content-type: application/json" in head.lower()
+    assert list(json.loads(body)) == ["error"]
 
 
 @pytest.mark.parametrize(
