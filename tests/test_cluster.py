@@ -1,12 +1,15 @@
-"""Lines of a list on several machines: a real cluster of Ray that loses a node, and hosts that SSH reaches."""
+"""Experiments in clones side by side, on a real cluster of Ray that loses a node, and on hosts that SSH reaches."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from pipeline.arena import preset, record
 from tests import workspace
 from tests.kit import write
 from tests.pipeline.arena.small import SMALL
-from tests.repository import IDENTITY, SCRIPTS, command
+from tests.repository import IDENTITY, SCRIPTS, command, make, share
 
 pytestmark = pytest.mark.nightly
 SSHD = shutil.which("sshd", path=f"/usr/sbin{os.pathsep}{os.environ['PATH']}")
@@ -164,3 +167,36 @@ def test_records_of_a_preset_that_hosts_share_are_those_of_one_machine(hosts, tm
     assert shared == whole
     labels = record.labels_path("small", "glue")
     assert (tmp_path / "records/small-labels/glue.csv").read_bytes() == (folder / labels).read_bytes()
+
+
+JOB = workspace.ROOT / "examples/cluster/job.sh"
+METRICS = "reports/evaluate/metrics.json"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["a remote", "a shared cache"])
+def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache):
+    original, seeds = tmp_path / "original", ("21", "22", "23")
+    command(tmp_path, "git", "clone", "--quiet", str(repository), str(original))
+    command(original, "git", "remote", "remove", "origin")
+    command(original, "dvc", "cache", "dir", "--local", str(repository / ".dvc/cache"))
+    bare = tmp_path / "bare.git"
+    share(original, tmp_path / "remote", bare)
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text("".join(f"--name job-{seed} -S seed={seed}\n" for seed in seeds))
+    where = original if cache else bare
+    environment = {"DVC_CACHE": str(repository / ".dvc/cache")} if cache else {}
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        list(pool.map(partial(command, original, JOB, where, jobs, **environment), ("1", "2", "3")))
+    if not cache:
+        command(original, "dvc", "exp", "pull", "origin", "--all-commits")
+    for seed in seeds:
+        command(original, "dvc", "exp", "run", "--temp", "--force", "--name", f"alone-{seed}", "-S", f"seed={seed}")
+    table = json.loads(command(original, "dvc", "exp", "show", "--all-commits", "--json"))
+    rows = [row for revision in table for row in revision.get("experiments") or []]
+    found = {row["name"]: row["revs"][0]["data"]["metrics"][METRICS]["data"] for row in rows}
+    assert [found[f"job-{seed}"] for seed in seeds] == [found[f"alone-{seed}"] for seed in seeds]

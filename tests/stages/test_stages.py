@@ -75,14 +75,6 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypat
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
 
-def test_means_of_the_loss_end_where_checkpoints_are():
-    for epochs in (1, 2, 24, 30, 99, 500):
-        for steps in (1, 7, 12, 67, 100, 640):
-            found = arguments.steps_a_log(epochs, steps)
-            assert steps % found == 0
-            assert found >= min(epochs, 100) * steps // 100
-
-
 def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(after, monkeypatch, capfd):
     after(train={"epochs": 3})
     run(FACTORIZE, TRAIN)

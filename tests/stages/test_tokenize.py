@@ -12,7 +12,7 @@ from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
 from pipeline.tasks import encoding
 from tests import kit, tasks, workspace
-from tests.kit import digests, refused, write
+from tests.kit import digests, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, outcome, report, run
 
 TABLE = Path("pipeline/datasets.yaml")
@@ -78,11 +78,6 @@ def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(here, 
     run(TOKENIZE)
     assert written()["label"].num_chunks == 2
     assert written().equals(whole)
-
-
-def test_a_length_beyond_the_model_is_refused_with_the_limit(here):
-    workspace.change(tokenize={"max_length": 33})
-    refused(run, TOKENIZE, says="tokenize.max_length: the model takes at most 30 tokens, got 33")
 
 
 @pytest.fixture

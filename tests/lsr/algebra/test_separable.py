@@ -3,7 +3,6 @@
 from itertools import pairwise, product
 from math import prod
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,19 +13,6 @@ from lsr.algebra.shapes import Form, split_width
 from tests.lsr.layers import SEEDS, normal
 
 SIZES = st.integers(1, 4)
-ROWS, COLUMNS = (2, 3), (4, 5)
-
-
-def matrix_of(rows, columns, seed=0):
-    return normal(prod(rows), prod(columns), seed=seed)
-
-
-@st.composite
-def factor_lists(draw):
-    """One or two stacks of small matrices with equally many terms."""
-    terms = draw(SIZES)
-    sizes = draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=2))
-    return [normal(terms, p, q, seed=draw(SEEDS)) for p, q in sizes]
 
 
 @st.composite
@@ -36,38 +22,16 @@ def pair_shapes(draw):
     return rows, columns, min(rows[0] * columns[0], rows[1] * columns[1])
 
 
-def has_positive_largest_entries(factor):
-    terms = factor.flatten(1)
-    return bool((terms.gather(1, terms.abs().argmax(dim=1, keepdim=True)) > 0).all())
-
-
 @given(pair_shapes(), SEEDS)
 def test_the_error_of_two_factors_falls_with_every_term_as_the_tail_of_the_singular_values(shapes, seed):
     rows, columns, limit = shapes
-    matrix = matrix_of(rows, columns, seed=seed)
+    matrix = normal(prod(rows), prod(columns), seed=seed)
     values = torch.linalg.svdvals(rearrange(matrix, rows, columns))
-    errors = [torch.dist(matrix, kron_sum(*nearest_kron_sum(matrix, rows, columns, s))) for s in range(1, limit + 1)]
+    nearest = [balance(*nearest_kron_sum(matrix, rows, columns, terms)) for terms in range(1, limit + 1)]
+    errors = [torch.dist(matrix, kron_sum(*factors)) for factors in nearest]
     for terms, error in enumerate(errors, 1):
         assert_close(error, values[terms:].norm(), atol=1e-12, rtol=1e-7)
     assert all(after < before + 1e-12 for before, after in pairwise(errors))
-
-
-@pytest.mark.parametrize("rank", [1, 6])
-def test_terms_come_largest_first_none_is_dead_and_signs_are_canonical(rank):
-    matrix = normal(prod(ROWS), rank) @ normal(rank, prod(COLUMNS), seed=1)
-    first, second = nearest_kron_sum(matrix, ROWS, COLUMNS, 6)
-    sizes = first.flatten(1).norm(dim=1)
-    assert torch.equal(sizes, sizes.sort(descending=True).values)
-    assert_close(second.flatten(1) @ second.flatten(1).T, torch.eye(6, dtype=torch.float64))
-    assert has_positive_largest_entries(second)
-
-
-@given(factor_lists())
-def test_balanced_factors_have_the_same_sum_and_one_length_per_term(factors):
-    balanced = balance(*factors)
-    assert_close(kron_sum(*balanced), kron_sum(*factors))
-    lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in balanced])
-    assert_close(lengths, lengths[:1].expand_as(lengths))
 
 
 RANKS = st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple)

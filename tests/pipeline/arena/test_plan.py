@@ -78,13 +78,6 @@ def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(changes, titl
     assert {one.key for trainings in tuning.steps(chosen, records) for one in trainings} == records.keys()
 
 
-def test_how_many_trainings_are_left_is_known_at_most(arena):
-    small.use(tuning={"head_rates": [0.5, 1.0, 2.0]})
-    records = simulate(entry(), lambda one: one.rate)
-    first = next(iter(records))
-    assert [tuning.most_left(entry(), known) for known in ({}, {first: records[first]}, records)] == [5, 4, 0]
-
-
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     records = simulate(entry(), lambda one: one.rate)
     small.use(rounded=[1])
@@ -97,13 +90,6 @@ def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     assert [entry(f"{task}: LoRA r=1").rounded for task in ("glue", "ratings")] == [(1,), ()]
     small.use(methods={"mean": {"adapter": "head", "features": "mean"}}, baseline="mean", rounded=[1])
     assert entry("glue: mean").rounded == ()  # or what has nothing to round would be run again and again
-
-
-def test_a_further_seed_of_the_best_try_is_scored_in_all_precisions_at_once(arena):
-    small.use(rounded=[1], tuning={"seeds": 2})
-    records = simulate(entry(), lambda one: one.rate)
-    assert len(records) == 3
-    assert [bool(records[one.key].rounded) for one in last_step(entry(), records)] == [False, True]
 
 
 def test_the_test_score_has_no_say(arena):

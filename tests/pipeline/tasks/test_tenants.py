@@ -132,14 +132,6 @@ def task():
     return tasks.of(its)
 
 
-def test_a_row_has_the_outputs_of_its_tenant_alone(task):
-    logits, tenant = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
-    found = task.own(logits, tenant=tenant)
-    least = torch.finfo(torch.float32).min
-    assert found[0].equal(logits[0, :3])
-    assert found[1].tolist() == [*logits[1, 3:].tolist(), least]
-
-
 def test_the_loss_over_all_rows_is_the_mean_of_the_means_of_tenants(task):
     draws = torch.Generator().manual_seed(0)
     tenant = torch.tensor([0] * 10 + [1] * 30)

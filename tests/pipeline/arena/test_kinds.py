@@ -1,0 +1,184 @@
+"""Tasks of other kinds in the arena: tenants, beside features without adapters, and what a language model writes."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import generation
+from pipeline.arena import preset, record, task_tokens
+from pipeline.arena.compete import check
+from pipeline.arena.features import Pooled
+from pipeline.arena.measure import measure
+from pipeline.compare import bootstrap, labels
+from tests import kit, workspace, writers
+from tests.kit import refused, write
+from tests.pipeline.arena import small
+
+METHODS = {
+    "head": {"adapter": "head"},
+    "LoRA r=1": {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2}},
+    "mean": {"adapter": "head", "features": "mean"},
+    "first": {"adapter": "head", "features": "first"},
+    "nearest": {"adapter": "head", "features": "nearest"},
+    "words": {"adapter": "head", "features": "words"},
+}
+TINY = 2 * 2 * 48  # layers, queries and values, and the widths around them
+
+
+def rows(name, words, count):
+    return [{"who": name, "text": f"{words[n % len(words)]} of {name} {n}", "kind": words[n % 3]} for n in range(count)]
+
+
+@pytest.fixture
+def tenants(arena):
+    """The preset with a task of two tenants, of three labels each, one with few texts."""
+    shops = [*rows("acme", ["red", "green", "blue"], 90), *rows("bolt", ["cat", "dog", "owl"], 30)]
+    write("shops.jsonl", shops)
+    row = {
+        "source": {"kind": "files", "files": {"train": "shops.jsonl"}},
+        "text": ["text"],
+        "tenant": "who",
+        "label": {"column": "kind"},
+        "metrics": ["accuracy"],
+        "cut": {"validation": 0.2, "test": 0.2},
+    }
+    write("data/datasets.yaml", {"shops": row})
+    reads = {"train": 20, "validation": 6, "test": 9}
+    small.use(tasks={"few": {"row": "shops", "reads": reads}}, methods=METHODS)
+
+
+def training(method, task="few", **setting):
+    return small.training(f"{task}: {method}", **setting)
+
+
+def test_each_tenant_has_as_many_rows_and_its_own_name_beside_the_labels(tenants, tmp_path):
+    chosen = training("head")
+    splits = task_tokens.splits(chosen)
+    counts = {split: np.bincount(rows["tenant"][:]).tolist() for split, rows in splits.items()}
+    assert counts == {"train": [20, 18], "validation": [6, 6], "test": [9, 6]}
+    assert chosen.view.dataset._tenants["bolt"] == (("cat", "dog", "owl"), 18)
+    task_tokens.write_labels(chosen, tmp_path / "few.csv")
+    assert pd.read_csv(tmp_path / "few.csv")["tenant"].value_counts().to_dict() == {"acme": 9, "bolt": 6}
+
+
+def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):
+    found = measure(training("LoRA r=1"))
+    assert (found.status, found.reason) == ("finished", "")
+    assert len(found.validation) == 2
+    task_tokens.write_labels(training("LoRA r=1"), tmp_path / "few.csv")
+    parts = labels._parts("few", pd.read_csv(tmp_path / "few.csv"))
+    assert parts.keys() == {"few: acme", "few: bolt"}
+    assert found.score() == pytest.approx(labels.score("accuracy", np.array(found.predicted), parts), abs=1e-6)
+    assert found.trained == found.stored == TINY
+    assert found.file_bytes > 2 * found.tenant_bytes > 2 * 4 * 3 * 25
+
+
+@pytest.mark.parametrize("task", ["few", "glue"])
+def test_features_of_the_frozen_encoder_are_scored_at_once_by_regressions(task, tenants):
+    if task == "glue":
+        small.use(methods=METHODS)
+    mean, _, nearest, words = found = [measure(training(name, task)) for name in ("mean", "first", "nearest", "words")]
+    for one in found:
+        assert (one.status, one.reason, one.trained) == ("finished", "", 0)
+        assert one.seconds["train"] > 0
+    assert mean.stored == (2 * 3 * 25 if task == "few" else 25)
+    assert mean.file_bytes == 4 * mean.stored
+    assert min(mean.score(), words.score()) > 0.45  # the words are in the texts
+    assert nearest.stored == (2 * 3 * 24 if task == "few" else 48)
+    assert 0 < words.file_bytes == 4 * words.stored
+    assert measure(training("mean", task)).predicted == mean.predicted
+
+
+def test_features_are_a_mean_over_tokens_without_padding_or_the_first_one_or_how_often_they_occur():
+    states = torch.arange(12.0).reshape(2, 3, 2)
+    kept = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    read = {"input_ids": torch.tensor([[1, 2, 1], [3, 0, 0]]), "attention_mask": kept, "tenant": torch.zeros(2)}
+
+    def encoder(**_):
+        return SimpleNamespace(last_hidden_state=states)
+
+    encoder.config = SimpleNamespace(vocab_size=4)
+    mean, nearest, first, words = (
+        Pooled(encoder, name)(**read).logits.tolist() for name in ("mean", "nearest", "first", "words")
+    )
+    assert mean == nearest == [[2.0, 3.0], [6.0, 7.0]]
+    assert first == [[0.0, 1.0], [6.0, 7.0]]
+    assert words == [[0, 2, 1, 0], [0, 0, 0, 1]]
+
+
+TASK = {
+    "model": "writer",
+    "tasks": {"writing": {}},
+    "reads": {"train": 40, "validation": 8, "test": 12, "longest": "all", "new_tokens": 5},
+    "methods": {
+        "alone": {"adapter": "head", "trained": False},
+        "LoRA r=1": {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2, "lora.learning_rate": 0.02}},
+        "untrained": {"adapter": "lora", "trained": False},
+        "head": {"adapter": "head"},
+    },
+}
+
+
+@pytest.fixture
+def writing(tmp_path, monkeypatch):
+    """A function that writes the preset into a workspace with a model that writes, which is the working directory."""
+    writers.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def use(**changes):
+        kit.write(preset.PATH, {"small": workspace.merged(small.SMALL | TASK, changes)})
+
+    use()
+    return use
+
+
+def test_what_is_written_is_scored_text_by_text_and_the_loss_of_validation_decides(writing):
+    chosen = small.training("writing: LoRA r=1")
+    found = measure(chosen)
+    assert (found.status, found.reason, found.metrics) == ("finished", "", ("exact_match", "rouge_l"))
+    first, last = found.test
+    assert found.validation == tuple(sorted(found.validation))
+    assert last["loss"] < first["loss"]
+    assert max(found.validation) < 0  # minus the loss per token
+    assert len(found.predicted) == 12
+    assert found.score() == pytest.approx(np.mean(found.predicted), abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "rouge_l"])
+def test_intervals_are_over_texts_whose_content_no_file_holds(metric, writing, monkeypatch):
+    row = {**writers.ROW, "metrics": [metric]}
+    path = Path("pipeline/datasets.yaml")
+    kit.write(path, workspace.read_yaml(path) | {"writing": row})
+    monkeypatch.setattr(generation, "write", lambda *asked, **options: ["in the barn"] * 12)
+    found = measure(small.training("writing: alone"))
+    assert 0 < found.score() < 1
+    task_tokens.write_labels(small.training("writing: alone"), path := record.labels_path("small", "writing"))
+    parts = labels._parts("writing", pd.read_csv(path))
+    predicted = np.array(found.predicted)
+    assert parts["writing"].tolist() == [1] * 12
+    assert labels.score(metric, predicted, parts) == pytest.approx(found.score(), abs=1e-6)
+    drawn = bootstrap.scores("writing", metric, parts["writing"].to_numpy(), [predicted, 0 * predicted], 400)
+    assert drawn[0].mean() == pytest.approx(found.score(), abs=0.02)
+    assert drawn[0].std() > drawn[1].std() == 0
+
+
+def test_the_base_model_alone_is_asked_once_and_is_what_a_fresh_adapter_leaves(writing, monkeypatch):
+    first, written = measure(small.training("writing: alone")), generation.write
+    monkeypatch.setattr(generation, "write", None)
+    again = measure(small.training("writing: alone", seed=1))
+    assert (first.trained, first.stored, first.file_bytes, first.reason) == (0, 0, 0, "")
+    assert (again.seed, again.status) == (1, "finished")
+    assert again.test == first.test
+    monkeypatch.setattr(generation, "write", written)
+    fresh = measure(small.training("writing: untrained"))
+    assert (fresh.test, fresh.validation, fresh.predicted) == (first.test, first.validation, first.predicted)
+
+
+def test_what_cannot_be_compared_is_refused_before(writing):
+    refused(check, [small.entry("writing: head")], says="small.methods.head: adapter: head: a model that writes has no")
+    writing(reads={"new_tokens": None})
+    refused(check, [small.entry("writing: alone")], says="writing: completions are compared by what is written: set re")
