@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 from transformers import AutoTokenizer
@@ -122,18 +123,19 @@ def test_a_stranger_and_the_slowest_answers_of_256_tenants(passes, there, tmp_pa
     )
     passes.bank.add_all({f"t{number}": its for number in range(256)})
 
-    async def answered(client, seconds):
-        async def one(number):
-            begin = time.perf_counter()
-            assert (await posted(client, f"t{number % 256}", "a cat")).status_code == 200
-            seconds.append(time.perf_counter() - begin)
-            await asyncio.sleep(0.02)
+    async def slowest(client):
+        """The p99 of single texts of all tenants, sixteen of them on their way at any time, in milliseconds."""
+        seconds = []
 
         async def in_turn(first):
             for number in range(first, 1024, 16):
-                await one(number)
+                begin = time.perf_counter()
+                assert (await posted(client, f"t{number % 256}", "a cat")).status_code == 200
+                seconds.append(time.perf_counter() - begin)
+                await asyncio.sleep(0.02)
 
         await asyncio.gather(*map(in_turn, range(16)))
+        return 1000 * sorted(seconds)[len(seconds) * 99 // 100]
 
     async def attack(client):
         while True:
@@ -141,12 +143,15 @@ def test_a_stranger_and_the_slowest_answers_of_256_tenants(passes, there, tmp_pa
             await asyncio.gather(*(posted(client, "guest", *["a cat"] * 32) for _ in range(4)))
 
     async def call(client):
-        client.event_hooks, quiet, attacked = {}, [], []  # a look at each answer would take longer than the server
-        await answered(client, quiet)
-        stranger = asyncio.create_task(attack(client))
-        await answered(client, attacked)
-        stranger.cancel()
-        return [1000 * sorted(seconds)[len(seconds) * 99 // 100] for seconds in (quiet, attacked)]
+        client.event_hooks = {}  # a look at each answer would take longer than the server
+        rounds = []
+        for _ in range(5):
+            quiet, stranger = await slowest(client), asyncio.create_task(attack(client))
+            rounds.append((quiet, await slowest(client)))
+            stranger.cancel()
+        return rounds
 
-    quiet, attacked = ask_passes(passes, call)
-    record_property("measured", f"p99 of 256 tenants: {quiet:.0f} ms, while a stranger attacks {attacked:.0f} ms")
+    rounds = ask_passes(passes, call)
+    ratio = median(attacked / quiet for quiet, attacked in rounds)
+    said = ", ".join(f"{attacked:.0f} beside {quiet:.0f}" for quiet, attacked in rounds)
+    record_property("measured", f"p99 of 256 tenants while a stranger attacks: {ratio:.2f} of that without ({said} ms)")
