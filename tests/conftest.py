@@ -40,7 +40,7 @@ def done(tmp_path_factory, worker_id):
 
     `changes` are those of params.yaml before the stages. The first worker that needs one makes it, for all workers.
     """
-    from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, run
+    from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, run_in
 
     base = tmp_path_factory.getbasetemp()
     root = base if worker_id == "master" else base.parent
@@ -50,10 +50,7 @@ def done(tmp_path_factory, worker_id):
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 made = workspace.make(Path(f"{folder}.making"), adapter=adapter, **changes)
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.chdir(made)
-                    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-                made.rename(folder)
+                run_in(made, TOKENIZE, FACTORIZE, TRAIN, EVALUATE).rename(folder)
         return folder
 
     return after_all_stages

@@ -65,9 +65,14 @@ SMALL = {
 }
 
 
-def make(folder: Path, **changes: Any) -> Path:
-    """Fill a folder, which may be a copy of the repository, and return it; `changes` are merged into params.yaml."""
+def make(folder: Path, rows: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Fill a folder, which may be a copy of the repository, and return it.
+
+    `rows` are added to those of data, `changes` are merged into params.yaml.
+    """
     shutil.copytree(_whole(), folder, dirs_exist_ok=True)
+    if rows is not None:
+        write(folder / "pipeline/datasets.yaml", read_yaml(folder / "pipeline/datasets.yaml") | rows)
     params = merged(read_yaml(ROOT / "params.yaml"), SMALL)
     write(folder / "params.yaml", merged(params, changes))
     return folder

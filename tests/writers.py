@@ -48,10 +48,10 @@ def rows(count=120):
 
 def make(folder, row=ROW, written=None, **changes):
     """A workspace with the model, a file, and a row of data for it."""
-    folder = workspace.make(folder, data="writing", model="writer", tokenize={"max_length": 64}, **changes)
+    usual = {"data": "writing", "model": "writer", "tokenize": {"max_length": 64}}
+    folder = workspace.make(folder, {"writing": row}, **usual, **changes)
     save(folder / "writer")
     kit.write(folder / "writing.jsonl", written or rows())
-    models, data = folder / "pipeline/models.yaml", folder / "pipeline/datasets.yaml"
+    models = folder / "pipeline/models.yaml"
     kit.write(models, workspace.read_yaml(models) | {"writer": {"source": {"kind": "hub", "path": "writer"}}})
-    kit.write(data, workspace.read_yaml(data) | {"writing": row})
     return folder

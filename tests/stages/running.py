@@ -1,5 +1,7 @@
 """The stages in this process, and what they have written."""
 
+from contextlib import chdir
+
 import pytest
 import torch
 
@@ -19,6 +21,13 @@ EVALUATE = (evaluate, params.EvaluateView)
 def run(*stages):
     for stage, view in stages:
         stage.main(params.load(view))
+
+
+def run_in(folder, *stages):
+    """Run stages in a folder, and return it."""
+    with chdir(folder):
+        run(*stages)
+    return folder
 
 
 def report(path):

@@ -1,7 +1,5 @@
 """Texts become tokens: from official files in each format, by the numbers of the tokenizer; the same bytes twice."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,7 +13,6 @@ from tests import kit, tasks, workspace
 from tests.kit import digests, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, outcome, report, run
 
-TABLE = Path("pipeline/datasets.yaml")
 LONG = "the owl sleeps " * 20
 ROWS = {
     "train": [("the cat", 1), ("the dog", 0), ("an owl", 1), (LONG, 1), ("The  cat", 1), ("", 0)],
@@ -37,8 +34,7 @@ def fill(split, rows):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A workspace with a row of small files."""
-    monkeypatch.chdir(workspace.make(tmp_path, data="mine", tokenize={"max_length": 8}))
-    write(TABLE, workspace.read_yaml(TABLE) | {"mine": ROW})
+    monkeypatch.chdir(workspace.make(tmp_path, {"mine": ROW}, data="mine", tokenize={"max_length": 8}))
     for split, rows in ROWS.items():
         fill(split, rows)
 

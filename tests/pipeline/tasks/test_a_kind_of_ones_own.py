@@ -21,7 +21,7 @@ from tests import kit, workspace
 from tests.kit import refused, said, table
 from tests.pipeline.arena import small
 from tests.pipeline.tasks import ordered
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run_in
 
 LEVELS = ("bad", "fair", "good", "superb")
 ROW = {
@@ -37,19 +37,14 @@ START = {"init": "update", "examples": 16, "head_steps": 3, "learning_rate": 0.0
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder after all stages, in which animals have levels."""
-    folder = workspace.make(
-        tmp_path_factory.mktemp("levels"), data="levels", lsr=START, train={"epochs": 8, "head_learning_rate": 0.02}
-    )
+    changes = {"data": "levels", "lsr": START, "train": {"epochs": 8, "head_learning_rate": 0.02}}
+    folder = workspace.make(tmp_path_factory.mktemp("levels"), {"levels": ROW}, **changes)
     animals = ("cat", "dog", "owl", "fox")
     rows = [(f"the {animals[number % 4]} number {number} sleeps", LEVELS[number % 4]) for number in range(240)]
-    pd.DataFrame(rows, columns=["review", "stars"]).to_csv(folder / "levels.csv", index=False)
-    tables = folder / "pipeline/datasets.yaml"
-    kit.write(tables, workspace.read_yaml(tables) | {"levels": ROW})
+    kit.write(folder / "levels.csv", [{"review": review, "stars": stars} for review, stars in rows])
     with pytest.MonkeyPatch.context() as patch:
         ordered.register(patch)
-        patch.chdir(folder)
-        run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    return folder
+        return run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,13 @@
 """A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
 
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lsr import AdapterBank
-from lsr.__main__ import main as lsr
 from lsr.loading import adapters
 from lsr.serve.passes import Passes
 from pipeline import generation, params, score
@@ -22,7 +19,7 @@ from pipeline.tasks.prompts import NONE, Prompts
 from tests import architectures, kit, workspace, writers
 from tests.kit import refused, said, table
 from tests.lsr.serve.asking import ask_passes, generate, posted
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run, run_in
 
 ASKED = [{"role": "user", "content": "Where is the cat?"}]
 TALK = [
@@ -104,6 +101,7 @@ OVER = {"names": ["few", "many"], "above": 60.0, "margin": 5.0}
 IN_WORDS = {**writers.ROW, "text": ["{animal}: how many?"], "label": {"completion": "at", **OVER}}
 TALKS = {**writers.ROW, "label": {"messages": "talk"}}
 del TALKS["text"]
+RATED = workspace.RATING_ROW | {"source": writers.ROW["source"]}
 
 
 @pytest.mark.parametrize(
@@ -120,13 +118,8 @@ del TALKS["text"]
         ({**writers.ROW, "label": {"completion": "at", "above": 1.0}}, None, "above: needs two names: that"),
         ({**writers.ROW, "label": {"completion": "at", "margin": 1.0}}, None, "margin: needs above, which it"),
         (IN_WORDS, [{"at": "x", "animal": "cat"}], "line 1: label 'x' is not a finite number"),
-        ({**writers.ROW, "metrics": ["rouge"]}, None, "metrics: rouge does not fit this label; did you mean rouge_l?"),
-        ({**workspace.RATING_ROW, "source": writers.ROW["source"], "template": "none"}, None, "needs a label of compl"),
-        (
-            {**workspace.RATING_ROW, "source": writers.ROW["source"], "select": "exact_match"},
-            None,
-            "select: needs a lab",
-        ),
+        (RATED | {"template": "none"}, None, "needs a label of compl"),
+        (RATED | {"select": "exact_match"}, None, "select: needs a lab"),
         ({**writers.ROW, "select": "exact_match:0"}, None, "writing.select: string should match"),
     ],
 )
@@ -250,10 +243,7 @@ def trained(tmp_path_factory):
     """A folder after all stages in which an adapter has learned where animals are."""
     changes = {"evaluate": {"new_tokens": 12, "batch_size": 7}, "train": {"epochs": 16, "weight_decay": 0.0}}
     folder = writers.make(tmp_path_factory.mktemp("writing"), lsr=LEARNS, **changes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    return folder
+    return run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
 
 
 def test_what_is_written_is_scored_beside_the_base_model(trained, monkeypatch):
@@ -348,18 +338,3 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     for note in ({"template": 1}, {"ends": [True]}, {"ends": "x"}):
         bank.add("own", artifacts.ADAPTER, note=note, replace=True)
         refused(Passes, bank, tokenizer, 128, 12, says=f"task.json: {next(iter(note))} must be a ")
-
-
-def test_exports_write_the_same_tokens(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    given = torch.tensor([tokens.load_tokens("test")["input_ids"][0][:20]])
-
-    def written(model):
-        return model.eval().generate(input_ids=given, attention_mask=given > -1, max_new_tokens=12).tolist()
-
-    for to in ("lora", "merged"):
-        said(lsr, "export", str(artifacts.ADAPTER), "--to", to, "-o", to, "--base", "writer")
-    base, merged = (AutoModelForCausalLM.from_pretrained(name) for name in ("writer", "merged"))
-    plain, expected = written(base), written(adapters.load_adapter(artifacts.ADAPTER, "writer"))
-    assert written(PeftModel.from_pretrained(base, "lora")) == written(merged) == expected != plain

@@ -12,8 +12,7 @@ from lsr import AdapterBank
 from lsr.__main__ import main as lsr
 from lsr.serve.passes import Passes
 from pipeline import params, score
-from pipeline.arena import features, task_tokens
-from pipeline.arena.measure import measure
+from pipeline.arena import features
 from pipeline.core import artifacts
 from pipeline.data import base_models
 from pipeline.methods import adapter_task
@@ -24,7 +23,7 @@ from pipeline.tasks import Outcome, SeveralTask
 from tests import kit, workspace
 from tests.kit import refused, said, table
 from tests.pipeline.arena import small
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run, run_in
 
 NAMES = ("awake", "cat", "wet")
 ROW = {
@@ -49,18 +48,14 @@ def animal(number):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder after all stages, in which animals have several labels, or none."""
+    listed = ROW | {"source": {"kind": "files", "files": {"train": "animals.jsonl"}}}
     training = {"epochs": 8, "head_learning_rate": 0.02, "class_weights": "balanced"}
-    folder = workspace.make(tmp_path_factory.mktemp("several"), data="animals", lsr=START, train=training)
+    changes = {"data": "animals", "lsr": START, "train": training}
+    folder = workspace.make(tmp_path_factory.mktemp("several"), {"animals": ROW, "listed": listed}, **changes)
     rows = [animal(number) for number in range(240)]
     kit.write(folder / "animals.csv", [{"text": text, "tags": " | ".join(tags)} for text, tags in rows])
     kit.write(folder / "animals.jsonl", [{"text": text, "tags": tags or None} for text, tags in rows])
-    listed = ROW | {"source": {"kind": "files", "files": {"train": "animals.jsonl"}}}
-    tables = folder / "pipeline/datasets.yaml"
-    kit.write(tables, workspace.read_yaml(tables) | {"animals": ROW, "listed": listed})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    return folder
+    return run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
 
 
 @pytest.fixture(autouse=True)
@@ -132,16 +127,6 @@ def test_a_threshold_is_the_one_with_the_best_f1_and_rare_labels_share_one():
     assert len(set(task.thresholds)) == 1
 
 
-def test_the_arena_measures_it_and_its_regression_refuses_it(tmp_path):
-    small.use(tasks={"animals": {}}, methods={"update": {"adapter": "lsr", "params": small.LSR}})
-    training = small.entry("animals: update").first()
-    record = measure(training)
-    assert record.status == "finished", record.reason
-    task_tokens.write_labels(training, tmp_path / "animals.csv")
-    assert len(table(tmp_path / "animals.csv")) == len(record.predicted)
-    refused(features.check, training, says="a logistic regression needs a task with classes, which animals is not")
-
-
 def test_mistakes_are_one_line(tmp_path):
     label = ROW["label"]
     for changes, says in (
@@ -154,6 +139,9 @@ def test_mistakes_are_one_line(tmp_path):
         refused(params.reading.validated, DatasetRow, ROW | changes, "t.yaml", ("animals",), says=says)
     kit.write("animals.csv", "text,tags\na,cat\nb,awake|cta\n")
     refused(run, TOKENIZE, says="animals.csv: line 3: label 'cta' is none of awake, cat, wet; did you mean cat?")
+    small.use(tasks={"animals": {}}, methods={"mean": {"adapter": "head", "features": "mean"}})
+    says = "a logistic regression needs a task with classes, which animals is not"
+    refused(features.check, small.entry("animals: mean").first(), says=says)
     task = json.loads((artifacts.ADAPTER / "task.json").read_text())
     kit.write(tmp_path / "task.json", task | {"thresholds": [0.5, 2, 0.5]})
     refused(
