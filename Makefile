@@ -30,7 +30,7 @@ repro: $(RUN)
 ##              the params that differ, whose names alone have a dot; of all commits with COMMITS=--all-commits
 experiments: $(RUN)
 	@if [ -n "$$(dvc exp list --name-only $(COMMITS))" ]; then \
-	dvc exp show --only-changed --drop '[^.]*(/|$$)' \
+	dvc exp show --only-changed --drop '[^.]*(/|$$)|params.yaml$$' \
 	--keep 'Exp|score|read|adapter_trained|(adapter|model|seed)$$' $(COMMITS); \
 	else echo "no experiments since the last commit; to run one: dvc exp run -S adapter=lora"; fi
 

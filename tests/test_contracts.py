@@ -20,7 +20,7 @@ from tests.workspace import ROOT, read_yaml
 # records the chosen rows, on which the others depend: as params, each key would be a column of `dvc exp show`.
 DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model"}
 DVC = read_yaml(ROOT / "dvc.yaml")
-STAGES = {name: stage for name, stage in DVC["stages"].items() if "deps" in stage}
+STAGES = {name: stage for name, stage in DVC["stages"].items() if "outs" in stage}
 TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
 IGNORED = Repo(str(ROOT)).dvcignore
 IMPORTS = grimp.build_graph("lsr", "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None)

@@ -31,7 +31,9 @@ def load(view: type[AnyView]) -> AnyView:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    params, *_ = all_of([load_params, *(partial(check_rows, word) for word in TABLES)])
+    params, *_ = all_of(
+        [load_params, *(partial(check, word) for check in (check_rows, _check_word) for word in TABLES)]
+    )
     return seen_by(view, params)
 
 
@@ -46,9 +48,9 @@ def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
         try:
             results.append(check())
         except UserError as error:
-            lines.append(str(error))
+            lines += str(error).split("\n")
     if lines:
-        raise UserError("\n".join(lines))
+        raise UserError("\n".join(dict.fromkeys(lines)))
     return results
 
 
@@ -118,6 +120,12 @@ def check_rows(word: str) -> list[str]:
     return [name for name, _ in named]
 
 
+def _check_word(word: str) -> None:
+    name = read_yaml(PARAMS).get(word)
+    if isinstance(name, str):
+        load_row(word, name)
+
+
 def _tables(word: str) -> list[Path]:
     """Return the files with rows: the user's own first, if there is one."""
     table = TABLES[word]
@@ -166,6 +174,6 @@ def validated(schema: type[AnyModel], content: Any, path: Path, prefix: tuple[st
         UserError: if it does not fit the schema, with one line for each mistake.
     """
     try:
-        return schema.model_validate(content)
+        return schema.model_validate(content, context=content)
     except ValidationError as error:
         raise UserError("\n".join(mistakes.lines(error, schema, content, path, prefix))) from None

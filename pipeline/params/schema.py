@@ -55,7 +55,7 @@ class Params(Section):
     full: FullParams
     head: HeadParams
     methods: dict[Word, Method]
-    adapter: StrictStr  # it selects one of the sections above, so it is validated after them
+    adapter: StrictStr  # the word of a section
     evaluate: EvaluateParams
 
     @model_validator(mode="before")
@@ -70,11 +70,10 @@ class Params(Section):
     @field_validator("adapter")
     @classmethod
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
-        if "methods" in info.data:
-            words = ["full", "head", "lsr", *info.data["methods"]]
-            if adapter not in words:
-                known = f"sections: {', '.join(words)}; for another method of PEFT, set peft.type"
-                raise ValueError(f"no such section{nearest(adapter, words)}; {known}")
+        words = ["full", "head", "lsr", *(word for word in info.context if word not in cls.model_fields)]
+        if adapter not in words:
+            known = f"sections: {', '.join(words)}; for another method of PEFT, set peft.type"
+            raise ValueError(f"no such section{nearest(adapter, words)}; {known}")
         return adapter
 
     @property

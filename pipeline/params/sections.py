@@ -49,6 +49,7 @@ Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies produ
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
 LEAST_STEPS, MOST_EPOCHS = 300, 30  # of train.steps: auto
 RATE = "learning_rate"
+NUMBERS = re.compile("r|n|(.*_)?(alpha|dropout)")  # keys of methods of PEFT, which need not be loaded to know this
 # Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
 OWN_LOOP = {
     "ADALORA": "calls that move ranks between layers",
@@ -246,10 +247,13 @@ class PeftParams(MethodParams):
         return kind
 
     @model_validator(mode="after")
-    def _every_rate_is_one(self) -> Self:
+    def _numbers_are_numbers(self) -> Self:
         for name, rate in self.rates.items():
             if not isinstance(rate, int | float) or not 0 < rate <= 1:
                 raise ValueError(f"{name}: must be above 0 and at most 1, got {rate!r}")
+        for name, value in self.options.items():
+            if NUMBERS.fullmatch(name) and value is not None and type(value) not in (int, float):
+                raise ValueError(f"{name}: must be a number, got {value!r}")
         return self
 
     @model_validator(mode="after")

@@ -60,6 +60,7 @@ MISTAKES = [
     ("train.batch_sise", 4, "train.batch_sise: no such key; did you mean batch_size?"),
     ("adapter", "lro", "adapter: no such section; did you mean lsr?; sections: full, head, lsr, lora, directions, "),
     ("lroa", {"r": 8}, "lroa: no such key; the section of a method has a type"),
+    ("lora.r", "one", "lora: r: must be a number, got 'one'"),
     ("vera.d_learning_rate", 2, "vera: d_learning_rate: must be above 0 and at most 1, got 2"),
     ("lsr.type", "lsr", "lsr.type: input should be 'LSR', got 'lsr'"),
     ("directions.alhpa", 3, "directions.alhpa: no such key; did you mean alpha?"),
@@ -189,8 +190,8 @@ def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(ow
         "data/datasets.yaml: mine.metrics.0: input should be text in quotes",
         "data/datasets.yaml: mrpc: pipeline/datasets.yaml has a row of this",
     ]
-    write("pipeline/models.yaml", {"mine": {"source": 3}})
-    refused(own, {}, says="models.yaml: mine.source: input should be keys with values, got 3")
+    write("pipeline/models.yaml", {"minilm": {"source": 3}})
+    refused(own, {}, says="models.yaml: minilm.source: input should be keys with values, got 3")
 
 
 def test_the_command_says_what_would_run_and_what_is_not_there(workspace):
