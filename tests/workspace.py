@@ -32,37 +32,6 @@ RATING_ROW = {
     "cut": {"validation": 0.2, "test": 0.2},
 }
 COMPARISON_ROW = {**RATING_ROW, "pairs": {"margin": 1.0}, "metrics": ["accuracy", "f1"]}
-SMALL = {
-    "data": "glue",
-    "model": "tiny",
-    "tokenize": {"max_length": 24},
-    "train": {"epochs": 2, "batch_size": 16},
-    "evaluate": {"resamples": 100},
-    "lsr": {
-        "rank_shape": [2, 2],
-        "separation_rank": 2,
-        "share": "none",
-        "train": "factors",
-        "init": "random",
-        "alpha": 16,
-    },
-    # Of sections whose values are for wider layers.
-    "vera": {"r": 16},
-    "unilora": {"theta_d_length": 50},
-    "directions": {"budget": 12, "init": "update", "examples": 32, "head_steps": 4},
-    "peft": {"r": 2},
-    # Of a user's own: with a rate for some parameters, and with layers of their own by default.
-    "vblora": {
-        "type": "VBLORA",
-        "r": 4,
-        "num_vectors": 9,
-        "vector_length": 8,
-        "learning_rate": 0.001,
-        "logits_learning_rate": 0.01,
-    },
-    "ia3": {"type": "IA3", "learning_rate": 0.005},
-    "ln_tuning": {"type": "LN_TUNING", "target_modules": ["LayerNorm"], "learning_rate": 0.001},
-}
 
 
 def make(folder: Path, rows: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -73,7 +42,7 @@ def make(folder: Path, rows: dict[str, Any] | None = None, **changes: Any) -> Pa
     shutil.copytree(_whole(), folder, dirs_exist_ok=True)
     if rows is not None:
         write(folder / "pipeline/datasets.yaml", read_yaml(folder / "pipeline/datasets.yaml") | rows)
-    params = merged(read_yaml(ROOT / "params.yaml"), SMALL)
+    params = merged(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "tests/small.yaml"))
     write(folder / "params.yaml", merged(params, changes))
     return folder
 
