@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, set_seed
 from lsr.algebra.frames import energy_between
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, groups_of
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
@@ -45,8 +44,7 @@ def factorize_init(
     started = adapters.start(model, plan, read.layers)
     groups, captured = groups_of(model, "default"), INITIALIZATIONS[section.scheme].reads if read.layers else "weight"
     rows: list[Row] = []
-    if section.frames == OWN:
-        console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
+    console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     for one in console.track(started, "factorize-init", len(groups), "starts"):
         # A weight is not finite, unless the initialization has rejected it.
         with as_user_error(ValueError, before=f"{view.model}: {one.name}: "):
@@ -72,9 +70,8 @@ def sources(view: params.FactorizeInitView) -> dict[str, str]:
     """Return the adapters that it starts from by key of params.yaml."""
     section, common = view.section, view.tenants.folder
     found = {"tenants.common": common} if common and view.dataset.tenant is not None else {}
-    if isinstance(section, params.LsrParams):
-        named = {f"{section.word}.init": section.source, f"{section.word}.frames": section.frames}
-        found |= {key: source for key, source in named.items() if source not in {None, OWN}}
+    if isinstance(section, params.LsrParams) and section.source:
+        found[f"{section.word}.init"] = section.source
     return found
 
 

@@ -92,18 +92,15 @@ def test_an_edited_file_of_the_chosen_data_or_model_is_noticed(restored):
     assert changed_stages(restored) == {"factorize-init", "train", "evaluate"}
 
 
-def test_frames_that_are_held_start_the_adapter_again_when_they_change(restored):
-    words = {"rank_shape": [3], "separation_rank": 1, "train": "core", "init": "gradient", "examples": 40}
-    change_params(restored, lsr=words)
-    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["factorize-init"]
-    family = restored / "models/family"
-    shutil.copytree(restored / "artifacts/init", family)
-    change_params(restored, lsr={"frames": "models/family"})
+def test_an_adapter_that_training_goes_on_from_starts_it_again_when_it_changes(restored):
+    other = restored / "models/other"
+    shutil.copytree(restored / "artifacts/adapter", other)
+    change_params(restored, lsr={"init": "models/other"})
     assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["tokenize", "factorize-init"]
     before = digests(restored / "artifacts/init")
-    weights = load_file(family / "adapter_model.safetensors")
+    weights = load_file(other / "adapter_model.safetensors")
     changed = {name: -value if ".factor_A1" in name else value for name, value in weights.items()}
-    save_file(changed, family / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(changed, other / "adapter_model.safetensors", metadata={"format": "pt"})
     assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["tokenize", "factorize-init"]
     assert digests(restored / "artifacts/init") != before
 

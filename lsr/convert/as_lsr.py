@@ -12,11 +12,10 @@ from lsr.loading.contents import Contents
 from lsr.loading.update import Update
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX
-from lsr.tuner.forms import form_of
+from lsr.tuner.forms import form_of, kind_of
 from lsr.tuner.mistakes import explained
 from lsr.tuner.options import exactly
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.sharing import kind_of
 
 
 def as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -37,9 +37,9 @@ def export_lora(
 ) -> Errors:
     """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
 
-    `adapter` is a model with the adapter, or the adapter's folder, which needs no base model, only its frames if they
-    are elsewhere. Each layer has its true rank and scaling 1. Where the adapter is a LoRA (one rank in `rank_shape`,
-    no core), it has the adapter's own A, B and alpha, bit for bit. The bytes are the same every time.
+    `adapter` is a model with the adapter, or the adapter's folder, which needs no base model. Each layer has its true
+    rank and scaling 1. Where the adapter is a LoRA (one rank in `rank_shape`, no core), it has the adapter's own A, B
+    and alpha, bit for bit. The bytes are the same every time.
 
     Raises:
         InputError: if the folder exists and `force` is false, or the dtype loses more of the update than

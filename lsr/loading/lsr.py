@@ -9,13 +9,12 @@ from math import isfinite
 from torch import Tensor
 
 from lsr.loading.update import Frames, Update
-from lsr.tuner.adapter import LsrFactors
+from lsr.tuner.adapter import stored_matrices
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, WEIGHTS, Files, factors_by_layer, weights_of
-from lsr.tuner.forms import check_room, form_in_file
+from lsr.tuner.forms import Group, check_room, form_in_file, group_of
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.options import override
-from lsr.tuner.sharing import Group, group_of, read_shared_frames
 
 LSR = "LSR"  # PEFT's name of the method
 CORE = "core"
@@ -58,23 +57,18 @@ def _frames(config: LsrConfig, states: Mapping[str, Mapping[str, Tensor]]) -> di
     """Return A and B of each layer, the same object where they are shared.
 
     Raises:
-        ValueError: if factors are missing, in two places, or of other shapes than the configuration says.
+        ValueError: if factors are missing, twice in a group, or of other shapes than the configuration says.
     """
-    elsewhere, held, found = read_shared_frames(config), dict[Group, Frames](), dict[str, Frames]()
+    held, found = dict[Group, Frames](), dict[str, Frames]()
     factors = {name: {key: its for key, its in state.items() if key != CORE} for name, state in states.items()}
     for name in sorted(states, key=lambda name: not factors[name]):  # first those that store what others share
         form, stored = form_in_file(config, name), factors[name]
         group = group_of(config, name, form)
-        shared = stored if elsewhere is None else elsewhere.of(config, name, form)
-        if stored and (elsewhere is not None or group in held):
-            raise ValueError(f"layer {name!r}: {min(stored)} is no part of this adapter, whose frames are elsewhere")
+        if stored and group in held:
+            raise ValueError(f"layer {name!r}: {min(stored)} is no part of this adapter, whose layers share theirs")
         if group not in held:
-            its = LsrFactors(form, next(iter(states[name].values())))
-            try:
-                its.load(shared)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from None
-            a, b = its.matrices()
+            with explained(f"layer {name!r}", ValueError):
+                a, b = stored_matrices(form, stored)
             held[group] = Frames(a=a, b=b)
         found[name] = held[group]
     return found

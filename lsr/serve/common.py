@@ -3,20 +3,18 @@
 The rows of the head's last layer are each tenant's own, and all else is common: it is merged into the base model once.
 """
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from lsr.convert.as_lsr import as_lsr
 from lsr.loading.adapters import load_adapter, load_onto, merged
 from lsr.loading.contents import BASE_FIELDS, TENANTS, Contents, contents_of, read_task
-from lsr.loading.lsr import LSR
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.options import OWN
-from lsr.tuner.sharing import frames_hash
 
 PLACEHOLDER = 2  # rows of zeros of the last layer, where no tenant's are
 
@@ -43,8 +41,6 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
             raise InputError(f"{folder}: {key} is {tuple(value.shape)}, but its tenants have {sum(sizes)} outputs")
     zeros = {key: value.new_zeros(PLACEHOLDER, *value.shape[1:]) for key, value in rows.items()}
     common = files._replace(tensors={**files.tensors, **zeros})
-    if files.method == LSR and files.fields.get("frames", OWN) != OWN:  # a bank's folder has no path to another one
-        common = Files(files.folder, *as_lsr(contents_of(common)))
     base = {name: files.fields.get(name) for name in BASE_FIELDS}
     pieces = {key.removeprefix(PREFIX): value.split(sizes) for key, value in rows.items()}
     own = dict[str, Contents]()
@@ -95,7 +91,12 @@ def fingerprint(common: Files | None) -> str | None:
     if common is None:
         return None
     scaling = {key: its for key, its in common.fields.items() if "alpha" in key or key in ("peft_type", "use_rslora")}
-    return frames_hash({json.dumps(scaling, sort_keys=True): common.tensors})
+    digest, said = hashlib.sha256(), json.dumps(scaling, sort_keys=True)
+    for name, value in sorted(common.tensors.items()):
+        its = value.detach().cpu().contiguous()
+        digest.update(f"{said} {name} {its.dtype} {tuple(its.shape)}\n".encode())
+        digest.update(its.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def on_plain_base(common: Files | None, own: Contents) -> Contents:

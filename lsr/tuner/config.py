@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from os import fspath
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.card import Card
 from lsr.tuner.options import (
     CORED,
-    OWN,
     PATTERNS,
     TERMS,
     as_sizes,
@@ -81,11 +79,6 @@ class LsrConfig(PeftConfig):
         "Form of the core, if there is one. 'full': r x r. 'diagonal': r entries, so that the i-th direction of A is "
         "mapped only to the i-th of B.",
     )
-    frames: str = _option(
-        OWN,
-        "'own', or the folder or hub repository of another adapter whose frames to use: only the core is trained and "
-        "stored, and `init_weights` is that of the frames.",
-    )
     seed: int | None = _option(
         None, "Seed of the initial factors, mixed with each layer's name. None: torch's global generator."
     )
@@ -109,15 +102,19 @@ class LsrConfig(PeftConfig):
     bias: str = _option("none", "Biases to train: 'none', 'all', or 'lsr_only' for those of adapted layers.")
     modules_to_save: list[str] | None = _option(None, "Modules to train and save in full, such as a new head.")
 
-    resolved: Resolved | None = _option(
-        None, "Of a saved adapter: the shapes of its layers, and the hash of its frames. Not to be set by hand."
-    )
+    resolved: Resolved | None = _option(None, "Of a saved adapter: the shapes of its layers. Not to be set by hand.")
 
-    def __post_init__(self) -> None:
+    frames: InitVar[str] = "own"  # in files of early adapters, some of which hold a core alone
+
+    def __post_init__(self, frames: str) -> None:
         super().__post_init__()
+        if frames != "own":
+            raise ValueError(
+                f"frames: those of {frames!r} are needed, and adapters on the frames of others are no longer read: "
+                "export it as LoRA with the version of lsr that saved it"
+            )
         self.peft_type = PeftType("LSR")
         self.rank_shape = as_sizes("rank_shape", self.rank_shape)
-        self.frames = fspath(self.frames)
         for name in PATTERNS:
             setattr(self, name, getattr(self, name) or {})
         if self.separation_rank is None:
@@ -147,7 +144,7 @@ class LsrConfig(PeftConfig):
     @property
     def needs_examples(self) -> bool:
         """Whether the initialization needs examples."""
-        return self.frames == OWN and INITIALIZATIONS[self.start].reads in READERS
+        return INITIALIZATIONS[self.start].reads in READERS
 
     @property
     def labels(self) -> tuple[str, ...] | None:

@@ -1,7 +1,9 @@
-"""The shapes of an adapter in a layer, checked before anything of that size is allocated."""
+"""The shapes of an adapter in a layer, checked before anything of that size is allocated; which layers share theirs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -11,12 +13,38 @@ from lsr.init.passes import widths
 from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.mistakes import explained
-from lsr.tuner.options import OWN
 from lsr.tuner.resolved import LayerShapes
 
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
 MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
 SMALL = 64  # a rank that sums may have on a layer that is narrower
+
+
+INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+class Kind(NamedTuple):
+    """What layers that differ only in their index have in common: the name without indices, and the shapes."""
+
+    pattern: str
+    form: Form
+
+    def __str__(self) -> str:
+        """Return the pattern and the widths."""
+        return f"{self.pattern} ({self.form.out_features} x {self.form.in_features})"
+
+
+Group = Kind | str  # a kind, whose layers share A and B, or the name of a layer
+
+
+def kind_of(layer_name: str, form: Form) -> Kind:
+    """Return the kind of a layer: `encoder.layer.*.attention.self.query` of `encoder.layer.3.attention.self.query`."""
+    return Kind(INDEX.sub("*", layer_name), form)
+
+
+def group_of(config: LsrConfig, layer_name: str, form: Form) -> Group:
+    """Return the group of layers that have the A and B of a layer."""
+    return kind_of(layer_name, form) if config.share == "layers" else layer_name
 
 
 def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:
@@ -95,19 +123,17 @@ def form_in_file(config: LsrConfig, layer_name: str) -> Form:
     return form_of(config, layer_name, shapes.in_features, shapes.out_features)
 
 
-def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Form]:
+def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
 
-    `tensors` holds the tensors of each layer. Returns the shapes of each; none if they are refused elsewhere.
+    `tensors` holds the tensors of each layer.
 
     Raises:
         ValueError: names the layer.
     """
-    if config.resolved is None or config.frames != OWN:
-        return {}  # refused elsewhere, or checked with the file of the frames
     held = sum(tensor.numel() for its in tensors.values() for tensor in its.values())
-    forms = {name: form_in_file(config, name) for name in tensors}
-    for name, form in forms.items():
+    for name in tensors:
+        form = form_in_file(config, name)
         if (needed := form.parameters) > held:
             raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
         if form.rank > SMALL:
@@ -115,4 +141,3 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -
                 check_rank(form.rank, form.out_features, form.in_features)
         if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
             raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
-    return forms

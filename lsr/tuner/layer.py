@@ -15,7 +15,7 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from lsr.init.initialization import Source
 from lsr.init.passes import widths
-from lsr.tuner.adapter import LsrAdapter, LsrFactors
+from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.base_weight import check_adaptable, dequantized, is_plain, is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import form_of
@@ -37,7 +37,6 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         self.is_transposed = isinstance(base, Conv1D)
         self.in_features, self.out_features = widths(base)
         self.lsr_adapters = nn.ModuleDict({})
-        self.lsr_frames = nn.ModuleDict({})  # by hash: frames of another adapter, which adapters of any layer may share
         self._active_adapter = adapter_name
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -50,11 +49,11 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         """Return an adapter by name."""
         return cast("LsrAdapter", self.lsr_adapters[name])
 
-    def update_layer(self, adapter_name: str, config: LsrConfig, frames: LsrFactors | None = None) -> None:
-        """Add an adapter with random factors, or with shared frames; `initialize` applies other initializations."""
+    def update_layer(self, adapter_name: str, config: LsrConfig, owner: LsrAdapter | None = None) -> None:
+        """Add an adapter with random factors, or those of an owner; `initialize` applies other initializations."""
         form = form_of(config, self.layer_name, self.in_features, self.out_features)
         scaling = config.scaling(self.layer_name, form)
-        self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.base_parameter(), frames)
+        self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.base_parameter(), owner)
         self.initialize(adapter_name, config, "random")
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -67,7 +66,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         statistics: Mapping[str, Matrix] | None = None,
         sharing: Sequence["LsrLinear"] = (),
     ) -> None:
-        """Set the factors, unless they are those of another adapter, and the cores, by the initialization of a name.
+        """Set the factors, unless they are those of another layer, and the cores, by the initialization of a name.
 
         `statistics` holds what is read of examples, (m, n) by layer name; `sharing` the other layers that share the
         factors.
@@ -78,7 +77,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[word]
         layers = (self, *sharing)
         sources = [layer._source(config, adapter.form, statistics or {}) for layer in layers]
-        if adapter.frames is adapter:
+        if adapter.owner is adapter:
             try:
                 start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
             except ValueError as error:
@@ -172,7 +171,6 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         target = device if device is not None else self.base_parameter().device
         if adapter_name in self.lsr_adapters and target.type != "meta" and not self.adapter(adapter_name).is_meta:
             self.lsr_adapters[adapter_name].to(target)
-            self.lsr_frames.to(target)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: PEFT may convert any LSR adapter."""

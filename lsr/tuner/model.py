@@ -12,13 +12,13 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.base_weight import is_quantized
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.forms import check_forms
+from lsr.tuner.forms import Group, check_forms, form_of, group_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
 from lsr.tuner.resolved import Record, Resolved
-from lsr.tuner.sharing import FrameRegistry, drop_unused_frames, read_shared_frames
 from lsr.tuner.start import config_of, has_begun, initialize_factors, layers_of
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
 
@@ -65,23 +65,17 @@ class LsrModel(WholeHeads):
         adapted = adapted_names(model, config, names)
         if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
-        shared = read_shared_frames(config)
         forms = check_forms(model, adapted, config)
-        if shared is not None:
-            for name, form in forms.items():
-                shared.of(config, name, form)
-        self._frames = FrameRegistry(config, adapted_layers(model).values(), shared)
-        try:
-            super().inject_adapter(
-                model,
-                adapter_name,
-                autocast_adapter_dtype=autocast_adapter_dtype,
-                low_cpu_mem_usage=low_cpu_mem_usage,
-                state_dict=state_dict,
-            )
-        finally:
-            del self._frames  # otherwise frames would outlive their last adapter here
-        resolved = config.resolved or Resolved.of(forms, None if shared is None else shared.sha256)
+        self._owners: dict[Group, LsrAdapter] = {}  # of the factors of each group of layers
+        super().inject_adapter(
+            model,
+            adapter_name,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            state_dict=state_dict,
+        )
+        del self._owners  # otherwise they would outlive their adapter here
+        resolved = config.resolved or Resolved.of(forms)
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
         named = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
         config.record = Record(resolved, config.init_weights, named)
@@ -117,7 +111,11 @@ class LsrModel(WholeHeads):
         parameter_name: str | None = None,
     ) -> None:
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
-        self._frames.update(layer, adapter_name)
+        config = cast("LsrConfig", peft_config)
+        form = form_of(config, layer.layer_name, layer.in_features, layer.out_features)
+        group = group_of(config, layer.layer_name, form)
+        layer.update_layer(adapter_name, config, self._owners.get(group))
+        self._owners.setdefault(group, layer.adapter(adapter_name))
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet
@@ -132,11 +130,6 @@ class LsrModel(WholeHeads):
         for layer in () if autocast_adapter_dtype else layers_of(self, adapter_name).values():
             if not is_quantized(layer.get_base_layer()):
                 layer.adapter(adapter_name).to(layer.base_parameter().dtype)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, and its frames if no other adapter uses them."""
-        super().delete_adapter(adapter_name)
-        drop_unused_frames(adapted_layers(self).values())
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

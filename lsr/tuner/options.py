@@ -20,7 +20,6 @@ Value = TypeVar("Value")
 SHARED = ("none", "layers")
 CORED = ("core", "all")  # the values of `train` that add a core
 TRAINED = ("factors", *CORED)
-OWN = "own"
 PATTERNS = ("rank_pattern", "alpha_pattern")  # one for each value of single layers
 TERMS = 16  # the default separation rank of two factors
 LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
@@ -99,11 +98,6 @@ def _check_families(config: "LsrConfig") -> None:
         )
     if config.core == "diagonal" and not config.has_core:
         raise ValueError(f"core='diagonal' needs train='core' or 'all', got train={config.train!r}")
-    if config.train != "core" and config.frames != OWN:
-        raise ValueError(
-            f"frames={config.frames!r} needs train='core': trained factors belong to the adapter, got "
-            f"train={config.train!r}"
-        )
 
 
 def _with_pattern(config: "LsrConfig", name: str, pattern: str) -> Iterable[tuple[str, Any]]:

@@ -22,22 +22,20 @@ class LayerShapes:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The most common shapes, the exceptions by layer name, and what the frames are if they are stored elsewhere."""
+    """The most common shapes, and the exceptions by layer name."""
 
     usual: LayerShapes
     others: dict[str, LayerShapes] = field(default_factory=dict)
-    frames_hash: str | None = None  # SHA-256
 
     @classmethod
-    def of(cls, forms: Mapping[str, Form], frames_hash: str | None = None) -> "Resolved":
+    def of(cls, forms: Mapping[str, Form]) -> "Resolved":
         """Build it from the forms by layer."""
         shapes = {
             name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
             for name, form in forms.items()
         }
         usual = Counter(shapes.values()).most_common(1)[0][0]
-        others = {name: its for name, its in shapes.items() if its != usual}
-        return cls(usual, others, frames_hash=frames_hash)
+        return cls(usual, {name: its for name, its in shapes.items() if its != usual})
 
     @classmethod
     def from_fields(cls, fields: Any) -> "Resolved":
@@ -48,11 +46,9 @@ class Resolved:
         """
         try:
             others = {str(name): _shapes(value) for name, value in fields["others"].items()}
-            frames_hash = fields.get("frames_hash")
-            usual = _shapes(fields["usual"])
+            return cls(_shapes(fields["usual"]), others)
         except (KeyError, TypeError, AttributeError, ValueError):
             raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
-        return cls(usual, others, frames_hash=None if frames_hash is None else str(frames_hash))
 
     def layer(self, name: str) -> LayerShapes:
         """Return the shapes of a layer."""

@@ -13,9 +13,8 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.head import STEPS
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.forms import Kind, kind_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
-from lsr.tuner.options import OWN
-from lsr.tuner.sharing import Kind, kind_of
 
 
 class Started(NamedTuple):
@@ -64,14 +63,12 @@ def initialize_factors(
 
     `get_peft_model` does this by itself. This is a generator for callers that show progress: they build the model with
     random factors and name the initialization here. `statistics` holds what it reads of examples, an (m, n) matrix by
-    layer name: see `start_from_examples`. If the frames come from another adapter, nothing is initialized.
+    layer name: see `start_from_examples`.
 
     Raises:
         ValueError: if there is no such initialization, or it fails on a base weight or gradient; names the layer.
     """
     config = config_of(model, adapter_name)
-    if config.frames != OWN:
-        return  # frames of another adapter are not initialized
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
     for name, (first, *sharing) in groups_of(model, adapter_name).items():
         if first.adapter(adapter_name).is_meta:
@@ -112,8 +109,6 @@ def start_from_examples(
             are not suitable; names the layer.
     """
     config = config_of(model, adapter_name)
-    if config.frames != OWN:
-        raise ValueError(f"frames: the frames of {config.frames!r} are fixed and cannot be initialized from examples")
     if not config.needs_examples:
         words = " or ".join(repr(word) for word, one in INITIALIZATIONS.items() if one.reads in READERS)
         raise ValueError(f"init_weights must be {words} to start from examples, got {config.start!r}")

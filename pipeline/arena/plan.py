@@ -188,7 +188,7 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Met
         "section": {"type": view.adapter} | changes,  # the sections without a type have fixed names
         "version": VERSION,
         "reads": reads.model_dump(mode="json"),
-        "files": digests([view.dataset.source, view.base_model.source, getattr(section, "frames", "own")], pinned),
+        "files": digests([view.dataset.source, view.base_model.source], pinned),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
     }

@@ -17,7 +17,7 @@ from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.options import OWN, usual_terms
+from lsr.tuner.options import usual_terms
 from lsr.tuner.rates import rate_factor
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError, as_user_error
@@ -37,7 +37,7 @@ def add_adapter(
     plan: Plan,
     statistics: Mapping[str, Matrix] | None = None,  # gradients or updates by layer: a budget is allocated by them
 ) -> PeftModel:
-    """Return the base model with a fresh adapter; its own LSR factors are random until `start` is exhausted.
+    """Return the base model with a fresh adapter; LSR factors are random until `start` is exhausted.
 
     Raises:
         UserError: if the plan does not fit the model, or has a rate of parameters that the method does not have.
@@ -67,8 +67,8 @@ def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None 
         UserError: if the initialization fails on a weight or a gradient.
     """
     section = plan.section
-    if not isinstance(section, LsrParams) or section.frames != OWN:
-        return  # PEFT has initialized it, or frames from another adapter are already loaded
+    if not isinstance(section, LsrParams):
+        return  # PEFT has initialized it
     with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: "):
         yield from initialize_factors(model, init_weights=section.scheme, statistics=statistics)
 

@@ -169,9 +169,6 @@ class LsrParams(MethodParams):
             description="or the folder or hub repository of an adapter of LSR or LoRA, which training goes on from",
         )
     )
-    frames: StrictStr = Field(
-        "own", min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
-    )
     alpha: Alpha = 16.0
     examples: Count = Field(1024, description="from the train split, for gradient, update and warm")
     head_steps: Annotated[StrictInt, Field(ge=0)] = Field(
@@ -198,23 +195,15 @@ class LsrParams(MethodParams):
     @property
     def reads_examples(self) -> bool:
         """Whether the initialization looks at tokens."""
-        return self.init in READ and self.frames == "own"
-
-    @model_validator(mode="after")
-    def _goes_on_from_one_adapter(self) -> Self:
-        if self.source and self.frames != "own":
-            raise ValueError(
-                f"init: {self.init}: an adapter to go on from needs frames: own, got frames: {self.frames}"
-            )
-        return self
+        return self.init in READ
 
     @model_validator(mode="after")
     def _a_budget_is_spent_by_what_examples_say(self) -> Self:
         is_read = self.reads_examples or self.source
         if self.budget != "none" and (not is_read or (self.share, self.core) != ("none", "diagonal")):
             raise ValueError(
-                f"budget: needs init: {', '.join(READ)}, frames: own, share: none and core: diagonal; got init: "
-                f"{self.init}, frames: {self.frames}, share: {self.share} and core: {self.core}"
+                f"budget: needs init: {', '.join(READ)}, share: none and core: diagonal; got init: {self.init}, "
+                f"share: {self.share} and core: {self.core}"
             )
         return self
 

@@ -57,8 +57,7 @@ GIVEN = {
     dvc exp run -S data=shops -S adapter=lora
     """,
     "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
-    "docs/how-to/experiments.md": "cp -r artifacts/adapter models/frames\n"
-    "lsr export artifacts/adapter --to lora -o models/trained\n",
+    "docs/how-to/experiments.md": "lsr export artifacts/adapter --to lora -o models/trained\n",
     "docs/how-to/convert.md": "lsr export artifacts/adapter --to lora -o my-lora\n"
     + "".join(
         REVIEWS(f"rating,{column}", -2, 2, name) for column, name in (("review", "new.csv"), ("message", "tickets.csv"))

@@ -22,9 +22,8 @@ from tests.kit import edit, write
 LONG = "([a-z0-9.]+)+X"  # a pattern that takes years to match with the name of a layer
 FACTOR, CORE, HEAD = ".factor_A1", ".core", "classifier.out_proj.bias"
 # Readers that do not look at a part of a folder, and so do not mind.
-FRAMES_ALONE = ("frames",)
-NO_HEADS = ("frames", "read_contents", "round", "squeeze")
-NO_TASK = ("frames", "load_adapter", "load_onto")
+NO_HEADS = ("read_contents", "round", "squeeze")
+NO_TASK = ("load_adapter", "load_onto")
 ROUND = ("round",)  # what it takes for tensors alone, if they are not LSR's
 BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "round")  # a LoRA of which PEFT makes something
 BOTH, LORA, SUMS, ROUNDED_ONE = ("lsr", "lora"), ("lora",), ("sums",), ("rounded",)
@@ -169,7 +168,7 @@ DAMAGES = {
         }.items()
     },
     "an unknown word": Damage(config(train="cores"), "train must be one of ['factors', 'core', 'all'], got 'cores'"),
-    "frames that are not there": Damage(config(frames="./nowhere"), "nowhere"),
+    "frames elsewhere": Damage(config(frames="./other"), "adapters on the frames of others are no longer read"),
     "no shapes": Damage(config(resolved=None), "resolved: the configuration does not contain the shapes"),
     "shapes of another type": Damage(config(resolved="a\nb"), "resolved: not what a saved adapter says of its layers"),
     "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must hold as many sizes as rank_shape"),
@@ -183,10 +182,10 @@ DAMAGES = {
     "not a number": Damage(tensor(".query.*A", lambda value: value / 0), "holds values that are not finite", BOTH),
     "complex": Damage(tensor(".query.*A", lambda value: value.to(torch.complex64)), "values of complex64", BOTH),
     "a missing factor": Damage(tensor(FACTOR, lambda value: None), "factor_A1"),
-    "a missing core": Damage(tensor(CORE, lambda value: None), "core", unseen=FRAMES_ALONE),
+    "a missing core": Damage(tensor(CORE, lambda value: None), "core"),
     "no factors": Damage(head_alone, "factors"),
     "a factor that is turned": Damage(tensor(FACTOR, lambda value: value.mT), "factor_A1"),
-    "a longer core": Damage(tensor(CORE, lambda value: value.repeat(2, 1)), "core", unseen=FRAMES_ALONE),
+    "a longer core": Damage(tensor(CORE, lambda value: value.repeat(2, 1)), "core"),
     "a narrower head": Damage(
         tensor("out_proj.weight", lambda held: held[:, 1:]), ("size mismatch", "a head is"), unseen=NO_HEADS
     ),

@@ -1,24 +1,20 @@
-"""Another adapter's folder as a start: its frames are held, or training goes on from its update."""
+"""Another adapter's folder as a start: training goes on from its update."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from peft import PeftModel
-from safetensors.torch import load_file
 
 from lsr import export_lora
 from lsr.loading.adapters import load_onto
-from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.methods import adapters
 from tests import workspace
 from tests.kit import refused, table
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, logits, report, run, trained
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, logits, run
 
-RANK, LAYERS = 3, 4  # queries and values of two layers
-SHARED = {"rank_shape": [RANK], "separation_rank": 1, "share": "layers", "train": "core", "init": "warm"}
+SHARED = {"rank_shape": [3], "separation_rank": 1, "share": "layers", "train": "core", "init": "warm"}
 OTHER = "models/other"
 
 
@@ -35,24 +31,6 @@ def other(tmp_path, monkeypatch):
 
 def captured():
     return {row["captured"] for row in table(artifacts.FACTORIZE_START)}
-
-
-def test_an_adapter_that_holds_frames_is_a_core_alone_and_its_export_needs_them_no_more(other):
-    workspace.change(lsr={"frames": OTHER, "learning_rate": 0.1})
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    assert captured() == set()
-    weights = load_file(artifacts.ADAPTER / WEIGHTS)
-    stored = {name: value for name, value in weights.items() if ".classifier." not in name}
-    assert len(stored) == LAYERS
-    assert all(name.endswith(".core") and value.abs().max() > 1e-3 for name, value in stored.items())
-    found = report(artifacts.EVALUATE_METRICS)
-    assert found["adapter_trained"] == found["adapter_stored"] == LAYERS * RANK**2
-
-    view = params.load(params.EvaluateView)
-    expected = logits(trained(view))
-    export_lora(artifacts.ADAPTER, Path("lora"))
-    shutil.rmtree(OTHER)
-    assert logits(PeftModel.from_pretrained(base_of(view), "lora")) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["LSR", "LORA"])
@@ -76,7 +54,6 @@ def test_training_goes_on_from_the_update_of_another_adapter(kind, other):
     [
         ({"target_modules": ["query"]}, "lsr.init: models/other adapts "),
         ({"target_modules": ["query", "key", "value"]}, "lsr.init: models/other does not adapt "),
-        ({"frames": OTHER}, "an adapter to go on from needs frames: own"),
         ({"init": "models/nothing"}, "models/nothing"),
     ],
 )

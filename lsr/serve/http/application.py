@@ -22,7 +22,7 @@ from lsr.loading.contents import Contents, read_on
 from lsr.serve.http import reading
 from lsr.serve.http.batches import Batches
 from lsr.serve.passes import NO_TEMPLATE, Passes, longest
-from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS, read_config
+from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
 FILES = (CONFIG, WEIGHTS, ROUNDED, TASK)
@@ -91,8 +91,6 @@ class Service:
         return JSONResponse({"adapter": name})
 
     def _read(self, folder: Path) -> Contents:
-        if read_config(folder).get("frames", "own") != "own":
-            raise InputError(f"{folder}: names frames in another folder of this machine, which cannot be sent")
         contents = read_on(self.bank.of_base, folder)
         longest(note := contents.task or {})
         own = self.passes.tokenizer.chat_template  # another is a program, which may take time and memory of all

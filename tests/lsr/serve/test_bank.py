@@ -10,9 +10,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
+from lsr.loading import lsr as lsr_files
 from lsr.loading.contents import read_contents
 from lsr.serve.head import BankHead
-from lsr.tuner.adapter import LsrFactors
 from lsr.tuner.files import WEIGHTS
 from tests.capabilities.models import tiny, tokens
 from tests.kit import edit, refused, write
@@ -182,7 +182,7 @@ def test_factors_of_wider_layers_are_refused_before_a_and_b_are_computed_of_them
     factors = load_file(tmp_path / "new" / WEIGHTS)
     wide = {key: value[:, :1].expand(-1, 1000, -1) for key, value in factors.items() if "factor_B" in key}
     edit(tmp_path / "new" / WEIGHTS, **{key: value.contiguous() for key, value in wide.items()})
-    monkeypatch.setattr(LsrFactors, "matrices", None)
+    monkeypatch.setattr(lsr_files, "stored_matrices", None)
     refused(bank.add, "new", tmp_path / "new", says="the adapter is for a layer of 1000000 x 24, this one is 24 x 24")
 
 

@@ -135,15 +135,6 @@ def test_an_adapter_of_ones_own_comes_on_top_and_is_written_with_the_common_one(
     assert_close(says("roberta", tmp_path / "acme", 3, torch.float32, 2)[::2], expected[::2, :2], rtol=1e-5, atol=1e-6)
 
 
-def test_frames_in_another_folder_go_with_the_common_adapter(tmp_path):
-    save_tenants(tmp_path / "frames", "LSR", seed=3)
-    fields = {**FRAMES, "frames": str(tmp_path / "frames")}
-    model = save_tenants(tmp_path / "adapter", "LSR", **fields)
-    AdapterBank.of_tenants(tmp_path / "adapter").save(tmp_path / "bank")
-    shutil.rmtree(tmp_path / "frames")
-    check(AdapterBank.load(None, tmp_path / "bank"), rows_of(model, WIDE))
-
-
 def test_thousands_take_the_memory_of_their_heads_and_one_pass(tmp_path):
     count = 3000
     save_tenants(tmp_path / "adapter", tenants={f"tenant {at}": ["no", "yes"] for at in range(count)})

@@ -157,7 +157,6 @@ def test_bytes_that_are_no_http_get_a_reason_as_json(server):
     ("file", "change", "status", "reason"),
     [
         (WEIGHTS, lambda _: bytes(17 << 20), 413, "at most 16,777,216 bytes"),
-        (CONFIG, lambda content: content.replace(b'"own"', b'"/etc"'), 422, "names frames in another folder"),
         ("task.json", lambda content: content.replace(b"28", b"0"), 422, "max_length must be a positive"),
         ("task.json", lambda content: content.replace(b'["text"]', b'["a", "b", "c"]'), 422, "two for pairs"),
         ("task.json", lambda _: b'{"template": "{{ 9 ** 9 }}"}', 422, "template must be none or that of the base"),

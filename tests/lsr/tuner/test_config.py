@@ -1,15 +1,22 @@
 """What is written comes back, and a mistake is refused with what is allowed."""
 
+import warnings
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
+from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS
+from lsr.loading.contents import read_contents
+from lsr.tuner.forms import check_room
 from lsr.tuner.layer import LsrLinear, adapted_layers
-from tests.capabilities.models import tiny
+from lsr.tuner.resolved import Resolved
+from tests.capabilities.models import logits, tiny
 from tests.kit import edit, refused
 from tests.lsr.subjects import CASES
 
@@ -22,7 +29,6 @@ CORES = st.fixed_dictionaries(
         "train": st.just("core"),
         "rank_shape": st.just((3,)),
         "share": st.sampled_from(["none", "layers"]),
-        "frames": st.sampled_from(["own", "../frames", "someone/frames"]),
         "core": st.sampled_from(["full", "diagonal"]),
     }
 )
@@ -95,6 +101,16 @@ def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
         PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
 
 
+def test_a_file_of_before_with_frames_of_its_own_is_read_as_one_of_now(tmp_path):
+    model = CASES["shared"].stirred()
+    model.save_pretrained(str(tmp_path))
+    edit(tmp_path / "adapter_config.json", lambda held: held["resolved"].update(frames_hash=None), frames="own")
+    with warnings.catch_warnings(action="error"):  # such as PEFT's of keys that it does not know
+        assert "frames" not in PeftConfig.from_pretrained(str(tmp_path)).to_dict()
+    assert read_contents(tmp_path).updates.keys() == adapted_layers(model).keys()
+    assert logits(PeftModel.from_pretrained(tiny("distilbert"), str(tmp_path))).equal(logits(model))
+
+
 # Mistakes
 
 
@@ -106,7 +122,10 @@ MISTAKES = [
     ({"rank_shape": (4,), "separation_rank": 2}, "separation_rank must be 1 if rank_shape holds one rank, because A"),
     ({"train": "all"}, "train='all' needs one rank in rank_shape, because a core is between dense frames, got [2, 2]"),
     ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
-    ({"frames": "./other"}, "frames='./other' needs train='core': trained factors belong to the adapter, got train="),
+    (
+        {"frames": "./other"},
+        "frames: those of './other' are needed, and adapters on the frames of others are no lo",
+    ),
     ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number of at most 1e+30, got 0"),
     ({"target_modules": "*"}, "target_modules: '*' is not a valid regular expression"),
     ({"target_modules": ".*query", "layers_to_transform": [0]}, "layers_to_transform needs target_modules to be a l"),
@@ -116,6 +135,15 @@ MISTAKES = [
 @pytest.mark.parametrize(("fields", "message"), MISTAKES)
 def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
     refused(LsrConfig, kind=ValueError, says=message, **fields)
+
+
+def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
+    form = Form((200, 200), (200, 200), (200, 200), 1, 40_000, 40_000)
+    config = LsrConfig(rank_shape=(200, 200), separation_rank=1)
+    config.resolved = Resolved.of({"layer": form})
+    tensors = {"layer": {"factor_A1": torch.empty(form.parameters)}}
+    says = "layer 'layer': its A and B have 3,200,000,000 entries; at most 1,07"
+    refused(check_room, config, tensors, kind=ValueError, says=says)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_shared_layers_are_lotr_and_have_its_gradients():
         parameter.data += 0.1 * normal(*parameter.shape) * (1 + position % 3)
     for name, layer in adapted_layers(model).items():
         adapter = layer.adapter("default")
-        holder = adapter.frames
+        holder = adapter.owner
         if holder not in factors:
             sides = (holder.factor_A1[0], holder.factor_B1[0])
             factors[holder] = [side.detach().clone().requires_grad_() for side in sides]
