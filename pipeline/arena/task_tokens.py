@@ -39,7 +39,9 @@ def write_labels(training: Training, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
     task = tasks.of(training.view.dataset)
-    columns = {"label": task.known(tokens.labels_of(test), tokens.groups_of(test)).ravel().tolist()}
+    known = task.known(tokens.labels_of(test), tokens.groups_of(test))
+    each = {f"label_{at}": its for at, its in enumerate(known.T.tolist())} if known.ndim > 1 else {}
+    columns = each or {"label": known.tolist()}
     if isinstance(task, TenantsTask):
         columns[TENANT] = [list(task.tenants)[number] for number in test[TENANT][:]]
     artifacts.write_csv(path, list(columns), zip(*columns.values(), strict=True))

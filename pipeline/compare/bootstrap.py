@@ -18,9 +18,10 @@ AT_ONCE = 1000  # resamples in memory
 
 
 def scores(task: str, metric: str, labels: Values, predicted: Sequence[Values], resamples: int) -> Values:
-    """Return one of METRICS of each training on each resample, (trainings, resamples); `predicted` are (n,) each.
+    """Return one of METRICS of each training on each resample, (trainings, resamples).
 
-    Each task has its own draws, which do not depend on other tasks.
+    `predicted` are as `labels`: (n,), or of several labels that an example may have, (n, labels) of 0 and 1. Each task
+    has its own draws, which do not depend on other tasks.
     """
     if metric in MEANS:
         columns = np.stack(predicted, axis=1)
@@ -45,8 +46,8 @@ def scores(task: str, metric: str, labels: Values, predicted: Sequence[Values], 
 
 
 def _counts(labels: Values, predicted: Values, classes: Values) -> Values:
-    """Return for each example and class whether it is a hit, the label, the prediction: (n, 3 * classes)."""
-    actual, taken = labels[:, None] == classes, predicted[:, None] == classes
+    """Return for each example and class or label whether it is a hit, the label, the prediction: (n, 3 * classes)."""
+    actual, taken = (its > 0 if its.ndim == 2 else its[:, None] == classes for its in (labels, predicted))
     return np.stack([actual & taken, actual, taken], axis=2).reshape(len(labels), -1).astype(np.float64)
 
 
@@ -77,7 +78,8 @@ MEANS = ("exact_match", "rouge_l")  # of what is known of each text by itself
 OF_CLASSES: dict[str, Callable[[Values, Values, Values], Values]] = {  # hits, labels and predictions, (..., classes)
     "accuracy": lambda hits, actual, taken: hits.sum(-1) / actual.sum(-1),
     "f1": lambda hits, actual, taken: _f1(hits, actual, taken)[..., 1],
-    "macro_f1": lambda hits, actual, taken: _f1(hits, actual, taken).sum(-1) / (actual + taken > 0).sum(-1),
+    "micro_f1": lambda hits, actual, taken: _f1(hits.sum(-1), actual.sum(-1), taken.sum(-1)),
+    "macro_f1": lambda hits, actual, taken: _f1(hits, actual, taken).sum(-1) / (actual + taken > 0).sum(-1).clip(min=1),
     "matthews_correlation": _matthews,
 }
 METRICS = (*OF_CLASSES, *MEANS, PEARSON)

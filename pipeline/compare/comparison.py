@@ -105,10 +105,10 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
         drawn = np.array(whole)[:, None].repeat(resamples, axis=1)
         if known is not None:
             metric, its = trainings[0].metrics[0], known[part]
-            predicted = [np.array(training.predicted)[its.index] for training in trainings]
+            predicted = [labels.predicted_of(training, its) for training in trainings]
             drawn = bootstrap.scores(part, metric, its.to_numpy(), predicted, resamples)
             if len(known) > 1:
-                whole = [labels.score(metric, np.array(one.predicted), {part: its}) for one in trainings]
+                whole = [labels.score(metric, one, {part: its}) for one in trainings]
         for training, score, resampled in zip(trainings, whole, drawn, strict=True):
             listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, PERCENT * resampled)
     return parts

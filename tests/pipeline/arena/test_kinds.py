@@ -33,19 +33,19 @@ def rows(name, words, count):
     return [{"who": name, "text": f"{words[n % len(words)]} of {name} {n}", "kind": words[n % 3]} for n in range(count)]
 
 
+SHOPS = [*rows("acme", ["red", "green", "blue"], 90), *rows("bolt", ["cat", "dog", "owl"], 30)]
+ROW = {
+    "source": {"kind": "files", "files": {"train": "shops.jsonl"}},
+    "text": ["text"],
+    "cut": {"validation": 0.2, "test": 0.2},
+}
+
+
 @pytest.fixture
 def tenants(arena):
     """The preset with a task of two tenants, of three labels each, one with few texts."""
-    shops = [*rows("acme", ["red", "green", "blue"], 90), *rows("bolt", ["cat", "dog", "owl"], 30)]
-    write("shops.jsonl", shops)
-    row = {
-        "source": {"kind": "files", "files": {"train": "shops.jsonl"}},
-        "text": ["text"],
-        "tenant": "who",
-        "label": {"column": "kind"},
-        "metrics": ["accuracy"],
-        "cut": {"validation": 0.2, "test": 0.2},
-    }
+    write("shops.jsonl", SHOPS)
+    row = {**ROW, "tenant": "who", "label": {"column": "kind"}, "metrics": ["accuracy"]}
     write("data/datasets.yaml", {"shops": row})
     reads = {"train": 20, "validation": 6, "test": 9}
     small.use(tasks={"few": {"row": "shops", "reads": reads}}, methods=METHODS)
@@ -72,9 +72,26 @@ def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):
     task_tokens.write_labels(training("LoRA r=1"), tmp_path / "few.csv")
     parts = labels._parts("few", pd.read_csv(tmp_path / "few.csv"))
     assert parts.keys() == {"few: acme", "few: bolt"}
-    assert found.score() == pytest.approx(labels.score("accuracy", np.array(found.predicted), parts), abs=1e-6)
+    assert found.score() == pytest.approx(labels.score("accuracy", found, parts), abs=1e-6)
     assert found.trained == found.stored == TINY
     assert found.file_bytes > 2 * found.tenant_bytes > 2 * 4 * 3 * 25
+
+
+def test_the_labels_of_a_text_that_has_several_are_drawn_together(arena):
+    made = [{"text": f"{one['text']} of late", "tags": [one["kind"]] * (n % 4 > 0)} for n, one in enumerate(SHOPS)]
+    write("tagged.jsonl", made)
+    names = ["blue", "cat", "dog", "green", "owl", "red"]
+    row = {**ROW, "label": {"several": "tags", "names": names}, "metrics": ["macro_f1", "micro_f1"]}
+    write("data/datasets.yaml", {"tagged": {**row, "source": {"kind": "files", "files": {"train": "tagged.jsonl"}}}})
+    small.use(tasks={"tagged": {}})
+    found = measure(small.training("tagged: head"))
+    task_tokens.write_labels(small.training("tagged: head"), Path("tagged.csv"))
+    ((_, actual),) = (parts := labels._parts("tagged", pd.read_csv("tagged.csv"))).items()
+    assert actual.shape == (20, 6)
+    assert found.score() > 0
+    assert found.score() == pytest.approx(labels.score("macro_f1", found, parts), abs=1e-6)
+    (drawn,) = bootstrap.scores("tagged", "macro_f1", actual.to_numpy(), [labels.predicted_of(found, actual)], 400)
+    assert drawn.std() > 0
 
 
 @pytest.mark.parametrize("task", ["few", "glue"])
@@ -158,9 +175,9 @@ def test_intervals_are_over_texts_whose_content_no_file_holds(metric, writing, m
     assert 0 < found.score() < 1
     task_tokens.write_labels(small.training("writing: alone"), path := record.labels_path("small", "writing"))
     parts = labels._parts("writing", pd.read_csv(path))
-    predicted = np.array(found.predicted)
     assert parts["writing"].tolist() == [1] * 12
-    assert labels.score(metric, predicted, parts) == pytest.approx(found.score(), abs=1e-6)
+    assert labels.score(metric, found, parts) == pytest.approx(found.score(), abs=1e-6)
+    predicted = labels.predicted_of(found, parts["writing"])
     drawn = bootstrap.scores("writing", metric, parts["writing"].to_numpy(), [predicted, 0 * predicted], 400)
     assert drawn[0].mean() == pytest.approx(found.score(), abs=0.02)
     assert drawn[0].std() > drawn[1].std() == 0

@@ -94,13 +94,15 @@ def test_holm_corrects_as_in_the_book():
     assert holm([]) == []
 
 
-@pytest.mark.parametrize("metric", [*bootstrap.OF_CLASSES, "pearson"])
+@pytest.mark.parametrize("metric", [*bootstrap.OF_CLASSES, "pearson", "macro_f1 of several labels"])
 @settings(max_examples=12)
 @given(classes=st.integers(2, 4), examples=st.integers(3, 30), seed=st.integers(0, 1000))
 def test_scores_of_resamples_are_those_of_the_examples_that_were_drawn(metric, classes, examples, seed):
     rng = np.random.default_rng(seed)
-    labels, *predicted = rng.integers(0, 2 if metric == "f1" else classes, (4, examples)).astype(float)
-    predicted.append(np.ones(examples))
+    metric, _, several = metric.partition(" ")
+    shape = (4, examples, classes) if several or metric == "micro_f1" else (4, examples)
+    labels, *predicted = rng.integers(0, 2 if len(shape) > 2 or metric == "f1" else classes, shape).astype(float)
+    predicted.append(np.ones_like(labels))
     if metric == "pearson":
         predicted[0] += 1e4  # of which the variance is a small rest
     rows = np.random.default_rng(zlib.crc32(b"rte")).integers(examples, size=(6, examples))
