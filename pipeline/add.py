@@ -6,10 +6,10 @@ The row is checked like any other, and its splits are made once, before anything
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,9 +30,6 @@ from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
 from pipeline.tasks.several import labels_in
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 PROGRAM = "python -m pipeline.add"
 OWN = TABLES["data"].own
@@ -81,13 +78,25 @@ def add(file: str, text: Sequence[str] | None, label: str | None, tenant: str | 
         remove = f", or remove it from {OWN}" if OWN.exists() and name in read_yaml(OWN) else ""
         raise UserError(f"--name: there is a row {name} already; choose another{remove}")
     with sources.explained(str(path)):
-        table = sources.read_file(path)
+        table = pd.concat(_seen(sources.read_file(path), (label, tenant)))
     content = described(table, text, label, tenant, path)
     row = validated(DatasetRow, content, OWN, (name,))
     row._where = str(OWN)
     loaded = datasets.load(row, name)
     _append({name: content})
     _show(name, row, path, table, loaded.splits)
+
+
+def _seen(tables: Iterable[pd.DataFrame], chosen: Sequence[str | None]) -> Iterator[pd.DataFrame]:
+    """Yield tables, from the second on without running text, which some rows show to be that."""
+    shown: dict[str, None] | None = None
+    for table in tables:
+        if shown is not None:
+            yield table.assign(**{name: values for name, values in shown.items() if name in table})
+            continue
+        of_text = (name for name in table if name not in chosen and _is_text(table[name]) and not _several(table[name]))
+        shown = dict.fromkeys(of_text)
+        yield table
 
 
 def _append(rows: dict[str, Any]) -> None:
@@ -106,20 +115,20 @@ def _append(rows: dict[str, Any]) -> None:
         new.write_text(after, encoding="utf-8")
 
 
-def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: Mapping[str, "Dataset"]) -> None:
+def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: Mapping[str, datasets.Examples]) -> None:
     rows, used = len(table), sum(map(len, splits.values()))
     sizes = ", ".join(f"{split} {len(texts):,}" for split, texts in splits.items())
     left_out = f"; {rows - used:,} rows left out: no text or label, or a text that comes twice" if used < rows else ""
     task = tasks.of(row)
     shown = {
         "text": " and ".join(task.row.text) + (", read together" if len(row.text) > 1 else ""),
-        "label": f"{row.label.column}, {task.shown(np.concatenate([split['label'][:] for split in splits.values()]))}",
+        "label": f"{row.label.column}, {task.shown(np.concatenate([split['label'] for split in splits.values()]))}",
         "scores": ", ".join(f"{metric}{whose(metric, task)}" for metric in row.metrics),
         "splits": f"{sizes}, by a hash of the text{left_out}",
     }
     if row.tenant is None and (named := [column for column in table if column.casefold() in USUAL_TENANTS]):
         shown["tenants"] = f"none; if the column {named[0]} says whose row it is: --tenant {named[0]}"
-    if rare := task.rare(np.array(splits["train"]["label"][:])):
+    if rare := task.rare(splits["train"]["label"]):
         shown["rare"] = rare
     console.line(f"{OWN}: added {name}: {rows:,} rows of {path}")
     for word, said in shown.items():

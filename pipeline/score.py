@@ -7,20 +7,21 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import Dataset
+import torch
 
 from lsr.tuner.files import weights_of
 from pipeline import evaluation, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
-from pipeline.data import datasets
+from pipeline.data.datasets import Examples, load
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.predict.answering import answer
+from pipeline.predict.answering import Opened
 from pipeline.tasks import CompletionTask
+from pipeline.tasks.encoding import BATCH
 
 PROGRAM = "python -m pipeline.score"
 
@@ -43,13 +44,13 @@ def main(words: Sequence[str] | None = None) -> None:
             raise UserError(f"{row.where}: {options.data}: what is written is scored by the stage evaluate")
         if row.tenant is not None:
             raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
-        texts = datasets.load(row, options.data).splits["test"]
+        texts = load(row, options.data).splits["test"]
         rows = [[str(folder), *scores(folder, row, texts, options)] for folder in options.adapters]
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
 
 
-def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Namespace) -> list[str]:
+def scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Namespace) -> list[str]:
     """Return the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
 
     Raises:
@@ -61,7 +62,9 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
         said = f"{its.answers} of {' and '.join(its.columns)}"
         raise UserError(f"{folder}: says {said}, but {options.data} has {wanted.answers}")
     task.thresholds = its.thresholds
-    outputs, _ = answer(folder, options.base, its, texts, options.batch_size, str(folder))
+    opened = Opened(folder, options.base, its, options.batch_size)
+    with console.progress(str(folder), len(texts), "texts", console.errors) as advance:
+        outputs = torch.cat([opened.outputs(batch, advance)[0] for batch in texts.batches(BATCH)])
     metrics, first = task.metrics(evaluation.outcome(outputs, texts), load_params().evaluate.resamples), row.metrics[0]
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
     size = weights_of(folder).stat().st_size

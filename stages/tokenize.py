@@ -17,7 +17,8 @@ from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data import content, datasets, sources
 from pipeline.tasks import Task, tenants
-from pipeline.tasks.encoding import write
+from pipeline.tasks.encoding import BATCH, write
+from pipeline.tasks.task import TENANT
 
 BINS = 30
 
@@ -48,7 +49,7 @@ def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     task, max_length = tasks.of(view.dataset), view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
-    from pipeline.data import base_models, tokens  # takes seconds, so after all checks that do not need it
+    from pipeline.data import base_models  # takes seconds, so after all checks that do not need it
 
     base_models.load_config(view.base_model, task)
     tokenizer = base_models.load_tokenizer(view.base_model)
@@ -59,21 +60,21 @@ def main(view: params.TokenizeView) -> None:
         folder.mkdir()
         for split, texts in splits.items():
             with sources.explained(f"{view.dataset.where}: {view.data}: {split}"):
-                table, whole[split] = task.tokenized(texts, tokenizer, max_length, advance)
-            if len(table) < len(texts):
-                dropped["too_long"] = dropped.get("too_long", 0) + len(texts) - len(table)
-            if not len(table):
+                found = task.tokenized(texts.batches(BATCH, advance), tokenizer, max_length)
+                whole[split] = write(found, folder / artifacts.tokens(split).name)
+            if too_long := len(texts) - len(whole[split]):
+                dropped["too_long"] = dropped.get("too_long", 0) + too_long
+            if too_long == len(texts):
                 raise UserError(
                     f"{params.PARAMS}: tokenize.max_length: no completion of {split} fits {max_length} tokens"
                 )
-            write(table, folder / artifacts.tokens(split).name)
-            counts[split] = summarize(np.array(texts["label"]), whole[split], task, max_length)
-        tenants.write(folder, task, tokens.groups_of(splits["train"]))
+            counts[split] = summarize(texts["label"], whole[split], task, max_length)
+        tenants.write(folder, task, splits["train"][TENANT] if view.dataset.tenant else None)
     artifacts.write_metrics(artifacts.INPUTS, named)
     width = -(-(int(whole["train"].max()) + 1) // BINS)  # tokens; the bins begin at 0
     bins = [(number * width, int(rows)) for number, rows in enumerate(np.bincount(whole["train"] // width))]
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), bins)
-    if rare := task.rare(np.array(splits["train"]["label"])):
+    if rare := task.rare(splits["train"]["label"]):
         console.warn(f"rare classes in train: {rare}")
     report(view, counts, {reason.replace("_", " "): count for reason, count in dropped.items()}, conflicting)
 

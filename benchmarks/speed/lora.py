@@ -139,8 +139,8 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
 def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
     """Return the first texts of the train split in batches."""
     tokenizer, data = base_models.load_tokenizer(row), params.load_row("data", DATA)
-    texts = datasets.load(data, DATA).splits["train"].select(range(examples * count))
-    table, _ = encoding.tokenize(texts, tokenizer, MAX_LENGTH)
+    texts = datasets.load(data, DATA).splits["train"].batches(examples * count)
+    table, _ = next(encoding.tokenize(texts, tokenizer, MAX_LENGTH))
     return list(tokens.batches(Dataset(table), tasks.of(data).collator(tokenizer), examples, seed=0))
 
 

@@ -15,10 +15,10 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, sources, tokens
 from pipeline.tasks import TenantsTask, tenants
-from pipeline.tasks.encoding import write
-from pipeline.tasks.task import GROUP, TENANT
+from pipeline.tasks.encoding import BATCH, write
+from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
-KEPT = (*tokens.INPUTS, GROUP, tokens.EXPECTED)
+KEPT = (*tokens.INPUTS, GROUP, EXPECTED)
 
 
 def known(training: Training) -> tuple[object, ...]:
@@ -54,7 +54,7 @@ def cached(training: Training) -> Path:
         folder.mkdir()
         found = _tables(training)
         for split, table in found.items():
-            write(table, folder / f"{split}.arrow")
+            write([(table, table["length"].to_numpy())], folder / f"{split}.arrow")
         whose = found["train"][TENANT].to_numpy() if row.tenant else None
         tenants.write(folder, tasks.of(row), whose)
 
@@ -77,8 +77,9 @@ def _tables(training: Training) -> dict[str, pa.Table]:
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
         with sources.explained(f"{task}: {split}"):
-            table, lengths = kind.tokenized(texts[split], tokenizer, view.tokenize.max_length, lambda done: None)
-        table = table.select([name for name in table.column_names if name in KEPT])
+            found = list(kind.tokenized(texts[split].batches(BATCH), tokenizer, view.tokenize.max_length))
+        table = pa.concat_tables([its.select([name for name in its.column_names if name in KEPT]) for its, _ in found])
+        lengths = np.concatenate([its for _, its in found])
         tables[split] = table if reads.longest == "all" else table.filter(pa.array(lengths <= reads.longest))
     if reads.train != "all" and view.dataset.select_on == "validation":
         spare = _first(tables["train"], reads.train, rest=True)

@@ -4,12 +4,17 @@ This module keeps the scores honest. A split that the source provides is used un
 is cut by a hash of the text: whether a sentence is in it depends only on that sentence, not on a seed, the order of the
 source or other rows. No sentence of train occurs twice in train, or in another split. Pairs of rated sentences are
 formed last, within each split.
+
+Texts are never all in memory: those of a few rows at a time are read, hashed and put into a file without a name.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import SEEK_END
+from tempfile import TemporaryFile
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -19,18 +24,64 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.task import GROUP, TENANT
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+WIDTH = 4  # bytes of a length
+TEXTS = ("text", "text_pair", EXPECTED)  # columns of texts
+
+
+class Texts:
+    """Texts in a temporary file, each with its length before it; a number, its place there, stands for it."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115 it lasts as long as the texts
+
+    def put(self, texts: Sequence[str]) -> np.ndarray:  # (texts,)
+        """Add texts, and return their numbers."""
+        encoded = [text.encode() for text in texts]
+        sizes = np.array([WIDTH + len(each) for each in encoded], np.int64)
+        first = self._file.seek(0, SEEK_END)
+        self._file.write(b"".join(len(each).to_bytes(WIDTH) + each for each in encoded))
+        return first + sizes.cumsum() - sizes
+
+    def get(self, numbers: Sequence[int]) -> list[str]:
+        """Return the texts for which numbers stand."""
+        return [self._read(number) for number in numbers]
+
+    def _read(self, number: int) -> str:
+        self._file.seek(number)
+        return self._file.read(int.from_bytes(self._file.read(WIDTH))).decode()
+
+
+class Examples:
+    """The examples of a split: texts by batches, and the columns of numbers."""
+
+    def __init__(self, table: pd.DataFrame, texts: Texts) -> None:
+        self.column_names = [name for name in (*TEXTS, "label", GROUP, TENANT) if name in table]
+        self._table, self._texts = table[self.column_names], texts
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return a column of numbers: labels, of which an example may have several, or group or tenant."""
+        column = self._table[name]
+        return np.array(column.tolist() if column.dtype == object else column)
+
+    def batches(self, size: int, advance: Callable[[int], None] = lambda done: None) -> Iterator[pa.Table]:
+        """Yield all columns of so many examples at a time, with texts."""
+        for first in range(0, len(self), size):
+            rows = self._table.iloc[first : first + size]
+            read = {name: self._texts.get(its) if name in TEXTS else its for name, its in rows.items()}
+            yield pa.table({name: pa.array(values) for name, values in read.items()})
+            advance(len(rows))
 
 
 class Loaded(NamedTuple):
     """The tables by split, and what was dropped to make them."""
 
-    splits: dict[str, "Dataset"]
+    splits: dict[str, Examples]
     dropped: dict[str, int]  # rows that are missing, within_margin (for a row with `pairs`, pairs) and duplicate
     conflicting: int  # dropped duplicates whose label differs from the label of the row that is kept
 
@@ -41,14 +92,23 @@ def load(row: DatasetRow, name: str) -> Loaded:
     A class is an int, a number a float. A source that cannot be read, a text or label that does not fit the row, an
     empty split, and what train lacks are refused with the row's name, the split, its file and the line or row.
     """
-    where, task = f"{row.where}: {name}", tasks.of(row)
+    where, task, texts = f"{row.where}: {name}", tasks.of(row), Texts()
     examples: dict[Split, pd.DataFrame] = {}
     dropped = Counter(missing=0, within_margin=0, duplicate=0)
     for split in (split for split in SPLITS if split in row.source.provides):
         file = f"{where}: {split}: {sources.name_of(row.source, split)}"
+        parts, before = list[pd.DataFrame](), 0
         with sources.explained(file):
-            examples[split], left_out = task.examples(sources.read(row.source, split, task.reads, file))
-        dropped.update(left_out)
+            if row.tenant and split == "train":
+                task.meet(sources.read(row.source, split, task.reads, file))
+            for table in sources.read(row.source, split, task.reads, file):
+                part, left_out = task.examples(table, before)
+                parts.append(part.assign(**{name: texts.put(part[name]) for name in TEXTS if name in part}))
+                before += len(table)
+                dropped.update(left_out)
+        examples[split] = pd.concat(parts, ignore_index=True)
+        if GROUP in examples[split]:
+            examples[split][GROUP] = pd.factorize(examples[split][GROUP])[0]
     train, conflicting = _distinct(examples)
     dropped["duplicate"] = len(examples["train"]) - len(train)
     examples |= _cut(train, task)
@@ -61,9 +121,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
         examples[split], left_out = task.after_cut(part, split)
         dropped.update(left_out)
     _check_filled(task, examples, where, dropped)
-    from datasets import Dataset  # takes a second to import: after all checks that do not need it
-
-    splits = {split: Dataset(_table(part)) for split, part in examples.items()}
+    splits = {split: Examples(part, texts) for split, part in examples.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
     return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
 
@@ -75,12 +133,14 @@ def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int
     differs from the kept row's.
     """
     train = examples["train"]
-    whole = pd.concat([*(part for split, part in examples.items() if split != "train"), train], ignore_index=True)
+    parts = [*(part for split, part in examples.items() if split != "train"), train]
+    whole = pd.concat([part[["hash", "label"]] for part in parts], ignore_index=True)
     held_out = len(whole) - len(train)
     # Of equal texts the first one stays: of other splits, then of train in its order.
     again = whole.duplicated("hash").to_numpy()[held_out:]
-    differs = whole["label"] != whole.groupby("hash")["label"].transform("first")
-    return train[~again].sort_values("hash"), int(differs[held_out:].sum())
+    several = whole[whole.duplicated("hash", keep=False)]
+    differs = several["label"] != several.groupby("hash")["label"].transform("first")
+    return train[~again].sort_values("hash"), int(differs[several.index >= held_out].sum())
 
 
 def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
@@ -109,9 +169,3 @@ def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}")
     if lacks := task.lacks(examples["train"]):
         raise UserError(f"{where}: train has {lacks}")
-
-
-def _table(examples: pd.DataFrame) -> pa.Table:
-    names = [name for name in ("text", "text_pair", "label", GROUP, TENANT) if name in examples]
-    texts = {name: pa.string() for name in names if name.startswith("text")}  # by default pandas has large ones
-    return pa.table({name: pa.array(examples[name], texts.get(name)) for name in names})

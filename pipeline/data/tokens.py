@@ -10,9 +10,8 @@ from transformers import DataCollatorWithPadding
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.tasks.task import GROUP, TENANT
+from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
-EXPECTED = "expected"  # the column with what a language model is to write
 TEXTS = ("text", "text_pair", "prompt", EXPECTED)
 INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
 

@@ -5,6 +5,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TextStreamer
@@ -13,7 +14,8 @@ from lsr.loading import adapters, base_models
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import InputError
 from pipeline import evaluation, generation
-from pipeline.core import artifacts, console
+from pipeline.core import artifacts
+from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import check_positions, pad
 from pipeline.methods import banks, device, planning
@@ -22,47 +24,47 @@ from pipeline.tasks import CompletionTask
 from pipeline.tasks.completion import asked
 from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.prompts import Prompts
-from pipeline.tasks.task import TENANT, Columns
+from pipeline.tasks.task import Columns
 
 
-def answer(
-    folder: Path, base: str | None, task: AdapterTask, texts: Dataset, batch_size: int, title: str
-) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
-    """Return what an adapter or a bank says of texts (text, perhaps text_pair), and how many of them it truncated.
+class Opened:
+    """An adapter or a bank, on the base model that it names or on another, which answers some texts at a time."""
 
-    It is put on the base model that it names, or on `base`. For a bank the texts have the number of their tenant.
+    def __init__(self, folder: Path, base: str | None, task: AdapterTask, batch_size: int) -> None:
+        self.folder, self.task, self.batch_size = folder, task, batch_size
+        model, self.tokenizer = _opened(folder, base, task)
+        self.model = device.place(model)
+        self.asked = 0  # texts
 
-    Raises:
-        FloatingPointError: if an answer is not finite; names the first row.
-    """
-    model, tokenizer = _opened(folder, base, task)
-    table, lengths = tokenize(texts, tokenizer, task.max_length)
-    split, collate = Dataset(table), task.task.collator(tokenizer)
-    with console.progress(title, len(split), "texts", console.errors) as advance:
-        outputs = evaluation.outputs(task.task, device.place(model), split, collate, batch_size, advance)
-    if not (finite := outputs.isfinite().all(dim=-1)).all():
-        row = int(finite.reshape(len(split), -1).all(dim=1).int().argmin()) + 1
-        raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {folder} overflow")
-    return outputs, int((lengths > task.max_length).sum())
+    def outputs(self, texts: pa.Table, advance: Advance) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
+        """Return what it says of texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
 
+        Raises:
+            FloatingPointError: if an answer is not finite; names the first row.
+        """
+        ((table, lengths),) = tokenize([texts], self.tokenizer, self.task.max_length)
+        kind = self.task.task
+        collate = kind.collator(self.tokenizer)
+        outputs = evaluation.outputs(kind, self.model, Dataset(table), collate, self.batch_size, advance)
+        if not (finite := outputs.isfinite().reshape(len(table), -1).all(dim=1)).all():
+            row = self.asked + int(finite.int().argmin()) + 1
+            raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {self.folder} overflow")
+        self.asked += len(table)
+        return outputs, int((lengths > self.task.max_length).sum())
 
-def written(
-    folder: Path, base: str | None, task: AdapterTask, texts: Sequence[str], batch_size: int, most: int, *, shown: bool
-) -> tuple[list[str], int]:
-    """Return what an adapter writes for prompts, `most` tokens each, and how many prompts it cut from the left.
+    def written(self, texts: Sequence[str], most: int, advance: Advance, *, shown: bool) -> tuple[list[str], int]:
+        """Return what it writes for prompts, `most` tokens each, and how many prompts it cut from the left.
 
-    A single answer can also be printed while it is written.
-    """
-    model, tokenizer = _opened(folder, base, task)
-    prompts = Prompts(tokenizer, task.template)
-    ids = [prompts.prompt(asked(text)) for text in texts]
-    cut, options = [one[-task.max_length :] for one in ids], {}
-    check_positions(cast("PreTrainedModel", model), max(map(len, cut)) + most, "--new-tokens")
-    if shown:
-        options = {"streamer": TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)}
-    with console.progress("predict", len(ids), "prompts", console.errors) as advance:
-        said = generation.write(device.place(model), prompts, cut, most, batch_size, advance, **options)
-    return said, sum(len(one) > task.max_length for one in ids)
+        A single answer can also be printed while it is written.
+        """
+        prompts = Prompts(self.tokenizer, self.task.template)
+        ids = [prompts.prompt(asked(text)) for text in texts]
+        cut, options = [one[-self.task.max_length :] for one in ids], {}
+        check_positions(cast("PreTrainedModel", self.model), max(map(len, cut)) + most, "--new-tokens")
+        if shown:
+            options = {"streamer": TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)}
+        said = generation.write(self.model, prompts, cut, most, self.batch_size, advance, **options)
+        return said, sum(len(one) > self.task.max_length for one in ids)
 
 
 def _opened(folder: Path, base: str | None, task: AdapterTask) -> tuple[nn.Module, Any]:
@@ -81,10 +83,10 @@ def _opened(folder: Path, base: str | None, task: AdapterTask) -> tuple[nn.Modul
     return model, tokenizer
 
 
-Opened = tuple[nn.Module, "PreTrainedModel", Mapping[str, Any]]  # with its base model, and what says which one it is
+Fitted = tuple[nn.Module, "PreTrainedModel", Mapping[str, Any]]  # with its base model, and what says which one it is
 
 
-def _adapter(folder: Path, base: str | None, task: AdapterTask) -> Opened:
+def _adapter(folder: Path, base: str | None, task: AdapterTask) -> Fitted:
     model = adapters.load_adapter(folder, base, method=None)
     config = model.peft_config["default"]
     if config.peft_type not in (known := planning.known_types()):
@@ -94,22 +96,24 @@ def _adapter(folder: Path, base: str | None, task: AdapterTask) -> Opened:
     return model, cast("PreTrainedModel", model.get_base_model()), vars(config)
 
 
-def _bank(folder: Path, base: str | None, task: AdapterTask) -> Opened:
+def _bank(folder: Path, base: str | None, task: AdapterTask) -> Fitted:
     if task.kind == CompletionTask.kind:
         raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
     bank = AdapterBank.load(base, folder)
     return banks.Served(bank, bank.names), bank.model, bank.base_fields
 
 
-def printed(outputs: Tensor, tasks: Sequence[AdapterTask], whose: Mapping[str, Sequence[int]]) -> Columns:
-    """Return the columns to print: of one task all that its kind says, of several the answer and its probability."""
-    numbers = whose.get(TENANT, [0] * len(outputs))
-    if len(used := sorted(set(numbers))) == 1:
-        task = tasks[used[0]]
+def printed(outputs: Tensor, tasks: Sequence[AdapterTask], whose: Sequence[int], *, is_mixed: bool) -> Columns:
+    """Return the columns to print: of one task all that its kind says, of several the answer and its probability.
+
+    `whose` says which task each output is of; `is_mixed`, whether all outputs, of which these are some, are of several.
+    """
+    if not is_mixed:
+        task = tasks[whose[0]]
         return task.task.printed(outputs[:, : task.task.width(task.labels)], task.labels, task.thresholds or ())
     columns: dict[str, list[Any]] = {}
-    for number, row in zip(numbers, outputs, strict=True):
-        (name, (answer,)), *rest = printed(row[None], [tasks[number]], {}).items()
+    for number, row in zip(whose, outputs, strict=True):
+        (name, (answer,)), *rest = printed(row[None], tasks, [number], is_mixed=False).items()
         columns.setdefault(name, []).append(answer)
         if rest:
             columns.setdefault("p", []).append(max(values[0] for _, values in rest))

@@ -6,7 +6,7 @@ and with what the base model writes without the adapter.
 
 import json
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -17,15 +17,14 @@ from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
 from pipeline.tasks import texts
-from pipeline.tasks.cells import is_missing, plain_text, refuse, refuse_other_than_text
+from pipeline.tasks.cells import hashes, is_missing, plain_text, refuse, refuse_other_than_text
 from pipeline.tasks.classes import classes, over
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
-from pipeline.tasks.task import Columns, Task
+from pipeline.tasks.task import EXPECTED, Columns, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -65,13 +64,14 @@ class CompletionTask(Task):
     def reads(self) -> tuple[str, ...]:
         return (self.label.column,) if self.is_conversation else super().reads
 
-    def examples(self, table: pd.DataFrame) -> Any:
+    def examples(self, table: pd.DataFrame, before: int) -> Any:
         column = self.label.column
         if self.is_conversation:
             pairs = [_prompt_and_answer(value, f"{table.index.name} {at}") for at, value in table[column].items()]
             table = pd.DataFrame(pairs, table.index, [PROMPT, column], dtype=object)
         refuse(table[column], table[column].map(is_missing).astype(bool), "the completion is empty")
-        return super().examples(table)
+        found, left_out = super().examples(table, before)
+        return found.assign(**{EXPECTED: found["label"], "label": hashes(found["label"])}), left_out
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
         def is_number(value: object) -> bool:
@@ -91,21 +91,22 @@ class CompletionTask(Task):
         return texts.folded(made if self.row.mark else [table[texts.used(self.row)]])
 
     def tokenized(
-        self, texts: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, advance: Callable[[int], None]
-    ) -> tuple["pa.Table", Numbers]:
+        self, batches: Iterable["pa.Table"], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> Iterator[tuple["pa.Table", Numbers]]:
         import pyarrow as pa
 
-        prompts, rows, lengths = self.prompts(tokenizer), list[dict[str, Any]](), list[int]()
-        for text, answer in zip(texts["text"], texts["label"], strict=True):
-            example = prompts.example(self.messages(text), answer)
-            advance(1)
-            if example.answer < max_length:  # of the prompt, one token stays
-                ids, labels = (part[-max_length:] for part in example)
-                rows.append({"input_ids": ids, "length": len(ids), "label": labels, PROMPT: text, "expected": answer})
-                lengths.append(len(example.ids))
         ints = pa.list_(pa.int32())
-        kinds = {"input_ids": ints, "length": pa.int32(), "label": ints, PROMPT: pa.string(), "expected": pa.string()}
-        return pa.Table.from_pylist(rows, pa.schema(kinds)), np.array(lengths)
+        kinds = {"input_ids": ints, "length": pa.int32(), "label": ints, PROMPT: pa.string(), EXPECTED: pa.string()}
+        prompts = self.prompts(tokenizer)
+        for batch in batches:
+            rows, lengths = list[dict[str, Any]](), list[int]()
+            for text, answer in zip(batch["text"].to_pylist(), batch[EXPECTED].to_pylist(), strict=True):
+                example = prompts.example(self.messages(text), answer)
+                if example.answer < max_length:  # of the prompt, one token stays
+                    ids, labels = (part[-max_length:] for part in example)
+                    rows.append({"input_ids": ids, "length": len(ids), "label": labels, PROMPT: text, EXPECTED: answer})
+                    lengths.append(len(example.ids))
+            yield pa.Table.from_pylist(rows, pa.schema(kinds)), np.array(lengths, int)
 
     def messages(self, prompt: str) -> list[Message]:
         """Return a prompt as a conversation."""

@@ -1,35 +1,32 @@
 """Turn texts into tokens, in the same way for training data and for prediction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000  # texts per call of the tokenizer
-WRITTEN = 10_000  # texts per batch of a file
+TOGETHER = 10  # such batches become one of a file
+Item = TypeVar("Item")
 
 
 def tokenize(
-    texts: "Dataset",
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    advance: Callable[[int], None] = lambda done: None,
-) -> tuple[pa.Table, np.ndarray]:  # lengths: (rows,), before truncation
-    """Return the tokens of each row of `texts` (text, perhaps text_pair), at most `max_length`, and full lengths.
+    batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[tuple[pa.Table, np.ndarray]]:  # lengths: (rows,), before truncation
+    """Yield the tokens of each batch of texts (text, perhaps text_pair), at most `max_length`, and full lengths.
 
     There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
     """
     kinds = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
     names = [name for name in kinds if name in tokenizer.model_input_names]
-    tables: list[pa.Table] = []
-    lengths: list[int] = []
-    for batch in texts.with_format("arrow").iter(BATCH):
+    for batch in batches:
         given = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names]
         encoded, whole = _encoded(given, tokenizer, max_length)
         arrays: dict[str, pa.Array | pa.ChunkedArray] = {
@@ -37,16 +34,27 @@ def tokenize(
         }
         arrays["length"] = pa.array(map(len, encoded["input_ids"]), pa.int32())
         arrays |= {name: batch[name] for name in sorted(batch.column_names, key=lambda name: name != "label")}
-        tables.append(pa.table(arrays))
-        lengths += whole
-        advance(len(batch))
-    return pa.concat_tables(tables).combine_chunks(), np.array(lengths)
+        yield pa.table(arrays), np.array(whole)
 
 
-def write(table: pa.Table, path: Path) -> None:
-    """Write tokens to an Arrow file, which is mapped into memory where it is read."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=WRITTEN)
+def write(tokens: Iterable[tuple[pa.Table, np.ndarray]], path: Path) -> np.ndarray:
+    """Write tokens to an Arrow file, which is mapped into memory where it is read; return the lengths beside them."""
+    lengths, writer = list[np.ndarray](), None
+    with pa.OSFile(str(path), "wb") as file, ExitStack() as stack:
+        for some in batched(tokens, TOGETHER):
+            table = pa.concat_tables([table for table, _ in some]).combine_chunks()
+            writer = writer or stack.enter_context(pa.ipc.new_stream(file, table.schema))
+            writer.write_table(table, max_chunksize=TOGETHER * BATCH)
+            lengths += [its for _, its in some]
+    return np.concatenate(lengths)
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield items in lists of at most `size`; an empty list if there are none."""
+    rest = iter(items)
+    yield list(islice(rest, size))
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def _encoded(

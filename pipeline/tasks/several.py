@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,10 +35,11 @@ class SeveralTask(ClassesTask):
 
     # Examples
 
-    def examples(self, table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
+    def examples(self, table: pd.DataFrame, before: int) -> tuple[pd.DataFrame, Counter[str]]:
         # An empty cell says that no label applies, so it becomes a value before those that are missing are left out.
         column, separator = self.label.column, self.label.separator
-        return super().examples(table.assign(**{column: table[column].map(lambda cell: labels_in(cell, separator))}))
+        cells = table[column].map(lambda cell: labels_in(cell, separator))
+        return super().examples(table.assign(**{column: cells}), before)
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
         cells, names = table[self.label.column], self.names
@@ -47,7 +49,7 @@ class SeveralTask(ClassesTask):
             return f"label {first!r} is none of {', '.join(names)}{nearest(first, names)}"
 
         refuse(cells, ~cells.map(set(names).issuperset).astype(bool), unknown)
-        return cells.map(lambda cell: tuple(float(name in cell) for name in names))
+        return cells.map(lambda cell: _applying(cell, names))
 
     def counted(self, labels: Numbers) -> Numbers:
         return labels.sum(axis=0).astype(np.int64)
@@ -145,6 +147,11 @@ def labels_in(cell: object, separator: str) -> tuple[str, ...]:
         return ()
     parts = cell if isinstance(cell, list | tuple | np.ndarray) else str(cell).split(separator)
     return tuple(found for part in parts if (found := plain_text(part).strip()))
+
+
+@cache  # many texts have the same labels, and memory has those once
+def _applying(labels: tuple[str, ...], names: tuple[str, ...]) -> tuple[float, ...]:
+    return tuple(float(name in labels) for name in names)
 
 
 def shares_of(outputs: "Tensor") -> Numbers:  # (n, labels)

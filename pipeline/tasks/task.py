@@ -7,7 +7,7 @@ class methods: task.json names the kind.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,12 +22,12 @@ from pipeline.tasks.outcome import Numbers, Outcome
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
     import pyarrow as pa
-    from datasets import Dataset
     from torch import Tensor
     from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
 GROUP, TENANT = "group", "tenant"  # columns of examples in addition to text, text_pair and label
+EXPECTED = "expected"  # the column with what a language model is to write; `label` is then its hash
 
 
 class Task(ABC):
@@ -86,15 +86,16 @@ class Task(ABC):
             ValueError: for a value that the label does not allow; names its line or row.
         """
 
-    def examples(self, table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
-        """Return the examples of a table with the columns that `reads` names, and the number of dropped rows by reason.
+    def examples(self, table: pd.DataFrame, before: int) -> tuple[pd.DataFrame, Counter[str]]:
+        """Return the examples of some rows of a split, and the number of dropped rows by reason.
 
-        They have the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored by
-        it; hash, equal where all texts are, of one tenant; and position, a number in [0, 1), uniform over what is cut
-        together. The first text or label that is neither missing nor allowed is refused with its line or row.
+        The table has the columns that `reads` names, and so many rows of the split come `before` it. The examples have
+        the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored by it; hash,
+        equal where all texts are, of one tenant; and position, a number in [0, 1), uniform over what is cut together.
+        The first text or label that is neither missing nor allowed is refused with its line or row.
         """
-        missing = table.map(is_missing).to_numpy(bool).any(axis=1)
-        table, numbers = table[~missing], np.flatnonzero(~missing)
+        missing = self.missing(table)
+        table, numbers = table[~missing], before + np.flatnonzero(~missing)
         found = self.targets(table)
         apart = found.notna().to_numpy()
         table, numbers, targets = table[apart], numbers[apart], found[apart].to_numpy()
@@ -104,13 +105,12 @@ class Task(ABC):
         if self.row.group:
             together = table[self.row.group[0]].map(str).map(fold)
             named = (table[name].map(plain_text) for name in self.row.group)
-            numbers = pd.factorize(reduce(lambda one, other: one + "\0" + other, named))[0]
+            numbers = hashes(reduce(lambda one, other: one + "\0" + other, named))
         scored_by = GROUP
         if self.row.tenant:
             scored_by, numbers = TENANT, self.tenants_of(table)
             same = same + "\n" + table[self.row.tenant].map(plain_text)
-        # 52 bits of the hash, so that rounding never reaches 1.
-        position = np.array([int(digits[:13], 16) for digits in hashes(together)]) / 2.0**52
+        position = (hashes(together) >> np.uint64(12)) / 2.0**52  # 52 bits, so that rounding never reaches 1
         parts = []
         for place, text in enumerate(made):
             digests = hashes(same if len(made) == 1 else same + f"\n{place}")
@@ -120,6 +120,10 @@ class Task(ABC):
         whole = pd.concat(parts).sort_index(kind="stable", ignore_index=True)  # parts of a row are neighbors
         whole = whole if self.is_grouped or self.row.tenant else whole.drop(columns=scored_by)
         return whole, Counter(missing=int(missing.sum()), within_margin=int((~apart).sum()))
+
+    def missing(self, table: pd.DataFrame) -> Numbers:  # (rows,)
+        """Return which rows of a table lack something."""
+        return table.map(is_missing).to_numpy(bool).any(axis=1)
 
     def alike(self, table: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.Series:
         """Return a text for each row of a table that is equal where the texts `made` of it count as the same."""
@@ -133,6 +137,10 @@ class Task(ABC):
         """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason."""
         return examples, Counter()
 
+    def meet(self, train: Iterable[pd.DataFrame]) -> None:
+        """Learn from all rows of train who the tenants are, before there are examples."""
+        raise NotImplementedError
+
     def tenants_of(self, table: pd.DataFrame) -> Numbers:
         """Return the number of the tenant of each row of a table."""
         raise NotImplementedError
@@ -142,16 +150,16 @@ class Task(ABC):
         return ""
 
     def tokenized(
-        self, texts: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int, advance: Callable[[int], None]
-    ) -> tuple["pa.Table", Numbers]:
-        """Return the tokens of the examples of a split, without those that do not fit, and the lengths of whole texts.
+        self, batches: Iterable["pa.Table"], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> Iterator[tuple["pa.Table", Numbers]]:
+        """Yield for each batch of examples the tokens of those that fit, and the lengths of their whole texts.
 
         Raises:
             ValueError: if an example cannot become tokens.
         """
         from pipeline.tasks.encoding import tokenize
 
-        return tokenize(texts, tokenizer, max_length, advance)
+        return tokenize(batches, tokenizer, max_length)
 
     def rare(self, labels: Numbers) -> str:
         """Return which classes are so rare that accuracy hides them; an empty text if none, or there are no classes."""

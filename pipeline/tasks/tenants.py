@@ -7,20 +7,19 @@ mean of the tenants' scores, and so is the loss: a tenant with few texts counts 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number
-from pipeline.tasks import scores
 from pipeline.tasks.cells import plain_text, refuse
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.number import NumberTask
@@ -61,7 +60,6 @@ class TenantsTask(Task):
         self.is_number = isinstance(row.label, Number)
         self._kind: type[Task] = NumberTask if self.is_number else ClassesTask
         self.kind, self.target = self._kind.kind, self._kind.target
-        self._is_first = True  # of the tables, which is train and says who the tenants are
 
     @cached_property
     def tenants(self) -> Mapping[str, Tenant]:
@@ -84,13 +82,20 @@ class TenantsTask(Task):
         digits = hashlib.sha256(f"{self._names[number]}\n{label}".encode()).hexdigest()
         return int(digits[:13], 16) / 2.0**52 if 1 < rows < FEW else 0.5
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        values, whose = table[self.label.column], table[str(self.row.tenant)].map(plain_text)
-        labels = values.map(plain_text)
-        if self._is_first:
+    def meet(self, train: Iterable[pd.DataFrame]) -> None:
+        counts = Counter[tuple[str, str]]()
+        for table in train:
+            whose, labels = self._plain(table[~self.missing(table)])
             wrong = whose.str.fullmatch(FORBIDDEN)
             refuse(whose, wrong, lambda name: f"tenant {name!r}: no name of a folder, which a tenant's must be")
-            self.row._tenants, self._is_first = self._found(whose, labels), False
+            counts.update(zip(whose, labels, strict=True))
+        self.row._tenants = self._found(counts)
+
+    def _plain(self, table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+        return table[str(self.row.tenant)].map(plain_text), table[self.label.column].map(plain_text)
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        values, (whose, labels) = table[self.label.column], self._plain(table)
         refuse(whose, ~whose.isin(self.tenants), lambda name: f"tenant {name!r} has no rows in train")
         if self.is_number:
             return self._kind(self.row).targets(table)
@@ -107,28 +112,29 @@ class TenantsTask(Task):
         refuse(values, lost, no_label)
         return numbers
 
-    def _found(self, whose: pd.Series, labels: pd.Series) -> dict[str, Tenant]:
-        """Return the tenants of the rows of train.
+    def _found(self, counts: Mapping[tuple[str, str], int]) -> dict[str, Tenant]:
+        """Return the tenants of the rows of train, from the number of rows of each tenant and label.
 
         Raises:
             ValueError: if some have too few texts or labels.
         """
-        grouped = labels.groupby(whose.to_numpy())
-        sizes = grouped.agg(["size", "nunique"])
+        found = dict[str, dict[str, int]]()
+        for (name, label), count in counts.items():
+            found.setdefault(name, {})[label] = count
+        sizes = {name: sum(found[name].values()) for name in sorted(found)}
         least = 0 if self.is_number else LEAST_LABELS
-        few = sizes[(sizes["size"] < LEAST_TEXTS) | (sizes["nunique"] < least)]
-        if len(few):
-            each = ", ".join(f"{one.Index} has {one.size} and {one.nunique}" for one in few[:SHOWN].itertuples())
+        few = [name for name, size in sizes.items() if size < LEAST_TEXTS or len(found[name]) < least]
+        if few:
+            each = ", ".join(f"{name} has {sizes[name]} and {len(found[name])}" for name in few[:SHOWN])
             more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
             raise ValueError(f"a tenant needs {LEAST_TEXTS} texts and {least} different labels; {each}{more}")
-        return {str(name): Tenant(self._labels(its), len(its)) for name, its in grouped}
+        return {name: Tenant(self._labels(list(found[name])), size) for name, size in sizes.items()}
 
-    def _labels(self, found: pd.Series) -> tuple[str, ...] | None:
+    def _labels(self, distinct: list[str]) -> tuple[str, ...] | None:
         if self.is_number:
             return None
         if self.label.names:
             return tuple(self.label.ordered)
-        distinct = found.unique().tolist()
         are_numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").notna().all()
         return tuple(sorted(distinct, key=float if are_numbers else None))
 
@@ -222,6 +228,10 @@ class TenantsTask(Task):
         Scores of tenants vary because tenants differ and because their examples do: the interval of Student's t has
         both. Of a single tenant it is the tenant's own.
         """
+        from scipy import stats
+
+        from pipeline.tasks import scores
+
         each = list(parts.values())
         metrics = {name: float(np.mean([its[name] for its in each])) for name in each[0]}
         for name in self.row.metrics if len(each) > 1 else ():

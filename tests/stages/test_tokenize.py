@@ -9,8 +9,10 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
 from pipeline.tasks import encoding
+from stages import tokenize
 from tests import kit, tasks, workspace
 from tests.kit import digests, write
+from tests.pipeline.data.rows import frames
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, outcome, report, run
 
 LONG = "the owl sleeps " * 20
@@ -70,7 +72,8 @@ def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(here, 
     first, whole = digests("artifacts", "reports"), written()
     run(TOKENIZE)
     assert digests("artifacts", "reports") == first
-    monkeypatch.setattr(encoding, "WRITTEN", 3)
+    monkeypatch.setattr(tokenize, "BATCH", 1)
+    monkeypatch.setattr(encoding, "TOGETHER", 3)
     run(TOKENIZE)
     assert written()["label"].num_chunks == 2
     assert written().equals(whole)
@@ -89,13 +92,9 @@ def row_of(tmp_path, monkeypatch):
     return build
 
 
-def tables(row):
-    return {split: table.to_pandas() for split, table in datasets.load(row, "mine").splits.items()}
-
-
 @pytest.mark.parametrize("task", tasks.EXAMPLES)
 def test_the_official_files_are_read(task, row_of):
-    found = tables(row_of(task))
+    found = frames(datasets.load(row_of(task), "mine"))
     for split in ("train", "test"):
         examples = list(found[split].itertuples(index=False, name=None))
         named = [[str(value).replace("SPLIT", f"{split} 0") for value in one] for one in tasks.EXAMPLES[task]]

@@ -3,6 +3,8 @@
 import io
 import tarfile
 
+import pandas as pd
+
 from pipeline.params.dataset_row import DatasetRow
 
 SPLITS = ("train", "validation", "test")
@@ -13,6 +15,12 @@ NUMBER = {"column": "label", "low": 0, "high": 5}
 def row_of(files, label=CLASSES, text=("text",), **settings):
     settings.setdefault("metrics", ["pearson"] if "low" in label else ["accuracy"])
     return DatasetRow(source={"kind": "files", "files": files}, label=label, text=text, **settings)
+
+
+def frames(loaded):
+    """The splits of loaded data as tables, by name."""
+    tables = {split: [batch.to_pandas() for batch in its.batches(1000)] for split, its in loaded.splits.items()}
+    return {split: pd.concat(parts, ignore_index=True) for split, parts in tables.items()}
 
 
 def package_index(folder, monkeypatch):

@@ -13,7 +13,7 @@ from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks.cells import fold
 from tests import workspace
 from tests.kit import refused, write
-from tests.pipeline.data.rows import CLASSES, NUMBER, SPLITS, row_of, tar_gz
+from tests.pipeline.data.rows import CLASSES, NUMBER, SPLITS, frames, row_of, tar_gz
 
 CUT = {"validation": 0.1, "test": 0.2}
 
@@ -26,10 +26,6 @@ def row_with(folder, name, content, **settings):
     """The row of a file with this content for train; the other splits have an example each."""
     held_out = {split: write_jsonl(folder / f"{split}.jsonl", [("held out", 1)]) for split in SPLITS[1:]}
     return row_of({"train": str(write(folder / name, content)), **held_out}, **settings)
-
-
-def frames(loaded):
-    return {split: table.to_pandas() for split, table in loaded.splits.items()}
 
 
 def load(row):
@@ -244,7 +240,7 @@ def test_a_package_file_has_no_quoting_and_no_header(tmp_path, monkeypatch):
         cut={"validation": 0.2, "test": 0.2},
     )
     loaded = datasets.load(row, "mine")
-    texts = [text for table in loaded.splits.values() for text in table["text"]]
+    texts = [text for table in frames(loaded).values() for text in table["text"]]
     assert sorted(texts) == sorted(line.split("\t")[2] for number, line in enumerate(lines) if number % 5 != 2)
     assert loaded.dropped["within_margin"] == 20
 

@@ -19,6 +19,7 @@ from pipeline.tasks.prompts import NONE, Prompts
 from tests import architectures, kit, workspace, writers
 from tests.kit import refused, said, table
 from tests.lsr.serve.asking import ask_passes, generate, posted
+from tests.pipeline.data.rows import frames
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run, run_in
 
 ASKED = [{"role": "user", "content": "Where is the cat?"}]
@@ -137,9 +138,10 @@ def test_what_is_said_in_words_is_in_the_splits_of_what_is_classified(here):
     classified = {**IN_WORDS, "text": ["animal"], "label": {"column": "at", **OVER}, "metrics": ["accuracy"]}
     words, classes = (datasets.load(here(row=row, written=written).dataset, "it") for row in (IN_WORDS, classified))
     assert words.dropped == classes.dropped == {"missing": 0, "within_margin": 9, "duplicate": 0}
-    for split, examples in words.splits.items():
-        assert examples["text"][:] == [f"{one}: how many?" for one in classes.splits[split]["text"]]
-        assert examples["label"][:] == [OVER["names"][one] for one in classes.splits[split]["label"]]
+    in_words, in_classes = frames(words), frames(classes)
+    for split, its in in_classes.items():
+        assert in_words[split]["text"].tolist() == [f"{one}: how many?" for one in its["text"]]
+        assert in_words[split]["expected"].tolist() == [OVER["names"][one] for one in its["label"]]
     rows = workspace.read_yaml(workspace.ROOT / "pipeline/datasets.yaml")
     both = [rows[name] for name in ("movie-reviews", "movie-reviews-in-words")]
     assert both[1]["label"].pop("completion") == both[0]["label"].pop("column")

@@ -11,7 +11,7 @@ from pipeline.core import artifacts
 from pipeline.data import datasets
 from pipeline.tasks import Outcome, scores, tenants
 from tests.kit import refused, write
-from tests.pipeline.data.rows import row_of
+from tests.pipeline.data.rows import frames, row_of
 
 OWN = {"column": "label"}
 CUT = {"validation": 0.1, "test": 0.2}
@@ -41,7 +41,7 @@ def load(*words, **settings):
     """The task of a row and its splits as tables."""
     its = row(*words, **settings)
     loaded = datasets.load(its, "mine")
-    return tasks.of(its), {name: table.to_pandas() for name, table in loaded.splits.items()}, loaded
+    return tasks.of(its), frames(loaded), loaded
 
 
 def test_each_tenant_has_the_labels_and_exact_shares_of_its_own_rows():
