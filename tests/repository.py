@@ -55,7 +55,7 @@ def add_row(folder, table, name, row):
 
 
 def files_row(path):
-    return {"source": {"kind": "files", "files": {"train": str(path)}}, **workspace.RATING_ROW}
+    return workspace.ROWS["ratings"] | {"source": {"kind": "files", "files": {"train": str(path)}}}
 
 
 def make(folder: Path) -> Path:

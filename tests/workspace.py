@@ -18,20 +18,19 @@ from tests.kit import write
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
-TINY_ROW = {"target_modules": ["query", "value"], "head": ["classifier"]}
-GLUE_ROW = {
-    "text": ["sentence1", "sentence2"],
-    "label": {"column": "label", "names": ["not_equivalent", "equivalent"]},
-    "metrics": ["accuracy", "f1"],
-    "cut": {"validation": 0.2},
-}
-RATING_ROW = {
-    "text": ["sentence1"],
-    "label": {"column": "rating", "low": 0.0, "high": 4.0},
-    "metrics": ["pearson", "spearman"],
-    "cut": {"validation": 0.2, "test": 0.2},
-}
-COMPARISON_ROW = {**RATING_ROW, "pairs": {"margin": 1.0}, "metrics": ["accuracy", "f1"]}
+
+
+def read_yaml(path: Path) -> Any:
+    return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+
+
+@lru_cache
+def _parsed(text: str) -> Any:
+    """Parse what many tests read again: a table takes a tenth of a second."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
+ROWS = read_yaml(ROOT / "tests/rows.yaml")
 
 
 def make(folder: Path, rows: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -55,14 +54,10 @@ def _whole() -> Path:
     save_tiny_roberta(folder / "tiny-roberta")
     save_glue(folder / "glue")
     save_ratings(folder / "ratings.csv")
-    model = {"tiny": {"source": {"kind": "hub", "path": "tiny-roberta"}, **TINY_ROW}}
-    splits = {"train": "train", "test": "validation"}
-    data = {
-        "glue": {"source": {"kind": "hub", "path": "glue", "config": "mrpc", "splits": splits}, **GLUE_ROW},
-        "ratings": {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **RATING_ROW},
-        "comparisons": {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **COMPARISON_ROW},
-    }
-    write(folder / "pipeline/models.yaml", read_yaml(ROOT / "pipeline/models.yaml") | model)
+    source = {"kind": "hub", "path": "tiny-roberta"}
+    tiny = {"source": source, "target_modules": ["query", "value"], "head": ["classifier"]}
+    data = {name: ROWS[name] for name in ("glue", "ratings", "comparisons")}
+    write(folder / "pipeline/models.yaml", read_yaml(ROOT / "pipeline/models.yaml") | {"tiny": tiny})
     write(folder / "pipeline/datasets.yaml", read_yaml(ROOT / "pipeline/datasets.yaml") | data)
     return folder
 
@@ -82,16 +77,6 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return nested values with some of them changed."""
     inner = {key: merged(values.get(key, {}), new) for key, new in changes.items() if isinstance(new, dict)}
     return values | changes | inner
-
-
-def read_yaml(path: Path) -> Any:
-    return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
-
-
-@lru_cache
-def _parsed(text: str) -> Any:
-    """Parse what many tests read again: a table takes a tenth of a second."""
-    return YAML(typ="safe", pure=True).load(text)
 
 
 def sentences(count: int) -> list[tuple[str, str, int]]:

@@ -12,13 +12,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 ANIMALS, PLACES = ("cat", "dog", "owl", "fox"), ("garden", "barn", "river", "wood")
-ROW = {
-    "source": {"kind": "files", "files": {"train": "writing.jsonl"}},
-    "text": ["Where is the {animal} number {at}?"],
-    "label": {"completion": "place"},
-    "metrics": ["exact_match", "rouge_l"],
-    "cut": {"validation": 0.2, "test": 0.2},
-}
+ROW = workspace.ROWS["writing"]
 
 
 def tokenizer(template=TEMPLATE, **tokens):

@@ -37,15 +37,7 @@ from tests.capabilities.checks import (
     trainable,
 )
 from tests.capabilities.models import LABELS, Fields, logits, tiny, tokens
-from tests.capabilities.subjects import (
-    EVERY,
-    HEADLESS,
-    METHODS,
-    PAIRS,
-    TARGETS,
-    Behavior,
-    Subject,
-)
+from tests.capabilities.subjects import CASES, HEADLESS, METHODS, PAIRS, TARGETS, Behavior, Subject, of
 
 # Fresh adapters and training
 
@@ -369,33 +361,33 @@ def _reports(subject: Subject, folder: Path) -> None:
 
 
 BEHAVIORS = {
-    "a fresh adapter changes no bit": Behavior(_fresh, EVERY),
+    "a fresh adapter changes no bit": Behavior(_fresh, CASES),
     "gradient checkpointing, frozen embeddings": Behavior(_checkpointing),
-    "`save_pretrained`, `from_pretrained`: bit for bit, no pickle": Behavior(_loading, EVERY),
-    "saved again, the same bytes": Behavior(_same_bytes, EVERY),
+    "`save_pretrained`, `from_pretrained`: bit for bit, no pickle": Behavior(_loading, CASES),
+    "saved again, the same bytes": Behavior(_same_bytes, CASES),
     "`AutoPeftModelForSequenceClassification`, `AutoPeftModelForCausalLM`": Behavior(_auto_class),
     "`load_adapter`, `selected_adapters`": Behavior(_load_adapter, PAIRS),
-    "`hotswap_adapter`": Behavior(_hot_swap, ("bert",)),
-    "`merge_adapter`": Behavior(_merging, EVERY),
-    "`Conv1D` of GPT-2": Behavior(_merging, ("gpt2",), "gpt2"),
-    "`unmerge_adapter` restores the very bits": Behavior(_unmerging, EVERY),
+    "`hotswap_adapter`": Behavior(_hot_swap, of("bert")),
+    "`merge_adapter`": Behavior(_merging, CASES),
+    "`Conv1D` of GPT-2": Behavior(_merging, of("gpt2"), "gpt2"),
+    "`unmerge_adapter` restores the very bits": Behavior(_unmerging, CASES),
     "`merge_and_unload`, saved as a plain model; `unload`": Behavior(_merge_and_unload),
-    "the same under a head of several layers (RoBERTa)": Behavior(_merge_and_unload, ("roberta",), "roberta"),
+    "the same under a head of several layers (RoBERTa)": Behavior(_merge_and_unload, of("roberta"), "roberta"),
     "merging a wrong name is an error": Behavior(_merge_of_unknown),
     "`safe_merge` refuses NaN and leaves all as it was": Behavior(_safe_merge),
     "`disable_adapter`: the base, bit for bit": Behavior(_disable, PAIRS),
     "`add_adapter`, `set_adapter`, `delete_adapter`": Behavior(_switching, PAIRS),
     "several active adapters, merged together or one of them": Behavior(_several_active, PAIRS),
     "`adapter_names`: each row its adapter": Behavior(_mixed_batch, PAIRS),
-    "`PeftMixedModel` with LoRA": Behavior(_mixed_methods, ("bert",)),
+    "`PeftMixedModel` with LoRA": Behavior(_mixed_methods, of("bert")),
     "a name that matches nothing is an error": Behavior(_typo),
     "`rank_pattern`": Behavior(_rank_pattern),
-    "a tied head: merging leaves the embeddings": Behavior(_tied_head, ("gpt2-causal",), "gpt2-causal"),
+    "a tied head: merging leaves the embeddings": Behavior(_tied_head, of("gpt2-causal"), "gpt2-causal"),
     "`inject_adapter_in_model`": Behavior(_injection),
     "transformers' `load_adapter`": Behavior(_transformers_loading),
-    "float32 adapter on a bfloat16 base": Behavior(_bfloat16, EVERY),
+    "float32 adapter on a bfloat16 base": Behavior(_bfloat16, CASES),
     "autocast, `autocast_adapter_dtype=False`": Behavior(_autocast),
-    "`torch.compile`: one graph, also for other weights": Behavior(_compile, ("bert",)),
+    "`torch.compile`: one graph, also for other weights": Behavior(_compile, of("bert")),
     "`deepcopy`": Behavior(_copy, PAIRS),
     "`get_layer_status`, `get_model_status`, counts": Behavior(_reports),
 }

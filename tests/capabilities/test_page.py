@@ -6,8 +6,7 @@ import pytest
 
 from tests.capabilities.__main__ import HAS, PAGE, column, page
 from tests.capabilities.probes import BEHAVIORS
-from tests.capabilities.subjects import COLUMNS, EVERY, PAIRS, Subject
-from tests.lsr import subjects
+from tests.capabilities.subjects import COLUMNS
 from tests.workspace import ROOT
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -15,11 +14,10 @@ REFUSED = {  # by PEFT or transformers themselves: what a user reads
     "`hotswap_adapter`": "Hotswapping only supports LORA but LSR was passed.",
     "`PeftMixedModel` with LoRA": "The provided `peft_type` 'LSR' is not compatible with the `PeftMixedModel`.",
 }
-ON = {EVERY: subjects.CASES, PAIRS: subjects.PAIRS}
 MATRIX = [
     pytest.param(behavior, subject, id=f"{behavior.replace('`', '')}-{name}")
     for behavior, entry in BEHAVIORS.items()
-    for name, subject in (ON.get(entry.on) or {model: Subject(model) for model in entry.on}).items()
+    for name, subject in entry.on.items()
 ]
 
 

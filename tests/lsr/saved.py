@@ -5,11 +5,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lsr.tuner.targets import last_linear
+from tests.capabilities import subjects
 from tests.capabilities.checks import stir
 from tests.capabilities.models import tiny, tokens
-from tests.capabilities.subjects import Subject
-from tests.lsr import subjects
-from tests.lsr.subjects import DENSE, FRAMES
+from tests.capabilities.subjects import DENSE, FRAMES, Subject
 
 CASES = {  # the configurations of subjects.py, and one without a task: model, fields
     **{name: (one.model, one.fields) for name, one in subjects.CASES.items()},

@@ -16,14 +16,7 @@ from tests import workspace
 from tests.kit import digests, refused, said, table, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, outcome, report, run
 
-ROW = {
-    "source": {"kind": "files", "files": {"train": "data/shops.csv"}},
-    "text": ["text"],
-    "tenant": "shop",
-    "label": {"column": "label"},
-    "metrics": ["accuracy", "macro_f1"],
-    "cut": {"validation": 0.2, "test": 0.2},
-}
+ROW = workspace.ROWS["shops"]
 LABELS = {"acme": ["no", "yes"], "bolt": ["x", "y", "z"], "cast": ["no", "yes"]}
 PRECISE = {"common": "trained", "precision": "float32"}
 

@@ -21,12 +21,7 @@ ROWS = {
     "validation": [("the cat rests", 1)],
     "test": [("a hen", 0), ("the hen", 0)],
 }
-ROW = {
-    "source": {"kind": "files", "files": {split: f"data/{split}.csv" for split in ROWS}},
-    "text": ["sentence"],
-    "label": {"column": "label", "names": ["negative", "positive"]},
-    "metrics": ["accuracy"],
-}
+ROW = workspace.ROWS["mine"]
 
 
 def fill(split, rows):

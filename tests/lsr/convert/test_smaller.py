@@ -17,10 +17,10 @@ from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_tensors
 from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import FRAMES
 from tests.kit import edit, refused, said, write
 from tests.lsr.convert.test_main import differences
 from tests.lsr.saved import CASES, save, save_lora, save_with_base, says
-from tests.lsr.subjects import FRAMES
 
 FEW_BITS = PRECISIONS[1:]
 OTHERS = {

@@ -19,10 +19,9 @@ from lsr.init.head import fitted_head
 from lsr.init.update import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_updates
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
-from tests.capabilities.subjects import Subject
+from tests.capabilities.subjects import DENSE, Subject
 from tests.kit import refused
 from tests.lsr.init.models import HEADS, LAYERS, Titles, batches, examples, in_use, made, state, values_of, wrapped
-from tests.lsr.subjects import DENSE
 
 each_model = pytest.mark.parametrize("name", LAYERS)
 

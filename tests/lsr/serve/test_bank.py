@@ -15,9 +15,9 @@ from lsr.loading.contents import read_contents
 from lsr.serve.head import BankHead
 from lsr.tuner.files import WEIGHTS
 from tests.capabilities.models import tiny, tokens
+from tests.capabilities.subjects import FRAMES
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
-from tests.lsr.subjects import FRAMES
 
 NAMES = ["b", "__base__", "c", "a", "b"]
 

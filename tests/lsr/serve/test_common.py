@@ -20,10 +20,9 @@ from lsr.serve.common import PLACEHOLDER, split
 from lsr.tuner.files import TASK, WEIGHTS
 from tests.capabilities.checks import stir
 from tests.capabilities.models import tiny, tokens
-from tests.capabilities.subjects import TARGETS, Subject
+from tests.capabilities.subjects import DENSE, FRAMES, SHARED, TARGETS, Subject
 from tests.kit import edit, refused, said, write
 from tests.lsr.saved import asked, save_lora, says, with_labels
-from tests.lsr.subjects import DENSE, FRAMES, SHARED
 
 TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["a", "b", "c"]}  # the second asks for a number
 WIDE = [*TENANTS] * 2 + ["__base__"]

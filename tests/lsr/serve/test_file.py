@@ -13,9 +13,9 @@ from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS
 from lsr.serve import file
 from tests.capabilities.models import tiny
+from tests.capabilities.subjects import DENSE
 from tests.kit import refused, said, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
-from tests.lsr.subjects import DENSE
 
 SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
 

@@ -11,8 +11,8 @@ from lsr.loading.contents import read_on
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.mixed_batch import BASE
 from tests.capabilities.models import tiny
+from tests.capabilities.subjects import DENSE, FRAMES, SHARED
 from tests.lsr.saved import asked, save, save_lora
-from tests.lsr.subjects import DENSE, FRAMES, SHARED
 
 ATTENTION = {"target_modules": ["q_lin", "v_lin"]}
 KINDS = {  # how each is saved, and its fields; some can only be in a bank without some others

@@ -17,8 +17,8 @@ from lsr.tuner.forms import check_room
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.resolved import Resolved
 from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import CASES
 from tests.kit import edit, refused
-from tests.lsr.subjects import CASES
 
 WORDS = list(INITIALIZATIONS)
 

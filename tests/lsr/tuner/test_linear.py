@@ -1,12 +1,17 @@
+"""A layer is the plain formula, also fused and in gradients; merged, it says the same; unmerged, it is as it was."""
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lsr import LsrConfig
+from lsr.algebra.separable import kron_sum
+from lsr.tuner.functional import adapted_linear
 from tests.lsr.layers import adapt, base, config, normal
 
 WIDTHS = st.integers(1, 9)
@@ -86,3 +91,85 @@ def test_torchs_own_encoder_layer_does_not_bypass_the_adapter_in_evaluation(targ
         plain = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2).eval()
         plain.load_state_dict(model.merge_and_unload().state_dict())
         assert_close(adapted, plain(x), atol=1e-5, rtol=1e-5)
+
+
+SIZES = st.integers(1, 6)
+BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
+
+
+def sides(case, m, n, dtype=torch.float64):
+    """The factors of A and of B, and A and B themselves, of rank 4."""
+    if case == "matrices":
+        a, b = normal(4, n, seed=2, dtype=dtype), normal(m, 4, seed=3, dtype=dtype)
+        return [a, None, b, None], a, b
+    n1, m1 = -(-n // 3), -(-m // 3)  # padded unless 3 divides the width
+    shapes = [(5, 2, n1), (5, 2, 3), (5, m1, 2), (5, 3, 2)]
+    factors = [normal(*shape, seed=4 + i, dtype=dtype) for i, shape in enumerate(shapes)]
+    return factors, kron_sum(*factors[:2])[:, :n], kron_sum(*factors[2:])[:m]
+
+
+def fused(x, weight, bias, a1, a2, b1, b2):
+    return adapted_linear(x, weight, bias, (a1, a2), (b1, b2), 0.7)
+
+
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("case", ["factors", "matrices"])
+@given(BATCHES | st.just((4, 6)), SIZES, SIZES)
+def test_the_fused_layer_is_the_plain_formula(case, with_bias, batch, m, n):
+    x, weight, bias = normal(*batch, n), normal(m, n, seed=1), normal(m, seed=9) if with_bias else None
+    factors, a, b = sides(case, m, n)
+    expected = F.linear(x, weight, bias) + 0.7 * F.linear(F.linear(x, a), b)
+    assert_close(fused(x, weight, bias, *factors), expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "case", "n"),  # 3 tokens: added to outputs; 16: to the weight
+    [(3, "factors", 5), (3, "matrices", 6), (16, "factors", 6), (16, "matrices", 5)],
+)
+def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, case, n):
+    factors, _, _ = sides(case, 7, n)
+    values = [normal(tokens, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
+    values = [value if value is None else value.requires_grad_() for value in values]
+    assert torch.autograd.gradcheck(fused, values)
+    # Along random directions: one by one, the second derivatives take a second a case.
+    assert torch.autograd.gradgradcheck(fused, values, fast_mode=True)
+
+
+@pytest.fixture(params=["none", "tf32"])
+def _rounding(request):
+    """How CPUs round products of float32 matrices."""
+    torch.backends.mkldnn.matmul.fp32_precision = request.param
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_rounding")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_nothing_is_lost_of_an_update_that_is_small_beside_the_weight(dtype):
+    """With the 8 bits of bfloat16 1 + 1/1024 is 1, so an update of that size would be lost."""
+    x = torch.zeros(64, 4, dtype=dtype)
+    weight = torch.ones(4, 4, dtype=dtype)
+    a, b = torch.ones(1, 4, dtype=dtype), torch.full((4, 1), 2**-10, dtype=dtype)
+    x[:, 0], x[:, 1] = 1, -1
+    a[0, 1] = -1
+    total = adapted_linear(x, weight, None, (a, None), (b, None), 1.0)
+    assert_close(total, torch.full_like(total, 2**-9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_activations_give_the_fused_factors_full_precision_gradients(dtype):
+    factors, _, _ = sides("factors", 12, 9, torch.float32)
+    factors = [factor.requires_grad_() for factor in factors]
+    x, weight = normal(20, 9, dtype=dtype), normal(12, 9, seed=1, dtype=dtype)
+    output = fused(x, weight, None, *factors)
+    gradients = torch.autograd.grad(output.double().square().sum(), factors)
+    assert output.dtype is dtype
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    exact = [factor.detach().double().requires_grad_() for factor in factors]
+    expected = fused(x.double(), weight.double(), None, *exact)
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    expected = expected.detach()
+    tolerance = 20 * torch.finfo(dtype).eps
+    assert_close(output.double(), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+    for gradient, right in zip(gradients, wanted, strict=True):
+        assert_close(gradient.double(), right, atol=tolerance * float(right.abs().max()), rtol=0)

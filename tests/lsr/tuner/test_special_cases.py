@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
-from torch.nn.utils import parametrize
+from torch.func import functional_call
 from torch.testing import assert_close
 
 from lsr import LsrConfig
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.checks import loss, trainable
-from tests.capabilities.models import logits, tiny
+from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.layers import adapt, base, normal
 
 STEPS = 5
@@ -102,8 +101,8 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
 
 def test_shared_layers_are_lotr_and_have_its_gradients():
     """ΔW_l = c B R_l A (Bershatsky et al. 2024, arXiv 2402.01376), with gradients from torch's autograd."""
-    model, plain, found = lsr(share="layers", train="all", init_weights=False), tiny("bert").double(), {}
-    factors = {}  # by who holds them: leaves of the plain model
+    model, plain = lsr(share="layers", train="all", init_weights=False), tiny("bert").double()
+    found, weights, factors = {}, {}, {}  # factors by who holds them: leaves of the plain model
     for position, parameter in enumerate(trainable(model).values()):
         parameter.data += 0.1 * normal(*parameter.shape) * (1 + position % 3)
     for name, layer in adapted_layers(model).items():
@@ -115,26 +114,15 @@ def test_shared_layers_are_lotr_and_have_its_gradients():
         a, b = factors[holder]
         core = adapter.core.detach().clone().requires_grad_()
         found[name] = (adapter.core, core)
-        parametrize.register_parametrization(plain.get_submodule(name), "weight", Sum(a, b, core, adapter.scaling))
+        weights[f"{name}.weight"] = plain.get_submodule(name).weight + adapter.scaling * b @ core @ a
     assert len(factors) == 2  # queries and values
-    assert_close(logits(model), logits(plain))
+    expected = functional_call(plain, weights, kwargs={**tokens(), "labels": torch.arange(4) % LABELS})
+    assert_close(logits(model), expected.logits)
     loss(model).backward()
-    loss(plain).backward()
+    expected.loss.backward()
     for holder, (a, b) in factors.items():
         assert_close(holder.factor_A1.grad[0], a.grad)
         assert_close(holder.factor_B1.grad[0], b.grad)
     for ours, core in found.values():
         assert core.grad.any()
         assert_close(ours.grad, core.grad)
-
-
-class Sum(nn.Module):
-    """W + c B R A of an A and B that other layers have too."""
-
-    def __init__(self, a, b, core, scaling):
-        super().__init__()
-        self.factors = (a, b, core, scaling)
-
-    def forward(self, weight):
-        a, b, core, scaling = self.factors
-        return weight + scaling * b @ core @ a

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import generation
-from pipeline.arena import preset, record, task_tokens
+from pipeline.arena import preset, task_tokens
 from pipeline.arena.compete import check
 from pipeline.arena.features import Pooled
 from pipeline.arena.measure import measure
@@ -18,14 +18,8 @@ from tests import kit, workspace, writers
 from tests.kit import refused, write
 from tests.pipeline.arena import small
 
-METHODS = {
-    "head": {"adapter": "head"},
-    "LoRA r=1": {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2}},
-    "mean": {"adapter": "head", "features": "mean"},
-    "first": {"adapter": "head", "features": "first"},
-    "nearest": {"adapter": "head", "features": "nearest"},
-    "words": {"adapter": "head", "features": "words"},
-}
+KINDS = workspace.read_yaml(Path(__file__).with_name("kinds.yaml"))
+METHODS = KINDS["tenants"]
 TINY = 2 * 2 * 48  # layers, queries and values, and the widths around them
 
 
@@ -127,19 +121,6 @@ def test_features_are_a_mean_over_tokens_without_padding_or_the_first_one_or_how
     assert words == [[0, 2, 1, 0], [0, 0, 0, 1]]
 
 
-TASK = {
-    "model": "writer",
-    "tasks": {"writing": {}},
-    "reads": {"train": 40, "validation": 8, "test": 12, "longest": "all", "new_tokens": 5},
-    "methods": {
-        "alone": {"adapter": "head", "trained": False},
-        "LoRA r=1": {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2, "lora.learning_rate": 0.02}},
-        "untrained": {"adapter": "lora", "trained": False},
-        "head": {"adapter": "head"},
-    },
-}
-
-
 @pytest.fixture
 def writing(tmp_path, monkeypatch):
     """A function that writes the preset into a workspace with a model that writes, which is the working directory."""
@@ -147,7 +128,7 @@ def writing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def use(**changes):
-        kit.write(preset.PATH, {"small": workspace.merged(small.SMALL | TASK, changes)})
+        kit.write(preset.PATH, {"small": workspace.merged(small.SMALL | KINDS["writing"], changes)})
 
     use()
     return use
@@ -163,24 +144,6 @@ def test_what_is_written_is_scored_text_by_text_and_the_loss_of_validation_decid
     assert max(found.validation) < 0  # minus the loss per token
     assert len(found.predicted) == 12
     assert found.score() == pytest.approx(np.mean(found.predicted), abs=1e-6)
-
-
-@pytest.mark.parametrize("metric", ["exact_match", "rouge_l"])
-def test_intervals_are_over_texts_whose_content_no_file_holds(metric, writing, monkeypatch):
-    row = {**writers.ROW, "metrics": [metric]}
-    path = Path("pipeline/datasets.yaml")
-    kit.write(path, workspace.read_yaml(path) | {"writing": row})
-    monkeypatch.setattr(generation, "write", lambda *asked, **options: ["in the barn"] * 12)
-    found = measure(small.training("writing: alone"))
-    assert 0 < found.score() < 1
-    task_tokens.write_labels(small.training("writing: alone"), path := record.labels_path("small", "writing"))
-    parts = labels._parts("writing", pd.read_csv(path))
-    assert parts["writing"].tolist() == [1] * 12
-    assert labels.score(metric, found, parts) == pytest.approx(found.score(), abs=1e-6)
-    predicted = labels.predicted_of(found, parts["writing"])
-    drawn = bootstrap.scores("writing", metric, parts["writing"].to_numpy(), [predicted, 0 * predicted], 400)
-    assert drawn[0].mean() == pytest.approx(found.score(), abs=0.02)
-    assert drawn[0].std() > drawn[1].std() == 0
 
 
 def test_the_base_model_alone_is_asked_once_and_is_what_a_fresh_adapter_leaves(writing, monkeypatch):

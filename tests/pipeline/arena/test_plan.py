@@ -152,14 +152,6 @@ def test_a_line_that_is_no_record_is_named(line, trainings, tmp_path):
     assert said.endswith("; delete the line")
 
 
-def test_of_epochs_with_equal_scores_the_last_is_selected(trainings):
-    made = recorded(trainings[0], 0.5)
-    test = tuple({"accuracy": value} for value in (0.1, 0.2, 0.3, 0.4))
-    several = made.model_copy(update={"validation": (0.5, 0.7, 0.7, 0.6), "test": test})
-    assert several.selected == 2
-    assert several.score() == 0.3
-
-
 COMMITTED = workspace.read_yaml(workspace.ROOT / preset.PATH)
 RATE = {"loha.learning_rate": 0.01}
 

@@ -10,7 +10,6 @@ from scipy import stats
 
 from pipeline.compare import bootstrap
 from pipeline.compare.leads import Lead, Scores, mean, on_task
-from pipeline.compare.rows import estimate
 from pipeline.compare.verdicts import holm
 from pipeline.tasks.scores import EXAMPLES as SCORES
 
@@ -81,11 +80,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(is_drawn, spread):
         low, high = mean(leads(gains + of_tasks, 100), is_drawn).interval(0.9)
         covered += low <= (0 if is_drawn else of_tasks.mean()) <= high
     assert 0.78 < covered / trials < 0.99
-
-
-def test_one_seed_has_a_mean_and_no_interval_and_none_has_neither():
-    assert estimate("score", [0.8]) == {"score": 0.8, "score_low": None, "score_high": None}
-    assert estimate("score", []) == dict.fromkeys(("score", "score_low", "score_high"))
 
 
 def test_holm_corrects_as_in_the_book():

@@ -257,7 +257,7 @@ def glue(tmp_path, monkeypatch):
     workspace.save_glue(tmp_path / "glue")
     splits = {"train": "train", "test": "validation"}
     usual = {"kind": "hub", "path": str(tmp_path / "glue"), "config": "mrpc", "splits": splits}
-    return lambda **source: DatasetRow(source=usual | source, **workspace.GLUE_ROW)
+    return lambda **source: DatasetRow(**workspace.ROWS["glue"] | {"source": usual | source})
 
 
 def test_a_local_folder_loads_without_a_connection_and_quietly(glue, capfd):

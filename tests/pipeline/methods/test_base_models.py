@@ -14,8 +14,7 @@ from pipeline.params.sections import HeadParams
 from tests import architectures, workspace
 from tests.kit import edit, refused
 
-MRPC = {"kind": "hub", "path": "glue", "config": "mrpc", "splits": {"train": "train", "test": "validation"}}
-PAIRS = DatasetRow.model_validate({"source": MRPC, **workspace.GLUE_ROW})
+PAIRS = DatasetRow.model_validate(workspace.ROWS["glue"])
 
 
 @pytest.fixture

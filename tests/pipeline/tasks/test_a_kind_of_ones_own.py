@@ -24,13 +24,7 @@ from tests.pipeline.tasks import ordered
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run_in
 
 LEVELS = ("bad", "fair", "good", "superb")
-ROW = {
-    "source": {"kind": "files", "files": {"train": "levels.csv"}},
-    "text": ["review"],
-    "label": {"column": "stars", "order": list(LEVELS)},
-    "metrics": ["kappa"],
-    "cut": {"validation": 0.2, "test": 0.2},
-}
+ROW = workspace.ROWS["levels"]
 START = {"init": "update", "examples": 16, "head_steps": 3, "learning_rate": 0.05}
 
 

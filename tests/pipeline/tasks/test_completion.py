@@ -102,7 +102,7 @@ OVER = {"names": ["few", "many"], "above": 60.0, "margin": 5.0}
 IN_WORDS = {**writers.ROW, "text": ["{animal}: how many?"], "label": {"completion": "at", **OVER}}
 TALKS = {**writers.ROW, "label": {"messages": "talk"}}
 del TALKS["text"]
-RATED = workspace.RATING_ROW | {"source": writers.ROW["source"]}
+RATED = workspace.ROWS["ratings"] | {"source": writers.ROW["source"]}
 
 
 @pytest.mark.parametrize(

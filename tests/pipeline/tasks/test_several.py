@@ -26,13 +26,7 @@ from tests.pipeline.arena import small
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run, run_in
 
 NAMES = ("awake", "cat", "wet")
-ROW = {
-    "source": {"kind": "files", "files": {"train": "animals.csv"}},
-    "text": ["text"],
-    "label": {"several": "tags", "separator": "|", "names": list(NAMES)},
-    "metrics": ["micro_f1", "macro_f1"],
-    "cut": {"validation": 0.2, "test": 0.2},
-}
+ROW = workspace.ROWS["animals"]
 START = {"init": "warm", "examples": 16, "head_steps": 3, "learning_rate": 0.05}
 
 
