@@ -4,7 +4,7 @@ Reads the base model and, if the initialization needs them, artifacts/tokens or 
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from peft import PeftModel
@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, set_seed
 from lsr.algebra.frames import energy_between
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from lsr.tuner.start import Started, groups_of
+from lsr.tuner.layer import LsrLinear
+from lsr.tuner.start import groups_of
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
@@ -45,43 +46,37 @@ def factorize_init(
     groups, captured = groups_of(model, "default"), INITIALIZATIONS[section.scheme].reads if read.layers else "weight"
     rows: list[Row] = []
     console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
-    for one in console.track(started, "factorize-init", len(groups), "starts"):
+    for name in console.track(started, "factorize-init", len(groups), "starts"):
         # A weight is not finite, unless the initialization has rejected it.
-        with as_user_error(ValueError, before=f"{view.model}: {one.name}: "):
-            energy = captured_energy(one, read.layers)
-        rows.append((one.name, len(one.layers), one.layers[0].adapter("default").form.rank, captured, energy))
+        with as_user_error(ValueError, before=f"{view.model}: {name}: "):
+            energy = captured_energy(groups[name], read.layers)
+        rows.append((name, len(groups[name]), groups[name][0].adapter("default").form.rank, captured, energy))
     return model, rows, read
 
 
-def captured_energy(started: Started, read: Mapping[str, Matrix]) -> float:
-    """Return the share of the energy of what a start has read, or else of the weights, that its A and B can reach.
+def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> float:
+    """Return the share of the energy of what was read, or else of the weights, that A and B of layers can reach.
 
-    It is the mean over its layers. Without a core B begins at zero, and the rows of A alone count.
+    It is the mean over the layers. Without a core B begins at zero, and the rows of A alone count.
     """
-    adapter = started.layers[0].adapter("default")
+    adapter = layers[0].adapter("default")
     a, b = (side.detach().cpu().double() for side in adapter.matrices())
-    matrices = [
-        read[layer.layer_name] if read else layer.base_matrix().detach().cpu().double() for layer in started.layers
-    ]
+    matrices = [read[layer.layer_name] if read else layer.base_matrix().detach().cpu().double() for layer in layers]
     return fmean(energy_between(matrix, a, b if adapter.has_core else None) for matrix in matrices)
 
 
-def sources(view: params.FactorizeInitView) -> dict[str, str]:
-    """Return the adapters that it starts from by key of params.yaml."""
-    section, common = view.section, view.tenants.folder
-    found = {"tenants.common": common} if common and view.dataset.tenant is not None else {}
-    if isinstance(section, params.LsrParams) and section.source:
-        found[f"{section.word}.init"] = section.source
-    return found
-
-
 def main(view: params.FactorizeInitView) -> None:
-    for key, source in sources(view).items():  # the adapters that it starts from are there, where DVC looks
-        content.local(source, f"{params.PARAMS}: {key}", [content.MODELS])
+    section, common = view.section, None if view.dataset.tenant is None else view.tenants.folder
+    starts = {"tenants.common": common}
+    if isinstance(section, params.LsrParams):
+        starts[f"{section.word}.init"] = section.source
+    for key, source in starts.items():  # the adapters that it starts from are there, where DVC looks
+        if source:
+            content.local(source, f"{params.PARAMS}: {key}", [content.MODELS])
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
-    if view.tenants.folder and view.dataset.tenant is not None:
+    if common:
         model, rows, read = banks.extended(base, view), list[Row](), statistics.NOTHING
     else:
         model, rows, read = factorize_init(base, view)

@@ -100,7 +100,7 @@ def export_merged(
     """
     folder = Path(folder)
     check_output(folder, (), replace=force)
-    lost = _lost_by_merging(_layers_of(model, adapter_name), adapter_name, dtype)
+    lost = _lost_by_merging(layers_of(model, adapter_name), adapter_name, dtype)
     _check(lost, dtype, force)
     config = cast("LsrConfig", model.peft_config[adapter_name])
     task = None if config.folder is None else read_task(config.folder)
@@ -126,15 +126,8 @@ def export_merged(
     return lost
 
 
-def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
-    layers = layers_of(model, adapter_name)
-    if not layers:
-        raise InputError(f"the model has no LSR adapter {adapter_name!r}")
-    return layers
-
-
 def _of_model(model: PeftModel, adapter_name: str) -> Contents:
-    layers, base = _layers_of(model, adapter_name), model.get_base_model()
+    layers, base = layers_of(model, adapter_name), model.get_base_model()
     config = cast("LsrConfig", model.peft_config[adapter_name])
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     contents = contents_of(Files(config.folder or Path("the model"), config.to_dict(), state))

@@ -1,14 +1,12 @@
 """The adapter of a single layer: its own or shared factors, its core, and the resulting update."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form
-from lsr.init.initialization import Start
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.functional import Side
 
@@ -49,12 +47,6 @@ class LsrAdapter(nn.Module):
         """The adapter that holds the factors: this one, or that of the first layer of its kind."""
         return self._owners[0] if self._owners else self
 
-    @torch.no_grad()
-    def set_factors(self, start: Start) -> None:
-        """Set the factors to initial ones."""
-        for name, value in zip(self.form.factor_shapes, (*start.a, *start.b), strict=True):
-            getattr(self, name).copy_(value)
-
     @property
     def drops(self) -> bool:
         """Whether inputs are dropped now."""
@@ -64,12 +56,6 @@ class LsrAdapter(nn.Module):
     def is_meta(self) -> bool:
         """Whether parameters are on the meta device, about to be loaded."""
         return next(self.parameters()).is_meta
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Make the parameters trainable or frozen, including those shared with other layers."""
-        for owner in self._owners:
-            owner.requires_grad_(requires_grad)
-        return super().requires_grad_(requires_grad)
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factors of A, (s, r_i, n_i) each, and of B, (s, m_i, r_i) each, in at least float32."""

@@ -82,7 +82,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
                 start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
             except ValueError as error:
                 raise ValueError(f"layer {self.layer_name!r}: {error}") from None
-            adapter.set_factors(start)
+            for name, value in zip(adapter.form.factor_shapes, (*start.a, *start.b), strict=True):
+                getattr(adapter, name).data.copy_(value)
         for layer, source in zip(layers, sources, strict=True) if adapter.has_core else ():
             core = layer.adapter(adapter_name).core
             if initialization.core is not None:

@@ -22,11 +22,8 @@ def parameter_groups(
     Raises:
         ValueError: if there is no such adapter, or nothing of it is trainable.
     """
-    layers = layers_of(model, adapter_name)
-    if not layers:
-        raise ValueError(f"the model has no LSR adapter {adapter_name!r}")
     rates: dict[int, float] = {}
-    for layer in layers.values():
+    for layer in layers_of(model, adapter_name).values():
         adapter = layer.adapter(adapter_name)
         for name, parameter in adapter.named_parameters():
             rates[id(parameter)] = learning_rate * rate_factor(name, adapter.form.separation_rank)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
@@ -15,22 +15,23 @@ from lsr.init.head import STEPS
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import Kind, kind_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
-
-
-class Started(NamedTuple):
-    """An initialized layer, or all layers that share its factors, first the one that stores them."""
-
-    name: str  # of the layer, or of the kind, without indices
-    layers: tuple[LsrLinear, ...]
+from lsr.tuner.mistakes import InputError
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
-    """Return the adapted layers that have this adapter."""
-    return {name: layer for name, layer in adapted_layers(model).items() if adapter_name in layer.lsr_adapters}
+    """Return the layers that have this adapter, by name.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = {name: layer for name, layer in adapted_layers(model).items() if adapter_name in layer.lsr_adapters}
+    if not found:
+        raise InputError(f"the model has no LSR adapter {adapter_name!r}")
+    return found
 
 
 def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]:
-    """Return the layers of an adapter, grouped by shared factors: single layers, or kinds."""
+    """Return the layers that share factors, first the one that holds them, by name: of a layer, or of a kind."""
     layers = layers_of(model, adapter_name)
     if config_of(model, adapter_name).share == "none":
         return {name: [layer] for name, layer in layers.items()}
@@ -58,8 +59,8 @@ def initialize_factors(
     adapter_name: str = "default",
     init_weights: bool | str | None = None,
     statistics: Mapping[str, Matrix] | None = None,
-) -> Iterator[Started]:
-    """Initialize the factors of each layer, or of each kind that shares them, and yield it when done.
+) -> Iterator[str]:
+    """Initialize the factors of each layer, or of each kind that shares them, and yield its name when done.
 
     `get_peft_model` does this by itself. This is a generator for callers that show progress: they build the model with
     random factors and name the initialization here. `statistics` holds what it reads of examples, an (m, n) matrix by
@@ -74,7 +75,7 @@ def initialize_factors(
         if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded
         first.initialize(adapter_name, chosen, chosen.start, statistics, sharing)
-        yield Started(name, (first, *sharing))
+        yield name
     assert config.record is not None
     config.record = config.record._replace(init_weights=chosen.init_weights)
     has_begun(model, adapter_name)

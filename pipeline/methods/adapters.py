@@ -19,7 +19,7 @@ from lsr.tuner.files import CONFIG
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import usual_terms
 from lsr.tuner.rates import rate_factor
-from lsr.tuner.start import Started, initialize_factors
+from lsr.tuner.start import initialize_factors
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import public_name
 from pipeline.methods import planning
@@ -58,8 +58,8 @@ def add_adapter(
     return model
 
 
-def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None = None) -> Iterator[Started]:
-    """Initialize the factors of LSR, per layer or, if shared, per kind of layers; yield each when done.
+def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None = None) -> Iterator[str]:
+    """Initialize the factors of LSR, per layer or, if shared, per kind of layers; yield the name of each when done.
 
     `statistics` holds the gradients or updates that the initialization reads, by layer.
 

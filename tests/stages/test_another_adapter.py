@@ -29,10 +29,6 @@ def other(tmp_path, monkeypatch):
     return folder
 
 
-def captured():
-    return {row["captured"] for row in table(artifacts.FACTORIZE_START)}
-
-
 @pytest.mark.parametrize("kind", ["LSR", "LORA"])
 def test_training_goes_on_from_the_update_of_another_adapter(kind, other):
     if kind == "LORA":
@@ -45,7 +41,7 @@ def test_training_goes_on_from_the_update_of_another_adapter(kind, other):
     run(TOKENIZE, FACTORIZE)
     begun = logits(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
     assert begun == pytest.approx(expected, abs=1e-5)
-    assert captured() == {"update"}
+    assert {row["captured"] for row in table(artifacts.FACTORIZE_START)} == {"update"}
     run(TRAIN, EVALUATE)
 
 

@@ -196,8 +196,7 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     found = adapters(model)
     owners = {name: next(key for key, one in found.items() if one is a.owner) for name, a in found.items()}
     assert owners == {"0.fc": "0.fc", "1.fc": "0.fc", "2.fc": "2.fc", "3.fc": "3.fc", "4.fc": "3.fc", "5.fc": "3.fc"}
-    kinds = [started.name for started in initialize_factors(model)]
-    assert kinds == ["*.fc (12 x 12)", "*.fc (20 x 12)", "*.fc (20 x 20)"]
+    assert list(initialize_factors(model)) == ["*.fc (12 x 12)", "*.fc (20 x 12)", "*.fc (20 x 20)"]
 
 
 @pytest.mark.parametrize("is_more", [False, True])

@@ -11,7 +11,7 @@ from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.gradients import examples_gradients
 from lsr.tuner.layer import adapted_layers
-from lsr.tuner.start import initialize_factors
+from lsr.tuner.start import groups_of, initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.capabilities.subjects import Subject
 from tests.kit import refused
@@ -63,9 +63,10 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
     model = made("bert", "gradient", **core)
     one = collected(model, BATCHES)
     pairs = {name: (gradient, torch.eye(24, dtype=torch.float64)) for name, gradient in one.items()}
-    started = list(initialize_factors(model, statistics=pairs))
-    assert len(started) == (2 if share == "layers" else 4)
-    for _, layers in started:
+    groups = groups_of(model, "default")
+    assert list(initialize_factors(model, statistics=pairs)) == list(groups)
+    assert len(groups) == (2 if share == "layers" else 4)
+    for layers in groups.values():
         names = [layer.layer_name for layer in layers]
         left, right = leading_frames([one[name] for name in names], 4)
         for layer in layers:
