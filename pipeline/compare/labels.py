@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from pipeline.compare.entries import Entry
 from pipeline.tasks import scores
 from pipeline.tasks.task import TENANT
 
-Labels = pd.Series | pd.DataFrame  # one for each example, or a column for each of several that it may have
+Labels: TypeAlias = pd.Series | pd.DataFrame  # one for each example, or a column for each of several that it may have
 Parts = Mapping[str, Labels]  # the labels that are scored together by name: those of a task, or of each tenant
 TOLERANCE = 2e-6  # of a score with six digits
 OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly constant

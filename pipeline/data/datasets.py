@@ -24,6 +24,7 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
+from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -120,6 +121,8 @@ def load(row: DatasetRow, name: str) -> Loaded:
     for split, part in examples.items():
         examples[split], left_out = task.after_cut(part, split)
         dropped.update(left_out)
+    if isinstance(task, ClassesTask) and task.finds_first(examples["train"]["label"]):
+        examples = {split: part.assign(label=1 - part["label"]) for split, part in examples.items()}
     _check_filled(task, examples, where, dropped)
     splits = {split: Examples(part, texts) for split, part in examples.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.

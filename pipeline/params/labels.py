@@ -5,7 +5,7 @@ A kind of task is chosen by the form, see `pipeline.tasks`. One that is new regi
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SerializeAsAny, StrictFloat, model_validator
 
 from pipeline.core.errors import nearest
 from pipeline.params.sources import CHOICE, Row, all_different, fields, is_template
@@ -20,6 +20,7 @@ OF_NUMBERS = ("pearson", "spearman")
 OF_COMPLETIONS = ("exact_match", "rouge_l")
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
 CHOSEN = ("wrong", "right")  # the classes of a choice
+RARER = "rarer"  # in place of a class: the one that train has less of
 
 ONLY = {  # keys of a row that only some forms go with
     "choices": "choices need a label with {count} names, one for each in their order",
@@ -76,18 +77,22 @@ class Classes(Form):
     positive: str | None = Field(
         default=None,
         exclude_if=lambda positive: positive is None,  # other rows keep their digest
-        description="of two names the one that f1 is about, by default the second; pipeline.add writes the rarer",
+        description="of two names the one that f1 is about; or rarer: the one that train has less of, the second of "
+        "equals; this is the default in data/datasets.yaml, and the second name elsewhere",
     )
+    _rarer: str | None = PrivateAttr(None)  # as the stage tokenize has found it
 
     @property
     def ordered(self) -> tuple[str, ...]:
         """The names in the order of the head's outputs: of two, the positive one is the second."""
-        return self.names[::-1] if self.positive is not None and self.positive == self.names[0] else self.names
+        positive = self._rarer or self.positive
+        return self.names[::-1] if positive is not None and positive == self.names[0] else self.names
 
     def _check_metrics(self, row: "DatasetRow") -> None:
         if len(self.names) < 2 and (self.names or row.tenant is None):
             raise ValueError("names: needed: those of at least two classes, in their order")
-        if self.positive is not None and (len(self.names) != 2 or self.positive not in self.names):
+        known = self.names if row.tenant else (*self.names, RARER)
+        if self.positive is not None and (len(self.names) != 2 or self.positive not in known):
             near = nearest(self.positive, self.names)
             raise ValueError(f"positive: must be one of exactly two names, got {self.positive}{near}")
         if self.positive is not None and row.choices:

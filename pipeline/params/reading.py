@@ -17,6 +17,8 @@ from ruamel.yaml.error import YAMLError
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params import mistakes
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.labels import RARER, Classes
 from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Params, View
 from pipeline.params.sources import NAME, TableRow
@@ -101,7 +103,8 @@ def load_row(word: str, name: str) -> Any:
     """
     where, rows = f"{PARAMS}: {word}", {row: path for path in _tables(word) for row in read_yaml(path)}
     if name in rows:
-        return _row(word, name, rows[name])
+        found = _row(word, name, rows[name])
+        return _with_positive(found, name) if isinstance(found, DatasetRow) else found
     if word == "model" and (row := ModelRow.named(name, where)):
         return row
     what, other = {
@@ -111,6 +114,17 @@ def load_row(word: str, name: str) -> Any:
     if artifacts.is_temporary_copy() and not TABLES[word].own.exists():
         other = f"a temporary copy has {TABLES[word].own} only after `git add`"
     raise UserError(f"{where}: no {what} {name!r}{nearest(name, rows)}; rows: {', '.join(rows)}; {other}")
+
+
+def _with_positive(row: DatasetRow, name: str) -> DatasetRow:
+    """Return a row that knows which class f1 is of: in one of the user's own by default the rarer."""
+    label, is_own = row.label, row.where == str(TABLES["data"].own)
+    if isinstance(label, Classes) and (label.positive, row.tenant) == (None, None) and "f1" in row.metrics and is_own:
+        label = label.model_copy(update={"positive": RARER})
+        row = row.model_copy(update={"label": label})
+    if isinstance(label, Classes) and label.positive == RARER and artifacts.INPUTS.is_file():
+        label._rarer = artifacts.read_metrics(artifacts.INPUTS).get(f"positive: {name}")
+    return row
 
 
 def check_rows(word: str) -> list[str]:

@@ -70,7 +70,7 @@ class Params(Section):
     @field_validator("adapter")
     @classmethod
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
-        words = ["full", "head", "lsr", *(word for word in info.context if word not in cls.model_fields)]
+        words = ["full", "head", "lsr", *(word for word in info.context or () if word not in cls.model_fields)]
         if adapter not in words:
             known = f"sections: {', '.join(words)}; for another method of PEFT, set peft.type"
             raise ValueError(f"no such section{nearest(adapter, words)}; {known}")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import nearest
+from pipeline.params.labels import RARER
 from pipeline.tasks.cells import plain_text, refuse, rounded
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite
 from pipeline.tasks.outcome import Numbers, Outcome
@@ -34,8 +35,15 @@ class ClassesTask(Task):
         return self.in_order(classes(table[self.label.column], self.label.names))
 
     def in_order(self, numbers: pd.Series) -> pd.Series:
-        """Return the places of classes among the outputs from those in the row."""
-        return numbers if self.label.ordered == self.label.names else 1 - numbers
+        """Return the places of classes among the outputs from those in the row, unless `finds_first` decides."""
+        return 1 - numbers if self.label.positive == self.label.names[0] else numbers
+
+    def finds_first(self, train: pd.Series) -> bool:
+        """Find the class that train has less of, if f1 is to be that one's; return whether both then change places."""
+        if getattr(self.label, "positive", None) != RARER:
+            return False
+        self.label._rarer = self.label.names[int((train == 0).sum() >= (train == 1).sum())]
+        return bool(self.label._rarer == self.label.names[0])
 
     def lacks(self, train: pd.DataFrame) -> str:
         counts = self.counted(np.array(train["label"].tolist()))
@@ -57,8 +65,6 @@ class ClassesTask(Task):
             return ""
         more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
         advice = "macro_f1 sees them, and train.class_weights: balanced gives them weight"
-        if "f1" in self.row.metrics and counts[0] < counts[1]:
-            advice += f"; f1 is of {self.names[1]}, unless the label has positive: {self.names[0]}"
         return f"{', '.join(few[:SHOWN])}{more}: {advice}"
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":

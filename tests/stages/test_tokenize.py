@@ -41,6 +41,20 @@ def written(split="train"):
         return reader.read_all()
 
 
+def test_f1_in_a_row_of_ones_own_is_that_of_the_class_which_train_has_less_of(here):
+    write("data/datasets.yaml", {"own": {**ROW, "metrics": ["f1"]}})
+    workspace.change(data="own")
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    task, found = outcome(params.load(params.EvaluateView), "test")
+    assert (task.names, found.labels.tolist()) == (("positive", "negative"), [1, 1])
+    assert [(one["class"], one["texts"]) for one in kit.table(artifacts.EVALUATE_CLASSES)][1] == ("negative", "2")
+    assert "| f1 of negative |" in artifacts.CARD.read_text()
+    fill("train", [("the cat", 1), ("the dog", 0)])
+    run(TOKENIZE)
+    assert report(artifacts.INPUTS)["positive: own"] == "positive"
+    assert params.load(params.TrainView).dataset.label.ordered == ("negative", "positive")
+
+
 def test_tokens_are_those_of_the_tokenizer_and_the_report_counts_them_and_what_is_left_out(here):
     more = [("THE cat", 0), ("THE CAT", 1), ("the hen", 1), ("a hen", 0)]
     fill("train", ROWS["train"] + more)
