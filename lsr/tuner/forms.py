@@ -18,9 +18,7 @@ from lsr.tuner.resolved import LayerShapes
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
 MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
 SMALL = 64  # a rank that sums may have on a layer that is narrower
-
-
-INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # of a layer, in its name
 
 
 class Kind(NamedTuple):
