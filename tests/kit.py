@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import tracemalloc
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -108,6 +109,19 @@ def edit(path, change=None, **keys):
         changed = change(content)
         content = content if changed is None else changed
     return write(path, content | keys)
+
+
+def growth(run, ending):
+    """By how much the peak of memory of `run`, which takes a file, grows with its texts, as a share of these."""
+    peaks, size = [], 5000
+    for count in (100, 400):
+        rows = [{"text": f"{number}" + " owl" * (size // 4), "label": number % 2} for number in range(count)]
+        path = write(f"{count}.{ending}", rows)
+        tracemalloc.start()
+        run(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return (peaks[1] - peaks[0]) / (size * (400 - 100))
 
 
 def digests(*folders):

@@ -202,7 +202,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix == PARQUET:
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=2**20) as file:  # without, a group of rows is read whole
             yield from enumerate((row for batch in file.iter_batches(ROWS) for row in batch.to_pylist()), start=1)
         return
     with path.open(**TEXT) as file:

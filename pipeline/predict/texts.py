@@ -94,7 +94,7 @@ def rows_of(given: Given, whose: Callable[[pd.DataFrame], dict[str, list[int]]],
     """
     before = 0
     for part in given.tables():
-        table = part.reindex(columns=given.columns, fill_value=None)
+        table = part.assign(**{name: None for name in given.columns if name not in part})[given.columns]
         table.index = pd.RangeIndex(before + 1, before + len(part) + 1, name="row")
         before += len(part)
         empty = table[given.texts].map(is_missing).any(axis=1)

@@ -8,11 +8,11 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
-from pipeline.data import datasets
+from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks.cells import fold
 from tests import workspace
-from tests.kit import refused, write
+from tests.kit import growth, refused, write
 from tests.pipeline.data.rows import CLASSES, NUMBER, SPLITS, frames, row_of, tar_gz
 
 CUT = {"validation": 0.1, "test": 0.2}
@@ -215,6 +215,19 @@ def test_a_text_is_what_the_file_says(tmp_path, name, content, texts):
 )
 def test_a_file_that_does_not_fit_is_one_line(tmp_path, name, content, message):
     assert message in refusal(row_with(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_texts_are_never_all_in_memory(tmp_path, monkeypatch, ending):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "ROWS", 50)
+
+    def read(path):
+        for examples in datasets.load(row_of({"train": str(path)}, cut=CUT), "mine").splits.values():
+            assert sum(map(len, examples.batches(50))) == len(examples) > 0
+
+    read(write(f"first.{ending}", [{"text": f"{number}", "label": number % 2} for number in range(40)]))  # imports
+    assert growth(read, ending) < 0.2
 
 
 # Packages

@@ -16,8 +16,9 @@ from lsr import round_adapter
 from lsr.tuner.files import WEIGHTS
 from pipeline import score
 from pipeline.core import artifacts, console
+from pipeline.data import sources
 from pipeline.predict import __main__ as predict
-from tests.kit import edit, ended, refused, said, table, write
+from tests.kit import edit, ended, growth, refused, said, table, write
 
 SENTENCE = "the cat number 3 sleeps in the barn"
 TASK = artifacts.ADAPTER / "task.json"
@@ -72,7 +73,9 @@ def test_a_file_says_what_the_arguments_say(one, ending):
     assert table(ok("--file", f"in.{ending}", "--column", "sentence1")) == expected
 
 
-def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one):
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one, monkeypatch, rows):
+    monkeypatch.setattr(sources, "ROWS", rows)
     records = [{"n": 3, "label": "good", "sentence1": SENTENCE}, {"sentence1": "an owl", "late": [1, None]}]
     write("in.jsonl", records)
     found = [json.loads(line) for line in ok("--file", "in.jsonl", "--json").splitlines()]
@@ -80,6 +83,13 @@ def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one):
     assert [list(record) for record in found] == [["n", "label", "sentence1", "late", *ours]] * 2
     assert (found[0]["n"], found[0]["label"]) == (3, "good")
     assert (found[1]["n"], found[1]["late"]) == (None, [1, None])
+    ok("--file", "in.jsonl", "--out", "out.parquet")
+    assert pd.read_parquet("out.parquet")["n"].isna().tolist() == [False, True]
+
+
+def test_a_file_is_answered_some_rows_at_a_time_and_never_all_in_memory(one, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS", 50)
+    assert growth(lambda path: ok("--file", str(path), "--column", "text", "--out", f"{path}.jsonl"), "csv") < 0.2
 
 
 def test_rows_without_a_text_are_left_out_and_named(one, capsys):
