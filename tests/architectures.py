@@ -1,5 +1,7 @@
 """Tiny random models of the architectures that people fine-tune, saved as the hub has them: without a head."""
 
+from pathlib import Path
+
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -8,18 +10,9 @@ from tests import workspace
 
 END = "<|endoftext|>"
 VOCABULARY = 320
-WIDE = workspace.SIZES | {"max_position_embeddings": 64}
+SIZES = workspace.read_yaml(Path(__file__).with_suffix(".yaml"))
+DECODERS, ENCODERS = SIZES["decoders"], SIZES["encoders"]
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
-DECODERS = {  # the class of a text is read at its last token
-    "gpt2": {"n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    "llama": WIDE | {"num_key_value_heads": 1},
-    "opt": WIDE | {"ffn_dim": 40, "word_embed_proj_dim": 24, "pad_token_id": 1},
-}
-ENCODERS = {
-    "deberta-v2": WIDE | {"pad_token_id": 1},
-    "mpnet": WIDE | {"max_position_embeddings": 66, "pad_token_id": 1},  # it counts from 2, as RoBERTa
-    "distilbert": {"dim": 24, "n_layers": 2, "n_heads": 2, "hidden_dim": 40, "max_position_embeddings": 64},
-}
 PADS = {"opt", *ENCODERS}  # whose tokenizer has a token for it; the others' have none, as those of the hub
 
 

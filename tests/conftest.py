@@ -69,6 +69,15 @@ def after(done, tmp_path, monkeypatch):
     return go
 
 
+@pytest.fixture
+def trials(request, record_property):
+    """A counter, in which a test of hostile/ counts its `trials`, for the table at the end."""
+    counted = Counter()
+    yield counted
+    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    record_property("trials", (name, counted["trials"] or 1))
+
+
 def pytest_collection_modifyitems(items):
     """Put files that run whole pipelines first: last, they would leave all workers but one without work for minutes."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

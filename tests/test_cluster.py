@@ -23,14 +23,6 @@ from tests.repository import IDENTITY, SCRIPTS, command, make, share
 pytestmark = pytest.mark.nightly
 SSHD = shutil.which("sshd", path=f"/usr/sbin{os.pathsep}{os.environ['PATH']}")
 RAY = "ray==2.60.0"
-# An experiment that waits for a file, and ends well if this has its number.
-LINE = """stages:
-  line:
-    params: [number]
-    outs: [out]
-    cmd: echo begun >> {0}/${{number}}; until [ -e {0}.go ]; do sleep 0.1; done; grep -qw ${{number}} {0}.go &&
-      echo ${{number}} > out && echo ended >> {0}/${{number}}
-"""
 # Two nodes at a time: one is lost in the middle of a line, and another one comes.
 CLUSTER = """
 import os, subprocess, sys, time
@@ -62,7 +54,8 @@ cluster.shutdown()
 def node(tmp_path):
     """The folder of this repository on each node, with a list; experiments arrive in the repository beside it."""
     folder, original = tmp_path / "node", tmp_path / "original"
-    write(original / "dvc.yaml", LINE.format(tmp_path / "marks"))
+    line = Path(__file__).with_name("line.yaml").read_text(encoding="utf-8")
+    write(original / "dvc.yaml", line.format(tmp_path / "marks"))
     write(original / "params.yaml", {"number": 0})
     for words in ("git init -q", "dvc init -q", "git add --all", "git commit -qm First"):
         command(original, *words.split())

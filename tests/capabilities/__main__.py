@@ -40,7 +40,6 @@ def answer(probe: Callable[[Subject, Path], None], subject: Subject) -> str:
     """Return `HAS` if a probe passes, otherwise the first sentence of its exception."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),  # progress bars
         warnings.catch_warnings(),
     ):

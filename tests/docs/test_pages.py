@@ -1,4 +1,4 @@
-"""What README, documentation, notebook, changelog and version say is what the repository does."""
+"""What README, documentation, notebook, changelog and version say is what is there; and a browser opens the site."""
 
 import ast
 import importlib
@@ -6,7 +6,9 @@ import inspect
 import json
 import re
 import runpy
+import shutil
 import subprocess
+import sys
 import tomllib
 from pkgutil import resolve_name
 
@@ -16,10 +18,12 @@ from peft import PeftConfig
 from ruamel.yaml import YAML
 
 import lsr
-from docs import hooks, tables
+from docs import hooks, plots, tables
 from pipeline import params
 from pipeline.arena import preset
+from tests.browser import NARROW, WIDE, chromium, tab
 from tests.kit import refused, write
+from tests.repository import command
 from tests.workspace import ROOT, copy_committed, merged, read_yaml
 
 PAGES = [path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]]
@@ -124,28 +128,22 @@ NOTEBOOK = runpy.run_path(str(ROOT / "docs/notebook.py"))
 COMMITTED = nbformat.read(NOTEBOOK["NOTEBOOK"], as_version=4)
 
 
-def code(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def outputs(notebook):
-    return [output for cell in code(notebook) for output in cell.outputs]
+    """What the cells of code have printed."""
+    return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def said(cell):
-    return "".join(output.get("text", "") for output in cell.outputs)
-
-
-def form(cell):
+def form(printed):
     """What a cell prints without what may differ by machine: decimals, and the answers of the model."""
-    return re.sub(r"\d+\.\d+|(positive|negative) +(right|wrong)", "", said(cell))
+    text = "".join(output.get("text", "") for output in printed)
+    return re.sub(r"\d+\.\d+|(positive|negative) +(right|wrong)", "", text)
 
 
 @pytest.mark.nightly
 def test_every_cell_runs_without_a_warning():
     run = NOTEBOOK["execute"](NOTEBOOK["NOTEBOOK"])
-    assert [output for output in outputs(run) if output.get("name") == "stderr"] == []
-    assert [form(cell) for cell in code(run)] == [form(cell) for cell in code(COMMITTED)]
+    assert [one for printed in outputs(run) for one in printed if one.get("name") == "stderr"] == []
+    assert [form(printed) for printed in outputs(run)] == [form(printed) for printed in outputs(COMMITTED)]
     assert run.metadata == COMMITTED.metadata
 
 
@@ -153,3 +151,69 @@ def test_its_links_lead_to_files():
     links = re.findall(r"\]\(([^)#:]+)\)", json.dumps([cell.source for cell in COMMITTED.cells]))
     assert links
     assert all((NOTEBOOK["NOTEBOOK"].parent / link).is_file() for link in links)
+
+
+SETTLED_WIDTH = """() => new Promise(told => requestAnimationFrame(() => requestAnimationFrame(
+    () => told(document.documentElement.scrollWidth))))"""  # after the page has noticed its new size
+
+FIGURES_FIT = """[...document.querySelectorAll('.figures .md-typeset__scrollwrap')].every(
+    table => table.scrollWidth <= table.clientWidth)"""  # in cells of one line each
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    build = (sys.executable, "-m", "mkdocs", "build", "--site-dir", folder)
+    command(ROOT, *build, NO_MKDOCS_2_WARNING="1", PYTHONPATH=str(ROOT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.mark.nightly
+def test_every_page_opens_without_a_complaint_or_a_request(site, browser):
+    said = []
+    paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # that one is for servers alone
+    assert len(paths) > 15
+    tabs = {path: tab(browser, path.as_uri(), said) for path in paths}  # all at once: each is idle after half a second
+    for path, page in tabs.items():
+        page.wait_for_load_state("networkidle")  # or closing it would cut off its icon
+        page.bring_to_front()
+        assert page.locator("h1").count() == 1, path
+        assert page.evaluate("document.documentElement.scrollWidth") <= WIDE, path
+        assert page.evaluate(FIGURES_FIT), path
+        page.set_viewport_size({"width": NARROW, "height": 900})
+        assert page.evaluate(SETTLED_WIDTH) <= NARROW, path
+    assert not said
+
+
+@pytest.fixture
+def plotted(tmp_path, monkeypatch):
+    """The page of `make plots`, of the committed reports."""
+    shutil.copytree(ROOT / "reports", tmp_path / "reports")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plots.main()
+    command(tmp_path, "dvc", "init", "--quiet", "--no-scm")
+    command(tmp_path, "dvc", "plots", "show", "--html-template", plots.TEMPLATE)
+    return tmp_path / "dvc_plots/index.html"
+
+
+def test_the_page_of_plots_has_its_library_inside(plotted):
+    text = plotted.read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", text)
+    assert text.count("vegaEmbed('#") >= 6
+
+
+@pytest.mark.nightly
+def test_it_draws_every_plot_without_a_request(plotted, browser):
+    said = []
+    page = tab(browser, plotted.as_uri(), said)
+    drawn = "document.querySelectorAll('canvas.marks, svg.marks').length"
+    page.wait_for_function(f"{drawn} >= {plotted.read_text(encoding='utf-8').count('vegaEmbed(')} - 1")
+    assert not [line for line in said if "://" in line]  # vega has warnings of its own

@@ -79,8 +79,8 @@ def whole(done, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "workspace")
         workspace.change(lsr={"init": IT})
-        texts = score.datasets.load(params.load_row("data", "glue"), "glue")
-        patch.setattr(score.datasets, "load", lambda *_: texts)
+        texts = score.load(params.load_row("data", "glue"), "glue")
+        patch.setattr(score, "load", lambda *_: texts)
         patch.setattr(base_models, "load_base_model", lambda *_: base())
         yield folder
 
@@ -106,6 +106,7 @@ def test_every_reader_refuses_it_in_a_line_and_leaves_nothing(damage, of, place,
 
 
 @pytest.mark.parametrize("kind", [VeraConfig, RandLoraConfig])
+@pytest.mark.usefixtures("trials")
 def test_what_a_method_creates_is_bounded_by_the_base_model(kind, tmp_path):
     get_peft_model(tiny("bert"), kind(r=8, target_modules=["query"])).save_pretrained(str(tmp_path))
     load_onto(tiny("bert"), tmp_path)

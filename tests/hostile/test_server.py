@@ -17,7 +17,7 @@ from lsr.loading.contents import read_contents
 from lsr.serve.passes import Passes
 from tests.hostile.test_adapters import VALUES, harm
 from tests.lsr.saved import save_lora
-from tests.lsr.serve.asking import ask_passes, predict
+from tests.lsr.serve.asking import ask_passes, files, predict
 from tests.lsr.serve.conftest import TENANTS, there  # noqa: F401 a fixture
 
 NIGHTLY = os.environ.get("LSR_NIGHTLY") == "1"
@@ -32,10 +32,6 @@ def passes(there, monkeypatch):  # noqa: F811
     monkeypatch.setenv("LSR_TOKEN", "secret")
     bank = AdapterBank.load(None, there / "bank")
     return Passes(bank, AutoTokenizer.from_pretrained(there / "base"), 512, 128)
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.suffix in (".json", ".safetensors")}
 
 
 def posted(client, name, *texts):

@@ -121,9 +121,6 @@ first: # yes
     main(["data/tickets.csv"])
     assert OWN.read_text().startswith(f"{before}tickets:\n  source:\n")
     assert list(read_yaml(OWN)) == ["first", "tickets"]
-
-
-def test_a_file_to_which_no_row_can_be_added_stays_as_it_is():
     OWN.write_text("{}")
     refused(main, ["data/tickets.csv"], says="data/datasets.yaml: a row cannot be added at its end; ")
     assert OWN.read_text() == "{}"

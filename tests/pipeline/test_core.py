@@ -45,17 +45,14 @@ def test_files_of_a_folder_follow_the_umask(tmp_path, mask, mode):
     assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [mode] * 3
 
 
-def test_a_message_is_one_line_for_a_terminal_too():
-    assert str(UserError("a\x1b[2J\x0cb\u2028c\nd")) == "a\\x1b[2J\\x0cb\\u2028c\nd"
-
-
 def test_a_curve_is_a_bar_for_each_value_or_for_some_of_many():
     assert console.sparkline([0.1, 0.8, 0.45]) == "▁█▄"
     assert console.sparkline([0.5]) == "▁"
     assert len(console.sparkline(range(200))) == 50
 
 
-def test_a_long_line_is_cut_between_words_and_only_a_long_value_within():
+def test_a_message_is_a_line_for_a_terminal_too_cut_between_words_and_only_a_long_value_within():
+    assert str(UserError("a\x1b[2J\x0cb\u2028c\nd")) == "a\\x1b[2J\\x0cb\\u2028c\nd"
     shown = str(UserError(" ".join(f"word{number}" for number in range(100))))
     assert len(shown) <= 300
     assert shown.startswith("word0 word1 ")

@@ -1,5 +1,7 @@
 """The end of a run is one screen, of what the reports say."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline import stage
@@ -40,32 +42,8 @@ def classes(**rows):
 def test_the_screen_has_scores_sizes_work_and_what_is_next():
     for name in ("factorize_init", "train"):
         stage.record(name, 61.4)
-    assert (
-        said(main)
-        == """
-lsr on minilm, movie-reviews, seed 0
-
-accuracy    0.842, 95 % interval 0.82 to 0.86; 0.5 for one answer to all
-f1          1 of positive, no interval: every resample scores the same; 0 for one answer
-            to all
-parameters  4,716 of the adapter and 770 of the head trained, 22,713,216 frozen
-bytes       24,408 in artifacts/adapter, with the head
-training    450 optimizer steps, 14,350 examples read
-its start   188 batches, 1,504 examples read
-seconds     123: factorize-init 61, train 61
-the test split by class: class | precision | recall | f1 | texts | answers
-  negative | 1 | 0.5 | 0.8 | 50 | 41
-  positive | 1 | 0.5 | 0.75 | 50 | 57
-
-predict     python -m pipeline.predict "A text of yours."
-export      lsr export artifacts/adapter --to lora -o build/lora
-compare     dvc exp run -S adapter=lora && make experiments
-
-Git         shows dvc.lock and reports/ as modified, because they are now those of this run.
-to keep     git commit -am "Train lsr on movie-reviews"
-to go back  git checkout HEAD dvc.lock reports params.yaml && dvc checkout
-"""
-    )
+    screen = Path(__file__).with_name("screen.txt").read_text(encoding="utf-8")
+    assert said(main) == f"\n{screen}"
 
 
 def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out():

@@ -25,60 +25,17 @@ from tests import architectures, tasks, workspace
 from tests.kit import digests, said, table
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, logits, report, run, trained
 
-CORES = {"rank_shape": [3], "separation_rank": 1, "train": "core"}
-FORMS = {
-    "sums": {"rank_shape": [2, 2], "separation_rank": 2},
-    "one factor": {"rank_shape": [3], "separation_rank": 1},
-    "cores": CORES,
-    "shared cores": {**CORES, "share": "layers"},
-    "shared": {**CORES, "train": "all", "share": "layers"},
-}
-STARTS = ("random", "principal", "gradient", "update", "warm")
-KINDS = {  # the columns and labels of its task, beside the adapter
-    "glue": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
-    "ratings": (["sentence1"], None),
-    "comparisons": (["sentence1", "sentence1_pair"], ["first", "second"]),
-    "multirc": (None, ["false", "true"]),  # groups
-    "copa": (None, ["wrong", "right"]),  # choices
-}
-MODELS = {  # what a section names where no table knows the architecture
-    "tiny": {},
-    "models/gpt2": {},
-    "models/mpnet": {"target_modules": ["attn.q", "attn.v"]},
-    "models/distilbert": {},
-    "models/llama": {},
-}
-TRAININGS = {  # keys of `train`, and of the section
-    "plain": ({}, {}),
-    "bf16": ({"precision": "bf16"}, {}),
-    "dropout": ({}, {"dropout": 0.1}),
-    "all linear layers": ({}, {"target_modules": "all-linear"}),
-    "one layer": ({}, {"layers": [1]}),
-}
-USES = ("lora", "merged", "rounded", "squeezed", "bank")
-OPTIONS = (FORMS, STARTS, KINDS, MODELS, TRAININGS, USES)
+OPTIONS = workspace.read_yaml(Path(__file__).with_name("options.yaml"))
+KINDS, OTHERS = OPTIONS["kinds"], OPTIONS.pop("others")
 
 
 def point(i, j):
     """The options of a run. Two numbers modulo five give six, of which each two take each pair of values once."""
     numbers = (i, j, i + j, i + 2 * j, i + 3 * j, i + 4 * j)
-    return tuple(list(options)[number % 5] for options, number in zip(OPTIONS, numbers, strict=True))
+    return tuple(list(options)[number % 5] for options, number in zip(OPTIONS.values(), numbers, strict=True))
 
 
 FAMILY = [point(i, j) for i in range(5) for j in range(5)]
-OTHERS = [  # a section, changes to it, and where it meets what
-    ("lora", {}, "ratings", "models/gpt2"),
-    ("lora", {"init_lora_weights": "pissa"}, "glue", "tiny"),
-    ("full", {}, "multirc", "models/gpt2"),
-    ("head", {}, "comparisons", "models/mpnet"),
-    ("krona", {}, "copa", "models/distilbert"),
-    ("kadaptation", {}, "comparisons", "tiny"),
-    ("vera", {}, "ratings", "models/distilbert"),
-    ("ia3", {}, "multirc", "tiny"),
-    ("bitfit", {}, "glue", "models/distilbert"),
-    ("directions", {"init": "warm"}, "ratings", "tiny"),
-    ("peft", {"type": "OFT", "r": 0, "oft_block_size": 4}, "copa", "models/llama"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +43,7 @@ def world(tmp_path_factory):
     """A workspace with every architecture and kind of task."""
     folder = workspace.make(tmp_path_factory.mktemp("world"), train={"epochs": 1})
     tasks.use_files(folder, "multirc", "copa", train=24, test=8)
-    for model in MODELS:
+    for model in OPTIONS["models"]:
         if model != "tiny":
             architectures.save(folder / model, Path(model).name)
     return folder
@@ -115,9 +72,10 @@ def go(world, monkeypatch):
 def test_two_options_of_the_family_go_together_from_texts_to_answers(
     go, tmp_path, form, start, kind, model, training, use
 ):
-    train, section = TRAININGS[training]
-    section = {"init": start, "examples": 16, "head_steps": 2, "learning_rate": 0.02, **MODELS[model], **section}
-    view = go(data=kind, model=model, train=train, lsr=FORMS[form] | section)
+    forms, models = OPTIONS["forms"], OPTIONS["models"]
+    train, section = OPTIONS["trainings"][training]
+    section = {"init": start, "examples": 16, "head_steps": 2, "learning_rate": 0.02, **models[model], **section}
+    view = go(data=kind, model=model, train=train, lsr=forms[form] | section)
     check(view, changes_nothing=not INITIALIZATIONS[start].goes_on)
     # Eight bits keep an update within some hundredths; anything else is rounding in float32.
     assert torch.allclose(used(view, use, tmp_path), logits(trained(view)), atol=0.05 if use == "rounded" else 1e-4)

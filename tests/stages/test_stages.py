@@ -235,7 +235,7 @@ def test_a_full_disk_ends_a_stage_in_one_line_with_its_outputs_as_they_were(afte
     assert written() == before
 
 
-def test_a_broken_weight_is_one_line_that_names_the_layer(after):
+def test_a_broken_weight_is_one_line_and_so_is_a_stage_without_the_one_before(after):
     folder = after(lsr={"init": "random"})
     path = folder / "tiny-roberta/model.safetensors"
     weights = load_file(path)
@@ -243,10 +243,7 @@ def test_a_broken_weight_is_one_line_that_names_the_layer(after):
     save_file(weights, path, metadata={"format": "pt"})
     line = refused(run, FACTORIZE, says="a finite matrix, got one of norm nan")
     assert "encoder.layer.1.attention.self.value" in line
-
-
-def test_a_stage_without_the_one_before_says_so(after):
-    after(lsr={"init": "gradient"})
+    workspace.change(lsr={"init": "gradient"})
     shutil.rmtree(artifacts.TOKENS)
     refused(run, FACTORIZE, says="artifacts/tokens/train.arrow: not found; run python -m stages.tokenize")
     shutil.rmtree(artifacts.INIT)

@@ -62,8 +62,6 @@ def gives_up(monkeypatch):
     "decompose",
     [
         lambda: leading_svd(normal(9, 6), 3),
-        lambda: leading_svd((normal(9, 3), normal(3, 6)), 2),
-        lambda: leading_frames([normal(9, 6, seed=seed) for seed in range(3)], 2),
         lambda: leading_frames([(normal(9, 2, seed=seed), normal(2, 6, seed=9 + seed)) for seed in range(3)], 4),
         lambda: paired_frames([normal(9, 6, seed=seed) for seed in range(3)], 2),
         lambda: nearest_kron_sum(normal(6, 6), (2, 3), (3, 2), 2),

@@ -25,9 +25,6 @@ from tests.lsr.saved import CASES, save, save_lora, save_with_base, says
 FEW_BITS = PRECISIONS[1:]
 OTHERS = {
     "lora": LoraConfig(task_type="SEQ_CLS", r=3, target_modules=["query", "dense"], bias="lora_only"),
-    "rslora of several ranks": LoraConfig(
-        task_type="SEQ_CLS", r=3, use_rslora=True, target_modules=["query", "value"], rank_pattern={"value": 2}
-    ),
     "dora": LoraConfig(task_type="SEQ_CLS", use_dora=True, target_modules=["query"]),
     "lokr": LoKrConfig(task_type="SEQ_CLS", target_modules=["query"]),
 }

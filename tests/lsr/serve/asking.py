@@ -59,6 +59,11 @@ def posted(*requests):
     return call
 
 
+def files(folder):
+    """The parts of a form with which an adapter is put."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".safetensors")}
+
+
 def predict(name, *texts):
     return "/v1/predict", {"adapter": name, "texts": texts}
 

@@ -147,22 +147,13 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("users", "-o", "bank"), ("users/anna", "users/ben", "-o", "bank", "--precision", "8bit", "--base", "base")],
-)
-def test_adapters_become_one_file(words, here):
-    first, *kinds = said(main, "bank", "--from", *words).splitlines()
+def test_the_adapters_of_a_folder_become_one_file(here):
+    printed = said(main, "bank", "--from", "users", "-o", "bank", "--precision", "8bit", "--base", "base")
     size = (here / "bank" / file.FILE).stat().st_size
-    assert first == f"bank: 2 adapters in {'8bit' if '8bit' in words else 'float32'}, {size:,} bytes"
-    tensors = load_file(here / "bank" / file.FILE)
-    for kind in (file.LAYERS, file.HEADS, file.FRAMES):
-        held = sum(value.nbytes for name, value in tensors.items() if name.startswith(kind))
-        assert f"{kind}: {held:,} bytes, {held / 2:,.0f} an adapter" in kinds
+    assert printed.startswith(f"bank: 2 adapters in 8bit, {size:,} bytes\n")
     bank = AdapterBank.load(tiny("bert"), here / "bank")
     assert bank.notes == {"anna": {}, "ben": {"labels": ["no", "maybe", "yes"]}}
-    assert all(layer.frames is not None for layer in bank.layers.values())
     found = asked(bank, ["ben", "anna"])
     for row, name in enumerate(("ben", "anna")):
         expected = says("bert", here / "users" / name, 2, torch.float32)[row]
-        torch.testing.assert_close(found[row], expected, rtol=0.02, atol=0.02 if "8bit" in words else 1e-6)
+        torch.testing.assert_close(found[row], expected, rtol=0.02, atol=0.02)

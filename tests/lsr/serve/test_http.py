@@ -23,7 +23,7 @@ from lsr.__main__ import main
 from lsr.serve.http import command
 from lsr.serve.http.application import Service
 from tests.kit import refused
-from tests.lsr.serve.asking import DESCRIBED, ask, posted, predict
+from tests.lsr.serve.asking import DESCRIBED, ask, files, posted, predict
 from tests.lsr.serve.conftest import TENANTS
 from tests.workspace import ROOT, sentences
 
@@ -61,10 +61,6 @@ def server(there):
     process.kill()
     process.wait()
     assert "Traceback" not in (there / "log").read_text()
-
-
-def files(folder):
-    return {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS, "task.json")}
 
 
 def metric(text, name):

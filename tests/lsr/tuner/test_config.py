@@ -41,9 +41,6 @@ SUMS = st.fixed_dictionaries(
 )
 
 
-# What is written comes back
-
-
 @given(
     family=SUMS | CORES,
     alpha=st.floats(0.1, 100),
@@ -111,21 +108,12 @@ def test_a_file_of_before_with_frames_of_its_own_is_read_as_one_of_now(tmp_path)
     assert logits(PeftModel.from_pretrained(tiny("distilbert"), str(tmp_path))).equal(logits(model))
 
 
-# Mistakes
-
-
 MISTAKES = [
-    ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
     ({"separation_rank": -1}, "separation_rank must be >= 1, got -1"),
     ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
     ({"share": "layers"}, "share='layers' needs train to be one of ['core', 'all'], got 'factors': without a core of "),
-    ({"rank_shape": (4,), "separation_rank": 2}, "separation_rank must be 1 if rank_shape holds one rank, because A"),
-    ({"train": "all"}, "train='all' needs one rank in rank_shape, because a core is between dense frames, got [2, 2]"),
     ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
-    (
-        {"frames": "./other"},
-        "frames: those of './other' are needed, and adapters on the frames of others are no lo",
-    ),
+    ({"frames": "./other"}, "frames: those of './other' are needed, and adapters on the frames of others are no"),
     ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number of at most 1e+30, got 0"),
     ({"target_modules": "*"}, "target_modules: '*' is not a valid regular expression"),
     ({"target_modules": ".*query", "layers_to_transform": [0]}, "layers_to_transform needs target_modules to be a l"),
@@ -158,9 +146,6 @@ def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
 )
 def test_a_pattern_that_takes_no_time_is_taken(pattern):
     assert LsrConfig(target_modules=pattern, rank_pattern={pattern: (1, 1)}).target_modules == pattern
-
-
-# Names that match nothing are refused with the nearest one, and leave the model as it was
 
 
 WRONG_NAMES = [

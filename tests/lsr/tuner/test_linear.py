@@ -1,10 +1,12 @@
 """A layer is the plain formula, also fused and in gradients; merged, it says the same; unmerged, it is as it was."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -12,6 +14,10 @@ from torch.testing import assert_close
 from lsr import LsrConfig
 from lsr.algebra.separable import kron_sum
 from lsr.tuner.functional import adapted_linear
+from tests.capabilities.checks import train, trainable
+from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import Subject
+from tests.kit import refused
 from tests.lsr.layers import adapt, base, config, normal
 
 WIDTHS = st.integers(1, 9)
@@ -173,3 +179,34 @@ def test_low_precision_activations_give_the_fused_factors_full_precision_gradien
     assert_close(output.double(), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
     for gradient, right in zip(gradients, wanted, strict=True):
         assert_close(gradient.double(), right, atol=tolerance * float(right.abs().max()), rtol=0)
+
+
+def quantized(kind):
+    """A small BERT whose queries and values have quantized weights."""
+    layers = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").nn
+    eight, four = partial(layers.Linear8bitLt, has_fp16_weights=False), partial(layers.Linear4bit, quant_type="nf4")
+    model, make = tiny("bert-wide"), {"8 bit": eight, "4 bit": four}[kind]
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(("query", "value")):
+            layer = make(module.in_features, module.out_features, True)
+            layer.load_state_dict(module.state_dict())
+            model.set_submodule(name, layer.to("cpu"))  # moving it quantizes it
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["8 bit", "4 bit"])
+def test_on_quantized_layers_a_fresh_adapter_changes_no_bit_trains_comes_back_and_is_not_merged(kind, tmp_path):
+    model = get_peft_model(quantized(kind), Subject("bert-wide").config()).eval()
+    assert torch.equal(logits(model), logits(quantized(kind)))
+    losses, moved = train(model, steps=25)
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(moved.values())
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(quantized(kind)))
+    model.save_pretrained(str(tmp_path))
+    assert torch.equal(logits(PeftModel.from_pretrained(quantized(kind), str(tmp_path))), logits(model))
+    before, says = logits(model), "its weight is quantized, and merging would round it again; load the"
+    for act in (model.merge_adapter, model.merge_and_unload):
+        refused(act, kind=ValueError, says=says)
+    assert torch.equal(logits(model), before)

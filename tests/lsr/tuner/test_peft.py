@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -22,6 +23,7 @@ from tests.capabilities.models import logits, tiny, tokens
 from tests.capabilities.subjects import CASES, DENSE, SHARED, Subject
 from tests.kit import edit, refused
 from tests.lsr.layers import adapters
+from tests.lsr.saved import save_with_base
 
 
 def is_head(case, name):
@@ -93,6 +95,20 @@ def test_patterns_choose_rank_and_alpha_of_single_layers_also_when_loaded(tmp_pa
     loaded = PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
     assert chosen_by_patterns(loaded) == chosen_by_patterns(model)
     assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_card_has_the_header_of_the_hub_and_gives_way_to_one_that_somebody_wrote(tmp_path):
+    model, card = save_with_base(tmp_path), tmp_path / "adapter/README.md"
+    first = card.read_bytes()
+    model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    assert card.read_bytes() == first
+    data = ModelCard.load(card).data
+    assert (data.library_name, data.base_model, data.license) == ("peft", str(tmp_path / "base"), "other")
+    assert "lsr" in data.tags
+    card.write_text("---\nlicense: mit\n---\n\nMine.\n")
+    model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    assert "Mine." in card.read_text()
+    assert ModelCard.load(card).data.license == "mit"
 
 
 def test_training_without_the_examples_that_a_start_needs_is_warned_of_once():

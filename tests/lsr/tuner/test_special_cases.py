@@ -33,9 +33,6 @@ def step(model, optimizer):
     return float(now)
 
 
-# LoRA: one factor a side
-
-
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama-causal"])
 def test_with_one_factor_a_side_it_is_lora_step_for_step(name):
     """Reference: PEFT's LoRA with the same numbers, Hu et al. 2021 (arXiv 2106.09685)."""
@@ -63,16 +60,10 @@ def test_with_one_factor_a_side_it_is_lora_step_for_step(name):
     assert all(mine.any() for mine, _ in pairs)
 
 
-# LSR: the paper's own
-
-
 def test_the_usual_configuration_has_the_parameters_of_the_paper():
     """Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for a 768 x 768 layer with ranks (2, 2) and 16 terms."""
     layer = adapt(base(768, 768, dtype=torch.float32), rank_shape=(2, 2), separation_rank=None)
     assert sum(parameter.numel() for parameter in layer.adapter("default").parameters()) == 3584
-
-
-# LoRA-XS: a core between singular vectors
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -94,9 +85,6 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
     x = normal(5, 9).numpy()
     expected = x @ (weight + 6 / 3 * u @ np.diag(values) @ theirs @ vt).T + layer.get_base_layer().bias.numpy()
     assert_close(layer(torch.from_numpy(x)), torch.from_numpy(expected))
-
-
-# LoTR: all layers of a kind have one A and B, and a core each
 
 
 def test_shared_layers_are_lotr_and_have_its_gradients():

@@ -125,9 +125,7 @@ def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(wor
 
 
 MISTAKES = [  # on the tiny model
-    ("vera", {"vera.rr": 4}, "vera: rr: no such key; did you mean r?"),
-    ("lora", {"lora.r": "one"}, "lora: r: must be a number, such as PEFT's default 8, got 'one'"),
-    ("lora", {"lora.bias": "al"}, "lora: Requested bias: al, is not implemented"),
+    ("lora", {"lora.r": "one"}, "lora: r: must be a number, got 'one'"),
     ("lora", {"lora.init_lora_weights": "pisa"}, "lora: Unknown initialization init_lora_weights='pisa'"),
     ("lora", {"lora.init_lora_weights": "eva"}, "lora: init_lora_weights: eva needs examples, which this pipeline"),
     ("peft", {"peft.type": "LOHAA"}, "peft: type: PEFT 0.21.2 has no method 'LOHAA' that adapts layers; did you mean"),
@@ -139,8 +137,6 @@ MISTAKES = [  # on the tiny model
     ("kadaptation", {"kadaptation.target_modules": ["LayerNorm"]}, "kadaptation: KAdaptation adapts nn.Linear, but"),
     ("vblora", {"vblora.lgits_learning_rate": 0.1}, "vblora: lgits_learning_rate: no parameter of VBLORA has 'lgits'"),
     ("vera", {"vera.target_modules": ["qury"]}, "vera: target_modules: no layer is named 'qury'; linear layers: query"),
-    ("vera", {"vera.target_modules": ["classifier"]}, "vera: target_modules: 'classifier' is part of the head, or of"),
-    ("vera", {"vera.layers": [9]}, "vera: layers_to_transform: no adapted layer has the index 9"),
 ]  # fmt: skip
 
 

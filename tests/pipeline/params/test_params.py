@@ -63,7 +63,6 @@ MISTAKES = [
     ("lora.r", "one", "lora: r: must be a number, got 'one'"),
     ("vera.d_learning_rate", 2, "vera: d_learning_rate: must be above 0 and at most 1, got 2"),
     ("lsr.type", "lsr", "lsr.type: input should be 'LSR', got 'lsr'"),
-    ("directions.alhpa", 3, "directions.alhpa: no such key; did you mean alpha?"),
     ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
     ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb', 'mlflow' or"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),

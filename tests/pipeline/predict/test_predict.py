@@ -124,13 +124,6 @@ def test_pairs_are_two_arguments_a_line_with_a_tab_or_two_columns(pairs, monkeyp
         assert {name: found[name] for name in table(expected)[0]} == table(expected)[0]
 
 
-def test_the_named_base_may_be_elsewhere(one):
-    expected = ok(SENTENCE)
-    Path("tiny-roberta").rename("moved")
-    assert "base model tiny-roberta: cannot be loaded" in mistake(SENTENCE)
-    assert ok(SENTENCE, "--base", "moved") == expected
-
-
 def test_a_file_is_written_by_its_extension(one):
     printed = ok(SENTENCE), ok(SENTENCE, "--json")
     for name in ("new/out.csv", "out.jsonl", "out.parquet"):

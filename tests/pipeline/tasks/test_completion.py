@@ -117,7 +117,6 @@ RATED = workspace.ROWS["ratings"] | {"source": writers.ROW["source"]}
         ({**writers.ROW, "label": {"messages": "talk"}}, None, "messages are the whole of a row: leave out text"),
         ({**writers.ROW, "text": ["a", "b"]}, None, "a completion has one text, its prompt"),
         ({**writers.ROW, "label": {"completion": "at", "above": 1.0}}, None, "above: needs two names: that"),
-        ({**writers.ROW, "label": {"completion": "at", "margin": 1.0}}, None, "margin: needs above, which it"),
         (IN_WORDS, [{"at": "x", "animal": "cat"}], "line 1: label 'x' is not a finite number"),
         (RATED | {"template": "none"}, None, "needs a label of compl"),
         (RATED | {"select": "exact_match"}, None, "select: needs a lab"),

@@ -33,8 +33,12 @@ def test_a_number_is_read_as_its_text_is(names, number):
     assert outcome(names, int(number)) == outcome(names, str(int(number)))
 
 
-def test_a_class_is_given_by_number_or_name():
+def test_a_class_is_given_by_number_or_name_and_names_that_are_numbers_are_no_positions():
     assert read(("bad", "good"), 0, 1, "0", "1", "bad", "good", True, 1.0, "1.0") == [0, 1, 0, 1, 0, 1, 1, 1, 1]
+    assert read(("1", "2", "3"), 1, "3", 2.0, "2.00") == [0, 2, 1, 1]
+    assert read(("1.0", "2.0"), "2", 2) == [1, 1]
+    assert read(("1", "01"), "01") == [1]
+    assert read(("no", "yes"), " yes", "1 ") == [1, 1]  # space around is no other class
 
 
 def test_the_positive_one_of_two_classes_is_the_second_output():
@@ -46,13 +50,6 @@ def test_the_positive_one_of_two_classes_is_the_second_output():
     assert task.names == ("good", "bad")
     assert whose("f1", task) == " of bad"
     assert whose("macro_f1", task) == ""
-
-
-def test_names_that_are_numbers_are_names_and_not_positions():
-    assert read(("1", "2", "3"), 1, "3", 2.0, "2.00") == [0, 2, 1, 1]
-    assert read(("1.0", "2.0"), "2", 2) == [1, 1]
-    assert read(("1", "01"), "01") == [1]
-    assert read(("no", "yes"), " yes", "1 ") == [1, 1]  # space around is no other class
 
 
 @pytest.mark.parametrize("value", ["01", "1.5", float("inf"), [1], 2])

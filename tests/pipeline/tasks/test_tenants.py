@@ -7,7 +7,6 @@ from scipy import stats
 from torch.nn import functional as F
 
 from pipeline import tasks
-from pipeline.core import artifacts
 from pipeline.data import datasets
 from pipeline.tasks import Outcome, scores, tenants
 from tests.kit import refused, write
@@ -97,8 +96,6 @@ MISTAKES = [
     (rows("acme", ["no"], 9), {}, NEEDED + "acme has 9 and 1"),
     (MANY, {}, "t2 has 5 and 1 and 6 more tenants"),
     (rows("../x", ["no", "yes"], 9), {}, "line 1: tenant '../x': no name of a folder"),
-    (rows("__base__", ["no", "yes"], 9), {}, "tenant '__base__': no name of a folder"),
-    (rows("a\nb", ["no", "yes"], 9), {}, "no name of a folder"),
     (BOTH, XYZ, "'no' is not a class of tenant acme: x, y, z"),
     (rows("acme", ["no", "yes"], 9), NUMBER, "'no' is not a finite number"),
     (rows("acme", ["no", "yes"], 9), IN_TEST, "tenant 'bolt' has no rows in train"),
@@ -162,12 +159,3 @@ def test_scores_are_means_over_tenants_with_the_interval_of_t(task):
     assert table["tenant"].tolist() == ["ab"[number] for number in groups]
     answers = [("xyz", "uv")[group][label] for group, label in zip(groups, outcome.labels, strict=True)]
     assert table["actual"].tolist() == answers
-
-
-def test_what_tokenize_has_found_is_read_back():
-    task, splits, _ = load(BOTH)
-    artifacts.TOKENS.mkdir(parents=True)
-    refused(lambda: tasks.of(row(BOTH)).tenants, says="tenants.json: not found; run python -m stages.tokenize first")
-    tenants.write(artifacts.TOKENS, task, splits["train"]["tenant"].to_numpy())
-    again = tasks.of(row(BOTH)).tenants
-    assert again == {"acme": (("no", "yes"), 28), "bolt": (("x", "y", "z"), 42)}

@@ -1,0 +1,1 @@
+sed -i 's/^seed: 0/seed: 1/' params.yaml

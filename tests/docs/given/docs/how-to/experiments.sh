@@ -1,0 +1,1 @@
+lsr export artifacts/adapter --to lora -o models/trained
