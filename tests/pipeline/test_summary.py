@@ -46,12 +46,15 @@ def test_the_screen_has_scores_sizes_work_and_what_is_next():
     assert said(main) == f"\n{screen}"
 
 
-def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out():
+def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out(monkeypatch, tmp_path):
     write(artifacts.TRAIN_METRICS, {"steps": 199, "read": 6000})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 0, "start_read": 0})
     output = said(main)
     assert "\n            This is a short run: below 200 steps, " in output
     assert not any(word in output for word in ("its start", "seconds"))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path.parent))
+    assert "predict" in output
+    assert "predict" not in said(main)  # nothing is next in a temporary copy
 
 
 def test_a_class_that_no_answer_names_is_said():
@@ -69,11 +72,6 @@ def test_seconds_are_those_of_the_run_that_wrote_the_reports():
     stage.record("train", 2.0)
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
     assert stage.recorded("train") == 61.4
-
-
-def test_a_temporary_copy_has_no_next_commands(monkeypatch, tmp_path):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path.parent))
-    assert "predict" not in said(main)
 
 
 def test_git_without_a_name_is_told_how_to_get_one(monkeypatch, tmp_path):

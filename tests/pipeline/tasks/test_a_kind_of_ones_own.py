@@ -89,7 +89,6 @@ def test_the_arena_keeps_its_answers_and_labels(tmp_path):
 
 def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
     for changes, says in (
-        ({"metrics": ["accuracy"]}, "metrics: accuracy does not fit this label; allowed are kappa"),
         ({"metrics": ["kapa"]}, "metrics: kapa does not fit this label; did you mean kappa?"),
         ({"stratify": True}, "stratify: needs a label of classes"),
         ({"label": {**ROW["label"], "names": ["a", "b"]}}, "label.names: no such key"),
