@@ -23,7 +23,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
-from pipeline.tasks import Task
+from pipeline.tasks import Task, TenantsTask
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
@@ -100,7 +100,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
         file = f"{where}: {split}: {sources.name_of(row.source, split)}"
         parts, before = list[pd.DataFrame](), 0
         with sources.explained(file):
-            if row.tenant and split == "train":
+            if isinstance(task, TenantsTask) and split == "train":
                 task.meet(sources.read(row.source, split, task.reads, file))
             for table in sources.read(row.source, split, task.reads, file):
                 part, left_out = task.examples(table, before)

@@ -20,6 +20,11 @@ def is_missing(value: object) -> bool:
     return bool(pd.api.types.is_scalar(value) and pd.isna(value)) or (isinstance(value, str) and not value.strip())
 
 
+def lacking(table: pd.DataFrame) -> Numbers:  # (rows,)
+    """Return which rows of a table have an empty cell."""
+    return table.map(is_missing).to_numpy(bool).any(axis=1)
+
+
 def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[[Any], str]) -> None:
     """Refuse the first wrong value; the index of `values` holds the numbers of lines or rows and is named so.
 

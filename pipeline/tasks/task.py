@@ -17,7 +17,7 @@ import pandas as pd
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import is_template
 from pipeline.tasks import texts
-from pipeline.tasks.cells import fold, hashes, is_missing, plain_text
+from pipeline.tasks.cells import fold, hashes, lacking, plain_text
 from pipeline.tasks.outcome import Numbers, Outcome
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
@@ -89,12 +89,12 @@ class Task(ABC):
     def examples(self, table: pd.DataFrame, before: int) -> tuple[pd.DataFrame, Counter[str]]:
         """Return the examples of some rows of a split, and the number of dropped rows by reason.
 
-        The table has the columns that `reads` names, and so many rows of the split come `before` it. The examples have
-        the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored by it; hash,
-        equal where all texts are, of one tenant; and position, a number in [0, 1), uniform over what is cut together.
-        The first text or label that is neither missing nor allowed is refused with its line or row.
+        The table has the columns that `reads` names, and so many rows come `before` it. Examples have the columns text,
+        text_pair (for a pair), label, and group or tenant, a number, if they are scored by it; hash, equal where all
+        texts are, of one tenant; and position in [0, 1), uniform over what is cut together. The first text or label
+        that is neither missing nor allowed is refused with its line or row.
         """
-        missing = self.missing(table)
+        missing = lacking(table)
         table, numbers = table[~missing], before + np.flatnonzero(~missing)
         found = self.targets(table)
         apart = found.notna().to_numpy()
@@ -121,10 +121,6 @@ class Task(ABC):
         whole = whole if self.is_grouped or self.row.tenant else whole.drop(columns=scored_by)
         return whole, Counter(missing=int(missing.sum()), within_margin=int((~apart).sum()))
 
-    def missing(self, table: pd.DataFrame) -> Numbers:  # (rows,)
-        """Return which rows of a table lack something."""
-        return table.map(is_missing).to_numpy(bool).any(axis=1)
-
     def alike(self, table: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.Series:
         """Return a text for each row of a table that is equal where the texts `made` of it count as the same."""
         return texts.folded(made)
@@ -136,10 +132,6 @@ class Task(ABC):
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason."""
         return examples, Counter()
-
-    def meet(self, train: Iterable[pd.DataFrame]) -> None:
-        """Learn from all rows of train who the tenants are, before there are examples."""
-        raise NotImplementedError
 
     def tenants_of(self, table: pd.DataFrame) -> Numbers:
         """Return the number of the tenant of each row of a table."""

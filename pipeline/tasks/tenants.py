@@ -20,7 +20,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number
-from pipeline.tasks.cells import plain_text, refuse
+from pipeline.tasks.cells import lacking, plain_text, refuse
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.outcome import Numbers, Outcome
@@ -83,9 +83,10 @@ class TenantsTask(Task):
         return int(digits[:13], 16) / 2.0**52 if 1 < rows < FEW else 0.5
 
     def meet(self, train: Iterable[pd.DataFrame]) -> None:
+        """Learn from all rows of train who the tenants are, before there are examples."""
         counts = Counter[tuple[str, str]]()
         for table in train:
-            whose, labels = self._plain(table[~self.missing(table)])
+            whose, labels = self._plain(table[~lacking(table)])
             wrong = whose.str.fullmatch(FORBIDDEN)
             refuse(whose, wrong, lambda name: f"tenant {name!r}: no name of a folder, which a tenant's must be")
             counts.update(zip(whose, labels, strict=True))
