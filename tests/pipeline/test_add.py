@@ -9,7 +9,7 @@ import pytest
 from pipeline import params
 from pipeline.add import main
 from tests.kit import refused, said, write
-from tests.workspace import copy_committed, read_yaml
+from tests.workspace import ROOT, copy_committed, read_yaml
 
 QUEUES = ["billing", "other", "technical"]
 OWN = Path("data/datasets.yaml")
@@ -126,21 +126,7 @@ first: # yes
     assert OWN.read_text() == "{}"
 
 
-MISTAKES = [
-    (["data/no.csv"], "data/no.csv: not found; "),
-    (["data/deep.jsonl"], "data/deep.jsonl: line 1 is not JSON: maximum recursion depth"),
-    (["data/pipe.csv"], "data/pipe.csv: not a file"),
-    (["data/no.xlsx"], "data/no.xlsx: the extension must be one of .csv, .tsv, "),
-    (["/mine/a.csv"], "/mine/a.csv: DVC notices changes only in data/; move the file, or a link to it, there"),
-    (["data/tickets.csv", "--label", "quue"], "data/tickets.csv: no column 'quue'; did you mean queue?; columns: id, "),
-    (["data/tickets.csv", "--label", "body"], "data/tickets.csv: body is no label: it has 120 different values in"),
-    (["data/bare.csv"], "data/bare.csv: the first line is a row; put one above it with names of columns, "),
-    (["data/two.csv"], "data/two.csv: which column is to be predicted? --label queue or team"),
-    (["data/tickets.csv", "--label", "queue", "--tenant", "queue"], "--tenant and --label name the same column, queue"),
-    (["data/tickets.csv", "--name", "mrpc"], "--name: there is a row mrpc already; choose another"),
-    (["data/tickets.csv", "--name", "a.b"], "--name: a row's name has letters, digits, - and _ only, got a.b"),
-    (["data/ratings.jsonl", "--text", "stars", "--label", "spam"], "data/datasets.yaml: ratings: train: data/ratings"),
-]  # fmt: skip
+MISTAKES = read_yaml(ROOT / "tests/pipeline/mistakes.yaml")
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)

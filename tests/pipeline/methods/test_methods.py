@@ -124,20 +124,7 @@ def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(wor
     assert devices(device.place(model)) == {META}
 
 
-MISTAKES = [  # on the tiny model
-    ("lora", {"lora.r": "one"}, "lora: r: must be a number, got 'one'"),
-    ("lora", {"lora.init_lora_weights": "pisa"}, "lora: Unknown initialization init_lora_weights='pisa'"),
-    ("lora", {"lora.init_lora_weights": "eva"}, "lora: init_lora_weights: eva needs examples, which this pipeline"),
-    ("peft", {"peft.type": "LOHAA"}, "peft: type: PEFT 0.21.2 has no method 'LOHAA' that adapts layers; did you mean"),
-    ("ln_tuning", {"ln_tuning.layers": [1]}, "ln_tuning: layers: LN_TUNING cannot choose layers by index; name them"),
-    ("lsr", {"lsr.separation_rank": 0}, "lsr.separation_rank: input should be 'auto' or greater than or equal to 1"),
-    ("directions", {"directions.budget": "none", "directions.rank_shape": [25]}, "directions: layer 'roberta.encoder"),
-    ("directions", {"directions.budget": 9999}, "directions: the budget must be in [1, "),
-    ("kadaptation", {"kadaptation.n": 5}, "kadaptation: n: 5 does not divide 24, a width of the layer"),
-    ("kadaptation", {"kadaptation.target_modules": ["LayerNorm"]}, "kadaptation: KAdaptation adapts nn.Linear, but"),
-    ("vblora", {"vblora.lgits_learning_rate": 0.1}, "vblora: lgits_learning_rate: no parameter of VBLORA has 'lgits'"),
-    ("vera", {"vera.target_modules": ["qury"]}, "vera: target_modules: no layer is named 'qury'; linear layers: query"),
-]  # fmt: skip
+MISTAKES = workspace.read_yaml(workspace.ROOT / "tests/pipeline/methods/mistakes.yaml")
 
 
 def config_of(view):

@@ -56,22 +56,7 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
         assert value == default or (value in ("auto", "default", "all") and default in (None, 16)), name
 
 
-MISTAKES = [
-    ("train.batch_sise", 4, "train.batch_sise: no such key; did you mean batch_size?"),
-    ("adapter", "lro", "adapter: no such section; did you mean lsr?; sections: full, head, lsr, lora, directions, "),
-    ("lroa", {"r": 8}, "lroa: no such key; the section of a method has a type"),
-    ("lora.r", "one", "lora: r: must be a number, got 'one'"),
-    ("vera.d_learning_rate", 2, "vera: d_learning_rate: must be above 0 and at most 1, got 2"),
-    ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
-    ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb', 'mlflow' or"),
-    ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
-    ("lsr.init", "wram", "lsr.init: input should be 'random', "),
-    ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
-    ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
-    ("peft.type", "ADALORA", "peft.type: ADALORA needs calls that move ranks between layers, which this training does"),
-    ("data", "movie-reviws", "data: no row 'movie-reviws'; did you mean movie-reviews?; rows: movie-reviews, amazon"),
-    ("model", "models/nope", "model: no row or folder 'models/nope'; rows: minilm, "),
-]  # fmt: skip
+MISTAKES = read_yaml(ROOT / "tests/pipeline/params/mistakes.yaml")
 
 
 @pytest.mark.parametrize(("key", "value", "message"), MISTAKES)

@@ -19,6 +19,7 @@ from pipeline.core import artifacts, console
 from pipeline.data import sources
 from pipeline.predict import __main__ as predict
 from tests.kit import edit, ended, growth, refused, said, table, write
+from tests.workspace import ROOT, read_yaml
 
 SENTENCE = "the cat number 3 sleeps in the barn"
 TASK = artifacts.ADAPTER / "task.json"
@@ -136,25 +137,10 @@ def test_a_file_is_written_by_its_extension(one):
     ok(*words, "--force")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--batch-size", "0"), "argument --batch-size: must be from 1 to 1,000,000, got 0; see"),
-        (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
-        (("--file", "nowhere.csv"), "--file: nowhere.csv: not found; paths start at the current folder"),
-        (("--file", "in.csv", "--column", "txet"), "--file: in.csv, --column: no column 'txet'; did you mean text?; c"),
-        (("--file", "in.csv", "--column", "id", "text"), "--column: the adapter reads 1 column, got id text"),
-        (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
-        (("--file", "numbers.jsonl"), "row 1: a text must be text, got 3"),
-        (("--file", "half.jsonl"), "--file: half.jsonl: line 1 is not JSON: it holds half a character"),
-        (("--file", "deep.jsonl"), "--file: deep.jsonl: line 1 is not JSON: maximum recursion depth exceeded"),
-        (("--file", "pipe.csv"), "--file: pipe.csv: not a file"),
-        (("--file", "mixed.jsonl", "--out", "o.parquet"), "--out: parquet does not take this table: "),
-        (("a", " "), "row 2: is empty; needed: a text, or --skip-empty"),
-        (("a", "--out", "out.txt"), "--out: out.txt: the extension must be one of .csv, .jsonl, .parquet"),
-        (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: exists; choose another file"),
-    ],
-)
+MISTAKES = read_yaml(ROOT / "tests/pipeline/predict/mistakes.yaml")
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_a_mistake_is_one_line(one, capsys, words, message):
     write("in.csv", "id,text\n1,a cat\n")
     write("empty.csv", "id,text\n")
