@@ -136,7 +136,7 @@ def test_a_stranger_and_the_slowest_answers_of_256_tenants(passes, there, tmp_pa
     async def attack(client):
         while True:
             await client.put(GUEST, files=wide, headers=ALLOWED)
-            await asyncio.gather(*(posted(client, "guest", *["a cat"] * 32) for _ in range(4)))
+            await asyncio.gather(*(posted(client, "guest", *["a cat"] * 8) for _ in range(16)))
 
     async def call(client):
         client.event_hooks = {}  # a look at each answer would take longer than the server

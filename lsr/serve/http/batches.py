@@ -16,7 +16,7 @@ BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16
 # All rows of a batch take the time and memory of the largest of their adapters. So those with a rank or a number of
 # labels above LARGE pass apart, in every other batch at most, and there rows times that are at most ROOM.
 LARGE, ROOM = 64, 1024
-MOST = 64 * 256  # texts of a request times the size of their adapter: writing a longer answer would keep others waiting
+MOST = 64 * 64  # texts of a request times the size of their adapter: writing a longer answer would keep others waiting
 
 Asked = tuple[Row, "asyncio.Future[Said]", int]  # the size of its adapter
 

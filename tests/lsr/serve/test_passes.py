@@ -70,8 +70,8 @@ def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_b
         await asyncio.sleep(0.1)
         with pytest.raises(HTTPException, match="too many texts are waiting"):  # half of the room are its own
             await batches.answers([Row("anna", {}, 0)] * 6)
-        with pytest.raises(HTTPException, match="at most 32 at once for an adapter of this size"):
-            await batches.answers([Row("wide", {}, 0)] * 33)
+        with pytest.raises(HTTPException, match="at most 8 at once for an adapter of this size"):
+            await batches.answers([Row("wide", {}, 0)] * 9)
         running = asyncio.create_task(batches.run())
         await asyncio.gather(*asked)
         running.cancel()
