@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.arena.machine import made
+from pipeline.arena.record import made
 from pipeline.core import artifacts, console
 
 Times = dict[str, list[float]]  # seconds, one per round, by method

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 from pipeline import params
-from pipeline.arena import cache, features, record, task_tokens, tuning
+from pipeline.arena import features, plan, record, task_tokens, tuning
 from pipeline.arena.measure import measure, planned
 from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
@@ -86,11 +86,11 @@ def _check_at(place: str, entry: Entry, check_one: Callable[[Entry], object]) ->
 
 def _check_task(entry: Entry) -> None:
     view = entry.first().view
-    cache.check_pinned(entry.preset.files, view.dataset.source)
+    plan.check_pinned(entry.preset.files, view.dataset.source)
     arguments.check_machine(view.train)
     tokenizer = base_models.load_tokenizer(view.base_model)
     base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
-    task_tokens.cached(entry.first())
+    task_tokens.folder_of(entry.first())
 
 
 def _check_method(entry: Entry) -> None:

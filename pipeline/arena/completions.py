@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from pipeline import evaluation, generation, tasks
-from pipeline.arena import cache, task_tokens
+from pipeline.arena import task_tokens
 from pipeline.arena.plan import Training
 from pipeline.data import base_models, tokens
 from pipeline.methods import device
@@ -45,7 +45,7 @@ def alone(training: Training, splits: Mapping[str, Dataset]) -> dict[str, Outcom
         said = cast("Written", found["test"]).said
         path.write_text(json.dumps([losses, said]), encoding="utf-8")
 
-    path = cache.cached("alone", (task_tokens.known(training), view.train.precision), write)
+    path = task_tokens.cached("alone", (task_tokens.known(training), view.train.precision), write)
     losses, said = json.loads(path.read_text(encoding="utf-8"))
     held_out, test = (torch.tensor(losses[split]) for split in ("validation", "test"))
     written = Written(test, tokens.labels_of(splits["test"]), None, said)

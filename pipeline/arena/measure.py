@@ -16,7 +16,7 @@ from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, tasks
-from pipeline.arena import completions, features, machine, statistics, task_tokens
+from pipeline.arena import completions, features, record, statistics, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.arena.statistics import Statistics
@@ -78,7 +78,7 @@ def measure(training: Training) -> Record:
         | {
             "metrics": view.dataset.metrics,
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "made": machine.made(),
+            "made": record.made(),
         }
     )
 
@@ -133,7 +133,7 @@ def bank_sizes(model: PeftModel, view: TrainView, task: TenantsTask) -> dict[str
 def planned(training: Training) -> Plan:
     """Return what the section of a training makes of its base model."""
     view = training.view
-    task_tokens.cached(training)  # which say who the tenants are
+    task_tokens.folder_of(training)  # which say who the tenants are
     base, task_type = base_models.outline(view.base_model, view.dataset), tasks.of(view.dataset).peft_task
     return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
 
@@ -236,8 +236,8 @@ class Scored(TrainerCallback):
 
 @contextmanager
 def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
-    begin = machine.clock()
+    begin = record.clock()
     try:
         yield
     finally:
-        seconds[what] += machine.clock() - begin
+        seconds[what] += record.clock() - begin

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import params
-from pipeline.arena.cache import digests
 from pipeline.arena.preset import PATH, VERSION, Features, Method, Preset, Reads
 from pipeline.core.errors import UserError, nearest
+from pipeline.data import content
+from pipeline.data.content import Source
 from pipeline.methods.planning import known_types
 from pipeline.params import PeftParams, TrainView
 from pipeline.params.labels import Completion, Conversation
@@ -201,6 +203,33 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Met
 def _defaults_in_peft(method: str) -> dict[str, Any]:
     config = known_types().get(method)
     return {one.name: one.default for one in fields(config)} if config else {}
+
+
+def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+    """Return the SHA-256 of each local file, by relative name, for each file or folder that the sources name.
+
+    Those of `pinned` files, by path, are taken as they are: the files may be elsewhere.
+    """
+    paths = [str(path) for source in sources for path in content.named(source)]
+    return [{".": pinned[path]} if pinned and path in pinned else _of(path) for path in paths]
+
+
+def check_pinned(pinned: Mapping[str, str], source: Source) -> None:
+    """Check that the files that a source names are those that a preset pins.
+
+    Raises:
+        UserError: if one is not.
+    """
+    for path in map(str, content.named(source)):
+        if path in pinned and _of(path) != {".": pinned[path]}:
+            raise UserError(f"{path}: not the file of the preset: its SHA-256 must be {pinned[path]}")
+
+
+@cache  # files do not change meanwhile
+def _of(path: str) -> dict[str, str]:
+    if not Path(path).exists():
+        raise UserError(f"{path}: not found; paths start at the root of the repository")
+    return {file.relative_to(path).as_posix(): content.sha256(file) for file in content.files(Path(path))}
 
 
 def _times(rate: float, factor: float) -> float:

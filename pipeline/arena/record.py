@@ -1,14 +1,22 @@
-"""The record of one training of the arena, a line of a file that comparisons read.
+"""The record of one training of the arena, a line of a file that comparisons read, and the machine behind it.
 
 The files of a folder are read together, so the results of several machines are merged by copying files.
 """
 
 import os
+import platform
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from typing import Literal
 
+import torch
+from dulwich.errors import NotGitRepository
+from dulwich.repo import Repo
 from pydantic import Field, ValidationError
 
 from pipeline.core import artifacts
@@ -18,6 +26,7 @@ from pipeline.params.sources import Row
 FOLDER = artifacts.ARENA
 PRIVATE = Path(".cache/arena/labels")
 ENDING = ".jsonl"
+PACKAGES = ("torch", "transformers", "peft")
 Status = Literal["finished", "diverged", "failed"]
 
 
@@ -57,7 +66,7 @@ class Record(Row, extra="ignore"):
     file_bytes: int = 0  # of the adapter's file, including the head, or of the bank of all tenants
     tenant_bytes: int = 0  # of these for a tenant: the mean
 
-    seconds: dict[str, float]  # by what they were spent on: load, start, train, own, score, round; see machine.clock
+    seconds: dict[str, float]  # by what they were spent on: load, start, train, own, score, round; see clock
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property
@@ -125,3 +134,41 @@ def _lines(path: Path) -> Iterator[Record]:
 
 def _whole(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
+
+
+@cache
+def made() -> dict[str, str]:
+    """Return the commit, the date, the processor, the GPU if there is one, and versions."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        **gpu,
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def clock() -> float:
+    """Return processor time in seconds, which excludes other work on the machine; wall time on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def _cpu() -> str:
+    """Return the name of the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _commit() -> str:
+    """Return the commit that is checked out, whether or not files have changed since."""
+    try:
+        return Repo.discover().head().decode()[:12]
+    except (NotGitRepository, KeyError):
+        return "none"

@@ -16,7 +16,7 @@ from transformers import set_seed
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from pipeline import tasks
-from pipeline.arena import cache, machine, task_tokens
+from pipeline.arena import record, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.data import base_models, tokens
 from pipeline.methods.planning import Plan
@@ -44,7 +44,7 @@ def read(training: Training, plan: Plan) -> Statistics:
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return NOTHING
     known = (task_tokens.known(training), section.examples, section.head_steps, training.seed, plan.layers)
-    path = cache.cached(section.init, known, lambda path: _write(path, training, plan, section))
+    path = task_tokens.cached(section.init, known, lambda path: _write(path, training, plan, section))
     with safe_open(path, "pt") as file:
         seconds = float(file.metadata()[SECONDS])
     found: dict[str, dict[str, Tensor]] = {WHOLE: {}, FIRST: {}, SECOND: {}, HEAD: {}}
@@ -56,7 +56,7 @@ def read(training: Training, plan: Plan) -> Statistics:
 
 
 def _write(path: Path, training: Training, plan: Plan, section: LsrParams) -> None:
-    begin, view = machine.clock(), training.view
+    begin, view = record.clock(), training.view
     set_seed(training.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
@@ -69,4 +69,4 @@ def _write(path: Path, training: Training, plan: Plan, section: LsrParams) -> No
     for head in plan.head if INITIALIZATIONS[section.init].goes_on else ():
         state = base.get_submodule(head).state_dict()
         flat |= {f"{HEAD}/{head}.{name}": value.contiguous() for name, value in state.items()}
-    save_file(flat, path, {SECONDS: f"{machine.clock() - begin:.2f}"})
+    save_file(flat, path, {SECONDS: f"{record.clock() - begin:.2f}"})

@@ -1,5 +1,7 @@
-"""The tokens of a task, as many as a preset reads: cached in files, and mapped into memory."""
+"""What is computed once for all processes and later runs: above all the tokens of a task, as many as a preset reads."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from pipeline import tasks
-from pipeline.arena import cache
-from pipeline.arena.plan import Training
+from pipeline.arena.plan import Training, digests
 from pipeline.arena.preset import VERSION
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
@@ -18,20 +19,26 @@ from pipeline.tasks import TenantsTask, tenants
 from pipeline.tasks.encoding import BATCH, write
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
+FOLDER = Path(".cache/arena")
 KEPT = (*tokens.INPUTS, GROUP, EXPECTED)
+
+
+def cached(name: str, known: tuple[object, ...], write: Callable[[Path], object]) -> Path:
+    """Return the file or folder of what `known` determines; `write` makes it at a path if it is not there yet."""
+    return artifacts.made_once(FOLDER / f"{name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}", write)
 
 
 def known(training: Training) -> tuple[object, ...]:
     """Return what determines the tokens of a training: rows, how much is read, and the contents of files."""
     view = training.view
-    files = cache.digests((view.dataset.source, view.base_model.source))
+    files = digests((view.dataset.source, view.base_model.source))
     rows = view.dataset.model_dump_json(), view.base_model.model_dump_json()
     return training.task, *rows, view.tokenize.max_length, training.reads, files, VERSION
 
 
 def splits(training: Training) -> dict[str, Dataset]:
     """Return the tokens of train, validation and test."""
-    folder = cached(training)
+    folder = folder_of(training)
     return {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in datasets.SPLITS}
 
 
@@ -47,7 +54,7 @@ def write_labels(training: Training, path: Path) -> None:
     artifacts.write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 
-def cached(training: Training) -> Path:
+def folder_of(training: Training) -> Path:
     """Return the folder of the tokens of a training, which are computed if they are not in the cache."""
 
     def make(folder: Path) -> None:
@@ -59,7 +66,7 @@ def cached(training: Training) -> Path:
         tenants.write(folder, tasks.of(row), whose)
 
     row = training.view.dataset
-    folder = cache.cached("tokens", known(training), make)
+    folder = cached("tokens", known(training), make)
     if row.tenant:
         row._tenants = tenants.read(folder)  # in each process
     return folder
