@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lsr.loading.contents import Contents
-from lsr.loading.lora import LORA
+from lsr.loading.updates import LORA
 from lsr.tuner.files import PREFIX
 from lsr.tuner.options import exactly
 

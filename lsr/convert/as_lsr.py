@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lsr.loading.contents import Contents
-from lsr.loading.update import Update
+from lsr.loading.updates import Update
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX
 from lsr.tuner.forms import form_of, kind_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lsr.algebra.spectrum import distance_of_pairs, norm_of
-from lsr.loading.update import Update
+from lsr.loading.updates import Update
 
 
 @dataclass(frozen=True)

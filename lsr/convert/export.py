@@ -13,10 +13,8 @@ from lsr.algebra.rounding import dtype_name
 from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write, write_task, writing
-from lsr.loading.contents import Contents, contents_of, read_contents, read_task
-from lsr.loading.lora import LORA
-from lsr.loading.lsr import LSR
-from lsr.loading.update import Frames
+from lsr.loading.contents import Contents, read_contents, read_task
+from lsr.loading.updates import LORA, LSR, Frames
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files
 from lsr.tuner.layer import LsrLinear
@@ -130,7 +128,8 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
     layers, base = layers_of(model, adapter_name), model.get_base_model()
     config = cast("LsrConfig", model.peft_config[adapter_name])
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    contents = contents_of(Files(config.folder or Path("the model"), config.to_dict(), state))
+    files = Files(config.folder or Path("the model"), config.to_dict(), state)
+    contents = read_contents(files, with_biases=True)
     own = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
     return replace(
         contents,

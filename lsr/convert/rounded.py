@@ -8,9 +8,8 @@ from typing import NamedTuple
 from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write_files, write_task, writing
-from lsr.loading.contents import read_task, updates_in
-from lsr.loading.lsr import LSR
-from lsr.loading.update import Update
+from lsr.loading.contents import read_task
+from lsr.loading.updates import LSR, Update, updates_in
 from lsr.tuner.files import Files, read_files
 from lsr.tuner.mistakes import InputError
 

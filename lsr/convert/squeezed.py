@@ -16,7 +16,7 @@ from lsr.init import directions, warm
 from lsr.init.allocation import MOST, allocate
 from lsr.init.initialization import Source
 from lsr.loading.contents import read_contents
-from lsr.loading.update import Frames, Update
+from lsr.loading.updates import Frames, Update
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import adapter_folder
 from lsr.tuner.forms import Kind, kind_of

@@ -17,8 +17,7 @@ from lsr.algebra.rounding import pack, unpack
 from lsr.convert.as_lora import as_lora
 from lsr.convert.as_lsr import as_lsr
 from lsr.loading.contents import Contents
-from lsr.loading.lora import LORA
-from lsr.loading.lsr import LSR
+from lsr.loading.updates import LORA, LSR
 from lsr.tuner.card import Card
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError, explained, first_line

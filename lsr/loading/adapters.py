@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsr.loading.base_models import MISFITS, load_base
-from lsr.loading.lsr import LSR, check_config
+from lsr.loading.updates import LSR, check_config
 from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files, weights_of
 from lsr.tuner.mistakes import InputError, explained, first_line
 
@@ -38,60 +38,22 @@ def load_adapter(adapter: Path | Files, base: str | None = None, method: str | N
             exist or does not fit it.
     """
     files = adapter if isinstance(adapter, Files) else read_files(adapter, method)
-    config = config_of(files)
     base_model = load_base(files.fields, files.tensors, base)
     if files.method != LSR:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
         base_model = base_model.float()
-    return _attached(base_model, files, config, trainable=False).float().eval()
+    return load_onto(base_model, files).float()
 
 
 def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False) -> PeftModel:
     """Return a base model with the adapter in a folder, of any method of PEFT, on the device of the base model.
 
+    It is what PeftModel.from_pretrained returns, of tensors that are read within bounds and may have been rounded.
+
     Raises:
         InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
     files = adapter if isinstance(adapter, Files) else read_files(adapter)
-    return _attached(base, files, config_of(files), trainable=trainable)
-
-
-@torch.no_grad()
-def merged(model: PeftModel, files: Files) -> Any:
-    """Return the base model of an adapter of any method with the adapter, which these files hold, merged by PEFT.
-
-    Raises:
-        InputError: if it cannot be merged.
-    """
-    base = model.get_base_model()
-    with explained(f"{files.folder}: {files.method} cannot be merged", *MISFITS):
-        for name, module in list(base.named_modules()):
-            if isinstance(module, ModulesToSaveWrapper):  # most methods leave a head of several layers in its wrapper
-                base.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
-        return model.merge_and_unload()
-
-
-def config_of(files: Files) -> PeftConfig:
-    """Return the configuration in an adapter's file, checked before any memory of its sizes is taken.
-
-    Raises:
-        InputError: if PEFT has no such method, a field is wrong, or an LSR adapter needs more than its file holds.
-    """
-    if files.method == LSR:
-        return check_config(files)
-    if files.method not in PeftType.__members__:
-        raise InputError(f"{files.folder / CONFIG}: PEFT has no method {files.method!r}")
-    fields = {name: deepcopy(value) for name, value in files.fields.items() if name != "runtime_config"}
-    with explained(files.folder / CONFIG, *MISFITS):
-        kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(files.method)]
-        return kind.from_peft_type(**kind.check_kwargs(**fields))
-
-
-def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: bool) -> PeftModel:
-    """Do what PeftModel.from_pretrained does, with tensors that have been read and may have been rounded.
-
-    Raises:
-        InputError: if they do not fit the base model, or are not exactly those of the adapter.
-    """
+    config = _config_of(files)
     config.inference_mode = not trainable
     device = next(base.parameters()).device
     # Do not initialize factors that are about to be loaded, unless it changes the base weight, as PiSSA.
@@ -113,6 +75,32 @@ def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: b
     with explained(weights_of(files.folder), ValueError):
         _check_complete(model, files.tensors)
     return model if trainable else model.eval()
+
+
+@torch.no_grad()
+def merged(model: PeftModel, files: Files) -> Any:
+    """Return the base model of an adapter of any method with the adapter, which these files hold, merged by PEFT.
+
+    Raises:
+        InputError: if it cannot be merged.
+    """
+    base = model.get_base_model()
+    with explained(f"{files.folder}: {files.method} cannot be merged", *MISFITS):
+        for name, module in list(base.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):  # most methods leave a head of several layers in its wrapper
+                base.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
+        return model.merge_and_unload()
+
+
+def _config_of(files: Files) -> PeftConfig:  # checked before any memory of its sizes is taken
+    if files.method == LSR:
+        return check_config(files)
+    fields = {name: deepcopy(value) for name, value in files.fields.items() if name != "runtime_config"}
+    with explained(files.folder / CONFIG, *MISFITS):
+        if files.method not in PeftType.__members__:
+            raise ValueError(f"PEFT has no method {files.method!r}")
+        kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(files.method)]
+        return kind.from_peft_type(**kind.check_kwargs(**fields))
 
 
 class _Bounded(TorchDispatchMode):
@@ -138,13 +126,7 @@ class _Bounded(TorchDispatchMode):
 
 
 def _check_complete(model: PeftModel, names: Iterable[str]) -> None:
-    """Check that a file holds exactly the tensors of a model's adapter, head and biases, for any method.
-
-    PEFT checks their shapes alone.
-
-    Raises:
-        ValueError: names the first tensor that is missing or unexpected, or is of whole numbers.
-    """
+    # That a file holds exactly the tensors of a model's adapter, head and biases: PEFT checks their shapes alone.
     for name, parameter in model.named_parameters():
         if parameter.dtype is torch.int64:  # a head's: the model has taken the file's own tensor
             raise ValueError(f"{name.replace('.default', '')} holds int64 values; needed: floating-point ones")

@@ -169,8 +169,6 @@ def explain_base(name: str) -> Iterator[None]:
     try:
         yield
     except MISFITS as error:
-        if isinstance(error, NoBaseError):  # it is one line already
-            raise
         raise NoBaseError(
             f"base model {name}: cannot be loaded: {first_line(error)} (needed: a folder or hub repository with "
             "config.json and model.safetensors)"

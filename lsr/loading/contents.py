@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
-from lsr.loading.lora import FACTOR as LORA_FACTOR
-from lsr.loading.lora import LORA, lora_updates
-from lsr.loading.lsr import LSR, check_config, lsr_updates
-from lsr.loading.update import Update
+from lsr.loading.updates import LORA_FACTOR, LSR, Update, check_config, updates_in
 from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
 from lsr.tuner.mistakes import InputError, explained
@@ -115,38 +112,13 @@ def read_contents(folder: str | Path | Files, method: str | None = None, *, with
             base model.
     """
     files = folder if isinstance(folder, Files) else read_files(folder, method)
-    bias = files.fields.get("bias", "none")
+    fields, bias = files.fields, files.fields.get("bias", "none")
     if bias != "none" and not with_biases:
         raise InputError(f"{files.folder}: trains biases of the base model (bias={bias!r}), which is not supported")
-    return contents_of(files)
-
-
-def read_on(modules: Mapping[str, nn.Module], folder: str | Path) -> Contents:
-    """Read an adapter for a base model's modules, by name: A and B of other widths than its layers are not computed.
-
-    Raises:
-        InputError: as `read_contents`, or if its layers are not those of the base model.
-    """
-    files = read_files(folder)
-    if files.method == LSR:
-        saved = check_config(files).resolved
-        shapes = {name: saved.layer(name) for name in factors_by_layer(files.tensors)} if saved else {}
-        with explained(files.folder, TypeError, ValueError):
-            check_layers({name: (its.out_features, its.in_features) for name, its in shapes.items()}, modules)
-    return read_contents(files)
-
-
-def contents_of(files: Files) -> Contents:
-    """Return the contents of the files of an LSR or plain LoRA adapter.
-
-    Raises:
-        InputError: if it is neither, or its files are inconsistent.
-    """
-    fields = files.fields
     names = fields.get("modules_to_save") or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
-    updates, bias = updates_in(files), fields.get("bias", "none")
+    updates = updates_in(files)
     # With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
     heads = {
         name.removeprefix(PREFIX): value
@@ -163,6 +135,21 @@ def contents_of(files: Files) -> Contents:
         bias="lsr_only" if bias == "lora_only" else bias,
         dropout=fields.get("dropout" if files.method == LSR else "lora_dropout", 0.0),
     )
+
+
+def read_on(modules: Mapping[str, nn.Module], folder: str | Path) -> Contents:
+    """Read an adapter for a base model's modules, by name: A and B of other widths than its layers are not computed.
+
+    Raises:
+        InputError: as `read_contents`, or if its layers are not those of the base model.
+    """
+    files = read_files(folder)
+    if files.method == LSR:
+        saved = check_config(files).resolved
+        shapes = {name: saved.layer(name) for name in factors_by_layer(files.tensors)} if saved else {}
+        with explained(files.folder, TypeError, ValueError):
+            check_layers({name: (its.out_features, its.in_features) for name, its in shapes.items()}, modules)
+    return read_contents(files)
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:
@@ -193,14 +180,3 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     ):
         raise InputError(f"{path}: thresholds must be a list of one probability for each label, got {thresholds!r}")
     return task
-
-
-def updates_in(files: Files) -> dict[str, Update]:
-    """Return the update of each layer of an adapter of LSR or plain LoRA.
-
-    Raises:
-        InputError: if it is neither, or its files are inconsistent.
-    """
-    if files.method not in (LSR, LORA):
-        raise InputError(f"{files.folder}: an adapter of the method {files.method}; needed: {LSR} or {LORA}")
-    return lsr_updates(files) if files.method == LSR else lora_updates(files)

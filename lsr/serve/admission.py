@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lsr.convert.parity import outputs, probe_ids
 from lsr.loading.contents import TENANTS, Contents, check_layers
-from lsr.loading.update import Update
+from lsr.loading.updates import Update
 from lsr.tuner.mistakes import CONTROL, explained
 from lsr.tuner.mixed_batch import BASE
 from lsr.tuner.targets import heads_of, last_linear

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lsr.loading.adapters import load_adapter, load_onto, merged
-from lsr.loading.contents import BASE_FIELDS, TENANTS, Contents, contents_of, read_task
+from lsr.loading.contents import BASE_FIELDS, TENANTS, Contents, read_contents, read_task
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.mistakes import InputError
 
@@ -107,7 +107,7 @@ def on_plain_base(common: Files | None, own: Contents) -> Contents:
     """
     if common is None:
         return replace(own, endings=tuple(ending.removeprefix(".") for ending in own.endings))
-    shared = contents_of(common)
+    shared = read_contents(common, with_biases=True)
     updates = dict(shared.updates)
     for name, update in own.updates.items():
         updates[name] = updates[name].plus(update) if name in updates else update

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.convert.writing import COMMON, check_output, write_files, writing
-from lsr.loading.update import Frames
+from lsr.loading.updates import Frames
 from lsr.serve.admission import check_heads, check_name
 from lsr.serve.common import fingerprint
 from lsr.serve.stack import NOBODY

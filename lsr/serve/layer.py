@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.init.passes import widths
-from lsr.loading.update import Frames, Update
+from lsr.loading.updates import Frames, Update
 from lsr.serve.stack import Shared, Stacked
 
 DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks
@@ -64,10 +64,11 @@ class BankLayer(Stacked):
             return None
         if self.frames is not None and len(core := self.stacks[CORES].rows(place)):
             rank = len(self.frames.a)
-            core = core[0] if self.core_size == rank else core.view(rank, rank)
-            return Update.scaled(self.frames, float(scaling), core)
-        a, b = self.stacks[DIRECTIONS].rows(place).split((self.n, self.m), dim=1)
-        return Update.scaled(Frames(a=a.contiguous(), b=b.T.contiguous()), float(scaling))
+            update = Update(self.frames, 1, core[0] if self.core_size == rank else core.view(rank, rank))
+        else:
+            a, b = self.stacks[DIRECTIONS].rows(place).split((self.n, self.m), dim=1)
+            update = Update(Frames(a=a.contiguous(), b=b.T.contiguous()), 1)
+        return update._replace(alpha=float(scaling) * update.divisor)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
-from lsr.loading import lsr as lsr_files
+from lsr.loading import updates
 from lsr.loading.contents import read_contents
 from lsr.serve.head import BankHead
 from lsr.tuner.files import WEIGHTS
@@ -168,7 +168,7 @@ def test_factors_of_wider_layers_are_refused_before_a_and_b_are_computed_of_them
     factors = load_file(tmp_path / "new" / WEIGHTS)
     wide = {key: value[:, :1].expand(-1, 1000, -1) for key, value in factors.items() if "factor_B" in key}
     edit(tmp_path / "new" / WEIGHTS, **{key: value.contiguous() for key, value in wide.items()})
-    monkeypatch.setattr(lsr_files, "stored_matrices", None)
+    monkeypatch.setattr(updates, "stored_matrices", None)
     refused(bank.add, "new", tmp_path / "new", says="the adapter is for a layer of 1000000 x 24, this one is 24 x 24")
 
 
