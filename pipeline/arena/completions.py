@@ -1,6 +1,5 @@
 """What a language model writes on a task, and what its base model writes alone, which no method or seed changes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -41,12 +40,10 @@ def alone(training: Training, splits: Mapping[str, Dataset]) -> dict[str, Outcom
     def write(path: Path) -> None:
         base = base_models.load_base_model(view.base_model, view.dataset)
         found = outcomes(training, device.place(base), splits)
-        losses = {split: one.outputs.tolist() for split, one in found.items()}
-        said = cast("Written", found["test"]).said
-        path.write_text(json.dumps([losses, said]), encoding="utf-8")
+        said = list(cast("Written", found["test"]).said)
+        torch.save(({split: one.outputs for split, one in found.items()}, said), path)
 
-    path = task_tokens.cached("alone", (task_tokens.known(training), view.train.precision), write)
-    losses, said = json.loads(path.read_text(encoding="utf-8"))
-    held_out, test = (torch.tensor(losses[split]) for split in ("validation", "test"))
-    written = Written(test, tokens.labels_of(splits["test"]), None, said)
-    return {"validation": evaluation.outcome(held_out, splits["validation"]), "test": written}
+    path = task_tokens.cached("base", (task_tokens.known(training), view.train.precision), write)
+    outputs, said = torch.load(path, weights_only=True)
+    written = Written(outputs["test"], tokens.labels_of(splits["test"]), None, said)
+    return {"validation": evaluation.outcome(outputs["validation"], splits["validation"]), "test": written}

@@ -25,7 +25,8 @@ from pipeline.data import base_models
 from pipeline.methods import adapters, banks, planning
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.planning import Plan
-from pipeline.params import TrainView
+from pipeline.methods.statistics import of_adapter
+from pipeline.params import LsrParams, TrainView
 from pipeline.tasks import Outcome, TenantsTask
 from pipeline.tasks.cells import rounded
 from pipeline.tasks.completion import LOSS
@@ -144,8 +145,11 @@ def started(training: Training, plan: Plan, read: Statistics) -> PeftModel:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
     base.load_state_dict(read.head, strict=False)  # as trained, if the initialization goes on from it
-    model = adapters.add_adapter(base, plan, read.layers)
-    for _ in adapters.start(model, plan, read.layers):
+    section, layers = view.section, read.layers
+    if isinstance(section, LsrParams) and section.source:
+        layers = of_adapter(section.source, base, plan, view)
+    model = adapters.add_adapter(base, plan, layers)
+    for _ in adapters.start(model, plan, layers):
         pass
     return model
 

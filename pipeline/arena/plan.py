@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.data.content import Source
 from pipeline.methods.planning import known_types
-from pipeline.params import PeftParams, TrainView
+from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.labels import Completion, Conversation
 from pipeline.params.reading import changed
 from pipeline.params.sections import HeadParams
@@ -184,13 +184,14 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Met
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
     values = section.model_dump(mode="json", exclude_defaults=True)
+    starts = [section.source] if isinstance(section, LsrParams) and section.source else []  # an adapter to go on from
     changes = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
     known = {
         **view.model_dump(mode="json", exclude=UNREAD, exclude_defaults=True),
         "section": {"type": view.adapter} | changes,  # the sections without a type have fixed names
         "version": VERSION,
         "reads": reads.model_dump(mode="json"),
-        "files": digests([view.dataset.source, view.base_model.source], pinned),
+        "files": digests([view.dataset.source, view.base_model.source, *starts], pinned),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
     }

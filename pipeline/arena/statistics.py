@@ -5,26 +5,20 @@ later runs. They are drawn with their own seeds, so that no training depends on 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 from transformers import set_seed
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from pipeline import tasks
 from pipeline.arena import record, task_tokens
 from pipeline.arena.plan import Training
-from pipeline.data import base_models, tokens
+from pipeline.data import base_models
 from pipeline.methods.planning import Plan
-from pipeline.methods.statistics import BATCH, over_batches
+from pipeline.methods.statistics import of_examples
 from pipeline.params import LsrParams
-
-WHOLE, FIRST, SECOND, HEAD = "whole", "first", "second", "head"  # before the names of tensors in a file
-SECONDS = "seconds"  # in its metadata: what it took
 
 
 class Statistics(NamedTuple):
@@ -43,30 +37,17 @@ def read(training: Training, plan: Plan) -> Statistics:
     section = plan.section
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return NOTHING
-    known = (task_tokens.known(training), section.examples, section.head_steps, training.seed, plan.layers)
-    path = task_tokens.cached(section.init, known, lambda path: _write(path, training, plan, section))
-    with safe_open(path, "pt") as file:
-        seconds = float(file.metadata()[SECONDS])
-    found: dict[str, dict[str, Tensor]] = {WHOLE: {}, FIRST: {}, SECOND: {}, HEAD: {}}
-    for key, value in load_file(path).items():
-        part, _, name = key.partition("/")
-        found[part][name] = value
-    products = {name: (first, found[SECOND][name]) for name, first in found[FIRST].items()}
-    return Statistics({**found[WHOLE], **products}, found[HEAD], seconds)
+    known = task_tokens.known(training), section.init, section.examples, section.head_steps, training.seed, plan.layers
+    path = task_tokens.cached("start", known, lambda path: torch.save(tuple(_computed(training, plan, section)), path))
+    return Statistics(*torch.load(path, weights_only=True))
 
 
-def _write(path: Path, training: Training, plan: Plan, section: LsrParams) -> None:
+def _computed(training: Training, plan: Plan, section: LsrParams) -> Statistics:
     begin, view = record.clock(), training.view
     set_seed(training.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
-    collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
-    train = task_tokens.splits(training)["train"]
-    batches = list(tokens.sample(train, collate, section.examples, training.seed, BATCH[section.init]))
-    flat: dict[str, Tensor] = {}
-    for name, matrix in over_batches(base, plan, batches, training.seed).items():
-        parts = {WHOLE: matrix} if isinstance(matrix, Tensor) else dict(zip((FIRST, SECOND), matrix, strict=True))
-        flat |= {f"{part}/{name}": value.contiguous() for part, value in parts.items()}
-    for head in plan.head if INITIALIZATIONS[section.init].goes_on else ():
-        state = base.get_submodule(head).state_dict()
-        flat |= {f"{HEAD}/{head}.{name}": value.contiguous() for name, value in state.items()}
-    save_file(flat, path, {SECONDS: f"{record.clock() - begin:.2f}"})
+    layers = of_examples(task_tokens.splits(training)["train"], base, plan, view)
+    heads = plan.head if INITIALIZATIONS[section.init].goes_on else ()
+    states = {head: base.get_submodule(head).state_dict() for head in heads}
+    head = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+    return Statistics(layers, head, record.clock() - begin)

@@ -1,9 +1,9 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
@@ -40,13 +40,9 @@ def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
     if not isinstance(plan.section, LsrParams):
         return NOTHING
     if plan.section.source:
-        return _of_adapter(plan.section.source, base, plan, view)
-    return _of_examples(plan.section, base, plan, view) if plan.section.reads_examples else NOTHING
-
-
-def _of_examples(section: LsrParams, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
-    train, collate = tokens.load_tokens("train"), tasks.of(view.dataset).collator(load_tokenizer(view.base_model))
-    batches = list(tokens.sample(train, collate, section.examples, view.seed, BATCH[section.init]))
+        return NOTHING._replace(layers=of_adapter(plan.section.source, base, plan, view))
+    if not plan.section.reads_examples:
+        return NOTHING
     sizes: list[int] = []  # of batches
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
@@ -54,12 +50,17 @@ def _of_examples(section: LsrParams, base: PreTrainedModel, plan: Plan, view: Fa
             sizes.append(len(item["labels"]))
             yield item
 
-    with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
-        layers = over_batches(base, plan, batches, view.seed, track)
+    with as_user_error(ValueError, before=f"{PARAMS}: {plan.section.word}.init: {view.data}: "):
+        layers = of_examples(tokens.load_tokens("train"), base, plan, view, track)
     return Read(layers, len(sizes), sum(sizes))
 
 
-def _of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
+def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> dict[str, Matrix]:
+    """Return the updates of the layers of a plan by another adapter; the base model gets its head.
+
+    Raises:
+        UserError: if it is no adapter, or does not adapt the layers of the plan.
+    """
     where, modules = f"{PARAMS}: {plan.section.word}.init", dict(base.named_modules())
     task = tasks.of(view.dataset)
     try:
@@ -72,20 +73,22 @@ def _of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeI
     for name in sorted(contents.updates.keys() ^ set(plan.layers)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
-    return NOTHING._replace(layers={name: contents.updates[name].product() for name in plan.layers})
+    return {name: contents.updates[name].product() for name in plan.layers}
 
 
-def over_batches(
-    base: PreTrainedModel, plan: Plan, batches: Iterable[Mapping[str, Tensor]], seed: int, track: Track = untracked
+def of_examples(
+    train: Dataset, base: PreTrainedModel, plan: Plan, view: FactorizeInitView, track: Track = untracked
 ) -> dict[str, Matrix]:
     """Return the gradients of the layers of a plan, or the updates of a short training run, for its initialization.
 
-    The head is fitted to the examples first, and restored unless the initialization goes on from training. The model
-    runs on the fastest device and is moved back afterwards, because decompositions are reproducible to the byte only on
-    one device.
+    They are over a sample of the tokens of `train`. The head is fitted to it first, and restored unless the
+    initialization goes on from training. The model runs on the fastest device and is moved back afterwards, because
+    decompositions are reproducible to the byte only on one device.
     """
     section = plan.section
     assert isinstance(section, LsrParams)
+    collate = tasks.of(view.dataset).collator(load_tokenizer(view.base_model))
+    batches = list(tokens.sample(train, collate, section.examples, view.seed, BATCH[section.init]))
     layers = {name: base.get_submodule(name) for name in plan.layers}
     head = [base.get_submodule(name) for name in plan.head]
     initialization = INITIALIZATIONS[section.init]
@@ -93,4 +96,4 @@ def over_batches(
     reader = READERS[initialization.reads]
     with device.placed(base):
         examples = device.moved(batches, device.device_of(base))
-        return reader(base, layers, examples, head, steps=section.head_steps, seed=seed, track=track, **kept)
+        return reader(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track, **kept)

@@ -15,9 +15,10 @@ from transformers import Trainer
 
 from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import __main__ as arena_command
-from pipeline.arena import compete, record, statistics, task_tokens
+from pipeline.arena import compete, plan, record, statistics, task_tokens
 from pipeline.arena.measure import measure, planned, started
 from pipeline.core.errors import UserError
+from pipeline.methods import adapters
 from tests import tasks
 from tests.kit import refused
 from tests.pipeline.arena import small
@@ -27,8 +28,8 @@ HEAD = "modules_to_save"
 
 
 def start(chosen):
-    plan = planned(chosen)
-    return started(chosen, plan, statistics.read(chosen, plan))
+    resolved = planned(chosen)
+    return started(chosen, resolved, statistics.read(chosen, resolved))
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
@@ -121,6 +122,17 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     record = measure(chosen)
     assert record.status == "finished"
     assert record.seconds["start"] >= cached.seconds > 0  # as if it had run
+
+
+def test_an_adapter_that_training_goes_on_from_is_read_and_is_in_the_key(arena, tmp_path):
+    inits, keys = {"warm": "warm", "on": str(tmp_path)}, set()
+    small.use(methods={one: {"adapter": "lsr", "params": {**small.LSR, "lsr.init": its}} for one, its in inits.items()})
+    for seed in (0, 1):
+        adapters.save_adapter(start(training("glue: warm", seed)), tmp_path, training().view.base_model)
+        plan._of.cache_clear()
+        keys.add(training("glue: on").key)
+    assert len(keys) == 2
+    assert measure(training("glue: on")).reason == ""
 
 
 RECORDS = record.FOLDER / "small" / "records.jsonl"
