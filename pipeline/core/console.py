@@ -25,8 +25,8 @@ Advance = Callable[..., None]  # counts units just done; a note stands behind th
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str, to: Console = console) -> Iterator[Advance]:
-    """Show a bar with the remaining time; yield a function that takes the number of units just done."""
+def progress(description: str, total: int | None, unit: str, to: Console = console) -> Iterator[Advance]:
+    """Show a bar, with the remaining time if the total is known; yield a function that takes the units just done."""
     if not to.is_terminal:
         yield _plain_progress(description, total, unit, to)
         return
@@ -49,18 +49,22 @@ def progress(description: str, total: int, unit: str, to: Console = console) -> 
         yield advance
 
 
-def _plain_progress(description: str, total: int, unit: str, to: Console) -> Advance:
+def _plain_progress(description: str, total: int | None, unit: str, to: Console) -> Advance:
     start = last = time.monotonic()
     count, noted = 0, ""
 
     def advance(done: int, note: str = "") -> None:
-        nonlocal count, last, noted, total
+        nonlocal count, last, noted
         count += done
         noted = f", {note}" if note else noted
-        now, total = time.monotonic(), max(total, count)  # there may be more than was thought
+        now = time.monotonic()
         if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
-            last, left = now, timedelta(seconds=round((total - count) * (now - start) / count))
-            to.print(f"{description}: {count}/{total} {unit}, {left} left{noted}", soft_wrap=True)
+            last, shown = now, f"{count} {unit}"
+            if total is not None:
+                most = max(total, count)  # there may be more than was thought
+                left = timedelta(seconds=round((most - count) * (now - start) / count))
+                shown = f"{count}/{most} {unit}, {left} left"
+            to.print(f"{description}: {shown}{noted}", soft_wrap=True)
 
     return advance
 

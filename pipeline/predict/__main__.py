@@ -7,9 +7,8 @@ takes two arguments, two columns of a file, or lines of standard input with a ta
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -18,17 +17,20 @@ import pyarrow as pa
 
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
-from pipeline.core.errors import UserError, as_user_error, exit_on_error
+from pipeline.core.errors import UserError, as_user_error, exit_on_error, nearest
+from pipeline.data import sources
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.predict import texts
 from pipeline.tasks import CompletionTask
+from pipeline.tasks.cells import is_missing, plain_text, refuse, refuse_other_than_text
 from pipeline.tasks.encoding import batched
 from pipeline.tasks.task import TENANT
 
 PROGRAM = "python -m pipeline.predict"
-GROUP = 50  # tables that are a row group of parquet
-FORMATS = CSV, JSON_LINES, PARQUET = (".csv", ".jsonl", ".parquet")
+FORMATS = CSV, JSON_LINES = (".csv", ".jsonl")
+STDIN = "-"
+TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file
+SHOWN = 10  # tenants that a message names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
-    add("--skip-empty", action="store_true", help="skip rows without text and list them, instead of failing")
-    add("--out", type=Path, metavar="FILE", help="write csv, jsonl or parquet, by extension, instead of printing")
+    add("--skip-empty", action="store_true", help="skip rows without text and count them, instead of failing")
+    add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by extension, instead of printing")
     add("--force", action="store_true", help="replace --out if it exists")
     add("--json", action="store_true", help="print JSON lines")
     add("--new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help="written at most (%(default)s)")
@@ -52,7 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.adapter = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
     with exit_on_error("stopped; --out was not half written", PROGRAM, before=f"{PROGRAM}: "):
         check(options)
-        predict(options)
+        tables = answered(options)
+        if options.out is not None:
+            with artifacts.replacing(options.out) as new, new.open("w", encoding="utf-8", newline="") as file:
+                count = write(tables, file, options.out.suffix)
+            console.note(f"{options.out}: {count} row{'s' * (count != 1)}")
+        elif options.json or not sys.stdout.isatty():
+            write(tables, sys.stdout, JSON_LINES if options.json else CSV)
+        elif all_of_them := list(tables):  # the widths of columns depend on each cell
+            table = pd.concat(all_of_them)
+            cells = table.map(lambda cell: "" if cell is None else cell if isinstance(cell, int | float) else str(cell))
+            console.table(str(options.adapter), list(table.columns), cells.itertuples(index=False))
 
 
 def check(options: argparse.Namespace) -> None:
@@ -72,102 +84,172 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {out}: exists; choose another file, or replace it with --force")
 
 
-def predict(options: argparse.Namespace) -> None:
-    """Check all texts; then run the model, and print or write the predictions beside the columns of their rows."""
-    tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
-    tasks = list(tenants.values()) or [adapter_task.read(options.adapter)]
-    if options.file is None:
-        given = texts.read_words(options.texts, tasks[0])
-    else:
-        given = texts.read_columns(options.file, options.column, tasks[0])
-    whose = partial(texts.tenants_of, tenant=options.tenant, known=tenants, task=tasks[0])
-    rows = partial(texts.rows_of, given, whose, skip_empty=options.skip_empty)
-    count, used = texts.check(rows())
-    tables = answered(rows(), options, tasks, count, used)
-    if options.out is not None:
-        with artifacts.replacing(options.out) as new:
-            if options.out.suffix == PARQUET:
-                write_parquet(tables, new, schema(its.table for its in rows()))
-            else:
-                with new.open("w", encoding="utf-8", newline="") as file:
-                    write(tables, file, options.out.suffix)
-        console.note(f"{options.out}: {count} row{'s' * (count != 1)}")
-    elif options.json or not sys.stdout.isatty():
-        write(tables, sys.stdout, JSON_LINES if options.json else CSV)
-    elif all_of_them := list(tables):  # the widths of columns depend on each cell
-        table = pd.concat(all_of_them)
-        cells = table.map(lambda cell: "" if cell is None else cell if isinstance(cell, int | float) else str(cell))
-        console.table(str(options.adapter), list(table.columns), cells.itertuples(index=False))
+def answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
+    """Read, check and answer rows, some at a time; yield those with a text, with the answers in columns beside theirs.
 
+    A single text that is written is printed as it comes, and not yielded.
 
-def answered(
-    rows: Iterable[texts.Rows], options: argparse.Namespace, tasks: Sequence[AdapterTask], count: int, used: Set[int]
-) -> Iterator[pd.DataFrame]:
-    """Yield tables with the answers beside the columns of rows, but of a single text that is written as it is.
-
-    `tasks` are those of the adapter or of all tenants; there are `count` rows, of the tenants `used`.
+    Raises:
+        UserError: for the first row that cannot be answered, or if no row has a text.
     """
-    # They take seconds, as does the model: after what can be checked without.
-    from pipeline.predict.answering import Opened, printed
-
-    task, cut = tasks[0], 0
-    opened = Opened(options.adapter, options.base, task, options.batch_size)
-    is_text = task.kind == CompletionTask.kind
-    streams = is_text and count == 1 and options.file is None and options.out is None and not options.json
-    with console.progress("predict", count, "texts", console.errors) as advance:
-        for table, asked, _ in rows:
+    tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
+    task = tenants.get(options.tenant) or next(iter(tenants.values()), None) or adapter_task.read(options.adapter)
+    is_written, is_single = task.kind == CompletionTask.kind, len(options.texts) == 1 and options.texts != [STDIN]
+    streams = is_written and is_single and options.out is None and not options.json
+    tables, columns = read(options, task)
+    opened, count, cut, skipped = None, 0, 0, 0
+    with console.progress("predict", None, "texts", console.errors) as advance:
+        for rows in tables:
+            table = with_texts(rows, columns, skips=options.skip_empty)
+            whose = tenants_of(table, options.tenant, tenants, task)
+            skipped += len(rows) - len(table)
             if table.empty:
                 continue
-            if is_text:
-                said, lost = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
-                columns = CompletionTask.printed(said, None)
+            # These take seconds: after what can be checked without.
+            from pipeline.predict.answering import Opened, of_tenants, printed
+
+            opened = opened or Opened(options.adapter, options.base, task, options.batch_size)
+            texts = {ours: table[theirs].tolist() for ours, theirs in zip(TEXT_COLUMNS, columns, strict=False)}
+            if is_written:
+                said, lost = opened.written(texts["text"], options.new_tokens, advance, shown=streams)
+                answers = CompletionTask.printed(said, None)
             else:
-                outputs, lost = opened.outputs(pa.table(asked), advance)
-                columns = printed(outputs, tasks, asked.get(TENANT, [0] * len(table)), is_mixed=len(used) > 1)
-            cut += lost
-            for name, values in columns.items():
+                outputs, lost = opened.outputs(pa.table(texts | whose), advance)
+                known = list(tenants.values()) if options.tenant is None else []
+                answers = of_tenants(outputs, known, whose[TENANT]) if known else printed(outputs, task)
+            count, cut = count + len(table), cut + lost
+            for name, values in answers.items():
                 while name in table:
                     name = f"predicted_{name}"
                 table[name] = pd.Series(values, table.index, dtype=object)
             if not streams:
                 yield table
+    if not count:
+        raise UserError("no row has text")
+    if skipped:
+        console.note(f"rows without text skipped: {skipped} of {count + skipped}")
     if cut:
         console.note(f"{cut} of {count} texts truncated to {task.max_length} tokens")
 
 
-def write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> None:
-    """Write tables as they come, as one in the format of an ending, csv or jsonl."""
-    for number, table in enumerate(tables):
+def read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], Sequence[str]]:
+    """Return a table, some rows at a time, and which of its columns hold the texts.
+
+    Of a file these are those that --column or the training names, or its only one.
+
+    Raises:
+        UserError: if there are no rows or no such columns, or, while it is read, if it cannot be.
+    """
+    width = len(task.columns)
+    chosen: Sequence[str]
+    tables: Iterator[pd.DataFrame]
+    if options.file is None:
+        chosen, where = TEXT_COLUMNS[:width], "standard input"
+        lines = batched(words(options.texts, width), options.batch_size)
+        tables = (pd.DataFrame(some, columns=list(chosen), dtype=object) for some in lines)
+    else:
+        chosen, where = options.column or task.columns, f"--file: {options.file}"
+        tables = sources.values(options.file, "--file")
+    if len(chosen) != width:
+        raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
+    first = next(tables)
+    if not len(first):
+        raise UserError(f"{where}: empty; needed: at least one row")
+    names = list(first.columns)
+    if len(names) == width == 1 and options.column is None:
+        chosen = names
+    sources.check_columns(names, chosen, f"{where}, --column")
+    return numbered(chain([first], tables), names, where), list(chosen)
+
+
+def numbered(tables: Iterable[pd.DataFrame], names: Sequence[str], where: str) -> Iterator[pd.DataFrame]:
+    """Yield tables with these columns each, in which rows are numbered from 1.
+
+    Raises:
+        UserError: if one has another column.
+    """
+    before = 0
+    for table in tables:
+        table.index = pd.RangeIndex(before + 1, before + len(table) + 1, name="row")
+        before += len(table)
+        for late in table.columns.difference(list(names)):
+            row = table[late].first_valid_index()
+            raise UserError(f"{where}: row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
+        yield table.assign(**dict.fromkeys(name for name in names if name not in table))[names]
+
+
+def words(given: Sequence[str], width: int) -> Iterator[list[str]]:
+    """Yield the texts, or pairs of texts, in the arguments or, without any or with "-", in lines of standard input.
+
+    Raises:
+        UserError: if a pair is incomplete.
+    """
+    if given not in ([], [STDIN]):
+        if len(given) % width:
+            raise UserError(f"the adapter reads pairs: needed: an even number of texts, got {len(given)}")
+        yield from (list(given[start : start + width]) for start in range(0, len(given), width))
+        return
+    if sys.stdin.isatty():
+        console.note("one text per line; Ctrl-D ends")
+    with sources.explained("standard input"):
+        for number, line in enumerate(sys.stdin, start=1):
+            row = line.removesuffix("\n").split("\t", width - 1)
+            if len(row) != width:
+                raise UserError(f"standard input: line {number}: needed: two texts with a tab between them")
+            yield row
+
+
+def with_texts(rows: pd.DataFrame, columns: Sequence[str], *, skips: bool) -> pd.DataFrame:
+    """Return the rows whose columns hold texts.
+
+    Raises:
+        UserError: if a row has no text, unless it `skips` them, or something else in its place.
+    """
+    empty = rows[columns].map(is_missing).any(axis=1)
+    full = rows[~empty]
+    with as_user_error(ValueError):
+        if not skips:
+            refuse(empty, empty, "is empty; needed: a text, or --skip-empty")
+        for name in columns:
+            refuse_other_than_text(full[name])
+    return full
+
+
+def tenants_of(
+    table: pd.DataFrame, tenant: str | None, known: Mapping[str, AdapterTask], task: AdapterTask
+) -> dict[str, list[int]]:
+    """Return the column of the tenant of each row, by number, of a bank; nothing of an adapter.
+
+    It is that of --tenant or, without, of the column that named tenants in training.
+
+    Raises:
+        UserError: if it is not said, or there is no such tenant.
+    """
+    if not known:
+        if tenant is not None or task.tenants is not None:
+            raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
+        return {}
+    if tenant is None and task.tenant not in table:
+        raise UserError(f"--tenant: whose texts are they? There are {', '.join(list(known)[:SHOWN])}")
+    names = [tenant] * len(table) if tenant is not None else table[task.tenant].map(plain_text)
+    numbers = {name: number for number, name in enumerate(known)}
+    for name in names:
+        if name not in numbers:
+            raise UserError(f"--tenant: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")
+    return {TENANT: [numbers[name] for name in names]}
+
+
+def write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
+    """Write tables as they come, as one in the format of an ending, csv or jsonl; return the number of its rows."""
+    count = 0
+    for table in tables:
         if ending == JSON_LINES:
             table.to_json(out, orient="records", lines=True, force_ascii=False, default_handler=str)
         else:
-            table.to_csv(out, index=False, header=number == 0, lineterminator="\n")
+            table.to_csv(out, index=False, header=count == 0, lineterminator="\n")
         out.flush()
-
-
-def write_parquet(tables: Iterable[pd.DataFrame], out: Path, known: pa.Schema) -> None:
-    """Write tables as they come, as one; `known` is the schema of their columns but the answers."""
-    from pyarrow.parquet import ParquetWriter
-
-    whole, writer = known, None
-    with ExitStack() as stack:
-        for some in batched(tables, GROUP):
-            table = pd.concat(some)
-            if writer is None:
-                whole = schema([table], known)
-                writer = stack.enter_context(ParquetWriter(out, whole))
-            writer.write_table(pa.Table.from_pandas(table, whole, preserve_index=False))
-
-
-def schema(tables: Iterable[pd.DataFrame], *known: pa.Schema) -> pa.Schema:
-    """Return the names and types of the columns of all tables, after those that are known.
-
-    Raises:
-        UserError: if a column holds values of several types.
-    """
-    with as_user_error(ValueError, TypeError, before="--out: parquet does not take this table: "):
-        found = [pa.Schema.from_pandas(its.infer_objects(), preserve_index=False).remove_metadata() for its in tables]
-        return pa.unify_schemas([*known, *found], promote_options="permissive")
+        count += len(table)
+    return count
 
 
 if __name__ == "__main__":

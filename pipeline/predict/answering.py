@@ -28,13 +28,23 @@ from pipeline.tasks.task import Columns
 
 
 class Opened:
-    """An adapter or a bank, on the base model that it names or on another, which answers some texts at a time."""
+    """An adapter or a bank, on the base model that it names or on another, which answers some texts at a time.
+
+    Raises:
+        UserError: if something is missing or does not fit.
+    """
 
     def __init__(self, folder: Path, base: str | None, task: AdapterTask, batch_size: int) -> None:
         self.folder, self.task, self.batch_size = folder, task, batch_size
-        model, self.tokenizer = _opened(folder, base, task)
-        self.model = device.place(model)
         self.asked = 0  # texts
+        getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
+        with as_user_error(InputError):
+            model, its, fields = (_bank if artifacts.is_bank(folder) else _adapter)(folder, base, task)
+            tokenizer = base_models.load_tokenizer(fields, folder, base)
+        if tokenizer is None:
+            raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
+        pad(tokenizer, str(folder), its)
+        self.tokenizer, self.model = tokenizer, device.place(model)
 
     def outputs(self, texts: pa.Table, advance: Advance) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
         """Return what it says of texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
@@ -67,22 +77,6 @@ class Opened:
         return said, sum(len(one) > self.task.max_length for one in ids)
 
 
-def _opened(folder: Path, base: str | None, task: AdapterTask) -> tuple[nn.Module, Any]:
-    """Return the model of an adapter or a bank, and its tokenizer.
-
-    Raises:
-        UserError: if something is missing or does not fit.
-    """
-    getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
-    with as_user_error(InputError):
-        model, its, fields = (_bank if artifacts.is_bank(folder) else _adapter)(folder, base, task)
-        tokenizer = base_models.load_tokenizer(fields, folder, base)
-    if tokenizer is None:
-        raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
-    pad(tokenizer, str(folder), its)
-    return model, tokenizer
-
-
 Fitted = tuple[nn.Module, "PreTrainedModel", Mapping[str, Any]]  # with its base model, and what says which one it is
 
 
@@ -103,17 +97,16 @@ def _bank(folder: Path, base: str | None, task: AdapterTask) -> Fitted:
     return banks.Served(bank, bank.names), bank.model, bank.base_fields
 
 
-def printed(outputs: Tensor, tasks: Sequence[AdapterTask], whose: Sequence[int], *, is_mixed: bool) -> Columns:
-    """Return the columns to print: of one task all that its kind says, of several the answer and its probability.
+def printed(outputs: Tensor, task: AdapterTask) -> Columns:
+    """Return the columns to print of outputs of one task: all that its kind says."""
+    return task.task.printed(outputs[:, : task.task.width(task.labels)], task.labels, task.thresholds or ())
 
-    `whose` says which task each output is of; `is_mixed`, whether all outputs, of which these are some, are of several.
-    """
-    if not is_mixed:
-        task = tasks[whose[0]]
-        return task.task.printed(outputs[:, : task.task.width(task.labels)], task.labels, task.thresholds or ())
+
+def of_tenants(outputs: Tensor, tasks: Sequence[AdapterTask], whose: Sequence[int]) -> Columns:
+    """Return the columns to print of outputs, each of the task that `whose` says: the answer and its probability."""
     columns: dict[str, list[Any]] = {}
     for number, row in zip(whose, outputs, strict=True):
-        (name, (answer,)), *rest = printed(row[None], tasks, [number], is_mixed=False).items()
+        (name, (answer,)), *rest = printed(row[None], tasks[number]).items()
         columns.setdefault(name, []).append(answer)
         if rest:
             columns.setdefault("p", []).append(max(values[0] for _, values in rest))

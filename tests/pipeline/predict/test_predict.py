@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -74,9 +73,7 @@ def test_a_file_says_what_the_arguments_say(one, ending):
     assert table(ok("--file", f"in.{ending}", "--column", "sentence1")) == expected
 
 
-@pytest.mark.parametrize("rows", [1, 1000])
-def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one, monkeypatch, rows):
-    monkeypatch.setattr(sources, "ROWS", rows)
+def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one):
     records = [{"n": 3, "label": "good", "sentence1": SENTENCE}, {"sentence1": "an owl", "late": [1, None]}]
     write("in.jsonl", records)
     found = [json.loads(line) for line in ok("--file", "in.jsonl", "--json").splitlines()]
@@ -84,8 +81,24 @@ def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one, mo
     assert [list(record) for record in found] == [["n", "label", "sentence1", "late", *ours]] * 2
     assert (found[0]["n"], found[0]["label"]) == (3, "good")
     assert (found[1]["n"], found[1]["late"]) == (None, [1, None])
-    ok("--file", "in.jsonl", "--out", "out.parquet")
-    assert pd.read_parquet("out.parquet")["n"].isna().tolist() == [False, True]
+
+
+def test_each_table_is_answered_before_the_next_is_read_and_a_later_mistake_is_a_line(one, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS", 1)
+    first = {"sentence1": SENTENCE, "label": "good"}
+    for second, says in (
+        ({"sentence1": "an owl", "late": 1}, "--file: in.jsonl: row 2: a new key 'late'; needed: in row 1"),
+        ({"sentence1": None}, "row 2: is empty; needed: a text"),
+        ("no object", "--file: in.jsonl: line 2 must be a JSON object, got str"),
+    ):
+        write("in.jsonl", [first, second])
+        status, out, err = ended(predict.main, ["--file", "in.jsonl", "--json"])
+        assert (status, len(out.splitlines()), err.count("\n")) == (2, 1, 1)
+        assert err.startswith(f"python -m pipeline.predict: {says}")
+        assert says in mistake("--file", "in.jsonl", "--out", "out.csv")
+        assert not Path("out.csv").exists()
+    write("in.jsonl", [first, {"sentence1": "an owl"}])
+    assert [row["label"] for row in table(ok("--file", "in.jsonl"))] == ["good", ""]
 
 
 def test_a_file_is_answered_some_rows_at_a_time_and_never_all_in_memory(one, monkeypatch):
@@ -93,21 +106,21 @@ def test_a_file_is_answered_some_rows_at_a_time_and_never_all_in_memory(one, mon
     assert growth(lambda path: ok("--file", str(path), "--column", "text", "--out", f"{path}.jsonl"), "csv") < 0.2
 
 
-def test_rows_without_a_text_are_left_out_and_named(one, capsys):
+def test_rows_without_a_text_are_left_out_and_counted(one, capsys):
     Path("in.csv").write_text(f"id,text\n1,\n2,{SENTENCE}\n3, \n")
     words = ["--file", "in.csv", "--column", "text"]
     assert mistake(*words) == "row 1: is empty; needed: a text, or --skip-empty"
     predict.main([*words, "--skip-empty"])
     printed = capsys.readouterr()
     assert [row["id"] for row in table(printed.out)] == ["2"]
-    assert printed.err == "rows without text skipped: 2 of 3: 1, 3\n"
+    assert printed.err == "rows without text skipped: 2 of 3\n"
 
 
 def test_standard_input_holds_one_text_a_line(one, monkeypatch):
     typed(monkeypatch, f"{SENTENCE}\r\nan owl\n".encode())
     assert ok("-") == ok(SENTENCE, "an owl")
     for content, message in (
-        (b"", "standard input: empty; needed: one text per line"),
+        (b"", "standard input: empty; needed: at least one row"),
         (b"a\xff\n", "standard input: 'utf-8' codec can't decode byte 0xff in position 1: invalid start byte"),
     ):
         typed(monkeypatch, content)
@@ -127,11 +140,9 @@ def test_pairs_are_two_arguments_a_line_with_a_tab_or_two_columns(pairs, monkeyp
 
 def test_a_file_is_written_by_its_extension(one):
     printed = ok(SENTENCE), ok(SENTENCE, "--json")
-    for name in ("new/out.csv", "out.jsonl", "out.parquet"):
+    for name in ("new/out.csv", "out.jsonl"):
         assert ok(SENTENCE, "--out", name) == ""
     assert (Path("new/out.csv").read_text(), Path("out.jsonl").read_text()) == printed
-    (row,) = pd.read_parquet("out.parquet").to_dict("records")
-    assert row == json.loads(printed[1])
     words = (SENTENCE, "--out", "out.jsonl")
     assert mistake(*words) == "--out: out.jsonl: exists; choose another file, or replace it with --force"
     ok(*words, "--force")
@@ -148,7 +159,6 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     write("half.jsonl", [{"sentence1": "\ud800"}])
     write("deep.jsonl", "[" * 100_000)
     os.mkfifo("pipe.csv")
-    write("mixed.jsonl", [{"sentence1": "a", "id": 1}, {"sentence1": "b", "id": "a"}])
     Path("folder.csv").mkdir()
     assert mistake(*words).startswith(message)
 
