@@ -32,24 +32,6 @@ def kron_sum(
     return blocks.view(p1, q1, p2, q2).transpose(1, 2).reshape(p1 * p2, q1 * q2)
 
 
-def kron_sum_gradients(
-    gradient: Tensor,  # of kron_sum(left, right): (<= p_1 * p_2, <= q_1 * q_2), missing entries are zero
-    left: Tensor,  # (s, p_1, q_1)
-    right: Tensor,  # (s, p_2, q_2)
-) -> tuple[Tensor, Tensor]:  # the same shapes
-    """Return the gradients of both factors: `right R^T` and `left R` with R the rearranged gradient.
-
-    Reference: the rearrangement identity, see `kron_sum`.
-    """
-    (_, p1, q1), (_, p2, q2) = left.shape, right.shape
-    rows, columns = gradient.shape
-    if (rows, columns) != (p1 * p2, q1 * q2):
-        gradient = torch.nn.functional.pad(gradient, (0, q1 * q2 - columns, 0, p1 * p2 - rows))
-    rearranged = gradient.reshape(p1, p2, q1, q2).transpose(1, 2).reshape(p1 * q1, p2 * q2)
-    of_left, of_right = right.flatten(1) @ rearranged.T, left.flatten(1) @ rearranged
-    return of_left.view(left.shape), of_right.view(right.shape)
-
-
 def rearrange(
     matrix: Tensor,  # (p_1 * p_2, q_1 * q_2)
     row_shape: Shape,  # (p_1, p_2)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.functional import Side
 
 
 class LsrAdapter(nn.Module):
@@ -73,11 +72,6 @@ class LsrAdapter(nn.Module):
         """Return the LoRA that is the same update: R A and B, without the scaling."""
         a, b = self.matrices()
         return (times_core(self.core, a) if self.has_core else a), b
-
-    def operands(self) -> tuple[Side, Side]:
-        """Return the factors of A and of B, or with a core the result of `collapse`; after one alone comes None."""
-        a, b = ([side] for side in self.collapse()) if self.has_core else self.factors()
-        return (a[0], a[1] if len(a) > 1 else None), (b[0], b[1] if len(b) > 1 else None)
 
     def update(self) -> Tensor:  # (out_features, in_features)
         """Return the update, in at least float32."""

@@ -130,7 +130,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
         if len(active) == 1 and not (args or kwargs or active[0].drops) and is_plain(self.base_layer):
             weight, bias = self.in_layout(self.base_parameter()), cast("Tensor | None", self.base_layer.bias)
-            return adapted_linear(x, weight, bias, *active[0].operands(), active[0].scaling)
+            return adapted_linear(x, weight, bias, *active[0].collapse(), active[0].scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         for adapter in active:
             result = add_low_rank(result, adapter.dropout(x), *adapter.collapse(), adapter.scaling)

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.algebra.separable import kron_sum
 from lsr.tuner.functional import adapted_linear
 from tests.capabilities.checks import train, trainable
 from tests.capabilities.models import logits, tiny
@@ -103,39 +102,28 @@ SIZES = st.integers(1, 6)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
 
 
-def sides(case, m, n, dtype=torch.float64):
-    """The factors of A and of B, and A and B themselves, of rank 4."""
-    if case == "matrices":
-        a, b = normal(4, n, seed=2, dtype=dtype), normal(m, 4, seed=3, dtype=dtype)
-        return [a, None, b, None], a, b
-    n1, m1 = -(-n // 3), -(-m // 3)  # padded unless 3 divides the width
-    shapes = [(5, 2, n1), (5, 2, 3), (5, m1, 2), (5, 3, 2)]
-    factors = [normal(*shape, seed=4 + i, dtype=dtype) for i, shape in enumerate(shapes)]
-    return factors, kron_sum(*factors[:2])[:, :n], kron_sum(*factors[2:])[:m]
+def sides(m, n, dtype=torch.float64):
+    """A and B of rank 4."""
+    return normal(4, n, seed=2, dtype=dtype), normal(m, 4, seed=3, dtype=dtype)
 
 
-def fused(x, weight, bias, a1, a2, b1, b2):
-    return adapted_linear(x, weight, bias, (a1, a2), (b1, b2), 0.7)
+def fused(x, weight, bias, a, b):
+    return adapted_linear(x, weight, bias, a, b, 0.7)
 
 
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("case", ["factors", "matrices"])
 @given(BATCHES | st.just((4, 6)), SIZES, SIZES)
-def test_the_fused_layer_is_the_plain_formula(case, with_bias, batch, m, n):
+def test_the_fused_layer_is_the_plain_formula(with_bias, batch, m, n):
     x, weight, bias = normal(*batch, n), normal(m, n, seed=1), normal(m, seed=9) if with_bias else None
-    factors, a, b = sides(case, m, n)
+    a, b = sides(m, n)
     expected = F.linear(x, weight, bias) + 0.7 * F.linear(F.linear(x, a), b)
-    assert_close(fused(x, weight, bias, *factors), expected)
+    assert_close(fused(x, weight, bias, a, b), expected)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "case", "n"),  # 3 tokens: added to outputs; 16: to the weight
-    [(3, "factors", 5), (3, "matrices", 6), (16, "factors", 6), (16, "matrices", 5)],
-)
-def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, case, n):
-    factors, _, _ = sides(case, 7, n)
-    values = [normal(tokens, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
-    values = [value if value is None else value.requires_grad_() for value in values]
+@pytest.mark.parametrize("tokens", [3, 16])  # added to outputs; to the weight
+def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens):
+    values = [normal(tokens, 5), normal(7, 5, seed=1), normal(7, seed=9), *sides(7, 5)]
+    values = [value.requires_grad_() for value in values]
     assert torch.autograd.gradcheck(fused, values)
     # Along random directions: one by one, the second derivatives take a second a case.
     assert torch.autograd.gradgradcheck(fused, values, fast_mode=True)
@@ -158,14 +146,13 @@ def test_nothing_is_lost_of_an_update_that_is_small_beside_the_weight(dtype):
     a, b = torch.ones(1, 4, dtype=dtype), torch.full((4, 1), 2**-10, dtype=dtype)
     x[:, 0], x[:, 1] = 1, -1
     a[0, 1] = -1
-    total = adapted_linear(x, weight, None, (a, None), (b, None), 1.0)
+    total = adapted_linear(x, weight, None, a, b, 1.0)
     assert_close(total, torch.full_like(total, 2**-9))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_activations_give_the_fused_factors_full_precision_gradients(dtype):
-    factors, _, _ = sides("factors", 12, 9, torch.float32)
-    factors = [factor.requires_grad_() for factor in factors]
+    factors = [side.requires_grad_() for side in sides(12, 9, torch.float32)]
     x, weight = normal(20, 9, dtype=dtype), normal(12, 9, seed=1, dtype=dtype)
     output = fused(x, weight, None, *factors)
     gradients = torch.autograd.grad(output.double().square().sum(), factors)
