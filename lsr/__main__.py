@@ -4,7 +4,6 @@ import argparse
 import sys
 import warnings
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -12,15 +11,15 @@ from typing import Any, NoReturn
 
 from transformers.utils import logging
 
-from lsr.algebra.rounding import PRECISIONS
+from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
 from lsr.convert.parity import outputs, probe_ids
 from lsr.convert.rounded import round_adapter
-from lsr.convert.squeezed import BITS, squeeze_adapter
+from lsr.convert.squeezed import squeeze_adapter
 from lsr.convert.writing import COMMON, check_output, writing
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
-from lsr.serve.file import FILE, read
+from lsr.serve.file import FILE
 from lsr.serve.http import command as server
 from lsr.serve.joining import joined
 from lsr.tuner.files import adapter_folder, read_config, weights_of
@@ -123,16 +122,13 @@ def run_squeeze(options: Namespace) -> None:
 
 
 def run_bank(options: Namespace) -> None:
-    """Write a bank, and print its contents."""
+    """Write a bank, and print its size."""
     check_output(options.output, tuple(options.sources), replace=options.force)
     bank = joined(options.sources, options.base, options.precision)
     bank.save(options.output, force=options.force)
-    written, sizes, count = (options.output / FILE).stat().st_size, Counter[str](), len(bank.names)
-    say(f"{options.output}: {count} adapter{'s' * (count != 1)} in {bank.shared.precision}, {written:,} bytes")
-    for key, tensor in read(options.output)[1].items():
-        sizes[key.partition("/")[0]] += tensor.nbytes
-    for kind, size in sizes.items():
-        say(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
+    size, count = (options.output / FILE).stat().st_size, len(bank.names)
+    adapters = f"{count} adapter{'s' * (count != 1)} in {bank.shared.precision}"
+    say(f"{options.output}: {adapters}, {size:,} bytes, {size / count:,.0f} an adapter")
     if bank.common is not None:
         say(f"what they share: {_size(options.output / COMMON)}")
 
@@ -146,63 +142,56 @@ def _size(folder: Path) -> str:
     return f"{sum(path.stat().st_size for path in folder.iterdir() if path.is_file()):,} bytes"
 
 
-Argument = tuple[tuple[str, ...], dict[str, Any]]  # what argparse's add_argument takes
-
-
-def argument(*names: str, **options: Any) -> Argument:
-    """Return an argument of a command."""
-    return names, options
-
-
-ADAPTER = argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter")
-OUTPUT = argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the folder to write")
-FORCE = argument("--force", action="store_true", help="replace OUT if it exists")
-BASE = argument("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
+ADAPTER = {"adapter": {"metavar": "ADAPTER", "type": Path, "help": "folder of an adapter"}}
+OUTPUT = {"-o --output": {"metavar": "OUT", "type": Path, "required": True, "help": "the folder to write"}}
+FORCE = {"--force": {"action": "store_true", "help": "replace OUT if it exists"}}
+BASE = {"--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "the base model, if not the one that the adapter names"}}
 LOSSY = f"replace OUT if it exists, and let --dtype lose over {TOLERATED_LOSS:.0%}% of the update"
+SEVERAL = {"nargs": "+", "type": Path, "required": True}
 SOURCES = "adapters, with tenants or without, banks, or folders of them"
 FORMS = "rank:R in each layer, directions:N in all, or shared:R between frames of all layers of a kind (rank:1)"
-# By name: what it runs, what the list of commands and its own help say of it, and its arguments.
-COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, Sequence[Argument]]] = {
+# By name: what it runs, what the list of commands and its own help say of it, and the options of its arguments by name.
+COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[str, Any]]]] = {
     "export": (
         run_export,
         "write an adapter as plain LoRA, or merged into its base model",
         "Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, and compare "
         "the outputs of what was written with those of the adapter.",
-        [
-            ADAPTER,
-            argument("--to", choices=("lora", "merged"), required=True, help="what to write"),
-            OUTPUT,
-            argument("--force", action="store_true", help=LOSSY),
-            argument("--dtype", choices=tuple(DTYPES), default="float32", help="of what is written (float32)"),
-            BASE,
-        ],
+        {
+            **ADAPTER,
+            "--to": {"choices": ("lora", "merged"), "required": True, "help": "what to write"},
+            **OUTPUT,
+            "--force": {"action": "store_true", "help": LOSSY},
+            "--dtype": {"choices": tuple(DTYPES), "default": "float32", "help": "of what is written (float32)"},
+            **BASE,
+        },
     ),
     "import": (
         run_import,
         "write a plain LoRA as an LSR adapter",
         "Write a plain PEFT LoRA folder as an LSR adapter with the same tensors, bit for bit. It trains on as LoRA "
         "does, and export --to lora gives the LoRA back.",
-        [argument("lora", metavar="LORA", type=Path, help="folder of a LoRA"), OUTPUT, FORCE],
+        {"lora": {"metavar": "LORA", "type": Path, "help": "folder of a LoRA"}, **OUTPUT, **FORCE},
     ),
     "round": (
         run_round,
         "write an adapter of any method in fewer bits",
         "Write an adapter of any method in bfloat16, or in 8, 4, 3 or 2 bits with a scale for each 64 entries. Every "
         "command takes such a folder; PEFT itself needs it back in float32. No base model is read.",
-        [ADAPTER, argument("--to", choices=PRECISIONS, required=True, help="the precision"), OUTPUT, FORCE],
+        {**ADAPTER, "--to": {"choices": PRECISIONS, "required": True, "help": "the precision"}, **OUTPUT, **FORCE},
     ),
     "squeeze": (
         run_squeeze,
         "write an adapter as a small one",
         "Write an adapter of LSR or LoRA, in a folder or a hub repository, as the small LSR adapter that is nearest to "
         "it, and say how near. No base model is read. To train it on, name it in lsr.init of the pipeline.",
-        [
-            ADAPTER,
-            argument("--to", default="rank:1", metavar="FORM", help=FORMS),
-            argument("--bits", type=int, choices=tuple(BITS), help="round it, as `round` does"),
-            OUTPUT,
-            FORCE,
-        ],
+        {
+            **ADAPTER,
+            "--to": {"default": "rank:1", "metavar": "FORM", "help": FORMS},
+            "--bits": {"type": int, "choices": tuple(BITS.values()), "help": "round it, as `round` does"},
+            **OUTPUT,
+            **FORCE,
+        },
     ),
     "bank": (
         run_bank,
@@ -210,20 +199,20 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, Sequence[Argume
         "Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which lsr.AdapterBank "
         "serves them together: each row of a batch through its own. An adapter has its folder's name. An adapter of "
         "any method with tenants is one for each of them, and banks are joined; what tenants share must be the same.",
-        [
-            argument("--from", dest="sources", nargs="+", type=Path, required=True, metavar="FOLDER", help=SOURCES),
-            OUTPUT,
-            FORCE,
-            argument("--precision", choices=PRECISIONS, help="of what is stored (that of the banks, or float32)"),
-            BASE,
-        ],
+        {
+            "--from": {**SEVERAL, "dest": "sources", "metavar": "FOLDER", "help": SOURCES},
+            **OUTPUT,
+            **FORCE,
+            "--precision": {"choices": PRECISIONS, "help": "of what is stored (that of the banks, or float32)"},
+            **BASE,
+        },
     ),
     "serve": (
         server.run,
         "answer over HTTP with the adapters of a bank",
         "Serve a bank over HTTP, each text through the adapter that its request names; GET /openapi.json describes it. "
         "Who changes adapters shows the token in the environment variable LSR_TOKEN; without one nobody can.",
-        [argument(name, **options) for name, options in server.ARGUMENTS.items()],
+        server.ARGUMENTS,
     ),
 }
 
@@ -245,8 +234,8 @@ def parser(called: str = MODULE) -> Parser:
     for command, (run, summary, description, its) in COMMANDS.items():
         one = added.add_parser(command, help=summary, description=description)
         one.set_defaults(run=run)
-        for names, options in its:
-            one.add_argument(*names, **options)
+        for names, options in its.items():
+            one.add_argument(*names.split(), **options)
     return top
 
 

@@ -10,8 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from lsr.algebra.rounding import dtype_name
-from lsr.convert import errors
-from lsr.convert.errors import Errors
+from lsr.convert.rounded import Errors, errors_of, relative
 from lsr.convert.writing import check_output, write, write_task, writing
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.updates import LORA, LSR, Frames
@@ -54,7 +53,7 @@ def export_lora(
     for name, update in exact.items():
         a, b = (_rounded(name, side, dtype) for side in (update.frames.a, update.frames.b))
         updates[name] = update._replace(frames=Frames(a=a, b=b))
-    lost = errors.of_updates(updates, exact)
+    lost = errors_of(updates, exact)
     _check(lost, dtype, force)
     heads = {name: _rounded(name, value, dtype) for name, value in contents.heads.items()}
     write(replace(contents, updates=updates, heads=heads), folder, LORA)
@@ -148,7 +147,7 @@ def _lost_by_merging(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: 
         written = _rounded(name, weight + update, dtype).double()
         absolute[name] = float((written - weight.double() - update.double()).norm())
         lengths[name] = float(update.double().norm())
-    return errors.relative(absolute, lengths)
+    return relative(absolute, lengths)
 
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,17 +1,54 @@
-"""Round an adapter of any method to another precision, and measure what that changes."""
+"""Round an adapter of any method, and measure how far a written adapter is from its original."""
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lsr.convert import errors
-from lsr.convert.errors import Errors
+import torch
+
+from lsr.algebra.spectrum import distance_of_pairs, norm_of
 from lsr.convert.writing import check_output, write_files, write_task, writing
 from lsr.loading.contents import read_task
 from lsr.loading.updates import LSR, Update, updates_in
 from lsr.tuner.files import Files, read_files
 from lsr.tuner.mistakes import InputError
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors, ||written - exact||_F / ||exact||_F."""
+
+    layers: dict[str, float]
+    total: float  # of all layers as one long vector
+
+    @property
+    def worst(self) -> str:
+        """The layer with the largest error."""
+        return max(self.layers, key=lambda name: self.layers[name])
+
+    def __str__(self) -> str:
+        """Return the total error, and the largest with its layer."""
+        return f"{self.total:.2g} in total, {self.layers[self.worst]:.2g} at most, in {self.worst}"
+
+
+def errors_of(written: Mapping[str, Update], exact: Mapping[str, Update]) -> Errors:
+    """Return the errors of updates by layer; a missing update counts as zero."""
+    products = {name: update.product() for name, update in exact.items()}
+    lengths = {name: norm_of(product) for name, product in products.items()}
+    absolute = {
+        name: distance_of_pairs(written[name].product(), product) if name in written else lengths[name]
+        for name, product in products.items()
+    }
+    return relative(absolute, lengths)
+
+
+def relative(absolute: Mapping[str, float], lengths: Mapping[str, float]) -> Errors:
+    """Divide errors by the norms of the originals; a zero that stays zero has error 0."""
+    layers = {name: absolute[name] / lengths[name] if lengths[name] else 0.0 for name in absolute}
+    total, length = (float(torch.tensor(list(v.values()), dtype=torch.float64).norm()) for v in (absolute, lengths))
+    return Errors(layers, total / length if length else 0.0)
 
 
 class RoundingErrors(NamedTuple):
@@ -42,8 +79,8 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
         written = read_files(new)
         before, after = _updates(files), _updates(written)
         absolute = {name: float((written.tensors[name] - tensor).norm()) for name, tensor in exact.items()}
-        of_tensors = errors.relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
-        return RoundingErrors(of_tensors, errors.of_updates(after, before) if before else None)
+        of_tensors = relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
+        return RoundingErrors(of_tensors, errors_of(after, before) if before else None)
 
 
 def _updates(files: Files) -> Mapping[str, Update]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from lsr.algebra.rounding import BITS
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix, norm_of, shape_of
-from lsr.convert import errors
-from lsr.convert.errors import Errors
+from lsr.convert.rounded import Errors, errors_of
 from lsr.convert.writing import check_output, write, writing
 from lsr.init import directions, warm
 from lsr.init.allocation import MOST, allocate
@@ -24,7 +24,6 @@ from lsr.tuner.mistakes import InputError, explained
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
 ALPHA = LsrConfig.alpha  # the usual one
-BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit"}
 
 
 def squeeze_adapter(
@@ -50,9 +49,9 @@ def squeeze_adapter(
     folder, output = adapter_folder(folder), Path(output)
     check_output(output, (folder,), replace=force)
     form = FORM.fullmatch(to)
-    if form is None or bits not in (None, *BITS):
+    if form is None or bits not in (None, *BITS.values()):
         wrong = f"--to must be rank:R, directions:N or shared:R, got {to!r}" if form is None else f"--bits {bits}"
-        raise InputError(f"{wrong}; needed: numbers from 1 on, and --bits of {', '.join(map(str, BITS))}")
+        raise InputError(f"{wrong}; needed: numbers from 1 on, and --bits of {', '.join(map(str, BITS.values()))}")
     contents = read_contents(folder)
     before = {name: update.product() for name, update in contents.updates.items()}
     updates = {name: product for name, product in before.items() if norm_of(product)}
@@ -62,8 +61,8 @@ def squeeze_adapter(
         small = _small(updates, form[1], int(form[2]))
     with writing(output) as new:  # which is there when it has been read
         new.rmdir()
-        write(replace(contents, updates=small), new, precision=None if bits is None else BITS[bits])
-        return errors.of_updates(read_contents(new).updates, contents.updates)
+        write(replace(contents, updates=small), new, precision=bits and f"{bits}bit")
+        return errors_of(read_contents(new).updates, contents.updates)
 
 
 def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, Update]:

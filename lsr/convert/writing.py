@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.algebra.rounding import pack, unpack
-from lsr.convert.as_lora import as_lora
-from lsr.convert.as_lsr import as_lsr
+from lsr.convert.formats import as_lora, as_lsr
 from lsr.loading.contents import Contents
 from lsr.loading.updates import LORA, LSR
 from lsr.tuner.card import Card

@@ -150,7 +150,7 @@ def here(tmp_path, monkeypatch):
 def test_the_adapters_of_a_folder_become_one_file(here):
     printed = said(main, "bank", "--from", "users", "-o", "bank", "--precision", "8bit", "--base", "base")
     size = (here / "bank" / file.FILE).stat().st_size
-    assert printed.startswith(f"bank: 2 adapters in 8bit, {size:,} bytes\n")
+    assert printed == f"bank: 2 adapters in 8bit, {size:,} bytes, {size / 2:,.0f} an adapter\n"
     bank = AdapterBank.load(tiny("bert"), here / "bank")
     assert bank.notes == {"anna": {}, "ben": {"labels": ["no", "maybe", "yes"]}}
     found = asked(bank, ["ben", "anna"])
