@@ -14,10 +14,8 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
 from lsr.algebra import spectrum
-from lsr.algebra.backend import converging_numpy
-from lsr.algebra.separable import canonical_signs
 from lsr.algebra.shapes import check_rank
-from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
+from lsr.algebra.spectrum import Matrix, canonical_signs, converging_numpy, leading_svd, norm_of, shape_of
 
 OVERSAMPLED = 16  # a large matrix is compressed to twice the rank plus this many singular vectors
 SWEEPS = 200

@@ -6,10 +6,9 @@ single factor is the dense matrix itself. Pairs of indices are row-major: row (u
 """
 
 import torch
-from tensorly.tenalg import svd_interface
 from torch import Tensor
 
-from lsr.algebra.backend import converging_numpy
+from lsr.algebra.spectrum import leading_svd
 
 Shape = tuple[int, ...]
 
@@ -56,19 +55,15 @@ def nearest_kron_sum(
 ) -> list[Tensor]:  # (s, p_i, q_i)
     """Return factors that minimize `||matrix - kron_sum(*factors)||_F`, largest term first; one factor: the matrix.
 
-    They are the truncated SVD of `rearrange(matrix)`, by TensorLy: the global optimum, whose error is the tail of the
+    They are the leading part of the SVD of `rearrange(matrix)`: the global optimum, whose error is the tail of the
     singular values. The second factor has orthonormal terms, the largest entry of each positive; the first carries the
     weights. So no term is dead, even if its weight is zero.
     """
     if len(row_shape) == 1:
         return [matrix[None].clone()]
-    rearranged = rearrange(matrix, row_shape, column_shape)
-    with converging_numpy():
-        left, sigma, right = svd_interface(rearranged.numpy(), "truncated_svd", n_eigenvecs=separation_rank)
-    weights, first, second = (torch.from_numpy(part) for part in (sigma, left, right.T))
-    signs = canonical_signs(second)
-    sides = zip((first * weights * signs, second * signs), row_shape, column_shape, strict=True)
-    return [columns.T.reshape(-1, p, q) for columns, p, q in sides]
+    first, weights, second = leading_svd(rearrange(matrix, row_shape, column_shape), separation_rank)
+    sides = zip(((first * weights).T, second), row_shape, column_shape, strict=True)
+    return [terms.reshape(-1, p, q) for terms, p, q in sides]
 
 
 def balance(
@@ -82,14 +77,3 @@ def balance(
     weights = lengths.prod(dim=0)
     scales = torch.where(weights > 0, weights ** (1 / len(factors)) / lengths, 1.0)
     return [factor * scale[:, None, None] for factor, scale in zip(factors, scales, strict=True)]
-
-
-def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
-    """Return the signs that make the largest entry of each column positive."""
-    largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))[0]
-    return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
-
-
-def pad_columns(matrix: Tensor, columns: int) -> Tensor:
-    """Return the matrix with zero columns appended up to `columns`."""
-    return torch.nn.functional.pad(matrix, (0, columns - matrix.shape[1]))

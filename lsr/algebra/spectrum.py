@@ -2,20 +2,49 @@
 
 The sign of a pair of singular vectors is arbitrary and differs between LAPACK drivers, yet it changes the nearest
 Kronecker sum. So the largest entry of each right vector is made positive.
+
+LAPACK's fast driver, gesdd, does not converge for some finite matrices, often of low rank. Which ones depends on the
+BLAS and the processor. The slower gesvd does, so it takes over when gesdd gives up, in NumPy, which TensorLy uses here,
+and in torch. Reports: numpy/numpy#12941, OpenMathLib/OpenBLAS#3044.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import scipy.linalg
+import tensorly as tl
 import torch
+from tensorly.backend.numpy_backend import NumpyBackend
 from tensorly.tenalg import svd_interface
 from torch import Tensor
+from torch.nn import functional as F
 
-from lsr.algebra.backend import converging_numpy, svd
-from lsr.algebra.separable import canonical_signs, pad_columns
 from lsr.algebra.shapes import check_rank
 
 Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
 
 # With more entries, a seeded randomized SVD in float32 captures nearly as much as a full one, and is far faster.
 LARGE = 2**20
+
+
+class _ConvergingBackend(NumpyBackend, backend_name="numpy-converging"):  # type: ignore[call-arg, misc]
+    @staticmethod
+    def svd(matrix: np.ndarray, full_matrices: bool = True) -> tuple[np.ndarray, ...]:
+        try:
+            return np.linalg.svd(matrix, full_matrices=full_matrices)
+        except np.linalg.LinAlgError:
+            return scipy.linalg.svd(matrix, full_matrices=full_matrices, lapack_driver="gesvd")
+
+
+_BACKEND = _ConvergingBackend()
+
+
+@contextmanager
+def converging_numpy() -> Iterator[None]:
+    """Let TensorLy work on NumPy arrays in this thread, whatever backend is set elsewhere."""
+    with tl.backend_context(_BACKEND, local_threadsafe=True):
+        yield
 
 
 def leading_svd(
@@ -48,11 +77,22 @@ def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
-    if left.shape[1] < rank:  # pad with zeros, whose singular vectors complete the bases
-        left, right = pad_columns(left, rank), pad_columns(right.T, rank).T
+    if (missing := rank - left.shape[1]) > 0:  # pad with zeros, whose singular vectors complete the bases
+        left, right = F.pad(left, (0, missing)), F.pad(right, (0, 0, 0, missing))
     (q_left, core_left), (q_right, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
-    u, values, vt = svd(core_left @ core_right.T)
+    core = core_left @ core_right.T
+    try:
+        u, values, vt = torch.linalg.svd(core, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        parts = scipy.linalg.svd(core.numpy(), full_matrices=False, lapack_driver="gesvd")
+        u, values, vt = (torch.from_numpy(part.copy()) for part in parts)
     return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
+
+
+def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
+    """Return the signs that make the largest entry of each column positive."""
+    largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:

@@ -7,7 +7,7 @@ model unchanged, because B1 or the core is zero. Only `warm` begins with an upda
 from collections.abc import Callable, Mapping
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import directions, random, warm
+from lsr.init import directions, random
 from lsr.init.gradients import examples_gradients
 from lsr.init.initialization import Initialization
 from lsr.init.update import examples_updates
@@ -17,7 +17,7 @@ INITIALIZATIONS = {
     "principal": Initialization("weight", directions.start_of_weight, directions.frames_of_weights),
     "gradient": Initialization("gradient", directions.start, directions.frames),
     "update": Initialization("update", directions.start, directions.frames),
-    "warm": Initialization("update", warm.start, directions.frames, core=warm.core),
+    "warm": Initialization("update", directions.warm_start, directions.frames, core=directions.warm_core),
 }
 
 # What gathers statistics from examples, by the name that an initialization asks for.

@@ -1,17 +1,25 @@
-"""A and B's frame from the leading singular vectors of a matrix; B1, or the core between frames of it, is zero.
+"""A and B from the leading singular vectors of a matrix, how far a budget of them goes, and cores between them.
 
 The matrix is the weight, or a statistic of examples: the loss gradient, or in its place the update of a short training
-run, which accumulates gradients.
+run, which accumulates gradients. From there B1, or the core between frames, is zero; a warm start goes on from where
+the short run ended.
 """
 
-from collections.abc import Sequence
-from math import isfinite
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import hypot, isfinite, sqrt
 
-from lsr.algebra.frames import leading_frames, paired_frames
-from lsr.algebra.separable import nearest_kron_sum, pad_columns
-from lsr.algebra.spectrum import Matrix, norm_of
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsr.algebra.frames import core_between, diagonal_between, leading_frames, paired_frames
+from lsr.algebra.separable import balance, kron_sum, nearest_kron_sum
+from lsr.algebra.shapes import Form
+from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 from lsr.init.initialization import Source, Start
-from lsr.init.random import as_random_a, as_zero_b
+
+MOST = 64  # directions per layer, of a budget
 
 
 def start_of_weight(source: Source) -> Start:
@@ -26,17 +34,36 @@ def start(source: Source) -> Start:
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
-    return _start(statistics_of([source])[0], source)
+    return _start(_statistics([source])[0], source)
 
 
 def _start(matrix: Matrix, source: Source) -> Start:
-    # TensorLy decomposes the matrix, and then both sides of it.
     form = source.form
-    left, right = leading_frames([matrix], form.rank, source.seed)
-    columns, rows = pad_columns(left.T, form.out_width).T, pad_columns(right, form.in_width)
-    a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, form.separation_rank)
-    b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank)
-    return Start(as_random_a(a, form), as_zero_b(b, form))
+    sides = _nearest(*leading_frames([matrix], form.rank, source.seed), form)
+    # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
+    # LoRA's has on average.
+    second = 1 / sqrt(form.separation_rank)
+    a, b = ([one, *(factor * (second / factor.square().mean().sqrt()) for factor in others)] for one, *others in sides)
+    length = torch.linalg.matrix_norm(kron_sum(*a)[:, : form.in_features])
+    return Start([a[0] * (sqrt(form.rank / 3) / length), *a[1:]], [torch.zeros_like(b[0]), *b[1:]])
+
+
+def warm_start(source: Source) -> Start:
+    """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself."""
+    left, values, right = leading_svd(_statistics([source])[0], source.form.rank, source.seed)
+    roots = (values / source.scaling).sqrt()
+    a, b = _nearest(left * roots, roots[:, None] * right, source.form)
+    return Start(balance(*a), balance(*b))
+
+
+def _nearest(left: Tensor, right: Tensor, form: Form) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the factors of A and B that are nearest to B (m, r) and A (r, n)."""
+    rows = F.pad(right, (0, form.in_width - form.in_features))
+    columns = F.pad(left, (0, 0, 0, form.out_width - form.out_features))
+    return (
+        nearest_kron_sum(rows, form.rank_shape, form.in_shape, form.separation_rank),
+        nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank),
+    )
 
 
 def frames_of_weights(sources: Sequence[Source]) -> Start:
@@ -54,7 +81,7 @@ def frames(sources: Sequence[Source]) -> Start:
 
     Reference: LoRA-SB (Ponkshe et al. 2024, arXiv 2411.19557), which takes the first full gradient.
     """
-    return _frames(statistics_of(sources), sources[0])
+    return _frames(_statistics(sources), sources[0])
 
 
 def _frames(matrices: Sequence[Matrix], source: Source) -> Start:
@@ -62,12 +89,41 @@ def _frames(matrices: Sequence[Matrix], source: Source) -> Start:
     return Start([right[None].contiguous()], [left[None].contiguous()])
 
 
-def statistics_of(sources: Sequence[Source]) -> list[Matrix]:
-    """Return the gradients or updates of sources.
+def warm_core(
+    source: Source,
+    left: Tensor,  # B, (m, r)
+    right: Tensor,  # A, (r, n)
+) -> Tensor:  # (r, r), or (r,) if the directions are paired
+    """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored."""
+    assert source.statistic is not None  # the frames are from it
+    between = diagonal_between if source.paired else core_between
+    return between(source.statistic, left.double(), right.double()) / source.scaling
+
+
+def allocate(
+    statistics: Mapping[str, Matrix],  # gradients or updates, (m, n) by layer name
+    budget: int,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Return each layer's share of the `budget` largest singular values over all layers; layers with none are left out.
 
     Raises:
-        ValueError: if there are none, or of zeros alone, or one is not finite; names the ways out.
+        ValueError: if the budget is not positive or exceeds what the layers can hold, or all gradients are zero.
     """
+    norm = hypot(*map(norm_of, statistics.values()))
+    if not 0 < norm < float("inf"):
+        raise ValueError(f"cannot allocate directions: the norm of the gradients is {norm}")
+    values = {name: leading_svd(matrix, min(MOST, *shape_of(matrix)), seed)[1] for name, matrix in statistics.items()}
+    most = sum(map(len, values.values()))
+    if not 1 <= budget <= most:
+        raise ValueError(f"the budget must be in [1, {most}], at most {MOST} directions per layer, got {budget}")
+    names = [name for name, of_layer in values.items() for _ in of_layer]
+    order = torch.cat(list(values.values())).argsort(descending=True, stable=True)[:budget]
+    chosen = Counter(names[index] for index in order.tolist())
+    return {name: chosen[name] for name in values if name in chosen}
+
+
+def _statistics(sources: Sequence[Source]) -> list[Matrix]:
     matrices = [source.statistic for source in sources if source.statistic is not None]
     if len(matrices) < len(sources):
         raise ValueError("this initialization needs examples: see lsr.start_from_examples")

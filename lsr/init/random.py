@@ -1,4 +1,4 @@
-"""Random factors at LoRA's scale, random frames around a core, and the scale that gives other factors theirs."""
+"""Random factors at LoRA's scale, and random frames around a core."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -6,8 +6,6 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from lsr.algebra.separable import kron_sum
-from lsr.algebra.shapes import Form
 from lsr.init.initialization import Source, Start
 
 
@@ -45,30 +43,3 @@ def frames(sources: Sequence[Source]) -> Start:
     with torch.device("cpu"):
         right, left = draw(form.in_features), draw(form.out_features)
     return Start([right.T[None].contiguous()], [left[None].contiguous()])
-
-
-def as_random_a(
-    factors: list[Tensor],  # (s, r_i, n_i), unit terms in the second
-    form: Form,
-) -> list[Tensor]:
-    """Scale A to ||A||_F^2 = r / 3, LoRA's expected value, and its second factor to the norm of a random one.
-
-    Learning rates then carry over from random initialization.
-    """
-    scaled = _with_random_second(factors, form)
-    length = torch.linalg.matrix_norm(kron_sum(*scaled)[:, : form.in_features])
-    return [scaled[0] * (sqrt(form.rank / 3) / length), *scaled[1:]]
-
-
-def as_zero_b(
-    factors: list[Tensor],  # (s, m_i, r_i), unit terms in the second
-    form: Form,
-) -> list[Tensor]:
-    """Set B1 to zero, and scale B2 to the norm of a random one."""
-    scaled = _with_random_second(factors, form)
-    return [torch.zeros_like(scaled[0]), *scaled[1:]]
-
-
-def _with_random_second(factors: list[Tensor], form: Form) -> list[Tensor]:
-    scale = 1 / sqrt(form.separation_rank)
-    return [factors[0], *(factor * (scale / factor.square().mean().sqrt()) for factor in factors[1:])]

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init.allocation import allocate
+from lsr.init.directions import allocate
 from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG

@@ -18,7 +18,7 @@ from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form, split_width
 from lsr.init import INITIALIZATIONS, READERS, directions, random
-from lsr.init.allocation import allocate
+from lsr.init.directions import allocate
 from lsr.init.gradients import examples_gradients
 from lsr.init.initialization import Source
 from lsr.tuner.layer import adapted_layers
