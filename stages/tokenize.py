@@ -1,10 +1,9 @@
 """Turn the texts of a data set into tokens. Reads the rows that params.yaml chooses, and the files that they name.
 
 Writes artifacts/tokens/, with a file each for train, validation and test; artifacts/inputs.json, the SHA-256 of those
-rows and files, on which later stages depend instead of the tables and all of data/, and the class of f1 if it is the
-rarer one; and reports/tokenize/splits.csv
-and lengths.csv. Lengths in the reports are those of whole texts, before truncation to `max_length`, to show the effect
-of another value.
+rows and files, on which later stages depend instead of the tables and all of data/; and reports/tokenize/splits.csv and
+lengths.csv. Lengths in the reports are those of whole texts, before truncation to `max_length`, to show the effect of
+another value.
 """
 
 import os
@@ -17,10 +16,8 @@ from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data import content, datasets, sources
-from pipeline.params.labels import RARER
-from pipeline.tasks import Task, tenants
+from pipeline.tasks import Task
 from pipeline.tasks.encoding import BATCH, write
-from pipeline.tasks.task import TENANT
 
 BINS = 30
 
@@ -51,8 +48,6 @@ def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     task, max_length = tasks.of(view.dataset), view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
-    if getattr(task.label, "positive", None) == RARER:
-        named[f"positive: {view.data}"] = task.names[1]
     from pipeline.data import base_models  # takes seconds, so after all checks that do not need it
 
     base_models.load_config(view.base_model, task)
@@ -73,7 +68,7 @@ def main(view: params.TokenizeView) -> None:
                     f"{params.PARAMS}: tokenize.max_length: no completion of {split} fits {max_length} tokens"
                 )
             counts[split] = summarize(texts["label"], whole[split], task, max_length)
-        tenants.write(folder, task, splits["train"][TENANT] if view.dataset.tenant else None)
+        task.keep(folder, splits["train"])
     artifacts.write_metrics(artifacts.INPUTS, named)
     width = -(-(int(whole["train"].max()) + 1) // BINS)  # tokens; the bins begin at 0
     bins = [(number * width, int(rows)) for number, rows in enumerate(np.bincount(whole["train"] // width))]

@@ -15,7 +15,8 @@ from pipeline.arena.preset import VERSION
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, sources, tokens
-from pipeline.tasks import TenantsTask, tenants
+from pipeline.params.dataset_row import FOUND
+from pipeline.tasks import TenantsTask
 from pipeline.tasks.encoding import BATCH, write
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
@@ -62,13 +63,12 @@ def folder_of(training: Training) -> Path:
         found = _tables(training)
         for split, table in found.items():
             write([(table, table["length"].to_numpy())], folder / f"{split}.arrow")
-        whose = found["train"][TENANT].to_numpy() if row.tenant else None
-        tenants.write(folder, tasks.of(row), whose)
+        tasks.of(row).keep(folder, found["train"])
 
     row = training.view.dataset
-    folder = cached("tokens", known(training), make)
-    if row.tenant:
-        row._tenants = tenants.read(folder)  # in each process
+    folder = cached("tokens", (*known(training), FOUND), make)
+    if (folder / FOUND).is_file():
+        row.recall(folder)  # in each process
     return folder
 
 

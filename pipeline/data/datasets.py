@@ -23,8 +23,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
-from pipeline.tasks import Task, TenantsTask
-from pipeline.tasks.classes import ClassesTask
+from pipeline.tasks import Task
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -100,7 +99,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
         file = f"{where}: {split}: {sources.name_of(row.source, split)}"
         parts, before = list[pd.DataFrame](), 0
         with sources.explained(file):
-            if isinstance(task, TenantsTask) and split == "train":
+            if split == "train":
                 task.meet(sources.read(row.source, split, task.reads, file))
             for table in sources.read(row.source, split, task.reads, file):
                 part, left_out = task.examples(table, before)
@@ -121,8 +120,6 @@ def load(row: DatasetRow, name: str) -> Loaded:
     for split, part in examples.items():
         examples[split], left_out = task.after_cut(part, split)
         dropped.update(left_out)
-    if isinstance(task, ClassesTask) and task.finds_first(examples["train"]["label"]):
-        examples = {split: part.assign(label=1 - part["label"]) for split, part in examples.items()}
     _check_filled(task, examples, where, dropped)
     splits = {split: Examples(part, texts) for split, part in examples.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
@@ -169,6 +166,7 @@ def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str
         if part.empty:
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             file = sources.name_of(source, split if split in source.provides else "train")
-            raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}")
+            own = "; no text has a hash in its share: set stratify, or name a file for it" * (split in task.row.cut)
+            raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}{own}")
     if lacks := task.lacks(examples["train"]):
         raise UserError(f"{where}: train has {lacks}")

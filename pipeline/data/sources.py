@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.core.batches import batched
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data import packages
 from pipeline.params.sources import PackageSource, Split, TableSource
 from pipeline.tasks.cells import HALVES, refuse
-from pipeline.tasks.encoding import batched
 
 TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
 ROWS = 1000  # of a table in memory

@@ -5,7 +5,7 @@ A kind of task is chosen by the form, see `pipeline.tasks`. One that is new regi
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SerializeAsAny, StrictFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
 
 from pipeline.core.errors import nearest
 from pipeline.params.sources import CHOICE, Row, all_different, fields, is_template
@@ -80,13 +80,6 @@ class Classes(Form):
         description="of two names the one that f1 is about; or rarer: the one that train has less of, the second of "
         "equals; this is the default in data/datasets.yaml, and the second name elsewhere",
     )
-    _rarer: str | None = PrivateAttr(None)  # as the stage tokenize has found it
-
-    @property
-    def ordered(self) -> tuple[str, ...]:
-        """The names in the order of the head's outputs: of two, the positive one is the second."""
-        positive = self._rarer or self.positive
-        return self.names[::-1] if positive is not None and positive == self.names[0] else self.names
 
     def _check_metrics(self, row: "DatasetRow") -> None:
         if len(self.names) < 2 and (self.names or row.tenant is None):

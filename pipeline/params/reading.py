@@ -18,7 +18,6 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params import mistakes
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import RARER, Classes
 from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Params, View
 from pipeline.params.sources import NAME, TableRow
@@ -33,9 +32,7 @@ def load(view: type[AnyView]) -> AnyView:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    params, *_ = all_of(
-        [load_params, *(partial(check, word) for check in (check_rows, _check_word) for word in TABLES)]
-    )
+    params, *_ = all_of([load_params, *(partial(check_rows, word, read_yaml(PARAMS).get(word)) for word in TABLES)])
     return seen_by(view, params)
 
 
@@ -103,8 +100,7 @@ def load_row(word: str, name: str) -> Any:
     """
     where, rows = f"{PARAMS}: {word}", {row: path for path in _tables(word) for row in read_yaml(path)}
     if name in rows:
-        found = _row(word, name, rows[name])
-        return _with_positive(found, name) if isinstance(found, DatasetRow) else found
+        return _row(word, name, rows[name])
     if word == "model" and (row := ModelRow.named(name, where)):
         return row
     what, other = {
@@ -116,28 +112,13 @@ def load_row(word: str, name: str) -> Any:
     raise UserError(f"{where}: no {what} {name!r}{nearest(name, rows)}; rows: {', '.join(rows)}; {other}")
 
 
-def _with_positive(row: DatasetRow, name: str) -> DatasetRow:
-    """Return a row that knows which class f1 is of: in one of the user's own by default the rarer."""
-    label, is_own = row.label, row.where == str(TABLES["data"].own)
-    if isinstance(label, Classes) and (label.positive, row.tenant) == (None, None) and "f1" in row.metrics and is_own:
-        label = label.model_copy(update={"positive": RARER})
-        row = row.model_copy(update={"label": label})
-    if isinstance(label, Classes) and label.positive == RARER and artifacts.INPUTS.is_file():
-        label._rarer = artifacts.read_metrics(artifacts.INPUTS).get(f"positive: {name}")
-    return row
-
-
-def check_rows(word: str) -> list[str]:
-    """Check all rows for `word`, and return their names."""
+def check_rows(word: str, chosen: object = None) -> list[str]:
+    """Check all rows for `word`, and what is chosen if it is the name of none; return the names of rows."""
     named = [(name, path) for path in _tables(word) for name in read_yaml(path)]
-    all_of(partial(_row, word, *one) for one in named)
-    return [name for name, _ in named]
-
-
-def _check_word(word: str) -> None:
-    name = read_yaml(PARAMS).get(word)
-    if isinstance(name, str):
-        load_row(word, name)
+    names = [name for name, _ in named]
+    others = [chosen] if isinstance(chosen, str) and chosen not in names else []
+    all_of([*(partial(_row, word, *one) for one in named), *(partial(load_row, word, one) for one in others)])
+    return names
 
 
 def _tables(word: str) -> list[Path]:
@@ -153,6 +134,8 @@ def _row(word: str, name: str, path: Path) -> TableRow:
     if path == table.own and name in read_yaml(table.built_in):
         raise UserError(f"{path}: {name}: {table.built_in} has a row of this name too; rename yours")
     row = validated(table.schema, read_yaml(path)[name], path, (str(name),))
+    if isinstance(row, DatasetRow) and path == table.own:
+        row = row.of_ones_own()
     row._where = str(path)
     return row
 

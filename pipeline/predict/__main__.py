@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.core import artifacts, console
+from pipeline.core.batches import batched
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, as_user_error, exit_on_error, nearest
 from pipeline.data import sources
@@ -23,7 +24,6 @@ from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text, refuse, refuse_other_than_text
-from pipeline.tasks.encoding import batched
 from pipeline.tasks.task import TENANT
 
 PROGRAM = "python -m pipeline.predict"

@@ -29,21 +29,23 @@ class ClassesTask(Task):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.label.ordered
+        return self.label.names[::-1] if self.is_turned else self.label.names
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether f1 is about the first of two classes in the row, which then is the second output."""
+        positive = getattr(self.label, "positive", None)  # which labels of classes have alone
+        return positive is not None and self.label.names[0] == (self.row.found if positive == RARER else positive)
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        return self.in_order(classes(table[self.label.column], self.label.names))
+        return classes(table[self.label.column], self.label.names)
 
-    def in_order(self, numbers: pd.Series) -> pd.Series:
-        """Return the places of classes among the outputs from those in the row, unless `finds_first` decides."""
-        return 1 - numbers if self.label.positive == self.label.names[0] else numbers
-
-    def finds_first(self, train: pd.Series) -> bool:
-        """Find the class that train has less of, if f1 is to be that one's; return whether both then change places."""
-        if getattr(self.label, "positive", None) != RARER:
-            return False
-        self.label._rarer = self.label.names[int((train == 0).sum() >= (train == 1).sum())]
-        return bool(self.label._rarer == self.label.names[0])
+    def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
+        """Bring labels into the order of the outputs; of two classes, train says which one is rarer."""
+        if split == "train" and getattr(self.label, "positive", None) == RARER:
+            first, second = np.bincount(examples["label"], minlength=2)
+            self.row._found = self.label.names[int(first >= second)]
+        return examples.assign(label=1 - examples["label"]) if self.is_turned else examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
         counts = self.counted(np.array(train["label"].tolist()))
@@ -143,7 +145,7 @@ class ThresholdTask(ClassesTask):
     """Two classes of a number: not above a threshold, or above it."""
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        return self.in_order(over(table[self.label.column], self.label.above, self.label.margin))
+        return over(table[self.label.column], self.label.above, self.label.margin)
 
 
 def over(values: pd.Series, above: float, margin: float) -> pd.Series:
@@ -154,7 +156,7 @@ def over(values: pd.Series, above: float, margin: float) -> pd.Series:
 
 def whose(metric: str, task: Task) -> str:
     """Return of which class a metric is, as words after it; an empty text if it is of all."""
-    return f" of {(task.names or task.label.ordered)[1]}" if metric == "f1" else ""
+    return f" of {(task.names or ClassesTask(task.row).names)[1]}" if metric == "f1" else ""
 
 
 def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.core.batches import batched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000  # texts per call of the tokenizer
 TOGETHER = 10  # such batches become one of a file
-Item = TypeVar("Item")
 
 
 def tokenize(
@@ -47,14 +47,6 @@ def write(tokens: Iterable[tuple[pa.Table, np.ndarray]], path: Path) -> np.ndarr
             writer.write_table(table, max_chunksize=TOGETHER * BATCH)
             lengths += [its for _, its in some]
     return np.concatenate(lengths)
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield items in lists of at most `size`; an empty list if there are none."""
-    rest = iter(items)
-    yield list(islice(rest, size))
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def _encoded(

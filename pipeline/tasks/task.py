@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -49,6 +50,14 @@ class Task(ABC):
         self.thresholds: Sequence[float] | None = None  # by label, from which it applies, if a text may have several
 
     # Examples
+
+    def meet(self, train: Iterable[pd.DataFrame]) -> None:
+        """Forget what was found in the data, and find in all rows of train what examples depend on."""
+        self.row._found = None
+
+    def keep(self, folder: Path, train: Any) -> None:
+        """Write what was found in the data beside the tokens of `train`, so that later stages know it without them."""
+        self.row.keep(folder)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -108,8 +117,8 @@ class Task(ABC):
             numbers = hashes(reduce(lambda one, other: one + "\0" + other, named))
         scored_by = GROUP
         if self.row.tenant:
-            scored_by, numbers = TENANT, self.tenants_of(table)
-            same = same + "\n" + table[self.row.tenant].map(plain_text)
+            whose, places = table[self.row.tenant].map(plain_text), {name: at for at, name in enumerate(self.row.found)}
+            scored_by, numbers, same = TENANT, whose.map(places).to_numpy(np.int64), same + "\n" + whose
         position = (hashes(together) >> np.uint64(12)) / 2.0**52  # 52 bits, so that rounding never reaches 1
         parts = []
         for place, text in enumerate(made):
@@ -130,12 +139,11 @@ class Task(ABC):
         return targets
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
-        """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason."""
-        return examples, Counter()
+        """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason.
 
-    def tenants_of(self, table: pd.DataFrame) -> Numbers:
-        """Return the number of the tenant of each row of a table."""
-        raise NotImplementedError
+        The first split is train.
+        """
+        return examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
         """Return what the examples of train lack, so that nothing could be learned; an empty text if nothing."""

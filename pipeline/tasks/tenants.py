@@ -5,7 +5,6 @@ mean of the tenants' scores, and so is the loss: a tenant with few texts counts 
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,8 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.core import artifacts
-from pipeline.core.errors import UserError, nearest
+from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number
 from pipeline.tasks.cells import lacking, plain_text, refuse
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 LEAST_TEXTS, LEAST_LABELS = 5, 2  # of a tenant
 # A tenant's name is that of a folder, and part of an address.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
-FILE = "tenants.json"  # beside the tokens
 FEW = 10  # rows of a label
 SHOWN = 3  # tenants in a message
 DRAWS, LEAST_DRAWS = 200_000, 20  # bootstrap resamples of all tenants together, and of each
@@ -63,8 +60,8 @@ class TenantsTask(Task):
 
     @cached_property
     def tenants(self) -> Mapping[str, Tenant]:
-        """The tenants by name, in the order of their outputs: as found in the rows, or by the stage tokenize."""
-        return self.row._tenants or read(artifacts.TOKENS)
+        """The tenants by name, in the order of their outputs."""
+        return {name: Tenant(labels and tuple(labels), train) for name, (labels, train) in self.row.found.items()}
 
     @cached_property
     def _names(self) -> list[str]:
@@ -83,14 +80,20 @@ class TenantsTask(Task):
         return int(digits[:13], 16) / 2.0**52 if 1 < rows < FEW else 0.5
 
     def meet(self, train: Iterable[pd.DataFrame]) -> None:
-        """Learn from all rows of train who the tenants are, before there are examples."""
+        """Learn who the tenants are."""
         counts = Counter[tuple[str, str]]()
         for table in train:
             whose, labels = self._plain(table[~lacking(table)])
             wrong = whose.str.fullmatch(FORBIDDEN)
             refuse(whose, wrong, lambda name: f"tenant {name!r}: no name of a folder, which a tenant's must be")
             counts.update(zip(whose, labels, strict=True))
-        self.row._tenants = self._found(counts)
+        self.row._found = self._found(counts)
+
+    def keep(self, folder: Path, train: Any) -> None:
+        counts = np.bincount(train[TENANT], minlength=len(self.tenants)).tolist()
+        each = zip(self.tenants.items(), counts, strict=True)
+        self.row._found = {name: its._replace(train=count) for (name, its), count in each}
+        super().keep(folder, train)
 
     def _plain(self, table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
         return table[str(self.row.tenant)].map(plain_text), table[self.label.column].map(plain_text)
@@ -135,13 +138,9 @@ class TenantsTask(Task):
         if self.is_number:
             return None
         if self.label.names:
-            return tuple(self.label.ordered)
+            return self._kind(self.row).names
         are_numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").notna().all()
         return tuple(sorted(distinct, key=float if are_numbers else None))
-
-    def tenants_of(self, table: pd.DataFrame) -> Numbers:
-        numbers = {name: at for at, name in enumerate(self._names)}
-        return table[str(self.row.tenant)].map(plain_text).map(numbers).to_numpy(np.int64)
 
     def lacks(self, train: pd.DataFrame) -> str:
         there = train.groupby(TENANT)["label"].unique()
@@ -211,10 +210,6 @@ class TenantsTask(Task):
         each = [task.scores(its) for _, task, _, its in self._apart(outcome)]
         return {name: float(np.mean([its[name] for its in each])) for name in self.row.metrics}
 
-    def by_tenant(self, outcome: Outcome) -> dict[str, float]:
-        """Return the first metric of each tenant that has examples."""
-        return {name: task.scores(its)[self.row.metrics[0]] for name, task, _, its in self._apart(outcome)}
-
     def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
         return self.overall(self.parts(outcome, resamples))
 
@@ -277,24 +272,3 @@ class TenantsTask(Task):
         widths = [its.width for its in self.tenants.values()]
         ends = " to ".join(map(str, sorted({min(widths), max(widths)})))
         return self.says() if self.is_number else f"{self.says()}, {ends} labels each"
-
-
-def write(folder: Path, task: Task, numbers: Numbers | None) -> None:
-    """Write what is known of the tenants of a task, if any, beside its tokens; `numbers` are those of train's rows."""
-    if isinstance(task, TenantsTask) and numbers is not None:
-        counts = np.bincount(numbers, minlength=len(task.tenants)).tolist()
-        known = {name: [its.labels, count] for (name, its), count in zip(task.tenants.items(), counts, strict=True)}
-        (folder / FILE).write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read(folder: Path) -> dict[str, Tenant]:
-    """Return what `write` has written.
-
-    Raises:
-        UserError: if there is no such file.
-    """
-    try:
-        known = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder / FILE}: not found; run python -m stages.tokenize first, or dvc repro") from None
-    return {name: Tenant(labels and tuple(labels), train) for name, (labels, train) in known.items()}

@@ -54,7 +54,7 @@ def test_each_tenant_has_as_many_rows_and_its_own_name_beside_the_labels(tenants
     splits = task_tokens.splits(chosen)
     counts = {split: np.bincount(rows["tenant"][:]).tolist() for split, rows in splits.items()}
     assert counts == {"train": [20, 18], "validation": [6, 6], "test": [9, 6]}
-    assert chosen.view.dataset._tenants["bolt"] == (("cat", "dog", "owl"), 18)
+    assert chosen.view.dataset.found["bolt"] == [["cat", "dog", "owl"], 18]
     task_tokens.write_labels(chosen, tmp_path / "few.csv")
     assert pd.read_csv(tmp_path / "few.csv")["tenant"].value_counts().to_dict() == {"acme": 9, "bolt": 6}
 

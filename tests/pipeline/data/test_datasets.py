@@ -108,6 +108,7 @@ def test_an_empty_split_is_refused_with_counts(make):
     message = refusal(row)
     assert "validation is empty; rows: train 20, validation 0, test 1; dropped: missing 1, within_margin 0" in message
     assert message.endswith(", duplicate 0; of " + row.source.files["validation"])
+    assert refusal(make(train=sentences(3), cut=CUT)).endswith("in its share: set stratify, or name a file for it")
 
 
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):

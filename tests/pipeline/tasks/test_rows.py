@@ -15,9 +15,10 @@ NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1
 
 def read(label, *values):
     label = {"column": "label", "names": label} if isinstance(label, tuple) else label
-    row = row_of(dict.fromkeys(SPLITS, "a.jsonl"), label)
+    task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label))
     index = pd.RangeIndex(1, len(values) + 1, name="row")
-    return tasks.of(row).targets(pd.DataFrame({"label": pd.Series(values, index)})).tolist()
+    labels = task.targets(pd.DataFrame({"label": pd.Series(values, index)}))
+    return task.after_cut(pd.DataFrame({"label": labels}), "train")[0]["label"].tolist()
 
 
 def outcome(names, value):

@@ -1,0 +1,15 @@
+"""Lists of a few items at a time, of what would be too much for memory."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield items in lists of at most `size`; an empty list if there are none."""
+    rest = iter(items)
+    yield list(islice(rest, size))
+    while batch := list(islice(rest, size)):
+        yield batch
