@@ -1,8 +1,9 @@
 """What a bank admits: only heads and adapted linear layers, with finite answers; untrusted adapters can hold more."""
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -82,8 +83,12 @@ def admit(
             _check_apart(adapted, whole)
             heads[name] = contents.heads_on(bank.of_base, bank.shared.labels)
     rows = {name: its for name, its in heads.items() if [*its] == bank.may_train[-1:] and not adapters[name].updates}
-    if rows and _are_finite_together(bank, rows):
-        adapters = {name: contents for name, contents in adapters.items() if name not in rows}
+    if rows:
+        last, states = bank.may_train[-1], [its[bank.may_train[-1]] for its in rows.values()]
+        together = {key: torch.cat([state[key] for state in states]) for key in states[0]}
+        with suppress(ValueError):  # one pass for who has rows of the last layer alone, and there may be thousands
+            _check_answers(bank, {}, {last: together})
+            adapters = {name: contents for name, contents in adapters.items() if name not in rows}
     for name, contents in adapters.items():
         with explained(contents.source, TypeError, ValueError):
             _check_answers(bank, contents.updates, heads[name])
@@ -105,32 +110,19 @@ def _check_apart(adapted: set[str], whole: set[str]) -> None:
             raise ValueError(f"{both}, by this adapter or one in the bank; a bank can hold only one of both")
 
 
-def _are_finite_together(bank: Any, heads: Mapping[str, Heads]) -> bool:
-    """Return whether in one pass all answers of adapters with nothing but the last linear layer are finite."""
-    last, states = bank.may_train[-1], [its[bank.may_train[-1]] for its in heads.values()]
-    with suppress(ValueError):
-        _check_answers(bank, {}, {last: {key: torch.cat([state[key] for state in states]) for key in states[0]}})
-        return True
-    return False
-
-
 @torch.no_grad()
 def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> None:
-    """Pass one short text through the base model of a bank with an adapter's updates and heads; it is not changed.
-
-    Raises:
-        ValueError: if the output is not finite, or a head is called with more than one tensor.
-    """
+    # Pass one short text through the base model of a bank, which is not changed, with an adapter's updates and heads.
     ids, states = probe_ids(bank.model), dict[str, Tensor]()
     if ids is None:
         return
     named = {module: name for name, module in bank.model.named_modules()}
     with torch.compiler.set_stance("force_eager"), ExitStack() as hooks:  # a compiled model would be compiled for hooks
         for name, update in updates.items():
-            hooks.enter_context(bank.of_base[name].register_forward_hook(_adding(update)))
+            hooks.enter_context(bank.of_base[name].register_forward_hook(partial(_add, update.plain())))
         for name, its in heads.items():
             module = bank.of_base[name]
-            hooks.enter_context(module.register_forward_pre_hook(_taking_rows(name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(partial(_check_call, name), with_kwargs=True))
             like = module.state_dict()
             states |= {f"{named[module]}.{key}": value.to(like[key]) for key, value in its.items()}
         found = outputs(bank.model, ids[:1], states)
@@ -138,21 +130,11 @@ def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> No
         raise ValueError("its answers are not finite: its weights overflow in this base model")
 
 
-def _adding(update: Update) -> Callable[..., Tensor]:
-    plain = update.plain()
-    frames, scaling = plain.frames, plain.scaling
-
-    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        hidden = scaling * F.linear(x, frames.a.to(x))
-        return output + F.linear(hidden, frames.b.to(x)).to(output.dtype)
-
-    return add
+def _add(plain: Update, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    x, frames = inputs[0], plain.frames
+    return output + F.linear(plain.scaling * F.linear(x, frames.a.to(x)), frames.b.to(x)).to(output.dtype)
 
 
-def _taking_rows(name: str) -> Callable[..., None]:
-    def check(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if len(inputs) != 1 or named or not isinstance(inputs[0], Tensor):
-            raise ValueError(f"trains {name!r} in full, which is no head: the model calls it with more than one tensor")
-
-    return check
+def _check_call(name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    if len(inputs) != 1 or named or not isinstance(inputs[0], Tensor):
+        raise ValueError(f"trains {name!r} in full, which is no head: the model calls it with more than one tensor")

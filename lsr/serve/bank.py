@@ -18,8 +18,7 @@ from lsr.loading.contents import Contents, read_on
 from lsr.serve.admission import admit, heads_in
 from lsr.serve.common import base_with, fingerprint, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, fill, read, save
-from lsr.serve.head import Answer, BankHead
-from lsr.serve.layer import DIRECTIONS, BankLayer
+from lsr.serve.modules import DIRECTIONS, Answer, BankHead, BankLayer
 from lsr.serve.stack import NOBODY, Shared, Stack, largest
 from lsr.tuner.files import PREFIX, Files, read_files
 from lsr.tuner.mistakes import InputError, first_line

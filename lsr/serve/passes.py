@@ -46,7 +46,7 @@ class Passes:
         end = bank.model.generation_config.eos_token_id if writes else None
         self.ends = end if isinstance(end, list) else [end] if end is not None else []
         for note in bank.notes.values():
-            longest(note)
+            check_note(note)
         try:
             with torch.no_grad():
                 no_padding = int(tokenizer.pad_token_id == 0)
@@ -63,12 +63,12 @@ class Passes:
             InputError: names the first one that cannot be read.
         """
         field, parts = ("prompts", 1) if self.new_tokens else ("texts", len(note.get("columns", ["text"])))
-        most = min(self.tokens, longest(note) or self.tokens)
+        most = min(self.tokens, note.get("max_length") or self.tokens)
         template = note.get("template", NO_TEMPLATE)
         talks = self.new_tokens > 0 and template != NO_TEMPLATE
-        split = [_contents(text, parts, talks=talks) for text in texts]
+        split = [_texts(text, parts, talks=talks) for text in texts]
         for at, its in enumerate(split):
-            if len(its) < parts or not all(map(_is_text, its)):
+            if not its:
                 needed = "a text" if parts == 1 else "a list of two texts, each"
                 needed += ", or a list of messages with role and content," * talks
                 raise InputError(f"{field}[{at}]: needed: {needed} of whole Unicode characters, not blank")
@@ -85,11 +85,7 @@ class Passes:
         return [Row(name, {key: its[at] for key, its in encoded.items()}, new_tokens, ends) for at in range(len(texts))]
 
     def _prompt(self, template: str, asked: Any, at: int) -> list[int]:
-        """Return the tokens of a prompt, after which the template lets the assistant begin.
-
-        Raises:
-            InputError: if the template refuses it.
-        """
+        # The tokens of a prompt, after which the template lets the assistant begin.
         if template == NO_TEMPLATE:
             ids: list[int] = self.tokenizer(asked, verbose=False)["input_ids"]
             return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
@@ -131,7 +127,7 @@ class Passes:
         return said
 
     def _written_apart(self, rows: Sequence[Row]) -> list[Said]:
-        """Return what is written for each row; those with other ends, of which there are few, pass by themselves."""
+        # Those with other ends, of which there are few, pass by themselves.
         said = dict[int, Said]()
         for ends in dict.fromkeys(row.ends for row in rows):
             places = [at for at, row in enumerate(rows) if row.ends == ends]
@@ -166,11 +162,11 @@ class Passes:
         return self.tokenizer.pad([row.inputs for row in rows], padding_side=side, return_tensors="pt")
 
 
-def longest(note: Mapping[str, Any]) -> int | None:
-    """Return how many tokens an adapter reads according to its note; None if that is not said.
+def check_note(note: Mapping[str, Any]) -> None:
+    """Refuse a note of an adapter that asks for what is not served.
 
     Raises:
-        InputError: if the note asks for what is not served.
+        InputError: names the field, and what it may be.
     """
     length, columns = note.get("max_length"), note.get("columns", ["text"])
     template, ends = note.get("template", NO_TEMPLATE), note.get("ends", [])
@@ -182,17 +178,15 @@ def longest(note: Mapping[str, Any]) -> int | None:
         raise InputError(f"task.json: template must be a text in Jinja, or none, got {template!r}")
     if not isinstance(ends, list) or not all(type(one) is int and one >= 0 for one in ends):
         raise InputError(f"task.json: ends must be a list of tokens by number, got {ends!r}")
-    return length
 
 
-def _contents(asked: Any, parts: int, *, talks: bool) -> list[Any]:
-    """Return the texts of what is asked; none if it has another form."""
+def _texts(asked: Any, parts: int, *, talks: bool) -> list[str]:
+    """Return the texts of what is asked; none if it has another form, or one of them is blank or no text."""
     if talks and isinstance(asked, list):
-        roles = all(isinstance(one, dict) and one.keys() == {"role", "content"} for one in asked)
-        return [one["content"] for one in asked] if roles else []
-    split = asked if parts == 2 and isinstance(asked, list) else [asked]
-    return split if len(split) == parts else []
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and not HALVES.search(value)
+        its = [one["content"] for one in asked if isinstance(one, dict) and one.keys() == {"role", "content"}]
+        fits = len(its) == len(asked)
+    else:
+        its = asked if parts == 2 and isinstance(asked, list) else [asked]
+        fits = len(its) == parts
+    are_texts = all(isinstance(one, str) and one.strip() and not HALVES.search(one) for one in its)
+    return its if fits and are_texts else []

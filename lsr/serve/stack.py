@@ -3,7 +3,7 @@
 A direction of a low-rank update, a core and the weights of a label in a head are such rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any
@@ -115,28 +115,3 @@ class Shared:
     rank: int = 0  # at least the largest of theirs: what a layer computes for each row
     outputs: int = 0  # likewise of the labels in their heads
     one_thread: Any = field(default_factory=RLock)
-
-
-class Stacked(nn.Module):
-    """A module of the base model, and what adapters have for it: rows in stacks by name, at one place for each."""
-
-    def __init__(self, base: nn.Module, shared: Shared) -> None:
-        super().__init__()
-        self.base, self.shared = base, shared
-        self.stacks: dict[str, Stack] = {}
-
-    def add_stack(self, name: str, *parts: int, precision: str | None = None) -> None:
-        """Add a stack, on the device of the base module."""
-        stack = Stack(parts, self.shared.size, precision or self.shared.precision)
-        self.stacks[name] = stack.to(next(iter(self.base.state_dict().values())).device)
-        self.add_module(f"stack_{len(self.stacks)}", stack)  # a tensor's name may have dots
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether no adapter has anything here."""
-        return all(stack.is_unused for stack in self.stacks.values())
-
-    def fill(self, place: int, rows: Mapping[str, Tensor]) -> None:
-        """Give a place these rows by stack, and none in the others."""
-        for name, stack in self.stacks.items():
-            stack.put(place, rows.get(name))

@@ -1,6 +1,8 @@
 """The routes of the server, which openapi.json describes; every error is JSON, {"error": REASON}."""
 
 import asyncio
+import os
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,12 +21,12 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lsr.loading.contents import Contents, read_on
-from lsr.serve.http import reading
 from lsr.serve.http.batches import Batches
-from lsr.serve.passes import NO_TEMPLATE, Passes, longest
+from lsr.serve.passes import NO_TEMPLATE, Passes, check_note
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
+MOST_TEXTS, MOST_BYTES, MOST_ADAPTER_BYTES = 64, 1 << 20, 16 << 20  # of a request
 FILES = (CONFIG, WEIGHTS, ROUNDED, TASK)
 DESCRIPTION = Path(__file__).with_name("openapi.json")
 SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
@@ -58,15 +60,15 @@ class Service:
             writes = "writes: ask /v1/generate" if new_tokens else "does not write: ask /v1/predict"
             raise HTTPException(422, f"the base model of this bank {writes}")
         with SECONDS.time():
-            name, texts, new_tokens = await reading.asked(request, new_tokens)
+            name, texts, new_tokens = await _asked(request, new_tokens)
             if (note := self.bank.notes.get(name)) is None:  # once: it may leave meanwhile
-                raise reading.unknown(name)
+                raise _unknown(name)
             # Not in the loop of events, which one long text would stop.
             rows = await asyncio.to_thread(self.passes.rows, name, note, texts, new_tokens)
             try:
                 answers = await self.batches.answers(rows)
-            except InputError:  # it has left; the message may suggest the name of another tenant
-                raise reading.unknown(name) from None
+            except InputError:  # it has left
+                raise _unknown(name) from None
         if None in answers:
             reason = "the answer is not finite: the weights of this adapter overflow"
             raise HTTPException(422, f"{field}[{answers.index(None)}]: {reason}")
@@ -74,8 +76,8 @@ class Service:
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter, whose files may hold anything."""
-        name = reading.permitted(request)
-        reading.check_size(request, reading.MOST_ADAPTER_BYTES)
+        name = _permitted(request)
+        _check_size(request, MOST_ADAPTER_BYTES)
         with TemporaryDirectory() as folder:
             async with request.form(max_files=len(FILES), max_fields=0) as form:
                 for file, part in form.multi_items():
@@ -92,7 +94,7 @@ class Service:
 
     def _read(self, folder: Path) -> Contents:
         contents = read_on(self.bank.of_base, folder)
-        longest(note := contents.task or {})
+        check_note(note := contents.task or {})
         own = self.passes.tokenizer.chat_template  # another is a program, which may take time and memory of all
         if note.get("template", NO_TEMPLATE) not in (NO_TEMPLATE, own):
             raise InputError(f"{folder}: task.json: template must be none or that of the base model's tokenizer")
@@ -100,13 +102,12 @@ class Service:
 
     async def delete(self, request: Request) -> Response:
         """Remove an adapter."""
-        await self.batches.in_turn(self._remove, reading.permitted(request))
+        name = _permitted(request)
+        try:
+            await self.batches.in_turn(self.bank.remove, name)
+        except InputError:
+            raise _unknown(name) from None
         return Response(status_code=204)
-
-    def _remove(self, name: str) -> None:
-        if name not in self.bank.notes:
-            raise reading.unknown(name)
-        self.bank.remove(name)
 
     def application(self) -> Starlette:
         """Return the application, which passes batches through the bank while it runs."""
@@ -139,3 +140,38 @@ class Service:
 def _refused(reason: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     REFUSED.labels(status).inc()
     return JSONResponse({"error": reason}, status, headers)
+
+
+async def _asked(request: Request, new_tokens: int) -> tuple[str, list[Any], int]:
+    # An adapter's name, its texts or prompts, and how many tokens to write: 0, or `new_tokens` at most.
+    _check_size(request, MOST_BYTES)
+    try:
+        content = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"not JSON: {error}") from None
+    match content, new_tokens:
+        case {"adapter": str(name), "texts": [_, *_] as texts, **more}, 0 if not more and len(texts) <= MOST_TEXTS:
+            return name, texts, 0
+        case {"adapter": str(name), "prompts": [_, *_] as texts, "new_tokens": count, **more}, _ if not more:
+            if len(texts) <= MOST_TEXTS and type(count) is int and 0 < count <= new_tokens:
+                return name, texts, count
+    fields = f'"prompts": [TEXT, ...], "new_tokens": 1 to {new_tokens}' if new_tokens else '"texts": [TEXT, ...]'
+    raise HTTPException(422, f'needed: {{"adapter": NAME, {fields}}}, a list of 1 to {MOST_TEXTS}')
+
+
+def _check_size(request: Request, most: int) -> None:
+    if "Transfer-Encoding" in request.headers or "Content-Length" not in request.headers:
+        raise HTTPException(411, "needed: Content-Length")
+    if int(request.headers["Content-Length"]) > most:  # the server reads no more than that
+        raise HTTPException(413, f"a body has at most {most:,} bytes")
+
+
+def _permitted(request: Request) -> str:
+    given, token = request.headers.get("Authorization", "").encode(), os.environ.get("LSR_TOKEN")
+    if not token or not secrets.compare_digest(given, f"Bearer {token}".encode()):
+        raise HTTPException(401, "needed: Authorization: Bearer $LSR_TOKEN", {"WWW-Authenticate": "Bearer"})
+    return request.path_params["name"]
+
+
+def _unknown(adapter: str) -> HTTPException:  # the bank's own error may suggest the name of another tenant
+    return HTTPException(404, f"no adapter is named {adapter[:100]!r}")

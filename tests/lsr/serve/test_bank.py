@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from lsr import AdapterBank
 from lsr.loading import updates
 from lsr.loading.contents import read_contents
-from lsr.serve.head import BankHead
+from lsr.serve.modules import BankHead
 from lsr.tuner.files import WEIGHTS
 from tests.capabilities.models import tiny, tokens
 from tests.capabilities.subjects import FRAMES
