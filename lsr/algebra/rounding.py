@@ -1,6 +1,6 @@
 """An adapter's tensors rounded to a precision, in a few one-dimensional tensors of a safetensors file.
 
-    values        float32, bfloat16, or codes of 8, 4, 3 or 2 bits in uint8 (`lsr.algebra.levels`)
+    values        float32, bfloat16, or codes of 8, 4, 3 or 2 bits in uint8
     scales        bfloat16, one a group of codes
     small         bfloat16: tensors of fewer than 64 entries, beside codes; cores and biases lose more than they cost
     int64         what is not floating-point and stays as it is: counters of modules saved whole
@@ -8,20 +8,19 @@
 
 Tensors follow one another in the order of their names, each with its longest axis last. That axis is cut evenly into
 groups of about 64, so that a group lies in a row of A or a column of B; a tensor without an axis of 64 is cut as a
-whole.
+whole. A code c of b bits stands for scale * (c - (2^b - 1) / 2): 2^b levels, as many on either side of zero.
 """
 
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
-from math import ceil, prod
+from math import ceil, gcd, prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-
-from lsr.algebra.levels import from_bytes, from_codes, to_bytes, to_codes
 
 WHOLE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BITS = {"8bit": 8, "4bit": 4, "3bit": 3, "2bit": 2}
@@ -31,6 +30,9 @@ GROUP = 64  # entries
 LARGEST = 2.0**127  # from here on a rounded value may overflow
 MOST_BYTES = 8_000_000  # of the index: enough for 100,000 tensors
 MOST_AXES = 8
+# If a few entries are much larger than the others, it costs least to clip them: tried are factors down to an eighth.
+CLIPPINGS = tuple(0.9**power for power in range(21))
+SMALLEST = torch.finfo(torch.bfloat16).tiny  # of scales
 
 Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and the tensor's shape
 
@@ -120,6 +122,66 @@ def group_lengths(width: int) -> list[int]:
     return [width // groups + (group < width % groups) for group in range(groups)]
 
 
+def to_codes(
+    values: Tensor,  # (n,), float32
+    lengths: Tensor,  # (groups,), which sum to n
+    bits: int,
+) -> tuple[Tensor, Tensor]:  # (n,), uint8; (groups,), bfloat16
+    """Return the codes of values and the scale of each group, chosen for the least sum of squared errors.
+
+    The outermost level is at one of CLIPPINGS times the largest magnitude, and so in use: from values that have been
+    rounded, the same scale is found. A scale below SMALLEST is 0, and its group comes back as zeros.
+    """
+    group = torch.arange(len(lengths)).repeat_interleave(lengths)
+    zeros = values.new_zeros(len(lengths))
+    outermost = zeros.scatter_reduce(0, group, values.abs(), "amax") / _outermost(bits)
+    unit = outermost.clamp(min=SMALLEST)[group]  # in units of it, squares neither overflow nor vanish
+    scales, least = zeros, zeros + torch.inf
+    for clipping in CLIPPINGS:
+        tried = (clipping * outermost).bfloat16().float()  # as it is stored
+        tried = torch.where(tried < SMALLEST, 0, tried)
+        own = tried[group]
+        errors = _levels(values, own, bits).mul_(own).sub_(values).div_(unit).square_()
+        loss = zeros.index_add(0, group, errors)
+        scales, least = torch.where(loss < least, tried, scales), torch.minimum(loss, least)
+    codes = _levels(values, scales[group], bits) + _outermost(bits)
+    return codes.to(torch.uint8), scales.bfloat16()
+
+
+def from_codes(
+    codes: Tensor,  # (n,)
+    scales: Tensor,  # (n,), that of each code's group
+    bits: int,
+) -> Tensor:  # (n,), float32
+    """Return the values for which codes stand."""
+    return scales.float() * (codes.float() - _outermost(bits))
+
+
+def _levels(values: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Return the nearest level of each value, in steps of its scale; any level if the scale is 0."""
+    steps = values / scales.clamp(min=SMALLEST)
+    return steps.floor_().add_(0.5).clamp_(-_outermost(bits), _outermost(bits))
+
+
+def _outermost(bits: int) -> float:
+    return (2**bits - 1) / 2
+
+
+def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (..., n) -> (..., ceil(n * bits / 8)), uint8
+    """Return codes one after the other without a gap, the lowest bit first, in bytes filled from their lowest bit."""
+    each = np.unpackbits(codes.numpy()[..., None], axis=-1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little"))
+
+
+def from_bytes(packed: Tensor, bits: int, count: int) -> Tensor:  # (..., bytes) -> (..., count), uint8
+    """Return the first codes in bytes: the inverse of `to_bytes`, on any device and under torch's compiler."""
+    step = gcd(8, bits)  # codes of three bits may lie in two bytes, but their single bits do not
+    of_byte, of_code = (torch.arange(0, end, step, dtype=torch.uint8, device=packed.device) for end in (8, bits))
+    pieces = (packed[..., None] >> of_byte) & (2**step - 1)
+    pieces = pieces.flatten(-2)[..., : count * len(of_code)].unflatten(-1, (count, len(of_code)))
+    return pieces[..., 0] if len(of_code) == 1 else (pieces << of_code).sum(dim=-1, dtype=torch.uint8)
+
+
 class RowCodes(nn.Module):
     """Rows of equal width as bytes, each on its own: codes of a few bits, then the scales of their groups in bfloat16.
 
@@ -187,11 +249,7 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Room]]:
 
 
 def _part(stored: Mapping[str, Tensor], name: str, size: int, dtype: torch.dtype) -> Tensor:  # (size,)
-    """Return a tensor of the file, checked before any memory of its size is taken.
-
-    Raises:
-        ValueError: if it has another size or dtype than the index says.
-    """
+    # Checked before any memory of its size is taken.
     part = stored.get(name, torch.empty(0, dtype=dtype))
     if part.shape != (size,) or part.dtype is not dtype:
         found, needed = (

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from lsr.algebra import levels
+from lsr.algebra import rounding
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from tests.lsr.layers import SEEDS, normal
 
@@ -68,14 +68,14 @@ def grouped(draw):
 
 
 def rounded(values, lengths, bits):
-    codes, scales = levels.to_codes(values, lengths, bits)
-    return levels.from_codes(codes, scales.repeat_interleave(lengths), bits)
+    codes, scales = rounding.to_codes(values, lengths, bits)
+    return rounding.from_codes(codes, scales.repeat_interleave(lengths), bits)
 
 
 @given(grouped(), BITS)
 def test_an_entry_that_is_not_clipped_errs_by_half_a_step_at_most(problem, bits):
     values, lengths = problem
-    scales = levels.to_codes(values, lengths, bits)[1].float().repeat_interleave(lengths)
+    scales = rounding.to_codes(values, lengths, bits)[1].float().repeat_interleave(lengths)
     is_inside = values.abs() <= 2 ** (bits - 1) * scales
     errors = (rounded(values, lengths, bits) - values).abs()
     assert (errors[is_inside] <= (scales / 2 * (1 + 1e-5))[is_inside]).all()
@@ -93,6 +93,6 @@ def test_the_best_step_of_a_normal_distribution_is_found():
 def test_bits_follow_one_another_without_a_gap(bits, data):
     codes = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=40))
     number = sum(code << bits * place for place, code in enumerate(codes))
-    packed = levels.to_bytes(torch.tensor(codes, dtype=torch.uint8), bits)
+    packed = rounding.to_bytes(torch.tensor(codes, dtype=torch.uint8), bits)
     assert bytes(packed.tolist()) == number.to_bytes(-(-bits * len(codes) // 8), "little")
-    assert levels.from_bytes(packed, bits, len(codes)).tolist() == codes
+    assert rounding.from_bytes(packed, bits, len(codes)).tolist() == codes
