@@ -5,20 +5,9 @@ from contextlib import contextmanager
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lsr.init.passes import (
-    Batch,
-    Group,
-    PreciseAdamW,
-    Track,
-    copied_values,
-    loss_of,
-    restored,
-    set_values,
-    undisturbed,
-    untracked,
-)
+from lsr.init.passes import Batch, Track, copied_values, descend, set_values, undisturbed, untracked
 
 STEPS = 60
 RATES = (0.01, 0.001, 0.0001)  # each follows if the head is dead after the one before
@@ -44,48 +33,39 @@ def fitted_head(
     (features that say little have driven its ReLUs to zero) is repeated from the beginning with smaller steps.
 
     Raises:
-        ValueError: if there are no examples; labels are missing or all equal; the loss is not finite or
-            does not depend on the head.
+        ValueError: if there are no examples; labels are missing or all equal; the loss is not finite or does not depend
+            on the head.
     """
     if not batches:
         raise ValueError("no examples: there are no batches")
     parameters = head_parameters(model, head)
-    with restored(parameters, after_errors_only=keep):
+    begin, is_kept = copied_values(parameters), False
+    try:
         if steps and parameters:
             _check_labels(batches)
             planned = [batches[index] for index in islice(_rounds(len(batches), seed), steps)]
             with undisturbed(model, parameters):
-                begin = copied_values(parameters)
                 for rate in RATES:
                     set_values(parameters, begin)
-                    if not _is_dead(_fit(model, parameters, planned, rate, track)):
+                    if not _is_dead_after(rate, model, parameters, planned, track):
                         break
         yield
+        is_kept = keep
+    finally:
+        if not is_kept:
+            set_values(parameters, begin)
 
 
-def _fit(
-    model: nn.Module, parameters: Sequence[nn.Parameter], batches: Sequence[Batch], rate: float, track: Track
-) -> list[Tensor]:
-    """Take one step per batch, and return the gradients of the last.
-
-    Raises:
-        ValueError: if the loss is not finite or does not depend on the head.
-    """
-    optimizer, gradients = PreciseAdamW([Group(parameters, rate)]), []
-    for step, batch in enumerate(track(batches, "fit the head"), 1):
-        with torch.enable_grad():
-            loss = loss_of(model, batch)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss is not finite in step {step} of {len(batches)} of the head")
-        gradients = [gradient for gradient in optimizer.step(loss) if gradient is not None]
-        if not gradients:
+def _is_dead_after(
+    rate: float, model: nn.Module, parameters: Sequence[nn.Parameter], batches: Sequence[Batch], track: Track
+) -> bool:
+    # Take one step per batch. If none of the last gradients is left, the head has learned the batch by heart; if only
+    # some are, they end within the head.
+    reached: list[bool] = []
+    for _, gradients in descend(model, [(parameters, rate)], batches, "fit the head", track):
+        reached = [bool(gradient.any()) for gradient in gradients if gradient is not None]
+        if not reached:
             raise ValueError("the loss does not depend on the head: is this the head that the model calls?")
-    return gradients
-
-
-def _is_dead(gradients: Sequence[Tensor]) -> bool:
-    """Return whether gradients end within the head; if there are none at all, it has learned the batch by heart."""
-    reached = [bool(gradient.any()) for gradient in gradients]
     return any(reached) and not all(reached)
 
 

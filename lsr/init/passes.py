@@ -1,16 +1,17 @@
-"""Passes of a model over batches of examples that leave the model unchanged, and the optimizer of short trainings.
+"""Passes of a model over batches of examples that leave the model unchanged, and short trainings of some parameters.
 
 A batch is passed to `model(**batch)` as is, so it must be on the model's device.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]  # (examples, ...) each
+Group = tuple[Sequence[nn.Parameter], float]  # parameters, and their learning rate
 # Called with what a pass iterates over and what the pass is for; yields the same items, for example to show progress.
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -74,58 +75,52 @@ def undisturbed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterato
                 parameter.grad = gradient
 
 
-class Group(NamedTuple):
-    """Parameters that share a learning rate."""
+def descend(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    title: str,
+    track: Track,
+    *,
+    share: Callable[[int], float] = lambda done: 1.0,
+    weight_decay: float = 0.01,
+    largest_norm: float | None = None,
+) -> Iterator[tuple[float, Sequence[Tensor | None]]]:
+    """Take a step of AdamW per batch; yield its loss, and each parameter's gradient if the loss depends on it.
 
-    parameters: Sequence[nn.Parameter]
-    rate: float
+    AdamW works on copies in at least float32, written back after each step: half precision rounds most updates away.
+    `share` returns that of the learning rates in a step, by the number of steps before it.
 
-
-class PreciseAdamW:
-    """AdamW on copies of the parameters in at least float32, written back after each step.
-
-    Half precision rounds most updates away.
+    Raises:
+        ValueError: if a loss is not finite; names the pass and the step.
     """
-
-    def __init__(
-        self, groups: Sequence[Group], *, weight_decay: float = 0.01, largest_norm: float | None = None
-    ) -> None:
-        self._parameters = [parameter for group in groups for parameter in group.parameters]
-        self._exact = [
-            parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-            for parameter in self._parameters
-        ]
-        exact = iter(self._exact)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [next(exact) for _ in group.parameters], "lr": group.rate} for group in groups],
-            weight_decay=weight_decay,
-        )
-        self._largest_norm = largest_norm
-
-    def step(self, loss: Tensor) -> Sequence[Tensor | None]:  # each parameter's gradient
-        """Take one step; the loss need not depend on all parameters."""
-        gradients: Sequence[Tensor | None] = [None] * len(self._parameters)
+    exact = {
+        parameter: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+        for parameters, _ in groups
+        for parameter in parameters
+    }
+    optimizer = torch.optim.AdamW(
+        [{"params": [exact[parameter] for parameter in parameters], "lr": rate} for parameters, rate in groups],
+        weight_decay=weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    for step, batch in enumerate(track(batches, title), 1):
+        with torch.enable_grad():
+            loss = loss_of(model, batch)
+        if not torch.isfinite(loss):
+            at = f"in step {step} of {len(batches)} at the learning rate {groups[0][1]:g}"
+            raise ValueError(f"{title}: the loss is not finite {at}")
+        gradients: Sequence[Tensor | None] = [None] * len(exact)
         if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        for value, gradient in zip(self._exact, gradients, strict=True):
+            gradients = torch.autograd.grad(loss, list(exact), allow_unused=True)
+        for value, gradient in zip(exact.values(), gradients, strict=True):
             value.grad = None if gradient is None else gradient.to(value.dtype)
-        if self._largest_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._exact, self._largest_norm)
-        self.optimizer.step()
-        set_values(self._parameters, self._exact)
-        return gradients
-
-
-@contextmanager
-def restored(parameters: Sequence[nn.Parameter], *, after_errors_only: bool = False) -> Iterator[None]:
-    """Restore the values of the parameters afterwards."""
-    values, has_failed = copied_values(parameters), True
-    try:
-        yield
-        has_failed = False
-    finally:
-        if has_failed or not after_errors_only:
-            set_values(parameters, values)
+        if largest_norm is not None:
+            torch.nn.utils.clip_grad_norm_(exact.values(), largest_norm)
+        optimizer.step()
+        schedule.step()
+        set_values(list(exact), list(exact.values()))
+        yield loss.item(), gradients
 
 
 def copied_values(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

@@ -18,18 +18,7 @@ from torch.nn import functional as F
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init.head import STEPS, fitted_head, head_parameters
-from lsr.init.passes import (
-    Batch,
-    Group,
-    PreciseAdamW,
-    Track,
-    copied_values,
-    loss_of,
-    set_values,
-    undisturbed,
-    untracked,
-    widths,
-)
+from lsr.init.passes import Batch, Group, Track, copied_values, descend, set_values, undisturbed, untracked, widths
 
 RANK = 16
 RATE = 0.001
@@ -79,14 +68,13 @@ def examples_updates(
     listed = list(batches)
     parameters = head_parameters(model, head)
     pairs = _pairs(layers, rank, seed)
-    factors = [factor for pair in pairs.values() for factor in pair]
-    groups = [Group(factors, RATE), Group(parameters, HEAD_RATE)]
+    trained = [*(factor for pair in pairs.values() for factor in pair), *parameters]
     with (
         fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, track=track),
-        undisturbed(model, [*factors, *parameters]),
+        undisturbed(model, trained),
         _added(layers, pairs),
     ):
-        _train(model, list(pairs), groups, listed, track)
+        _train(model, pairs, parameters, listed, track)
     return {name: (SCALING * b.detach().cpu().double(), a.detach().cpu().double()) for name, (a, b) in pairs.items()}
 
 
@@ -121,25 +109,19 @@ def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterat
 
 
 def _train(
-    model: nn.Module,
-    names: Sequence[str],  # of the layers whose factors form the first group, two per layer
-    groups: Sequence[Group],
-    batches: Sequence[Batch],
-    track: Track,
+    model: nn.Module, pairs: Mapping[str, Pair], head: Sequence[nn.Parameter], batches: Sequence[Batch], track: Track
 ) -> None:
-    """Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest.
-
-    Raises:
-        ValueError: if the first run fails; later ones may diverge.
-    """
-    parameters = [parameter for group in groups for parameter in group.parameters]
-    is_judged = bool(groups[1].parameters) and len(batches) >= JUDGED_STEPS
-    begin, best = copied_values(parameters), list[Tensor]()
+    # Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest. The first must
+    # not diverge; later ones may.
+    factors = [factor for pair in pairs.values() for factor in pair]
+    trained, is_judged = [*factors, *head], bool(head) and len(batches) >= JUDGED_STEPS
+    begin, best = copied_values(trained), list[Tensor]()
     first, ends = math.inf, list[float]()  # the mean loss of the last quarter of each run; infinity if it diverged
-    for share, warm_up in ATTEMPTS:
-        set_values(parameters, begin)
+    for slower, warm_up in ATTEMPTS:
+        set_values(trained, begin)
+        groups = [(factors, slower * RATE), (head, slower * HEAD_RATE)]
         try:
-            losses = _run(model, names, groups, batches, share, warm_up, track)
+            losses = list(_losses(model, list(pairs), groups, batches, warm_up, track))
         except ValueError:
             if not ends:
                 raise
@@ -149,11 +131,11 @@ def _train(
         if not ends:
             first = fmean(losses[:quarter])
         if end < min(ends, default=math.inf):
-            best = copied_values(parameters)
+            best = copied_values(trained)
         ends.append(end)
         if not is_judged or min(ends) <= FAILED * first:
             break
-    set_values(parameters, best)
+    set_values(trained, best)
     if len(ends) > 1:
         used = 1 + ends.index(min(ends))
         warnings.warn(
@@ -164,35 +146,22 @@ def _train(
         )
 
 
-def _run(
+def _losses(
     model: nn.Module,
-    names: Sequence[str],
+    names: Sequence[str],  # of the layers whose factors form the first group, two per layer
     groups: Sequence[Group],
     batches: Sequence[Batch],
-    share: float,  # of the learning rates
-    warm_up: float,  # share of the steps over which they rise
+    warm_up: float,  # share of the steps over which the learning rates rise; then they fall to zero
     track: Track,
-) -> list[float]:  # the loss of each step, one a batch
+) -> Iterator[float]:  # one a step
     count, rising = len(batches), round(warm_up * len(batches))
-    slower = [Group(group.parameters, share * group.rate) for group in groups]
-    optimizer = PreciseAdamW(slower, largest_norm=LARGEST_NORM, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer,
-        lambda done: (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising),
-    )
-    losses = []
-    for step, batch in enumerate(track(batches, "short training run"), 1):
-        with torch.enable_grad():
-            loss = loss_of(model, batch)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is not finite in step {step} of {count} of the short training run at the learning "
-                f"rate {slower[0].rate:g}"
-            )
-        losses.append(loss.item())
-        gradients = optimizer.step(loss)
+
+    def share(done: int) -> float:
+        return (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
+
+    title, clipped = "short training run", {"weight_decay": 0.0, "largest_norm": LARGEST_NORM}
+    for loss, gradients in descend(model, groups, batches, title, track, share=share, **clipped):
         for name, gradient in zip(names, gradients[::2], strict=False):
             if gradient is None:
                 raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
-        schedule.step()
-    return losses
+        yield loss

@@ -223,7 +223,7 @@ def test_a_failure_leaves_the_model_as_it_was(step, keep_head):
 def test_a_run_that_ends_in_no_number_is_refused(monkeypatch):
     monkeypatch.setattr(update, "RATE", math.inf)
     model, layers, head = made("bert")
-    message = "the loss is not finite in step 2 of 2 of the short training run at the learning rate inf"
+    message = "short training run: the loss is not finite in step 2 of 2 at the learning rate inf"
     assert refused(examples_updates, model, layers, batches(2, 4), head, kind=ValueError) == message
 
 
