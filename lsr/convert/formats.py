@@ -13,12 +13,11 @@ from torch import Tensor
 
 from lsr.loading.contents import Contents
 from lsr.loading.updates import LORA, Update
-from lsr.tuner.config import LsrConfig
+from lsr.tuner.config import LsrConfig, Resolved
 from lsr.tuner.files import PREFIX
 from lsr.tuner.forms import form_of, kind_of
 from lsr.tuner.mistakes import explained
 from lsr.tuner.options import exactly
-from lsr.tuner.resolved import Resolved
 
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}

@@ -15,7 +15,7 @@ from lsr.convert.parity import outputs, probe_ids
 from lsr.loading.contents import TENANTS, Contents, check_layers
 from lsr.loading.updates import Update
 from lsr.tuner.mistakes import CONTROL, explained
-from lsr.tuner.mixed_batch import BASE
+from lsr.tuner.model import BASE
 from lsr.tuner.targets import heads_of, last_linear
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name

@@ -22,7 +22,7 @@ from lsr.serve.modules import DIRECTIONS, Answer, BankHead, BankLayer
 from lsr.serve.stack import NOBODY, Shared, Stack, largest
 from lsr.tuner.files import PREFIX, Files, read_files
 from lsr.tuner.mistakes import InputError, first_line
-from lsr.tuner.mixed_batch import BASE, copies_of_a_row
+from lsr.tuner.model import BASE, copies_of_a_row
 
 
 class AdapterBank(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import HALVES, InputError, first_line
-from lsr.tuner.mixed_batch import BASE
+from lsr.tuner.model import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
 NO_TEMPLATE = "none"  # of prompts: a prompt is its text

@@ -1,10 +1,10 @@
-"""LsrConfig: the options of an LSR adapter."""
+"""LsrConfig: the options of an LSR adapter, and of a saved one the shapes of its layers."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from peft import PeftConfig, PeftType
 
@@ -22,9 +22,66 @@ from lsr.tuner.options import (
     override,
     usual_terms,
 )
-from lsr.tuner.resolved import Record, Resolved
 
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """The widths of a layer and their Kronecker factors."""
+
+    out_features: int
+    in_features: int
+    out_shape: tuple[int, ...]
+    in_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The most common shapes of layers, and the exceptions by name: a saved adapter keeps them however widths split."""
+
+    usual: LayerShapes
+    others: dict[str, LayerShapes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, forms: Mapping[str, Form]) -> "Resolved":
+        """Build it from the forms by layer."""
+        shapes = {
+            name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
+            for name, form in forms.items()
+        }
+        usual = Counter(shapes.values()).most_common(1)[0][0]
+        return cls(usual, {name: its for name, its in shapes.items() if its != usual})
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> "Resolved":
+        """Build it from JSON.
+
+        Raises:
+            ValueError: if the JSON is something else.
+        """
+        try:
+            others = {str(name): _shapes(value) for name, value in fields["others"].items()}
+            return cls(_shapes(fields["usual"]), others)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
+
+    def layer(self, name: str) -> LayerShapes:
+        """Return the shapes of a layer."""
+        return self.others.get(name, self.usual)
+
+
+class Record(NamedTuple):
+    """What the injection of an adapter has made of its configuration: what its files say, and its card."""
+
+    resolved: Resolved
+    init_weights: bool | str
+    labels: tuple[str, ...]  # of the base model's head
+
+
+def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
+    out_shape, in_shape = (tuple(int(size) for size in fields[side]) for side in ("out_shape", "in_shape"))
+    return LayerShapes(int(fields["out_features"]), int(fields["in_features"]), out_shape, in_shape)
 
 
 def _option(default: Any, said: str) -> Any:
@@ -129,6 +186,7 @@ class LsrConfig(PeftConfig):
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self.folder: Path | None = None  # where it was read from, if it was
         self.record: Record | None = None  # of its last injection: PEFT writes an adapter's files through this object
+        self.awaits_examples = False  # whether what it has made is to be initialized from examples, and is not yet
         check_options(self)
 
     @property

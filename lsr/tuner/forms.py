@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from lsr.algebra.shapes import Form, check_rank, split_width
 from lsr.init.passes import widths
 from lsr.tuner.base_weight import check_adaptable
-from lsr.tuner.config import LsrConfig
+from lsr.tuner.config import LayerShapes, LsrConfig
 from lsr.tuner.mistakes import explained
-from lsr.tuner.resolved import LayerShapes
 
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
 MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank

@@ -1,8 +1,9 @@
 """LsrModel: inserts LSR layers into a model, as PEFT's own methods do."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,13 +15,13 @@ from torch import nn
 
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.base_weight import is_quantized
-from lsr.tuner.config import LsrConfig
+from lsr.tuner.config import LsrConfig, Record, Resolved
 from lsr.tuner.forms import Group, check_forms, form_of, group_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
-from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
-from lsr.tuner.resolved import Record, Resolved
-from lsr.tuner.start import config_of, has_begun, initialize_factors, layers_of
+from lsr.tuner.start import config_of, initialize_factors, layers_of
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
+
+BASE = "__base__"  # PEFT's name for a row without an adapter
 
 
 class WholeHeads(BaseTuner):
@@ -40,10 +41,6 @@ class LsrModel(WholeHeads):
     prefix = "lsr_"
     tuner_layer_cls = LsrLinear
     target_module_mapping = DEFAULTS
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.awaiting_examples = set[str]()  # adapters that are to be initialized from examples, and are not yet
-        super().__init__(*args, **kwargs)
 
     def inject_adapter(
         self,
@@ -67,38 +64,57 @@ class LsrModel(WholeHeads):
             config.target_modules = sorted(adapted)
         forms = check_forms(model, adapted, config)
         self._owners: dict[Group, LsrAdapter] = {}  # of the factors of each group of layers
-        super().inject_adapter(
-            model,
-            adapter_name,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            state_dict=state_dict,
-        )
-        del self._owners  # otherwise they would outlive their adapter here
-        resolved = config.resolved or Resolved.of(forms)
+        try:
+            super().inject_adapter(
+                model,
+                adapter_name,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                state_dict=state_dict,
+            )
+        finally:
+            del self._owners  # otherwise they would outlive their adapter here
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
         named = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
-        config.record = Record(resolved, config.init_weights, named)
-        if config.resolved is not None:
-            return  # the factors are about to be loaded
-        if config.needs_examples:
-            self.awaiting_examples.add(adapter_name)
-        else:
+        config.record = Record(config.resolved or Resolved.of(forms), config.init_weights, named)
+        config.awaits_examples = config.resolved is None and config.needs_examples
+        if config.resolved is None and not config.awaits_examples:  # otherwise the factors are about to be loaded
             for _ in initialize_factors(self, adapter_name):
                 pass
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
-        while self.training and self.awaiting_examples:
-            start = config_of(self, self.awaiting_examples.pop()).start
-            warnings.warn(
-                f"LSR: init_weights={start!r} reads examples, and has been given none: training begins from random "
-                "factors; call lsr.start_from_examples(model, batches) first",
-                stacklevel=2,
-            )
+        for config in self.peft_config.values() if self.training else ():
+            if config.awaits_examples:
+                config.awaits_examples = False
+                warnings.warn(
+                    f"LSR: init_weights={config.start!r} reads examples, and has been given none: training begins from "
+                    "random factors; call lsr.start_from_examples(model, batches) first",
+                    stacklevel=2,
+                )
         names = cast("list[str] | None", kwargs.get("adapter_names"))
-        with nullcontext() if names is None else rows_choose(self, names, copies_of_a_row(kwargs)):
+        with ExitStack() as hooks:
+            if names is not None:
+                choose = partial(_choose, names, copies_of_a_row(kwargs))
+                for module in self._choosing(names):
+                    hooks.enter_context(module.register_forward_pre_hook(choose, with_kwargs=True))
             yield
+
+    def _choosing(self, names: Sequence[str]) -> list[nn.Module]:
+        # The layers and heads that pass rows through the adapters of these names.
+        self._check_known(names, BASE)
+        if self.training:
+            raise ValueError("adapter_names is for evaluation only: call eval() on the model first")
+        layers = adapted_layers(self).values()
+        if any(layer.merged for layer in layers):
+            raise ValueError("adapter_names: adapters are merged into the base weights; call unmerge_adapter() first")
+        return [*layers, *(module for module in self.modules() if isinstance(module, AuxiliaryTrainingWrapper))]
+
+    def _check_known(self, names: Sequence[str], *others: str) -> None:
+        known = [*self.peft_config, *others]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known}")
 
     def _create_and_replace(
         self,
@@ -146,7 +162,7 @@ class LsrModel(WholeHeads):
         for key in sorted(expected ^ {key for key in remapped if ".lsr_adapters." in key}):
             problem = "is missing" if key in expected else "is no part of this adapter on this base model"
             raise ValueError(f"the adapter's file: {key.replace(f'.{adapter_name}.', '.')} {problem}")
-        has_begun(model, adapter_name)
+        cast("LsrConfig", config).awaits_examples = False
         return remapped
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
@@ -160,10 +176,7 @@ class LsrModel(WholeHeads):
         super().merge_adapter(adapter_names, safe_merge=safe_merge)
 
     def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
-        known = list(self.peft_config)
-        for name in adapter_names if isinstance(adapter_names, list) else []:  # PEFT itself rejects other types
-            if name not in known:
-                raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known}")
+        self._check_known(adapter_names if isinstance(adapter_names, list) else [])  # PEFT itself rejects other types
         for layer in adapted_layers(self).values():
             layer.check_merge(safe_merge, adapter_names)
 
@@ -191,3 +204,20 @@ class LsrModel(WholeHeads):
         )
         biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
         return {name: value for name, value in biases.items() if not name.startswith(wrapped)}
+
+
+def _choose(
+    names: Sequence[str], copies: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # Tell a module the adapter of each row; in generation, `copies` consecutive rows are of one prompt.
+    rows = len(args[0])
+    if rows not in (len(names), copies * len(names)):
+        raise ValueError(f"adapter_names must hold one name per row of the batch, {rows}, got {len(names)}")
+    return args, {**kwargs, "adapter_names": [name for name in names for _ in range(rows // len(names))]}
+
+
+def copies_of_a_row(arguments: Mapping[str, Any]) -> int:
+    """Return how many rows `generate` makes of each input row, given its arguments: beams, or several answers."""
+    given = arguments.get("generation_config")
+    counts = [arguments.get(name) or getattr(given, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
+    return max(counts)

@@ -1,11 +1,10 @@
-"""Initialize an adapter's factors, per layer or per kind of layers, from the seed, the weights or examples."""
+"""What training begins with: an adapter's factors, from the seed, the weights or examples, and learning rates."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -78,14 +77,7 @@ def initialize_factors(
         yield name
     assert config.record is not None
     config.record = config.record._replace(init_weights=chosen.init_weights)
-    has_begun(model, adapter_name)
-
-
-def has_begun(model: nn.Module, adapter_name: str) -> None:
-    """Let a model know that an adapter awaits no examples any more."""
-    for module in model.modules():
-        if isinstance(module, BaseTuner):
-            cast("set[str]", module.awaiting_examples).discard(adapter_name)
+    config.awaits_examples = False
 
 
 def start_from_examples(
@@ -126,3 +118,44 @@ def start_from_examples(
     statistics = READERS[initialization.reads](model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
     for _ in initialize_factors(model, adapter_name, statistics=statistics):
         pass
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float = 0.006,
+    head_learning_rate: float = 0.002,
+    adapter_name: str = "default",
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters of a model as groups for a `torch.optim` optimizer, each with its `lr`.
+
+    `learning_rate` is for the adapter; the defaults suit `alpha=24`, and `alpha=16` with 0.004 suits Kronecker factors
+    without a core. Among those, A2 and B2 get `learning_rate` / sqrt(separation rank), see `rate_factor`. Everything
+    else that is trained, such as a classification head, gets `head_learning_rate`.
+
+    Raises:
+        ValueError: if there is no such adapter, or nothing of it is trainable.
+    """
+    rates: dict[int, float] = {}
+    for layer in layers_of(model, adapter_name).values():
+        adapter = layer.adapter(adapter_name)
+        for name, parameter in adapter.named_parameters():
+            rates[id(parameter)] = learning_rate * rate_factor(name, adapter.form.separation_rank)
+    groups: dict[float, list[nn.Parameter]] = {}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not any(id(parameter) in rates for parameter in trainable):
+        raise ValueError(f"no parameter of the adapter {adapter_name!r} is trainable: is another one active?")
+    for parameter in trainable:
+        groups.setdefault(rates.get(id(parameter), head_learning_rate), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def rate_factor(
+    parameter: str,  # its name
+    terms: int,
+) -> float:
+    """Return a parameter's learning rate relative to that of the adapter: 1 / sqrt(terms) for A2 and B2, otherwise 1.
+
+    A2 and B2 have entries of the size 1 / sqrt(terms), and a step of Adam has the same size for every entry, so at one
+    rate they would turn sqrt(terms) times faster than A1.
+    """
+    return 1 / terms**0.5 if parameter.endswith(("factor_A2", "factor_B2")) else 1.0

@@ -18,8 +18,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import usual_terms
-from lsr.tuner.rates import rate_factor
-from lsr.tuner.start import initialize_factors
+from lsr.tuner.start import initialize_factors, rate_factor
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import public_name
 from pipeline.methods import planning

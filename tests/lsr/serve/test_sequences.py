@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from lsr import AdapterBank
 from lsr.loading.contents import read_on
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.mixed_batch import BASE
+from lsr.tuner.model import BASE
 from tests.capabilities.models import tiny
 from tests.capabilities.subjects import DENSE, FRAMES, SHARED
 from tests.lsr.saved import asked, save, save_lora, says

@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig, parameter_groups
-from lsr.tuner.layer import adapted_layers
+from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import is_factor, train, trainable
 from tests.capabilities.models import logits, tiny, tokens
@@ -165,7 +165,7 @@ def test_heads_that_were_trained_whole_go_with_their_adapter(pair):
 def test_names_that_do_not_go_are_refused_and_leave_the_model_usable(pair):
     before = logits(pair)
     wrong = ["default", "secnod", "default", "default"]
-    says = "no adapter is named 'secnod'; there are ['default', 'second']"
+    says = "no adapter is named 'secnod'; there are ['default', 'second', '__base__']"
     refused(in_one_batch, pair, wrong, kind=ValueError, says=says)
     says = "adapter_names must hold one name per row of the batch, 4, got 0"
     refused(in_one_batch, pair, [], kind=ValueError, says=says)
@@ -213,6 +213,17 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     owners = {name: next(key for key, one in found.items() if one is a.owner) for name, a in found.items()}
     assert owners == {"0.fc": "0.fc", "1.fc": "0.fc", "2.fc": "2.fc", "3.fc": "3.fc", "4.fc": "3.fc", "5.fc": "3.fc"}
     assert list(initialize_factors(model)) == ["*.fc (12 x 12)", "*.fc (20 x 12)", "*.fc (20 x 20)"]
+
+
+def test_an_injection_that_fails_holds_no_factors_afterwards(monkeypatch):
+    def fail(*args):
+        raise MemoryError
+
+    model = Subject("bert", SHARED).fresh()
+    monkeypatch.setattr(LsrLinear, "update_layer", fail)
+    with pytest.raises(MemoryError):
+        model.add_adapter("second", Subject("bert", SHARED).config())
+    assert not hasattr(model.base_model, "_owners")
 
 
 @pytest.mark.parametrize("is_more", [False, True])
