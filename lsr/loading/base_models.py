@@ -9,8 +9,8 @@ A distribution declares which base model a package holds, and a function that re
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 
 from lsr.tuner.card import CLASSES
 from lsr.tuner.files import CONFIG, PREFIX
-from lsr.tuner.mistakes import InputError, NoBaseError, first_line
+from lsr.tuner.mistakes import InputError, NoBaseError, explained
 
 VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
@@ -159,20 +159,10 @@ def class_of(fields: Mapping[str, Any]) -> Any:
     return kind
 
 
-@contextmanager
-def explain_base(name: str) -> Iterator[None]:
-    """Turn what transformers raises while it loads a model into one line.
-
-    Raises:
-        NoBaseError: in place of it.
-    """
-    try:
-        yield
-    except MISFITS as error:
-        raise NoBaseError(
-            f"base model {name}: cannot be loaded: {first_line(error)} (needed: a folder or hub repository with "
-            "config.json and model.safetensors)"
-        ) from None
+def explain_base(name: str) -> AbstractContextManager[None]:
+    """Turn what transformers raises while it loads a model into one line, a NoBaseError."""
+    needed = "needed: a folder or hub repository with config.json and model.safetensors"
+    return explained(f"base model {name}: cannot be loaded ({needed})", *MISFITS, to=NoBaseError)
 
 
 def by(shape: Sequence[int]) -> str:

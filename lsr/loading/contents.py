@@ -1,6 +1,6 @@
 """The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,30 +153,41 @@ def read_on(modules: Mapping[str, nn.Module], folder: str | Path) -> Contents:
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:
-    """Return the note in an adapter's folder; None if there is none.
+    """Return the note in an adapter's folder, with the errors of `checked_note`; None if there is none."""
+    return checked_note(read_json(folder / TASK), folder) if (folder / TASK).exists() else None
+
+
+def checked_note(note: Any, where: object) -> dict[str, Any]:
+    """Return a note about an adapter's task, whose fields its readers know.
 
     Raises:
-        InputError: if it is no JSON object, or its labels, or those of a tenant, are no list of names, or it has
-            thresholds that are no probabilities, one for each label.
+        InputError: if it is no object, or a field holds something else than it may; says where, and what is needed.
     """
-    path = folder / TASK
-    if not path.exists():
-        return None
-    task = read_json(path)
-    if not isinstance(task, dict):
-        raise InputError(f"{path}: must be an object, got {task!r}")
-    tenants = task.get(TENANTS, {})
-    if not isinstance(tenants, dict):
-        raise InputError(f"{path}: {TENANTS} must be an object, got {tenants!r}")
-    for labels in (task.get("labels"), *tenants.values()):
-        names = labels if isinstance(labels, list) else [labels]
-        if labels is not None and not all(isinstance(name, str) for name in names):
-            raise InputError(f"{path}: labels must be a list of names, or null, got {labels!r}")
-    thresholds = task.get("thresholds")
-    if thresholds is not None and not (
-        isinstance(thresholds, list)
-        and len(thresholds) == len(task.get("labels") or ())
-        and all(type(one) in (int, float) and 0 <= one <= 1 for one in thresholds)
-    ):
-        raise InputError(f"{path}: thresholds must be a list of one probability for each label, got {thresholds!r}")
-    return task
+    if not isinstance(note, dict):
+        raise InputError(f"{where}: {TASK}: must be an object, got {note!r}")
+    for field, (fits, needed) in NOTE.items():
+        if (value := note.get(field)) is not None and not fits(value):
+            raise InputError(f"{where}: {TASK}: {field} must be {needed}, got {value!r}")
+    if note.get("thresholds") and len(note["thresholds"]) != len(note.get("labels") or ()):
+        raise InputError(f"{where}: {TASK}: thresholds must be one for each label, got {note['thresholds']!r}")
+    return note
+
+
+def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda its: isinstance(its, list) and all(map(fits, its))
+
+
+_are_names = _each(lambda one: isinstance(one, str))
+# By field of a note: whether it may have a value, and what is needed.
+NOTE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "labels": (_are_names, "a list of names, or null"),
+    TENANTS: (
+        lambda its: isinstance(its, dict) and all(one is None or _are_names(one) for one in its.values()),
+        "an object with a list of names, or null, for each",
+    ),
+    "thresholds": (_each(lambda one: type(one) in (int, float) and 0 <= one <= 1), "a list of probabilities"),
+    "max_length": (lambda its: type(its) is int and its > 0, "a positive whole number"),
+    "columns": (lambda its: isinstance(its, list) and len(its) in (1, 2), "a list of one, or of two for pairs"),
+    "template": (lambda its: isinstance(its, str), "a text in Jinja, or none"),
+    "ends": (_each(lambda one: type(one) is int and one >= 0), "a list of tokens by number"),
+}

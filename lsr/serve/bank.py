@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import COMMON, check_output, write
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, read_on
+from lsr.loading.contents import Contents, checked_note, read_on
 from lsr.serve.admission import admit, heads_in
 from lsr.serve.common import base_with, fingerprint, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, fill, read, save
@@ -114,7 +114,8 @@ class AdapterBank(nn.Module):
                 are not finite.
         """
         contents = adapter if isinstance(adapter, Contents) else read_on(self.of_base, adapter)
-        self.add_all({name: contents if note is None else changed(contents, task=note)}, replace=replace)
+        contents = contents if note is None else changed(contents, task=checked_note(note, contents.source))
+        self.add_all({name: contents}, replace=replace)
 
     def add_all(self, adapters: Mapping[str, Contents], *, replace: bool = False) -> None:
         """Add adapters by name, all or, on an error, none; with the errors of `add`."""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.convert.writing import COMMON, check_output, write_files, writing
+from lsr.loading.contents import checked_note
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_heads, check_name
 from lsr.serve.common import fingerprint
@@ -52,7 +53,8 @@ def fill(
     """
     for name in header["notes"]:
         check_name(name)
-    bank.base_fields, bank.notes = header["base"], {name: dict(its) for name, its in header["notes"].items()}
+    bank.base_fields = header["base"]
+    bank.notes = {name: checked_note(its, name) for name, its in header["notes"].items()}
     bank.bases = dict.fromkeys(bank.notes, bank.base_fields)
     bank.places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
     bank.shared.size += len(bank.places)

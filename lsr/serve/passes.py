@@ -31,7 +31,7 @@ class Passes:
     A text has at most so many tokens, or a prompt and `new_tokens` after it.
 
     Raises:
-        InputError: if the base model does not take so many, or an adapter's note asks for what is not served.
+        InputError: if the base model does not take so many.
     """
 
     def __init__(self, bank: AdapterBank, tokenizer: Any, tokens: int, new_tokens: int) -> None:
@@ -45,8 +45,6 @@ class Passes:
         self.tokens = tokens - self.new_tokens  # of a text or prompt
         end = bank.model.generation_config.eos_token_id if writes else None
         self.ends = end if isinstance(end, list) else [end] if end is not None else []
-        for note in bank.notes.values():
-            check_note(note)
         try:
             with torch.no_grad():
                 no_padding = int(tokenizer.pad_token_id == 0)
@@ -62,9 +60,9 @@ class Passes:
         Raises:
             InputError: names the first one that cannot be read.
         """
-        field, parts = ("prompts", 1) if self.new_tokens else ("texts", len(note.get("columns", ["text"])))
+        field, parts = ("prompts", 1) if self.new_tokens else ("texts", len(note.get("columns") or ["text"]))
         most = min(self.tokens, note.get("max_length") or self.tokens)
-        template = note.get("template", NO_TEMPLATE)
+        template = note.get("template") or NO_TEMPLATE
         talks = self.new_tokens > 0 and template != NO_TEMPLATE
         split = [_texts(text, parts, talks=talks) for text in texts]
         for at, its in enumerate(split):
@@ -160,24 +158,6 @@ class Passes:
 
     def _padded(self, rows: Sequence[Row], side: str) -> Mapping[str, Tensor]:
         return self.tokenizer.pad([row.inputs for row in rows], padding_side=side, return_tensors="pt")
-
-
-def check_note(note: Mapping[str, Any]) -> None:
-    """Refuse a note of an adapter that asks for what is not served.
-
-    Raises:
-        InputError: names the field, and what it may be.
-    """
-    length, columns = note.get("max_length"), note.get("columns", ["text"])
-    template, ends = note.get("template", NO_TEMPLATE), note.get("ends", [])
-    if not (length is None or (type(length) is int and length > 0)):
-        raise InputError(f"task.json: max_length must be a positive whole number, got {length!r}")
-    if not isinstance(columns, list) or len(columns) not in (1, 2):
-        raise InputError(f"task.json: columns must be a list of one, or of two for pairs, got {columns!r}")
-    if not isinstance(template, str):
-        raise InputError(f"task.json: template must be a text in Jinja, or none, got {template!r}")
-    if not isinstance(ends, list) or not all(type(one) is int and one >= 0 for one in ends):
-        raise InputError(f"task.json: ends must be a list of tokens by number, got {ends!r}")
 
 
 def _texts(asked: Any, parts: int, *, talks: bool) -> list[str]:

@@ -32,16 +32,16 @@ class NoBaseError(InputError):
 
 
 @contextmanager
-def explained(where: object, *kinds: type[BaseException]) -> Iterator[None]:
+def explained(where: object, *kinds: type[BaseException], to: type[InputError] = InputError) -> Iterator[None]:
     """Turn errors of these kinds into one line that says where they are.
 
     Raises:
-        InputError: in place of them.
+        InputError: in place of them, or the kind of it that is given.
     """
     try:
         yield
     except kinds as error:
-        raise InputError(f"{where}: {first_line(error)}") from None
+        raise to(f"{where}: {first_line(error)}") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lsr.loading.contents import Contents, read_on
 from lsr.serve.http.batches import Batches
-from lsr.serve.passes import NO_TEMPLATE, Passes, check_note
+from lsr.serve.passes import NO_TEMPLATE, Passes
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
@@ -94,9 +94,8 @@ class Service:
 
     def _read(self, folder: Path) -> Contents:
         contents = read_on(self.bank.of_base, folder)
-        check_note(note := contents.task or {})
         own = self.passes.tokenizer.chat_template  # another is a program, which may take time and memory of all
-        if note.get("template", NO_TEMPLATE) not in (NO_TEMPLATE, own):
+        if ((contents.task or {}).get("template") or NO_TEMPLATE) not in (NO_TEMPLATE, own):
             raise InputError(f"{folder}: task.json: template must be none or that of the base model's tokenizer")
         return contents
 

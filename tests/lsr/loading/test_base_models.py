@@ -69,9 +69,9 @@ def named(name):
 
 MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "half a base": (half_a_base, "bert.pooler.dense.bias is missing, and the adapter does not hold it either"),
-    "pickles": (pickled, "base model ./base: cannot be loaded"),
-    "code": (with_code, "base model ./base: cannot be loaded"),
-    "nowhere": (named("nowhere/no-such-model"), "base model nowhere/no-such-model: cannot be loaded"),
+    "pickles": (pickled, "base model ./base: cannot be loaded (needed: a folder or hub"),
+    "code": (with_code, "base model ./base: cannot be loaded (needed: a folder or hub"),
+    "nowhere": (named("nowhere/no-such-model"), "base model nowhere/no-such-model: cannot be loaded (needed"),
     "a function": (
         of_no_task(parent_library="transformers.utils.hub", base_model_class="cached_file"),
         "transformers.utils.hub.cached_file, which is not a model of transformers",

@@ -203,7 +203,7 @@ def later(source, folder, **tenants):
         ({"acme": ["bad", "good"]}, "(6,), but its tenants have 2 outputs"),
         ({}, "names no tenants"),
         (["acme"], "tenants must be an object"),
-        ({**TENANTS, "corp": ["a", "b", 3]}, "labels must be a list of names"),
+        ({**TENANTS, "corp": ["a", "b", 3]}, "tenants must be an object with a list of names"),
         ({**TENANTS, "corp": ["a", "b", "a"]}, "corp: its task names 2 different labels, but its head has 3 outputs"),
         *(
             ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "name must not be empty, '__base__' or a path")

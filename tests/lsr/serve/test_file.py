@@ -113,7 +113,7 @@ MISFIT = "do not fit the base model or the names"
         (lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}), MISFIT),
         (lambda header, tensors: header["layers"].append("x"), "'x' is missing"),
         (lambda header, tensors: tensors[f"{QUERY}/slots"].fill_(1000), MISFIT),
-        (lambda header, tensors: header["notes"].update(a=5), "'int' object is not iterable"),
+        (lambda header, tensors: header["notes"].update(a=5), "a: task.json: must be an object, got 5"),
         (lambda header, tensors: tensors.pop(f"{HEAD}/slots"), "bias/slots' is missing"),
     ],
 )

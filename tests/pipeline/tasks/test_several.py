@@ -138,6 +138,4 @@ def test_mistakes_are_one_line(tmp_path):
     refused(features.check, small.entry("animals: mean").first(), says=says)
     task = json.loads((artifacts.ADAPTER / "task.json").read_text())
     kit.write(tmp_path / "task.json", task | {"thresholds": [0.5, 2, 0.5]})
-    refused(
-        adapter_task.read, tmp_path, says="task.json: thresholds must be a list of one probability for each label, "
-    )
+    refused(adapter_task.read, tmp_path, says="task.json: thresholds must be a list of probabilities, got [0.5, 2")
