@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lsr.algebra.shapes import Form, check_rank, split_width
 from lsr.init.passes import widths
 from lsr.tuner.base_weight import check_adaptable
-from lsr.tuner.config import LayerShapes, LsrConfig
+from lsr.tuner.config import LsrConfig
 from lsr.tuner.mistakes import explained
 
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
@@ -50,52 +50,36 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
     Raises:
         ValueError: if they do not fit the layer; names the layer and what would fit.
     """
-    rank_shape = config.ranks(layer_name)
-    saved = None if config.resolved is None else config.resolved.layer(layer_name)
-    if saved is not None and (saved.out_features, saved.in_features) != (out_features, in_features):
-        raise ValueError(
-            f"layer {layer_name!r}: the adapter is for a layer of {saved.out_features} x {saved.in_features}, "
-            f"and this one is {out_features} x {in_features}"
-        )
-    form = Form(
-        rank_shape,
-        _split(layer_name, "in_shape", saved, in_features, rank_shape),
-        _split(layer_name, "out_shape", saved, out_features, rank_shape),
-        separation_rank=config.terms(layer_name),
-        in_features=in_features,
-        out_features=out_features,
-    )
-    _check_ranks(form, layer_name)
+    ranks, terms = config.ranks(layer_name), config.terms(layer_name)
+    with explained(f"layer {layer_name!r}", ValueError):
+        if config.resolved is None:
+            in_shape, out_shape = split_width(in_features, ranks), split_width(out_features, ranks)
+        else:
+            saved = config.resolved.layer(layer_name)
+            theirs, ours = (saved.out_features, saved.in_features), (out_features, in_features)
+            if theirs != ours:
+                raise ValueError(
+                    "the adapter is for a layer of {} x {}, and this one is {} x {}".format(*theirs, *ours)
+                )
+            in_shape, out_shape = saved.in_shape, saved.out_shape
+            _check_split("in_shape", in_shape, in_features, len(ranks))
+            _check_split("out_shape", out_shape, out_features, len(ranks))
+        if len(ranks) == 1:
+            check_rank(*ranks, out_features, in_features)
+        form = Form(ranks, in_shape, out_shape, terms, in_features, out_features)
+        if terms > form.max_separation_rank:
+            raise ValueError(
+                f"separation_rank must be in [1, {form.max_separation_rank}] for {out_features} x {in_features} as "
+                f"{list(out_shape)} x {list(in_shape)} and rank_shape {list(ranks)}, got {terms}"
+            )
     return form
 
 
-def _split(
-    layer_name: str, field: str, saved: LayerShapes | None, width: int, rank_shape: tuple[int, ...]
-) -> tuple[int, ...]:
-    if saved is None:
-        return split_width(width, rank_shape)
-    given: tuple[int, ...] = getattr(saved, field)
-    most = width if len(rank_shape) == 1 else MOST_PADDED * width
-    if len(given) != len(rank_shape) or not width <= prod(given) <= most:
-        raise ValueError(
-            f"layer {layer_name!r}: {field} must hold as many sizes as rank_shape, with a product from {width} to "
-            f"{most}, such as {list(split_width(width, rank_shape))}, got {list(given)}"
-        )
-    return given
-
-
-def _check_ranks(form: Form, layer_name: str) -> None:
-    if len(form.rank_shape) == 1:
-        try:
-            check_rank(form.rank, form.out_features, form.in_features)
-        except ValueError as error:
-            raise ValueError(f"layer {layer_name!r}: {error}") from None
-    if form.separation_rank > form.max_separation_rank:
-        raise ValueError(
-            f"layer {layer_name!r}: separation_rank must be in [1, {form.max_separation_rank}] for {form.out_features} "
-            f"x {form.in_features} as {list(form.out_shape)} x {list(form.in_shape)} and rank_shape "
-            f"{list(form.rank_shape)}, got {form.separation_rank}"
-        )
+def _check_split(field: str, shape: tuple[int, ...], width: int, count: int) -> None:
+    most = width if count == 1 else MOST_PADDED * width
+    if len(shape) != count or not width <= prod(shape) <= most:
+        needed = f"as many sizes as rank_shape, with a product from {width} to {most}"
+        raise ValueError(f"{field} must hold {needed}, got {list(shape)}")
 
 
 def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> dict[str, Form]:
@@ -131,10 +115,11 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -
     held = sum(tensor.numel() for its in tensors.values() for tensor in its.values())
     for name in tensors:
         form = form_in_file(config, name)
-        if (needed := form.parameters) > held:
-            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
-        if form.rank > SMALL:
-            with explained(f"layer {name!r}", ValueError):
+        used = form.rank * (form.in_width + form.out_width)
+        with explained(f"layer {name!r}", ValueError):
+            if form.parameters > held:
+                raise ValueError(f"its configuration says {form.parameters:,} entries, but the file holds {held:,}")
+            if form.rank > SMALL:
                 check_rank(form.rank, form.out_features, form.in_features)
-        if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
-            raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
+            if used > MOST_ENTRIES:
+                raise ValueError(f"its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")

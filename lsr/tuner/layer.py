@@ -20,6 +20,7 @@ from lsr.tuner.base_weight import check_adaptable, dequantized, is_plain, is_qua
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import form_of
 from lsr.tuner.functional import adapted_linear, add_low_rank
+from lsr.tuner.mistakes import explained
 
 
 class LsrLinear(nn.Module, BaseTunerLayer):
@@ -78,10 +79,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         layers = (self, *sharing)
         sources = [layer._source(config, adapter.form, statistics or {}) for layer in layers]
         if adapter.owner is adapter:
-            try:
+            with explained(f"layer {self.layer_name!r}", ValueError):
                 start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
-            except ValueError as error:
-                raise ValueError(f"layer {self.layer_name!r}: {error}") from None
             for name, value in zip(adapter.form.factor_shapes, (*start.a, *start.b), strict=True):
                 getattr(adapter, name).data.copy_(value)
         for layer, source in zip(layers, sources, strict=True) if adapter.has_core else ():

@@ -84,7 +84,7 @@ class LsrModel(WholeHeads):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
-        for config in self.peft_config.values() if self.training else ():
+        for config in cast("dict[str, LsrConfig]", self.peft_config).values() if self.training else ():
             if config.awaits_examples:
                 config.awaits_examples = False
                 warnings.warn(

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-SHARED = ("none", "layers")
 CORED = ("core", "all")  # the values of `train` that add a core
-TRAINED = ("factors", *CORED)
+WORDS = {
+    "train": ("factors", *CORED),
+    "core": ("full", "diagonal"),
+    "share": ("none", "layers"),
+    "bias": ("none", "all", "lsr_only"),
+}
 PATTERNS = ("rank_pattern", "alpha_pattern")  # one for each value of single layers
 TERMS = 16  # the default separation rank of two factors
 LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
@@ -34,41 +38,29 @@ TOKEN = re.compile(
 
 
 def check_options(config: "LsrConfig") -> None:
-    """Check a configuration, whose values have the types that it gives them."""
-    _check_numbers(config)
-    _check_words(config)
-    _check_layers(config)
-    _check_families(config)
+    """Check a configuration, whose values have the types that it gives them.
 
-
-def _check_numbers(config: "LsrConfig") -> None:
+    Raises:
+        ValueError: names the field and what is allowed.
+    """
     for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
         if len(shape) not in (1, 2) or not all(map(_is_count, shape)):
             raise ValueError(f"{name} must hold one or two ranks >= 1, got {list(shape)}")
-    if not _is_count(config.separation_rank):
-        raise ValueError(f"separation_rank must be >= 1, got {config.separation_rank!r}")
+        if config.has_core and len(shape) > 1:  # which is between dense frames
+            raise ValueError(f"train={config.train!r} needs one rank in {name}, got {list(shape)}")
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
         if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
             raise ValueError(f"{name} must be a positive number of at most {LARGEST_ALPHA:.0e}, got {alpha!r}")
-    if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {config.dropout!r}")
-
-
-def _check_words(config: "LsrConfig") -> None:
-    if not isinstance(config.init_weights, bool) and config.init_weights not in INITIALIZATIONS:
-        raise ValueError(f"init_weights must be a bool or one of {list(INITIALIZATIONS)}, got {config.init_weights!r}")
-    words = {
-        "train": TRAINED,
-        "core": ("full", "diagonal"),
-        "share": SHARED,
-        "bias": ("none", "all", "lsr_only"),
+    dropout, start = config.dropout, config.init_weights
+    rules = {
+        "separation_rank": (_is_count(config.separation_rank), ">= 1"),
+        "dropout": (isinstance(dropout, int | float) and 0 <= dropout < 1, "in [0, 1)"),
+        "init_weights": (isinstance(start, bool) or start in INITIALIZATIONS, f"a bool or one of {[*INITIALIZATIONS]}"),
+        **{name: (getattr(config, name) in words, f"one of {list(words)}") for name, words in WORDS.items()},
     }
-    for name, allowed in words.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(config, name)!r}")
-
-
-def _check_layers(config: "LsrConfig") -> None:
+    for name, (is_right, needed) in rules.items():
+        if not is_right:
+            raise ValueError(f"{name} must be {needed}, got {getattr(config, name)!r}")
     check_patterns(vars(config))
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         for name in ("layers_to_transform", "layers_pattern"):
@@ -76,28 +68,9 @@ def _check_layers(config: "LsrConfig") -> None:
                 raise ValueError(f"{name} needs target_modules to be a list, got the pattern {config.target_modules!r}")
     if config.layers_pattern and config.layers_to_transform is None:
         raise ValueError("layers_pattern needs layers_to_transform, got None")
-
-
-def _check_families(config: "LsrConfig") -> None:
-    # Separable sums, or a core between dense frames.
-    for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
-        if config.has_core and len(shape) > 1:
-            raise ValueError(
-                f"train={config.train!r} needs one rank in {name}, because a core is between dense frames, got "
-                f"{list(shape)}"
-            )
-    if len(config.rank_shape) == 1 and config.separation_rank != 1:
-        raise ValueError(
-            "separation_rank must be 1 if rank_shape holds one rank, because A and B are then dense, got "
-            f"{config.separation_rank}"
-        )
-    if config.share == "layers" and not config.has_core:
-        raise ValueError(
-            f"share='layers' needs train to be one of {list(CORED)}, got {config.train!r}: without a core of its own "
-            "each layer would have the same update"
-        )
-    if config.core == "diagonal" and not config.has_core:
-        raise ValueError(f"core='diagonal' needs train='core' or 'all', got train={config.train!r}")
+    for name, word in (("share", "layers"), ("core", "diagonal")):  # without a core, layers that share are all alike
+        if getattr(config, name) == word and not config.has_core:
+            raise ValueError(f"{name}={word!r} needs train to be one of {list(CORED)}, got {config.train!r}")
 
 
 def _with_pattern(config: "LsrConfig", name: str, pattern: str) -> Iterable[tuple[str, Any]]:

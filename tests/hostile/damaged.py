@@ -153,7 +153,7 @@ DAMAGES = {
     "a huge rank": Damage(config(rank_shape=[10_000_000]), "the rank must be in [1, 24]"),
     "more ranks": Damage(config(rank_shape=[2, 2]), "train='core' needs one rank in rank_shape"),
     "a scaling of nan": Damage(config(alpha=math.nan), "alpha must be a positive number of at most 1e+30"),
-    "terms that do not go": Damage(config(separation_rank=2), "separation_rank must be 1 if rank_shape holds one"),
+    "terms that do not go": Damage(config(separation_rank=2), "separation_rank must be in [1, 1] for "),
     "a pattern that is none": Damage(config(rank_pattern={"(": [2]}), "'(' is not a valid regular expression"),
     "many patterns": Damage(config(alpha_pattern={f"x{at}": 1 for at in range(2001)}), "2,001 patterns", BOTH),
     **{

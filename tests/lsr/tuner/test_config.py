@@ -111,8 +111,8 @@ def test_a_file_of_before_with_frames_of_its_own_is_read_as_one_of_now(tmp_path)
 MISTAKES = [
     ({"separation_rank": -1}, "separation_rank must be >= 1, got -1"),
     ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
-    ({"share": "layers"}, "share='layers' needs train to be one of ['core', 'all'], got 'factors': without a core of "),
-    ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
+    ({"share": "layers"}, "share='layers' needs train to be one of ['core', 'all'], got 'factors'"),
+    ({"core": "diagonal"}, "core='diagonal' needs train to be one of ['core', 'all'], got 'factors'"),
     ({"frames": "./other"}, "frames: those of './other' are needed, and adapters on the frames of others are no"),
     ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number of at most 1e+30, got 0"),
     ({"target_modules": "*"}, "target_modules: '*' is not a valid regular expression"),
