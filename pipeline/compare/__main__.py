@@ -8,15 +8,15 @@ from typing import Any
 from pipeline.arena.preset import PATH, load
 from pipeline.arena.record import FOLDER, read
 from pipeline.compare.comparison import compare
-from pipeline.compare.page import page
 from pipeline.compare.rows import Row
-from pipeline.compare.verdicts import Leads
+from pipeline.compare.verdicts import KINDS
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 
 PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
+PAGE = ("page.html", "page.css", "page.js")
 NONE = "–"
 COLUMNS = ("method", "score", "lead", "these tasks", "new tasks", "trained", "bytes", "status")
 
@@ -43,6 +43,19 @@ def main(words: Sequence[str] | None = None) -> None:
         console.line(f"written: {options.output / name / 'index.html'}, with its JSON beside it")
 
 
+def page(comparison: dict[str, Any]) -> str:
+    """Return one HTML file that loads nothing else: its own script draws the comparison from its JSON."""
+    # In JSON, no text can end or begin an HTML element with these escaped.
+    data = json.dumps(comparison, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "&<>":
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    text, style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in PAGE)
+    title = f"{comparison['preset']}: comparison of methods"
+    for place, part in {"title": title, "style": style, "script": script, "data": data}.items():
+        text = text.replace(f"{{{{ {place} }}}}", part)
+    return text
+
+
 def show(comparison: dict[str, Any]) -> None:
     """Print the main average, or the last task if there is none, best first, and the notes; the page has all else."""
     main = comparison["results"][-1]["task"]
@@ -60,7 +73,7 @@ def _cells(row: Row) -> list[console.Cell]:
         row["method"],
         NONE if mean is None else f"{mean:.2f}{half}",
         NONE if lead is None else f"{lead:+.2f}",
-        *(row[kind]["word"] or NONE for kind in Leads._fields),
+        *(row[kind]["word"] or NONE for kind in KINDS),
         *(NONE if row[name] is None else row[name] for name in ("trained", "bytes")),
         row["status"] + (f": {row['reason']}" if row["reason"] else ""),
     ]

@@ -8,11 +8,10 @@ import pandas as pd
 
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
-from pipeline.compare import bootstrap, labels
-from pipeline.compare.entries import Entry, entries
-from pipeline.compare.labels import Parts
+from pipeline.compare import examples
+from pipeline.compare.examples import Parts
 from pipeline.compare.leads import Scores
-from pipeline.compare.rows import LOSS, PERCENT, row
+from pipeline.compare.rows import LOSS, PERCENT, Entry, entries, row
 from pipeline.compare.verdicts import ByPart, Judge, Places
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.cells import rounded
@@ -53,7 +52,7 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
     averages, notes = _averages(preset.means, tasks)
     places = {**{task: (task,) for task in tasks}, **averages}
-    known, unusable = labels.read(name, tasks)
+    known, unusable = examples.read(name, tasks)
     notes += unusable
     if outdated:
         notes.append(f"{outdated:,} records left out: of other settings than those of the preset")
@@ -69,7 +68,6 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         "hypotheses": [_short(one) for one in judge.outcomes(preset.hypotheses)],
         "made": _made(records.values()),  # where the records come from
         "notes": notes,
-        "resamples": resamples,
         "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS),
         "results": [
             _short(row(place, method, {task: tasks[task].get(method) for task in of}, said))
@@ -105,10 +103,10 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
         drawn = np.array(whole)[:, None].repeat(resamples, axis=1)
         if known is not None:
             metric, its = trainings[0].metrics[0], known[part]
-            predicted = [labels.predicted_of(training, its) for training in trainings]
-            drawn = bootstrap.scores(part, metric, its.to_numpy(), predicted, resamples)
+            predicted = [examples.predicted_of(training, its) for training in trainings]
+            drawn = examples.resampled(part, metric, its.to_numpy(), predicted, resamples)
             if len(known) > 1:
-                whole = [labels.score(metric, one, {part: its}) for one in trainings]
+                whole = [examples.score(metric, one, {part: its}) for one in trainings]
         for training, score, resampled in zip(trainings, whole, drawn, strict=True):
             listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, PERCENT * resampled)
     return parts

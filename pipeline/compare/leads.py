@@ -91,30 +91,27 @@ def mean(leads: Sequence[Lead | None], is_drawn: bool) -> Lead | None:
     It is None if one of the leads is, or if there are none.
     """
     known = [lead for lead in leads if lead]
-    if len(known) < len(leads) or len(known) < 2:
-        return known[0] if len(leads) == len(known) == 1 else None
-    return over_tasks(known, is_drawn)
-
-
-def over_tasks(leads: Sequence[Lead], is_drawn: bool) -> Lead:
-    """Return the mean lead over two or more tasks that share no texts, of these tasks, or of drawn ones."""
-    means = np.array([lead.mean for lead in leads])
-    mean, count = float(means.mean()), len(leads)
-    resampled = [lead.resampled for lead in leads if lead.resampled is not None]
+    if len(known) < len(leads) or not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    means, count = np.array([lead.mean for lead in known]), len(known)
+    average = float(means.mean())
+    resampled = [lead.resampled for lead in known if lead.resampled is not None]
     if len(resampled) < count:
-        return Lead(mean)
+        return Lead(average)
     rows = np.stack(resampled)  # (tasks, resamples)
     within, spread = rows.var(axis=1), means.var(ddof=1)
     between = max(0.0, spread - within.mean()) if is_drawn else 0.0  # variance of the tasks' true leads
     drawn = np.random.default_rng(count).integers(count, size=(count - 1, rows.shape[1]))
-    of_tasks = (means[drawn].mean(axis=0) - mean) * (math.sqrt(between / spread) if spread else 0.0)
-    parts = [(between, count - 1), *((one / count, lead.freedom) for one, lead in zip(within, leads, strict=True))]
+    of_tasks = (means[drawn].mean(axis=0) - average) * (math.sqrt(between / spread) if spread else 0.0)
+    parts = [(between, count - 1), *((one / count, lead.freedom) for one, lead in zip(within, known, strict=True))]
     return Lead(
-        mean=mean,
-        resampled=mean + of_tasks + (rows - rows.mean(axis=1, keepdims=True)).mean(axis=0),
+        mean=average,
+        resampled=average + of_tasks + (rows - rows.mean(axis=1, keepdims=True)).mean(axis=0),
         freedom=_freedom(parts),
-        error_seeds=_of_mean([lead.error_seeds for lead in leads]),
-        error_examples=_of_mean([lead.error_examples for lead in leads]),
+        error_seeds=_of_mean([lead.error_seeds for lead in known]),
+        error_examples=_of_mean([lead.error_examples for lead in known]),
     )
 
 

@@ -7,7 +7,7 @@ An interval of another lead is explored: with 50 methods, two or three are "ahea
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,26 +19,9 @@ AHEAD, CLOSE, BEHIND = "ahead", "close", "behind"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
 ByPart = Mapping[str, Mapping[str, Mapping[int, Scores]]]  # by part of a task, method and seed
+KINDS = ("these", "new")  # of tasks, on which there is a lead; new: with the tasks drawn too
+Leads = tuple[Lead | None, Lead | None]  # of these kinds; None: unknown, or of a single task
 Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
-
-
-class Said(NamedTuple):
-    """What is said of a lead in percentage points. What is unknown is None."""
-
-    low: float | None = None  # 95 % interval
-    high: float | None = None
-    within_low: float | None = None  # 90 % interval
-    within_high: float | None = None
-    p: float | None = None
-    p_holm: float | None = None  # corrected for the number of hypotheses; None where none was written down
-    word: str | None = None
-
-
-class Leads(NamedTuple):
-    """A lead on these tasks, and with the tasks drawn too; None if it is of a single one, or unknown."""
-
-    these: Lead | None = None
-    new: Lead | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +34,8 @@ class Judge:
 
     def against(self, baseline: str, place: str, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return what is said of each method on a task or average."""
-        leads = {name: self._leads(place, name, baseline) if name != baseline else Leads() for name in methods}
-        return {
-            name: _shown(of, {kind: self._explored(lead) for kind, lead in of._asdict().items()})
-            for name, of in leads.items()
-        }
+        leads = {name: self._leads(place, name, baseline) if name != baseline else (None, None) for name in methods}
+        return {name: _shown(its, map(self._explored, its)) for name, its in leads.items()}
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
         """Return each hypothesis with what is said of it, and the kinds of tasks on which it held.
@@ -64,68 +44,63 @@ class Judge:
         common, is untested: all that is said is None.
         """
         leads = [self._leads(one.on, one.method, one.against) for one in hypotheses]
-        these, new = (self._tested(kind) for kind in ([of.these for of in leads], [of.new for of in leads]))
+        tested = zip(*map(self._tested, zip(*leads, strict=True)), strict=True)
         outcomes = []
-        for one, of, *tested in zip(hypotheses, leads, these, new, strict=True):
-            said = dict(zip(Leads._fields, tested, strict=True))
-            held = [kind for kind, found in said.items() if self._held(one, found)]
-            outcomes.append({**one.model_dump(), "held": held, **_shown(of, said)})
+        for one, its, said in zip(hypotheses, leads, tested, strict=True):
+            held = [
+                kind
+                for kind, lead, found in zip(KINDS, its, said, strict=True)
+                if (self._is_within(lead) if one.expected == EQUIVALENT else found["word"] == BETTER)
+            ]
+            outcomes.append({**one.model_dump(), "held": held, **_shown(its, said)})
         return outcomes
-
-    def _held(self, one: Hypothesis, found: Said) -> bool:
-        return self._is_within(found) if one.expected == EQUIVALENT else found.word == BETTER
 
     def _leads(self, place: str, method: str, against: str) -> Leads:
         """Return the leads on a place; tenants of a task are drawn as the tasks of an average are."""
         by_task = [self.scores[task].items() for task in self.places.get(place, ())]
         parts = [[on_task(part, of.get(method, {}), of.get(against, {})) for part, of in parts] for parts in by_task]
         these, new = (mean([mean(of, is_drawn) for of in parts], is_drawn) for is_drawn in (False, True))
-        return Leads(these, new if sum(map(len, parts)) > 1 else None)
+        return these, new if sum(map(len, parts)) > 1 else None
 
-    def _explored(self, lead: Lead | None) -> Said:
-        found = self._said(lead)
-        if found.low is None or found.high is None:
-            return found
-        word = CLOSE if self._is_within(found) else None
-        return found._replace(word=AHEAD if found.low > 0 else BEHIND if found.high < 0 else word)
+    def _explored(self, lead: Lead | None) -> dict[str, Any]:
+        found = _ends(lead)
+        word = CLOSE if self._is_within(lead) else None
+        if found["low"] is not None:
+            word = AHEAD if found["low"] > 0 else BEHIND if found["high"] < 0 else word
+        return {**found, "word": word}
 
-    def _tested(self, leads: Sequence[Lead | None]) -> Iterator[Said]:
+    def _tested(self, leads: Sequence[Lead | None]) -> Iterator[dict[str, Any]]:
         """Yield better or worse where the corrected test says so, else equivalent if within the margin."""
-        every = [self._said(lead) for lead in leads]
-        corrected = iter(holm([found.p for found in every if found.p is not None]))
-        for lead, found in zip(leads, every, strict=True):
-            if lead is None:
-                yield found
-                continue
-            p_holm = None if found.p is None else next(corrected)
-            word = EQUIVALENT if self._is_within(found) else UNDECIDED
-            if p_holm is not None and p_holm < 1 - CONFIDENCE:
+        corrected = iter(holm([lead.p for lead in leads if lead and lead.p is not None]))
+        for lead in leads:
+            p = next(corrected) if lead and lead.p is not None else None
+            word = None if lead is None else EQUIVALENT if self._is_within(lead) else UNDECIDED
+            if lead and p is not None and p < 1 - CONFIDENCE:
                 word = BETTER if lead.mean > 0 else WORSE
-            yield found._replace(p_holm=p_holm, word=word)
+            yield {**_ends(lead), "p_holm": p, "word": word}
 
-    def _said(self, lead: Lead | None) -> Said:
-        if lead is None:
-            return Said()
-        (low, high), (within_low, within_high) = lead.interval(CONFIDENCE), lead.interval(TWO_ONE_SIDED)
-        return Said(low, high, within_low, within_high, lead.p)
-
-    def _is_within(self, found: Said) -> bool:
+    def _is_within(self, lead: Lead | None) -> bool:
         """Whether two one-sided tests at 5 % each find the lead above -margin and below margin.
 
         Reference: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach", 1987.
         """
-        low, high = found.within_low, found.within_high
+        low, high = lead.interval(TWO_ONE_SIDED) if lead else (None, None)
         return low is not None and high is not None and -self.margin <= low and high <= self.margin
 
 
-def _shown(of: Leads, said: Mapping[str, Said]) -> dict[str, Any]:
-    """Return a lead, its standard errors, and what is said of it, for JSON."""
-    lead = of.these
+def _ends(lead: Lead | None) -> dict[str, Any]:
+    low, high = lead.interval(CONFIDENCE) if lead else (None, None)
+    return {"low": low, "high": high}
+
+
+def _shown(leads: Leads, said: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return a lead and its standard errors in percentage points, and what is said of it; what is unknown is None."""
+    lead, _ = leads
     return {
         "lead": lead.mean if lead else None,
         "error_seeds": lead.error_seeds if lead else None,
         "error_examples": lead.error_examples if lead else None,
-        **{kind: found._asdict() for kind, found in said.items()},
+        **dict(zip(KINDS, said, strict=True)),
     }
 
 

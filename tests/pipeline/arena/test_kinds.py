@@ -13,7 +13,7 @@ from pipeline.arena import preset, task_tokens
 from pipeline.arena.compete import check
 from pipeline.arena.features import Pooled
 from pipeline.arena.measure import measure
-from pipeline.compare import bootstrap, labels
+from pipeline.compare import examples
 from tests import kit, workspace, writers
 from tests.kit import refused, write
 from tests.pipeline.arena import small
@@ -64,9 +64,9 @@ def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):
     assert (found.status, found.reason) == ("finished", "")
     assert len(found.validation) == 2
     task_tokens.write_labels(training("LoRA r=1"), tmp_path / "few.csv")
-    parts = labels._parts("few", pd.read_csv(tmp_path / "few.csv"))
+    parts = examples._parts("few", pd.read_csv(tmp_path / "few.csv"))
     assert parts.keys() == {"few: acme", "few: bolt"}
-    assert found.score() == pytest.approx(labels.score("accuracy", found, parts), abs=1e-6)
+    assert found.score() == pytest.approx(examples.score("accuracy", found, parts), abs=1e-6)
     assert found.trained == found.stored == TINY
     assert found.file_bytes > 2 * found.tenant_bytes > 2 * 4 * 3 * 25
 
@@ -80,11 +80,11 @@ def test_the_labels_of_a_text_that_has_several_are_drawn_together(arena):
     small.use(tasks={"tagged": {}})
     found = measure(small.training("tagged: head"))
     task_tokens.write_labels(small.training("tagged: head"), Path("tagged.csv"))
-    ((_, actual),) = (parts := labels._parts("tagged", pd.read_csv("tagged.csv"))).items()
+    ((_, actual),) = (parts := examples._parts("tagged", pd.read_csv("tagged.csv"))).items()
     assert actual.shape == (20, 6)
     assert found.score() > 0
-    assert found.score() == pytest.approx(labels.score("macro_f1", found, parts), abs=1e-6)
-    (drawn,) = bootstrap.scores("tagged", "macro_f1", actual.to_numpy(), [labels.predicted_of(found, actual)], 400)
+    assert found.score() == pytest.approx(examples.score("macro_f1", found, parts), abs=1e-6)
+    (drawn,) = examples.resampled("tagged", "macro_f1", actual.to_numpy(), [examples.predicted_of(found, actual)], 400)
     assert drawn.std() > 0
 
 

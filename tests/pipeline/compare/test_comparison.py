@@ -89,5 +89,5 @@ def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(rec
     assert any(note.startswith("cola: 150 labels, but head alone has 200 predictions") for note in found["notes"])
     alone, both, mean = (row(found, place, "LoRA r=8") for place in ("rte", "stsb", "average"))
     assert (alone["error_examples"], mean["error_examples"]) == (None, None)
-    assert alone["these"]["p"] is not None
+    assert alone["these"]["low"] is not None
     assert both["error_examples"] > 0

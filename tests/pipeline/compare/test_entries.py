@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.compare.entries import Entry, entries
-from pipeline.compare.rows import smallest
+from pipeline.compare.rows import Entry, entries, smallest
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
 
 

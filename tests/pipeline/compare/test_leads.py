@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.arena.preset import Hypothesis
-from pipeline.compare import bootstrap
+from pipeline.compare import examples as of_examples
 from pipeline.compare.leads import Lead, Scores, mean, on_task
-from pipeline.compare.verdicts import Judge, Said, holm
+from pipeline.compare.verdicts import Judge, holm
 from pipeline.tasks.scores import EXAMPLES as SCORES
 
 RESAMPLES = 4000
@@ -93,7 +93,7 @@ def test_holm_corrects_as_in_the_book():
     assert holm([]) == []
 
 
-@pytest.mark.parametrize("metric", [*bootstrap.OF_CLASSES, "pearson", "macro_f1 of several labels"])
+@pytest.mark.parametrize("metric", [*of_examples.OF_CLASSES, "pearson", "macro_f1 of several labels"])
 @settings(max_examples=12)
 @given(classes=st.integers(2, 4), examples=st.integers(3, 30), seed=st.integers(0, 1000))
 def test_scores_of_resamples_are_those_of_the_examples_that_were_drawn(metric, classes, examples, seed):
@@ -105,7 +105,7 @@ def test_scores_of_resamples_are_those_of_the_examples_that_were_drawn(metric, c
     if metric == "pearson":
         predicted[0] += 1e4  # of which the variance is a small rest
     rows = np.random.default_rng(zlib.crc32(b"rte")).integers(examples, size=(6, examples))
-    found = bootstrap.scores("rte", metric, labels, predicted, 6)
+    found = of_examples.resampled("rte", metric, labels, predicted, 6)
     expected = [[SCORES[metric](labels[row], one[row]) for row in rows] for one in predicted]
     assert found == pytest.approx(np.array(expected), abs=1e-6)
 
@@ -138,9 +138,7 @@ def test_each_method_has_the_word_that_its_interval_allows_and_no_verdict(place)
     assert {method: one["these"]["word"] for method, one in found.items()} == words
     unknown = dict.fromkeys(words)
     assert {method: one["new"]["word"] for method, one in found.items()} == (words if place == "mean" else unknown)
-    assert {one["these"]["p_holm"] for one in found.values()} == {None}
-    assert (found["same"]["lead"], found["same"]["these"]["p"]) == (0.0, 1.0)
-    assert found["slightly"]["these"]["within_high"] < 1
+    assert found["same"]["lead"] == found["same"]["these"]["low"] == 0.0
 
 
 def test_what_holds_on_these_tasks_need_not_hold_on_new_ones():
@@ -172,6 +170,6 @@ def test_a_hypothesis_holds_if_its_own_test_says_so():
     outcomes = judge.outcomes([Hypothesis(method=m, expected=e, against=a, on="mean") for m, e, a, _ in said])
     assert [one["held"] for one in outcomes] == [["these", "new"] if held else [] for *_, held in said]
     assert outcomes[2]["lead"] == pytest.approx(10, abs=1)
-    assert outcomes[-1]["new"] == outcomes[-1]["these"] == Said()._asdict()
+    assert {*outcomes[-1]["new"].values(), *outcomes[-1]["these"].values()} == {None}
     (elsewhere,) = judge.outcomes([Hypothesis(method="same", expected="better", against="base", on="glue")])
-    assert elsewhere["these"] == Said()._asdict()  # an average without records
+    assert {*elsewhere["these"].values()} == {None}  # an average without records

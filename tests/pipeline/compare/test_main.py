@@ -9,7 +9,6 @@ from pipeline.arena import record as arena_record
 from pipeline.arena.preset import load
 from pipeline.compare import __main__ as command
 from pipeline.compare.comparison import compare
-from pipeline.compare.page import page
 from tests.browser import NARROW, WIDE, chromium, tab
 from tests.kit import refused
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
@@ -54,7 +53,7 @@ def test_texts_of_others_are_shown_as_they_are(made):
     chosen = preset(["rte"], METHODS)
     with chdir(made):
         records = trainings(chosen, lambda one: went(one, status="failed" if one.seed else "finished", reason=HOSTILE))
-        html = page(compare("small", records, chosen, 100))
+        html = command.page(compare("small", records, chosen, 100))
     assert HOSTILE not in html
     assert "\\u003cimg src=x" in html
     assert html.count("</script>") == 2
@@ -78,7 +77,7 @@ def test_the_committed_comparison_is_that_of_the_committed_records(name, monkeyp
     monkeypatch.chdir(ROOT)
     records, preset = arena_record.read(arena_record.FOLDER / name), load(name)
     committed = json.loads((command.OUTPUT / name / "comparison.json").read_text(encoding="utf-8"))
-    found = json.loads(json.dumps(compare(name, records, preset, committed["resamples"])))
+    found = json.loads(json.dumps(compare(name, records, preset)))
     paths = [[arena_record.labels_path(name, task, private=one) for one in (False, True)] for task in found["metrics"]]
     if not all(any(path.is_file() for path in both) for both in paths):
         found, committed = without_errors(found), without_errors(committed)
@@ -104,7 +103,7 @@ def address(tmp_path_factory):
     with chdir(folder):
         prepare(folder)
         found = compare("small", trainings(preset(seeds=[0, 1, 2]), said), preset(seeds=[0, 1, 2]), 300)
-    (folder / "index.html").write_text(page(found), encoding="utf-8")
+    (folder / "index.html").write_text(command.page(found), encoding="utf-8")
     return (folder / "index.html").as_uri()
 
 
