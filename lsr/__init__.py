@@ -22,8 +22,7 @@ from lsr.tuner.start import parameter_groups, start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.export import export_lora, export_merged, from_lora
-    from lsr.convert.rounded import round_adapter
-    from lsr.convert.squeezed import squeeze_adapter
+    from lsr.convert.smaller import round_adapter, squeeze_adapter
     from lsr.serve.bank import AdapterBank
 
 ON_FIRST_USE = {
@@ -31,8 +30,8 @@ ON_FIRST_USE = {
     "export_lora": "convert.export",
     "export_merged": "convert.export",
     "from_lora": "convert.export",
-    "round_adapter": "convert.rounded",
-    "squeeze_adapter": "convert.squeezed",
+    "round_adapter": "convert.smaller",
+    "squeeze_adapter": "convert.smaller",
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")

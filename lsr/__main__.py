@@ -9,13 +9,13 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch import Tensor
 from transformers.utils import logging
 
 from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
-from lsr.convert.parity import outputs, probe_ids
-from lsr.convert.rounded import round_adapter
-from lsr.convert.squeezed import squeeze_adapter
+from lsr.convert.parity import outputs
+from lsr.convert.smaller import round_adapter, squeeze_adapter
 from lsr.convert.writing import COMMON, check_output, writing
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
@@ -47,9 +47,7 @@ def run_export(options: Namespace) -> None:
         if options.base or options.to != "lora":
             raise
         why = f"without its base model: {error}"
-    ids = None if model is None else probe_ids(model)
-    expected = None if ids is None else outputs(model, ids)
-    said = list[str]()
+    expected, said = None if model is None else outputs(model), list[str]()
     with writing(options.output) as new:  # which is there when it has been compared
         new.rmdir()
         if model is None or options.to == "lora":
@@ -61,26 +59,23 @@ def run_export(options: Namespace) -> None:
                 said.append("no tokenizer beside the adapter or its base model: add its files before serving")
         said.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(new)}")
         said.append(f"rounding error of the update in {options.dtype}: {lost}")
-        if ids is None or expected is None:
-            said.append(f"the outputs are not compared: {why}")
-        else:
-            said += _compared(options, new, ids, expected)
+        said += [f"the outputs are not compared: {why}"] if expected is None else _compared(options, new, expected)
     for line in said:
         say(line)
 
 
-def _compared(options: Namespace, folder: Path, ids: Any, expected: Any) -> list[str]:
-    """Return lines with the largest difference of an export's outputs from the adapter's, for each way to load it."""
+def _compared(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
+    # Lines with the largest difference of an export's outputs from the adapter's, for each way to load it.
     if options.to == "merged":
         kind = class_of(read_config(options.adapter))
-        found = {"merged": outputs(load_model(kind, str(folder)).float().eval(), ids)}
+        found = {"merged": outputs(load_model(kind, str(folder)).float().eval())}
     else:
         model = load_adapter(folder, options.base, "LORA")
-        found = {"lora, unmerged": outputs(model, ids)}
-        found["lora, merged by PEFT"] = outputs(model.merge_and_unload(), ids)
+        found = {"lora, unmerged": outputs(model), "lora, merged by PEFT": outputs(model.merge_and_unload())}
     largest = float(expected.abs().max())
-    lines = [f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {largest:.3g}"]
+    lines = [f"the largest output for seeded token ids is {largest:.3g}"]
     for name, one in found.items():
+        assert one is not None  # as of the adapter
         difference = float((one - expected).abs().max())
         lines.append(f"{name}: differs by {difference:.2g} at most")
         if not difference <= MORE_THAN_ROUNDING * largest:  # it may be nan

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from lsr.algebra.rounding import dtype_name
-from lsr.convert.rounded import Errors, errors_of, relative
+from lsr.convert.smaller import Errors, errors_of, relative
 from lsr.convert.writing import check_output, write, write_task, writing
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.updates import LORA, LSR, Frames

@@ -22,7 +22,6 @@ from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError, explained, first_line
 
 FORMATS = {LSR: as_lsr, LORA: as_lora}
-NAMED = ("base_model_name_or_path", "revision", "task_type")  # what a card says of the base model
 EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
@@ -42,9 +41,8 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
     if method not in FORMATS:
         raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
     fields, tensors = FORMATS[method](contents)
-    name, revision, task_type = (contents.base.get(key) for key in NAMED)
-    several = bool((contents.task or {}).get("thresholds"))
-    card = Card(name, revision, task_type, contents.labels, is_several=several)
+    named = (contents.base.get(key) for key in ("base_model_name_or_path", "revision", "task_type"))
+    card = Card(*named, contents.labels, is_several=bool((contents.task or {}).get("thresholds")))
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
         card = replaced(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsr.convert.parity import outputs, probe_ids
+from lsr.convert.parity import outputs
 from lsr.loading.contents import TENANTS, Contents, check_layers
 from lsr.loading.updates import Update
 from lsr.tuner.mistakes import CONTROL, explained
@@ -60,13 +60,8 @@ def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
             )
 
 
-def admit(
-    bank: Any,  # an AdapterBank, which is not changed
-    adapters: Mapping[str, Contents],
-    *,
-    replace: bool,
-) -> dict[str, Heads]:
-    """Return the heads of each adapter.
+def admit(bank: Any, adapters: Mapping[str, Contents], *, replace: bool) -> dict[str, Heads]:
+    """Return the heads of each adapter, of an AdapterBank that is not changed.
 
     Raises:
         InputError: as `AdapterBank.add`.
@@ -113,9 +108,7 @@ def _check_apart(adapted: set[str], whole: set[str]) -> None:
 @torch.no_grad()
 def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> None:
     # Pass one short text through the base model of a bank, which is not changed, with an adapter's updates and heads.
-    ids, states = probe_ids(bank.model), dict[str, Tensor]()
-    if ids is None:
-        return
+    states = dict[str, Tensor]()
     named = {module: name for name, module in bank.model.named_modules()}
     with torch.compiler.set_stance("force_eager"), ExitStack() as hooks:  # a compiled model would be compiled for hooks
         for name, update in updates.items():
@@ -125,8 +118,8 @@ def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> No
             hooks.enter_context(module.register_forward_pre_hook(partial(_check_call, name), with_kwargs=True))
             like = module.state_dict()
             states |= {f"{named[module]}.{key}": value.to(like[key]) for key, value in its.items()}
-        found = outputs(bank.model, ids[:1], states)
-    if not torch.isfinite(found).all():
+        found = outputs(bank.model, 1, states)
+    if found is not None and not found.isfinite().all():
         raise ValueError("its answers are not finite: its weights overflow in this base model")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,20 +32,13 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         InputError: if there is no bank, it is broken, or a value is not finite.
     """
-    broken = SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError
-    if (folder / FILE).exists() and not (folder / FILE).is_file():
-        raise InputError(f"{folder / FILE}: not a file")
-    with explained(f"{folder / FILE}: no bank of this version, or cut off", *broken):
-        header = json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER])
-    return header, read_weights(folder / FILE)
+    tensors = read_weights(folder / FILE)
+    with explained(f"{folder / FILE}: no bank of this version", LookupError, ValueError, TypeError, RecursionError):
+        return json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER]), tensors
 
 
-def fill(
-    bank: Any,  # an empty AdapterBank
-    header: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Give a bank what its file holds.
+def fill(bank: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Give an empty AdapterBank what its file holds.
 
     Raises:
         InputError: if that does not fit its base model or itself; KeyError, ValueError, TypeError and AttributeError if

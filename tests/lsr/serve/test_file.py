@@ -126,11 +126,14 @@ def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, t
 def test_a_file_that_is_cut_off_missing_another_or_a_pipe_is_refused(saved, tmp_path):
     _, root = saved("factors")
     whole, another = (tmp_path / "bank" / file.FILE).read_bytes(), (root / "a/adapter_model.safetensors").read_bytes()
-    for content, reason in ((None, "No such file"), (whole[:-9], ""), (another, "'lsr_bank_6'")):
+    for content, reason in (
+        (None, "no such file"),
+        (whole[:-9], "corrupt or cut off"),
+        (another, "no bank of this version: 'lsr_bank_6'"),
+    ):
         if content is not None:
             write(tmp_path / file.FILE, content)
-        says = f"{file.FILE}: no bank of this version, or cut off: {reason}"
-        refused(AdapterBank.load, tiny("bert"), tmp_path, says=says)
+        refused(AdapterBank.load, tiny("bert"), tmp_path, says=f"{file.FILE}: {reason}")
     (tmp_path / file.FILE).unlink()
     os.mkfifo(tmp_path / file.FILE)
     refused(main, ["bank", "--from", str(tmp_path), "-o", "bank"], says=f"{file.FILE}: not a file")

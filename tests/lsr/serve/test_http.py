@@ -247,7 +247,7 @@ def test_a_stop_answers_what_was_asked(server, expected):
     [
         (["bank", "--rows", "0"], "argument --rows: needed: a whole number above 0, got '0'"),
         (["bank", "--port", "70000"], "--port: needed: 0 to 65535, got 70000"),
-        (["nothing"], "nothing/bank.safetensors: no bank"),
+        (["nothing"], "nothing/bank.safetensors: no such file"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(words, says, there, monkeypatch):
