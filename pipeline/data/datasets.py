@@ -8,6 +8,7 @@ formed last, within each split.
 Texts are never all in memory: those of a few rows at a time are read, hashed and put into a file without a name.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import SEEK_END
@@ -27,31 +28,26 @@ from pipeline.tasks import Task
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-WIDTH = 4  # bytes of a length
 TEXTS = ("text", "text_pair", EXPECTED)  # columns of texts
 
 
 class Texts:
-    """Texts in a temporary file, each with its length before it; a number, its place there, stands for it."""
+    """Texts in a temporary file, a JSON string a line; a number, the line's place there, stands for each."""
 
     def __init__(self) -> None:
         self._file = TemporaryFile()  # noqa: SIM115 it lasts as long as the texts
 
     def put(self, texts: Sequence[str]) -> np.ndarray:  # (texts,)
         """Add texts, and return their numbers."""
-        encoded = [text.encode() for text in texts]
-        sizes = np.array([WIDTH + len(each) for each in encoded], np.int64)
-        first = self._file.seek(0, SEEK_END)
-        self._file.write(b"".join(len(each).to_bytes(WIDTH) + each for each in encoded))
+        lines = [f"{json.dumps(text, ensure_ascii=False)}\n".encode() for text in texts]
+        first, sizes = self._file.seek(0, SEEK_END), np.array([len(line) for line in lines], np.int64)
+        self._file.writelines(lines)
         return first + sizes.cumsum() - sizes
 
-    def get(self, numbers: Sequence[int]) -> list[str]:
-        """Return the texts for which numbers stand."""
-        return [self._read(number) for number in numbers]
-
-    def _read(self, number: int) -> str:
+    def get(self, number: int) -> str:
+        """Return the text for which a number stands."""
         self._file.seek(number)
-        return self._file.read(int.from_bytes(self._file.read(WIDTH))).decode()
+        return str(json.loads(self._file.readline()))
 
 
 class Examples:
@@ -73,7 +69,7 @@ class Examples:
         """Yield all columns of so many examples at a time, with texts."""
         for first in range(0, len(self), size):
             rows = self._table.iloc[first : first + size]
-            read = {name: self._texts.get(its) if name in TEXTS else its for name, its in rows.items()}
+            read = {name: [*map(self._texts.get, its)] if name in TEXTS else its for name, its in rows.items()}
             yield pa.table({name: pa.array(values) for name, values in read.items()})
             advance(len(rows))
 
