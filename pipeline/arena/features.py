@@ -27,8 +27,7 @@ from pipeline.data import base_models
 from pipeline.methods import device
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, SeveralTask, TenantsTask
-from pipeline.tasks.choices import ChoicesTask
-from pipeline.tasks.classes import ClassesTask
+from pipeline.tasks.classes import ChoicesTask, ClassesTask
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # of fitting train: the inverse of the penalty's
 OF_WORDS = tuple(10.0**power for power in range(-1, 5))  # where a text has a few features that are not 0

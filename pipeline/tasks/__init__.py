@@ -2,12 +2,10 @@
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Several, Threshold
-from pipeline.tasks.choices import ChoicesTask
-from pipeline.tasks.classes import ClassesTask, ThresholdTask
+from pipeline.tasks.classes import ChoicesTask, ClassesTask, PairsTask, ThresholdTask
 from pipeline.tasks.completion import CompletionTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.outcome import Outcome
-from pipeline.tasks.pairs import PairsTask
 from pipeline.tasks.several import SeveralTask
 from pipeline.tasks.task import Task
 from pipeline.tasks.tenants import TenantsTask

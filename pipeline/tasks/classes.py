@@ -1,4 +1,8 @@
-"""A model chooses one of several classes, which a column holds by number or name, or which a threshold derives."""
+"""A model chooses one of several classes.
+
+A column holds them by number or name, a threshold or a comparison of two texts derives them from numbers, or they are
+texts to choose from.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import nearest
-from pipeline.params.labels import RARER
+from pipeline.params.labels import CHOSEN, COMPARED, RARER
 from pipeline.tasks.cells import plain_text, refuse, rounded
-from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite
+from pipeline.tasks.number import HIDDEN, IS_HIDDEN, NumberTask, finite
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.task import Columns, Task
 
@@ -57,17 +61,13 @@ class ClassesTask(Task):
         return np.bincount(labels, minlength=len(self.names))
 
     def rare(self, labels: Numbers) -> str:
-        counts = self.counted(labels)
         few = [
             f"{name} {count:,} ({count / len(labels):.1%})"
-            for name, count in zip(self.names, counts, strict=True)
+            for name, count in zip(self.names, self.counted(labels), strict=True)
             if count < max(RARE_SHARE * len(labels), RARE_TEXTS)
         ]
-        if not few:
-            return ""
-        more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
         advice = "macro_f1 sees them, and train.class_weights: balanced gives them weight"
-        return f"{', '.join(few[:SHOWN])}{more}: {advice}"
+        return f"{some_of(few)}: {advice}" if few else ""
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy in which all classes of some labels weigh the same."""
@@ -124,21 +124,21 @@ class ClassesTask(Task):
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        shares = outputs.double().softmax(dim=1)
-        names = list(labels or ())
-        by_label = {f"p({name})": [rounded(one, 6) for one in shares[:, at].tolist()] for at, name in enumerate(names)}
-        return {"label": [names[at] for at in shares.argmax(dim=1).tolist()], **by_label}
+        shares, names = outputs.double().softmax(dim=1).numpy(), labels or ()
+        return {"label": [names[at] for at in shares.argmax(axis=1)], **by_label(shares, names)}
 
     def says(self) -> str:
         return f"one of {len(self.names)} labels, {', '.join(self.names)}"
 
     def shown(self, labels: Numbers) -> str:
-        names, counts = self.names, Counter(self.names[label] for label in labels)
-        listed = ", ".join(f"{name} {counts[name]:,}" for name in names[:SHOWN])
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        names = self.names
         are_numbers = all(name.lstrip("-").isdecimal() for name in names) and len(names) > 2
         instead = f"low: {names[0]} and high: {names[-1]} in place of names, metrics: [pearson]"
-        return f"{len(names)} classes: {listed}{more}{f'; as a number: {instead}' if are_numbers else ''}"
+        return f"{len(names)} classes: {self.listed(labels)}{f'; as a number: {instead}' if are_numbers else ''}"
+
+    def listed(self, labels: Numbers) -> str:
+        """Return the classes and how many examples each has."""
+        return some_of([f"{name} {count:,}" for name, count in zip(self.names, self.counted(labels), strict=True)])
 
 
 class ThresholdTask(ClassesTask):
@@ -146,6 +146,78 @@ class ThresholdTask(ClassesTask):
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
         return over(table[self.label.column], self.label.above, self.label.margin)
+
+
+class PairsTask(ClassesTask):
+    """Two classes of numbers: the first of two rated texts has the larger one, or the second.
+
+    Pairs are formed within a split, after the splits are cut, so no text occurs in pairs of two splits. Which texts are
+    paired, and in which order, follows from the hashes of the texts. So neither reveals anything about the numbers, and
+    the two classes are about equally frequent.
+    """
+
+    names = COMPARED
+    target = "float64"  # of the examples that are paired
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.row.text[0], f"{self.row.text[0]}_pair"
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        return NumberTask(self.row).targets(table)
+
+    def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
+        """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
+
+        A text is in up to two pairs, once as the first and once as the second; in test it is in at most one, so that
+        pairs are as independent as texts. Of equal texts, only the first is used.
+        """
+        assert self.row.pairs is not None
+        texts = examples.drop_duplicates("hash").sort_values("hash")
+        step = 2 if split == "test" else 1
+        first, second = (part.reset_index(drop=True) for part in (texts[:-1:step], texts[1::step]))
+        difference = first["label"] - second["label"]
+        label = (difference < 0).astype(np.int64)  # 0 if the first has the larger number, 1 if the second has
+        pairs = pd.DataFrame({"text": first["text"], "text_pair": second["text"], "label": label})
+        apart = difference.abs() >= self.row.pairs.margin
+        return pairs[apart], Counter(within_margin=int((~apart).sum()), duplicate=len(examples) - len(texts))
+
+
+class ChoicesTask(ClassesTask):
+    """Texts to choose from: each is an example, right or wrong, and the likeliest of a row is the answer."""
+
+    names = CHOSEN
+    is_grouped = True
+
+    def of_part(self, targets: Numbers, place: int) -> Numbers:
+        return targets == place
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        outputs = outcome.outputs.numpy()
+        return (outputs[:, 1] - outputs[:, 0])[self._members(outcome.groups)].argmax(axis=1)
+
+    def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
+        return labels[self._members(groups)].argmax(axis=1)
+
+    def of_examples(self, outcome: Outcome) -> Numbers:
+        groups, predicted = self._members(outcome.groups), np.zeros(len(outcome.labels), np.int64)
+        predicted[groups[np.arange(len(groups)), self.predicted(outcome)]] = 1
+        return predicted
+
+    def _members(self, groups: Numbers | None) -> Numbers:  # (groups, choices)
+        """Return the positions of the examples of each group; all groups have the same size."""
+        assert groups is not None
+        return np.argsort(groups, kind="stable").reshape(-1, len(self.row.choices))
+
+
+def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
+    """Return the probabilities of each label, (n, labels), in columns to print."""
+    return {f"p({name})": [rounded(one, 6) for one in its] for name, its in zip(names, shares.T.tolist(), strict=True)}
+
+
+def some_of(shown: Sequence[str]) -> str:
+    """Return the first of many words, and how many more there are."""
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
 
 def over(values: pd.Series, above: float, margin: float) -> pd.Series:

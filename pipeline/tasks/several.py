@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import nearest
-from pipeline.tasks.cells import is_missing, plain_text, refuse, rounded
-from pipeline.tasks.classes import SHOWN, ClassesTask
+from pipeline.tasks.cells import is_missing, plain_text, refuse
+from pipeline.tasks.classes import SHOWN, ClassesTask, by_label
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.task import Columns
 
@@ -124,8 +124,7 @@ class SeveralTask(ClassesTask):
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         shares, names = shares_of(outputs), labels or ()
-        by_label = {f"p({name})": [rounded(one, 6) for one in shares[:, at].tolist()] for at, name in enumerate(names)}
-        return {"label": [said(row, names) for row in shares >= thresholds], **by_label}
+        return {"label": [said(row, names) for row in shares >= thresholds], **by_label(shares, names)}
 
     def says(self) -> str:
         if self.thresholds is None:
@@ -134,11 +133,8 @@ class SeveralTask(ClassesTask):
         return f"which of {len(self.names)} labels apply, by their probabilities: {each}"
 
     def shown(self, labels: Numbers) -> str:
-        counts = dict(zip(self.names, self.counted(labels).tolist(), strict=True))
-        listed = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:SHOWN])
-        more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
         texts = f"{labels.sum() / len(labels):.2g} a text, {int((labels.sum(axis=1) == 0).sum()):,} texts without"
-        return f"several of {len(counts)} labels: {listed}{more}; {texts}"
+        return f"several of {len(self.names)} labels: {self.listed(labels)}; {texts}"
 
 
 def labels_in(cell: object, separator: str) -> tuple[str, ...]:
