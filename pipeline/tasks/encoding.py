@@ -1,9 +1,9 @@
 """Turn texts into tokens, in the same way for training data and for prediction."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,15 @@ def tokenize(
     """
     kinds = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
     names = [name for name in kinds if name in tokenizer.model_input_names]
+    options: Any = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
     for batch in batches:
-        given = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names]
-        encoded, whole = _encoded(given, tokenizer, max_length)
+        given: Any = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names]
+        encoded = tokenizer(*given, **options)
+        whole = [len(ids) for ids in encoded["input_ids"]]
+        for at in (at for at, length in enumerate(whole) if length > max_length):  # these few alone are encoded twice
+            shorter = tokenizer(*(texts[at] for texts in given), truncation=True, max_length=max_length, **options)
+            for name in names:
+                encoded[name][at] = shorter[name]
         arrays: dict[str, pa.Array | pa.ChunkedArray] = {
             name: pa.array(encoded[name], pa.list_(kinds[name])) for name in names
         }
@@ -47,21 +53,3 @@ def write(tokens: Iterable[tuple[pa.Table, np.ndarray]], path: Path) -> np.ndarr
             writer.write_table(table, max_chunksize=TOGETHER * BATCH)
             lengths += [its for _, its in some]
     return np.concatenate(lengths)
-
-
-def _encoded(
-    texts: Sequence[Sequence[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> tuple[dict[str, list[list[int]]], list[int]]:
-    """Return tokens of texts or of texts and their pairs by column, and the length of each before truncation.
-
-    Only the few that are too long are encoded twice.
-    """
-    options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
-    encoded = dict(tokenizer(*texts, **options))
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    for position in (position for position, length in enumerate(lengths) if length > max_length):
-        one = (column[position] for column in texts)
-        shorter = tokenizer(*one, truncation=True, max_length=max_length, **options)
-        for name, values in encoded.items():
-            values[position] = shorter[name]
-    return encoded, lengths
