@@ -65,9 +65,7 @@ def values(path: Path, where: str) -> Iterator[pd.DataFrame]:
     Columns are those that these rows have.
     """
     with explained(f"{where}: {path}", "paths start at the current folder"):
-        check_file(path)
-        objects = (pd.DataFrame([one for _, one in batch], dtype=object) for batch in batched(_records(path), ROWS))
-        for table in objects if path.suffix in RECORDS else read_file(path):
+        for table in read_file(path, flat=False):
             whole = table.reset_index(drop=True).astype(object)
             yield whole.where(whole.notna(), None)
 
@@ -122,17 +120,21 @@ def _hub(source: TableSource, split: Split) -> Iterator[pd.DataFrame]:
         yield table.set_axis(pd.RangeIndex(first + 1, first + len(table) + 1, name="row"))
 
 
-def read_file(path: Path, source: TableSource | None = None) -> Iterator[pd.DataFrame]:
+def read_file(path: Path, source: TableSource | None = None, *, flat: bool = True) -> Iterator[pd.DataFrame]:
     """Yield the rows of a file with all columns that they have, as `read` does those of a source.
 
+    Unless they are to be flat, an object of JSON in a cell stays one.
+
     Raises:
-        ValueError: or an OSError, if it cannot be read, to be `explained`.
+        ValueError: or an OSError, if it cannot be read, to be `explained`; it is no pipe, which may have no end.
     """
-    check_file(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("not a file")
     if path.suffix in RECORDS:
         for batch in batched(_records(path), ROWS):
             numbers = pd.Index([number for number, _ in batch], name="row" if path.suffix == PARQUET else "line")
-            table = pd.json_normalize([one for _, one in batch]).set_axis(numbers)
+            rows = [one for _, one in batch]
+            table = (pd.json_normalize(rows) if flat else pd.DataFrame(rows, dtype=object)).set_axis(numbers)
             yield table if source is None or source.each is None else _exploded(table, source.each.split("."))
     elif path.suffix in SEPARATED:
         with path.open(**TEXT) as file:
@@ -140,16 +142,6 @@ def read_file(path: Path, source: TableSource | None = None) -> Iterator[pd.Data
             yield from _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
     else:
         raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *RECORDS))}")
-
-
-def check_file(path: Path) -> None:
-    """Refuse pipes and devices, which may have no end.
-
-    Raises:
-        ValueError: if there is something else than a file.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError("not a file")
 
 
 def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> Iterator[pd.DataFrame]:
