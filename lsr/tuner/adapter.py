@@ -1,6 +1,7 @@
 """The adapter of a single layer: its own or shared factors, its core, and the resulting update."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,14 @@ class LsrAdapter(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.has_core = config.has_core
         self._owners = () if owner is None else (owner,)  # a tuple, which nn.Module does not register
+        zeros = partial(torch.zeros, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
         for name, shape in form.factor_shapes.items() if owner is None else ():
             if config.train == "core":
-                self.register_buffer(name, zeros(shape, like))
+                self.register_buffer(name, zeros(shape))
             else:
-                self.register_parameter(name, nn.Parameter(zeros(shape, like)))
+                self.register_parameter(name, nn.Parameter(zeros(shape)))
         if self.has_core:
-            shape = (form.rank, form.rank) if config.core == "full" else (form.rank,)
-            self.core = nn.Parameter(zeros(shape, like))
+            self.core = nn.Parameter(zeros([form.rank] * (2 if config.core == "full" else 1)))
 
     @property
     def owner(self) -> "LsrAdapter":
@@ -107,8 +108,3 @@ def stored_matrices(form: Form, tensors: Mapping[str, Tensor]) -> tuple[Tensor, 
 
 def _cropped(form: Form, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return kron_sum(*a)[:, : form.in_features], kron_sum(*b)[: form.out_features]
-
-
-def zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return zeros on the device of a base weight, in its dtype or float32, whichever is more precise."""
-    return torch.zeros(shape, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))

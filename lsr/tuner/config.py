@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import InitVar, asdict, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from peft import PeftConfig, PeftType
 
@@ -15,7 +15,6 @@ from lsr.tuner.options import (
     CORED,
     PATTERNS,
     TERMS,
-    as_sizes,
     check_options,
     exactly,
     matches,
@@ -71,12 +70,8 @@ class Resolved:
         return self.others.get(name, self.usual)
 
 
-class Record(NamedTuple):
-    """What the injection of an adapter has made of its configuration: what its files say, and its card."""
-
-    resolved: Resolved
-    init_weights: bool | str
-    labels: tuple[str, ...]  # of the base model's head
+def _as_tuple(sizes: Any) -> tuple[Any, ...]:
+    return tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
 
 
 def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
@@ -171,22 +166,22 @@ class LsrConfig(PeftConfig):
                 "export it as LoRA with the version of lsr that saved it"
             )
         self.peft_type = PeftType("LSR")
-        self.rank_shape = as_sizes("rank_shape", self.rank_shape)
+        self.rank_shape = _as_tuple(self.rank_shape)
         for name in PATTERNS:
             setattr(self, name, getattr(self, name) or {})
         if self.separation_rank is None:
             self.separation_rank = usual_terms(self.rank_shape)
-        self.rank_pattern = {
-            name: as_sizes(f"rank_pattern[{name!r}]", shape) for name, shape in self.rank_pattern.items()
-        }
+        self.rank_pattern = {name: _as_tuple(shape) for name, shape in self.rank_pattern.items()}
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
             self.resolved = Resolved.from_fields(self.resolved)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self.folder: Path | None = None  # where it was read from, if it was
-        self.record: Record | None = None  # of its last injection: PEFT writes an adapter's files through this object
-        self.awaits_examples = False  # whether what it has made is to be initialized from examples, and is not yet
+        # Of its last injection, for PEFT writes an adapter's files and card through this object.
+        self.made: dict[str, Any] = {}  # what the file says in place of these fields
+        self.labels: tuple[str, ...] | None = None  # of the base model's head
+        self.awaits_examples = False  # whether it is to be initialized from examples, and is not yet
         check_options(self)
 
     @property
@@ -203,11 +198,6 @@ class LsrConfig(PeftConfig):
     def needs_examples(self) -> bool:
         """Whether the initialization needs examples."""
         return INITIALIZATIONS[self.start].reads in READERS
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """The names of the labels of the base model that it has adapted, for the card; None: unknown."""
-        return None if self.record is None else self.record.labels
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
@@ -261,8 +251,6 @@ class LsrConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, those of the adapter made from it if there is one; sets become sorted lists."""
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
-        if self.record is not None:
-            fields |= {"resolved": asdict(self.record.resolved), "init_weights": self.record.init_weights}
         if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
-        return fields
+        return fields | self.made

@@ -46,9 +46,9 @@ class Files(NamedTuple):
 
 
 def read_files(folder: str | Path, method: str | None = None) -> Files:
-    """Read an adapter's folder, with the errors of `read_config` and `read_tensors`."""
+    """Read an adapter's folder, with the errors of `read_config` and `read_weights`."""
     folder = Path(folder)
-    return Files(folder, read_config(folder, method), read_tensors(folder))
+    return Files(folder, read_config(folder, method), read_weights(weights_of(folder)))
 
 
 def adapter_folder(source: str | Path) -> Path:
@@ -137,11 +137,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return an adapter's tensors by their names in the file, with the errors of `read_weights`."""
-    return read_weights(weights_of(folder))
 
 
 def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

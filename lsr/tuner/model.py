@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.base_weight import is_quantized
-from lsr.tuner.config import LsrConfig, Record, Resolved
+from lsr.tuner.config import LsrConfig, Resolved
 from lsr.tuner.forms import Group, check_forms, form_of, group_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import config_of, initialize_factors, layers_of
@@ -75,8 +76,9 @@ class LsrModel(WholeHeads):
         finally:
             del self._owners  # otherwise they would outlive their adapter here
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-        named = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
-        config.record = Record(config.resolved or Resolved.of(forms), config.init_weights, named)
+        config.labels = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
+        resolved = config.resolved or Resolved.of(forms)
+        config.made = {"resolved": asdict(resolved), "init_weights": config.init_weights}
         config.awaits_examples = config.resolved is None and config.needs_examples
         if config.resolved is None and not config.awaits_examples:  # otherwise the factors are about to be loaded
             for _ in initialize_factors(self, adapter_name):

@@ -88,17 +88,6 @@ def usual_terms(rank_shape: Sequence[int]) -> int:
     return TERMS if len(rank_shape) > 1 else 1
 
 
-def as_sizes(name: str, values: object) -> tuple[int, ...]:
-    """Return a sequence of numbers as a tuple.
-
-    Raises:
-        ValueError: if it is no list or tuple; names the field.
-    """
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"{name} must be a list or tuple of numbers, got {values!r}")
-    return tuple(values)
-
-
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
     """Return the value of a pattern of the configuration for a layer, by PEFT's rule the first one, or the default."""
     return next((value for key, value in pattern.items() if matches(key, layer_name)), usual)
@@ -163,7 +152,11 @@ def _ways(pattern: str) -> int:
             begins, ways = groups[-1].pop()
             letter = token["letter"][-1] if token["letter"] and not token["repeat"] else ""
             groups[-1].append((letter if begins is None else begins, min(ways * its, MOST_WAYS + 1)))
-    return _sum(groups[0]) if len(groups) == 1 else MOST_WAYS + 1
+    try:
+        re.compile(pattern)
+    except re.error:  # such as a group that is left open, or a range that runs backwards
+        return MOST_WAYS + 1
+    return _sum(groups[0])
 
 
 def _sum(branches: Iterable[tuple[str | None, int]]) -> int:

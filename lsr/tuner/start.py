@@ -23,9 +23,11 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
     Raises:
         InputError: if there is none.
     """
-    found = {name: layer for name, layer in adapted_layers(model).items() if adapter_name in layer.lsr_adapters}
+    layers = adapted_layers(model)
+    found = {name: layer for name, layer in layers.items() if adapter_name in layer.lsr_adapters}
     if not found:
-        raise InputError(f"the model has no LSR adapter {adapter_name!r}")
+        known = sorted({name for layer in layers.values() for name in layer.lsr_adapters})
+        raise InputError(f"the model has no LSR adapter {adapter_name!r}; it has {', '.join(known) or 'none'}")
     return found
 
 
@@ -42,15 +44,8 @@ def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]
 
 
 def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
-    """Return the configuration of an adapter of a model.
-
-    Raises:
-        ValueError: if it has no such adapter.
-    """
-    configs = cast("dict[str, LsrConfig]", model.peft_config)
-    if adapter_name not in configs:
-        raise ValueError(f"the model has no adapter {adapter_name!r}; it has {', '.join(map(repr, configs))}")
-    return configs[adapter_name]
+    """Return the configuration of an adapter that a model has."""
+    return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
 
 
 def initialize_factors(
@@ -68,15 +63,14 @@ def initialize_factors(
     Raises:
         ValueError: if there is no such initialization, or it fails on a base weight or gradient; names the layer.
     """
-    config = config_of(model, adapter_name)
+    groups, config = groups_of(model, adapter_name), config_of(model, adapter_name)
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
-    for name, (first, *sharing) in groups_of(model, adapter_name).items():
+    for name, (first, *sharing) in groups.items():
         if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded
         first.initialize(adapter_name, chosen, chosen.start, statistics, sharing)
         yield name
-    assert config.record is not None
-    config.record = config.record._replace(init_weights=chosen.init_weights)
+    config.made["init_weights"] = chosen.init_weights
     config.awaits_examples = False
 
 
@@ -101,7 +95,7 @@ def start_from_examples(
         ValueError: if the adapter has another initialization, is not the active one or does not exist, or the examples
             are not suitable; names the layer.
     """
-    config = config_of(model, adapter_name)
+    layers, config = layers_of(model, adapter_name), config_of(model, adapter_name)
     if not config.needs_examples:
         words = " or ".join(repr(word) for word, one in INITIALIZATIONS.items() if one.reads in READERS)
         raise ValueError(f"init_weights must be {words} to start from examples, got {config.start!r}")
@@ -111,7 +105,7 @@ def start_from_examples(
             f"adapter {adapter_name!r} must be the active one, and {', '.join(map(repr, active)) or 'none'} is: "
             f"call model.set_adapter({adapter_name!r}) first"
         )
-    bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
+    bases = {name: layer.get_base_layer() for name, layer in layers.items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     initialization = INITIALIZATIONS[config.start]
     kept = {"keep_head": True} if initialization.goes_on else {}

@@ -41,12 +41,10 @@ def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
     for field in ("target_modules", "exclude_modules"):
         value: Any = getattr(config, field, None)  # not every method has exclude_modules
         is_pattern = isinstance(value, str)
-        entries: list[str] = [value] if isinstance(value, str) else sorted(value or ())
+        entries: list[str] = [value] if is_pattern else sorted(value or ())
         for entry in entries if value != "all-linear" else ():
-            try:
-                matched = [name for name in names if (re.fullmatch(entry, name) if is_pattern else _ends(name, entry))]
-            except re.error as error:
-                raise ValueError(f"{field}: {entry!r} is not a valid regular expression: {error}") from None
+            pattern = entry if is_pattern else rf"(.*\.)?{re.escape(entry)}"
+            matched = [name for name in names if re.fullmatch(pattern, name)]
             if not matched:
                 problem = f"{entry!r} matches no layer" if is_pattern else f"no layer is named {entry!r}"
                 raise ValueError(f"{field}: {problem}; {_there_are(linear, 'linear layers', entry)}")
@@ -59,10 +57,6 @@ def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
             there_are = _there_are(_last_parts(names), "modules", entry)
             raise ValueError(f"modules_to_save: no module is named {entry!r}; {there_are}")
     return names
-
-
-def _ends(name: str, ending: str) -> bool:
-    return f".{name}".endswith(f".{ending}")
 
 
 def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list[str]:

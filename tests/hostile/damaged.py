@@ -149,7 +149,7 @@ DAMAGES = {
     "a base that is a number": Damage(config(base_model_name_or_path=3), "base_model_name_or_path: must be a string"),
     # The configuration of a method
     "no ranks": Damage(config(rank_shape=[0]), "rank_shape must hold one or two ranks >= 1"),
-    "a rank that is text": Damage(config(rank_shape="3"), "rank_shape must be a list or tuple of numbers, got '3'"),
+    "a rank that is text": Damage(config(rank_shape="3"), "rank_shape must hold one or two ranks >= 1, got ['3']"),
     "a huge rank": Damage(config(rank_shape=[10_000_000]), "the rank must be in [1, 24]"),
     "more ranks": Damage(config(rank_shape=[2, 2]), "train='core' needs one rank in rank_shape"),
     "a scaling of nan": Damage(config(alpha=math.nan), "alpha must be a positive number of at most 1e+30"),

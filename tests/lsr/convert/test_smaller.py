@@ -15,7 +15,7 @@ from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
-from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_tensors
+from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_files
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import FRAMES
 from tests.kit import edit, refused, said, write
@@ -40,7 +40,7 @@ def test_what_is_loaded_is_what_was_rounded(case, tmp_path):
     save_with_base(tmp_path, model, **fields)
     round_adapter(tmp_path / "adapter", tmp_path / "rounded", "4bit")
     expected = unpack(pack(load_file(tmp_path / "adapter" / WEIGHTS), "4bit"))
-    assert same(read_tensors(tmp_path / "rounded"), expected)
+    assert same(read_files(tmp_path / "rounded").tensors, expected)
     round_adapter(tmp_path / "rounded", tmp_path / "again", "float32")
     assert same(load_file(tmp_path / "again" / WEIGHTS), expected)
     loaded = logits(load_adapter(tmp_path / "rounded", method=None))
@@ -56,14 +56,14 @@ def test_rounding_again_changes_no_byte_of_the_packed_tensors(beside):
         assert {path.name for path in (beside / "one").iterdir()} == {CONFIG, ROUNDED, "task.json"}
         for path in (beside / "one").iterdir():
             assert path.read_bytes() == (beside / "two" / path.name).read_bytes()
-        expected = safetensors.torch.save(pack(read_tensors(beside / "adapter"), precision))
+        expected = safetensors.torch.save(pack(read_files(beside / "adapter").tensors, precision))
         assert (beside / "one" / ROUNDED).read_bytes() == expected
 
 
 def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
     save_with_base(tmp_path)
     report = round_adapter(tmp_path / "adapter", tmp_path / "rounded", "3bit")
-    (before, after), pairs = (read_tensors(tmp_path / name) for name in ("adapter", "rounded")), {}
+    (before, after), pairs = (read_files(tmp_path / name).tensors for name in ("adapter", "rounded")), {}
     flat = [torch.cat([value.flatten().double() for value in its.values()]) for its in (before, after)]
     assert report.tensors.total == pytest.approx(float((flat[1] - flat[0]).norm() / flat[0].norm()))
     for name in ("adapter", "rounded"):

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from lsr.loading import base_models
 from lsr.loading.base_models import load_base, load_tokenizer, locate
-from lsr.tuner.files import CONFIG, read_config, read_tensors
+from lsr.tuner.files import CONFIG, read_config, read_files
 from pipeline import params
 from pipeline.data import packages
 from tests.capabilities.models import SIZES, VOCABULARY, tiny
@@ -22,7 +22,8 @@ from tests.workspace import ROOT
 
 def loaded(base=None):
     adapter = Path("adapter")
-    return load_base(read_config(adapter), read_tensors(adapter), base)
+    files = read_files(adapter)
+    return load_base(files.fields, files.tensors, base)
 
 
 def test_a_base_without_a_head_gets_one_of_the_adapters_labels(beside):

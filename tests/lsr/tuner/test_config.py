@@ -116,6 +116,7 @@ MISTAKES = [
     ({"frames": "./other"}, "frames: those of './other' are needed, and adapters on the frames of others are no"),
     ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number of at most 1e+30, got 0"),
     ({"target_modules": "*"}, "target_modules: '*' is not a valid regular expression"),
+    ({"rank_pattern": {"[z-a]": (1, 1)}}, "rank_pattern: '[z-a]' is not a valid regular expression"),
     ({"target_modules": ".*query", "layers_to_transform": [0]}, "layers_to_transform needs target_modules to be a l"),
 ]
 
