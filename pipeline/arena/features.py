@@ -60,7 +60,7 @@ def outcomes(
     check(training)
     view, task = training.view, tasks.of(training.view.dataset)
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = device.place(Pooled(base.base_model, training.features))
+    model = device.place(Pooled(base.base_model, training.chosen.features))
     read = {
         split: evaluation.outcome(evaluation.outputs(task, model, rows, collate, at_once), rows)
         for split, rows in splits.items()
@@ -71,7 +71,7 @@ def outcomes(
     count = 0
     for rows in _parts(read, by_tenant=isinstance(task, TenantsTask)):
         its = {split: (read[split].outputs[at].numpy(), read[split].labels[at]) for split, at in rows.items()}
-        fitted = _fitted(training.features, *its["train"], *its["validation"])
+        fitted = _fitted(training.chosen.features, *its["train"], *its["validation"])
         learned = [getattr(fitted[-1], name, np.zeros(0)) for name in ("coef_", "intercept_", "centroids_")]
         count += sum(map(np.count_nonzero, learned))
         for split, at in rows.items():

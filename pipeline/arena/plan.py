@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import params
-from pipeline.arena.preset import PATH, VERSION, Features, Method, Preset, Reads
+from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.data.content import Source
@@ -42,8 +42,7 @@ class Training:
     rate: float | None
     head_rate: float
     key: str
-    is_trained: bool = True  # otherwise it is scored as it is initialized, or its features are
-    features: Features | None = None
+    chosen: Method  # what the preset says of the method
     is_rounded: bool = False  # scored at all precisions, too
     is_tuned: bool = False  # at the setting that tuning decided
 
@@ -55,7 +54,7 @@ class Training:
     @property
     def is_alone(self) -> bool:
         """Whether the base model writes as it is: such a model has no head, and this is no method."""
-        return self.writes and not self.is_trained and isinstance(self.view.section, HeadParams)
+        return self.writes and not self.chosen.trained and isinstance(self.view.section, HeadParams)
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,6 @@ class Entry:
         is_in_one = any(self.task in tasks for tasks in self.preset.means.values())
         return self.preset.rounded if is_in_one and not self.chosen.features else ()
 
-    def training(self, setting: Setting, seed: int) -> Training:
-        """Return the training with a setting and a seed."""
-        if (setting, seed) not in self._trainings:
-            self._trainings[setting, seed] = self._training(setting, seed)
-        return self._trainings[setting, seed]
-
     def first(self) -> Training:
         """Return the training at the learning rates of params.yaml, with the first seed."""
         return self.training(Setting(), self.preset.seeds[0])
@@ -104,7 +97,10 @@ class Entry:
         """The names of the method's learning rates in its section, the main one first; none if only a head is tuned."""
         return list(self._view.section.rates) if self.chosen.is_trained else []
 
-    def _training(self, setting: Setting, seed: int) -> Training:
+    def training(self, setting: Setting, seed: int) -> Training:
+        """Return the training with a setting and a seed."""
+        if known := self._trainings.get((setting, seed)):
+            return known
         section, train = self._view.section, self._view.train
         rates = {name: _times(getattr(section, name), setting.factor) for name in self.rates}
         # If only the head is trained, its rate is tuned in place of the adapter's.
@@ -116,7 +112,7 @@ class Entry:
         }
         view = self._view.model_copy(update=changes)
         reads = Reads.model_validate(self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
-        return Training(
+        made = self._trainings[setting, seed] = Training(
             preset=self.name,
             task=self.task,
             method=self.method,
@@ -126,9 +122,9 @@ class Entry:
             rate=rates[self.rates[0]] if rates else None,
             head_rate=head_rate,
             key=key_of(view, reads, self.preset.files, self.chosen),
-            is_trained=self.chosen.is_trained,
-            features=self.chosen.features,
+            chosen=self.chosen,
         )
+        return made
 
     @cached_property
     def _view(self) -> TrainView:

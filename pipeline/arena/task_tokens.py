@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ def _tables(training: Training) -> dict[str, pa.Table]:
         raise UserError(f"{task}: completions are compared by what is written: set reads.new_tokens")
     if kind.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
         raise UserError(f"{task}: examples are scored in groups, which must stay whole: set all of reads to all")
+    most = {name: inf if amount == "all" else amount for name, amount in reads.model_dump().items()}
     tokenizer = base_models.load_tokenizer(view.base_model)
     texts = datasets.load(view.dataset, task).splits
     tables: dict[str, pa.Table] = {}
@@ -87,18 +89,17 @@ def _tables(training: Training) -> dict[str, pa.Table]:
             found = list(kind.tokenized(texts[split].batches(BATCH), tokenizer, view.tokenize.max_length))
         table = pa.concat_tables([its.select([name for name in its.column_names if name in KEPT]) for its, _ in found])
         lengths = np.concatenate([its for _, its in found])
-        tables[split] = table if reads.longest == "all" else table.filter(pa.array(lengths <= reads.longest))
-    if reads.train != "all" and view.dataset.select_on == "validation":
-        spare = _first(tables["train"], reads.train, rest=True)
+        tables[split] = table.filter(pa.array(lengths <= most["longest"]))
+    if view.dataset.select_on == "validation":
+        spare = _first(tables["train"], most["train"], rest=True)
         tables["validation"] = pa.concat_tables([tables["validation"], spare.select(tables["validation"].column_names)])
-    amounts = {split: getattr(reads, split) for split in tables}
-    first = {split: t if amounts[split] == "all" else _first(t, amounts[split]) for split, t in tables.items()}
+    first = {split: _first(table, most[split]) for split, table in tables.items()}
     if empty := [split for split, table in first.items() if not len(table)]:
         raise UserError(f"{task}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
     return first
 
 
-def _first(table: pa.Table, amount: int, *, rest: bool = False) -> pa.Table:
+def _first(table: pa.Table, amount: float, *, rest: bool = False) -> pa.Table:
     """Return so many first rows of a table, of each tenant if there are some, or the rest."""
     whose = table[TENANT].to_numpy() if TENANT in table.column_names else np.zeros(len(table))
     is_first = (pd.Series(whose).groupby(whose).cumcount() < amount).to_numpy()

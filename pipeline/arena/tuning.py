@@ -46,6 +46,14 @@ def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
 
     The last step of an entry that finished is its seeds at the tuned setting.
     """
+    for trainings in _all_steps(entry, records):
+        yield trainings
+        if any(one.key not in records for one in trainings):
+            return
+
+
+def _all_steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
+    """Yield all steps; whoever asks for the next one has the records of those before it."""
     tuned = (yield from _tries(entry, records)) if entry.chosen.is_trained else Setting()
     if tuned is not None:
         seeds = {seed: entry.training(tuned, seed) for seed in entry.seeds}
@@ -53,7 +61,7 @@ def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
 
 
 def _tries(entry: Entry, records: Records) -> Generator[list[Training], None, Setting | None]:
-    """Yield the trainings that tune an entry; return the best setting, or None if it is not known yet."""
+    """Yield the trainings that tune an entry; return the best setting, or None if no training finished."""
     tuning, first = entry.preset.tuning, entry.seeds[0]
     tried = [Setting(factor) for factor in sorted(tuning.rates)]
     yield [entry.training(setting, first) for setting in tried]
@@ -83,29 +91,22 @@ def _settled(
 
 
 def _best(entry: Entry, tried: Sequence[Setting], records: Records, tested: Collection[Setting] = ()) -> Setting | None:
-    """Return the setting with the best validation score, the first if several.
+    """Return the setting with the best validation score, the first if several; None if no training finished.
 
     It is that of the first seed, of a tested setting the mean over the seeds of tuning: so the steps are the same when
-    they are asked for again. It is None while one is missing, or if no training finished. The test score is not
-    considered.
+    they are asked for again. The test score is not considered.
     """
     scores: dict[Setting, float] = {}
     for setting in tried:
         seeds = entry.seeds[: entry.preset.tuning.seeds if setting in tested else 1]
-        trainings = [entry.training(setting, seed) for seed in seeds]
-        if any(training.key not in records for training in trainings):
-            return None
-        scores[setting] = fmean(records[training.key].held_out for training in trainings)
+        scores[setting] = fmean(records[entry.training(setting, seed).key].held_out for seed in seeds)
     best = max(scores, key=lambda setting: scores[setting])
     return best if scores[best] > -inf else None
 
 
 def _beyond(entry: Entry, tried: Sequence[Setting], records: Records) -> Setting | None:
     """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
-    if any(entry.training(setting, entry.seeds[0]).key not in records for setting in tried):
-        return None
-    best = _best(entry, tried, records)
-    factors = sorted(setting.factor for setting in tried)
+    best, factors = _best(entry, tried, records), sorted(setting.factor for setting in tried)
     if best is None or best.factor == factors[0]:
         step = factors[1] / factors[0] if len(factors) > 1 else 2.0
         return Setting(factors[0] / step)
