@@ -14,10 +14,9 @@ from transformers.utils import logging
 
 from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
-from lsr.convert.parity import outputs
 from lsr.convert.smaller import round_adapter, squeeze_adapter
 from lsr.convert.writing import COMMON, check_output, writing
-from lsr.loading.adapters import load_adapter
+from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE
 from lsr.serve.http import command as server
@@ -30,14 +29,8 @@ MODULE, SCRIPT = "python -m lsr", "lsr"
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
 
-def run_export(options: Namespace) -> None:
-    """Write an export, load it back, and print how far its outputs are from the adapter's.
-
-    A LoRA does not need the base model: without it, the outputs are not compared.
-
-    Raises:
-        NoBaseError: if a base that is needed or named does not exist.
-    """
+def _export(options: Namespace) -> None:
+    # A LoRA does not need the base model: without it, the outputs are not compared.
     sources = (options.adapter, *([Path(options.base)] if options.base else []))
     check_output(options.output, sources, replace=options.force)
     dtype, model, why = DTYPES[options.dtype], None, "the model reads no token ids"
@@ -91,14 +84,12 @@ def say(line: str) -> None:
     print(escaped(line))
 
 
-def run_import(options: Namespace) -> None:
-    """Write a LoRA as an LSR adapter, and print what was written."""
+def _import(options: Namespace) -> None:
     config = from_lora(options.lora, options.output, force=options.force)
     say(f"{options.output}: LSR with rank_shape {list(config.rank_shape)}, {_size(options.output)}")
 
 
-def run_round(options: Namespace) -> None:
-    """Round an adapter, and print what has changed."""
+def _round(options: Namespace) -> None:
     lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
     say(f"{options.output}: {options.to}, {_sizes(options.adapter, options.output)}")
     say(f"rounding error of the tensors: {lost.tensors}")
@@ -106,8 +97,7 @@ def run_round(options: Namespace) -> None:
         say(f"rounding error of the update: {lost.update}")
 
 
-def run_squeeze(options: Namespace) -> None:
-    """Squeeze an adapter, and print the relative error of each layer's update."""
+def _squeeze(options: Namespace) -> None:
     folder = adapter_folder(options.adapter)
     lost = squeeze_adapter(folder, options.output, options.to, bits=options.bits, force=options.force)
     for name, error in lost.layers.items():
@@ -116,8 +106,7 @@ def run_squeeze(options: Namespace) -> None:
     say(f"{options.output}: {_sizes(folder, options.output)}")
 
 
-def run_bank(options: Namespace) -> None:
-    """Write a bank, and print its size."""
+def _bank(options: Namespace) -> None:
     check_output(options.output, tuple(options.sources), replace=options.force)
     bank = joined(options.sources, options.base, options.precision)
     bank.save(options.output, force=options.force)
@@ -148,7 +137,7 @@ FORMS = "rank:R in each layer, directions:N in all, or shared:R between frames o
 # By name: what it runs, what the list of commands and its own help say of it, and the options of its arguments by name.
 COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[str, Any]]]] = {
     "export": (
-        run_export,
+        _export,
         "write an adapter as plain LoRA, or merged into its base model",
         "Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, and compare "
         "the outputs of what was written with those of the adapter.",
@@ -162,21 +151,21 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
         },
     ),
     "import": (
-        run_import,
+        _import,
         "write a plain LoRA as an LSR adapter",
         "Write a plain PEFT LoRA folder as an LSR adapter with the same tensors, bit for bit. It trains on as LoRA "
         "does, and export --to lora gives the LoRA back.",
         {"lora": {"metavar": "LORA", "type": Path, "help": "folder of a LoRA"}, **OUTPUT, **FORCE},
     ),
     "round": (
-        run_round,
+        _round,
         "write an adapter of any method in fewer bits",
         "Write an adapter of any method in bfloat16, or in 8, 4, 3 or 2 bits with a scale for each 64 entries. Every "
         "command takes such a folder; PEFT itself needs it back in float32. No base model is read.",
         {**ADAPTER, "--to": {"choices": PRECISIONS, "required": True, "help": "the precision"}, **OUTPUT, **FORCE},
     ),
     "squeeze": (
-        run_squeeze,
+        _squeeze,
         "write an adapter as a small one",
         "Write an adapter of LSR or LoRA, in a folder or a hub repository, as the small LSR adapter that is nearest to "
         "it, and say how near. No base model is read. To train it on, name it in lsr.init of the pipeline.",
@@ -189,7 +178,7 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
         },
     ),
     "bank": (
-        run_bank,
+        _bank,
         "write many adapters of one base model into one file",
         "Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which lsr.AdapterBank "
         "serves them together: each row of a batch through its own. An adapter has its folder's name. An adapter of "

@@ -1,11 +1,16 @@
-"""Write the folder of an adapter or a checkpoint: completely or not at all, with the same bytes every time."""
+"""Write the folder of an adapter, of LSR or as a LoRA, completely or not at all, with the same bytes every time.
+
+Both forms are exact, because A and B of LSR are LoRA factors: no SVD is taken.
+"""
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace as replaced
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.algebra.rounding import pack, unpack
-from lsr.convert.formats import as_lora, as_lsr
 from lsr.loading.contents import Contents
-from lsr.loading.updates import LORA, LSR
+from lsr.loading.updates import LORA, LSR, Update
 from lsr.tuner.card import Card
-from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
+from lsr.tuner.config import LsrConfig, Resolved
+from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS
+from lsr.tuner.forms import form_of, kind_of
 from lsr.tuner.mistakes import InputError, explained, first_line
+from lsr.tuner.options import exactly
 
-FORMATS = {LSR: as_lsr, LORA: as_lora}
+LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
+BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
 EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
@@ -36,16 +44,16 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
     replaced: `check_output` says whether it may be.
 
     Raises:
-        InputError: if there is no such method, or LSR refuses a value.
+        InputError: if there is no such method or precision, or it, or LSR, cannot hold a value.
     """
-    if method not in FORMATS:
-        raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
-    fields, tensors = FORMATS[method](contents)
+    if method not in (LSR, LORA):
+        raise InputError(f"method must be {LSR} or {LORA}, got {method!r}")
+    fields, tensors = (_as_lsr if method == LSR else _as_lora)(contents)
     named = (contents.base.get(key) for key in ("base_model_name_or_path", "revision", "task_type"))
     card = Card(*named, contents.labels, is_several=bool((contents.task or {}).get("thresholds")))
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
-        card = replaced(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
+        card = changed(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
     with writing(folder) as new:
         write_files(new, contents.source, fields, tensors, precision)
         write_task(new, contents.task)
@@ -55,11 +63,7 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
 def write_files(
     folder: Path, source: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], precision: str | None = None
 ) -> None:
-    """Write the two files of an adapter of any method into a folder.
-
-    Raises:
-        InputError: if there is no such precision, or it cannot hold the tensors; names `source`, where they come from.
-    """
+    """Write the two files of an adapter of any method into a folder; errors name `source`, where it comes from."""
     text = json.dumps(dict(fields), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
     with explained(source, ValueError, TypeError, AttributeError):
@@ -127,3 +131,108 @@ def writing(path: Path) -> Iterator[Path]:
         raise type(error)(str(error).replace(str(temporary), str(path))) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # The fields are only those that old versions of PEFT and other readers know.
+    updates = {name: update.plain() for name, update in contents.updates.items()}
+    rank, ranks = _usual({name: len(update.frames.a) for name, update in updates.items()})
+    alpha, alphas = _usual({name: update.alpha for name, update in updates.items()})
+    base = contents.base
+    # Only entries that have tensors: PEFT adds the names of all common heads.
+    modules = {name.rpartition(".")[0] for name in contents.heads}
+    inside = {".".join(name.split(".")[:length]) for name in modules for length in range(1, name.count(".") + 2)}
+    whole = sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in inside)})
+    fields = {
+        **({} if base.get("task_type") else {"auto_mapping": base.get("auto_mapping")}),
+        "peft_type": LORA,
+        "task_type": base.get("task_type"),
+        "base_model_name_or_path": base.get("base_model_name_or_path"),
+        "revision": base.get("revision"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": contents.dropout,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": _targets(contents),
+        "modules_to_save": whole or None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "bias": BIASES[contents.bias],
+        "fan_in_fan_out": contents.is_transposed,  # without a base, PEFT sets it where it is needed
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    tensors = {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
+    for name, update in updates.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.frames.a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.frames.b
+    return fields, tensors
+
+
+def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
+    usual = min(Counter(values.values()).items(), key=lambda item: (-item[1], item[0]))[0]
+    others = {name: value for name, value in values.items() if value != usual}
+    clash = {name: its for name, its in others.items() if any(one.endswith(f".{name}") for one in values)}
+    return usual, {re.escape(name): its for name, its in others.items() if name not in clash} | exactly(clash)
+
+
+def _targets(contents: Contents) -> Sequence[str] | str:
+    """Return full names, or one regular expression if other modules end in one of them: PEFT matches endings."""
+    names = sorted(contents.updates)
+    if contents.modules is None:  # without the base nobody knows whether other layers end in a short name
+        modules = [f"a.{name}" for name in names if name.count(".") < LONG]
+    else:
+        modules = [name for name in contents.modules if name not in contents.updates]
+    endings = tuple(f".{name}" for name in names)
+    return "|".join(map(re.escape, names)) if any(name.endswith(endings) for name in modules) else names
+
+
+def _as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # It has cores if all of its updates have one of the same form. Layers of a kind share their frames if all kinds do.
+    updates = dict(contents.updates)
+    if len({None if update.core is None else update.core.dim() for update in updates.values()}) > 1:
+        updates = {name: update.plain() for name, update in updates.items()}
+    kinds = {name: kind_of(name, update.form) for name, update in updates.items()}
+    owners = {kind: name for name, kind in reversed(kinds.items())}  # the first layer of each
+    is_shared = len(owners) < len(updates) and all(
+        update.core is not None and update.frames is updates[owners[kinds[name]]].frames
+        for name, update in updates.items()
+    )
+    with explained(contents.source, ValueError, TypeError, AttributeError):
+        config = _config(contents, updates, is_shared)
+    tensors = dict[str, Tensor]()
+    for name, update in updates.items():
+        adapter = f"{PREFIX}{name}.lsr_adapters."
+        if not is_shared or owners[kinds[name]] == name:
+            tensors[f"{adapter}factor_A1"] = update.frames.a[None]
+            tensors[f"{adapter}factor_B1"] = update.frames.b[None]
+        if update.core is not None:
+            tensors[f"{adapter}core"] = update.core
+    return config.to_dict(), tensors | {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
+
+
+def _config(contents: Contents, updates: Mapping[str, Update], is_shared: bool) -> LsrConfig:
+    one = next(iter(updates.values()))
+    alpha = Counter(update.alpha for update in updates.values()).most_common(1)[0][0]
+    is_diagonal = one.core is not None and one.core.dim() == 1
+    config = LsrConfig(
+        **contents.base,
+        train="factors" if one.core is None else "core",
+        core="diagonal" if is_diagonal else "full",
+        modules_to_save=list(contents.endings) or None,
+        rank_shape=(len(one.frames.a),),
+        alpha=alpha,
+        alpha_pattern=exactly({name: update.alpha for name, update in updates.items() if update.alpha != alpha}),
+        share="layers" if is_shared else "none",
+        dropout=contents.dropout,
+        bias=contents.bias,
+        inference_mode=True,
+    ).with_ranks({name: len(update.frames.a) for name, update in updates.items()})
+    widths = {name: (update.form.in_features, update.form.out_features) for name, update in updates.items()}
+    resolved = Resolved.of({name: form_of(config, name, *its) for name, its in widths.items()})
+    # A list of targets would hold endings of names, which other layers might have too.
+    return changed(config, target_modules="|".join(map(re.escape, updates)), resolved=resolved)

@@ -1,7 +1,8 @@
-"""Adapters of any method of PEFT on their base models."""
+"""Adapters of any method of PEFT on their base models: loaded, merged, and asked for what is compared."""
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from peft import (
 )
 from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsr.loading.base_models import MISFITS, load_base
@@ -24,6 +26,8 @@ from lsr.loading.updates import LSR, check_config
 from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files, weights_of
 from lsr.tuner.mistakes import InputError, explained, first_line
 
+ROWS, LENGTH, SEED = 8, 16, 0  # of the token ids that models are asked for
+RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
 ROOM = 1 << 20  # entries that a method may create of any base model, beside as many as this one and the file have
 
 
@@ -31,11 +35,8 @@ def load_adapter(adapter: Path | Files, base: str | None = None, method: str | N
     """Return an adapter, in a folder or its files, on its base model, in evaluation mode and float32.
 
     The base model is the one that the adapter names, or `base`, a folder or a hub repository. It gets as many labels as
-    the adapter's head.
-
-    Raises:
-        InputError: if the folder is not an adapter of this method of PEFT (of any, if None), or the base model does not
-            exist or does not fit it.
+    the adapter's head. `method` is the one that is needed, any if None. The errors are those of `read_files`,
+    `load_base` and `load_onto`.
     """
     files = adapter if isinstance(adapter, Files) else read_files(adapter, method)
     base_model = load_base(files.fields, files.tensors, base)
@@ -90,6 +91,24 @@ def merged(model: PeftModel, files: Files) -> Any:
             if isinstance(module, ModulesToSaveWrapper):  # most methods leave a head of several layers in its wrapper
                 base.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
         return model.merge_and_unload()
+
+
+@torch.no_grad()
+def outputs(model: Any, rows: int = ROWS, state: Mapping[str, Tensor] | None = None) -> Tensor | None:  # float64
+    """Return the model's first output, the logits if it has a head, for seeded token ids of its vocabulary.
+
+    None if it reads no token ids, such as a model of images. `state` is in place of its own tensors of these names.
+    Rows are computed one by one, to need no padding token.
+    """
+    embeddings = model.get_input_embeddings()
+    if not isinstance(embeddings, nn.Embedding):
+        return None
+    positions = getattr(model.config, "max_position_embeddings", None) or LENGTH + RESERVED
+    shape = ROWS, max(1, min(LENGTH, positions - RESERVED))
+    ids = torch.randint(embeddings.num_embeddings, shape, generator=torch.Generator().manual_seed(SEED))
+    names = ["input_ids", *(["decoder_input_ids"] if model.config.is_encoder_decoder else [])]
+    call = partial(functional_call, model, dict(state or {}), (), tie_weights=False)
+    return torch.cat([call({**dict.fromkeys(names, row[None]), "return_dict": True})[0].double() for row in ids[:rows]])
 
 
 def _config_of(files: Files) -> PeftConfig:  # checked before any memory of its sizes is taken

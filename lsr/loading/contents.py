@@ -138,10 +138,9 @@ def read_contents(folder: str | Path | Files, method: str | None = None, *, with
 
 
 def read_on(modules: Mapping[str, nn.Module], folder: str | Path) -> Contents:
-    """Read an adapter for a base model's modules, by name: A and B of other widths than its layers are not computed.
+    """Read an adapter for a base model's modules, by name, with the errors of `read_contents` and `check_layers`.
 
-    Raises:
-        InputError: as `read_contents`, or if its layers are not those of the base model.
+    A and B of other widths than those of its layers are not computed.
     """
     files = read_files(folder)
     if files.method == LSR:

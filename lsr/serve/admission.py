@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsr.convert.parity import outputs
+from lsr.loading.adapters import outputs
 from lsr.loading.contents import TENANTS, Contents, check_layers
 from lsr.loading.updates import Update
-from lsr.tuner.mistakes import CONTROL, explained
+from lsr.tuner.mistakes import CONTROL, InputError, explained
 from lsr.tuner.model import BASE
 from lsr.tuner.targets import heads_of, last_linear
 
@@ -71,7 +71,11 @@ def admit(bank: Any, adapters: Mapping[str, Contents], *, replace: bool) -> dict
     for name, contents in adapters.items():
         with explained(contents.source, TypeError, ValueError):
             check_name(name, () if replace else bank.places)
-            _check_task_and_base(contents, fields)
+            if TENANTS in (contents.task or {}):
+                raise InputError("its head is that of many tenants; AdapterBank.of_tenants adds each of them")
+            for field, value in contents.base.items():
+                if value is not None and value != fields.setdefault(field, value):
+                    raise InputError(f"{field} is {value!r}, but {fields[field]!r} for the adapters in the bank")
             check_layers(contents.shapes, bank.of_base)
             check_heads(bank.may_train, own := contents.whole(bank.of_base))
             adapted, whole = adapted | contents.updates.keys(), {*whole, *own}
@@ -88,14 +92,6 @@ def admit(bank: Any, adapters: Mapping[str, Contents], *, replace: bool) -> dict
         with explained(contents.source, TypeError, ValueError):
             _check_answers(bank, contents.updates, heads[name])
     return heads
-
-
-def _check_task_and_base(contents: Contents, fields: dict[str, Any]) -> None:
-    if TENANTS in (contents.task or {}):
-        raise ValueError("its head is that of many tenants; AdapterBank.of_tenants adds each of them")
-    for field, value in contents.base.items():
-        if value is not None and value != fields.setdefault(field, value):
-            raise ValueError(f"{field} is {value!r}, but {fields[field]!r} for the adapters in the bank")
 
 
 def _check_apart(adapted: set[str], whole: set[str]) -> None:

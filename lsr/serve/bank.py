@@ -20,7 +20,7 @@ from lsr.serve.common import base_with, fingerprint, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, fill, read, save
 from lsr.serve.modules import DIRECTIONS, Answer, BankHead, BankLayer
 from lsr.serve.stack import NOBODY, Shared, Stack, largest
-from lsr.tuner.files import PREFIX, Files, read_files
+from lsr.tuner.files import Files, read_files
 from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.model import BASE, copies_of_a_row
 
@@ -153,7 +153,7 @@ class AdapterBank(nn.Module):
             self._forget_others()
 
     def _forget_others(self) -> None:
-        """Leave nothing of adapters that have left: no wrapper of a module that no other has, and no base model."""
+        # Leave nothing of adapters that have left: no wrapper of a module that no other has, and no base model.
         unused = {name: its for name, its in {**self.layers, **self.heads}.items() if its.is_unused}
         for name, module in unused.items():
             self.model.set_submodule(name, module.base)
@@ -217,7 +217,7 @@ class AdapterBank(nn.Module):
         return answers
 
     def _sized(self) -> tuple[list[Stack], list[Stack]]:
-        """Return the stacks of directions and of labels, whose rows are as many as an adapter has of them."""
+        # The stacks of directions and of labels, whose rows are as many as an adapter has of them.
         heads = [head.stacks[name] for head in self.heads.values() for name in head.labelled[:1]]
         return [layer.stacks[DIRECTIONS] for layer in self.layers.values()], heads
 
@@ -228,8 +228,8 @@ class AdapterBank(nn.Module):
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
-        place, labelled = self.place(name), (head for head in self.heads.values() if head.labelled)
-        return next((len(head.stacks[head.labelled[0]].own(place)) for head in labelled), 0) or self.shared.labels
+        (_, heads), place = self._sized(), self.place(name)
+        return next((len(stack.own(place)) for stack in heads), 0) or self.shared.labels
 
     def write(self, name: str, folder: str | Path, *, method: str = "LORA", force: bool = False) -> None:
         """Write an adapter as a folder of LORA or LSR, with its head and its task.json, for the plain base model.
@@ -282,7 +282,7 @@ class AdapterBank(nn.Module):
                 raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
             if common is None and not isinstance(base, nn.Module):
                 names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
-                own = {f"{PREFIX}{name}": torch.empty(0) for name in names}  # the base model may lack heads
+                own = dict.fromkeys(names, torch.empty(0))  # the base model may lack heads
                 base = load_base(header["base"], own, base)
             bank = cls.on(common, base, precision=header["precision"])
             fill(bank, header, tensors)

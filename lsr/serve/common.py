@@ -59,24 +59,20 @@ def last_layer(files: Files) -> str:
     Raises:
         InputError: if it has no head.
     """
-    names, endings = list[str](), files.fields.get("modules_to_save")
-    for key, value in files.tensors.items():
-        if key.startswith(PREFIX) and key.endswith(".weight") and value.dim() == 2:
-            names.append(key.removeprefix(PREFIX).removesuffix(".weight"))
+    weights = [name for name, value in files.tensors.items() if name.endswith(".weight") and value.dim() == 2]
+    endings = files.fields.get("modules_to_save")
     for ending in reversed([*dict.fromkeys(endings)] if isinstance(endings, list) else []):
-        inside = [name for name in names if f".{ending}." in f".{name}."]
+        inside = [name for name in weights if name.startswith(PREFIX) and f".{ending}." in name]
         if inside:
-            return max(inside)
+            return max(name.removeprefix(PREFIX).removesuffix(".weight") for name in inside)
     raise InputError(f"{files.folder}: an adapter of the method {files.method} has no head with rows of tenants")
 
 
 def base_with(common: Files, base: nn.Module | str | None) -> nn.Module:
     """Return a base model, or that in a folder or hub repository, with a common adapter merged into it by PEFT.
 
-    Its head's last layer has zeros. A model that is given is modified.
-
-    Raises:
-        InputError: if the adapter cannot be merged or does not fit, or there is no such base model.
+    Its head's last layer has zeros. A model that is given is modified. The errors are those of `load_adapter` and
+    `merged`.
     """
     if not isinstance(base, nn.Module):
         return merged(load_adapter(common, base, None), common)
@@ -102,8 +98,7 @@ def fingerprint(common: Files | None) -> str | None:
 def on_plain_base(common: Files | None, own: Contents) -> Contents:
     """Return what a bank has of an adapter as one of the plain base model: the common update, if any, plus its own.
 
-    Raises:
-        InputError: if the common adapter is none of LSR or plain LoRA.
+    The errors are those of `read_contents`: the common adapter may be none of LSR or plain LoRA.
     """
     if common is None:
         return replace(own, endings=tuple(ending.removeprefix(".") for ending in own.endings))

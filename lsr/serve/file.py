@@ -27,11 +27,7 @@ LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors, which a
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a bank's header and its tensors, memory-mapped from the file.
-
-    Raises:
-        InputError: if there is no bank, it is broken, or a value is not finite.
-    """
+    """Return a bank's header and its tensors, memory-mapped from the file, with the errors of `read_weights`."""
     tensors = read_weights(folder / FILE)
     with explained(f"{folder / FILE}: no bank of this version", LookupError, ValueError, TypeError, RecursionError):
         return json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER]), tensors

@@ -9,7 +9,7 @@ from lsr.loading.contents import TENANTS, Contents, read_contents, read_task
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import fingerprint, split
 from lsr.serve.file import FILE
-from lsr.tuner.files import CONFIG, PREFIX, Files
+from lsr.tuner.files import CONFIG, Files
 from lsr.tuner.mistakes import InputError
 
 
@@ -43,10 +43,10 @@ def joined(sources: Sequence[Path], base: str | None = None, precision: str | No
             raise InputError(f"{folder}: its adapters do not share the common one of those in {folders[0]}")
     if precision is None and len(precisions) > 1:
         raise InputError(f"banks in {' and '.join(sorted(precisions))}: choose a precision with --precision")
-    (common,), model = shared.values(), base
-    if common is None:
-        one = next(iter(parts[0].values()))
-        model = load_base(one.base, {f"{PREFIX}{key}": value for key, value in one.heads.items()}, base)
+    first, (common,) = next((its for part in parts for its in part.values()), None), shared.values()
+    if first is None:
+        raise InputError(f"{folders[0]}: a bank without adapters")
+    model = load_base(first.base, first.heads, base) if common is None else base
     bank = AdapterBank.on(common, model, precision=precision or next(iter(precisions), "float32"))
     for adapters in parts:
         bank.add_all(adapters)

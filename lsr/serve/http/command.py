@@ -18,18 +18,13 @@ PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")  # 
 SECONDS: dict[str, Any] = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 30}
 
 
-def count(text: str) -> int:
-    """Return a whole number above 0.
-
-    Raises:
-        ArgumentTypeError: if it is none.
-    """
+def _count(text: str) -> int:
     if not (text.isdecimal() and int(text[:9]) > 0):
         raise ArgumentTypeError(f"needed: a whole number above 0, got {text[:100]!r}")
     return int(text[:9])
 
 
-COUNT = {"type": count, "metavar": "N"}
+COUNT = {"type": _count, "metavar": "N"}
 ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, by name
     "bank": {"metavar": "BANK", "type": Path, "help": "folder of a bank, from `lsr bank`"},
     "--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "the base model, if not the one that the adapters name"},
@@ -44,11 +39,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
 
 
 def run(options: Namespace) -> None:
-    """Serve a bank until a signal stops it; what was asked is answered, for at most 30 seconds.
-
-    Raises:
-        InputError: if the extra is not installed, or the bank cannot be served.
-    """
+    """Serve a bank until a signal stops it; what was asked is answered, for at most 30 seconds."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise InputError(f"needs {', '.join(missing)}: pip install 'lsr-adapt[server]'")
     import uvicorn
