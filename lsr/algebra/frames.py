@@ -96,11 +96,8 @@ def _tucker(stack: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:  # (p
 
 
 def _in_convention(
-    columns: Tensor,  # (p, rank)
-    rows: Tensor,  # (q, rank)
-    outer: Tensor | None,  # (m, p)
-    inner: Tensor | None,  # (n, q)
-) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n)
+    columns: Tensor, rows: Tensor, outer: Tensor | None, inner: Tensor | None
+) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), (m, p), (n, q) -> (m, rank), (rank, n)
     if outer is not None and inner is not None:
         columns, rows = outer @ columns, inner @ rows
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
@@ -128,23 +125,15 @@ def energy_between(
     return float(held.square().sum()) / norm**2 if norm else 1.0
 
 
-def core_between(
-    matrix: Matrix,  # (m, n)
-    left: Tensor,  # B, (m, r)
-    right: Tensor,  # A, (r, n)
-) -> Tensor:  # (r, r)
+def core_between(matrix: Matrix, b: Tensor, a: Tensor) -> Tensor:  # (m, n), (m, r), (r, n) -> (r, r)
     """Return the core R that minimizes `||matrix - B R A||_F`; of several, the smallest."""
-    return _between(matrix, torch.linalg.pinv(left).T, torch.linalg.pinv(right).T)
+    return _between(matrix, torch.linalg.pinv(b).T, torch.linalg.pinv(a).T)
 
 
-def diagonal_between(
-    matrix: Matrix,  # (m, n)
-    left: Tensor,  # B, (m, r)
-    right: Tensor,  # A, (r, n)
-) -> Tensor:  # (r,)
+def diagonal_between(matrix: Matrix, b: Tensor, a: Tensor) -> Tensor:  # (m, n), (m, r), (r, n) -> (r,)
     """Return the diagonal d that minimizes `||matrix - B diag(d) A||_F`; of several, the smallest."""
-    gram = (left.T @ left) * (right @ right.T)
-    return torch.linalg.lstsq(gram, _between(matrix, left, right).diagonal()[:, None], driver="gelsd").solution[:, 0]
+    gram = (b.T @ b) * (a @ a.T)
+    return torch.linalg.lstsq(gram, _between(matrix, b, a).diagonal()[:, None], driver="gelsd").solution[:, 0]
 
 
 def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)

@@ -89,15 +89,11 @@ def _frames(matrices: Sequence[Matrix], source: Source) -> Start:
     return Start([right[None].contiguous()], [left[None].contiguous()])
 
 
-def warm_core(
-    source: Source,
-    left: Tensor,  # B, (m, r)
-    right: Tensor,  # A, (r, n)
-) -> Tensor:  # (r, r), or (r,) if the directions are paired
+def warm_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
     """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored."""
     assert source.statistic is not None  # the frames are from it
     between = diagonal_between if source.paired else core_between
-    return between(source.statistic, left.double(), right.double()) / source.scaling
+    return between(source.statistic, b.double(), a.double()) / source.scaling
 
 
 def allocate(

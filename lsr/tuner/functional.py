@@ -51,10 +51,7 @@ def adapted_linear(
     return total.view(*x.shape[:-1], weight.shape[0])
 
 
-def _is_cheaper_in_weight(
-    x: Tensor,  # (T, n)
-    weight: Tensor,  # (m, n)
-) -> bool:
+def _is_cheaper_in_weight(x: Tensor, weight: Tensor) -> bool:  # (T, n), (m, n)
     """Return whether to add the update to a copy of W, whose cost depends on the weight and not on the tokens.
 
     True if the copy is at most a third of the size of input and output, and nothing is rounded to fewer bits than the

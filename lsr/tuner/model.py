@@ -43,15 +43,8 @@ class LsrModel(WholeHeads):
     tuner_layer_cls = LsrLinear
     target_module_mapping = DEFAULTS
 
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, torch.Tensor] | None = None,
-    ) -> None:
-        """Insert the adapter's layers and initialize their factors.
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Insert the adapter's layers and initialize their factors; further arguments are PEFT's.
 
         Raises:
             ValueError: if an entry of the configuration matches no layer; names those of the model.
@@ -66,13 +59,7 @@ class LsrModel(WholeHeads):
         forms = check_forms(model, adapted, config)
         self._owners: dict[Group, LsrAdapter] = {}  # of the factors of each group of layers
         try:
-            super().inject_adapter(
-                model,
-                adapter_name,
-                autocast_adapter_dtype=autocast_adapter_dtype,
-                low_cpu_mem_usage=low_cpu_mem_usage,
-                state_dict=state_dict,
-            )
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
             del self._owners  # otherwise they would outlive their adapter here
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}

@@ -129,27 +129,25 @@ def parameter_groups(
     Raises:
         ValueError: if there is no such adapter, or nothing of it is trainable.
     """
-    rates: dict[int, float] = {}
-    for layer in layers_of(model, adapter_name).values():
-        adapter = layer.adapter(adapter_name)
-        for name, parameter in adapter.named_parameters():
-            rates[id(parameter)] = learning_rate * rate_factor(name, adapter.form.separation_rank)
-    groups: dict[float, list[nn.Parameter]] = {}
+    adapters = [layer.adapter(adapter_name) for layer in layers_of(model, adapter_name).values()]
+    rates = {
+        parameter: learning_rate * rate_factor(name, adapter.form.separation_rank)
+        for adapter in adapters
+        for name, parameter in adapter.named_parameters()
+    }
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not any(id(parameter) in rates for parameter in trainable):
+    if rates.keys().isdisjoint(trainable):
         raise ValueError(f"no parameter of the adapter {adapter_name!r} is trainable: is another one active?")
+    groups: dict[float, list[nn.Parameter]] = {}
     for parameter in trainable:
-        groups.setdefault(rates.get(id(parameter), head_learning_rate), []).append(parameter)
+        groups.setdefault(rates.get(parameter, head_learning_rate), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
-def rate_factor(
-    parameter: str,  # its name
-    terms: int,
-) -> float:
-    """Return a parameter's learning rate relative to that of the adapter: 1 / sqrt(terms) for A2 and B2, otherwise 1.
+def rate_factor(name: str, terms: int) -> float:
+    """Return the learning rate of a parameter by its name, relative to the adapter's: 1 / sqrt(terms) for A2 and B2.
 
     A2 and B2 have entries of the size 1 / sqrt(terms), and a step of Adam has the same size for every entry, so at one
     rate they would turn sqrt(terms) times faster than A1.
     """
-    return 1 / terms**0.5 if parameter.endswith(("factor_A2", "factor_B2")) else 1.0
+    return 1 / terms**0.5 if name.endswith(("factor_A2", "factor_B2")) else 1.0

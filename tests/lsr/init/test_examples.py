@@ -110,7 +110,7 @@ OF_ONE = [examples(labels=torch.full((6,), 2))] * 2
 MISFITS = [  # a head, examples, and what is said
     ("none", [tokens()], "the model returned no loss: batches need labels, but these have input_ids, attention_mask"),
     ("own", [], "no examples: there are no batches"),
-    ("own", [examples(), tokens()], "batch 2 has no labels to fit a head to: it has input_ids, attention_mask; with "),
+    ("own", [examples(), tokens()], "the model returned no loss: batches need labels, but these have input_ids"),
     ("own", OF_ONE, "all 12 examples have the label 2: a head needs at least two"),
     ("another", [examples()], "the loss does not depend on the head: is this the head that the model cal"),
 ]
