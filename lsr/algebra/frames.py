@@ -84,13 +84,9 @@ def paired_frames(
 
 
 def _tucker(stack: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), orthonormal
-    init: str | list[np.ndarray] = "svd"
-    if stack.numel() > spectrum.LARGE:  # the same from two Gram matrices, whose size does not grow with L
-        grams = (sum(part @ part.T for part in parts) for parts in (stack, stack.mT))
-        init = [torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].numpy() for gram in grams]
     with converging_numpy():
         (_, (left, right)), _ = partial_tucker(
-            stack.numpy(), [rank, rank], modes=[1, 2], init=init, tol=TOLERANCE, random_state=seed
+            stack.numpy(), [rank, rank], modes=[1, 2], tol=TOLERANCE, random_state=seed
         )
     return torch.from_numpy(left.copy()), torch.from_numpy(right.copy())
 

@@ -123,13 +123,12 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
     assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
 
 
-def test_many_matrices_have_the_same_frames_from_gram_matrices(monkeypatch):
+def test_large_matrices_have_the_same_frames_from_their_leading_parts(monkeypatch):
     left, right = normal(20, 4), normal(4, 24, seed=1)
     matrices = [left @ normal(4, 4, seed=i) @ right + 0.05 * normal(20, 24, seed=50 + i) for i in range(4)]
     expected = leading_frames(matrices, 4)
-    monkeypatch.setattr(spectrum, "LARGE", matrices[0].numel())
+    monkeypatch.setattr(spectrum, "LARGE", 1)
     assert_close(leading_frames(matrices, 4), expected, atol=1e-4, rtol=0)
-    assert energy(matrices, *leading_frames(matrices, 4)) == pytest.approx(energy(matrices, *expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("of", [leading_frames, paired_frames])
