@@ -3,24 +3,24 @@
 Results are in benchmarks/results/speed.json.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.speed import figures, generate, lora, many, serve
+from benchmarks.speed import generate, lora, many, serve
+from pipeline.arena.record import made
+from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 
-PARTS: dict[str, Any] = {
-    "lora": lora,
-    "many": many,
-    "serve": serve,
-    "generate": generate,
-}  # modules, whose `run` measures
+# Modules, whose `run` measures rows of figures by name; what is unknown is None.
+PARTS: dict[str, Any] = {"lora": lora, "many": many, "serve": serve, "generate": generate}
 RESULTS = Path("benchmarks/results/speed.json")
 
 
@@ -34,7 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threadpool_limits(options.threads)  # of the BLAS of numpy
     with exit_on_error("stopped; parts that are done are kept"):
         for part in [options.part] if options.part else PARTS:
-            figures.publish(RESULTS, part, options.threads, PARTS[part].run())
+            measure(part, options.threads)
+
+
+def measure(part: str, threads: int) -> None:
+    """Measure the rows of one part; print them, and write them beside those of the others, with the machine."""
+    load = round(os.getloadavg()[0], 2)  # before the measurements
+    rows = list(PARTS[part].run())
+    if rows:  # none, where no model is installed
+        shown = [["–" if value is None else value for value in row.values()] for row in rows]
+        console.table(part, list(rows[0]), shown)
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    known[part] = {
+        "machine": {**made(), "threads": threads, "load_average": load, "python": python_version()},
+        "figures": [
+            {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
+            for row in rows
+        ],
+    }
+    with artifacts.replacing(RESULTS) as temporary:
+        temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

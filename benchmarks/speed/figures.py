@@ -1,20 +1,20 @@
-"""Times of calls that take turns, and their publication together with the machine on which they were measured."""
+"""What is measured: times of calls that take turns, and the training steps that some of them are."""
 
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from platform import python_version
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from pipeline.arena.record import made
-from pipeline.core import artifacts, console
+from pipeline.core import console
+from pipeline.training.arguments import has_fast_bf16
 
 Times = dict[str, list[float]]  # seconds, one per round, by method
 Row = dict[str, Any]  # figures by name; what is unknown is None
+Case = TypeVar("Case", bound=tuple[object, ...])
+RATE = 0.002  # as in params.yaml
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
@@ -34,20 +34,34 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
     return times
 
 
-def publish(path: Path, part: str, threads: int, measured: Iterable[Row]) -> None:
-    """Measure rows of one kind; print them, and write them as one part of a file with several."""
-    load = round(os.getloadavg()[0], 2)  # before the measurements
-    rows = list(measured)  # an iterator measures now
-    if rows:  # none, where no model is installed
-        shown = [["–" if value is None else value for value in row.values()] for row in rows]
-        console.table(part, list(rows[0]), shown)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[part] = {
-        "machine": {**made(), "threads": threads, "load_average": load, "python": python_version()},
-        "figures": [
-            {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
-            for row in rows
-        ],
-    }
-    with artifacts.replacing(path) as temporary:
-        temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def ratio(other: Sequence[float], seconds: Sequence[float]) -> float:
+    """Return how many times as fast as another call one is: the median of those within rounds."""
+    return median(one / its for one, its in zip(other, seconds, strict=True))
+
+
+def possible(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases but those in bf16 where that would take hours, and say so."""
+    if has_fast_bf16():
+        return list(cases)
+    console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
+    return [case for case in cases if "bfloat16" not in case]
+
+
+def step(model: Any, dtype: str) -> Callable[..., float]:
+    """Return a call that takes a training step on a batch and returns its loss; of a frozen model, its passes alone.
+
+    With bfloat16 products are in it, by autocast, as the Trainer does it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, foreach=True) if trained else None
+
+    def run_step(**batch: Tensor) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(**batch).loss
+        loss.backward()
+        if optimizer:
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(loss.detach())
+
+    return run_step

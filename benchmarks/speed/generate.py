@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.speed.figures import Row, take_turns
+from benchmarks.speed.figures import Row, possible, ratio, step, take_turns
 from lsr import LsrConfig
 from pipeline.core import console
-from pipeline.training.arguments import has_fast_bf16
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 576,
@@ -33,7 +31,6 @@ SHAPE: dict[str, Any] = {
 }
 ROUNDS, EXAMPLES = 5, 16  # in a batch
 LENGTH, NEW = 48, 24  # tokens of an example, or of a prompt; and that are written after it
-RATE = 0.002
 USUAL: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
 NONE, LORA, MERGED = "no adapter", "LoRA r = 8", "LSR [8], merged"
 FORMS: dict[str, Callable[..., PeftConfig]] = {
@@ -51,10 +48,7 @@ def run() -> Iterator[Row]:
     medians of those within rounds. Of the latter a step is forward, and backward to its inputs: the bound of adapters.
     The peak is that of a process which does nothing else.
     """
-    cases = [(TRAIN, "float32"), (TRAIN, "bfloat16"), (WRITE, "float32")]
-    if not has_fast_bf16():
-        console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
-        cases.remove((TRAIN, "bfloat16"))
+    cases = possible([(TRAIN, "float32"), (TRAIN, "bfloat16"), (WRITE, "float32")])
     for what, dtype in console.track(cases, "generate", len(cases), "cases"):
         methods = [NONE, *FORMS, *([MERGED] if what == WRITE else [])]
         times = take_turns({method: call(what, dtype, method, SHAPE) for method in methods}, ROUNDS)
@@ -62,12 +56,8 @@ def run() -> Iterator[Row]:
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 peak = alone.submit(peak_bytes, what, dtype, method, SHAPE).result()
             rate = EXAMPLES * (LENGTH if what == TRAIN else NEW) / median(seconds)
-            ratios = {f"to {other}": _ratio(times[other], seconds) for other in (LORA, NONE)}
+            ratios = {f"to {other}": ratio(times[other], seconds) for other in (LORA, NONE)}
             yield {"what": what, "dtype": dtype, "method": method, "tokens_per_second": rate, **ratios, "peak": peak}
-
-
-def _ratio(other: list[float], seconds: list[float]) -> float:
-    return median(one / its for one, its in zip(other, seconds, strict=True))
 
 
 def peak_bytes(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> int:
@@ -91,23 +81,7 @@ def call(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> Callab
     if method == MERGED:
         model = model.merge_and_unload()
     if what == TRAIN:
-        return partial(step(model.train(), dtype), ids)
+        run_step, embedding = step(model.train(), dtype), model.get_input_embeddings()
+        return lambda: run_step(inputs_embeds=embedding(ids).requires_grad_(method == NONE), labels=ids)
     lengths = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     return partial(model.eval().generate, ids, attention_mask=torch.ones_like(ids), **lengths)
-
-
-def step(model: Any, dtype: str) -> Callable[[Tensor], None]:
-    """Return a call that takes a training step; of a model without an adapter, its passes alone."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, foreach=True) if trained else None
-
-    def run_step(ids: Tensor) -> None:
-        embedded = model.get_input_embeddings()(ids).requires_grad_(optimizer is None)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = model(inputs_embeds=embedded, labels=ids).loss
-        loss.backward()
-        if optimizer is not None:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return run_step

@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import set_seed
 
-from benchmarks.speed.figures import Row, Times, take_turns
+from benchmarks.speed.figures import Row, Times, possible, ratio, step, take_turns
 from lsr import from_lora
 from pipeline import params, tasks
 from pipeline.core import console
@@ -22,12 +23,11 @@ from pipeline.data import base_models, datasets, tokens
 from pipeline.methods import planning
 from pipeline.params.model_row import ModelRow
 from pipeline.tasks import encoding
-from pipeline.training.arguments import has_fast_bf16
 
 DATA, MAX_LENGTH = "movie-reviews", 128
 BATCHES = {"minilm": 32, "mpnet-base": 16}  # examples per step, by row of pipeline/models.yaml
 RANKS = (8, 16)
-RATE, ALPHA = 0.002, 16  # as in params.yaml
+ALPHA = 16  # as in params.yaml
 ALL_LINEAR = "all linear"
 ROUNDS = 6
 PEFT, LSR = "PEFT", "LSR"
@@ -42,44 +42,34 @@ class Case(NamedTuple):
     rank: int
 
 
-CASES = tuple(
-    Case(model, targets, dtype, rank)
-    for model in BATCHES
-    for targets in ("q, v", ALL_LINEAR)
-    for dtype in ("float32", "bfloat16")
-    for rank in RANKS
-)
+CASES = [Case(*one) for one in product(BATCHES, ("q, v", ALL_LINEAR), ("float32", "bfloat16"), RANKS)]
 
 
 def run() -> Iterator[Row]:
     """Yield a row for each case that is possible here, and print one line for what is left out.
 
-    Seconds are medians, a step each; the ratio is the median of those within rounds, of PEFT's time over LSR's.
+    Seconds are medians, a step each; the ratio is that of PEFT's time over LSR's.
     """
-    possible = list(_possible(CASES))
-    for case in console.track(possible, "lora", len(possible), "cases"):
+    installed = [model for model in BATCHES if _is_installed(model)]
+    cases = [case for case in possible(CASES) if case.model in installed]
+    for case in console.track(cases, "lora", len(cases), "cases"):
         times, losses = train(case, ROUNDS)
         yield {
             **case._asdict(),
             "peft_seconds": median(times[PEFT]),
             "lsr_seconds": median(times[LSR]),
-            "speed_to_peft": median(one / other for one, other in zip(times[PEFT], times[LSR], strict=True)),
-            "last_loss": losses[PEFT][-1],
+            "speed_to_peft": ratio(times[PEFT], times[LSR]),
             "largest_difference": max(abs(one - other) for one, other in zip(losses[PEFT], losses[LSR], strict=True)),
         }
 
 
-def _possible(cases: Sequence[Case]) -> Iterator[Case]:
-    if not has_fast_bf16():  # it would take hours
-        console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
-        cases = [case for case in cases if case.dtype != "bfloat16"]
-    for model in dict.fromkeys(case.model for case in cases):
-        try:
-            base_models.source(params.load_row("model", model))
-        except UserError as error:
-            console.warn(f"{model} is left out: {error}")
-        else:
-            yield from (case for case in cases if case.model == model)
+def _is_installed(model: str) -> bool:
+    try:
+        base_models.source(params.load_row("model", model))
+    except UserError as error:
+        console.warn(f"{model} is left out: {error}")
+        return False
+    return True
 
 
 def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
@@ -87,31 +77,13 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     row = params.load_row("model", case.model)
     batches = _batches(row, BATCHES[case.model], rounds + 1)
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
-    models = dict(zip(losses, _models(case, row), strict=True))
-    bf16 = case.dtype == "bfloat16"
-    steps = {name: step(model, _with_same_dropout(batches), losses[name], bf16=bf16) for name, model in models.items()}
-    return take_turns(steps, rounds), losses
 
+    def call(name: str, model: nn.Module) -> Callable[[], None]:
+        run_step, left = step(model, case.dtype), _with_same_dropout(batches)
+        return lambda: losses[name].append(run_step(**next(left)))
 
-def step(
-    model: nn.Module, batches: Iterator[Mapping[str, Tensor]], losses: list[float], *, bf16: bool
-) -> Callable[[], None]:
-    """Return a call that trains a model by one step on the next batch and appends its loss.
-
-    With `bf16` products are in it, by autocast, as the Trainer does it.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, foreach=True)
-
-    def run_step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**next(batches)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-
-    return run_step
+    calls = {name: call(name, model) for name, model in zip(losses, _models(case, row), strict=True)}
+    return take_turns(calls, rounds), losses
 
 
 def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:

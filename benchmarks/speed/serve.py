@@ -12,7 +12,7 @@ from time import perf_counter
 import torch
 
 from benchmarks.speed import many
-from benchmarks.speed.figures import Row, take_turns
+from benchmarks.speed.figures import Row, ratio, take_turns
 from pipeline import params
 from pipeline.data import base_models
 
@@ -47,7 +47,7 @@ def run() -> list[Row]:
                 server.terminate()
     of_hundred = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
     rates = {f"{name}_per_second": TEXTS / median(its) for name, its in times.items()}
-    share = median(one / other for one, other in zip(times["bank"], times["server"], strict=True))
+    share = ratio(times["bank"], times["server"])
     counts = {"tenants": TENANTS, "clients": CLIENTS, "texts": TEXTS}
     return [{**counts, **rates, "share": share, "median_seconds": of_hundred[49], "p99_seconds": of_hundred[98]}]
 

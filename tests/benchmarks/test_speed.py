@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import generate, lora, many, serve
+from benchmarks.speed import figures, generate, lora, many, serve
 
 TINY = BertConfig(vocab_size=30522, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
@@ -55,7 +55,7 @@ def test_a_language_model_learns_and_writes_with_every_form_and_without(monkeypa
     shape = generate.SHAPE | sizes | {"num_attention_heads": 2, "num_key_value_heads": 1}
     for name, value in {"SHAPE": shape, "EXAMPLES": 2, "LENGTH": 6, "NEW": 3, "ROUNDS": 2}.items():
         monkeypatch.setattr(generate, name, value)
-    monkeypatch.setattr(generate, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(figures, "has_fast_bf16", lambda: False)
     monkeypatch.setattr(generate, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))  # not 7 s each
     rows = list(generate.run())
     methods = [generate.NONE, *generate.FORMS]
