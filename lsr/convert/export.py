@@ -159,8 +159,6 @@ def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _check(lost: Errors, dtype: torch.dtype, force: bool) -> None:
     if lost.total > TOLERATED_LOSS and not force:
-        raise InputError(
-            f"{dtype_name(dtype)} would lose {lost.total:.1%} of the update, "
-            f"{lost.layers[lost.worst]:.1%} of that in {lost.worst}; "
-            f"at most {TOLERATED_LOSS:.0%} is allowed; use float32, or --force"
-        )
+        worst = f"{lost.layers[lost.worst]:.1%} of that in {lost.worst}"
+        allowed = f"at most {TOLERATED_LOSS:.0%} is allowed; use float32, or --force"
+        raise InputError(f"{dtype_name(dtype)} would lose {lost.total:.1%} of the update, {worst}; {allowed}")

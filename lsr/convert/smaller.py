@@ -129,7 +129,7 @@ def squeeze_adapter(
         small = _small(updates, form[1], int(form[2]))
     with writing(output) as new:  # which is there when it has been read
         new.rmdir()
-        write(replace(contents, updates=small), new, precision=bits and f"{bits}bit")
+        write(replace(contents, updates=small), new, precision=None if bits is None else f"{bits}bit")
         return errors_of(read_contents(new).updates, contents.updates)
 
 

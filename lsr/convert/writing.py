@@ -49,8 +49,8 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
     if method not in (LSR, LORA):
         raise InputError(f"method must be {LSR} or {LORA}, got {method!r}")
     fields, tensors = (_as_lsr if method == LSR else _as_lora)(contents)
-    named = (contents.base.get(key) for key in ("base_model_name_or_path", "revision", "task_type"))
-    card = Card(*named, contents.labels, is_several=bool((contents.task or {}).get("thresholds")))
+    name, revision, task_type = map(contents.base.get, ("base_model_name_or_path", "revision", "task_type"))
+    card = Card(name, revision, task_type, contents.labels, is_several=bool((contents.task or {}).get("thresholds")))
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
         card = changed(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)

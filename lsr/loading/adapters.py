@@ -153,6 +153,5 @@ def _check_complete(model: PeftModel, names: Iterable[str]) -> None:
     # With bias="all" PEFT also lists the biases inside the wrapper of a head.
     expected, held = ({name for name in side if not WRAPPED.search(name)} for side in (state, names))
     for name in sorted(expected ^ held):
-        raise ValueError(
-            f"{name} {'is missing' if name in expected else 'is no part of this adapter on this base model'}"
-        )
+        problem = "is missing" if name in expected else "is no part of this adapter on this base model"
+        raise ValueError(f"{name} {problem}")

@@ -89,10 +89,9 @@ def load_tokenizer(fields: Mapping[str, Any], folder: Path, base: str | None = N
 
 
 def _has_file(name: str, revision: str | None, file: str) -> bool:
-    try:
+    with suppress(OSError, ValueError):
         return cached_file(name, file, revision=revision) is not None
-    except (OSError, ValueError):
-        return False
+    return False
 
 
 def locate(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from math import isfinite, sqrt
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -166,8 +165,12 @@ def _lsr_update(config: LsrConfig, name: str, frames: Frames, core: Tensor | Non
 
 
 def _lora_updates(files: Files) -> dict[str, Update]:
-    _check_plain(files.folder, files.fields)
-    sides: dict[str, dict[str, Tensor]] = {}
+    usual, sides = vars(LoraConfig()), dict[str, dict[str, Tensor]]()
+    for field, value in sorted(files.fields.items()):  # some do more than add B A to the base model's own weights
+        is_start = field == "init_lora_weights" and value in UNCHANGED_BASE
+        if not (is_start or field in KNOWN or value in (None, False) or value == usual.get(field)):
+            needed = "plain LoRA on the base's own weights"
+            raise InputError(f"{files.folder}: {field}={value!r} is not supported; needed: {needed}")
     for key, tensor in files.tensors.items():
         found = LORA_FACTOR.fullmatch(key)
         if found and tensor.dim() == 2:
@@ -197,14 +200,3 @@ def _lora_update(lora: Mapping[str, Any], name: str, side: Mapping[str, Tensor])
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
             raise ValueError(f"its alpha must be a finite number, got {alpha!r}")
     return Update(Frames(a=side["A"], b=side["B"]), alpha / sqrt(rank) * rank if lora.get("use_rslora") else alpha)
-
-
-def _check_plain(folder: Path, lora: Mapping[str, Any]) -> None:
-    # Refuse options of LoRA that do more than add B A to the base model's own weights.
-    usual = vars(LoraConfig())
-    for key, value in sorted(lora.items()):
-        is_start = key == "init_lora_weights" and value in UNCHANGED_BASE
-        if not (is_start or key in KNOWN or value in (None, False) or value == usual.get(key)):
-            raise InputError(
-                f"{folder}: {key}={value!r} is not supported; needed: plain LoRA on the base's own weights"
-            )

@@ -54,10 +54,9 @@ def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in heads:
+            taken = "a bank takes heads and adapted linear layers alone"
             there_are = f"the heads of this model: {', '.join(heads)}" if heads else "this model has no head"
-            raise ValueError(
-                f"trains {name!r} in full; a bank takes heads and adapted linear layers alone; {there_are}"
-            )
+            raise ValueError(f"trains {name!r} in full; {taken}; {there_are}")
 
 
 def admit(bank: Any, adapters: Mapping[str, Contents], *, replace: bool) -> dict[str, Heads]:

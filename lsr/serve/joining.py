@@ -28,11 +28,8 @@ def joined(sources: Sequence[Path], base: str | None = None, precision: str | No
     for folder in folders:
         if (folder / FILE).exists():
             bank = AdapterBank.load(base, folder)
-            common, its = (
-                bank.common,
-                {name: replace(bank.contents(name), source=f"{folder}: {name}") for name in bank.names},
-            )
-            precisions.add(bank.shared.precision)
+            common, precisions = bank.common, precisions | {bank.shared.precision}
+            its = {name: replace(bank.contents(name), source=f"{folder}: {name}") for name in bank.names}
         elif TENANTS in (read_task(folder) or {}):
             common, its = split(folder)
         else:
