@@ -1,19 +1,30 @@
-"""Outputs of a model over a tokenized split."""
+"""What a model says of a tokenized split: its outputs, or what a language model writes.
 
-from collections.abc import Callable
+It writes greedily, in batches padded on the left, with the cache, up to the end token.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, GenerationConfig
 
+from pipeline.core.console import Advance
 from pipeline.data import tokens
 from pipeline.methods.device import device_of
-from pipeline.tasks import Outcome, Task
+from pipeline.tasks import CompletionTask, Outcome, Task
+from pipeline.tasks.completion import Written
+from pipeline.tasks.prompts import Example, Prompts
 from pipeline.tasks.task import TENANT
 
 INPUTS = ("input_ids", "token_type_ids")
+SLACK = 8  # tokens more than any expected answer has: other tokens may say the same
 
 
 @torch.inference_mode()
@@ -23,7 +34,7 @@ def outputs(
     split: Dataset,
     collate: DataCollatorWithPadding,
     batch_size: int,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Advance = lambda *_: None,
 ) -> Tensor:  # (examples, ...), float32, on the CPU, in the order of the split
     """Return the model's output for each example; examples of similar length are batched to minimize padding.
 
@@ -45,3 +56,84 @@ def outputs(
 def outcome(outputs: Tensor, split: Dataset) -> Outcome:
     """Return the outputs for a labeled split beside its labels."""
     return Outcome(outputs, tokens.labels_of(split), tokens.groups_of(split))
+
+
+@torch.inference_mode()
+def write(
+    model: Any,
+    prompts: Prompts,
+    asked: Sequence[Sequence[int]],
+    new_tokens: int,
+    batch_size: int,
+    advance: Advance = lambda *_: None,
+    streamer: Any = None,
+) -> list[str]:
+    """Return what a model writes for each prompt in tokens, `new_tokens` at most; prompts of one length go together."""
+    model.eval()
+    where = device_of(model)
+    greedy = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=prompts.ends,
+        pad_token_id=prompts.tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
+    said, start, count = [""] * len(asked), time.monotonic(), 0
+    for places in order.split(batch_size):
+        rows: Any = {"input_ids": [asked[at] for at in places.tolist()]}
+        batch = prompts.tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(where)
+        found = model.generate(**batch, generation_config=greedy, streamer=streamer)
+        for at, row in zip(places.tolist(), found[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            ended = next((place + 1 for place, one in enumerate(row) if one in prompts.ends), len(row))
+            said[at], count = prompts.text(row[:ended]), count + ended
+        advance(len(places), f"{count / (time.monotonic() - start):,.0f} tokens/s")
+    return said
+
+
+def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_size: int) -> dict[str, float]:
+    """Return for how many of `count` prompts of a tokenized split, evenly spaced, a model writes what is expected."""
+    asked, expected = _apart(split.select(range(0, len(split), math.ceil(len(split) / count))))
+    longest = max(map(len, expected)) + SLACK
+    said = write(model, prompts, asked, longest, batch_size)
+    right = [one.strip() == prompts.text(ids).strip() for one, ids in zip(said, expected, strict=True)]
+    return {"exact_match": float(np.mean(right))}
+
+
+def _apart(split: Dataset) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the prompts of a tokenized split, and the answers with their end tokens."""
+    examples = [Example(row["input_ids"], row["label"]) for row in split.select_columns(["input_ids", "label"])]
+    return [one.ids[: -one.answer] for one in examples], [one.ids[-one.answer :] for one in examples]
+
+
+def written(
+    task: CompletionTask,
+    model: Any,
+    split: Dataset,
+    prompts: Prompts,
+    new_tokens: int,
+    batch_size: int,
+    advance: Advance = lambda *_: None,
+    *,
+    beside_base: bool = False,
+) -> Written:
+    """Return what a model writes for a tokenized split and the loss of what is expected.
+
+    With `beside_base` both without the model's adapter, too.
+    """
+    asked, _ = _apart(split)
+    collate = task.collator(prompts.tokenizer)
+
+    def found() -> Written:
+        said = write(model, prompts, asked, new_tokens, batch_size, advance)
+        losses = outputs(task, model, split, collate, max(1, batch_size // 4))  # of which all words' logits are large
+        return Written(losses, tokens.labels_of(split), None, said)
+
+    trained = found()
+    if not beside_base:
+        return trained
+    with model.disable_adapter():
+        base = found()
+    return replace(trained, base_outputs=base.outputs, base_said=base.said)

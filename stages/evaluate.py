@@ -11,7 +11,7 @@ from torch import nn
 
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
-from pipeline import evaluation, generation, params, stage, tasks
+from pipeline import evaluation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards, device
@@ -38,7 +38,7 @@ def main(view: params.EvaluateView) -> None:
         with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
             prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
             asked = task, device.place(model), test, prompts, count, size, advance
-            outcome: Outcome = generation.outcome(*asked, beside_base=True)
+            outcome: Outcome = evaluation.written(*asked, beside_base=True)
     else:
         with console.progress("evaluate", len(test), "examples") as advance:
             outputs = evaluation.outputs(task, device.place(model), test, task.collator(tokenizer), size, advance)

@@ -46,11 +46,13 @@ def factorize_init(
     groups, captured = groups_of(model, "default"), INITIALIZATIONS[section.scheme].reads if read.layers else "weight"
     rows: list[Row] = []
     console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
-    for name in console.track(started, "factorize-init", len(groups), "starts"):
-        # A weight is not finite, unless the initialization has rejected it.
-        with as_user_error(ValueError, before=f"{view.model}: {name}: "):
-            energy = captured_energy(groups[name], read.layers)
-        rows.append((name, len(groups[name]), groups[name][0].adapter("default").form.rank, captured, energy))
+    with console.progress("factorize-init", len(groups), "starts") as advance:
+        for name in started:
+            # A weight is not finite, unless the initialization has rejected it.
+            with as_user_error(ValueError, before=f"{view.model}: {name}: "):
+                energy = captured_energy(groups[name], read.layers)
+            rows.append((name, len(groups[name]), groups[name][0].adapter("default").form.rank, captured, energy))
+            advance(1)
     return model, rows, read
 
 

@@ -49,7 +49,7 @@ def run() -> Iterator[Row]:
     The peak is that of a process which does nothing else.
     """
     cases = possible([(TRAIN, "float32"), (TRAIN, "bfloat16"), (WRITE, "float32")])
-    for what, dtype in console.track(cases, "generate", len(cases), "cases"):
+    for what, dtype in console.track(cases, "generate", "cases"):
         methods = [NONE, *FORMS, *([MERGED] if what == WRITE else [])]
         times = take_turns({method: call(what, dtype, method, SHAPE) for method in methods}, ROUNDS)
         for method, seconds in times.items():

@@ -52,7 +52,7 @@ def run() -> Iterator[Row]:
     """
     installed = [model for model in BATCHES if _is_installed(model)]
     cases = [case for case in possible(CASES) if case.model in installed]
-    for case in console.track(cases, "lora", len(cases), "cases"):
+    for case in console.track(cases, "lora", "cases"):
         times, losses = train(case, ROUNDS)
         yield {
             **case._asdict(),

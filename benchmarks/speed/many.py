@@ -42,7 +42,7 @@ def run() -> Iterator[Row]:
     Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch, and
     bytes those of all adapters in a bank.
     """
-    for count in console.track(COUNTS, "many", len(COUNTS), "numbers of adapters"):
+    for count in console.track(COUNTS, "many", "numbers of adapters"):
         yield from serve(count, ROUNDS)
 
 

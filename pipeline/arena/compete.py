@@ -72,7 +72,7 @@ def check(entries: Sequence[Entry]) -> None:
     methods = {f"methods.{entry.method}": entry for entry in entries}
     checks = ("tasks", _check_task, tasks), ("methods", _check_method, methods)
     for unit, check_one, found in checks:
-        listed = console.track(found.items(), "check", len(found), unit)
+        listed = console.track(found.items(), "check", unit)
         all_of(partial(_check_at, place, entry, check_one) for place, entry in listed)
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 
-from pipeline import evaluation, generation, tasks
+from pipeline import evaluation, tasks
 from pipeline.arena import task_tokens
 from pipeline.arena.plan import Training
 from pipeline.data import base_models, tokens
@@ -29,7 +29,7 @@ def outcomes(training: Training, model: Any, splits: Mapping[str, Dataset]) -> d
     # As the Trainer has it: that of a model which no Trainer has is no other.
     with torch.autocast(device.device_of(model).type, torch.bfloat16, enabled=view.train.precision == "bf16"):
         outputs = evaluation.outputs(task, model, held_out, task.collator(tokenizer), LOGITS_AT_ONCE)
-        written = generation.outcome(task, model, test, task.prompts(tokenizer), count, AT_ONCE)
+        written = evaluation.written(task, model, test, task.prompts(tokenizer), count, AT_ONCE)
     return {"validation": evaluation.outcome(outputs, held_out), "test": written}
 
 

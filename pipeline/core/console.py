@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -69,9 +69,9 @@ def _plain_progress(description: str, total: int | None, unit: str, to: Console)
     return advance
 
 
-def track(items: Iterable[Item], description: str, total: int, unit: str) -> Iterator[Item]:
+def track(items: Collection[Item], description: str, unit: str = "batches") -> Iterator[Item]:
     """Yield the items, one step of progress each."""
-    with progress(description, total, unit) as advance:
+    with progress(description, len(items), unit) as advance:
         for item in items:
             yield item
             advance(1)

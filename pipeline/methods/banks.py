@@ -1,9 +1,8 @@
 """The bank of a row of tenants: what they share, once, and each tenant's labels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -64,12 +63,8 @@ def extended(base: PreTrainedModel, view: FactorizeInitView) -> PeftModel:
         rows = {f"{PREFIX}{key}": value for key, value in base.state_dict().items() if key.startswith(f"{layer}.")}
         model = load_onto(base, common._replace(tensors=common.tensors | rows), trainable=True)
         freeze_common(model, layer)
-        with fitted_head(model, [_own_layer(model, layer)], batches, seed=view.seed, keep=True, track=_track):
+        with fitted_head(model, [_own_layer(model, layer)], batches, seed=view.seed, keep=True, track=console.track):
             return model
-
-
-def _track(items: Sequence[Any], title: str) -> Iterable[Any]:
-    return console.track(items, title, len(items), "batches")
 
 
 def freeze_common(model: PeftModel, layer: str) -> None:

@@ -1,11 +1,9 @@
-"""Devices: the only code that detects an accelerator and moves models and batches to it."""
+"""Devices: the only code that detects an accelerator and moves models to it."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -16,28 +14,11 @@ def fastest() -> torch.device:
     return torch.device("cpu") if found is None else found
 
 
-def place(model: Model) -> Model:
-    """Move a model to the fastest device, and return it."""
-    return model.to(fastest())
-
-
-@contextmanager
-def placed(model: nn.Module) -> Iterator[None]:
-    """Move a model to the fastest device, and back afterwards."""
-    before = device_of(model)
-    place(model)
-    try:
-        yield
-    finally:
-        model.to(before)
+def place(model: Model, where: torch.device | None = None) -> Model:
+    """Move a model to a device, by default the fastest, and return it."""
+    return model.to(where or fastest())
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model that is on a single device."""
     return next(model.parameters()).device
-
-
-def moved(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Yield the batches on a device."""
-    for batch in batches:
-        yield {name: value.to(device) for name, value in batch.items()}

@@ -46,7 +46,7 @@ def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
     sizes: list[int] = []  # of batches
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
-        for item in console.track(items, f"{view.data}: {title}", len(items), "batches"):
+        for item in console.track(items, f"{view.data}: {title}"):
             sizes.append(len(item["labels"]))
             yield item
 
@@ -94,6 +94,10 @@ def of_examples(
     initialization = INITIALIZATIONS[section.init]
     kept = {"keep_head": True} if initialization.goes_on else {}
     reader = READERS[initialization.reads]
-    with device.placed(base):
-        examples = device.moved(batches, device.device_of(base))
+    before = device.device_of(base)
+    where = device.device_of(device.place(base))
+    examples = ({name: value.to(where) for name, value in batch.items()} for batch in batches)
+    try:
         return reader(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track, **kept)
+    finally:
+        device.place(base, before)

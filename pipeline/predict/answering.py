@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TextStreamer
 from lsr.loading import adapters, base_models
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import InputError
-from pipeline import evaluation, generation
+from pipeline import evaluation
 from pipeline.core import artifacts
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
@@ -73,7 +73,7 @@ class Opened:
         check_positions(cast("PreTrainedModel", self.model), max(map(len, cut)) + most, "--new-tokens")
         if shown:
             options = {"streamer": TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)}
-        said = generation.write(self.model, prompts, cut, most, self.batch_size, advance, **options)
+        said = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, **options)
         return said, sum(len(one) > self.task.max_length for one in ids)
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from pipeline import generation, tasks
+from pipeline import evaluation, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, content, tokens
 from pipeline.params import TrainView
@@ -87,7 +87,7 @@ def trainer_of(
     task, more = tasks.of(view.dataset), partial(dict[str, float])
     if isinstance(task, CompletionTask) and task.row.select and "validation" in splits:
         prompts, size = task.prompts(base_models.load_tokenizer(view.base_model)), chosen.per_device_eval_batch_size
-        more = partial(generation.exact_match, model, prompts, splits["validation"], task.row.select_prompts, size)
+        more = partial(evaluation.exact_match, model, prompts, splits["validation"], task.row.select_prompts, size)
     trainer = BatchingTrainer(
         model=model,
         args=dataclasses.replace(chosen, **changes),

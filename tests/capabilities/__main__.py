@@ -24,7 +24,7 @@ LONGEST_REASON = 120
 
 def main() -> None:
     """Probe all methods and write the page."""
-    columns = {method: column(method) for method in console.track(COLUMNS, "capabilities", len(COLUMNS), "methods")}
+    columns = {method: column(method) for method in console.track(COLUMNS, "capabilities", "methods")}
     with artifacts.replacing(PAGE) as temporary:
         temporary.write_text(page(columns), encoding="utf-8")
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from lsr import AdapterBank, LsrConfig
 from lsr.loading.base_models import locate
 from lsr.serve.passes import Passes
-from pipeline import generation, params
+from pipeline import evaluation, params
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, content, gguf, packages
 from pipeline.params.model_row import Archive, GgufModel, ModelRow
@@ -185,8 +185,8 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
         "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n42<|im_end|>"
     )
     questions = ["What is the capital of France?", "Say hello to the world, please, in one short sentence."]
-    together = generation.write(model, prompts, [prompts.prompt(asked(one)) for one in questions], 12, 2)
-    alone = [generation.write(model, prompts, [prompts.prompt(asked(one))], 12, 1)[0] for one in questions]
+    together = evaluation.write(model, prompts, [prompts.prompt(asked(one)) for one in questions], 12, 2)
+    alone = [evaluation.write(model, prompts, [prompts.prompt(asked(one))], 12, 1)[0] for one in questions]
     assert together == alone
     assert together[0] == "The capital of France is Paris."
     note = {"template": prompts.template, "ends": prompts.ends}
@@ -198,7 +198,7 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
             parameter.data = torch.randn(parameter.shape, generator=generator) / 14
         adapted.save_pretrained(tmp_path / str(seed))
         bank.add(str(seed), tmp_path / str(seed), note=note)
-        said += [generation.write(adapted, prompts, [prompts.prompt(asked(one))], 24, 1)[0] for one in questions]
+        said += [evaluation.write(adapted, prompts, [prompts.prompt(asked(one))], 24, 1)[0] for one in questions]
     assert len({*said, *together}) > 3
     passes = Passes(bank, tokenizer, 128, 24)
     rows = [passes.rows(name, note, questions, 24) for name in "01"]

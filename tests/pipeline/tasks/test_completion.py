@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from lsr import AdapterBank
 from lsr.loading import adapters
 from lsr.serve.passes import Passes
-from pipeline import generation, params, score
+from pipeline import evaluation, params, score
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
 from pipeline.predict.__main__ import main as predict
@@ -233,7 +233,7 @@ def test_what_is_written_chooses_the_checkpoint_and_a_killed_run_ends_with_the_s
     texts = tokens.load_texts("validation")
     step = math.ceil(len(texts["prompt"]) / 9)
     asked = [prompts.prompt(completion.asked(prompt)) for prompt in texts["prompt"][::step]]
-    found = [generation.write(model, prompts, [one], 12, 1)[0] for one in asked]
+    found = [evaluation.write(model, prompts, [one], 12, 1)[0] for one in asked]
     right = [one == other for one, other in zip(found, texts["expected"][::step], strict=True)]
     assert 0 < report(artifacts.TRAIN_METRICS)["best_score"] == pytest.approx(sum(right) / len(right), abs=1e-6)
     assert len(right) <= 9 < len(texts["prompt"])
@@ -270,7 +270,7 @@ def test_a_batch_says_what_each_prompt_gives_alone_and_the_loss_is_that_of_its_t
     task, split = completion.CompletionTask(view.dataset), tokens.load_tokens("test")
     rows = list(zip(split["input_ids"], split["label"], strict=True))
     asked = [ids[: labels.count(-100)] for ids, labels in rows]
-    texts = generation.write(plain, task.prompts(tokenizer), asked, 9, 6)
+    texts = evaluation.write(plain, task.prompts(tokenizer), asked, 9, 6)
     sums = count = 0
     for ids, text, (whole, labels) in zip(asked, texts, rows, strict=True):
         given = torch.tensor([ids])
@@ -332,7 +332,7 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     assert said[:2] == [texts, texts]
     model, prompts = adapters.load_adapter(artifacts.ADAPTER, "writer"), Prompts(tokenizer, NONE)
     alone = [prompts.prompt(completion.asked(one)) for one in asked]
-    assert said[2] == generation.write(model, prompts, alone, 12, 1) != texts
+    assert said[2] == evaluation.write(model, prompts, alone, 12, 1) != texts
     assert said[3][0] == tokenizer.decode(tokenizer(texts[0]).input_ids[:2])
     assert shouts.json() == {"error": "prompts[0]: the template of this adapter refuses it: no roles"}
     for note in ({"template": 1}, {"ends": [True]}, {"ends": "x"}):
