@@ -25,14 +25,14 @@ from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import SeveralTask, Task, TenantsTask
 from pipeline.tasks.classes import ClassesTask
-from pipeline.training import arguments, callbacks, processes, run
+from pipeline.training import callbacks, checkpoints, processes, run
 
 
 def main(view: params.TrainView) -> None:
-    arguments.check_machine(view.train)
+    processes.check_machine(view.train)
     if processes.start("stages.train", view.train.processes):
         return
-    with run.run_folder(view) as folder:
+    with checkpoints.run_folder(view) as folder:
         train(view, folder)
 
 
@@ -52,8 +52,8 @@ def train(view: params.TrainView, folder: Path) -> None:
     view = run.with_enough_steps(view, splits["train"])
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
-        watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
-        trainer = run.trainer_of(view, model, splits, collate, folder / callbacks.ASIDE, watching)
+        watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *callbacks.trackers(view)]
+        trainer = run.trainer_of(view, model, splits, collate, folder / checkpoints.ASIDE, watching)
         run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
     if not console.IS_FIRST:
         return

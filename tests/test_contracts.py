@@ -13,7 +13,7 @@ from dvc.repo import Repo
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data.content import MODELS, WATCHED
-from pipeline.training import run
+from pipeline.training import checkpoints
 from tests.workspace import ROOT, read_yaml
 
 # What the fields of a view that are no keys are in dvc.yaml. The stage `tokenize` depends on the tables as files and
@@ -88,7 +88,7 @@ def test_every_file_in_a_dep_of_code_is_imported_by_a_stage():
 
 
 def test_a_training_resumes_by_the_files_that_dvc_sees():
-    seen = {path for name, path in run.inputs() if not name.startswith("artifacts/")}
+    seen = {path for name, path in checkpoints.inputs() if not name.startswith("artifacts/")}
     assert seen == set().union(*map(below, deps_of_code("train")))
 
 

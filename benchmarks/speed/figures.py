@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core import console
-from pipeline.training.arguments import has_fast_bf16
+from pipeline.training.processes import has_fast_bf16
 
 Times = dict[str, list[float]]  # seconds, one per round, by method
 Row = dict[str, Any]  # figures by name; what is unknown is None

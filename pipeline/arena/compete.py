@@ -22,7 +22,7 @@ from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models
 from pipeline.params.reading import all_of
-from pipeline.training import arguments
+from pipeline.training import processes
 
 # oneDNN compiles a kernel for every shape and keeps 1,024: batches of any length and layers of any rank have more.
 KERNELS = 8192
@@ -87,7 +87,7 @@ def _check_at(place: str, entry: Entry, check_one: Callable[[Entry], object]) ->
 def _check_task(entry: Entry) -> None:
     view = entry.first().view
     plan.check_pinned(entry.preset.files, view.dataset.source)
-    arguments.check_machine(view.train)
+    processes.check_machine(view.train)
     tokenizer = base_models.load_tokenizer(view.base_model)
     base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
     task_tokens.folder_of(entry.first())

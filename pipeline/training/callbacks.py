@@ -1,20 +1,19 @@
-"""Callbacks of the Trainer: progress, stopping at divergence, and which checkpoints are kept, even if it is killed."""
+"""Callbacks of the Trainer that watch a training: progress, trackers, and when it ends before its last epoch."""
 
 import math
-from pathlib import Path
+import os
 from typing import Any
 
-from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.integrations.integration_utils import DVCLiveCallback
 
-from pipeline.core import artifacts
+from pipeline.core import artifacts, console
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
-from pipeline.training import checkpoints
+from pipeline.params import TrainView
 
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
-ASIDE = "writing"  # the folder of a run's checkpoints in which the Trainer writes them; nothing is read from there
+DVCLIVE = "dvclive"
 
 
 class DivergedError(UserError):
@@ -22,57 +21,38 @@ class DivergedError(UserError):
 
 
 class Progress(TrainerCallback):
-    """Advances a progress bar at each optimizer step, and shows loss and learning rate in it."""
+    """Advances a progress bar at each optimizer step, and shows in it the mean loss since the last log.
+
+    The learning rate beside it is that of the first group: the adapter's, if any.
+    """
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Count the steps that a resumed run has already done."""
-        self.advance(state.global_step)
+        self.advance(state.global_step)  # those that a resumed run has already done
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Count one step."""
         self.advance(1)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        """Show the mean loss since the last log, and the learning rate of the first group: the adapter's, if any."""
         if "loss" in (logs := given["logs"]):
             self.advance(0, f"loss {logs['loss']:.3g}, lr {logs['learning_rate']:.3g}")
 
 
 class StopAtDivergence(TrainerCallback):
-    """Stops a run whose loss is infinite or NaN: it could not recover."""
+    """Stops a run when a loss is infinite or NaN: it could not recover.
+
+    That is one of some steps, of the validation split, or at the end the mean over all steps.
+    """
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        """Check the losses: those of some steps, of the validation split, and at the end the mean over all steps.
-
-        Raises:
-            DivergedError: if one is infinite or NaN.
-        """
         for key, name in LOSSES.items():
             loss = given["logs"].get(key, 0.0)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate"
                 )
-
-
-class LaterOfEquals(TrainerCallback):
-    """Among checkpoints with the best score, keeps the one with the lowest validation loss, and the last if several.
-
-    The Trainer keeps the first. It compares scores right after an evaluation, so forgetting the best score here makes
-    it take the new checkpoint. Step and loss of the best are in the Trainer's state, which a resumed run reads.
-    """
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        """Compare with the best evaluation so far."""
-        metrics = given["metrics"]
-        if metrics["eval_score"] != state.best_metric:
-            return
-        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
-        if state.best_global_step is not None and metrics["eval_loss"] <= losses[state.best_global_step]:
-            state.best_metric = None
 
 
 class StopWithoutGain(TrainerCallback):
@@ -85,9 +65,7 @@ class StopWithoutGain(TrainerCallback):
         self.patience = patience
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Decide after an epoch."""
-        if lacks_gain(state, self.patience):
-            control.should_training_stop = True
+        control.should_training_stop |= lacks_gain(state, self.patience)
 
 
 def lacks_gain(state: TrainerState, patience: int) -> bool:
@@ -96,33 +74,32 @@ def lacks_gain(state: TrainerState, patience: int) -> bool:
     return len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-class KeepComplete(TrainerCallback):
-    """Renames complete checkpoints, which the Trainer writes aside, into place; keeps the last one and the best one."""
+def trackers(view: TrainView) -> list[TrainerCallback]:
+    """Have the trackers of train.report_to write into runs/ and send nothing, unless the environment says more.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Returns:
+        The callback of DVCLive: transformers' own would write a dvc.yaml and save an experiment.
+    """
+    if not view.train.report_to:
+        return []
+    folder = (artifacts.repository() / "runs").resolve()
+    defaults = {
+        "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
+        "WANDB_DIR": str(folder),
+        "WANDB_MODE": "offline",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "DVC_STUDIO_OFFLINE": "true",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if DVCLIVE not in view.train.report_to or not console.IS_FIRST:
+        return []
+    from dvclive.live import Live
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Tell a resumed run where its best checkpoint is: the path in its state is where it was written."""
-        self._point_to_best(state)
+    return [DVCLiveCallback(Live(str(folder / DVCLIVE / name_of(view)), dvcyaml=None, save_dvc_exp=False), False)]
 
-    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Move the new checkpoint into place once all processes have written their part of it."""
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            path = self._path_of(state.global_step)
-            artifacts.remove(path)  # one that a power cut has torn
-            checkpoints.seal(self.folder / ASIDE / path.name).rename(path)
-            checkpoints.sync(self.folder)
-            kept = {self._path_of(step) for step in (state.global_step, state.best_global_step) if step}
-            for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
-                artifacts.remove(other)
-        PartialState().wait_for_everyone()
-        self._point_to_best(state)
 
-    def _point_to_best(self, state: TrainerState) -> None:
-        if state.best_global_step is not None:
-            state.best_model_checkpoint = str(self._path_of(state.best_global_step))
-
-    def _path_of(self, step: int) -> Path:
-        return checkpoints.path_of(self.folder, step)
+def name_of(view: TrainView) -> str:
+    """Return the name of a run for trackers."""
+    return f"{view.data}-{view.model}-{view.adapter}-seed{view.seed}"

@@ -1,16 +1,116 @@
-"""Which checkpoints are whole: a power cut can leave files that are empty or cut off, whatever their names say."""
+"""The checkpoints of a run: in which folder they lie, which of them are kept, and which are whole.
 
+A kill or a power cut can leave files that are empty or cut off, whatever their names say.
+"""
+
+import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerState
+from accelerate import PartialState
+from filelock import FileLock
+from ruamel.yaml import YAML
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pipeline.core import console
+from pipeline.core import artifacts, console
+from pipeline.data import content
+from pipeline.params import TrainView
 
+CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
+ASIDE = "writing"  # the folder of a run's checkpoints in which the Trainer writes them; nothing is read from there
 STATE = "trainer_state.json"  # the Trainer's
 SIZES = "sizes.json"  # of a checkpoint's other files
+
+
+@contextmanager
+def run_folder(view: TrainView) -> Iterator[Path]:
+    """Yield the folder for the checkpoints of a run, which is removed when the run succeeds.
+
+    Another run with the same inputs, such as an experiment in a temporary copy, waits until then. Of the processes of
+    one run, the first one holds the folder for all.
+    """
+    folder = checkpoint_folder(view)
+    if not console.IS_FIRST:
+        yield folder
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        artifacts.remove(folder / ASIDE)
+        with artifacts.name_path_on_error(folder):
+            yield folder
+        artifacts.remove(folder)
+
+
+def checkpoint_folder(view: TrainView) -> Path:
+    """Return a folder named by a hash of all that determines the result: only a run with the same inputs resumes there.
+
+    Trackers do not determine it: `train.report_to` is excluded from dumps of the view.
+
+    DVC deletes the outs of a stage before running it, and runs experiments in temporary copies. So the folder is not an
+    out, and lies in the original repository.
+    """
+    known = [view.model_dump(mode="json"), {name: content.sha256(path) for name, path in inputs()}]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
+
+
+def inputs() -> Iterator[tuple[str, Path]]:
+    """Yield the files that training depends on in addition to its view, the deps of the stage, with their names."""
+    deps = YAML(typ="safe", pure=True).load(CODE / "dvc.yaml")["stages"]["train"]["deps"]
+    ignored = {CODE / line[1:] for line in (CODE / ".dvcignore").read_text().splitlines() if line.startswith("/")}
+    for dep in map(Path, deps):
+        root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else CODE
+        for path in (root / dep, *(root / dep).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc" and ignored.isdisjoint((path, *path.parents)):
+                yield path.relative_to(root).as_posix(), path
+
+
+class LaterOfEquals(TrainerCallback):
+    """Among checkpoints with the best score, keeps the one with the lowest validation loss, and the last if several.
+
+    The Trainer keeps the first. It compares scores right after an evaluation, so forgetting the best score here makes
+    it take the new checkpoint. Step and loss of the best are in the Trainer's state, which a resumed run reads.
+    """
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
+        metrics = given["metrics"]
+        if metrics["eval_score"] != state.best_metric:
+            return
+        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+        if state.best_global_step is not None and metrics["eval_loss"] <= losses[state.best_global_step]:
+            state.best_metric = None
+
+
+class KeepComplete(TrainerCallback):
+    """Renames complete checkpoints, which the Trainer writes aside, into place; keeps the last one and the best one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self._point_to_best(state)  # of a resumed run: the path in its state is where it was written
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()  # all have written their part of it
+        if state.is_world_process_zero:
+            path = path_of(self.folder, state.global_step)
+            artifacts.remove(path)  # one that a power cut has torn
+            seal(self.folder / ASIDE / path.name).rename(path)
+            sync(self.folder)
+            kept = {path_of(self.folder, step) for step in (state.global_step, state.best_global_step) if step}
+            for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
+                artifacts.remove(other)
+        PartialState().wait_for_everyone()
+        self._point_to_best(state)
+
+    def _point_to_best(self, state: TrainerState) -> None:
+        if state.best_global_step is not None:
+            state.best_model_checkpoint = str(path_of(self.folder, state.best_global_step))
 
 
 def path_of(folder: Path, step: int) -> Path:

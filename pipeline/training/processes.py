@@ -1,5 +1,6 @@
-"""A training on several processes: the stage starts itself through torchrun, once for each of `train.processes`."""
+"""What this machine can train, and on several processes: the stage starts itself through torchrun, once for each."""
 
+import importlib.util
 import logging
 import os
 import signal
@@ -9,10 +10,41 @@ import time
 
 import torch
 
+from pipeline.core import console
 from pipeline.core.errors import FAILED, UserError
 from pipeline.params import PARAMS
+from pipeline.params.sections import TrainParams
 
 PATIENCE = 0.2  # seconds between looks at whether torchrun is still there
+
+
+def check_machine(train: TrainParams) -> None:
+    """Check that this machine and these processes can train as configured, before anything is loaded.
+
+    Raises:
+        UserError: if they cannot; says what is possible.
+    """
+    if train.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 do not")
+    if train.precision == "bf16" and not has_fast_bf16():
+        console.warn("train: this machine has no instructions for bf16, so train.precision: fp32 would be faster")
+    for word in train.report_to:
+        if importlib.util.find_spec(word) is None:
+            install = f"install it with: pip install 'lsr-adapt[{word}]'"
+            raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
+    parts = max(train.processes, shares())
+    if train.batch_size % parts:
+        raise UserError(
+            f"{PARAMS}: train.batch_size: {train.batch_size} examples per step cannot be divided equally among "
+            f"{parts} processes or GPUs"
+        )
+
+
+def has_fast_bf16() -> bool:
+    """Say whether this machine has instructions for products in bf16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def count() -> int:

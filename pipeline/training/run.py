@@ -1,33 +1,33 @@
-"""The one place that builds a Trainer, for the stage train, the arena and the benchmarks."""
+"""The one place that builds a Trainer and its arguments, for the stage train, the arena and the benchmarks."""
 
 import dataclasses
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Dataset
-from filelock import FileLock
 from peft import PeftModel
-from ruamel.yaml import YAML
+from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
+from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline import evaluation, tasks
-from pipeline.core import artifacts, console
-from pipeline.data import base_models, content, tokens
-from pipeline.params import TrainView
+from pipeline.core import console
+from pipeline.data import base_models, tokens
+from pipeline.methods import adapters, device
+from pipeline.params import FullParams, TrainView
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
-from pipeline.tasks import CompletionTask
-from pipeline.training import arguments, callbacks, checkpoints
+from pipeline.tasks import CompletionTask, Outcome
+from pipeline.training import callbacks, checkpoints, processes
 
-CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
+LOGS_A_RUN = 100  # points of the loss curve
 
 
 class BatchingTrainer(Trainer):
@@ -83,21 +83,29 @@ def trainer_of(
     `folder` is for checkpoints; `changes` override fields of its TrainingArguments.
     """
     groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
-    chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
+    chosen = training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
     task, more = tasks.of(view.dataset), partial(dict[str, float])
     if isinstance(task, CompletionTask) and task.row.select and "validation" in splits:
         prompts, size = task.prompts(base_models.load_tokenizer(view.base_model)), chosen.per_device_eval_batch_size
         more = partial(evaluation.exact_match, model, prompts, splits["validation"], task.row.select_prompts, size)
+
+    def scores(prediction: EvalPrediction) -> dict[str, float]:
+        outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        outcome = Outcome(torch.from_numpy(outputs), labels, groups)
+        task.settle(outcome)
+        found = task.scores(outcome) | more()
+        return {"score": found[task.selects], **found}
+
     trainer = BatchingTrainer(
         model=model,
         args=dataclasses.replace(chosen, **changes),
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         data_collator=collate,
-        compute_metrics=partial(arguments.scores, task, groups, more),
+        compute_metrics=scores,
         preprocess_logits_for_metrics=task.measured if isinstance(task, CompletionTask) else None,
-        optimizers=(arguments.optimizer(model, view), None),
-        callbacks=[callbacks.LaterOfEquals(), *watching],
+        optimizers=(optimizer(model, view), None),
+        callbacks=[checkpoints.LaterOfEquals(), *watching],
     )
     trainer.keeps_order = groups is not None
     # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
@@ -112,7 +120,7 @@ def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
     It ends after so many epochs of `patience` without a better validation score.
     """
     newest = checkpoints.newest(folder)
-    trainer.add_callback(callbacks.KeepComplete(folder))
+    trainer.add_callback(checkpoints.KeepComplete(folder))
     if patience is not None:
         trainer.add_callback(callbacks.StopWithoutGain(patience))
         if newest is not None and callbacks.lacks_gain(state := checkpoints.state_of(newest), patience):
@@ -121,44 +129,57 @@ def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 
 
-@contextmanager
-def run_folder(view: TrainView) -> Iterator[Path]:
-    """Yield the folder for the checkpoints of a run, which is removed when the run succeeds.
+def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
+    """Translate our train section into the Trainer's arguments."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=view.train.epochs,
+        per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
+        per_device_eval_batch_size=(4 if tasks.of(view.dataset).head() else 1) * view.train.batch_size,
+        warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        use_cpu=device.fastest().type == "cpu",  # otherwise bf16 is rejected without a GPU
+        bf16=view.train.precision == "bf16",
+        fp16=view.train.precision == "fp16",
+        torch_compile=view.train.compile,
+        logging_steps=steps_a_log(view.train.epochs, steps_an_epoch),
+        logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
+        seed=view.seed,
+        data_seed=view.seed,
+        report_to=[word for word in view.train.report_to if word != callbacks.DVCLIVE],
+        run_name=callbacks.name_of(view),
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=isinstance(view.section, FullParams),  # in adapters and heads none are unused
+    )
 
-    Another run with the same inputs, such as an experiment in a temporary copy, waits until then. Of the processes of
-    one run, the first one holds the folder for all.
+
+def steps_a_log(epochs: int, steps_an_epoch: int) -> int:
+    """Return over how many steps a logged loss is averaged, for some LOGS_A_RUN of them.
+
+    It divides an epoch: at each there is a checkpoint, and a run that goes on from there begins a new mean.
     """
-    folder = checkpoint_folder(view)
-    if not console.IS_FIRST:
-        yield folder
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        artifacts.remove(folder / callbacks.ASIDE)
-        with artifacts.name_path_on_error(folder):
-            yield folder
-        artifacts.remove(folder)
+    wanted = max(1, min(epochs, LOGS_A_RUN) * steps_an_epoch // LOGS_A_RUN)
+    return next(steps for steps in range(wanted, steps_an_epoch + 1) if steps_an_epoch % steps == 0)
 
 
-def checkpoint_folder(view: TrainView) -> Path:
-    """Return a folder named by a hash of all that determines the result: only a run with the same inputs resumes there.
-
-    Trackers do not determine it: `train.report_to` is excluded from dumps of the view.
-
-    DVC deletes the outs of a stage before running it, and runs experiments in temporary copies. So the folder is not an
-    out, and lies in the original repository.
-    """
-    known = [view.model_dump(mode="json"), {name: content.sha256(path) for name, path in inputs()}]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
-    return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
-
-
-def inputs() -> Iterator[tuple[str, Path]]:
-    """Yield the files that training depends on in addition to its view, the deps of the stage, with their names."""
-    deps = YAML(typ="safe", pure=True).load(CODE / "dvc.yaml")["stages"]["train"]["deps"]
-    ignored = {CODE / line[1:] for line in (CODE / ".dvcignore").read_text().splitlines() if line.startswith("/")}
-    for dep in map(Path, deps):
-        root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else CODE
-        for path in (root / dep, *(root / dep).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc" and ignored.isdisjoint((path, *path.parents)):
-                yield path.relative_to(root).as_posix(), path
+def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
+    """Return AdamW with separate learning rates for adapter and head, and no weight decay of biases and norms."""
+    head_rate = view.train.head_learning_rate
+    norms = (module for module in model.modules() if type(module).__name__.endswith("Norm"))
+    no_decay = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    in_head = adapters.head_parameters(model, view.base_model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_kept = name.endswith(".bias") or any(part in name for part in adapters.UNDECAYED)
+            decays = not is_kept and id(parameter) not in no_decay
+            rate = None if id(parameter) in in_head else adapters.rate_of(view.section, name)
+            key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one

@@ -23,7 +23,7 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.stage import run as start_stage
-from pipeline.training import arguments, callbacks, checkpoints
+from pipeline.training import callbacks, checkpoints, processes
 from pipeline.training import run as training
 from tests import workspace
 from tests.kit import digests, refused
@@ -162,14 +162,14 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after):
     """By the code, too: tests/test_contracts.py says by which of it."""
     after()
     view = params.load(params.TrainView)
-    here = training.checkpoint_folder(view)
-    assert training.checkpoint_folder(view.model_copy(update={"seed": 1})) != here
+    here = checkpoints.checkpoint_folder(view)
+    assert checkpoints.checkpoint_folder(view.model_copy(update={"seed": 1})) != here
     section = view.section.model_copy(update={"alpha": 1.0})
-    assert training.checkpoint_folder(view.model_copy(update={"section": section})) != here
+    assert checkpoints.checkpoint_folder(view.model_copy(update={"section": section})) != here
     (artifacts.ADAPTER / "adapter_config.json").write_text("changed")
-    assert training.checkpoint_folder(view) == here
+    assert checkpoints.checkpoint_folder(view) == here
     (artifacts.INIT / "adapter_config.json").write_text("changed")
-    assert training.checkpoint_folder(view) != here
+    assert checkpoints.checkpoint_folder(view) != here
 
 
 def test_dvclive_writes_into_runs_alone_and_changes_no_byte(after):
@@ -198,7 +198,7 @@ def test_what_the_machine_cannot_do_is_a_line(after, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     refused(run, TRAIN, says="cannot be divided equally among 3 processes or GPUs")
     workspace.change(train={"precision": "bf16"})
-    monkeypatch.setattr(arguments, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(processes, "has_fast_bf16", lambda: False)
     with pytest.raises(UserError, match=r"train.batch_size"):  # after a line that is no mistake
         run(TRAIN)
     assert "no instructions for bf16, so train.precision: fp32 would be faster" in capsys.readouterr().out
