@@ -30,23 +30,17 @@ def progress(description: str, total: int | None, unit: str, to: Console = conso
     if not to.is_terminal:
         yield _plain_progress(description, total, unit, to)
         return
-    note = TextColumn("{task.fields[note]}", markup=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(None, table_column=Column(max_width=40)),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, note, console=to) as bar:
+    with Progress(*columns, console=to) as bar:
         task = bar.add_task(description, total=total, note="")
-
-        def advance(done: int, note: str = "") -> None:
-            bar.update(task, advance=done)
-            if note:
-                bar.update(task, note=note)
-
-        yield advance
+        yield lambda done, note="": bar.update(task, advance=done, **({"note": note} if note else {}))
 
 
 def _plain_progress(description: str, total: int | None, unit: str, to: Console) -> Advance:

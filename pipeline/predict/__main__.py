@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pandas as pd
 import pyarrow as pa
@@ -94,29 +94,24 @@ def answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     """
     tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
     task = tenants.get(options.tenant) or next(iter(tenants.values()), None) or adapter_task.read(options.adapter)
+    if not tenants and (options.tenant is not None or task.tenants is not None):
+        raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
     is_written, is_single = task.kind == CompletionTask.kind, len(options.texts) == 1 and options.texts != [STDIN]
     streams = is_written and is_single and options.out is None and not options.json
-    tables, columns = read(options, task)
-    opened, count, cut, skipped = None, 0, 0, 0
+    opened, count, cut = None, 0, 0
     with console.progress("predict", None, "texts", console.errors) as advance:
-        for rows in tables:
-            table = with_texts(rows, columns, skips=options.skip_empty)
-            whose = tenants_of(table, options.tenant, tenants, task)
-            skipped += len(rows) - len(table)
-            if table.empty:
-                continue
+        for table, asked in rows(options, task, tenants):
             # These take seconds: after what can be checked without.
             from pipeline.predict.answering import Opened, of_tenants, printed
 
             opened = opened or Opened(options.adapter, options.base, task, options.batch_size)
-            texts = {ours: table[theirs].tolist() for ours, theirs in zip(TEXT_COLUMNS, columns, strict=False)}
             if is_written:
-                said, lost = opened.written(texts["text"], options.new_tokens, advance, shown=streams)
+                said, lost = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
                 answers = CompletionTask.printed(said, None)
             else:
-                outputs, lost = opened.outputs(pa.table(texts | whose), advance)
+                outputs, lost = opened.outputs(pa.table(asked), advance)
                 known = list(tenants.values()) if options.tenant is None else []
-                answers = of_tenants(outputs, known, whose[TENANT]) if known else printed(outputs, task)
+                answers = of_tenants(outputs, known, asked[TENANT]) if known else printed(outputs, task)
             count, cut = count + len(table), cut + lost
             for name, values in answers.items():
                 while name in table:
@@ -124,58 +119,74 @@ def answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
                 table[name] = pd.Series(values, table.index, dtype=object)
             if not streams:
                 yield table
-    if not count:
-        raise UserError("no row has text")
-    if skipped:
-        console.note(f"rows without text skipped: {skipped} of {count + skipped}")
     if cut:
         console.note(f"{cut} of {count} texts truncated to {task.max_length} tokens")
 
 
-def read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], Sequence[str]]:
-    """Return a table, some rows at a time, and which of its columns hold the texts.
+def rows(
+    options: argparse.Namespace, task: AdapterTask, tenants: Mapping[str, AdapterTask]
+) -> Iterator[tuple[pd.DataFrame, dict[str, list[Any]]]]:
+    """Yield rows with a text, some at a time, and what is asked of each: text, text_pair (for pairs), tenant by number.
 
-    Of a file these are those that --column or the training names, or its only one.
+    They are numbered from 1, and have the columns of the first ones.
+
+    Raises:
+        UserError: for the first row that has no text, unless these are skipped, or is not allowed; or if none has one.
+    """
+    tables, columns, where = read(options, task)
+    names, count, skipped = list[str](), 0, 0
+    for table in tables:
+        table.index = pd.RangeIndex(count + 1, count + len(table) + 1, name="row")
+        names = names or list(table.columns)
+        for late in table.columns.difference(names):
+            row = table[late].first_valid_index()
+            raise UserError(f"{where}: row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
+        whole = table.assign(**dict.fromkeys(name for name in names if name not in table))[names]
+        empty = whole[columns].map(is_missing).any(axis=1)
+        full = whole[~empty]
+        with as_user_error(ValueError):
+            if not options.skip_empty:
+                refuse(empty, empty, "is empty; needed: a text, or --skip-empty")
+            for name in columns:
+                refuse_other_than_text(full[name])
+        count, skipped = count + len(whole), skipped + len(whole) - len(full)
+        asked = {ours: full[theirs].tolist() for ours, theirs in zip(TEXT_COLUMNS, columns, strict=False)}
+        if tenants:
+            asked[TENANT] = tenants_of(full, options.tenant, list(tenants), str(task.tenant))
+        if not full.empty:
+            yield full, asked
+    if skipped:
+        console.note(f"rows without text skipped: {skipped} of {count}")
+    if skipped == count:
+        raise UserError("no row has text")
+
+
+def read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], list[str], str]:
+    """Return a table, some rows at a time, which of its columns hold the texts, and where it is, for messages.
+
+    The columns of a file are those that --column or the training names, or its only one.
 
     Raises:
         UserError: if there are no rows or no such columns, or, while it is read, if it cannot be.
     """
     width = len(task.columns)
-    chosen: Sequence[str]
-    tables: Iterator[pd.DataFrame]
+    chosen: Sequence[str] = options.column or task.columns
+    if len(chosen) != width:
+        raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
     if options.file is None:
         chosen, where = TEXT_COLUMNS[:width], "standard input"
         lines = batched(words(options.texts, width), options.batch_size)
         tables = (pd.DataFrame(some, columns=list(chosen), dtype=object) for some in lines)
     else:
-        chosen, where = options.column or task.columns, f"--file: {options.file}"
-        tables = sources.values(options.file, "--file")
-    if len(chosen) != width:
-        raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
+        where = f"--file: {options.file}"
+        tables = (table for table in sources.values(options.file, "--file"))
     first = next(tables)
     if not len(first):
         raise UserError(f"{where}: empty; needed: at least one row")
-    names = list(first.columns)
-    if len(names) == width == 1 and options.column is None:
-        chosen = names
-    sources.check_columns(names, chosen, f"{where}, --column")
-    return numbered(chain([first], tables), names, where), list(chosen)
-
-
-def numbered(tables: Iterable[pd.DataFrame], names: Sequence[str], where: str) -> Iterator[pd.DataFrame]:
-    """Yield tables with these columns each, in which rows are numbered from 1.
-
-    Raises:
-        UserError: if one has another column.
-    """
-    before = 0
-    for table in tables:
-        table.index = pd.RangeIndex(before + 1, before + len(table) + 1, name="row")
-        before += len(table)
-        for late in table.columns.difference(list(names)):
-            row = table[late].first_valid_index()
-            raise UserError(f"{where}: row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
-        yield table.assign(**dict.fromkeys(name for name in names if name not in table))[names]
+    if len(first.columns) == width == 1 and options.column is None:
+        chosen = list(first.columns)
+    sources.check_columns(first.columns, chosen, f"{where}, --column")
+    return chain([first], tables), list(chosen), where
 
 
 def words(given: Sequence[str], width: int) -> Iterator[list[str]]:
@@ -199,44 +210,20 @@ def words(given: Sequence[str], width: int) -> Iterator[list[str]]:
             yield row
 
 
-def with_texts(rows: pd.DataFrame, columns: Sequence[str], *, skips: bool) -> pd.DataFrame:
-    """Return the rows whose columns hold texts.
-
-    Raises:
-        UserError: if a row has no text, unless it `skips` them, or something else in its place.
-    """
-    empty = rows[columns].map(is_missing).any(axis=1)
-    full = rows[~empty]
-    with as_user_error(ValueError):
-        if not skips:
-            refuse(empty, empty, "is empty; needed: a text, or --skip-empty")
-        for name in columns:
-            refuse_other_than_text(full[name])
-    return full
-
-
-def tenants_of(
-    table: pd.DataFrame, tenant: str | None, known: Mapping[str, AdapterTask], task: AdapterTask
-) -> dict[str, list[int]]:
-    """Return the column of the tenant of each row, by number, of a bank; nothing of an adapter.
-
-    It is that of --tenant or, without, of the column that named tenants in training.
+def tenants_of(table: pd.DataFrame, tenant: str | None, known: Sequence[str], column: str) -> list[int]:
+    """Return the number of the tenant of each row: of --tenant or, without, of that in the column of training.
 
     Raises:
         UserError: if it is not said, or there is no such tenant.
     """
-    if not known:
-        if tenant is not None or task.tenants is not None:
-            raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
-        return {}
-    if tenant is None and task.tenant not in table:
-        raise UserError(f"--tenant: whose texts are they? There are {', '.join(list(known)[:SHOWN])}")
-    names = [tenant] * len(table) if tenant is not None else table[task.tenant].map(plain_text)
+    if tenant is None and column not in table:
+        raise UserError(f"--tenant: whose texts are they? There are {', '.join(known[:SHOWN])}")
+    names = [tenant] * len(table) if tenant is not None else table[column].map(plain_text)
     numbers = {name: number for number, name in enumerate(known)}
     for name in names:
         if name not in numbers:
             raise UserError(f"--tenant: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")
-    return {TENANT: [numbers[name] for name in names]}
+    return [numbers[name] for name in names]
 
 
 def write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:

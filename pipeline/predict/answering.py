@@ -1,6 +1,6 @@
 """Open a trained adapter on its base model and run it over texts, for predictions and for scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, cast
@@ -38,12 +38,25 @@ class Opened:
         self.folder, self.task, self.batch_size = folder, task, batch_size
         self.asked = 0  # texts
         getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
+        model: nn.Module
         with as_user_error(InputError):
-            model, its, fields = (_bank if artifacts.is_bank(folder) else _adapter)(folder, base, task)
+            if artifacts.is_bank(folder):
+                if task.kind == CompletionTask.kind:
+                    raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
+                bank = AdapterBank.load(base, folder)
+                model, base_model, fields = banks.Served(bank, bank.names), bank.model, bank.base_fields
+            else:
+                model = fitted = adapters.load_adapter(folder, base, method=None)
+                base_model, fields = fitted.get_base_model(), vars(fitted.peft_config["default"])
+                if fields["peft_type"] not in (known := planning.known_types()):
+                    needed = " or ".join(known)
+                    raise UserError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {needed}")
+                if reason := task.task.misfit(fitted, task.labels):
+                    raise UserError(f"{folder / FILE}: {reason}")
             tokenizer = base_models.load_tokenizer(fields, folder, base)
         if tokenizer is None:
             raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
-        pad(tokenizer, str(folder), its)
+        pad(tokenizer, str(folder), cast("PreTrainedModel", base_model))
         self.tokenizer, self.model = tokenizer, device.place(model)
 
     def outputs(self, texts: pa.Table, advance: Advance) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
@@ -75,26 +88,6 @@ class Opened:
             options = {"streamer": TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)}
         said = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, **options)
         return said, sum(len(one) > self.task.max_length for one in ids)
-
-
-Fitted = tuple[nn.Module, "PreTrainedModel", Mapping[str, Any]]  # with its base model, and what says which one it is
-
-
-def _adapter(folder: Path, base: str | None, task: AdapterTask) -> Fitted:
-    model = adapters.load_adapter(folder, base, method=None)
-    config = model.peft_config["default"]
-    if config.peft_type not in (known := planning.known_types()):
-        raise UserError(f"{folder}: an adapter of the method {config.peft_type}; needed: {' or '.join(known)}")
-    if reason := task.task.misfit(model, task.labels):
-        raise UserError(f"{folder / FILE}: {reason}")
-    return model, cast("PreTrainedModel", model.get_base_model()), vars(config)
-
-
-def _bank(folder: Path, base: str | None, task: AdapterTask) -> Fitted:
-    if task.kind == CompletionTask.kind:
-        raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
-    bank = AdapterBank.load(base, folder)
-    return banks.Served(bank, bank.names), bank.model, bank.base_fields
 
 
 def printed(outputs: Tensor, task: AdapterTask) -> Columns:
