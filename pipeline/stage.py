@@ -1,17 +1,10 @@
-"""How a stage starts and how it fails: `if __name__ == "__main__": stage.run(main, View)`; and how long it took.
+"""How a stage starts and how it fails: `if __name__ == "__main__": stage.run(main, View)`."""
 
-Seconds lie beside DVC's outputs, whose bytes do not depend on the machine. They are found by what the stage wrote, so
-those of a run that DVC restores are found again, if it ran in this clone. Of a training that was killed and went on,
-they are the seconds since then.
-"""
-
-import hashlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from pipeline import params
 from pipeline.core import artifacts, console
@@ -21,7 +14,7 @@ from pipeline.params.reading import AnyView
 
 
 def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
-    """Check the whole of params.yaml, run the stage, and turn a user's mistake into one line.
+    """Check the whole of params.yaml, run the stage and say how long it took, and turn a user's mistake into one line.
 
     Raises:
         SystemExit: with code 2 after a mistake in params, data or model, 1 if a file cannot be read or written, 130
@@ -34,8 +27,8 @@ def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
     with exit_with_advice(program):
         start = time.monotonic()
         main(params.load(view))
-        if console.IS_FIRST:
-            record(name.rpartition(".")[2], time.monotonic() - start)
+        if "RANK" not in os.environ:
+            console.line(f"{name.rpartition('.')[2]}: {time.monotonic() - start:,.0f} seconds")
 
 
 @contextmanager
@@ -55,21 +48,3 @@ def exit_with_advice(program: str) -> Iterator[None]:
             again = "run it again: a training goes on from its last complete epoch"
             print(again if end.code == STOPPED else undo, file=sys.stderr)
         raise
-
-
-def record(stage: str, seconds: float) -> None:
-    """Note how long the stage that has just written its reports took."""
-    path = _path(stage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{seconds:.1f}\n", encoding="utf-8")
-
-
-def recorded(stage: str) -> float | None:
-    """Return how long the run of a stage took that wrote its present reports; None if that is not known."""
-    path = _path(stage)
-    return float(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _path(stage: str) -> Path:
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path("reports", stage).glob("*.*"))))
-    return artifacts.repository() / ".cache/seconds" / f"{stage}-{digest.hexdigest()[:16]}"

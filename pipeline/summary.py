@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import stage, tasks
+from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
@@ -26,7 +26,6 @@ FEW = 3  # tenants at each end, or texts that were written
 SHOWN = 80  # characters of these
 MOST_CLASSES = 10  # whose scores are shown one by one
 SHORT = 200  # optimizer steps
-STAGES = ("tokenize", "factorize_init", "train", "evaluate")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -88,10 +87,6 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
         ended = ", unless train.patience ended it" * (params.train.patience != "none")
         said = f"below {SHORT} steps{ended}, more of train.epochs{more} often changes which method is best."
         yield "", f"This is a short run: {said}"
-    took = {name: taken for name in STAGES if (taken := stage.recorded(name)) is not None}
-    if took:
-        listed = ", ".join(f"{name.replace('_', '-')} {taken:,.0f}" for name, taken in took.items())
-        yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
 
 
 def _cells(row: dict[str, str]) -> list[console.Cell]:
