@@ -45,17 +45,13 @@ def main(words: Sequence[str] | None = None) -> None:
         if row.tenant is not None:
             raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
         texts = load(row, options.data).splits["test"]
-        rows = [[str(folder), *scores(folder, row, texts, options)] for folder in options.adapters]
+        rows = [[str(folder), *_scores(folder, row, texts, options)] for folder in options.adapters]
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
 
 
-def scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Namespace) -> list[str]:
-    """Return the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
-
-    Raises:
-        UserError: if it cannot be opened, or is for other labels or another number of texts.
-    """
+def _scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Namespace) -> list[str]:
+    # Returns the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
     task, its = tasks.of(row), adapter_task.read(folder)
     wanted = AdapterTask.of(task, its.max_length)
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):

@@ -35,8 +35,8 @@ def main(view: params.EvaluateView) -> None:
     if isinstance(task, CompletionTask):
         longest = max(test["length"][:]) + view.evaluate.new_tokens
         base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
+        prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
         with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
-            prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
             asked = task, device.place(model), test, prompts, count, size, advance
             outcome: Outcome = evaluation.written(*asked, beside_base=True)
     else:

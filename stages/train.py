@@ -6,13 +6,11 @@ inputs and labels; README.md, its card), artifacts/bank/ (what is served, if the
 Not a DVC out: runs/, where trackers write.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor
 from transformers import Trainer, set_seed
 
 from lsr.serve.common import last_layer
@@ -23,7 +21,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.tasks import SeveralTask, Task, TenantsTask
+from pipeline.tasks import SeveralTask, TenantsTask
 from pipeline.tasks.classes import ClassesTask
 from pipeline.training import callbacks, checkpoints, processes, run
 
@@ -36,8 +34,7 @@ def main(view: params.TrainView) -> None:
         train(view, folder)
 
 
-def train(view: params.TrainView, folder: Path) -> None:
-    """Train the adapter, resuming from the last checkpoint in a folder if there is one; write it and the reports."""
+def train(view: params.TrainView, folder: Path) -> None:  # resumes from the last checkpoint in the folder, if any
     set_seed(view.seed)
     task = tasks.of(view.dataset)
     base = base_models.load_base_model(view.base_model, view.dataset)
@@ -46,7 +43,10 @@ def train(view: params.TrainView, folder: Path) -> None:
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     if view.train.class_weights == "balanced":
-        base_models.use_loss(base, task, balanced_loss(task, splits["train"]))
+        if not isinstance(task, ClassesTask):
+            needed = "balanced needs a label of classes, and no tenants"
+            raise UserError(f"{params.PARAMS}: train.class_weights: {needed}")
+        base_models.use_loss(base, task, task.balanced(np.array(splits["train"]["label"][:])))
     tokenizer = base_models.load_tokenizer(view.base_model)
     collate = task.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
@@ -72,12 +72,6 @@ def train(view: params.TrainView, folder: Path) -> None:
         else:
             folder.mkdir()
     write_reports(trainer, view)
-
-
-def balanced_loss(task: Task, train: Dataset) -> Callable[..., Tensor]:
-    if not isinstance(task, ClassesTask):
-        raise UserError(f"{params.PARAMS}: train.class_weights: balanced needs a label of classes, and no tenants")
-    return task.balanced(np.array(train["label"][:]))
 
 
 def write_reports(trainer: Trainer, view: params.TrainView) -> None:

@@ -44,31 +44,25 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("kadaptation_u", "kadaptation_v")
 
-    def __init__(self, base_layer: nn.Module, shared: nn.ParameterDict) -> None:
+    def __init__(self, base_layer: nn.Module, shared: nn.ParameterDict, name: str, config: KAdaptationConfig) -> None:
         if not isinstance(base_layer, nn.Linear):
             raise TypeError(f"KAdaptation adapts nn.Linear, but this is of {type(base_layer).__name__}")
         nn.Module.__init__(self)
         self.base_layer = base_layer
         self.merged_adapters: list[str] = []
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
-        self.kadaptation_u, self.kadaptation_v = nn.ParameterDict(), nn.ParameterDict()
         self._shared = (shared,)  # a tuple, which nn.Module does not register: the model owns and saves these
-
-    def update_layer(self, adapter_name: str, config: KAdaptationConfig) -> None:
-        """Add an adapter; U is initialized to zero and V is not, so the layer is unchanged but U gets a gradient.
-
-        Raises:
-            ValueError: if n does not divide both widths.
-        """
+        self._active_adapter = name
         n, r = config.n, config.r
         for width in (self.in_features, self.out_features):
             if width % n:
                 raise ValueError(f"n: {n} does not divide {width}, a width of the layer")
         bound = math.sqrt(n / self.in_features)  # kaiming_uniform with a = sqrt(5), as for LoRA's A
         v = torch.empty(n, r, self.in_features // n).uniform_(-bound, bound)
-        self.kadaptation_u[adapter_name] = nn.Parameter(torch.zeros(n, self.out_features // n, r))
-        self.kadaptation_v[adapter_name] = nn.Parameter(v)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        u = torch.zeros(n, self.out_features // n, r)  # so the layer is unchanged, but U gets a gradient
+        self.kadaptation_u = nn.ParameterDict({name: nn.Parameter(u)})
+        self.kadaptation_v = nn.ParameterDict({name: nn.Parameter(v)})
+        self._move_adapter_to_device_of_base_layer(name)
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return S (n, n, n), U (n, p, r) and V (n, r, q) of an adapter; the first axis is the term."""
@@ -121,9 +115,7 @@ class KAdaptationModel(WholeHeads):
         if adapter_name not in self.kadaptation_s:  # by the first of its layers
             s = torch.randn(config.n, config.n, config.n) / config.n  # n terms of n products: unit gain
             self.kadaptation_s[adapter_name] = nn.Parameter(s)
-        layer = KAdaptationLinear(target, self.kadaptation_s)
-        layer._active_adapter = adapter_name
-        layer.update_layer(adapter_name, config)
+        layer = KAdaptationLinear(target, self.kadaptation_s, adapter_name, config)
         self._replace_module(parent, target_name, layer, target)
 
 

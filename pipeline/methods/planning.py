@@ -110,11 +110,7 @@ def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
 
 
 def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
-    """Return the fields of PEFT's configuration that a section sets, with the seed for all that PEFT draws by one.
-
-    Raises:
-        ValueError: if there is no such method or field, or the method cannot do what the section says.
-    """
+    # Returns the fields of PEFT's configuration that a section sets, with the seed for all that PEFT draws by one.
     known = _type_of(section).__dataclass_fields__
     for name, value in section.options.items():
         if name not in known:

@@ -53,26 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.adapter is None:
         options.adapter = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
     with exit_on_error("stopped; --out was not half written", PROGRAM, before=f"{PROGRAM}: "):
-        check(options)
-        tables = answered(options)
+        _check(options)
+        tables = _answered(options)
         if options.out is not None:
             with artifacts.replacing(options.out) as new, new.open("w", encoding="utf-8", newline="") as file:
-                count = write(tables, file, options.out.suffix)
+                count = _write(tables, file, options.out.suffix)
             console.note(f"{options.out}: {count} row{'s' * (count != 1)}")
         elif options.json or not sys.stdout.isatty():
-            write(tables, sys.stdout, JSON_LINES if options.json else CSV)
+            _write(tables, sys.stdout, JSON_LINES if options.json else CSV)
         elif all_of_them := list(tables):  # the widths of columns depend on each cell
             table = pd.concat(all_of_them)
             cells = table.map(lambda cell: "" if cell is None else cell if isinstance(cell, int | float) else str(cell))
             console.table(str(options.adapter), list(table.columns), cells.itertuples(index=False))
 
 
-def check(options: argparse.Namespace) -> None:
-    """Check that the options are compatible and the output can be written, before reading anything.
-
-    Raises:
-        UserError: if they are not, or it cannot.
-    """
+def _check(options: argparse.Namespace) -> None:  # whether they fit together and to what is there
     if options.file is not None and options.texts:
         raise UserError("--file: texts are taken from the file or from the arguments, got both")
     if options.file is None and options.column is not None:
@@ -84,14 +79,8 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {out}: exists; choose another file, or replace it with --force")
 
 
-def answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
-    """Read, check and answer rows, some at a time; yield those with a text, with the answers in columns beside theirs.
-
-    A single text that is written is printed as it comes, and not yielded.
-
-    Raises:
-        UserError: for the first row that cannot be answered, or if no row has a text.
-    """
+def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
+    # Yields rows, some at a time, with answers in columns beside theirs; a single text that is written is printed.
     tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
     task = tenants.get(options.tenant) or next(iter(tenants.values()), None) or adapter_task.read(options.adapter)
     if not tenants and (options.tenant is not None or task.tenants is not None):
@@ -100,7 +89,7 @@ def answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     streams = is_written and is_single and options.out is None and not options.json
     opened, count, cut = None, 0, 0
     with console.progress("predict", None, "texts", console.errors) as advance:
-        for table, asked in rows(options, task, tenants):
+        for table, asked in _rows(options, task, tenants):
             # These take seconds: after what can be checked without.
             from pipeline.predict.answering import Opened, of_tenants, printed
 
@@ -123,17 +112,11 @@ def answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
         console.note(f"{cut} of {count} texts truncated to {task.max_length} tokens")
 
 
-def rows(
+def _rows(
     options: argparse.Namespace, task: AdapterTask, tenants: Mapping[str, AdapterTask]
 ) -> Iterator[tuple[pd.DataFrame, dict[str, list[Any]]]]:
-    """Yield rows with a text, some at a time, and what is asked of each: text, text_pair (for pairs), tenant by number.
-
-    They are numbered from 1, and have the columns of the first ones.
-
-    Raises:
-        UserError: for the first row that has no text, unless these are skipped, or is not allowed; or if none has one.
-    """
-    tables, columns, where = read(options, task)
+    # Yields rows with a text, some at a time, and what is asked of each: text, text_pair (for pairs), tenant by number.
+    tables, columns, where = _read(options, task)
     names, count, skipped = list[str](), 0, 0
     for table in tables:
         table.index = pd.RangeIndex(count + 1, count + len(table) + 1, name="row")
@@ -152,7 +135,7 @@ def rows(
         count, skipped = count + len(whole), skipped + len(whole) - len(full)
         asked = {ours: full[theirs].tolist() for ours, theirs in zip(TEXT_COLUMNS, columns, strict=False)}
         if tenants:
-            asked[TENANT] = tenants_of(full, options.tenant, list(tenants), str(task.tenant))
+            asked[TENANT] = _tenants_of(full, options.tenant, list(tenants), str(task.tenant))
         if not full.empty:
             yield full, asked
     if skipped:
@@ -161,25 +144,20 @@ def rows(
         raise UserError("no row has text")
 
 
-def read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], list[str], str]:
-    """Return a table, some rows at a time, which of its columns hold the texts, and where it is, for messages.
-
-    The columns of a file are those that --column or the training names, or its only one.
-
-    Raises:
-        UserError: if there are no rows or no such columns, or, while it is read, if it cannot be.
-    """
+def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], list[str], str]:
+    # Returns a table, some rows at a time, which of its columns hold the texts, and where it is, for messages.
     width = len(task.columns)
     chosen: Sequence[str] = options.column or task.columns
+    tables: Iterator[pd.DataFrame]
     if len(chosen) != width:
         raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
     if options.file is None:
         chosen, where = TEXT_COLUMNS[:width], "standard input"
-        lines = batched(words(options.texts, width), options.batch_size)
+        lines = batched(_words(options.texts, width), options.batch_size)
         tables = (pd.DataFrame(some, columns=list(chosen), dtype=object) for some in lines)
     else:
         where = f"--file: {options.file}"
-        tables = (table for table in sources.values(options.file, "--file"))
+        tables = sources.values(options.file, "--file")
     first = next(tables)
     if not len(first):
         raise UserError(f"{where}: empty; needed: at least one row")
@@ -189,12 +167,8 @@ def read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.Da
     return chain([first], tables), list(chosen), where
 
 
-def words(given: Sequence[str], width: int) -> Iterator[list[str]]:
-    """Yield the texts, or pairs of texts, in the arguments or, without any or with "-", in lines of standard input.
-
-    Raises:
-        UserError: if a pair is incomplete.
-    """
+def _words(given: Sequence[str], width: int) -> Iterator[list[str]]:
+    # Yields the texts, or pairs of texts, in the arguments or, without any or with "-", in lines of standard input.
     if given not in ([], [STDIN]):
         if len(given) % width:
             raise UserError(f"the adapter reads pairs: needed: an even number of texts, got {len(given)}")
@@ -210,12 +184,8 @@ def words(given: Sequence[str], width: int) -> Iterator[list[str]]:
             yield row
 
 
-def tenants_of(table: pd.DataFrame, tenant: str | None, known: Sequence[str], column: str) -> list[int]:
-    """Return the number of the tenant of each row: of --tenant or, without, of that in the column of training.
-
-    Raises:
-        UserError: if it is not said, or there is no such tenant.
-    """
+def _tenants_of(table: pd.DataFrame, tenant: str | None, known: Sequence[str], column: str) -> list[int]:
+    # Returns the number of the tenant of each row: of --tenant or, without, of that in the column of training.
     if tenant is None and column not in table:
         raise UserError(f"--tenant: whose texts are they? There are {', '.join(known[:SHOWN])}")
     names = [tenant] * len(table) if tenant is not None else table[column].map(plain_text)
@@ -226,8 +196,8 @@ def tenants_of(table: pd.DataFrame, tenant: str | None, known: Sequence[str], co
     return [numbers[name] for name in names]
 
 
-def write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
-    """Write tables as they come, as one in the format of an ending, csv or jsonl; return the number of its rows."""
+def _write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
+    """Write tables as they come, as one by its ending, csv or jsonl; return the number of its rows."""
     count = 0
     for table in tables:
         if ending == JSON_LINES:

@@ -5,17 +5,14 @@ import logging
 import os
 import signal
 import tempfile
-import threading
-import time
 
 import torch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from pipeline.core import console
 from pipeline.core.errors import FAILED, UserError
 from pipeline.params import PARAMS
 from pipeline.params.sections import TrainParams
-
-PATIENCE = 0.2  # seconds between looks at whether torchrun is still there
 
 
 def check_machine(train: TrainParams) -> None:
@@ -47,14 +44,10 @@ def has_fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def count() -> int:
-    """Return the number of processes of this training, of which this is one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def shares() -> int:
     """Return into how many parts a batch is split: over processes, or else over the GPUs of this one."""
-    return count() if count() > 1 else max(1, torch.cuda.device_count())
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return count if count > 1 else max(1, torch.cuda.device_count())
 
 
 def start(module: str, wanted: int) -> bool:
@@ -70,9 +63,9 @@ def start(module: str, wanted: int) -> bool:
         if wanted > 1:
             _run(module, wanted)
         return wanted > 1
-    if count() != wanted:
-        raise UserError(f"{PARAMS}: train.processes: must be {count()}, as many as torchrun has started, got {wanted}")
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if wanted != (count := int(os.environ["WORLD_SIZE"])):
+        raise UserError(f"{PARAMS}: train.processes: must be {count}, as many as torchrun has started, got {wanted}")
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # on Linux: what torchrun has started ends with it
     return False
 
 
@@ -98,9 +91,3 @@ def _run(module: str, wanted: int) -> None:
             raise SystemExit(128 + error.sigval) from None
         finally:
             logging.disable(logging.NOTSET)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PATIENCE)
-    os.kill(os.getpid(), signal.SIGKILL)
