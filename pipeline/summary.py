@@ -47,9 +47,12 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
-    found, trained, start = map(
-        _report, (artifacts.EVALUATE_METRICS, artifacts.TRAIN_METRICS, artifacts.FACTORIZE_METRICS)
-    )
+    found = dict[str, Any]()
+    for path in (artifacts.FACTORIZE_METRICS, artifacts.TRAIN_METRICS, artifacts.EVALUATE_METRICS):
+        try:
+            found |= artifacts.read_metrics(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: not found; run dvc repro first") from None
     if found["data"] != params.data:
         raise UserError(f"{PARAMS}: data is {params.data}, but the last run read {found['data']}; run dvc repro first")
     task = tasks.of(row)
@@ -73,16 +76,13 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
     classes = _rows(artifacts.EVALUATE_CLASSES)
     if silent := [one["class"] for one in classes if one["texts"] != "0" and one["answers"] == "0"]:
         yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, but test has such texts"
-    yield (
-        "parameters",
-        f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained, "
-        f"{found['base_parameters']:,} frozen",
-    )
+    trained = f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained"
+    yield "parameters", f"{trained}, {found['base_parameters']:,} frozen"
     yield "bytes", f"{found['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
-    yield "training", f"{trained['steps']:,} optimizer steps, {trained['read']:,} examples read"
-    if start["start_batches"]:
-        yield "its start", f"{start['start_batches']:,} batches, {start['start_read']:,} examples read"
-    if trained["steps"] < SHORT:
+    yield "training", f"{found['steps']:,} optimizer steps, {found['read']:,} examples read"
+    if found["start_batches"]:
+        yield "its start", f"{found['start_batches']:,} batches, {found['start_read']:,} examples read"
+    if found["steps"] < SHORT:
         more = ", or train.steps: auto," if params.train.steps == "epochs" else ""
         ended = ", unless train.patience ended it" * (params.train.patience != "none")
         said = f"below {SHORT} steps{ended}, more of train.epochs{more} often changes which method is best."
@@ -96,13 +96,6 @@ def _cells(row: dict[str, str]) -> list[console.Cell]:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _report(path: Path) -> dict[str, Any]:
-    try:
-        return artifacts.read_metrics(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run dvc repro first") from None
 
 
 def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:

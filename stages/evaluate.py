@@ -4,7 +4,6 @@ Reads artifacts/tokens, artifacts/adapter and, if there are tenants, artifacts/b
 artifacts/card.md: the adapter's card with its test score, to be published with it.
 """
 
-from collections.abc import Mapping
 from typing import cast
 
 from torch import nn
@@ -52,16 +51,12 @@ def main(view: params.EvaluateView) -> None:
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
     by_class = task.by_class(outcome) if isinstance(task, ClassesTask) else ()
     artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, by_class)
-    write_parts(parts, view.dataset.metrics[0])
+    first = view.dataset.metrics[0]
+    keys = "examples", first, f"{first}_low", f"{first}_high", f"{first}_baseline"
+    rows: list[list[artifacts.Value]] = [[name, *(its[key] for key in keys)] for name, its in parts.items()]
+    artifacts.write_csv(artifacts.EVALUATE_TENANTS, ("tenant", "texts", "score", "low", "high", "baseline"), rows)
     with artifacts.replacing(artifacts.CARD) as temporary:
         temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER), encoding="utf-8")
-
-
-def write_parts(parts: Mapping[str, Mapping[str, float]], metric: str) -> None:
-    """Write the score of each tenant, or of all examples if there are none."""
-    keys = "examples", metric, f"{metric}_low", f"{metric}_high", f"{metric}_baseline"
-    rows: list[list[artifacts.Value]] = [[name, *(found[key] for key in keys)] for name, found in parts.items()]
-    artifacts.write_csv(artifacts.EVALUATE_TENANTS, ("tenant", "texts", "score", "low", "high", "baseline"), rows)
 
 
 if __name__ == "__main__":

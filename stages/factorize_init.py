@@ -26,10 +26,8 @@ COLUMNS = ("layer", "layers", "rank", "captured", "energy")
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
-def factorize_init(
-    base: PreTrainedModel, view: params.FactorizeInitView
-) -> tuple[PeftModel, list[Row], statistics.Read]:
-    """Add an adapter to a base model and initialize it; return the rows of its report and what it has read.
+def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, list[Row], list[int]]:
+    """Add an adapter to a base model and initialize it; return the rows of its report, and sizes of batches it read.
 
     There is a row for each layer of LSR, or each kind whose layers share frames.
 
@@ -37,23 +35,23 @@ def factorize_init(
         UserError: if the section does not fit the model, or a weight or the examples are not suitable.
     """
     plan = planning.resolve(view.section, base, view.base_model, view.seed, tasks.of(view.dataset).peft_task)
-    read = statistics.read(base, plan, view)
-    model = adapters.add_adapter(base, plan, read.layers)
+    read, sizes = statistics.read(base, plan, view)
+    model = adapters.add_adapter(base, plan, read)
     section = plan.section
     if not isinstance(section, params.LsrParams):
-        return model, [], read
-    started = adapters.start(model, plan, read.layers)
-    groups, captured = groups_of(model, "default"), INITIALIZATIONS[section.scheme].reads if read.layers else "weight"
+        return model, [], sizes
+    started = adapters.start(model, plan, read)
+    groups, captured = groups_of(model, "default"), INITIALIZATIONS[section.scheme].reads if read else "weight"
     rows: list[Row] = []
     console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     with console.progress("factorize-init", len(groups), "starts") as advance:
         for name in started:
             # A weight is not finite, unless the initialization has rejected it.
             with as_user_error(ValueError, before=f"{view.model}: {name}: "):
-                energy = captured_energy(groups[name], read.layers)
+                energy = captured_energy(groups[name], read)
             rows.append((name, len(groups[name]), groups[name][0].adapter("default").form.rank, captured, energy))
             advance(1)
-    return model, rows, read
+    return model, rows, sizes
 
 
 def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> float:
@@ -79,13 +77,13 @@ def main(view: params.FactorizeInitView) -> None:
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
     if common:
-        model, rows, read = banks.extended(base, view), list[Row](), statistics.NOTHING
+        model, rows, sizes = banks.extended(base, view), list[Row](), list[int]()
     else:
-        model, rows, read = factorize_init(base, view)
+        model, rows, sizes = factorize_init(base, view)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-    metrics: dict[str, float] = {"start_batches": read.batches, "start_read": read.examples}
+    metrics: dict[str, float] = {"start_batches": len(sizes), "start_read": sum(sizes)}
     means = {"energy": fmean(energy for *_, energy in rows)} if rows else {}
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics | means, shown=("energy", "start_read"))
     artifacts.write_csv(artifacts.FACTORIZE_START, COLUMNS, rows)

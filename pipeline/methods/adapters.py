@@ -8,14 +8,13 @@ from typing import cast
 import peft
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from torch import nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init.directions import allocate
 from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.files import CONFIG
+from lsr.tuner.files import CONFIG, PREFIX
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import usual_terms
 from lsr.tuner.start import initialize_factors, rate_factor
@@ -116,30 +115,22 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     return model
 
 
-def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:
-    """Return the modules of the head by full name."""
-    base = cast("PreTrainedModel", model.get_base_model())
-    return {f"base_model.model.{name}": base.get_submodule(name) for name in planning.head_of(row, base)}
-
-
 def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
     """Return the ids of the head's parameters: the trainable copy and the original that it replaces."""
-    return {id(parameter) for head in heads(model, row).values() for parameter in head.parameters()}
+    base = cast("PreTrainedModel", model.get_base_model())
+    heads = map(base.get_submodule, planning.head_of(row, base))
+    return {id(parameter) for head in heads for parameter in head.parameters()}
 
 
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     """Return the number of parameters of the adapter, counted in two ways, of the head and of the frozen base.
 
     `adapter_trained` require grad; `adapter_stored` are in the adapter's file, without the head. The base model's own
-    head, which the trained one replaces, is not counted.
-
-    Raises:
-        ValueError: if nothing requires grad, as in an adapter loaded for inference.
+    head, which the trained one replaces, is not counted. The adapter must have been loaded to be trained.
     """
-    in_head, names = head_parameters(model, row), tuple(f"{name}." for name in heads(model, row))
+    in_head = head_parameters(model, row)
+    names = tuple(f"{PREFIX}{name}." for name in planning.head_of(row, cast("PreTrainedModel", model.get_base_model())))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("nothing requires grad: load the adapter with trainable=True to count trained parameters")
     adapter = sum(parameter.numel() for parameter in trained if id(parameter) not in in_head)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]

@@ -1,7 +1,7 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -24,26 +24,18 @@ from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
 
 
-class Read(NamedTuple):
-    """What the passes over the examples of a data set give, and what they read."""
+def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> tuple[dict[str, Matrix], list[int]]:
+    """Return what the initialization of a plan reads, by layer, and the sizes of the batches of examples that it read.
 
-    layers: dict[str, Matrix]  # gradients or updates
-    batches: int
-    examples: int
-
-
-NOTHING = Read({}, 0, 0)
-
-
-def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
-    """Return what the initialization of a plan reads; the base model gets the head that training goes on from."""
+    The base model gets the head that training goes on from.
+    """
+    sizes = list[int]()
     if not isinstance(plan.section, LsrParams):
-        return NOTHING
+        return {}, sizes
     if plan.section.source:
-        return NOTHING._replace(layers=of_adapter(plan.section.source, base, plan, view))
+        return of_adapter(plan.section.source, base, plan, view), sizes
     if not plan.section.reads_examples:
-        return NOTHING
-    sizes: list[int] = []  # of batches
+        return {}, sizes
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
         for item in console.track(items, f"{view.data}: {title}"):
@@ -51,8 +43,7 @@ def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
             yield item
 
     with as_user_error(ValueError, before=f"{PARAMS}: {plan.section.word}.init: {view.data}: "):
-        layers = of_examples(tokens.load_tokens("train"), base, plan, view, track)
-    return Read(layers, len(sizes), sum(sizes))
+        return of_examples(tokens.load_tokens("train"), base, plan, view, track), sizes
 
 
 def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> dict[str, Matrix]:

@@ -49,10 +49,8 @@ def run_folder(view: TrainView) -> Iterator[Path]:
 def checkpoint_folder(view: TrainView) -> Path:
     """Return a folder named by a hash of all that determines the result: only a run with the same inputs resumes there.
 
-    Trackers do not determine it: `train.report_to` is excluded from dumps of the view.
-
-    DVC deletes the outs of a stage before running it, and runs experiments in temporary copies. So the folder is not an
-    out, and lies in the original repository.
+    `train.report_to` does not determine it, and is in no dump of a view. DVC deletes the outs of a stage before running
+    it, and runs experiments in temporary copies, so the folder is no out, and lies in the original repository.
     """
     known = [view.model_dump(mode="json"), {name: content.sha256(path) for name, path in inputs()}]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
