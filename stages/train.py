@@ -53,7 +53,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
         watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *callbacks.trackers(view)]
-        trainer = run.trainer_of(view, model, splits, collate, folder / checkpoints.ASIDE, watching)
+        trainer = run.trainer_of(view, model, splits, collate, folder, watching)
         run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
     if not console.IS_FIRST:
         return
@@ -65,7 +65,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
         written.mkdir()
         adapters.save_adapter(model, written, view.base_model)
         AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(written)
-        cards.of_training(view, counts, cast("float", trainer.state.best_metric), written).write(written)
+        cards.of_training(view, task, counts, cast("float", trainer.state.best_metric), written).write(written)
     with artifacts.replacing(artifacts.BANK) as folder:
         if isinstance(task, TenantsTask):
             banks.of_adapter(view.base_model, artifacts.ADAPTER, view.tenants.precision).save(folder)
@@ -85,7 +85,7 @@ def write_reports(trainer: Trainer, view: params.TrainView) -> None:
         for name, points in curves.items():
             artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)
     scores, losses = dict(curves["validation_score"]), dict(curves["validation_loss"])
-    best = next(step for step in scores if step == trainer.state.best_global_step)
+    best = cast("int", trainer.state.best_global_step)
     metrics = {
         "best_epoch": 1 + list(scores).index(best),
         "best_score": scores[best],

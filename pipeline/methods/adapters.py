@@ -41,7 +41,7 @@ def add_adapter(
         UserError: if the plan does not fit the model, or has a rate of parameters that the method does not have.
     """
     section, config = plan.section, plan.config
-    with plan.explaining():
+    with planning.explained(section):
         if isinstance(section, LsrParams) and section.budget != "none":
             lsr = cast("LsrConfig", config)
             config = lsr.with_ranks(allocate(statistics or {}, section.budget, lsr.seed or 0))

@@ -18,24 +18,21 @@ from lsr.tuner.card import FILE, Card
 from lsr.tuner.files import CONFIG
 from pipeline import tasks
 from pipeline.data import base_models
-from pipeline.methods import adapter_task
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
-from pipeline.tasks import SeveralTask, TenantsTask
+from pipeline.tasks import SeveralTask, Task, TenantsTask
 from pipeline.tasks.classes import whose
 
 TEST = "test"
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
 
 
-def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
-    """Return the card of an adapter in a folder; `score` is the validation score."""
+def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
+    """Return the card of an adapter in a folder; `score` is the validation score, of which a task has thresholds."""
     values = {view.adapter: view.section, "tokenize": view.tokenize, "train": view.train}
     values |= {"tenants": view.tenants} if view.dataset.tenant else {}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
-    task = tasks.of(view.dataset)
-    task.thresholds = adapter_task.read(adapter).thresholds
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]

@@ -43,14 +43,11 @@ class Plan:
     layers: tuple[str, ...]  # that LSR adapts, by name; other methods of PEFT find theirs themselves
     head: tuple[str, ...]  # the modules of the base model's head
 
-    def explaining(self) -> AbstractContextManager[None]:
-        """Turn what the method raises where a value does not fit a model into one line.
 
-        Raises:
-            UserError: in place of it.
-        """
-        misfit = ANY_MISFIT if isinstance(self.section, PeftParams) else MISFIT
-        return as_user_error(*misfit, before=f"{PARAMS}: {self.section.word}: ")
+def explained(section: MethodParams) -> AbstractContextManager[None]:
+    """Turn what a section's method raises where a value is not allowed or does not fit a model into one line."""
+    misfit = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
+    return as_user_error(*misfit, before=f"{PARAMS}: {section.word}: ")
 
 
 def resolve(
@@ -69,7 +66,7 @@ def resolve(
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
         return plan
-    with plan.explaining():
+    with explained(section):
         names = check_names(config, base)
         if not isinstance(section, LsrParams):  # names and indices that match nothing, which PEFT skips
             opened = _maybe_include_all_linear_layers(copy.copy(config), base)
@@ -91,7 +88,7 @@ def configured(
         UserError: if a value is not allowed, one line each.
     """
     chosen = {"task_type": TaskType(task_type), "target_modules": targets, "modules_to_save": trained_whole or None}
-    with as_user_error(ValueError, TypeError, before=f"{PARAMS}: {section.word}: "):
+    with explained(section):
         match section:
             case LsrParams():  # the initialization comes later
                 fields = {name: value for name, value in section if name in LsrConfig.__dataclass_fields__}

@@ -22,9 +22,8 @@ from pipeline.data import content
 from pipeline.params import TrainView
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
-ASIDE = "writing"  # the folder of a run's checkpoints in which the Trainer writes them; nothing is read from there
 STATE = "trainer_state.json"  # the Trainer's
-SIZES = "sizes.json"  # of a checkpoint's other files
+SIZES = "sizes.json"  # of a checkpoint's other files, after which it is complete
 
 
 @contextmanager
@@ -40,7 +39,6 @@ def run_folder(view: TrainView) -> Iterator[Path]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        artifacts.remove(folder / ASIDE)
         with artifacts.name_path_on_error(folder):
             yield folder
         artifacts.remove(folder)
@@ -85,30 +83,23 @@ class LaterOfEquals(TrainerCallback):
 
 
 class KeepComplete(TrainerCallback):
-    """Renames complete checkpoints, which the Trainer writes aside, into place; keeps the last one and the best one."""
+    """Seals a checkpoint once it is complete, and keeps that one and the best one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        self._point_to_best(state)  # of a resumed run: the path in its state is where it was written
+        if state.best_global_step is not None:  # of a resumed run: the path in its state is where it was written
+            state.best_model_checkpoint = str(path_of(self.folder, state.best_global_step))
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()  # all have written their part of it
         if state.is_world_process_zero:
-            path = path_of(self.folder, state.global_step)
-            artifacts.remove(path)  # one that a power cut has torn
-            seal(self.folder / ASIDE / path.name).rename(path)
-            sync(self.folder)
+            seal(path_of(self.folder, state.global_step))
             kept = {path_of(self.folder, step) for step in (state.global_step, state.best_global_step) if step}
             for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
                 artifacts.remove(other)
         PartialState().wait_for_everyone()
-        self._point_to_best(state)
-
-    def _point_to_best(self, state: TrainerState) -> None:
-        if state.best_global_step is not None:
-            state.best_model_checkpoint = str(path_of(self.folder, state.best_global_step))
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -116,14 +107,13 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
-def seal(checkpoint: Path) -> Path:
-    """Note the sizes of a checkpoint's files, wait until the disk has them all, and return its path."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+def seal(checkpoint: Path) -> None:
+    """Wait until the disk has all files of a checkpoint, with one beside them that says their sizes."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SIZES)
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
     (checkpoint / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-    for path in (*files, checkpoint / SIZES, checkpoint):
+    for path in (*files, checkpoint / SIZES, checkpoint, checkpoint.parent):
         sync(path)
-    return checkpoint
 
 
 def sync(path: Path) -> None:
@@ -144,7 +134,7 @@ def newest(folder: Path) -> Path | None:
             best = state_of(path).best_global_step
             if best is None or _is_whole(path_of(folder, best)):
                 return path
-        console.warn(f"{path}: torn, perhaps by a power cut, so training does not go on from there")
+        console.warn(f"{path}: torn, by a kill or a power cut, so training does not go on from there")
     return None
 
 

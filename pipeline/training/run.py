@@ -115,7 +115,7 @@ def trainer_of(
 
 
 def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
-    """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there.
+    """Fit the model, resuming from the last complete checkpoint in the run's folder.
 
     It ends after so many epochs of `patience` without a better validation score.
     """

@@ -121,7 +121,7 @@ DEAD = 9  # exit status
 # What is called, and the call at which the process dies: of its second epoch, or at the end of the training.
 DEATHS = {
     "half of an optimizer is written": ("torch", "save", 5),  # optimizer, schedule and random state of each epoch
-    "a checkpoint is complete but aside": ("pathlib:Path", "rename", 2),
+    "a checkpoint is complete but not sealed": ("pipeline.training.checkpoints", "seal", 2),
     "the adapter is complete but aside": ("pathlib:Path", "replace", "adapter"),
     "the curves are complete but aside": ("pathlib:Path", "replace", "curves"),
 }

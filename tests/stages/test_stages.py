@@ -92,7 +92,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(aft
             file.write_bytes(whole[:length])
             capfd.readouterr()
             assert checkpoints.newest(folder) == first, file
-            assert capfd.readouterr().out.count(f"{second}: torn, perhaps by a power cut") == 1
+            assert capfd.readouterr().out.count(f"{second}: torn, by a kill or a power cut") == 1
         file.write_bytes(whole)
     (second / "trainer_state.json").write_bytes(b"")
     run(TRAIN)
