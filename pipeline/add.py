@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import tasks
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import Parser, warn_without_identity
+from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from pipeline import stage
-from pipeline.core.command_line import Parser, warn_without_identity
+from pipeline.core.console import Parser, warn_without_identity
 from pipeline.params import PARAMS, TrainView, load, load_params
 from pipeline.params.reading import all_of
 

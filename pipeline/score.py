@@ -12,7 +12,7 @@ import torch
 from lsr.tuner.files import weights_of
 from pipeline import evaluation, tasks
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data.datasets import Examples, load
 from pipeline.methods import adapter_task

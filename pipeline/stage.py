@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from pipeline import params
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import Parser
+from pipeline.core.console import Parser
 from pipeline.core.errors import STOPPED, exit_on_error
 from pipeline.params.reading import AnyView
 

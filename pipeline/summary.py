@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import tasks
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import Parser, warn_without_identity
+from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow

@@ -30,9 +30,6 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
     """Add an adapter to a base model and initialize it; return the rows of its report, and sizes of batches it read.
 
     There is a row for each layer of LSR, or each kind whose layers share frames.
-
-    Raises:
-        UserError: if the section does not fit the model, or a weight or the examples are not suitable.
     """
     plan = planning.resolve(view.section, base, view.base_model, view.seed, tasks.of(view.dataset).peft_task)
     read, sizes = statistics.read(base, plan, view)

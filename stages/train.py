@@ -23,7 +23,7 @@ from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import SeveralTask, TenantsTask
 from pipeline.tasks.classes import ClassesTask
-from pipeline.training import callbacks, checkpoints, processes, run
+from pipeline.training import checkpoints, processes, run
 
 
 def main(view: params.TrainView) -> None:
@@ -52,7 +52,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     view = run.with_enough_steps(view, splits["train"])
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
-        watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *callbacks.trackers(view)]
+        watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
         trainer = run.trainer_of(view, model, splits, collate, folder, watching)
         run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
     if not console.IS_FIRST:

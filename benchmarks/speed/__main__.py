@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.speed import generate, lora, many, serve
 from pipeline.arena.record import made
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 
 # Modules, whose `run` measures rows of figures by name; what is unknown is None.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipeline.arena import plan, preset, record
 from pipeline.arena.compete import compete
 from pipeline.core import console
-from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 
 PROGRAM = "python -m pipeline.arena"

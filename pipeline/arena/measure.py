@@ -30,8 +30,7 @@ from pipeline.params import LsrParams
 from pipeline.tasks import Outcome, TenantsTask
 from pipeline.tasks.cells import rounded
 from pipeline.tasks.completion import LOSS
-from pipeline.training.callbacks import DivergedError, StopAtDivergence
-from pipeline.training.run import trainer_of
+from pipeline.training.run import DivergedError, StopAtDivergence, trainer_of
 
 AT_ONCE = 64  # examples per batch if no gradient is needed
 FLOAT = 4  # bytes

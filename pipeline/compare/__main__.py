@@ -11,7 +11,7 @@ from pipeline.compare.comparison import compare
 from pipeline.compare.rows import Row
 from pipeline.compare.verdicts import KINDS
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import Parser
+from pipeline.core.console import Parser
 from pipeline.core.errors import exit_on_error
 
 PROGRAM = "python -m pipeline.compare"

@@ -1,17 +1,20 @@
-"""What a person sees: progress and one closing table a stage. Off a terminal, the same as plain lines."""
+"""What a person types and sees: arguments, progress, and one closing table a stage; off a terminal, as plain lines."""
 
+import argparse
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from pipeline.core.errors import escaped
+from pipeline.core.errors import MISTAKE, escaped
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of a training, that which prints and writes
@@ -22,6 +25,28 @@ BARS, LONGEST = "▁▂▃▄▅▆▇█", 60  # of a curve in one line
 Item = TypeVar("Item")
 Cell = str | int | float
 Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that keeps the lines of its description, and reports errors in one line."""
+
+    def __init__(self, prog: str, description: str | None, epilog: str | None = None) -> None:
+        super().__init__(prog, None, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit."""
+        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number within these bounds."""
+
+    def parsed(word: str) -> int:
+        if not word.isdecimal() or not least <= int(word) <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}, got {word}")
+        return int(word)
+
+    return parsed
 
 
 @contextmanager
@@ -108,6 +133,21 @@ def warn(text: str) -> None:
 def note(text: str) -> None:
     """Print one line on standard error, beside an output that others read."""
     errors.print(_clean(text), soft_wrap=True)
+
+
+def warn_without_identity() -> None:
+    """Say how to give Git a name: without one, `dvc exp run` fails before it starts anything of ours."""
+    git = shutil.which("git")
+
+    def is_known(what: str) -> bool:
+        found = git and subprocess.run([git, "config", f"user.{what}"], capture_output=True, check=False)  # noqa: S603
+        return f"GIT_COMMITTER_{what.upper()}" in os.environ or bool(found and found.stdout.strip())
+
+    if not (is_known("name") and is_known("email")):
+        warn(
+            "Git does not know your name, which `dvc exp run` needs: "
+            "git config user.name 'Your Name' && git config user.email you@example.com"
+        )
 
 
 def _shown(cell: Cell) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.core import artifacts, console
 from pipeline.core.batches import batched
-from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError, as_user_error, exit_on_error, nearest
 from pipeline.data import sources
 from pipeline.methods import adapter_task

@@ -1,1 +1,1 @@
-"""Training of an adapter: the Trainer, its arguments and its callbacks."""
+"""Training of an adapter: the Trainer, its checkpoints, and the processes that it runs on."""

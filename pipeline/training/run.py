@@ -1,7 +1,8 @@
-"""The one place that builds a Trainer and its arguments, for the stage train, the arena and the benchmarks."""
+"""The one place that builds a Trainer, with its arguments and callbacks: for the stage train and the arena."""
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,22 +13,33 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
-from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import DVCLiveCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline import evaluation, tasks
-from pipeline.core import console
+from pipeline.core import artifacts, console
+from pipeline.core.console import Advance
+from pipeline.core.errors import UserError
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, device
 from pipeline.params import FullParams, TrainView
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
 from pipeline.tasks import CompletionTask, Outcome
-from pipeline.training import callbacks, checkpoints, processes
+from pipeline.training import checkpoints, processes
 
 LOGS_A_RUN = 100  # points of the loss curve
+LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
+DVCLIVE = "dvclive"
 
 
 class BatchingTrainer(Trainer):
@@ -104,7 +116,7 @@ def trainer_of(
         data_collator=collate,
         compute_metrics=scores,
         preprocess_logits_for_metrics=task.measured if isinstance(task, CompletionTask) else None,
-        optimizers=(optimizer(model, view), None),
+        optimizers=(adapters.optimizer(model, view), None),
         callbacks=[checkpoints.LaterOfEquals(), *watching],
     )
     trainer.keeps_order = groups is not None
@@ -122,8 +134,8 @@ def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
     newest = checkpoints.newest(folder)
     trainer.add_callback(checkpoints.KeepComplete(folder))
     if patience is not None:
-        trainer.add_callback(callbacks.StopWithoutGain(patience))
-        if newest is not None and callbacks.lacks_gain(state := checkpoints.state_of(newest), patience):
+        trainer.add_callback(StopWithoutGain(patience))
+        if newest is not None and lacks_gain(state := checkpoints.state_of(newest), patience):
             trainer.args.num_train_epochs = round(state.epoch)  # it had stopped here when it was killed
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
@@ -150,8 +162,8 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
-        report_to=[word for word in view.train.report_to if word != callbacks.DVCLIVE],
-        run_name=callbacks.name_of(view),
+        report_to=[word for word in view.train.report_to if word != DVCLIVE],
+        run_name=name_of(view),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=isinstance(view.section, FullParams),  # in adapters and heads none are unused
@@ -167,19 +179,90 @@ def steps_a_log(epochs: int, steps_an_epoch: int) -> int:
     return next(steps for steps in range(wanted, steps_an_epoch + 1) if steps_an_epoch % steps == 0)
 
 
-def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
-    """Return AdamW with separate learning rates for adapter and head, and no weight decay of biases and norms."""
-    head_rate = view.train.head_learning_rate
-    norms = (module for module in model.modules() if type(module).__name__.endswith("Norm"))
-    no_decay = {id(parameter) for norm in norms for parameter in norm.parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    in_head = adapters.head_parameters(model, view.base_model)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_kept = name.endswith(".bias") or any(part in name for part in adapters.UNDECAYED)
-            decays = not is_kept and id(parameter) not in no_decay
-            rate = None if id(parameter) in in_head else adapters.rate_of(view.section, name)
-            key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
-            groups.setdefault(key, []).append(parameter)
-    listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-    return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
+class DivergedError(UserError):
+    """A training run whose loss is infinite or NaN."""
+
+
+class Progress(TrainerCallback):
+    """Advances a progress bar at each optimizer step, and shows in it the mean loss since the last log.
+
+    The learning rate beside it is that of the first group: the adapter's, if any.
+    """
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self.advance(state.global_step)  # those that a resumed run has already done
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self.advance(1)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
+        if "loss" in (logs := given["logs"]):
+            self.advance(0, f"loss {logs['loss']:.3g}, lr {logs['learning_rate']:.3g}")
+
+
+class StopAtDivergence(TrainerCallback):
+    """Stops a run when a loss is infinite or NaN: it could not recover.
+
+    That is one of some steps, of the validation split, or at the end the mean over all steps.
+    """
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
+        for key, name in LOSSES.items():
+            loss = given["logs"].get(key, 0.0)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate"
+                )
+
+
+class StopWithoutGain(TrainerCallback):
+    """Stops a run after so many epochs of `patience` without a better validation score.
+
+    transformers' EarlyStoppingCallback counts by itself, which a resumed run forgets; here the Trainer's state counts.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        control.should_training_stop |= lacks_gain(state, self.patience)
+
+
+def lacks_gain(state: TrainerState, patience: int) -> bool:
+    """Return whether as many epochs as `patience` says came after the first with the best score."""
+    scores = [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
+    return len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
+def trackers(view: TrainView) -> list[TrainerCallback]:
+    """Have the trackers of train.report_to write into runs/ and send nothing, unless the environment says more.
+
+    Returns:
+        The callback of DVCLive: transformers' own would write a dvc.yaml and save an experiment.
+    """
+    if not view.train.report_to:
+        return []
+    folder = (artifacts.repository() / "runs").resolve()
+    defaults = {
+        "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
+        "WANDB_DIR": str(folder),
+        "WANDB_MODE": "offline",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "DVC_STUDIO_OFFLINE": "true",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if DVCLIVE not in view.train.report_to or not console.IS_FIRST:
+        return []
+    from dvclive.live import Live
+
+    return [DVCLiveCallback(Live(str(folder / DVCLIVE / name_of(view)), dvcyaml=None, save_dvc_exp=False), False)]
+
+
+def name_of(view: TrainView) -> str:
+    """Return the name of a run for trackers."""
+    return f"{view.data}-{view.model}-{view.adapter}-seed{view.seed}"

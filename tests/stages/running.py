@@ -9,7 +9,7 @@ from pipeline import evaluation, params, tasks
 from pipeline.core import artifacts
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, planning
-from pipeline.training import callbacks
+from pipeline.training.run import Progress
 from stages import evaluate, factorize_init, tokenize, train
 
 TOKENIZE = (tokenize, params.TokenizeView)
@@ -87,6 +87,6 @@ def killed_training(monkeypatch, epochs):
             raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Progress, "on_step_end", kill)
+        patch.setattr(Progress, "on_step_end", kill)
         with pytest.raises(KilledError):
             run(TRAIN)

@@ -23,7 +23,7 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.stage import run as start_stage
-from pipeline.training import callbacks, checkpoints, processes
+from pipeline.training import checkpoints, processes
 from pipeline.training import run as training
 from tests import workspace
 from tests.kit import digests, refused
@@ -67,7 +67,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypat
     assert len(list(Path(".checkpoints").glob("*/checkpoint-*"))) == 1
     steps = []
     monkeypatch.setattr(
-        callbacks.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
+        training.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
     )
     run(TRAIN)
     assert digests("artifacts/adapter", "reports/train") == undisturbed
@@ -145,7 +145,7 @@ def test_patience_ends_training_after_the_same_epoch_also_if_it_is_killed_there(
         patched.setattr(Trainer, "_load_best_model", kill)
         with pytest.raises(KilledError):
             run(TRAIN)
-    monkeypatch.setattr(callbacks.Progress, "on_step_end", kill)  # no step is left
+    monkeypatch.setattr(training.Progress, "on_step_end", kill)  # no step is left
     run(TRAIN)
     assert digests("artifacts/adapter", "reports/train") == undisturbed
 

@@ -12,7 +12,6 @@ from pipeline.data import base_models
 from pipeline.methods import adapters, device, planning
 from pipeline.methods.kadaptation import KAdaptationLinear
 from pipeline.params.reading import changed
-from pipeline.training import run
 from tests import workspace
 from tests.kit import refused, write
 from tests.stages.running import added, base_model, logits
@@ -155,7 +154,7 @@ def groups_of(view):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)].partition(".default")[0].rpartition(".")[2]: (group["lr"], group["weight_decay"])
-        for group in run.optimizer(model, view).param_groups
+        for group in adapters.optimizer(model, view).param_groups
         for parameter in group["params"]
         if "classifier" not in names[id(parameter)]
     }
