@@ -66,6 +66,8 @@ def as_user_error(*kinds: type[Exception], before: str = "") -> Iterator[None]:
 def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> Iterator[None]:
     """Print a user's mistake after `before`, the machine's refusal after `program`, or at Ctrl-C `stopped`; then exit.
 
+    A mistake is a UserError, or an InputError of lsr.
+
     Raises:
         SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, memory is short or an answer is
             not finite, 130 after Ctrl-C.
@@ -73,15 +75,16 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
     try:
         yield
         return
-    except UserError as error:
-        code, lines = MISTAKE, f"{before}{error}"
     except KeyboardInterrupt:
         code, lines = STOPPED, stopped
     except Exception as error:
-        reason = refused_by_machine(error)
-        if reason is None:
+        of_lsr = sys.modules.get("lsr.tuner.mistakes")  # with torch, which takes seconds: there if it has raised one
+        if isinstance(error, UserError) or (of_lsr and isinstance(error, of_lsr.InputError)):
+            code, lines = MISTAKE, f"{before}{error}"
+        elif reason := refused_by_machine(error):
+            code, lines = FAILED, clipped(f"{program}: {reason}")
+        else:
             raise
-        code, lines = FAILED, clipped(f"{program}: {reason}")
     if _is_first_to_fail():
         print(lines, file=sys.stderr)
     raise SystemExit(code)

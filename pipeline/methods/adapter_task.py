@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from pipeline import tasks
-from pipeline.core.errors import UserError, as_user_error, nearest
+from pipeline.core.errors import UserError, nearest
 from pipeline.params.reading import validated
 from pipeline.params.sources import Row
 from pipeline.tasks import CompletionTask, Task, TenantsTask
@@ -77,13 +77,11 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     """Return the task of each tenant in a bank's folder.
 
     Raises:
-        UserError: if there is no bank, or a note in it is no task.
+        UserError: if a note in it is no task; InputError if there is no bank.
     """
-    from lsr.serve.file import read as read_bank_file
-    from lsr.tuner.mistakes import InputError
+    from lsr.serve.file import read as read_bank_file  # it imports torch, which takes seconds
 
-    with as_user_error(InputError):
-        header, _ = read_bank_file(folder)
+    header, _ = read_bank_file(folder)
     return {name: validated(AdapterTask, note, folder, (name,)) for name, note in header["notes"].items()}
 
 
@@ -91,14 +89,12 @@ def read(folder: Path) -> AdapterTask:
     """Return the task in an adapter's folder.
 
     Raises:
-        UserError: if the folder is not an adapter, or its file is missing or broken; one line per mistake.
+        UserError: if its file is missing or broken, one line per mistake; InputError if it is not an adapter.
     """
     from lsr.loading.contents import read_task
     from lsr.tuner.files import read_config
-    from lsr.tuner.mistakes import InputError  # these import torch, which takes seconds
 
-    with as_user_error(InputError):
-        if (content := read_task(folder)) is None:
-            read_config(folder)  # says more where there is no adapter either
-            raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
+    if (content := read_task(folder)) is None:
+        read_config(folder)  # says more where there is no adapter either
+        raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
     return validated(AdapterTask, content, folder / FILE, ())

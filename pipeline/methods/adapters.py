@@ -16,7 +16,6 @@ from lsr.init.directions import allocate
 from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX
-from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import usual_terms
 from lsr.tuner.start import initialize_factors, rate_factor
 from pipeline.core.errors import UserError, as_user_error
@@ -122,10 +121,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     """Return the base model with the adapter in a folder, on the device of the base model.
 
     Raises:
-        UserError: if the folder is not an adapter, is incomplete, or does not fit the base model.
+        InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
-    with as_user_error(InputError):
-        model = load_onto(base, folder, trainable=trainable)
+    model = load_onto(base, folder, trainable=trainable)
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.original_module.requires_grad_(False)  # PEFT's `bias: all` has made its biases trainable

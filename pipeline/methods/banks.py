@@ -14,7 +14,6 @@ from lsr.loading.adapters import load_onto
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer, split
 from lsr.tuner.files import PREFIX, adapter_folder
-from lsr.tuner.mistakes import InputError
 from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
@@ -29,20 +28,18 @@ def of_adapter(row: ModelRow, folder: Path, precision: str = "float32") -> Adapt
     """Return the bank of the adapter of tenants in a folder.
 
     Raises:
-        UserError: if the adapter cannot be merged into the base model.
+        InputError: if the adapter cannot be merged into the base model.
     """
-    with as_user_error(InputError):
-        return AdapterBank.of_tenants(folder, _base(row), precision=precision)
+    return AdapterBank.of_tenants(folder, _base(row), precision=precision)
 
 
 def load(row: ModelRow) -> AdapterBank:
     """Return the bank that the stage train has written.
 
     Raises:
-        UserError: if there is none, or it does not fit the base model.
+        InputError: if there is none, or it does not fit the base model.
     """
-    with as_user_error(InputError):
-        return AdapterBank.load(_base(row), artifacts.BANK)
+    return AdapterBank.load(_base(row), artifacts.BANK)
 
 
 def _base(row: ModelRow) -> str | None:

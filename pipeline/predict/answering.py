@@ -12,11 +12,10 @@ from transformers import PreTrainedModel, TextStreamer
 
 from lsr.loading import adapters, base_models
 from lsr.serve.bank import AdapterBank
-from lsr.tuner.mistakes import InputError
 from pipeline import evaluation
 from pipeline.core import artifacts
 from pipeline.core.console import Advance
-from pipeline.core.errors import UserError, as_user_error
+from pipeline.core.errors import UserError
 from pipeline.data.base_models import check_positions, pad
 from pipeline.methods import banks, device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
@@ -31,7 +30,7 @@ class Opened:
     """An adapter or a bank, on the base model that it names or on another, which answers some texts at a time.
 
     Raises:
-        UserError: if something is missing or does not fit.
+        UserError: or InputError, if something is missing or does not fit.
     """
 
     def __init__(self, folder: Path, base: str | None, task: AdapterTask, batch_size: int) -> None:
@@ -39,21 +38,20 @@ class Opened:
         self.asked = 0  # texts
         getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
         model: nn.Module
-        with as_user_error(InputError):
-            if artifacts.is_bank(folder):
-                if task.kind == CompletionTask.kind:
-                    raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
-                bank = AdapterBank.load(base, folder)
-                model, base_model, fields = banks.Served(bank, bank.names), bank.model, bank.base_fields
-            else:
-                model = fitted = adapters.load_adapter(folder, base, method=None)
-                base_model, fields = fitted.get_base_model(), vars(fitted.peft_config["default"])
-                if fields["peft_type"] not in (known := planning.known_types()):
-                    needed = " or ".join(known)
-                    raise UserError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {needed}")
-                if reason := task.task.misfit(fitted, task.labels):
-                    raise UserError(f"{folder / FILE}: {reason}")
-            tokenizer = base_models.load_tokenizer(fields, folder, base)
+        if artifacts.is_bank(folder):
+            if task.kind == CompletionTask.kind:
+                raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
+            bank = AdapterBank.load(base, folder)
+            model, base_model, fields = banks.Served(bank, bank.names), bank.model, bank.base_fields
+        else:
+            model = fitted = adapters.load_adapter(folder, base, method=None)
+            base_model, fields = fitted.get_base_model(), vars(fitted.peft_config["default"])
+            if fields["peft_type"] not in (known := planning.known_types()):
+                needed = " or ".join(known)
+                raise UserError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {needed}")
+            if reason := task.task.misfit(fitted, task.labels):
+                raise UserError(f"{folder / FILE}: {reason}")
+        tokenizer = base_models.load_tokenizer(fields, folder, base)
         if tokenizer is None:
             raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
         pad(tokenizer, str(folder), cast("PreTrainedModel", base_model))
