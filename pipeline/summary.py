@@ -89,7 +89,7 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield "", f"This is a short run: {said}"
 
 
-def _cells(row: dict[str, str]) -> list[console.Cell]:
+def _cells(row: dict[str, str]) -> list[object]:
     return [cell if name == "class" else float(cell) if "." in cell else int(cell) for name, cell in row.items()]
 
 

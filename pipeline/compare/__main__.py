@@ -66,7 +66,7 @@ def show(comparison: dict[str, Any]) -> None:
         console.warn(note)
 
 
-def _cells(row: Row) -> list[console.Cell]:
+def _cells(row: Row) -> list[object]:
     mean, high, lead = row["score"], row["score_high"], row["lead"]
     half = "" if mean is None or high is None else f" ± {high - mean:.2f}"
     return [

@@ -23,7 +23,6 @@ errors = Console(**PLAIN, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
 BARS, LONGEST = "▁▂▃▄▅▆▇█", 60  # of a curve in one line
 Item = TypeVar("Item")
-Cell = str | int | float
 Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another
 
 
@@ -52,9 +51,6 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 @contextmanager
 def progress(description: str, total: int | None, unit: str, to: Console = console) -> Iterator[Advance]:
     """Show a bar, with the remaining time if the total is known; yield a function that takes the units just done."""
-    if not to.is_terminal:
-        yield _plain_progress(description, total, unit, to)
-        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(None, table_column=Column(max_width=40)),
@@ -63,29 +59,23 @@ def progress(description: str, total: int | None, unit: str, to: Console = conso
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=to) as bar:
-        task = bar.add_task(description, total=total, note="")
-        yield lambda done, note="": bar.update(task, advance=done, **({"note": note} if note else {}))
+    last = time.monotonic()
+    with Progress(*columns, console=to, disable=not to.is_terminal, speed_estimate_period=3600) as bar:
+        bar.add_task(description, total=total, note="")
+        (task,) = bar.tasks
 
+        def advance(done: int, note: str = "") -> None:
+            nonlocal last
+            bar.update(task.id, advance=done, note=note or task.fields["note"])
+            # Off a terminal. A training says that it begins with 0 steps done.
+            if not to.is_terminal and task.completed and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last, left = time.monotonic(), task.time_remaining
+                of = "" if total is None else f"/{total}"
+                remaining = "" if left is None else f", {timedelta(seconds=left)} left"
+                noted = f", {task.fields['note']}" if task.fields["note"] else ""
+                to.print(f"{description}: {task.completed}{of} {unit}{remaining}{noted}", soft_wrap=True)
 
-def _plain_progress(description: str, total: int | None, unit: str, to: Console) -> Advance:
-    start = last = time.monotonic()
-    count, noted = 0, ""
-
-    def advance(done: int, note: str = "") -> None:
-        nonlocal count, last, noted
-        count += done
-        noted = f", {note}" if note else noted
-        now = time.monotonic()
-        if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
-            last, shown = now, f"{count} {unit}"
-            if total is not None:
-                most = max(total, count)  # there may be more than was thought
-                left = timedelta(seconds=round((most - count) * (now - start) / count))
-                shown = f"{count}/{most} {unit}, {left} left"
-            to.print(f"{description}: {shown}{noted}", soft_wrap=True)
-
-    return advance
+        yield advance
 
 
 def track(items: Collection[Item], description: str, unit: str = "batches") -> Iterator[Item]:
@@ -96,8 +86,8 @@ def track(items: Collection[Item], description: str, unit: str = "batches") -> I
             advance(1)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Print a table; numbers are right-aligned."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; numbers are right-aligned, and nothing stands for None."""
     title, columns = _clean(title), [*map(_clean, columns)]
     cells = [[_shown(cell) for cell in row] for row in rows]
     if not console.is_terminal:
@@ -150,10 +140,10 @@ def warn_without_identity() -> None:
         )
 
 
-def _shown(cell: Cell) -> str:
+def _shown(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
-    return f"{cell:,}" if isinstance(cell, int) else _clean(cell)
+    return f"{cell:,}" if isinstance(cell, int) else "" if cell is None else _clean(str(cell))
 
 
 def _clean(text: str) -> str:

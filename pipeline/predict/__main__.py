@@ -63,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _write(tables, sys.stdout, JSON_LINES if options.json else CSV)
         elif all_of_them := list(tables):  # the widths of columns depend on each cell
             table = pd.concat(all_of_them)
-            cells = table.map(lambda cell: "" if cell is None else cell if isinstance(cell, int | float) else str(cell))
-            console.table(str(options.adapter), list(table.columns), cells.itertuples(index=False))
+            console.table(str(options.adapter), list(table.columns), table.itertuples(index=False))
 
 
 def _check(options: argparse.Namespace) -> None:  # whether they fit together and to what is there

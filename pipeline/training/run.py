@@ -43,18 +43,13 @@ DVCLIVE = "dvclive"
 
 
 class BatchingTrainer(Trainer):
-    """Batches examples of similar length, or with `keeps_order` evaluates in their order.
-
-    Groups that are scored together are known by their positions.
-    """
-
-    keeps_order = False
+    """Batches examples of similar length, but evaluates groups in order: they are known by the positions of theirs."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
-        if self.keeps_order:
+        if tokens.groups_of(self.eval_dataset) is not None:
             return SequentialSampler(eval_dataset)
         return _with_lengths_in_memory(super()._get_eval_sampler(eval_dataset))
 
@@ -119,7 +114,6 @@ def trainer_of(
         optimizers=(adapters.optimizer(model, view), None),
         callbacks=[checkpoints.LaterOfEquals(), *watching],
     )
-    trainer.keeps_order = groups is not None
     # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
