@@ -8,6 +8,7 @@ from typing import cast
 
 from torch import nn
 
+from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, params, stage, tasks
@@ -29,7 +30,8 @@ def main(view: params.EvaluateView) -> None:
     metrics: dict[str, float] = {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
     task.thresholds = adapter_task.read(artifacts.ADAPTER).thresholds
     if isinstance(task, TenantsTask):  # what is scored is what is served
-        model = banks.Served(banks.load(view.base_model), list(task.tenants))
+        bank = AdapterBank.load(banks.base_of(view.base_model), artifacts.BANK)
+        model = banks.Served(bank, list(task.tenants))
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
     if isinstance(task, CompletionTask):
         longest = max(test["length"][:]) + view.evaluate.new_tokens

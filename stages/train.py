@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import Trainer, set_seed
 
+from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer
 from lsr.tuner.files import read_files
 from pipeline import evaluation, params, stage, tasks
@@ -24,6 +25,8 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import SeveralTask, TenantsTask
 from pipeline.tasks.classes import ClassesTask
 from pipeline.training import checkpoints, processes, run
+
+CURVES = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}  # in the Trainer's log
 
 
 def main(view: params.TrainView) -> None:
@@ -68,7 +71,8 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
         cards.of_training(view, task, counts, cast("float", trainer.state.best_metric), written).write(written)
     with artifacts.replacing(artifacts.BANK) as folder:
         if isinstance(task, TenantsTask):
-            banks.of_adapter(view.base_model, artifacts.ADAPTER, view.tenants.precision).save(folder)
+            base_folder, precision = banks.base_of(view.base_model), view.tenants.precision
+            AdapterBank.of_tenants(artifacts.ADAPTER, base_folder, precision=precision).save(folder)
         else:
             folder.mkdir()
     write_reports(trainer, view)
@@ -76,11 +80,8 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
 
 def write_reports(trainer: Trainer, view: params.TrainView) -> None:
     """Write metrics and curves, and print a summary table."""
-    names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
-    curves = {
-        name: [(int(entry["step"]), float(entry[key])) for entry in trainer.state.log_history if key in entry]
-        for key, name in names.items()
-    }
+    log = trainer.state.log_history
+    curves = {name: [(int(one["step"]), float(one[key])) for one in log if key in one] for key, name in CURVES.items()}
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
         for name, points in curves.items():
             artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)

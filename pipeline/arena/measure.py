@@ -13,6 +13,7 @@ from safetensors.torch import save
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
+from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, tasks
@@ -201,7 +202,7 @@ def sizes_of(model: PeftModel, training: Training) -> dict[str, int]:
         if not isinstance(task, TenantsTask):
             return {**sizes, "file_bytes": (folder / WEIGHTS).stat().st_size}
         AdapterTask.of(task, view.tokenize.max_length).write(folder)
-        banks.of_adapter(view.base_model, folder).save(folder / "bank")
+        AdapterBank.of_tenants(folder, banks.base_of(view.base_model)).save(folder / "bank")
         files = {file.name: file.stat().st_size for file in (folder / "bank").rglob("*.safetensors")}
         return {**sizes, "file_bytes": sum(files.values()), "tenant_bytes": files[FILE] // len(task.tenants)}
 

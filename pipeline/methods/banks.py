@@ -1,7 +1,6 @@
 """The bank of a row of tenants: what they share, once, and each tenant's labels."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -15,7 +14,7 @@ from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer, split
 from lsr.tuner.files import PREFIX, adapter_folder
 from pipeline import tasks
-from pipeline.core import artifacts, console
+from pipeline.core import console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, tokens
 from pipeline.params import PARAMS, FactorizeInitView
@@ -24,25 +23,8 @@ from pipeline.params.model_row import HubModel, ModelRow
 FITTED, BATCH = 1024, 32  # examples that fit the rows of new tenants, and examples of a batch
 
 
-def of_adapter(row: ModelRow, folder: Path, precision: str = "float32") -> AdapterBank:
-    """Return the bank of the adapter of tenants in a folder.
-
-    Raises:
-        InputError: if the adapter cannot be merged into the base model.
-    """
-    return AdapterBank.of_tenants(folder, _base(row), precision=precision)
-
-
-def load(row: ModelRow) -> AdapterBank:
-    """Return the bank that the stage train has written.
-
-    Raises:
-        InputError: if there is none, or it does not fit the base model.
-    """
-    return AdapterBank.load(_base(row), artifacts.BANK)
-
-
-def _base(row: ModelRow) -> str | None:
+def base_of(row: ModelRow) -> str | None:
+    """Return the folder of the base model of a bank; None where its adapter names the repository."""
     return None if isinstance(row.source, HubModel) else base_models.source(row)[0]
 
 
