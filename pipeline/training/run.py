@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +88,16 @@ def trainer_of(
 
     `folder` is for checkpoints; `changes` override fields of its TrainingArguments.
     """
-    groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
-    chosen = training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
-    task, more = tasks.of(view.dataset), partial(dict[str, float])
-    if isinstance(task, CompletionTask) and task.row.select and "validation" in splits:
-        prompts, size = task.prompts(base_models.load_tokenizer(view.base_model)), chosen.per_device_eval_batch_size
-        more = partial(evaluation.exact_match, model, prompts, splits["validation"], task.row.select_prompts, size)
+    task, chosen = tasks.of(view.dataset), training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
 
     def scores(prediction: EvalPrediction) -> dict[str, float]:
-        outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        outcome = Outcome(torch.from_numpy(outputs), labels, groups)
+        validation, outputs = splits["validation"], torch.from_numpy(np.asarray(prediction.predictions))
+        outcome = Outcome(outputs, np.asarray(prediction.label_ids), tokens.groups_of(validation))
         task.settle(outcome)
-        found = task.scores(outcome) | more()
+        found = task.scores(outcome)
+        if isinstance(task, CompletionTask) and task.row.select:
+            prompts, size = task.prompts(base_models.load_tokenizer(view.base_model)), chosen.per_device_eval_batch_size
+            found |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
         return {"score": found[task.selects], **found}
 
     trainer = BatchingTrainer(
