@@ -68,9 +68,7 @@ class AdapterTask(Row):
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""
-        optional = ("tenants", "tenant", "thresholds", "template", "ends")
-        absent = {name for name in optional if getattr(self, name) is None}
-        (folder / FILE).write_text(self.model_dump_json(indent=2, exclude=absent) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(self.model_dump_json(indent=2, exclude_defaults=True) + "\n", encoding="utf-8")
 
 
 def read_bank(folder: Path) -> dict[str, AdapterTask]:
