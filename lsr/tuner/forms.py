@@ -1,4 +1,4 @@
-"""The shapes of an adapter in a layer, checked before anything of that size is allocated; which layers share theirs."""
+"""Which layers can be adapted, and in what shapes, checked before anything is allocated; which layers share theirs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.shapes import Form, check_rank, split_width
 from lsr.init.passes import widths
-from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.mistakes import explained
 
+ADAPTABLE = (nn.Linear, Conv1D)
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
 MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
 SMALL = 64  # a rank that sums may have on a layer that is narrower
@@ -80,6 +82,32 @@ def _check_split(field: str, shape: tuple[int, ...], width: int, count: int) -> 
     if len(shape) != count or not width <= prod(shape) <= most:
         needed = f"as many sizes as rank_shape, with a product from {width} to {most}"
         raise ValueError(f"{field} must hold {needed}, got {list(shape)}")
+
+
+def check_adaptable(base: nn.Module, layer_name: str) -> None:
+    """Check that a layer can be adapted.
+
+    Raises:
+        TypeError: if it cannot; names the layer and the reason.
+    """
+    problem = f"layer {layer_name!r} cannot be adapted"
+    if not isinstance(base, ADAPTABLE):
+        kinds = " or ".join(kind.__name__ for kind in ADAPTABLE)
+        raise TypeError(f"{problem}: it must be {kinds}, got {type(base).__name__}")
+    if isinstance(base, NonDynamicallyQuantizableLinear):  # an adapter would have no effect, silently
+        raise TypeError(
+            f"{problem}: nn.MultiheadAttention reads its weight but never calls it; leave it out with exclude_modules"
+        )
+    if not base.weight.is_floating_point() and not is_quantized(base):
+        raise TypeError(
+            f"{problem}: its weight is quantized, got the dtype {base.weight.dtype}; "
+            "only the 8- and 4-bit layers of bitsandbytes are supported"
+        )
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Return whether a layer is an 8- or 4-bit layer of bitsandbytes."""
+    return type(layer.weight).__name__ in ("Int8Params", "Params4bit")
 
 
 def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> dict[str, Form]:

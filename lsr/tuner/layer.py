@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,9 +17,8 @@ from lsr.init import INITIALIZATIONS
 from lsr.init.initialization import Source
 from lsr.init.passes import widths
 from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.base_weight import check_adaptable, dequantized, is_plain, is_quantized
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.forms import form_of
+from lsr.tuner.forms import ADAPTABLE, check_adaptable, form_of, is_quantized
 from lsr.tuner.functional import adapted_linear, add_low_rank
 from lsr.tuner.mistakes import explained
 
@@ -127,7 +127,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             self.unmerge()
         is_plainly_base = self.disable_adapters or self.merged
         active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
-        if len(active) == 1 and not (args or kwargs or active[0].drops) and is_plain(self.base_layer):
+        if len(active) == 1 and not (args or kwargs or active[0].drops) and _is_plain(self.base_layer):
             weight, bias = self.in_layout(self.base_parameter()), cast("Tensor | None", self.base_layer.bias)
             return adapted_linear(x, weight, bias, *active[0].collapse(), active[0].scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
@@ -160,7 +160,16 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         if self._pretrained_weight is not None:
             return self._pretrained_weight
         base = self.get_base_layer()
-        return dequantized(base, self.layer_name) if is_quantized(base) else self.base_parameter().detach()
+        return self._dequantized(base) if is_quantized(base) else self.base_parameter().detach()
+
+    def _dequantized(self, base: nn.Module) -> Tensor:
+        if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
+            # bitsandbytes would silently unpack it as if it were in the usual order.
+            raise ValueError(
+                f"layer {self.layer_name!r}: its 4-bit weight was packed for this CPU when the model was first used; "
+                "initialize or load adapters before that"
+            )
+        return cast("Tensor", dequantize_module_weight(base)).detach()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return the update in the base weight's layout, in at least float32; called by PEFT."""
@@ -245,3 +254,9 @@ class LsrLinear(nn.Module, BaseTunerLayer):
 def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
     """Return the LSR layers of a model by their names in the base model, in the model's order."""
     return {module.layer_name: module for module in model.modules() if isinstance(module, LsrLinear)}
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer's forward is exactly that of its class: no subclass, hook or patch."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) in ADAPTABLE and not hooks and "forward" not in layer.__dict__

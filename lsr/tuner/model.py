@@ -15,9 +15,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.base_weight import is_quantized
 from lsr.tuner.config import LsrConfig, Resolved
-from lsr.tuner.forms import Group, check_forms, form_of, group_of
+from lsr.tuner.forms import Group, check_forms, form_of, group_of, is_quantized
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import config_of, initialize_factors, layers_of
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
