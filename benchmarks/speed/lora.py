@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -79,8 +79,14 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
 
     def call(name: str, model: nn.Module) -> Callable[[], None]:
-        run_step, left = step(model, case.dtype), _with_same_dropout(batches)
-        return lambda: losses[name].append(run_step(**next(left)))
+        run_step, left = step(model, case.dtype), enumerate(batches)
+
+        def take() -> None:
+            number, batch = next(left)
+            torch.manual_seed(number)  # the same dropout for both
+            losses[name].append(run_step(**batch))
+
+        return take
 
     calls = {name: call(name, model) for name, model in zip(losses, _models(case, row), strict=True)}
     return take_turns(calls, rounds), losses
@@ -114,9 +120,3 @@ def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tens
     texts = datasets.load(data, DATA).splits["train"].batches(examples * count)
     table, _ = next(encoding.tokenize(texts, tokenizer, MAX_LENGTH))
     return list(tokens.batches(Dataset(table), tasks.of(data).collator(tokenizer), examples, seed=0))
-
-
-def _with_same_dropout(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
-    for number, batch in enumerate(batches):
-        torch.manual_seed(number)
-        yield batch

@@ -14,10 +14,11 @@ from threading import Thread
 
 from pipeline import params
 from pipeline.arena import features, plan, record, task_tokens, tuning
-from pipeline.arena.measure import measure, planned
+from pipeline.arena.measure import measure
 from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
 from pipeline.arena.record import Record
+from pipeline.arena.starts import planned
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models
@@ -68,19 +69,17 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
 
 def check(entries: Sequence[Entry]) -> None:
     """Read the data of each task into the cache, then try each method on the outline of the base model."""
-    tasks = {f"tasks.{entry.task}": entry for entry in entries}
-    methods = {f"methods.{entry.method}": entry for entry in entries}
-    checks = ("tasks", _check_task, tasks), ("methods", _check_method, methods)
-    for unit, check_one, found in checks:
-        listed = console.track(found.items(), "check", unit)
-        all_of(partial(_check_at, place, entry, check_one) for place, entry in listed)
+    tasks = {entry.task: partial(_check_task, entry) for entry in entries}
+    methods = {entry.method: partial(_check_method, entry) for entry in entries}
+    for unit, checks in {"tasks": tasks, "methods": methods}.items():
+        listed = console.track(checks.items(), "check", unit)
+        all_of(partial(_check_at, f"{PATH}: {entries[0].name}.{unit}.{name}: ", one) for name, one in listed)
 
 
-def _check_at(place: str, entry: Entry, check_one: Callable[[Entry], object]) -> None:
+def _check_at(here: str, check_one: Callable[[], object]) -> None:
     try:
-        check_one(entry)
+        check_one()
     except UserError as error:  # lines that name no other file are about that of the presets
-        here = f"{PATH}: {entry.name}.{place}: "
         raise UserError(re.sub(rf"^{params.PARAMS}: ", here, str(error), flags=re.MULTILINE)) from None
 
 

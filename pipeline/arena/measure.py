@@ -5,35 +5,33 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
-from transformers import TrainerCallback, TrainerState, set_seed
+from transformers import TrainerCallback, TrainerState
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, tasks
-from pipeline.arena import completions, features, record, statistics, task_tokens
+from pipeline.arena import features, record, starts, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
-from pipeline.arena.statistics import Statistics
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
-from pipeline.data import base_models
-from pipeline.methods import adapters, banks, planning
+from pipeline.data import base_models, tokens
+from pipeline.methods import adapters, banks, device
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.methods.planning import Plan
-from pipeline.methods.statistics import of_adapter
-from pipeline.params import LsrParams
-from pipeline.tasks import Outcome, TenantsTask
+from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.cells import rounded
-from pipeline.tasks.completion import LOSS
+from pipeline.tasks.completion import LOSS, Written
 from pipeline.training.run import DivergedError, StopAtDivergence, trainer_of
 
-AT_ONCE = 64  # examples per batch if no gradient is needed
+AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
+LOGITS_AT_ONCE = 16  # examples, of whose tokens all logits are in memory
 FLOAT = 4  # bytes
 ALONE: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 DIGITS = 6  # of scores and predictions in a record
@@ -96,7 +94,7 @@ class Run(TrainerCallback):
             sizes = {"stored": parameters, "file_bytes": FLOAT * parameters}
         elif self.training.is_alone:
             with self._timed("score"):
-                self._add(completions.alone(self.training, self.splits))
+                self._add(self._alone())
         else:
             self._train()
             if self.training.is_rounded:
@@ -107,11 +105,11 @@ class Run(TrainerCallback):
 
     def _train(self) -> None:
         """Fit an adapter and the head, unless they are scored as they are initialized."""
-        plan = planned(self.training)
-        read = statistics.read(self.training, plan)
+        plan = starts.planned(self.training)
+        read = starts.read(self.training, plan)
         self.seconds["start"] = read.seconds  # each training is charged for the short run that it needs
         with self._timed("start"):
-            self.model = started(self.training, plan, read)
+            self.model = starts.started(self.training, plan, read)
         with self._timed("train"):
             if not self.training.chosen.trained:
                 self._add(self._outcomes())
@@ -155,12 +153,39 @@ class Run(TrainerCallback):
     def _outcomes(self) -> dict[str, Outcome]:
         """Return what the model as it is says of validation and test."""
         if self.training.writes:
-            return completions.outcomes(self.training, self.model, self.splits)
+            return self._written(self.model)
         read = {split: self.splits[split] for split in ("validation", "test")}
         return {
             split: evaluation.outcome(evaluation.outputs(self.task, self.model, rows, self.collate, AT_ONCE), rows)
             for split, rows in read.items()
         }
+
+    def _written(self, model: Any) -> dict[str, Outcome]:
+        """Return the losses of validation, and those of test with what a model writes for its prompts."""
+        view, count = self.training.view, self.training.reads.new_tokens
+        assert isinstance(self.task, CompletionTask)
+        assert count is not None  # the tokens are read before
+        held_out, test = self.splits["validation"], self.splits["test"]
+        prompts = self.task.prompts(base_models.load_tokenizer(view.base_model))
+        # As the Trainer has it: that of a model which no Trainer has is no other.
+        with torch.autocast(device.device_of(model).type, torch.bfloat16, enabled=view.train.precision == "bf16"):
+            outputs = evaluation.outputs(self.task, model, held_out, self.collate, LOGITS_AT_ONCE)
+            written = evaluation.written(self.task, model, test, prompts, count, AT_ONCE)
+        return {"validation": evaluation.outcome(outputs, held_out), "test": written}
+
+    def _alone(self) -> dict[str, Outcome]:
+        """Return what the base model alone writes, which no seed changes, from the cache if it is there."""
+        view, test = self.training.view, self.splits["test"]
+
+        def write(path: Path) -> None:
+            found = self._written(device.place(base_models.load_base_model(view.base_model, view.dataset)))
+            said = list(cast("Written", found["test"]).said)
+            torch.save(({split: one.outputs for split, one in found.items()}, said), path)
+
+        path = task_tokens.cached("base", (task_tokens.known(self.training), view.train.precision), write)
+        outputs, said = torch.load(path, weights_only=True)
+        held_out = evaluation.outcome(outputs["validation"], self.splits["validation"])
+        return {"validation": held_out, "test": Written(outputs["test"], tokens.labels_of(test), None, said)}
 
     def _scores(self, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
         """Return the validation score, the test metrics, and the answers on the test split.
@@ -205,26 +230,3 @@ def sizes_of(model: PeftModel, training: Training) -> dict[str, int]:
         AdapterBank.of_tenants(folder, banks.base_of(view.base_model)).save(folder / "bank")
         files = {file.name: file.stat().st_size for file in (folder / "bank").rglob("*.safetensors")}
         return {**sizes, "file_bytes": sum(files.values()), "tenant_bytes": files[FILE] // len(task.tenants)}
-
-
-def planned(training: Training) -> Plan:
-    """Return what the section of a training makes of its base model."""
-    view = training.view
-    task_tokens.folder_of(training)  # which say who the tenants are
-    base, task_type = base_models.outline(view.base_model, view.dataset), tasks.of(view.dataset).peft_task
-    return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
-
-
-def started(training: Training, plan: Plan, read: Statistics) -> PeftModel:
-    """Return the base model with its adapter, before training."""
-    view = training.view
-    set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    base.load_state_dict(read.head, strict=False)  # as trained, if the initialization goes on from it
-    section, layers = view.section, read.layers
-    if isinstance(section, LsrParams) and section.source:
-        layers = of_adapter(section.source, base, plan, view)
-    model = adapters.add_adapter(base, plan, layers)
-    for _ in adapters.start(model, plan, layers):
-        pass
-    return model

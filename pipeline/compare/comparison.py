@@ -1,5 +1,6 @@
 """All that comparison.json and the page hold, computed once. Scores are in percent."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,23 +12,13 @@ from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import examples
 from pipeline.compare.examples import Parts
 from pipeline.compare.leads import Scores
-from pipeline.compare.rows import LOSS, PERCENT, Entry, entries, row
+from pipeline.compare.rows import PERCENT, Entry, entries, row
 from pipeline.compare.verdicts import ByPart, Judge, Places
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.cells import rounded
 
 RESAMPLES = 10_000
 DIGITS = 7  # significant ones
-PROTOCOL = (
-    "Scores are percent of each task's first metric on its test split, mean over seeds ± half of the 95 % interval "
-    "(Student's t). The validation split selects learning rate and epoch. Leads over {baseline} are paired by seed; "
-    "errors are standard errors, intervals are of 95 %, from a bootstrap over seeds and test examples ({resamples:,} "
-    "resamples): on these tasks with the tasks as they are, on new ones with tasks, or tenants, drawn too. Hypotheses "
-    "are tested: better, worse: p < 0.05 after Holm's correction for their number; equivalent: two one-sided tests at "
-    "5 % find the lead within {margin:g} points. Other leads are explored, without correction: ahead, behind: the "
-    "interval excludes 0; close: that of 90 % is within {margin:g} points. Bytes are those of the smallest precision "
-    "that costs at most {loss:g} points on the validation split, where a file has been rounded."
-)
 
 
 def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -58,30 +49,23 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         notes.append(f"{outdated:,} records left out: of other settings than those of the preset")
     scores = {task: _scores(task, of, known.get(task), resamples) for task, of in tasks.items()}
     judge = Judge(scores, places, preset.margin)
-    return {
+    found = {
         "preset": name,
         "baseline": baseline,
         "metrics": {task: next(iter(of.values())).shown.metrics[0] for task, of in tasks.items()},
         "averages": averages,
         "methods": methods,  # smallest first
         "margin": preset.margin,
-        "hypotheses": [_short(one) for one in judge.outcomes(preset.hypotheses)],
+        "hypotheses": judge.outcomes(preset.hypotheses),
         "made": _made(records.values()),  # where the records come from
         "notes": notes,
-        "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS),
         "results": [
-            _short(row(place, method, {task: tasks[task].get(method) for task in of}, said))
+            row(place, method, {task: tasks[task].get(method) for task in of}, said)
             for place, of in places.items()
             for method, said in judge.against(baseline, place, methods).items()
         ],
     }
-
-
-def _short(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {
-        name: _short(one) if isinstance(one, dict) else rounded(one, DIGITS) if isinstance(one, float) else one
-        for name, one in values.items()
-    }
+    return json.loads(json.dumps(found), parse_float=lambda text: rounded(float(text), DIGITS))  # as a program reads it
 
 
 def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:

@@ -223,7 +223,8 @@ function show() {
   toHash();
 }
 $("title").textContent = `${data.preset}: ${data.methods.length} methods on ${Object.keys(data.metrics).length} tasks`;
-$("protocol").textContent = data.protocol;
+$("baseline").textContent = data.baseline;
+$("margin").textContent = data.margin;
 $("notes").append(...data.notes.map(note => element("li", note)));
 for (const place of places) $("task").append(new Option(place in data.averages ? `${place}: mean of ${data.averages[place].length} tasks` : `${place}, ${data.metrics[place]}`, place));
 for (const one of data.hypotheses) {

@@ -16,7 +16,7 @@ from pipeline.tasks.scores import ROUNDING
 FINISHED, PARTLY, UNTUNED, MISSING = "finished", "partly finished", "not tuned yet", "not run"
 PERCENT = 100.0
 FULL, AS_TRAINED = "float32", "as trained"  # the second is all that is known of trainings that were not rounded
-LOSS = 0.002  # of the validation score, a fraction
+LOSS = 0.002  # of the validation score, a fraction, of which page.html tells
 Row = dict[str, Any]
 Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method first
 

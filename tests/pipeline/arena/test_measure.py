@@ -15,8 +15,8 @@ from transformers import Trainer
 
 from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import __main__ as arena_command
-from pipeline.arena import compete, plan, record, statistics, task_tokens
-from pipeline.arena.measure import measure, planned, started
+from pipeline.arena import compete, plan, record, starts, task_tokens
+from pipeline.arena.measure import measure
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from tests import tasks
@@ -28,8 +28,8 @@ HEAD = "modules_to_save"
 
 
 def start(chosen):
-    resolved = planned(chosen)
-    return started(chosen, resolved, statistics.read(chosen, resolved))
+    resolved = starts.planned(chosen)
+    return starts.started(chosen, resolved, starts.read(chosen, resolved))
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
@@ -118,7 +118,7 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], fresh[name]) for name in heads)
     assert all(value.any() for name, value in first.items() if name.endswith("core"))
-    cached = statistics.read(chosen, planned(chosen))
+    cached = starts.read(chosen, starts.planned(chosen))
     record = measure(chosen)
     assert record.status == "finished"
     assert record.seconds["start"] >= cached.seconds > 0  # as if it had run
