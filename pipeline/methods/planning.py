@@ -145,9 +145,7 @@ def _type_of(section: PeftParams) -> type[PeftConfig]:
 
 def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
     """Return the layers that a section names; by default the usual ones of its method or of the model."""
-    if not isinstance(section, LsrParams | PeftParams):
-        return DUMMY_TARGET_MODULES
-    if isinstance(section, PeftParams) and section.target_modules == "none":
+    if not isinstance(section, LsrParams | PeftParams) or section.target_modules == "none":
         return DUMMY_TARGET_MODULES
     if section.target_modules == "default" and section.type in OWN_TABLES:
         return None

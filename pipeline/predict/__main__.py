@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
-    add("--adapter", type=Path, metavar="FOLDER", help="an adapter or a bank of tenants (as trained last)")
+    last = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
+    add("--adapter", type=Path, metavar="FOLDER", default=last, help="an adapter or a bank of tenants (%(default)s)")
     add("--tenant", metavar="NAME", help="of a bank, who asks; of --file by default the column of training")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension")
@@ -50,8 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help="written at most (%(default)s)")
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
     options = parser.parse_args(arguments)
-    if options.adapter is None:
-        options.adapter = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
     with exit_on_error("stopped; --out was not half written", PROGRAM, before=f"{PROGRAM}: "):
         _check(options)
         tables = _answered(options)

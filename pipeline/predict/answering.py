@@ -80,11 +80,10 @@ class Opened:
         """
         prompts = Prompts(self.tokenizer, self.task.template)
         ids = [prompts.prompt(asked(text)) for text in texts]
-        cut, options = [one[-self.task.max_length :] for one in ids], {}
+        cut = [one[-self.task.max_length :] for one in ids]
         check_positions(cast("PreTrainedModel", self.model), max(map(len, cut)) + most, "--new-tokens")
-        if shown:
-            options = {"streamer": TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)}
-        said = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, **options)
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
+        said = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
         return said, sum(len(one) > self.task.max_length for one in ids)
 
 

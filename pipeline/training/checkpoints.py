@@ -15,7 +15,7 @@ from accelerate import PartialState
 from filelock import FileLock
 from ruamel.yaml import YAML
 from transformers import TrainerCallback, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from pipeline.core import artifacts, console
 from pipeline.data import content
@@ -127,9 +127,7 @@ def sync(path: Path) -> None:
 
 def newest(folder: Path) -> Path | None:
     """Return the newest checkpoint of a run that is whole, as is the best one that it names; warn of newer ones."""
-    found = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    steps = sorted((int(path.name.rpartition("-")[2]) for path in found), reverse=True)
-    for path in (path_of(folder, step) for step in steps):
+    for path in map(Path, reversed(sort_checkpoints(str(folder)))):
         if _is_whole(path):
             best = state_of(path).best_global_step
             if best is None or _is_whole(path_of(folder, best)):
