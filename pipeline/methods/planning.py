@@ -95,9 +95,7 @@ def configured(
                 automatic = {"separation_rank": None} if section.separation_rank == "auto" else {}
                 return LsrConfig(**fields | automatic | _layers(section) | {"seed": seed} | chosen)
             case PeftParams():
-                fields = _peft_fields(section, seed) | chosen
-                check_patterns(fields)  # as whoever reads the adapter does
-                return _type_of(section)(**fields)
+                return _of_peft(section, seed, chosen)
         # PEFT has no method for everything or for the head alone: an adapter without layers saves whole modules.
         return LoraConfig(**chosen)
 
@@ -106,9 +104,15 @@ def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
     return {} if section.layers == "all" else {"layers_to_transform": list(section.layers)}
 
 
-def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
-    # Returns the fields of PEFT's configuration that a section sets, with the seed for all that PEFT draws by one.
-    known = _type_of(section).__dataclass_fields__
+def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConfig:
+    # Returns PEFT's configuration, with what else is chosen, and the seed for all that PEFT draws by one.
+    types = known_types()
+    if (kind := types.get(section.type)) is None:
+        raise ValueError(
+            f"type: PEFT {version('peft')} has no method {section.type!r} that adapts layers"
+            f"{nearest(section.type, types)}; there are {', '.join(types)}"
+        )
+    known = kind.__dataclass_fields__
     for name, value in section.options.items():
         if name not in known:
             raise ValueError(f"{name}: no such key{nearest(name, known)}")
@@ -120,7 +124,9 @@ def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
     if section.options.get("init_lora_weights") == "eva":
         raise ValueError("init_lora_weights: eva needs examples, which this pipeline does not pass to it")
     seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
-    return seeds | section.options | _layers(section)
+    fields = seeds | section.options | _layers(section) | chosen
+    check_patterns(fields)  # as whoever reads the adapter does
+    return kind(**fields)
 
 
 def known_types() -> dict[str, type[PeftConfig]]:
@@ -131,16 +137,6 @@ def known_types() -> dict[str, type[PeftConfig]]:
         if kind.value not in OWN_LOOP and has_targets and not issubclass(config, PromptLearningConfig):
             found[str(kind.value)] = config
     return found
-
-
-def _type_of(section: PeftParams) -> type[PeftConfig]:
-    name, known = section.type, known_types()
-    if name not in known:
-        raise ValueError(
-            f"type: PEFT {version('peft')} has no method {name!r} that adapts layers{nearest(name, known)}; there are "
-            f"{', '.join(known)}"
-        )
-    return known[name]
 
 
 def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
