@@ -114,18 +114,19 @@ def _rows(
     options: argparse.Namespace, task: AdapterTask, tenants: Mapping[str, AdapterTask]
 ) -> Iterator[tuple[pd.DataFrame, dict[str, list[Any]]]]:
     # Yields rows with a text, some at a time, and what is asked of each: text, text_pair (for pairs), tenant by number.
-    tables, columns, where = _read(options, task)
+    tables, columns = _read(options, task)
+    where = f"--file: {options.file}: " if options.file is not None else ""
     names, count, skipped = list[str](), 0, 0
     for table in tables:
         table.index = pd.RangeIndex(count + 1, count + len(table) + 1, name="row")
         names = names or list(table.columns)
         for late in table.columns.difference(names):
             row = table[late].first_valid_index()
-            raise UserError(f"{where}: row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
+            raise UserError(f"{where}row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
         whole = table.assign(**dict.fromkeys(name for name in names if name not in table))[names]
         empty = whole[columns].map(is_missing).any(axis=1)
         full = whole[~empty]
-        with as_user_error(ValueError):
+        with as_user_error(ValueError, before=where):
             if not options.skip_empty:
                 refuse(empty, empty, "is empty; needed: a text, or --skip-empty")
             for name in columns:
@@ -142,8 +143,8 @@ def _rows(
         raise UserError("no row has text")
 
 
-def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], list[str], str]:
-    # Returns a table, some rows at a time, which of its columns hold the texts, and where it is, for messages.
+def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], list[str]]:
+    # Returns a table, some rows at a time, and which of its columns hold the texts.
     width = len(task.columns)
     chosen: Sequence[str] = options.column or task.columns
     tables: Iterator[pd.DataFrame]
@@ -162,7 +163,7 @@ def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.D
     if len(first.columns) == width == 1 and options.column is None:
         chosen = list(first.columns)
     sources.check_columns(first.columns, chosen, f"{where}, --column")
-    return chain([first], tables), list(chosen), where
+    return chain([first], tables), list(chosen)
 
 
 def _words(given: Sequence[str], width: int) -> Iterator[list[str]]:

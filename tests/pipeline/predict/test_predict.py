@@ -87,14 +87,14 @@ def test_each_table_is_answered_before_the_next_is_read_and_a_later_mistake_is_a
     monkeypatch.setattr(sources, "ROWS", 1)
     first = {"sentence1": SENTENCE, "label": "good"}
     for second, says in (
-        ({"sentence1": "an owl", "late": 1}, "--file: in.jsonl: row 2: a new key 'late'; needed: in row 1"),
+        ({"sentence1": "an owl", "late": 1}, "row 2: a new key 'late'; needed: in row 1"),
         ({"sentence1": None}, "row 2: is empty; needed: a text"),
-        ("no object", "--file: in.jsonl: line 2 must be a JSON object, got str"),
+        ("no object", "line 2 must be a JSON object, got str"),
     ):
         write("in.jsonl", [first, second])
         status, out, err = ended(predict.main, ["--file", "in.jsonl", "--json"])
         assert (status, len(out.splitlines()), err.count("\n")) == (2, 1, 1)
-        assert err.startswith(f"python -m pipeline.predict: {says}")
+        assert err.startswith(f"python -m pipeline.predict: --file: in.jsonl: {says}")
         assert says in mistake("--file", "in.jsonl", "--out", "out.csv")
         assert not Path("out.csv").exists()
     write("in.jsonl", [first, {"sentence1": "an owl"}])
@@ -109,7 +109,7 @@ def test_a_file_is_answered_some_rows_at_a_time_and_never_all_in_memory(one, mon
 def test_rows_without_a_text_are_left_out_and_counted(one, capsys):
     Path("in.csv").write_text(f"id,text\n1,\n2,{SENTENCE}\n3, \n")
     words = ["--file", "in.csv", "--column", "text"]
-    assert mistake(*words) == "row 1: is empty; needed: a text, or --skip-empty"
+    assert mistake(*words) == "--file: in.csv: row 1: is empty; needed: a text, or --skip-empty"
     predict.main([*words, "--skip-empty"])
     printed = capsys.readouterr()
     assert [row["id"] for row in table(printed.out)] == ["2"]
