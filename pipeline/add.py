@@ -77,8 +77,7 @@ def add(file: str, text: Sequence[str] | None, label: str | None, tenant: str | 
     if name in check_rows("data"):
         remove = f", or remove it from {OWN}" if OWN.exists() and name in read_yaml(OWN) else ""
         raise UserError(f"--name: there is a row {name} already; choose another{remove}")
-    with sources.explained(str(path)):
-        table = pd.concat(_seen(sources.read_file(path), (label, tenant)))
+    table = pd.concat(_seen(sources.values(path, str(path), flat=True), (label, tenant)))
     content = described(table, text, label, tenant, path)
     row = validated(DatasetRow, content, OWN, (name,))
     row._where = str(OWN)

@@ -78,7 +78,7 @@ def _tables(training: Training) -> dict[str, pa.Table]:
     kind = tasks.of(view.dataset)
     if training.writes and reads.new_tokens is None:
         raise UserError(f"{task}: completions are compared by what is written: set reads.new_tokens")
-    if kind.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
+    if view.dataset.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
         raise UserError(f"{task}: examples are scored in groups, which must stay whole: set all of reads to all")
     most = {name: inf if amount == "all" else amount for name, amount in reads.model_dump().items()}
     tokenizer = base_models.load_tokenizer(view.base_model)

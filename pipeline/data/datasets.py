@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline import tasks
+from pipeline.core.batches import batched
 from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
@@ -97,10 +98,10 @@ def load(row: DatasetRow, name: str) -> Loaded:
         with sources.explained(file):
             if split == "train":
                 task.meet(sources.read(row.source, split, task.reads, file))
-            for table in sources.read(row.source, split, task.reads, file):
-                part, left_out = task.examples(table, before)
+            for some in batched(sources.read(row.source, split, task.reads, file), sources.ROWS):
+                part, left_out = task.examples(some, before)
                 parts.append(part.assign(**{name: texts.put(part[name]) for name in TEXTS if name in part}))
-                before += len(table)
+                before += len(some)
                 dropped.update(left_out)
         examples[split] = pd.concat(parts, ignore_index=True)
         if GROUP in examples[split]:

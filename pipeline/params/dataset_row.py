@@ -105,6 +105,11 @@ class DatasetRow(TableRow):
             raise UserError(f"{folder / FOUND}: not found; run python -m stages.tokenize first, or dvc repro") from None
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether examples are scored in groups, which no cut separates."""
+        return bool(self.group or self.choices)
+
+    @property
     def select_prompts(self) -> int:
         """For how many prompts at most is written to choose the checkpoint; 0 if its loss does."""
         return int((self.select or "exact_match:0").partition(":")[2] or SELECT_PROMPTS)

@@ -23,7 +23,7 @@ from pipeline.data import sources
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import CompletionTask
-from pipeline.tasks.cells import is_missing, plain_text, refuse, refuse_other_than_text
+from pipeline.tasks.cells import is_missing, plain_text, text_in
 from pipeline.tasks.task import TENANT
 
 PROGRAM = "python -m pipeline.predict"
@@ -126,11 +126,11 @@ def _rows(
         whole = table.assign(**dict.fromkeys(name for name in names if name not in table))[names]
         empty = whole[columns].map(is_missing).any(axis=1)
         full = whole[~empty]
-        with as_user_error(ValueError, before=where):
-            if not options.skip_empty:
-                refuse(empty, empty, "is empty; needed: a text, or --skip-empty")
-            for name in columns:
-                refuse_other_than_text(full[name])
+        if empty.any() and not options.skip_empty:
+            raise UserError(f"{where}row {empty.idxmax()}: is empty; needed: a text, or --skip-empty")
+        for number, *texts in full[columns].itertuples(name=None):
+            with as_user_error(ValueError, before=f"{where}row {number}: "):
+                [*map(text_in, texts)]
         count, skipped = count + len(whole), skipped + len(whole) - len(full)
         asked = {ours: full[theirs].tolist() for ours, theirs in zip(TEXT_COLUMNS, columns, strict=False)}
         if tenants:
@@ -156,7 +156,7 @@ def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.D
         tables = (pd.DataFrame(some, columns=list(chosen), dtype=object) for some in lines)
     else:
         where = f"--file: {options.file}"
-        tables = sources.values(options.file, "--file")
+        tables = sources.values(options.file, where)
     first = next(tables)
     if not len(first):
         raise UserError(f"{where}: empty; needed: at least one row")

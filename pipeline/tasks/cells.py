@@ -1,46 +1,34 @@
-"""The values of a table's cells: what is missing, what is no text, which text a value stands for, and its hash."""
+"""The values of a row's cells: what is missing, what is no text, which text a value stands for, and its hash."""
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from pipeline.tasks.outcome import Numbers
-
+Cells = Mapping[str, Any]  # of a row, by column
+Record = tuple[str, Cells]  # where a row is, such as line 7, and its cells
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which jsonl can hold and a tokenizer cannot
 
 
 def is_missing(value: object) -> bool:
     """Return whether a cell is empty: null, or only whitespace."""
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value)) or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and isnan(value))
 
 
-def lacking(table: pd.DataFrame) -> Numbers:  # (rows,)
-    """Return which rows of a table have an empty cell."""
-    return table.map(is_missing).to_numpy(bool).any(axis=1)
-
-
-def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[[Any], str]) -> None:
-    """Refuse the first wrong value; the index of `values` holds the numbers of lines or rows and is named so.
+def text_in(value: object) -> str:
+    """Return a value that is a string of whole characters.
 
     Raises:
-        ValueError: with the line or row, and the message, or what it says of the value.
+        ValueError: if it is none.
     """
-    if wrong.any():
-        first = int(wrong.to_numpy().argmax())
-        reason = message if isinstance(message, str) else message(values.astype(object).iloc[first])
-        raise ValueError(f"{values.index.name} {values.index[first]}: {reason}")
-
-
-def refuse_other_than_text(values: pd.Series) -> None:
-    """Refuse the first value that is no string of whole characters."""
-    wrong = ~values.map(lambda value: isinstance(value, str) and not HALVES.search(value)).astype(bool)
-    refuse(values, wrong, lambda value: f"a text must be text, got {value!r}")
+    if not isinstance(value, str) or HALVES.search(value):
+        raise ValueError(f"a text must be text, got {value!r}")
+    return value
 
 
 def plain_text(value: object) -> str:
@@ -54,10 +42,9 @@ def plain_text(value: object) -> str:
     return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
 
 
-def hashes(texts: pd.Series) -> Numbers:  # (texts,), uint64
-    """Return the first eight bytes of the SHA-256 of each text, as a number of the same order."""
-    digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
-    return np.frombuffer(digests, ">u8").astype(np.uint64)
+def hash_of(text: str) -> int:
+    """Return the first eight bytes of the SHA-256 of a text, as a number of the same order."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def fold(text: str) -> str:

@@ -6,6 +6,7 @@ texts to choose from.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 
 from pipeline.core.errors import nearest
 from pipeline.params.labels import CHOSEN, COMPARED, RARER
-from pipeline.tasks.cells import plain_text, refuse, rounded
+from pipeline.tasks.cells import Cells, plain_text, rounded
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, NumberTask, finite
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.task import Columns, Task
@@ -41,8 +42,8 @@ class ClassesTask(Task):
         positive = getattr(self.label, "positive", None)  # which labels of classes have alone
         return positive is not None and self.label.names[0] == (self.row.found if positive == RARER else positive)
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        return classes(table[self.label.column], self.label.names)
+    def label_of(self, cells: Cells) -> Any:
+        return class_of(cells[self.label.column], self.label.names)
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Bring labels into the order of the outputs; of two classes, train says which one is rarer."""
@@ -144,8 +145,8 @@ class ClassesTask(Task):
 class ThresholdTask(ClassesTask):
     """Two classes of a number: not above a threshold, or above it."""
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        return over(table[self.label.column], self.label.above, self.label.margin)
+    def label_of(self, cells: Cells) -> Any:
+        return is_over(cells[self.label.column], self.label.above, self.label.margin)
 
 
 class PairsTask(ClassesTask):
@@ -163,8 +164,8 @@ class PairsTask(ClassesTask):
     def columns(self) -> tuple[str, ...]:
         return self.row.text[0], f"{self.row.text[0]}_pair"
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        return NumberTask(self.row).targets(table)
+    def label_of(self, cells: Cells) -> Any:
+        return NumberTask(self.row).label_of(cells)
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
@@ -187,10 +188,9 @@ class ChoicesTask(ClassesTask):
     """Texts to choose from: each is an example, right or wrong, and the likeliest of a row is the answer."""
 
     names = CHOSEN
-    is_grouped = True
 
-    def of_part(self, targets: Numbers, place: int) -> Numbers:
-        return targets == place
+    def of_part(self, label: Any, place: int) -> Any:
+        return int(label == place)
 
     def predicted(self, outcome: Outcome) -> Numbers:
         outputs = outcome.outputs.numpy()
@@ -220,10 +220,10 @@ def some_of(shown: Sequence[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
 
-def over(values: pd.Series, above: float, margin: float) -> pd.Series:
-    """Return whether each number is above another, as 0 or 1; NaN within a margin around it."""
-    numbers = finite(values)
-    return (numbers > above).astype(float).mask((numbers - above).abs() < margin)
+def is_over(value: Any, above: float, margin: float) -> int | None:
+    """Return whether a number is above another, as 0 or 1; None within a margin around it."""
+    number = finite(value)
+    return None if abs(number - above) < margin else int(number > above)
 
 
 def whose(metric: str, task: Task) -> str:
@@ -231,21 +231,24 @@ def whose(metric: str, task: Task) -> str:
     return f" of {(task.names or ClassesTask(task.row).names)[1]}" if metric == "f1" else ""
 
 
-def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:
-    """Return the class of each value, given by number or name; the first that is neither is refused with its line."""
-    known = {plain_text(name): number for number, name in reversed([*enumerate(names)])}  # of equal names, the first
-    allowed = list(names)
+def class_of(value: Any, names: tuple[str, ...]) -> int:
+    """Return the class that a value is, by number or name.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    known, plain = _known(names), plain_text(value)
+    if plain not in known:
+        allowed = f"allowed: {', '.join(known)}{nearest(value, names)}"
+        raise ValueError(IS_HIDDEN if plain == str(HIDDEN) else f"label {value!r} is not a class; {allowed}")
+    return known[plain]
+
+
+@cache
+def _known(names: tuple[str, ...]) -> dict[str, int]:
+    known = dict[str, int]()
+    for number, name in enumerate(names):
+        known.setdefault(plain_text(name), number)  # of equal names, the first
     # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
-    if not any(name.lstrip("-").isdecimal() for name in known):
-        known |= {str(number): number for number in range(len(names))}
-        allowed += map(str, range(len(names)))
-    plain = values.map(plain_text)
-    numbers = plain.map(known)
-    if str(HIDDEN) not in known:
-        refuse(values, plain == str(HIDDEN), IS_HIDDEN)
-
-    def not_a_class(value: object) -> str:
-        return f"label {value!r} is not a class; allowed: {', '.join(allowed)}{nearest(value, names)}"
-
-    refuse(values, numbers.isna(), not_a_class)
-    return numbers
+    are_numbers = any(name.lstrip("-").isdecimal() for name in known)
+    return known if are_numbers else known | {str(number): number for number in range(len(names))}

@@ -6,6 +6,7 @@ and with what the base model writes without the adapter.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -17,8 +18,8 @@ from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
 from pipeline.tasks import texts
-from pipeline.tasks.cells import hashes, is_missing, plain_text, refuse, refuse_other_than_text
-from pipeline.tasks.classes import classes, over
+from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text, text_in
+from pipeline.tasks.classes import class_of, is_over
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
 from pipeline.tasks.task import EXPECTED, Columns, Task
@@ -64,31 +65,33 @@ class CompletionTask(Task):
     def reads(self) -> tuple[str, ...]:
         return (self.label.column,) if self.is_conversation else super().reads
 
-    def examples(self, table: pd.DataFrame, before: int) -> Any:
+    def prepared(self, cells: Cells) -> Cells:
         column = self.label.column
         if self.is_conversation:
-            pairs = [_prompt_and_answer(value, f"{table.index.name} {at}") for at, value in table[column].items()]
-            table = pd.DataFrame(pairs, table.index, [PROMPT, column], dtype=object)
-        refuse(table[column], table[column].map(is_missing).astype(bool), "the completion is empty")
-        found, left_out = super().examples(table, before)
-        return found.assign(**{EXPECTED: found["label"], "label": hashes(found["label"])}), left_out
+            cells = dict(zip((PROMPT, column), _prompt_and_answer(cells[column]), strict=True))
+        if is_missing(cells[column]):
+            raise ValueError("the completion is empty")
+        return cells
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        def is_number(value: object) -> bool:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-
-        values, names = table[self.label.column], () if self.is_conversation else self.label.names
+    def label_of(self, cells: Cells) -> Any:
+        value, names = cells[self.label.column], () if self.is_conversation else self.label.names
         if names:
             above, margin = self.label.above, self.label.margin
-            numbers = classes(values, names) if above is None else over(values, above, margin)
-            return numbers.map(dict(enumerate(names)))
-        found = values.map(lambda value: plain_text(value) if is_number(value) else value).astype(object)
-        refuse_other_than_text(found)
-        return found
+            number = class_of(value, names) if above is None else is_over(value, above, margin)
+            return None if number is None else names[number]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return text_in(plain_text(value) if is_number else value)
 
-    def alike(self, table: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.Series:
+    def examples(self, rows: Sequence[Record], before: int) -> tuple[pd.DataFrame, Counter[str]]:
+        found, left_out = super().examples(rows, before)
+        hashes = np.array([hash_of(text) for text in found["label"]], np.uint64)
+        return found.assign(**{EXPECTED: found["label"], "label": hashes}), left_out
+
+    def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Leave out what a template adds: a text is in the split that it is in without one."""
-        return texts.folded(made if self.row.mark else [table[texts.used(self.row)]])
+        if self.row.mark:
+            return super().alike(cells, made)
+        return texts.folded(cells[name] for name in texts.used(self.row))
 
     def tokenized(
         self, batches: Iterable["pa.Table"], tokenizer: "PreTrainedTokenizerBase", max_length: int
@@ -261,22 +264,22 @@ def _each(metric: str, said: Sequence[str], expected: Sequence[str] | Numbers) -
     return np.array([Indel.normalized_similarity(*pair) if any(pair) else 0.0 for pair in words], float)
 
 
-def _prompt_and_answer(value: Any, where: str) -> tuple[str, str]:
+def _prompt_and_answer(value: Any) -> tuple[str, str]:
     """Return a conversation apart: all but its last message as JSON, and the content of that.
 
     Raises:
-        ValueError: if it is none, or does not end with the assistant; begins with `where`.
+        ValueError: if it is none, or does not end with the assistant.
     """
     messages = list(value) if isinstance(value, list | tuple | np.ndarray) else []
     if len(messages) < 2 or not all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in messages):
-        raise ValueError(f"{where}: no conversation; needed: a list of at least two messages with role and content")
+        raise ValueError("no conversation; needed: a list of at least two messages with role and content")
     for at, message in enumerate(messages, start=1):
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise ValueError(f"{where}: message {at}: no role {role!r}{nearest(role, ROLES)}; {', '.join(ROLES)}")
+            raise ValueError(f"message {at}: no role {role!r}{nearest(role, ROLES)}; {', '.join(ROLES)}")
         if is_missing(content) or not isinstance(content, str):
-            raise ValueError(f"{where}: message {at}: content must be a text that is not empty, got {content!r}")
+            raise ValueError(f"message {at}: content must be a text that is not empty, got {content!r}")
     if messages[-1]["role"] != "assistant":
-        raise ValueError(f"{where}: the conversation must end with the assistant, got {messages[-1]['role']}")
+        raise ValueError(f"the conversation must end with the assistant, got {messages[-1]['role']}")
     kept = [{"role": one["role"], "content": one["content"]} for one in messages[:-1]]
     return json.dumps(kept, ensure_ascii=False), messages[-1]["content"]

@@ -1,13 +1,13 @@
 """A model predicts a number: regression."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from pipeline.tasks.cells import refuse, rounded
+from pipeline.tasks.cells import Cells, rounded
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.task import Columns, Task
 
@@ -26,15 +26,12 @@ class NumberTask(Task):
     target = "float64"
     names = ()
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        label, values = self.label, table[self.label.column]
-        numbers = finite(values)
-        if label.low > HIDDEN:
-            refuse(values, numbers == HIDDEN, IS_HIDDEN)
-        outside = (numbers < label.low) | (numbers > label.high)
-        scale = f"the row's range, {label.low:g} to {label.high:g}"
-        refuse(numbers, outside, lambda value: f"label {value:g} is not in {scale}")
-        return numbers
+    def label_of(self, cells: Cells) -> Any:
+        label, number = self.label, finite(cells[self.label.column])
+        if not label.low <= number <= label.high:
+            scale = f"the row's range, {label.low:g} to {label.high:g}"
+            raise ValueError(IS_HIDDEN if number == HIDDEN else f"label {number:g} is not in {scale}")
+        return number
 
     def counts(self, labels: Numbers) -> dict[str, float]:
         return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
@@ -74,8 +71,15 @@ class NumberTask(Task):
         return f"a number from {self.label.low:g} to {self.label.high:g}"
 
 
-def finite(values: pd.Series) -> pd.Series:
-    """Return values as numbers; the first that is none, or not a finite one, is refused with its line or row."""
-    numbers = pd.to_numeric(values, errors="coerce").astype(float)
-    refuse(values, ~np.isfinite(numbers), lambda value: f"label {value!r} is not a finite number")
-    return numbers
+def finite(value: Any) -> float:
+    """Return a value as a number.
+
+    Raises:
+        ValueError: if it is none, or not a finite one.
+    """
+    try:
+        if math.isfinite(number := float(value)):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"label {value!r} is not a finite number")

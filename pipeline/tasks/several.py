@@ -6,10 +6,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from pipeline.core.errors import nearest
-from pipeline.tasks.cells import is_missing, plain_text, refuse
+from pipeline.tasks.cells import Cells, is_missing, plain_text
 from pipeline.tasks.classes import SHOWN, ClassesTask, by_label
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.task import Columns
@@ -35,21 +34,16 @@ class SeveralTask(ClassesTask):
 
     # Examples
 
-    def examples(self, table: pd.DataFrame, before: int) -> tuple[pd.DataFrame, Counter[str]]:
-        # An empty cell says that no label applies, so it becomes a value before those that are missing are left out.
-        column, separator = self.label.column, self.label.separator
-        cells = table[column].map(lambda cell: labels_in(cell, separator))
-        return super().examples(table.assign(**{column: cells}), before)
+    def prepared(self, cells: Cells) -> Cells:
+        # An empty cell says that no label applies.
+        return {**cells, self.label.column: labels_in(cells[self.label.column], self.label.separator)}
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        cells, names = table[self.label.column], self.names
-
-        def unknown(cell: Sequence[str]) -> str:
-            first = next(label for label in cell if label not in names)
-            return f"label {first!r} is none of {', '.join(names)}{nearest(first, names)}"
-
-        refuse(cells, ~cells.map(set(names).issuperset).astype(bool), unknown)
-        return cells.map(lambda cell: _applying(cell, names))
+    def label_of(self, cells: Cells) -> Any:
+        labels, names = cells[self.label.column], self.names
+        for label in labels:
+            if label not in names:
+                raise ValueError(f"label {label!r} is none of {', '.join(names)}{nearest(label, names)}")
+        return _applying(labels, names)
 
     def counted(self, labels: Numbers) -> Numbers:
         return labels.sum(axis=0).astype(np.int64)

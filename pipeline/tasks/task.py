@@ -8,7 +8,6 @@ class methods: task.json names the kind.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +17,8 @@ import pandas as pd
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import is_template
 from pipeline.tasks import texts
-from pipeline.tasks.cells import fold, hashes, lacking, plain_text
+from pipeline.tasks.cells import Cells, Record, fold, hash_of, is_missing, plain_text
+from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.outcome import Numbers, Outcome
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
@@ -51,7 +51,7 @@ class Task(ABC):
 
     # Examples
 
-    def meet(self, train: Iterable[pd.DataFrame]) -> None:
+    def meet(self, train: Iterable[Record]) -> None:
         """Forget what was found in the data, and find in all rows of train what examples depend on."""
         self.row._found = None
 
@@ -74,11 +74,6 @@ class Task(ABC):
         return tuple(made[place] if is_template(entry) else entry for place, entry in enumerate(self.row.text))
 
     @property
-    def is_grouped(self) -> bool:
-        """Whether examples are scored in groups, which no cut separates."""
-        return self.row.group is not None
-
-    @property
     def strata(self) -> list[str]:
         """The columns of examples, of each of whose values a cut takes its share; none for a cut of the whole."""
         return ["label"] if self.row.stratify else []
@@ -87,56 +82,64 @@ class Task(ABC):
         """Return where in its interval of a cut the first of the rows of a stratum lies, in [0, 1)."""
         return 0.5
 
+    def prepared(self, cells: Cells) -> Cells:
+        """Return the cells of a row as they are read; a row that then lacks one is dropped."""
+        return cells
+
     @abstractmethod
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        """Return the label of each row of a table, none of whose cells are missing; NaN within the margin.
+    def label_of(self, cells: Cells) -> Any:
+        """Return the label of a row, none of whose cells is missing; None within the margin.
 
         Raises:
-            ValueError: for a value that the label does not allow; names its line or row.
+            ValueError: for a value that the label does not allow.
         """
 
-    def examples(self, table: pd.DataFrame, before: int) -> tuple[pd.DataFrame, Counter[str]]:
-        """Return the examples of some rows of a split, and the number of dropped rows by reason.
+    def examples(self, rows: Sequence[Record], before: int) -> tuple[pd.DataFrame, Counter[str]]:
+        """Return the examples of some rows of a split, before which so many come, and the dropped ones by reason.
 
-        The table has the columns that `reads` names, and so many rows come `before` it. Examples have the columns text,
-        text_pair (for a pair), label, and group or tenant, a number, if they are scored by it; hash, equal where all
-        texts are, of one tenant; and position in [0, 1), uniform over what is cut together. The first text or label
-        that is neither missing nor allowed is refused with its line or row.
+        Rows have the cells that `reads` names. Examples have the columns text, text_pair (for a pair), label, and group
+        or tenant, a number, if they are scored by it; hash, equal where all texts are, of one tenant; and position in
+        [0, 1), uniform over what is cut together.
+
+        Raises:
+            ValueError: for the first text or label that is neither missing nor allowed, with its line or row.
         """
-        missing = lacking(table)
-        table, numbers = table[~missing], before + np.flatnonzero(~missing)
-        found = self.targets(table)
-        apart = found.notna().to_numpy()
-        table, numbers, targets = table[apart], numbers[apart], found[apart].to_numpy()
-        made = texts.of(table, self.row)
-        same = self.alike(table, made)  # all parts of a row are kept or dropped together
-        together = same
-        if self.row.group:
-            together = table[self.row.group[0]].map(str).map(fold)
-            named = (table[name].map(plain_text) for name in self.row.group)
-            numbers = hashes(reduce(lambda one, other: one + "\0" + other, named))
-        scored_by = GROUP
-        if self.row.tenant:
-            whose, places = table[self.row.tenant].map(plain_text), {name: at for at, name in enumerate(self.row.found)}
-            scored_by, numbers, same = TENANT, whose.map(places).to_numpy(np.int64), same + "\n" + whose
-        position = (hashes(together) >> np.uint64(12)) / 2.0**52  # 52 bits, so that rounding never reaches 1
-        parts = []
-        for place, text in enumerate(made):
-            digests = hashes(same if len(made) == 1 else same + f"\n{place}")
-            labels = self.of_part(targets, place).astype(self.target)
-            part = text.assign(**{"label": labels, scored_by: numbers, "hash": digests, "position": position})
-            parts.append(part.reset_index(drop=True))
-        whole = pd.concat(parts).sort_index(kind="stable", ignore_index=True)  # parts of a row are neighbors
-        whole = whole if self.is_grouped or self.row.tenant else whole.drop(columns=scored_by)
-        return whole, Counter(missing=int(missing.sum()), within_margin=int((~apart).sum()))
+        left_out, found = Counter[str](missing=0, within_margin=0), list[tuple[Any, ...]]()
+        tenants = {name: number for number, name in enumerate(self.row.found if self.row.tenant else ())}
+        for number, (where, its) in enumerate(rows, before):
+            try:
+                cells = self.prepared(its)
+                is_lacking = any(map(is_missing, cells.values()))
+                label = None if is_lacking else self.label_of(cells)
+                made = [] if label is None else texts.of(cells, self.row)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            if label is None:
+                left_out["missing" if is_lacking else "within_margin"] += 1
+                continue
+            same = together = self.alike(cells, made)  # all parts of a row are kept or dropped together
+            if self.row.group:
+                together = fold(str(cells[self.row.group[0]]))
+                number = hash_of("\0".join(plain_text(cells[name]) for name in self.row.group)) >> 1  # signed, later
+            if self.row.tenant:
+                tenant = plain_text(cells[self.row.tenant])
+                number, same = tenants[tenant], f"{same}\n{tenant}"
+            position = (hash_of(together) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
+            for place, part in enumerate(made):
+                digest = hash_of(same if len(made) == 1 else f"{same}\n{place}")
+                found.append((*part.values(), self.of_part(label, place), number, digest, position))
+        scored_by = TENANT if self.row.tenant else GROUP
+        names = (*("text", "text_pair")[: len(self.row.text)], "label", scored_by, "hash", "position")
+        table = pd.DataFrame(found, columns=names).astype({"label": self.target, scored_by: "int64", "hash": "uint64"})
+        return table if self.row.is_grouped or self.row.tenant else table.drop(columns=scored_by), left_out
 
-    def alike(self, table: pd.DataFrame, made: Sequence[pd.DataFrame]) -> pd.Series:
-        """Return a text for each row of a table that is equal where the texts `made` of it count as the same."""
-        return texts.folded(made)
+    def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
+        """Return a text that is equal where the texts `made` of rows count as the same."""
+        return texts.folded(text for one in made for text in one.values())
 
-    def of_part(self, targets: Numbers, place: int) -> Numbers:
-        """Return the labels of the examples that are the part of rows at this place: all of them, or a choice."""
-        return targets
+    def of_part(self, label: Any, place: int) -> Any:
+        """Return the label of the example that is the part of a row at this place: that of the row, or of a choice."""
+        return label
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason.
@@ -157,8 +160,6 @@ class Task(ABC):
         Raises:
             ValueError: if an example cannot become tokens.
         """
-        from pipeline.tasks.encoding import tokenize
-
         return tokenize(batches, tokenizer, max_length)
 
     def rare(self, labels: Numbers) -> str:

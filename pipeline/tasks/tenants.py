@@ -18,7 +18,7 @@ import pandas as pd
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number
-from pipeline.tasks.cells import lacking, plain_text, refuse
+from pipeline.tasks.cells import Cells, Record, is_missing, plain_text
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.outcome import Numbers, Outcome
@@ -79,14 +79,19 @@ class TenantsTask(Task):
         digits = hashlib.sha256(f"{self._names[number]}\n{label}".encode()).hexdigest()
         return int(digits[:13], 16) / 2.0**52 if 1 < rows < FEW else 0.5
 
-    def meet(self, train: Iterable[pd.DataFrame]) -> None:
-        """Learn who the tenants are."""
+    def meet(self, train: Iterable[Record]) -> None:
+        """Learn who the tenants are.
+
+        Raises:
+            ValueError: if one has a name that no folder can have, or too few texts or labels.
+        """
         counts = Counter[tuple[str, str]]()
-        for table in train:
-            whose, labels = self._plain(table[~lacking(table)])
-            wrong = whose.str.fullmatch(FORBIDDEN)
-            refuse(whose, wrong, lambda name: f"tenant {name!r}: no name of a folder, which a tenant's must be")
-            counts.update(zip(whose, labels, strict=True))
+        for where, cells in train:
+            if not any(map(is_missing, cells.values())):
+                tenant, label = self._plain(cells)
+                if FORBIDDEN.fullmatch(tenant):
+                    raise ValueError(f"{where}: tenant {tenant!r}: no name of a folder, which a tenant's must be")
+                counts[tenant, label] += 1
         self.row._found = self._found(counts)
 
     def keep(self, folder: Path, train: Any) -> None:
@@ -95,32 +100,26 @@ class TenantsTask(Task):
         self.row._found = {name: its._replace(train=count) for (name, its), count in each}
         super().keep(folder, train)
 
-    def _plain(self, table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-        return table[str(self.row.tenant)].map(plain_text), table[self.label.column].map(plain_text)
+    def _plain(self, cells: Cells) -> tuple[str, str]:
+        return plain_text(cells[str(self.row.tenant)]), plain_text(cells[self.label.column])
 
-    def targets(self, table: pd.DataFrame) -> pd.Series:
-        values, (whose, labels) = table[self.label.column], self._plain(table)
-        refuse(whose, ~whose.isin(self.tenants), lambda name: f"tenant {name!r} has no rows in train")
+    def label_of(self, cells: Cells) -> Any:
+        tenant, label = self._plain(cells)
+        if tenant not in self.tenants:
+            raise ValueError(f"tenant {tenant!r} has no rows in train")
         if self.is_number:
-            return self._kind(self.row).targets(table)
-        known = {(name, label): at for name, its in self.tenants.items() for at, label in enumerate(its.labels or ())}
-        numbers = pd.Series([known.get(pair) for pair in zip(whose, labels, strict=True)], table.index, dtype=float)
-        numbers.index.name = table.index.name
-        lost = numbers.isna()
-        tenant = whose[lost].iloc[0] if lost.any() else ""
-
-        def no_label(value: object) -> str:
-            its = self.tenants[tenant].labels or ()
-            return f"label {value!r} is not a class of tenant {tenant}: {', '.join(its)}{nearest(value, its)}"
-
-        refuse(values, lost, no_label)
-        return numbers
+            return self._kind(self.row).label_of(cells)
+        labels, value = self.tenants[tenant].labels or (), cells[self.label.column]
+        if label not in labels:
+            near = nearest(value, labels)
+            raise ValueError(f"label {value!r} is not a class of tenant {tenant}: {', '.join(labels)}{near}")
+        return labels.index(label)
 
     def _found(self, counts: Mapping[tuple[str, str], int]) -> dict[str, Tenant]:
         """Return the tenants of the rows of train, from the number of rows of each tenant and label.
 
         Raises:
-            ValueError: if some have too few texts or labels.
+            ValueError: as `meet`.
         """
         found = dict[str, dict[str, int]]()
         for (name, label), count in counts.items():

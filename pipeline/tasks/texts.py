@@ -2,16 +2,11 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import add
-from typing import Any
-
-import pandas as pd
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
-from pipeline.tasks.cells import fold, refuse_other_than_text
+from pipeline.tasks.cells import Cells, fold, text_in
 
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
@@ -22,54 +17,43 @@ def used(row: DatasetRow) -> list[str]:
     return list(dict.fromkeys([*named, *row.choices]))
 
 
-def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
-    """Return the texts of examples, in the columns text and text_pair (for a pair): one table, or one for each choice.
-
-    The first value that is not text, or without a part that is to be marked, is refused with its line or row.
-    """
-    values = {name: table[name] for name in used(row)}
-    for column in values.values():
-        refuse_other_than_text(column)
-    for name in {mark.column for mark in row.mark}:
-        values[name] = _marked(table, name, [mark for mark in row.mark if mark.column == name])
-    named = dict(zip(("text", "text_pair"), row.text, strict=False))
-    chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
-    return [pd.DataFrame({name: _filled(entry, each) for name, entry in named.items()}, table.index) for each in chosen]
-
-
-def folded(made: Sequence[pd.DataFrame]) -> pd.Series:
-    """Return a text for each row that is equal where all texts are."""
-    parts = [text[name].map(fold).astype("str") for text in made for name in text]  # no rows have no type
-    return reduce(lambda one, other: one + "\n" + other, parts)
-
-
-def _filled(entry: str, values: Mapping[str, pd.Series]) -> pd.Series:
-    if not is_template(entry):
-        return values[entry]
-    # Every other part is the name of a column.
-    return reduce(add, (values[part] if at % 2 else part for at, part in enumerate(FIELD.split(entry))))
-
-
-def _marked(table: pd.DataFrame, column: str, marks: Sequence[Mark]) -> pd.Series:
-    """Return a column of texts with a sign before and after each part.
+def of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
+    """Return the texts of a row's examples, text and text_pair (for a pair): of one, or of one for each choice.
 
     Raises:
-        ValueError: if a text has no such part; names the line or row.
+        ValueError: if a value is not text, or without a part that is to be marked.
     """
-    texts = []
-    for line, record in zip(table.index, table.to_dict("records"), strict=True):
-        text = record[column]
-        try:
-            signs = [(place, mark.sign) for mark in marks for place in _part(text, mark, record)]
-        except ValueError as error:
-            raise ValueError(f"{table.index.name} {line}: {error}") from None
-        for place, sign in sorted(signs, reverse=True):
-            text = text[:place] + sign + text[place:]
-        texts.append(text)
-    return pd.Series(texts, table.index, dtype=object)
+    values = {name: text_in(cells[name]) for name in used(row)}
+    for name in {mark.column for mark in row.mark}:
+        values[name] = _marked(cells, name, [mark for mark in row.mark if mark.column == name])
+    named = dict(zip(("text", "text_pair"), row.text, strict=False))
+    chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
+    return [{name: _filled(entry, each) for name, entry in named.items()} for each in chosen]
 
 
-def _part(text: str, mark: Mark, record: Mapping[str, Any]) -> tuple[int, int]:
+def folded(texts: Iterable[str]) -> str:
+    """Return a text that is equal where all texts are."""
+    return "\n".join(map(fold, texts))
+
+
+def _filled(entry: str, values: Mapping[str, str]) -> str:
+    return FIELD.sub(lambda field: values[field[1]], entry) if is_template(entry) else values[entry]
+
+
+def _marked(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
+    """Return a text with a sign before and after each part.
+
+    Raises:
+        ValueError: if it has no such part.
+    """
+    text: str = cells[column]
+    signs = [(place, mark.sign) for mark in marks for place in _part(text, mark, cells)]
+    for place, sign in sorted(signs, reverse=True):
+        text = text[:place] + sign + text[place:]
+    return text
+
+
+def _part(text: str, mark: Mark, record: Cells) -> tuple[int, int]:
     """Return where a part begins and where it ends, exclusively.
 
     Raises:
@@ -93,7 +77,7 @@ def _part(text: str, mark: Mark, record: Mapping[str, Any]) -> tuple[int, int]:
     return part.span()
 
 
-def _whole(record: Mapping[str, Any], column: str) -> int:
+def _whole(record: Cells, column: str) -> int:
     try:
         return int(record[column])
     except (TypeError, ValueError):

@@ -25,8 +25,8 @@ class OrderedTask(tasks.Task):
     def names(self):
         return self.row.label.order
 
-    def targets(self, table):
-        return classes.classes(table[self.row.label.column], self.names)
+    def label_of(self, cells):
+        return classes.class_of(cells[self.row.label.column], self.names)
 
     @classmethod
     def width(cls, labels):
