@@ -4,12 +4,13 @@ In dvc.yaml it is the second command of the stage evaluate. It reads reports/, w
 DVC has restored one.
 """
 
-import csv
 import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from pipeline import tasks
 from pipeline.core import artifacts, console
@@ -26,6 +27,7 @@ FEW = 3  # tenants at each end, or texts that were written
 SHOWN = 80  # characters of these
 MOST_CLASSES = 10  # whose scores are shown one by one
 SHORT = 200  # optimizer steps
+TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are no numbers
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -38,8 +40,8 @@ def main(words: Sequence[str] | None = None) -> None:
         console.line(f"\n{params.adapter} on {params.model}, {params.data}, seed {params.seed}\n")
         for word, said in results:
             console.line(textwrap.fill(f"{word:{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT))
-        if 0 < len(classes := _rows(artifacts.EVALUATE_CLASSES)) <= MOST_CLASSES:
-            console.table("the test split by class", list(classes[0]), [_cells(one) for one in classes])
+        if 0 < len(classes := _table(artifacts.EVALUATE_CLASSES)) <= MOST_CLASSES:
+            console.table("the test split by class", list(classes), classes.itertuples(index=False))
         if not artifacts.is_temporary_copy():  # which is gone when this is read
             for word, command in _next(params, row):
                 console.line(f"{word:{INDENT}}{command}".rstrip())
@@ -63,18 +65,18 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield name, f"{found[name]:.4g}{whose(name, task)}, {ends}; {constant}"
     if isinstance(task, CompletionTask):
         yield "loss", f"{found['loss']:.4g} per token of a completion; {found['loss_baseline']:.4g} {task.baseline}"
-        for one in _rows(artifacts.EVALUATE_PREDICTIONS)[:FEW]:
-            prompt, said, expected = (textwrap.shorten(one[key], SHOWN) for key in ("prompt", "said", "expected"))
-            yield "e.g.", f"{prompt} -> {said}" + (f" (expected: {expected})" if one["right"] == "no" else "")
+        for one in _table(artifacts.EVALUATE_PREDICTIONS)[:FEW].itertuples():
+            prompt, said, expected = (textwrap.shorten(text, SHOWN) for text in (one.prompt, one.said, one.expected))
+            yield "e.g.", f"{prompt} -> {said}" + (f" (expected: {expected})" if one.right == "no" else "")
     if row.tenant is not None:
-        scored = sorted((float(one["score"]), one["tenant"]) for one in _rows(artifacts.EVALUATE_TENANTS))
+        scored = sorted(_table(artifacts.EVALUATE_TENANTS)[["score", "tenant"]].itertuples(index=False))
         few = max(1, min(FEW, len(scored) // 2))
         for word, its in {"best": scored[: -few - 1 : -1], "worst": scored[:few]}.items():
             yield word, ", ".join(f"{name} {score:.4g}" for score, name in its)
         each = found["bank_bytes"] / found["tenants"]
         yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"
-    classes = _rows(artifacts.EVALUATE_CLASSES)
-    if silent := [one["class"] for one in classes if one["texts"] != "0" and one["answers"] == "0"]:
+    classes = _table(artifacts.EVALUATE_CLASSES)
+    if silent := list(classes["class"][(classes["texts"] > 0) & (classes["answers"] == 0)]):
         yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, but test has such texts"
     trained = f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained"
     yield "parameters", f"{trained}, {found['base_parameters']:,} frozen"
@@ -89,13 +91,8 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield "", f"This is a short run: {said}"
 
 
-def _cells(row: dict[str, str]) -> list[object]:
-    return [cell if name == "class" else float(cell) if "." in cell else int(cell) for name, cell in row.items()]
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
 
 
 def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
@@ -103,7 +100,7 @@ def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
     if row.tenant is not None:
-        name = shlex.quote(_rows(artifacts.EVALUATE_TENANTS)[0]["tenant"])
+        name = shlex.quote(_table(artifacts.EVALUATE_TENANTS)["tenant"][0])
         yield "predict", f"python -m pipeline.predict --tenant {name} {texts}"
         yield "serve", f"lsr serve {artifacts.BANK}"
     else:
