@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from re import _parser  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lsr.init import INITIALIZATIONS
@@ -30,11 +31,7 @@ LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
 # Of a configuration of any method: what PEFT matches with names, how often and in how many ways it may do so at most.
 PLACES = re.compile("pattern|modules|parameters|svd_config")
 MOST_ENTRIES, MOST_WAYS, WIDTH, DEEPEST = 2_000, 100_000, 60, 20  # WIDTH: about the length of a layer's name
-TOKEN = re.compile(
-    r"(?P<open>\((?:\?:)?)|(?P<close>\)\??)|(?P<other>\|)|"
-    r"(?:(?P<letter>[^\\()\[\]{}|*+?^$.]|\\[\W_])|[.^$]|\\[bdw]|\[\^?(?:[^\[\]\\]|\\[dw\W])+\])"
-    r"(?:(?P<repeat>[*+?]|\{(?P<least>\d{1,3})(?:,(?P<most>\d{0,3}))?\})\??)?"
-)
+SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")  # what matches one character, by the names of re's parser
 
 
 def check_options(config: "LsrConfig") -> None:
@@ -132,41 +129,35 @@ def check_patterns(fields: Mapping[str, Any]) -> None:
 
 
 def _ways(pattern: str) -> int:
-    """Return in how many ways a pattern can match a name at most, or MOST_WAYS + 1 if it is more or not allowed.
-
-    Of alternatives that begin with different letters, only one can match.
-    """
-    groups: list[list[tuple[str | None, int]]] = [[(None, 1)]]  # open ones: how branches begin, "" anyhow, and ways
-    at = 0
-    while at < len(pattern):
-        token = TOKEN.match(pattern, at)
-        if token is None or len(groups) > DEEPEST or (token["close"] and len(groups) == 1):
-            return MOST_WAYS + 1
-        at = token.end()
-        if token["open"]:
-            groups.append([(None, 1)])
-        elif token["other"]:
-            groups[-1].append((None, 1))
-        else:
-            its = _sum(groups.pop()) + ("?" in token["close"]) if token["close"] else _times(token)
-            begins, ways = groups[-1].pop()
-            letter = token["letter"][-1] if token["letter"] and not token["repeat"] else ""
-            groups[-1].append((letter if begins is None else begins, min(ways * its, MOST_WAYS + 1)))
+    """Return in how many ways a pattern can match a name at most, or MOST_WAYS + 1 if it is more or not allowed."""
     try:
-        re.compile(pattern)
-    except re.error:  # such as a group that is left open, or a range that runs backwards
+        parsed = _parser.parse(pattern)  # what re will match, so that nothing is read in another way than it does
+    except (re.error, RecursionError, OverflowError):
         return MOST_WAYS + 1
-    return _sum(groups[0])
+    return _ways_of(parsed) if parsed.state.flags == re.UNICODE else MOST_WAYS + 1
 
 
-def _sum(branches: Iterable[tuple[str | None, int]]) -> int:
-    ways = Counter[str]()
-    for begins, its in branches:
-        ways[begins or ""] += its
-    return ways.pop("", 0) + max(ways.values(), default=0)
-
-
-def _times(token: re.Match[str]) -> int:
-    if token["least"]:
-        return 1 if token["most"] is None else max(1, int(token["most"] or WIDTH) - int(token["least"]) + 1)
-    return {None: 1, "?": 2}.get(token["repeat"], WIDTH)
+def _ways_of(parsed: Any, depth: int = 0) -> int:
+    if depth > DEEPEST:
+        return MOST_WAYS + 1
+    ways = 1
+    for kind, its in parsed:
+        match kind.name:
+            case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN" | "AT":
+                pass
+            case "SUBPATTERN" if its[1] == its[2] == 0:  # its flags
+                ways *= _ways_of(its[3], depth + 1)
+            case "BRANCH":  # of alternatives that begin with different letters, only one can match
+                letters = Counter[int | None]()
+                for one in its[1]:
+                    first, letter = one[0] if len(one) else (None, None)
+                    letters[letter if first and first.name == "LITERAL" else None] += _ways_of(one, depth + 1)
+                ways *= letters.pop(None, 0) + max(letters.values(), default=0)
+            case "MAX_REPEAT" | "MIN_REPEAT" if len(its[2]) == 1 and its[2][0][0].name in SINGLE:
+                ways *= max(1, min(its[1], WIDTH) - its[0] + 1)
+            case "MAX_REPEAT" | "MIN_REPEAT" if its[:2] == (0, 1):
+                ways *= 1 + _ways_of(its[2], depth + 1)
+            case _:
+                return MOST_WAYS + 1
+        ways = min(ways, MOST_WAYS + 1)
+    return ways
