@@ -4,7 +4,7 @@ That is a logistic regression, the strength of whose penalty is chosen on the va
 classes' means. There is no training loop, and nothing depends on a seed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +64,10 @@ def outcomes(
     least = torch.finfo(torch.float32).min
     said = {split: torch.full((len(one.labels), width), least) for split, one in read.items()}
     count = 0
-    for rows in _parts(read, by_tenant=isinstance(task, TenantsTask)):
+    has_tenants = isinstance(task, TenantsTask)
+    whose = {split: np.asarray(one.groups if has_tenants else 0 * one.labels) for split, one in read.items()}
+    for tenant in np.unique(whose["train"]):  # each has its own regression
+        rows = {split: np.flatnonzero(numbers == tenant) for split, numbers in whose.items()}
         its = {split: (read[split].outputs[at].numpy(), read[split].labels[at]) for split, at in rows.items()}
         fitted = _fitted(training.chosen.features, *its["train"], *its["validation"])
         learned = [getattr(fitted[-1], name, np.zeros(0)) for name in ("coef_", "intercept_", "centroids_")]
@@ -72,13 +75,6 @@ def outcomes(
         for split, at in rows.items():
             said[split][np.ix_(at, fitted.classes_)] = torch.from_numpy(_logs(fitted, its[split][0])).float()
     return {split: replace(read[split], outputs=said[split]) for split in ("validation", "test")}, count
-
-
-def _parts(read: Mapping[str, Outcome], *, by_tenant: bool) -> Iterator[dict[str, Values]]:
-    """Yield the positions in each split that a regression is for: all, or those of a tenant."""
-    whose = {split: np.asarray(one.groups if by_tenant else 0 * one.labels) for split, one in read.items()}
-    for tenant in np.unique(whose["train"]):
-        yield {split: np.flatnonzero(numbers == tenant) for split, numbers in whose.items()}
 
 
 def _fitted(features: str | None, x: Values, y: Values, held_out: Values, wanted: Values) -> Pipeline:

@@ -8,8 +8,8 @@ from typing import Any
 from pipeline.arena.preset import PATH, load
 from pipeline.arena.record import FOLDER, read
 from pipeline.compare.comparison import compare
+from pipeline.compare.leads import KINDS
 from pipeline.compare.rows import Row
-from pipeline.compare.verdicts import KINDS
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
 from pipeline.core.errors import exit_on_error

@@ -11,9 +11,8 @@ from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import examples
 from pipeline.compare.examples import Parts
-from pipeline.compare.leads import Scores
+from pipeline.compare.leads import ByPart, Judge, Places, Scores
 from pipeline.compare.rows import PERCENT, Entry, entries, row
-from pipeline.compare.verdicts import ByPart, Judge, Places
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.cells import rounded
 

@@ -10,7 +10,7 @@ from scipy import stats
 from pipeline.arena import plan, tuning
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import Record, Rounded
-from pipeline.compare.verdicts import CONFIDENCE
+from pipeline.compare.leads import CONFIDENCE
 from pipeline.tasks.scores import ROUNDING
 
 FINISHED, PARTLY, UNTUNED, MISSING = "finished", "partly finished", "not tuned yet", "not run"

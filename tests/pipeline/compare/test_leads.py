@@ -14,8 +14,7 @@ from scipy import stats
 
 from pipeline.arena.preset import Hypothesis
 from pipeline.compare import examples as of_examples
-from pipeline.compare.leads import Lead, Scores, mean, on_task
-from pipeline.compare.verdicts import Judge, holm
+from pipeline.compare.leads import Judge, Lead, Scores, holm, mean, on_task
 from pipeline.tasks.scores import EXAMPLES as SCORES
 
 RESAMPLES = 4000
