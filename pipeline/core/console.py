@@ -69,11 +69,10 @@ def progress(description: str, total: int | None, unit: str, to: Console = conso
             bar.update(task.id, advance=done, note=note or task.fields["note"])
             # Off a terminal. A training says that it begins with 0 steps done.
             if not to.is_terminal and task.completed and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-                last, left = time.monotonic(), task.time_remaining
-                of = "" if total is None else f"/{total}"
-                remaining = "" if left is None else f", {timedelta(seconds=left)} left"
-                noted = f", {task.fields['note']}" if task.fields["note"] else ""
-                to.print(f"{description}: {task.completed}{of} {unit}{remaining}{noted}", soft_wrap=True)
+                last, of = time.monotonic(), "" if total is None else f"/{total}"
+                left = "" if task.time_remaining is None else f"{timedelta(seconds=task.time_remaining)} left"
+                said = f"{description}: {task.completed}{of} {unit}", left, task.fields["note"]
+                to.print(", ".join(filter(None, said)), soft_wrap=True)
 
         yield advance
 

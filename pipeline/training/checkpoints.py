@@ -66,24 +66,13 @@ def inputs() -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(root).as_posix(), path
 
 
-class LaterOfEquals(TrainerCallback):
-    """Among checkpoints with the best score, keeps the one with the lowest validation loss, and the last if several.
+class Keep(TrainerCallback):
+    """Seals each checkpoint once it is complete, and keeps the last and the best one.
 
-    The Trainer keeps the first. It compares scores right after an evaluation, so forgetting the best score here makes
-    it take the new checkpoint. Step and loss of the best are in the Trainer's state, which a resumed run reads.
+    Among those with the best score that is the one with the lowest validation loss, and the last if several; the
+    Trainer takes the first. It compares scores right after an evaluation, so forgetting the best score here makes it
+    take the new checkpoint. Step and loss of the best are in the Trainer's state, which a resumed run reads.
     """
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        metrics = given["metrics"]
-        if metrics["eval_score"] != state.best_metric:
-            return
-        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
-        if state.best_global_step is not None and metrics["eval_loss"] <= losses[state.best_global_step]:
-            state.best_metric = None
-
-
-class KeepComplete(TrainerCallback):
-    """Seals a checkpoint once it is complete, and keeps that one and the best one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,6 +80,12 @@ class KeepComplete(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if state.best_global_step is not None:  # of a resumed run: the path in its state is where it was written
             state.best_model_checkpoint = str(path_of(self.folder, state.best_global_step))
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
+        metrics, best = given["metrics"], state.best_global_step
+        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+        if best and metrics["eval_score"] == state.best_metric and metrics["eval_loss"] <= losses[best]:
+            state.best_metric = None
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()  # all have written their part of it

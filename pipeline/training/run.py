@@ -109,7 +109,7 @@ def trainer_of(
         compute_metrics=scores,
         preprocess_logits_for_metrics=task.measured if isinstance(task, CompletionTask) else None,
         optimizers=(adapters.optimizer(model, view), None),
-        callbacks=[checkpoints.LaterOfEquals(), *watching],
+        callbacks=list(watching),
     )
     # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
     trainer.model_accepts_loss_kwargs = False
@@ -123,7 +123,7 @@ def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
     It ends after so many epochs of `patience` without a better validation score.
     """
     newest = checkpoints.newest(folder)
-    trainer.add_callback(checkpoints.KeepComplete(folder))
+    trainer.add_callback(checkpoints.Keep(folder))
     if patience is not None:
         trainer.add_callback(StopWithoutGain(patience))
         if newest is not None and lacks_gain(state := checkpoints.state_of(newest), patience):
