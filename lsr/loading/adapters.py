@@ -1,6 +1,6 @@
 """Adapters of any method of PEFT on their base models: loaded, merged, and asked for what is compared."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
 from math import prod
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lsr.algebra.rounding import dtype_name
 from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.updates import LSR, check_config
-from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files, weights_of
-from lsr.tuner.mistakes import InputError, explained, first_line
+from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files
+from lsr.tuner.mistakes import explained
 
 ROWS, LENGTH, SEED = 8, 16, 0  # of the token ids that models are asked for
 RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
@@ -61,20 +62,15 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
     is_empty = not isinstance(files.fields.get("init_lora_weights"), str)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     entries = sum(its.numel() for its in (*base.parameters(), *files.tensors.values()))
-    try:
+    with explained(f"{files.folder}: does not fit the base model", *MISFITS):
         with _Bounded(entries + ROOM):
             model = kind(base, config, low_cpu_mem_usage=is_empty)
+        _check_complete(model, files.tensors)
         tensors = {name: value.to(device) for name, value in files.tensors.items()}
         set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=is_empty)
         tuner: Any = model.base_model
         if hasattr(tuner, "_cast_adapter_dtype"):  # methods that add tokens instead of layers have none
             tuner._cast_adapter_dtype("default", autocast_adapter_dtype=True)
-    except MISFITS as error:
-        missing = isinstance(error, KeyError) and error.args  # a tensor of a head
-        problem = f"{error.args[0]} is missing" if missing else first_line(error)
-        raise InputError(f"{files.folder}: does not fit the base model: {problem}") from None
-    with explained(weights_of(files.folder), ValueError):
-        _check_complete(model, files.tensors)
     return model if trainable else model.eval()
 
 
@@ -144,14 +140,14 @@ class _Bounded(TorchDispatchMode):
         return func(*args, **options)
 
 
-def _check_complete(model: PeftModel, names: Iterable[str]) -> None:
+def _check_complete(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     # That a file holds exactly the tensors of a model's adapter, head and biases: PEFT checks their shapes alone.
-    for name, parameter in model.named_parameters():
-        if parameter.dtype is torch.int64:  # a head's: the model has taken the file's own tensor
-            raise ValueError(f"{name.replace('.default', '')} holds int64 values; needed: floating-point ones")
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     # With bias="all" PEFT also lists the biases inside the wrapper of a head.
-    expected, held = ({name for name in side if not WRAPPED.search(name)} for side in (state, names))
+    expected, held = ({name for name in side if not WRAPPED.search(name)} for side in (state, tensors))
     for name in sorted(expected ^ held):
         problem = "is missing" if name in expected else "is no part of this adapter on this base model"
         raise ValueError(f"{name} {problem}")
+    for name in sorted(expected):
+        if state[name].is_floating_point() and not tensors[name].is_floating_point():
+            raise ValueError(f"{name} holds {dtype_name(tensors[name].dtype)} values; needed: floating-point ones")
