@@ -1,10 +1,11 @@
 """Read and check params.yaml and the tables. This is the only module that opens these files.
 
-`load(View)` checks all of them, then returns only the fields of the stage's view.
+`load(View)` checks all of them, then returns only the fields of the stage's view. A mistake is a line in the file's
+terms, with the nearest match, in place of pydantic's errors.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,12 +17,21 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
-from pipeline.params import mistakes
+from pipeline.params import labels
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Params, View
 from pipeline.params.sources import NAME, TableRow
 
+Place = tuple[str, ...]
+IN_YAML = [  # what pydantic says in Python's words
+    (re.compile(r"a valid dictionary( or .*)?"), "keys with values"),
+    (re.compile(r"a valid tuple"), "a list"),
+    (re.compile(r"Tuple (should .*) after validation"), r"List \1"),
+    (re.compile(r"a valid string"), "text in quotes"),
+    (re.compile(r"Unable to extract tag using discriminator '(\w+)'"), r"It needs a key \1"),
+    (re.compile(r"Input tag '(.*)' found using '(\w+)' does .* tags: (.*)"), r"No \2 '\1'; there are \3"),
+]
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -58,9 +68,7 @@ def load_params() -> Params:
     return validated(Params, read_yaml(PARAMS), PARAMS, ())
 
 
-def changed(
-    overrides: Mapping[str, Any], view: type[AnyView], path: Path = PARAMS, place: tuple[str, ...] = ()
-) -> AnyView:
+def changed(overrides: Mapping[str, Any], view: type[AnyView], path: Path = PARAMS, place: Place = ()) -> AnyView:
     """Return a view of params.yaml with these dotted keys changed; messages name `path` and `place`.
 
     Raises:
@@ -164,7 +172,7 @@ def _parsed(text: bytes) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
-def validated(schema: type[AnyModel], content: Any, path: Path, prefix: tuple[str, ...]) -> AnyModel:
+def validated(schema: type[AnyModel], content: Any, path: Path, prefix: Place) -> AnyModel:
     """Return content as a model; messages say that it is at `prefix` in a file.
 
     Raises:
@@ -173,4 +181,56 @@ def validated(schema: type[AnyModel], content: Any, path: Path, prefix: tuple[st
     try:
         return schema.model_validate(content, context=content)
     except ValidationError as error:
-        raise UserError("\n".join(mistakes.lines(error, schema, content, path, prefix))) from None
+        raise UserError("\n".join(_lines(error, schema, content, path, prefix))) from None
+
+
+def _lines(error: ValidationError, schema: type[BaseModel], content: Any, path: Path, prefix: Place) -> Iterator[str]:
+    """Yield one line per mistake in `content`, the file's value at `prefix`: the key, the rule, the value."""
+    places: dict[Place, list[Any]] = {}
+    for mistake in error.errors(include_url=False):
+        # A value that fits no member of a union is reported once, with everything that is allowed.
+        places.setdefault(_place(mistake, content), []).append(mistake)
+    models = schema.model_json_schema().get("$defs", {}).values()
+    inner = {name for model in models for name in model.get("properties", ())}
+    inner |= {name for form in labels.FORMS for name in form.model_fields}  # a label is in no schema, see there
+    outer = {place[:length] for place in places for length in range(1, len(place))}
+    for place, mistakes in places.items():
+        shown = ": ".join(filter(None, [str(path), ".".join((*prefix, *place))]))
+        if mistakes[0]["type"] == "extra_forbidden":
+            yield f"{shown}: no such key{nearest(place[-1], inner if len(place) > 1 else schema.model_fields)}"
+        elif place not in outer:  # the line about the inner place is enough
+            yield f"{shown}: {_rules(mistakes)}"
+
+
+def _rules(mistakes: list[Any]) -> str:
+    if mistakes[0]["type"] == "missing":
+        return "this key is required"
+    first, *others = dict.fromkeys(_said(mistake["msg"]) for mistake in mistakes)
+    rest = "".join(f" or {rule.removeprefix('input should be ')}" for rule in others)
+    value = mistakes[0]["input"]
+    literals = [mistake["ctx"]["expected"] for mistake in mistakes if mistake["type"] == "literal_error"]
+    allowed = [word for expected in literals for word in expected.split("'")[1::2]]
+    got = "" if isinstance(value, dict) else f", got {value!r}"
+    return f"{first}{rest}{got}{nearest(value, allowed)}"
+
+
+def _said(message: str) -> str:
+    ours = message.removeprefix("Value error, ")
+    if ours != message:
+        return ours
+    for said, better in IN_YAML:
+        message = said.sub(better, message)
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _place(mistake: Any, content: Any) -> Place:
+    """The keys as written in the file: pydantic adds the tags of unions, which are not keys."""
+    where: list[str] = []
+    is_after_tag = False
+    for part in mistake["loc"]:
+        if not is_after_tag and isinstance(content, dict) and content.get("kind") == part:
+            is_after_tag = True  # `kind: package` has a key package, too
+        elif (isinstance(content, dict) and part in content) or (isinstance(content, list) and isinstance(part, int)):
+            content, is_after_tag = content[part], False
+            where.append(str(part))
+    return (*where, str(mistake["loc"][-1])) if mistake["type"] == "missing" else tuple(where)
