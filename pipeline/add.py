@@ -48,7 +48,11 @@ PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"  # what is wri
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Look at a file, write its row, and print what was decided and how to run it."""
+    """Look at a file, write its row, and print what was decided and how to run it.
+
+    Raises:
+        UserError: if the file cannot be read or is not in data/, there is a row of this name, or the row would not do.
+    """
     parser = Parser(PROGRAM, __doc__)
     parser.add_argument("file", help="csv, tsv, jsonl or parquet, in data/")
     parser.add_argument("--text", nargs="+", metavar="COLUMN", help="the column with the text, or two for pairs")
@@ -59,31 +63,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", help="of the row; by default the file's")
     options = parser.parse_args(words)
     with exit_on_error("stopped", PROGRAM):
-        add(options.file, options.text, options.label, options.tenant, options.name)
-
-
-def add(file: str, text: Sequence[str] | None, label: str | None, tenant: str | None, name: str | None) -> None:
-    """Write the row of a file, and print what was decided and how to run it.
-
-    Raises:
-        UserError: if the file cannot be read or is not in data/, there is a row of this name, or the row would not do.
-    """
-    path = Path(os.path.relpath(file))
-    if not path.is_relative_to(OWN.parent):
-        raise UserError(f"{file}: DVC notices changes only in data/; move the file, or a link to it, there")
-    name = name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
-    if not re.fullmatch(NAME, name):
-        raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
-    if name in check_rows("data"):
-        remove = f", or remove it from {OWN}" if OWN.exists() and name in read_yaml(OWN) else ""
-        raise UserError(f"--name: there is a row {name} already; choose another{remove}")
-    table = pd.concat(_seen(sources.values(path, str(path), flat=True), (label, tenant)))
-    content = described(table, text, label, tenant, path)
-    row = validated(DatasetRow, content, OWN, (name,))
-    row._where = str(OWN)
-    loaded = datasets.load(row, name)
-    _append({name: content})
-    _show(name, row, path, table, loaded.splits)
+        path, label, tenant = Path(os.path.relpath(options.file)), options.label, options.tenant
+        if not path.is_relative_to(OWN.parent):
+            raise UserError(f"{options.file}: DVC notices changes only in data/; move the file, or a link to it, there")
+        name = options.name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
+        if not re.fullmatch(NAME, name):
+            raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
+        if name in check_rows("data"):
+            remove = f", or remove it from {OWN}" if OWN.exists() and name in read_yaml(OWN) else ""
+            raise UserError(f"--name: there is a row {name} already; choose another{remove}")
+        table = pd.concat(_seen(sources.values(path, str(path), flat=True), (label, tenant)))
+        content = described(table, options.text, label, tenant, path)
+        row = validated(DatasetRow, content, OWN, (name,))
+        row._where = str(OWN)
+        splits = datasets.load(row, name).splits
+        _append({name: content})
+        _show(name, row, path, table, splits)
 
 
 def _seen(tables: Iterable[pd.DataFrame], chosen: Sequence[str | None]) -> Iterator[pd.DataFrame]:

@@ -24,11 +24,17 @@ RARER = "rarer"  # in place of a class: the one that train has less of
 
 ONLY = {  # keys of a row that only some forms go with
     "choices": "choices need a label with {count} names, one for each in their order",
+    "group": "group: needs a label of classes or of a number",
     "pairs": "pairs compare numbers: the label needs low and high, and no names",
-    "stratify": "stratify: needs a label of classes, and no choices, group or pairs",
+    "stratify": "stratify: needs a label of classes",
     "template": "template: needs a label of completions",
     "select": "select: needs a label of completions or messages",
-    "tenant": "tenant: needs a label of classes or of a number, and no pairs",
+    "tenant": "tenant: needs a label of classes or of a number",
+}
+APART = {  # keys of a row that do not go with each other
+    "tenant": ("choices", "group", "pairs", "stratify"),  # a tenant's cut takes a share of each class anyway
+    "stratify": ("choices", "group"),
+    "choices": ("group",),  # they are groups
 }
 
 
@@ -50,6 +56,10 @@ class Form(Row):
         for key, needs in ONLY.items():
             if getattr(row, key) and key not in self.goes_with:
                 raise ValueError(needs.format(count=len(row.choices)))
+        for key, others in APART.items():
+            for other in others:
+                if getattr(row, key) and getattr(row, other):
+                    raise ValueError(f"{key}: goes with no {other}")
         self._check_text(row)
         self._check_metrics(row)
 
@@ -69,7 +79,7 @@ class Classes(Form):
 
     told_by = frozenset({"names"})
     scored_by = OF_CLASSES
-    goes_with = frozenset({"choices", "stratify", "tenant"})
+    goes_with = frozenset({"choices", "group", "stratify", "tenant"})
 
     names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
         (), description="at least two, in class order; tenants that have other names than each other need none"
@@ -92,13 +102,7 @@ class Classes(Form):
             raise ValueError("positive: choices have no positive one: leave it out")
         if row.choices:
             self._check_choices(row)
-        if row.stratify and (row.choices or row.group):
-            raise ValueError(ONLY["stratify"])
         super()._check_metrics(row)
-        if row.tenant is not None and (row.group or row.choices or row.stratify):
-            raise ValueError(
-                "tenant: goes with no choices, group or stratify: a tenant's cut takes a share of each class"
-            )
         if "f1" in row.metrics and len(self.names) != 2:
             raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
         if row.group is None and "exact_match" in row.metrics:
@@ -109,8 +113,6 @@ class Classes(Form):
             raise ValueError(ONLY["choices"].format(count=len(row.choices)))
         if not any(is_template(entry) and CHOICE in fields(entry) for entry in row.text):
             raise ValueError(f"choices need a text with {{{CHOICE}}}, got {', '.join(row.text)}")
-        if row.group is not None:
-            raise ValueError("choices already form groups: leave out group")
         if row.metrics != ("accuracy",):
             raise ValueError(f"choices are scored by accuracy alone, got {', '.join(row.metrics)}")
 
@@ -119,7 +121,7 @@ class Threshold(Classes):
     """Two classes derived from a number: above the threshold or not. Numbers too close to it are dropped."""
 
     told_by = frozenset({"above", "margin"})
-    goes_with = frozenset({"stratify"})
+    goes_with = frozenset({"group", "stratify"})
 
     names: Annotated[tuple[str, str], AfterValidator(all_different)] = Field(description="not above, above")
     above: StrictFloat
@@ -138,11 +140,6 @@ class Several(Form):
         description="of all labels, in the order of the outputs"
     )
 
-    def _check_text(self, row: "DatasetRow") -> None:
-        super()._check_text(row)
-        if row.group:
-            raise ValueError("several labels for a text go with no group")
-
 
 class Number(Form):
     """A number to predict: regression; or, with `pairs`, to compare.
@@ -153,7 +150,7 @@ class Number(Form):
 
     told_by = frozenset({"low", "high"})
     scored_by = OF_NUMBERS
-    goes_with = frozenset({"pairs", "tenant"})
+    goes_with = frozenset({"group", "pairs", "tenant"})
 
     low: StrictFloat = Field(description="least possible label")
     high: StrictFloat = Field(description="greatest possible label")
@@ -168,8 +165,6 @@ class Number(Form):
         if row.pairs is None:
             super()._check_metrics(row)
             return
-        if row.tenant is not None:
-            raise ValueError(ONLY["tenant"])
         if len(row.text) != 1:
             raise ValueError(f"pairs are made of one text column, got {', '.join(row.text)}")
         Classes(column=self.column, names=COMPARED)._check_metrics(row)
@@ -199,8 +194,8 @@ class Completion(Form):
 
     def _check_text(self, row: "DatasetRow") -> None:
         super()._check_text(row)
-        if len(row.text) > 1 or row.group:
-            raise ValueError("a completion has one text, its prompt, which may be a template, and no group")
+        if len(row.text) > 1:
+            raise ValueError("a completion has one text, its prompt, which may be a template")
 
 
 class Conversation(Form):
@@ -213,8 +208,8 @@ class Conversation(Form):
     column: str = Field(alias="messages", description="the column with a list of messages: role and content")
 
     def _check_text(self, row: "DatasetRow") -> None:
-        if row.text or row.group or row.mark:
-            raise ValueError("messages are the whole of a row: leave out text, group and mark")
+        if row.text or row.mark:
+            raise ValueError("messages are the whole of a row: leave out text and mark")
 
 
 class Pairs(Row):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
@@ -25,7 +26,6 @@ from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
 from pipeline.tasks.task import EXPECTED, Columns, Task
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -94,27 +94,21 @@ class CompletionTask(Task):
         return texts.folded(cells[name] for name in texts.used(self.row))
 
     def tokenized(
-        self, batches: Iterable["pa.Table"], tokenizer: "PreTrainedTokenizerBase", max_length: int
-    ) -> Iterator[tuple["pa.Table", Numbers]]:
-        import pyarrow as pa
-
+        self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> Iterator[tuple[pa.Table, Numbers]]:
         ints = pa.list_(pa.int32())
         kinds = {"input_ids": ints, "length": pa.int32(), "label": ints, PROMPT: pa.string(), EXPECTED: pa.string()}
         prompts = self.prompts(tokenizer)
         for batch in batches:
             rows, lengths = list[dict[str, Any]](), list[int]()
             for text, answer in zip(batch["text"].to_pylist(), batch[EXPECTED].to_pylist(), strict=True):
-                example = prompts.example(self.messages(text), answer)
+                turns = json.loads(text) if self.is_conversation else asked(text)
+                example = prompts.example(turns, answer)
                 if example.answer < max_length:  # of the prompt, one token stays
                     ids, labels = (part[-max_length:] for part in example)
                     rows.append({"input_ids": ids, "length": len(ids), "label": labels, PROMPT: text, EXPECTED: answer})
                     lengths.append(len(example.ids))
             yield pa.Table.from_pylist(rows, pa.schema(kinds)), np.array(lengths, int)
-
-    def messages(self, prompt: str) -> list[Message]:
-        """Return a prompt as a conversation."""
-        said: list[Message] = json.loads(prompt) if self.is_conversation else asked(prompt)
-        return said
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
         """Return how prompts become tokens.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import is_template
@@ -22,7 +23,6 @@ from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.outcome import Numbers, Outcome
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
-    import pyarrow as pa
     from torch import Tensor
     from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -153,8 +153,8 @@ class Task(ABC):
         return ""
 
     def tokenized(
-        self, batches: Iterable["pa.Table"], tokenizer: "PreTrainedTokenizerBase", max_length: int
-    ) -> Iterator[tuple["pa.Table", Numbers]]:
+        self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> Iterator[tuple[pa.Table, Numbers]]:
         """Yield for each batch of examples the tokens of those that fit, and the lengths of their whole texts.
 
         Raises:

@@ -118,7 +118,7 @@ ROW_MISTAKES = [
     ("movie-reviews.cut.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from tr"),
     ("movie-pairs.text", ["text", "id"], "movie-pairs: pairs are made of one text column, got text, id"),
     ("multirc.group", ..., "multirc: exact_match scores groups: define them with `group`"),
-    ("stsb.stratify", True, "stsb: stratify: needs a label of classes, and no choices, group or pairs"),
+    ("stsb.stratify", True, "stsb: stratify: needs a label of classes"),
     ("cola.source.splits", {}, "cola.source: kind: hub needs path and splits"),
     ("mrpc.select_on", "test", "select_on: test leaves no use for the validation split; remove it from the source"),
 ]  # fmt: skip

@@ -125,9 +125,9 @@ def test_mistakes_are_one_line(tmp_path):
     label = ROW["label"]
     for changes, says in (
         ({"label": label | {"names": ["cat"]}}, "label.names: list should have at least 2 items, "),
-        ({"tenant": "whose"}, "tenant: needs a label of classes or of a number, and no pairs"),
+        ({"tenant": "whose"}, "tenant: needs a label of classes or of a number"),
         ({"stratify": True}, "stratify: needs a label of classes"),
-        ({"group": ["text"]}, "several labels for a text go with no group"),
+        ({"group": ["text"]}, "group: needs a label of classes or of a number"),
         ({"metrics": ["accuracy"]}, "metrics: accuracy does not fit this label; allowed are micro_f1, macro_f1"),
     ):
         refused(params.reading.validated, DatasetRow, ROW | changes, "t.yaml", ("animals",), says=says)

@@ -111,8 +111,8 @@ def test_what_a_tenant_cannot_be_is_one_line(train, settings, message):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"group": ["who"]}, "tenant: goes with no choices, group or stratify"),
-        ({"stratify": True}, "tenant: goes with no choices, group or stratify"),
+        ({"group": ["who"]}, "tenant: goes with no group"),
+        ({"stratify": True}, "tenant: goes with no stratify"),
         ({"metrics": ["f1"]}, "use macro_f1"),
     ],
 )
