@@ -43,35 +43,28 @@ def examples_gradients(
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
     initialize from the gradient's singular vectors.
     """
-    listed = list(batches)
-    totals: dict[nn.Parameter, Tensor] = {}
+    listed, totals = list(batches), dict[Tensor, Tensor]()
     weights = {name: cast("nn.Parameter", layer.weight) for name, layer in layers.items()}
+
+    def add(weight: Tensor) -> None:
+        gradient = cast("Tensor", weight.grad).to("cpu", torch.float64)
+        totals.setdefault(weight, torch.zeros_like(gradient)).add_(gradient, alpha=size)
+        weight.grad = None  # free it before the next layer's is computed
+
     with (
         fitted_head(model, head, listed, steps=steps, seed=seed, track=track),
         undisturbed(model, weights.values()),
+        torch.enable_grad(),
+        ExitStack() as hooks,
     ):
+        for weight in dict.fromkeys(weights.values()):  # some are tied
+            hooks.enter_context(weight.register_post_accumulate_grad_hook(add))
         for batch in track(listed, "gradients"):
-            _add_gradients(model, batch, list(weights.values()), totals)
+            loss, size = loss_of(model, batch), size_of(batch)
+            if loss.requires_grad:
+                loss.backward(inputs=list(weights.values()))
     examples = sum(map(size_of, listed))
     return {name: _mean(totals.get(weights[name]), examples, name, layer) for name, layer in layers.items()}
-
-
-def _add_gradients(
-    model: nn.Module, batch: Batch, weights: Sequence[nn.Parameter], totals: dict[nn.Parameter, Tensor]
-) -> None:
-    def add(weight: Tensor) -> None:
-        parameter = cast("nn.Parameter", weight)
-        gradient = cast("Tensor", weight.grad).to("cpu", torch.float64)
-        total = totals.setdefault(parameter, torch.zeros_like(gradient))
-        total.add_(gradient, alpha=size_of(batch))
-        weight.grad = None  # free it before the next layer's is computed
-
-    with torch.enable_grad(), ExitStack() as hooks:
-        for weight in dict.fromkeys(weights):  # some are tied
-            hooks.enter_context(weight.register_post_accumulate_grad_hook(add))
-        loss = loss_of(model, batch)
-        if loss.requires_grad:
-            loss.backward(inputs=list(weights))
 
 
 def _mean(total: Tensor | None, examples: int, name: str, layer: nn.Module) -> Tensor:

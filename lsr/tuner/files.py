@@ -104,9 +104,8 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: a file of over {MOST_BYTES:,} bytes; at most that is allowed")
     with explained(f"{path}: not valid JSON", ValueError, RecursionError):
         found = json.loads(content.decode("utf-8"))
-        is_whole = not HALVES.search(json.dumps(found, ensure_ascii=False))
-    if not is_whole:
-        raise InputError(f"{path}: holds half a character; needed: whole characters")
+        if HALVES.search(json.dumps(found, ensure_ascii=False)):
+            raise InputError("it holds half a character")
     return found
 
 
