@@ -117,10 +117,8 @@ def _packaged(name: str, revision: str | None) -> str | None:
     for entry in entry_points(group=PACKAGED):
         declared, _, pinned = entry.name.partition("@")
         if declared == name and revision in (None, pinned):
-            try:
+            with suppress(ImportError):
                 return str(entry.load()())
-            except ImportError:
-                continue
     return None
 
 
