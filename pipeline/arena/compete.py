@@ -21,7 +21,7 @@ from pipeline.arena.record import Record
 from pipeline.arena.starts import planned
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data import base_models
+from pipeline.data import base_models, content
 from pipeline.params.reading import all_of
 from pipeline.training import processes
 
@@ -85,7 +85,10 @@ def _check_at(here: str, check_one: Callable[[], object]) -> None:
 
 def _check_task(entry: Entry) -> None:
     view = entry.first().view
-    plan.check_pinned(entry.preset.files, view.dataset.source)
+    pinned, source = entry.preset.files, view.dataset.source
+    for path, found in zip(map(str, content.named(source)), plan.digests([source]), strict=True):
+        if path in pinned and found != {".": pinned[path]}:
+            raise UserError(f"{path}: not the file of the preset: its SHA-256 must be {pinned[path]}")
     processes.check_machine(view.train)
     tokenizer = base_models.load_tokenizer(view.base_model)
     base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)

@@ -211,17 +211,6 @@ def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) 
     return [{".": pinned[path]} if pinned and path in pinned else _of(path) for path in paths]
 
 
-def check_pinned(pinned: Mapping[str, str], source: Source) -> None:
-    """Check that the files that a source names are those that a preset pins.
-
-    Raises:
-        UserError: if one is not.
-    """
-    for path in map(str, content.named(source)):
-        if path in pinned and _of(path) != {".": pinned[path]}:
-            raise UserError(f"{path}: not the file of the preset: its SHA-256 must be {pinned[path]}")
-
-
 @cache  # files do not change meanwhile
 def _of(path: str) -> dict[str, str]:
     if not Path(path).exists():

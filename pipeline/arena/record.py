@@ -139,13 +139,19 @@ def _whole(content: bytes) -> bytes:
 @cache
 def made() -> dict[str, str]:
     """Return the commit, the date, the processor, the GPU if there is one, and versions."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    cpus = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    try:
+        commit = Repo.discover().head().decode()[:12]  # that is checked out, whether or not files have changed since
+    except (NotGitRepository, KeyError):
+        commit = "none"
     return {
-        "commit": _commit(),
+        "commit": commit,
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": next(cpus, platform.processor() or platform.machine()),
         "cores": str(os.cpu_count()),
-        **gpu,
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         **{package: version(package) for package in PACKAGES},
     }
 
@@ -156,19 +162,3 @@ def clock() -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
     return time.process_time()
-
-
-def _cpu() -> str:
-    """Return the name of the processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _commit() -> str:
-    """Return the commit that is checked out, whether or not files have changed since."""
-    try:
-        return Repo.discover().head().decode()[:12]
-    except (NotGitRepository, KeyError):
-        return "none"

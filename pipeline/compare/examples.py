@@ -6,8 +6,7 @@ and resamples are one matrix product, instead of a million calls of scikit-learn
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
@@ -35,10 +34,12 @@ def read(preset: str, tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[st
     notes = []
     for task, entries in tasks.items():
         paths = labels_path(preset, task), labels_path(preset, task, private=True)
-        parts = next((_parts(task, pd.read_csv(path)) for path in paths if path.is_file()), None)
-        if reason := _mismatch(parts, paths, entries.values()):
+        parts = next((_parts(task, pd.read_csv(path)) for path in paths if path.is_file()), {})
+        missing = "" if parts else f"neither {paths[0]} nor {paths[1]} is there"
+        finished = [one for entry in entries.values() for one in entry.finished]
+        if reason := next(filter(None, (missing or _mismatch(parts, one) for one in finished)), ""):
             notes.append(f"{task}: {reason}, so its errors are of seeds alone")
-        elif parts is not None:
+        elif parts:
             usable[task] = parts
     return usable, notes
 
@@ -61,19 +62,16 @@ def score(metric: str, one: Record, parts: Parts) -> float:
     return fmean(one[metric] for one in its)
 
 
-def _mismatch(parts: Parts | None, paths: Sequence[Path], entries: Iterable[Entry]) -> str:
-    """Return why labels cannot be those that the trainings were scored with, or an empty text if they can."""
-    for one in (one for entry in entries for one in entry.finished):
-        metric = one.metrics[0]
-        if parts is None:
-            return f"neither {paths[0]} nor {paths[1]} is there"
-        if metric not in METRICS:
-            return f"{metric} is no function of sums over examples"
-        if len(one.predicted) != (count := sum(labels.size for labels in parts.values())):
-            return f"{count:,} labels, but {one.method} has {len(one.predicted):,} predictions"
-        recomputed = score(metric, one, parts)
-        if abs(recomputed - one.score()) > (OF_NUMBERS if metric == PEARSON else TOLERANCE):
-            return f"{metric} {recomputed:.6g} of the labels, but {one.score():.6g} in the record of {one.method}"
+def _mismatch(parts: Parts, one: Record) -> str:
+    """Return why labels cannot be those that a training was scored with, or an empty text if they can."""
+    metric = one.metrics[0]
+    if metric not in METRICS:
+        return f"{metric} is no function of sums over examples"
+    if len(one.predicted) != (count := sum(labels.size for labels in parts.values())):
+        return f"{count:,} labels, but {one.method} has {len(one.predicted):,} predictions"
+    recomputed = score(metric, one, parts)
+    if abs(recomputed - one.score()) > (OF_NUMBERS if metric == PEARSON else TOLERANCE):
+        return f"{metric} {recomputed:.6g} of the labels, but {one.score():.6g} in the record of {one.method}"
     return ""
 
 
