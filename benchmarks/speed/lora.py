@@ -119,4 +119,4 @@ def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tens
     tokenizer, data = base_models.load_tokenizer(row), params.load_row("data", DATA)
     texts = datasets.load(data, DATA).splits["train"].batches(examples * count)
     table, _ = next(encoding.tokenize(texts, tokenizer, MAX_LENGTH))
-    return list(tokens.batches(Dataset(table), tasks.of(data).collator(tokenizer), examples, seed=0))
+    return list(tokens.sample(Dataset(table), tasks.of(data).collator(tokenizer), len(table), seed=0, size=examples))

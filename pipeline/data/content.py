@@ -64,16 +64,13 @@ def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[
         if not path.exists():
             copies = "whose temporary copies have only what was added with `git add`"
             raise UserError(f"{where}: {path}: not found; paths start at the root of the repository, {copies}")
-        if "DVC_STAGE" in os.environ:  # otherwise nothing is skipped, so nothing can be out of date
-            _check_watched(path, where, watched)
+        if "DVC_STAGE" not in os.environ:
+            continue  # nothing is skipped, so nothing can be out of date
+        if path.is_absolute():
+            console.warn(f"{where}: {path}: DVC does not notice changes of files outside of the repository")
+        elif ".." in path.parts or not any(map(path.is_relative_to, watched)):
+            folders = " and ".join(f"{folder}/" for folder in watched)
+            raise UserError(f"{where}: {path}: DVC notices changes only in {folders}; move it there")
+        elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
+            raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")
     return found
-
-
-def _check_watched(path: Path, where: str, watched: Sequence[str]) -> None:
-    if path.is_absolute():
-        console.warn(f"{where}: {path}: DVC does not notice changes of files outside of the repository")
-    elif ".." in path.parts or not any(map(path.is_relative_to, watched)):
-        folders = " and ".join(f"{folder}/" for folder in watched)
-        raise UserError(f"{where}: {path}: DVC notices changes only in {folders}; move it there")
-    elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
-        raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")

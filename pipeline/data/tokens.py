@@ -48,13 +48,12 @@ def _mapped(split: str) -> Dataset:
 def sample(
     split: Dataset, collate: DataCollatorWithPadding, count: int, seed: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield labeled batches of `count` examples drawn from a tokenized split, or of all if it has fewer."""
+    """Yield labeled batches of `count` examples drawn from a tokenized split, or of all if it has fewer.
+
+    Those of a batch have a similar length, so that they need little padding.
+    """
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
-    yield from batches(split.select(drawn.tolist()), collate, size, seed)
-
-
-def batches(examples: Dataset, collate: DataCollatorWithPadding, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Yield all examples in batches of similar length, which need little padding, in an order drawn from the seed."""
+    examples = split.select(drawn.tolist())
     order = torch.argsort(torch.tensor(examples["length"][:]), stable=True).split(size)
     tokens = examples.select_columns([name for name in examples.column_names if name in INPUTS and name != "length"])
     for place in torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist():

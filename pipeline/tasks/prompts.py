@@ -39,7 +39,13 @@ class Prompts:
         self.tokenizer = tokenizer
         own = tokenizer.get_chat_template() if tokenizer.chat_template else NONE
         self.template = template or own
-        self.end = self._end()
+        self.end = tokenizer.eos_token_id  # unless the template sets another special token after an answer
+        if self.template != NONE:
+            turns = [{"role": "user", "content": SAMPLE}, {"role": "assistant", "content": SAMPLE}]
+            after = self._ids(self._rendered(turns, asks=False).rpartition(SAMPLE)[2])
+            self.end = after[0] if after and after[0] in tokenizer.all_special_ids else self.end
+        if self.end is None:
+            raise UserError("the tokenizer has no end token, eos_token, with which an answer could end")
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt: of a conversation, or of one message of the user."""
@@ -105,18 +111,3 @@ class Prompts:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
-
-    def _end(self) -> int:
-        """Return the token that ends an answer: the special one that the template sets there, or else the tokenizer's.
-
-        Raises:
-            UserError: if there is none.
-        """
-        if self.template != NONE:
-            turns = [{"role": "user", "content": SAMPLE}, {"role": "assistant", "content": SAMPLE}]
-            after = self._ids(self._rendered(turns, asks=False).rpartition(SAMPLE)[2])
-            if after and after[0] in self.tokenizer.all_special_ids:
-                return after[0]
-        if self.tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no end token, eos_token, with which an answer could end")
-        return int(self.tokenizer.eos_token_id)

@@ -131,15 +131,8 @@ class TenantsTask(Task):
             each = ", ".join(f"{name} has {sizes[name]} and {len(found[name])}" for name in few[:SHOWN])
             more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
             raise ValueError(f"a tenant needs {LEAST_TEXTS} texts and {least} different labels; {each}{more}")
-        return {name: Tenant(self._labels(list(found[name])), size) for name, size in sizes.items()}
-
-    def _labels(self, distinct: list[str]) -> tuple[str, ...] | None:
-        if self.is_number:
-            return None
-        if self.label.names:
-            return self._kind(self.row).names
-        are_numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").notna().all()
-        return tuple(sorted(distinct, key=float if are_numbers else None))
+        common = None if self.is_number else self._kind(self.row).names
+        return {name: Tenant(in_order(found[name]) if common == () else common, size) for name, size in sizes.items()}
 
     def lacks(self, train: pd.DataFrame) -> str:
         there = train.groupby(TENANT)["label"].unique()
@@ -197,9 +190,6 @@ class TenantsTask(Task):
 
     def predicted(self, outcome: Outcome) -> Numbers:
         return self._kind(self.row).predicted(outcome)
-
-    def constant(self, labels: Numbers) -> Any:
-        return self._kind(self.row).constant(labels)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         each = np.array([task.losses(its) for _, task, _, its in self._apart(outcome)])
@@ -271,3 +261,9 @@ class TenantsTask(Task):
         widths = [its.width for its in self.tenants.values()]
         ends = " to ".join(map(str, sorted({min(widths), max(widths)})))
         return self.says() if self.is_number else f"{self.says()}, {ends} labels each"
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return labels in their order: that of numbers, if all are."""
+    are_numbers = pd.to_numeric(pd.Series([*labels]), errors="coerce").notna().all()
+    return tuple(sorted(labels, key=float if are_numbers else None))
