@@ -27,9 +27,9 @@ from ruamel.yaml import YAML
 import lsr
 from lsr.__main__ import parser
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import Params
 from pipeline.params.sections import PeftParams, Section
+from pipeline.params.sources import ModelRow
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

@@ -21,7 +21,7 @@ from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, tokens
 from pipeline.methods import planning
-from pipeline.params.model_row import ModelRow
+from pipeline.params.sources import ModelRow
 from pipeline.tasks import encoding
 
 DATA, MAX_LENGTH = "movie-reviews", 128

@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError, first_line
 from pipeline.data import content, packages
 from pipeline.params import PARAMS
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.model_row import HubModel, ModelRow, PackageModel
+from pipeline.params.sources import HubModel, ModelRow, PackageModel
 from pipeline.tasks import Task
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model

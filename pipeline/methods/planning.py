@@ -21,8 +21,8 @@ from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
-from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import OWN_LOOP, HeadParams
+from pipeline.params.sources import ModelRow
 from pipeline.tasks import Task
 
 # PEFT warns about layers that it does adapt.

@@ -19,9 +19,8 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params import labels
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Params, View
-from pipeline.params.sources import NAME, TableRow
+from pipeline.params.sources import NAME, ModelRow, TableRow
 
 Place = tuple[str, ...]
 IN_YAML = [  # what pydantic says in Python's words

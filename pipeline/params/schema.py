@@ -10,7 +10,6 @@ from pydantic import Field, SerializeAsAny, StrictInt, StrictStr, ValidationInfo
 
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import (
     EvaluateParams,
     FullParams,
@@ -23,7 +22,7 @@ from pipeline.params.sections import (
     TokenizeParams,
     TrainParams,
 )
-from pipeline.params.sources import Named, TableRow, Word
+from pipeline.params.sources import ModelRow, Named, TableRow, Word
 
 PARAMS = Path("params.yaml")
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import content
-from pipeline.params.model_row import HubModel
-from pipeline.params.sources import TableSource
+from pipeline.params.sources import HubModel, TableSource
 from tests.kit import refused
 
 

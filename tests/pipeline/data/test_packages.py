@@ -21,7 +21,7 @@ from lsr.serve.passes import Passes
 from pipeline import evaluation, params
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, content, packages
-from pipeline.params.model_row import Archive, GgufModel, ModelRow
+from pipeline.params.sources import Archive, GgufModel, ModelRow
 from pipeline.tasks.completion import asked
 from pipeline.tasks.prompts import Prompts
 from tests.kit import refused

@@ -9,8 +9,8 @@ import torch
 from pipeline.data import base_models
 from pipeline.methods import planning
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import HeadParams
+from pipeline.params.sources import ModelRow
 from tests import architectures, workspace
 from tests.kit import edit, refused, write
 
