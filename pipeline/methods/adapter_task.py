@@ -47,14 +47,13 @@ class AdapterTask(Row):
     @classmethod
     def of(cls, task: Task, max_length: int, tokenizer: Any = None) -> Self:
         """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
-        more: dict[str, Any] = {}
+        said: dict[str, Any] = {"labels": task.names or None, "thresholds": task.thresholds}
         if isinstance(task, CompletionTask) and tokenizer is not None:
             prompts = task.prompts(tokenizer)
-            more = {"template": prompts.template, "ends": prompts.ends}
+            said |= {"template": prompts.template, "ends": prompts.ends}
         if isinstance(task, TenantsTask):
-            more = {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
-        said: dict[str, Any] = {"labels": task.names or None, "thresholds": task.thresholds}
-        return cls(kind=task.kind, columns=task.columns, max_length=max_length, **said, **more)
+            said |= {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
+        return cls(kind=task.kind, columns=task.columns, max_length=max_length, **said)
 
     @property
     def task(self) -> type[Task]:

@@ -35,8 +35,6 @@ class KAdaptationConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[NAME]
-        if isinstance(self.target_modules, list):
-            self.target_modules = cast("Any", set(self.target_modules))
 
 
 class KAdaptationLinear(nn.Module, BaseTunerLayer):

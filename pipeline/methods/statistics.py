@@ -29,12 +29,10 @@ def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> tuple[di
 
     The base model gets the head that training goes on from.
     """
-    sizes = list[int]()
-    if not isinstance(plan.section, LsrParams):
-        return {}, sizes
-    if plan.section.source:
-        return of_adapter(plan.section.source, base, plan, view), sizes
-    if not plan.section.reads_examples:
+    section, sizes = plan.section, list[int]()
+    if isinstance(section, LsrParams) and section.source:
+        return of_adapter(section.source, base, plan, view), sizes
+    if not (isinstance(section, LsrParams) and section.reads_examples):
         return {}, sizes
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
@@ -42,7 +40,7 @@ def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> tuple[di
             sizes.append(len(item["labels"]))
             yield item
 
-    with as_user_error(ValueError, before=f"{PARAMS}: {plan.section.word}.init: {view.data}: "):
+    with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
         return of_examples(tokens.load_tokens("train"), base, plan, view, track), sizes
 
 
