@@ -159,8 +159,8 @@ def _losses(
     def share(done: int) -> float:
         return (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
 
-    title, clipped = "short training run", {"weight_decay": 0.0, "largest_norm": LARGEST_NORM}
-    for loss, gradients in descend(model, groups, batches, title, track, share=share, **clipped):
+    how = {"weight_decay": 0.0, "largest_norm": LARGEST_NORM}
+    for loss, gradients in descend(model, groups, batches, "short training run", track, share=share, **how):
         for name, gradient in zip(names, gradients[::2], strict=False):
             if gradient is None:
                 raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")

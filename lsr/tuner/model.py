@@ -66,7 +66,7 @@ class LsrModel(WholeHeads):
         resolved = config.resolved or Resolved.of(forms)
         config.made = {"resolved": asdict(resolved), "init_weights": config.init_weights}
         config.awaits_examples = config.resolved is None and config.needs_examples
-        if config.resolved is None and not config.awaits_examples:  # otherwise the factors are about to be loaded
+        if config.resolved is None and not config.awaits_examples:  # otherwise the factors are loaded, or read later
             for _ in initialize_factors(self, adapter_name):
                 pass
 
