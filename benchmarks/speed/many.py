@@ -39,8 +39,7 @@ PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapt
 def run() -> Iterator[Row]:
     """Yield a row for each number of adapters and way to serve them.
 
-    Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch, and
-    bytes those of all adapters in a bank.
+    Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch.
     """
     for count in console.track(COUNTS, "many", "numbers of adapters"):
         yield from serve(count, ROUNDS)
@@ -49,7 +48,6 @@ def run() -> Iterator[Row]:
 def serve(count: int, rounds: int) -> list[Row]:
     """Time batches for each way to serve this number of adapters."""
     names = [str(row % count) for row in range(ROWS)]
-    banks = {form: bank(form, count) for form in FORMS}
     # PEFT loops over the adapters that a batch names, so only these are loaded: more would not change the time.
     peer = get_peft_model(base(), FORMS["LoRA r=8"](**COMMON), adapter_name="0")
     for number in range(1, min(count, ROWS)):
@@ -57,18 +55,16 @@ def serve(count: int, rounds: int) -> list[Row]:
     models: dict[str, Any] = {
         MERGED: base(),
         ALONE: get_peft_model(base(), FORMS[SMALLEST](**COMMON)).eval(),
-        **{form: partial(bank, adapter_names=names) for form, bank in banks.items()},
+        **{form: partial(bank(form, count), adapter_names=names) for form in FORMS},
         PEER: partial(peer.eval(), adapter_names=names),
     }
-    sizes = {form: bank.nbytes for form, bank in banks.items()}
     rows: list[Row] = []
     for length in LENGTHS:
         inputs = batch(length)
         with torch.inference_mode():
             times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds)
         for method, seconds in times.items():
-            known = {"tokens": length, "method": method, "adapters": count, "seconds": median(seconds)}
-            rows.append({**known, "bytes_beyond_base": sizes.get(method)})
+            rows.append({"tokens": length, "method": method, "adapters": count, "seconds": median(seconds)})
     return rows
 
 

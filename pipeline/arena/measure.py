@@ -37,7 +37,6 @@ ALONE: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_bes
 DIGITS = 6  # of scores and predictions in a record
 # Exceptions of a method during training, which become a record as well, unless the machine is their cause.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-SAME = ("key", "preset", "task", "method", "rate", "head_rate", "seed")  # in a training and its record
 
 
 def measure(training: Training) -> Record:
@@ -58,7 +57,7 @@ def measure(training: Training) -> Record:
             raise
         found = {"status": "failed", "reason": clipped(f"{type(error).__name__}: {first_line(error)}")}
     return Record.model_validate(
-        {name: getattr(training, name) for name in SAME}
+        vars(training)  # of which a record has the names, rates, seed and key
         | found
         | {
             "metrics": training.view.dataset.metrics,

@@ -125,24 +125,19 @@ def test_a_key_is_the_same_whatever_the_method_is_called_and_other_methods_are(a
     assert key() == before
 
 
-@pytest.fixture
-def trainings(arena):
-    return [training(seed=seed) for seed in (0, 1)]
-
-
-def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(trainings, tmp_path):
+def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(arena, tmp_path):
     path = tmp_path / "a.jsonl"
-    record.append(path, recorded(trainings[0], 0.5))
+    record.append(path, recorded(training(), 0.5))
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:100])
-    assert record.read(tmp_path).keys() == {trainings[0].key}
-    record.append(path, recorded(trainings[1], 0.5))
-    assert record.read(tmp_path).keys() == {training.key for training in trainings}
+    assert record.read(tmp_path).keys() == {key()}
+    record.append(path, recorded(training(seed=1), 0.5))
+    assert record.read(tmp_path).keys() == {key(), key(seed=1)}
 
 
 @pytest.mark.parametrize("line", ["nothing", '{"key": 3}'])
-def test_a_line_that_is_no_record_is_named(line, trainings, tmp_path):
-    record.append(tmp_path / "a.jsonl", recorded(trainings[0], 0.5))
+def test_a_line_that_is_no_record_is_named(line, arena, tmp_path):
+    record.append(tmp_path / "a.jsonl", recorded(training(), 0.5))
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write(f"{line}\n")
     said = refused(record.read, tmp_path, says="a.jsonl: line 2 is not a record of the arena: ")
