@@ -19,7 +19,7 @@ from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 
-# Modules, whose `run` measures rows of figures by name; what is unknown is None.
+# Modules, whose `run` measures rows of figures by name.
 PARTS: dict[str, Any] = {"lora": lora, "many": many, "serve": serve, "generate": generate}
 RESULTS = Path("benchmarks/results/speed.json")
 
@@ -42,8 +42,7 @@ def measure(part: str, threads: int) -> None:
     load = round(os.getloadavg()[0], 2)  # before the measurements
     rows = list(PARTS[part].run())
     if rows:  # none, where no model is installed
-        shown = [["–" if value is None else value for value in row.values()] for row in rows]
-        console.table(part, list(rows[0]), shown)
+        console.table(part, list(rows[0]), [list(row.values()) for row in rows])
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     known[part] = {
         "machine": {**made(), "threads": threads, "load_average": load, "python": python_version()},

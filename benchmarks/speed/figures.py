@@ -12,7 +12,7 @@ from pipeline.core import console
 from pipeline.training.processes import has_fast_bf16
 
 Times = dict[str, list[float]]  # seconds, one per round, by method
-Row = dict[str, Any]  # figures by name; what is unknown is None
+Row = dict[str, Any]  # figures by name
 Case = TypeVar("Case", bound=tuple[object, ...])
 RATE = 0.002  # as in params.yaml
 

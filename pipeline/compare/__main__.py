@@ -17,7 +17,6 @@ from pipeline.core.errors import exit_on_error
 PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
 PAGE = ("page.html", "page.css", "page.js")
-NONE = "–"
 COLUMNS = ("method", "score", "lead", "these tasks", "new tasks", "trained", "bytes", "status")
 
 
@@ -71,10 +70,11 @@ def _cells(row: Row) -> list[object]:
     half = "" if mean is None or high is None else f" ± {high - mean:.2f}"
     return [
         row["method"],
-        NONE if mean is None else f"{mean:.2f}{half}",
-        NONE if lead is None else f"{lead:+.2f}",
-        *(row[kind]["word"] or NONE for kind in KINDS),
-        *(NONE if row[name] is None else row[name] for name in ("trained", "bytes")),
+        None if mean is None else f"{mean:.2f}{half}",
+        None if lead is None else f"{lead:+.2f}",
+        *(row[kind]["word"] for kind in KINDS),
+        row["trained"],
+        row["bytes"],
         row["status"] + (f": {row['reason']}" if row["reason"] else ""),
     ]
 
