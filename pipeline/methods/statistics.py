@@ -11,7 +11,6 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
 from lsr.loading.contents import check_layers, read_contents
 from lsr.tuner.files import adapter_folder
-from lsr.tuner.mistakes import first_line
 from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
@@ -52,13 +51,11 @@ def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeIn
     """
     where, modules = f"{PARAMS}: {plan.section.word}.init", dict(base.named_modules())
     task = tasks.of(view.dataset)
-    try:
+    with as_user_error(ValueError, TypeError, RuntimeError, before=f"{where}: "):
         contents = read_contents(adapter_folder(source))
         check_layers(contents.shapes, modules)
         for name, state in contents.heads_on(modules, task.width(task.names)).items():
             modules[name].load_state_dict(state)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{where}: {first_line(error)}") from None
     for name in sorted(contents.updates.keys() ^ set(plan.layers)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
