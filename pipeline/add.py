@@ -161,11 +161,12 @@ def described(
     if label in (None, COMPLETION) and COMPLETION in table and (text or PROMPT in table):
         return source | {"text": list(text or [PROMPT]), "label": {"completion": COMPLETION}} | written
     label = label or _label(table, text or (), path)
+    of_tenants = {} if tenant is None else {"tenant": tenant}
     scored = _scored(table[label], tenant, path)
     found = list(text or (column for column in table if column != label and _is_text(table[column])))
     if not 0 < len(found) <= 2:
         raise UserError(f"{path}: which one or two columns are the text? --text {' '.join(found or table)}")
-    return {**source, "text": found, **scored}
+    return {**source, "text": found, **of_tenants, **scored, "cut": CUT}
 
 
 def _label(table: pd.DataFrame, text: Sequence[str], path: Path) -> str:
@@ -218,20 +219,19 @@ def _known(values: pd.Series) -> list[Any]:
 
 
 def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]:
-    # What of a row follows from the column to predict: label, metrics and cut; the classes of tenants are found later.
-    values, of_tenants = _known(column), {} if tenant is None else {"tenant": tenant}
+    # What of a row follows from the column to predict: label, metrics, strata; the classes of tenants are found later.
+    values = _known(column)
     counts = Counter(map(plain_text, values))
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
     are_flags = all(isinstance(value, bool) for value in values)
     are_numbers = numbers.notna().all() and not are_flags
     if are_numbers and ((numbers % 1 != 0).any() or len(counts) > MOST_DIGITS):
         ends = {"low": float(numbers.min()), "high": float(numbers.max())}
-        return {**of_tenants, "label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"], "cut": CUT}
+        return {"label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"]}
     if several := _several(column):
-        label = {"several": column.name, **several}
-        return {**of_tenants, "label": label, "metrics": ["macro_f1", "micro_f1"], "cut": CUT}
-    if of_tenants:
-        return {**of_tenants, "label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"], "cut": CUT}
+        return {"label": {"several": column.name, **several}, "metrics": ["macro_f1", "micro_f1"]}
+    if tenant is not None:
+        return {"label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"]}
     if not 1 < len(counts) <= min(MOST_CLASSES, len(values) / 2):
         raise UserError(
             f"{path}: {column.name} is no label: it has {len(counts):,} different values in {len(values):,} rows; "
@@ -245,8 +245,7 @@ def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]
     metrics = ["accuracy", *(of_one or ["macro_f1"])]
     if min(counts.values()) < max(RARE_TEXTS, RARE_SHARE * len(values)):
         metrics = ["macro_f1", *of_one, "accuracy"]  # accuracy hardly changes if a rare class is never answered
-    stratified = {"stratify": True} if min(counts.values()) < RARE_TEXTS else {}
-    return {"label": label, "metrics": metrics, "cut": CUT, **stratified}
+    return {"label": label, "metrics": metrics, **({"stratify": True} if min(counts.values()) < RARE_TEXTS else {})}
 
 
 if __name__ == "__main__":

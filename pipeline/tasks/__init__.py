@@ -2,7 +2,7 @@
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Several, Threshold
-from pipeline.tasks.classes import ChoicesTask, ClassesTask, PairsTask, ThresholdTask
+from pipeline.tasks.classes import ChoicesTask, ClassesTask, PairsTask
 from pipeline.tasks.completion import CompletionTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.outcome import Outcome
@@ -14,7 +14,7 @@ __all__ = ["TASKS", "CompletionTask", "Outcome", "SeveralTask", "Task", "Tenants
 
 TASKS: dict[type[Form], type[Task]] = {
     Classes: ClassesTask,
-    Threshold: ThresholdTask,
+    Threshold: ClassesTask,
     Several: SeveralTask,
     Number: NumberTask,
     Completion: CompletionTask,

@@ -43,7 +43,7 @@ class ClassesTask(Task):
         return positive is not None and self.label.names[0] == (self.row.found if positive == RARER else positive)
 
     def label_of(self, cells: Cells) -> Any:
-        return class_of(cells[self.label.column], self.label.names)
+        return class_of(cells[self.label.column], self.label)
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Bring labels into the order of the outputs; of two classes, train says which one is rarer."""
@@ -142,13 +142,6 @@ class ClassesTask(Task):
         return some_of([f"{name} {count:,}" for name, count in zip(self.names, self.counted(labels), strict=True)])
 
 
-class ThresholdTask(ClassesTask):
-    """Two classes of a number: not above a threshold, or above it."""
-
-    def label_of(self, cells: Cells) -> Any:
-        return is_over(cells[self.label.column], self.label.above, self.label.margin)
-
-
 class PairsTask(ClassesTask):
     """Two classes of numbers: the first of two rated texts has the larger one, or the second.
 
@@ -220,26 +213,23 @@ def some_of(shown: Sequence[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
 
-def is_over(value: Any, above: float, margin: float) -> int | None:
-    """Return whether a number is above another, as 0 or 1; None within a margin around it."""
-    number = finite(value)
-    return None if abs(number - above) < margin else int(number > above)
-
-
 def whose(metric: str, task: Task) -> str:
     """Return of which class a metric is, as words after it; an empty text if it is of all."""
     return f" of {(task.names or ClassesTask(task.row).names)[1]}" if metric == "f1" else ""
 
 
-def class_of(value: Any, names: tuple[str, ...]) -> int:
-    """Return the class that a value is, by number or name.
+def class_of(value: Any, label: Any) -> int | None:
+    """Return the class of a value: by its number or name, or whether it is above a threshold; None within the margin.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is no class, or no number to compare.
     """
-    known, plain = _known(names), plain_text(value)
+    if (above := getattr(label, "above", None)) is not None:
+        number = finite(value)
+        return None if abs(number - above) < label.margin else int(number > above)
+    known, plain = _known(label.names), plain_text(value)
     if plain not in known:
-        allowed = f"allowed: {', '.join(known)}{nearest(value, names)}"
+        allowed = f"allowed: {', '.join(known)}{nearest(value, label.names)}"
         raise ValueError(IS_HIDDEN if plain == str(HIDDEN) else f"label {value!r} is not a class; {allowed}")
     return known[plain]
 

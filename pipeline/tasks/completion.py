@@ -20,7 +20,7 @@ from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
 from pipeline.tasks import texts
 from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text, text_in
-from pipeline.tasks.classes import class_of, is_over
+from pipeline.tasks.classes import class_of
 from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
 from pipeline.tasks.task import EXPECTED, Columns, Task
@@ -76,8 +76,7 @@ class CompletionTask(Task):
     def label_of(self, cells: Cells) -> Any:
         value, names = cells[self.label.column], () if self.is_conversation else self.label.names
         if names:
-            above, margin = self.label.above, self.label.margin
-            number = class_of(value, names) if above is None else is_over(value, above, margin)
+            number = class_of(value, self.label)
             return None if number is None else names[number]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return text_in(plain_text(value) if is_number else value)

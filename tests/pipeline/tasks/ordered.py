@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pipeline import tasks
 from pipeline.params import labels
-from pipeline.tasks import classes, scores
+from pipeline.tasks import scores
 
 
 class Ordered(labels.Form):
@@ -26,7 +26,7 @@ class OrderedTask(tasks.Task):
         return self.row.label.order
 
     def label_of(self, cells):
-        return classes.class_of(cells[self.row.label.column], self.names)
+        return self.names.index(cells[self.row.label.column])
 
     @classmethod
     def width(cls, labels):
