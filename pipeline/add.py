@@ -6,7 +6,7 @@ The row is checked like any other, and its splits are made once, before anything
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -72,25 +72,17 @@ def main(words: Sequence[str] | None = None) -> None:
         if name in check_rows("data"):
             remove = f", or remove it from {OWN}" if OWN.exists() and name in read_yaml(OWN) else ""
             raise UserError(f"--name: there is a row {name} already; choose another{remove}")
-        table = pd.concat(_seen(sources.values(path, str(path), flat=True), (label, tenant)))
+        tables = sources.values(path, str(path), flat=True)
+        first = next(tables)
+        texts = (name for name in first if name not in (label, tenant) and _is_text(first[name]))
+        running = dict.fromkeys(name for name in texts if not _several(first[name]))  # text that memory need not hold
+        table = pd.concat([first, *(one.assign(**running) for one in tables)])
         content = described(table, options.text, label, tenant, path)
         row = validated(DatasetRow, content, OWN, (name,))
         row._where = str(OWN)
         splits = datasets.load(row, name).splits
         _append({name: content})
         _show(name, row, path, table, splits)
-
-
-def _seen(tables: Iterable[pd.DataFrame], chosen: Sequence[str | None]) -> Iterator[pd.DataFrame]:
-    """Yield tables, from the second on without running text, which some rows show to be that."""
-    shown: dict[str, None] | None = None
-    for table in tables:
-        if shown is not None:
-            yield table.assign(**{name: values for name, values in shown.items() if name in table})
-            continue
-        of_text = (name for name in table if name not in chosen and _is_text(table[name]) and not _several(table[name]))
-        shown = dict.fromkeys(of_text)
-        yield table
 
 
 def _append(rows: dict[str, Any]) -> None:
