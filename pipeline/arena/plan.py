@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,36 +57,17 @@ class Training:
         return self.writes and not self.chosen.trained and isinstance(self.view.section, HeadParams)
 
 
-@dataclass(frozen=True)
 class Entry:
     """A method on a task: tuned independently, with a row in the tables."""
 
-    name: str  # of the preset
-    preset: Preset
-    task: str
-    method: str
-    _trainings: dict[tuple[Setting, int], Training] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def title(self) -> str:
-        """The name in messages and for `--only`."""
-        return f"{self.task}: {self.method}"
-
-    @property
-    def chosen(self) -> Method:
-        """What the preset says of the method."""
-        return self.preset.methods[self.method]
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        """The seeds that the method is repeated with."""
-        return self.preset.seeds[: self.chosen.seeds]
-
-    @property
-    def rounded(self) -> Sequence[int]:
-        """The seeds whose tuned trainings are scored in all precisions too: none on a task that is in no average."""
-        is_in_one = any(self.task in tasks for tasks in self.preset.means.values())
-        return self.preset.rounded if is_in_one and not self.chosen.features else ()
+    def __init__(self, name: str, preset: Preset, task: str, method: str) -> None:
+        self.name, self.preset, self.task, self.method = name, preset, task, method
+        self.title = f"{task}: {method}"  # in messages and for `--only`
+        self.chosen = preset.methods[method]
+        self.seeds = preset.seeds[: self.chosen.seeds]  # that the method is repeated with
+        is_rounded = any(task in tasks for tasks in preset.means.values()) and not self.chosen.features
+        self.rounded = preset.rounded if is_rounded else ()  # seeds whose tuned trainings are, in all precisions
+        self._trainings: dict[tuple[Setting, int], Training] = {}
 
     def first(self) -> Training:
         """Return the training at the learning rates of params.yaml, with the first seed."""

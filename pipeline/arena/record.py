@@ -70,11 +70,6 @@ class Record(Row, extra="ignore"):
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property
-    def tuned(self) -> tuple[float | None, float]:
-        """What tuning decides, the same for all seeds of a method on a task."""
-        return self.rate, self.head_rate
-
-    @property
     def selected(self) -> int:
         """The epoch with the best validation score, from 0; the last if several."""
         return max(range(len(self.validation)), key=lambda epoch: (self.validation[epoch], epoch))

@@ -63,8 +63,8 @@ class Entry(NamedTuple):
         """Whether the chosen learning rate is the lowest or highest tried, so that one beyond may be better."""
         if self.chosen is None:
             return False
-        tried = [set(column) - {None} for column in zip(*(one.tuned for one in self.tries), strict=True)]
-        chosen = zip(self.chosen.tuned, tried, strict=True)
+        tried = {one.rate for one in self.tries if one.rate}, {one.head_rate for one in self.tries}
+        chosen = zip((self.chosen.rate, self.chosen.head_rate), tried, strict=True)
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
 
@@ -79,19 +79,16 @@ def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[E
         known = {one.key: records[one.key] for trainings in steps for one in trainings if one.key in records}
         left -= len(known)
         if known:
-            found.append(_entry(planned, [one.key for one in steps[-1] if one.is_tuned], known))
+            every = sorted(known.values(), key=lambda one: (one.seed, one.rate or 0.0, one.head_rate))
+            tries = tuple(record for record in every if record.seed == planned.seeds[0])
+            tuned = [one.key for one in steps[-1] if one.is_tuned]
+            trainings = tuple(record for record in every if not tuned or record.key in tuned)
+            finished = (record for record in trainings if tuned and record.status == FINISHED)
+            found.append(Entry(planned.task, planned.method, tries, trainings, next(finished, None)))
     tasks: Entries = {}
     for entry in sorted(found, key=lambda entry: (entry.task, entry.shown.trained, entry.method)):
         tasks.setdefault(entry.task, {})[entry.method] = entry
     return tasks, left
-
-
-def _entry(planned: plan.Entry, tuned: list[str], known: Mapping[str, Record]) -> Entry:
-    every = sorted(known.values(), key=lambda one: (one.seed, one.rate or 0.0, one.head_rate))
-    tries = tuple(record for record in every if record.seed == planned.seeds[0])
-    trainings = tuple(record for record in every if not tuned or record.key in tuned)
-    finished = (record for record in trainings if tuned and record.status == FINISHED)
-    return Entry(planned.task, planned.method, tries, trainings, next(finished, None))
 
 
 def row(place: str, method: str, entries: Mapping[str, Entry | None], said: Row) -> Row:
