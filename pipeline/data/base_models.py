@@ -1,15 +1,17 @@
 """The base model of a row of pipeline/models.yaml: where it is, its architecture, tokenizer and weights."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import distributions
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging
 
 from pipeline import tasks
@@ -43,7 +45,9 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     Its configuration gets the tokenizer's padding token: a decoder classifies the last token before the padding.
     """
     task = tasks.of(dataset)
-    model: PreTrainedModel = _pretrained(row, task.auto_class(), use_safetensors=True, **task.head())
+    model: PreTrainedModel = _pretrained(
+        row, getattr(transformers, task.auto_class), use_safetensors=True, **task.head()
+    )
     pad(load_tokenizer(row), row.where, model)
     if loss := task.loss():
         use_loss(model, task, loss)
@@ -82,8 +86,7 @@ def outline(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     task = tasks.of(dataset)
     config = load_config(row, task)
     with explain_row(row), torch.device("meta"):
-        kind: Any = task.auto_class()
-        model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
     return model
 
 
@@ -94,9 +97,12 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
         UserError: if the model is missing, is not what the row pins, or has no such head.
     """
     config: PreTrainedConfig = _pretrained(row, AutoConfig)
-    if config.model_type not in task.architectures():
+    known: Collection[str] = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if task.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
+        known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+    if config.model_type not in known:
         raise UserError(
-            f"{row.where}: {public_name(row)[0]}: no {task.auto_class().__name__}{task.model_is} is of the "
+            f"{row.where}: {public_name(row)[0]}: no {task.auto_class}{task.model_is} is of the "
             f"architecture {config.model_type}; choose another model"
         )
     return config

@@ -7,7 +7,7 @@ and with what the base model writes without the adapter.
 import json
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -51,6 +51,7 @@ class CompletionTask(Task):
     names = ()
     hub_task: ClassVar[str] = "text-generation"
     peft_task: ClassVar[str] = "CAUSAL_LM"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
     model_is: ClassVar[str] = ", which must read from left to right,"
     judged: ClassVar[tuple[str, ...]] = ("label",)
     baseline: ClassVar[str] = "without the adapter"
@@ -121,19 +122,6 @@ class CompletionTask(Task):
         return prompts
 
     # Model
-
-    @classmethod
-    def auto_class(cls) -> type:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-
-    @classmethod
-    def architectures(cls) -> Container[str]:
-        from transformers.models.auto import modeling_auto as known
-
-        encoders = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES  # of which some are causal models by an option
-        return known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - encoders.keys()
 
     @classmethod
     def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:

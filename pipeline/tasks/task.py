@@ -7,7 +7,7 @@ class methods: task.json names the kind.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +38,7 @@ class Task(ABC):
     target: str  # type of the column `label` of examples
     hub_task: ClassVar[str] = "text-classification"  # on a model card
     peft_task: ClassVar[str] = "SEQ_CLS"  # PEFT's task_type
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"  # of transformers, for a model with its head
     model_is: ClassVar[str] = ""  # what else is asked of a model, in a message
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
@@ -176,20 +177,6 @@ class Task(ABC):
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The classes in the order of the head's outputs; none if outputs have no names."""
-
-    @classmethod
-    def auto_class(cls) -> type:
-        """Return the Auto class of transformers that loads the model with its head."""
-        from transformers import AutoModelForSequenceClassification
-
-        return AutoModelForSequenceClassification
-
-    @classmethod
-    def architectures(cls) -> Container[str]:
-        """Return the architectures, `model_type`, for which transformers has such a model."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES
-
-        return NAMES
 
     @classmethod
     def width(cls, labels: Sequence[str] | None) -> int:
