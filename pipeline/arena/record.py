@@ -111,9 +111,7 @@ def append(path: Path, record: Record) -> None:
     """Append a record to a file, after removing a partial last line of a killed run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    whole = _whole(path.read_bytes())
-    if len(whole) < path.stat().st_size:
-        os.truncate(path, len(whole))
+    os.truncate(path, len(_whole(path.read_bytes())))
     with path.open("a", encoding="utf-8") as file:
         file.write(record.model_dump_json() + "\n")
 

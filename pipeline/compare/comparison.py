@@ -33,9 +33,8 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
     tasks, outdated = entries(name, preset, records)
     if not tasks:
         raise UserError(f"{FOLDER / name}: none of the {outdated:,} records is of the settings and texts of the preset")
-    sizes = dict[str, int]()  # the largest of each method
-    for entry in (entry for of in tasks.values() for entry in of.values()):
-        sizes[entry.method] = max(sizes.get(entry.method, 0), entry.shown.trained)
+    every = [(entry.shown.trained, entry.method) for of in tasks.values() for entry in of.values()]
+    sizes = {method: size for size, method in sorted(every)}  # the largest of each method
     methods, baseline = sorted(sizes, key=lambda name: (sizes[name], name)), preset.baseline
     if baseline not in methods:
         near = nearest(baseline, methods)

@@ -233,6 +233,5 @@ def holm(values: Sequence[float]) -> list[float]:
     """
     order = np.argsort(values, kind="stable")
     steps = np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1))
-    corrected = np.empty(len(values))
-    corrected[order] = np.minimum(steps, 1.0)
-    return [float(value) for value in corrected]
+    corrected: list[float] = np.minimum(steps, 1.0)[np.argsort(order)].tolist()
+    return corrected
