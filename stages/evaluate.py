@@ -17,7 +17,7 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards, device
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.classes import ClassesTask
-from pipeline.tasks.scores import BY_CLASS
+from pipeline.tasks.scores import BY_CLASS, by_class
 
 
 def main(view: params.EvaluateView) -> None:
@@ -51,8 +51,8 @@ def main(view: params.EvaluateView) -> None:
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics}, shown)
     columns = {**tokens.load_texts("test"), **task.table(outcome)}
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
-    by_class = task.by_class(outcome) if isinstance(task, ClassesTask) else ()
-    artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, by_class)
+    classes = isinstance(task, ClassesTask) and by_class(task.names, task.of_examples(outcome), outcome.labels)
+    artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, classes or ())
     first = view.dataset.metrics[0]
     keys = "examples", first, f"{first}_low", f"{first}_high", f"{first}_baseline"
     rows: list[list[artifacts.Value]] = [[name, *(its[key] for key in keys)] for name, its in parts.items()]

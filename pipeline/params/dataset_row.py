@@ -82,19 +82,13 @@ class DatasetRow(TableRow):
 
     @property
     def found(self) -> Any:
-        """What its task has found in the data, in this process or, as `keep` has written it, in the stage tokenize."""
+        """What its task has found in the data, in this process or, as it has kept it, in the stage tokenize."""
         if self._found is None:
             self.recall(artifacts.TOKENS)
         return self._found
 
-    def keep(self, folder: Path) -> None:
-        """Write what was found, if anything, into the folder of its tokens."""
-        if self._found is not None:
-            text = json.dumps(self._found, indent=1, ensure_ascii=False)
-            (folder / FOUND).write_text(f"{text}\n", encoding="utf-8")
-
     def recall(self, folder: Path) -> None:
-        """Read what `keep` has written.
+        """Read what its task has found from the folder of its tokens.
 
         Raises:
             UserError: if there is no such file.

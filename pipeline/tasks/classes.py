@@ -110,12 +110,6 @@ class ClassesTask(Task):
         """Return the predicted class of each example, also where several examples have one answer."""
         return self.predicted(outcome)
 
-    def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
-        """Return the rows of `scores.by_class`."""
-        from pipeline.tasks import scores
-
-        return scores.by_class(self.names, self.of_examples(outcome), outcome.labels)
-
     def table(self, outcome: Outcome) -> Columns:
         both = {"actual": outcome.labels, "predicted": self.of_examples(outcome)}
         named = {column: [self.names[number] for number in numbers] for column, numbers in both.items()}

@@ -5,6 +5,7 @@ together. A task is made from a row of data. What an adapter needs to answer wit
 class methods: task.json names the kind.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_row import FOUND, DatasetRow
 from pipeline.params.sources import is_template
 from pipeline.tasks import texts
 from pipeline.tasks.cells import Cells, Record, fold, hash_of, is_missing, plain_text
@@ -58,7 +59,9 @@ class Task(ABC):
 
     def keep(self, folder: Path, train: Any) -> None:
         """Write what was found in the data beside the tokens of `train`, so that later stages know it without them."""
-        self.row.keep(folder)
+        if self.row._found is not None:
+            text = json.dumps(self.row._found, indent=1, ensure_ascii=False)
+            (folder / FOUND).write_text(f"{text}\n", encoding="utf-8")
 
     @property
     def reads(self) -> tuple[str, ...]:
