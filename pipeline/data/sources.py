@@ -97,7 +97,7 @@ def explained(where: str, start: str = "paths start at the root of the repositor
         raise UserError(f"{where}: {first_line(error)}") from None
 
 
-def _hub(source: TableSource, split: Split) -> Iterator[pd.DataFrame]:
+def _hub(source: TableSource, split: Split) -> Iterator[Record]:
     import datasets  # heavy, and not needed by the other sources
 
     datasets.disable_progress_bars()
@@ -113,11 +113,8 @@ def _hub(source: TableSource, split: Split) -> Iterator[pd.DataFrame]:
     pinned = source.revision and len(source.revision) == 40 and not is_folder
     if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
         raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
-    number = 0
-    for batch in loaded.flatten().iter(ROWS):  # a key of a struct becomes a column
-        for cells in zip(*batch.values(), strict=True):
-            number += 1
-            yield f"row {number}", dict(zip(batch, cells, strict=True))
+    for number, cells in enumerate(loaded, start=1):
+        yield f"row {number}", cells
 
 
 def read_file(path: Path, source: TableSource | None = None) -> Iterator[Record]:
