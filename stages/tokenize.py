@@ -24,12 +24,10 @@ BINS = 30
 
 def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: int) -> dict[str, artifacts.Value]:
     """Return what a split holds: rows, lengths in tokens, the share of truncated texts, and labels."""
-    found: dict[str, artifacts.Value] = {"rows": len(lengths)}
-    for percent in (50, 95, 99):  # "higher": a length that occurs, not one between two
-        found[f"tokens_p{percent}"] = int(np.percentile(lengths, percent, method="higher"))
-    found["tokens_max"] = int(lengths.max())
-    found["truncated_share"] = float((lengths > max_length).mean())
-    return found | task.counts(labels)
+    # "higher": a length that occurs, not one between two.
+    most = {f"tokens_p{share}": int(np.percentile(lengths, share, method="higher")) for share in (50, 95, 99)}
+    ends = {"tokens_max": int(lengths.max()), "truncated_share": float((lengths > max_length).mean())}
+    return {"rows": len(lengths), **most, **ends, **task.counts(labels)}
 
 
 def inputs(view: params.TokenizeView) -> dict[str, str]:
