@@ -1,5 +1,6 @@
 """Run one training of the arena: initialize the adapter, train it, and score it after every epoch."""
 
+import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -178,11 +179,12 @@ class Run(TrainerCallback):
 
         def write(path: Path) -> None:
             found = self._written(device.place(base_models.load_base_model(view.base_model, view.dataset)))
-            said = list(cast("Written", found["test"]).said)
-            torch.save(({split: one.outputs for split, one in found.items()}, said), path)
+            losses = {split: one.outputs.tolist() for split, one in found.items()}
+            path.write_text(json.dumps([losses, cast("Written", found["test"]).said]), encoding="utf-8")
 
-        path = task_tokens.cached("base", (task_tokens.known(self.training), view.train.precision), write)
-        outputs, said = torch.load(path, weights_only=True)
+        path = task_tokens.cached("alone", (task_tokens.known(self.training), view.train.precision), write)
+        losses, said = json.loads(path.read_text(encoding="utf-8"))
+        outputs = {split: torch.tensor(its) for split, its in losses.items()}
         held_out = evaluation.outcome(outputs["validation"], self.splits["validation"])
         return {"validation": held_out, "test": Written(outputs["test"], tokens.labels_of(test), None, said)}
 

@@ -5,10 +5,12 @@ later runs. It is drawn with its own seed, so that no training depends on earlie
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import set_seed
 
@@ -22,6 +24,9 @@ from pipeline.methods import adapters, planning
 from pipeline.methods.planning import Plan
 from pipeline.methods.statistics import of_adapter, of_examples
 from pipeline.params import LsrParams
+
+WHOLE, FIRST, SECOND, HEAD = "whole", "first", "second", "head"  # before the names of tensors in a file
+SECONDS = "seconds"  # in its metadata: what it took
 
 
 class Statistics(NamedTuple):
@@ -40,20 +45,29 @@ def read(training: Training, plan: Plan) -> Statistics:
     section = plan.section
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return NOTHING
-    known = task_tokens.known(training), section.init, section.examples, section.head_steps, training.seed, plan.layers
-    path = task_tokens.cached("start", known, lambda path: torch.save(tuple(_computed(training, plan, section)), path))
-    return Statistics(*torch.load(path, weights_only=True))
+    known = (task_tokens.known(training), section.examples, section.head_steps, training.seed, plan.layers)
+    path = task_tokens.cached(section.init, known, lambda path: _write(path, training, plan, section))
+    found: dict[str, dict[str, Tensor]] = {WHOLE: {}, FIRST: {}, SECOND: {}, HEAD: {}}
+    with safe_open(path, "pt") as file:
+        seconds = float(file.metadata()[SECONDS])
+        for key in file.keys():  # noqa: SIM118 it is no mapping
+            part, _, name = key.partition("/")
+            found[part][name] = file.get_tensor(key)
+    products = {name: (first, found[SECOND][name]) for name, first in found[FIRST].items()}
+    return Statistics({**found[WHOLE], **products}, found[HEAD], seconds)
 
 
-def _computed(training: Training, plan: Plan, section: LsrParams) -> Statistics:
+def _write(path: Path, training: Training, plan: Plan, section: LsrParams) -> None:
     begin, view = record.clock(), training.view
     set_seed(training.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
-    layers = of_examples(task_tokens.splits(training)["train"], base, plan, view)
-    heads = plan.head if INITIALIZATIONS[section.init].goes_on else ()
-    states = {head: base.get_submodule(head).state_dict() for head in heads}
-    head = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-    return Statistics(layers, head, record.clock() - begin)
+    flat = dict[str, Tensor]()
+    for name, matrix in of_examples(task_tokens.splits(training)["train"], base, plan, view).items():
+        parts = {WHOLE: matrix} if isinstance(matrix, Tensor) else dict(zip((FIRST, SECOND), matrix, strict=True))
+        flat |= {f"{part}/{name}": value.contiguous() for part, value in parts.items()}
+    for head in plan.head if INITIALIZATIONS[section.init].goes_on else ():
+        flat |= {f"{HEAD}/{head}.{name}": its for name, its in base.get_submodule(head).state_dict().items()}
+    save_file(flat, path, {SECONDS: f"{record.clock() - begin:.2f}"})
 
 
 def planned(training: Training) -> Plan:
