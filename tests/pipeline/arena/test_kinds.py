@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import evaluation
+from pipeline import evaluation, tasks
 from pipeline.arena import preset, task_tokens
 from pipeline.arena.compete import check
 from pipeline.arena.features import Pooled
@@ -57,6 +57,16 @@ def test_each_tenant_has_as_many_rows_and_its_own_name_beside_the_labels(tenants
     assert chosen.view.dataset.found["bolt"] == [["cat", "dog", "owl"], 18]
     task_tokens.write_labels(chosen, tmp_path / "few.csv")
     assert pd.read_csv(tmp_path / "few.csv")["tenant"].value_counts().to_dict() == {"acme": 9, "bolt": 6}
+
+
+def test_a_cached_row_of_ones_own_knows_its_rarer_class(arena):
+    write("shops.jsonl", [{"text": f"{n} owls", "kind": "ab"[n % 3 > 0]} for n in range(90)])
+    row = {**ROW, "label": {"column": "kind", "names": ["a", "b"]}, "metrics": ["f1"]}
+    write("data/datasets.yaml", {"shops": row})
+    small.use(tasks={"shops": {}}, methods=METHODS)
+    for chosen in (training("head", "shops"), training("head", "shops")):
+        task_tokens.splits(chosen)
+        assert tasks.of(chosen.view.dataset).names == ("b", "a")
 
 
 def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):
