@@ -140,15 +140,15 @@ def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, U
         ranks = directions.allocate(updates, min(number, sum(min(directions.MOST, its) for its in most.values())))
     else:
         ranks = {name: min(number, its) if form == "rank" else number for name, its in most.items()}
-    sources, groups = dict[str, Source](), dict[Kind | str, list[str]]()
+    sources, kinds = dict[str, Source](), dict[Kind, list[str]]()
     for name, rank in ranks.items():
         m, n = shape_of(updates[name])
         paired, its = form == "directions", Form.dense(rank, n, m)
         scaling = ALPHA / (DIAGONAL if paired else rank)
         sources[name] = Source(its, torch.empty, scaling=scaling, statistic=updates[name], paired=paired)
-        groups.setdefault(kind_of(name, its) if form == "shared" else name, []).append(name)
+        kinds.setdefault(kind_of(name, its, "layers" if form == "shared" else "none"), []).append(name)
     small = dict[str, Update]()
-    for names in groups.values():
+    for names in kinds.values():
         own = [sources[name] for name in names]
         start = directions.warm_start(own[0]) if form == "rank" else directions.frames(own)
         frames = Frames(a=start.a[0][0].float(), b=start.b[0][0].float())

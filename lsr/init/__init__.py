@@ -7,13 +7,12 @@ model unchanged, because B1 or the core is zero. Only `warm` begins with an upda
 from collections.abc import Callable, Mapping
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import directions, random
-from lsr.init.gradients import examples_gradients
-from lsr.init.initialization import Initialization
-from lsr.init.update import examples_updates
+from lsr.init import directions
+from lsr.init.examples import examples_gradients, examples_updates
+from lsr.init.initialization import Initialization, random_frames, random_start
 
 INITIALIZATIONS = {
-    "random": Initialization("seed", random.start, random.frames),
+    "random": Initialization("seed", random_start, random_frames),
     "principal": Initialization("weight", directions.start_of_weight, directions.frames_of_weights),
     "gradient": Initialization("gradient", directions.start, directions.frames),
     "update": Initialization("update", directions.start, directions.frames),

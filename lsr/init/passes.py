@@ -33,11 +33,6 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:  # ()
     return loss
 
 
-def size_of(batch: Batch) -> int:
-    """Return the number of examples in a batch."""
-    return len(next(iter(batch.values())))
-
-
 def widths(layer: nn.Module) -> tuple[int, int]:
     """Return in_features and out_features of a layer; GPT-2's Conv1D stores its weight in that order, transposed."""
     if isinstance(layer, nn.Linear):  # not from the weight: packed 4-bit weights have other shapes

@@ -15,7 +15,7 @@ from lsr.algebra.shapes import Form, check_rank
 from lsr.tuner.adapter import stored_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of
-from lsr.tuner.forms import Group, check_room, form_in_file, group_of
+from lsr.tuner.forms import Kind, check_room, form_in_file, kind_of
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.options import override
 
@@ -139,17 +139,17 @@ def _fitting(files: Files) -> AbstractContextManager[None]:  # or it says in one
 def _lsr_updates(files: Files) -> dict[str, Update]:
     config, states = check_config(files), factors_by_layer(files.tensors)
     factors = {name: {key: its for key, its in state.items() if key != CORE} for name, state in states.items()}
-    held, updates = dict[Group, Frames](), dict[str, Update]()
+    held, updates = dict[Kind, Frames](), dict[str, Update]()
     for name in sorted(states, key=lambda name: not factors[name]):  # first those that store what others share
         with _fitting(files), explained(f"layer {name!r}", ValueError):
             form, stored = form_in_file(config, name), factors[name]
-            group = group_of(config, name, form)
-            if stored and group in held:
+            kind = kind_of(name, form, config.share)
+            if stored and kind in held:
                 raise ValueError(f"{min(stored)} is no part of this adapter, whose layers share theirs")
-            if group not in held:
+            if kind not in held:
                 a, b = stored_matrices(form, stored)
-                held[group] = Frames(a=a, b=b)
-            updates[name] = _lsr_update(config, name, held[group], states[name].get(CORE))
+                held[kind] = Frames(a=a, b=b)
+            updates[name] = _lsr_update(config, name, held[kind], states[name].get(CORE))
     return {name: updates[name] for name in states}
 
 

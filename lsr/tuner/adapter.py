@@ -23,6 +23,7 @@ class LsrAdapter(nn.Module):
     """
 
     core: nn.Parameter
+    owner: "LsrAdapter | None"  # the adapter that holds the factors, of the first layer of a kind, if it is another one
 
     def __init__(
         self, form: Form, config: LsrConfig, scaling: float, like: Tensor, owner: "LsrAdapter | None" = None
@@ -32,7 +33,7 @@ class LsrAdapter(nn.Module):
         self.scaling = scaling
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.has_core = config.has_core
-        self._owners = () if owner is None else (owner,)  # a tuple, which nn.Module does not register
+        object.__setattr__(self, "owner", owner)  # past nn.Module, which would register it as a part of this one
         zeros = partial(torch.zeros, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
         for name, shape in form.factor_shapes.items() if owner is None else ():
             if config.train == "core":
@@ -43,31 +44,16 @@ class LsrAdapter(nn.Module):
             self.core = nn.Parameter(zeros([form.rank] * (2 if config.core == "full" else 1)))
 
     @property
-    def owner(self) -> "LsrAdapter":
-        """The adapter that holds the factors: this one, or that of the first layer of its kind."""
-        return self._owners[0] if self._owners else self
-
-    @property
-    def drops(self) -> bool:
-        """Whether inputs are dropped now."""
-        return self.training and isinstance(self.dropout, nn.Dropout)
-
-    @property
     def is_meta(self) -> bool:
         """Whether parameters are on the meta device, about to be loaded."""
         return next(self.parameters()).is_meta
 
-    def factors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the factors of A, (s, r_i, n_i) each, and of B, (s, m_i, r_i) each, in at least float32."""
-        owner, count = self.owner, len(self.form.rank_shape)
-        a, b = ([getattr(owner, f"factor_{side}{i}") for i in range(1, count + 1)] for side in "AB")
-        if owner is not self:  # whose layer may be on another device
-            a, b = ([factor.to(self.core.device) for factor in side] for side in (a, b))
-        return a, b
-
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return the matrices A (r, in_features) and B (out_features, r), without padding."""
-        return _cropped(self.form, *self.factors())
+        factors = [getattr(self.owner or self, name) for name in self.form.factor_shapes]
+        if self.owner is not None:  # whose layer may be on another device
+            factors = [factor.to(self.core.device) for factor in factors]
+        return _cropped(self.form, factors)
 
     def collapse(self) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
         """Return the LoRA that is the same update: R A and B, without the scaling."""
@@ -103,8 +89,9 @@ def stored_matrices(form: Form, tensors: Mapping[str, Tensor]) -> tuple[Tensor, 
         if tensors[name].shape != shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)}, needed: {shape}")
     factors = [tensors[name].to(torch.promote_types(tensors[name].dtype, torch.float32)) for name in form.factor_shapes]
-    return _cropped(form, factors[: len(form.rank_shape)], factors[len(form.rank_shape) :])
+    return _cropped(form, factors)
 
 
-def _cropped(form: Form, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _cropped(form: Form, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # those of A, then those of B
+    a, b = factors[: len(form.rank_shape)], factors[len(form.rank_shape) :]
     return kron_sum(*a)[:, : form.in_features], kron_sum(*b)[: form.out_features]

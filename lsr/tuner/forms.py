@@ -23,7 +23,7 @@ INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # of a layer, in its name
 
 
 class Kind(NamedTuple):
-    """What layers that differ only in their index have in common: the name without indices, and the shapes."""
+    """What layers that share A and B have in common: the name, of several layers without indices, and the shapes."""
 
     pattern: str
     form: Form
@@ -33,17 +33,12 @@ class Kind(NamedTuple):
         return f"{self.pattern} ({self.form.out_features} x {self.form.in_features})"
 
 
-Group = Kind | str  # a kind, whose layers share A and B, or the name of a layer
+def kind_of(layer_name: str, form: Form, share: str = "layers") -> Kind:
+    """Return the kind of a layer: `encoder.layer.*.attention.self.query` of `encoder.layer.3.attention.self.query`.
 
-
-def kind_of(layer_name: str, form: Form) -> Kind:
-    """Return the kind of a layer: `encoder.layer.*.attention.self.query` of `encoder.layer.3.attention.self.query`."""
-    return Kind(INDEX.sub("*", layer_name), form)
-
-
-def group_of(config: LsrConfig, layer_name: str, form: Form) -> Group:
-    """Return the group of layers that have the A and B of a layer."""
-    return kind_of(layer_name, form) if config.share == "layers" else layer_name
+    With `share="none"` each layer is a kind.
+    """
+    return Kind(INDEX.sub("*", layer_name) if share == "layers" else layer_name, form)
 
 
 def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:

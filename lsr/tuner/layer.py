@@ -78,7 +78,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[word]
         layers = (self, *sharing)
         sources = [layer._source(config, adapter.form, statistics or {}) for layer in layers]
-        if adapter.owner is adapter:
+        if adapter.owner is None:
             with explained(f"layer {self.layer_name!r}", ValueError):
                 start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
             for name, value in zip(adapter.form.factor_shapes, (*start.a, *start.b), strict=True):
@@ -127,7 +127,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             self.unmerge()
         is_plainly_base = self.disable_adapters or self.merged
         active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
-        if len(active) == 1 and not (args or kwargs or active[0].drops) and _is_plain(self.base_layer):
+        is_dropping = self.training and any(isinstance(adapter.dropout, nn.Dropout) for adapter in active)
+        if len(active) == 1 and not (args or kwargs or is_dropping) and _is_plain(self.base_layer):
             weight, bias = self.in_layout(self.base_parameter()), cast("Tensor | None", self.base_layer.bias)
             return adapted_linear(x, weight, bias, *active[0].collapse(), active[0].scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
@@ -198,12 +199,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         if self._pretrained_weight is not None:
             (weight,) = self._lent
             weight.data, self._pretrained_weight = self._pretrained_weight, None
-            self._set_base_parameter(weight)
+            self.get_base_layer()._parameters["weight"] = weight
             self._lent = ()
-
-    def _set_base_parameter(self, weight: nn.Parameter) -> None:
-        # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
-        self.get_base_layer()._parameters["weight"] = weight
 
     def check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
         """Raise the error that `merge` would raise for these adapters, without changing anything.
@@ -240,7 +237,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             weight.data = total
         else:
             self._lent, self._pretrained_weight = (weight,), self.pretrained_weight()
-            self._set_base_parameter(nn.Parameter(total, requires_grad=weight.requires_grad))
+            # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
+            self.get_base_layer()._parameters["weight"] = nn.Parameter(total, requires_grad=weight.requires_grad)
 
     def unmerge(self) -> None:
         """Restore the original weight bit for bit; subtracting the update would leave rounding errors."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig, Resolved
-from lsr.tuner.forms import Group, check_forms, form_of, group_of, is_quantized
+from lsr.tuner.forms import Kind, check_forms, form_of, is_quantized, kind_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import config_of, initialize_factors, layers_of
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
@@ -56,7 +56,7 @@ class LsrModel(WholeHeads):
         if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
         forms = check_forms(model, adapted, config)
-        self._owners: dict[Group, LsrAdapter] = {}  # of the factors of each group of layers
+        self._owners: dict[Kind, LsrAdapter] = {}  # of the factors of each kind of layers
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
@@ -117,9 +117,9 @@ class LsrModel(WholeHeads):
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
         config = cast("LsrConfig", peft_config)
         form = form_of(config, layer.layer_name, layer.in_features, layer.out_features)
-        group = group_of(config, layer.layer_name, form)
-        layer.update_layer(adapter_name, config, self._owners.get(group))
-        self._owners.setdefault(group, layer.adapter(adapter_name))
+        kind = kind_of(layer.layer_name, form, config.share)
+        layer.update_layer(adapter_name, config, self._owners.get(kind))
+        self._owners.setdefault(kind, layer.adapter(adapter_name))
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet

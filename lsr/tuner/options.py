@@ -31,6 +31,7 @@ LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
 # Of a configuration of any method: what PEFT matches with names, how often and in how many ways it may do so at most.
 PLACES = re.compile("pattern|modules|parameters|svd_config")
 MOST_ENTRIES, MOST_WAYS, WIDTH, DEEPEST = 2_000, 100_000, 60, 20  # WIDTH: about the length of a layer's name
+MOST_CHARACTERS = 500_000  # of a field, to compile which takes a second
 SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")  # what matches one character, by the names of re's parser
 
 
@@ -119,8 +120,10 @@ def check_patterns(fields: Mapping[str, Any]) -> None:
         entries = [value] if isinstance(value, str) else value
         if not PLACES.search(field) or not isinstance(entries, list | tuple | set | dict):
             continue
-        if isinstance(entries, dict) and len(entries) > MOST_ENTRIES:
-            raise ValueError(f"{field}: {len(entries):,} patterns; at most {MOST_ENTRIES:,} are allowed")
+        length = sum(map(len, map(str, entries)))
+        if isinstance(value, str | dict) and (len(entries) > MOST_ENTRIES or length > MOST_CHARACTERS):
+            most = f"at most {MOST_ENTRIES:,} of {MOST_CHARACTERS:,} are allowed"
+            raise ValueError(f"{field}: {len(entries):,} patterns of {length:,} characters; {most}")
         for entry in entries:
             ways += _ways(entry) if isinstance(entry, str) else 0
             if ways > MOST_WAYS:

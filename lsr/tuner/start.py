@@ -33,12 +33,9 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
 
 def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]:
     """Return the layers that share factors, first the one that holds them, by name: of a layer, or of a kind."""
-    layers = layers_of(model, adapter_name)
-    if config_of(model, adapter_name).share == "none":
-        return {name: [layer] for name, layer in layers.items()}
-    kinds: dict[Kind, list[LsrLinear]] = {}
-    for name, layer in layers.items():
-        kinds.setdefault(kind_of(name, layer.adapter(adapter_name).form), []).append(layer)
+    kinds, share = dict[Kind, list[LsrLinear]](), config_of(model, adapter_name).share
+    for name, layer in layers_of(model, adapter_name).items():
+        kinds.setdefault(kind_of(name, layer.adapter(adapter_name).form, share), []).append(layer)
     patterns = Counter(kind.pattern for kind in kinds)
     return {str(kind) if patterns[kind.pattern] > 1 else kind.pattern: group for kind, group in kinds.items()}
 

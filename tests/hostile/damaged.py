@@ -156,6 +156,7 @@ DAMAGES = {
     "terms that do not go": Damage(config(separation_rank=2), "separation_rank must be in [1, 1] for "),
     "a pattern that is none": Damage(config(rank_pattern={"(": [2]}), "'(' is not a valid regular expression"),
     "many patterns": Damage(config(alpha_pattern={f"x{at}": 1 for at in range(2001)}), "2,001 patterns", BOTH),
+    "a long pattern": Damage(config(target_modules="x|" * 250_001), "1 patterns of 500,002 characters", BOTH),
     **{
         f"{field} that takes long": Damage(config(**{field: value}), f"{field}: '", BOTH)
         for field, value in {

@@ -148,7 +148,7 @@ def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
 
 def shrink(model, factor):
     for layer in adapted_layers(model).values():
-        layer.adapter("default").factors()[1][0].data *= factor
+        layer.adapter("default").factor_B1.data *= factor
     return model
 
 

@@ -13,10 +13,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import start_from_examples
-from lsr.init import update
-from lsr.init.gradients import examples_gradients
+from lsr.init.examples import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_gradients, examples_updates
 from lsr.init.head import fitted_head
-from lsr.init.update import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_updates
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
 from tests.capabilities.subjects import DENSE, Subject
@@ -183,8 +181,8 @@ def test_it_is_the_update_of_a_lora_of_peft_in_a_peft_wrapper_too(name):
 
 
 def test_a_run_that_fails_is_repeated_more_gently_and_the_lowest_is_used(monkeypatch):
-    monkeypatch.setattr(update, "JUDGED_STEPS", 20)
-    monkeypatch.setattr(update, "FAILED", 0)  # every run has
+    monkeypatch.setattr("lsr.init.examples.JUDGED_STEPS", 20)
+    monkeypatch.setattr("lsr.init.examples.FAILED", 0)  # every run has
     listed, titles = batches(*[2] * 20), Titles()
     runs = [trained_by_peft("bert", listed, 3, *how) for how in ((), (2,), (2, 0.5))]
     used = min(range(3), key=lambda run: runs[run][1])
@@ -221,7 +219,7 @@ def test_a_failure_leaves_the_model_as_it_was(step, keep_head):
 
 
 def test_a_run_that_ends_in_no_number_is_refused(monkeypatch):
-    monkeypatch.setattr(update, "RATE", math.inf)
+    monkeypatch.setattr("lsr.init.examples.RATE", math.inf)
     model, layers, head = made("bert")
     message = "short training run: the loss is not finite in step 2 of 2 at the learning rate inf"
     assert refused(examples_updates, model, layers, batches(2, 4), head, kind=ValueError) == message

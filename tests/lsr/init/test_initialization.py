@@ -17,10 +17,10 @@ from lsr import LsrConfig, start_from_examples
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form, split_width
-from lsr.init import INITIALIZATIONS, READERS, directions, random
+from lsr.init import INITIALIZATIONS, READERS, directions
 from lsr.init.directions import allocate
-from lsr.init.gradients import examples_gradients
-from lsr.init.initialization import Source
+from lsr.init.examples import examples_gradients
+from lsr.init.initialization import Source, random_start
 from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import groups_of, initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
@@ -147,7 +147,7 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
 @pytest.mark.parametrize(("rank_shape", "terms"), [((2, 2), 1), ((4, 2), 16)])
 def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
     form = form_of(600, 600, rank_shape, terms)
-    draws = [kron_sum(*random.start(Source(form, torch.empty, generator=generator(seed))).a) for seed in range(100)]
+    draws = [kron_sum(*random_start(Source(form, torch.empty, generator=generator(seed))).a) for seed in range(100)]
     assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
 
 
@@ -220,9 +220,9 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
         names = [layer.layer_name for layer in layers]
         left, right = leading_frames([one[name] for name in names], 4)
         for layer in layers:
-            (a,), (b,) = layer.adapter("default").factors()
-            assert_close(b[0].double(), left, atol=1e-5, rtol=0)
-            assert_close(a[0].double(), right, atol=1e-5, rtol=0)
+            a, b = layer.adapter("default").matrices()
+            assert_close(b.double(), left, atol=1e-5, rtol=0)
+            assert_close(a.double(), right, atol=1e-5, rtol=0)
     assert torch.equal(logits(model), logits(tiny("bert")))
 
 

@@ -1,7 +1,8 @@
-"""The update that a short training run makes to each layer: where training ends up, not only its first direction.
+"""What is read of examples: gradients, or the update of a short training run, which says where training ends up.
 
-A LoRA on each layer is trained together with the head for one pass over the examples. The initialization reads the
-product of the LoRA factors; nothing of it stays in the model but, if asked for, the head.
+The layers are those that `model` calls: in a PEFT wrapper, the base layers. For the update, a LoRA on each layer is
+trained together with the head for one pass over the examples. The initialization reads the product of the LoRA factors;
+nothing of it stays in the model but, if asked for, the head. What is returned is float64, on the CPU.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,18 @@ from torch.nn import functional as F
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init.head import STEPS, fitted_head, head_parameters
-from lsr.init.passes import Batch, Group, Track, copied_values, descend, set_values, undisturbed, untracked, widths
+from lsr.init.passes import (
+    Batch,
+    Group,
+    Track,
+    copied_values,
+    descend,
+    loss_of,
+    set_values,
+    undisturbed,
+    untracked,
+    widths,
+)
 
 RANK = 16
 RATE = 0.001
@@ -31,6 +43,66 @@ JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of
 ATTEMPTS = ((1.0, 0.0), (1.0, 0.1), (0.5, 0.1))
 
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
+
+
+def examples_gradients(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    head: Sequence[nn.Module] = (),
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    track: Track = untracked,
+) -> dict[str, Matrix]:  # (m, n) each
+    """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
+
+    `model(**batch).loss` is taken to be the mean over the batch, so each batch is weighted by its size. Takes one pass,
+    without dropout. Only the weights of these layers get a gradient, frozen ones too; parameters, their `requires_grad`
+    and their `grad` are left unchanged.
+
+    Each layer's gradient is added to its total and freed before the backward pass reaches the next layer. The gradients
+    are those through a head fitted for `steps` steps, which is restored afterwards: training starts from the original
+    head, as the fitted one did no better. The batches are read once and kept in memory. Deterministic: equal inputs
+    give equal bytes.
+
+    Raises:
+        ValueError: as `lsr.init.head.fitted_head`; or if there are no examples or no loss, a layer is never called, or
+            its gradient is not finite; names the layer.
+
+    Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
+    initialize from the gradient's singular vectors.
+    """
+    listed, totals, examples = list(batches), dict[Tensor, Tensor](), 0
+    weights = {name: cast("nn.Parameter", layer.weight) for name, layer in layers.items()}
+
+    def add(weight: Tensor) -> None:
+        gradient = cast("Tensor", weight.grad).to("cpu", torch.float64)
+        totals.setdefault(weight, torch.zeros_like(gradient)).add_(gradient, alpha=size)
+        weight.grad = None  # free it before the next layer's is computed
+
+    with (
+        fitted_head(model, head, listed, steps=steps, seed=seed, track=track),
+        undisturbed(model, weights.values()),
+        torch.enable_grad(),
+        ExitStack() as hooks,
+    ):
+        for weight in dict.fromkeys(weights.values()):  # some are tied
+            hooks.enter_context(weight.register_post_accumulate_grad_hook(add))
+        for batch in track(listed, "gradients"):
+            loss, size = loss_of(model, batch), len(next(iter(batch.values())))
+            examples += size
+            if loss.requires_grad:
+                loss.backward(inputs=list(weights.values()))
+    return {name: _mean(totals.get(weights[name]), examples, name, layer) for name, layer in layers.items()}
+
+
+def _mean(total: Tensor | None, examples: int, name: str, layer: nn.Module) -> Tensor:
+    if total is None:
+        raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
+    if not torch.isfinite(total).all():
+        raise ValueError(f"layer {name!r}: its gradient over these examples is not finite")
+    return (total if isinstance(layer, nn.Linear) else total.T) / examples  # Conv1D has the other layout
 
 
 def examples_updates(
