@@ -14,11 +14,10 @@ from threading import Thread
 
 from pipeline import params
 from pipeline.arena import features, plan, record, task_tokens, tuning
-from pipeline.arena.measure import measure
+from pipeline.arena.measure import measure, planned
 from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
 from pipeline.arena.record import Record
-from pipeline.arena.starts import planned
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, content

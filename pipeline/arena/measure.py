@@ -1,34 +1,37 @@
 """Run one training of the arena: initialize the adapter, train it, and score it after every epoch."""
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
+from lsr.algebra.spectrum import Matrix
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, tasks
-from pipeline.arena import features, record, starts, task_tokens
+from pipeline.arena import features, record, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
-from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, banks, device
+from pipeline.data import base_models
+from pipeline.methods import adapters, banks, device, planning
 from pipeline.methods.adapter_task import AdapterTask
+from pipeline.methods.planning import Plan
+from pipeline.methods.statistics import of_adapter, of_examples
+from pipeline.params import LsrParams
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.cells import rounded
-from pipeline.tasks.completion import LOSS, Written
+from pipeline.tasks.completion import LOSS
 from pipeline.training.run import DivergedError, StopAtDivergence, trainer_of
 
 AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
@@ -93,8 +96,10 @@ class Run(TrainerCallback):
                 self._add(outcomes)
             sizes = {"stored": parameters, "file_bytes": FLOAT * parameters}
         elif self.training.is_alone:
+            view = self.training.view
+            self.model = device.place(base_models.load_base_model(view.base_model, view.dataset))
             with self._timed("score"):
-                self._add(self._alone())
+                self._add(self._outcomes())
         else:
             self._train()
             if self.training.is_rounded:
@@ -105,11 +110,8 @@ class Run(TrainerCallback):
 
     def _train(self) -> None:
         """Fit an adapter and the head, unless they are scored as they are initialized."""
-        plan = starts.planned(self.training)
-        read = starts.read(self.training, plan)
-        self.seconds["start"] = read.seconds  # each training is charged for the short run that it needs
         with self._timed("start"):
-            self.model = starts.started(self.training, plan, read)
+            self.model = started(self.training, self.splits["train"])
         with self._timed("train"):
             if not self.training.chosen.trained:
                 self._add(self._outcomes())
@@ -151,42 +153,20 @@ class Run(TrainerCallback):
         self.test.append(test)
 
     def _outcomes(self) -> dict[str, Outcome]:
-        """Return what the model as it is says of validation and test."""
-        if self.training.writes:
-            return self._written(self.model)
-        read = {split: self.splits[split] for split in ("validation", "test")}
-        return {
-            split: evaluation.outcome(evaluation.outputs(self.task, self.model, rows, self.collate, AT_ONCE), rows)
-            for split, rows in read.items()
-        }
+        """Return what the model as it is says of validation and test, or writes for the prompts of test."""
+        view, held_out, test = self.training.view, self.splits["validation"], self.splits["test"]
 
-    def _written(self, model: Any) -> dict[str, Outcome]:
-        """Return the losses of validation, and those of test with what a model writes for its prompts."""
-        view, count = self.training.view, self.training.reads.new_tokens
-        assert isinstance(self.task, CompletionTask)
+        def said(rows: Dataset, at_once: int) -> Outcome:
+            return evaluation.outcome(evaluation.outputs(self.task, self.model, rows, self.collate, at_once), rows)
+
+        if not isinstance(self.task, CompletionTask):
+            return {"validation": said(held_out, AT_ONCE), "test": said(test, AT_ONCE)}
+        prompts, count = self.task.prompts(base_models.load_tokenizer(view.base_model)), self.training.reads.new_tokens
         assert count is not None  # the tokens are read before
-        held_out, test = self.splits["validation"], self.splits["test"]
-        prompts = self.task.prompts(base_models.load_tokenizer(view.base_model))
         # As the Trainer has it: that of a model which no Trainer has is no other.
-        with torch.autocast(device.device_of(model).type, torch.bfloat16, enabled=view.train.precision == "bf16"):
-            outputs = evaluation.outputs(self.task, model, held_out, self.collate, LOGITS_AT_ONCE)
-            written = evaluation.written(self.task, model, test, prompts, count, AT_ONCE)
-        return {"validation": evaluation.outcome(outputs, held_out), "test": written}
-
-    def _alone(self) -> dict[str, Outcome]:
-        """Return what the base model alone writes, which no seed changes, from the cache if it is there."""
-        view, test = self.training.view, self.splits["test"]
-
-        def write(path: Path) -> None:
-            found = self._written(device.place(base_models.load_base_model(view.base_model, view.dataset)))
-            losses = {split: one.outputs.tolist() for split, one in found.items()}
-            path.write_text(json.dumps([losses, cast("Written", found["test"]).said]), encoding="utf-8")
-
-        path = task_tokens.cached("alone", (task_tokens.known(self.training), view.train.precision), write)
-        losses, said = json.loads(path.read_text(encoding="utf-8"))
-        outputs = {split: torch.tensor(its) for split, its in losses.items()}
-        held_out = evaluation.outcome(outputs["validation"], self.splits["validation"])
-        return {"validation": held_out, "test": Written(outputs["test"], tokens.labels_of(test), None, said)}
+        with torch.autocast(device.device_of(self.model).type, torch.bfloat16, enabled=view.train.precision == "bf16"):
+            written = evaluation.written(self.task, self.model, test, prompts, count, AT_ONCE)
+            return {"validation": said(held_out, LOGITS_AT_ONCE), "test": written}
 
     def _scores(self, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
         """Return the validation score, the test metrics, and the answers on the test split.
@@ -211,6 +191,30 @@ class Run(TrainerCallback):
             yield
         finally:
             self.seconds[what] += record.clock() - begin
+
+
+def planned(training: Training) -> Plan:
+    """Return what the section of a training makes of its base model."""
+    view = training.view
+    task_tokens.folder_of(training)  # which say who the tenants are
+    base, task_type = base_models.outline(view.base_model, view.dataset), tasks.of(view.dataset).peft_task
+    return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
+
+
+def started(training: Training, train: Dataset) -> PeftModel:
+    """Return the base model with its adapter, before training; its initialization may read tokens of `train`."""
+    view, plan = training.view, planned(training)
+    set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    section, layers = view.section, dict[str, Matrix]()
+    if isinstance(section, LsrParams) and section.source:
+        layers = of_adapter(section.source, base, plan, view)
+    elif isinstance(section, LsrParams) and section.reads_examples:
+        layers = of_examples(train, base, plan, view)
+    model = adapters.add_adapter(base, plan, layers)
+    for _ in adapters.start(model, plan, layers):
+        pass
+    return model
 
 
 def sizes_of(model: PeftModel, training: Training) -> dict[str, int]:

@@ -1,7 +1,6 @@
-"""What is computed once for all processes and later runs: above all the tokens of a task, as many as a preset reads."""
+"""The tokens of a task, as many as a preset reads, computed once for all processes and later runs."""
 
 import hashlib
-from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
@@ -23,19 +22,6 @@ from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
 FOLDER = Path(".cache/arena")
 KEPT = (*tokens.INPUTS, GROUP, EXPECTED)
-
-
-def cached(name: str, known: tuple[object, ...], write: Callable[[Path], object]) -> Path:
-    """Return the file or folder of what `known` determines; `write` makes it at a path if it is not there yet."""
-    return artifacts.made_once(FOLDER / f"{name}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}", write)
-
-
-def known(training: Training) -> tuple[object, ...]:
-    """Return what determines the tokens of a training: rows, how much is read, and the contents of files."""
-    view = training.view
-    files = digests((view.dataset.source, view.base_model.source))
-    rows = view.dataset.model_dump_json(), view.base_model.model_dump_json()
-    return training.task, *rows, view.tokenize.max_length, training.reads, files, VERSION
 
 
 def splits(training: Training) -> dict[str, Dataset]:
@@ -66,8 +52,12 @@ def folder_of(training: Training) -> Path:
             write([(table, table["length"].to_numpy())], folder / f"{split}.arrow")
         tasks.of(row).keep(folder, found["train"])
 
-    row = training.view.dataset
-    folder = cached("tokens", (*known(training), FOUND), make)
+    view, row = training.view, training.view.dataset
+    files = digests((row.source, view.base_model.source))
+    rows = row.model_dump_json(), view.base_model.model_dump_json()
+    known = (training.task, *rows, view.tokenize.max_length, training.reads, files, VERSION, FOUND)
+    name = f"tokens-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
+    folder = artifacts.made_once(FOLDER / name, make)
     if (folder / FOUND).is_file():
         row.recall(folder)  # in each process
     return folder
