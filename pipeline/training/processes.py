@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import tempfile
+import threading
+import time
 
 import torch
-from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from pipeline.core import console
 from pipeline.core.errors import FAILED, UserError
@@ -65,8 +66,14 @@ def start(module: str, wanted: int) -> bool:
         return wanted > 1
     if wanted != (count := int(os.environ["WORLD_SIZE"])):
         raise UserError(f"{PARAMS}: train.processes: must be {count}, as many as torchrun has started, got {wanted}")
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # on Linux: what torchrun has started ends with it
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return False
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(FAILED)  # at once, whatever the training does
 
 
 def _run(module: str, wanted: int) -> None:
