@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from pipeline import tasks
 from pipeline.core import artifacts, console
@@ -22,9 +21,8 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import check_rows, load_params, read_yaml, validated
+from pipeline.params.reading import check_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
-from pipeline.params.sections import LEAST_STEPS
 from pipeline.params.sources import NAME
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
@@ -78,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> None:
         running = dict.fromkeys(name for name in texts if not _several(first[name]))  # text that memory need not hold
         table = pd.concat([first, *(one.assign(**running) for one in tables)])
         content = described(table, options.text, label, tenant, path)
-        row = validated(DatasetRow, content, OWN, (name,))
+        row = validated(DatasetRow, content, OWN, (name,)).of_ones_own()
         row._where = str(OWN)
         splits = datasets.load(row, name).splits
         _append({name: content})
@@ -90,15 +88,13 @@ def _append(rows: dict[str, Any]) -> None:
     dumped = StringIO()
     YAML().dump(rows, dumped)
     before = OWN.read_text(encoding="utf-8") if OWN.exists() else HEADER
-    after = f"{before.rstrip()}\n{dumped.getvalue()}"
-    try:
-        is_added = YAML(typ="safe", pure=True).load(after) == (read_yaml(OWN) if OWN.exists() else {}) | rows
-    except YAMLError:
-        is_added = False
-    if not is_added:
-        raise UserError(f"{OWN}: a row cannot be added at its end; write one key below another, without braces")
     with artifacts.replacing(OWN) as new:
-        new.write_text(after, encoding="utf-8")
+        new.write_text(f"{before.rstrip()}\n{dumped.getvalue()}", encoding="utf-8")
+        try:
+            read_yaml(new)
+        except UserError:
+            at_end = "a row cannot be added at its end; write one key below another, without braces"
+            raise UserError(f"{OWN}: {at_end}") from None
 
 
 def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: Mapping[str, datasets.Examples]) -> None:
@@ -121,12 +117,8 @@ def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: M
         console.line(f"  {word:8}{said}")
     console.line(f"To change it, edit {OWN}, or remove the row there and give --text, --label, --tenant or --name")
     console.line(f"To keep both with the repository, the file by its digest: git add {OWN} && dvc add {path}")
-    train = load_params().train
-    is_short = train.epochs * len(splits["train"]) < LEAST_STEPS * train.batch_size
-    more = " -S train.steps=auto" * is_short
-    if isinstance(task, CompletionTask):
-        more = " -S model=smollm2"  # or another language model
-    console.line(f"To train: dvc exp run -S data={name}{more}")
+    more = "model=smollm2" if isinstance(task, CompletionTask) else "train.steps=auto"  # smollm2 writes, as others do
+    console.line(f"To train: dvc exp run -S data={name} -S {more}")
     warn_without_identity()
 
 
@@ -230,14 +222,12 @@ def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]
             f"needed are numbers, or 2 to {MOST_CLASSES} values with several rows each; choose another --label"
         )
     names = ["false", "true"] if are_flags else sorted(counts, key=float if are_numbers else None)
-    label, of_one = {"column": column.name, "names": names}, ["f1"] * (len(names) == 2)
-    if of_one:  # the rarer class, or the second of equals
-        first, second = (counts[str(at) if are_flags else name] for at, name in enumerate(names))
-        label["positive"] = names[first >= second]
+    least, of_one = min(counts.values()), ["f1"] * (len(names) == 2)
     metrics = ["accuracy", *(of_one or ["macro_f1"])]
-    if min(counts.values()) < max(RARE_TEXTS, RARE_SHARE * len(values)):
+    if least < max(RARE_TEXTS, RARE_SHARE * len(values)):
         metrics = ["macro_f1", *of_one, "accuracy"]  # accuracy hardly changes if a rare class is never answered
-    return {"label": label, "metrics": metrics, **({"stratify": True} if min(counts.values()) < RARE_TEXTS else {})}
+    scored = {"label": {"column": column.name, "names": names}, "metrics": metrics}
+    return scored | ({"stratify": True} if least < RARE_TEXTS else {})
 
 
 if __name__ == "__main__":
