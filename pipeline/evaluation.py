@@ -17,7 +17,6 @@ from transformers import DataCollatorWithPadding, GenerationConfig
 
 from pipeline.core.console import Advance
 from pipeline.data import tokens
-from pipeline.methods.device import device_of
 from pipeline.tasks import CompletionTask, Outcome, Task
 from pipeline.tasks.completion import Written
 from pipeline.tasks.prompts import Example, Prompts
@@ -41,7 +40,7 @@ def outputs(
     Batches are moved to the model's device.
     """
     model.eval()
-    where = device_of(model)
+    where = next(model.parameters()).device
     lengths = torch.tensor(split["length"][:])
     order = lengths.argsort(descending=True, stable=True)
     inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT, *task.judged)])
@@ -70,7 +69,7 @@ def write(
 ) -> list[str]:
     """Return what a model writes for each prompt in tokens, `new_tokens` at most; prompts of one length go together."""
     model.eval()
-    where = device_of(model)
+    where = next(model.parameters()).device
     greedy = GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,

@@ -55,13 +55,17 @@ def _scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Na
     task, its = tasks.of(row), adapter_task.read(folder)
     wanted = AdapterTask.of(task, its.max_length)
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):
-        said = f"{its.answers} of {' and '.join(its.columns)}"
-        raise UserError(f"{folder}: says {said}, but {options.data} has {wanted.answers}")
+        says, has = (" ".join(one.labels or [f"a {one.kind}"]) for one in (its, wanted))
+        raise UserError(f"{folder}: says {says} of {' and '.join(its.columns)}, but {options.data} has {has}")
     task.thresholds = its.thresholds
     opened = Opened(folder, options.base, its, options.batch_size)
     with console.progress(str(folder), len(texts), "texts", console.errors) as advance:
-        outputs = torch.cat([opened.outputs(batch, advance)[0] for batch in texts.batches(BATCH)])
-    metrics, first = task.metrics(evaluation.outcome(outputs, texts), load_params().evaluate.resamples), row.metrics[0]
+        found = [
+            opened.outputs(batch, range(at * BATCH + 1, len(texts) + 1), advance)[0]
+            for at, batch in enumerate(texts.batches(BATCH))
+        ]
+    outcome, first = evaluation.outcome(torch.cat(found), texts), row.metrics[0]
+    metrics = task.metrics(outcome, load_params().evaluate.resamples)
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
     size = weights_of(folder).stat().st_size
     return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in row.metrics), interval, f"{len(texts):,}"]

@@ -14,7 +14,8 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapter_task, adapters, banks, cards, device
+from pipeline.methods import adapter_task, adapters, banks, cards
+from pipeline.methods.device import fastest
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.scores import BY_CLASS, by_class
@@ -38,11 +39,11 @@ def main(view: params.EvaluateView) -> None:
         base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
         prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
         with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
-            asked = task, device.place(model), test, prompts, count, size, advance
+            asked = task, model.to(fastest()), test, prompts, count, size, advance
             outcome: Outcome = evaluation.written(*asked, beside_base=True)
     else:
         with console.progress("evaluate", len(test), "examples") as advance:
-            outputs = evaluation.outputs(task, device.place(model), test, task.collator(tokenizer), size, advance)
+            outputs = evaluation.outputs(task, model.to(fastest()), test, task.collator(tokenizer), size, advance)
         outcome = evaluation.outcome(outputs, test)
     parts = task.parts(outcome, view.evaluate.resamples)
     metrics |= task.overall(parts)

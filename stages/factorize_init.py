@@ -4,11 +4,12 @@ Reads the base model and, if the initialization needs them, artifacts/tokens or 
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
+from typing import cast
 
 from peft import PeftModel
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from lsr.algebra.frames import energy_between
 from lsr.algebra.spectrum import Matrix
@@ -20,35 +21,25 @@ from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, content
 from pipeline.methods import adapters, banks, planning, statistics
+from pipeline.methods.planning import Plan
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layer", "layers", "rank", "captured", "energy")
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
-def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, list[Row], list[int]]:
-    """Add an adapter to a base model and initialize it; return the rows of its report, and sizes of batches it read.
-
-    There is a row for each layer of LSR, or each kind whose layers share frames.
-    """
-    plan = planning.resolve(view.section, base, view.base_model, view.seed, tasks.of(view.dataset).peft_task)
-    read, sizes = statistics.read(base, plan, view)
-    model = adapters.add_adapter(base, plan, read)
-    section = plan.section
-    if not isinstance(section, params.LsrParams):
-        return model, [], sizes
-    started = adapters.start(model, plan, read)
-    groups, captured = groups_of(model, "default"), INITIALIZATIONS[section.scheme].reads if read else "weight"
-    rows: list[Row] = []
+def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> Iterator[Row]:
+    """Initialize LSR by what was read; yield a row of the report for each layer, or kind whose layers share frames."""
+    section, groups = cast("params.LsrParams", plan.section), groups_of(model, "default")
+    captured = INITIALIZATIONS[section.scheme].reads if read else "weight"
     console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     with console.progress("factorize-init", len(groups), "starts") as advance:
-        for name in started:
+        for name in adapters.start(model, plan, read):
             # A weight is not finite, unless the initialization has rejected it.
-            with as_user_error(ValueError, before=f"{view.model}: {name}: "):
+            with as_user_error(ValueError, before=f"{of}: {name}: "):
                 energy = captured_energy(groups[name], read)
-            rows.append((name, len(groups[name]), groups[name][0].adapter("default").form.rank, captured, energy))
+            yield name, len(groups[name]), groups[name][0].adapter("default").form.rank, captured, energy
             advance(1)
-    return model, rows, sizes
 
 
 def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> float:
@@ -73,10 +64,15 @@ def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
+    rows, sizes = list[Row](), list[int]()
     if common:
-        model, rows, sizes = banks.extended(base, view), list[Row](), list[int]()
+        model = banks.extended(base, view)
     else:
-        model, rows, sizes = factorize_init(base, view)
+        plan = planning.resolve(section, base, view.base_model, view.seed, tasks.of(view.dataset).peft_task)
+        read, sizes = statistics.read(base, plan, view)
+        model = adapters.add_adapter(base, plan, read)
+        if isinstance(section, params.LsrParams):
+            rows = list(started(model, plan, read, view.model))
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)

@@ -24,7 +24,7 @@ from pipeline import evaluation, tasks
 from pipeline.arena.plan import Training
 from pipeline.core.errors import UserError
 from pipeline.data import base_models
-from pipeline.methods import device
+from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, SeveralTask, TenantsTask
 from pipeline.tasks.classes import ChoicesTask, ClassesTask
@@ -55,7 +55,7 @@ def outcomes(
     """Return what regressions say of validation and test, log-probabilities, and the number of their parameters."""
     view, task = training.view, tasks.of(training.view.dataset)
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = device.place(Pooled(base.base_model, training.chosen.features))
+    model = Pooled(base.base_model, training.chosen.features).to(fastest())
     read = {
         split: evaluation.outcome(evaluation.outputs(task, model, rows, collate, at_once), rows)
         for split, rows in splits.items()

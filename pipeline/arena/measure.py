@@ -24,8 +24,9 @@ from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import base_models
-from pipeline.methods import adapters, banks, device, planning
+from pipeline.methods import adapters, banks, planning
 from pipeline.methods.adapter_task import AdapterTask
+from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.methods.statistics import of_adapter, of_examples
 from pipeline.params import LsrParams
@@ -97,7 +98,7 @@ class Run(TrainerCallback):
             sizes = {"stored": parameters, "file_bytes": FLOAT * parameters}
         elif self.training.is_alone:
             view = self.training.view
-            self.model = device.place(base_models.load_base_model(view.base_model, view.dataset))
+            self.model = base_models.load_base_model(view.base_model, view.dataset).to(fastest())
             with self._timed("score"):
                 self._add(self._outcomes())
         else:
@@ -164,7 +165,7 @@ class Run(TrainerCallback):
         prompts, count = self.task.prompts(base_models.load_tokenizer(view.base_model)), self.training.reads.new_tokens
         assert count is not None  # the tokens are read before
         # As the Trainer has it: that of a model which no Trainer has is no other.
-        with torch.autocast(device.device_of(self.model).type, torch.bfloat16, enabled=view.train.precision == "bf16"):
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=view.train.precision == "bf16"):
             written = evaluation.written(self.task, self.model, test, prompts, count, AT_ONCE)
             return {"validation": said(held_out, LOGITS_AT_ONCE), "test": written}
 

@@ -60,11 +60,6 @@ class AdapterTask(Row):
         """The kind of task, which answers without a row of data."""
         return tasks.kinds()[self.kind]
 
-    @property
-    def answers(self) -> str:
-        """What it answers: one of its labels, or else what the kind is called."""
-        return " ".join(self.labels or (f"a {self.kind}",))
-
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""
         (folder / FILE).write_text(self.model_dump_json(indent=2, exclude_defaults=True) + "\n", encoding="utf-8")

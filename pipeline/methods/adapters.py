@@ -1,6 +1,7 @@
 """Adapters on a base model: create from the selected section, initialize, merge, save, load and count."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
+from transformers.trainer_pt_utils import get_parameter_names
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init.directions import allocate
@@ -26,8 +28,8 @@ from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams, TrainVi
 from pipeline.params.sections import RATE
 from pipeline.params.sources import ModelRow
 
-# Parts of the names of parameters for which zero is neither the initial nor a neutral value: they do not decay.
-UNDECAYED = ("lora_magnitude_vector", "ia3_l")
+# Names of biases, and of parameters for which zero is neither the initial nor a neutral value: they do not decay.
+UNDECAYED = (r"\bbias$", "lora_magnitude_vector", "ia3_l")
 
 
 def add_adapter(
@@ -83,16 +85,14 @@ def rate_of(section: MethodParams, parameter: str) -> float | None:
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     """Return AdamW with separate learning rates for adapter and head, and no weight decay of biases and norms."""
     head_rate = view.train.head_learning_rate
-    norms = (module for module in model.modules() if type(module).__name__.endswith("Norm"))
-    no_decay = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    norms = {type(module) for module in model.modules() if type(module).__name__.endswith("Norm")}
+    decaying = {*get_parameter_names(model, [*norms], UNDECAYED)}
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     in_head = head_parameters(model, view.base_model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_kept = name.endswith(".bias") or any(part in name for part in UNDECAYED)
-            decays = not is_kept and id(parameter) not in no_decay
             rate = None if id(parameter) in in_head else rate_of(view.section, name)
-            key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
+            key = (head_rate if rate is None else rate, view.train.weight_decay if name in decaying else 0.0)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
@@ -100,20 +100,14 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
 
 def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
     """Write adapter_config.json and adapter_model.safetensors to an existing folder, deterministically."""
-    config = model.peft_config["default"]
-    kept = config.base_model_name_or_path, config.revision
-    config.base_model_name_or_path, config.revision = public_name(row)
-    try:
-        # Not "auto", which would ask the hub whether the vocabulary has changed.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    finally:
-        config.base_model_name_or_path, config.revision = kept
+    # Not "auto", which would ask the hub whether the vocabulary has changed.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink()  # PEFT's empty model card
-    path = folder / CONFIG
+    path, config = folder / CONFIG, vars(model.peft_config["default"])
     fields = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in vars(config).items():
-        if isinstance(value, set):  # PEFT writes it in hash order, which differs between processes
-            fields[name] = sorted(value)
+    fields["base_model_name_or_path"], fields["revision"] = public_name(row)
+    # PEFT writes sets in hash order, which differs between processes.
+    fields |= {name: sorted(value) for name, value in config.items() if isinstance(value, set)}
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -147,13 +141,13 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     """
     in_head = head_parameters(model, row)
     names = tuple(f"{PREFIX}{name}." for name in planning.head_of(row, cast("PreTrainedModel", model.get_base_model())))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adapter = sum(parameter.numel() for parameter in trained if id(parameter) not in in_head)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    sizes = Counter[tuple[bool, bool]]()  # by whether they are in the head and trained
+    for parameter in model.parameters():
+        sizes[id(parameter) in in_head, parameter.requires_grad] += parameter.numel()
     return {
-        "adapter_trained": adapter,
+        "adapter_trained": sizes[False, True],
         "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(names)),
-        "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
-        "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
+        "head_parameters": sizes[True, True],
+        "base_parameters": sizes[False, False],
     }

@@ -23,7 +23,6 @@ from pipeline.params.sources import PackageSource
 from pipeline.tasks import SeveralTask, Task, TenantsTask
 from pipeline.tasks.classes import whose
 
-TEST = "test"
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
 
 
@@ -74,7 +73,7 @@ def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Pat
             task_type=task.hub_task,
             dataset_type=_dataset(view),
             dataset_name=view.data,
-            dataset_split=TEST,
+            dataset_split="test",
             metric_type=name,
             metric_value=metrics[name],
         )
@@ -82,7 +81,7 @@ def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Pat
     ]
     ends = {name: " to ".join(f"{metrics[f'{name}_{end}']:.4g}" for end in ("low", "high")) for name in names}
     rows = "\n".join(f"| {name}{whose(name, task)} | {metrics[name]:.4g} | {ends[name]} |" for name in names)
-    table = f"| {TEST} split | score | 95 % interval |\n|---|---|---|\n{rows}"
+    table = f"| test split | score | 95 % interval |\n|---|---|---|\n{rows}"
     card.text = SCORE.sub(f"{table}\n\nof {metrics['examples']:,} examples.", card.text)
     return str(card)
 

@@ -16,7 +16,7 @@ from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import tokens
 from pipeline.data.base_models import load_tokenizer
-from pipeline.methods import device
+from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 
@@ -80,10 +80,10 @@ def of_examples(
     initialization = INITIALIZATIONS[section.init]
     kept = {"keep_head": True} if initialization.goes_on else {}
     reader = READERS[initialization.reads]
-    before = device.device_of(base)
-    where = device.device_of(device.place(base))
+    before, where = base.device, fastest()
     examples = ({name: value.to(where) for name, value in batch.items()} for batch in batches)
     try:
+        base.to(where)
         return reader(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track, **kept)
     finally:
-        device.place(base, before)
+        base.to(before)

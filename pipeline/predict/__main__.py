@@ -96,7 +96,7 @@ def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
                 said, lost = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
                 answers = CompletionTask.printed(said, None)
             else:
-                outputs, lost = opened.outputs(pa.table(asked), advance)
+                outputs, lost = opened.outputs(pa.table(asked), table.index, advance)
                 known = list(tenants.values()) if options.tenant is None else []
                 answers = of_tenants(outputs, known, asked[TENANT]) if known else printed(outputs, task)
             count, cut = count + len(table), cut + lost

@@ -17,8 +17,9 @@ from pipeline.core import artifacts
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
 from pipeline.data.base_models import check_positions, pad
-from pipeline.methods import banks, device, planning
+from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
+from pipeline.methods.device import fastest
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.completion import asked
 from pipeline.tasks.encoding import tokenize
@@ -35,7 +36,6 @@ class Opened:
 
     def __init__(self, folder: Path, base: str | None, task: AdapterTask, batch_size: int) -> None:
         self.folder, self.task, self.batch_size = folder, task, batch_size
-        self.asked = 0  # texts
         getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
         model: nn.Module
         if artifacts.is_bank(folder):
@@ -55,10 +55,12 @@ class Opened:
         if tokenizer is None:
             raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
         pad(tokenizer, str(folder), cast("PreTrainedModel", base_model))
-        self.tokenizer, self.model = tokenizer, device.place(model)
+        self.tokenizer, self.model = tokenizer, model.to(fastest())
 
-    def outputs(self, texts: pa.Table, advance: Advance) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
+    def outputs(self, texts: pa.Table, rows: Sequence[int], advance: Advance) -> tuple[Tensor, int]:
         """Return what it says of texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
+
+        That is (texts, ...), as of Task.outputs; `rows` are the numbers of the texts, for messages.
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
@@ -68,9 +70,8 @@ class Opened:
         collate = kind.collator(self.tokenizer)
         outputs = evaluation.outputs(kind, self.model, Dataset(table), collate, self.batch_size, advance)
         if not (finite := outputs.isfinite().reshape(len(table), -1).all(dim=1)).all():
-            row = self.asked + int(finite.int().argmin()) + 1
+            row = rows[int(finite.int().argmin())]
             raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {self.folder} overflow")
-        self.asked += len(table)
         return outputs, int((lengths > self.task.max_length).sum())
 
     def written(self, texts: Sequence[str], most: int, advance: Advance, *, shown: bool) -> tuple[list[str], int]:

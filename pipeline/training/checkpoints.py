@@ -15,6 +15,7 @@ from accelerate import PartialState
 from filelock import FileLock
 from ruamel.yaml import YAML
 from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from pipeline.core import artifacts, console
@@ -22,7 +23,6 @@ from pipeline.data import content
 from pipeline.params import TrainView
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
-STATE = "trainer_state.json"  # the Trainer's
 SIZES = "sizes.json"  # of a checkpoint's other files, after which it is complete
 
 
@@ -107,16 +107,9 @@ def seal(checkpoint: Path) -> None:
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SIZES)
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
     (checkpoint / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-    for path in (*files, checkpoint / SIZES, checkpoint, checkpoint.parent):
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    for path in (*files, checkpoint / SIZES, checkpoint, checkpoint.parent):  # also the names in folders
+        descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)
 
 
@@ -133,7 +126,7 @@ def newest(folder: Path) -> Path | None:
 
 def state_of(checkpoint: Path) -> TrainerState:
     """Return the Trainer's state in a checkpoint."""
-    return TrainerState.load_from_json(str(checkpoint / STATE))
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -30,7 +30,8 @@ from pipeline.core import artifacts, console
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, device
+from pipeline.methods import adapters
+from pipeline.methods.device import fastest
 from pipeline.params import FullParams, TrainView
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
 from pipeline.tasks import CompletionTask, Outcome
@@ -145,7 +146,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         save_strategy="epoch",
         load_best_model_at_end=True,
         metric_for_best_model="score",
-        use_cpu=device.fastest().type == "cpu",  # otherwise bf16 is rejected without a GPU
+        use_cpu=fastest().type == "cpu",  # otherwise bf16 is rejected without a GPU
         bf16=view.train.precision == "bf16",
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,

@@ -120,7 +120,7 @@ def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(wor
     monkeypatch.setattr("peft.utils.save_and_load.infer_device", lambda: str(META))
     model = adapters.load_adapter(base_model(view), tmp_path, trainable=True)
     assert devices(model) == {torch.device("cpu")}
-    assert devices(device.place(model)) == {META}
+    assert devices(model.to(device.fastest())) == {META}
 
 
 MISTAKES = workspace.read_yaml(workspace.ROOT / "tests/pipeline/methods/mistakes.yaml")
