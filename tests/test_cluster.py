@@ -158,7 +158,7 @@ def test_records_of_a_preset_that_hosts_share_are_those_of_one_machine(hosts, tm
     assert len(list((tmp_path / "records").glob("*.jsonl"))) == 2
     assert len(whole) > 10
     assert shared == whole
-    labels = record.labels_path("small", "glue")
+    labels = record.FOLDER / "small/labels/glue.csv"
     assert (tmp_path / "records/small-labels/glue.csv").read_bytes() == (folder / labels).read_bytes()
 
 

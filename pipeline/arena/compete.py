@@ -39,9 +39,7 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
         return
     check(left)
     for entry in {entry.task: entry for entry in left}.values():
-        # Which text is expected is not written, only that it is right to write it.
-        is_private = entry.first().view.dataset.source.kind == "files" and not entry.first().writes
-        task_tokens.write_labels(entry.first(), record.labels_path(entry.name, entry.task, private=is_private))
+        task_tokens.write_labels(entry.first(), entry.labels)
     most = sum(tuning.most_left(entry, records) for entry in left)
     busy: dict[str, Future[Record]] = {}  # by key
     with workers(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline import params
 from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
+from pipeline.arena.record import FOLDER
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.data.content import Source
@@ -19,6 +20,7 @@ from pipeline.params.labels import Completion, Conversation
 from pipeline.params.reading import changed
 from pipeline.params.sections import HeadParams
 
+PRIVATE = Path(".cache/arena/labels")
 UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name what other fields of the view hold
 
 
@@ -73,6 +75,14 @@ class Entry:
         """Return the training at the learning rates of params.yaml, with the first seed."""
         return self.training(Setting(), self.preset.seeds[0])
 
+    @property
+    def labels(self) -> Path:
+        """The file of the labels of the test split, in the order of predictions; a user's own stay in the cache."""
+        first = self.first()
+        # Which text is expected is not written, only that it is right to write it.
+        is_private = first.view.dataset.source.kind == "files" and not first.writes
+        return (PRIVATE / self.name if is_private else FOLDER / self.name / "labels") / f"{self.task}.csv"
+
     @cached_property
     def rates(self) -> Sequence[str]:
         """The names of the method's learning rates in its section, the main one first; none if only a head is tuned."""
@@ -118,6 +128,7 @@ class Entry:
         overrides = {
             **{key: value for key, value in values.items() if key.partition(".")[0] not in others},
             "train.processes": 1,  # workers share the machine instead
+            "tenants.common": "trained",
             "adapter": method.adapter,
             "data": self.preset.row_of(self.task),
             "model": self.preset.model,

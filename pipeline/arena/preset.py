@@ -24,7 +24,7 @@ Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
 Features = Literal["mean", "first", "nearest", "words"]  # states: their mean twice, the first; counts of tokens
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
-OWN_KEYS = {"data", "model", "seed", "adapter"}  # the arena sets them itself
+OWN_KEYS = {"data", "model", "seed", "adapter", "train.processes", "tenants.common"}  # the arena sets them itself
 
 
 def _without_own_keys(values: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from pipeline.core.errors import UserError
 from pipeline.params.sources import Row
 
 FOLDER = artifacts.ARENA
-PRIVATE = Path(".cache/arena/labels")
 ENDING = ".jsonl"
 PACKAGES = ("torch", "transformers", "peft")
 Status = Literal["finished", "diverged", "failed"]
@@ -97,14 +96,6 @@ def read(folder: Path) -> dict[str, Record]:
             if known is None or known.status != "finished" or len(known.rounded) < len(record.rounded):
                 records[record.key] = record
     return records
-
-
-def labels_path(preset: str, task: str, *, private: bool = False) -> Path:
-    """Return the path of the labels of a task's test split, in the order of the predictions.
-
-    Those of a user's own files are private: they stay in the cache.
-    """
-    return (PRIVATE / preset if private else FOLDER / preset / "labels") / f"{task}.csv"
 
 
 def append(path: Path, record: Record) -> None:

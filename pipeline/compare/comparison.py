@@ -41,7 +41,7 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
     averages, notes = _averages(preset.means, tasks)
     places = {**{task: (task,) for task in tasks}, **averages}
-    known, unusable = examples.read(name, tasks)
+    known, unusable = examples.read(tasks)
     notes += unusable
     if outdated:
         notes.append(f"{outdated:,} records left out: of other settings than those of the preset")

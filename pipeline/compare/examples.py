@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.arena.record import Record, labels_path
+from pipeline.arena.record import Record
 from pipeline.compare.rows import Entry
 from pipeline.tasks import scores
 from pipeline.tasks.scores import ROUNDING
@@ -28,14 +28,14 @@ OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly
 AT_ONCE = 1000  # resamples in memory
 
 
-def read(preset: str, tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, Parts], list[str]]:
+def read(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, Parts], list[str]]:
     """Return the labels by task and part, and a note for each task whose errors are of seeds alone."""
     usable: dict[str, Parts] = {}
     notes = []
     for task, entries in tasks.items():
-        paths = labels_path(preset, task), labels_path(preset, task, private=True)
-        parts = next((_parts(task, pd.read_csv(path)) for path in paths if path.is_file()), {})
-        missing = "" if parts else f"neither {paths[0]} nor {paths[1]} is there"
+        path = next(iter(entries.values())).labels
+        parts = _parts(task, pd.read_csv(path)) if path.is_file() else {}
+        missing = "" if parts else f"{path} is not there"
         finished = [one for entry in entries.values() for one in entry.finished]
         if reason := next(filter(None, (missing or _mismatch(parts, one) for one in finished)), ""):
             notes.append(f"{task}: {reason}, so its errors are of seeds alone")

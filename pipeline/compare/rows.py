@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Entry(NamedTuple):
     tries: tuple[Record, ...]  # with the first seed, one per pair of rates
     trainings: tuple[Record, ...]  # at the tuned setting, by seed, including those that did not finish
     chosen: Record | None
+    labels: Path
 
     @property
     def finished(self) -> tuple[Record, ...]:
@@ -84,7 +86,7 @@ def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[E
             tuned = [one.key for one in steps[-1] if one.is_tuned]
             trainings = tuple(record for record in every if not tuned or record.key in tuned)
             finished = (record for record in trainings if tuned and record.status == FINISHED)
-            found.append(Entry(planned.task, planned.method, tries, trainings, next(finished, None)))
+            found.append(Entry(planned.task, planned.method, tries, trainings, next(finished, None), planned.labels))
     tasks: Entries = {}
     for entry in sorted(found, key=lambda entry: (entry.task, entry.shown.trained, entry.method)):
         tasks.setdefault(entry.task, {})[entry.method] = entry

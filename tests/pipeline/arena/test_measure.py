@@ -162,8 +162,8 @@ def test_it_runs_what_is_missing_and_nothing_twice(arena, in_threads, capsys):
 
 def test_labels_of_files_stay_in_the_cache(arena, in_threads):
     run("--only", "ratings: head", "--jobs", "1")
-    assert not record.labels_path("small", "ratings").exists()
-    assert record.labels_path("small", "ratings", private=True).exists()
+    assert not (record.FOLDER / "small/labels/ratings.csv").exists()
+    assert plan.PRIVATE.joinpath("small/ratings.csv").exists()
 
 
 def test_an_unknown_entry_is_told_from_the_nearest(arena):

@@ -9,13 +9,14 @@ import numpy as np
 
 from pipeline.arena import plan, tuning
 from pipeline.arena.preset import PATH, Preset
-from pipeline.arena.record import FOLDER, Record, append, labels_path
+from pipeline.arena.record import FOLDER, Record, append
 from pipeline.core.artifacts import write_csv
 from pipeline.tasks import scores
 from tests.kit import write
 from tests.workspace import copy_committed, read_yaml
 
 EXAMPLES = 200
+LABELS = FOLDER / "small/labels"
 TASKS = {  # metrics, by task
     "cola": ("matthews_correlation", "accuracy"),
     "rte": ("accuracy",),
@@ -124,4 +125,4 @@ def prepare(folder, chosen=None, records=None):
 
 def save_labels(task, examples=EXAMPLES, **columns):
     columns = {"label": labels(task, examples).tolist(), **columns}
-    write_csv(labels_path("small", task), list(columns), zip(*columns.values(), strict=True))
+    write_csv(LABELS / f"{task}.csv", list(columns), zip(*columns.values(), strict=True))

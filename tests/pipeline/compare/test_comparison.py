@@ -6,7 +6,6 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from pipeline.arena.record import labels_path
 from pipeline.compare.comparison import compare
 from tests.pipeline.compare import records as made
 
@@ -81,11 +80,10 @@ def test_a_lead_on_a_task_of_tenants_is_over_them_too(folder):
 
 
 def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(records):
-    labels_path("small", "rte").unlink()
+    (made.LABELS / "rte.csv").unlink()
     made.save_labels("cola", examples=150)
     found = compare("small", records, made.preset(), RESAMPLES)
-    path, private = (labels_path("small", "rte", private=is_private) for is_private in (False, True))
-    assert f"rte: neither {path} nor {private} is there, so its errors are of seeds alone" in found["notes"]
+    assert f"rte: {made.LABELS}/rte.csv is not there, so its errors are of seeds alone" in found["notes"]
     assert any(note.startswith("cola: 150 labels, but head alone has 200 predictions") for note in found["notes"])
     alone, both, mean = (row(found, place, "LoRA r=8") for place in ("rte", "stsb", "average"))
     assert (alone["error_examples"], mean["error_examples"]) == (None, None)

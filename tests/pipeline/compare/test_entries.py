@@ -1,5 +1,7 @@
 """Which trainings count: those at the setting that the plan tunes, and in the smallest precision that loses little."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.compare.rows import Entry, entries, smallest
@@ -71,7 +73,9 @@ def of(*records):
     tasks = {}
     for one in records:
         tasks.setdefault(one.task, []).append(one)
-    return [Entry(task, "LoRA r=1", (), tuple(of), of[0] if of[0].predicted else None) for task, of in tasks.items()]
+    return [
+        Entry(task, "LoRA r=1", (), tuple(of), of[0] if of[0].predicted else None, Path()) for task, of in tasks.items()
+    ]
 
 
 def rounded(test=0.9, bytes_=BYTES, **validation):
