@@ -8,19 +8,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from platform import python_version
-from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.speed import generate, lora, many, serve
+from benchmarks.speed import generate, lora, many
 from pipeline.arena.record import made
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 
-# Modules, whose `run` measures rows of figures by name.
-PARTS: dict[str, Any] = {"lora": lora, "many": many, "serve": serve, "generate": generate}
+PARTS = {"lora": lora.run, "many": many.run, "serve": many.over_http, "generate": generate.run}
 RESULTS = Path("benchmarks/results/speed.json")
 
 
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(part: str, threads: int) -> None:
     """Measure the rows of one part; print them, and write them beside those of the others, with the machine."""
     load = round(os.getloadavg()[0], 2)  # before the measurements
-    rows = list(PARTS[part].run())
+    rows = list(PARTS[part]())
     if rows:  # none, where no model is installed
         console.table(part, list(rows[0]), [list(row.values()) for row in rows])
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from pipeline.training.processes import has_fast_bf16
 
 Times = dict[str, list[float]]  # seconds, one per round, by method
 Row = dict[str, Any]  # figures by name
-Case = TypeVar("Case", bound=tuple[object, ...])
 RATE = 0.002  # as in params.yaml
 
 
@@ -27,8 +26,6 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
         for name, call in calls.items():
             begin = perf_counter()
             call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             if number:
                 times[name].append(perf_counter() - begin)
     return times
@@ -39,12 +36,12 @@ def ratio(other: Sequence[float], seconds: Sequence[float]) -> float:
     return median(one / its for one, its in zip(other, seconds, strict=True))
 
 
-def possible(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases but those in bf16 where that would take hours, and say so."""
+def dtypes() -> list[str]:
+    """Return the types of products that are measured, and say where bf16, which would take hours, is none of them."""
     if has_fast_bf16():
-        return list(cases)
+        return ["float32", "bfloat16"]
     console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
-    return [case for case in cases if "bfloat16" not in case]
+    return ["float32"]
 
 
 def step(model: Any, dtype: str) -> Callable[..., float]:

@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.speed.figures import Row, possible, ratio, step, take_turns
+from benchmarks.speed.figures import Row, dtypes, ratio, step, take_turns
 from lsr import LsrConfig
 from pipeline.core import console
 
@@ -48,7 +48,7 @@ def run() -> Iterator[Row]:
     medians of those within rounds. Of the latter a step is forward, and backward to its inputs: the bound of adapters.
     The peak is that of a process which does nothing else.
     """
-    cases = possible([(TRAIN, "float32"), (TRAIN, "bfloat16"), (WRITE, "float32")])
+    cases = [*((TRAIN, dtype) for dtype in dtypes()), (WRITE, "float32")]
     for what, dtype in console.track(cases, "generate", "cases"):
         methods = [NONE, *FORMS, *([MERGED] if what == WRITE else [])]
         times = take_turns({method: call(what, dtype, method, SHAPE) for method in methods}, ROUNDS)

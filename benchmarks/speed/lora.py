@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import set_seed
 
-from benchmarks.speed.figures import Row, Times, possible, ratio, step, take_turns
+from benchmarks.speed.figures import Row, Times, dtypes, ratio, step, take_turns
 from lsr import from_lora
 from pipeline import params, tasks
 from pipeline.core import console
@@ -42,22 +41,16 @@ class Case(NamedTuple):
     rank: int
 
 
-CASES = [Case(*one) for one in product(BATCHES, ("q, v", ALL_LINEAR), ("float32", "bfloat16"), RANKS)]
-
-
 def run() -> Iterator[Row]:
     """Yield a row for each case that is possible here, and print one line for what is left out.
 
-    Seconds are medians, a step each; the ratio is that of PEFT's time over LSR's.
+    The ratio is that of PEFT's time over LSR's.
     """
-    installed = [model for model in BATCHES if _is_installed(model)]
-    cases = [case for case in possible(CASES) if case.model in installed]
+    cases = [Case(*one) for one in product(filter(_is_installed, BATCHES), ("q, v", ALL_LINEAR), dtypes(), RANKS)]
     for case in console.track(cases, "lora", "cases"):
         times, losses = train(case, ROUNDS)
         yield {
             **case._asdict(),
-            "peft_seconds": median(times[PEFT]),
-            "lsr_seconds": median(times[LSR]),
             "speed_to_peft": ratio(times[PEFT], times[LSR]),
             "largest_difference": max(abs(one - other) for one, other in zip(losses[PEFT], losses[LSR], strict=True)),
         }

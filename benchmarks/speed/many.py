@@ -1,9 +1,15 @@
-"""Many adapters of one model in one batch: a bank, compared with PEFT's loop over adapters and one merged adapter."""
+"""Many adapters of one model: a bank, beside PEFT's loop over adapters, one merged adapter, and its own HTTP server."""
 
-import tempfile
+import asyncio
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import median
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -11,16 +17,18 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from benchmarks.speed.figures import Row, take_turns
+from benchmarks.speed.figures import Row, ratio, take_turns
 from lsr import AdapterBank, LsrConfig
 from lsr.loading.contents import read_contents
+from pipeline import params
 from pipeline.core import console
+from pipeline.data import base_models
 
 ROWS, ROUNDS = 64, 4
 # The shapes of MiniLM, with two labels; random weights take the same time.
 SHAPE = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 LENGTHS = (32, 4)  # tokens per row: with fewer, adapters take a larger share of the time
-COUNTS = (8, 64, 1024, 4096)
+COUNTS = (8, 64, 1024)
 COMMON: dict[str, Any] = {
     "task_type": "SEQ_CLS",
     "target_modules": ["query", "value"],
@@ -34,6 +42,9 @@ FORMS: dict[str, Callable[..., PeftConfig]] = {  # twelve layers with 16 directi
     "LoRA r=8": partial(LoraConfig, r=8, init_lora_weights=False),
 }
 PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapter, not merged"
+TENANTS, CLIENTS, TEXTS = 256, 128, 2048
+TEXT = "The hotel was clean and quiet, the staff friendly, but the breakfast was cold and the coffee worse. "
+REQUEST = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{}"
 
 
 def run() -> Iterator[Row]:
@@ -42,10 +53,10 @@ def run() -> Iterator[Row]:
     Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch.
     """
     for count in console.track(COUNTS, "many", "numbers of adapters"):
-        yield from serve(count, ROUNDS)
+        yield from in_batches(count, ROUNDS)
 
 
-def serve(count: int, rounds: int) -> list[Row]:
+def in_batches(count: int, rounds: int) -> list[Row]:
     """Time batches for each way to serve this number of adapters."""
     names = [str(row % count) for row in range(ROWS)]
     # PEFT loops over the adapters that a batch names, so only these are loaded: more would not change the time.
@@ -70,7 +81,7 @@ def serve(count: int, rounds: int) -> list[Row]:
 
 def bank(form: str, count: int) -> AdapterBank:
     """Return a bank of so many adapters of one form."""
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         get_peft_model(base(), FORMS[form](**COMMON)).save_pretrained(folder, save_embedding_layers=False)
         reading = read_contents(folder)
     filled = AdapterBank(base())
@@ -90,3 +101,54 @@ def batch(length: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, SHAPE.vocab_size, (ROWS, length), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def over_http() -> Iterator[Row]:
+    """Yield a row of `lsr serve`, which many clients ask at once, each for one text, beside its bank alone.
+
+    It has texts a second of both, the median of their ratios within rounds, and seconds of a request.
+    """
+    tokenizer, filled = base_models.load_tokenizer(params.load_row("model", "minilm")), bank("LoRA r=8", TENANTS)
+
+    def alone() -> None:
+        for first in range(0, TEXTS, ROWS):
+            names = [str(at % TENANTS) for at in range(first, min(first + ROWS, TEXTS))]
+            with torch.no_grad():
+                logits = filled(**tokenizer([TEXT] * len(names), return_tensors="pt"), adapter_names=names).logits
+            filled.answers(logits, names)
+
+    with TemporaryDirectory() as folder:
+        filled.save(f"{folder}/bank")
+        for one in (base(), tokenizer):
+            one.save_pretrained(f"{folder}/base")
+        command = [sys.executable, "-m", "lsr", "serve", f"{folder}/bank", "--base", f"{folder}/base", "--port", "0"]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
+        with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
+            assert server.stderr is not None
+            try:
+                port, seconds = int(re.findall(r":(\d+): ", server.stderr.readline())[0]), list[float]()
+                times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(port, seconds))}, ROUNDS)
+            finally:
+                server.terminate()
+    of_hundred = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
+    rates = {f"{name}_per_second": TEXTS / median(its) for name, its in times.items()}
+    share = ratio(times["bank"], times["server"])
+    counts = {"tenants": TENANTS, "clients": CLIENTS, "texts": TEXTS}
+    yield {**counts, **rates, "share": share, "median_seconds": of_hundred[49], "p99_seconds": of_hundred[98]}
+
+
+async def ask(port: int, seconds: list[float]) -> None:
+    """Ask for all texts, and append the seconds of each request; a client library would take much of the cores."""
+    numbers = iter(range(TEXTS))  # each is taken by the client that is free
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for number in numbers:
+            body, begin = f'{{"adapter": "{number % TENANTS}", "texts": ["{TEXT}"]}}', perf_counter()
+            writer.write(REQUEST.format(len(body), body).encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head)[0]))
+            seconds.append(perf_counter() - begin)
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import figures, generate, lora, many, serve
+from benchmarks.speed import figures, generate, lora, many
 
 TINY = BertConfig(vocab_size=30522, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
@@ -34,15 +34,15 @@ def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeyp
 
 
 def test_many_adapters_are_served_by_every_way(tiny):
-    rows = [*many.serve(1, rounds=1), *many.serve(5, rounds=1)]
+    rows = [*many.in_batches(1, rounds=1), *many.in_batches(5, rounds=1)]
     assert [row["method"] for row in rows] == 2 * [many.MERGED, many.ALONE, *many.FORMS, many.PEER]
     assert [row["adapters"] for row in rows if row["method"] == many.SMALLEST] == [1, 5]
 
 
 def test_a_server_answers_as_many_texts_as_its_bank(tiny, monkeypatch):
     for name, value in {"TENANTS": 3, "CLIENTS": 2, "TEXTS": 8, "ROUNDS": 1}.items():
-        monkeypatch.setattr(serve, name, value)
-    (row,) = serve.run()
+        monkeypatch.setattr(many, name, value)
+    (row,) = many.over_http()
     assert (row["tenants"], row["clients"], row["texts"]) == (3, 2, 8)
     assert row["share"] == pytest.approx(row["server_per_second"] / row["bank_per_second"])
     assert row["p99_seconds"] >= row["median_seconds"] > 0
@@ -67,11 +67,11 @@ def test_a_language_model_learns_and_writes_with_every_form_and_without(monkeypa
 
 def test_the_command_writes_the_figures_of_one_part_and_leaves_those_of_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
-    monkeypatch.setattr(many, "run", lambda: [{"method": many.PEER, "seconds": 1 / 3}])
-    monkeypatch.setattr(lora, "run", lambda: [{"model": "minilm", "last_loss": None}])
+    monkeypatch.setitem(command.PARTS, "many", lambda: [{"method": many.PEER, "seconds": 1 / 3}])
+    monkeypatch.setitem(command.PARTS, "lora", lambda: [{"model": "minilm", "rank": None}])
     for part in ("many", "lora", "many"):
         command.main([part, "--threads", "1"])
     measured = json.loads((tmp_path / "speed.json").read_text())
     assert measured["many"]["figures"] == [{"method": many.PEER, "seconds": 0.333333}]
-    assert measured["lora"]["figures"] == [{"model": "minilm", "last_loss": None}]
+    assert measured["lora"]["figures"] == [{"model": "minilm", "rank": None}]
     assert "many: method | seconds" in capsys.readouterr().out
