@@ -45,8 +45,8 @@ def main(view: params.EvaluateView) -> None:
         with console.progress("evaluate", len(test), "examples") as advance:
             outputs = evaluation.outputs(task, model.to(fastest()), test, task.collator(tokenizer), size, advance)
         outcome = evaluation.outcome(outputs, test)
-    parts = task.parts(outcome, view.evaluate.resamples)
-    metrics |= task.overall(parts)
+    whole, parts = task.parts(outcome, view.evaluate.resamples)
+    metrics |= whole
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
     shown = {"data", "score", "loss", "adapter_trained", *view.dataset.metrics}
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics}, shown)

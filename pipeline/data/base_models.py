@@ -1,8 +1,8 @@
 """The base model of a row of pipeline/models.yaml: where it is, its architecture, tokenizer and weights."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from importlib.metadata import distributions
 from inspect import Parameter, signature
@@ -15,7 +15,7 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging
 
 from pipeline import tasks
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import content, packages
 from pipeline.params import PARAMS
 from pipeline.params.dataset_row import DatasetRow
@@ -85,7 +85,7 @@ def outline(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
 
     task = tasks.of(dataset)
     config = load_config(row, task)
-    with explain_row(row), torch.device("meta"):
+    with explained(row), torch.device("meta"):
         model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
     return model
 
@@ -97,13 +97,14 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
         UserError: if the model is missing, is not what the row pins, or has no such head.
     """
     config: PreTrainedConfig = _pretrained(row, AutoConfig)
-    known: Collection[str] = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    known, needed = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES), task.auto_class
     if task.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
         known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+        needed += ", which must read from left to right,"
     if config.model_type not in known:
         raise UserError(
-            f"{row.where}: {public_name(row)[0]}: no {task.auto_class}{task.model_is} is of the "
-            f"architecture {config.model_type}; choose another model"
+            f"{row.where}: {public_name(row)[0]}: no {needed} is of the architecture {config.model_type}; choose "
+            "another model"
         )
     return config
 
@@ -117,7 +118,7 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
 
 def _pretrained(row: ModelRow, kind: Any, **more: Any) -> Any:
     path, revision = source(row)
-    with explain_row(row):
+    with explained(row):
         return kind.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
 
 
@@ -198,17 +199,10 @@ def source(row: ModelRow) -> tuple[str, str | None]:
     return str(folder), None
 
 
-@contextmanager
-def explain_row(row: ModelRow) -> Iterator[None]:
-    """Turn an error while loading into one line that names the row's model and the likely cause.
-
-    Raises:
-        UserError: in place of it.
-    """
-    try:
-        yield
-    except MISFITS as error:
-        raise UserError(
-            f"{row.where}: cannot load {public_name(row)[0]}: {first_line(error)} (needed: a folder or hub repository "
-            "with config.json, a tokenizer and model.safetensors; a hub needs a connection unless it is cached)"
-        ) from None
+def explained(row: ModelRow) -> AbstractContextManager[None]:
+    """Turn an error while loading into one line that names the row's model, what it needs, and the likely cause."""
+    needed = (
+        "needed: a folder or hub repository with config.json, a tokenizer and model.safetensors; a hub needs a "
+        "connection unless it is cached"
+    )
+    return as_user_error(*MISFITS, before=f"{row.where}: cannot load {public_name(row)[0]}: {needed}: ")

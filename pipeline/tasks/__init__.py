@@ -5,9 +5,8 @@ from pipeline.params.labels import Classes, Completion, Conversation, Form, Numb
 from pipeline.tasks.classes import ChoicesTask, ClassesTask, PairsTask
 from pipeline.tasks.completion import CompletionTask
 from pipeline.tasks.number import NumberTask
-from pipeline.tasks.outcome import Outcome
 from pipeline.tasks.several import SeveralTask
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Outcome, Task
 from pipeline.tasks.tenants import TenantsTask
 
 __all__ = ["TASKS", "CompletionTask", "Outcome", "SeveralTask", "Task", "TenantsTask", "kinds", "of"]

@@ -16,8 +16,7 @@ from pipeline.core.errors import nearest
 from pipeline.params.labels import CHOSEN, COMPARED, RARER
 from pipeline.tasks.cells import Cells, plain_text, rounded
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, NumberTask, finite
-from pipeline.tasks.outcome import Numbers, Outcome
-from pipeline.tasks.task import Columns, Task
+from pipeline.tasks.task import Columns, Numbers, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +52,8 @@ class ClassesTask(Task):
         return examples.assign(label=1 - examples["label"]) if self.is_turned else examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
-        counts = self.counted(np.array(train["label"].tolist()))
-        shown = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
-        return "" if counts.all() else f"no row of a class; rows per class: {shown}"
+        labels = np.array(train["label"].tolist())
+        return "" if self.counted(labels).all() else f"no row of a class; rows per class: {self.listed(labels)}"
 
     def counted(self, labels: Numbers) -> Numbers:
         """Return the number of examples of each class."""
@@ -175,9 +173,6 @@ class ChoicesTask(ClassesTask):
     """Texts to choose from: each is an example, right or wrong, and the likeliest of a row is the answer."""
 
     names = CHOSEN
-
-    def of_part(self, label: Any, place: int) -> Any:
-        return int(label == place)
 
     def predicted(self, outcome: Outcome) -> Numbers:
         outputs = outcome.outputs.numpy()

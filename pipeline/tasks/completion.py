@@ -21,9 +21,8 @@ from pipeline.params.labels import Conversation
 from pipeline.tasks import texts
 from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text, text_in
 from pipeline.tasks.classes import class_of
-from pipeline.tasks.outcome import Numbers, Outcome
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
-from pipeline.tasks.task import EXPECTED, Columns, Task
+from pipeline.tasks.task import EXPECTED, Columns, Numbers, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +51,6 @@ class CompletionTask(Task):
     hub_task: ClassVar[str] = "text-generation"
     peft_task: ClassVar[str] = "CAUSAL_LM"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    model_is: ClassVar[str] = ", which must read from left to right,"
     judged: ClassVar[tuple[str, ...]] = ("label",)
     baseline: ClassVar[str] = "without the adapter"
 

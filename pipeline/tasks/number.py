@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.tasks.cells import Cells, rounded
-from pipeline.tasks.outcome import Numbers, Outcome
-from pipeline.tasks.task import Columns, Task
+from pipeline.tasks.task import Columns, Numbers, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +64,6 @@ class NumberTask(Task):
         return {"number": [rounded(value, 6) for value in outputs[:, 0].tolist()]}
 
     def says(self) -> str:
-        return "a number"
-
-    def shown(self, labels: Numbers) -> str:
         return f"a number from {self.label.low:g} to {self.label.high:g}"
 
 

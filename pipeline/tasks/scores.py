@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 from pipeline.core.errors import UserError
-from pipeline.tasks.outcome import Numbers
+from pipeline.tasks.task import Numbers
 
 Metric = Callable[[Numbers, Numbers], float]  # of labels and predictions
 Interval = tuple[float, float]

@@ -10,8 +10,7 @@ import numpy as np
 from pipeline.core.errors import nearest
 from pipeline.tasks.cells import Cells, is_missing, plain_text
 from pipeline.tasks.classes import SHOWN, ClassesTask, by_label
-from pipeline.tasks.outcome import Numbers, Outcome
-from pipeline.tasks.task import Columns
+from pipeline.tasks.task import Columns, Numbers, Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,15 +22,24 @@ from pipeline.params.sources import is_template
 from pipeline.tasks import texts
 from pipeline.tasks.cells import Cells, Record, fold, hash_of, is_missing, plain_text
 from pipeline.tasks.encoding import tokenize
-from pipeline.tasks.outcome import Numbers, Outcome
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
     from torch import Tensor
     from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+Numbers = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
 GROUP, TENANT = "group", "tenant"  # columns of examples in addition to text, text_pair and label
 EXPECTED = "expected"  # the column with what a language model is to write; `label` is then its hash
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model says of the examples of a split, in their order, beside what is right."""
+
+    outputs: "Tensor"  # (examples, ...), as Task.outputs
+    labels: Numbers  # (examples,)
+    groups: Numbers | None = None  # (examples,): numbers of groups or tenants, if examples are scored by these
 
 
 class Task(ABC):
@@ -40,7 +50,6 @@ class Task(ABC):
     hub_task: ClassVar[str] = "text-classification"  # on a model card
     peft_task: ClassVar[str] = "SEQ_CLS"  # PEFT's task_type
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"  # of transformers, for a model with its head
-    model_is: ClassVar[str] = ""  # what else is asked of a model, in a message
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     baseline: ClassVar[str] = "for one answer to all"  # what baselines are, on the last screen
@@ -101,9 +110,8 @@ class Task(ABC):
     def examples(self, rows: Sequence[Record], before: int) -> tuple[pd.DataFrame, Counter[str]]:
         """Return the examples of some rows of a split, before which so many come, and the dropped ones by reason.
 
-        Rows have the cells that `reads` names. Examples have the columns text, text_pair (for a pair), label, and group
-        or tenant, a number, if they are scored by it; hash, equal where all texts are, of one tenant; and position in
-        [0, 1), uniform over what is cut together.
+        Examples have the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored
+        by it; hash, equal where all texts are, of one tenant; position, uniform in [0, 1) over what is cut together.
 
         Raises:
             ValueError: for the first text or label that is neither missing nor allowed, with its line or row.
@@ -131,7 +139,8 @@ class Task(ABC):
             position = (hash_of(together) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
             for place, part in enumerate(made):
                 digest = hash_of(same if len(made) == 1 else f"{same}\n{place}")
-                found.append((*part.values(), self.of_part(label, place), number, digest, position))
+                of_part = int(label == place) if self.row.choices else label
+                found.append((*part.values(), of_part, number, digest, position))
         scored_by = TENANT if self.row.tenant else GROUP
         names = (*("text", "text_pair")[: len(self.row.text)], "label", scored_by, "hash", "position")
         table = pd.DataFrame(found, columns=names).astype({"label": self.target, scored_by: "int64", "hash": "uint64"})
@@ -140,10 +149,6 @@ class Task(ABC):
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Return a text that is equal where the texts `made` of rows count as the same."""
         return texts.folded(text for one in made for text in one.values())
-
-    def of_part(self, label: Any, place: int) -> Any:
-        """Return the label of the example that is the part of a row at this place: that of the row, or of a choice."""
-        return label
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason.
@@ -270,13 +275,10 @@ class Task(ABC):
         loss, baseline = self.losses(outcome)
         return metrics | {"loss": loss, "loss_baseline": baseline, "examples": len(labels)}
 
-    def parts(self, outcome: Outcome, resamples: int) -> dict[str, dict[str, float]]:
-        """Return the metrics of each part of the examples that is scored by itself: of all of them, or by tenant."""
-        return {"all": self.metrics(outcome, resamples)}
-
-    def overall(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Return the metrics of all parts together."""
-        return dict(parts["all"])
+    def parts(self, outcome: Outcome, resamples: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return the metrics of all examples, and of each part that is scored by itself: a tenant, or all."""
+        metrics = self.metrics(outcome, resamples)
+        return metrics, {"all": metrics}
 
     @abstractmethod
     def table(self, outcome: Outcome) -> Columns:

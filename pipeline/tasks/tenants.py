@@ -6,7 +6,7 @@ mean of the tenants' scores, and so is the loss: a tenant with few texts counts 
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,7 @@ from pipeline.params.labels import Number
 from pipeline.tasks.cells import Cells, Record, is_missing, plain_text
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.number import NumberTask
-from pipeline.tasks.outcome import Numbers, Outcome
-from pipeline.tasks.task import TENANT, Columns, Task
+from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,11 +39,6 @@ class Tenant(NamedTuple):
 
     labels: tuple[str, ...] | None  # None for a number
     train: int  # examples
-
-    @property
-    def width(self) -> int:
-        """The number of its outputs."""
-        return len(self.labels or ("",))
 
 
 class TenantsTask(Task):
@@ -85,14 +79,22 @@ class TenantsTask(Task):
         Raises:
             ValueError: if one has a name that no folder can have, or too few texts or labels.
         """
-        counts = Counter[tuple[str, str]]()
+        found: dict[str, Counter[str]] = defaultdict(Counter)
         for where, cells in train:
             if not any(map(is_missing, cells.values())):
                 tenant, label = self._plain(cells)
                 if FORBIDDEN.fullmatch(tenant):
                     raise ValueError(f"{where}: tenant {tenant!r}: no name of a folder, which a tenant's must be")
-                counts[tenant, label] += 1
-        self.row._found = self._found(counts)
+                found[tenant][label] += 1
+        sizes = {name: found[name].total() for name in sorted(found)}
+        least = 0 if self.is_number else LEAST_LABELS
+        few = [name for name, size in sizes.items() if size < LEAST_TEXTS or len(found[name]) < least]
+        if few:
+            each = ", ".join(f"{name} has {sizes[name]} and {len(found[name])}" for name in few[:SHOWN])
+            more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
+            raise ValueError(f"a tenant needs {LEAST_TEXTS} texts and {least} different labels; {each}{more}")
+        names = None if self.is_number else self._kind(self.row).names
+        self.row._found = {name: Tenant(in_order(found[name]) if names == () else names, sizes[name]) for name in sizes}
 
     def keep(self, folder: Path, train: Any) -> None:
         counts = np.bincount(train[TENANT], minlength=len(self.tenants)).tolist()
@@ -115,25 +117,6 @@ class TenantsTask(Task):
             raise ValueError(f"label {value!r} is not a class of tenant {tenant}: {', '.join(labels)}{near}")
         return labels.index(label)
 
-    def _found(self, counts: Mapping[tuple[str, str], int]) -> dict[str, Tenant]:
-        """Return the tenants of the rows of train, from the number of rows of each tenant and label.
-
-        Raises:
-            ValueError: as `meet`.
-        """
-        found = dict[str, dict[str, int]]()
-        for (name, label), count in counts.items():
-            found.setdefault(name, {})[label] = count
-        sizes = {name: sum(found[name].values()) for name in sorted(found)}
-        least = 0 if self.is_number else LEAST_LABELS
-        few = [name for name, size in sizes.items() if size < LEAST_TEXTS or len(found[name]) < least]
-        if few:
-            each = ", ".join(f"{name} has {sizes[name]} and {len(found[name])}" for name in few[:SHOWN])
-            more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
-            raise ValueError(f"a tenant needs {LEAST_TEXTS} texts and {least} different labels; {each}{more}")
-        common = None if self.is_number else self._kind(self.row).names
-        return {name: Tenant(in_order(found[name]) if common == () else common, size) for name, size in sizes.items()}
-
     def lacks(self, train: pd.DataFrame) -> str:
         there = train.groupby(TENANT)["label"].unique()
         for number, (name, its) in enumerate(self.tenants.items()):
@@ -154,7 +137,7 @@ class TenantsTask(Task):
     @cached_property
     def widths(self) -> Numbers:
         """The number of outputs of each tenant."""
-        return np.array([its.width for its in self.tenants.values()])
+        return np.array([self.width(its.labels) for its in self.tenants.values()])
 
     def head(self) -> dict[str, Any]:
         kind = "regression" if self.is_number else "single_label_classification"
@@ -200,15 +183,10 @@ class TenantsTask(Task):
         return {name: float(np.mean([its[name] for its in each])) for name in self.row.metrics}
 
     def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
-        return self.overall(self.parts(outcome, resamples))
+        return self.parts(outcome, resamples)[0]
 
-    def parts(self, outcome: Outcome, resamples: int) -> dict[str, dict[str, float]]:
-        each = list(self._apart(outcome))
-        count = min(resamples, max(LEAST_DRAWS, DRAWS // len(each)))
-        return {name: task.metrics(its, count) for name, task, _, its in each}
-
-    def overall(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Return the mean over tenants, with an interval for that of other such tenants and texts.
+    def parts(self, outcome: Outcome, resamples: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return the mean over tenants, with an interval for that of other such tenants and texts; and each.
 
         Scores of tenants vary because tenants differ and because their examples do: the interval of Student's t has
         both. Of a single tenant it is the tenant's own.
@@ -217,6 +195,9 @@ class TenantsTask(Task):
 
         from pipeline.tasks import scores
 
+        apart = list(self._apart(outcome))
+        count = min(resamples, max(LEAST_DRAWS, DRAWS // len(apart)))
+        parts = {name: task.metrics(its, count) for name, task, _, its in apart}
         each = list(parts.values())
         metrics = {name: float(np.mean([its[name] for its in each])) for name in each[0]}
         for name in self.row.metrics if len(each) > 1 else ():
@@ -225,7 +206,8 @@ class TenantsTask(Task):
             least = -1.0 if name in scores.SIGNED else 0.0
             low, high = max(least, metrics[name] - within), min(1.0, metrics[name] + within)
             metrics |= {f"{name}_low": low, f"{name}_high": high}
-        return metrics | {"examples": sum(int(its["examples"]) for its in each), "tenants": len(self.tenants)}
+        counts = {"examples": sum(int(its["examples"]) for its in each), "tenants": len(self.tenants)}
+        return metrics | counts, parts
 
     def table(self, outcome: Outcome) -> Columns:
         columns: dict[str, Any] = {TENANT: np.empty(len(outcome.labels), object)}
@@ -247,7 +229,7 @@ class TenantsTask(Task):
             task.with_interval = self.row.metrics[: 1 if len(parts) > 1 else None]
             if its.labels is not None:
                 task.label = task.label.model_copy(update={"names": its.labels})
-            yield name, task, rows, Outcome(outcome.outputs[rows][:, : its.width], outcome.labels[rows])
+            yield name, task, rows, Outcome(outcome.outputs[rows][:, : self.widths[number]], outcome.labels[rows])
 
     # What is said of it
 
@@ -258,8 +240,7 @@ class TenantsTask(Task):
         return f"for each of {len(self.tenants):,} tenants {what}"
 
     def shown(self, labels: Numbers) -> str:
-        widths = [its.width for its in self.tenants.values()]
-        ends = " to ".join(map(str, sorted({min(widths), max(widths)})))
+        ends = " to ".join(map(str, sorted({self.widths.min(), self.widths.max()})))
         return self.says() if self.is_number else f"{self.says()}, {ends} labels each"
 
 

@@ -52,7 +52,7 @@ def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, s
     assert found["accuracy"] == pytest.approx(task.scores(wide)["accuracy"], abs=1e-6)
     assert (found["tenants"], found["examples"]) == (3, len(wide.labels))
     each = {row["tenant"]: float(row["score"]) for row in table(artifacts.EVALUATE_TENANTS)}
-    assert each == pytest.approx({name: its["score"] for name, its in task.parts(wide, 100).items()}, abs=1e-6)
+    assert each == pytest.approx({name: its["score"] for name, its in task.parts(wide, 100)[1].items()}, abs=1e-6)
     said_of = {row["text"]: (row["tenant"], row["predicted"]) for row in table(artifacts.EVALUATE_PREDICTIONS)}
     for name, labels in LABELS.items():
         text, (_, label) = next((text, its) for text, its in said_of.items() if its[0] == name)
