@@ -92,8 +92,8 @@ def load(row: DatasetRow, name: str) -> Loaded:
     where, task, texts = f"{row.where}: {name}", tasks.of(row), Texts()
     examples: dict[Split, pd.DataFrame] = {}
     dropped = Counter(missing=0, within_margin=0, duplicate=0)
-    for split in (split for split in SPLITS if split in row.source.provides):
-        file = f"{where}: {split}: {sources.name_of(row.source, split)}"
+    for split in (split for split in SPLITS if split in row.source.names):
+        file = f"{where}: {split}: {row.source.names[split]}"
         parts, before = list[pd.DataFrame](), 0
         with sources.explained(file):
             if split == "train":
@@ -158,11 +158,11 @@ def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
 
 
 def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str, dropped: Mapping[str, int]) -> None:
-    source, sizes = task.row.source, ", ".join(f"{split} {len(part)}" for split, part in examples.items())
+    names, sizes = task.row.source.names, ", ".join(f"{split} {len(part)}" for split, part in examples.items())
     for split, part in examples.items():
         if part.empty:
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-            file = sources.name_of(source, split if split in source.provides else "train")
+            file = names.get(split, names["train"])
             own = "; no text has a hash in its share: set stratify, or name a file for it" * (split in task.row.cut)
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}{own}")
     if lacks := task.lacks(examples["train"]):

@@ -50,13 +50,6 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
             yield at, {ours: cells.get(name) for ours, name in zip(columns, theirs, strict=True)}
 
 
-def name_of(source: TableSource | PackageSource, split: Split) -> str:
-    """Return the file or repository that holds a split, for messages."""
-    if isinstance(source, PackageSource):
-        return source.members[-1]
-    return str(source.path) if source.kind == "hub" else source.files[split]
-
-
 def values(path: Path, where: str, *, flat: bool = False) -> Iterator[pd.DataFrame]:
     """Yield the rows of a file, ROWS at a time, as the Python values that it holds; a missing one is None.
 
@@ -177,11 +170,6 @@ RECORDS = (".jsonl", ".json", PARQUET := ".parquet")
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield JSON objects, one a line, or the rows of parquet; and their lines or rows.
-
-    Raises:
-        ValueError: if a line is no JSON object.
-    """
     if path.suffix == PARQUET:
         import pyarrow.parquet as pq
 
@@ -203,11 +191,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _items(record: Any, path: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
-    """Yield a record for each object in the lists along a path: the record with the object in place of the list.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    # Of each object in the lists along a path, the record with the object in place of the list.
     if not path:
         yield record
         return

@@ -115,7 +115,7 @@ class DatasetRow(TableRow):
 
     @model_validator(mode="after")
     def _splits_cover_the_three(self) -> Self:
-        have = self.source.provides
+        have = self.source.names.keys()
         if "train" not in have:
             raise ValueError("the source must provide train")
         if both := have & set(self.cut):

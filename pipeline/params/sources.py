@@ -67,9 +67,9 @@ class TableSource(Row):
     )
 
     @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting."""
-        return set(self.splits if self.kind == "hub" else self.files)
+    def names(self) -> dict[Split, str]:
+        """The splits that need no cutting, and what holds each, for messages."""
+        return dict.fromkeys(self.splits, str(self.path)) if self.kind == "hub" else self.files
 
     @model_validator(mode="after")
     def _the_kind_is_described(self) -> Self:
@@ -90,9 +90,9 @@ class PackageSource(Row):
     columns: tuple[str, ...] = Field(min_length=1, description="names of the tab-separated columns; no header")
 
     @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting: the file has no splits, so all of it is train."""
-        return {"train"}
+    def names(self) -> dict[Split, str]:
+        """As of a TableSource: the file has no splits, so all of it is train."""
+        return {"train": self.members[-1]}
 
 
 class HubModel(Row):

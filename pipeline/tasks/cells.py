@@ -1,16 +1,21 @@
-"""The values of a row's cells: what is missing, what is no text, which text a value stands for, and its hash."""
+"""The values of a row's cells: what is missing, which text a value stands for; and the texts that are made of them."""
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from typing import Any
+
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
 
 Cells = Mapping[str, Any]  # of a row, by column
 Record = tuple[str, Cells]  # where a row is, such as line 7, and its cells
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which jsonl can hold and a tokenizer cannot
+ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
 
 def is_missing(value: object) -> bool:
@@ -56,3 +61,66 @@ def fold(text: str) -> str:
 def rounded(value: float, digits: int) -> float:
     """Return a number rounded to significant digits."""
     return float(f"{value:.{digits}g}")
+
+
+def text_columns(row: DatasetRow) -> list[str]:
+    """Return the columns that the texts of a row are made of, without those of marks."""
+    named = [name for entry in row.text for name in fields(entry) if not (row.choices and name == CHOICE)]
+    return list(dict.fromkeys([*named, *row.choices]))
+
+
+def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
+    """Return the texts of a row's examples, text and text_pair (for a pair): of one, or of one for each choice.
+
+    Raises:
+        ValueError: if a value is not text, or without a part that is to be marked.
+    """
+    values = {name: text_in(cells[name]) for name in text_columns(row)}
+    for name in {mark.column for mark in row.mark}:
+        values[name] = _marked(cells, name, [mark for mark in row.mark if mark.column == name])
+    named = dict(zip(("text", "text_pair"), row.text, strict=False))
+    chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
+    return [{name: _filled(entry, each) for name, entry in named.items()} for each in chosen]
+
+
+def folded(texts: Iterable[str]) -> str:
+    """Return a text that is equal where all texts are."""
+    return "\n".join(map(fold, texts))
+
+
+def _filled(entry: str, values: Mapping[str, str]) -> str:
+    return FIELD.sub(lambda field: values[field[1]], entry) if is_template(entry) else values[entry]
+
+
+def _marked(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
+    text: str = cells[column]
+    signs = [(place, mark.sign) for mark in marks for place in _part(text, mark, cells)]
+    for place, sign in sorted(signs, reverse=True):
+        text = text[:place] + sign + text[place:]
+    return text
+
+
+def _part(text: str, mark: Mark, record: Cells) -> tuple[int, int]:  # where it begins, and ends exclusively
+    if mark.word is None or mark.says is None:
+        begin, end = (_whole(record, str(column)) for column in (mark.start, mark.end))
+        if not 0 <= begin < end <= len(text):
+            raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
+        return begin, end
+    number, says = _whole(record, mark.word), str(record[mark.says])
+    words = [word.start() for word in re.finditer(r"\S+", text)]
+    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, says.split())) + r"(?!\w)"
+
+    def astray(part: re.Match[str]) -> int:
+        return abs(bisect_right(words, part.start()) - 1 - number)
+
+    part = min(re.finditer(pattern, text, re.IGNORECASE), key=astray, default=None)
+    if part is None or part.start() == part.end() or astray(part) > ASTRAY:
+        raise ValueError(f"{mark.says} {says!r} is not at word {number} of {mark.column}: {text!r}")
+    return part.span()
+
+
+def _whole(record: Cells, column: str) -> int:
+    try:
+        return int(record[column])
+    except (TypeError, ValueError):
+        raise ValueError(f"{column} must be a whole number, got {record[column]!r}") from None

@@ -18,8 +18,7 @@ import pyarrow as pa
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
-from pipeline.tasks import texts
-from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text, text_in
+from pipeline.tasks.cells import Cells, Record, folded, hash_of, is_missing, plain_text, text_columns, text_in
 from pipeline.tasks.classes import class_of
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
 from pipeline.tasks.task import EXPECTED, Columns, Numbers, Outcome, Task
@@ -89,7 +88,7 @@ class CompletionTask(Task):
         """Leave out what a template adds: a text is in the split that it is in without one."""
         if self.row.mark:
             return super().alike(cells, made)
-        return texts.folded(cells[name] for name in texts.used(self.row))
+        return folded(cells[name] for name in text_columns(self.row))
 
     def tokenized(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int

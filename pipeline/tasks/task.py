@@ -19,8 +19,7 @@ import pyarrow as pa
 
 from pipeline.params.dataset_row import FOUND, DatasetRow
 from pipeline.params.sources import is_template
-from pipeline.tasks import texts
-from pipeline.tasks.cells import Cells, Record, fold, hash_of, is_missing, plain_text
+from pipeline.tasks.cells import Cells, Record, fold, folded, hash_of, is_missing, plain_text, text_columns, texts_of
 from pipeline.tasks.encoding import tokenize
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
@@ -77,7 +76,7 @@ class Task(ABC):
         """The columns of the source from which examples are made."""
         marked = (name for mark in self.row.mark for name in mark.columns)
         tenant = (self.row.tenant,) if self.row.tenant else ()
-        named = (*texts.used(self.row), *marked, *(self.row.group or ()), *tenant, self.row.label.column)
+        named = (*text_columns(self.row), *marked, *(self.row.group or ()), *tenant, self.row.label.column)
         return tuple(dict.fromkeys(named))
 
     @property
@@ -123,7 +122,7 @@ class Task(ABC):
                 cells = self.prepared(its)
                 is_lacking = any(map(is_missing, cells.values()))
                 label = None if is_lacking else self.label_of(cells)
-                made = [] if label is None else texts.of(cells, self.row)
+                made = [] if label is None else texts_of(cells, self.row)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             if label is None:
@@ -148,7 +147,7 @@ class Task(ABC):
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Return a text that is equal where the texts `made` of rows count as the same."""
-        return texts.folded(text for one in made for text in one.values())
+        return folded(text for one in made for text in one.values())
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason.

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import tasks
-from pipeline.tasks import texts
+from pipeline.tasks.cells import texts_of
 from pipeline.tasks.classes import whose
 from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
@@ -94,7 +94,7 @@ BY_CHARACTER = {"column": "text", "start": "start", "end": "end"}
 
 def made(record, text=("text",), **settings):
     row = row_of(dict.fromkeys(SPLITS, "data.jsonl"), text=text, **settings)
-    return [tuple(one.values()) for one in texts.of(record, row)]
+    return [tuple(one.values()) for one in texts_of(record, row)]
 
 
 def test_a_template_is_filled_and_its_values_are_not_looked_at_again():
