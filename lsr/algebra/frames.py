@@ -5,7 +5,7 @@ factors of its Tucker decomposition over rows and columns: each matrix is approx
 """
 
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import isfinite
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
 from lsr.algebra import spectrum
-from lsr.algebra.shapes import check_rank
-from lsr.algebra.spectrum import Matrix, canonical_signs, converging_numpy, leading_svd, norm_of, shape_of
+from lsr.algebra.spectrum import Matrix, canonical_signs, check_rank, converging_numpy, leading_svd, norm_of, shape_of
 
 OVERSAMPLED = 16  # a large matrix is compressed to twice the rank plus this many singular vectors
 SWEEPS = 200
@@ -25,7 +24,7 @@ TOLERANCE = 1e-6  # the iteration stops when the relative error changes by less
 
 
 def leading_frames(
-    matrices: Sequence[Matrix],  # (m, n) each, or (m, k) and (k, n) whose product it is
+    matrices: Sequence[Matrix],  # finite, not all zero: (m, n) each, or (m, k) and (k, n) whose product it is
     rank: int,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
@@ -36,7 +35,7 @@ def leading_frames(
     singular parts.
 
     Raises:
-        ValueError: if the rank exceeds a side, a matrix is not finite, or all are zero.
+        ValueError: if the rank exceeds a side.
 
     Reference: for one matrix, Eckart & Young 1936; for several, higher-order orthogonal iteration from the HOSVD, De
     Lathauwer, De Moor & Vandewalle 2000.
@@ -159,7 +158,4 @@ def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tenso
 
 def _nonzero(matrices: Sequence[Matrix], rank: int) -> list[Matrix]:
     check_rank(rank, *shape_of(matrices[0]))
-    norms = [norm_of(matrix) for matrix in matrices]
-    if not 0 < sum(norms) < inf:
-        raise ValueError(f"cannot take frames from matrices of norm {sum(norms)}")
-    return [matrix for matrix, norm in zip(matrices, norms, strict=True) if norm]
+    return [matrix for matrix in matrices if norm_of(matrix)]

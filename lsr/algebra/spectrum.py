@@ -20,8 +20,6 @@ from tensorly.tenalg import svd_interface
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsr.algebra.shapes import check_rank
-
 Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
 
 # With more entries, a seeded randomized SVD in float32 captures nearly as much as a full one, and is far faster.
@@ -87,6 +85,17 @@ def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
         parts = scipy.linalg.svd(core.numpy(), full_matrices=False, lapack_driver="gesvd")
         u, values, vt = (torch.from_numpy(part.copy()) for part in parts)
     return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
+
+
+def check_rank(rank: int, rows: int, columns: int) -> None:
+    """Refuse a rank that no matrix of these sizes has.
+
+    Raises:
+        ValueError: names the ranks that it may have.
+    """
+    smaller = min(rows, columns)
+    if not 1 <= rank <= smaller:
+        raise ValueError(f"the rank must be in [1, {smaller}], the smaller side of {rows} x {columns}, got {rank}")
 
 
 def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)

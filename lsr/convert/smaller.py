@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from lsr.algebra.rounding import BITS
-from lsr.algebra.shapes import Form
+from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix, distance_of_pairs, norm_of, shape_of
 from lsr.convert.writing import check_output, write, write_files, write_task, writing
 from lsr.init import directions
@@ -145,7 +146,7 @@ def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, U
         m, n = shape_of(updates[name])
         paired, its = form == "directions", Form.dense(rank, n, m)
         scaling = ALPHA / (DIAGONAL if paired else rank)
-        sources[name] = Source(its, torch.empty, scaling=scaling, statistic=updates[name], paired=paired)
+        sources[name] = Source(its, partial(updates.__getitem__, name), scaling=scaling, paired=paired)
         kinds.setdefault(kind_of(name, its, "layers" if form == "shared" else "none"), []).append(name)
     small = dict[str, Update]()
     for names in kinds.values():

@@ -13,7 +13,7 @@ from lsr.init.initialization import Initialization, random_frames, random_start
 
 INITIALIZATIONS = {
     "random": Initialization("seed", random_start, random_frames),
-    "principal": Initialization("weight", directions.start_of_weight, directions.frames_of_weights),
+    "principal": Initialization("weight", directions.start, directions.frames),
     "gradient": Initialization("gradient", directions.start, directions.frames),
     "update": Initialization("update", directions.start, directions.frames),
     "warm": Initialization("update", directions.warm_start, directions.frames, core=directions.warm_core),

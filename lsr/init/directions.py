@@ -14,32 +14,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lsr.algebra.frames import core_between, diagonal_between, leading_frames, paired_frames
-from lsr.algebra.separable import balance, kron_sum, nearest_kron_sum
-from lsr.algebra.shapes import Form
+from lsr.algebra.separable import Form, balance, kron_sum, nearest_kron_sum
 from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 from lsr.init.initialization import Source, Start
 
 MOST = 64  # directions per layer, of a budget
 
 
-def start_of_weight(source: Source) -> Start:
-    """Return A and B's frame as the sums nearest to the leading directions of the weight, with LoRA's scale."""
-    return _start(source.weight(), source)
-
-
 def start(source: Source) -> Start:
-    """Return the same for the gradient: with B1 = 0 the first step moves B along the gradient times A^T.
+    """Return A and B's frame as the sums nearest to the leading directions of a matrix, with LoRA's scale.
 
-    Its gain is the energy of the gradient in the rows of A.
+    With B1 = 0 the first step moves B along the gradient times A^T: of a gradient, its gain is that of its energy in
+    the rows of A.
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
-    return _start(_statistics([source])[0], source)
-
-
-def _start(matrix: Matrix, source: Source) -> Start:
     form = source.form
-    sides = _nearest(*leading_frames([matrix], form.rank, source.seed), form)
+    sides = _nearest(*leading_frames(_matrices([source]), form.rank, source.seed), form)
     # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
     # LoRA's has on average.
     second = 1 / sqrt(form.separation_rank)
@@ -50,7 +41,7 @@ def _start(matrix: Matrix, source: Source) -> Start:
 
 def warm_start(source: Source) -> Start:
     """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself."""
-    left, values, right = leading_svd(_statistics([source])[0], source.form.rank, source.seed)
+    left, values, right = leading_svd(_matrices([source])[0], source.form.rank, source.seed)
     roots = (values / source.scaling).sqrt()
     a, b = _nearest(left * roots, roots[:, None] * right, source.form)
     return Start(balance(*a), balance(*b))
@@ -66,34 +57,23 @@ def _nearest(left: Tensor, right: Tensor, form: Form) -> tuple[list[Tensor], lis
     )
 
 
-def frames_of_weights(sources: Sequence[Source]) -> Start:
-    """Return the leading singular vectors of the weight, or joint ones over several weights.
-
-    Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), whose B is scaled by the singular values.
-    """
-    return _frames([source.weight() for source in sources], sources[0])
-
-
 def frames(sources: Sequence[Source]) -> Start:
-    """Return the leading singular vectors of the gradient, or joint ones over several layers.
+    """Return the leading singular vectors of a matrix, or joint ones over several layers.
 
     Only the directions are kept: frames scaled by the singular values learned less.
 
-    Reference: LoRA-SB (Ponkshe et al. 2024, arXiv 2411.19557), which takes the first full gradient.
+    Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), of the weight, whose B is scaled; LoRA-SB (Ponkshe et al.
+    2024, arXiv 2411.19557), of the first full gradient.
     """
-    return _frames(_statistics(sources), sources[0])
-
-
-def _frames(matrices: Sequence[Matrix], source: Source) -> Start:
-    left, right = (paired_frames if source.paired else leading_frames)(matrices, source.form.rank, source.seed)
+    first, of_core = sources[0], paired_frames if sources[0].paired else leading_frames
+    left, right = of_core(_matrices(sources), first.form.rank, first.seed)
     return Start([right[None].contiguous()], [left[None].contiguous()])
 
 
 def warm_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
     """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored."""
-    assert source.statistic is not None  # the frames are from it
     between = diagonal_between if source.paired else core_between
-    return between(source.statistic, b.double(), a.double()) / source.scaling
+    return between(source.matrix(), b.double(), a.double()) / source.scaling
 
 
 def allocate(
@@ -119,15 +99,11 @@ def allocate(
     return {name: chosen[name] for name in values if name in chosen}
 
 
-def _statistics(sources: Sequence[Source]) -> list[Matrix]:
-    matrices = [source.statistic for source in sources if source.statistic is not None]
-    if len(matrices) < len(sources):
-        raise ValueError("this initialization needs examples: see lsr.start_from_examples")
+def _matrices(sources: Sequence[Source]) -> list[Matrix]:
+    matrices = [source.matrix() for source in sources]
     if not isfinite(norm := sum(map(norm_of, matrices))):
-        raise ValueError("the gradient or update over the examples is not finite")
+        raise ValueError("the weight, or its gradient or update over the examples, is not finite")
     if not norm:
-        raise ValueError(
-            "no gradient of the loss over the examples reaches it, so they show it no direction; initialize it as "
-            "'random' or 'principal', which read no examples, or leave it out of target_modules"
-        )
+        zero = "the weight, or its gradient or update over the examples, is zero and shows no direction"
+        raise ValueError(f"{zero}; initialize it as 'random', or leave it out of target_modules")
     return matrices

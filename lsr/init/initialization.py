@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lsr.algebra.shapes import Form
+from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix
 
 
@@ -17,11 +17,12 @@ class Source:
     """What an initialization may read; the same source gives the same bytes."""
 
     form: Form
-    weight: Callable[[], Tensor]  # (m, n): a function, because a quantized weight is dequantized only where it is read
+    # (m, n): what it reads, the weight, or of examples the mean of dL/dW or the update of a short training run. It is a
+    # function, because a quantized weight is dequantized only where it is read.
+    matrix: Callable[[], Matrix]
     scaling: float = 1.0
     seed: int = 0  # of randomized decompositions
     generator: torch.Generator | None = None  # for random draws; None: torch's global one
-    statistic: Matrix | None = None  # (m, n), of examples: the mean of dL/dW, or the update of a short training run
     zero: bool = True  # B1 = 0 where B is drawn
     paired: bool = False  # frames for a diagonal core: the i-th direction of B belongs to the i-th of A
 

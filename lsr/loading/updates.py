@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from lsr.algebra.shapes import Form, check_rank
+from lsr.algebra.separable import Form
+from lsr.algebra.spectrum import check_rank
 from lsr.tuner.adapter import stored_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of

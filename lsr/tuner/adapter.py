@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lsr.algebra.separable import kron_sum
-from lsr.algebra.shapes import Form
+from lsr.algebra.separable import Form, kron_sum
 from lsr.tuner.config import LsrConfig
 
 

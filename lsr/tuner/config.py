@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from peft import PeftConfig, PeftType
 
-from lsr.algebra.shapes import Form
+from lsr.algebra.separable import Form
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.card import Card
 from lsr.tuner.options import (

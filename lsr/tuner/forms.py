@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
-from lsr.algebra.shapes import Form, check_rank, split_width
+from lsr.algebra.separable import Form, split_width
+from lsr.algebra.spectrum import check_rank
 from lsr.init.passes import widths
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.mistakes import explained

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lsr.algebra.shapes import Form
+from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from lsr.init.initialization import Source
@@ -69,15 +70,15 @@ class LsrLinear(nn.Module, BaseTunerLayer):
     ) -> None:
         """Set the factors, unless they are those of another layer, and the cores, by the initialization of a name.
 
-        `statistics` holds what is read of examples, (m, n) by layer name; `sharing` the other layers that share the
-        factors.
+        `statistics` holds what is read of examples in place of weights, (m, n) by layer name; `sharing` the other
+        layers that share the factors.
 
         Raises:
             ValueError: if a base weight or gradient is not suitable; names the layer.
         """
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[word]
         layers = (self, *sharing)
-        sources = [layer._source(config, adapter.form, statistics or {}) for layer in layers]
+        sources = [layer._source(config, adapter.form, statistics) for layer in layers]
         if adapter.owner is None:
             with explained(f"layer {self.layer_name!r}", ValueError):
                 start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
@@ -94,14 +95,13 @@ class LsrLinear(nn.Module, BaseTunerLayer):
                 draws = torch.randn(core.shape, generator=layer._generator(config, "core"), device="cpu")
                 core.data.copy_(draws / adapter.form.rank**0.5)
 
-    def _source(self, config: LsrConfig, form: Form, statistics: Mapping[str, Matrix]) -> Source:
+    def _source(self, config: LsrConfig, form: Form, statistics: Mapping[str, Matrix] | None) -> Source:
         return Source(
             form,
-            self.base_matrix,
+            partial(statistics.__getitem__, self.layer_name) if statistics else self.base_matrix,
             scaling=config.scaling(self.layer_name, form),
             seed=config.seed or 0,
             generator=self._generator(config),
-            statistic=statistics.get(self.layer_name),
             zero=config.init_weights is not False,
             paired=config.core == "diagonal",
         )

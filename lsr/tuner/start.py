@@ -62,6 +62,10 @@ def initialize_factors(
     """
     groups, config = groups_of(model, adapter_name), config_of(model, adapter_name)
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
+    if not chosen.needs_examples:
+        statistics = None
+    elif not layers_of(model, adapter_name).keys() <= (statistics or {}).keys():
+        raise ValueError("this initialization needs examples: see lsr.start_from_examples")
     for name, (first, *sharing) in groups.items():
         if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded

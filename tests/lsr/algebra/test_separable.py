@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lsr.algebra.separable import balance, kron_sum, nearest_kron_sum, rearrange
-from lsr.algebra.shapes import Form, split_width
+from lsr.algebra.separable import Form, balance, kron_sum, nearest_kron_sum, rearrange, split_width
 from tests.lsr.layers import SEEDS, normal
 
 SIZES = st.integers(1, 4)

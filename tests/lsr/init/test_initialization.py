@@ -15,8 +15,7 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
 from lsr.algebra.frames import leading_frames
-from lsr.algebra.separable import kron_sum
-from lsr.algebra.shapes import Form, split_width
+from lsr.algebra.separable import Form, kron_sum, split_width
 from lsr.init import INITIALIZATIONS, READERS, directions
 from lsr.init.directions import allocate
 from lsr.init.examples import examples_gradients
@@ -51,11 +50,10 @@ def source_for(word, rank_shape=(2, 2), seed=0):
     reads, matrix = INITIALIZATIONS[word].reads, decaying(*WIDTHS, seed=seed)
     return Source(
         form_of(*WIDTHS, rank_shape, 3 if len(rank_shape) > 1 else 1),
-        (lambda: matrix) if reads == "weight" else lambda: pytest.fail("the weight was read"),
+        (lambda: matrix) if reads != "seed" else lambda: pytest.fail("the weight was read"),
         scaling=0.7,
         seed=3,
         generator=generator(5),
-        statistic=matrix if reads in READERS else None,
     )
 
 
@@ -110,11 +108,8 @@ def test_frames_around_a_core_are_orthonormal_and_the_leading_ones_of_all_that_i
 @pytest.mark.parametrize("word", [word for word in INITIALIZATIONS if word != "random"])
 def test_a_matrix_without_directions_is_refused(word, value):
     broken = torch.full(WIDTHS, value)
-    source = source_for(word)
-    source = replace(source, statistic=None if source.statistic is None else broken, weight=lambda: broken)
-    message = "the matrix is zero|finite matrix|is not finite|frames from matrices of norm"
-    if source.statistic is not None and value == 0:
-        message = "^no gradient of the loss over the examples reaches it, .* 'random' or 'principal'"
+    source = replace(source_for(word), matrix=lambda: broken)
+    message = f"^the weight, or its gradient or update over the examples, is {'zero' if value == 0 else 'not finite'}"
     with pytest.raises(ValueError, match=message):
         INITIALIZATIONS[word].start(source)
     with pytest.raises(ValueError, match=message):
@@ -123,7 +118,7 @@ def test_a_matrix_without_directions_is_refused(word, value):
 
 def test_a_gradient_gives_a_the_norm_that_lora_expects_and_more_of_the_gradient_than_a_random_one():
     source, start = source_for("gradient"), start_of("gradient")
-    gradient = source.statistic
+    gradient = source.matrix()
     a = kron_sum(*start.a)[:, : WIDTHS[1]]
     assert float(a.square().sum()) == pytest.approx(source.form.rank / 3)
     for others in (start.a[1:], start.b[1:]):
@@ -138,7 +133,7 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
     vectors = torch.linalg.svd(weight).Vh[:4].T
     for terms in (1, 2, 4, 8):
         form = form_of(24, 26, (2, 2), terms, in_shape=(7, 4))
-        rows = kron_sum(*directions.start_of_weight(Source(form, lambda: weight)).a)[:, :26]
+        rows = kron_sum(*directions.start(Source(form, lambda: weight)).a)[:, :26]
         held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
     assert held == sorted(held)
     assert_close(held[-1], 1.0, atol=1e-9, rtol=0)

@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.algebra.shapes import Form
+from lsr.algebra.separable import Form
 from lsr.init import INITIALIZATIONS
 from lsr.loading.contents import read_contents
 from lsr.tuner.config import Resolved
