@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from math import hypot
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
@@ -58,7 +57,7 @@ def errors_of(written: Mapping[str, Update], exact: Mapping[str, Update]) -> Err
 def relative(absolute: Mapping[str, float], lengths: Mapping[str, float]) -> Errors:
     """Divide errors by the norms of the originals; a zero that stays zero has error 0."""
     layers = {name: absolute[name] / lengths[name] if lengths[name] else 0.0 for name in absolute}
-    total, length = (float(torch.tensor(list(v.values()), dtype=torch.float64).norm()) for v in (absolute, lengths))
+    total, length = hypot(*absolute.values()), hypot(*lengths.values())
     return Errors(layers, total / length if length else 0.0)
 
 

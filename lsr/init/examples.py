@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init.head import STEPS, fitted_head, head_parameters
 from lsr.init.passes import (
+    STEPS,
     Batch,
     Group,
     Track,
     copied_values,
     descend,
+    fitted_head,
+    head_parameters,
     loss_of,
     set_values,
     undisturbed,
@@ -67,8 +69,8 @@ def examples_gradients(
     give equal bytes.
 
     Raises:
-        ValueError: as `lsr.init.head.fitted_head`; or if there are no examples or no loss, a layer is never called, or
-            its gradient is not finite; names the layer.
+        ValueError: as `fitted_head`; or if there are no examples or no loss, a layer is never called, or its gradient
+            is not finite; names the layer.
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
     initialize from the gradient's singular vectors.
@@ -121,7 +123,7 @@ def examples_updates(
 
     The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
 
-    First `steps` steps fit the head, as `lsr.init.head.fitted_head` does. Then LoRA and head take one AdamW step per
+    First `steps` steps fit the head, as `fitted_head` does. Then LoRA and head take one AdamW step per
     batch, in order, without dropout, with learning rates that decay linearly to zero. If there is a head and the loss
     hardly falls over at least `JUDGED_STEPS` steps, this is done again with rates that first rise linearly, and once
     more with half of these rates if that fails, too; the run that ends lowest is used, and a warning says which.

@@ -6,7 +6,6 @@ A distribution declares which base model a package holds, and a function that re
     "OWNER/NAME@REVISION" = "package:function"
 """
 
-import importlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -147,10 +146,7 @@ def class_of(fields: Mapping[str, Any]) -> Any:
     if not isinstance(mapping, dict):
         raise NoBaseError(f"{CONFIG}: names no task and no class of the base model")
     module, name = str(mapping.get("parent_library")), str(mapping.get("base_model_class"))
-    kind = None
-    if module.startswith("transformers."):  # nobody else's code is imported
-        with suppress(ImportError):
-            kind = getattr(importlib.import_module(module), name, None)
+    kind = getattr(transformers, name, None) if module.startswith("transformers.") else None
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         raise NoBaseError(f"{CONFIG}: auto_mapping names {module}.{name}, which is not a model of transformers")
     return kind

@@ -16,7 +16,7 @@ from lsr.loading.contents import TENANTS, Contents, check_layers
 from lsr.loading.updates import Update
 from lsr.tuner.mistakes import CONTROL, InputError, explained
 from lsr.tuner.model import BASE
-from lsr.tuner.targets import heads_of, last_linear
+from lsr.tuner.targets import heads_of
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name
 NO_NAME = re.compile(rf"{CONTROL.pattern}|[/\\]")  # control characters, halves, parts of a path
@@ -36,14 +36,15 @@ def check_name(name: str, taken: Container[str] = ()) -> None:
 
 
 def heads_in(model: nn.Module) -> list[str]:
-    """Return the modules that adapters of a bank may train in full: the heads, and the last linear layer of the last.
+    """Return the modules that adapters of a bank may train in full: the heads, and at last their last linear layer.
 
-    A head has weights, and stands beside the model's backbone. In any other module a row of a batch could reach those
-    of others, or the module would be called with more than the rows.
+    That has a row for each label. A head has weights, and stands beside the model's backbone. In any other module a row
+    of a batch could reach those of others, or the module would be called with more than the rows.
     """
     has_backbone = getattr(model, "base_model_prefix", "") in dict(model.named_children())
-    last = last_linear(model) if has_backbone else None
-    return [] if last is None else [*(name for name in heads_of(model) if name != last), last]
+    heads, named = heads_of(model) if has_backbone else [], model.named_modules()
+    linear = [name for name, its in named if isinstance(its, nn.Linear) and name.partition(".")[0] in heads]
+    return [*(name for name in heads if name != linear[-1]), linear[-1]] if linear else []
 
 
 def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:

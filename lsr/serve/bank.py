@@ -6,23 +6,43 @@ from dataclasses import replace as changed
 from difflib import get_close_matches
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.writing import COMMON, check_output, write
-from lsr.loading.base_models import load_base
+from lsr.convert.writing import check_output, write
 from lsr.loading.contents import Contents, checked_note, read_on
 from lsr.serve.admission import admit, heads_in
-from lsr.serve.common import base_with, fingerprint, on_plain_base, split
-from lsr.serve.file import HEADS, LAYERS, fill, read, save
-from lsr.serve.modules import DIRECTIONS, Answer, BankHead, BankLayer
-from lsr.serve.stack import NOBODY, Shared, Stack, largest
-from lsr.tuner.files import Files, read_files
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.serve.common import base_with, on_plain_base, split
+from lsr.serve.file import HEADS, LAYERS, load, save
+from lsr.serve.modules import DIRECTIONS, NOBODY, BankHead, BankLayer, Shared, Stack, largest
+from lsr.tuner.files import Files
+from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import BASE, copies_of_a_row
+
+
+class Answer(NamedTuple):
+    """The result of a row: as many logits as its adapter has labels; a number if `labels` is None."""
+
+    adapter: str
+    labels: tuple[str, ...] | None
+    logits: Tensor  # (labels,), or (1,)
+    thresholds: tuple[float, ...] | None = None  # of probabilities, if any number of the labels may apply
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each label, all of which add up to 1 unless several may apply; none of a number."""
+        logits = self.logits.double()
+        shares = logits.softmax(dim=0) if self.thresholds is None else logits.sigmoid()
+        return dict(zip(self.labels or (), shares.tolist(), strict=False))
+
+    @property
+    def applying(self) -> list[str]:
+        """The labels whose probabilities reach their thresholds, if several may apply."""
+        reached = zip(self.probabilities.items(), self.thresholds or (), strict=False)
+        return [label for (label, share), threshold in reached if share >= threshold]
 
 
 class AdapterBank(nn.Module):
@@ -148,7 +168,7 @@ class AdapterBank(nn.Module):
     def remove(self, name: str) -> None:
         """Remove an adapter, with the errors of `contents`; the next ones take its memory."""
         with self.shared.one_thread:
-            self._put(self._own_place(name), {})
+            self._put(self._place(name, own=True), {})
             del self.places[name], self.notes[name], self.bases[name]
             self._forget_others()
 
@@ -161,11 +181,9 @@ class AdapterBank(nn.Module):
         self.heads = {name: its for name, its in self.heads.items() if name not in unused}
         self.base_fields = {key: value for its in self.bases.values() for key, value in its.items()}
 
-    def place(self, name: str) -> int:
-        """Return the place of an adapter, or of "__base__", in the stacks, with the errors of `contents`."""
-        return NOBODY if name == BASE else self._own_place(name)
-
-    def _own_place(self, name: str) -> int:
+    def _place(self, name: str, *, own: bool = False) -> int:  # in the stacks
+        if name == BASE and not own:
+            return NOBODY
         if name not in self.places:
             near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self.places, 1))
             raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{near}")
@@ -178,7 +196,7 @@ class AdapterBank(nn.Module):
         if len(names) != rows:
             raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {len(names)}")
         with shared.one_thread:
-            places = [self.place(name) for name in names for _ in range(copies)]
+            places = [self._place(name) for name in names for _ in range(copies)]
             shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
             shared.rank, shared.outputs = (largest(stacks, shared.places) for stacks in self._sized())
             try:
@@ -223,12 +241,12 @@ class AdapterBank(nn.Module):
 
     def size(self, name: str) -> int:
         """Return the largest rank or number of labels of an adapter: what its rows cost in a batch grows with it."""
-        places = torch.tensor([self.place(name)])
+        places = torch.tensor([self._place(name)])
         return max(largest(stacks, places) for stacks in self._sized())
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
-        (_, heads), place = self._sized(), self.place(name)
+        (_, heads), place = self._sized(), self._place(name)
         return next((len(stack.own(place)) for stack in heads), 0) or self.shared.labels
 
     def write(self, name: str, folder: str | Path, *, method: str = "LORA", force: bool = False) -> None:
@@ -251,7 +269,7 @@ class AdapterBank(nn.Module):
             InputError: if the bank has no adapter of this name.
         """
         with self.shared.one_thread:
-            place = self._own_place(name)
+            place = self._place(name, own=True)
             layers = [one for one in self.of_base if one in self.layers]  # in the order of the model
             updates = {one: update for one in layers if (update := self.layers[one].update(place))}
             states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
@@ -275,19 +293,4 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is no bank, a file is broken, or the base model is missing or does not fit.
         """
-        header, tensors = read(Path(folder))
-        try:
-            common = None if header["common"] is None else read_files(Path(folder, COMMON))
-            if fingerprint(common) != header["common"]:
-                raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
-            if common is None and not isinstance(base, nn.Module):
-                names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
-                own = dict.fromkeys(names, torch.empty(0))  # the base model may lack heads
-                base = load_base(header["base"], own, base)
-            bank = cls.on(common, base, precision=header["precision"])
-            fill(bank, header, tensors)
-        except KeyError as error:
-            raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}: {first_line(error)}") from None
-        return bank
+        return load(cls, base, Path(folder))

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsr.convert.writing import COMMON, check_output, write_files, writing
+from lsr.loading.base_models import load_base
 from lsr.loading.contents import checked_note
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_heads, check_name
 from lsr.serve.common import fingerprint
-from lsr.serve.stack import NOBODY
-from lsr.tuner.files import read_weights
+from lsr.serve.modules import NOBODY
+from lsr.tuner.files import read_files, read_weights
 from lsr.tuner.mistakes import InputError, explained
 
 FILE = "bank.safetensors"
@@ -26,20 +28,32 @@ HEADER = "lsr_bank_6"  # with the version
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors, which are named kind/module/stack/part
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a bank's header and its tensors, memory-mapped from the file, with the errors of `read_weights`."""
-    tensors = read_weights(folder / FILE)
-    with explained(f"{folder / FILE}: no bank of this version", LookupError, ValueError, TypeError, RecursionError):
-        return json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER]), tensors
-
-
-def fill(bank: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Give an empty AdapterBank what its file holds.
+def load(kind: Any, base: Any, folder: Path) -> Any:
+    """Return the AdapterBank, of a class, that `save` wrote.
 
     Raises:
-        InputError: if that does not fit its base model or itself; KeyError, ValueError, TypeError and AttributeError if
-            the header is broken.
+        InputError: as `AdapterBank.load`.
     """
+    tensors = read_weights(folder / FILE)  # memory-mapped
+    with explained(f"{folder / FILE}: no bank of this version", LookupError, ValueError, TypeError, RecursionError):
+        header = json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER])
+    with explained(folder, ValueError, TypeError, AttributeError):
+        try:
+            common = None if header["common"] is None else read_files(folder / COMMON)
+            if fingerprint(common) != header["common"]:
+                raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
+            if common is None and not isinstance(base, nn.Module):
+                names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
+                own = dict.fromkeys(names, torch.empty(0))  # the base model may lack heads
+                base = load_base(header["base"], own, base)
+            bank = kind.on(common, base, precision=header["precision"])
+            _fill(bank, header, tensors)
+        except KeyError as error:
+            raise InputError(f"{error.args[0]!r} is missing in the base model or in the file") from None
+    return bank
+
+
+def _fill(bank: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     for name in header["notes"]:
         check_name(name)
     bank.base_fields = header["base"]

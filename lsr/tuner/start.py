@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.init.head import STEPS
+from lsr.init.passes import STEPS
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import Kind, kind_of
 from lsr.tuner.layer import LsrLinear, adapted_layers

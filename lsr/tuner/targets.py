@@ -116,13 +116,6 @@ def heads_of(model: nn.Module) -> list[str]:
     return [name for name, module in beside.items() if any(True for _ in module.parameters())]
 
 
-def last_linear(model: nn.Module) -> str | None:
-    """Return the last linear layer of a model's head, which has a row for each label; None if there is no head."""
-    heads, named = heads_of(model), model.named_modules()
-    inside = [name for name, its in named if isinstance(its, nn.Linear) and name.partition(".")[0] in heads]
-    return inside[-1] if inside else None
-
-
 def _last_parts(names: Sequence[str]) -> list[str]:
     return [last for last in dict.fromkeys(name.rpartition(".")[2] for name in names) if not last.isdigit()]
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lsr.init.head import fitted_head
+from lsr.init.passes import fitted_head
 from lsr.loading.adapters import load_onto
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer, split

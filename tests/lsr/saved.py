@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from lsr.tuner.targets import last_linear
+from lsr.serve.admission import heads_in
 from tests.capabilities import subjects
 from tests.capabilities.checks import stir
 from tests.capabilities.models import tiny, tokens
@@ -59,7 +59,7 @@ def made(config, model, base, seed, labels, folder):
 def with_labels(model, labels):
     """Give a model a last layer of so many labels; None: its own."""
     if labels is not None:
-        layer = last_linear(model)
+        layer = heads_in(model)[-1]
         old = model.get_submodule(layer)
         with torch.random.fork_rng():
             torch.manual_seed(labels)

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from lsr import start_from_examples
 from lsr.init.examples import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_gradients, examples_updates
-from lsr.init.head import fitted_head
+from lsr.init.passes import fitted_head
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
 from tests.capabilities.subjects import DENSE, Subject

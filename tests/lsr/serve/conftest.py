@@ -40,6 +40,6 @@ def there(tmp_path_factory):
         bank.add(name, folder / f"0/{name}")
     bank.add("eve", folder / "0/anna")
     for stack in bank.heads["classifier"].stacks.values():  # weights that overflow: the file of a bank may hold any
-        stack.put(bank.place("eve"), 3e38 * stack.rows(bank.place("eve")).sign())
+        stack.put(bank.places["eve"], 3e38 * stack.rows(bank.places["eve"]).sign())
     bank.save(folder / "bank")
     return folder

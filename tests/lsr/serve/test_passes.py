@@ -116,7 +116,7 @@ def writers(tmp_path_factory):
         bank.add(name, folder / name)
     bank.add("t", folder / "a", note={"template": "{{ messages }}"})
     stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
-    stack.put(bank.place("x"), 3e38 * stack.rows(bank.place("x")).sign())
+    stack.put(bank.places["x"], 3e38 * stack.rows(bank.places["x"]).sign())
     return folder, Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
 
 
