@@ -98,7 +98,8 @@ class Run(TrainerCallback):
             sizes = {"stored": parameters, "file_bytes": FLOAT * parameters}
         elif self.training.is_alone:
             view = self.training.view
-            self.model = base_models.load_base_model(view.base_model, view.dataset).to(fastest())
+            self.model = base_models.load_base_model(view.base_model, view.dataset)
+            self.model.to(fastest())
             with self._timed("score"):
                 self._add(self._outcomes())
         else:

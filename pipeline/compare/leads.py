@@ -45,44 +45,41 @@ class Scores(NamedTuple):
 
 
 class Lead(NamedTuple):
-    """A lead over all seeds in common, and its resamples; a single seed says nothing about others, and has no error."""
+    """A lead over all seeds in common, and its resamples; what is unknown is NaN.
 
-    mean: float
+    A single seed says nothing about others, and has no error.
+    """
+
+    mean: float = math.nan  # without a seed in common
     resampled: Values | None = None  # (resamples,)
     freedom: float = math.inf  # degrees of freedom of the error
-    error_seeds: float | None = None  # standard error with tasks and examples fixed
-    error_examples: float | None = None  # with tasks and seeds fixed; None without labels
+    error_seeds: float = math.nan  # standard error with tasks and examples fixed
+    error_examples: float = math.nan  # with tasks and seeds fixed; unknown without labels
 
     @property
-    def error(self) -> float | None:
+    def error(self) -> float:
         """The standard error over all that is drawn."""
-        return None if self.resampled is None else float(self.resampled.std())
+        return math.nan if self.resampled is None else float(self.resampled.std())
 
-    def interval(self, confidence: float) -> tuple[float, float] | tuple[None, None]:
+    def interval(self, confidence: float) -> tuple[float, float]:
         """Return the ends of Student's interval."""
-        if self.error is None:
-            return None, None
         half = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error
         return self.mean - half, self.mean + half
 
     @property
-    def p(self) -> float | None:
+    def p(self) -> float:
         """The two-sided p-value of a lead of 0."""
-        if self.error is None:
-            return None
         if self.error == 0:
             return 0.0 if self.mean else 1.0
         return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
 
-def on_task(task: str, mine: Mapping[int, Scores], theirs: Mapping[int, Scores]) -> Lead | None:
-    """Return the lead of a method over another, whose scores are by seed; None without a seed in common."""
+def on_task(task: str, mine: Mapping[int, Scores], theirs: Mapping[int, Scores]) -> Lead:
+    """Return the lead of a method over another, whose scores are by seed."""
     seeds = sorted(mine.keys() & theirs.keys())
-    if not seeds:
-        return None
     by_seed = np.array([mine[seed].whole - theirs[seed].whole for seed in seeds])
-    if len(seeds) == 1:
-        return Lead(float(by_seed[0]))
+    if len(seeds) < 2:
+        return Lead(float(by_seed[0])) if seeds else Lead()
     rows = np.stack([mine[seed].resampled - theirs[seed].resampled for seed in seeds])  # (seeds, resamples)
     # Each task has its own draws, the same for all methods, and others than those of its examples.
     rng = np.random.default_rng([zlib.crc32(task.encode()), len(seeds)])
@@ -94,23 +91,20 @@ def on_task(task: str, mine: Mapping[int, Scores], theirs: Mapping[int, Scores])
         resampled=np.take_along_axis(rows, drawn, axis=0).mean(axis=0),
         freedom=_freedom([(of_seeds**2, len(seeds) - 1), (of_examples**2, math.inf)]),
         error_seeds=of_seeds,
-        error_examples=of_examples or None,
+        error_examples=of_examples or math.nan,
     )
 
 
-def mean(leads: Sequence[Lead | None], is_drawn: bool) -> Lead | None:
+def mean(leads: Sequence[Lead], is_drawn: bool) -> Lead:
     """Return the mean lead over tasks that share no texts, of these tasks, or of drawn ones; itself if it is one alone.
 
-    It is None if one of the leads is, or if there are none.
+    It is unknown if one of the leads is, or if there are none.
     """
-    known = [lead for lead in leads if lead]
-    if len(known) < len(leads) or not known:
-        return None
-    if len(known) == 1:
-        return known[0]
-    means, count = np.array([lead.mean for lead in known]), len(known)
+    if len(leads) < 2:
+        return leads[0] if leads else Lead()
+    means, count = np.array([lead.mean for lead in leads]), len(leads)
     average = float(means.mean())
-    resampled = [lead.resampled for lead in known if lead.resampled is not None]
+    resampled = [lead.resampled for lead in leads if lead.resampled is not None]
     if len(resampled) < count:
         return Lead(average)
     rows = np.stack(resampled)  # (tasks, resamples)
@@ -118,13 +112,13 @@ def mean(leads: Sequence[Lead | None], is_drawn: bool) -> Lead | None:
     between = max(0.0, spread - within.mean()) if is_drawn else 0.0  # variance of the tasks' true leads
     drawn = np.random.default_rng(count).integers(count, size=(count - 1, rows.shape[1]))
     of_tasks = (means[drawn].mean(axis=0) - average) * (math.sqrt(between / spread) if spread else 0.0)
-    parts = [(between, count - 1), *((one / count, lead.freedom) for one, lead in zip(within, known, strict=True))]
+    parts = [(between, count - 1), *((one / count, lead.freedom) for one, lead in zip(within, leads, strict=True))]
     return Lead(
         mean=average,
         resampled=average + of_tasks + (rows - rows.mean(axis=1, keepdims=True)).mean(axis=0),
         freedom=_freedom(parts),
-        error_seeds=_of_mean([lead.error_seeds for lead in known]),
-        error_examples=_of_mean([lead.error_examples for lead in known]),
+        error_seeds=math.hypot(*(lead.error_seeds for lead in leads)) / count,
+        error_examples=math.hypot(*(lead.error_examples for lead in leads)) / count,
     )
 
 
@@ -134,13 +128,8 @@ def _freedom(parts: Sequence[tuple[float, float]]) -> float:
     return float(sum(variance for variance, _ in parts) ** 2 / below) if below else math.inf
 
 
-def _of_mean(errors: Sequence[float | None]) -> float | None:
-    known = [error for error in errors if error is not None]
-    return math.hypot(*known) / len(errors) if len(known) == len(errors) else None
-
-
 ByPart = Mapping[str, Mapping[str, Mapping[int, Scores]]]  # by part of a task, method and seed
-Leads = tuple[Lead | None, Lead | None]  # of these kinds; None: unknown, or of a single task
+Leads = tuple[Lead, Lead]  # of these kinds; unknown on new tasks, if it is of a single task
 Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
 
 
@@ -154,7 +143,7 @@ class Judge:
 
     def against(self, baseline: str, place: str, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return what is said of each method on a task or average."""
-        leads = {name: self._leads(place, name, baseline) if name != baseline else (None, None) for name in methods}
+        leads = {name: self._leads(place, name, baseline) if name != baseline else (Lead(), Lead()) for name in methods}
         return {name: _shown(its, map(self._explored, its)) for name, its in leads.items()}
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
@@ -180,48 +169,42 @@ class Judge:
         by_task = [self.scores[task].items() for task in self.places.get(place, ())]
         parts = [[on_task(part, of.get(method, {}), of.get(against, {})) for part, of in parts] for parts in by_task]
         these, new = (mean([mean(of, is_drawn) for of in parts], is_drawn) for is_drawn in (False, True))
-        return these, new if sum(map(len, parts)) > 1 else None
+        return these, new if sum(map(len, parts)) > 1 else Lead()
 
-    def _explored(self, lead: Lead | None) -> dict[str, Any]:
-        found = _ends(lead)
-        word = CLOSE if self._is_within(lead) else None
-        if found["low"] is not None:
-            word = AHEAD if found["low"] > 0 else BEHIND if found["high"] < 0 else word
-        return {**found, "word": word}
+    def _explored(self, lead: Lead) -> dict[str, Any]:
+        low, high = lead.interval(CONFIDENCE)
+        word = AHEAD if low > 0 else BEHIND if high < 0 else CLOSE if self._is_within(lead) else None
+        return {**_known(low=low, high=high), "word": word}
 
-    def _tested(self, leads: Sequence[Lead | None]) -> Iterator[dict[str, Any]]:
+    def _tested(self, leads: Sequence[Lead]) -> Iterator[dict[str, Any]]:
         """Yield better or worse where the corrected test says so, else equivalent if within the margin."""
-        corrected = iter(holm([lead.p for lead in leads if lead and lead.p is not None]))
+        corrected = iter(holm([lead.p for lead in leads if not math.isnan(lead.p)]))
         for lead in leads:
-            p = next(corrected) if lead and lead.p is not None else None
-            word = None if lead is None else EQUIVALENT if self._is_within(lead) else UNDECIDED
-            if lead and p is not None and p < 1 - CONFIDENCE:
+            p = math.nan if math.isnan(lead.p) else next(corrected)
+            word = None if math.isnan(lead.mean) else EQUIVALENT if self._is_within(lead) else UNDECIDED
+            if p < 1 - CONFIDENCE:
                 word = BETTER if lead.mean > 0 else WORSE
-            yield {**_ends(lead), "p_holm": p, "word": word}
+            low, high = lead.interval(CONFIDENCE)
+            yield {**_known(low=low, high=high, p_holm=p), "word": word}
 
-    def _is_within(self, lead: Lead | None) -> bool:
+    def _is_within(self, lead: Lead) -> bool:
         """Whether two one-sided tests at 5 % each find the lead above -margin and below margin.
 
         Reference: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach", 1987.
         """
-        low, high = lead.interval(TWO_ONE_SIDED) if lead else (None, None)
-        return low is not None and high is not None and -self.margin <= low and high <= self.margin
+        low, high = lead.interval(TWO_ONE_SIDED)
+        return -self.margin <= low and high <= self.margin
 
 
-def _ends(lead: Lead | None) -> dict[str, Any]:
-    low, high = lead.interval(CONFIDENCE) if lead else (None, None)
-    return {"low": low, "high": high}
+def _known(**values: float) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _shown(leads: Leads, said: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return a lead and its standard errors in percentage points, and what is said of it; what is unknown is None."""
     lead, _ = leads
-    return {
-        "lead": lead.mean if lead else None,
-        "error_seeds": lead.error_seeds if lead else None,
-        "error_examples": lead.error_examples if lead else None,
-        **dict(zip(KINDS, said, strict=True)),
-    }
+    known = _known(lead=lead.mean, error_seeds=lead.error_seeds, error_examples=lead.error_examples)
+    return known | dict(zip(KINDS, said, strict=True))
 
 
 def holm(values: Sequence[float]) -> list[float]:
