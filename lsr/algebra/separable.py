@@ -116,37 +116,26 @@ def kron_sum(
     return blocks.view(p1, q1, p2, q2).transpose(1, 2).reshape(p1 * p2, q1 * q2)
 
 
-def rearrange(
-    matrix: Tensor,  # (p_1 * p_2, q_1 * q_2)
-    row_shape: Shape,  # (p_1, p_2)
-    column_shape: Shape,  # (q_1, q_2)
-) -> Tensor:  # (p_1 * q_1, p_2 * q_2)
-    """Return the matrix in which `X ⊗ Y` is the outer product of vec X and vec Y (row-major).
-
-    It permutes the entries, so it preserves norms and distances: the nearest sum of s Kronecker products is the
-    truncated SVD.
-
-    Reference: Van Loan & Pitsianis, 1993.
-    """
-    (p1, p2), (q1, q2) = row_shape, column_shape
-    return matrix.reshape(p1, p2, q1, q2).transpose(1, 2).reshape(p1 * q1, p2 * q2)
-
-
 def nearest_kron_sum(
     matrix: Tensor,  # (p_1 * p_2, q_1 * q_2), float64
-    row_shape: Shape,
-    column_shape: Shape,
+    row_shape: Shape,  # (p_1, p_2)
+    column_shape: Shape,  # (q_1, q_2)
     separation_rank: int,  # at most Form.max_separation_rank
 ) -> list[Tensor]:  # (s, p_i, q_i)
     """Return factors that minimize `||matrix - kron_sum(*factors)||_F`, largest term first; one factor: the matrix.
 
-    They are the leading part of the SVD of `rearrange(matrix)`: the global optimum, whose error is the tail of the
-    singular values. The second factor has orthonormal terms, the largest entry of each positive; the first carries the
-    weights. So no term is dead, even if its weight is zero.
+    They are the leading part of the SVD of the matrix with its entries permuted such that `X ⊗ Y` is the outer product
+    of vec X and vec Y: the global optimum, whose error is the tail of the singular values. The second factor has
+    orthonormal terms, the largest entry of each positive; the first carries the weights. So no term is dead, even if
+    its weight is zero.
+
+    Reference: Van Loan & Pitsianis, 1993.
     """
     if len(row_shape) == 1:
         return [matrix[None].clone()]
-    first, weights, second = leading_svd(rearrange(matrix, row_shape, column_shape), separation_rank)
+    (p1, p2), (q1, q2) = row_shape, column_shape
+    permuted = matrix.reshape(p1, p2, q1, q2).transpose(1, 2).reshape(p1 * q1, p2 * q2)
+    first, weights, second = leading_svd(permuted, separation_rank)
     sides = zip(((first * weights).T, second), row_shape, column_shape, strict=True)
     return [terms.reshape(-1, p, q) for terms, p, q in sides]
 

@@ -21,7 +21,6 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init.passes import (
     STEPS,
     Batch,
-    Group,
     Track,
     copied_values,
     descend,
@@ -189,13 +188,18 @@ def _train(
     # not diverge; later ones may.
     factors = [factor for pair in pairs.values() for factor in pair]
     trained, is_judged = [*factors, *head], bool(head) and len(batches) >= JUDGED_STEPS
-    begin, best = copied_values(trained), list[Tensor]()
+    begin, best, how = copied_values(trained), list[Tensor](), {"weight_decay": 0.0, "largest_norm": LARGEST_NORM}
     first, ends = math.inf, list[float]()  # the mean loss of the last quarter of each run; infinity if it diverged
     for slower, warm_up in ATTEMPTS:
         set_values(trained, begin)
-        groups = [(factors, slower * RATE), (head, slower * HEAD_RATE)]
+        groups, losses = [(factors, slower * RATE), (head, slower * HEAD_RATE)], list[float]()
+        share = partial(_share, len(batches), round(warm_up * len(batches)))
         try:
-            losses = list(_losses(model, list(pairs), groups, batches, warm_up, track))
+            for loss, gradients in descend(model, groups, batches, "short training run", track, share=share, **how):
+                for name, gradient in zip(pairs, gradients[::2], strict=False):  # there are those of the head, too
+                    if gradient is None:
+                        raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
+                losses.append(loss)
         except ValueError:
             if not ends:
                 raise
@@ -220,22 +224,5 @@ def _train(
         )
 
 
-def _losses(
-    model: nn.Module,
-    names: Sequence[str],  # of the layers whose factors form the first group, two per layer
-    groups: Sequence[Group],
-    batches: Sequence[Batch],
-    warm_up: float,  # share of the steps over which the learning rates rise; then they fall to zero
-    track: Track,
-) -> Iterator[float]:  # one a step
-    count, rising = len(batches), round(warm_up * len(batches))
-
-    def share(done: int) -> float:
-        return (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
-
-    how = {"weight_decay": 0.0, "largest_norm": LARGEST_NORM}
-    for loss, gradients in descend(model, groups, batches, "short training run", track, share=share, **how):
-        for name, gradient in zip(names, gradients[::2], strict=False):
-            if gradient is None:
-                raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
-        yield loss
+def _share(count: int, rising: int, done: int) -> float:  # of the learning rates, which rise, and then fall to zero
+    return (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)

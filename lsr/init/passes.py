@@ -6,7 +6,6 @@ is passed to `model(**batch)` as is, so it must be on the model's device.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -165,7 +164,10 @@ def fitted_head(
     try:
         if steps and parameters:
             _check_labels(batches)
-            planned = [batches[index] for index in islice(_rounds(len(batches), seed), steps)]
+            draws = torch.Generator().manual_seed(seed)
+            first = torch.randperm(len(batches), generator=draws)  # each round is in an order of this order
+            rounds = [first[torch.randperm(len(batches), generator=draws)] for _ in range(0, steps, len(batches))]
+            planned = [batches[index] for index in torch.cat(rounds).tolist()[:steps]]
             with undisturbed(model, parameters):
                 for rate in RATES:
                     set_values(parameters, begin)
@@ -198,14 +200,6 @@ def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Para
     shared = {parameter for module in others for parameter in module.parameters(recurse=False)}
     own = dict.fromkeys(parameter for part in head for parameter in part.parameters())
     return [parameter for parameter in own if parameter not in shared]
-
-
-def _rounds(count: int, seed: int) -> Iterator[int]:
-    """Yield the indices below `count` over and over, each time in a new order."""
-    draws = torch.Generator().manual_seed(seed)
-    first = torch.randperm(count, generator=draws)  # drawn once for all rounds: each is an order of this order
-    while True:
-        yield from first[torch.randperm(count, generator=draws)].tolist()
 
 
 def _check_labels(batches: Sequence[Batch]) -> None:
