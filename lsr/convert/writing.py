@@ -24,9 +24,9 @@ from lsr.loading.updates import LORA, LSR, Update
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig, Resolved
 from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS
-from lsr.tuner.forms import form_of, kind_of
 from lsr.tuner.mistakes import InputError, explained, first_line
 from lsr.tuner.options import exactly
+from lsr.tuner.targets import form_of, kind_of
 
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}

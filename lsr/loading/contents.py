@@ -11,8 +11,8 @@ from lsr.init.passes import widths
 from lsr.loading.base_models import by
 from lsr.loading.updates import LORA_FACTOR, LSR, Update, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
-from lsr.tuner.forms import check_adaptable
 from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.targets import check_adaptable
 
 MOST_LABELS = 10_000  # of an adapter in a bank
 TENANTS = "tenants"  # of a note: by the name of each tenant the names of its labels, in place of `labels` of all

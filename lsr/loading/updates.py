@@ -16,9 +16,9 @@ from lsr.algebra.spectrum import check_rank
 from lsr.tuner.adapter import stored_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of
-from lsr.tuner.forms import Kind, check_room, form_in_file, kind_of
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.options import override
+from lsr.tuner.targets import Kind, check_room, form_in_file, kind_of
 
 LSR, LORA = "LSR", "LORA"  # PEFT's names of the methods
 CORE = "core"

@@ -19,9 +19,9 @@ from lsr.init.initialization import Source
 from lsr.init.passes import widths
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.forms import ADAPTABLE, check_adaptable, form_of, is_quantized
 from lsr.tuner.functional import adapted_linear, add_low_rank
 from lsr.tuner.mistakes import explained
+from lsr.tuner.targets import ADAPTABLE, check_adaptable, form_of, is_quantized
 
 
 class LsrLinear(nn.Module, BaseTunerLayer):

@@ -16,10 +16,9 @@ from torch import nn
 
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig, Resolved
-from lsr.tuner.forms import Kind, check_forms, form_of, is_quantized, kind_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import config_of, initialize_factors, layers_of
-from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
+from lsr.tuner.targets import DEFAULTS, Kind, adapted_names, check_forms, check_names, form_of, is_quantized, kind_of
 
 BASE = "__base__"  # PEFT's name for a row without an adapter
 

@@ -12,9 +12,9 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import STEPS
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.forms import Kind, kind_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.mistakes import InputError
+from lsr.tuner.targets import Kind, kind_of
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:

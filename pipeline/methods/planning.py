@@ -14,9 +14,8 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel
 
 from lsr import LsrConfig, LsrModel
-from lsr.tuner.forms import check_forms
 from lsr.tuner.options import check_patterns
-from lsr.tuner.targets import adapted_names, check_indices, check_names, heads_of, linear_layers
+from lsr.tuner.targets import adapted_names, check_forms, check_indices, check_names, heads_of, linear_layers
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
