@@ -44,9 +44,7 @@ def check(training: Training) -> None:
     task = tasks.of(training.view.dataset)
     has_classes = isinstance(task, ClassesTask) and not isinstance(task, ChoicesTask | SeveralTask)
     if not (has_classes or (isinstance(task, TenantsTask) and not task.is_number)):
-        raise UserError(
-            f"{PARAMS}: features: a logistic regression needs a task with classes, which {training.task} is not"
-        )
+        raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
 def outcomes(

@@ -37,7 +37,6 @@ from pipeline.training.run import DivergedError, StopAtDivergence, trainer_of
 
 AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
 LOGITS_AT_ONCE = 16  # examples, of whose tokens all logits are in memory
-FLOAT = 4  # bytes
 ALONE: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 DIGITS = 6  # of scores and predictions in a record
 # Exceptions of a method during training, which become a record as well, unless the machine is their cause.
@@ -95,7 +94,7 @@ class Run(TrainerCallback):
             with self._timed("train"):
                 outcomes, parameters = features.outcomes(self.training, self.splits, self.collate, AT_ONCE)
                 self._add(outcomes)
-            sizes = {"stored": parameters, "file_bytes": FLOAT * parameters}
+            sizes = {"stored": parameters, "file_bytes": 4 * parameters}  # in float32
         elif self.training.is_alone:
             view = self.training.view
             self.model = base_models.load_base_model(view.base_model, view.dataset)

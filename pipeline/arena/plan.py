@@ -182,9 +182,8 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Met
         "files": digests([view.dataset.source, view.base_model.source, *starts], pinned),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
+        **({} if view.dataset.tenant is None else {"tenants": view.tenants.common}),
     }
-    if view.dataset.tenant is not None:
-        known["tenants"] = view.tenants.common
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

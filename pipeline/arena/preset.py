@@ -136,15 +136,13 @@ class Preset(Section):
     @model_validator(mode="after")
     def _named_methods_and_tasks_exist(self) -> Self:
         named: list[tuple[str, str, Iterable[str]]] = [("baseline", self.baseline, self.methods)]
-        for name, method in self.methods.items():
-            named += [(f"methods: {name}: tasks", task, self.tasks) for task in method.tasks]
-        named += [("rounded", str(seed), [str(known) for known in self.seeds]) for seed in self.rounded]
-        for name, tasks in self.averages.items():
-            named += [(f"averages: {name}", task, self.tasks) for task in tasks]
+        of_tasks = {f"methods: {name}: tasks": method.tasks for name, method in self.methods.items()}
+        of_tasks |= {f"averages: {name}": tasks for name, tasks in self.averages.items()}
+        named += [(place, task, self.tasks) for place, tasks in of_tasks.items() for task in tasks]
+        named += [("rounded", str(seed), [*map(str, self.seeds)]) for seed in self.rounded]
         for number, one in enumerate(self.hypotheses, start=1):
-            place = f"hypotheses: {number}"
-            named += [(f"{place}: method", one.method, self.methods), (f"{place}: against", one.against, self.methods)]
-            named += [(f"{place}: on", one.on, [*self.means, *self.tasks])]
+            keys = {"method": self.methods, "against": self.methods, "on": [*self.means, *self.tasks]}
+            named += [(f"hypotheses: {number}: {key}", getattr(one, key), known) for key, known in keys.items()]
         for place, name, known in named:
             if name not in known:
                 raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {', '.join(known)}")

@@ -33,7 +33,7 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
     tasks, outdated = entries(name, preset, records)
     if not tasks:
         raise UserError(f"{FOLDER / name}: none of the {outdated:,} records is of the settings and texts of the preset")
-    every = [(entry.shown.trained, entry.method) for of in tasks.values() for entry in of.values()]
+    every = [(entry.shown.trained, method) for of in tasks.values() for method, entry in of.items()]
     sizes = {method: size for size, method in sorted(every)}  # the largest of each method
     methods, baseline = sorted(sizes, key=lambda name: (sizes[name], name)), preset.baseline
     if baseline not in methods:

@@ -81,32 +81,21 @@ def resampled(task: str, metric: str, labels: Values, predicted: Sequence[Values
     `predicted` are as `labels`: (n,), or of several labels that an example may have, (n, labels) of 0 and 1. Each task
     has its own draws, which do not depend on other tasks.
     """
-    if metric in MEANS:
-        columns = np.stack(predicted, axis=1)
-    elif metric == PEARSON:
-        columns = np.concatenate([_moments(labels, one) for one in predicted], axis=1)
-    else:
-        classes = np.arange(1 + int(max(1, labels.max(), *(one.max() for one in predicted))))
-        columns = np.concatenate([_counts(labels, one, classes) for one in predicted], axis=1)
+    terms, scored = METRICS[metric]
+    classes = np.arange(1 + int(max(1, labels.max(), *(one.max() for one in predicted))))
+    columns = np.stack([terms(labels, one, classes) for one in predicted], axis=1)  # (n, trainings, ..., terms)
     rng, drawn = np.random.default_rng(zlib.crc32(task.encode())), []
     for first in range(0, resamples, AT_ONCE):
         rows = rng.integers(len(labels), size=(min(AT_ONCE, resamples - first), len(labels)))
         weights = np.stack([np.bincount(row, minlength=len(labels)) for row in rows]).astype(np.float64)
-        sums = (weights @ columns).reshape(len(rows), len(predicted), -1)
-        if metric in MEANS:
-            drawn.append(sums[..., 0] / len(labels))
-        elif metric == PEARSON:
-            drawn.append(_pearson(*np.moveaxis(sums, -1, 0)))
-        else:
-            by_class = sums.reshape(*sums.shape[:-1], -1, 3)
-            drawn.append(OF_CLASSES[metric](*np.moveaxis(by_class, -1, 0)))
+        drawn.append(scored(*np.moveaxis(np.tensordot(weights, columns, axes=1), -1, 0)))
     return np.concatenate(drawn).T
 
 
 def _counts(labels: Values, predicted: Values, classes: Values) -> Values:
-    """Return for each example and class or label whether it is a hit, the label, the prediction: (n, 3 * classes)."""
+    """Return for each example and class or label whether it is a hit, the label, the prediction: (n, classes, 3)."""
     actual, taken = (its > 0 if its.ndim == 2 else its[:, None] == classes for its in (labels, predicted))
-    return np.stack([actual & taken, actual, taken], axis=2).reshape(len(labels), -1).astype(np.float64)
+    return np.stack([actual & taken, actual, taken], axis=2).astype(np.float64)
 
 
 def _f1(hits: Values, actual: Values, taken: Values) -> Values:
@@ -120,7 +109,11 @@ def _matthews(hits: Values, actual: Values, taken: Values) -> Values:
     return np.where(spread > 0, shared / np.sqrt(np.maximum(spread, 1)), 0.0)
 
 
-def _moments(labels: Values, predicted: Values) -> Values:
+def _with_count(_labels: Values, predicted: Values, _classes: Values) -> Values:
+    return np.stack([np.ones(len(predicted)), predicted], axis=1)
+
+
+def _moments(labels: Values, predicted: Values, _classes: Values) -> Values:
     x, y = labels - labels.mean(), predicted - predicted.mean()
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
 
@@ -132,7 +125,6 @@ def _pearson(count: Values, x: Values, y: Values, xx: Values, yy: Values, xy: Va
 
 
 PEARSON = "pearson"
-MEANS = ("exact_match", "rouge_l")  # of what is known of each text by itself
 OF_CLASSES: dict[str, Callable[[Values, Values, Values], Values]] = {  # hits, labels and predictions, (..., classes)
     "accuracy": lambda hits, actual, taken: hits.sum(-1) / actual.sum(-1),
     "f1": lambda hits, actual, taken: _f1(hits, actual, taken)[..., 1],
@@ -140,4 +132,10 @@ OF_CLASSES: dict[str, Callable[[Values, Values, Values], Values]] = {  # hits, l
     "macro_f1": lambda hits, actual, taken: _f1(hits, actual, taken).sum(-1) / (actual + taken > 0).sum(-1).clip(min=1),
     "matthews_correlation": _matthews,
 }
-METRICS = (*OF_CLASSES, *MEANS, PEARSON)
+# What is summed over examples, of labels, predictions and classes; and what makes a score of the sums.
+METRICS: dict[str, tuple[Callable[[Values, Values, Values], Values], Callable[..., Values]]] = {
+    **{name: (_counts, score) for name, score in OF_CLASSES.items()},
+    # What is known of each text by itself.
+    **dict.fromkeys(("exact_match", "rouge_l"), (_with_count, lambda count, total: total / count)),
+    PEARSON: (_moments, _pearson),
+}

@@ -25,8 +25,6 @@ Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method f
 class Entry(NamedTuple):
     """A method on a task. Without a tuned setting there is no chosen record, and `trainings` are all records."""
 
-    task: str
-    method: str
     tries: tuple[Record, ...]  # with the first seed, one per pair of rates
     trainings: tuple[Record, ...]  # at the tuned setting, by seed, including those that did not finish
     chosen: Record | None
@@ -86,10 +84,10 @@ def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[E
             tuned = [one.key for one in steps[-1] if one.is_tuned]
             trainings = tuple(record for record in every if not tuned or record.key in tuned)
             finished = (record for record in trainings if tuned and record.status == FINISHED)
-            found.append(Entry(planned.task, planned.method, tries, trainings, next(finished, None), planned.labels))
+            found.append(Entry(tries, trainings, next(finished, None), planned.labels))
     tasks: Entries = {}
-    for entry in sorted(found, key=lambda entry: (entry.task, entry.shown.trained, entry.method)):
-        tasks.setdefault(entry.task, {})[entry.method] = entry
+    for entry in sorted(found, key=lambda entry: (entry.shown.task, entry.shown.trained, entry.shown.method)):
+        tasks.setdefault(entry.shown.task, {})[entry.shown.method] = entry
     return tasks, left
 
 

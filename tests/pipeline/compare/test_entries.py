@@ -73,9 +73,7 @@ def of(*records):
     tasks = {}
     for one in records:
         tasks.setdefault(one.task, []).append(one)
-    return [
-        Entry(task, "LoRA r=1", (), tuple(of), of[0] if of[0].predicted else None, Path()) for task, of in tasks.items()
-    ]
+    return [Entry((), tuple(of), of[0] if of[0].predicted else None, Path()) for of in tasks.values()]
 
 
 def rounded(test=0.9, bytes_=BYTES, **validation):

@@ -134,7 +134,7 @@ def test_mistakes_are_one_line(tmp_path):
     kit.write("animals.csv", "text,tags\na,cat\nb,awake|cta\n")
     refused(run, TOKENIZE, says="animals.csv: line 3: label 'cta' is none of awake, cat, wet; did you mean cat?")
     small.use(tasks={"animals": {}}, methods={"mean": {"adapter": "head", "features": "mean"}})
-    says = "a logistic regression needs a task with classes, which animals is not"
+    says = "features: they need a task with classes, which animals is not"
     refused(features.check, small.entry("animals: mean").first(), says=says)
     task = json.loads((artifacts.ADAPTER / "task.json").read_text())
     kit.write(tmp_path / "task.json", task | {"thresholds": [0.5, 2, 0.5]})
