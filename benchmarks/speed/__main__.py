@@ -17,8 +17,10 @@ from pipeline.arena.record import made
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import exit_on_error
+from pipeline.tasks.cells import rounded
 
 PARTS = {"lora": lora.run, "many": many.run, "serve": many.over_http, "generate": generate.run}
+DIGITS = 6  # significant ones
 RESULTS = Path("benchmarks/results/speed.json")
 
 
@@ -44,10 +46,7 @@ def measure(part: str, threads: int) -> None:
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     known[part] = {
         "machine": {**made(), "threads": threads, "load_average": load, "python": python_version()},
-        "figures": [
-            {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
-            for row in rows
-        ],
+        "figures": json.loads(json.dumps(rows), parse_float=lambda text: rounded(float(text), DIGITS)),
     }
     with artifacts.replacing(RESULTS) as temporary:
         temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")

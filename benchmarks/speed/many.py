@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed.figures import Row, ratio, take_turns
@@ -53,30 +52,24 @@ def run() -> Iterator[Row]:
     Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch.
     """
     for count in console.track(COUNTS, "many", "numbers of adapters"):
-        yield from in_batches(count, ROUNDS)
-
-
-def in_batches(count: int, rounds: int) -> list[Row]:
-    """Time batches for each way to serve this number of adapters."""
-    names = [str(row % count) for row in range(ROWS)]
-    # PEFT loops over the adapters that a batch names, so only these are loaded: more would not change the time.
-    peer = get_peft_model(base(), FORMS["LoRA r=8"](**COMMON), adapter_name="0")
-    for number in range(1, min(count, ROWS)):
-        peer.add_adapter(str(number), FORMS["LoRA r=8"](**COMMON))
-    models: dict[str, Any] = {
-        MERGED: base(),
-        ALONE: get_peft_model(base(), FORMS[SMALLEST](**COMMON)).eval(),
-        **{form: partial(bank(form, count), adapter_names=names) for form in FORMS},
-        PEER: partial(peer.eval(), adapter_names=names),
-    }
-    rows: list[Row] = []
-    for length in LENGTHS:
-        inputs = batch(length)
-        with torch.inference_mode():
-            times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds)
-        for method, seconds in times.items():
-            rows.append({"tokens": length, "method": method, "adapters": count, "seconds": median(seconds)})
-    return rows
+        names = [str(row % count) for row in range(ROWS)]
+        # PEFT loops over the adapters that a batch names, so only these are loaded: more would not change the time.
+        peer = get_peft_model(base(), FORMS["LoRA r=8"](**COMMON), adapter_name="0")
+        for number in range(1, min(count, ROWS)):
+            peer.add_adapter(str(number), FORMS["LoRA r=8"](**COMMON))
+        models: dict[str, Any] = {
+            MERGED: base(),
+            ALONE: get_peft_model(base(), FORMS[SMALLEST](**COMMON)).eval(),
+            **{form: partial(bank(form, count), adapter_names=names) for form in FORMS},
+            PEER: partial(peer.eval(), adapter_names=names),
+        }
+        for length in LENGTHS:
+            ids = torch.randint(5, SHAPE.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            with torch.inference_mode():
+                times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, ROUNDS)
+            for method, seconds in times.items():
+                yield {"tokens": length, "method": method, "adapters": count, "seconds": median(seconds)}
 
 
 def bank(form: str, count: int) -> AdapterBank:
@@ -94,13 +87,6 @@ def base() -> Any:
     """Return the base model, the same each time."""
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_config(SHAPE).eval()
-
-
-def batch(length: int) -> dict[str, Tensor]:
-    """Return rows of so many tokens, drawn once."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, SHAPE.vocab_size, (ROWS, length), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def over_http() -> Iterator[Row]:

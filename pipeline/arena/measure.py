@@ -103,10 +103,10 @@ class Run(TrainerCallback):
                 self._add(self._outcomes())
         else:
             self._train()
+            sizes |= sizes_of(self.model, self.training)
             if self.training.is_rounded:
                 with self._timed("round"):
                     sizes["rounded"] = dict(self._in_precisions())
-            sizes |= sizes_of(self.model, self.training)
         return {**sizes, "validation": self.validation, "test": self.test, "predicted": self.predicted}
 
     def _train(self) -> None:
@@ -130,20 +130,14 @@ class Run(TrainerCallback):
         self.seconds["train"] -= self.seconds["score"] - before
 
     def _in_precisions(self) -> Iterator[tuple[str, Rounded]]:
-        """Yield each precision and what the trained adapter, with its head, takes and scores in it.
-
-        In float32 the scores are those of the last epoch. The model is restored.
-        """
+        """Yield each precision and what the trained adapter, with its head, takes and scores in it."""
         trained = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         state = {name: value.clone() for name, value in trained.items()}
         for precision in PRECISIONS:
             stored = pack(state, precision)
-            validation, test = self.validation[-1], self.test[-1]
-            if precision != "float32":
-                set_peft_model_state_dict(self.model, unpack(stored))
-                validation, test, _ = self._scores(self._outcomes())
+            set_peft_model_state_dict(self.model, unpack(stored))
+            validation, test, _ = self._scores(self._outcomes())
             yield precision, Rounded(bytes=len(save(stored)), validation=validation, test=test)
-        set_peft_model_state_dict(self.model, state)
 
     def _add(self, outcomes: Mapping[str, Outcome]) -> None:
         """Add the scores of what a model says. Among epochs with equal scores the last is the best."""

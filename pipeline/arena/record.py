@@ -25,8 +25,6 @@ from pipeline.params.sources import Row
 
 FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
-PACKAGES = ("torch", "transformers", "peft")
-Status = Literal["finished", "diverged", "failed"]
 
 
 class Rounded(Row):
@@ -52,7 +50,7 @@ class Record(Row, extra="ignore"):
     head_rate: float
     seed: int
 
-    status: Status
+    status: Literal["finished", "diverged", "failed"]
     reason: str  # why it did not finish, in one line; otherwise empty
     metrics: tuple[str, ...]  # of the task; the first one is its score
     validation: tuple[float, ...] = ()  # score on the held-out part of train, by epoch
@@ -65,7 +63,7 @@ class Record(Row, extra="ignore"):
     file_bytes: int = 0  # of the adapter's file, including the head, or of the bank of all tenants
     tenant_bytes: int = 0  # of these for a tenant: the mean
 
-    seconds: dict[str, float]  # by what they were spent on: load, start, train, own, score, round; see clock
+    seconds: dict[str, float]  # by what they were spent on: load, start, train, score, round; see clock
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property
@@ -136,7 +134,7 @@ def made() -> dict[str, str]:
         "cpu": next(cpus, platform.processor() or platform.machine()),
         "cores": str(os.cpu_count()),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in ("torch", "transformers", "peft")},
     }
 
 

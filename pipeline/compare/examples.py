@@ -35,9 +35,9 @@ def read(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, Parts], li
     for task, entries in tasks.items():
         path = next(iter(entries.values())).labels
         parts = _parts(task, pd.read_csv(path)) if path.is_file() else {}
-        missing = "" if parts else f"{path} is not there"
-        finished = [one for entry in entries.values() for one in entry.finished]
-        if reason := next(filter(None, (missing or _mismatch(parts, one) for one in finished)), ""):
+        finished = (one for entry in entries.values() for one in entry.finished)
+        reasons = (_mismatch(parts, one) if parts else f"{path} is not there" for one in finished)
+        if reason := next(filter(None, reasons), ""):
             notes.append(f"{task}: {reason}, so its errors are of seeds alone")
         elif parts:
             usable[task] = parts

@@ -16,7 +16,7 @@ TINY = BertConfig(vocab_size=30522, hidden_size=96, num_hidden_layers=2, num_att
 @pytest.fixture
 def tiny(monkeypatch):
     """Few tokens through a tiny model."""
-    for name, value in {"SHAPE": TINY, "ROWS": 3, "LENGTHS": (4,)}.items():
+    for name, value in {"SHAPE": TINY, "ROWS": 3, "LENGTHS": (4,), "COUNTS": (1, 5), "ROUNDS": 1}.items():
         monkeypatch.setattr(many, name, value)
 
 
@@ -34,13 +34,13 @@ def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeyp
 
 
 def test_many_adapters_are_served_by_every_way(tiny):
-    rows = [*many.in_batches(1, rounds=1), *many.in_batches(5, rounds=1)]
+    rows = list(many.run())
     assert [row["method"] for row in rows] == 2 * [many.MERGED, many.ALONE, *many.FORMS, many.PEER]
     assert [row["adapters"] for row in rows if row["method"] == many.SMALLEST] == [1, 5]
 
 
 def test_a_server_answers_as_many_texts_as_its_bank(tiny, monkeypatch):
-    for name, value in {"TENANTS": 3, "CLIENTS": 2, "TEXTS": 8, "ROUNDS": 1}.items():
+    for name, value in {"TENANTS": 3, "CLIENTS": 2, "TEXTS": 8}.items():
         monkeypatch.setattr(many, name, value)
     (row,) = many.over_http()
     assert (row["tenants"], row["clients"], row["texts"]) == (3, 2, 8)
