@@ -124,11 +124,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
 
 
 def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int]:
-    """Return the rows of train without duplicates of other rows, ordered by their hashes, and the number of conflicts.
-
-    A row is dropped if its texts occur earlier in train or in another split. Conflicts are dropped rows whose label
-    differs from the kept row's.
-    """
+    """Return the rows of train without duplicates of other rows, ordered by their hashes; and how many conflicted."""
     train = examples["train"]
     parts = [*(part for split, part in examples.items() if split != "train"), train]
     whole = pd.concat([part[["hash", "label"]] for part in parts], ignore_index=True)

@@ -118,13 +118,11 @@ class DatasetRow(TableRow):
         have = self.source.names.keys()
         if "train" not in have:
             raise ValueError("the source must provide train")
-        if both := have & set(self.cut):
-            raise ValueError(f"{', '.join(sorted(both))} is both in the source and cut from train; keep one")
+        if both := ", ".join(sorted(have & self.cut.keys())):
+            raise ValueError(f"{both} is both in the source and cut from train; keep one")
         needed = {"test"} if self.select_on == "test" else {"validation", "test"}
-        if missing := needed - have - set(self.cut):
-            raise ValueError(
-                f"nothing provides {', '.join(sorted(missing))}: name it in the source, or cut it from train"
-            )
+        if missing := ", ".join(sorted(needed - have - self.cut.keys())):
+            raise ValueError(f"nothing provides {missing}: name it in the source, or cut it from train")
         if self.select_on == "test" and "validation" in have:
             raise ValueError("select_on: test leaves no use for the validation split; remove it from the source")
         if sum(self.cut.values()) >= 1:

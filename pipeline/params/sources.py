@@ -152,13 +152,11 @@ class ModelRow(TableRow):
 
     @classmethod
     def named(cls, name: str, where: str) -> Self | None:
-        """Return a row for a folder or a repository (`owner/name` or `owner/name@revision`) that has none in a table.
-
-        None if it is no folder and can be no repository: models/name is in a folder of ours, or would be.
-        """
+        """Return a row for a folder or repository, `owner/name` or `owner/name@revision`; None if it can be neither."""
         folder = os.path.isdir(name)  # noqa: PTH112 False for an invalid file name, where Path raises
         path, _, revision = (name, "", "") if folder else name.partition("@")
         owner, _, repository = path.partition("/")
+        # models/name is in a folder of ours, or would be.
         is_path = owner in ("", ".", "..", "~") or "/" in repository or os.path.isdir(owner)  # noqa: PTH112
         if not folder and (is_path or not repository):
             return None

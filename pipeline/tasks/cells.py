@@ -37,10 +37,7 @@ def text_in(value: object) -> str:
 
 
 def plain_text(value: object) -> str:
-    """Return the same text for True, 1, 1.0 and the text 1.0, which depend on the file format, without space around.
-
-    01 remains as it is.
-    """
+    """Return the same stripped text for True, 1, 1.0 and the text 1.0, which depend on the file format; 01 remains."""
     if isinstance(value, int | float) and value == value // 1:
         return str(int(value))
     text = str(value).strip()

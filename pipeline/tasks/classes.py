@@ -71,11 +71,10 @@ class ClassesTask(Task):
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy in which all classes of some labels weigh the same."""
         import torch
-        from torch.nn import functional as F
 
         weights = len(labels) / (len(self.names) * self.counted(labels))
         weight = torch.from_numpy(weights).float()
-        return lambda outputs, wanted: F.cross_entropy(outputs, wanted, weight.to(outputs))
+        return lambda outputs, wanted: torch.nn.functional.cross_entropy(outputs, wanted, weight.to(outputs))
 
     def counts(self, labels: Numbers) -> dict[str, float]:
         shares = self.counted(labels) / len(labels)
@@ -99,9 +98,8 @@ class ClassesTask(Task):
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         import torch
         from scipy import stats
-        from torch.nn import functional as F
 
-        loss = F.cross_entropy(outcome.outputs, torch.from_numpy(outcome.labels))  # in nats
+        loss = torch.nn.functional.cross_entropy(outcome.outputs, torch.from_numpy(outcome.labels))  # in nats
         return float(loss), float(stats.entropy(np.bincount(outcome.labels)))
 
     def of_examples(self, outcome: Outcome) -> Numbers:

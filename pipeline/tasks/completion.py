@@ -57,8 +57,6 @@ class CompletionTask(Task):
         self.is_conversation = isinstance(row.label, Conversation)
         super().__init__(row.model_copy(update={"text": (PROMPT,)}) if self.is_conversation else row)
 
-    # Examples
-
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.label.column,) if self.is_conversation else super().reads
@@ -118,8 +116,6 @@ class CompletionTask(Task):
             raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
         return prompts
 
-    # Model
-
     @classmethod
     def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
         return "" if model.get_base_model().can_generate() else "kind: the model writes no text"
@@ -140,8 +136,6 @@ class CompletionTask(Task):
 
         return collate
 
-    # Answers and scores
-
     @classmethod
     def outputs(cls, model: "PreTrainedModel", batch: Mapping[str, "Tensor"]) -> "Tensor":  # (examples, 2)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -151,10 +145,9 @@ class CompletionTask(Task):
     def measured(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, 2)
         """Return the sum of the loss over the completion tokens of each example, in nats, and their number."""
         import torch
-        from torch.nn import functional as F
 
         sums = [
-            F.cross_entropy(one[:-1].float(), its[1:], ignore_index=SILENT, reduction="sum")
+            torch.nn.functional.cross_entropy(one[:-1].float(), its[1:], ignore_index=SILENT, reduction="sum")
             for one, its in zip(logits, labels, strict=True)  # one by one: a second copy of all logits is large
         ]
         return torch.stack([torch.stack(sums), (labels[:, 1:] != SILENT).sum(dim=1).float()], dim=1)
@@ -205,8 +198,6 @@ class CompletionTask(Task):
         right = ["yes" if one else "no" for one in _each("exact_match", said, outcome.labels)]
         return {"said": said, "right": right, "actual_group": ["yes"] * len(right), "predicted_group": right}
 
-    # What is said of it
-
     @classmethod
     def printed(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"answer": list(outputs)}  # texts
@@ -228,10 +219,8 @@ def mean_loss(sums: Numbers, counts: Numbers) -> float:
 def _each(metric: str, said: Sequence[str], expected: Sequence[str] | Numbers) -> Numbers:
     """Return a metric of each text: whether it is the expected one but for whitespace around it; or ROUGE-L.
 
-    ROUGE-L is the F-measure of the longest common subsequence of words, twice its length over that of both texts,
-    without regard to case and signs.
-
-    Reference: Lin, "ROUGE: a package for automatic evaluation of summaries", 2004.
+    That is the F-measure of the longest common subsequence of words, without regard to case and signs: Lin, "ROUGE: a
+    package for automatic evaluation of summaries", 2004.
     """
     pairs = list(zip(said, expected, strict=True))
     if metric == "exact_match":
@@ -243,11 +232,7 @@ def _each(metric: str, said: Sequence[str], expected: Sequence[str] | Numbers) -
 
 
 def _prompt_and_answer(value: Any) -> tuple[str, str]:
-    """Return a conversation apart: all but its last message as JSON, and the content of that.
-
-    Raises:
-        ValueError: if it is none, or does not end with the assistant.
-    """
+    # Of a conversation: all but its last message as JSON, and the content of that.
     messages = list(value) if isinstance(value, list | tuple | np.ndarray) else []
     if len(messages) < 2 or not all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in messages):
         raise ValueError("no conversation; needed: a list of at least two messages with role and content")

@@ -35,9 +35,7 @@ def tokenize(
             shorter = tokenizer(*(texts[at] for texts in given), truncation=True, max_length=max_length, **options)
             for name in names:
                 encoded[name][at] = shorter[name]
-        arrays: dict[str, pa.Array | pa.ChunkedArray] = {
-            name: pa.array(encoded[name], pa.list_(kinds[name])) for name in names
-        }
+        arrays: dict[str, Any] = {name: pa.array(encoded[name], pa.list_(kinds[name])) for name in names}
         arrays["length"] = pa.array(map(len, encoded["input_ids"]), pa.int32())
         arrays |= {name: batch[name] for name in sorted(batch.column_names, key=lambda name: name != "label")}
         yield pa.table(arrays), np.array(whole)

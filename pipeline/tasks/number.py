@@ -46,9 +46,8 @@ class NumberTask(Task):
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         import torch
-        from torch.nn import functional as F
 
-        loss = F.mse_loss(outcome.outputs[:, 0], torch.from_numpy(outcome.labels).float())
+        loss = torch.nn.functional.mse_loss(outcome.outputs[:, 0], torch.from_numpy(outcome.labels).float())
         return float(loss), float(outcome.labels.var())
 
     def table(self, outcome: Outcome) -> Columns:

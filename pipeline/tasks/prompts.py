@@ -1,6 +1,7 @@
 """How prompts and answers become tokens of a language model, and which of them it learns: the same in every stage."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.core.errors import UserError, first_line
@@ -49,7 +50,7 @@ class Prompts:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt: of a conversation, or of one message of the user."""
-        return self._begun(self._rendered(messages))
+        return self._ids(self._rendered(messages), begins=True)
 
     def example(self, messages: Sequence[Message], answer: str) -> Example:
         """Return the tokens of a prompt and its answer. Labels are those of all of the assistant's answers.
@@ -70,7 +71,7 @@ class Prompts:
                     raise ValueError("the chat template changes an answer once the conversation goes on")
                 silent = [self.end] + [SILENT] * (len(asked) - 1)
             else:
-                asked = self._begun(text)
+                asked = self._ids(text, begins=True)
                 silent = [SILENT] * len(asked)
             before, said = text, turn["content"] if self.template == NONE else turn["content"].strip()
             answered = self._ids(said)
@@ -85,16 +86,11 @@ class Prompts:
 
     def text(self, ids: Sequence[int]) -> str:
         """Return what a model has written, up to the end token."""
-        written = list(ids)
-        known = written[: written.index(self.end)] if self.end in written else written
-        return str(self.tokenizer.decode(known, skip_special_tokens=True))
+        written = list(takewhile(lambda token: token != self.end, ids))
+        return str(self.tokenizer.decode(written, skip_special_tokens=True))
 
     def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
-        """Return the text of a conversation and, if it `asks`, the beginning of the answer.
-
-        Raises:
-            ValueError: if the template refuses it.
-        """
+        # Of a conversation and, if it `asks`, the beginning of the answer.
         if self.template == NONE:
             return messages[-1]["content"]
         options: dict[str, Any] = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": asks}
@@ -103,11 +99,8 @@ class Prompts:
         except Exception as error:  # Jinja's, of which transformers takes care, or what the template raises
             raise ValueError(f"the chat template refuses it: {first_line(error)}") from None
 
-    def _begun(self, text: str) -> list[int]:
-        """Return the tokens of the beginning of a text; a chat template writes the first token itself."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self.template == NONE, verbose=False)["input_ids"]
-        return ids[:-1] if self.template == NONE and ids[-1:] == [self.tokenizer.eos_token_id] else ids
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+    def _ids(self, text: str, *, begins: bool = False) -> list[int]:
+        """Return the tokens of a text, or of its beginning, whose first token a chat template writes itself."""
+        adds = begins and self.template == NONE
+        ids: list[int] = self.tokenizer(text, add_special_tokens=adds, verbose=False)["input_ids"]
+        return ids[:-1] if adds and ids[-1:] == [self.tokenizer.eos_token_id] else ids

@@ -27,12 +27,6 @@ class SeveralTask(ClassesTask):
     kind = "several"
     target = "object"  # tuples of these numbers
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.label.names
-
-    # Examples
-
     def prepared(self, cells: Cells) -> Cells:
         # An empty cell says that no label applies.
         return {**cells, self.label.column: labels_in(cells[self.label.column], self.label.separator)}
@@ -47,23 +41,18 @@ class SeveralTask(ClassesTask):
     def counted(self, labels: Numbers) -> Numbers:
         return labels.sum(axis=0).astype(np.int64)
 
-    # Model
-
     def head(self) -> dict[str, Any]:
         return super().head() | {"problem_type": "multi_label_classification"}
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the loss in which texts with a label and those without it weigh the same."""
         import torch
-        from torch.nn import functional as F
 
         counts = self.counted(labels)
         weight = torch.from_numpy((len(labels) - counts) / counts).float()
-        return lambda outputs, wanted: F.binary_cross_entropy_with_logits(
+        return lambda outputs, wanted: torch.nn.functional.binary_cross_entropy_with_logits(
             outputs, wanted, pos_weight=weight.to(outputs)
         )
-
-    # Answers and scores
 
     def settle(self, validation: Outcome) -> None:
         """Choose for each label the threshold with the best F1: of several such the one in their middle.
@@ -98,12 +87,11 @@ class SeveralTask(ClassesTask):
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         import torch
-        from torch.nn import functional as F
 
         wanted = torch.from_numpy(outcome.labels).float()
         shares = wanted.mean(dim=0)
-        found = F.binary_cross_entropy_with_logits(outcome.outputs, wanted)  # in nats
-        return float(found), float(F.binary_cross_entropy(shares, shares))
+        found = torch.nn.functional.binary_cross_entropy_with_logits(outcome.outputs, wanted)  # in nats
+        return float(found), float(torch.nn.functional.binary_cross_entropy(shares, shares))
 
     def table(self, outcome: Outcome) -> Columns:
         both = {"actual": outcome.labels, "predicted": self.predicted(outcome)}
@@ -111,8 +99,6 @@ class SeveralTask(ClassesTask):
         usual = {one for one, _ in Counter(named["actual"]).most_common(SHOWN)}
         grouped = {column: [one if one in usual else OTHERS for one in cells] for column, cells in named.items()}
         return {**named, **{f"{column}_group": [one or "none" for one in cells] for column, cells in grouped.items()}}
-
-    # What is said of it
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:

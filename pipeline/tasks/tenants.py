@@ -45,6 +45,7 @@ class TenantsTask(Task):
     """A kind of task that each tenant has for itself; only what says so is about all of them."""
 
     beside = (TENANT,)
+    names = ()  # each tenant has its own
 
     def __init__(self, row: DatasetRow) -> None:
         super().__init__(row)
@@ -60,8 +61,6 @@ class TenantsTask(Task):
     @cached_property
     def _names(self) -> list[str]:
         return list(self.tenants)
-
-    # Examples
 
     @property
     def strata(self) -> list[str]:
@@ -128,12 +127,6 @@ class TenantsTask(Task):
                 return f"no row of tenant {name} labelled {lost[0]}, but for texts that another row or split has, too"
         return ""
 
-    # Model
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ()
-
     @cached_property
     def widths(self) -> Numbers:
         """The number of outputs of each tenant."""
@@ -155,21 +148,18 @@ class TenantsTask(Task):
 
     def loss(self) -> "Callable[..., Tensor]":
         import torch
-        from torch.nn import functional as F
 
         rows = np.array([its.train for its in self.tenants.values()])
         weights = torch.from_numpy(rows.sum() / (len(rows) * rows)).float()
 
         def loss(logits: "Tensor", labels: "Tensor", tenant: "Tensor") -> "Tensor":
             if self.is_number:
-                each = F.mse_loss(logits[:, 0], labels.to(logits), reduction="none")
+                each = torch.nn.functional.mse_loss(logits[:, 0], labels.to(logits), reduction="none")
             else:
-                each = F.cross_entropy(logits, labels, reduction="none")
+                each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
             return (weights.to(each)[tenant] * each).mean()
 
         return loss
-
-    # Answers and scores
 
     def predicted(self, outcome: Outcome) -> Numbers:
         return self._kind(self.row).predicted(outcome)
@@ -230,8 +220,6 @@ class TenantsTask(Task):
             if its.labels is not None:
                 task.label = task.label.model_copy(update={"names": its.labels})
             yield name, task, rows, Outcome(outcome.outputs[rows][:, : self.widths[number]], outcome.labels[rows])
-
-    # What is said of it
 
     printed = ClassesTask.printed  # of one tenant; of a number, its kind prints
 
