@@ -7,7 +7,7 @@ quoting at a lone carriage return.
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from io import BytesIO, TextIOWrapper
 from itertools import chain, pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.core.batches import batched
-from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.core.errors import UserError, as_user_error, first_line, nearest
 from pipeline.data import packages
 from pipeline.params.sources import PackageSource, Split, TableSource
 from pipeline.tasks.cells import HALVES, Record
@@ -55,7 +55,7 @@ def values(path: Path, where: str, *, flat: bool = False) -> Iterator[pd.DataFra
 
     Columns are those that these rows have, and if `flat`, also the keys of objects in JSON, as `read` has them.
     """
-    with explained(where, "paths start at the current folder"):
+    with explained(where):
         for batch in batched(read_file(path), ROWS):
             rows = [dict(_flat(cells)) if flat else cells for _, cells in batch]
             table = pd.DataFrame(rows, dtype=object)
@@ -75,19 +75,9 @@ def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> No
             raise UserError(f"{where}: no column {column!r}{nearest(column, names)}; {shown}")
 
 
-@contextmanager
-def explained(where: str, start: str = "paths start at the root of the repository") -> Iterator[None]:
-    """Turn errors of reading into one line that begins with `where`.
-
-    Raises:
-        UserError: with the reason.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{where}: not found; {start}") from None
-    except (OSError, ValueError, OverflowError) as error:  # pyarrow's errors are ValueErrors and OSErrors
-        raise UserError(f"{where}: {first_line(error)}") from None
+def explained(where: str) -> AbstractContextManager[None]:
+    """Turn errors of reading into one line that begins with `where`; pyarrow's are ValueErrors and OSErrors."""
+    return as_user_error(OSError, ValueError, OverflowError, before=f"{where}: ")
 
 
 def _hub(source: TableSource, split: Split) -> Iterator[Record]:
@@ -116,8 +106,9 @@ def read_file(path: Path, source: TableSource | None = None) -> Iterator[Record]
     Raises:
         ValueError: or an OSError, if it cannot be read, to be `explained`; it is no pipe, which may have no end.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError("not a file")
+    if not path.is_file():
+        start = "the root of the repository" if source else "the current folder"
+        raise ValueError("not a file" if path.exists() else f"not found; paths start at {start}")
     if path.suffix in RECORDS:
         each = source.each.split(".") if source and source.each else []
         yield from ((where, one) for where, record in _records(path) for one in _items(record, each, where))

@@ -105,7 +105,7 @@ def load_row(word: str, name: str) -> Any:
     Raises:
         UserError: if there is no such row (the message lists the existing ones), or it does not fit the schema.
     """
-    where, rows = f"{PARAMS}: {word}", {row: path for path in _tables(word) for row in read_yaml(path)}
+    where, rows = f"{PARAMS}: {word}", dict(_rows(word))
     if name in rows:
         return _row(word, name, rows[name])
     if word == "model" and (row := ModelRow.named(name, where)):
@@ -121,17 +121,18 @@ def load_row(word: str, name: str) -> Any:
 
 def check_rows(word: str, chosen: object = None) -> list[str]:
     """Check all rows for `word`, and what is chosen if it is the name of none; return the names of rows."""
-    named = [(name, path) for path in _tables(word) for name in read_yaml(path)]
+    named = _rows(word)
     names = [name for name, _ in named]
     others = [chosen] if isinstance(chosen, str) and chosen not in names else []
     all_of([*(partial(_row, word, *one) for one in named), *(partial(load_row, word, one) for one in others)])
     return names
 
 
-def _tables(word: str) -> list[Path]:
-    """Return the files with rows: the user's own first, if there is one."""
+def _rows(word: str) -> list[tuple[str, Path]]:
+    """Return the name and the file of each row: the user's own first, if there are any."""
     table = TABLES[word]
-    return [table.own, table.built_in] if table.own.is_file() else [table.built_in]
+    files = [table.own, table.built_in] if table.own.is_file() else [table.built_in]
+    return [(name, path) for path in files for name in read_yaml(path)]
 
 
 def _row(word: str, name: str, path: Path) -> TableRow:

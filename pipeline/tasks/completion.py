@@ -182,10 +182,8 @@ class CompletionTask(Task):
         for name in self.row.metrics:
             each, base = (_each(name, said, outcome.labels) for said in (written.said, written.base_said))
             found |= {name: float(each.mean()), f"{name}_baseline": float(base.mean())}
-            if name == "exact_match":
-                low, high = scores.share(int(each.sum()), len(each))
-            else:
-                low, high = scores.bootstrap(lambda _, one: float(one.mean()), each, each, resamples)
+            metric = "accuracy" if name == "exact_match" else name
+            low, high = scores.interval(metric, each, np.ones(len(each)), resamples)
             found |= {f"{name}_low": low, f"{name}_high": high}
         sums, counts = outcome.outputs.double().numpy().T
         loss, baseline = self.losses(outcome)

@@ -4,7 +4,6 @@ A label is one of the classes that the tenant's own rows have, or a number, as t
 mean of the tenants' scores, and so is the loss: a tenant with few texts counts as much as one with many.
 """
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ import pandas as pd
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number
-from pipeline.tasks.cells import Cells, Record, is_missing, plain_text
+from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Task
@@ -69,8 +68,7 @@ class TenantsTask(Task):
     def offset(self, stratum: Any, rows: int) -> float:
         # Drawn where shares are below a row, so that each split has its share of many tenants; an only row is in train.
         number, label = (stratum[0], "") if self.is_number else stratum
-        digits = hashlib.sha256(f"{self._names[number]}\n{label}".encode()).hexdigest()
-        return int(digits[:13], 16) / 2.0**52 if 1 < rows < FEW else 0.5
+        return (hash_of(f"{self._names[number]}\n{label}") >> 12) / 2.0**52 if 1 < rows < FEW else 0.5
 
     def meet(self, train: Iterable[Record]) -> None:
         """Learn who the tenants are.
