@@ -119,14 +119,3 @@ def norm_of(matrix: Matrix) -> float:
         return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
     left, right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (matrix[0], matrix[1].T))
     return float(torch.linalg.matrix_norm(left @ right.T))
-
-
-def distance_of_pairs(
-    one: tuple[Tensor, Tensor],  # (M, k), (k, N)
-    other: tuple[Tensor, Tensor],  # (M, l), (l, N)
-) -> float:
-    """Return the Frobenius distance between two products without forming either."""
-    (one_left, one_right), (left, right) = ([side.double() for side in pair] for pair in (one, other))
-    if one_left.equal(left) and one_right.equal(right):
-        return 0.0  # rather than roundoff
-    return norm_of((torch.cat([one_left, -left], dim=1), torch.cat([one_right, right])))

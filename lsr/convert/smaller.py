@@ -9,9 +9,12 @@ from math import hypot
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
-from lsr.algebra.spectrum import Matrix, distance_of_pairs, norm_of, shape_of
+from lsr.algebra.spectrum import Matrix, norm_of, shape_of
 from lsr.convert.writing import check_output, write, write_files, write_task, writing
 from lsr.init import directions
 from lsr.init.initialization import Source
@@ -48,10 +51,16 @@ def errors_of(written: Mapping[str, Update], exact: Mapping[str, Update]) -> Err
     products = {name: update.product() for name, update in exact.items()}
     lengths = {name: norm_of(product) for name, product in products.items()}
     absolute = {
-        name: distance_of_pairs(written[name].product(), product) if name in written else lengths[name]
+        name: _distance(written[name].product(), product) if name in written else lengths[name]
         for name, product in products.items()
     }
     return relative(absolute, lengths)
+
+
+def _distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:  # of products, neither is formed
+    if all(map(torch.equal, one, other)):
+        return 0.0  # rather than roundoff
+    return norm_of((torch.cat([one[0], -other[0]], dim=1), torch.cat([one[1], other[1]])))
 
 
 def relative(absolute: Mapping[str, float], lengths: Mapping[str, float]) -> Errors:

@@ -17,9 +17,8 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from lsr.init.initialization import Source
 from lsr.init.passes import widths
-from lsr.tuner.adapter import LsrAdapter
+from lsr.tuner.adapter import LsrAdapter, adapted_linear, add_low_rank
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.functional import adapted_linear, add_low_rank
 from lsr.tuner.mistakes import explained
 from lsr.tuner.targets import ADAPTABLE, check_adaptable, form_of, is_quantized
 
@@ -55,7 +54,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         """Add an adapter with random factors, or those of an owner; `initialize` applies other initializations."""
         form = form_of(config, self.layer_name, self.in_features, self.out_features)
         scaling = config.scaling(self.layer_name, form)
-        self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.base_parameter(), owner)
+        self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.weight, owner)
         self.initialize(adapter_name, config, "random")
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -129,7 +128,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
         is_dropping = self.training and any(isinstance(adapter.dropout, nn.Dropout) for adapter in active)
         if len(active) == 1 and not (args or kwargs or is_dropping) and _is_plain(self.base_layer):
-            weight, bias = self.in_layout(self.base_parameter()), cast("Tensor | None", self.base_layer.bias)
+            weight, bias = self.in_layout(self.weight), cast("Tensor | None", self.base_layer.bias)
             return adapted_linear(x, weight, bias, *active[0].collapse(), active[0].scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         for adapter in active:
@@ -144,10 +143,6 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             result[rows] = add_low_rank(result[rows], x[rows], *adapter.collapse(), adapter.scaling)
         return result
 
-    def base_parameter(self) -> nn.Parameter:
-        """Return the base layer's weight, in the base layer's layout."""
-        return cast("nn.Parameter", self.get_base_layer().weight)
-
     def base_matrix(self) -> Tensor:  # (out_features, in_features)
         """Return the pretrained weight in the layout of y = W x."""
         return self.in_layout(self.pretrained_weight())
@@ -161,7 +156,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         if self._pretrained_weight is not None:
             return self._pretrained_weight
         base = self.get_base_layer()
-        return self._dequantized(base) if is_quantized(base) else self.base_parameter().detach()
+        return self._dequantized(base) if is_quantized(base) else self.weight.detach()
 
     def _dequantized(self, base: nn.Module) -> Tensor:
         if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
@@ -178,7 +173,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move the adapter, but keep its dtype: rounding the factors would change the initialization."""
-        target = device if device is not None else self.base_parameter().device
+        target = device if device is not None else self.weight.device
         if adapter_name in self.lsr_adapters and target.type != "meta" and not self.adapter(adapter_name).is_meta:
             self.lsr_adapters[adapter_name].to(target)
 
@@ -232,7 +227,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.extend(names)
         # Always from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules that share W
         # with the base layer, such as embeddings with a tied head, keep W.
-        weight, total = self.base_parameter(), self._weight_with(self.merged_adapters)
+        weight, total = cast("nn.Parameter", self.weight), self._weight_with(self.merged_adapters)
         if self._lent:
             weight.data = total
         else:

@@ -80,22 +80,20 @@ class LsrModel(WholeHeads):
                     stacklevel=2,
                 )
         names = cast("list[str] | None", kwargs.get("adapter_names"))
-        with ExitStack() as hooks:
-            if names is not None:
-                choose = partial(_choose, names, copies_of_a_row(kwargs))
-                for module in self._choosing(names):
-                    hooks.enter_context(module.register_forward_pre_hook(choose, with_kwargs=True))
+        if names is None:
             yield
-
-    def _choosing(self, names: Sequence[str]) -> list[nn.Module]:
-        # The layers and heads that pass rows through the adapters of these names.
+            return
         self._check_known(names, BASE)
         if self.training:
             raise ValueError("adapter_names is for evaluation only: call eval() on the model first")
-        layers = adapted_layers(self).values()
-        if any(layer.merged for layer in layers):
+        if any(layer.merged for layer in adapted_layers(self).values()):
             raise ValueError("adapter_names: adapters are merged into the base weights; call unmerge_adapter() first")
-        return [*layers, *(module for module in self.modules() if isinstance(module, AuxiliaryTrainingWrapper))]
+        choose = partial(_choose, names, copies_of_a_row(kwargs))
+        with ExitStack() as hooks:
+            for module in self.modules():
+                if isinstance(module, LsrLinear | AuxiliaryTrainingWrapper):
+                    hooks.enter_context(module.register_forward_pre_hook(choose, with_kwargs=True))
+            yield
 
     def _check_known(self, names: Sequence[str], *others: str) -> None:
         known = [*self.peft_config, *others]
@@ -132,7 +130,7 @@ class LsrModel(WholeHeads):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
         for layer in () if autocast_adapter_dtype else layers_of(self, adapter_name).values():
             if not is_quantized(layer.get_base_layer()):
-                layer.adapter(adapter_name).to(layer.base_parameter().dtype)
+                layer.adapter(adapter_name).to(layer.weight.dtype)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

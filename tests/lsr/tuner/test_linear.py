@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.tuner.functional import adapted_linear
+from lsr.tuner.adapter import adapted_linear
 from tests.capabilities.checks import train, trainable
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import Subject
