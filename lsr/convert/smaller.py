@@ -16,8 +16,7 @@ from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix, norm_of, shape_of
 from lsr.convert.writing import check_output, write, write_files, write_task, writing
-from lsr.init import directions
-from lsr.init.initialization import Source
+from lsr.init.initialization import MOST, Source, allocate, directed_frames, warm_core, warm_start
 from lsr.loading.contents import read_contents, read_task
 from lsr.loading.updates import LSR, Frames, Update, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
@@ -146,7 +145,7 @@ def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, U
     # The small updates by layer: each of its own rank, or cores between the frames of a layer or of a kind.
     most = {name: min(len(right), *shape_of((left, right))) for name, (left, right) in updates.items()}
     if form == "directions":
-        ranks = directions.allocate(updates, min(number, sum(min(directions.MOST, its) for its in most.values())))
+        ranks = allocate(updates, min(number, sum(min(MOST, its) for its in most.values())))
     else:
         ranks = {name: min(number, its) if form == "rank" else number for name, its in most.items()}
     sources, kinds = dict[str, Source](), dict[Kind, list[str]]()
@@ -159,9 +158,9 @@ def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, U
     small = dict[str, Update]()
     for names in kinds.values():
         own = [sources[name] for name in names]
-        start = directions.warm_start(own[0]) if form == "rank" else directions.frames(own)
+        start = warm_start(own[0]) if form == "rank" else directed_frames(own)
         frames = Frames(a=start.a[0][0].float(), b=start.b[0][0].float())
         for name, source in zip(names, own, strict=True):
-            core = None if form == "rank" else directions.warm_core(source, frames.b, frames.a).float()
+            core = None if form == "rank" else warm_core(source, frames.b, frames.a).float()
             small[name] = Update(frames, ALPHA, core)
     return {name: small[name] for name in ranks}  # in the order of the model

@@ -16,10 +16,9 @@ from torch.testing import assert_close
 from lsr import LsrConfig, start_from_examples
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import Form, kron_sum, split_width
-from lsr.init import INITIALIZATIONS, READERS, directions
-from lsr.init.directions import allocate
+from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.examples import examples_gradients
-from lsr.init.initialization import Source, random_start
+from lsr.init.initialization import Source, allocate, directed_start, random_start
 from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import groups_of, initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
@@ -133,7 +132,7 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
     vectors = torch.linalg.svd(weight).Vh[:4].T
     for terms in (1, 2, 4, 8):
         form = form_of(24, 26, (2, 2), terms, in_shape=(7, 4))
-        rows = kron_sum(*directions.start(Source(form, lambda: weight)).a)[:, :26]
+        rows = kron_sum(*directed_start(Source(form, lambda: weight)).a)[:, :26]
         held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
     assert held == sorted(held)
     assert_close(held[-1], 1.0, atol=1e-9, rtol=0)
