@@ -28,15 +28,20 @@ HEADER = "lsr_bank_6"  # with the version
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors, which are named kind/module/stack/part
 
 
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a bank's header and its tensors, memory-mapped from the file, with the errors of `read_weights`."""
+    tensors = read_weights(folder / FILE)
+    with explained(f"{folder / FILE}: no bank of this version", LookupError, ValueError, TypeError, RecursionError):
+        return json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER]), tensors
+
+
 def load(kind: Any, base: Any, folder: Path) -> Any:
     """Return the AdapterBank, of a class, that `save` wrote.
 
     Raises:
         InputError: as `AdapterBank.load`.
     """
-    tensors = read_weights(folder / FILE)  # memory-mapped
-    with explained(f"{folder / FILE}: no bank of this version", LookupError, ValueError, TypeError, RecursionError):
-        header = json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER])
+    header, tensors = read(folder)
     with explained(folder, ValueError, TypeError, AttributeError):
         try:
             common = None if header["common"] is None else read_files(folder / COMMON)
