@@ -23,7 +23,6 @@ from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import check_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
-from pipeline.params.sources import NAME
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
@@ -64,12 +63,9 @@ def main(words: Sequence[str] | None = None) -> None:
         path, label, tenant = Path(os.path.relpath(options.file)), options.label, options.tenant
         if not path.is_relative_to(OWN.parent):
             raise UserError(f"{options.file}: DVC notices changes only in data/; move the file, or a link to it, there")
-        name = options.name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
-        if not re.fullmatch(NAME, name):
-            raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", options.name or path.stem)  # what `NAME` allows
         if name in check_rows("data"):
-            remove = f", or remove it from {OWN}" if OWN.exists() and name in read_yaml(OWN) else ""
-            raise UserError(f"--name: there is a row {name} already; choose another{remove}")
+            raise UserError(f"--name: there is a row {name} already; choose another, or remove it if it is in {OWN}")
         tables = sources.values(path, str(path), flat=True)
         first = next(tables)
         texts = (name for name in first if name not in (label, tenant) and _is_text(first[name]))
@@ -168,7 +164,7 @@ def _label(table: pd.DataFrame, text: Sequence[str], path: Path) -> str:
 def _is_text(values: pd.Series) -> bool:
     """Return whether a column holds running text, with words or, as in Chinese, long enough without."""
     known = _known(values.head(SEEN))
-    if not known or not all(isinstance(value, str) for value in known):
+    if {type(value) for value in known} != {str}:
         return False
     letters = sum(sum(map(str.isalpha, value)) for value in known) / sum(map(len, known))
     words = sum(max(len(value.split()), len(value) // 12) for value in known) / len(known)
@@ -182,8 +178,8 @@ def _several(values: pd.Series) -> dict[str, Any]:
     them are in several different cells, and there are few of them.
     """
     known = _known(values)
-    are_lists = bool(known) and all(isinstance(value, list) for value in known)
-    if not are_lists and not all(isinstance(value, str) for value in known):
+    are_lists = (kinds := {type(value) for value in known}) == {list}
+    if not are_lists and kinds != {str}:
         return {}
     for separator in "-" if are_lists else SEPARATORS:
         cells = [labels_in(value, separator) for value in known]
@@ -191,7 +187,7 @@ def _several(values: pd.Series) -> dict[str, Any]:
         different = Counter(part for cell in {*cells} for part in cell)
         recurring = sum(count > 1 for count in different.values())
         are_names = all(len(part) <= LONGEST and any(map(str.isalpha, part)) for part in counts)
-        joined = max(map(len, cells), default=0) > 1
+        joined = max(map(len, cells)) > 1
         is_few = 1 < len(counts) <= min(MOST_CLASSES, len(cells) / 5)
         if joined and is_few and (are_lists or (are_names and recurring > len(counts) / 2)):
             return {**({} if are_lists else {"separator": separator}), "names": sorted(counts)}

@@ -6,7 +6,6 @@ It writes greedily, in batches padded on the left, with the cache, up to the end
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,24 +114,12 @@ def written(
     new_tokens: int,
     batch_size: int,
     advance: Advance = lambda *_: None,
-    *,
-    beside_base: bool = False,
 ) -> Written:
-    """Return what a model writes for a tokenized split and the loss of what is expected.
-
-    With `beside_base` both without the model's adapter, too.
-    """
+    """Return what a model writes for a tokenized split and the loss of what is expected."""
     asked, _ = _apart(split)
-    collate = task.collator(prompts.tokenizer)
-
-    def found() -> Written:
-        said = write(model, prompts, asked, new_tokens, batch_size, advance)
-        losses = outputs(task, model, split, collate, max(1, batch_size // 4))  # of which all words' logits are large
-        return Written(losses, tokens.labels_of(split), None, said)
-
-    trained = found()
-    if not beside_base:
-        return trained
-    with model.disable_adapter():
-        base = found()
-    return replace(trained, base_outputs=base.outputs, base_said=base.said)
+    said = write(model, prompts, asked, new_tokens, batch_size, advance)
+    collate, size = (
+        task.collator(prompts.tokenizer),
+        max(1, batch_size // 4),
+    )  # of examples, with the logits of all words
+    return Written(outputs(task, model, split, collate, size), tokens.labels_of(split), None, said)

@@ -14,12 +14,7 @@ from pipeline.params.reading import AnyView
 
 
 def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
-    """Check the whole of params.yaml, run the stage and say how long it took, and turn a user's mistake into one line.
-
-    Raises:
-        SystemExit: with code 2 after a mistake in params, data or model, 1 if a file cannot be read or written, 130
-            after Ctrl-C.
-    """
+    """Check the whole of params.yaml, run the stage and say how long it took; a mistake ends as of `exit_on_error`."""
     module = sys.modules[main.__module__]
     name = module.__spec__.name if module.__spec__ else module.__name__
     program = f"python -m {name}"

@@ -4,6 +4,7 @@ Reads artifacts/tokens, artifacts/adapter and, if there are tenants, artifacts/b
 artifacts/card.md: the adapter's card with its test score, to be published with it.
 """
 
+from dataclasses import replace
 from typing import cast
 
 from torch import nn
@@ -39,8 +40,11 @@ def main(view: params.EvaluateView) -> None:
         base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
         prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
         with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
-            asked = task, model.to(fastest()), test, prompts, count, size, advance
-            outcome: Outcome = evaluation.written(*asked, beside_base=True)
+            asked = task, trained.to(fastest()), test, prompts, count, size, advance
+            written = evaluation.written(*asked)
+            with trained.disable_adapter():
+                base_written = evaluation.written(*asked)
+        outcome: Outcome = replace(written, base_outputs=base_written.outputs, base_said=base_written.said)
     else:
         with console.progress("evaluate", len(test), "examples") as advance:
             outputs = evaluation.outputs(task, model.to(fastest()), test, task.collator(tokenizer), size, advance)

@@ -16,7 +16,7 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.start import groups_of
-from pipeline import params, stage, tasks
+from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, content
@@ -68,7 +68,7 @@ def main(view: params.FactorizeInitView) -> None:
     if common:
         model = banks.extended(base, view)
     else:
-        plan = planning.resolve(section, base, view.base_model, view.seed, tasks.of(view.dataset).peft_task)
+        plan = planning.resolve(view, base)
         read, sizes = statistics.read(base, plan, view)
         model = adapters.add_adapter(base, plan, read)
         if isinstance(section, params.LsrParams):

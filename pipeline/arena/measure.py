@@ -192,8 +192,7 @@ def planned(training: Training) -> Plan:
     """Return what the section of a training makes of its base model."""
     view = training.view
     task_tokens.folder_of(training)  # which say who the tenants are
-    base, task_type = base_models.outline(view.base_model, view.dataset), tasks.of(view.dataset).peft_task
-    return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
+    return planning.resolve(view, base_models.outline(view.base_model, view.dataset))
 
 
 def started(training: Training, train: Dataset) -> PeftModel:

@@ -72,11 +72,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[st
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Return the metrics of a file, all in one; in older files, they are.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
+    """Return the metrics of a file, all in one; in older files, they are."""
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return metrics | dict(*metrics.pop("details", []))
 

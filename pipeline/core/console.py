@@ -126,13 +126,9 @@ def note(text: str) -> None:
 
 def warn_without_identity() -> None:
     """Say how to give Git a name: without one, `dvc exp run` fails before it starts anything of ours."""
-    git = shutil.which("git")
-
-    def is_known(what: str) -> bool:
-        found = git and subprocess.run([git, "config", f"user.{what}"], capture_output=True, check=False)  # noqa: S603
-        return f"GIT_COMMITTER_{what.upper()}" in os.environ or bool(found and found.stdout.strip())
-
-    if not (is_known("name") and is_known("email")):
+    listed = [shutil.which("git") or "false", "config", "--get-regexp", "^user"]
+    known = subprocess.run(listed, capture_output=True, text=True, check=False).stdout  # noqa: S603
+    if not all(f"user.{what} " in known or f"GIT_COMMITTER_{what.upper()}" in os.environ for what in ("name", "email")):
         warn(
             "Git does not know your name, which `dvc exp run` needs: "
             "git config user.name 'Your Name' && git config user.email you@example.com"

@@ -59,9 +59,7 @@ def add_adapter(
 
 
 def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None = None) -> Iterator[str]:
-    """Initialize the factors of LSR, per layer or, if shared, per kind of layers; yield the name of each when done.
-
-    `statistics` holds the gradients or updates that the initialization reads, by layer.
+    """Initialize LSR by what was read; yield the name of each layer, or kind that shares factors, when it is done.
 
     Raises:
         UserError: if the initialization fails on a weight or a gradient.

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from lsr import LsrConfig, LsrModel
 from lsr.tuner.options import check_patterns
 from lsr.tuner.targets import adapted_names, check_forms, check_indices, check_names, heads_of, linear_layers
+from pipeline import tasks
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
-from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
+from pipeline.params import PARAMS, FactorizeInitView, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.sections import OWN_LOOP, HeadParams
 from pipeline.params.sources import ModelRow
 from pipeline.tasks import Task
@@ -49,19 +50,18 @@ def explained(section: MethodParams) -> AbstractContextManager[None]:
     return as_user_error(*misfit, before=f"{PARAMS}: {section.word}: ")
 
 
-def resolve(
-    section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int, task_type: str = Task.peft_task
-) -> Plan:
+def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
     """Return what a section makes of a base model, checked by names and shapes of its layers: it needs no weights.
 
     Raises:
         UserError: if it does not fit the model.
     """
+    section, row, task = view.section, view.base_model, tasks.of(view.dataset)
     head = head_of(row, base)
     if not head and isinstance(section, HeadParams | FullParams):
         raise UserError(f"{PARAMS}: adapter: {section.word}: a model that writes has no head; choose another")
     whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
-    config = configured(section, seed, _targets(section, base, row), whole, task_type)
+    config = configured(section, view.seed, _targets(section, base, row), whole, task.peft_task)
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
         return plan
@@ -112,12 +112,9 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
             f"{nearest(section.type, types)}; there are {', '.join(types)}"
         )
     known = kind.__dataclass_fields__
-    for name, value in section.options.items():
+    for name in section.options:
         if name not in known:
             raise ValueError(f"{name}: no such key{nearest(name, known)}")
-        usual = known[name].default
-        if isinstance(value, str) and isinstance(usual, int | float) and not isinstance(usual, bool):
-            raise ValueError(f"{name}: must be a number, such as PEFT's default {usual}, got {value!r}")
     if section.layers != "all" and "layers_to_transform" not in known:
         raise ValueError(f"layers: {section.type} cannot choose layers by index; name them by target_modules")
     if section.options.get("init_lora_weights") == "eva":

@@ -54,11 +54,11 @@ def outcome(view, split):
     return task, evaluation.outcome(evaluation.outputs(task, trained(view), rows, collate, 16), rows)
 
 
-def added(base, section, row, seed=0):
+def added(base, view):
     """The base model with a fresh adapter; what a budget is distributed by is drawn."""
-    plan = planning.resolve(section, base, row, seed)
+    plan = planning.resolve(view, base)
     drawn = {}
-    if getattr(section, "budget", "none") != "none":
+    if getattr(view.section, "budget", "none") != "none":
         torch.manual_seed(0)
         drawn = {name: torch.randn_like(base.get_submodule(name).weight) for name in plan.layers}
     return adapters.add_adapter(base, plan, drawn)

@@ -9,7 +9,6 @@ import torch
 from pipeline.data import base_models
 from pipeline.methods import planning
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.sections import HeadParams
 from pipeline.params.sources import ModelRow
 from tests import architectures, workspace
 from tests.kit import edit, refused, write
@@ -49,9 +48,8 @@ def test_a_package_that_is_not_what_the_row_pins_is_refused(package, source, wor
 
 
 def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
-    model, section = base_models.load_base_model(package, PAIRS), HeadParams()
-    says = "head: the model has no module score; it has roberta, classifier"
-    refused(planning.resolve, section, model, package.model_copy(update={"head": ("score",)}), 0, says=says)
+    model, row = base_models.load_base_model(package, PAIRS), package.model_copy(update={"head": ("score",)})
+    refused(planning.head_of, row, model, says="head: the model has no module score; it has roberta, classifier")
 
 
 @pytest.mark.parametrize("call", [base_models.outline, base_models.load_base_model])

@@ -54,7 +54,7 @@ def seen(word, overrides=None):
 
 
 def fresh(view):
-    return added(base_model(view), view.section, view.base_model, view.seed)
+    return added(base_model(view), view)
 
 
 @pytest.mark.parametrize("word", TRAINED)
@@ -127,7 +127,7 @@ MISTAKES = workspace.read_yaml(workspace.ROOT / "tests/pipeline/methods/mistakes
 
 
 def config_of(view):
-    return planning.resolve(view.section, base_model(view), view.base_model, view.seed).config
+    return planning.resolve(view, base_model(view)).config
 
 
 @pytest.mark.parametrize(("word", "overrides", "message"), MISTAKES)
