@@ -5,8 +5,9 @@ Writes artifacts/init/ (a PEFT adapter with its head, both before training) and 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from statistics import fmean
-from typing import cast
+from typing import Any, cast
 
 from peft import PeftModel
 from transformers import set_seed
@@ -19,7 +20,7 @@ from lsr.tuner.start import groups_of
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
-from pipeline.data import base_models, content
+from pipeline.data import base_models, content, tokens
 from pipeline.methods import adapters, banks, planning, statistics
 from pipeline.methods.planning import Plan
 
@@ -64,12 +65,18 @@ def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
-    rows, sizes = list[Row](), list[int]()
+    rows, sizes = list[Row](), list[int]()  # of the report, and of batches of examples
+
+    def track(items: Sequence[Any], title: str) -> Iterator[Any]:
+        for item in console.track(items, f"{view.data}: {title}"):
+            sizes.append(len(item["labels"]))
+            yield item
+
     if common:
         model = banks.extended(base, view)
     else:
         plan = planning.resolve(view, base)
-        read, sizes = statistics.read(base, plan, view)
+        read = statistics.read(base, plan, view, partial(tokens.load_tokens, "train"), track)
         model = adapters.add_adapter(base, plan, read)
         if isinstance(section, params.LsrParams):
             rows = list(started(model, plan, read, view.model))

@@ -14,7 +14,6 @@ from safetensors.torch import save
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
-from lsr.algebra.spectrum import Matrix
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
@@ -24,12 +23,10 @@ from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import base_models
-from pipeline.methods import adapters, banks, planning
+from pipeline.methods import adapters, banks, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
-from pipeline.methods.statistics import of_adapter, of_examples
-from pipeline.params import LsrParams
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.cells import rounded
 from pipeline.tasks.completion import LOSS
@@ -200,13 +197,9 @@ def started(training: Training, train: Dataset) -> PeftModel:
     view, plan = training.view, planned(training)
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    section, layers = view.section, dict[str, Matrix]()
-    if isinstance(section, LsrParams) and section.source:
-        layers = of_adapter(section.source, base, plan, view)
-    elif isinstance(section, LsrParams) and section.reads_examples:
-        layers = of_examples(train, base, plan, view)
-    model = adapters.add_adapter(base, plan, layers)
-    for _ in adapters.start(model, plan, layers):
+    read = statistics.read(base, plan, view, lambda: train)
+    model = adapters.add_adapter(base, plan, read)
+    for _ in adapters.start(model, plan, read):
         pass
     return model
 

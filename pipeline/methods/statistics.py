@@ -1,7 +1,6 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -12,7 +11,6 @@ from lsr.init.passes import Track, untracked
 from lsr.loading.contents import check_layers, read_contents
 from lsr.tuner.files import adapter_folder
 from pipeline import tasks
-from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import tokens
 from pipeline.data.base_models import load_tokenizer
@@ -23,24 +21,38 @@ from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
 
 
-def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> tuple[dict[str, Matrix], list[int]]:
-    """Return what the initialization of a plan reads, by layer, and the sizes of the batches of examples that it read.
+def read(
+    base: PreTrainedModel,
+    plan: Plan,
+    view: FactorizeInitView,
+    train: Callable[[], Dataset],  # returns the tokens of that split
+    track: Track = untracked,
+) -> dict[str, Matrix]:
+    """Return the gradients or updates of layers that the initialization of a plan reads; nothing if it reads none.
 
-    The base model gets the head that training goes on from.
+    Those of examples are over a sample of tokens, after the head was fitted to it. The base model keeps the head that
+    training goes on from. It runs on the fastest device and is moved back afterwards, because decompositions are
+    reproducible to the byte only on one device.
     """
-    section, sizes = plan.section, list[int]()
+    section = plan.section
     if isinstance(section, LsrParams) and section.source:
-        return of_adapter(section.source, base, plan, view), sizes
+        return of_adapter(section.source, base, plan, view)
     if not (isinstance(section, LsrParams) and section.reads_examples):
-        return {}, sizes
-
-    def track(items: Sequence[Any], title: str) -> Iterator[Any]:
-        for item in console.track(items, f"{view.data}: {title}"):
-            sizes.append(len(item["labels"]))
-            yield item
-
-    with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
-        return of_examples(tokens.load_tokens("train"), base, plan, view, track), sizes
+        return {}
+    collate = tasks.of(view.dataset).collator(load_tokenizer(view.base_model))
+    batches = list(tokens.sample(train(), collate, section.examples, view.seed, BATCH[section.init]))
+    layers = {name: base.get_submodule(name) for name in plan.layers}
+    head = [base.get_submodule(name) for name in plan.head]
+    initialization = INITIALIZATIONS[section.init]
+    reader, kept = READERS[initialization.reads], {"keep_head": True} if initialization.goes_on else {}
+    before, where = base.device, fastest()
+    examples = ({name: value.to(where) for name, value in batch.items()} for batch in batches)
+    try:
+        base.to(where)
+        with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
+            return reader(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track, **kept)
+    finally:
+        base.to(before)
 
 
 def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> dict[str, Matrix]:
@@ -60,30 +72,3 @@ def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeIn
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
     return {name: contents.updates[name].product() for name in plan.layers}
-
-
-def of_examples(
-    train: Dataset, base: PreTrainedModel, plan: Plan, view: FactorizeInitView, track: Track = untracked
-) -> dict[str, Matrix]:
-    """Return the gradients of the layers of a plan, or the updates of a short training run, for its initialization.
-
-    They are over a sample of the tokens of `train`. The head is fitted to it first, and restored unless the
-    initialization goes on from training. The model runs on the fastest device and is moved back afterwards, because
-    decompositions are reproducible to the byte only on one device.
-    """
-    section = plan.section
-    assert isinstance(section, LsrParams)
-    collate = tasks.of(view.dataset).collator(load_tokenizer(view.base_model))
-    batches = list(tokens.sample(train, collate, section.examples, view.seed, BATCH[section.init]))
-    layers = {name: base.get_submodule(name) for name in plan.layers}
-    head = [base.get_submodule(name) for name in plan.head]
-    initialization = INITIALIZATIONS[section.init]
-    kept = {"keep_head": True} if initialization.goes_on else {}
-    reader = READERS[initialization.reads]
-    before, where = base.device, fastest()
-    examples = ({name: value.to(where) for name, value in batch.items()} for batch in batches)
-    try:
-        base.to(where)
-        return reader(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track, **kept)
-    finally:
-        base.to(before)
