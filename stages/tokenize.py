@@ -7,7 +7,6 @@ another value.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +72,7 @@ def main(view: params.TokenizeView) -> None:
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), bins)
     if rare := task.rare(splits["train"]["label"]):
         console.warn(f"rare classes in train: {rare}")
-    report(view, counts, {reason.replace("_", " "): count for reason, count in dropped.items()}, conflicting)
-
-
-def report(
-    view: params.TokenizeView,
-    counts: Mapping[str, Mapping[str, artifacts.Value]],
-    left_out: Mapping[str, int],
-    conflicting: int,
-) -> None:
-    """Write the table of the splits, with a row for each reason for which rows were left out; print what matters."""
+    left_out = {reason.replace("_", " "): count for reason, count in dropped.items()}
     columns = list(counts["train"])
     rows: list[tuple[artifacts.Value, ...]] = [(split, *found.values()) for split, found in counts.items()]
     for reason, count in {**left_out, "duplicate with another label": conflicting}.items():

@@ -100,20 +100,13 @@ class KAdaptationModel(WholeHeads):
         self.kadaptation_s = nn.ParameterDict()
 
     def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+        self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, *_: Any, **__: Any
     ) -> None:
-        config = cast("KAdaptationConfig", peft_config)
+        n = peft_config.n
         if adapter_name not in self.kadaptation_s:  # by the first of its layers
-            s = torch.randn(config.n, config.n, config.n) / config.n  # n terms of n products: unit gain
+            s = torch.randn(n, n, n) / n  # n terms of n products: unit gain
             self.kadaptation_s[adapter_name] = nn.Parameter(s)
-        layer = KAdaptationLinear(target, self.kadaptation_s, adapter_name, config)
+        layer = KAdaptationLinear(target, self.kadaptation_s, adapter_name, peft_config)
         self._replace_module(parent, target_name, layer, target)
 
 

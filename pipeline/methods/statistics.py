@@ -1,8 +1,10 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
 from collections.abc import Callable
+from typing import cast
 
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
@@ -45,14 +47,14 @@ def read(
     head = [base.get_submodule(name) for name in plan.head]
     initialization = INITIALIZATIONS[section.init]
     reader, kept = READERS[initialization.reads], {"keep_head": True} if initialization.goes_on else {}
-    before, where = base.device, fastest()
+    model, before, where = cast("nn.Module", base), base.device, fastest()
     examples = ({name: value.to(where) for name, value in batch.items()} for batch in batches)
     try:
-        base.to(where)
+        model.to(where)
         with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
             return reader(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track, **kept)
     finally:
-        base.to(before)
+        model.to(before)
 
 
 def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> dict[str, Matrix]:
