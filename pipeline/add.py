@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, warn_without_identity
-from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.errors import UserError
 from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import check_rows, read_yaml, validated
@@ -28,7 +28,6 @@ from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
 from pipeline.tasks.several import labels_in
 
-PROGRAM = "python -m pipeline.add"
 OWN = TABLES["data"].own
 HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
 
@@ -50,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         UserError: if the file cannot be read or is not in data/, there is a row of this name, or the row would not do.
     """
-    parser = Parser(PROGRAM, __doc__)
+    parser = Parser("python -m pipeline.add", __doc__)
     parser.add_argument("file", help="csv, tsv, jsonl or parquet, in data/")
     parser.add_argument("--text", nargs="+", metavar="COLUMN", help="the column with the text, or two for pairs")
     parser.add_argument("--label", metavar="COLUMN", help="the column to predict")
@@ -58,8 +57,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--tenant", metavar="COLUMN", help="the column that says whose row it is, if each has own labels"
     )
     parser.add_argument("--name", help="of the row; by default the file's")
-    options = parser.parse_args(words)
-    with exit_on_error("stopped", PROGRAM):
+    with parser.parsed(words) as options:
         path, label, tenant = Path(os.path.relpath(options.file)), options.label, options.tenant
         if not path.is_relative_to(OWN.parent):
             raise UserError(f"{options.file}: DVC notices changes only in data/; move the file, or a link to it, there")

@@ -4,12 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from pipeline import stage
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.params import PARAMS, TrainView, load, load_params
 from pipeline.params.reading import all_of
-
-PROGRAM = "python -m pipeline.check"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -17,10 +14,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
     The chosen model and the chosen files must be there, too.
     """
-    parser = Parser(PROGRAM, __doc__, f"All values are in {PARAMS}.")
+    parser = Parser("python -m pipeline.check", __doc__, f"All values are in {PARAMS}.")
     parser.add_argument("--quick", action="store_true", help=f"check {PARAMS} and the tables alone, in silence")
-    options = parser.parse_args(words)
-    with stage.exit_with_advice(PROGRAM):
+    with parser.parsed(words) as options:
         view = load(TrainView)
         if options.quick:
             return

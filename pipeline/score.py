@@ -13,7 +13,7 @@ from lsr.tuner.files import weights_of
 from pipeline import evaluation, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
-from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.errors import UserError
 from pipeline.data.datasets import Examples, load
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
@@ -23,8 +23,6 @@ from pipeline.predict.answering import Opened
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.encoding import BATCH
 
-PROGRAM = "python -m pipeline.score"
-
 
 def main(words: Sequence[str] | None = None) -> None:
     """Print a table with a row for each adapter.
@@ -32,13 +30,12 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         UserError: if the data are not of a kind that is scored so.
     """
-    parser = Parser(PROGRAM, __doc__)
+    parser = Parser("python -m pipeline.score", __doc__)
     parser.add_argument("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
     parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")
     parser.add_argument("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not that of the adapters")
     parser.add_argument("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
-    options = parser.parse_args(words)
-    with exit_on_error("stopped", PROGRAM, before=f"{PROGRAM}: "):
+    with parser.parsed(words, before=f"{parser.prog}: ") as options:
         row = load_row("data", options.data)
         if isinstance(tasks.of(row), CompletionTask):
             raise UserError(f"{row.where}: {options.data}: what is written is scored by the stage evaluate")

@@ -15,13 +15,12 @@ import pandas as pd
 from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, warn_without_identity
-from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.classes import whose
 
-PROGRAM = "python -m pipeline.summary"
 WIDTH, INDENT = 88, 12  # characters
 FEW = 3  # tenants at each end, or texts that were written
 SHOWN = 80  # characters of these
@@ -32,8 +31,7 @@ TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Print the summary."""
-    Parser(PROGRAM, __doc__).parse_args(words)
-    with exit_on_error("stopped", PROGRAM):
+    with Parser("python -m pipeline.summary", __doc__).parsed(words):
         params = load_params()
         row = load_row("data", params.data)
         results = list(_results(params, row))

@@ -16,7 +16,6 @@ from benchmarks.speed import generate, lora, many
 from pipeline.arena.record import made
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
-from pipeline.core.errors import exit_on_error
 from pipeline.tasks.cells import rounded
 
 PARTS = {"lora": lora.run, "many": many.run, "serve": many.over_http, "generate": generate.run}
@@ -29,10 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser, count = Parser("python -m benchmarks.speed", __doc__), os.cpu_count() or 1
     parser.add_argument("part", nargs="?", choices=PARTS, help="(all)")
     parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help="(%(default)s)")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    threadpool_limits(options.threads)  # of the BLAS of numpy
-    with exit_on_error("stopped; parts that are done are kept"):
+    with parser.parsed(arguments, "stopped; parts that are done are kept") as options:
+        torch.set_num_threads(options.threads)
+        threadpool_limits(options.threads)  # of the BLAS of numpy
         for part in [options.part] if options.part else PARTS:
             measure(part, options.threads)
 

@@ -11,22 +11,18 @@ from pipeline.arena import plan, preset, record
 from pipeline.arena.compete import compete
 from pipeline.core import console
 from pipeline.core.console import Parser, whole_number
-from pipeline.core.errors import exit_on_error
-
-PROGRAM = "python -m pipeline.arena"
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = Parser(PROGRAM, __doc__)
+    parser = Parser("python -m pipeline.arena", __doc__)
     add = parser.add_argument
     add("preset", nargs="?", default="offline", help="preset in pipeline/arena.yaml (%(default)s)")
     only = "only entries whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them"
     add("--only", action="append", default=[], metavar="TEXT", help=only)
     add("--jobs", type=whole_number(1, 64), default=2, metavar="N", help="trainings in parallel (%(default)s)")
     add("--write", default="records", metavar="NAME", help="name of the file for new records (%(default)s)")
-    options = parser.parse_args(words)
-    with exit_on_error("stopped; finished trainings are kept", PROGRAM):
+    with parser.parsed(words, "stopped; finished trainings are kept") as options:
         folder = record.FOLDER / options.preset
         entries = plan.entries(options.preset, preset.load(options.preset), options.only)
         compete(entries, record.read(folder), folder / f"{options.write}{record.ENDING}", options.jobs)

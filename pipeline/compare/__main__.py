@@ -12,9 +12,7 @@ from pipeline.compare.leads import KINDS
 from pipeline.compare.rows import Row
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
-from pipeline.core.errors import exit_on_error
 
-PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
 PAGE = ("page.html", "page.css", "page.js")
 COLUMNS = ("method", "score", "lead", "these tasks", "new tasks", "trained", "bytes", "status")
@@ -22,14 +20,13 @@ COLUMNS = ("method", "score", "lead", "these tasks", "new tasks", "trained", "by
 
 def main(words: Sequence[str] | None = None) -> None:
     """Compare the methods of a preset, write the results, and print a summary."""
-    parser = Parser(PROGRAM, __doc__)
+    parser = Parser("python -m pipeline.compare", __doc__)
     add = parser.add_argument
     add("preset", metavar="PRESET", help=f"a preset of {PATH} that has records in {FOLDER}")
     add("--baseline", metavar="METHOD", help="method to compare others with (that of the preset)")
     add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
-    options = parser.parse_args(words)
-    name = options.preset
-    with exit_on_error("stopped", PROGRAM):
+    with parser.parsed(words) as options:
+        name = options.preset
         preset, records = load(name), read(FOLDER / name)
         baseline = options.baseline or preset.baseline
         comparison = compare(name, records, preset.model_copy(update={"baseline": baseline}))

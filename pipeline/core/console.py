@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from pipeline.core.errors import MISTAKE, escaped
+from pipeline.core import artifacts
+from pipeline.core.errors import MISTAKE, STOPPED, escaped, exit_on_error
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of a training, that which prints and writes
 console = Console(**PLAIN, quiet=not IS_FIRST)
 errors = Console(**PLAIN, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
+AGAIN = "run it again: a training goes on from its last complete epoch"
+UNDO = """undo the change and run `dvc repro` to restore what DVC has removed
+-S leaves params.yaml edited; to undo all edits of it: git checkout HEAD params.yaml"""
 BARS, LONGEST = "▁▂▃▄▅▆▇█", 60  # of a curve in one line
 Item = TypeVar("Item")
 Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another
@@ -35,6 +40,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit."""
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    @contextmanager
+    def parsed(
+        self, words: Sequence[str] | None = None, stopped: str = "stopped", before: str = ""
+    ) -> Iterator[argparse.Namespace]:
+        """Yield the options in words; what fails then ends as of `exit_on_error`, with what is next if DVC runs it.
+
+        Raises:
+            SystemExit: with an exit code.
+        """
+        options = self.parse_args(words)
+        try:
+            with exit_on_error(stopped, self.prog, before):
+                yield options
+        except SystemExit as end:
+            if "DVC_STAGE" in os.environ and "RANK" not in os.environ and not artifacts.is_temporary_copy():
+                print(AGAIN if end.code == STOPPED else UNDO, file=sys.stderr)
+            raise
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.core import artifacts, console
 from pipeline.core.batches import batched
 from pipeline.core.console import Parser, whole_number
-from pipeline.core.errors import UserError, as_user_error, exit_on_error, nearest
+from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data import sources
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
@@ -26,7 +26,6 @@ from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text, text_in
 from pipeline.tasks.task import TENANT
 
-PROGRAM = "python -m pipeline.predict"
 FORMATS = CSV, JSON_LINES = (".csv", ".jsonl")
 STDIN = "-"
 TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file
@@ -35,7 +34,7 @@ SHOWN = 10  # tenants that a message names
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = Parser(PROGRAM, __doc__)
+    parser = Parser("python -m pipeline.predict", __doc__)
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
     last = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
@@ -50,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--json", action="store_true", help="print JSON lines")
     add("--new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help="written at most (%(default)s)")
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
-    options = parser.parse_args(arguments)
-    with exit_on_error("stopped; --out was not half written", PROGRAM, before=f"{PROGRAM}: "):
+    with parser.parsed(arguments, "stopped; --out was not half written", f"{parser.prog}: ") as options:
         _check(options)
         tables = _answered(options)
         if options.out is not None:
