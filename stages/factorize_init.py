@@ -12,8 +12,7 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import set_seed
 
-from lsr.algebra.frames import energy_between
-from lsr.algebra.spectrum import Matrix
+from lsr.algebra.spectrum import Matrix, energy_between
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.start import groups_of

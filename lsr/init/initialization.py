@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsr.algebra.frames import core_between, diagonal_between, leading_frames, paired_frames
+from lsr.algebra import spectrum
 from lsr.algebra.separable import Form, balance, kron_sum, nearest_kron_sum
 from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 
@@ -111,7 +111,7 @@ def directed_start(source: Source) -> Start:
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
     form = source.form
-    sides = _nearest(*leading_frames(_matrices([source]), form.rank, source.seed), form)
+    sides = _nearest(*spectrum.leading_frames(_matrices([source]), form.rank, source.seed), form)
     # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
     # LoRA's has on average.
     second = 1 / sqrt(form.separation_rank)
@@ -146,14 +146,14 @@ def directed_frames(sources: Sequence[Source]) -> Start:
     Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), of the weight, whose B is scaled; LoRA-SB (Ponkshe et al.
     2024, arXiv 2411.19557), of the first full gradient.
     """
-    first, of_core = sources[0], paired_frames if sources[0].paired else leading_frames
+    first, of_core = sources[0], spectrum.paired_frames if sources[0].paired else spectrum.leading_frames
     left, right = of_core(_matrices(sources), first.form.rank, first.seed)
     return Start([right[None].contiguous()], [left[None].contiguous()])
 
 
 def warm_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
     """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored."""
-    between = diagonal_between if source.paired else core_between
+    between = spectrum.diagonal_between if source.paired else spectrum.core_between
     return between(source.matrix(), b.double(), a.double()) / source.scaling
 
 

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra import spectrum
-from lsr.algebra.frames import core_between, diagonal_between, energy_between, leading_frames, paired_frames
 from lsr.algebra.separable import nearest_kron_sum
-from lsr.algebra.spectrum import leading_svd
+from lsr.algebra.spectrum import (
+    core_between,
+    diagonal_between,
+    energy_between,
+    leading_frames,
+    leading_svd,
+    paired_frames,
+)
 from tests.lsr.layers import decaying, normal
 
 

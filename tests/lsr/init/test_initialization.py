@@ -14,8 +14,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
-from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import Form, kron_sum, split_width
+from lsr.algebra.spectrum import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.examples import examples_gradients
 from lsr.init.initialization import Source, allocate, directed_start, random_start
