@@ -73,10 +73,9 @@ def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
     is_large = dense.numel() > LARGE
     method = "randomized_svd" if is_large else "truncated_svd"
     options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16} if is_large else {}
+    array = (dense.float() if is_large else dense.double()).numpy()
     with _converging_numpy():
-        parts = svd_interface(
-            (dense.float() if is_large else dense.double()).numpy(), method, n_eigenvecs=rank, **options
-        )
+        parts = svd_interface(array, method, n_eigenvecs=rank, **options)
     return tuple(torch.from_numpy(part.copy()).double() for part in parts)
 
 

@@ -128,9 +128,7 @@ def examples_updates(
     more with half of these rates if that fails, too; the run that ends lowest is used, and a warning says which.
     Without a head, as in a language model, the loss begins low and falls little in any case. Small batches work best,
     for example of eight. The batches are read once and kept in memory. Deterministic: equal inputs give equal bytes.
-
-    A step costs a forward pass and a backward pass through the activations; frozen weights need no gradient, so they
-    may be quantized.
+    Frozen weights need no gradient, so they may be quantized.
 
     Raises:
         ValueError: as `fitted_head`; or if there are no examples, the loss is not finite, or it does not depend on a
@@ -159,11 +157,8 @@ def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, P
         n, m = widths(layer)
         a = torch.randn(rank, n, generator=draws) / (3 * n) ** 0.5  # the variance of LoRA's A
         like = layer.get_parameter("weight")
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        pairs[name] = (
-            nn.Parameter(a.to(like.device, dtype)),
-            nn.Parameter(torch.zeros(m, rank, device=like.device, dtype=dtype)),
-        )
+        b = torch.zeros(m, rank, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        pairs[name] = nn.Parameter(a.to(b)), nn.Parameter(b)
     return pairs
 
 

@@ -47,11 +47,6 @@ class LsrAdapter(nn.Module):
         if self.has_core:
             self.core = nn.Parameter(zeros([form.rank] * (2 if config.core == "full" else 1)))
 
-    @property
-    def is_meta(self) -> bool:
-        """Whether parameters are on the meta device, about to be loaded."""
-        return next(self.parameters()).is_meta
-
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return the matrices A (r, in_features) and B (out_features, r), without padding."""
         factors = [getattr(self.owner or self, name) for name in self.form.factor_shapes]

@@ -1,7 +1,4 @@
-"""The two files of an adapter, its configuration and its tensors, read within bounds.
-
-They are not trusted: they may contain anything.
-"""
+"""The two files of an adapter, its configuration and its tensors, read within bounds: they may contain anything."""
 
 import json
 import re

@@ -174,7 +174,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move the adapter, but keep its dtype: rounding the factors would change the initialization."""
         target = device if device is not None else self.weight.device
-        if adapter_name in self.lsr_adapters and target.type != "meta" and not self.adapter(adapter_name).is_meta:
+        is_loaded = adapter_name in self.lsr_adapters and not next(self.adapter(adapter_name).parameters()).is_meta
+        if is_loaded and target.type != "meta":
             self.lsr_adapters[adapter_name].to(target)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

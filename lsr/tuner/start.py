@@ -67,7 +67,7 @@ def initialize_factors(
     elif not layers_of(model, adapter_name).keys() <= (statistics or {}).keys():
         raise ValueError("this initialization needs examples: see lsr.start_from_examples")
     for name, (first, *sharing) in groups.items():
-        if first.adapter(adapter_name).is_meta:
+        if next(first.adapter(adapter_name).parameters()).is_meta:
             return  # the factors are about to be loaded
         first.initialize(adapter_name, chosen, chosen.start, statistics, sharing)
         yield name

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lsr import AdapterBank
-from lsr.serve.http.batches import Batches
+from lsr.serve.http.application import Batches
 from lsr.serve.passes import Passes, Row
 from tests import architectures
 from tests.kit import refused
