@@ -28,7 +28,7 @@ OWN_KEYS = {"data", "model", "seed", "adapter", "train.processes", "tenants.comm
 
 
 def _without_own_keys(values: dict[str, Any]) -> dict[str, Any]:
-    for key in values.keys() & OWN_KEYS:
+    for key in sorted(values.keys() & OWN_KEYS):
         raise ValueError(f"{key} is set by the arena itself")
     return values
 
