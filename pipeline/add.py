@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> None:
         running = dict.fromkeys(name for name in texts if not _several(first[name]))  # text that memory need not hold
         table = pd.concat([first, *(one.assign(**running) for one in tables)])
         content = described(table, options.text, label, tenant, path)
-        row = validated(DatasetRow, content, OWN, (name,)).of_ones_own()
+        row = validated(DatasetRow, content, OWN, (name,))
         row._where = str(OWN)
         splits = datasets.load(row, name).splits
         _append({name: content})
@@ -220,8 +220,11 @@ def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]
     metrics = ["accuracy", *(of_one or ["macro_f1"])]
     if least < max(RARE_TEXTS, RARE_SHARE * len(values)):
         metrics = ["macro_f1", *of_one, "accuracy"]  # accuracy hardly changes if a rare class is never answered
-    scored = {"label": {"column": column.name, "names": names}, "metrics": metrics}
-    return scored | ({"stratify": True} if least < RARE_TEXTS else {})
+    label = {"column": column.name, "names": names}
+    if of_one:  # the rarer class, or the second of equals
+        first, second = (counts[str(at) if are_flags else name] for at, name in enumerate(names))
+        label["positive"] = names[first >= second]
+    return {"label": label, "metrics": metrics} | ({"stratify": True} if least < RARE_TEXTS else {})
 
 
 if __name__ == "__main__":

@@ -232,8 +232,7 @@ def lacks_gain(state: TrainerState, patience: int) -> bool:
 def trackers(view: TrainView) -> list[TrainerCallback]:
     """Have the trackers of train.report_to write into runs/ and send nothing, unless the environment says more.
 
-    Returns:
-        The callback of DVCLive: transformers' own would write a dvc.yaml and save an experiment.
+    That of DVCLive is returned: transformers' own would write a dvc.yaml and save an experiment.
     """
     if not view.train.report_to:
         return []

@@ -48,6 +48,10 @@ def talk(*contents):
     return [{"role": role, "content": one} for role, one in zip(("user", "assistant"), contents, strict=True)]
 
 
+def two(first, second):
+    return {"names": [first, second], "positive": second}
+
+
 WRITTEN = ["exact_match", "rouge_l"]
 SEVERAL = ["macro_f1", "micro_f1"]
 TAGS = ["ink", "paper", "slow"]
@@ -56,9 +60,9 @@ ABOUT = ["data/joined.tsv", "--label", "About"]
 SPAM = ["data/ratings.jsonl", "--label", "spam"]
 DECIDED = [
     (["data/tickets.csv"], ["body"], {"column": "queue", "names": QUEUES}, ["macro_f1", "accuracy"]),
-    (["data/pairs.tsv"], ["question", "answer"], {"column": "label", "names": ["0", "1"]}, ["accuracy", "f1"]),
+    (["data/pairs.tsv"], ["question", "answer"], {"column": "label", **two("0", "1")}, ["accuracy", "f1"]),
     (["data/ratings.jsonl"], ["review"], {"column": "stars", "low": 0, "high": 119 / 30}, ["pearson", "spearman"]),
-    (SPAM, ["review"], {"column": "spam", "names": ["false", "true"]}, ["accuracy", "f1"]),
+    (SPAM, ["review"], {"column": "spam", **two("false", "true")}, ["accuracy", "f1"]),
     (["data/asked.jsonl"], ["prompt"], {"completion": "completion"}, WRITTEN),
     (["data/talks.jsonl"], None, {"messages": "messages"}, WRITTEN),
     (["data/tags.jsonl"], ["text"], {"several": "tags", "names": TAGS}, SEVERAL),
@@ -98,6 +102,7 @@ def test_a_rare_class_is_noticed_and_scored_by_what_sees_it():
     write("data/rare.csv", [{"text": text(row), "label": "good" if row % 20 else "bad"} for row in range(2000)])
     shown = said(main, "data/rare.csv")
     assert "\n  scores  macro_f1, f1 of bad, accuracy\n" in shown
+    assert read_yaml(OWN)["rare"]["label"]["positive"] == "bad"
     assert re.search(r"\n  rare    bad \d\d \(\d\.\d%\): macro_f1 sees them, and train.class_weights: balanced ", shown)
     assert read_yaml(OWN)["rare"].get("stratify") is None  # 100 rows are enough for a random cut
 
