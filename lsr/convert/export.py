@@ -74,9 +74,7 @@ def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> L
     output = Path(output)
     check_output(output, (Path(lora),), replace=force)
     write(read_contents(lora, LORA, with_biases=True), output)
-    config = LsrConfig.from_pretrained(str(output))
-    assert isinstance(config, LsrConfig)
-    return config
+    return cast("LsrConfig", LsrConfig.from_pretrained(str(output)))
 
 
 def export_merged(

@@ -59,8 +59,7 @@ def examples_gradients(
     """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
 
     `model(**batch).loss` is taken to be the mean over the batch, so each batch is weighted by its size. Takes one pass,
-    without dropout. Only the weights of these layers get a gradient, frozen ones too; parameters, their `requires_grad`
-    and their `grad` are left unchanged.
+    without dropout. Only the weights of these layers get a gradient, frozen ones too; all else is left unchanged.
 
     Each layer's gradient is added to its total and freed before the backward pass reaches the next layer. The gradients
     are those through a head fitted for `steps` steps, which is restored afterwards: training starts from the original

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from math import isfinite, sqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig
@@ -119,8 +119,7 @@ def check_config(files: Files) -> LsrConfig:
     """
     path = files.folder / CONFIG
     with explained(path, ValueError, TypeError, KeyError, AttributeError):
-        config = LsrConfig.from_peft_type(**deepcopy(files.fields))
-    assert isinstance(config, LsrConfig)
+        config = cast("LsrConfig", LsrConfig.from_peft_type(**deepcopy(files.fields)))
     config.folder = files.folder
     states = factors_by_layer(files.tensors)
     if not states:

@@ -52,19 +52,6 @@ class Resolved:
         usual = Counter(shapes.values()).most_common(1)[0][0]
         return cls(usual, {name: its for name, its in shapes.items() if its != usual})
 
-    @classmethod
-    def from_fields(cls, fields: Any) -> "Resolved":
-        """Build it from JSON.
-
-        Raises:
-            ValueError: if the JSON is something else.
-        """
-        try:
-            others = {str(name): _shapes(value) for name, value in fields["others"].items()}
-            return cls(_shapes(fields["usual"]), others)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
-
     def layer(self, name: str) -> LayerShapes:
         """Return the shapes of a layer."""
         return self.others.get(name, self.usual)
@@ -72,6 +59,13 @@ class Resolved:
 
 def _as_tuple(sizes: Any) -> tuple[Any, ...]:
     return tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
+
+
+def _resolved(fields: Any) -> Resolved:  # as JSON has it
+    try:
+        return Resolved(_shapes(fields["usual"]), {name: _shapes(its) for name, its in fields["others"].items()})
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
 
 
 def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
@@ -173,7 +167,7 @@ class LsrConfig(PeftConfig):
             self.separation_rank = usual_terms(self.rank_shape)
         self.rank_pattern = {name: _as_tuple(shape) for name, shape in self.rank_pattern.items()}
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
-            self.resolved = Resolved.from_fields(self.resolved)
+            self.resolved = _resolved(self.resolved)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)

@@ -184,9 +184,7 @@ class LsrModel(WholeHeads):
         cls, model: nn.Module, state_dict: dict[str, torch.Tensor], config: PeftConfig
     ) -> dict[str, torch.Tensor]:
         # With bias="all" PEFT would also write the biases of the replaced head, and those of the new head twice.
-        wrapped = tuple(
-            f"{name}." for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
-        )
+        wrapped = tuple(f"{name}." for name, its in model.named_modules() if isinstance(its, AuxiliaryTrainingWrapper))
         biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
         return {name: value for name, value in biases.items() if not name.startswith(wrapped)}
 
