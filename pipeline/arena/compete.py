@@ -24,9 +24,6 @@ from pipeline.data import base_models, content
 from pipeline.params.reading import all_of
 from pipeline.training import processes
 
-# oneDNN compiles a kernel for every shape and keeps 1,024: batches of any length and layers of any rank have more.
-KERNELS = 8192
-
 
 def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jobs: int) -> None:
     """Run the missing trainings, and add their records to `records` and to the file.
@@ -103,7 +100,8 @@ def workers(count: int) -> ProcessPoolExecutor:
     """Return worker processes that share the cores; they exit silently at Ctrl-C, and when this program is killed."""
     threads = str(max(1, (os.cpu_count() or 1) // count))  # workers read this when they import torch
     os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    # oneDNN compiles a kernel for every shape and keeps 1,024: batches of any length and layers of any rank have more.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 
