@@ -7,7 +7,7 @@ nothing of it stays in the model but, if asked for, the head. What is returned i
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import fmean
@@ -94,15 +94,14 @@ def examples_gradients(
             examples += size
             if loss.requires_grad:
                 loss.backward(inputs=list(weights.values()))
-    return {name: _mean(totals.get(weights[name]), examples, name, layer) for name, layer in layers.items()}
-
-
-def _mean(total: Tensor | None, examples: int, name: str, layer: nn.Module) -> Tensor:
-    if total is None:
-        raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
-    if not torch.isfinite(total).all():
-        raise ValueError(f"layer {name!r}: its gradient over these examples is not finite")
-    return (total if isinstance(layer, nn.Linear) else total.T) / examples  # Conv1D has the other layout
+    found = dict[str, Matrix]()
+    for name, layer in layers.items():
+        if (total := totals.get(weights[name])) is None:
+            raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
+        if not torch.isfinite(total).all():
+            raise ValueError(f"layer {name!r}: its gradient over these examples is not finite")
+        found[name] = (total if isinstance(layer, nn.Linear) else total.T) / examples  # Conv1D has the other layout
+    return found
 
 
 def examples_updates(
@@ -220,3 +219,7 @@ def _train(
 
 def _share(count: int, rising: int, done: int) -> float:  # of the learning rates, which rise, and then fall to zero
     return (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
+
+
+# What gathers statistics from examples, by the name that an initialization asks for.
+READERS: Mapping[str, Callable[..., dict[str, Matrix]]] = {"gradient": examples_gradients, "update": examples_updates}

@@ -95,15 +95,9 @@ class AdapterBank(nn.Module):
                 model is missing or does not fit.
         """
         common, tenants = split(folder)
-        bank = cls.on(common, base, precision=precision)
-        bank.add_all(tenants)
-        return bank
-
-    @classmethod
-    def on(cls, common: Files | None, base: Any = None, *, precision: str = "float32") -> Self:
-        """Return an empty bank of who share an adapter, if any, with the base model and errors of `of_tenants`."""
-        bank = cls(base if common is None else base_with(common, base), precision=precision)
+        bank = cls(base_with(common, base), precision=precision)
         bank.common = common
+        bank.add_all(tenants)
         return bank
 
     @property

@@ -18,7 +18,7 @@ from lsr.loading.base_models import load_base
 from lsr.loading.contents import checked_note
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_heads, check_name
-from lsr.serve.common import fingerprint
+from lsr.serve.common import base_with, fingerprint
 from lsr.serve.modules import NOBODY
 from lsr.tuner.files import read_files, read_weights
 from lsr.tuner.mistakes import InputError, explained
@@ -47,11 +47,14 @@ def load(kind: Any, base: Any, folder: Path) -> Any:
             common = None if header["common"] is None else read_files(folder / COMMON)
             if fingerprint(common) != header["common"]:
                 raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
-            if common is None and not isinstance(base, nn.Module):
+            if common is not None:
+                base = base_with(common, base)
+            elif not isinstance(base, nn.Module):
                 names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
                 own = dict.fromkeys(names, torch.empty(0))  # the base model may lack heads
                 base = load_base(header["base"], own, base)
-            bank = kind.on(common, base, precision=header["precision"])
+            bank = kind(base, precision=header["precision"])
+            bank.common = common
             _fill(bank, header, tensors)
         except KeyError as error:
             raise InputError(f"{error.args[0]!r} is missing in the base model or in the file") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import TENANTS, Contents, read_contents, read_task
 from lsr.serve.bank import AdapterBank
-from lsr.serve.common import fingerprint, split
+from lsr.serve.common import base_with, fingerprint, split
 from lsr.serve.file import FILE
 from lsr.tuner.files import CONFIG, Files
 from lsr.tuner.mistakes import InputError
@@ -43,8 +43,9 @@ def joined(sources: Sequence[Path], base: str | None = None, precision: str | No
     first, (common,) = next((its for part in parts for its in part.values()), None), shared.values()
     if first is None:
         raise InputError(f"{folders[0]}: a bank without adapters")
-    model = load_base(first.base, first.heads, base) if common is None else base
-    bank = AdapterBank.on(common, model, precision=precision or next(iter(precisions), "float32"))
+    model = load_base(first.base, first.heads, base) if common is None else base_with(common, base)
+    bank = AdapterBank(model, precision=precision or next(iter(precisions), "float32"))
+    bank.common = common
     for adapters in parts:
         bank.add_all(adapters)
     return bank

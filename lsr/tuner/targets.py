@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple, cast
 
@@ -96,8 +97,7 @@ def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list
 
 def is_trained_whole(config: PeftConfig, name: str) -> bool:
     """Return whether a layer is in modules_to_save or inside such a module, by PEFT's rule: any suffix of a name."""
-    parts = name.split(".")
-    paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    paths = accumulate(name.split("."), lambda path, part: f"{path}.{part}")
     return any(path.endswith(tuple(getattr(config, "modules_to_save", None) or ())) for path in paths)
 
 

@@ -16,7 +16,7 @@ from lsr import AdapterBank
 from lsr.__main__ import main
 from lsr.loading.contents import read_contents
 from lsr.serve import file
-from lsr.serve.common import PLACEHOLDER, split
+from lsr.serve.common import PLACEHOLDER, base_with, split
 from lsr.tuner.files import TASK, WEIGHTS
 from tests.capabilities.checks import stir
 from tests.capabilities.models import tiny, tokens
@@ -254,7 +254,7 @@ def test_rows_that_overflow_are_named_by_their_tenant_and_nobody_is_added(tmp_pa
     common, tenants = split(tmp_path / "adapter")
     heads = {name: torch.full_like(its, 3e38) for name, its in tenants["corp"].heads.items()}
     heads["classifier.out_proj.weight"][1] *= -1
-    bank = AdapterBank.on(common)
+    bank = AdapterBank(base_with(common, None))
     refused(bank.add_all, {**tenants, "corp": replace(tenants["corp"], heads=heads)}, says="corp: its answers are not")
     assert bank.names == []
     refused(bank.remove, "__base__", says="no adapter is named '__base__'")
