@@ -102,10 +102,8 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
         known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
         needed += ", which must read from left to right,"
     if config.model_type not in known:
-        raise UserError(
-            f"{row.where}: {public_name(row)[0]}: no {needed} is of the architecture {config.model_type}; choose "
-            "another model"
-        )
+        wrong = f"no {needed} is of the architecture {config.model_type}; choose another model"
+        raise UserError(f"{row.where}: {public_name(row)[0]}: {wrong}")
     return config
 
 
@@ -132,10 +130,7 @@ def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedMode
     """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError(
-                f"{where}: the tokenizer has no padding token, and no end of text to use instead; add pad_token to "
-                "its tokenizer_config.json"
-            )
+            raise UserError(f"{where}: the tokenizer lacks pad_token and eos_token; set one in tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
     if not type(tokenizer).__name__.startswith("XLNet"):  # XLNet expects padding on the left and classifies at the end
         tokenizer.padding_side = "right"
@@ -198,8 +193,5 @@ def source(row: ModelRow) -> tuple[str, str | None]:
 
 def explained(row: ModelRow) -> AbstractContextManager[None]:
     """Turn an error while loading into one line that names the row's model, what it needs, and the likely cause."""
-    needed = (
-        "needed: a folder or hub repository with config.json, a tokenizer and model.safetensors; a hub needs a "
-        "connection unless it is cached"
-    )
+    needed = "needed: a folder, or with a connection a hub repository, of config.json, tokenizer and model.safetensors"
     return as_user_error(*MISFITS, before=f"{row.where}: cannot load {public_name(row)[0]}: {needed}: ")

@@ -48,10 +48,7 @@ def _mapped(split: str) -> Dataset:
 def sample(
     split: Dataset, collate: DataCollatorWithPadding, count: int, seed: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield labeled batches of `count` examples drawn from a tokenized split, or of all if it has fewer.
-
-    Those of a batch have a similar length, so that they need little padding.
-    """
+    """Yield labeled batches of at most `count` examples drawn from a tokenized split; each has similar lengths."""
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
     examples = split.select(drawn.tolist())
     order = torch.argsort(torch.tensor(examples["length"][:]), stable=True).split(size)

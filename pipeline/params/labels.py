@@ -93,11 +93,9 @@ class Classes(Form):
         if len(self.names) < 2 and (self.names or row.tenant is None):
             raise ValueError("names: needed: those of at least two classes, in their order")
         known = self.names if row.tenant else (*self.names, RARER)
-        if self.positive is not None and (len(self.names) != 2 or self.positive not in known):
+        if self.positive is not None and (len(self.names) != 2 or self.positive not in known or row.choices):
             near = nearest(self.positive, self.names)
-            raise ValueError(f"positive: must be one of exactly two names, got {self.positive}{near}")
-        if self.positive is not None and row.choices:
-            raise ValueError("positive: choices have no positive one: leave it out")
+            raise ValueError(f"positive: must be one of exactly two names, got {self.positive}{near}; not with choices")
         if row.choices:
             self._check_choices(row)
         super()._check_metrics(row)

@@ -93,6 +93,8 @@ class CompletionTask(Task):
     ) -> Iterator[tuple[pa.Table, Numbers]]:
         ints = pa.list_(pa.int32())
         kinds = {"input_ids": ints, "length": pa.int32(), "label": ints, PROMPT: pa.string(), EXPECTED: pa.string()}
+        if self.is_conversation and not tokenizer.chat_template:
+            raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
         prompts = self.prompts(tokenizer)
         for batch in batches:
             rows, lengths = list[dict[str, Any]](), list[int]()
@@ -106,15 +108,8 @@ class CompletionTask(Task):
             yield pa.Table.from_pylist(rows, pa.schema(kinds)), np.array(lengths, int)
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
-        """Return how prompts become tokens.
-
-        Raises:
-            ValueError: if they are conversations, and the tokenizer has no chat template.
-        """
-        prompts = Prompts(tokenizer, self.row.template)
-        if self.is_conversation and not tokenizer.chat_template:
-            raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
-        return prompts
+        """Return how prompts become tokens."""
+        return Prompts(tokenizer, self.row.template)
 
     @classmethod
     def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:

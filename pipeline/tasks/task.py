@@ -150,10 +150,7 @@ class Task(ABC):
         return folded(text for one in made for text in one.values())
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
-        """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason.
-
-        The first split is train.
-        """
+        """Return what becomes of the examples of a split after the cut, train's first, and the dropped by reason."""
         return examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:

@@ -118,11 +118,10 @@ class TenantsTask(Task):
         there = train.groupby(TENANT)["label"].unique()
         for number, (name, its) in enumerate(self.tenants.items()):
             labels = set(there.get(number, ()))
-            if not labels:
-                return f"no row of tenant {name}, but for texts that another split has, too"
-            needed = its.labels if its.labels is not None and not self.label.names else ()
-            if lost := [label for at, label in enumerate(needed) if at not in labels]:
-                return f"no row of tenant {name} labelled {lost[0]}, but for texts that another row or split has, too"
+            needed = its.labels if its.labels and not self.label.names else ()
+            lost = [f" labelled {label}" for at, label in enumerate(needed) if at not in labels] if labels else [""]
+            if lost:
+                return f"no row of tenant {name}{lost[0]}, but for texts that another row or split has, too"
         return ""
 
     @cached_property
