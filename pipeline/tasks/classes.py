@@ -135,9 +135,8 @@ class ClassesTask(Task):
 class PairsTask(ClassesTask):
     """Two classes of numbers: the first of two rated texts has the larger one, or the second.
 
-    Pairs are formed within a split, after the splits are cut, so no text occurs in pairs of two splits. Which texts are
-    paired, and in which order, follows from the hashes of the texts. So neither reveals anything about the numbers, and
-    the two classes are about equally frequent.
+    Pairs are formed within a split, so no text occurs in pairs of two splits. Hashes of the texts say which are paired,
+    and in which order: this reveals nothing about the numbers, and the two classes are about equally frequent.
     """
 
     names = COMPARED

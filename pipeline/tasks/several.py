@@ -50,9 +50,8 @@ class SeveralTask(ClassesTask):
 
         counts = self.counted(labels)
         weight = torch.from_numpy((len(labels) - counts) / counts).float()
-        return lambda outputs, wanted: torch.nn.functional.binary_cross_entropy_with_logits(
-            outputs, wanted, pos_weight=weight.to(outputs)
-        )
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        return lambda outputs, wanted: loss(outputs, wanted, pos_weight=weight.to(outputs))
 
     def settle(self, validation: Outcome) -> None:
         """Choose for each label the threshold with the best F1: of several such the one in their middle.
