@@ -62,11 +62,9 @@ def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[st
     are named: the others are in the list `details`, for DVC leaves out lists.
     """
     rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
-    ordered = {name: rounded[name] for name in sorted(rounded, key=lambda name: (name != "score", name))}
-    written: dict[str, Any] = ordered
+    written: dict[str, Any] = dict(sorted(rounded.items(), key=lambda one: (one[0] != "score", one[0])))
     if shown is not None:
-        written = {name: value for name, value in ordered.items() if name in shown}
-        written["details"] = [{name: value for name, value in ordered.items() if name not in shown}]
+        written["details"] = [{name: written.pop(name) for name in [*written] if name not in shown}]
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 

@@ -34,7 +34,6 @@ class AdapterTask(Row):
     template: str | None = Field(
         None, description="of prompts, if it writes: a chat template in Jinja, or none; prompts are built by it again"
     )
-
     ends: tuple[NonNegativeInt, ...] | None = Field(None, description="tokens, by number, that end what it writes")
 
     @field_validator("kind")

@@ -167,12 +167,17 @@ def test_an_answer_that_is_not_finite_is_an_error_and_no_answer(pairs):
     its = load_file(artifacts.ADAPTER / WEIGHTS)
     heads = {name: torch.full_like(value, 3e38) for name, value in its.items() if "classifier" in name}
     edit(artifacts.ADAPTER / WEIGHTS, **heads)
-    for command, words in ((predict.main, [SENTENCE] * 2), (score.main, ["glue", str(artifacts.ADAPTER)])):
+    write("in.csv", f"text,text_pair\n,\n{SENTENCE},an owl\n")
+    of_file = ["--file", "in.csv", "--column", "text", "text_pair", "--skip-empty"]
+    for command, words, row in (
+        (predict.main, [SENTENCE] * 2, 1),
+        (predict.main, of_file, 2),
+        (score.main, ["glue", str(artifacts.ADAPTER)], 1),
+    ):
         status, out, err = ended(command, words)
         assert (status, out) == (1, ""), err
-        assert err.splitlines()[-1].endswith(
-            "row 1: the answer is not finite: the weights of artifacts/adapter overflow"
-        )
+        says = f"row {row}: the answer is not finite: the weights of artifacts/adapter overflow"
+        assert err.splitlines()[-1].endswith(says)
 
 
 def test_a_label_does_not_command_the_terminal():
