@@ -149,8 +149,10 @@ def note(text: str) -> None:
 
 def warn_without_identity() -> None:
     """Say how to give Git a name: without one, `dvc exp run` fails before it starts anything of ours."""
-    listed = [shutil.which("git") or "false", "config", "--get-regexp", "^user"]
-    known = subprocess.run(listed, capture_output=True, text=True, check=False).stdout  # noqa: S603
+    known = ""
+    if git := shutil.which("git"):
+        listed = [git, "config", "--get-regexp", "^user"]
+        known = subprocess.run(listed, capture_output=True, text=True, check=False).stdout  # noqa: S603
     if not all(f"user.{what} " in known or f"GIT_COMMITTER_{what.upper()}" in os.environ for what in ("name", "email")):
         warn(
             "Git does not know your name, which `dvc exp run` needs: "
