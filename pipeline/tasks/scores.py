@@ -124,8 +124,16 @@ def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers | None) ->
 
 
 def _macro_f1(labels: Numbers, predictions: Numbers) -> float:
-    # A label that neither a text nor a prediction has does not count.
-    return float(np.nan_to_num(f1_score(labels, predictions, average="macro", zero_division=np.nan)))
+    if labels.ndim == 1:
+        return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+    # scikit-learn takes milliseconds for labels, of each resample, and counts those that nothing has.
+    texts, answers, hits = labels.sum(axis=0), predictions.sum(axis=0), (labels * predictions).sum(axis=0)
+    occurs = texts + answers > 0
+    return float(_f1(texts, answers, hits)[occurs].mean()) if occurs.any() else 0.0
+
+
+def _f1(texts: Numbers, answers: Numbers, hits: Numbers) -> Any:
+    return 2 * hits / np.maximum(texts + answers, 1)
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
@@ -147,7 +155,7 @@ def _is_constant(values: Numbers) -> bool:
 EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "accuracy": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
-    "micro_f1": lambda labels, predictions: f1_score(labels, predictions, average="micro", zero_division=0.0),
+    "micro_f1": lambda labels, predictions: _f1(labels.sum(), predictions.sum(), (labels * predictions).sum()),
     "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),

@@ -121,6 +121,8 @@ def newest(folder: Path) -> Path | None:
             if best is None or _is_whole(path_of(folder, best)):
                 return path
         console.warn(f"{path}: torn, by a kill or a power cut, so training does not go on from there")
+        if console.IS_FIRST:  # lest it seem whole while it is written again
+            artifacts.remove(path / SIZES)
     return None
 
 

@@ -86,6 +86,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(aft
     shutil.copytree("first", folder, dirs_exist_ok=True)
     first, second = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[-2:]
     assert checkpoints.newest(folder) == second
+    sizes = (second / checkpoints.SIZES).read_bytes()
     for file in [path for path in second.rglob("*") if path.is_file()]:
         whole = file.read_bytes()
         for length in (0, len(whole) // 2, len(whole) - 1):
@@ -93,6 +94,8 @@ def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(aft
             capfd.readouterr()
             assert checkpoints.newest(folder) == first, file
             assert capfd.readouterr().out.count(f"{second}: torn, by a kill or a power cut") == 1
+            assert not (second / checkpoints.SIZES).exists()  # whatever is written there again
+            (second / checkpoints.SIZES).write_bytes(sizes)
         file.write_bytes(whole)
     (second / "trainer_state.json").write_bytes(b"")
     run(TRAIN)
