@@ -23,6 +23,7 @@ from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import check_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
+from pipeline.params.sources import NAME
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
@@ -61,7 +62,9 @@ def main(words: Sequence[str] | None = None) -> None:
         path, label, tenant = Path(os.path.relpath(options.file)), options.label, options.tenant
         if not path.is_relative_to(OWN.parent):
             raise UserError(f"{options.file}: DVC notices changes only in data/; move the file, or a link to it, there")
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", options.name or path.stem)  # what `NAME` allows
+        name = options.name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
+        if not re.fullmatch(NAME, name):
+            raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
         if name in check_rows("data"):
             raise UserError(f"--name: there is a row {name} already; choose another, or remove it if it is in {OWN}")
         tables = sources.values(path, str(path), flat=True)
@@ -81,14 +84,16 @@ def _append(rows: dict[str, Any]) -> None:
     # Add rows at the end of the file, whose other lines stay as they are.
     dumped = StringIO()
     YAML().dump(rows, dumped)
-    before = OWN.read_text(encoding="utf-8") if OWN.exists() else HEADER
+    known, before = (read_yaml(OWN), OWN.read_text(encoding="utf-8")) if OWN.exists() else ({}, HEADER)
     with artifacts.replacing(OWN) as new:
         new.write_text(f"{before.rstrip()}\n{dumped.getvalue()}", encoding="utf-8")
         try:
-            read_yaml(new)
+            is_added = read_yaml(new) == known | rows
         except UserError:
+            is_added = False
+        if not is_added:
             at_end = "a row cannot be added at its end; write one key below another, without braces"
-            raise UserError(f"{OWN}: {at_end}") from None
+            raise UserError(f"{OWN}: {at_end}")
 
 
 def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: Mapping[str, datasets.Examples]) -> None:

@@ -118,8 +118,6 @@ def written(
     """Return what a model writes for a tokenized split and the loss of what is expected."""
     asked, _ = _apart(split)
     said = write(model, prompts, asked, new_tokens, batch_size, advance)
-    collate, size = (
-        task.collator(prompts.tokenizer),
-        max(1, batch_size // 4),
-    )  # of examples, with the logits of all words
-    return Written(outputs(task, model, split, collate, size), tokens.labels_of(split), None, said)
+    fewer = max(1, batch_size // 4)  # with the logits of all words
+    judged = outputs(task, model, split, task.collator(prompts.tokenizer), fewer)
+    return Written(judged, tokens.labels_of(split), None, said)

@@ -120,13 +120,13 @@ def examples_updates(
 
     The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
 
-    First `steps` steps fit the head, as `fitted_head` does. Then LoRA and head take one AdamW step per
-    batch, in order, without dropout, with learning rates that decay linearly to zero. If there is a head and the loss
-    hardly falls over at least `JUDGED_STEPS` steps, this is done again with rates that first rise linearly, and once
-    more with half of these rates if that fails, too; the run that ends lowest is used, and a warning says which.
-    Without a head, as in a language model, the loss begins low and falls little in any case. Small batches work best,
-    for example of eight. The batches are read once and kept in memory. Deterministic: equal inputs give equal bytes.
-    Frozen weights need no gradient, so they may be quantized.
+    First `steps` steps fit the head, as `fitted_head` does. Then LoRA and head take one AdamW step per batch, in order,
+    without dropout, with learning rates that decay linearly to zero. If there is a head and the loss hardly falls over
+    at least `JUDGED_STEPS` steps, this is done again with rates that first rise linearly, and once more with half of
+    these rates if that fails, too; the run that ends lowest is used, and a warning says which. Without a head, as in a
+    language model, the loss begins low and falls little in any case. Small batches work best, for example of eight. The
+    batches are read once and kept in memory. Deterministic: equal inputs give equal bytes. Frozen weights need no
+    gradient, so they may be quantized.
 
     Raises:
         ValueError: as `fitted_head`; or if there are no examples, the loss is not finite, or it does not depend on a
