@@ -16,9 +16,11 @@ from pipeline.data import content
 from pipeline.data.content import Source
 from pipeline.methods.planning import known_types
 from pipeline.params import LsrParams, PeftParams, TrainView
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Completion, Conversation
 from pipeline.params.reading import changed
 from pipeline.params.sections import HeadParams
+from pipeline.params.sources import Split
 
 PRIVATE = Path(".cache/arena/labels")
 UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name what other fields of the view hold
@@ -45,6 +47,7 @@ class Training:
     head_rate: float
     key: str
     chosen: Method  # what the preset says of the method
+    by_hash: tuple[Split, ...] = ()  # the splits to bring into the order of hashes before their first rows are read
     is_rounded: bool = False  # scored at all precisions, too
     is_tuned: bool = False  # at the setting that tuning decided
 
@@ -103,6 +106,7 @@ class Entry:
         }
         view = self._view.model_copy(update=changes)
         reads = Reads.model_validate(self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
+        by_hash = self._by_hash(reads)
         made = self._trainings[setting, seed] = Training(
             preset=self.name,
             task=self.task,
@@ -112,10 +116,25 @@ class Entry:
             reads=reads,
             rate=rates[self.rates[0]] if rates else None,
             head_rate=head_rate,
-            key=key_of(view, reads, self.preset.files, self.chosen),
+            key=key_of(view, reads, by_hash, self.preset.files, self.chosen),
             chosen=self.chosen,
+            by_hash=by_hash,
         )
         return made
+
+    def _by_hash(self, reads: Reads) -> tuple[Split, ...]:
+        """Return the splits that must be brought into the order of hashes.
+
+        Raises:
+            UserError: if the preset keeps the order of a file where none would be changed.
+        """
+        in_order_of_source = sampled_in_order_of_source(self._view.dataset, reads)
+        if self.preset.tasks[self.task].order == "hash":
+            return in_order_of_source
+        if not in_order_of_source:
+            where = f"{PATH}: {self.name}.tasks.{self.task}.order: file"
+            raise UserError(f"{where} changes nothing: the source provides no split of which a part is read; remove it")
+        return ()
 
     @cached_property
     def _view(self) -> TrainView:
@@ -160,10 +179,25 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
-def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Method) -> str:
+def sampled_in_order_of_source(row: DatasetRow, reads: Reads) -> tuple[Split, ...]:
+    """Return the splits of which a part is read, and which have the order of the source: it provides them.
+
+    Splits that are cut from train, and pairs, are in the order of hashes.
+    """
+    if row.pairs:
+        return ()
+    provided: list[Split] = [split for split in ("validation", "test") if split in row.source.names]
+    # Without a validation split, the checkpoint is chosen on test.
+    if row.select_on == "test" and "test" in provided:
+        provided.append("validation")
+    return tuple(split for split in provided if getattr(reads, split) != "all")
+
+
+def key_of(view: TrainView, reads: Reads, by_hash: Sequence[Split], pinned: Mapping[str, str], method: Method) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
-    `pinned` holds the SHA-256 of files by path: these need not be there.
+    `by_hash` names the splits that are brought into the order of hashes before their first rows are read. `pinned`
+    holds the SHA-256 of files by path: these need not be there.
 
     Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
     keys stay when an option comes, with what was done before as its default, or goes. Where a default changes, VERSION
@@ -180,6 +214,7 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], method: Met
         "version": VERSION,
         "reads": reads.model_dump(mode="json"),
         "files": digests([view.dataset.source, view.base_model.source, *starts], pinned),
+        **({"by_hash": sorted(by_hash)} if by_hash else {}),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
         **({} if view.dataset.tenant is None else {"tenants": view.tenants.common}),

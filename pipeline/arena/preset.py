@@ -38,10 +38,11 @@ Overrides = Annotated[dict[Key, JsonValue], AfterValidator(_without_own_keys)]
 
 
 class Reads(Section):
-    """How much of each split a training reads: its first rows, a random sample, for splits are sorted by hash.
+    """How much of each split a training run reads: the first rows in the order of hashes, which is a random sample.
 
-    If there are tenants, it is as much of each. Further rows of train are added to validation, because it decides on
-    rates, and a small one decides badly.
+    It is the same sample for all methods and seeds, whatever the order of the source is. If there are tenants, it is as
+    much of each. All of a split is read in the split's own order. Further rows of train are added to validation,
+    because it decides on rates, and a small one decides badly.
     """
 
     train: Amount
@@ -62,6 +63,11 @@ class TaskChanges(Section):
     kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
     params: Overrides = Field(default_factory=dict)
     reads: dict[Literal["train", "validation", "test", "longest", "new_tokens"], Amount] = Field(default_factory=dict)
+    order: Literal["hash", "file"] = Field(
+        "hash",
+        description="in which a split that the source provides is read, if not all of it is. file: that of the file, "
+        "where it is random already, or the file has no more rows than are read",
+    )
 
 
 class Tuning(Section):

@@ -55,7 +55,8 @@ def folder_of(training: Training) -> Path:
     view, row = training.view, training.view.dataset
     files = digests((row.source, view.base_model.source))
     rows = row.model_dump_json(), view.base_model.model_dump_json()
-    known = (training.task, *rows, view.tokenize.max_length, training.reads, files, VERSION, FOUND)
+    read = training.reads, training.by_hash
+    known = (training.task, *rows, view.tokenize.max_length, *read, files, VERSION, FOUND)
     name = f"tokens-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
     folder = artifacts.made_once(FOLDER / name, make)
     if (folder / FOUND).is_file():
@@ -73,6 +74,8 @@ def _tables(training: Training) -> dict[str, pa.Table]:
     most = {name: inf if amount == "all" else amount for name, amount in reads.model_dump().items()}
     tokenizer = base_models.load_tokenizer(view.base_model)
     texts = datasets.load(view.dataset, task).splits
+    for split in training.by_hash:
+        texts[split] = texts[split].in_order_of_hashes()
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
         with sources.explained(f"{task}: {split}"):

@@ -5,6 +5,9 @@ is cut by a hash of the text: whether a sentence is in it depends only on that s
 source or other rows. No sentence of train occurs twice in train, or in another split. Pairs of rated sentences are
 formed last, within each split.
 
+Train, what is cut from it, and pairs are in the order of hashes, so that their first rows are a random sample. A split
+that the source provides has the order of the source, until it is brought into that of hashes.
+
 Texts are never all in memory: those of a few rows at a time are read, hashed and put into a file without a name.
 """
 
@@ -56,7 +59,7 @@ class Examples:
 
     def __init__(self, table: pd.DataFrame, texts: Texts) -> None:
         self.column_names = [name for name in (*TEXTS, "label", GROUP, TENANT) if name in table]
-        self._table, self._texts = table[self.column_names], texts
+        self._table, self._texts = table, texts
 
     def __len__(self) -> int:
         return len(self._table)
@@ -66,10 +69,18 @@ class Examples:
         column = self._table[name]
         return np.array(column.tolist() if column.dtype == object else column)
 
+    def in_order_of_hashes(self) -> "Examples":
+        """Return the same examples in an order that does not depend on that of the source; not of pairs, which have it.
+
+        Of equal texts, the one with the lower label comes first.
+        """
+        by_label = self._table.sort_values("label", kind="stable")
+        return Examples(by_label.sort_values("hash", kind="stable"), self._texts)
+
     def batches(self, size: int, advance: Callable[[int], None] = lambda done: None) -> Iterator[pa.Table]:
         """Yield all columns of so many examples at a time, with texts."""
         for first in range(0, len(self), size):
-            rows = self._table.iloc[first : first + size]
+            rows = self._table[self.column_names].iloc[first : first + size]
             read = {name: [*map(self._texts.get, its)] if name in TEXTS else its for name, its in rows.items()}
             yield pa.table({name: pa.array(values) for name, values in read.items()})
             advance(len(rows))
