@@ -95,7 +95,8 @@ class TrainParams(Section):
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         exclude_if=lambda chosen: chosen == "none",
-        description="balanced: an example weighs as much as its class is rare; validation scores choose the checkpoint",
+        description="balanced: an example weighs as much as its class is rare in train, so each class has an equal "
+        "share of the gradient; validation scores choose the checkpoint",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         description="of matrix products; trainable parameters stay in fp32"

@@ -69,12 +69,20 @@ class ClassesTask(Task):
         return f"{some_of(few)}: {advice}" if few else ""
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
-        """Return the cross-entropy in which all classes of some labels weigh the same."""
+        """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.
+
+        It is the plain mean of weight times loss over a batch. Divided by the sum of the batch's own weights, the loss
+        would depend on which examples share a batch: a rare class would weigh less the smaller batches are.
+        """
         import torch
 
-        weights = len(labels) / (len(self.names) * self.counted(labels))
-        weight = torch.from_numpy(weights).float()
-        return lambda outputs, wanted: torch.nn.functional.cross_entropy(outputs, wanted, weight.to(outputs))
+        weights = torch.from_numpy(len(labels) / (len(self.names) * self.counted(labels))).float()
+
+        def loss(outputs: "Tensor", wanted: "Tensor") -> "Tensor":  # (n, classes), (n,)
+            each = torch.nn.functional.cross_entropy(outputs, wanted, reduction="none")
+            return (weights.to(outputs.device)[wanted] * each).mean()
+
+        return loss
 
     def counts(self, labels: Numbers) -> dict[str, float]:
         shares = self.counted(labels) / len(labels)

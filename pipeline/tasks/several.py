@@ -45,13 +45,19 @@ class SeveralTask(ClassesTask):
         return super().head() | {"problem_type": "multi_label_classification"}
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
-        """Return the loss in which texts with a label and those without it weigh the same."""
+        """Return the loss in which, for each label, texts of a whole split with it and those without weigh the same."""
         import torch
 
-        counts = self.counted(labels)
-        weight = torch.from_numpy((len(labels) - counts) / counts).float()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits
-        return lambda outputs, wanted: loss(outputs, wanted, pos_weight=weight.to(outputs))
+        with_label = self.counted(labels)
+        without_label = (len(labels) - with_label).clip(min=1)  # where every text has a label, no text needs the other
+        if_applies = torch.from_numpy(len(labels) / (2 * with_label)).float()
+        if_not = torch.from_numpy(len(labels) / (2 * without_label)).float()
+
+        def loss(outputs: "Tensor", wanted: "Tensor") -> "Tensor":  # (n, labels), (n, labels)
+            weights = torch.where(wanted > 0, if_applies.to(outputs.device), if_not.to(outputs.device))
+            return torch.nn.functional.binary_cross_entropy_with_logits(outputs, wanted, weight=weights)
+
+        return loss
 
     def settle(self, validation: Outcome) -> None:
         """Choose for each label the threshold with the best F1: of several such the one in their middle.

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Sampler, SequentialSampler
@@ -46,7 +47,10 @@ class BatchingTrainer(Trainer):
     """Batches examples of similar length, but evaluates groups in order: they are known by the positions of theirs."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
+        sampler = _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
+        assert isinstance(sampler, LengthGroupedSampler)
+        sampler.batch_size *= self.args.world_size  # examples per step, so that steps have those of one process
+        return OneOrder(sampler)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         if tokens.groups_of(self.eval_dataset) is not None:
@@ -59,6 +63,26 @@ def _with_lengths_in_memory(sampler: Sampler[int] | None) -> Sampler[int] | None
     if isinstance(sampler, LengthGroupedSampler):
         sampler.lengths = sampler.lengths[:]
     return sampler
+
+
+class OneOrder(Sampler[int]):
+    """The order that the first process draws, for all processes, which divide it among themselves.
+
+    A sampler draws from the global generator of its process, and so does dropout, on texts that differ: orders of their
+    own would be different ones after the first epoch, in which some rows come twice and others never. A checkpoint has
+    the state of each generator, so a resumed run draws the same orders.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = torch.tensor(list(self.sampler), device=PartialState().device)
+        order: list[int] = broadcast(drawn, from_process=0).tolist()
+        return iter(order)
 
 
 def steps_an_epoch(view: TrainView, train: Dataset) -> int:

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from contextlib import chdir, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -26,7 +28,8 @@ from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, killed_training, re
 
 pytestmark = pytest.mark.nightly
 STAGE = [sys.executable, "-m", "stages.train"]
-BY_HAND = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "stages.train"]
+TORCHRUN = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", "-m"]
+BY_HAND = [*TORCHRUN, "stages.train"]
 
 
 @pytest.fixture
@@ -65,7 +68,14 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_two_processes_train_what_one_does_but_for_rounding(two):
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+def test_two_processes_train_what_one_does_but_for_rounding(two, class_weights):
+    workspace.change(train={"class_weights": class_weights})
+    if class_weights == "balanced":
+        table = pd.read_parquet("glue/mrpc/train-00000.parquet")
+        few = table.query("label == 1")[:21]  # train then has 66 rows of a class and 14 of the other: 8 whole batches
+        pd.concat([table.query("label == 0"), few]).to_parquet("glue/mrpc/train-00000.parquet", index=False)
+        run(TOKENIZE, FACTORIZE)
     path = two / "tiny-roberta/config.json"  # each process draws its own dropout
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
@@ -82,6 +92,37 @@ def test_two_processes_train_what_one_does_but_for_rounding(two):
     here = digests("artifacts", "reports")
     assert done(BY_HAND)[0] == 0
     assert digests("artifacts", "reports") == here
+
+
+def rows_read(file, epochs):
+    """Train until after so many epochs; return the rows of train that both processes have read, by epoch."""
+    done([*TORCHRUN, "tests.stages.rows_read", file, str(epochs)])
+    found = defaultdict(Counter)
+    for process in range(2):
+        for line in Path(f"{file}-{process}").read_text().splitlines():
+            epoch, rows = json.loads(line)
+            found[epoch].update(rows)
+    return dict(found)
+
+
+# Examples per step, and how many of train's 130 the last step of an epoch reads again, because it is filled up.
+STEPS = [(10, 0), (12, 2)]
+
+
+@pytest.mark.parametrize(("batch_size", "again"), STEPS)
+def test_two_processes_that_drop_out_read_each_row_of_train_once_an_epoch_also_after_a_kill(two, batch_size, again):
+    """The reference is the list of all rows: what a process reads is noted where rows are taken from the table."""
+    workspace.change(train={"batch_size": batch_size, "epochs": 4})
+    assert json.loads((two / "tiny-roberta/config.json").read_text())["hidden_dropout_prob"] > 0
+    undisturbed = rows_read("undisturbed", 4)
+    assert undisturbed.keys() == {1, 2, 3, 4}
+    for epoch, rows in undisturbed.items():
+        assert set(rows) == set(range(130)), epoch
+        assert rows.total() == 130 + again, epoch
+    whole = digests("artifacts", "reports")
+    assert rows_read("killed", 2.5).keys() == {1, 2}
+    assert rows_read("resumed", 4) == {epoch: undisturbed[epoch] for epoch in (3, 4)}
+    assert digests("artifacts", "reports") == whole
 
 
 def test_a_mistake_is_said_once_and_the_exit_code_is_that_of_one_process(two):
