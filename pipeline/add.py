@@ -99,8 +99,9 @@ def _append(rows: dict[str, Any]) -> None:
 def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: Mapping[str, datasets.Examples]) -> None:
     rows, used = len(table), sum(map(len, splits.values()))
     sizes = ", ".join(f"{split} {len(texts):,}" for split, texts in splits.items())
-    left_out = f"; {rows - used:,} rows left out: no text or label, or a text that comes twice" if used < rows else ""
     task = tasks.of(row)
+    twice = "texts that come twice, or that two splits have" if task.has_mirrors else "a text that comes twice"
+    left_out = f"; {rows - used:,} rows left out: no text or label, or {twice}" if used < rows else ""
     shown = {
         "text": " and ".join(task.row.text) + (", read together" if len(row.text) > 1 else ""),
         "label": f"{row.label.column}, {task.shown(np.concatenate([split['label'] for split in splits.values()]))}",

@@ -85,7 +85,7 @@ def main(view: params.TokenizeView) -> None:
     title = f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}"
     console.table(title, ("split", "rows", "p50", "p95", "truncated"), shown)
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-    console.line(f"rows left out: {reasons}, {conflicting} of them with another label than the row kept")
+    console.line(f"rows left out: {reasons}; of duplicates {conflicting} with another label than the row kept")
 
 
 if __name__ == "__main__":

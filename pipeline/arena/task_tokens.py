@@ -56,7 +56,9 @@ def folder_of(training: Training) -> Path:
     files = digests((row.source, view.base_model.source))
     rows = row.model_dump_json(), view.base_model.model_dump_json()
     read = training.reads, training.by_hash
-    known = (training.task, *rows, view.tokenize.max_length, *read, files, VERSION, FOUND)
+    # Older tokens of texts of several columns may have, in two splits, the same texts in another order.
+    rules = (FOUND, datasets.MIRRORED) if tasks.of(row).has_mirrors else (FOUND,)
+    known = (training.task, *rows, view.tokenize.max_length, *read, files, VERSION, *rules)
     name = f"tokens-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
     folder = artifacts.made_once(FOLDER / name, make)
     if (folder / FOUND).is_file():

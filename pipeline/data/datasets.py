@@ -2,8 +2,9 @@
 
 This module keeps the scores honest. A split that the source provides is used unchanged. A split that is cut from train
 is cut by a hash of the text: whether a sentence is in it depends only on that sentence, not on a seed, the order of the
-source or other rows. No sentence of train occurs twice in train, or in another split. Pairs of rated sentences are
-formed last, within each split.
+source or other rows. No sentence of train occurs twice in train, or in another split. Of a pair neither order does,
+nor do other texts of several columns in any order, so (a, b) and (b, a) are two examples of one split, but not of two.
+Pairs of rated sentences are formed last, within each split.
 
 Train, what is cut from it, and pairs are in the order of hashes, so that their first rows are a random sample. A split
 that the source provides has the order of the source, until it is brought into that of hashes.
@@ -29,10 +30,11 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.task import EXPECTED, GROUP, TENANT
+from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TEXTS = ("text", "text_pair", EXPECTED)  # columns of texts
+MIRRORED = "in_another_order"  # the reason for which rows are dropped whose texts another split has in another order
 
 
 class Texts:
@@ -90,7 +92,9 @@ class Loaded(NamedTuple):
     """The tables by split, and what was dropped to make them."""
 
     splits: dict[str, Examples]
-    dropped: dict[str, int]  # rows that are missing, within_margin (for a row with `pairs`, pairs) and duplicate
+    # Rows that are missing, within_margin (for a row with `pairs`, pairs), duplicate and, if texts are made of several
+    # columns, in_another_order: those that are left out of train, or of what is cut from it, for that of another split.
+    dropped: dict[str, int]
     conflicting: int  # dropped duplicates whose label differs from the label of the row that is kept
 
 
@@ -124,6 +128,10 @@ def load(row: DatasetRow, name: str) -> Loaded:
         held_out = pd.concat([part["position"] for split, part in examples.items() if split != "train"])
         examples["train"] = (train := examples["train"])[~train["position"].isin(held_out)]
         dropped["duplicate"] += len(train) - len(examples["train"])
+    if task.has_mirrors:
+        before_mirrors = sum(map(len, examples.values()))
+        examples = _without_mirrors(examples, row)
+        dropped[MIRRORED] = before_mirrors - sum(map(len, examples.values()))
     examples = {split: examples[split] for split in SPLITS if split in examples}
     for split, part in examples.items():
         examples[split], left_out = task.after_cut(part, split)
@@ -162,6 +170,22 @@ def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
     if validation:
         parts["validation"] = train[(position >= test) & (position < test + validation)]
     return parts
+
+
+def _without_mirrors(examples: Mapping[Split, pd.DataFrame], row: DatasetRow) -> dict[Split, pd.DataFrame]:
+    """Return splits of which no two have the same texts in another order.
+
+    Splits that the source provides for scoring stay as they are. Where the others meet, test keeps its rows, then
+    validation; train loses them.
+    """
+    provided = [split for split in ("test", "validation") if split in row.source.names]
+    made = [split for split in ("test", "validation") if split in examples and split not in provided]
+    kept = {split: examples[split] for split in provided}
+    for split in (*made, "train"):
+        elsewhere = pd.concat([part[MIRROR] for part in kept.values()] or [pd.Series(dtype="uint64")])
+        part = examples[split]
+        kept[split] = part[~part[MIRROR].isin(elsewhere)]
+    return kept
 
 
 def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str, dropped: Mapping[str, int]) -> None:

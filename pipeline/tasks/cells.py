@@ -66,8 +66,8 @@ def text_columns(row: DatasetRow) -> list[str]:
     return list(dict.fromkeys([*named, *row.choices]))
 
 
-def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
-    """Return the texts of a row's examples, text and text_pair (for a pair): of one, or of one for each choice.
+def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
+    """Return the text of each column that the texts of a row are made of, with its marks.
 
     Raises:
         ValueError: if a value is not text, or without a part that is to be marked.
@@ -75,6 +75,16 @@ def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
     values = {name: text_in(cells[name]) for name in text_columns(row)}
     for name in {mark.column for mark in row.mark}:
         values[name] = _marked(cells, name, [mark for mark in row.mark if mark.column == name])
+    return values
+
+
+def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
+    """Return the texts of a row's examples, text and text_pair (for a pair): of one, or of one for each choice.
+
+    Raises:
+        ValueError: if a value is not text, or without a part that is to be marked.
+    """
+    values = column_texts(cells, row)
     named = dict(zip(("text", "text_pair"), row.text, strict=False))
     chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
     return [{name: _filled(entry, each) for name, entry in named.items()} for each in chosen]

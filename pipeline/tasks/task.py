@@ -19,7 +19,18 @@ import pyarrow as pa
 
 from pipeline.params.dataset_row import FOUND, DatasetRow
 from pipeline.params.sources import is_template
-from pipeline.tasks.cells import Cells, Record, fold, folded, hash_of, is_missing, plain_text, text_columns, texts_of
+from pipeline.tasks.cells import (
+    Cells,
+    Record,
+    column_texts,
+    fold,
+    folded,
+    hash_of,
+    is_missing,
+    plain_text,
+    text_columns,
+    texts_of,
+)
 from pipeline.tasks.encoding import tokenize
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
@@ -29,6 +40,7 @@ if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take s
 Numbers = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
 GROUP, TENANT = "group", "tenant"  # columns of examples in addition to text, text_pair and label
+MIRROR = "mirror"  # the column of examples that is equal where rows have the same texts, in whichever order
 EXPECTED = "expected"  # the column with what a language model is to write; `label` is then its hash
 
 
@@ -110,7 +122,8 @@ class Task(ABC):
         """Return the examples of some rows of a split, before which so many come, and the dropped ones by reason.
 
         Examples have the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored
-        by it; hash, equal where all texts are, of one tenant; position, uniform in [0, 1) over what is cut together.
+        by it; hash, equal where all texts are, of one tenant; position, uniform in [0, 1) over what is cut together;
+        and, where texts are made of several columns, mirror, equal where these have the same texts in any order.
 
         Raises:
             ValueError: for the first text or label that is neither missing nor allowed, with its line or row.
@@ -136,14 +149,26 @@ class Task(ABC):
                 tenant = plain_text(cells[self.row.tenant])
                 number, same = tenants[tenant], f"{same}\n{tenant}"
             position = (hash_of(together) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
+            mirror = self.hash_in_any_order(cells) if self.has_mirrors else 0
             for place, part in enumerate(made):
                 digest = hash_of(same if len(made) == 1 else f"{same}\n{place}")
                 of_part = int(label == place) if self.row.choices else label
-                found.append((*part.values(), of_part, number, digest, position))
+                found.append((*part.values(), of_part, number, digest, position, mirror))
         scored_by = TENANT if self.row.tenant else GROUP
-        names = (*("text", "text_pair")[: len(self.row.text)], "label", scored_by, "hash", "position")
-        table = pd.DataFrame(found, columns=names).astype({"label": self.target, scored_by: "int64", "hash": "uint64"})
-        return table if self.row.is_grouped or self.row.tenant else table.drop(columns=scored_by), left_out
+        names = (*("text", "text_pair")[: len(self.row.text)], "label", scored_by, "hash", "position", MIRROR)
+        types = {"label": self.target, scored_by: "int64", "hash": "uint64", MIRROR: "uint64"}
+        is_scored_by = self.row.is_grouped or self.row.tenant
+        needless = [*([] if is_scored_by else [scored_by]), *([] if self.has_mirrors else [MIRROR])]
+        return pd.DataFrame(found, columns=names).astype(types).drop(columns=needless), left_out
+
+    @property
+    def has_mirrors(self) -> bool:
+        """Whether two rows can have the same texts in another order, which takes several columns."""
+        return len(text_columns(self.row)) > 1
+
+    def hash_in_any_order(self, cells: Cells) -> int:
+        """Return a hash that is equal where rows have the same texts, whichever column each is in."""
+        return hash_of("\n".join(sorted(map(fold, column_texts(cells, self.row).values()))))
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Return a text that is equal where the texts `made` of rows count as the same."""

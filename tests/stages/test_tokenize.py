@@ -1,6 +1,7 @@
 """Texts become tokens: from official files in each format, by the numbers of the tokenizer; the same bytes twice."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
@@ -74,6 +75,20 @@ def test_tokens_are_those_of_the_tokenizer_and_the_report_counts_them_and_what_i
     assert list(left_out.values()) == [1, 0, 5, 2]  # missing, within the margin, duplicate, with another label
     histogram = [int(row["rows"]) for row in kit.table(artifacts.TOKENIZE_LENGTHS)]
     assert sum(histogram) == 4
+
+
+def test_pairs_that_another_split_has_in_another_order_are_left_out_and_the_report_says_how_many(after, capfd):
+    after()
+    assert pd.read_csv(artifacts.TOKENIZE_SPLITS).query("part == 'left out: in another order'")["rows"].item() == 0
+    file = "glue/mrpc/train-00000.parquet"
+    train, test = pd.read_parquet(file), pd.read_parquet("glue/mrpc/validation-00000.parquet")
+    mirrors = test[:7].rename(columns={"sentence1": "sentence2", "sentence2": "sentence1"})
+    pd.concat([train, mirrors]).to_parquet(file, index=False)
+    before = [written(split) for split in ("train", "validation", "test")]
+    run(TOKENIZE)
+    assert pd.read_csv(artifacts.TOKENIZE_SPLITS).query("part == 'left out: in another order'")["rows"].item() == 7
+    assert "0 duplicate, 7 in another order; of duplicates 0 with another label" in capfd.readouterr().out
+    assert [written(split) for split in ("train", "validation", "test")] == before
 
 
 def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(here, monkeypatch):

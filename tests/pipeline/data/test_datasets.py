@@ -1,8 +1,11 @@
 """From a row to train, validation and test: every source gives the same tables, cut as said; a mistake is one line."""
 
 import hashlib
+import itertools
 import random
+import re
 import shutil
+from collections import Counter
 from itertools import pairwise
 
 import pandas as pd
@@ -43,10 +46,10 @@ def sentences(count):
 def make(tmp_path):
     """A function from the rows of each split (text, label) to the DatasetRow of the files that hold them."""
 
-    def build(label=CLASSES, text=("text",), **settings):
+    def build(label=CLASSES, text=("text",), columns=None, **settings):
         splits = {split: settings.pop(split) for split in ("train", "validation", "test") if split in settings}
-        columns = (*text, "label")
-        files = {split: write_jsonl(tmp_path / f"{split}.jsonl", rows, columns) for split, rows in splits.items()}
+        names = (*(columns or text), "label")
+        files = {split: write_jsonl(tmp_path / f"{split}.jsonl", rows, names) for split, rows in splits.items()}
         return row_of(files, label, text, **settings)
 
     return build
@@ -101,6 +104,83 @@ def test_a_text_stays_in_train_once_and_not_if_another_split_has_it_and_what_is_
     assert loaded.conflicting == 3  # A against a, B against b, V against v of validation
     kept = {("a", 0), ("b", 1), ("c", 0), ("hello world", 0)}
     assert set(frames(loaded)["train"].itertuples(index=False, name=None)) == kept
+
+
+# What a row's texts are made of: columns, entries of `text`, and other keys of the row.
+MADE_OF = {
+    "a pair": (("first", "second"), ("first", "second"), {}),
+    "a pair, stratified": (("first", "second"), ("first", "second"), {"stratify": True}),
+    "a template": (("first", "second"), ("Is it true that {first} means {second}?",), {}),
+    "two templates": (("first", "second"), ("1: {first}", "2: {second}"), {}),
+    "choices": (("first", "second", "third"), ("first", "{choice}"), {"choices": ["second", "third"]}),
+}
+
+
+def mirrored_rows(columns):
+    """300 rows of words that no other row has, of which 200 come again in another order; in random order."""
+    drawn = random.Random(0)
+    rows = [[f"word {3 * number + place}" for place in range(len(columns))] for number in range(300)]
+    rows += [drawn.sample(row, len(row)) for row in drawn.sample(rows, 200)]
+    drawn.shuffle(rows)
+    return [(*(drawn.choice((text, f" {text.upper()}")) for text in row), drawn.randrange(2)) for row in rows]
+
+
+def words(example):
+    """The words of an example's texts, by which it is the same in any order."""
+    return frozenset(re.findall(r"word \d+", " ".join(map(str, example)).casefold()))
+
+
+@pytest.mark.parametrize("given", [(), ("test",), ("validation",), ("test", "validation")], ids=str)
+@pytest.mark.parametrize("made_of", MADE_OF)
+def test_texts_in_another_order_are_not_in_another_split_and_what_is_left_out_is_counted(make, made_of, given):
+    """The reference is plain sets of the words that the examples of each split have."""
+    columns, text, settings = MADE_OF[made_of]
+    rows, held_out = mirrored_rows(columns), 80 * len(given)
+    splits = {split: rows[80 * place : 80 * place + 80] for place, split in enumerate(given)}
+    cut = {split: 0.3 for split in ("validation", "test") if split not in given}
+    row = make(columns=columns, text=text, cut=cut, train=rows[held_out:], **splits, **settings)
+    loaded = datasets.load(row, "mine")
+    found = {split: [*map(words, table.itertuples(index=False))] for split, table in frames(loaded).items()}
+    each = len(row.choices) or 1  # examples of a row
+    for split, other in itertools.combinations(found, 2):
+        assert {split, other} == {*given} or not {*found[split]} & {*found[other]}, (split, other)
+    assert all(len(found[split]) == 80 * each for split in given)  # what the source provides stays as it is
+    assert max(Counter(found["train"]).values()) > 1  # within a split they are two examples
+    left_out = 500 * each - sum(map(len, found.values()))
+    assert loaded.dropped["in_another_order"] + loaded.dropped["duplicate"] == left_out
+    assert loaded.dropped["in_another_order"] > 0
+    # Nothing is lost but what another split has.
+    assert frozenset.union(*itertools.chain(*found.values())) == frozenset.union(*map(words, rows))
+
+
+def test_of_marked_texts_the_marks_are_a_part(make):
+    marks = [{"column": name, "start": f"start {name}", "end": f"end {name}"} for name in ("first", "second")]
+    columns = ("first", "second", *(f"{end} {name}" for name in ("first", "second") for end in ("start", "end")))
+    one, other, plain = ("the bat hit", 4, 7), ("a bat flew", 2, 5), ("a bat flew", 6, 10)
+
+    def of(first, second):
+        return first[0], second[0], *first[1:], *second[1:], 1
+
+    train = [of(other, one), of(plain, one), ("x", "y", 0, 1, 0, 1, 0)]
+    held_out = {"validation": [("v", "w", 0, 1, 0, 1, 0)], "test": [of(one, other)]}
+    row = make(columns=columns, text=("first", "second"), mark=marks, train=train, **held_out)
+    loaded = datasets.load(row, "mine")
+    assert sorted(frames(loaded)["train"]["text"]) == ["*x*", "a bat *flew*"]
+    assert loaded.dropped == {"missing": 0, "within_margin": 0, "duplicate": 0, "in_another_order": 1}
+
+
+def test_rows_without_mirrors_have_the_cut_of_before_whatever_comes_in_another_order(make):
+    pairs = [(f"sentence {number}", f"number {number}", number % 2) for number in range(400)]
+    text = ("first", "second")
+    alone = load(make(columns=text, text=text, train=pairs, cut=CUT))
+    place = {first: hashlib.sha256(f"{first}\n{second}".encode()).hexdigest() for first, second, _ in pairs}
+    assert {*alone["test"]["text"]} == {first for first, digits in place.items() if int(digits, 16) / 2**256 < 0.2}
+    mirrors = [(second, first, label) for first, second, label in pairs[:100]]
+    found = load(make(columns=text, text=text, train=pairs + mirrors, cut=CUT))
+    rest = {f"{kind} {number}" for kind in ("sentence", "number") for number in range(100, 400)}
+    for split, table in found.items():
+        expected = alone[split][alone[split]["text"].isin(rest)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table[table["text"].isin(rest)].reset_index(drop=True), expected)
 
 
 def test_an_empty_split_is_refused_with_counts(make):
