@@ -173,15 +173,16 @@ def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
 
 
 def _without_mirrors(examples: Mapping[Split, pd.DataFrame], row: DatasetRow) -> dict[Split, pd.DataFrame]:
-    """Return splits of which no two have the same texts in another order.
+    """Return splits of which train, and what is cut from it, have no texts that another has in another order.
 
     Splits that the source provides for scoring stay as they are. Where the others meet, test keeps its rows, then
     validation; train loses them.
     """
-    provided = [split for split in ("test", "validation") if split in row.source.names]
-    made = [split for split in ("test", "validation") if split in examples and split not in provided]
-    kept = {split: examples[split] for split in provided}
-    for split in (*made, "train"):
+    scored: tuple[Split, ...] = ("test", "validation")
+    kept = {split: examples[split] for split in scored if split in row.source.names}
+    cut: list[Split] = [split for split in scored if split in examples and split not in kept]
+    by_precedence: list[Split] = [*cut, "train"]
+    for split in by_precedence:
         elsewhere = pd.concat([part[MIRROR] for part in kept.values()] or [pd.Series(dtype="uint64")])
         part = examples[split]
         kept[split] = part[~part[MIRROR].isin(elsewhere)]
