@@ -2,8 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any, cast
@@ -28,10 +28,15 @@ from pipeline.tasks import Task
 # PEFT warns about layers that it does adapt.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
 
+FROM_EXAMPLES = ("eva", "corda", "lora_ga")  # initializations of PEFT
 OWN_TABLES = ("IA3", "LN_TUNING")  # for which PEFT has a table by architecture, not that of LoRA
+# What PEFT warns of a key that it overrides or does not use.
+UNUSED = ".*(ignored|only supported|no parameter was matched|no tied modules|fan_in_fan_out is set to True but)"
 MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
+KINDS_OF_WARNING = (UserWarning, RuntimeWarning)
 # Methods of PEFT may raise anything else.
-ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
+OTHER_MISFIT = (KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
+ANY_MISFIT = (*MISFIT, *OTHER_MISFIT, *KINDS_OF_WARNING)
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,17 @@ class Plan:
     head: tuple[str, ...]  # the modules of the base model's head
 
 
-def explained(section: MethodParams) -> AbstractContextManager[None]:
-    """Turn what a section's method raises where a value is not allowed or does not fit a model into one line."""
+@contextmanager
+def explained(section: MethodParams) -> Iterator[None]:
+    """Turn what a section's method raises where a value is not allowed or does not fit a model into one line.
+
+    So it does with PEFT's warnings of keys that have no effect.
+    """
     misfit = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
-    return as_user_error(*misfit, before=f"{PARAMS}: {section.word}: ")
+    with as_user_error(*misfit, before=f"{PARAMS}: {section.word}: "), warnings.catch_warnings():
+        for kind in KINDS_OF_WARNING if isinstance(section, PeftParams) else ():
+            warnings.filterwarnings("error", UNUSED, kind)
+        yield
 
 
 def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
@@ -117,8 +129,8 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
             raise ValueError(f"{name}: no such key{nearest(name, known)}")
     if section.layers != "all" and "layers_to_transform" not in known:
         raise ValueError(f"layers: {section.type} cannot choose layers by index; name them by target_modules")
-    if section.options.get("init_lora_weights") == "eva":
-        raise ValueError("init_lora_weights: eva needs examples, which this pipeline does not pass to it")
+    if (start := section.options.get("init_lora_weights")) in FROM_EXAMPLES:
+        raise ValueError(f"init_lora_weights: {start} needs examples, which this pipeline does not pass to it")
     seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
     fields = seeds | section.options | _layers(section) | chosen
     check_patterns(fields)  # as whoever reads the adapter does

@@ -56,6 +56,29 @@ OWN_LOOP = {
     "POLY": "the number of a task with each example",
     "XLORA": "previously trained adapters",
 }
+# Keys of PEFT's configurations that a section cannot set, and what to do instead.
+FIXED = {
+    "peft_type": "name the method by type",
+    "task_type": "the label of the data decides it",
+    "modules_to_save": "the head is trained in full by itself; name further modules under head in the model's row",
+    "base_model_name_or_path": "choose the base model by model",
+    "revision": "pin the base model in its row, or by model: OWNER/NAME@REVISION",
+    "inference_mode": "an adapter is trainable in train and frozen afterwards; leave it out",
+    "auto_mapping": "it is for models without a task, and the data have one; leave it out",
+    "peft_version": "it is that of the installed PEFT; leave it out",
+    "runtime_config": "it is not kept with a trained adapter; leave it out",
+    "megatron_config": "PEFT would import any module that it names; leave it out",
+    "megatron_core": "PEFT would import any module that it names; leave it out",
+    "eva_config": "EVA needs examples, which this pipeline does not pass to it",
+    "corda_config": "CorDA needs examples, which this pipeline does not pass to it",
+    "lora_ga_config": "LoRA-GA needs examples, which this pipeline does not pass to it; LSR has init: gradient",
+    "arrow_config": "Arrow needs previously trained adapters, which this pipeline does not pass to it",
+    "kasa_config": "KaSA needs a loss of its own, which this training does not have",
+    "monteclora_config": "MonteCLoRA needs a loss of its own, which this training does not have",
+    "use_qalora": "layers of GPTQ alone have it, which this training does not load",
+    "qalora_group_size": "layers of GPTQ alone have it, which this training does not load",
+    "use_asa": "it needs a call after each step, which this training does not have",
+}
 
 
 class Section(Row):
@@ -235,6 +258,17 @@ class PeftParams(MethodParams):
         if kind in OWN_LOOP:
             raise ValueError(f"{kind} needs {OWN_LOOP[kind]}, which this training does not have")
         return kind
+
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> Self:
+        for name, value in self.options.items():
+            if name in FIXED and value not in (None, False):  # which say that nothing is set
+                raise ValueError(f"{name}: cannot be set here: {FIXED[name]}")
+            if name == "layers_to_transform" and self.layers != "all":
+                raise ValueError(f"{name}: layers says which, {list(self.layers)}; leave out one of both")
+            if name != "bias" and self.target_modules == "none":
+                raise ValueError(f"{name}: has no effect with target_modules: none, where biases alone are trained")
+        return self
 
     @model_validator(mode="after")
     def _numbers_are_numbers(self) -> Self:

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from peft import PeftConfig
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from lsr.tuner.files import WEIGHTS
@@ -12,6 +14,7 @@ from pipeline.data import base_models
 from pipeline.methods import adapters, device, planning
 from pipeline.methods.kadaptation import KAdaptationLinear
 from pipeline.params.reading import changed
+from pipeline.params.sections import FIXED
 from tests import workspace
 from tests.kit import refused, write
 from tests.stages.running import added, base_model, logits
@@ -140,6 +143,48 @@ def test_any_method_is_reached_by_its_type(monkeypatch):
     for name in planning.known_types().keys() - {"LSR"}:
         section = changed({"adapter": "peft", "peft.type": name}, params.TrainView).section
         assert planning.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_a_key_that_the_pipeline_or_the_training_decides_is_refused_with_what_to_do(key):
+    kinds = [kind for kind in planning.known_types().values() if key in kind.__dataclass_fields__]
+    assert kinds, "PEFT has no such key"
+    value = {"modules_to_save": ["query"]}.get(key, "x")
+    refused(seen, "lora", {f"lora.{key}": value}, says=f"params.yaml: lora: {key}: cannot be set here: {FIXED[key]}")
+
+
+def test_every_key_that_all_methods_of_peft_share_is_decided_elsewhere():
+    assert PeftConfig.__dataclass_fields__.keys() <= FIXED.keys()
+
+
+HONORED = {
+    "r": 3,
+    "lora_alpha": 5.0,
+    "lora_dropout": 0.25,
+    "use_rslora": True,
+    "use_dora": True,
+    "bias": "lora_only",
+    "exclude_modules": ["value"],
+    "layers_to_transform": [1],
+    "layers_pattern": ["layer"],
+    "rank_pattern": {"query": 2},
+    "alpha_pattern": {"query": 2.0},
+    "init_lora_weights": "gaussian",
+    "trainable_token_indices": [3, 4],
+}
+
+
+def test_other_keys_are_what_peft_has_while_it_trains(tmp_path):
+    view = seen("lora", {f"lora.{key}": value for key, value in HONORED.items()})
+    adapters.save_adapter(fresh(view), tmp_path, view.base_model)
+    trained = adapters.load_adapter(base_model(view), tmp_path, trainable=True)
+    config = trained.peft_config["default"]
+    held = {key: list(its) if isinstance(its := getattr(config, key), set) else its for key in HONORED}
+    assert held == HONORED
+    layers = {name: its for name, its in trained.named_modules() if isinstance(its, LoraLayer)}
+    assert [name.partition("layer.")[2] for name in layers] == ["1.attention.self.query"]
+    (layer,) = layers.values()
+    assert (layer.r["default"], layer.scaling["default"]) == (2, 2.0 / 2**0.5)
 
 
 def test_the_seed_is_every_seed_that_a_section_does_not_set():
