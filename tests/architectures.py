@@ -16,8 +16,11 @@ ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 PADS = {"opt", *ENCODERS}  # whose tokenizer has a token for it; the others' have none, as those of the hub
 
 
-def save(folder, kind):
-    """Save a model of an architecture with a tokenizer trained on the sentences of the workspace."""
+def save(folder, kind, dtype=torch.float32, **changes):
+    """Save a model of an architecture with a tokenizer trained on the sentences of the workspace.
+
+    `changes` are those of its configuration; `dtype` is that of the checkpoint.
+    """
     bpe = ByteLevelBPETokenizer()
     texts = [text for *pair, _ in workspace.sentences(50) for text in pair]
     bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[END, "<pad>"], show_progress=False)
@@ -25,8 +28,8 @@ def save(folder, kind):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=30, **special)
     tokenizer.save_pretrained(folder)
     sizes = DECODERS[kind] | ENDS if kind in DECODERS else ENCODERS[kind]
-    config = AutoConfig.for_model(kind, **sizes, vocab_size=VOCABULARY)
+    config = AutoConfig.for_model(kind, **sizes | changes, vocab_size=VOCABULARY)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        AutoModel.from_config(config).save_pretrained(folder)
+        AutoModel.from_config(config).to(dtype).save_pretrained(folder)
     return folder

@@ -14,6 +14,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel
 
 from lsr import LsrConfig, LsrModel
+from lsr.tuner.files import PREFIX
 from lsr.tuner.options import check_patterns
 from lsr.tuner.targets import adapted_names, check_forms, check_indices, check_names, heads_of, linear_layers
 from pipeline import tasks
@@ -72,7 +73,7 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
     head = head_of(row, base)
     if not head and isinstance(section, HeadParams | FullParams):
         raise UserError(f"{PARAMS}: adapter: {section.word}: a model that writes has no head; choose another")
-    whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
+    whole = [*beside_head(base, head), *head] if isinstance(section, FullParams) else head
     config = configured(section, view.seed, _targets(section, base, row), whole, task.peft_task)
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
@@ -176,6 +177,16 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
             f"adapted; name them by target_modules of a row; its linear layers: {linear}"
         )
     return LsrModel.target_module_mapping[kind]
+
+
+def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
+    """Return the modules with parameters beside a head, by names that no other module of a PEFT wrapper ends with.
+
+    PEFT takes each entry of `modules_to_save` for the end of a name, and both of its wrappers hold a `model`, as the
+    backbone of Llama or ModernBERT is named, too.
+    """
+    beside = {name: module for name, module in model.named_children() if name not in head}
+    return [f"{PREFIX}{name}" for name, module in beside.items() if any(True for _ in module.parameters())]
 
 
 def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
