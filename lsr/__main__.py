@@ -61,7 +61,7 @@ def _compared(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
     # Lines with the largest difference of an export's outputs from the adapter's, for each way to load it.
     if options.to == "merged":
         kind = class_of(read_config(options.adapter))
-        found = {"merged": outputs(load_model(kind, str(folder)).float().eval())}
+        found = {"merged": outputs(load_model(kind, str(folder)).eval())}
     else:
         model = load_adapter(folder, options.base, "LORA")
         found = {"lora, unmerged": outputs(model), "lora, merged by PEFT": outputs(model.merge_and_unload())}

@@ -24,11 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lsr.algebra.rounding import dtype_name
 from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.updates import LSR, check_config
-from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files
+from lsr.tuner.files import CONFIG, PREFIX, WRAPPED, Files, read_files
 from lsr.tuner.mistakes import explained
 
 ROWS, LENGTH, SEED = 8, 16, 0  # of the token ids that models are asked for
 RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
+HALF = (torch.bfloat16, torch.float16)
 ROOM = 1 << 20  # entries that a method may create of any base model, beside as many as this one and the file have
 
 
@@ -40,16 +41,14 @@ def load_adapter(adapter: Path | Files, base: str | None = None, method: str | N
     `load_base` and `load_onto`.
     """
     files = adapter if isinstance(adapter, Files) else read_files(adapter, method)
-    base_model = load_base(files.fields, files.tensors, base)
-    if files.method != LSR:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
-        base_model = base_model.float()
-    return load_onto(base_model, files).float()
+    return load_onto(load_base(files.fields, files.tensors, base), files).float()  # files may hold float64
 
 
 def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False) -> PeftModel:
     """Return a base model with the adapter in a folder, of any method of PEFT, on the device of the base model.
 
-    It is what PeftModel.from_pretrained returns, of tensors that are read within bounds and may have been rounded.
+    It is what PeftModel.from_pretrained returns, of tensors that are read within bounds and may have been rounded: a
+    head and biases have the dtype of the base model, and the adapter at least float32.
 
     Raises:
         InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
@@ -58,10 +57,13 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
     config = _config_of(files)
     config.inference_mode = not trainable
     device = next(base.parameters()).device
-    # Do not initialize factors that are about to be loaded, unless it changes the base weight, as PiSSA.
-    is_empty = not isinstance(files.fields.get("init_lora_weights"), str)
+    # Do not initialize factors that are about to be loaded, unless it changes the base weight, as PiSSA, or PEFT would
+    # round what it loads to the dtype of the base model.
+    is_precise = not any(parameter.dtype in HALF for parameter in base.parameters())
+    is_empty = is_precise and not isinstance(files.fields.get("init_lora_weights"), str)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     entries = sum(its.numel() for its in (*base.parameters(), *files.tensors.values()))
+    dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
     with explained(f"{files.folder}: does not fit the base model", *MISFITS):
         with _Bounded(entries + ROOM):
             model = kind(base, config, low_cpu_mem_usage=is_empty)
@@ -71,6 +73,8 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
         tuner: Any = model.base_model
         if hasattr(tuner, "_cast_adapter_dtype"):  # methods that add tokens instead of layers have none
             tuner._cast_adapter_dtype("default", autocast_adapter_dtype=True)
+    for name, parameter in model.named_parameters():  # PEFT has put tensors of the file in their place
+        parameter.data = parameter.data.to(dtypes.get(_name_in_base(name), parameter.dtype))
     return model if trainable else model.eval()
 
 
@@ -105,6 +109,13 @@ def outputs(model: Any, rows: int = ROWS, state: Mapping[str, Tensor] | None = N
     names = ["input_ids", *(["decoder_input_ids"] if model.config.is_encoder_decoder else [])]
     call = partial(functional_call, model, dict(state or {}), (), tie_weights=False)
     return torch.cat([call({**dict.fromkeys(names, row[None]), "return_dict": True})[0].double() for row in ids[:rows]])
+
+
+def _name_in_base(name: str) -> str:
+    """Return the name that a parameter of a PEFT wrapper has in the base model, if it stands in for one of that."""
+    for wrapper in (".modules_to_save.default", ".original_module", ".base_layer"):
+        name = name.replace(wrapper, "")
+    return name.removeprefix(PREFIX)
 
 
 def _config_of(files: Files) -> PeftConfig:  # checked before any memory of its sizes is taken

@@ -39,10 +39,12 @@ MISFITS = (  # what transformers and PEFT raise if files do not fit
 def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -> Any:
     """Return a pretrained model of a class of transformers, from safetensors; `more` is for `from_pretrained`.
 
-    Code that the model brings is not run; transformers would ask on the terminal.
+    Its weights are float32, in which adapters are trained and exported, whatever the dtype of the checkpoint. Code that
+    the model brings is not run; transformers would ask on the terminal.
     """
+    safe = {"use_safetensors": True, "trust_remote_code": False}
     with explain_base(name):
-        return kind.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=False, **more)
+        return kind.from_pretrained(name, revision=revision, dtype=torch.float32, **safe, **more)
 
 
 def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:

@@ -66,6 +66,7 @@ class Card:
     labels: Sequence[str] | None  # of the head in order, none if it predicts a number; None: unknown
     is_pair: bool = False
     is_several: bool = False  # whether any number of the labels may apply
+    dtype: str | None = None  # in which it was trained, if that is not the one of the base model's checkpoint
     tenant: str | None = None  # one of those whose labels the head has, if it is of tenants
     method: str = "LSR"  # PEFT's name
     module: str = "lsr"  # the one that registers the method with PEFT, or "peft" itself
@@ -98,6 +99,7 @@ class Card:
             named = {at: str(label) for at, label in enumerate(self.labels)}
             head = f", id2label={named!r}" if named else ', num_labels=1, problem_type="regression"'
             head += ', problem_type="multi_label_classification"' * self.is_several
+        head += f', dtype="{self.dtype}"' if self.dtype else ""
         origin = "" if self.module == "lsr" else "from the repository that trained it, "
         registers = f"import {self.module}  # {origin}before PEFT reads the adapter, or it knows no {self.method}\n"
         snippet = "" if self.module == "peft" else registers

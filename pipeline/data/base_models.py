@@ -43,11 +43,13 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     """Return the pretrained model with a fresh head for the task of a data set, and its loss; seed torch before.
 
     Its configuration gets the tokenizer's padding token: a decoder classifies the last token before the padding.
+
+    All weights are float32, whatever the dtype of the checkpoint: in half precision most steps of training are rounded
+    away. `train.precision` is that of matrix products alone.
     """
     task = tasks.of(dataset)
-    model: PreTrainedModel = _pretrained(
-        row, getattr(transformers, task.auto_class), use_safetensors=True, **task.head()
-    )
+    auto_class = getattr(transformers, task.auto_class)
+    model: PreTrainedModel = _pretrained(row, auto_class, use_safetensors=True, dtype="float32", **task.head())
     pad(load_tokenizer(row), row.where, model)
     if loss := task.loss():
         use_loss(model, task, loss)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -34,6 +35,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
+    of_checkpoint = base_models.load_config(view.base_model, task).dtype
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]
     package = config.__module__.partition(".")[0]
     is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
@@ -45,6 +47,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
         task.names,
         is_pair=len(task.columns) > 1,
         is_several=isinstance(task, SeveralTask),
+        dtype=None if of_checkpoint in (None, torch.float32) else "float32",
         tenant=next(iter(task.tenants)) if isinstance(task, TenantsTask) else None,
         method=fields["peft_type"],
         module=package if package in ("lsr", "peft") else config.__module__,
