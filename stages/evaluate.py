@@ -7,6 +7,7 @@ artifacts/card.md: the adapter's card with its test score, to be published with 
 from dataclasses import replace
 from typing import cast
 
+from datasets import Dataset
 from torch import nn
 
 from lsr.serve.bank import AdapterBank
@@ -19,7 +20,24 @@ from pipeline.methods import adapter_task, adapters, banks, cards
 from pipeline.methods.device import fastest
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.classes import ClassesTask
+from pipeline.tasks.completion import Written
 from pipeline.tasks.scores import BY_CLASS, by_class
+
+
+def written_by(model: nn.Module, view: params.EvaluateView, test: Dataset, title: str) -> Written:
+    """Return what a language model writes for the prompts of a split; it runs on the fastest device, and is moved back.
+
+    An initialization that is computed again when its adapter is loaded, as that of PiSSA, is the same to the byte only
+    on one device.
+    """
+    task = CompletionTask(view.dataset)
+    prompts = task.prompts(base_models.load_tokenizer(view.base_model))
+    size, new_tokens = view.evaluate.batch_size, view.evaluate.new_tokens
+    device = next(model.parameters()).device
+    with console.progress(title, len(test), "prompts") as advance:
+        written = evaluation.written(task, model.to(fastest()), test, prompts, new_tokens, size, advance)
+    model.to(device)
+    return written
 
 
 def main(view: params.EvaluateView) -> None:
@@ -27,6 +45,11 @@ def main(view: params.EvaluateView) -> None:
     tokenizer, size = base_models.load_tokenizer(view.base_model), view.evaluate.batch_size
     test = tokens.load_tokens("test")
     base = base_models.load_base_model(view.base_model, view.dataset)
+    if isinstance(task, CompletionTask):
+        longest = max(test["length"][:]) + view.evaluate.new_tokens
+        base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
+        # Before the adapter is loaded: PiSSA, OLoRA and trained biases change weights of the base model itself.
+        of_base = written_by(base, view, test, "evaluate, without the adapter")
     trained = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
     counts, model = adapters.count_parameters(trained, view.base_model), cast("nn.Module", trained)
     metrics: dict[str, float] = {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
@@ -36,15 +59,8 @@ def main(view: params.EvaluateView) -> None:
         model = banks.Served(bank, list(task.tenants))
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
     if isinstance(task, CompletionTask):
-        longest = max(test["length"][:]) + view.evaluate.new_tokens
-        base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
-        prompts, count = task.prompts(tokenizer), view.evaluate.new_tokens
-        with console.progress("evaluate, with and without the adapter", 2 * len(test), "prompts") as advance:
-            asked = task, trained.to(fastest()), test, prompts, count, size, advance
-            written = evaluation.written(*asked)
-            with trained.disable_adapter():
-                base_written = evaluation.written(*asked)
-        outcome: Outcome = replace(written, base_outputs=base_written.outputs, base_said=base_written.said)
+        written = written_by(trained, view, test, "evaluate, with the adapter")
+        outcome: Outcome = replace(written, base_outputs=of_base.outputs, base_said=of_base.said)
     else:
         with console.progress("evaluate", len(test), "examples") as advance:
             outputs = evaluation.outputs(task, model.to(fastest()), test, task.collator(tokenizer), size, advance)
