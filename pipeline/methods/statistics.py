@@ -1,7 +1,8 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from datasets import Dataset
 from torch import nn
@@ -10,17 +11,23 @@ from transformers import PreTrainedModel
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
-from lsr.loading.contents import check_layers, read_contents
-from lsr.tuner.files import adapter_folder
+from lsr.loading.contents import TENANTS, Contents, check_layers, read_contents
+from lsr.serve.common import last_layer
+from lsr.tuner.files import TASK, adapter_folder, read_files
 from pipeline import tasks
+from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import tokens
 from pipeline.data.base_models import load_tokenizer
+from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
+from pipeline.tasks import Task
 
 BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
+NUMBER = "a number"  # in place of a label
+SHOWN = 4  # labels in a message
 
 
 def read(
@@ -60,17 +67,55 @@ def read(
 def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> dict[str, Matrix]:
     """Return the updates of the layers of a plan by another adapter; the base model gets its head.
 
+    The outputs of the head come into the order of the data's labels.
+
     Raises:
-        UserError: if it is no adapter, or does not adapt the layers of the plan.
+        UserError: if it is no adapter, does not adapt the layers of the plan, or has a head for other labels.
     """
     where, modules = f"{PARAMS}: {plan.section.word}.init", dict(base.named_modules())
     task = tasks.of(view.dataset)
     with as_user_error(ValueError, TypeError, RuntimeError, before=f"{where}: "):
-        contents = read_contents(adapter_folder(source))
+        files = read_files(adapter_folder(source))
+        contents = read_contents(files)
         check_layers(contents.shapes, modules)
+        if contents.heads:
+            contents = with_outputs_of(task, contents, last_layer(files), view.data)
         for name, state in contents.heads_on(modules, task.width(task.names)).items():
             modules[name].load_state_dict(state)
     for name in sorted(contents.updates.keys() ^ set(plan.layers)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
     return {name: contents.updates[name].product() for name in plan.layers}
+
+
+def with_outputs_of(task: Task, contents: Contents, layer: str, data: str) -> Contents:
+    """Return an adapter with the outputs of its head, rows of a last layer, in the order of the labels of a task.
+
+    Raises:
+        ValueError: if its head is for other labels; names them.
+    """
+    if contents.task is None:
+        taken = f"its outputs are taken in the order of those of {data}"
+        console.note(f"{contents.source}: no {TASK} names its labels: {taken}")
+        return contents
+    held = outputs_of(contents.task)
+    wanted = outputs_of(AdapterTask.of(task, max_length=1).model_dump())
+    if sorted(held) != sorted(wanted):
+        raise ValueError(f"{contents.source}: its head is for {_listed(held)}, and {data} has {_listed(wanted)}")
+    order = [held.index(output) for output in wanted]
+    rows = {key: value[order] for key, value in contents.heads.items() if key.rpartition(".")[0] == layer}
+    names = {**contents.task, "labels": list(task.names) or None}
+    return replace(contents, heads={**contents.heads, **rows}, task=names)
+
+
+def outputs_of(note: Mapping[str, Any]) -> list[str]:
+    """Return the names of a head's outputs, in order, by the note on its task: labels, of tenants with their names."""
+    tenants = note.get(TENANTS)
+    if not tenants:
+        return list(note.get("labels") or [NUMBER])
+    return [f"{label} of {tenant}" for tenant, labels in tenants.items() for label in labels or [NUMBER]]
+
+
+def _listed(outputs: Sequence[str]) -> str:
+    more = f" and {len(outputs) - SHOWN} more" if len(outputs) > SHOWN else ""
+    return f"{', '.join(outputs[:SHOWN])}{more}"

@@ -190,7 +190,8 @@ class LsrParams(MethodParams):
     init: Literal["random", "principal", "gradient", "update", "warm"] | Annotated[StrictStr, Field(pattern="/")] = (
         Field(
             "random",
-            description="or the folder or hub repository of an adapter of LSR or LoRA, which training goes on from",
+            description="or the folder or hub repository of an adapter of LSR or LoRA, which training goes on from; "
+            "its head must be for the same labels, in any order",
         )
     )
     alpha: Alpha = 16.0
