@@ -134,3 +134,15 @@ def test_every_test_that_a_claim_names_is_there():
     trees = {path: ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8")) for path, _ in named}
     functions = {(path, one.name) for path, tree in trees.items() for one in tree.body if hasattr(one, "name")}
     assert set(named) <= functions
+
+
+def test_each_cell_of_the_table_of_references_names_a_test_or_says_why_there_is_none():
+    section = (ROOT / "tests/README.md").read_text(encoding="utf-8").partition("## References of results")[2]
+    section = section.partition("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line] for line in lines if set("".join(line)) != {"-"}]
+    words = {word for word, *tests in rows if len(tests) == 1} - {"word"}
+    cells = [cell for _, _, *cells in rows if len(cells) > 1 for cell in cells if cells[0] != "architecture"]
+    named = {word for cell in cells if not cell.startswith("no: ") for word in cell.split(", ")}
+    assert len(cells) > 60
+    assert named == words

@@ -1,0 +1,254 @@
+"""Training is a plain loop of PyTorch: the same losses at each step, and the same adapter and head at the end.
+
+The loop takes the batches that the Trainer took, each of whose texts passes alone in float64, with labels from the file
+of the user. Its optimizer is AdamW, its rates rise and fall linearly, and the norm of a step's gradient is at most 1.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from pipeline.core import artifacts
+from pipeline.training import run as training
+from tests import kit, workspace
+from tests.kit import table
+from tests.references import models, plain, texts
+from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, report, run
+
+LENGTH, RATE, HEAD_RATE, DECAY, WARMUP, EPOCHS = 24, 0.01, 0.03, 0.1, 0.25, 2
+EXAMPLES = 60
+OWN = {"learning_rate": RATE}
+STARTED = {"init": "warm", "examples": 16, "head_steps": 2}
+METHODS = {
+    "lora": ("lora", OWN),
+    "sums": ("lsr", OWN | {"rank_shape": [2, 2], "separation_rank": 2}),
+    "cores": ("lsr", OWN | {"rank_shape": [3], "separation_rank": 1, "train": "core"} | STARTED),
+    "shared": ("lsr", OWN | {"rank_shape": [3], "separation_rank": 1, "train": "all", "share": "layers"} | STARTED),
+    "full": ("full", OWN),
+}
+CASES = [  # the method, labels, the architecture and its dtype
+    ("lora", "three", "roberta", torch.float32),
+    ("sums", "number", "gpt2", torch.float32),
+    ("cores", "pairs", "bert", torch.bfloat16),
+    ("shared", "several", "llama", torch.float32),
+    ("full", "two", "distilbert", torch.bfloat16),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A workspace with the texts, in which nothing has run."""
+    changes = {
+        "epochs": EPOCHS,
+        "batch_size": 8,
+        "head_learning_rate": HEAD_RATE,
+        "weight_decay": DECAY,
+        "warmup_share": WARMUP,
+    }
+    folder = workspace.make(
+        tmp_path_factory.mktemp("training"), texts.ROWS, tokenize={"max_length": LENGTH}, train=changes
+    )
+    kit.write(folder / texts.FILE, texts.examples(EXAMPLES))
+    return folder
+
+
+@pytest.fixture
+def go(world, monkeypatch):
+    """A function that trains, and returns the checkpoint's folder and the token ids of each batch."""
+    usual = (world / "params.yaml").read_bytes()
+    monkeypatch.chdir(world)
+    batches = []
+
+    def recording(collate):
+        def collated(features):
+            batches.append([tuple(one["input_ids"]) for one in features])
+            return collate(features)
+
+        return collated
+
+    def stages(method, labels, architecture, dtype):
+        folder = Path(f"models/{architecture}-{dtype}")
+        if not folder.exists():
+            models.save(folder, architecture, dtype)
+            kit.edit(folder / "config.json", without_dropout)
+        word, section = METHODS[method]
+        workspace.change(data=labels, model=str(folder), adapter=word, **{word: section})
+        run(TOKENIZE, FACTORIZE)
+        real = training.trainer_of
+        monkeypatch.setattr(
+            training,
+            "trainer_of",
+            lambda view, model, splits, collate, *others: real(view, model, splits, recording(collate), *others),
+        )
+        run(TRAIN)
+        return folder, batches
+
+    yield stages
+    (world / "params.yaml").write_bytes(usual)
+
+
+def without_dropout(config):
+    return {name: 0.0 if "drop" in name else value for name, value in config.items()}
+
+
+class Loop:
+    """A plain model in float64 with the adapter of artifacts/init; what of it trains, by its name in the file."""
+
+    def __init__(self, folder, labels):
+        outputs = len(texts.ROWS[labels]["label"].get("names", [0]))
+        self.model = plain.base_model(folder, num_labels=outputs).double().requires_grad_(False)
+        self.fields = plain.fields_of(artifacts.INIT)
+        children = [name for name, _ in self.model.named_children()]
+        self.heads = [name for name in children if name != self.model.base_model_prefix]
+        if self.fields["peft_type"] == "LSR":
+            self.trained = self.whole(self.heads) | self.with_lsr()
+        elif "lora_A" in "".join(plain.tensors_of(artifacts.INIT)):
+            self.trained = self.with_lora()
+        else:  # full fine-tuning
+            self.trained = self.whole(children)
+
+    def whole(self, modules):
+        """Return the parameters of modules of the base model, with the values of the file."""
+        plain.load_head(self.model, artifacts.INIT)
+        named = dict(self.model.named_parameters())
+        return {name: one.requires_grad_() for name, one in named.items() if name.partition(".")[0] in modules}
+
+    def with_lora(self):
+        """Let PEFT load a LoRA and the head, and return their parameters."""
+        folder = str(artifacts.INIT)
+        self.model = PeftModel.from_pretrained(self.model, folder, is_trainable=True, autocast_adapter_dtype=False)
+        self.model.double()
+        names = {tensor.data_ptr(): name for name, tensor in get_peft_model_state_dict(self.model).items()}
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return {names[parameter.data_ptr()].removeprefix(plain.PREFIX): parameter for parameter in trained}
+
+    def with_lsr(self):
+        """Add alpha / r * B R A x to the output of each layer by dense matrices, and return what of them trains."""
+        stored = {name: tensor for name, tensor in plain.tensors_of(artifacts.INIT).items() if plain.MARK in name}
+        values = {name: nn.Parameter(tensor.double()) for name, tensor in stored.items()}
+
+        def add_to(layer):
+            shape = plain.weight_of(self.model, layer).shape
+
+            def add(_, inputs, output):
+                a, b, core = plain.sides(plain.by_layer(values)[layer], *shape)
+                return output + plain.scaling_of(self.fields, len(a)) * inputs[0] @ a.T @ core.T @ b.T
+
+            self.model.get_submodule(layer).register_forward_hook(add)
+
+        for layer in plain.factors_of(artifacts.INIT):
+            add_to(layer)
+        cores_alone = self.fields["train"] == "core"
+        return {name: value for name, value in values.items() if name.endswith("core") or not cores_alone}
+
+    def groups(self):
+        """Yield each parameter with its rate: the head has its own, and biases and norms do not decay."""
+        for name, parameter in self.trained.items():
+            rate = HEAD_RATE if name.partition(".")[0] in self.heads else RATE
+            if name.endswith(("factor_A2", "factor_B2")):
+                rate /= len(parameter) ** 0.5  # of terms
+            decays = not name.endswith("bias") and "norm" not in name.lower()
+            yield {"params": [parameter], "lr": rate, "weight_decay": DECAY * decays}
+
+    def values(self):
+        return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+
+    def loss(self, examples, loss):
+        """Return the mean loss over examples, each of which passes alone."""
+        return torch.stack([loss(self.model(**inputs).logits[0], example) for inputs, example in examples]).mean()
+
+    def fit(self, epochs, loss):
+        """Take a step for each batch; return the losses of steps and of validation, and the values after each epoch."""
+        optimizer = torch.optim.AdamW(self.groups())
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        steps = sum(len(batches) for batches, _ in epochs)
+        losses, validations, states = [], [], []
+        for batches, validation in epochs:
+            for batch in batches:
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * share(len(losses), steps)
+                optimizer.zero_grad()
+                of_step = self.loss(batch, loss)
+                of_step.backward()
+                nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
+                optimizer.step()
+                losses.append(of_step.item())
+            with torch.no_grad():
+                validations.append(self.loss(validation, loss).item())
+            states.append(self.values())
+        return losses, validations, states
+
+
+def share(step, steps):
+    """Return the share of the rates in a step: they rise over some steps, and then fall to zero."""
+    rising = round(WARMUP * steps)
+    return step / rising if step < rising else (steps - step) / (steps - rising)
+
+
+def of_class(column):
+    return lambda logits, example, names: F.cross_entropy(logits, torch.tensor(names.index(example[column])))
+
+
+def of_several(logits, example, names):
+    applies = torch.tensor([float(name in example["tags"].split("|")) for name in names]).double()
+    return F.binary_cross_entropy_with_logits(logits, applies)
+
+
+LOSSES = {  # of the logits of a text, by the names or the number that the file has for it
+    "two": of_class("weather"),
+    "three": of_class("size"),
+    "pairs": of_class("weather"),
+    "several": of_several,
+    "number": lambda logits, example, names: (logits[0] - example["rating"]) ** 2,
+}
+
+
+def read_by_epoch(collated, folder, labels):
+    """Return for each epoch the batches that were trained on, and what was validated on, as inputs and examples."""
+    tokenizer, columns = AutoTokenizer.from_pretrained(folder), texts.ROWS[labels]["text"]
+    known = {}
+    for example in texts.examples(EXAMPLES):
+        inputs = plain.encoded(tokenizer, [example[name] for name in columns], LENGTH)
+        known[tuple(inputs["input_ids"][0].tolist())] = inputs, example
+    assert len(known) == EXAMPLES
+    metrics = report(artifacts.TRAIN_METRICS)
+    steps, of_epoch = metrics["steps"] // EPOCHS, len(collated) // EPOCHS
+    batches = [[known[ids] for ids in batch] for batch in collated]
+    epochs = [batches[start : start + of_epoch] for start in range(0, len(batches), of_epoch)]
+    assert sum(len(batch) for epoch in epochs for batch in epoch[:steps]) == metrics["read"]
+    return [(epoch[:steps], [one for batch in epoch[steps:] for one in batch]) for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("method", "labels", "architecture", "dtype"),
+    CASES,
+    ids=["-".join((*case[:3], str(case[3]).removeprefix("torch."))) for case in CASES],
+)
+def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels, architecture, dtype):
+    folder, collated = go(method, labels, architecture, dtype)
+    names = report(artifacts.ADAPTER / "task.json")["labels"]
+    loop = Loop(folder, labels)
+    first = loop.values()
+    epochs = read_by_epoch(collated, folder, labels)
+    losses, validations, states = loop.fit(epochs, lambda *one: LOSSES[labels](*one, names))
+    assert column("loss") == pytest.approx(losses, rel=1e-4)
+    assert column("validation_loss") == pytest.approx(validations, rel=1e-4)
+    found = plain.tensors_of(artifacts.ADAPTER)
+    best = states[report(artifacts.TRAIN_METRICS)["best_epoch"] - 1]
+    assert found.keys() >= best.keys()
+    for name, expected in best.items():
+        moved = (expected - first[name]).norm()
+        if name.endswith("k_lin.bias"):  # its gradient is zero, and AdamW makes steps of what rounding leaves of it
+            assert moved < 1e-9
+        else:
+            assert moved > 1e-6
+            assert (found[name].double() - expected).norm() < 1e-4 * moved, name
+
+
+def column(name):
+    return [float(line[name]) for line in table(artifacts.TRAIN_CURVES / f"{name}.csv")]
