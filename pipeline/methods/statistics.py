@@ -1,7 +1,6 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 from datasets import Dataset
@@ -78,18 +77,20 @@ def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeIn
         files = read_files(adapter_folder(source))
         contents = read_contents(files)
         check_layers(contents.shapes, modules)
-        if contents.heads:
-            contents = with_outputs_of(task, contents, last_layer(files), view.data)
-        for name, state in contents.heads_on(modules, task.width(task.names)).items():
-            modules[name].load_state_dict(state)
+        heads = contents.heads_on(modules, task.width(task.names))
+        order = order_of_outputs(task, contents, view.data) if heads else None
+        by_label = {f"{last_layer(files)}.{part}" for part in ("weight", "bias")} if order else set[str]()
+        for name, state in heads.items():
+            ordered = {key: value[order] if f"{name}.{key}" in by_label else value for key, value in state.items()}
+            modules[name].load_state_dict(ordered)
     for name in sorted(contents.updates.keys() ^ set(plan.layers)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
     return {name: contents.updates[name].product() for name in plan.layers}
 
 
-def with_outputs_of(task: Task, contents: Contents, layer: str, data: str) -> Contents:
-    """Return an adapter with the outputs of its head, rows of a last layer, in the order of the labels of a task.
+def order_of_outputs(task: Task, contents: Contents, data: str) -> list[int] | None:
+    """Return the outputs of an adapter's head in the order of the labels of a task; None if no file names them.
 
     Raises:
         ValueError: if its head is for other labels; names them.
@@ -97,15 +98,12 @@ def with_outputs_of(task: Task, contents: Contents, layer: str, data: str) -> Co
     if contents.task is None:
         taken = f"its outputs are taken in the order of those of {data}"
         console.note(f"{contents.source}: no {TASK} names its labels: {taken}")
-        return contents
+        return None
     held = outputs_of(contents.task)
     wanted = outputs_of(AdapterTask.of(task, max_length=1).model_dump())
     if sorted(held) != sorted(wanted):
         raise ValueError(f"{contents.source}: its head is for {_listed(held)}, and {data} has {_listed(wanted)}")
-    order = [held.index(output) for output in wanted]
-    rows = {key: value[order] for key, value in contents.heads.items() if key.rpartition(".")[0] == layer}
-    names = {**contents.task, "labels": list(task.names) or None}
-    return replace(contents, heads={**contents.heads, **rows}, task=names)
+    return [held.index(output) for output in wanted]
 
 
 def outputs_of(note: Mapping[str, Any]) -> list[str]:
