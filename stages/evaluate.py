@@ -17,6 +17,7 @@ from pipeline import evaluation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards
+from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.classes import ClassesTask
@@ -31,7 +32,7 @@ def written_by(model: nn.Module, view: params.EvaluateView, test: Dataset, title
     on one device.
     """
     task = CompletionTask(view.dataset)
-    prompts = task.prompts(base_models.load_tokenizer(view.base_model))
+    prompts = task.prompts(tokenizer_of(model, view.base_model))
     size, new_tokens = view.evaluate.batch_size, view.evaluate.new_tokens
     device = next(model.parameters()).device
     with console.progress(title, len(test), "prompts") as advance:
@@ -42,7 +43,7 @@ def written_by(model: nn.Module, view: params.EvaluateView, test: Dataset, title
 
 def main(view: params.EvaluateView) -> None:
     task = tasks.of(view.dataset)
-    tokenizer, size = base_models.load_tokenizer(view.base_model), view.evaluate.batch_size
+    size = view.evaluate.batch_size
     test = tokens.load_tokens("test")
     base = base_models.load_base_model(view.base_model, view.dataset)
     if isinstance(task, CompletionTask):
@@ -54,16 +55,19 @@ def main(view: params.EvaluateView) -> None:
     counts, model = adapters.count_parameters(trained, view.base_model), cast("nn.Module", trained)
     metrics: dict[str, float] = {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
     task.thresholds = adapter_task.read(artifacts.ADAPTER).thresholds
+    scored_base = base
     if isinstance(task, TenantsTask):  # what is scored is what is served
         bank = AdapterBank.load(banks.base_of(view.base_model), artifacts.BANK)
+        scored_base = bank.model
         model = banks.Served(bank, list(task.tenants))
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
     if isinstance(task, CompletionTask):
         written = written_by(trained, view, test, "evaluate, with the adapter")
         outcome: Outcome = replace(written, base_outputs=of_base.outputs, base_said=of_base.said)
     else:
+        collate = task.collator(tokenizer_of(scored_base, view.base_model))
         with console.progress("evaluate", len(test), "examples") as advance:
-            outputs = evaluation.outputs(task, model.to(fastest()), test, task.collator(tokenizer), size, advance)
+            outputs = evaluation.outputs(task, model.to(fastest()), test, collate, size, advance)
         outcome = evaluation.outcome(outputs, test)
     whole, parts = task.parts(outcome, view.evaluate.resamples)
     metrics |= whole

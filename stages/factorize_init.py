@@ -21,6 +21,7 @@ from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, content, tokens
 from pipeline.methods import adapters, banks, planning, statistics
+from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.planning import Plan
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
@@ -64,6 +65,7 @@ def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
+    tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
     rows, sizes = list[Row](), list[int]()  # of the report, and of batches of examples
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
+from pipeline.methods.batches import tokenizer_of
 from pipeline.tasks import SeveralTask, TenantsTask
 from pipeline.tasks.classes import ClassesTask
 from pipeline.training import checkpoints, processes, run
@@ -50,7 +51,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
             needed = "balanced needs a label of classes, and no tenants"
             raise UserError(f"{params.PARAMS}: train.class_weights: {needed}")
         base_models.use_loss(base, task, task.balanced(np.array(splits["train"]["label"][:])))
-    tokenizer = base_models.load_tokenizer(view.base_model)
+    tokenizer = tokenizer_of(base, view.base_model)
     collate = task.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])

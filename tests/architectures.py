@@ -13,6 +13,8 @@ VOCABULARY = 320
 SIZES = workspace.read_yaml(Path(__file__).with_suffix(".yaml"))
 DECODERS, ENCODERS = SIZES["decoders"], SIZES["encoders"]
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+PADDED = SIZES["padded"]
+SPECIAL = [END, "<pad>", "<unk>", "<|im_end|>", "<s>"]  # of the tokenizers of PADDED, whose numbers are these places
 PADS = {"opt", *ENCODERS}  # whose tokenizer has a token for it; the others' have none, as those of the hub
 
 
@@ -32,4 +34,26 @@ def save(folder, kind, dtype=torch.float32, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         AutoModel.from_config(config).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def save_padded(folder, name, auto=AutoModel):
+    """Save a model of PADDED with its tokenizer, without a head or as another class of transformers has it."""
+    described = PADDED[name]
+    bpe = ByteLevelBPETokenizer()
+    texts = [text for *pair, _ in workspace.sentences(50) for text in pair]
+    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=SPECIAL, show_progress=False)
+    inputs = described.get("inputs", ["input_ids", "attention_mask"])
+    side = described.get("side", "right")
+    options = described["tokens"] | {"padding_side": side, "model_input_names": inputs, "model_max_length": 30}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **options)
+    tokenizer.save_pretrained(folder)
+    ends = {"eos_token_id": described["ends"]} if "ends" in described else {}
+    config = AutoConfig.for_model(name, **described["sizes"] | ends, vocab_size=VOCABULARY)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = auto.from_config(config).float()
+        for parameter in model.parameters():  # zeros and ones, such as fresh biases, would hide mistakes
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    model.to(getattr(torch, described.get("dtype", "float32"))).save_pretrained(folder)
     return folder

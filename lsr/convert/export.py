@@ -12,7 +12,9 @@ from torch import Tensor
 from lsr.algebra.rounding import dtype_name
 from lsr.convert.smaller import Errors, errors_of, relative
 from lsr.convert.writing import check_output, write, write_task, writing
+from lsr.loading.base_models import is_classifier
 from lsr.loading.contents import Contents, read_contents, read_task
+from lsr.loading.padding import set_padding
 from lsr.loading.updates import LORA, LSR, Frames
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files
@@ -88,7 +90,8 @@ def export_merged(
 ) -> Errors:
     """Write the base model with the update merged into its weights, and the tokenizer if given; modifies `model`.
 
-    Its labels have the names in the task.json of the folder from which the adapter was read.
+    Its labels have the names in the task.json of the folder from which the adapter was read. A classifier's config.json
+    has the padding token of the tokenizer, which pads on the side that the model needs.
 
     Raises:
         InputError: as `export_lora`, and unless task.json has one name for each label.
@@ -110,6 +113,8 @@ def export_merged(
         model.config.problem_type = "multi_label_classification"  # a pipeline then takes labels one by one
     model.set_adapter(adapter_name)
     plain = cast("Any", model.merge_and_unload())
+    if tokenizer is not None and is_classifier(plain):
+        set_padding(tokenizer, plain.config)
     for name, parameter in plain.named_parameters():
         parameter.data = _rounded(name, parameter.data, dtype)
     plain.to(dtype)  # buffers, and the dtype in the configuration

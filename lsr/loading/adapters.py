@@ -103,7 +103,9 @@ def outputs(model: Any, rows: int = ROWS, state: Mapping[str, Tensor] | None = N
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding):
         return None
-    positions = getattr(model.config, "max_position_embeddings", None) or LENGTH + RESERVED
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    if positions < 1:  # XLNet, which has no table of them, says -1
+        positions = LENGTH + RESERVED
     shape = ROWS, max(1, min(LENGTH, positions - RESERVED))
     ids = torch.randint(embeddings.num_embeddings, shape, generator=torch.Generator().manual_seed(SEED))
     names = ["input_ids", *(["decoder_input_ids"] if model.config.is_encoder_decoder else [])]

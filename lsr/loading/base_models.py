@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from lsr.loading.padding import set_padding
 from lsr.tuner.card import CLASSES
 from lsr.tuner.files import CONFIG, PREFIX
 from lsr.tuner.mistakes import InputError, NoBaseError, explained
@@ -50,6 +51,8 @@ def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -
 def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
     """Return the base model named in an adapter's configuration, or `base`, with a head that fits the tensors.
 
+    A classifier's configuration has the padding token of the base model's own tokenizer, if it has a tokenizer.
+
     Raises:
         InputError: if it does not exist, cannot be loaded, or does not fit the tensors.
     """
@@ -71,22 +74,31 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
             raise InputError(f"base model {name}: {key} is {by(found)}, but the adapter is for {by(wanted)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
-    text = model.config.get_text_config()
-    if fields.get("task_type") == "SEQ_CLS" and getattr(text, "pad_token_id", None) is None:
-        # A decoder's head needs a padding token: without one, as in GPT-2, it is the end of text.
-        ends = getattr(text, "eos_token_id", None)
-        text.pad_token_id = ends[0] if isinstance(ends, list) else ends
+    if is_classifier(model):
+        tokenizer = tokenizer_in(name, revision)
+        if tokenizer is not None:
+            set_padding(tokenizer, model.config)
     return model
+
+
+def is_classifier(model: Any) -> bool:
+    """Return whether a model of transformers classifies whole texts, some at the last token before the padding."""
+    return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def load_tokenizer(fields: Mapping[str, Any], folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer in an adapter's folder, or else that of its base model; None if neither has one."""
-    for name, revision in ((str(folder), None), locate(fields, base)):
-        # Without these files transformers makes up a tokenizer of five words.
-        if any(_has_file(name, revision, file) for file in VOCABULARIES):
-            with explain_base(name):
-                return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    return None
+    own = tokenizer_in(str(folder), None)
+    return tokenizer_in(*locate(fields, base)) if own is None else own
+
+
+def tokenizer_in(name: str, revision: str | None) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer in a folder or a repository of the hub; None if there is none."""
+    # Without these files transformers makes up a tokenizer of five words.
+    if not any(_has_file(name, revision, file) for file in VOCABULARIES):
+        return None
+    with explain_base(name):
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def _has_file(name: str, revision: str | None, file: str) -> bool:

@@ -108,7 +108,7 @@ def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> No
     named = {module: name for name, module in bank.model.named_modules()}
     with torch.compiler.set_stance("force_eager"), ExitStack() as hooks:  # a compiled model would be compiled for hooks
         for name, update in updates.items():
-            hooks.enter_context(bank.of_base[name].register_forward_hook(partial(_add, update.plain())))
+            hooks.enter_context(bank.of_base[name].register_forward_hook(partial(_add, name, update.plain())))
         for name, its in heads.items():
             module = bank.of_base[name]
             hooks.enter_context(module.register_forward_pre_hook(partial(_check_call, name), with_kwargs=True))
@@ -119,7 +119,8 @@ def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> No
         raise ValueError("its answers are not finite: its weights overflow in this base model")
 
 
-def _add(plain: Update, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _add(name: str, plain: Update, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    _check_rows(name, inputs[0])
     x, frames = inputs[0], plain.frames
     return output + F.linear(plain.scaling * F.linear(x, frames.a.to(x)), frames.b.to(x)).to(output.dtype)
 
@@ -127,3 +128,11 @@ def _add(plain: Update, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 def _check_call(name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
     if len(inputs) != 1 or named or not isinstance(inputs[0], Tensor):
         raise ValueError(f"trains {name!r} in full, which is no head: the model calls it with more than one tensor")
+    _check_rows(name, inputs[0])
+
+
+def _check_rows(name: str, x: Tensor) -> None:
+    # In XLNet and Longformer the first axis is that of tokens, and experts are called with tokens of all rows.
+    if len(x) != 1:  # the number of rows in the batch
+        reason = "a bank cannot tell the rows of a batch apart"
+        raise ValueError(f"{name!r} is called with {len(x)} entries for one text, so {reason}")

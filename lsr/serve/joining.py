@@ -1,16 +1,20 @@
 """Join adapters, adapters with tenants, and banks of one base model into one bank."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lsr.loading.base_models import load_base
+from lsr.loading.base_models import VOCABULARIES, load_base, locate, tokenizer_in
 from lsr.loading.contents import TENANTS, Contents, read_contents, read_task
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import base_with, fingerprint, split
 from lsr.serve.file import FILE
 from lsr.tuner.files import CONFIG, Files
 from lsr.tuner.mistakes import InputError
+
+PROBE = "A text: naïve, 東京 and 1,234."  # of which two tokenizers make the same tokens, or not
 
 
 def joined(sources: Sequence[Path], base: str | None = None, precision: str | None = None) -> AdapterBank:
@@ -21,7 +25,8 @@ def joined(sources: Sequence[Path], base: str | None = None, precision: str | No
 
     Raises:
         InputError: as `AdapterBank.add` and `AdapterBank.of_tenants`; if not all share the same adapter, or none; if
-            banks differ in precision and none is given.
+            banks differ in precision and none is given; if an adapter's folder has another tokenizer than the base
+            model.
     """
     folders = [folder for source in sources for folder in _folders(source)]
     parts, precisions, shared = list[Mapping[str, Contents]](), set[str](), dict[str | None, Files | None]()
@@ -44,11 +49,48 @@ def joined(sources: Sequence[Path], base: str | None = None, precision: str | No
     if first is None:
         raise InputError(f"{folders[0]}: a bank without adapters")
     model = load_base(first.base, first.heads, base) if common is None else base_with(common, base)
+    _check_tokenizers(folders, tokenizer_in(*locate(first.base, base)))
     bank = AdapterBank(model, precision=precision or next(iter(precisions), "float32"))
     bank.common = common
     for adapters in parts:
         bank.add_all(adapters)
     return bank
+
+
+def _check_tokenizers(folders: Sequence[Path], of_base: Any) -> None:
+    # A bank has one tokenizer for all, the base model's.
+    if of_base is None:
+        return
+    equal = set[str]()  # hashes of files
+    for folder in folders:
+        files = _hash_of_tokenizer(folder)
+        own = None if files in equal else tokenizer_in(str(folder), None)
+        difference = "" if own is None else _difference(own, of_base)
+        if difference:
+            problem = f"its tokenizer is not the base model's, which a bank has for all: {difference}"
+            remedy = "to ask the adapter with the base model's, remove its tokenizer files"
+            raise InputError(f"{folder}: {problem}; {remedy}")
+        equal.add(files)
+
+
+def _hash_of_tokenizer(folder: Path) -> str:
+    """Return a hash of the files of a tokenizer in a folder: many adapters of one base model have the same."""
+    digest = hashlib.sha256()
+    paths = {*(folder / name for name in VOCABULARIES), *folder.glob("*token*.json"), folder / "merges.txt"}
+    for path in sorted(paths):
+        if path.is_file():
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _difference(own: Any, of_base: Any) -> str:
+    """Return how a tokenizer differs from the base model's; an empty text if in nothing that changes answers."""
+    if own.get_vocab() != of_base.get_vocab():
+        return "it has another vocabulary"
+    if own(PROBE)["input_ids"] != of_base(PROBE)["input_ids"]:
+        return "it makes other tokens of a text"
+    padding, usual = (tokenizer.pad_token or tokenizer.eos_token for tokenizer in (own, of_base))
+    return "" if padding == usual else f"it pads with {padding}, not {usual}"
 
 
 def _folders(source: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lsr.loading.padding import prepare_batches
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import HALVES, InputError, first_line
 from lsr.tuner.model import BASE
@@ -31,12 +32,12 @@ class Passes:
     A text has at most so many tokens, or a prompt and `new_tokens` after it.
 
     Raises:
-        InputError: if the base model does not take so many.
+        InputError: if the base model does not take so many, or batches for it cannot be padded.
     """
 
     def __init__(self, bank: AdapterBank, tokenizer: Any, tokens: int, new_tokens: int) -> None:
         self.bank, self.tokenizer = bank, tokenizer
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        prepare_batches(tokenizer, bank.model.config, "the base model")
         tokenizer(["any"])  # a first call changes the tokenizer; later ones, of several threads, do not
         writes = bank.model.can_generate() and not bank.model.config.is_encoder_decoder
         tokens, self.new_tokens = min(tokens, tokenizer.model_max_length), new_tokens * writes
@@ -77,6 +78,8 @@ class Passes:
         else:
             encoded = self.tokenizer(*map(list, zip(*split, strict=True)), verbose=False)
         for at, ids in enumerate(encoded["input_ids"]):
+            if not ids:  # a row of padding alone
+                raise InputError(f"{field}[{at}]: has no token; needed: a text of which the tokenizer makes some")
             if len(ids) > most:
                 raise InputError(f"{field}[{at}]: {len(ids)} tokens; this adapter reads at most {most}")
         ends = tuple(note.get("ends") or self.ends)
@@ -111,7 +114,7 @@ class Passes:
     def _said(self, rows: Sequence[Row]) -> list[Said]:
         names, said = [row.adapter for row in rows], list[Said]()
         with torch.no_grad():
-            logits = self.bank(**self._padded(rows, "right"), adapter_names=names).logits
+            logits = self.bank(**self._padded(rows, self.tokenizer.padding_side), adapter_names=names).logits
         for answer in self.bank.answers(logits, names):
             if not answer.logits.isfinite().all():
                 said.append(None)
@@ -133,10 +136,17 @@ class Passes:
         return [said[at] for at in range(len(rows))]
 
     def _written(self, rows: Sequence[Row]) -> list[Said]:
-        inputs, finite = self._padded(rows, "left"), torch.ones(len(rows), dtype=torch.bool)
+        inputs = self._padded(rows, "left")
+        width = inputs["input_ids"].shape[1]
+        counts = torch.tensor([row.new_tokens for row in rows])
+        ends = torch.tensor(rows[0].ends, dtype=torch.int64)
+        finite = torch.ones(len(rows), dtype=torch.bool)
 
-        def watch(_: Tensor, scores: Tensor) -> Tensor:  # of each row's next token
-            finite.logical_and_(scores.amax(dim=-1).isfinite().cpu())  # NaN is larger than any; some may be -inf
+        def watch(ids: Tensor, scores: Tensor) -> Tensor:  # of each row's next token
+            written = ids[:, width:].cpu()
+            # The others in the batch may be longer: what a row would go on with is not its answer.
+            is_over = (written.shape[1] >= counts) | torch.isin(written, ends).any(dim=1)
+            finite.logical_and_(is_over | scores.amax(dim=-1).isfinite().cpu())  # NaN is larger than any; some are -inf
             return scores
 
         written = self.bank.generate(
@@ -151,7 +161,7 @@ class Passes:
             do_sample=False,
             num_beams=1,
             num_return_sequences=1,
-        )[:, inputs["input_ids"].shape[1] :]
+        )[:, width:]
         cut = [ids[: row.new_tokens] for row, ids in zip(rows, written, strict=True)]
         texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
         return [{"text": text} if fine else None for text, fine in zip(texts, finite, strict=True)]

@@ -38,8 +38,10 @@ from transformers import {kind}, AutoTokenizer, pipeline
 
 base = {kind}.from_pretrained({base})
 tokenizer = AutoTokenizer.from_pretrained({name})
+# In batches, the model reads a shorter text up to its padding: it must know the token that pads, and on which side.
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-base.config.pad_token_id = tokenizer.pad_token_id
+tokenizer.padding_side = "left" if base.config.model_type == "xlnet" else "right"
+base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 model = PeftModel.from_pretrained(base, "."){merged}
 ask = pipeline("text-classification", model=model, tokenizer=tokenizer)
 print(ask({ask}))
@@ -50,7 +52,11 @@ from transformers import AutoTokenizer
 
 bank, whose = AdapterBank.of_tenants("."), [{tenant}]  # of each text
 tokenizer = AutoTokenizer.from_pretrained({name})
-batch = tokenizer({ask}, return_tensors="pt")
+# In batches, the model reads a shorter text up to its padding: it must know the token that pads, and on which side.
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+tokenizer.padding_side = "left" if bank.model.config.model_type == "xlnet" else "right"
+bank.model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+batch = tokenizer({ask}, padding=True, return_tensors="pt")
 print(bank.answers(bank(**batch, adapter_names=whose).logits, whose))
 """
 ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}

@@ -24,6 +24,7 @@ from pipeline import evaluation, tasks
 from pipeline.arena.plan import Training
 from pipeline.core.errors import UserError
 from pipeline.data import base_models
+from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, SeveralTask, TenantsTask
@@ -47,12 +48,11 @@ def check(training: Training) -> None:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
-def outcomes(
-    training: Training, splits: Mapping[str, Dataset], collate: Any, at_once: int
-) -> tuple[dict[str, Outcome], int]:
+def outcomes(training: Training, splits: Mapping[str, Dataset], at_once: int) -> tuple[dict[str, Outcome], int]:
     """Return what regressions say of validation and test, log-probabilities, and the number of their parameters."""
     view, task = training.view, tasks.of(training.view.dataset)
     base = base_models.load_base_model(view.base_model, view.dataset)
+    collate = task.collator(tokenizer_of(base, view.base_model))
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
     read = {
         split: evaluation.outcome(evaluation.outputs(task, model, rows, collate, at_once), rows)
@@ -112,6 +112,7 @@ class Pooled(nn.Module):
             return SimpleNamespace(logits=none.scatter_add(1, input_ids, attention_mask.float()))
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         if self.features == "first":
-            return SimpleNamespace(logits=states[:, 0])
+            first = attention_mask.argmax(dim=1)  # not 0 where padding comes before the text
+            return SimpleNamespace(logits=states[torch.arange(len(states), device=states.device), first])
         shares = attention_mask / attention_mask.sum(dim=1, keepdim=True)
         return SimpleNamespace(logits=(shares[:, :, None] * states).sum(dim=1))

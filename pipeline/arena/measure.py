@@ -25,6 +25,7 @@ from pipeline.core.errors import UserError, clipped, first_line, refused_by_mach
 from pipeline.data import base_models
 from pipeline.methods import adapters, banks, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask
+from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
@@ -75,8 +76,8 @@ class Run(TrainerCallback):
         self.training, self.task = training, tasks.of(training.view.dataset)
         self.seconds = defaultdict[str, float](float)  # by what they were spent on
         self.splits: Mapping[str, Dataset] = {}
-        self.collate: Any = None
         self.model: Any = None
+        self.tokenizer: Any = None  # which pads batches for the model
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
         self.predicted: list[float] = []
@@ -86,15 +87,15 @@ class Run(TrainerCallback):
         sizes: dict[str, Any] = {}
         with self._timed("load"):
             self.splits = task_tokens.splits(self.training)
-            self.collate = self.task.collator(base_models.load_tokenizer(self.training.view.base_model))
         if self.training.chosen.features:
             with self._timed("train"):
-                outcomes, parameters = features.outcomes(self.training, self.splits, self.collate, AT_ONCE)
+                outcomes, parameters = features.outcomes(self.training, self.splits, AT_ONCE)
                 self._add(outcomes)
             sizes = {"stored": parameters, "file_bytes": 4 * parameters}  # in float32
         elif self.training.is_alone:
             view = self.training.view
             self.model = base_models.load_base_model(view.base_model, view.dataset)
+            self.tokenizer = tokenizer_of(self.model, view.base_model)
             self.model.to(fastest())
             with self._timed("score"):
                 self._add(self._outcomes())
@@ -110,12 +111,14 @@ class Run(TrainerCallback):
         """Fit an adapter and the head, unless they are scored as they are initialized."""
         with self._timed("start"):
             self.model = started(self.training, self.splits["train"])
+            self.tokenizer = tokenizer_of(self.model, self.training.view.base_model)
         with self._timed("train"):
             if not self.training.chosen.trained:
                 self._add(self._outcomes())
                 return
             with tempfile.TemporaryDirectory() as folder:
-                chosen = self.training.view, self.model, self.splits, self.collate, Path(folder)
+                collate = self.task.collator(self.tokenizer)
+                chosen = self.training.view, self.model, self.splits, collate, Path(folder)
                 trainer_of(*chosen, [StopAtDivergence(), self], report_to=[], **ALONE).train()
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
@@ -147,13 +150,14 @@ class Run(TrainerCallback):
     def _outcomes(self) -> dict[str, Outcome]:
         """Return what the model as it is says of validation and test, or writes for the prompts of test."""
         view, held_out, test = self.training.view, self.splits["validation"], self.splits["test"]
+        collate = self.task.collator(self.tokenizer)
 
         def said(rows: Dataset, at_once: int) -> Outcome:
-            return evaluation.outcome(evaluation.outputs(self.task, self.model, rows, self.collate, at_once), rows)
+            return evaluation.outcome(evaluation.outputs(self.task, self.model, rows, collate, at_once), rows)
 
         if not isinstance(self.task, CompletionTask):
             return {"validation": said(held_out, AT_ONCE), "test": said(test, AT_ONCE)}
-        prompts, count = self.task.prompts(base_models.load_tokenizer(view.base_model)), self.training.reads.new_tokens
+        prompts, count = self.task.prompts(self.tokenizer), self.training.reads.new_tokens
         assert count is not None  # the tokens are read before
         # As the Trainer has it: that of a model which no Trainer has is no other.
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=view.train.precision == "bf16"):

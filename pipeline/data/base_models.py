@@ -42,15 +42,12 @@ MISFITS = (  # what transformers raises if files are not there or do not fit
 def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     """Return the pretrained model with a fresh head for the task of a data set, and its loss; seed torch before.
 
-    Its configuration gets the tokenizer's padding token: a decoder classifies the last token before the padding.
-
     All weights are float32, whatever the dtype of the checkpoint: in half precision most steps of training are rounded
     away. `train.precision` is that of matrix products alone.
     """
     task = tasks.of(dataset)
     auto_class = getattr(transformers, task.auto_class)
     model: PreTrainedModel = _pretrained(row, auto_class, use_safetensors=True, dtype="float32", **task.head())
-    pad(load_tokenizer(row), row.where, model)
     if loss := task.loss():
         use_loss(model, task, loss)
     return model
@@ -110,9 +107,15 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
 
 
 def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
-    """Return the model's tokenizer, with padding set up."""
+    """Return the model's tokenizer, to make tokens of texts; to pad, take `pipeline.methods.batches.tokenizer_of`.
+
+    Raises:
+        UserError: if it will not be able to pad.
+    """
     tokenizer: PreTrainedTokenizerBase = _pretrained(row, AutoTokenizer)
-    pad(tokenizer, f"{row.where}: {public_name(row)[0]}")
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        problem = "the tokenizer lacks pad_token and eos_token; set one in tokenizer_config.json"
+        raise UserError(f"{row.where}: {public_name(row)[0]}: {problem}")
     return tokenizer
 
 
@@ -120,24 +123,6 @@ def _pretrained(row: ModelRow, kind: Any, **more: Any) -> Any:
     path, revision = source(row)
     with explained(row):
         return kind.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
-
-
-def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedModel | None" = None) -> None:
-    """Set up padding in a tokenizer and its model: GPT-2 and Llama have no padding token, so end-of-text is used.
-
-    Padding comes after the text, because positions count from the left. Messages begin with `where`.
-
-    Raises:
-        UserError: if the tokenizer has neither a padding token nor an end-of-text token.
-    """
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"{where}: the tokenizer lacks pad_token and eos_token; set one in tokenizer_config.json")
-        tokenizer.pad_token = tokenizer.eos_token
-    if not type(tokenizer).__name__.startswith("XLNet"):  # XLNet expects padding on the left and classifies at the end
-        tokenizer.padding_side = "right"
-    if model is not None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def check_length(most: int, length: int, cause: str = LENGTH) -> None:

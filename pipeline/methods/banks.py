@@ -17,6 +17,7 @@ from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, tokens
+from pipeline.methods.batches import tokenizer_of
 from pipeline.params import PARAMS, FactorizeInitView
 from pipeline.params.sources import HubModel, ModelRow
 
@@ -34,7 +35,7 @@ def extended(base: PreTrainedModel, view: FactorizeInitView) -> PeftModel:
     Raises:
         UserError: if there is no such adapter, or it does not fit the base model.
     """
-    collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
+    collate = tasks.of(view.dataset).collator(tokenizer_of(base, view.base_model))
     batches = list(tokens.sample(tokens.load_tokens("train"), collate, FITTED, view.seed, BATCH))
     with as_user_error(ValueError, before=f"{PARAMS}: tenants.common: "):
         common, _ = split(adapter_folder(str(view.tenants.folder)))

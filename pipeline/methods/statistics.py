@@ -17,8 +17,8 @@ from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import tokens
-from pipeline.data.base_models import load_tokenizer
 from pipeline.methods.adapter_task import AdapterTask
+from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
@@ -47,7 +47,7 @@ def read(
         return of_adapter(section.source, base, plan, view)
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return {}
-    collate = tasks.of(view.dataset).collator(load_tokenizer(view.base_model))
+    collate = tasks.of(view.dataset).collator(tokenizer_of(base, view.base_model))
     batches = list(tokens.sample(train(), collate, section.examples, view.seed, BATCH[section.init]))
     layers = {name: base.get_submodule(name) for name in plan.layers}
     head = [base.get_submodule(name) for name in plan.head]

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TextStreamer
 
 from lsr.loading import adapters, base_models
+from lsr.loading.padding import prepare_batches
 from lsr.serve.bank import AdapterBank
 from pipeline import evaluation
 from pipeline.core import artifacts
 from pipeline.core.console import Advance
-from pipeline.core.errors import UserError
-from pipeline.data.base_models import check_positions, pad
+from pipeline.core.errors import UserError, as_user_error
+from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
@@ -54,7 +55,7 @@ class Opened:
         tokenizer = base_models.load_tokenizer(fields, folder, base)
         if tokenizer is None:
             raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
-        pad(tokenizer, str(folder), cast("PreTrainedModel", base_model))
+        prepare_batches(tokenizer, base_model.config, folder)
         self.tokenizer, self.model = tokenizer, model.to(fastest())
 
     def outputs(self, texts: pa.Table, rows: Sequence[int], advance: Advance) -> tuple[Tensor, int]:
@@ -64,8 +65,10 @@ class Opened:
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
+            UserError: if a text has no token.
         """
-        ((table, lengths),) = tokenize([texts], self.tokenizer, self.task.max_length)
+        with as_user_error(ValueError):
+            ((table, lengths),) = tokenize([texts], self.tokenizer, self.task.max_length)
         kind = self.task.task
         collate = kind.collator(self.tokenizer)
         outputs = evaluation.outputs(kind, self.model, Dataset(table), collate, self.batch_size, advance)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000  # texts per call of the tokenizer
+SHOWN = 40  # characters of a text in a message
 TOGETHER = 10  # such batches become one of a file
 
 
@@ -23,6 +24,9 @@ def tokenize(
     """Yield the tokens of each batch of texts (text, perhaps text_pair), at most `max_length`, and full lengths.
 
     There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
+
+    Raises:
+        ValueError: if a text has no token.
     """
     kinds = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
     names = [name for name in kinds if name in tokenizer.model_input_names]
@@ -31,6 +35,9 @@ def tokenize(
         given: Any = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names]
         encoded = tokenizer(*given, **options)
         whole = [len(ids) for ids in encoded["input_ids"]]
+        if 0 in whole:  # it would be classified at a padding position
+            text = given[0][whole.index(0)]
+            raise ValueError(f"the tokenizer makes no token of the text {text[:SHOWN]!r}")
         for at in (at for at, length in enumerate(whole) if length > max_length):  # these few alone are encoded twice
             shorter = tokenizer(*(texts[at] for texts in given), truncation=True, max_length=max_length, **options)
             for name in names:

@@ -30,8 +30,9 @@ from pipeline import evaluation, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
-from pipeline.data import base_models, tokens
+from pipeline.data import tokens
 from pipeline.methods import adapters
+from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import FullParams, TrainView
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
@@ -121,7 +122,7 @@ def trainer_of(
         task.settle(outcome)
         found = task.scores(outcome)
         if isinstance(task, CompletionTask) and task.row.select:
-            prompts, size = task.prompts(base_models.load_tokenizer(view.base_model)), chosen.per_device_eval_batch_size
+            prompts, size = task.prompts(tokenizer_of(model, view.base_model)), chosen.per_device_eval_batch_size
             found |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
         return {"score": found[task.selects], **found}
 

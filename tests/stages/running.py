@@ -9,6 +9,7 @@ from pipeline import evaluation, params, tasks
 from pipeline.core import artifacts
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, planning
+from pipeline.methods.batches import tokenizer_of
 from pipeline.training.run import Progress
 from stages import evaluate, factorize_init, tokenize, train
 
@@ -40,7 +41,9 @@ def base_model(view):
 
 
 def base_of(view):
-    return base_models.load_base_model(view.base_model, view.dataset)
+    model = base_models.load_base_model(view.base_model, view.dataset)
+    tokenizer_of(model, view.base_model)
+    return model
 
 
 def trained(view, *, trainable=False):
@@ -50,8 +53,9 @@ def trained(view, *, trainable=False):
 def outcome(view, split):
     """The task of a view, and what its trained adapter answers to a split beside what is right."""
     task, rows = tasks.of(view.dataset), tokens.load_tokens(split)
-    collate = task.collator(base_models.load_tokenizer(view.base_model))
-    return task, evaluation.outcome(evaluation.outputs(task, trained(view), rows, collate, 16), rows)
+    model = trained(view)
+    collate = task.collator(tokenizer_of(model, view.base_model))
+    return task, evaluation.outcome(evaluation.outputs(task, model, rows, collate, 16), rows)
 
 
 def added(base, view):

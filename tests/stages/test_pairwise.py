@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from lsr import AdapterBank, export_lora, export_merged, round_adapter, squeeze_adapter
 from lsr.init import INITIALIZATIONS
@@ -150,9 +151,10 @@ def used(view, use, folder):
         run_card(folder / "lora", view.base_model.source.path)
         return logits(PeftModel.from_pretrained(base_of(view), str(folder / "lora")))
     if use == "merged":
-        export_merged(trained(view), folder / "merged")
-        padding = report(folder / "merged/config.json")["pad_token_id"]
-        assert padding == base_of(view).config.pad_token_id is not None
+        tokenizer = AutoTokenizer.from_pretrained(view.base_model.source.path)
+        export_merged(trained(view), folder / "merged", tokenizer=tokenizer)
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        assert report(folder / "merged/config.json")["pad_token_id"] == padding is not None
         return logits(type(base_of(view)).from_pretrained(folder / "merged"))
     if use == "bank":
         bank = AdapterBank(base_of(view))

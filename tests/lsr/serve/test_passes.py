@@ -135,6 +135,28 @@ def test_prompts_are_continued_as_peft_continues_each_alone_and_what_overflows_s
     assert x.json()["error"].startswith("prompts[0]: the answer is not finite")
 
 
+def test_what_overflows_after_an_answer_has_ended_is_not_about_it(writers, monkeypatch):
+    _, passes = writers
+    real, steps = passes.bank.model.forward, []
+
+    def forward(*given, **named):  # overflows for everybody from the third token on
+        output = real(*given, **named)
+        steps.append(1)
+        if len(steps) > 2:
+            output.logits[:] = torch.nan
+        return output
+
+    monkeypatch.setattr(passes.bank.model, "forward", forward)
+    short, long = passes.answers([passes.rows("a", {}, ["the cat"], count)[0] for count in (2, 5)])
+    assert (short is None, long) == (False, None)
+
+
+def test_a_text_of_which_the_tokenizer_makes_no_token_is_refused(passes, monkeypatch):
+    monkeypatch.setattr(passes, "tokenizer", lambda texts, **_: {"input_ids": [[5], []]})
+    says = "texts[1]: has no token; needed: a text of which the tokenizer makes some"
+    refused(passes.rows, "anna", {}, ["a cat", "\u200b"], 0, says=says)
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

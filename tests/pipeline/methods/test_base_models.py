@@ -8,6 +8,7 @@ import torch
 
 from pipeline.data import base_models
 from pipeline.methods import planning
+from pipeline.methods.batches import tokenizer_of
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import ModelRow
 from tests import architectures, workspace
@@ -112,7 +113,8 @@ def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_tak
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
     row = named(kind)
-    model, tokenizer = base_models.load_base_model(row, PAIRS), base_models.load_tokenizer(row)
+    model = base_models.load_base_model(row, PAIRS)
+    tokenizer = tokenizer_of(model, row)
     assert tokenizer.pad_token == ("<pad>" if kind in architectures.PADS else architectures.END)
     found = model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
     for text, logits in zip(TEXTS, found, strict=True):
