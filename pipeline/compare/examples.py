@@ -1,12 +1,10 @@
 """The labels of the test splits, written by the arena next to its records, and the bootstrap over test examples.
 
-A bootstrap has scores on resamples of them, the same ones for all trainings of a task. All metrics but rank
-correlations are functions of a few sums over examples. A resample weights the examples, so the sums for all trainings
-and resamples are one matrix product, instead of a million calls of scikit-learn.
+A bootstrap has scores on resamples of them, the same ones for all trainings of a task; see `pipeline.tasks.sums`.
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
@@ -16,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.arena.record import Record
 from pipeline.compare.rows import Entry
-from pipeline.tasks import scores
-from pipeline.tasks.scores import ROUNDING
+from pipeline.tasks import scores, sums
+from pipeline.tasks.sums import METRICS, PEARSON
 from pipeline.tasks.task import TENANT
 
 Values = NDArray[Any]
@@ -81,61 +79,9 @@ def resampled(task: str, metric: str, labels: Values, predicted: Sequence[Values
     `predicted` are as `labels`: (n,), or of several labels that an example may have, (n, labels) of 0 and 1. Each task
     has its own draws, which do not depend on other tasks.
     """
-    terms, scored = METRICS[metric]
-    classes = np.arange(1 + int(max(1, labels.max(), *(one.max() for one in predicted))))
-    columns = np.stack([terms(labels, one, classes) for one in predicted], axis=1)  # (n, trainings, ..., terms)
+    columns = sums.columns_of(metric, labels, *predicted)
     rng, drawn = np.random.default_rng(zlib.crc32(task.encode())), []
     for first in range(0, resamples, AT_ONCE):
         rows = rng.integers(len(labels), size=(min(AT_ONCE, resamples - first), len(labels)))
-        weights = np.stack([np.bincount(row, minlength=len(labels)) for row in rows]).astype(np.float64)
-        drawn.append(scored(*np.moveaxis(np.tensordot(weights, columns, axes=1), -1, 0)))
+        drawn.append(sums.scores_of(metric, sums.weights_of(rows, len(labels)), columns))
     return np.concatenate(drawn).T
-
-
-def _counts(labels: Values, predicted: Values, classes: Values) -> Values:
-    """Return for each example and class or label whether it is a hit, the label, the prediction: (n, classes, 3)."""
-    actual, taken = (its > 0 if its.ndim == 2 else its[:, None] == classes for its in (labels, predicted))
-    return np.stack([actual & taken, actual, taken], axis=2).astype(np.float64)
-
-
-def _f1(hits: Values, actual: Values, taken: Values) -> Values:
-    return 2 * hits / np.maximum(actual + taken, 1)  # 0 of a class that does not occur
-
-
-def _matthews(hits: Values, actual: Values, taken: Values) -> Values:
-    total = actual.sum(-1)
-    shared = hits.sum(-1) * total - (actual * taken).sum(-1)
-    spread = (total**2 - (actual**2).sum(-1)) * (total**2 - (taken**2).sum(-1))
-    return np.where(spread > 0, shared / np.sqrt(np.maximum(spread, 1)), 0.0)
-
-
-def _with_count(_labels: Values, predicted: Values, _classes: Values) -> Values:
-    return np.stack([np.ones(len(predicted)), predicted], axis=1)
-
-
-def _moments(labels: Values, predicted: Values, _classes: Values) -> Values:
-    x, y = labels - labels.mean(), predicted - predicted.mean()
-    return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
-
-
-def _pearson(count: Values, x: Values, y: Values, xx: Values, yy: Values, xy: Values) -> Values:
-    spread = np.maximum(count * xx - x * x, 0) * np.maximum(count * yy - y * y, 0)
-    varies = spread > (ROUNDING * count * count * np.maximum(xx, yy)) ** 2
-    return np.where(varies, (count * xy - x * y) / np.sqrt(np.where(varies, spread, 1)), 0.0)
-
-
-PEARSON = "pearson"
-OF_CLASSES: dict[str, Callable[[Values, Values, Values], Values]] = {  # hits, labels and predictions, (..., classes)
-    "accuracy": lambda hits, actual, taken: hits.sum(-1) / actual.sum(-1),
-    "f1": lambda hits, actual, taken: _f1(hits, actual, taken)[..., 1],
-    "micro_f1": lambda hits, actual, taken: _f1(hits.sum(-1), actual.sum(-1), taken.sum(-1)),
-    "macro_f1": lambda hits, actual, taken: _f1(hits, actual, taken).sum(-1) / (actual + taken > 0).sum(-1).clip(min=1),
-    "matthews_correlation": _matthews,
-}
-# What is summed over examples, of labels, predictions and classes; and what makes a score of the sums.
-METRICS: dict[str, tuple[Callable[[Values, Values, Values], Values], Callable[..., Values]]] = {
-    **{name: (_counts, score) for name, score in OF_CLASSES.items()},
-    # What is known of each text by itself.
-    **dict.fromkeys(("exact_match", "rouge_l"), (_with_count, lambda count, total: total / count)),
-    PEARSON: (_moments, _pearson),
-}

@@ -12,7 +12,7 @@ from pipeline.arena import plan, tuning
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import Record, Rounded
 from pipeline.compare.leads import CONFIDENCE
-from pipeline.tasks.scores import ROUNDING
+from pipeline.tasks.sums import ROUNDING
 
 FINISHED, PARTLY, UNTUNED, MISSING = "finished", "partly finished", "not tuned yet", "not run"
 PERCENT = 100.0

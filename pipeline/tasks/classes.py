@@ -5,7 +5,7 @@ texts to choose from.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +99,9 @@ class ClassesTask(Task):
     def predicted(self, outcome: Outcome) -> Numbers:
         return outcome.outputs.numpy().argmax(axis=1)
 
-    def constant(self, labels: Numbers) -> Any:
-        found, counts = np.unique(labels, return_counts=True)
-        return found[counts.argmax()]
+    def constants(self, labels: Numbers) -> Iterable[Any]:
+        """Return the classes that occur: of any other, a constant has the least of all scores."""
+        return np.unique(labels)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         import torch

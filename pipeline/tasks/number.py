@@ -1,7 +1,7 @@
 """A model predicts a number: regression."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,9 @@ class NumberTask(Task):
     def predicted(self, outcome: Outcome) -> Numbers:
         return outcome.outputs.numpy()[:, 0]
 
-    def constant(self, labels: Numbers) -> Any:
-        return labels.mean()
+    def constants(self, labels: Numbers) -> Iterable[Any]:
+        """Return the mean: a correlation with any constant is 0."""
+        return [labels.mean()]
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         import torch

@@ -4,23 +4,28 @@ An interval shows how much a score would vary with other examples of the same ki
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 from pipeline.core.errors import UserError
+from pipeline.tasks import sums
+from pipeline.tasks.sums import ROUNDING
 from pipeline.tasks.task import Numbers
 
 Metric = Callable[[Numbers, Numbers], float]  # of labels and predictions
 Interval = tuple[float, float]
+OfDrawn = Callable[[Numbers], Numbers]  # numbers of drawn units, (resamples, units), to scores, (resamples,)
 
-ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
 CONFIDENCE = 0.95
 BY_CLASS = ("class", "precision", "recall", "f1", "texts", "answers")
 SIGNED = ("matthews_correlation", "pearson", "spearman")  # in [-1, 1]; the others are in [0, 1]
 NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
+MOST_TERMS = (
+    10_000_000  # numbers that are summed over examples, 80 MB: of many classes, resamples are scored one by one
+)
 
 
 def score(
@@ -65,6 +70,11 @@ def interval(
         hits, seen = (labels == 1) & (predictions == 1), (labels == 1) | (predictions == 1)
         low, high = share(int(hits.sum()), int(seen.sum()))
         return 2 * low / (1 + low), 2 * high / (1 + high)
+    units = Units.of(predictions, labels, groups)
+    if name in sums.METRICS and sums.size_of(name, labels, predictions) <= MOST_TERMS:
+        return _percentiles(_by_sums(name, predictions, labels, units), len(units.first), resamples)
+    if name == "spearman" and groups is None:
+        return _percentiles(_by_ranks(predictions, labels, units), len(units.first), resamples)
     return bootstrap(EXAMPLES[name], predictions, labels, resamples, groups)
 
 
@@ -92,25 +102,68 @@ def share(count: int, of: int) -> Interval:
 def bootstrap(
     metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None = None
 ) -> Interval:
-    """Return the 95 % interval of any metric by resampling examples, or whole groups."""
-    keys = (*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T))
-    order = np.lexsort(keys if groups is None else (*keys, groups))
-    # The units to draw: single examples, or whole groups.
-    units = None if groups is None else np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    """Return the 95 % interval of any metric by resampling examples, or whole groups, and scoring each resample."""
+    units = Units.of(predictions, labels, groups)
+    parts = np.split(units.order, units.first[1:])
 
-    def of_drawn(drawn: Numbers) -> float:
-        rows = order[drawn] if units is None else np.concatenate([units[number] for number in drawn])
-        return float(metric(labels[rows], predictions[rows]))
+    def of_drawn(drawn: Numbers) -> Numbers:
+        rows = (np.concatenate([parts[number] for number in numbers]) for numbers in drawn)
+        return np.array([float(metric(labels[one], predictions[one])) for one in rows])
 
-    numbers = np.arange(len(order) if units is None else len(units))
-    if len(numbers) == 1:  # every resample equals the sample
-        return (whole := of_drawn(numbers)), whole
+    return _percentiles(of_drawn, len(parts), resamples)
+
+
+class Units(NamedTuple):
+    """What a bootstrap draws: examples or whole groups, in an order that is not that of the examples."""
+
+    order: Numbers  # positions of all examples, unit after unit
+    first: Numbers  # where in `order` each unit begins
+
+    @classmethod
+    def of(cls, predictions: Numbers, labels: Numbers, groups: Numbers | None) -> "Units":
+        """Return single examples, or groups of them by number."""
+        keys = (*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T))
+        if groups is None:
+            return cls(np.lexsort(keys), np.arange(len(labels)))
+        order = np.lexsort((*keys, groups))
+        return cls(order, np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1)))
+
+
+def _by_sums(name: str, predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
+    columns = sums.columns_of(name, labels[units.order], predictions[units.order])
+    of_units = np.add.reduceat(columns, units.first)
+
+    def of_drawn(drawn: Numbers) -> Numbers:
+        return sums.scores_of(name, sums.weights_of(drawn, len(of_units)), of_units)[:, 0]
+
+    return of_drawn
+
+
+def _by_ranks(predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
+    """Return Spearman's correlation: Pearson's of the ranks, equal numbers sharing theirs."""
+
+    def of_drawn(drawn: Numbers) -> Numbers:
+        rows = units.order[drawn]
+        x, y = (stats.rankdata(values[rows], axis=1) for values in (predictions, labels))
+        x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
+        spread = (x * x).sum(axis=1) * (y * y).sum(axis=1)
+        return np.where(spread > 0, (x * y).sum(axis=1) / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+
+    return of_drawn
+
+
+def _percentiles(of_drawn: OfDrawn, count: int, resamples: int) -> Interval:
+    """Return the percentiles of scores of so many drawn units; the same draws for as many of them."""
+    numbers = np.arange(count)
+    if count == 1:  # every resample equals the sample
+        (whole,) = of_drawn(numbers[None])
+        return float(whole), float(whole)
     bounds = stats.bootstrap(
         (numbers,),
-        of_drawn,
+        lambda drawn, axis: of_drawn(drawn),
         n_resamples=resamples,
-        batch=max(1, NUMBERS_AT_ONCE // len(numbers)),
-        vectorized=False,
+        batch=max(1, NUMBERS_AT_ONCE // count),
+        vectorized=True,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),

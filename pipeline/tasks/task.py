@@ -68,7 +68,6 @@ class Task(ABC):
     def __init__(self, row: DatasetRow) -> None:
         self.row = row
         self.label: Any = row.label  # in the form that chose the kind
-        self.with_interval: Sequence[str] = row.metrics
         self.thresholds: Sequence[float] | None = None  # by label, from which it applies, if a text may have several
 
     # Examples
@@ -266,9 +265,20 @@ class Task(ABC):
         groups = outcome.groups if self.row.group else None
         return self.predicted(outcome), self.known(outcome.labels, outcome.groups), groups
 
-    def constant(self, labels: Numbers) -> Any:
-        """Return the constant prediction that is the baseline on labels."""
+    def constants(self, labels: Numbers) -> Iterable[Any]:
+        """Return constant predictions, one of which is the best constant for each metric of the row on these labels."""
         raise NotImplementedError
+
+    def baselines(self, labels: Numbers, groups: Numbers | None) -> dict[str, float]:
+        """Return the score of the best constant prediction for each metric of the row: for each, it may be another.
+
+        It is the best on the very labels that are scored, so no constant that is chosen without them scores more.
+        """
+        from pipeline.tasks import scores
+
+        constants = (np.full(labels.shape, constant) for constant in self.constants(labels))
+        tried = [scores.score(self.row.metrics, constant, labels, groups) for constant in constants]
+        return {f"{name}_baseline": max(found[name] for found in tried) for name in self.row.metrics}
 
     @abstractmethod
     def losses(self, outcome: Outcome) -> tuple[float, float]:
@@ -286,11 +296,8 @@ class Task(ABC):
 
         names, (predicted, labels, groups) = self.row.metrics, self.answers(outcome)
         found = scores.score(names, predicted, labels, groups)
-        constant = np.full(labels.shape, self.constant(labels))
-        baselines = scores.score(names, constant, labels, groups)
-        metrics = {"score": found[names[0]], **found}
-        metrics |= {f"{name}_baseline": value for name, value in baselines.items()}
-        for name in self.with_interval:
+        metrics = {"score": found[names[0]], **found, **self.baselines(labels, groups)}
+        for name in names:
             low, high = scores.interval(name, predicted, labels, resamples, groups)
             metrics |= {f"{name}_low": low, f"{name}_high": high}
         loss, baseline = self.losses(outcome)

@@ -6,7 +6,7 @@ mean of the tenants' scores, and so is the loss: a tenant with few texts counts 
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +30,6 @@ LEAST_TEXTS, LEAST_LABELS = 5, 2  # of a tenant
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
 FEW = 10  # rows of a label
 SHOWN = 3  # tenants in a message
-DRAWS, LEAST_DRAWS = 200_000, 20  # bootstrap resamples of all tenants together, and of each
 
 
 class Tenant(NamedTuple):
@@ -176,23 +175,16 @@ class TenantsTask(Task):
         """Return the mean over tenants, with an interval for that of other such tenants and texts; and each.
 
         Scores of tenants vary because tenants differ and because their examples do: the interval of Student's t has
-        both. Of a single tenant it is the tenant's own.
+        both. Scores of a few tenants can be closer to each other, by chance, than their examples allow, such as if all
+        are 1. So no end of the interval is nearer than with these tenants and other texts: squares of the distances of
+        the ends of means of independent scores add (Zou and Donner, "Construction of confidence limits about effect
+        measures: A general approach", 2008). Of a single tenant it is the tenant's own.
         """
-        from scipy import stats
-
-        from pipeline.tasks import scores
-
-        apart = list(self._apart(outcome))
-        count = min(resamples, max(LEAST_DRAWS, DRAWS // len(apart)))
-        parts = {name: task.metrics(its, count) for name, task, _, its in apart}
+        parts = {name: task.metrics(its, resamples) for name, task, _, its in self._apart(outcome)}
         each = list(parts.values())
         metrics = {name: float(np.mean([its[name] for its in each])) for name in each[0]}
         for name in self.row.metrics if len(each) > 1 else ():
-            found = np.array([its[name] for its in each])
-            within = stats.sem(found) * stats.t.ppf((1 + scores.CONFIDENCE) / 2, len(found) - 1)
-            least = -1.0 if name in scores.SIGNED else 0.0
-            low, high = max(least, metrics[name] - within), min(1.0, metrics[name] + within)
-            metrics |= {f"{name}_low": low, f"{name}_high": high}
+            metrics |= _interval_of_mean(name, each)
         counts = {"examples": sum(int(its["examples"]) for its in each), "tenants": len(self.tenants)}
         return metrics | counts, parts
 
@@ -213,7 +205,6 @@ class TenantsTask(Task):
         for rows in parts:
             number = int(outcome.groups[rows[0]])
             task, its = self._kind(self.row), self.tenants[name := self._names[number]]
-            task.with_interval = self.row.metrics[: 1 if len(parts) > 1 else None]
             if its.labels is not None:
                 task.label = task.label.model_copy(update={"names": its.labels})
             yield name, task, rows, Outcome(outcome.outputs[rows][:, : self.widths[number]], outcome.labels[rows])
@@ -227,6 +218,21 @@ class TenantsTask(Task):
     def shown(self, labels: Numbers) -> str:
         ends = " to ".join(map(str, sorted({self.widths.min(), self.widths.max()})))
         return self.says() if self.is_number else f"{self.says()}, {ends} labels each"
+
+
+def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the ends of the interval of a metric's mean over tenants, within what the metric can be."""
+    from scipy import stats
+
+    from pipeline.tasks import scores
+
+    values, lows, highs = (np.array([metrics[f"{name}{end}"] for metrics in each]) for end in ("", "_low", "_high"))
+    with_tenants = stats.sem(values) * stats.t.ppf((1 + scores.CONFIDENCE) / 2, len(values) - 1)
+    below, above = (np.linalg.norm(ends - values) / len(values) for ends in (lows, highs))
+    least = -1.0 if name in scores.SIGNED else 0.0
+    low = max(least, values.mean() - max(with_tenants, below))
+    high = min(1.0, values.mean() + max(with_tenants, above))
+    return {f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:

@@ -45,8 +45,8 @@ class OrderedTask(tasks.Task):
     def predicted(self, outcome):
         return (outcome.outputs > 0).sum(dim=1).numpy()
 
-    def constant(self, labels):
-        return int(np.median(labels))
+    def constants(self, labels):
+        return range(len(self.names))
 
     def losses(self, outcome):
         shares = torch.from_numpy((outcome.labels[:, None] > np.arange(outcome.outputs.shape[1])).mean(axis=0))

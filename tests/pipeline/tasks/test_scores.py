@@ -1,12 +1,14 @@
 """Scores of what logits answer are the official ones; intervals are exact where a score counts, else of a bootstrap."""
 
 import warnings
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
+from sklearn.dummy import DummyClassifier
 from torch.nn import functional as F
 
 from pipeline import tasks
@@ -100,6 +102,44 @@ def test_a_bootstrap_has_the_percentiles_of_scores_of_resamples(name):
     assert interval(name, predictions, labels, 400) == pytest.approx((low, high), abs=0.25 * (high - low))
 
 
+BY_RESAMPLES = ("macro_f1", "matthews_correlation", "micro_f1", *OF_NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_grouped"),
+    [*((kind, False) for kind in BY_RESAMPLES), *((kind, True) for kind in (*BY_RESAMPLES, "accuracy", "f1"))],
+)
+def test_resamples_that_are_scored_at_once_have_the_interval_of_those_scored_one_by_one(kind, is_grouped):
+    """By scipy's bootstrap of scikit-learn's and scipy's scores, with the same draws."""
+    random = np.random.default_rng(3)
+    if kind in OF_NUMBERS:
+        predictions, labels = noisy_numbers(50)
+        predictions = np.round(predictions)  # with equal ones
+    elif kind == "micro_f1":
+        predictions, labels = random.integers(0, 2, (2, 50, 3))
+    else:
+        predictions, labels = random.integers(0, 2 if kind == "f1" else 4, (2, 50))
+    groups = random.integers(0, 20, 50) if is_grouped else None
+    order = np.lexsort((*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T), *([groups] if is_grouped else [])))
+    units = [order[groups[order] == one] for one in np.unique(groups)] if is_grouped else [[one] for one in order]
+
+    def scored(drawn):
+        rows = np.concatenate([units[number] for number in drawn])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return REFERENCES[kind](labels[rows], predictions[rows])
+
+    expected = stats.bootstrap(
+        (np.arange(len(units)),),
+        scored,
+        n_resamples=300,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert interval(kind, predictions, labels, 300, groups) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
 def test_groups_are_drawn_whole():
     # Four copies of each example in a group say no more than one of it.
     predictions, labels = noisy_numbers(60)
@@ -112,6 +152,17 @@ def test_groups_are_drawn_whole():
 FILES = dict.fromkeys(SPLITS, "a.jsonl")
 CHOICES = tasks.of(row_of(FILES, text=["{choice}"], choices=["bad", "good"]))
 RATING = tasks.of(row_of(FILES, NUMBER))
+
+
+REFERENCES = {
+    "pearson": lambda labels, predicted: stats.pearsonr(labels, predicted).statistic,
+    "spearman": lambda labels, predicted: stats.spearmanr(labels, predicted).statistic,
+    "micro_f1": lambda labels, predicted: sklearn_metrics.f1_score(labels, predicted, average="micro"),
+    "macro_f1": lambda labels, predicted: sklearn_metrics.f1_score(labels, predicted, average="macro"),
+    "f1": sklearn_metrics.f1_score,
+    "accuracy": sklearn_metrics.accuracy_score,
+    "matthews_correlation": sklearn_metrics.matthews_corrcoef,
+}
 
 
 def test_choices_are_answers_to_questions_and_classes_of_examples():
@@ -131,11 +182,73 @@ def test_a_score_stands_beside_what_one_answer_for_all_has():
     task = tasks.of(row_of(FILES, metrics=["accuracy", "f1", "matthews_correlation"]))
     metrics = task.metrics(Outcome(logits, np.array([0, 1, 1, 0])), 100)
     assert metrics["accuracy"] == 0.75
-    assert (metrics["accuracy_baseline"], metrics["f1_baseline"]) == (0.5, 0.0)
+    assert (metrics["accuracy_baseline"], metrics["f1_baseline"]) == (0.5, pytest.approx(2 / 3))
     assert metrics["matthews_correlation_baseline"] == 0.0
     assert metrics["loss_baseline"] == pytest.approx(np.log(2))
     numbers = RATING.metrics(Outcome(torch.tensor([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 5.0])), 100)
     assert (numbers["pearson_baseline"], numbers["loss_baseline"]) == (0.0, pytest.approx(8 / 3))
+
+
+def best_constant(metric, labels, classes):
+    """The best score of scikit-learn's constant classifiers."""
+    features = np.zeros((len(labels), 1))
+    known = np.unique(classes)
+    of = [DummyClassifier(strategy="constant", constant=one).fit(np.zeros((len(known), 1)), known) for one in known]
+    return max(SKLEARN[metric](labels, one.predict(features)) for one in of)
+
+
+SKLEARN = {
+    "accuracy": sklearn_metrics.accuracy_score,
+    "f1": lambda labels, predicted: sklearn_metrics.f1_score(labels, predicted, zero_division=0),
+    "macro_f1": lambda labels, predicted: sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0),
+    "matthews_correlation": sklearn_metrics.matthews_corrcoef,
+}
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.2, 0.8), (1.0, 0.0), (0.2, 0.5, 0.3), (0.1, 0.0, 0.9)])
+@pytest.mark.parametrize("kind", ["classes", "pairs", "groups"])
+def test_a_baseline_is_the_best_constant_of_scikit_learn_for_its_metric(shares, kind):
+    names = list("abcde")[: len(shares)]
+    metrics = [name for name in SKLEARN if name != "f1" or len(shares) == 2]
+    labels = np.random.default_rng(0).choice(len(shares), size=120, p=shares)
+    outputs, groups = torch.zeros(120, len(shares)), None
+    if kind == "pairs":
+        if len(shares) > 2:
+            pytest.skip("pairs have two classes")
+        task = tasks.of(row_of(FILES, NUMBER, pairs={"margin": 1}, metrics=metrics))
+    elif kind == "groups":
+        metrics, groups = [*metrics, "exact_match"], np.arange(120) // 2
+        task = tasks.of(row_of(FILES, {"column": "label", "names": names}, group=["text"], metrics=metrics))
+    else:
+        task = tasks.of(row_of(FILES, {"column": "label", "names": names}, metrics=metrics))
+    found = task.metrics(Outcome(outputs, labels, groups), 100)
+    for metric in metrics:
+        if metric == "exact_match":  # of groups as wholes
+            pairs = labels.reshape(60, 2)
+            expected = max((pairs == one).all(axis=1).mean() for one in range(len(shares)))
+        else:
+            expected = best_constant(metric, labels, np.arange(len(shares)))
+        assert found[f"{metric}_baseline"] == pytest.approx(expected), metric
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.4, 0.1), (0.05, 0.9, 0.3), (0.2, 0.0, 0.01)])
+def test_a_baseline_of_multi_label_rows_is_the_best_of_all_sets_of_labels(shares):
+    label = {"several": "label", "names": ["a", "b", "c"]}
+    task = tasks.of(row_of(FILES, label, metrics=["micro_f1", "macro_f1"]))
+    labels = (np.random.default_rng(0).random((80, 3)) < shares).astype(float)
+    task.thresholds = (0.5, 0.5, 0.5)
+    found = task.metrics(Outcome(torch.zeros(80, 3), labels), 100)
+    occurs = labels.any(axis=0)
+    constants = [np.tile(one, (80, 1)) for one in product((0.0, 1.0), repeat=3)]
+    for average in ("micro", "macro"):
+        scored = [
+            # A label that nothing has is not counted, unless it is predicted.
+            sklearn_metrics.f1_score(
+                labels, one, average=average, zero_division=0, labels=np.flatnonzero(occurs | one.any(axis=0))
+            )
+            for one in constants
+        ]
+        assert found[f"{average}_f1_baseline"] == pytest.approx(max(scored))
 
 
 def test_the_balanced_loss_is_the_mean_of_the_means_of_classes():

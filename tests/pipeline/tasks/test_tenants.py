@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn import metrics
 from torch.nn import functional as F
 
 from pipeline import tasks
@@ -158,3 +159,60 @@ def test_scores_are_means_over_tenants_with_the_interval_of_t(task):
     assert table["tenant"].tolist() == ["ab"[number] for number in groups]
     answers = [("xyz", "uv")[group][label] for group, label in zip(groups, outcome.labels, strict=True)]
     assert table["actual"].tolist() == answers
+
+
+def many(count, texts, right, classes=2, metrics=("accuracy",)):
+    """A task of so many tenants, and an outcome that is right where it is said to be, (tenants, texts)."""
+    names = tuple("xyz"[:classes])
+    its = row(BOTH, metrics=list(metrics))
+    its._found = {f"t{number:05}": tenants.Tenant(names, 10) for number in range(count)}
+    labels = np.random.default_rng(0).integers(classes, size=(count, texts))
+    answers = np.where(right, labels, (labels + 1) % classes).ravel()
+    outputs = torch.from_numpy(np.eye(classes)[answers])
+    return tasks.of(its), Outcome(outputs, labels.ravel(), np.repeat(np.arange(count), texts))
+
+
+def test_tenants_that_agree_by_chance_do_not_make_their_mean_certain():
+    """All have 20 of 20 right: the interval is no narrower than that of 160 of 160 texts."""
+    task, outcome = many(8, 20, np.ones((8, 20), bool))
+    whole, _ = task.parts(outcome, 100)
+    assert whole["accuracy"] == whole["accuracy_high"] == 1
+    assert whole["accuracy_low"] <= stats.binomtest(160, 160).proportion_ci(method="exact").low
+
+
+@pytest.mark.parametrize("spread", [0.0, pytest.param(0.04, marks=pytest.mark.nightly)])
+def test_the_interval_of_the_mean_covers_that_of_all_such_tenants(spread):
+    """Each answers rightly with a probability of its own, 0.95 on average, on 20 texts."""
+    draws, covered, trials = np.random.default_rng(0), 0, 80
+    for _ in range(trials):
+        shares = 0.95 + draws.choice([-spread, spread], size=(8, 1))
+        task, outcome = many(8, 20, draws.random((8, 20)) < shares)
+        whole, _ = task.parts(outcome, 100)
+        covered += whole["accuracy_low"] <= 0.95 <= whole["accuracy_high"]
+    assert covered / trials > 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
+
+
+def test_a_tenant_among_many_has_the_interval_that_it_has_alone():
+    """All resamples are drawn for each, however many tenants there are."""
+    right = np.random.default_rng(1).random((40, 12)) < 0.7
+    task, outcome = many(40, 12, right, 3, ("macro_f1", "matthews_correlation"))
+    whole, parts = task.parts(outcome, 2000)
+    alone, _ = many(1, 12, right[:1], 3, ("macro_f1", "matthews_correlation"))
+    first = Outcome(outcome.outputs[:12], outcome.labels[:12], outcome.groups[:12])
+    expected, _ = alone.parts(first, 2000)
+    for end in ("macro_f1_low", "macro_f1_high", "matthews_correlation_low", "matthews_correlation_high"):
+        assert parts["t00000"][end] == expected[end]
+    assert whole["tenants"] == 40
+
+
+def test_a_baseline_is_the_mean_of_the_best_constants_of_tenants():
+    task, outcome = many(6, 9, np.ones((6, 9), bool), 3, ("accuracy", "macro_f1"))
+    found, _ = task.parts(outcome, 100)
+    labels = outcome.labels.reshape(6, 9)
+    for name, score in (("accuracy", metrics.accuracy_score), ("macro_f1", macro_f1)):
+        best = [max(score(of, np.full(9, one)) for one in range(3)) for of in labels]
+        assert found[f"{name}_baseline"] == pytest.approx(np.mean(best))
+
+
+def macro_f1(labels, predicted):
+    return metrics.f1_score(labels, predicted, average="macro", zero_division=0)
