@@ -1,11 +1,13 @@
 """Leads against what is known of them, and the verdicts on them.
 
-The variance of the bootstrap, Student's test, and how often intervals cover; better and worse only after Holm's
-correction, equivalent only within the margin, and the hypotheses.
+How often intervals cover a known truth, Student's tests of scipy where they are the same, variances against those of
+many draws; better and worse only after Holm's correction, equivalent only within the margin, and the hypotheses.
 """
 
+import json
 import math
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,78 +17,225 @@ from scipy import stats
 
 from pipeline.arena.preset import Hypothesis
 from pipeline.compare import examples as of_examples
-from pipeline.compare.leads import Judge, Lead, Scores, holm, mean, on_task
+from pipeline.compare.leads import KINDS, Judge, Lead, Scores, holm, mean, on_task
+from pipeline.tasks import sums
 from pipeline.tasks.scores import EXAMPLES as SCORES
+from tests.workspace import ROOT
 
-RESAMPLES = 4000
-TASKS, SEEDS, EXAMPLES = 6, 5, 80
+SEEDS = 5
 RNG = np.random.default_rng(0)
 
 
-def method(task, hits, resamples=RESAMPLES):
-    """The scores of a method by seed, from what it gains on each example, (seeds, examples); the same resamples."""
-    rows = np.random.default_rng(task).integers(hits.shape[1], size=(resamples, hits.shape[1]))
-    return {seed: Scores(float(of.mean()), of[rows].mean(axis=1)) for seed, of in enumerate(hits)}
+class Design(NamedTuple):
+    """How leads come about, in percentage points: sizes, and standard deviations of what is drawn."""
+
+    seeds: int
+    parts: int = 1  # of the task: tenants
+    tasks: int = 1  # of the average, each with trainings of its own
+    of_seeds: float = 0.0  # what a seed does to all tenants of a task
+    alone: float = 0.0  # what it does to one of them
+    of_parts: float = 0.0  # how tenants differ, or the tasks of an average
+    of_examples: float = 20.0  # how examples differ for all seeds alike
+    interplay: float = 15.0  # how they differ from seed to seed
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{name} {value:g}" for name, value in self._asdict().items())
 
 
-def nothing(task, hits, resamples=RESAMPLES):
-    return method(task, np.zeros_like(hits), resamples)
+N, DRAWS = 60, 300  # test examples of a part, resamples of them
 
 
-def leads(gains, resamples=RESAMPLES):
-    return [on_task(f"task {t}", method(t, of, resamples), nothing(t, of, resamples)) for t, of in enumerate(gains)]
+class Drawn(NamedTuple):
+    """One draw of a design: what the arena would score, and what is true."""
+
+    judge: Judge
+    truth: float  # of these tasks and tenants; of new ones it is 0
 
 
-def test_the_bootstrap_has_the_variance_that_theory_gives():
-    """Of crossed draws of seeds and examples; of tasks the spread of their leads, which includes the errors within."""
-    gains = RNG.normal(0, 8, (TASKS, 1, EXAMPLES)) + RNG.normal(0, 8, (TASKS, SEEDS, EXAMPLES))
-    gains += RNG.normal(0, 1, (TASKS, SEEDS, 1)) + RNG.normal(0, 3, (TASKS, 1, 1))
-    found = leads(gains)
-    for lead, of in zip(found, gains, strict=True):
-        seeds, examples = of.mean(axis=1), of.mean(axis=0)
-        of_seeds, of_examples = seeds.var(ddof=1) / SEEDS, examples.var() / EXAMPLES
-        rest = of - seeds[:, None] - examples + of.mean()
-        of_both = (rest**2).sum() / (SEEDS * EXAMPLES) / ((SEEDS - 1) * EXAMPLES)
-        assert lead.error_seeds**2 == pytest.approx(of_seeds)
-        assert lead.error_examples**2 == pytest.approx(of_examples, rel=0.15)
-        assert lead.error**2 == pytest.approx(of_seeds + of_examples + of_both, rel=0.15)
-    these, new = mean(found, is_drawn=False), mean(found, is_drawn=True)
-    assert these.mean == new.mean == pytest.approx(gains.mean())
-    assert these.error == pytest.approx(np.hypot.reduce([lead.error for lead in found]) / TASKS, rel=0.05)
-    assert new.error**2 == pytest.approx(gains.mean(axis=(1, 2)).var(ddof=1) / TASKS, rel=0.1)
-    assert new.error_examples == pytest.approx(np.hypot.reduce([lead.error_examples for lead in found]) / TASKS)
+def weights(part):
+    """Return how often each example is in each resample of a part, the same for all methods."""
+    rows = np.random.default_rng(part).integers(N, size=(DRAWS, N))
+    return np.stack([np.bincount(row, minlength=N) for row in rows]).T / N  # (examples, resamples)
 
 
-def test_without_labels_a_lead_has_the_errors_of_seeds_alone_and_students_test():
-    first, second = RNG.normal(80, 1, (2, SEEDS))
-    one, other = ({s: Scores(v, np.full(RESAMPLES, v)) for s, v in enumerate(scores)} for scores in (first, second))
-    lead = on_task("rte", one, other)
-    assert (math.isnan(lead.error_examples), lead.freedom) == (True, SEEDS - 1)
-    assert lead.error == pytest.approx(lead.error_seeds, rel=0.05)
-    assert lead.p == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=0.02)
+WEIGHTS = [weights(part) for part in range(50)]
+
+
+def draw(design, rng):
+    """Draw a design: a method whose true lead over the baseline on new tasks is 0."""
+    scores, truths = {}, []
+    for task in range(design.tasks):
+        spread = rng.normal(0, design.of_parts, design.parts)  # of the only part: of the task
+        seeds = rng.normal(0, design.of_seeds, design.seeds) + rng.normal(0, design.alone, (design.parts, design.seeds))
+        examples = rng.normal(0, design.of_examples, (design.parts, 1, N))
+        examples = examples + rng.normal(0, design.interplay, (design.parts, design.seeds, N))
+        rows = spread[:, None, None] + seeds[:, :, None] + examples
+        truths.append(spread.mean())
+        scores[f"task {task}"] = {
+            f"part {part}": {
+                "method": {seed: Scores(float(row.mean()), row @ WEIGHTS[part]) for seed, row in enumerate(of)},
+                "base": {seed: Scores(0.0, np.zeros(DRAWS)) for seed in range(design.seeds)},
+            }
+            for part, of in enumerate(rows)
+        }
+    return Drawn(Judge(scores, {"here": tuple(scores)}, margin=1.0), float(np.mean(truths)))
+
+
+def coverage(design, trials):
+    """Return how often 95 % intervals cover the truth, on these tasks and on new ones, and each trial's intervals."""
+    rng, covered, said = np.random.default_rng(zlib.crc32(design.name.encode())), dict.fromkeys(KINDS, 0), []
+    for _ in range(trials):
+        judge, truth = draw(design, rng)
+        found = judge.against("base", "here", ["method"])["method"]
+        for kind, expected in (("these", truth), ("new", 0.0)):
+            if found[kind]["low"] is not None:
+                covered[kind] += found[kind]["low"] <= expected <= found[kind]["high"]
+        said.append(found)
+    return {kind: count / trials for kind, count in covered.items()}, said
+
+
+def tolerance(trials):
+    """Three standard errors of a share of trials that is 95 % in truth."""
+    return 3 * math.sqrt(0.95 * 0.05 / trials)
+
+
+ALIKE = {"of_seeds": 6.0}  # as differences of seeds of the preset tenants are, or larger
+UNLIKE = {"of_seeds": 4.0, "alone": 2.0, "of_parts": 5.0}
+QUICK = [Design(2, 8, **ALIKE), Design(5, 8, **ALIKE), Design(3, 4, **UNLIKE), Design(3, 1, 4, of_seeds=2.0)]
+NIGHTLY = [
+    *(
+        Design(seeds, parts, **sizes)
+        for seeds in (2, 3, 5)
+        for parts in (1, 2, 8)
+        for sizes in (ALIKE, UNLIKE, {}, {"of_seeds": 1.0}, {"alone": 3.0}, {"of_parts": 5.0})
+    ),
+    *(Design(seeds, 50, **sizes) for seeds in (2, 3, 5) for sizes in (ALIKE, UNLIKE)),
+    *(
+        Design(seeds, 1, tasks, of_seeds=of_seeds, of_parts=of_parts)
+        for seeds in (3, 5)
+        for tasks in (2, 5)
+        for of_seeds in (0.0, 3.0)
+        for of_parts in (0.0, 6.0)
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("design", "trials"),
+    [*((one, 300) for one in QUICK), *(pytest.param(one, 600, marks=pytest.mark.nightly) for one in NIGHTLY)],
+    ids=lambda one: one.name if isinstance(one, Design) else str(one),
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(design, trials):
+    """A seed trains one model for all tenants of a task, and each task of an average has trainings of its own."""
+    covered, said = coverage(design, trials)
+    assert covered["these"] > 0.95 - tolerance(trials)
+    if design.of_seeds == ALIKE["of_seeds"] and design.parts >= 8:  # then the lead has the error of seeds alone
+        assert covered["these"] == pytest.approx(0.95, abs=max(0.015, tolerance(trials)))
+    if design.seeds > 3:
+        assert covered["these"] < 0.97 + tolerance(trials)
+    if design.parts * design.tasks > 1:
+        assert covered["new"] > 0.95 - tolerance(trials)
+        assert all(one["new"]["low"] <= one["these"]["low"] for one in said)
+        assert all(one["these"]["high"] <= one["new"]["high"] for one in said)
+
+
+@pytest.mark.parametrize("design", [Design(5, 4, **UNLIKE), Design(4, 1, 6, of_seeds=3.0, of_parts=2.0)])
+def test_variances_are_those_of_many_draws(design):
+    """Those of a lead around the truth of these tasks, and of new ones."""
+    rng, found, errors = np.random.default_rng(1), [], []
+    for _ in range(400):
+        judge, truth = draw(design, rng)
+        parts = [[(of["method"], of["base"]) for of in task.values()] for task in judge.scores.values()]
+        lead = mean([on_task(task) for task in parts])
+        found.append((lead.mean - truth, lead.mean))
+        errors.append([sum(variance for variance, _ in errors) for errors in (lead.these, lead.drawn)])
+    assert np.mean(errors, axis=0) == pytest.approx(np.var(found, axis=0), rel=0.2)
+
+
+def plain(values):
+    """Scores of seeds without labels."""
+    return {seed: Scores(value, np.full(9, value)) for seed, value in enumerate(values)}
+
+
+@pytest.mark.parametrize("tenants", [1, 8])
+def test_without_labels_a_lead_has_students_paired_test_over_the_seeds_means_of_tenants(tenants):
+    first, second = RNG.normal(80, 1, (2, tenants, SEEDS))
+    lead = on_task([(plain(one), plain(other)) for one, other in zip(first, second, strict=True)])
+    expected = stats.ttest_rel(first.mean(axis=0), second.mean(axis=0))
+    assert lead.p() == pytest.approx(expected.pvalue)
+    assert lead.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
+    assert math.isnan(lead.error_examples)
+    assert lead.error_seeds == pytest.approx(stats.sem((first - second).mean(axis=0)))
+
+
+def test_on_new_tasks_a_lead_has_students_test_over_tasks_that_differ():
+    leads = RNG.normal(2, 9, 6)  # of tasks, each with little error within
+    tasks = [on_task([(plain(lead + RNG.normal(0, 0.1, SEEDS)), plain(np.zeros(SEEDS)))]) for lead in leads]
+    expected = stats.ttest_1samp([one.mean for one in tasks], 0)
+    found = mean(tasks)
+    assert found.p("new") == pytest.approx(expected.pvalue)
+    assert found.interval(0.95, "new") == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.half(0.95) < 0.2 < found.half(0.95, "new")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seeds=st.integers(2, 5),
+    parts=st.integers(1, 4),
+    tasks=st.integers(1, 5),
+    scale=st.sampled_from([0.0, 0.5, 20.0]),
+    within=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_nothing_is_known_better_of_new_tasks_than_of_these(seeds, parts, tasks, scale, within, seed):
+    """Nor of these with other seeds than with the same."""
+    design = Design(seeds, parts, tasks, scale * within, within, scale, 20 * within, 10.0 * within)
+    judge, _ = draw(design, np.random.default_rng(seed))
+    hypothesis = Hypothesis(method="method", expected="better", against="base", on="here")
+    (found,) = judge.outcomes([hypothesis])
+    these, new = (found[kind] for kind in KINDS)
+    if parts * tasks > 1:
+        assert new["low"] <= these["low"] <= these["high"] <= new["high"]
+        assert new["p_holm"] >= these["p_holm"]
+    else:
+        assert new["low"] is None
+    error = found["error_examples"] or 0.0
+    assert these["high"] - these["low"] >= 2 * stats.norm.ppf(0.975) * error - 1e-9
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "reports/compare").glob("*/*.json")))
+def test_in_the_committed_comparisons_too(name):
+    found = json.loads((ROOT / "reports/compare" / name / "comparison.json").read_text(encoding="utf-8"))
+    for one in (*found["hypotheses"], *found["results"]):
+        these, new = (one[kind] for kind in KINDS)
+        if new["low"] is not None:
+            assert new["low"] <= these["low"] <= these["high"] <= new["high"], one
+            assert new.get("p_holm", 1) >= these.get("p_holm", 0), one
+
+
+def test_seeds_that_agree_by_chance_do_not_make_a_lead_certain():
+    """Two seeds have the same lead on other examples: how much examples vary is known, and no error is below it."""
+    rng = np.random.default_rng(0)
+    right = rng.permuted(np.repeat([100.0, 0.0], 50).reshape(1, 100).repeat(2, axis=0), axis=1)
+    rows = np.random.default_rng(1).integers(100, size=(DRAWS, 100))
+    method = {seed: Scores(float(of.mean()), of[rows].mean(axis=1)) for seed, of in enumerate(right)}
+    lead = on_task([(method, plain([49.0, 49.0]) | {s: Scores(49.0, np.full(DRAWS, 49.0)) for s in range(2)})])
+    assert lead.mean == 1.0
+    assert lead.error_seeds == 0
+    assert lead.half(0.95) == pytest.approx(1.96 * 50 / math.sqrt(200), rel=0.15)
+    assert lead.p() > 0.5
 
 
 def test_seeds_are_paired_and_one_in_common_has_no_error():
-    scores = {seed: Scores(value, np.full(9, value)) for seed, value in enumerate([3.0, 5.0, 9.0])}
-    lead = on_task("rte", scores, {0: scores[1]})
+    scores = plain([3.0, 5.0, 9.0])
+    lead = on_task([(scores, {0: scores[1]})])
     assert lead.mean == -2.0
-    assert all(map(math.isnan, (lead.error, lead.p, *lead.interval(0.95))))
-    assert on_task("rte", scores, {7: scores[1]}) == (unknown := Lead())
-    assert mean([lead, on_task("rte", scores, scores)], is_drawn=True) == Lead(-1.0)
-    assert math.isnan(mean([lead, unknown], is_drawn=True).mean)
-    assert mean([], is_drawn=False) == unknown
-
-
-@pytest.mark.parametrize(("is_drawn", "spread"), [(True, 0.0), (True, 3.0), (False, 3.0)])
-def test_intervals_cover_the_truth_about_as_often_as_they_say(is_drawn, spread):
-    """Of new tasks it is 0; of these, the mean of what they have."""
-    covered, trials = 0, 150
-    for _ in range(trials):
-        gains = RNG.normal(0, 8, (4, 1, EXAMPLES)) + RNG.normal(0, 4, (4, SEEDS, EXAMPLES))
-        of_tasks = RNG.normal(0, spread, (4, 1, 1))
-        low, high = mean(leads(gains + of_tasks, 100), is_drawn).interval(0.9)
-        covered += low <= (0 if is_drawn else of_tasks.mean()) <= high
-    assert 0.78 < covered / trials < 0.99
+    assert all(map(math.isnan, (lead.error_seeds, lead.p(), *lead.interval(0.95), *lead.interval(0.95, "new"))))
+    assert on_task([(scores, {7: scores[1]})]) == on_task([]) == (unknown := Lead())
+    assert mean([lead, on_task([(scores, scores)])]) == Lead(-1.0)
+    assert math.isnan(mean([lead, unknown]).mean)
+    assert mean([]) == unknown
 
 
 def test_holm_corrects_as_in_the_book():
@@ -95,7 +244,7 @@ def test_holm_corrects_as_in_the_book():
     assert holm([]) == []
 
 
-@pytest.mark.parametrize("metric", [*of_examples.OF_CLASSES, "pearson", "macro_f1 of several labels"])
+@pytest.mark.parametrize("metric", [*sums.OF_CLASSES, "pearson", "macro_f1 of several labels"])
 @settings(max_examples=12)
 @given(classes=st.integers(2, 4), examples=st.integers(3, 30), seed=st.integers(0, 1000))
 def test_scores_of_resamples_are_those_of_the_examples_that_were_drawn(metric, classes, examples, seed):
