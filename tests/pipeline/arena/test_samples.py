@@ -157,7 +157,7 @@ def test_of_the_committed_presets_these_tasks_read_a_sample_of_a_split_that_thei
     assert found == {
         "offline": [],
         "kinds": ["stsb", "cola"],
-        "base": ["stsb"],
+        "base": [],
         "paper": [],
         "tenants": [],
         "generate": [],
