@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -33,6 +33,7 @@ EVALUATE_TENANTS = Path("reports/evaluate/tenants.csv")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
 
 Value = str | int | float
+QUOTING: tuple[Literal[0], Literal[2]] = (csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC)
 
 
 def tokens(split: str) -> Path:
@@ -78,9 +79,20 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:
     """Write a table with a header line; floats have six digits."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+        writers = {style: csv.writer(file, lineterminator="\n", quoting=style) for style in QUOTING}
+        writers[quoting_of(columns)].writerow(columns)
+        for row in rows:
+            shown = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
+            writers[quoting_of(shown)].writerow(shown)
+
+
+def quoting_of(values: Iterable[object]) -> Literal[0, 2]:
+    """Return how to quote these cells of a CSV file, one of QUOTING: all texts, if one holds a carriage return.
+
+    Readers end a row there, and before Python 3.13 the module csv does not quote it by itself.
+    """
+    usual, all_texts = QUOTING
+    return all_texts if any(isinstance(value, str) and "\r" in value for value in values) else usual
 
 
 @contextmanager

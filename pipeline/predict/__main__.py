@@ -200,7 +200,8 @@ def _write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
         if ending == JSON_LINES:
             table.to_json(out, orient="records", lines=True, force_ascii=False, default_handler=str)
         else:
-            table.to_csv(out, index=False, header=count == 0, lineterminator="\n")
+            quoting = artifacts.quoting_of(chain(table.columns, *(table[name] for name in table)))
+            table.to_csv(out, index=False, header=count == 0, lineterminator="\n", quoting=quoting)
         out.flush()
         count += len(table)
     return count

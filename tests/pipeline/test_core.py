@@ -6,6 +6,7 @@ import re
 import stat
 from contextlib import suppress
 
+import pandas as pd
 import pytest
 
 from pipeline.core import artifacts, console
@@ -83,3 +84,16 @@ def test_what_a_user_or_the_machine_does_ends_in_one_line(error, capsys):
 def test_what_the_program_does_wrong_keeps_its_traceback():
     with pytest.raises(RuntimeError), exit_on_error("stopped"):
         raise RuntimeError("a bug")
+
+
+HARD = ["plain", "a\rb", "c\r\nd", "e\nf", 'g "h", i', "\r", ""]
+
+
+def test_a_table_of_any_texts_is_read_again_by_pandas_as_it_was(tmp_path):
+    rows = [(text, number, 0.5) for number, text in enumerate(HARD)]
+    artifacts.write_csv(tmp_path / "a.csv", ("a\rtext", "number", "share"), rows)
+    found = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    assert found["a\rtext"].tolist() == HARD
+    assert (found["number"].tolist(), set(found["share"])) == (list(range(len(HARD))), {0.5})
+    artifacts.write_csv(tmp_path / "b.csv", ("text", "number"), [("plain", 1)])
+    assert (tmp_path / "b.csv").read_bytes() == b"text,number\nplain,1\n"

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -71,6 +72,17 @@ def test_a_file_says_what_the_arguments_say(one, ending):
     expected = [{"id": key, "sentence1": row.pop("text"), **row} for key, row in answers]
     assert table(ok("--file", f"in.{ending}")) == expected
     assert table(ok("--file", f"in.{ending}", "--column", "sentence1")) == expected
+
+
+def test_texts_with_carriage_returns_are_read_again_by_pandas_as_they_were(one):
+    texts = [SENTENCE, "an owl\rat night", "a fox\r\nin the wood", "\r a hen"]
+    write("in.jsonl", [{"sentence1": text, "number": number, "none": None} for number, text in enumerate(texts)])
+    ok("--file", "in.jsonl", "--out", "out.csv")
+    found = pd.read_csv("out.csv")
+    assert found["sentence1"].tolist() == texts
+    assert found["number"].tolist() == list(range(len(texts)))
+    assert found["none"].isna().all()
+    assert found["p(equivalent)"].between(0, 1).all()
 
 
 def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one):
