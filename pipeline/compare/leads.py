@@ -27,7 +27,7 @@ are unequal (Ibragimov and Müller, "t-statistic based correlation and heterogen
 In simulations with a known truth (`tests/pipeline/compare/test_leads.py`), 95 % intervals on one task cover it in 95 to
 99 % of cases, for 1 to 50 tenants: in 95 to 97 % with five seeds, and most often with two seeds where the error is that
 of examples, as one degree of freedom is a wide quantile. On an average of tasks one of which has nearly all of the
-error, they cover 93 to 96 % with three seeds or more, and 90 % with two. On new tasks they cover 95 % or more.
+error, they cover 93 to 95 % with three seeds or more, and 90 % with two. On new tasks they cover 95 % or more.
 
 Of leads over the baseline on every task and average, and of the hypotheses' own, it is said twice what they are: on
 these tasks, where others would have been other seeds and test examples, and on new tasks of their kind. Only

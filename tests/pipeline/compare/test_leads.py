@@ -37,6 +37,7 @@ class Design(NamedTuple):
     of_parts: float = 0.0  # how tenants differ, or the tasks of an average
     of_examples: float = 20.0  # how examples differ for all seeds alike
     interplay: float = 15.0  # how they differ from seed to seed
+    first: float = 1.0  # times as much as of other tasks is what seeds and examples do to the first
 
     @property
     def name(self) -> str:
@@ -66,11 +67,12 @@ def draw(design, rng):
     """Draw a design: a method whose true lead over the baseline on new tasks is 0."""
     scores, truths = {}, []
     for task in range(design.tasks):
+        times = 1.0 if task else design.first
         spread = rng.normal(0, design.of_parts, design.parts)  # of the only part: of the task
         seeds = rng.normal(0, design.of_seeds, design.seeds) + rng.normal(0, design.alone, (design.parts, design.seeds))
         examples = rng.normal(0, design.of_examples, (design.parts, 1, N))
         examples = examples + rng.normal(0, design.interplay, (design.parts, design.seeds, N))
-        rows = spread[:, None, None] + seeds[:, :, None] + examples
+        rows = spread[:, None, None] + times * (seeds[:, :, None] + examples)
         truths.append(spread.mean())
         scores[f"task {task}"] = {
             f"part {part}": {
@@ -118,6 +120,7 @@ NIGHTLY = [
         for of_seeds in (0.0, 3.0)
         for of_parts in (0.0, 6.0)
     ),
+    *(Design(seeds, 1, 5, of_seeds=3.0, of_examples=1.0, interplay=1.0, first=20.0) for seeds in (2, 3, 5)),
 ]
 
 
@@ -129,7 +132,9 @@ NIGHTLY = [
 def test_intervals_cover_the_truth_as_often_as_they_say(design, trials):
     """A seed trains one model for all tenants of a task, and each task of an average has trainings of its own."""
     covered, said = coverage(design, trials)
-    assert covered["these"] > 0.95 - tolerance(trials)
+    # Nearly all of the error is that of one task, and the degrees of freedom of a sum are estimated.
+    lost = 0.0 if design.first == 1 else 0.02 if design.seeds > 2 else 0.05
+    assert covered["these"] > 0.95 - lost - tolerance(trials)
     if design.of_seeds == ALIKE["of_seeds"] and design.parts >= 8:  # then the lead has the error of seeds alone
         assert covered["these"] == pytest.approx(0.95, abs=max(0.015, tolerance(trials)))
     if design.seeds > 3:
