@@ -73,6 +73,8 @@ def go(world, monkeypatch):
         if not folder.exists():
             models.save(folder, architecture, dtype, side)
         workspace.change(data=labels, model=str(folder), **ADAPTERS[adapter])
+        targets = {"target_modules": models.TARGETS.get(architecture, "default")}
+        workspace.change(lsr=targets, lora=targets)
         run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
         return folder
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.__main__ import main as lsr
@@ -32,13 +32,15 @@ LORA = {"target_modules": "all-linear", "learning_rate": 0.02, "lora_dropout": 0
 CASES = {  # the architecture, its dtype, whether it has a chat template, and the adapter
     "llama": (torch.float32, True, {"adapter": "lsr", "lsr": LSR | {"learning_rate": 0.02}}),
     "gpt2": (torch.bfloat16, False, {"adapter": "lora", "lora": LORA}),
+    "qwen2": (torch.bfloat16, True, {"adapter": "lora", "lora": LORA}),
 }
+AT_NIGHT = ("qwen2",)
 
 
 def rows():
     """Prompts and completions of different lengths."""
     return [
-        row | {"more": CLAUSES[at % 4 - at % 3], "place": row["place"] + " by the wood" * (at % 2)}
+        row | {"more": CLAUSES[at // 4 % 4], "place": row["place"] + " by the wood" * (at % 2)}
         for at, row in enumerate(writers.rows(90))
     ]
 
@@ -47,6 +49,8 @@ def save(folder, architecture, dtype, chat):
     """Save a checkpoint of which one end token is the tokenizer's and another, with a chat template, the template's."""
     if chat:
         writers.save(folder)
+        if architecture != "llama":
+            save_another(folder, architecture)
         own = {"eos_token": writers.START, "additional_special_tokens": [writers.END]}
         writers.tokenizer(**own).save_pretrained(folder)
     else:
@@ -58,7 +62,22 @@ def save(folder, architecture, dtype, chat):
     kit.edit(folder / "config.json", dtype=str(dtype).removeprefix("torch."))
 
 
-@pytest.fixture(scope="module", params=CASES)
+def save_another(folder, architecture):
+    """Save a language model of another architecture in place of the Llama in a folder, with the same tokens."""
+    config = AutoConfig.from_pretrained(folder)
+    shared = ("vocab_size", "num_key_value_heads", "max_position_embeddings", "pad_token_id", "eos_token_id")
+    sizes = workspace.SIZES | {name: getattr(config, name) for name in shared} | {"tie_word_embeddings": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes))
+        model.save_pretrained(folder)
+
+
+def at_night(name):
+    return pytest.param(name, marks=[pytest.mark.nightly] if name in AT_NIGHT else [])
+
+
+@pytest.fixture(scope="module", params=map(at_night, CASES))
 def trained(request, tmp_path_factory):
     """A workspace after all stages, the checkpoint's folder in it, and whether it has a chat template."""
     dtype, chat, adapter = CASES[request.param]

@@ -35,20 +35,32 @@ FORMS = {
 }
 ONE_BATCH, HEAD_STEPS = {"examples": 8, "head_steps": 3}, 3
 ALL = {"examples": 1024, "head_steps": 0}  # a short run takes a step for each eight of 32 texts
-LAYERS = {"roberta": ["query", "value"], "bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
-HEADS = {"roberta": ["classifier"], "bert": ["classifier"], "gpt2": ["score"], "llama": ["score"]}
+LAYERS = {
+    "roberta": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+    "gpt2": ["c_attn"],
+    "qwen2": ["q_proj", "v_proj"],
+}
+HEADS = {
+    "roberta": ["classifier"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "modernbert": ["head", "classifier"],
+    "gpt2": ["score"],
+    "qwen2": ["score"],
+}
 CASES = [  # the initialization, the form, labels, the architecture, its dtype, and examples
     ("principal", "factors", "three", "gpt2", torch.bfloat16, ALL),
     ("principal", "sums", "three", "roberta", torch.float32, ALL),
-    ("principal", "shared", "three", "llama", torch.float32, ALL),
-    ("gradient", "factors", "number", "llama", torch.float32, ALL),
+    ("principal", "shared", "three", "qwen2", torch.float32, ALL),
+    ("gradient", "factors", "number", "qwen2", torch.float32, ALL),
     ("gradient", "cores", "three", "gpt2", torch.float32, ONE_BATCH),
-    ("gradient", "shared", "several", "bert", torch.bfloat16, ONE_BATCH),
-    ("update", "sums", "three", "roberta", torch.float32, ONE_BATCH),
-    ("update", "cores", "number", "llama", torch.bfloat16, ALL),
+    ("gradient", "shared", "several", "modernbert", torch.bfloat16, ONE_BATCH),
+    ("update", "sums", "three", "distilbert", torch.float32, ONE_BATCH),
+    ("update", "cores", "number", "qwen2", torch.bfloat16, ALL),
     ("warm", "factors", "several", "gpt2", torch.float32, ALL),
     ("warm", "shared", "three", "roberta", torch.float32, ALL),
-    ("warm", "directions", "three", "llama", torch.float32, ONE_BATCH),
+    ("warm", "directions", "three", "qwen2", torch.float32, ONE_BATCH),
 ]
 RANK, SCALING, RATE, HEAD_RATE = 16, 2.0, 0.001, 0.002  # of the short run, as docs/explanation/initialization.md has it
 SOURCE = {"kind": "files", "files": {name: f"{name}.csv" for name in ("train", "validation", "test")}}

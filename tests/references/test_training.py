@@ -6,9 +6,11 @@ of the user. Its optimizer is AdamW, its rates rise and fall linearly, and the n
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -25,18 +27,18 @@ EXAMPLES = 60
 OWN = {"learning_rate": RATE}
 STARTED = {"init": "warm", "examples": 16, "head_steps": 2}
 METHODS = {
-    "lora": ("lora", OWN),
+    "balanced": ("lora", OWN),  # a LoRA in whose loss all classes weigh the same
     "sums": ("lsr", OWN | {"rank_shape": [2, 2], "separation_rank": 2}),
     "cores": ("lsr", OWN | {"rank_shape": [3], "separation_rank": 1, "train": "core"} | STARTED),
     "shared": ("lsr", OWN | {"rank_shape": [3], "separation_rank": 1, "train": "all", "share": "layers"} | STARTED),
     "full": ("full", OWN),
 }
 CASES = [  # the method, labels, the architecture and its dtype
-    ("lora", "three", "roberta", torch.float32),
+    ("balanced", "three", "roberta", torch.float32),
     ("sums", "number", "gpt2", torch.float32),
     ("cores", "pairs", "bert", torch.bfloat16),
-    ("shared", "several", "llama", torch.float32),
-    ("full", "two", "distilbert", torch.bfloat16),
+    ("shared", "several", "qwen2", torch.float32),
+    ("full", "two", "modernbert", torch.bfloat16),
 ]
 
 
@@ -77,7 +79,8 @@ def go(world, monkeypatch):
             models.save(folder, architecture, dtype)
             kit.edit(folder / "config.json", without_dropout)
         word, section = METHODS[method]
-        workspace.change(data=labels, model=str(folder), adapter=word, **{word: section})
+        weights = {"class_weights": "balanced" if method == "balanced" else "none"}
+        workspace.change(data=labels, model=str(folder), adapter=word, train=weights, **{word: section})
         run(TOKENIZE, FACTORIZE)
         real = training.trainer_of
         monkeypatch.setattr(
@@ -208,6 +211,13 @@ LOSSES = {  # of the logits of a text, by the names or the number that the file 
 }
 
 
+def class_weights(epochs):
+    """Return the weight of each size by scikit-learn, for the texts of an epoch."""
+    sizes = [example["size"] for batch in epochs[0][0] for _, example in batch]
+    names = np.unique(sizes)
+    return dict(zip(names, compute_class_weight("balanced", classes=names, y=sizes), strict=True))
+
+
 def read_by_epoch(collated, folder, labels):
     """Return for each epoch the batches that were trained on, and what was validated on, as inputs and examples."""
     tokenizer, columns = AutoTokenizer.from_pretrained(folder), texts.ROWS[labels]["text"]
@@ -235,7 +245,12 @@ def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels,
     loop = Loop(folder, labels)
     first = loop.values()
     epochs = read_by_epoch(collated, folder, labels)
-    losses, validations, states = loop.fit(epochs, lambda *one: LOSSES[labels](*one, names))
+    weights = class_weights(epochs) if method == "balanced" else {}
+
+    def loss(logits, example):
+        return weights.get(example["size"], 1.0) * LOSSES[labels](logits, example, names)
+
+    losses, validations, states = loop.fit(epochs, loss)
     assert column("loss") == pytest.approx(losses, rel=1e-4)
     assert column("validation_loss") == pytest.approx(validations, rel=1e-4)
     found = plain.tensors_of(artifacts.ADAPTER)
@@ -247,7 +262,7 @@ def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels,
             assert moved < 1e-9
         else:
             assert moved > 1e-6
-            assert (found[name].double() - expected).norm() < 1e-4 * moved, name
+            assert (found[name].double() - expected).norm() < 1e-3 * moved, name
 
 
 def column(name):
