@@ -9,7 +9,6 @@ Not a DVC out: runs/, where trackers write.
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from datasets import Dataset
 from transformers import Trainer, set_seed
 
@@ -18,13 +17,11 @@ from lsr.serve.common import last_layer
 from lsr.tuner.files import read_files
 from pipeline import evaluation, params, stage, tasks
 from pipeline.core import artifacts, console
-from pipeline.core.errors import UserError
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.tasks import SeveralTask, TenantsTask
-from pipeline.tasks.classes import ClassesTask
 from pipeline.training import checkpoints, processes, run
 
 CURVES = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}  # in the Trainer's log
@@ -46,15 +43,14 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     if view.tenants.folder and isinstance(task, TenantsTask):
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
-    if view.train.class_weights == "balanced":
-        if not isinstance(task, ClassesTask):
-            needed = "balanced needs a label of classes, and no tenants"
-            raise UserError(f"{params.PARAMS}: train.class_weights: {needed}")
-        base_models.use_loss(base, task, task.balanced(np.array(splits["train"]["label"][:])))
+    run.weigh_classes(view, base, splits["train"])
     tokenizer = tokenizer_of(base, view.base_model)
     collate = task.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
-    steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
+    each = run.steps_an_epoch(view, splits["train"])
+    steps = view.train.epochs * each
+    if view.train.steps == "auto":
+        console.line(f"train: {view.train.epochs} epochs of {each} steps, {steps:,}, by train.steps: auto")
     with console.progress("train", steps, "steps") as advance:
         watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
         trainer = run.trainer_of(view, model, splits, collate, folder, watching)

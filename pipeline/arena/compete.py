@@ -21,8 +21,9 @@ from pipeline.arena.record import Record
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, content
+from pipeline.params import effects
 from pipeline.params.reading import all_of
-from pipeline.training import processes
+from pipeline.training import processes, run
 
 
 def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jobs: int) -> None:
@@ -62,7 +63,8 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
 
 
 def check(entries: Sequence[Entry]) -> None:
-    """Read the data of each task into the cache, then try each method on the outline of the base model."""
+    """Check the values of each entry, read the data of each task, then try each method on the base model's outline."""
+    all_of(partial(_check_values, entry) for entry in entries)
     tasks = {entry.task: partial(_check_task, entry) for entry in entries}
     methods = {entry.method: partial(_check_method, entry) for entry in entries}
     for unit, checks in {"tasks": tasks, "methods": methods}.items():
@@ -75,6 +77,23 @@ def _check_at(here: str, check_one: Callable[[], object]) -> None:
         check_one()
     except UserError as error:  # lines that name no other file are about that of the presets
         raise UserError(re.sub(rf"^{params.PARAMS}: ", here, str(error), flags=re.MULTILINE)) from None
+
+
+def _check_values(entry: Entry) -> None:
+    """Check that what a preset sets has an effect on an entry.
+
+    A preset or a task sets values for several methods, some of which do not read them; a method sets its own.
+
+    Raises:
+        UserError: if a value has none.
+    """
+    view = entry.first().view
+    idle = list(effects.idle_in_training(view.train)) if entry.chosen.is_trained else []
+    idle += [one for one in effects.idle_in_section(view.section) if one.key in entry.chosen.params]
+    lines = [f"{PATH}: {entry.name}.methods.{entry.method}: {one.line}" for one in idle]
+    if lines:
+        raise UserError("\n".join(lines))
+    _check_at(f"{PATH}: {entry.name}.tasks.{entry.task}: ", partial(run.check_class_weights, view))
 
 
 def _check_task(entry: Entry) -> None:

@@ -31,7 +31,8 @@ from pipeline.methods.planning import Plan
 from pipeline.tasks import CompletionTask, Outcome, TenantsTask
 from pipeline.tasks.cells import rounded
 from pipeline.tasks.completion import LOSS
-from pipeline.training.run import DivergedError, StopAtDivergence, trainer_of
+from pipeline.training import run
+from pipeline.training.run import DivergedError
 
 AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
 LOGITS_AT_ONCE = 16  # examples, of whose tokens all logits are in memory
@@ -47,9 +48,9 @@ def measure(training: Training) -> Record:
     After every epoch the model is scored, in the precision of training, on the held-out validation split, and on the
     test split, which no decision uses.
     """
-    run = Run(training)
+    measured = Run(training)
     try:
-        found = {"status": "finished", "reason": "", **run.result()}
+        found = {"status": "finished", "reason": "", **measured.result()}
     except DivergedError as error:
         found = {"status": "diverged", "reason": str(error)}
     except UserError as error:
@@ -63,7 +64,7 @@ def measure(training: Training) -> Record:
         | found
         | {
             "metrics": training.view.dataset.metrics,
-            "seconds": {name: round(value, 2) for name, value in run.seconds.items()},
+            "seconds": {name: round(value, 2) for name, value in measured.seconds.items()},
             "made": record.made(),
         }
     )
@@ -116,10 +117,13 @@ class Run(TrainerCallback):
             if not self.training.chosen.trained:
                 self._add(self._outcomes())
                 return
+            train = self.splits["train"]
+            run.weigh_classes(self.training.view, self.model.get_base_model(), train)
+            view = run.with_enough_steps(self.training.view, train)
             with tempfile.TemporaryDirectory() as folder:
                 collate = self.task.collator(self.tokenizer)
-                chosen = self.training.view, self.model, self.splits, collate, Path(folder)
-                trainer_of(*chosen, [StopAtDivergence(), self], report_to=[], **ALONE).train()
+                chosen = view, self.model, self.splits, collate, Path(folder)
+                run.trainer_of(*chosen, [run.StopAtDivergence(), self], report_to=[], **ALONE).train()
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Score the model, whose time is not that of training."""
@@ -128,6 +132,9 @@ class Run(TrainerCallback):
             self._add(self._outcomes())
             self.model.train()
         self.seconds["train"] -= self.seconds["score"] - before
+        patience = self.training.view.train.patience
+        if patience != "none":
+            control.should_training_stop |= run.lacks_gain(self.validation, patience)
 
     def _in_precisions(self) -> Iterator[tuple[str, Rounded]]:
         """Yield each precision and what the trained adapter, with its head, takes and scores in it."""

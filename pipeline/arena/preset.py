@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, StrictStr, model_validator
 
 from pipeline.core.errors import UserError, nearest
+from pipeline.data import content
+from pipeline.params.labels import Completion, Conversation
 from pipeline.params.reading import load_row, read_yaml, validated
 from pipeline.params.sections import Count, Section
-from pipeline.params.sources import Named, Sha256, Word, all_different
+from pipeline.params.sources import Named, Sha256, TableSource, Word, all_different
 
 PATH = Path("pipeline/arena.yaml")
 VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
@@ -25,11 +27,16 @@ Amount = Literal["all"] | Count
 Features = Literal["mean", "first", "nearest", "words"]  # states: their mean twice, the first; counts of tokens
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 OWN_KEYS = {"data", "model", "seed", "adapter", "train.processes", "tenants.common"}  # the arena sets them itself
+UNREAD_KEYS = {"train.report_to", "tenants.precision"}  # and the section evaluate: the arena scores in its own way
+OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not those of methods
 
 
 def _without_own_keys(values: dict[str, Any]) -> dict[str, Any]:
-    for key in sorted(values.keys() & OWN_KEYS):
-        raise ValueError(f"{key} is set by the arena itself")
+    for key in sorted(values):
+        if key in OWN_KEYS:
+            raise ValueError(f"{key} is set by the arena itself")
+        if key in UNREAD_KEYS or key.startswith("evaluate."):
+            raise ValueError(f"{key} has no effect: the arena does not read it")
     return values
 
 
@@ -99,6 +106,20 @@ class Method(Section):
         "on the first of them, or on TF-IDF of tokens (words); or the nearest of the classes' means (nearest)",
     )
 
+    @model_validator(mode="after")
+    def _sets_what_it_reads(self) -> Self:
+        if self.features and self.adapter != "head":
+            raise ValueError(f"adapter: {self.adapter} has no effect: features are in place of it; set it to head")
+        if self.features and not self.trained:
+            raise ValueError("trained: false has no effect: features are in place of training; remove it")
+        for key in self.params:
+            section = key.partition(".")[0]
+            if section not in OF_ALL | {self.adapter}:
+                raise ValueError(f"params: {key} has no effect: the method's adapter is {self.adapter}")
+            if section == "train" and not self.is_trained and key != "train.precision":
+                raise ValueError(f"params: {key} has no effect: the method is not trained")
+        return self
+
     @property
     def is_trained(self) -> bool:
         """Whether it has learning rates to tune."""
@@ -152,6 +173,61 @@ class Preset(Section):
         for place, name, known in named:
             if name not in known:
                 raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _every_key_is_of_a_method(self) -> Self:
+        read = OF_ALL | {method.adapter for method in self.methods.values()}
+        of_tasks = {f"tasks: {name}: params": task.params for name, task in self.tasks.items()}
+        for place, values in {"params": self.params, **of_tasks}.items():
+            for key in values:
+                if key.partition(".")[0] not in read:
+                    raise ValueError(f"{place}: {key} has no effect: no method has this adapter")
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_as_many_seeds(self) -> Self:
+        wanted = {"tuning: seeds": self.tuning.seeds}
+        wanted |= {f"methods: {name}: seeds": method.seeds for name, method in self.methods.items() if method.seeds}
+        for place, count in wanted.items():
+            if count > len(self.seeds):
+                raise ValueError(f"{place}: must be at most {len(self.seeds)}, as many as seeds has, got {count}")
+        return self
+
+    @model_validator(mode="after")
+    def _completions_have_new_tokens(self) -> Self:
+        labels = {name: load_row("data", self.row_of(name)).label for name in self.tasks}
+        writing = {name for name, label in labels.items() if isinstance(label, Completion | Conversation)}
+        set_in = ["reads"] if self.reads.new_tokens is not None and not writing else []
+        for name, task in self.tasks.items():
+            if "new_tokens" in task.reads and name not in writing:
+                set_in.append(f"tasks: {name}: reads")
+        for place in set_in:
+            raise ValueError(f"{place}: new_tokens has no effect: the data have no completions")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_describe_the_kinds_of_their_sources(self) -> Self:
+        for name, task in self.tasks.items():
+            source = load_row("data", self.row_of(name)).source
+            place = f"tasks: {name}: kind"
+            if task.kind == source.kind:
+                raise ValueError(f"{place}: {task.kind} has no effect: it is the kind of the row already; remove it")
+            described = {"hub": source.path, "files": source.files} if isinstance(source, TableSource) else {}
+            if task.kind and not described.get(task.kind):
+                raise ValueError(f"{place}: the row's source describes no {task.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_name_the_files_that_are_pinned(self) -> Self:
+        named = set[str]()
+        for name, task in self.tasks.items():
+            source = load_row("data", self.row_of(name)).source
+            of_kind = source.model_copy(update={"kind": task.kind}) if task.kind else source
+            named |= {str(path) for path in content.named(of_kind)}
+        for path in self.files:
+            if path not in named:
+                raise ValueError(f"files: {path} has no effect: no task names this file{nearest(path, named)}")
         return self
 
     @model_validator(mode="after")

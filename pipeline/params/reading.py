@@ -19,6 +19,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params import labels
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.effects import idle_in_file
 from pipeline.params.schema import PARAMS, TABLES, Params, View
 from pipeline.params.sources import NAME, ModelRow, TableRow
 
@@ -42,6 +43,8 @@ def load(view: type[AnyView]) -> AnyView:
         UserError: with one line for each mistake, all at once.
     """
     params, *_ = all_of([load_params, *(partial(check_rows, word, read_yaml(PARAMS).get(word)) for word in TABLES)])
+    if idle := [f"{PARAMS}: {one.line}" for one in idle_in_file(params, load_row("data", params.data))]:
+        raise UserError("\n".join(idle))
     return seen_by(view, params)
 
 

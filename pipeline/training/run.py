@@ -17,6 +17,7 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -30,13 +31,14 @@ from pipeline import evaluation, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
-from pipeline.data import tokens
+from pipeline.data import base_models, tokens
 from pipeline.methods import adapters
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
-from pipeline.params import FullParams, TrainView
+from pipeline.params import PARAMS, FullParams, TrainView
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
 from pipeline.tasks import CompletionTask, Outcome
+from pipeline.tasks.classes import ClassesTask
 from pipeline.training import checkpoints, processes
 
 LOGS_A_RUN = 100  # points of the loss curve
@@ -95,10 +97,27 @@ def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
     """Return a view with as many epochs as `train.steps` says for a train split."""
     if view.train.steps == "epochs":
         return view
-    each = steps_an_epoch(view, train)
-    epochs = max(view.train.epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS / each)))
-    console.line(f"train: {epochs} epochs of {each} steps, {epochs * each:,}, by train.steps: auto")
+    epochs = max(view.train.epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS / steps_an_epoch(view, train))))
     return view.model_copy(update={"train": view.train.model_copy(update={"epochs": epochs})})
+
+
+def check_class_weights(view: TrainView) -> None:
+    """Check that the task of a view has classes if they are to be balanced.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if view.train.class_weights == "balanced" and not isinstance(tasks.of(view.dataset), ClassesTask):
+        needed = "balanced needs a label of classes, and no tenants"
+        raise UserError(f"{PARAMS}: train.class_weights: {needed}")
+
+
+def weigh_classes(view: TrainView, model: PreTrainedModel, train: Dataset) -> None:
+    """Have a base model compute its loss with the weights of classes that a view chooses, by their rows of train."""
+    check_class_weights(view)
+    task = tasks.of(view.dataset)
+    if view.train.class_weights == "balanced" and isinstance(task, ClassesTask):
+        base_models.use_loss(model, task, task.balanced(np.array(train["label"][:])))
 
 
 def trainer_of(
@@ -152,7 +171,8 @@ def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
     trainer.add_callback(checkpoints.Keep(folder))
     if patience is not None:
         trainer.add_callback(StopWithoutGain(patience))
-        if newest is not None and lacks_gain(state := checkpoints.state_of(newest), patience):
+        state = None if newest is None else checkpoints.state_of(newest)
+        if state is not None and lacks_gain(scores_of(state), patience):
             trainer.args.num_train_epochs = round(state.epoch)  # it had stopped here when it was killed
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
@@ -245,12 +265,16 @@ class StopWithoutGain(TrainerCallback):
         self.patience = patience
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        control.should_training_stop |= lacks_gain(state, self.patience)
+        control.should_training_stop |= lacks_gain(scores_of(state), self.patience)
 
 
-def lacks_gain(state: TrainerState, patience: int) -> bool:
-    """Return whether as many epochs as `patience` says came after the first with the best score."""
-    scores = [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
+def scores_of(state: TrainerState) -> list[float]:
+    """Return the validation scores in a Trainer's state, by epoch."""
+    return [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
+
+
+def lacks_gain(scores: Sequence[float], patience: int) -> bool:
+    """Return whether as many epochs as `patience` says came after the first with the best of these scores, by epoch."""
     return len(scores) - 1 - scores.index(max(scores)) >= patience
 
 

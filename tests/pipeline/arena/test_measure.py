@@ -11,14 +11,18 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional as F
 from transformers import Trainer
 
 from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import __main__ as arena_command
 from pipeline.arena import compete, plan, record, task_tokens
+from pipeline.arena import measure as measuring
 from pipeline.arena.measure import measure, started
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters
+from pipeline.training import run as training_run
 from tests import tasks
 from tests.kit import refused
 from tests.pipeline.arena import small
@@ -63,6 +67,44 @@ def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena
     assert record.status == "finished", record.reason
     assert (len(record.test), record.trained, record.rate) == (1, 0, None)
     assert record.stored > 0
+
+
+def test_a_training_run_has_as_many_steps_as_its_preset_wants_and_ends_without_gain(arena, monkeypatch):
+    monkeypatch.setattr(training_run, "LEAST_STEPS", 10)
+    small.use(params={"train.steps": "auto"})
+    assert len(measure(training()).validation) == 4  # of three steps each
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    monkeypatch.setattr(measuring.Run, "_scores", lambda *_: (next(scores), {"accuracy": 0.5, "f1": 0.5}, [0.0]))
+    small.use(params={"train.patience": 2, "train.epochs": 9})
+    record = measure(training())
+    assert (record.status, record.validation, record.selected) == ("finished", (0.5, 0.7, 0.6, 0.7), 3)
+
+
+def test_balanced_classes_have_the_weights_of_scikit_learn_in_every_batch(arena, monkeypatch):
+    losses = []
+
+    def compute(trainer, model, inputs, return_outputs=False, **options):
+        loss, outputs = usual(trainer, model, inputs, return_outputs=True, **options)
+        losses.append((loss.detach(), outputs["logits"].detach(), inputs["labels"]))
+        return (loss, outputs) if return_outputs else loss
+
+    usual = Trainer.compute_loss
+    monkeypatch.setattr(Trainer, "compute_loss", compute)
+    plain = measure(training())
+    losses.clear()
+    # 35 rows, of which the first class has fewer.
+    small.use(params={"train.class_weights": "balanced", "train.batch_size": 8}, reads={"train": 35})
+    balanced = measure(training())
+    labels = np.array(task_tokens.splits(training())["train"]["label"][:])
+    weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    assert len(set(weights)) == 2
+    assert len(losses) == 2 * 5  # epochs and steps
+    for loss, logits, wanted in losses:
+        each = [
+            F.cross_entropy(row[None], label[None]) * weights[label] for row, label in zip(logits, wanted, strict=True)
+        ]
+        torch.testing.assert_close(loss, torch.stack(each).mean().float())
+    assert balanced.key != plain.key
 
 
 def test_a_training_that_diverges_is_a_record_with_its_reason(arena, monkeypatch):

@@ -214,4 +214,4 @@ MISFITS = [
 @pytest.mark.parametrize(("changes", "says"), MISFITS)
 def test_what_does_not_fit_is_said_before_anything_runs(changes, says, arena):
     small.use(**changes)
-    refused(check, plan.entries("small", preset.load("small"), ["glu"]), says=says)
+    refused(lambda: check(plan.entries("small", preset.load("small"), ["glu"])), says=says)

@@ -52,7 +52,7 @@ def test_the_trainings_are_those_at_the_tuned_rate_and_one_at_the_edge_is_told(p
 
 def test_records_of_other_settings_are_left_out_and_counted():
     records = trainings(alone())
-    others = trainings(alone(params={"lsr.separation_rank": 1, "train.weight_decay": 0.5}))
+    others = trainings(alone(params={"train.weight_decay": 0.5}))
     entry, left = one(records | others | {"f" * 16: record(key="f" * 16)})
     assert {training.key for training in entry.trainings} < records.keys()
     assert left == len(others) + 1

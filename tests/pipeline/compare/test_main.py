@@ -13,7 +13,7 @@ from pipeline.compare.comparison import compare
 from tests.browser import NARROW, WIDE, chromium, tab
 from tests.kit import refused
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
-from tests.workspace import ROOT
+from tests.workspace import ROOT, copy_committed
 
 METHODS = ("head alone", "LSR r=3", "LoRA r=1", "LoRA r=8")
 WORDS = ["small", "--baseline", "LoRA r=1"]
@@ -29,6 +29,7 @@ def contents(folder):
 def made(tmp_path_factory):
     """A folder in which the command has run."""
     folder = tmp_path_factory.mktemp("made")
+    copy_committed(folder)
     with chdir(folder):
         prepare(folder, preset(("rte", "stsb"), METHODS, seeds=[0, 1, 2]))
         command.main(WORDS)
@@ -62,6 +63,7 @@ def test_texts_of_others_are_shown_as_they_are(made):
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    copy_committed(tmp_path)
     prepare(tmp_path, preset(), [record()])
     refused(command.main, ["smal"], says="no preset 'smal'; did you mean small?; presets: small")
     refused(command.main, ["small"], says="none of the 1 records is of the settings and texts of the preset")

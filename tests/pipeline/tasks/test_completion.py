@@ -193,7 +193,7 @@ BUDGET = {"rank_shape": [1], "train": "core", "core": "diagonal", "separation_ra
     ids=["random", "gradient", "principal", "warm", "budget", "vera"],
 )
 def test_methods_start_as_the_base_and_go_through_the_stages_by_one_word(here, adapter, section):
-    start = {"examples": 32} if adapter == "lsr" else {}
+    start = {"examples": 32} if section.get("init") in {"gradient", "update", "warm"} else {}
     here(adapter=adapter, **{adapter: section | start}, evaluate={"new_tokens": 4}, train={"epochs": 1})
     run(TOKENIZE, FACTORIZE)
     ids = torch.tensor([tokens.load_tokens("test")["input_ids"][0]])

@@ -1,0 +1,85 @@
+"""Values that are set and have no effect beside the others: each is refused in a line, lest it seem to have one.
+
+params.yaml is one file for all data and methods, so it also holds values that the chosen ones do not read. A value is
+set if it differs from the usual one: the default of the schema or, of a key that has none there, the committed one.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.labels import Completion, Conversation
+from pipeline.params.schema import Params
+from pipeline.params.sections import MOST_EPOCHS, READ, LsrParams, MethodParams, TrainParams
+
+# Of keys without a default in the schema, the values of the committed params.yaml.
+COMMITTED = {
+    "train.head_learning_rate": 0.002,
+    "tenants.common": "trained",
+    "tenants.precision": "8bit",
+    "evaluate.new_tokens": 64,
+}
+
+
+class Idle(NamedTuple):
+    """A key whose value has no effect."""
+
+    key: str
+    value: Any
+    usual: Any  # with which nothing is set
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """What is wrong, and what to do about it."""
+        usual = list(self.usual) if isinstance(self.usual, tuple) else self.usual
+        return f"{self.key}: {self.value} has no effect: {self.reason}; leave it at {usual}"
+
+
+def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
+    """Yield what is set in params.yaml and has no effect on a row of data."""
+    yield from idle_in_training(params.train)
+    is_of_tenants = row.tenant is not None
+    if not is_of_tenants:
+        reason = "the data have no column of tenants"
+        yield from _set("tenants.common", params.tenants.common, reason)
+        yield from _set("tenants.precision", params.tenants.precision, reason)
+    writes = isinstance(row.label, Completion | Conversation)
+    if writes:
+        reason = "a language model has no head of its own to train"
+        yield from _set("train.head_learning_rate", params.train.head_learning_rate, reason)
+    else:
+        yield from _set("evaluate.new_tokens", params.evaluate.new_tokens, "the data have no completions")
+    if not (is_of_tenants and params.tenants.folder):  # then the chosen section is that of the adapter in the folder
+        yield from idle_in_section(params.sections[params.adapter])
+
+
+def idle_in_training(train: TrainParams) -> Iterator[Idle]:
+    """Yield what is set and has no effect on training, whatever the method is."""
+    most = train.epochs if train.steps == "epochs" else max(train.epochs, MOST_EPOCHS)
+    if train.patience != "none" and train.patience + 1 >= most:
+        reason = f"it ends training after {train.patience + 1} epochs at the earliest, and there are {most} at most"
+        yield Idle("train.patience", train.patience, "none", reason)
+
+
+def idle_in_section(section: MethodParams) -> Iterator[Idle]:
+    """Yield what is set in the section of a method and has no effect."""
+    if not isinstance(section, LsrParams):
+        return
+    defaults = LsrParams.model_fields
+    if not section.reads_examples:
+        for name in ("examples", "head_steps"):
+            value, usual = getattr(section, name), defaults[name].default
+            if value != usual:
+                yield Idle(f"{section.word}.{name}", value, usual, f"only init: {', '.join(READ)} reads examples")
+    if section.budget != "none":
+        reason = "the budget chooses the rank of each layer"
+        if section.rank_shape != (1,):
+            yield Idle(f"{section.word}.rank_shape", list(section.rank_shape), (1,), reason)
+        if section.separation_rank not in ("auto", 1):
+            yield Idle(f"{section.word}.separation_rank", section.separation_rank, "auto", reason)
+
+
+def _set(key: str, value: Any, reason: str) -> Iterator[Idle]:
+    if value != COMMITTED[key]:
+        yield Idle(key, value, COMMITTED[key], reason)
