@@ -206,9 +206,16 @@ class RowCodes(nn.Module):
 
     def unpack(self, stored: Tensor) -> Tensor:  # (n, columns), uint8 -> (n, width), float32
         """Return the rows for which bytes stand, on any device and under torch's compiler."""
-        scales = stored[:, self.codes :].contiguous().view(torch.bfloat16)
-        scales = scales.repeat_interleave(self.lengths, dim=1, output_size=self.width)
+        scales = self._scales(stored).repeat_interleave(self.lengths, dim=1, output_size=self.width)
         return from_codes(from_bytes(stored[:, : self.codes], self.bits, self.width), scales, self.bits)
+
+    def are_bounded(self, stored: Tensor) -> bool:  # (n, columns), uint8
+        """Return whether the scales in rows of bytes are 0 or more, and all values for which they may stand finite."""
+        outermost = self._scales(stored).float() * _outermost(self.bits)
+        return bool(((outermost >= 0) & outermost.isfinite()).all())
+
+    def _scales(self, stored: Tensor) -> Tensor:  # (n, columns), uint8 -> (n, groups), bfloat16
+        return stored[:, self.codes :].contiguous().view(torch.bfloat16)
 
 
 def _index(precision: str, rooms: Mapping[str, Room]) -> Tensor:

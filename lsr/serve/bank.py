@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
 from difflib import get_close_matches
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +16,7 @@ from lsr.loading.contents import Contents, checked_note, read_on
 from lsr.serve.admission import admit, heads_in
 from lsr.serve.common import base_with, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, load, save
-from lsr.serve.modules import DIRECTIONS, NOBODY, BankHead, BankLayer, Shared, Stack, largest
+from lsr.serve.modules import DIRECTIONS, NOBODY, BankHead, BankLayer, Shared, Stack, Version, largest, rounded_up
 from lsr.tuner.files import Files
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import BASE, copies_of_a_row
@@ -59,8 +58,8 @@ class AdapterBank(nn.Module):
     into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank; with a
     common adapter those of the base model with it, and zeros as logits.
 
-    Threads may share a bank, also to add and remove adapters: they wait for each other. Tensors without room for one
-    are doubled, and a compiled model is then compiled once more.
+    Threads may share a bank, also to add and remove adapters: they wait for each other. The memory is that of the
+    adapters that are in it, and at most 5 % more, whatever it held before.
 
     Raises:
         InputError: if there is no such precision.
@@ -74,13 +73,12 @@ class AdapterBank(nn.Module):
         self.shared = Shared(precision, int(getattr(getattr(base, "config", None), "num_labels", 0)))
         self.common: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
-        self.bases: dict[str, Mapping[str, Any]] = {}  # by adapter: what its own says of it
-        self.notes: dict[str, dict[str, Any]] = {}  # by adapter: what its task.json says
+        self.versions: dict[str, Version] = {}  # by adapter: the one that answers now
         self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
         self.heads: dict[str, BankHead] = {}
         self.of_base, self.may_train = dict(base.named_modules()), heads_in(base)
         self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
-        self.places: dict[str, int] = {}
+        self.places: dict[str, int] = {}  # by adapter: 1, 2, ..., without a gap
 
     @classmethod
     def of_tenants(cls, folder: str | Path, base: nn.Module | str | None = None, *, precision: str = "float32") -> Self:
@@ -106,9 +104,15 @@ class AdapterBank(nn.Module):
         return list(self.places)
 
     @property
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """What the task.json of each adapter says."""
+        return {name: version.note for name, version in self.versions.items()}
+
+    @property
     def nbytes(self) -> int:
-        """The bytes in addition to the base model, with room for more adapters."""
-        return sum(tensor.nbytes for tensor in self.model.buffers()) - self._base_bytes
+        """The bytes in addition to the base model."""
+        frames = sum(tensor.nbytes for tensor in self.model.buffers()) - self._base_bytes
+        return frames + sum(tensor.nbytes for stack in self.stacks().values() for tensor in stack.tensors())
 
     def stacks(self) -> dict[str, Stack]:
         """Return the stacks of layers and heads by their names in a file."""
@@ -135,15 +139,16 @@ class AdapterBank(nn.Module):
         """Add adapters by name, all or, on an error, none; with the errors of `add`."""
         with self.shared.one_thread:
             heads = admit(self, adapters, replace=replace)
-            free = {*range(self.shared.size)} - {NOBODY, *self.places.values()}
-            places = chain(sorted(free), count(self.shared.size))
             for name, contents in adapters.items():
-                place = self.places.get(name) or next(places)
-                self.shared.size = max(self.shared.size, place + 1)
                 self.wrap(contents.updates, heads[name])
+                place = self.places.get(name, self.shared.size)
+                self._set_size(max(self.shared.size, place + 1))
                 self._put(place, {**contents.updates, **heads[name]})
-                self.places[name], self.notes[name] = place, dict(contents.task or {})
-                self.bases[name] = {key: value for key, value in contents.base.items() if value is not None}
+                self.places[name] = place
+            sizes = self.sizes()
+            for name, contents in adapters.items():
+                base = {key: value for key, value in contents.base.items() if value is not None}
+                self.versions[name] = Version(dict(contents.task or {}), base, sizes[self.places[name]])
             self._forget_others()
 
     def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
@@ -159,12 +164,28 @@ class AdapterBank(nn.Module):
         for name, module in modules.items():
             module.put(place, values.get(name))
 
+    def _set_size(self, places: int) -> None:
+        self.shared.size = places
+        for stack in self.stacks().values():
+            stack.set_places(places)
+
     def remove(self, name: str) -> None:
-        """Remove an adapter, with the errors of `contents`; the next ones take its memory."""
+        """Remove an adapter and free its memory, with the errors of `contents`."""
         with self.shared.one_thread:
-            self._put(self._place(name, own=True), {})
-            del self.places[name], self.notes[name], self.bases[name]
+            place = self._place(name, own=True)
+            self._put(place, {})
+            del self.places[name], self.versions[name]
+            self._fill_gap(place)
             self._forget_others()
+
+    def _fill_gap(self, place: int) -> None:
+        # Move the adapter at the last place to one that has become free.
+        last = self.shared.size - 1
+        for name in [name for name, other in self.places.items() if other == last]:
+            for stack in self.stacks().values():
+                stack.move(last, place)
+            self.places[name] = place
+        self._set_size(last)
 
     def _forget_others(self) -> None:
         # Leave nothing of adapters that have left: no wrapper of a module that no other has, and no base model.
@@ -173,7 +194,7 @@ class AdapterBank(nn.Module):
             self.model.set_submodule(name, module.base)
         self.layers = {name: its for name, its in self.layers.items() if name not in unused}
         self.heads = {name: its for name, its in self.heads.items() if name not in unused}
-        self.base_fields = {key: value for its in self.bases.values() for key, value in its.items()}
+        self.base_fields = {key: value for version in self.versions.values() for key, value in version.base.items()}
 
     def _place(self, name: str, *, own: bool = False) -> int:  # in the stacks
         if name == BASE and not own:
@@ -222,7 +243,7 @@ class AdapterBank(nn.Module):
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
-            note = self.notes.get(name, {})
+            note = self.versions[name].note if name in self.versions else {}
             labels = note.get("labels") or [f"LABEL_{at}" for at in range(count)]
             thresholds = tuple(note["thresholds"]) if note.get("thresholds") else None
             answers.append(Answer(name, None if count == 1 else tuple(labels), row[:count], thresholds))
@@ -234,14 +255,20 @@ class AdapterBank(nn.Module):
         return [layer.stacks[DIRECTIONS] for layer in self.layers.values()], heads
 
     def size(self, name: str) -> int:
-        """Return the largest rank or number of labels of an adapter: what its rows cost in a batch grows with it."""
-        places = torch.tensor([self._place(name)])
-        return max(largest(stacks, places) for stacks in self._sized())
+        """Return the size of an adapter, as in its version."""
+        self._place(name)
+        return self.versions[name].size if name in self.versions else 0
+
+    def sizes(self) -> list[int]:
+        """Return for each place the size of the adapter there, as in its version."""
+        counts = [stack.counts[: self.shared.size] for stacks in self._sized() for stack in stacks]
+        most = torch.stack(counts).amax(dim=0).tolist() if counts else [0] * self.shared.size
+        return [rounded_up(count) for count in most]
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
         (_, heads), place = self._sized(), self._place(name)
-        return next((len(stack.own(place)) for stack in heads), 0) or self.shared.labels
+        return next((stack.count(place) for stack in heads), 0) or self.shared.labels
 
     def write(self, name: str, folder: str | Path, *, method: str = "LORA", force: bool = False) -> None:
         """Write an adapter as a folder of LORA or LSR, with its head and its task.json, for the plain base model.
@@ -269,7 +296,7 @@ class AdapterBank(nn.Module):
             states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
             heads = {f"{one}.{key}": value for one, state in states.items() for key, value in state.items()}
             endings = tuple(f".{one}" for one in states)
-            return Contents(name, self.base_fields, updates, heads, endings, self.notes[name] or None)
+            return Contents(name, self.base_fields, updates, heads, endings, self.versions[name].note or None)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
         """Write the whole bank to a single file in a folder, and a common adapter to a folder beside it, for `load`.

@@ -19,20 +19,30 @@ from lsr.loading.contents import checked_note
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_heads, check_name
 from lsr.serve.common import base_with, fingerprint
-from lsr.serve.modules import NOBODY
+from lsr.serve.modules import NOBODY, Version
 from lsr.tuner.files import read_files, read_weights
 from lsr.tuner.mistakes import InputError, explained
 
 FILE = "bank.safetensors"
-HEADER = "lsr_bank_6"  # with the version
+HEADERS = "lsr_bank_"  # and a version
+HEADER = f"{HEADERS}7"
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors, which are named kind/module/stack/part
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a bank's header and its tensors, memory-mapped from the file, with the errors of `read_weights`."""
+    """Return a bank's header and its tensors, memory-mapped from the file.
+
+    Raises:
+        InputError: as `read_weights`, or if the file holds no bank, or one of another version.
+    """
     tensors = read_weights(folder / FILE)
-    with explained(f"{folder / FILE}: no bank of this version", LookupError, ValueError, TypeError, RecursionError):
-        return json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER]), tensors
+    metadata = safe_open(folder / FILE, framework="pt").metadata() or {}
+    if HEADER not in metadata:
+        others = [name for name in metadata if name.startswith(HEADERS)]
+        reason = f"{others[0]}, needed: {HEADER}; write it again from its adapters" if others else "no bank"
+        raise InputError(f"{folder / FILE}: {reason}")
+    with explained(f"{folder / FILE}: a broken bank", ValueError, RecursionError):
+        return json.loads(metadata[HEADER]), tensors
 
 
 def load(kind: Any, base: Any, folder: Path) -> Any:
@@ -65,22 +75,23 @@ def _fill(bank: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     for name in header["notes"]:
         check_name(name)
     bank.base_fields = header["base"]
-    bank.notes = {name: checked_note(its, name) for name, its in header["notes"].items()}
-    bank.bases = dict.fromkeys(bank.notes, bank.base_fields)
-    bank.places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
+    notes = {name: checked_note(note, name) for name, note in header["notes"].items()}
+    bank.places = {name: place for place, name in enumerate(notes, start=NOBODY + 1)}
     bank.shared.size += len(bank.places)
     check_heads(bank.may_train, header["heads"])
     bank.wrap(header["layers"], header["heads"])
     frames = dict[str, Frames]()
     for name, (owner, core_size) in header["frames"].items():
         a, b = (tensors[f"{FRAMES}/{owner}/{side}"] for side in "ab")
-        bank.layers[name].set_frames(frames.setdefault(owner, Frames(a=a, b=b)), core_size)
+        shared = frames.setdefault(owner, Frames(a=a, b=b))
+        if not bank.layers[name].may_share(shared):
+            raise InputError(f"{FRAMES}/{owner}/a holds values that are too large for the rows of all adapters")
+        bank.layers[name].set_frames(shared, core_size)
     for name, stack in bank.stacks().items():
-        values, slots = tensors[f"{name}/values"], tensors[f"{name}/slots"]
-        fits = values.dtype is stack.values.dtype and values.shape[1:] == stack.values.shape[1:]
-        if not fits or len(slots) != len(stack.slots) or ((slots < 0) | (slots >= len(values))).any():
-            raise InputError("its values do not fit the base model or the names of its adapters")
-        stack.values, stack.slots = values, slots.int()
+        with explained(name, ValueError):
+            stack.restore(tensors[f"{name}/values"], tensors[f"{name}/counts"])
+    sizes = bank.sizes()
+    bank.versions = {name: Version(note, bank.base_fields, sizes[bank.places[name]]) for name, note in notes.items()}
 
 
 def save(bank: Any, folder: Path, *, force: bool = False) -> None:
@@ -92,8 +103,12 @@ def save(bank: Any, folder: Path, *, force: bool = False) -> None:
     check_output(folder, (), replace=force)
     with bank.shared.one_thread:
         places = [NOBODY, *bank.places.values()]
-        parts = {name: stack.stored(places).items() for name, stack in bank.stacks().items()}
-        tensors = {f"{name}/{part}": value for name, its in parts.items() for part, value in its}
+        tensors = dict[str, Tensor]()
+        for name, stack in bank.stacks().items():
+            stored = stack.stored(places)
+            if not stack.is_bounded(stored["values"]):
+                raise InputError(f"{folder}: {name} overflows in {bank.shared.precision}")
+            tensors |= {f"{name}/{part}": value for part, value in stored.items()}
         held = {name: layer.frames for name, layer in bank.layers.items() if layer.frames is not None}
         owners = {frames: name for name, frames in reversed(held.items())}  # the first layer of each
         for frames, owner in owners.items():
@@ -103,9 +118,6 @@ def save(bank: Any, folder: Path, *, force: bool = False) -> None:
         header["frames"] = {name: (owners[its], bank.layers[name].core_size) for name, its in held.items()}
         header["common"] = fingerprint(bank.common)
         text = json.dumps(header)
-    for name, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"{folder}: {name} overflows in {bank.shared.precision}")
     with writing(folder) as new:
         save_file(tensors, new / FILE, metadata={HEADER: text})
         if bank.common is not None:

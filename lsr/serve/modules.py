@@ -5,12 +5,13 @@ direction of a low-rank update, a core, or the weights of a label in a head. The
 applied in batched products.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
@@ -23,92 +24,197 @@ from lsr.loading.updates import Frames, Update
 DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks of a layer
 NOBODY = 0  # the place for rows of a batch without an adapter
 ZERO = 0  # the row of zeros, for who has fewer rows than others
+# Both are small, so that a bank takes the memory of a new one with the same adapters, whatever it held before.
+ROOM = 1 + 1 / 40  # rows of a stack after it has grown or shrunk, for each one in use
+MOST_ROOM = 1 + 1 / 20  # likewise before it shrinks
 
 
-class Stack(nn.Module):
-    """Rows of equal width, and for each place of a bank which of them are its adapter's.
+class Stack:
+    """Rows of equal width, and for each place of a bank its run of them: the rows of its adapter, one after another.
 
-        values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes
-        slots   (places, most): the rows of each place, ZERO after its last
+        values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes; the first row is zeros, runs follow
+        firsts  (places,): the first row of each run; ZERO of an empty one
+        counts  (places,): the rows of each run
+        steps   (most,): 0, 1, ..., as many as the longest run has rows
 
-    In few bits, rows with a part of fewer than 64 entries are in bfloat16.
+    In few bits, rows with a part of fewer than 64 entries are in bfloat16. `is_single`: no run has more than one row.
+
+    The memory depends on the rows that are there, and not on those that were: at most a share of MOST_ROOM is free.
     """
 
-    values: Tensor
-    slots: Tensor
-
-    def __init__(self, parts: Sequence[int], places: int, precision: str) -> None:
-        super().__init__()
+    def __init__(self, parts: Sequence[int], places: int, precision: str, *, is_single: bool = False) -> None:
         self.codes = RowCodes(parts, BITS[precision]) if precision in BITS and min(parts) >= GROUP else None
         dtype = torch.uint8 if self.codes else WHOLE.get(precision, torch.bfloat16)
-        self.register_buffer("values", torch.zeros(1, self.codes.columns if self.codes else sum(parts), dtype=dtype))
-        self.register_buffer("slots", torch.zeros(places, 1, dtype=torch.int32))
-        self._free: list[int] = []
+        self.is_single = is_single
+        self.values = torch.zeros(1, self.codes.columns if self.codes else sum(parts), dtype=dtype)
+        self.firsts = torch.zeros(places, dtype=torch.int32)
+        self.counts = torch.zeros(places, dtype=torch.int32)
+        self.steps = torch.arange(1, dtype=torch.int32)
+        self._used = 1  # rows of all runs, and that of zeros
+        self._end = 1  # the first of the rows that are free after the last run
+        self._mark_dynamic()
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors."""
+        lengths = [self.codes.lengths] if self.codes else []
+        return [self.values, self.firsts, self.counts, self.steps, *lengths]
+
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace each tensor by what `change` returns for it, such as a copy on another device."""
+        self.values = change(self.values)
+        self.firsts = change(self.firsts)
+        self.counts = change(self.counts)
+        self.steps = change(self.steps)
+        if self.codes:
+            self.codes.lengths = change(self.codes.lengths)
+        self._mark_dynamic()
 
     def take(self, places: Tensor, most: int | None = None) -> Tensor:  # (n,) -> (n, most or fewer, width)
         """Return the rows of places, zeros after their last; `most` leaves out what is zero for all of them."""
-        slots = self.slots.index_select(0, places)[:, :most]
-        rows = self.values.index_select(0, slots.flatten())
-        return (self.codes.unpack(rows) if self.codes else rows).unflatten(0, slots.shape)
+        firsts = self.firsts.index_select(0, places)[:, None]
+        if not self.is_single:
+            steps = self.steps[:most]
+            counts = self.counts.index_select(0, places)[:, None]
+            firsts = torch.where(steps < counts, firsts + steps, ZERO)
+        rows = self.values.index_select(0, firsts.flatten())
+        return (self.codes.unpack(rows) if self.codes else rows).unflatten(0, firsts.shape)
 
-    def own(self, place: int) -> list[int]:
-        """Return the rows of a place, by number."""
-        return [row for row in self.slots[place].tolist() if row != ZERO]
+    def count(self, place: int) -> int:
+        """Return the number of rows of a place."""
+        return int(self.counts[place])
 
     @torch.no_grad()
     def rows(self, place: int) -> Tensor:  # (count, width)
         """Return a copy of the rows of a place."""
-        return self.take(torch.tensor([place], device=self.slots.device), len(self.own(place)))[0]
+        first = int(self.firsts[place])
+        rows = self.values[first : first + self.count(place)].clone()
+        return self.codes.unpack(rows) if self.codes else rows
 
     @torch.no_grad()
     def put(self, place: int, rows: Tensor | None) -> None:  # (count, width)
-        """Give a place these rows, or none, instead of its own; memory of which three quarters are free returns."""
-        if place < len(self.slots):
-            self._free = self.own(place) + self._free  # in front: as many rows as before stay where they are
+        """Give a place these rows, or none, instead of its own."""
         count = 0 if rows is None else len(rows)
-        self.slots = _grown(self.slots, place + 1, count)
-        self.slots[place] = ZERO
-        used = len(self.values)
-        if not count:
-            if 4 * len(self._free) > 3 * used:
-                its = self.stored(range(len(self.slots)))
-                self.values, self.slots, self._free = its["values"], its["slots"].int(), []
-                self.trim()
-            return
-        assert rows is not None
-        self.values = _grown(self.values, used + count - len(self._free), 0)
-        self._free += range(used, len(self.values))
-        own, self._free = self._free[:count], self._free[count:]
-        self.slots[place, :count] = torch.tensor(own)
-        self.values[own] = (self.codes.pack(rows) if self.codes else rows).to(self.values)
+        if count != self.count(place):
+            self._resize(place, count)
+        if rows is not None:
+            first = int(self.firsts[place])
+            packed = self.codes.pack(rows) if self.codes else rows
+            self.values[first : first + count] = packed.to(self.values)
+
+    def _resize(self, place: int, count: int) -> None:
+        # Give a place a run of another length; what it held is lost.
+        first = int(self.firsts[place])
+        before = self.count(place)
+        self.firsts[place] = ZERO
+        self.counts[place] = 0
+        self._used += count - before
+        if first + before == self._end:  # it was the last run
+            self._end = first
+        if self._end + count > len(self.values) or len(self.values) > MOST_ROOM * self._used:
+            self.values, self.firsts = self._runs_of(self.counts, self.firsts, int(ROOM * self._used))
+            self._end = self._used - count
+        if count:
+            self.firsts[place] = self._end
+            self.counts[place] = count
+            self._end += count
+        longest = max(1, int(self.counts.max()))
+        if longest != len(self.steps):
+            self.steps = torch.arange(longest, dtype=torch.int32, device=self.steps.device)
+        self._mark_dynamic()
+
+    def _runs_of(self, counts: Tensor, firsts: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        # Copy the row of zeros and these runs, one after another, into values of so many rows; and their first rows.
+        ends = counts.cumsum(0) + 1
+        new_firsts = ends - counts
+        total = int(ends[-1])
+        moved = (firsts - new_firsts).repeat_interleave(counts)
+        sources = torch.arange(1, total, device=moved.device) + moved
+        values = self.values.new_empty(rows, self.values.shape[1])
+        values[ZERO] = self.values[ZERO]
+        torch.index_select(self.values, 0, sources, out=values[1:total])
+        return values, torch.where(counts > 0, new_firsts, ZERO).int()
+
+    def set_places(self, places: int) -> None:
+        """Make room for so many places; those after them must be empty."""
+        if not places <= len(self.firsts) <= MOST_ROOM * places:
+            room = int(ROOM * places)
+            self.firsts = _of_length(self.firsts, room)
+            self.counts = _of_length(self.counts, room)
+            self._mark_dynamic()
+
+    def move(self, place: int, to: int) -> None:
+        """Move the run of a place to another one, which is empty."""
+        for tensor in (self.firsts, self.counts):
+            tensor[to] = tensor[place]
+            tensor[place] = 0
 
     @property
     def is_unused(self) -> bool:
         """Whether no place has rows."""
-        return not bool((self.slots != ZERO).any())
-
-    def trim(self) -> None:
-        """Drop the columns of slots that no place uses."""
-        self.slots = self.slots[:, : max(1, int((self.slots != ZERO).any(dim=0).sum()))]
+        return self._used == 1
 
     def stored(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Return values and slots for these places alone, in this order, without free rows."""
-        slots = self.slots[list(places)].long()
-        used, slots = torch.unique(torch.cat([torch.full_like(slots[:1], ZERO), slots]), return_inverse=True)
-        return {"values": self.values[used], "slots": slots[1:]}
+        """Return values and counts for these places alone, in this order, without free rows."""
+        counts = self.counts[list(places)]
+        values, _ = self._runs_of(counts, self.firsts[list(places)], 1 + int(counts.sum()))
+        return {"values": values, "counts": counts.long()}
+
+    def restore(self, values: Tensor, counts: Tensor) -> None:
+        """Set what `stored` returned, perhaps read from a file that anything has changed.
+
+        Raises:
+            ValueError: if it does not fit this stack, the first row is not zeros, or a scale of codes is out of bounds.
+        """
+        fits = values.dtype is self.values.dtype and values.shape[1:] == self.values.shape[1:] and len(values) > 0
+        fits = fits and counts.dtype is torch.int64 and counts.shape == self.counts.shape
+        most = 1 if self.is_single else len(values)
+        if not fits or ((counts < 0) | (counts > most)).any() or counts[NOBODY] != 0 or counts.sum() + 1 != len(values):
+            raise ValueError("its values do not fit the base model or the names of its adapters")
+        if not self.is_bounded(values):
+            raise ValueError("its values must be finite, and the scales of its codes 0 or more")
+        if (self.codes.unpack(values[:1]) if self.codes else values[:1]).any():
+            raise ValueError("its first row, which stands for an adapter without rows, must be zeros")
+        device = self.values.device
+        self.values = values.to(device)
+        self.counts = counts.int().to(device)
+        self.firsts = torch.where(self.counts > 0, self.counts.cumsum(0) + 1 - self.counts, ZERO).int()
+        self.steps = torch.arange(max(1, int(counts.max())), dtype=torch.int32, device=device)
+        self._used = self._end = len(values)
+        self._mark_dynamic()
+
+    def is_bounded(self, values: Tensor) -> bool:
+        """Return whether stored values are finite, and so what codes and their scales stand for."""
+        return self.codes.are_bounded(values) if self.codes else bool(values.isfinite().all())
+
+    def _mark_dynamic(self) -> None:
+        # A model that is compiled shall not be compiled again for other numbers of rows or places.
+        for tensor in (self.values, self.firsts, self.counts, self.steps):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def largest(stacks: Sequence[Stack], places: Tensor) -> int:
     """Return at least the most rows that one of these places has: few values, for a compiled model is made for each."""
-    counts = [(stack.slots[places] > ZERO).sum(dim=1).max() for stack in stacks]
-    most = int(torch.stack(counts).max()) if counts else 0
-    return 1 << (most - 1).bit_length() if most else 0
+    counts = [stack.counts.index_select(0, places).max() for stack in stacks]
+    return rounded_up(int(torch.stack(counts).max()) if counts else 0)
 
 
-def _grown(tensor: Tensor, rows: int, columns: int) -> Tensor:
-    """Return a tensor of at least so many rows, doubled if there are too few, and columns; the same if it is enough."""
-    more, wider = max(0, rows - len(tensor)), max(0, columns - tensor.shape[1])
-    return F.pad(tensor, (0, wider, 0, max(more, len(tensor)) if more else 0)) if more or wider else tensor
+def rounded_up(count: int) -> int:
+    """Return the least power of two that is not less; 0 of 0."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
+def _of_length(tensor: Tensor, length: int) -> Tensor:
+    # A copy with zeros after its end, or without its last entries.
+    kept = tensor[:length]
+    return torch.cat([kept, kept.new_zeros(length - len(kept))])
+
+
+class Version(NamedTuple):
+    """What a bank has of an adapter beside its tensors. Another one replaces it when the adapter is replaced."""
+
+    note: dict[str, Any]  # what its task.json says
+    base: Mapping[str, Any]  # the base model according to its configuration
+    size: int  # at least its largest rank or number of labels: what its rows cost in a batch grows with it
 
 
 @dataclass
@@ -132,11 +238,19 @@ class Stacked(nn.Module):
         self.base, self.shared = base, shared
         self.stacks: dict[str, Stack] = {}
 
-    def add_stack(self, name: str, *parts: int, precision: str | None = None) -> None:
+    def add_stack(self, name: str, *parts: int, precision: str | None = None, is_single: bool = False) -> None:
         """Add a stack, on the device of the base module."""
-        stack = Stack(parts, self.shared.size, precision or self.shared.precision)
-        self.stacks[name] = stack.to(next(iter(self.base.state_dict().values())).device)
-        self.add_module(f"stack_{len(self.stacks)}", stack)  # a tensor's name may have dots
+        stack = Stack(parts, self.shared.size, precision or self.shared.precision, is_single=is_single)
+        device = next(iter(self.base.state_dict().values())).device
+        stack.convert(lambda tensor: tensor.to(device))
+        self.stacks[name] = stack
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Stacks go where the module goes. They are not its buffers, for torch compiles anew for each size of a buffer.
+        super()._apply(fn, recurse)
+        for stack in self.stacks.values():
+            stack.convert(fn)
+        return self
 
     @property
     def is_unused(self) -> bool:
@@ -163,14 +277,14 @@ class BankLayer(Stacked):
         self.frames: Frames | None = None
         self.core_size = 0
         self.add_stack(DIRECTIONS, self.n, self.m)
-        self.add_stack(SCALING, 1, precision="float32")
+        self.add_stack(SCALING, 1, precision="float32", is_single=True)
 
     def put(self, place: int, update: Update | None) -> None:
         """Store the update of the adapter at a place, instead of what is there; None if it does not adapt the layer."""
         rows = dict[str, Tensor]()
         if update is not None:
             core = update.core
-            if core is not None and self.frames is None:
+            if core is not None and self.frames is None and self.may_share(update.frames):
                 self.set_frames(update.frames, core.numel())
             is_held = core is not None and self.frames is not None and update.frames.equals(self.frames)
             if core is not None and is_held and core.numel() == self.core_size:
@@ -182,12 +296,16 @@ class BankLayer(Stacked):
         self.fill(place, rows)
         if self.frames is not None and self.stacks[CORES].is_unused:  # who had a core between them has left
             self.frames, self.core_size = None, 0
-            del self.stacks[CORES], self.stack_3
+            del self.stacks[CORES]
+
+    def may_share(self, frames: Frames) -> bool:
+        """Return whether A times the input of any row is finite: rows of others multiply it by zeros."""
+        return bool((frames.a.abs() <= torch.finfo(next(self.base.parameters()).dtype).max ** 0.5).all())
 
     def set_frames(self, frames: Frames, core_size: int) -> None:
         """Set the frames, and make room for cores of so many entries between them."""
         self.frames, self.core_size = frames.to(self.stacks[SCALING].values.device), core_size
-        self.add_stack(CORES, core_size)
+        self.add_stack(CORES, core_size, is_single=True)
 
     def update(self, place: int) -> Update | None:
         """Return a copy of the update of the adapter at a place; None if it does not adapt the layer."""
@@ -241,8 +359,6 @@ class BankHead(Stacked):
     def put(self, place: int, state: Mapping[str, Tensor] | None) -> None:
         """Store the state of the adapter at a place, instead of what is there; None if it has the base model's."""
         self.fill(place, {name: _as_rows(value) for name, value in (state or {}).items()})
-        for stack in self.stacks.values():  # whose width is what each row of a batch takes
-            stack.trim()
 
     def state(self, place: int) -> dict[str, Tensor]:
         """Return a copy of the state of the adapter at a place; nothing if it has that of the base model."""
@@ -265,11 +381,10 @@ class BankHead(Stacked):
             return functional_call(self.base, state, (row[None], *args), kwargs)[0]
 
         found: Tensor = vmap(one, randomness="different")(states, x)
-        slots = self.stacks[(self.labelled or list(self.like))[0]].slots
-        counts = (slots.index_select(0, places) > ZERO).sum(dim=1)  # of labels, each a row of its stack
-        counts = counts.view(-1, *[1] * (found.dim() - 1))
+        stack = self.stacks[(self.labelled or list(self.like))[0]]
+        counts = stack.counts.index_select(0, places).view(-1, *[1] * (found.dim() - 1))  # of labels
         if self.labelled:
-            most = max(slots.shape[1], self.shared.labels)
+            most = max(len(stack.steps), self.shared.labels)
             found, of_base = (F.pad(one, (0, most - one.shape[-1]), value=-torch.inf) for one in (found, of_base))
             found = found.masked_fill(torch.arange(most, device=found.device) >= counts, -torch.inf)
         return torch.where(counts > 0, found, of_base)

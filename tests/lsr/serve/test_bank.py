@@ -68,11 +68,12 @@ def test_an_adapter_takes_the_memory_of_its_own_directions(tmp_path):
     assert len(directions.values) == 9  # one of zeros
     for number in range(8):
         bank.add(str(number), save_lora(tmp_path / str(number), r=1))
-    assert len(directions.values) == 18  # doubled: not 8 more for each
+    assert len(directions.values) == 17  # not 8 more for each
     for number in range(8):
         bank.remove(str(number))
+    assert len(directions.values) == 9
     bank.add("again", tmp_path / "large")
-    assert len(directions.values) == 18
+    assert len(directions.values) == 17
     assert torch.equal(asked(bank, ["again", "again"]), asked(bank, ["large", "large"]))
 
 
@@ -102,7 +103,7 @@ def test_while_one_thread_replaces_an_adapter_the_others_say_what_one_of_the_two
         assert all(pool.map(act, range(60)))
 
 
-def test_replacing_and_removing_compile_nothing_again(folders):
+def test_adding_replacing_and_removing_compile_nothing_again(folders):
     folder = folders("cores")
     bank = filled(folder)
     torch.compiler.reset()
@@ -114,7 +115,14 @@ def test_replacing_and_removing_compile_nothing_again(folders):
         bank.remove("a")
         bank.add("new", folder / "a")
         again = asked(bank, ["new", "b", "c", "__base__"])
+        for number in range(9):
+            bank.add(f"more {number}", folder / "abc"[number % 3])
+        more = asked(bank, ["more 0", "more 1", "more 2", "__base__"])
+        for number in range(9):
+            bank.remove(f"more {number}")
+        assert torch.equal(asked(bank, ["new", "b", "c", "__base__"]), again)
     torch.compiler.reset()
+    assert_close(more, asked(filled(folder), ["a", "b", "c", "__base__"]))
     assert_close(replaced[:3:2], first[:3:2])
     assert_close(replaced[1], asked(filled(folder), ["c"] * 4)[1])
     assert_close(again[:3], replaced[:3])
