@@ -254,11 +254,6 @@ class AdapterBank(nn.Module):
         heads = [head.stacks[name] for head in self.heads.values() for name in head.labelled[:1]]
         return [layer.stacks[DIRECTIONS] for layer in self.layers.values()], heads
 
-    def size(self, name: str) -> int:
-        """Return the size of an adapter, as in its version."""
-        self._place(name)
-        return self.versions[name].size if name in self.versions else 0
-
     def sizes(self) -> list[int]:
         """Return for each place the size of the adapter there, as in its version."""
         counts = [stack.counts[: self.shared.size] for stacks in self._sized() for stack in stacks]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lsr.loading.padding import prepare_batches
 from lsr.serve.bank import AdapterBank
+from lsr.serve.modules import Version
 from lsr.tuner.mistakes import HALVES, InputError, first_line
 from lsr.tuner.model import BASE
 
@@ -17,10 +18,15 @@ NO_TEMPLATE = "none"  # of prompts: a prompt is its text
 Said = dict[str, Any] | None  # as JSON; None: not finite
 
 
+class ReplacedError(Exception):
+    """The adapter of a row has been replaced or removed since the row was read, so the row must be read again."""
+
+
 class Row(NamedTuple):
-    """A text for an adapter."""
+    """A text for an adapter, read with what one version of it requires: its columns, length, template and ends."""
 
     adapter: str
+    version: Version
     inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
     new_tokens: int  # to write; 0 where something is said of the text
     ends: tuple[int, ...] = ()  # tokens after which nothing is written
@@ -53,7 +59,7 @@ class Passes:
         except (IndexError, RuntimeError):
             raise InputError(f"--max-tokens: the base model does not take {tokens}") from None
 
-    def rows(self, name: str, note: Mapping[str, Any], texts: Sequence[Any], new_tokens: int) -> list[Row]:
+    def rows(self, name: str, version: Version, texts: Sequence[Any], new_tokens: int) -> list[Row]:
         """Return the rows of texts, of pairs of texts if the note of their adapter says so, or of prompts.
 
         A prompt is a text or, where the note has a template, perhaps a conversation: a list of messages.
@@ -61,6 +67,7 @@ class Passes:
         Raises:
             InputError: names the first one that cannot be read.
         """
+        note = version.note
         field, parts = ("prompts", 1) if self.new_tokens else ("texts", len(note.get("columns") or ["text"]))
         most = min(self.tokens, note.get("max_length") or self.tokens)
         template = note.get("template") or NO_TEMPLATE
@@ -83,7 +90,8 @@ class Passes:
             if len(ids) > most:
                 raise InputError(f"{field}[{at}]: {len(ids)} tokens; this adapter reads at most {most}")
         ends = tuple(note.get("ends") or self.ends)
-        return [Row(name, {key: its[at] for key, its in encoded.items()}, new_tokens, ends) for at in range(len(texts))]
+        inputs = [{key: its[at] for key, its in encoded.items()} for at in range(len(texts))]
+        return [Row(name, version, its, new_tokens, ends) for its in inputs]
 
     def _prompt(self, template: str, asked: Any, at: int) -> list[int]:
         # The tokens of a prompt, after which the template lets the assistant begin.
@@ -98,18 +106,27 @@ class Passes:
             raise InputError(f"prompts[{at}]: the template of this adapter refuses it: {first_line(error)}") from None
 
     def answers(self, rows: Sequence[Row]) -> list[Said | Exception]:
-        """Return what each row gets.
+        """Return what each row gets: a ReplacedError if its version is no longer in the bank, which holds still.
 
         If a pass fails, such as for lack of memory, halves of it pass alone: so the error is that of the row that
         causes it, and not of other tenants.
         """
+        with self.bank.shared.one_thread:
+            are_current = [self.bank.versions.get(row.adapter) is row.version for row in rows]
+            current = [row for row, is_current in zip(rows, are_current, strict=True) if is_current]
+            answers = iter(self._answers(current))
+            return [next(answers) if is_current else ReplacedError() for is_current in are_current]
+
+    def _answers(self, rows: Sequence[Row]) -> list[Said | Exception]:
+        if not rows:
+            return []
         try:
             return [*(self._written_apart(rows) if self.new_tokens else self._said(rows))]
         except Exception as error:
             if len(rows) == 1:
                 return [error]
         half = len(rows) // 2
-        return self.answers(rows[:half]) + self.answers(rows[half:])
+        return self._answers(rows[:half]) + self._answers(rows[half:])
 
     def _said(self, rows: Sequence[Row]) -> list[Said]:
         names, said = [row.adapter for row in rows], list[Said]()

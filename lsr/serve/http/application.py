@@ -9,7 +9,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lsr.loading.contents import Contents, read_on
-from lsr.serve.passes import NO_TEMPLATE, Passes, Row, Said
+from lsr.serve.passes import NO_TEMPLATE, Passes, ReplacedError, Row, Said
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
@@ -43,7 +43,7 @@ BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16
 LARGE, ROOM = 64, 1024
 MOST = 64 * 64  # texts of a request times the size of their adapter: writing a longer answer would keep others waiting
 
-Asked = tuple[Row, "asyncio.Future[Said]", int]  # the size of its adapter
+Asked = tuple[Row, "asyncio.Future[Said]"]
 
 
 class Batches:
@@ -67,9 +67,10 @@ class Batches:
         """Return what each row of an adapter gets; refuse them all if there is no room, or half of it is its own.
 
         Raises:
-            InputError: if the adapter has left the bank.
+            ReplacedError: if the adapter is replaced or removed before all rows have passed.
         """
-        size = await asyncio.to_thread(self._passes.bank.size, name := rows[0].adapter)
+        name = rows[0].adapter
+        size = rows[0].version.size
         if len(rows) > 1 and len(rows) * size > MOST:
             raise HTTPException(422, f"at most {max(1, MOST // size)} at once for an adapter of this size")
         own = self._waiting.get(name, ())
@@ -77,9 +78,13 @@ class Batches:
             raise HTTPException(429, "too many texts are waiting; try again later", {"Retry-After": "1"})
         loop = asyncio.get_running_loop()
         answers = [loop.create_future() for _ in rows]
-        self._waiting.setdefault(name, deque()).extend((*asked, size) for asked in zip(rows, answers, strict=True))
+        self._waiting.setdefault(name, deque()).extend(zip(rows, answers, strict=True))
         self._came.set()
-        return await asyncio.gather(*answers)
+        try:
+            return await asyncio.gather(*answers)
+        finally:
+            for answer in answers:  # of one that fails, the others shall not pass
+                answer.cancel()
 
     async def in_turn(self, call: Callable[..., Any], *args: Any) -> Any:
         """Return what a call returns that reads or changes the bank, made between two batches."""
@@ -91,18 +96,36 @@ class Batches:
             await self._came.wait()
             if self._count() < self._rows:
                 await asyncio.sleep(self._wait)
-            batch = self._next()
+            self._drop()
+            batch = self._next() if self._waiting else []
             if not self._waiting:
                 self._came.clear()
-            BATCHES.observe(len(batch))
-            found = await self.in_turn(self._passes.answers, [row for row, *_ in batch])
-            for (_, answer, _), its in zip(batch, found, strict=True):
-                if not answer.done():  # nor cancelled
-                    (answer.set_exception if isinstance(its, Exception) else answer.set_result)(its)
+            if batch:
+                await self._pass(batch)
+
+    async def _pass(self, batch: list[Asked]) -> None:
+        BATCHES.observe(len(batch))
+        found = await self.in_turn(self._passes.answers, [row for row, _ in batch])
+        for (_, answer), its in zip(batch, found, strict=True):
+            if not answer.done():  # nor cancelled
+                (answer.set_exception if isinstance(its, Exception) else answer.set_result)(its)
+
+    def _drop(self) -> None:
+        # Let go of rows for which nobody waits, and of those whose adapter is another one now: it may be larger.
+        versions = self._passes.bank.versions
+        for name, asked in [*self._waiting.items()]:
+            for row, answer in asked:
+                if not answer.done() and row.version is not versions.get(name):
+                    answer.set_exception(ReplacedError())
+            left = deque((row, answer) for row, answer in asked if not answer.done())
+            if left:
+                self._waiting[name] = left
+            else:
+                del self._waiting[name]
 
     def _next(self) -> list[Asked]:
         """Take the rows of a batch, one of each adapter in turn; those of large ones apart."""
-        sizes = {name: its[0][-1] for name, its in self._waiting.items()}
+        sizes = {name: asked[0][0].version.size for name, asked in self._waiting.items()}
         kinds = {size > LARGE for size in sizes.values()}
         self._was_large = not self._was_large if len(kinds) > 1 else kinds.pop()
         names = deque(name for name, size in sizes.items() if (size > LARGE) == self._was_large)
@@ -136,7 +159,7 @@ class Service:
 
     def __init__(self, passes: Passes, rows: int, room: int, wait: float) -> None:
         self.passes, self.bank, self.batches = passes, passes.bank, Batches(passes, rows, room, wait)
-        ADAPTERS.set_function(lambda: len(self.bank.notes))
+        ADAPTERS.set_function(lambda: len(self.bank.versions))
 
     async def answer(self, field: str, request: Request) -> Response:
         """Say of each of the `texts` what an adapter says, or write on after `prompts`, with the likeliest tokens."""
@@ -146,18 +169,22 @@ class Service:
             raise HTTPException(422, f"the base model of this bank {writes}")
         with SECONDS.time():
             name, texts, new_tokens = await _asked(request, new_tokens)
-            if (note := self.bank.notes.get(name)) is None:  # once: it may leave meanwhile
-                raise _unknown(name)
-            # Not in the loop of events, which one long text would stop.
-            rows = await asyncio.to_thread(self.passes.rows, name, note, texts, new_tokens)
-            try:
-                answers = await self.batches.answers(rows)
-            except InputError:  # it has left
-                raise _unknown(name) from None
+            answers = await self._answers(name, texts, new_tokens)
         if None in answers:
             reason = "the answer is not finite: the weights of this adapter overflow"
             raise HTTPException(422, f"{field}[{answers.index(None)}]: {reason}")
         return JSONResponse({"adapter": name, "answers": answers})
+
+    async def _answers(self, name: str, texts: list[Any], new_tokens: int) -> list[Said]:
+        # Answers of one version of an adapter: if it is replaced before the last of them, all is read again.
+        while True:
+            version = self.bank.versions.get(name)
+            if version is None:
+                raise _unknown(name)
+            # Not in the loop of events, which one long text would stop.
+            rows = await asyncio.to_thread(self.passes.rows, name, version, texts, new_tokens)
+            with suppress(ReplacedError):
+                return await self.batches.answers(rows)
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter, whose files may hold anything."""
@@ -208,7 +235,7 @@ class Service:
             Route("/v1/generate", partial(self.answer, "prompts"), methods=["POST"]),
             Route("/v1/adapters/{name}", self.put, methods=["PUT"]),
             Route("/v1/adapters/{name}", self.delete, methods=["DELETE"]),
-            Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank.notes)})),
+            Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank.versions)})),
             Route("/metrics", lambda _: Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})),
             Route("/openapi.json", lambda _: Response(description, media_type="application/json")),
         ]

@@ -1,21 +1,25 @@
 """What one pass answers: texts, pairs and prompts of different adapters; asked over HTTP within this process."""
 
 import asyncio
+import re
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from starlette.exceptions import HTTPException
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.serve.http.application import Batches
+from lsr.serve.modules import Version
 from lsr.serve.passes import Passes, Row
 from tests import architectures
 from tests.kit import refused
 from tests.lsr.serve.asking import ask_passes, generate, posted, predict
+from tests.lsr.serve.conftest import save
 from tests.workspace import sentences
 
 PAIRS = [[first, second] for first, second, _ in sentences(6)]
@@ -58,20 +62,22 @@ def test_what_breaks_a_batch_is_an_error_of_its_row_alone(passes, monkeypatch):
 
 def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_batch():
     sizes, passed = {"wide": 512, "high": 300, "anna": 8, "ben": 64}, []
+    versions = {name: Version({}, {}, size) for name, size in sizes.items()}
 
     def answers(rows):
         passed.append("".join(row.adapter[0] for row in rows))
         return [None] * len(rows)
 
     async def call():
-        batches = Batches(SimpleNamespace(bank=SimpleNamespace(size=sizes.get), answers=answers), 6, 40, 0)
+        batches = Batches(SimpleNamespace(bank=SimpleNamespace(versions=versions), answers=answers), 6, 40, 0)
         counts = {"wide": 8, "anna": 15, "ben": 2, "high": 2}
-        asked = [asyncio.create_task(batches.answers([Row(name, {}, 0)] * count)) for name, count in counts.items()]
+        rows = {name: Row(name, version, {}, 0) for name, version in versions.items()}
+        asked = [asyncio.create_task(batches.answers([rows[name]] * count)) for name, count in counts.items()]
         await asyncio.sleep(0.1)
         with pytest.raises(HTTPException, match="too many texts are waiting"):  # half of the room are its own
-            await batches.answers([Row("anna", {}, 0)] * 6)
+            await batches.answers([rows["anna"]] * 6)
         with pytest.raises(HTTPException, match="at most 8 at once for an adapter of this size"):
-            await batches.answers([Row("wide", {}, 0)] * 9)
+            await batches.answers([rows["wide"]] * 9)
         running = asyncio.create_task(batches.run())
         await asyncio.gather(*asked)
         running.cancel()
@@ -86,6 +92,87 @@ def test_who_leaves_before_the_pass_is_unknown_and_nobody_else_is_named(passes, 
     monkeypatch.setattr(passes, "rows", lambda *its: [real(*its), passes.bank.remove("anna")][0])
     (response,) = ask_passes(passes, posted(predict("anna", "a cat")))
     assert (response.status_code, response.json()) == (404, {"error": "no adapter is named 'anna'"})
+
+
+@pytest.mark.parametrize(
+    ("texts", "note", "status", "reason"),
+    [
+        (["a cat"], {"columns": ["text", "text_pair"]}, 422, "texts[0]: needed: a list of two texts, each"),
+        (["the cat sat on the mat"], {"max_length": 3}, 422, "this adapter reads at most 3"),
+        (["a cat", "the cat"], {"labels": ["new", "newer"]}, 200, None),
+    ],
+    ids=["pairs", "length", "other weights"],
+)
+def test_a_row_is_read_again_if_its_adapter_is_replaced_before_its_batch(
+    texts, note, status, reason, passes, there, tmp_path, monkeypatch
+):
+    note = {"columns": ["text"], "labels": ["one", "two"], "max_length": 28, **note}
+    save(tmp_path / "new", there / "base", 7, note["labels"])
+    real, read = passes.rows, []
+
+    def rows(*arguments):  # in a thread of its own: the adapter is replaced after a request is read
+        read.append(real(*arguments))
+        if len(read) == 1:
+            passes.bank.add("anna", tmp_path / "new", note=note, replace=True)
+        return read[-1]
+
+    monkeypatch.setattr(passes, "rows", rows)
+    (response,) = ask_passes(passes, posted(predict("anna", *texts)))
+    assert response.status_code == status, response.text
+    if reason is not None:
+        assert reason in response.json()["error"]
+        return
+    model = AutoModelForSequenceClassification.from_pretrained(there / "base", num_labels=2)
+    alone = PeftModel.from_pretrained(model, tmp_path / "new").eval()
+    for text, answer in zip(texts, response.json()["answers"], strict=True):
+        with torch.no_grad():
+            expected = alone(**passes.tokenizer(text, return_tensors="pt")).logits[0].softmax(dim=0).tolist()
+        assert answer["probabilities"] == pytest.approx(dict(zip(note["labels"], expected, strict=True)), abs=1e-5)
+
+
+@pytest.mark.parametrize(("count", "status"), [(1, 200), (40, 422)])
+def test_an_adapter_that_is_replaced_by_a_large_one_while_its_rows_wait_passes_apart(
+    count, status, passes, there, tmp_path, monkeypatch
+):
+    labels = [str(label) for label in range(90)]
+    save(tmp_path / "large", there / "base", 7, labels)
+    real, forward = passes.answers, passes.bank.forward
+    begun, replaced = threading.Event(), threading.Event()
+    passed = []
+
+    def answers(rows):  # in the bank's thread: the first batch lasts until the adapter of the next rows is replaced
+        if not begun.is_set():
+            begun.set()
+            assert replaced.wait(30)
+        return real(rows)
+
+    def spied(*arguments, adapter_names, **inputs):
+        passed.append({*adapter_names})
+        return forward(*arguments, adapter_names=adapter_names, **inputs)
+
+    monkeypatch.setattr(passes, "answers", answers)
+    monkeypatch.setattr(passes.bank, "forward", spied)
+
+    async def call(client):
+        path, body = predict("ben", "a cat")
+        first = asyncio.create_task(client.post(path, json=body))
+        await asyncio.to_thread(begun.wait, 30)
+        requests = predict("anna", *["a cat"] * count), predict("cleo", "a cat"), predict("dora", "a cat")
+        waiting = [asyncio.create_task(client.post(path, json=body)) for path, body in requests]
+        while not re.search(rf"^lsr_waiting_rows {count + 2}\.0$", (await client.get("/metrics")).text, re.MULTILINE):
+            assert not any(task.done() for task in waiting)
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(passes.bank.add, "anna", tmp_path / "large", replace=True)
+        replaced.set()
+        return await asyncio.gather(first, *waiting)
+
+    _, anna, *others = ask_passes(passes, call)
+    assert [response.status_code for response in (anna, *others)] == [status, 200, 200]
+    assert not any("anna" in names and len(names) > 1 for names in passed)
+    if status == 200:
+        assert {*anna.json()["answers"][0]["probabilities"]} == {*labels}
+    else:
+        assert anna.json()["error"] == "at most 32 at once for an adapter of this size"
 
 
 def test_health_answers_while_a_text_is_tokenized(passes, monkeypatch):
@@ -147,14 +234,74 @@ def test_what_overflows_after_an_answer_has_ended_is_not_about_it(writers, monke
         return output
 
     monkeypatch.setattr(passes.bank.model, "forward", forward)
-    short, long = passes.answers([passes.rows("a", {}, ["the cat"], count)[0] for count in (2, 5)])
+    short, long = passes.answers(
+        [passes.rows("a", passes.bank.versions["a"], ["the cat"], count)[0] for count in (2, 5)]
+    )
     assert (short is None, long) == (False, None)
 
 
 def test_a_text_of_which_the_tokenizer_makes_no_token_is_refused(passes, monkeypatch):
     monkeypatch.setattr(passes, "tokenizer", lambda texts, **_: {"input_ids": [[5], []]})
     says = "texts[1]: has no token; needed: a text of which the tokenizer makes some"
-    refused(passes.rows, "anna", {}, ["a cat", "\u200b"], 0, says=says)
+    refused(passes.rows, "anna", Version({}, {}, 2), ["a cat", "\u200b"], 0, says=says)
+
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }} and {% endfor %}"
+
+
+def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versions_change(writers):
+    folder, passes = writers
+    notes = {"a": {"max_length": 12}, "b": {"template": TEMPLATE, "max_length": 16}}
+    prompts = [first[: 6 + 5 * at] for at, (first, _) in enumerate(PAIRS)]
+    expected = {}
+    for name, note in notes.items():
+        alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / name).eval()
+        for prompt in prompts:
+            text = f"{prompt} and " if "template" in note else prompt
+            ids = passes.tokenizer(text, return_tensors="pt", add_special_tokens="template" not in note)
+            count = ids["input_ids"].shape[1]
+            if count > note["max_length"]:
+                expected[name, prompt] = f"{count} tokens; this adapter reads at most {note['max_length']}"
+            else:
+                written = alone.generate(**ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[0, count:]
+                expected[name, prompt] = passes.tokenizer.decode(written, True)
+    passes.bank.add("changing", folder / "a", note=notes["a"])
+
+    async def call(client):
+        done = 0
+
+        async def change():
+            for turn in range(1, 20):
+                while done < 4 * turn:
+                    await asyncio.sleep(0.001)
+                name = "ab"[turn % 2]
+                await asyncio.to_thread(passes.bank.add, "changing", folder / name, note=notes[name], replace=True)
+
+        async def fire(number):
+            nonlocal done
+            prompt = prompts[number % len(prompts)]
+            path, body = generate("changing", 4, prompt)
+            response = await client.post(path, json=body)
+            done += 1
+            return prompt, response
+
+        async def in_turn(first):
+            return [await fire(number) for number in range(first, 120, 8)]
+
+        changing = asyncio.create_task(change())
+        answered = await asyncio.gather(*map(in_turn, range(8)))
+        await changing
+        return [one for each in answered for one in each]
+
+    versions = Counter()
+    for prompt, response in ask_passes(passes, call):
+        content = response.json()
+        said = content["answers"][0]["text"] if response.status_code == 200 else content["error"].partition(": ")[2]
+        fitting = [name for name in notes if expected[name, prompt] == said]
+        assert fitting, (prompt, said)
+        versions.update(fitting)
+    passes.bank.remove("changing")
+    assert versions["a"] > 10 < versions["b"]
 
 
 @pytest.mark.parametrize(

@@ -203,5 +203,5 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
         said += [evaluation.write(adapted, prompts, [prompts.prompt(asked(one))], 24, 1)[0] for one in questions]
     assert len({*said, *together}) > 3
     passes = Passes(bank, tokenizer, 128, 24)
-    rows = [passes.rows(name, note, questions, 24) for name in "01"]
+    rows = [passes.rows(name, bank.versions[name], questions, 24) for name in "01"]
     assert [answer["text"] for answer in passes.answers([*rows[0], *rows[1]])] == said
