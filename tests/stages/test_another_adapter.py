@@ -28,6 +28,7 @@ def other(tmp_path, monkeypatch):
     run(TOKENIZE, FACTORIZE)
     Path(OTHER).parent.mkdir()
     artifacts.INIT.rename(OTHER)
+    workspace.change(lsr={"examples": 1024, "head_steps": 60})  # which have no effect on what goes on from it
     return folder
 
 

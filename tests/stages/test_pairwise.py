@@ -21,6 +21,7 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.methods import adapters
+from pipeline.params.sections import READ
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, tasks, workspace
 from tests.kit import digests, said, table
@@ -75,7 +76,8 @@ def test_two_options_of_the_family_go_together_from_texts_to_answers(
 ):
     forms, models = OPTIONS["forms"], OPTIONS["models"]
     train, section = OPTIONS["trainings"][training]
-    section = {"init": start, "examples": 16, "head_steps": 2, "learning_rate": 0.02, **models[model], **section}
+    read = {"examples": 16, "head_steps": 2} if start in READ else {}
+    section = {"init": start, **read, "learning_rate": 0.02, **models[model], **section}
     view = go(data=kind, model=model, train=train, lsr=forms[form] | section)
     check(view, changes_nothing=not INITIALIZATIONS[start].goes_on)
     # Eight bits keep an update within some hundredths; anything else is rounding in float32.
