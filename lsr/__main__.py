@@ -21,7 +21,7 @@ from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE
 from lsr.serve.http import command as server
 from lsr.serve.joining import joined
-from lsr.tuner.files import adapter_folder, read_config, weights_of
+from lsr.tuner.files import adapter_folder, previous_run, read_config, weights_of
 from lsr.tuner.mistakes import InputError, NoBaseError, escaped
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
@@ -236,6 +236,9 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     logging.disable_progress_bar()
     getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
     warnings.simplefilter("ignore")
+    for folder in _folders(options):
+        if note := previous_run(folder):
+            print(f"{folder}: {note}", file=sys.stderr)
     try:
         options.run(options)
     except InputError as error:
@@ -248,6 +251,12 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
         return 0
     print(line, file=sys.stderr)
     return code
+
+
+def _folders(options: Namespace) -> list[Path]:
+    # The folders of adapters and banks that a command reads.
+    named = [*getattr(options, "sources", []), getattr(options, "adapter", None), getattr(options, "bank", None)]
+    return [folder for folder in named if isinstance(folder, Path)]
 
 
 if __name__ == "__main__":

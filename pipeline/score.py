@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lsr.tuner.files import weights_of
-from pipeline import evaluation, tasks
+from pipeline import evaluation, previous, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError
@@ -49,6 +49,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Namespace) -> list[str]:
     # Returns the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
+    identity = artifacts.identity(folder)
+    if note := previous.note_of(folder):
+        console.note(f"{folder}: {note}")
     task, its = tasks.of(row), adapter_task.read(folder)
     wanted = AdapterTask.of(task, its.max_length)
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):
@@ -56,6 +59,8 @@ def _scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Na
         raise UserError(f"{folder}: says {says} of {' and '.join(its.columns)}, but {options.data} has {has}")
     task.thresholds = its.thresholds
     opened = Opened(folder, options.base, its, options.batch_size)
+    if artifacts.identity(folder) != identity:  # task.json may be that of another adapter
+        raise UserError(f"{folder}: was replaced while it was read; run the command again")
     with console.progress(str(folder), len(texts), "texts", console.errors) as advance:
         found = [
             opened.outputs(batch, range(at * BATCH + 1, len(texts) + 1), advance)[0]

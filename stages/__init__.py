@@ -1,0 +1,5 @@
+"""The stages. `python -m stages.NAME` imports this first, which notes the digests of our code before the rest of it."""
+
+from pipeline.core import digests
+
+__all__ = ["digests"]

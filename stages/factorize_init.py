@@ -19,7 +19,7 @@ from lsr.tuner.start import groups_of
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
-from pipeline.data import base_models, content, tokens
+from pipeline.data import base_models, content, inputs, tokens
 from pipeline.methods import adapters, banks, planning, statistics
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.planning import Plan
@@ -55,13 +55,9 @@ def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> 
 
 
 def main(view: params.FactorizeInitView) -> None:
-    section, common = view.section, None if view.dataset.tenant is None else view.tenants.folder
-    starts = {"tenants.common": common}
-    if isinstance(section, params.LsrParams):
-        starts[f"{section.word}.init"] = section.source
-    for key, source in starts.items():  # the adapters that it starts from are there, where DVC looks
-        if source:
-            content.local(source, f"{params.PARAMS}: {key}", [content.MODELS])
+    section = view.section
+    for key, source in inputs.starts(view).items():  # the adapters that it starts from are there, where DVC looks
+        content.local(source, f"{params.PARAMS}: {key}", [content.MODELS])
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
@@ -73,7 +69,7 @@ def main(view: params.FactorizeInitView) -> None:
             sizes.append(len(item["labels"]))
             yield item
 
-    if common:
+    if "tenants.common" in inputs.starts(view):
         model = banks.extended(base, view)
     else:
         plan = planning.resolve(view, base)

@@ -7,14 +7,13 @@ another value.
 """
 
 import os
-from pathlib import Path
 
 import numpy as np
 
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
-from pipeline.data import content, datasets, sources
+from pipeline.data import datasets, inputs, sources
 from pipeline.tasks import Task
 from pipeline.tasks.encoding import BATCH, write
 
@@ -29,19 +28,8 @@ def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: i
     return {"rows": len(lengths), **most, **ends, **task.counts(labels)}
 
 
-def inputs(view: params.TokenizeView) -> dict[str, str]:
-    """Return the SHA-256 of the rows of the model and the data, and of each local file of theirs."""
-    # A folder that `model` itself names is the path that messages name anyway.
-    is_named = Path(view.model) in content.named(view.base_model.source)
-    where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
-    found = {f"model: {view.model}": content.sha256_of(view.base_model)}
-    found |= content.digests(view.base_model.source, where)
-    found |= {f"data: {view.data}": content.sha256_of(view.dataset)}
-    return found | content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
-
-
 def main(view: params.TokenizeView) -> None:
-    named = inputs(view)
+    named = inputs.recorded(view)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     task, max_length = tasks.of(view.dataset), view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)

@@ -54,6 +54,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     with console.progress("train", steps, "steps") as advance:
         watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
         trainer = run.trainer_of(view, model, splits, collate, folder, watching)
+        processes.check_same(folder.name)
         run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
     if not console.IS_FIRST:
         return

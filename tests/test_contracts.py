@@ -12,8 +12,8 @@ from dvc.repo import Repo
 
 from pipeline import params
 from pipeline.core import artifacts
+from pipeline.data import inputs
 from pipeline.data.content import MODELS, WATCHED
-from pipeline.training import checkpoints
 from tests.workspace import ROOT, read_yaml
 
 # What the fields of a view that are no keys are in dvc.yaml. The stage `tokenize` depends on the tables as files and
@@ -87,9 +87,11 @@ def test_every_file_in_a_dep_of_code_is_imported_by_a_stage():
     assert {path for path in seen if path.suffix != ".py" or has_code(path)} - used == {ROOT / "lsr/py.typed"}
 
 
-def test_a_training_resumes_by_the_files_that_dvc_sees():
-    seen = {path for name, path in checkpoints.inputs() if not name.startswith("artifacts/")}
-    assert seen == set().union(*map(below, deps_of_code("train")))
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_compares_and_a_training_resumes_by_the_files_that_dvc_sees(stage):
+    seen = {path for name, path in inputs.files(stage) if not name.startswith("artifacts/")}
+    assert seen == set().union(*map(below, deps_of_code(stage)))
+    assert {path.as_posix() for path in inputs.outputs(stage)} == {path for _, path, _ in outputs(stage)}
 
 
 def test_the_tables_and_the_folders_of_users_are_there_and_watched():

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lsr.algebra.rounding import dtype_name, unpack
-from lsr.tuner.mistakes import HALVES, InputError, explained
+from lsr.tuner.mistakes import HALVES, LONGEST_LINE, InputError, escaped, explained
 from lsr.tuner.options import check_patterns
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
+PREVIOUS = ".previous-run"  # beside an adapter that a training run is about to replace: which run it is from
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")  # in the names of what PEFT trains in full
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
@@ -46,6 +47,15 @@ def read_files(folder: str | Path, method: str | None = None) -> Files:
     """Read an adapter's folder, with the errors of `read_config` and `read_weights`."""
     folder = Path(folder)
     return Files(folder, read_config(folder, method), read_weights(weights_of(folder)))
+
+
+def previous_run(folder: Path) -> str | None:
+    """Return in a line from which run an adapter or bank is that is about to be replaced; None of any other."""
+    try:
+        with (folder / PREVIOUS).open(encoding="utf-8", errors="replace") as file:
+            return escaped(file.readline(LONGEST_LINE).strip())
+    except OSError:
+        return None
 
 
 def adapter_folder(source: str | Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pipeline import params
 from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
 from pipeline.arena.record import FOLDER
+from pipeline.core.digests import sha256
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.data.content import Source
@@ -241,7 +242,7 @@ def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) 
 def _of(path: str) -> dict[str, str]:
     if not Path(path).exists():
         raise UserError(f"{path}: not found; paths start at the root of the repository")
-    return {file.relative_to(path).as_posix(): content.sha256(file) for file in content.files(Path(path))}
+    return {file.relative_to(path).as_posix(): sha256(file) for file in content.files(Path(path))}
 
 
 def _times(rate: float, factor: float) -> float:

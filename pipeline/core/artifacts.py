@@ -103,8 +103,9 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: if the disk does not take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    remove(temporary)  # what a killed run has left
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    for left in (temporary, old):  # by a killed run
+        remove(left)
     try:
         with name_path_on_error(path):
             yield temporary
@@ -112,10 +113,20 @@ def replacing(path: Path) -> Iterator[Path]:
             if file.is_file() and not file.is_symlink():
                 file.chmod(temporary.stat().st_mode & 0o666)
         if path.is_dir():
-            shutil.rmtree(path)
+            path.rename(old)  # removed afterwards: a reader never meets a folder of which some files are gone
         temporary.replace(path)
+        remove(old)
     finally:
         remove(temporary)
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from one that replaces it; None if it is not there."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:

@@ -15,8 +15,9 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging
 
 from pipeline import tasks
+from pipeline.core import digests
 from pipeline.core.errors import UserError, as_user_error
-from pipeline.data import content, packages
+from pipeline.data import packages
 from pipeline.params import PARAMS
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import HubModel, ModelRow, PackageModel
@@ -172,7 +173,7 @@ def source(row: ModelRow) -> tuple[str, str | None]:
             raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
     else:
         folder = root = packages.plain(source, where)
-    if (found := content.sha256(folder / "model.safetensors")) != source.sha256:
+    if (found := digests.sha256(folder / "model.safetensors")) != source.sha256:
         again = f"; delete {root} to make it again" if root else ""
         raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {found}, not the row's{again}")
     return str(folder), None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core import console
+from pipeline.core.digests import sha256
 from pipeline.core.errors import UserError
 from pipeline.params.sources import GgufModel, HubModel, PackageModel, PackageSource, Row, TableSource
 
@@ -33,12 +34,6 @@ def files(path: Path) -> list[Path]:
         return [path]
     below = (file for file in path.rglob("*") if file.is_file())
     return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-
-
-def sha256(path: Path) -> str:
-    """Return the digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(row: Row) -> str:

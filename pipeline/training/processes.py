@@ -9,11 +9,15 @@ import threading
 import time
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 
 from pipeline.core import console
 from pipeline.core.errors import FAILED, UserError
 from pipeline.params import PARAMS
 from pipeline.params.sections import TrainParams
+
+HEX_DIGITS = 15  # of a digest, which fit 64 bits
 
 
 def check_machine(train: TrainParams) -> None:
@@ -68,6 +72,21 @@ def start(module: str, wanted: int) -> bool:
         raise UserError(f"{PARAMS}: train.processes: must be {count}, as many as torchrun has started, got {wanted}")
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return False
+
+
+def check_same(digest: str) -> None:
+    """Check that all processes of a training run have the same digest of its inputs, before they wait for each other.
+
+    The Trainer has to be there, which has connected them.
+
+    Raises:
+        UserError: if an input has changed between the starts of two of them.
+    """
+    if "WORLD_SIZE" in os.environ:
+        state = PartialState()
+        number = torch.tensor([int(digest[:HEX_DIGITS], 16)], device=state.device)
+        if len(gather(number).unique()) > 1:
+            raise UserError("train: an input has changed while its processes started; run it again")
 
 
 def _end_with(parent: int) -> None:

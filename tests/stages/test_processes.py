@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 
 from lsr.tuner.files import WEIGHTS
 from pipeline.core import artifacts
+from pipeline.data import inputs
 from tests import workspace
-from tests.kit import digests
+from tests.kit import digests, write
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run
 
 pytestmark = pytest.mark.nightly
@@ -79,6 +80,7 @@ def test_two_processes_train_what_one_does_but_for_rounding(two, class_weights):
     path = two / "tiny-roberta/config.json"  # each process draws its own dropout
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    run(TOKENIZE)
     workspace.change(train={"processes": 1})
     run(TRAIN)
     alone, scores = load_file(artifacts.ADAPTER / WEIGHTS), report(artifacts.TRAIN_METRICS)
@@ -240,3 +242,28 @@ def test_a_moved_repository_changes_nothing(at, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(moved))
     train()
     assert written() == at[1]
+
+
+@pytest.mark.parametrize("words", [STAGE, BY_HAND], ids=["one that starts two", "torchrun by hand"])
+def test_parameters_that_change_while_two_processes_train_end_them_with_one_line_and_without_outputs(two, words):
+    workspace.change(train={"epochs": 4})
+    process = started(words)
+    wait_until(lambda: any(Path(".checkpoints").glob("*/checkpoint-*")))  # both have read the parameters
+    workspace.change(train={"epochs": 7})
+    _, error = process.communicate()
+    assert process.returncode != 0
+    assert error.count("params.yaml: train.epochs: changed from 4 to 7 while the stage train ran") == 1
+    assert not any(path.exists() for path in inputs.outputs("train"))
+
+
+def test_processes_that_have_read_other_parameters_end_with_a_line_and_do_not_wait_for_each_other(two, monkeypatch):
+    other = shutil.copytree(Path(), two / "other", ignore=shutil.ignore_patterns("other"))
+    with chdir(other):
+        workspace.change(train={"epochs": 7})
+    second = "import os\nif os.environ.get('RANK') == '1':\n    os.chdir('other')\n"
+    write(two / "late/sitecustomize.py", second)
+    path = os.pathsep.join((str(two / "late"), str(workspace.ROOT)))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(BY_HAND, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode != 0
+    assert ran.stderr.count("train: an input has changed while its processes started; run it again") == 1

@@ -19,8 +19,9 @@ from lsr import AdapterBank, LsrConfig
 from lsr.loading.base_models import locate
 from lsr.serve.passes import Passes
 from pipeline import evaluation, params
+from pipeline.core import digests
 from pipeline.core.errors import UserError
-from pipeline.data import base_models, content, packages
+from pipeline.data import base_models, packages
 from pipeline.params.sources import Archive, GgufModel, ModelRow
 from pipeline.tasks.completion import asked
 from pipeline.tasks.prompts import Prompts
@@ -135,7 +136,7 @@ def wheel(tmp_path, monkeypatch):
         made.writestr("writes-1.0.dist-info/METADATA", METADATA)
         made.writestr("writes-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         made.writestr("writes-1.0.dist-info/RECORD", "")
-    hashes = {"wheel": content.sha256(path), "sha256": "0" * 64}
+    hashes = {"wheel": digests.sha256(path), "sha256": "0" * 64}
     return GgufModel(kind="gguf", package="writes==1.0", file="writes/model.gguf", same_as="someone/writes", **hashes)
 
 

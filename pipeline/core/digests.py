@@ -1,0 +1,28 @@
+"""SHA-256 digests of files, and those that our own code had when this process began.
+
+`stages/__init__.py` imports this module before a stage imports anything else of ours, so that a stage knows by its end
+whether a file has changed since it was imported. Hence no import of a package here: they take time.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
+PACKAGES = ("lsr", "pipeline", "stages")
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield the file itself, or all files in the folder but those that Python has compiled."""
+    for file in (path, *path.rglob("*")):
+        if file.is_file() and file.suffix != ".pyc":
+            yield file
+
+
+AT_START = {file: sha256(file) for package in PACKAGES for file in files_below(CODE / package)}

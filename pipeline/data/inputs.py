@@ -1,0 +1,167 @@
+"""What a stage reads: values of params.yaml, rows of the tables, local files, our code, and outputs of earlier stages.
+
+DVC hashes the deps of a stage after the stage has ended, so it would record a file edited meanwhile as one that
+the stage has read. Therefore `pipeline.stage` compares the inputs at the beginning with those at the end.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import artifacts, digests
+from pipeline.core.errors import UserError
+from pipeline.data import content
+from pipeline.params import PARAMS, TABLES, FactorizeInitView, LsrParams, load_row
+from pipeline.params.reading import by_dotted_key, read_yaml
+from pipeline.params.schema import View
+from pipeline.params.sources import TableRow
+
+Inputs = dict[str, str | None]  # by name: a digest, or a value in JSON; None for what is not there
+TOKENIZE = "tokenize"  # the stage that records rows and files
+
+
+def declared(stage: str) -> dict[str, Any]:
+    """Return what dvc.yaml says of a stage."""
+    entry: dict[str, Any] = read_yaml(digests.CODE / "dvc.yaml")["stages"][stage]
+    return entry
+
+
+def outputs(stage: str) -> list[Path]:
+    """Return the files and folders that a stage writes."""
+    entry = declared(stage)
+    listed = [*entry["outs"], *entry.get("metrics", []), *entry.get("plots", [])]
+    return [Path(item if isinstance(item, str) else next(iter(item))) for item in listed]
+
+
+def files(stage: str) -> Iterator[tuple[str, Path]]:
+    """Yield the name and path of each file of our code, or of an earlier stage's outputs, in the deps of a stage.
+
+    The tables and the folders of users are left out: a stage reads only what its rows name there.
+    """
+    ignore = (digests.CODE / ".dvcignore").read_text(encoding="utf-8").splitlines()
+    ignored = {digests.CODE / line[1:] for line in ignore if line.startswith("/")}
+    tables = {table.built_in for table in TABLES.values()}
+    for dep in map(Path, declared(stage)["deps"]):
+        if dep in tables or dep.as_posix() in content.WATCHED:
+            continue
+        root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else digests.CODE
+        for file in digests.files_below(root / dep):
+            if ignored.isdisjoint((file, *file.parents)):
+                yield file.relative_to(root).as_posix(), file
+
+
+def values(stage: str) -> Inputs:
+    """Return the values in params.yaml that a stage depends on, each in JSON by its dotted key."""
+    params = read_yaml(PARAMS)
+    found = Inputs()
+    for word in declared(stage)["params"]:
+        key = str(params.get("adapter")) if word == "${adapter}" else word
+        for name, value in by_dotted_key(params.get(key), f"{PARAMS}: {key}").items():
+            found[name] = json.dumps(value, default=str)
+    return found
+
+
+def starts(view: FactorizeInitView) -> dict[str, str]:
+    """Return the folders of the adapters from which an initialization starts, by the key of params.yaml."""
+    found = {}
+    if view.dataset.tenant is not None and view.tenants.folder:
+        found["tenants.common"] = view.tenants.folder
+    if isinstance(view.section, LsrParams) and view.section.source:
+        found[f"{view.section.word}.init"] = view.section.source
+    return found
+
+
+def at_start(stage: str, view: View) -> Inputs:
+    """Return the digests of the rows of a view and of the files that a stage reads: of code, as it was imported."""
+    found = _rows({"data": view.dataset, "model": view.base_model}, view)
+    for name, file in files(stage):
+        is_code = file.is_relative_to(digests.CODE)
+        found[name] = digests.AT_START.get(file) if is_code else digests.sha256(file)
+    return found | _local(stage, view)
+
+
+def at_end(stage: str, view: View) -> Inputs:
+    """Return the values and digests of a stage as they are now: params.yaml, the rows and all files are read again."""
+    try:
+        found = values(stage)
+    except UserError:  # params.yaml is half written
+        found = Inputs()
+    rows: dict[str, TableRow | None] = {}
+    for word, name in {"data": view.data, "model": view.model}.items():
+        try:
+            rows[word] = load_row(word, name)
+        except UserError:  # it is removed, or half written
+            rows[word] = None
+    found |= _rows(rows, view)
+    for name, file in files(stage):
+        found[name] = digests.sha256(file)
+    return found | _local(stage, view)
+
+
+def _rows(rows: dict[str, Any], view: View) -> Inputs:
+    where = {
+        "data": f"{view.dataset.where}: {view.data}",
+        "model": f"{view.base_model.where}: {view.model}",
+    }
+    return {where[word]: None if row is None else content.sha256_of(row) for word, row in rows.items()}
+
+
+def _local(stage: str, view: View) -> Inputs:
+    """Return the digests of the local files that a stage reads: of its model, its data, and adapters to start from."""
+    deps = declared(stage)["deps"]
+    sources: list[content.Source] = [view.base_model.source]
+    if "data" in deps:
+        sources.append(view.dataset.source)
+    if content.MODELS in deps and isinstance(view, FactorizeInitView):
+        sources += starts(view).values()
+    found = Inputs()
+    for source in sources:
+        for path in content.named(source):
+            for file in content.files(path):
+                found[file.as_posix()] = digests.sha256(file) if file.is_file() else None
+    return found
+
+
+def recorded(view: View) -> dict[str, str]:
+    """Return the digests that the stage tokenize records: of the rows of model and data, and of their local files."""
+    # A folder that `model` itself names is the path that messages name anyway.
+    is_named = Path(view.model) in content.named(view.base_model.source)
+    where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
+    found = {f"model: {view.model}": content.sha256_of(view.base_model)}
+    found |= content.digests(view.base_model.source, where)
+    found |= {f"data: {view.data}": content.sha256_of(view.dataset)}
+    return found | content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
+
+
+def check_recorded(view: View, before: Inputs) -> None:
+    """Check that the rows of a view, and the files of its model among the inputs, are those that tokenize has read.
+
+    Raises:
+        UserError: if one is not.
+    """
+    try:
+        known = artifacts.read_metrics(artifacts.INPUTS)
+    except FileNotFoundError:
+        raise UserError(f"{artifacts.INPUTS}: not found; run python -m stages.tokenize first, or dvc repro") from None
+    expected: Inputs = {name: known.get(name) for name in (f"data: {view.data}", f"model: {view.model}")}
+    present: Inputs = dict(zip(expected, map(content.sha256_of, (view.dataset, view.base_model)), strict=True))
+    for path in content.named(view.base_model.source):
+        expected |= {name: digest for name, digest in known.items() if Path(name).is_relative_to(path)}
+        present |= {name: digest for name, digest in before.items() if Path(name).is_relative_to(path)}
+    for name in {**expected, **present}:
+        if present.get(name) != expected.get(name):
+            raise UserError(
+                f"{name}: not what the stage tokenize has read; run dvc repro, or python -m stages.tokenize"
+            )
+
+
+def differences(before: Inputs, after: Inputs) -> list[str]:
+    """Return which inputs are others than before, those of params.yaml with both values."""
+    found = []
+    for name in {**before, **after}:
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            values = f" from {old or 'none'} to {new or 'none'}" if name.startswith(f"{PARAMS}: ") else ""
+            found.append(f"{name}: changed{values}")
+    return found

@@ -1,0 +1,119 @@
+"""`python -m pipeline.previous`: put the last trained adapter back, to be used until a new training run replaces it.
+
+DVC removes the outputs of a stage before it runs it. This takes artifacts/adapter and artifacts/bank out of DVC's cache
+again, as dvc.lock has them. In dvc.yaml it is the first command of the stage train, which replaces them when it ends.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.core import artifacts, console
+from pipeline.core.console import Parser
+from pipeline.core.errors import UserError
+
+LOCK = Path("dvc.lock")
+NOTE = ".previous-run"  # in the folder of an adapter or bank: a line, which `lsr` prints too
+OUTPUTS = (artifacts.ADAPTER, artifacts.BANK)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    with Parser("python -m pipeline.previous", __doc__).parsed(words):
+        restore()
+
+
+def restore() -> None:
+    """Put adapter and bank of the last finished training run back, each with a note of which run it is from.
+
+    Nothing happens where there is one, where DVC's cache does not hold it, and in a temporary copy.
+    """
+    if artifacts.is_temporary_copy() or not LOCK.is_file() or any(path.exists() for path in OUTPUTS):
+        return
+    train = YAML(typ="safe", pure=True).load(LOCK).get("stages", {}).get("train")
+    cache = _cache()
+    if train is None or cache is None:
+        return
+    hashes = {Path(out["path"]): out.get("md5") for out in train["outs"]}
+    note = f"{_origin(train, hashes[artifacts.ADAPTER])}\n"
+    for path in OUTPUTS:
+        files = _listed(cache, hashes.get(path))
+        if files:
+            try:
+                _put(path, cache, files, note)
+            except (OSError, UserError) as error:  # training needs none of it
+                console.warn(f"{path}: not put back: {error}")
+
+
+def note_of(folder: Path) -> str | None:
+    """Return the note of an adapter or bank that was put back; None of any other."""
+    try:
+        return (folder / NOTE).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
+    with artifacts.replacing(path) as folder:
+        folder.mkdir()
+        for name, md5 in files.items():
+            _copy(_cached(cache, md5), folder / name, md5)
+        (folder / NOTE).write_text(note, encoding="utf-8")
+
+
+def _cache() -> Path | None:
+    """Return DVC's cache; None if DVC does not say where it is."""
+    asked = [sys.executable, "-m", "dvc", "cache", "dir"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
+    return Path(said.stdout.strip()) if said.returncode == 0 else None
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def _listed(cache: Path, md5: str | None) -> dict[str, str]:
+    """Return the MD5 hashes of the files of a folder by relative path; none if the cache lacks some of it."""
+    if md5 is None or not _cached(cache, md5).is_file():
+        return {}
+    entries = json.loads(_cached(cache, md5).read_text(encoding="utf-8"))
+    files = {entry["relpath"]: entry["md5"] for entry in entries}
+    return files if all(_cached(cache, hashed).is_file() for hashed in files.values()) else {}
+
+
+def _copy(source: Path, target: Path, md5: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != md5:
+        raise OSError(f"{source}: damaged: its MD5 hash is {found}")
+
+
+def _origin(train: dict[str, Any], md5: str) -> str:
+    """Return in a line from which run the adapter of this MD5 hash is, as dvc.lock has it."""
+    values = train["params"]["params.yaml"]
+    run = f"{values['adapter']} on {values['model']}, {values['data']}, seed {values['seed']}"
+    return f"from the last finished training run: {run}, {_commit(md5)}; a later run has begun and not replaced it yet"
+
+
+def _commit(md5: str) -> str:
+    git = shutil.which("git") or "git"
+    committed = subprocess.run(  # noqa: S603
+        [git, "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, check=False
+    ).stdout
+    if md5 not in committed:
+        return "not committed"
+    asked = [git, "log", "-1", "--format=commit %h of %cs", f"-S{md5}", "--", str(LOCK)]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+
+
+if __name__ == "__main__":
+    main()
