@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup repro experiments plots test types check nightly audit docs arena bench capabilities clean
+.PHONY: help setup repro experiments undo plots test types check nightly audit docs arena bench capabilities clean
 
 ## help: this list
 help:
@@ -26,13 +26,15 @@ repro: $(RUN)
 	python -m pipeline.check
 	dvc repro
 
-## experiments: those of DVC beside the committed run: score, examples that training has read, trained parameters, and
-##              the params that differ, whose names alone have a dot; of all commits with COMMITS=--all-commits
+## experiments: those of DVC and the committed run: state, score, examples that training has read, trained parameters,
+##              and the params that differ; of all commits with COMMITS=--all-commits; those that failed have no score
 experiments: $(RUN)
-	@if [ -n "$$(dvc exp list --name-only $(COMMITS))" ]; then \
-	dvc exp show --only-changed --drop '[^.]*(/|$$)|params.yaml$$' \
-	--keep 'Exp|score|read|adapter_trained|(adapter|model|seed)$$' $(COMMITS); \
-	else echo "no experiments since the last commit; to run one: dvc exp run -S adapter=lora"; fi
+	@python -m pipeline.experiments $(COMMITS)
+
+## undo: go back to the committed run: params.yaml, dvc.lock, reports/ and artifacts/ of the stages, and nothing else
+undo: $(RUN)
+	git checkout HEAD -- params.yaml dvc.lock $(addprefix reports/,tokenize factorize_init train evaluate)
+	dvc checkout --force tokenize factorize-init train evaluate
 
 ## plots: all plots as one page, dvc_plots/index.html, which needs no connection
 plots: $(PLOTS)

@@ -1,10 +1,12 @@
 """`python -m pipeline.summary`: the run in the workspace on one screen, and what can be done next.
 
-In dvc.yaml it is the second command of the stage evaluate. It reads reports/, which are the same after a run and after
-DVC has restored one.
+In dvc.yaml it is the last stage. It reads reports/, which are the same after a run and after DVC has restored one.
 """
 
+import json
 import shlex
+import shutil
+import subprocess
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.reading import by_dotted_key, parsed, read_yaml
 from pipeline.tasks import CompletionTask
 from pipeline.tasks.classes import whose
 
@@ -26,6 +29,7 @@ FEW = 3  # tenants at each end, or texts that were written
 SHOWN = 80  # characters of these
 MOST_CLASSES = 10  # whose scores are shown one by one
 SHORT = 200  # optimizer steps
+MOST_EDITS = 6  # of params.yaml that are shown
 TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are no numbers
 
 
@@ -41,6 +45,11 @@ def main(words: Sequence[str] | None = None) -> None:
         if 0 < len(classes := _table(artifacts.EVALUATE_CLASSES)) <= MOST_CLASSES:
             console.table("the test split by class", list(classes), classes.itertuples(index=False))
         if not artifacts.is_temporary_copy():  # which is gone when this is read
+            if edits := _edits():
+                more = f", and {len(edits) - MOST_EDITS} more" if len(edits) > MOST_EDITS else ""
+                said = f"{', '.join(edits[:MOST_EDITS])}{more}; these stay in {PARAMS}, and later runs use them"
+                lines = textwrap.fill(f"{'edited':{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT)
+                console.line(f"\n{lines}\n{'to undo':{INDENT}}git checkout HEAD {PARAMS}")
             for word, command in _next(params, row):
                 console.line(f"{word:{INDENT}}{command}".rstrip())
             warn_without_identity()
@@ -109,7 +118,29 @@ def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
     yield "", ""
     yield "Git", "shows dvc.lock and reports/ as modified, because they are now those of this run."
     yield "to keep", f'git commit -am "Train {params.adapter} on {params.data}"'
-    yield "to go back", "git checkout HEAD dvc.lock reports params.yaml && dvc checkout"
+    yield "to go back", "make undo"
+
+
+def _edits() -> list[str]:
+    """Return the values of params.yaml that differ from those of the last commit, each with both."""
+    shown = [shutil.which("git") or "git", "show", f"HEAD:./{PARAMS}"]
+    committed = subprocess.run(shown, capture_output=True, check=False)  # noqa: S603
+    if committed.returncode:  # there is no commit yet
+        return []
+    before, after = _by_key(parsed(committed.stdout, PARAMS)), _by_key(read_yaml(PARAMS))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key} {_value(before, key)} -> {_value(after, key)}" for key in keys]
+
+
+def _by_key(params: dict[str, Any]) -> dict[str, Any]:
+    values = dict[str, Any]()
+    for key, value in params.items():
+        values |= by_dotted_key(value, key)
+    return values
+
+
+def _value(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key], default=str).strip('"') if key in values else "none"
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def test_a_version_of_the_adapter_is_an_artifact_of_the_registry(restored, tmp_p
 
 
 def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
-    again = quick(restored, "dvc", "repro", "--force", "--single-item", "evaluate")
+    again = quick(restored, "dvc", "repro", "--force", "--single-item", "evaluate", "summary")
     stages, _, summary = again.partition("\nlsr on tiny, glue, seed 0\n")
     assert re.search(r"\nevaluate: \d+ seconds\n", stages)
     assert summary.count("\n") < 25
@@ -192,7 +192,7 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     output = quick(restored, "dvc", "exp", "run", "-S", "data=mine", "-S", "adapter=vera", "-S", "vera.r=8")
     assert output.count("vera on tiny, mine, seed 0") == 1
     lines = quick(restored, "make", "-o", ".venv/.with-pipeline,demo", "experiments", COLUMNS="120").splitlines()
-    header = next(line for line in lines if "Experiment" in line)
+    header = next(line for line in lines if "Experiment" in line).removeprefix("experiments: ")
     values = {"score", "read", "adapter_trained", "adapter", "model", "seed", "params.yaml:data", "vera.r"}
-    assert sorted(header.split()) == sorted(["Experiment", *values])  # `data` once: no dep, no metric
+    assert sorted(header.split(" | ")) == sorted(["commit", "Experiment", "State", *values])  # `data` once: no dep
     assert all(len(line) <= 120 and "…" not in line for line in lines)

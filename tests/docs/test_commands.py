@@ -32,7 +32,7 @@ BLOCK = re.compile(
 # In place of the one that makes an environment: a package index is out of reach, and all packages are there.
 PYTHON3 = Path(__file__).with_name("python3.sh").read_text(encoding="utf-8")
 ACTIVE = "make --silent setup\n. .venv/bin/activate\n"
-COMMITTED = "git restore --staged --worktree .\n"  # where each row of a table of commands begins
+COMMITTED = "make undo\n"  # where each row of a table of commands begins
 GIVEN = Path(__file__).with_name("given")  # what pages expect their reader to have, beside an active environment
 
 

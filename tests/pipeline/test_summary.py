@@ -1,5 +1,6 @@
 """The end of a run is one screen, of what the reports say."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from pipeline.core import artifacts
 from pipeline.summary import main
 from tests.kit import refused, said, write
-from tests.workspace import copy_committed
+from tests.workspace import change, copy_committed
 
 SCORES = {"score": 0.842, "accuracy": 0.842, "accuracy_baseline": 0.5, "accuracy_low": 0.82, "accuracy_high": 0.86}
 F1 = {"f1": 1.0, "f1_baseline": 0.0, "f1_low": 1.0, "f1_high": 1.0}
@@ -78,3 +79,30 @@ def test_nothing_to_show_is_one_line():
     refused(main, [], says="reports/evaluate/metrics.json: not found; run dvc repro first")
     write(artifacts.EVALUATE_METRICS, {"data": "cola"})
     refused(main, [], says="params.yaml: data is movie-reviews, but the last run read cola; run dvc repro first")
+
+
+def test_values_that_differ_from_the_last_commit_are_listed_with_what_undoes_them():
+    git("init", "--quiet")
+    assert "edited" not in said(main)  # nothing is committed yet
+    git("add", "params.yaml")
+    git("-c", "user.name=t", "-c", "user.email=t", "commit", "--quiet", "--message", "First")
+    assert "edited" not in said(main)
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(f"# a comment\n{text}", encoding="utf-8")
+    assert "edited" not in said(main)  # values are compared, not lines
+    change(seed=3, lora={"r": 16}, mine={"type": "LOHA", "learning_rate": 0.1}, train={"report_to": ["wandb"]})
+    screen = said(main)
+    listed = 'seed 0 -> 3, train.report_to [] -> ["wandb"], lora.r 8 -> 16, mine.learning_rate none -> 0.1, '
+    listed += "mine.type none -> LOHA; these stay in params.yaml, and later runs use them"
+    assert f"edited {listed} to undo git checkout HEAD params.yaml" in " ".join(screen.split())
+    assert all(len(line) <= 100 for line in screen.splitlines())
+    change(lsr={"alpha": 1}, tokenize={"max_length": 9}, evaluate={"resamples": 100, "batch_size": 1})
+    assert " and 3 more; these stay in" in " ".join(said(main).split())
+    git("checkout", "--quiet", "HEAD", "params.yaml")
+    assert "edited" not in said(main)
+    screen = Path(__file__).with_name("screen.txt").read_text(encoding="utf-8")
+    assert said(main) == f"\n{screen}"
+
+
+def git(*words):
+    subprocess.run(["git", *words], check=True)

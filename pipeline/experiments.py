@@ -1,0 +1,114 @@
+"""`python -m pipeline.experiments`: a table of DVC's experiments since the last commit, or the name of the best one.
+
+An experiment that has failed, or has not ended, has no score: DVC shows those of the commit that it started from.
+"""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+import pandas as pd
+
+from pipeline.core import console
+from pipeline.core.console import Parser
+from pipeline.core.errors import FAILED, UserError
+from pipeline.params import PARAMS
+from pipeline.params.reading import read_yaml
+from pipeline.previous import LOCK
+
+NAME, STATE, DATA, SCORE = "Experiment", "State", "params.yaml:data", "best_score"  # columns of DVC's table
+DONE = ("", "Success")  # states: of an experiment in the workspace, and in the queue
+METRICS = "score", "read", "adapter_trained"  # columns of the table here, beside the params that differ
+KEPT = f"{NAME}|rev$|{STATE}|{'|'.join(METRICS)}|(adapter|model|seed)$"
+DROPPED = r"[^.]*(/|$)|params.yaml$"  # names of params alone have a dot
+WORKSPACE, NOT_RUN = "workspace", "not run"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the table, or with --best a name, and on standard error why."""
+    parser = Parser("python -m pipeline.experiments", __doc__)
+    parser.add_argument("--all-commits", action="store_true", help="experiments since any commit")
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="print the name of the experiment with the best validation score, of those that succeeded on the data of "
+        f"{PARAMS}; for: dvc exp apply NAME",
+    )
+    with parser.parsed(words) as options:
+        since = ["--all-commits"] * options.all_commits
+        if options.best:
+            data = read_yaml(PARAMS).get("data")
+            name, reason = best(shown(*since, "--precision", "10"), str(data))
+            print(name)
+            console.note(reason)
+        else:
+            rows = listed(shown(*since, "--only-changed", "--drop", DROPPED, "--keep", KEPT))
+            console.table("experiments", list(rows.columns), rows.itertuples(index=False))
+            if not rows[NAME].ne("").any():
+                console.line("no experiments since the last commit; to run one: dvc exp run -S adapter=lora")
+
+
+def shown(*options: str) -> pd.DataFrame:
+    """Return DVC's table of experiments, each cell as text.
+
+    Raises:
+        SystemExit: if DVC fails, with what it says.
+    """
+    words = [sys.executable, "-m", "dvc", "exp", "show", "--csv", *options]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    if run.returncode:
+        print(run.stderr.strip(), file=sys.stderr)
+        raise SystemExit(FAILED)
+    return pd.read_csv(StringIO(run.stdout), dtype=str, keep_default_na=False)
+
+
+def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
+    """Return the name of the best experiment on a data set by its validation score, and a line that says why.
+
+    Of equal scores, it is the first in DVC's table.
+
+    Raises:
+        UserError: if none has succeeded.
+    """
+    named = experiments[experiments[NAME] != ""]
+    is_done = named[STATE].isin(DONE)
+    is_here = named[DATA] == data if DATA in named else pd.Series(data=False, index=named.index)
+    left_out = Counter(named[STATE][~is_done].str.lower())
+    left_out["of other data"] = int((is_done & ~is_here).sum())
+    others = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    if not (is_done & is_here).any():
+        raise UserError(f"no experiment on {data} has succeeded since the last commit; left out: {others or 'none'}")
+    candidates = named[is_done & is_here]
+    scores = candidates[SCORE].astype(float)
+    first = scores.idxmax()
+    count = len(candidates)
+    reason = f"validation score {scores[first]:.6g} on {data}: the best of {count} experiment{'s' * (count != 1)}"
+    return str(candidates[NAME][first]), reason + (f"; left out: {others}" if others else "")
+
+
+def listed(experiments: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of experiments in which those that have not succeeded have no scores."""
+    rows = experiments.copy()
+    rows.loc[(rows["rev"] == WORKSPACE) & (not _is_of_last_run()), STATE] = NOT_RUN
+    metrics = [name for name in METRICS if name in rows]
+    rows.loc[~rows[STATE].isin(DONE), metrics] = ""
+    rows.insert(0, "commit", rows.pop("rev"))
+    return rows
+
+
+def _is_of_last_run() -> bool:
+    """Return whether the values of params.yaml are those with which the stages ran last, as dvc.lock has them."""
+    params = read_yaml(PARAMS)
+    try:
+        stages: dict[str, Any] = read_yaml(LOCK)["stages"]
+    except UserError:
+        return False
+    recorded = [stage.get("params", {}).get(str(PARAMS), {}) for stage in stages.values()]
+    return all(params.get(key) == value for values in recorded for key, value in values.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The table of experiments and the best of them, from what DVC prints of them."""
+
+import pandas as pd
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.experiments import best
+
+COLUMNS = ("Experiment", "rev", "State", "best_score", "params.yaml:data")
+
+
+def experiments(*rows):
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=str)
+
+
+BASE = ("", "main", "", "0.99", "reviews")
+
+
+def test_the_best_is_one_that_succeeded_on_the_chosen_data_and_a_line_says_what_was_left_out():
+    table = experiments(
+        BASE,
+        ("failed", "1", "Failed", "0.95", "reviews"),
+        ("waits", "2", "Queued", "", "reviews"),
+        ("runs", "3", "Running", "0.95", "reviews"),
+        ("other", "4", "Success", "0.9", "movies"),
+        ("good", "5", "Success", "0.7", "reviews"),
+        ("better", "6", "", "0.74", "reviews"),  # of `dvc exp run` without a queue
+        ("equal", "7", "Success", "0.74", "reviews"),
+    )
+    name, reason = best(table, "reviews")
+    assert name == "better"
+    left_out = "left out: 1 failed, 1 queued, 1 running, 1 of other data"
+    assert reason == f"validation score 0.74 on reviews: the best of 3 experiments; {left_out}"
+    assert best(table, "movies")[0] == "other"
+
+
+def test_without_one_that_succeeded_there_is_no_best():
+    with pytest.raises(UserError, match="no experiment on reviews has succeeded since the last commit; left out: none"):
+        best(experiments(BASE), "reviews")
+    failed = experiments(BASE, ("failed", "1", "Failed", "0.95", "reviews"))
+    with pytest.raises(UserError, match="left out: 1 failed"):
+        best(failed, "reviews")
