@@ -73,7 +73,7 @@ class TaskChanges(Section):
     order: Literal["hash", "file"] = Field(
         "hash",
         description="in which a split that the source provides is read, if not all of it is. file: that of the file, "
-        "where it is random already, or the file has no more rows than are read",
+        "where it is random already, or nearly all of its rows are read",
     )
 
 

@@ -156,7 +156,7 @@ def test_of_the_committed_presets_these_tasks_read_a_sample_of_a_split_that_thei
         found[name] = [task for task, entry in entries.items() if entry.first().by_hash]
     assert found == {
         "offline": [],
-        "kinds": ["stsb", "cola"],
+        "kinds": ["stsb"],
         "base": [],
         "paper": [],
         "tenants": [],
