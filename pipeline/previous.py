@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
-from pipeline.core.errors import UserError
+from pipeline.core.errors import LONGEST_LINE, UserError, clipped
 
 LOCK = Path("dvc.lock")
 NOTE = ".previous-run"  # in the folder of an adapter or bank: a line, which `lsr` prints too
@@ -41,7 +41,9 @@ def restore() -> None:
     cache = _cache()
     if train is None or cache is None:
         return
-    hashes = {Path(out["path"]): out.get("md5") for out in train["outs"]}
+    hashes = {Path(out["path"]): out.get("md5") for out in train.get("outs", [])}
+    if hashes.get(artifacts.ADAPTER) is None:
+        return
     note = f"{_origin(train, hashes[artifacts.ADAPTER])}\n"
     for path in OUTPUTS:
         files = _listed(cache, hashes.get(path))
@@ -54,10 +56,11 @@ def restore() -> None:
 
 def note_of(folder: Path) -> str | None:
     """Return the note of an adapter or bank that was put back; None of any other."""
-    try:
-        return (folder / NOTE).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
+    path = folder / NOTE
+    if not path.is_file():  # a pipe would never end
         return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return clipped(file.readline(LONGEST_LINE).strip())
 
 
 def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
@@ -99,8 +102,9 @@ def _copy(source: Path, target: Path, md5: str) -> None:
 
 def _origin(train: dict[str, Any], md5: str) -> str:
     """Return in a line from which run the adapter of this MD5 hash is, as dvc.lock has it."""
-    values = train["params"]["params.yaml"]
-    run = f"{values['adapter']} on {values['model']}, {values['data']}, seed {values['seed']}"
+    values = train.get("params", {}).get("params.yaml", {})
+    adapter, model, data, seed = (values.get(key) for key in ("adapter", "model", "data", "seed"))
+    run = f"{adapter} on {model}, {data}, seed {seed}"
     return f"from the last finished training run: {run}, {_commit(md5)}; a later run has begun and not replaced it yet"
 
 

@@ -50,12 +50,12 @@ def read_files(folder: str | Path, method: str | None = None) -> Files:
 
 
 def previous_run(folder: Path) -> str | None:
-    """Return in a line from which run an adapter or bank is that is about to be replaced; None of any other."""
-    try:
-        with (folder / PREVIOUS).open(encoding="utf-8", errors="replace") as file:
-            return escaped(file.readline(LONGEST_LINE).strip())
-    except OSError:
+    """Return the line that says which run an adapter or bank is from, if a training run is about to replace it."""
+    path = folder / PREVIOUS
+    if not path.is_file():  # a pipe would never end
         return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return escaped(file.readline(LONGEST_LINE).strip())
 
 
 def adapter_folder(source: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -87,7 +88,11 @@ def test_of_a_cache_that_lacks_a_file_or_whose_file_is_damaged_nothing_comes_bac
 
 def test_a_note_of_a_strangers_folder_is_one_line_that_a_terminal_can_show(tmp_path):
     write(tmp_path / PREVIOUS, b"\x1b[31mred\xff" + b"x" * 10_000 + b"\nsecond line")
-    line = previous_run(tmp_path)
-    assert line.startswith("\\x1b[31mred")
-    assert len(line) < 300
-    assert "\n" not in line
+    for read in (previous_run, previous.note_of):
+        line = read(tmp_path)
+        assert line.startswith("\\x1b[31mred")
+        assert len(line) <= 320
+        assert "\n" not in line
+    (tmp_path / PREVIOUS).unlink()
+    os.mkfifo(tmp_path / PREVIOUS)  # which nobody writes to
+    assert previous_run(tmp_path) is previous.note_of(tmp_path) is None
