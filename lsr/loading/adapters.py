@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from peft import (
     MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
-    PEFT_TYPE_TO_CONFIG_MAPPING,
     PeftConfig,
     PeftModel,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.utils import ModulesToSaveWrapper, PeftType
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsr.algebra.rounding import dtype_name
 from lsr.loading.base_models import MISFITS, load_base
+from lsr.loading.fields import START, config_of
 from lsr.loading.updates import LSR, check_config
 from lsr.tuner.files import CONFIG, PREFIX, WRAPPED, Files, read_files
 from lsr.tuner.mistakes import explained
@@ -30,6 +30,10 @@ from lsr.tuner.mistakes import explained
 ROWS, LENGTH, SEED = 8, 16, 0  # of the token ids that models are asked for
 RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
 HALF = (torch.bfloat16, torch.float16)
+FROM_TENSOR = {  # operations that take sizes after a tensor
+    *(torch.ops.aten.new_empty, torch.ops.aten.new_zeros, torch.ops.aten.new_ones, torch.ops.aten.new_full),
+    torch.ops.aten.repeat,
+}
 ROOM = 1 << 20  # entries that a method may create of any base model, beside as many as this one and the file have
 
 
@@ -54,13 +58,14 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
         InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
     files = adapter if isinstance(adapter, Files) else read_files(adapter)
-    config = _config_of(files)
+    config = _config_of(files, base)
     config.inference_mode = not trainable
     device = next(base.parameters()).device
-    # Do not initialize factors that are about to be loaded, unless it changes the base weight, as PiSSA, or PEFT would
+    # Do not initialize factors that are about to be loaded, unless it changes the base model, as PiSSA, or PEFT would
     # round what it loads to the dtype of the base model.
     is_precise = not any(parameter.dtype in HALF for parameter in base.parameters())
-    is_empty = is_precise and not isinstance(files.fields.get("init_lora_weights"), str)
+    changes_base = isinstance(getattr(config, START, None), str) or getattr(config, "layer_replication", None)
+    is_empty = is_precise and not changes_base
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     entries = sum(its.numel() for its in (*base.parameters(), *files.tensors.values()))
     dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
@@ -120,15 +125,13 @@ def _name_in_base(name: str) -> str:
     return name.removeprefix(PREFIX)
 
 
-def _config_of(files: Files) -> PeftConfig:  # checked before any memory of its sizes is taken
+def _config_of(files: Files, base: nn.Module) -> PeftConfig:  # checked before any memory of its sizes is taken
     if files.method == LSR:
         return check_config(files)
-    fields = {name: deepcopy(value) for name, value in files.fields.items() if name != "runtime_config"}
+    matrices = (parameter for parameter in base.parameters() if parameter.dim() == 2)
+    widest = max((min(matrix.shape) for matrix in matrices), default=0)
     with explained(files.folder / CONFIG, *MISFITS):
-        if files.method not in PeftType.__members__:
-            raise ValueError(f"PEFT has no method {files.method!r}")
-        kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(files.method)]
-        return kind.from_peft_type(**kind.check_kwargs(**fields))
+        return config_of(deepcopy(files.fields), widest)
 
 
 class _Bounded(TorchDispatchMode):
@@ -144,13 +147,27 @@ class _Bounded(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        options, first = kwargs or {}, args[0] if args else None
-        sizes = first if isinstance(first, list | tuple) else args[:1]
-        if all(isinstance(size, int) for size in sizes) and str(options.get("device")) != "meta":
-            self.left -= prod(sizes) ** (2 if func.overloadpacket is torch.ops.aten.eye else 1)
+        options = kwargs or {}
+        if str(options.get("device")) != "meta":
+            self.left -= _created(func.overloadpacket, args)
             if self.left < 0:
                 raise ValueError(f"it creates over {self.most:,} entries, more than the base model and its file have")
         return func(*args, **options)
+
+
+def _created(operation: Any, args: tuple[Any, ...]) -> int:
+    """Return how many entries an operation creates of sizes that it is given, and not of the shape of a tensor."""
+    if any(isinstance(value, Tensor) for value in args):
+        if operation not in FROM_TENSOR:
+            return 0
+        if operation is torch.ops.aten.repeat:
+            return prod(args[1]) * args[0].numel()
+        return prod(args[1])
+    lists = [value for value in args if isinstance(value, list | tuple)]  # some have bounds or moments before it
+    sizes = lists[0] if lists else args[:1]
+    if not all(isinstance(size, int) for size in sizes):
+        return 0
+    return prod(sizes) ** (2 if operation is torch.ops.aten.eye else 1)
 
 
 def _check_complete(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:

@@ -33,7 +33,7 @@ VOCABULARIES = (
 PACKAGED = "lsr.base_models"  # entry points
 MISFITS = (  # what transformers and PEFT raise if files do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
-    *(SafetensorError, OverflowError, RecursionError, re.error),
+    *(SafetensorError, ArithmeticError, RecursionError, re.error),  # such as a division by a rank of zero
 )
 
 

@@ -23,6 +23,7 @@ PREVIOUS = ".previous-run"  # beside an adapter that a training run is about to 
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")  # in the names of what PEFT trains in full
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
+DEEPEST = 50  # values within values: far more than a configuration has, and less than Python's stack holds
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.(factor_[AB]\d+|core)")
@@ -101,7 +102,8 @@ def read_json(path: Path) -> Any:
     """Return the contents of a regular JSON file of at most MOST_BYTES; endless pipes and devices are rejected.
 
     Raises:
-        InputError: if it is not a regular file, is too large, or is not standard JSON of whole characters; names it.
+        InputError: if it is not a regular file, is too large or too deep, or is not standard JSON of whole characters;
+            names it.
     """
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -113,7 +115,18 @@ def read_json(path: Path) -> Any:
         found = json.loads(content.decode("utf-8"))
         if HALVES.search(json.dumps(found, ensure_ascii=False)):
             raise InputError("it holds half a character")
+    if _is_too_deep(found):
+        raise InputError(f"{path}: more than {DEEPEST} values within one another; at most that is allowed")
     return found
+
+
+def _is_too_deep(content: Any) -> bool:
+    level = [content]
+    for _ in range(DEEPEST + 1):
+        objects = [list(value.values()) for value in level if isinstance(value, dict)]
+        lists = [value for value in level if isinstance(value, list)]
+        level = [value for values in (*objects, *lists) for value in values]
+    return bool(level)
 
 
 def weights_of(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import register_peft_method
 from torch import Tensor, nn
 
+from lsr.loading.fields import allow
 from lsr.tuner.model import WholeHeads
 
 NAME = "KADAPTATION"
@@ -115,3 +116,4 @@ if NAME not in PeftType.__members__:  # PEFT's list of methods is closed: a plug
 register_peft_method(
     name=NAME.lower(), config_cls=KAdaptationConfig, model_cls=KAdaptationModel, prefix=KAdaptationModel.prefix
 )
+allow(NAME, "n")

@@ -20,6 +20,7 @@ from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from tests.kit import edit, write
 
 LONG = "([a-z0-9.]+)+X"  # a pattern that takes years to match with the name of a layer
+DEEP = "[" * 400 + "]" * 400  # which Python parses, and cannot copy
 FACTOR, CORE, HEAD = ".factor_A1", ".core", "classifier.out_proj.bias"
 # Readers that do not look at a part of a folder, and so do not mind.
 NO_HEADS = ("read_contents", "round", "squeeze")
@@ -62,6 +63,11 @@ def task(**fields):
 
 def content(name, content):
     return lambda folder: write(folder / name, content)
+
+
+def content_in(name, text):
+    """Write another field into a JSON object."""
+    return lambda folder: write(folder / name, f'{(folder / name).read_text().rstrip()[:-1]}, "more": {text}}}')
 
 
 def without(name):
@@ -141,6 +147,8 @@ DAMAGES = {
     # The configuration, as JSON
     "no JSON": Damage(content(CONFIG, "{"), f"{CONFIG}: not valid JSON", BOTH),
     "a deep file": Damage(content(CONFIG, "[" * 100_000), f"{CONFIG}: not valid JSON: maximum recursion depth"),
+    "deep values": Damage(content_in(CONFIG, DEEP), "more than 50 values within one another", BOTH),
+    "a deep task": Damage(content_in(TASK, DEEP), f"{TASK}: more than 50 values within", BOTH, NO_TASK),
     "a large file": Damage(config(task_type="x" * 8_000_000), f"{CONFIG}: a file of over 8,000,000 bytes"),
     "a list": Damage(content(CONFIG, "[1]"), "not an adapter's configuration, it names no peft_type"),
     "no method": Damage(config(peft_type=3), "not an adapter's configuration, it names no peft_type"),
@@ -210,6 +218,12 @@ DAMAGES = {
     "embeddings": Damage(more(**{"base_model.model.x.lora_embedding_A": torch.ones(2, 3)}), "embedding_A", LORA, ROUND),
     "a pattern that is a list": Damage(config(rank_pattern=["q"]), "'list' object", LORA, ROUND),
     "a start that changes the base": Damage(config(init_lora_weights="pissa"), "='pissa' is not", LORA, BY_PEFT),
+    "a start that never ends": Damage(
+        config(init_lora_weights="pissa_niter_1000000000"), ("init_lora_weights",), LORA, ROUND
+    ),
+    "a start by data that are not here": Damage(config(init_lora_weights="corda"), ("init_lora_weights",), LORA, ROUND),
+    "layers again and again": Damage(config(layer_replication=[[0, 10**9]]), "layer_replication", LORA, ROUND),
+    "a rank of zero": Damage(config(r=0), ("`r` should be", "configuration says 0"), LORA, ROUND),
     # Tensors that are rounded
     "no index": Damage(no_index, "it has no index of uint8", ROUNDED_ONE),
     "an unknown kind": Damage(index(["3bit", {"a": {"b": ["bool", 9]}}]), "['bool', 9] is not one of", ROUNDED_ONE),
