@@ -1,12 +1,13 @@
 """The checkpoints of a run: in which folder they lie, which of them are kept, and which are whole.
 
-A kill or a power cut can leave files that are empty or cut off, whatever their names say.
+A kill or a power cut can leave files that are empty, cut off, or hold other bytes than were written. So a checkpoint is
+used only if its files have the checksums that were written once the disk had them all; any other one is replaced.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline.core import artifacts, console, digests
 from pipeline.data import inputs
 from pipeline.params import TrainView, load
 
-SIZES = "sizes.json"  # of a checkpoint's other files, after which it is complete
+CHECKSUMS = "checksums.json"  # of a checkpoint's other files, after which it is complete
 
 
 @contextmanager
@@ -91,26 +92,31 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def seal(checkpoint: Path) -> None:
-    """Wait until the disk has all files of a checkpoint, with one beside them that says their sizes."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SIZES)
-    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    (checkpoint / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-    for path in (*files, checkpoint / SIZES, checkpoint, checkpoint.parent):  # also the names in folders
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    """Wait until the disk has all files of a checkpoint, and then write the SHA-256 of each beside them.
+
+    It takes .7 seconds per GB, in addition to the time of the disk.
+    """
+    sealed, files = checkpoint / CHECKSUMS, _files(checkpoint)
+    _wait_for_disk(files.values())
+    checksums = {name: digests.sha256(path) for name, path in files.items()}
+    sealed.write_text(json.dumps(checksums), encoding="utf-8")
+    folders = [path for path in checkpoint.rglob("*") if path.is_dir()]
+    _wait_for_disk([sealed, *folders, checkpoint, checkpoint.parent])  # also the names in the folders
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run that is whole, as is the best one that it names; warn of newer ones."""
+    """Return the newest checkpoint of a run that is whole, as is the best one that it names.
+
+    Newer ones are removed with a warning. Nothing of a checkpoint is unpickled before its checksums are compared.
+    """
     for path in map(Path, reversed(sort_checkpoints(str(folder)))):
         if _is_whole(path):
             best = state_of(path).best_global_step
             if best is None or _is_whole(path_of(folder, best)):
                 return path
         console.warn(f"{path}: torn, by a kill or a power cut, so training does not go on from there")
-        if console.IS_FIRST:  # lest it seem whole while it is written again
-            artifacts.remove(path / SIZES)
+        if console.IS_FIRST:  # whatever is left in it might be read when it is written again
+            artifacts.remove(path)
     return None
 
 
@@ -120,8 +126,24 @@ def state_of(checkpoint: Path) -> TrainerState:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    try:
-        sizes = json.loads((checkpoint / SIZES).read_text(encoding="utf-8"))
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    sealed, files = checkpoint / CHECKSUMS, _files(checkpoint)
+    if not sealed.is_file():
         return False
+    try:
+        checksums = json.loads(sealed.read_text(encoding="utf-8"))
+        return checksums == {name: digests.sha256(path) for name, path in files.items()}
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _files(checkpoint: Path) -> dict[str, Path]:
+    """Return the regular files of a checkpoint by their names in it, without the one that holds their checksums."""
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != checkpoint / CHECKSUMS)
+    return {path.relative_to(checkpoint).as_posix(): path for path in files}
+
+
+def _wait_for_disk(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

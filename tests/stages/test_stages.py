@@ -1,5 +1,6 @@
 """The stages after one another on a tiny RoBERTa and a GLUE-shaped folder, in this process."""
 
+import json
 import math
 import os
 import re
@@ -26,7 +27,7 @@ from pipeline.stage import run as start_stage
 from pipeline.training import checkpoints, processes
 from pipeline.training import run as training
 from tests import workspace
-from tests.kit import digests, refused
+from tests.kit import digests, refused, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, KilledError, killed_training, report, run
 
 
@@ -75,7 +76,43 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypat
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
 
-def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(after, monkeypatch, capfd):
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def emptied(file):
+    file.write_bytes(b"")
+
+
+def zeroed(file):  # what a file can be after a power cut, whatever its size
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def flipped(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def in_another_encoding(file):
+    file.write_bytes(b"\xe9" + file.read_bytes()[1:])
+
+
+def deep(file):
+    file.write_bytes(b"[" * 100_000)
+
+
+def a_pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+DAMAGES = [cut, emptied, zeroed, flipped, in_another_encoding, deep, a_pipe, Path.unlink]
+
+
+@pytest.fixture
+def killed(after, monkeypatch):
+    """The digests of an undisturbed run, and the folder of one that was killed with two checkpoints."""
     after(train={"epochs": 3})
     run(FACTORIZE, TRAIN)
     undisturbed = digests("artifacts/adapter", "reports/train")
@@ -84,22 +121,61 @@ def test_a_torn_checkpoint_is_skipped_with_a_line_and_the_bytes_are_the_same(aft
     shutil.copytree(folder, "first")
     killed_training(monkeypatch, 2.3)
     shutil.copytree("first", folder, dirs_exist_ok=True)
+    shutil.copytree(folder, "both")
+    return undisturbed, folder
+
+
+def test_whatever_is_damaged_in_a_checkpoint_it_is_skipped_with_a_line_and_never_unpickled(killed, monkeypatch, capfd):
+    _, folder = killed
     first, second = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[-2:]
     assert checkpoints.newest(folder) == second
-    sizes = (second / checkpoints.SIZES).read_bytes()
-    for file in [path for path in second.rglob("*") if path.is_file()]:
-        whole = file.read_bytes()
-        for length in (0, len(whole) // 2, len(whole) - 1):
-            file.write_bytes(whole[:length])
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it is unpickled"))
+    names = [path.relative_to(second) for path in second.rglob("*") if path.is_file()]
+    assert {"trainer_state.json", "optimizer.pt", "README.md", "checksums.json"} <= set(map(str, names))
+    for name in names:
+        for damage in DAMAGES:
+            damage(second / name)
             capfd.readouterr()
-            assert checkpoints.newest(folder) == first, file
+            assert checkpoints.newest(folder) == first, (name, damage)
             assert capfd.readouterr().out.count(f"{second}: torn, by a kill or a power cut") == 1
-            assert not (second / checkpoints.SIZES).exists()  # whatever is written there again
-            (second / checkpoints.SIZES).write_bytes(sizes)
-        file.write_bytes(whole)
-    (second / "trainer_state.json").write_bytes(b"")
+            assert not second.exists()  # nothing is left that might be read when it is written again
+            shutil.copytree("both", folder, dirs_exist_ok=True)
+
+
+DAMAGED = [  # files of the newest checkpoint
+    {"trainer_state.json": zeroed},
+    {"trainer_state.json": in_another_encoding},
+    {"optimizer.pt": zeroed},
+    {WEIGHTS: cut, "README.md": in_another_encoding},  # which PEFT reads where it writes a checkpoint
+    {"checksums.json": emptied},
+]
+
+
+@pytest.mark.parametrize("damages", DAMAGED)
+def test_training_ends_with_the_same_bytes_whatever_is_damaged_in_its_checkpoint(damages, killed):
+    undisturbed, folder = killed
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    for name, damage in damages.items():
+        damage(newest / name)
     run(TRAIN)
     assert digests("artifacts/adapter", "reports/train") == undisturbed
+
+
+def test_a_checkpoint_has_checksums_once_the_disk_has_its_files(tmp_path, monkeypatch):
+    checkpoint, synced = tmp_path / "run/checkpoint-1", []
+    sealed = checkpoint / "checksums.json"
+
+    def fsync(descriptor):
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), sealed.exists()))
+
+    names = ["a.bin", "b/c.json"]
+    files = [write(checkpoint / name, name) for name in names]
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints.seal(checkpoint)
+    assert synced[:2] == [(file, False) for file in files]
+    assert {sealed, checkpoint / "b", checkpoint, checkpoint.parent} <= {path for path, _ in synced}
+    listed = subprocess.run(["sha256sum", *files], capture_output=True, text=True, check=True).stdout.split()
+    assert json.loads(sealed.read_text()) == dict(zip(names, listed[::2], strict=True))
 
 
 LAST = 4  # epoch
