@@ -6,13 +6,14 @@ The row is checked like any other, and its splits are made once, before anything
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from pipeline import tasks
@@ -30,6 +31,7 @@ from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
 from pipeline.tasks.several import labels_in
 
 OWN = TABLES["data"].own
+LOCK = Path(".cache/add.lock")  # not beside the file, in a folder whose files are inputs of the pipeline
 HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
 
 USUAL = ("label", "labels", "tags", "topics", "class", "target", "category", "sentiment", "stars", "rating", "score")
@@ -65,8 +67,7 @@ def main(words: Sequence[str] | None = None) -> None:
         name = options.name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
         if not re.fullmatch(NAME, name):
             raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
-        if name in check_rows("data"):
-            raise UserError(f"--name: there is a row {name} already; choose another, or remove it if it is in {OWN}")
+        _check_new(name, check_rows("data"))
         tables = sources.values(path, str(path), flat=True)
         first = next(tables)
         texts = (name for name in first if name not in (label, tenant) and _is_text(first[name]))
@@ -76,15 +77,24 @@ def main(words: Sequence[str] | None = None) -> None:
         row = validated(DatasetRow, content, OWN, (name,))
         row._where = str(OWN)
         splits = datasets.load(row, name).splits
-        _append({name: content})
+        LOCK.parent.mkdir(exist_ok=True)
+        with FileLock(LOCK):  # another command may add a row at the same time
+            _append(name, content)
         _show(name, row, path, table, splits)
 
 
-def _append(rows: dict[str, Any]) -> None:
-    # Add rows at the end of the file, whose other lines stay as they are.
+def _check_new(name: str, names: Collection[str]) -> None:
+    if name in names:
+        raise UserError(f"--name: there is a row {name} already; choose another, or remove it if it is in {OWN}")
+
+
+def _append(name: str, row: dict[str, Any]) -> None:
+    # Add a row at the end of the file, whose other lines stay as they are.
+    rows = {name: row}
     dumped = StringIO()
     YAML().dump(rows, dumped)
     known, before = (read_yaml(OWN), OWN.read_text(encoding="utf-8")) if OWN.exists() else ({}, HEADER)
+    _check_new(name, known)
     with artifacts.replacing(OWN) as new:
         new.write_text(f"{before.rstrip()}\n{dumped.getvalue()}", encoding="utf-8")
         try:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import YAMLError
 
 from pipeline.core import artifacts
@@ -32,6 +33,8 @@ IN_YAML = [  # what pydantic says in Python's words
     (re.compile(r"Unable to extract tag using discriminator '(\w+)'"), r"It needs a key \1"),
     (re.compile(r"Input tag '(.*)' found using '(\w+)' does .* tags: (.*)"), r"No \2 '\1'; there are \3"),
 ]
+DEEPEST = 50  # values within values: far more than any setting has, and less than Python can parse
+TOO_DEEP = f"more than {DEEPEST} values within one another"
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -163,11 +166,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
 
 
-@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs
-def _parsed(text: bytes) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
-
-
 def parsed(text: bytes, path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file; the result is cached, so copy it before changing it.
 
@@ -176,8 +174,12 @@ def parsed(text: bytes, path: Path) -> dict[str, Any]:
     """
     try:
         content = _parsed(text)
+    except MaxDepthExceededError as error:
+        raise UserError(f"{path}: line {error.problem_mark.line + 1}: {TOO_DEEP}") from None
     except (YAMLError, ValueError) as error:  # ruamel raises a ValueError for a date in month 13
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: {TOO_DEEP}") from None
     if content is None:  # nothing but comments
         return {}
     if not isinstance(content, dict):
@@ -193,6 +195,28 @@ def by_dotted_key(value: Any, key: str) -> dict[str, Any]:
     for name, inner in value.items():
         values |= by_dotted_key(inner, f"{key}.{name}")
     return values
+
+
+@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs
+def _parsed(text: bytes) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = DEEPEST
+    content = yaml.load(text)
+    if _is_too_deep(content):
+        raise RecursionError
+    return content
+
+
+def _is_too_deep(content: Any) -> bool:
+    """Return whether more than DEEPEST values lie within one another, also by aliases, which may form a circle."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(DEEPEST + 1):
+        held = (value.values() if isinstance(value, dict) else value for value in level)
+        inner = {id(value): value for values in held for value in values if isinstance(value, dict | list)}
+        level = list(inner.values())
+        if not level:
+            return False
+    return True
 
 
 def validated(schema: type[AnyModel], content: Any, path: Path, prefix: Place) -> AnyModel:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,39 @@ def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_i
     write("data/may-be.csv", [{"Customer": one["shop"], **one} for one in SHOPS])
     shown = said(main, "data/may-be.csv", "--label", "queue")
     assert "if the column Customer says whose row it is: --tenant Customer\n" in shown
+
+
+AT_ONCE = """
+import sys, time
+from pipeline import add
+
+def slowly(path, read=add.read_yaml):
+    content = read(path)
+    time.sleep(0.5)
+    return content
+
+add.read_yaml = slowly
+print("ready", flush=True)
+sys.stdin.readline()
+add.main(sys.argv[1:])
+"""
+
+
+def test_two_commands_at_once_both_add_their_row():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    commands = []
+    for name in ("one", "two", "one"):
+        words = [sys.executable, "-c", AT_ONCE, "data/tickets.csv", "--name", name]
+        command = subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        commands.append(command)
+    for command in commands:
+        assert command.stdout.readline() == "ready\n"
+    for command in commands:
+        command.stdin.write("go\n")
+        command.stdin.flush()
+    shown = [command.communicate(timeout=60)[0] for command in commands]
+    assert sorted(command.returncode for command in commands) == [0, 0, 2], shown
+    assert sum("--name: there is a row one already" in text for text in shown) == 1
+    assert sorted(read_yaml(OWN)) == ["one", "two"]
+    assert not list(Path("data").glob("*.lock"))  # all files there are inputs of the pipeline

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
+from pipeline.arena import preset
 from pipeline.check import main
 from pipeline.core.errors import UserError
 from pipeline.params.dataset_row import DatasetRow
@@ -192,3 +193,31 @@ def test_the_command_checks_all_sections_with_peft(workspace):
     lsr, vera = refused(main, [], lines=2).splitlines()
     assert lsr.startswith("params.yaml: lsr: ")
     assert vera == "params.yaml: vera: rr: no such key; did you mean r?"
+
+
+DEEP = {
+    "braces": "a:\n  b: " + "{" * 3000,
+    "brackets": "a:\n  b: " + "[" * 100 + "]" * 100,
+    "indents": "a:\n" + "".join(f"{' ' * depth}b:\n" for depth in range(1, 2000)),
+    "dashes": "a:\n  " + "- " * 3000,
+}
+READERS = {
+    **dict.fromkeys(("params.yaml", "data/datasets.yaml", "models/models.yaml"), lambda: params.load(params.TrainView)),
+    "pipeline/arena.yaml": lambda: preset.load("offline"),
+}
+
+
+@pytest.mark.parametrize("content", DEEP)
+@pytest.mark.parametrize("file", READERS)
+@pytest.mark.usefixtures("workspace")
+def test_values_within_values_are_one_line_with_file_and_line(file, content):
+    write(file, DEEP[content])
+    line = 50 if content == "indents" else 2
+    refused(READERS[file], says=f"{file}: line {line}: more than 50 values within one another")
+
+
+@pytest.mark.parametrize("content", ["a: &a [*a]", "".join(f"k{at}: &k{at} [*k{at - 1}]\n" for at in range(1, 500))])
+@pytest.mark.usefixtures("workspace")
+def test_so_are_values_that_aliases_put_within_one_another(content):
+    write("params.yaml", "k0: &k0 [1]\n" + content)
+    refused(params.load, params.TrainView, says="params.yaml: more than 50 values within one another")
