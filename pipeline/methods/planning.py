@@ -12,8 +12,10 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftConfig, PromptLear
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig, LsrModel
+from lsr.loading.fields import START
 from lsr.tuner.files import PREFIX
 from lsr.tuner.options import check_patterns
 from lsr.tuner.targets import adapted_names, check_forms, check_indices, check_names, heads_of, linear_layers
@@ -30,6 +32,7 @@ from pipeline.tasks import Task
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
 
 FROM_EXAMPLES = ("eva", "corda", "lora_ga")  # initializations of PEFT
+OLORA = "olora"  # another one
 OWN_TABLES = ("IA3", "LN_TUNING")  # for which PEFT has a table by architecture, not that of LoRA
 # What PEFT warns of a key that it overrides or does not use.
 UNUSED = ".*(ignored|only supported|no parameter was matched|no tied modules|fan_in_fan_out is set to True but)"
@@ -82,13 +85,31 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
         names = check_names(config, base)
         if not isinstance(section, LsrParams):  # names and indices that match nothing, which PEFT skips
             opened = _maybe_include_all_linear_layers(copy.copy(config), base)
-            check_indices(config, [name for name in names if check_target_module_exists(opened, name)])
+            adapted = [name for name in names if check_target_module_exists(opened, name)]
+            check_indices(config, adapted)
+            _check_start(config, base, adapted)
             return plan
         lsr = cast("LsrConfig", config)
         layers = adapted_names(base, lsr, names)
         # A budget chooses the ranks later, from 1 on.
         check_forms(base, layers, lsr if section.budget == "none" else replace(lsr, rank_shape=(1,)))
         return replace(plan, layers=tuple(layers))
+
+
+def _check_start(config: PeftConfig, base: PreTrainedModel, adapted: Sequence[str]) -> None:
+    """Check that PEFT can initialize the adapted layers.
+
+    OLoRA decomposes a weight as if its rows were outputs. Those of GPT-2's Conv1D are inputs: it then fails, or, if the
+    weight is square, changes what the model computes.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    if str(getattr(config, START, None)).lower() != OLORA:
+        return
+    for name in adapted:
+        if isinstance(base.get_submodule(name), Conv1D):
+            raise ValueError(f"{START}: {OLORA} cannot initialize {name}, a Conv1D; choose another initialization")
 
 
 def configured(
@@ -130,8 +151,8 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
             raise ValueError(f"{name}: no such key{nearest(name, known)}")
     if section.layers != "all" and "layers_to_transform" not in known:
         raise ValueError(f"layers: {section.type} cannot choose layers by index; name them by target_modules")
-    if (start := section.options.get("init_lora_weights")) in FROM_EXAMPLES:
-        raise ValueError(f"init_lora_weights: {start} needs examples, which this pipeline does not pass to it")
+    if (start := section.options.get(START)) in FROM_EXAMPLES:
+        raise ValueError(f"{START}: {start} needs examples, which this pipeline does not pass to it")
     seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
     fields = seeds | section.options | _layers(section) | chosen
     check_patterns(fields)  # as whoever reads the adapter does

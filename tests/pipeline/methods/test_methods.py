@@ -1,10 +1,11 @@
 """Every method on a tiny model starts as it says, is saved, loaded and counted; a mistake in its section is a line."""
 
 import copy
+from contextlib import suppress
 
 import pytest
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
@@ -16,6 +17,7 @@ from pipeline.methods.kadaptation import KAdaptationLinear
 from pipeline.params.reading import changed
 from pipeline.params.sections import FIXED
 from tests import workspace
+from tests.capabilities.models import tiny
 from tests.kit import refused, write
 from tests.stages.running import added, base_model, logits
 
@@ -136,6 +138,21 @@ def config_of(view):
 @pytest.mark.parametrize(("word", "overrides", "message"), MISTAKES)
 def test_a_mistake_is_one_line(word, overrides, message):
     refused(lambda: fresh(seen(word, overrides)), says=f"params.yaml: {message}")
+
+
+@pytest.mark.parametrize("start", ["olora", "OLoRA"])
+@pytest.mark.parametrize("layer", ["c_attn", "attn.c_proj"])  # of a square weight PEFT makes another model
+def test_olora_is_refused_on_layers_that_peft_cannot_initialize_by_it(start, layer):
+    view = seen("lora", {"lora.init_lora_weights": start, "lora.target_modules": [layer]})
+    row = view.base_model.model_copy(update={"head": None})
+    view = view.model_copy(update={"base_model": row})
+    base = tiny("gpt2")
+    config = planning.configured(view.section, 0, [layer], None)
+    with suppress(RuntimeError):
+        expected = logits(base)
+        assert not torch.allclose(logits(get_peft_model(tiny("gpt2"), config)), expected, atol=1e-3)
+    says = "params.yaml: lora: init_lora_weights: olora cannot initialize transformer.h.0.attn.c_"
+    refused(planning.resolve, view, base, says=says)
 
 
 def test_any_method_is_reached_by_its_type(monkeypatch):
