@@ -45,9 +45,10 @@ def main(words: Sequence[str] | None = None) -> None:
             print(name)
             console.note(reason)
         else:
-            rows = listed(shown(*since, "--only-changed", "--drop", DROPPED, "--keep", KEPT))
+            found = shown(*since, "--only-changed", "--drop", DROPPED, "--keep", KEPT)
+            rows = listed(found)
             console.table("experiments", list(rows.columns), rows.itertuples(index=False))
-            if not rows[NAME].ne("").any():
+            if not found[NAME].ne("").any():
                 console.line("no experiments since the last commit; to run one: dvc exp run -S adapter=lora")
 
 
@@ -76,26 +77,28 @@ def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
     named = experiments[experiments[NAME] != ""]
     is_done = named[STATE].isin(DONE)
     is_here = named[DATA] == data if DATA in named else pd.Series(data=False, index=named.index)
+    scores = pd.to_numeric(named[SCORE], errors="coerce")  # none where only a part of the stages has run
     left_out = Counter(named[STATE][~is_done].str.lower())
     left_out["of other data"] = int((is_done & ~is_here).sum())
+    left_out["without a score"] = int((is_done & is_here & scores.isna()).sum())
     others = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
-    if not (is_done & is_here).any():
+    candidates = scores[is_done & is_here].dropna()
+    if candidates.empty:
         raise UserError(f"no experiment on {data} has succeeded since the last commit; left out: {others or 'none'}")
-    candidates = named[is_done & is_here]
-    scores = candidates[SCORE].astype(float)
-    first = scores.idxmax()
+    first = candidates.idxmax()
     count = len(candidates)
-    reason = f"validation score {scores[first]:.6g} on {data}: the best of {count} experiment{'s' * (count != 1)}"
-    return str(candidates[NAME][first]), reason + (f"; left out: {others}" if others else "")
+    reason = f"validation score {candidates[first]:.6g} on {data}: the best of {count} experiment{'s' * (count != 1)}"
+    return str(named[NAME][first]), reason + (f"; left out: {others}" if others else "")
 
 
 def listed(experiments: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of experiments in which those that have not succeeded have no scores."""
+    """Return a table of experiments, and of commits by the same heading; what has not succeeded has no scores."""
     rows = experiments.copy()
     rows.loc[(rows["rev"] == WORKSPACE) & (not _is_of_last_run()), STATE] = NOT_RUN
     metrics = [name for name in METRICS if name in rows]
     rows.loc[~rows[STATE].isin(DONE), metrics] = ""
-    rows.insert(0, "commit", rows.pop("rev"))
+    commits = rows.pop("rev")
+    rows[NAME] = rows[NAME].where(rows[NAME] != "", commits)
     return rows
 
 

@@ -194,5 +194,5 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     lines = quick(restored, "make", "-o", ".venv/.with-pipeline,demo", "experiments", COLUMNS="120").splitlines()
     header = next(line for line in lines if "Experiment" in line).removeprefix("experiments: ")
     values = {"score", "read", "adapter_trained", "adapter", "model", "seed", "params.yaml:data", "vera.r"}
-    assert sorted(header.split(" | ")) == sorted(["commit", "Experiment", "State", *values])  # `data` once: no dep
+    assert sorted(header.split(" | ")) == sorted(["Experiment", "State", *values])  # `data` once: no dep
     assert all(len(line) <= 120 and "…" not in line for line in lines)

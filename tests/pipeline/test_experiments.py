@@ -23,13 +23,14 @@ def test_the_best_is_one_that_succeeded_on_the_chosen_data_and_a_line_says_what_
         ("waits", "2", "Queued", "", "reviews"),
         ("runs", "3", "Running", "0.95", "reviews"),
         ("other", "4", "Success", "0.9", "movies"),
+        ("part", "8", "", "", "reviews"),  # of `dvc exp run tokenize`
         ("good", "5", "Success", "0.7", "reviews"),
         ("better", "6", "", "0.74", "reviews"),  # of `dvc exp run` without a queue
         ("equal", "7", "Success", "0.74", "reviews"),
     )
     name, reason = best(table, "reviews")
     assert name == "better"
-    left_out = "left out: 1 failed, 1 queued, 1 running, 1 of other data"
+    left_out = "left out: 1 failed, 1 queued, 1 running, 1 of other data, 1 without a score"
     assert reason == f"validation score 0.74 on reviews: the best of 3 experiments; {left_out}"
     assert best(table, "movies")[0] == "other"
 
