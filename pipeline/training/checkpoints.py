@@ -107,8 +107,14 @@ def seal(checkpoint: Path) -> None:
 def newest(folder: Path) -> Path | None:
     """Return the newest checkpoint of a run that is whole, as is the best one that it names.
 
-    Newer ones are removed with a warning. Nothing of a checkpoint is unpickled before its checksums are compared.
+    Newer ones are removed with a warning. Nothing of a checkpoint is unpickled before its checksums are compared. The
+    first process of a run looks first, and the others find what it has left.
     """
+    with PartialState().main_process_first():
+        return _newest(folder)
+
+
+def _newest(folder: Path) -> Path | None:
     for path in map(Path, reversed(sort_checkpoints(str(folder)))):
         if _is_whole(path):
             best = state_of(path).best_global_step

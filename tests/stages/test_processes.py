@@ -127,6 +127,17 @@ def test_two_processes_that_drop_out_read_each_row_of_train_once_an_epoch_also_a
     assert digests("artifacts", "reports") == whole
 
 
+def test_two_processes_begin_again_together_where_a_checkpoint_is_damaged(two):
+    workspace.change(train={"epochs": 3})
+    undisturbed = rows_read("undisturbed", 3)
+    whole = digests("artifacts", "reports")
+    rows_read("killed", 2.5)
+    for state in Path(".checkpoints").glob("*/checkpoint-*/rng_state_1.pth"):  # which the second process reads
+        state.write_bytes(bytes(state.stat().st_size))
+    assert rows_read("again", 3) == undisturbed
+    assert digests("artifacts", "reports") == whole
+
+
 def test_a_mistake_is_said_once_and_the_exit_code_is_that_of_one_process(two):
     workspace.change(train={"batch_size": 9})
     says = "params.yaml: train.batch_size: 9 examples per step cannot be divided equally among 2 processes or GPUs\n"
