@@ -144,6 +144,7 @@ def test_after_a_second_run_in_another_terminal_all_is_as_after_a_clean_run(repo
     assert (clone / "dvc.lock").read_bytes() == (repository / "dvc.lock").read_bytes()
 
 
+@pytest.mark.nightly
 def test_the_last_adapter_is_used_while_the_next_one_trains_and_after_its_run_was_killed(repository):
     with contextlib.chdir(repository):
         before = digests("artifacts/adapter")
@@ -172,6 +173,7 @@ def test_the_last_adapter_is_used_while_the_next_one_trains_and_after_its_run_wa
     assert predicted(repository) == (answer, "")
 
 
+@pytest.mark.nightly
 def test_a_sweep_in_which_some_fail_shows_no_score_of_theirs_and_the_best_is_one_that_succeeded(committed, tmp_path):
     folder = shutil.copytree(committed, tmp_path / "repository", symlinks=True)
     quick(folder, "dvc", "exp", "run", "--queue", "-S", "lsr.alpha=one,8,two")

@@ -6,6 +6,7 @@ here. What only initializes is dropped, and every other field must have PEFT's d
 """
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field
 from itertools import chain
@@ -137,12 +138,15 @@ def allowed_fields(fields: Mapping[str, Any], widest: int) -> dict[str, Any]:
     known = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method)].__dataclass_fields__
     seen = {name: value for name, value in fields.items() if not _only_initializes(name, fields)}
     for name, value in seen.items():
+        got = f"got {reprlib.repr(value)}"  # cut short, so that a long value does not hide the reason
         if name in known and name not in _ALLOWED[method] and value != _default(known[name]):
-            raise ValueError(f"{name}: {method} is loaded without it, got {value!r}")
+            raise ValueError(f"{name}: {method} is loaded without it, {got}")
         if needed := _misfit(name, value):
-            raise ValueError(f"{name} must be {needed}, got {value!r}")
-    if method == "UNILORA" and not _is_whole(seen.get("r", 1), widest):  # which draws as many indices as a LoRA has
-        raise ValueError(f"r must be a whole number of at most {widest:,}, the largest rank here, got {seen['r']!r}")
+            raise ValueError(f"{name} must be {needed}, {got}")
+    rank = seen.get("r", 1)
+    if method == "UNILORA" and not _is_whole(rank, widest):  # which draws as many indices as a LoRA has
+        needed = f"a whole number of at most {widest:,}, the largest rank here"
+        raise ValueError(f"r must be {needed}, got {reprlib.repr(rank)}")
     return seen
 
 
