@@ -21,7 +21,7 @@ from pipeline.previous import LOCK
 
 NAME, STATE, DATA, SCORE = "Experiment", "State", "params.yaml:data", "best_score"  # columns of DVC's table
 DONE = ("", "Success")  # states: of an experiment in the workspace, and in the queue
-METRICS = "score", "read", "adapter_trained"  # columns of the table here, beside the params that differ
+METRICS = "score", "read", "adapter_trained"  # columns of the table here, in addition to the params that differ
 KEPT = f"{NAME}|rev$|{STATE}|{'|'.join(METRICS)}|(adapter|model|seed)$"
 DROPPED = r"[^.]*(/|$)|params.yaml$"  # names of params alone have a dot
 WORKSPACE, NOT_RUN = "workspace", "not run"

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from pipeline.core import artifacts, console
+from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser
 from pipeline.core.errors import LONGEST_LINE, UserError, clipped
+from pipeline.params.reading import read_yaml
 
 LOCK = Path("dvc.lock")
 NOTE = ".previous-run"  # in the folder of an adapter or bank: a line, which `lsr` prints too
@@ -37,7 +36,7 @@ def restore() -> None:
     """
     if artifacts.is_temporary_copy() or not LOCK.is_file() or any(path.exists() for path in OUTPUTS):
         return
-    train = YAML(typ="safe", pure=True).load(LOCK).get("stages", {}).get("train")
+    train = read_yaml(LOCK).get("stages", {}).get("train")
     cache = _cache()
     if train is None or cache is None:
         return
@@ -109,14 +108,10 @@ def _origin(train: dict[str, Any], md5: str) -> str:
 
 
 def _commit(md5: str) -> str:
-    git = shutil.which("git") or "git"
-    committed = subprocess.run(  # noqa: S603
-        [git, "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, check=False
-    ).stdout
-    if md5 not in committed:
+    if md5.encode() not in (git.committed(LOCK) or b""):
         return "not committed"
-    asked = [git, "log", "-1", "--format=commit %h of %cs", f"-S{md5}", "--", str(LOCK)]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    commit = git.output("log", "-1", "--format=commit %h of %cs", f"-S{md5}", "--", str(LOCK))
+    return (commit or b"").decode().strip()
 
 
 if __name__ == "__main__":

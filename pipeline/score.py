@@ -59,8 +59,7 @@ def _scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Na
         raise UserError(f"{folder}: says {says} of {' and '.join(its.columns)}, but {options.data} has {has}")
     task.thresholds = its.thresholds
     opened = Opened(folder, options.base, its, options.batch_size)
-    if artifacts.identity(folder) != identity:  # task.json may be that of another adapter
-        raise UserError(f"{folder}: was replaced while it was read; run the command again")
+    artifacts.check_not_replaced(folder, identity)
     with console.progress(str(folder), len(texts), "texts", console.errors) as advance:
         found = [
             opened.outputs(batch, range(at * BATCH + 1, len(texts) + 1), advance)[0]

@@ -5,8 +5,6 @@ In dvc.yaml it is the last stage. It reads reports/, which are the same after a 
 
 import json
 import shlex
-import shutil
-import subprocess
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import tasks
-from pipeline.core import artifacts, console
+from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
@@ -123,11 +121,11 @@ def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
 
 def _edits() -> list[str]:
     """Return the values of params.yaml that differ from those of the last commit, each with both."""
-    shown = [shutil.which("git") or "git", "show", f"HEAD:./{PARAMS}"]
-    committed = subprocess.run(shown, capture_output=True, check=False)  # noqa: S603
-    if committed.returncode:  # there is no commit yet
+    committed = git.committed(PARAMS)
+    if committed is None:
         return []
-    before, after = _by_key(parsed(committed.stdout, PARAMS)), _by_key(read_yaml(PARAMS))
+    before = _by_key(parsed(committed, PARAMS))
+    after = _by_key(read_yaml(PARAMS))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key} {_value(before, key)} -> {_value(after, key)}" for key in keys]
 

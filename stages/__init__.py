@@ -2,4 +2,4 @@
 
 from pipeline.core import digests
 
-__all__ = ["digests"]
+digests.of_code_at_start()

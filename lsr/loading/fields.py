@@ -32,8 +32,8 @@ _LORA = """
     ensure_weight_tying
 """
 _PROMPT = "num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers"
-# The fields of each method beside the shared ones. XLORA and SHADOW load other models that the file names; the files of
-# SHIRA and SUPERTUNING hold indices in int32, which `read_weights` refuses.
+# The fields of each method in addition to the shared ones. XLORA and SHADOW load other models that the file names; the
+# files of SHIRA and SUPERTUNING hold indices in int32, which `read_weights` refuses.
 _READ = {
     "ADALORA": f"{_LORA} target_r init_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step",
     "ADAMSS": """
@@ -110,7 +110,7 @@ LOFTQ = {"loftq_bits": (2, 4, 8), "loftq_iter": range(1, MOST_STEPS + 1)}
 
 
 def allow(method: str, *fields: str) -> None:
-    """Let PEFT see these fields, beside those that all methods share, of adapters of a method of one's own."""
+    """Let PEFT see these fields, in addition to those that all methods share, of adapters of a method of one's own."""
     _ALLOWED[method] = frozenset((*SHARED, *fields))
 
 

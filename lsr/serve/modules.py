@@ -210,7 +210,7 @@ def _of_length(tensor: Tensor, length: int) -> Tensor:
 
 
 class Version(NamedTuple):
-    """What a bank has of an adapter beside its tensors. Another one replaces it when the adapter is replaced."""
+    """What a bank has of an adapter in addition to its tensors; another one replaces it with the adapter."""
 
     note: dict[str, Any]  # what its task.json says
     base: Mapping[str, Any]  # the base model according to its configuration

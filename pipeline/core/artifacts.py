@@ -129,6 +129,16 @@ def identity(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
+def check_not_replaced(folder: Path, before: tuple[int, int] | None) -> None:
+    """Check that a folder is the one whose identity was `before`, so that all its files are of one adapter.
+
+    Raises:
+        UserError: if another one has replaced it.
+    """
+    if identity(folder) != before:
+        raise UserError(f"{folder}: was replaced while it was read; run the command again")
+
+
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """Return a file or folder that `make` makes, at another path, if it is not there; other processes wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)

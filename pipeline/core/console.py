@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -15,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from pipeline.core import artifacts
+from pipeline.core import artifacts, git
 from pipeline.core.errors import MISTAKE, STOPPED, escaped, exit_on_error
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
@@ -149,10 +147,7 @@ def note(text: str) -> None:
 
 def warn_without_identity() -> None:
     """Say how to give Git a name: without one, `dvc exp run` fails before it starts anything of ours."""
-    known = ""
-    if git := shutil.which("git"):
-        listed = [git, "config", "--get-regexp", "^user"]
-        known = subprocess.run(listed, capture_output=True, text=True, check=False).stdout  # noqa: S603
+    known = (git.output("config", "--get-regexp", "^user") or b"").decode(errors="replace")
     if not all(f"user.{what} " in known or f"GIT_COMMITTER_{what.upper()}" in os.environ for what in ("name", "email")):
         warn(
             "Git does not know your name, which `dvc exp run` needs: "

@@ -1,11 +1,12 @@
-"""SHA-256 digests of files, and those that our own code had when this process began.
+"""SHA-256 digests of files, and those that our own code had when a stage began.
 
-`stages/__init__.py` imports this module before a stage imports anything else of ours, so that a stage knows by its end
-whether a file has changed since it was imported. Hence no import of a package here: they take time.
+`stages/__init__.py` notes these before a stage imports anything else of ours, so that a stage knows by its end whether
+a file has changed since it was imported. Hence no import of a package here: they take time.
 """
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
@@ -25,4 +26,7 @@ def files_below(path: Path) -> Iterator[Path]:
             yield file
 
 
-AT_START = {file: sha256(file) for package in PACKAGES for file in files_below(CODE / package)}
+@cache
+def of_code_at_start() -> dict[Path, str]:
+    """Return the digest of each file of our code as it was at the first call, which is that of `stages/__init__.py`."""
+    return {file: sha256(file) for package in PACKAGES for file in files_below(CODE / package)}

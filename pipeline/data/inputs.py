@@ -77,7 +77,7 @@ def at_start(stage: str, view: View) -> Inputs:
     found = _rows({"data": view.dataset, "model": view.base_model}, view)
     for name, file in files(stage):
         is_code = file.is_relative_to(digests.CODE)
-        found[name] = digests.AT_START.get(file) if is_code else digests.sha256(file)
+        found[name] = digests.of_code_at_start().get(file) if is_code else digests.sha256(file)
     return found | _local(stage, view)
 
 

@@ -1,4 +1,4 @@
-"""Values that are set and have no effect beside the others: each is refused in a line, lest it seem to have one.
+"""Values that are set and have no effect, given the others: each is refused in a line, lest it seem to have one.
 
 params.yaml is one file for all data and methods, so it also holds values that the chosen ones do not read. A value is
 set if it differs from the usual one: the default of the schema or, of a key that has none there, the committed one.

@@ -78,7 +78,7 @@ def _check(options: argparse.Namespace) -> None:  # whether they fit together an
 
 def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     # Yields rows, some at a time, with answers in columns beside theirs; a single text that is written is printed.
-    folder = artifacts.identity(options.adapter)
+    identity = artifacts.identity(options.adapter)
     if note := previous.note_of(options.adapter):
         console.note(f"{options.adapter}: {note}")
     tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
@@ -95,8 +95,7 @@ def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
 
             if opened is None:
                 opened = Opened(options.adapter, options.base, task, options.batch_size)
-                if artifacts.identity(options.adapter) != folder:  # task.json may be that of another adapter
-                    raise UserError(f"{options.adapter}: was replaced while it was read; run the command again")
+                artifacts.check_not_replaced(options.adapter, identity)
             if is_written:
                 said, lost = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
                 answers = CompletionTask.printed(said, None)

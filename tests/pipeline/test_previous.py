@@ -57,6 +57,14 @@ def test_what_comes_back_is_what_dvc_has_kept_with_a_line_that_says_which_run_it
     assert previous_run(artifacts.ADAPTER) == line
 
 
+def test_it_comes_back_without_git_too(cache, monkeypatch, tmp_path):
+    (tmp_path / "no-git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "no-git"))
+    previous.restore()
+    line = previous.note_of(artifacts.ADAPTER)
+    assert line.startswith("from the last finished training run: lora on tiny, glue, seed 3, not committed; ")
+
+
 def test_an_adapter_that_is_there_stays_and_a_temporary_copy_gets_none(cache, monkeypatch, tmp_path):
     write(artifacts.ADAPTER / "adapter_model.safetensors", "of a later run")
     previous.restore()

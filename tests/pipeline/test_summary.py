@@ -74,6 +74,14 @@ def test_git_without_a_name_is_told_how_to_get_one(monkeypatch, tmp_path):
     )
 
 
+def test_the_screen_is_the_same_without_git_but_for_its_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in IDENTITY:
+        monkeypatch.delenv(name)
+    screen = Path(__file__).with_name("screen.txt").read_text(encoding="utf-8")
+    assert said(main).startswith(f"\n{screen}Git does not know your name")
+
+
 def test_nothing_to_show_is_one_line():
     artifacts.EVALUATE_METRICS.unlink()
     refused(main, [], says="reports/evaluate/metrics.json: not found; run dvc repro first")
