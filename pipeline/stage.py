@@ -1,6 +1,7 @@
 """How a stage runs: `if __name__ == "__main__": stage.run(main, View)`."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,12 @@ from pipeline.params.reading import AnyView
 from pipeline.params.schema import View
 
 
-def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
-    """Check the whole of params.yaml, run the stage and say how long it took; a mistake ends as of `exit_on_error`."""
+def run(main: Callable[[AnyView], None], view: type[AnyView], then: str | None = None) -> None:
+    """Check the whole of params.yaml, run the stage and say how long it took; a mistake ends as of `exit_on_error`.
+
+    `then` is a module that prints something at the end, in a process of its own. Its time comes before the comparison
+    of the inputs, after which DVC hashes them at once.
+    """
     module = sys.modules[main.__module__]
     name = module.__spec__.name if module.__spec__ else module.__name__
     stage = name.rpartition(".")[2].replace("_", "-")
@@ -25,8 +30,25 @@ def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
         start = time.monotonic()
         with unchanged(stage, view) as loaded:
             main(loaded)
-        if "RANK" not in os.environ:
-            console.line(f"{name.rpartition('.')[2]}: {time.monotonic() - start:,.0f} seconds")
+            if "RANK" not in os.environ:
+                console.line(f"{name.rpartition('.')[2]}: {time.monotonic() - start:,.0f} seconds")
+            if then is not None:
+                _print(then)
+
+
+def _print(module: str) -> None:
+    """Run a module that prints something.
+
+    Raises:
+        UserError: with what it says, if it fails.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}  # advice comes once
+    words = [sys.executable, "-m", module]
+    sys.stdout.flush()
+    run = subprocess.run(words, env=environment, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    if run.returncode:
+        raise UserError(run.stderr)
+    sys.stderr.write(run.stderr)
 
 
 @contextmanager

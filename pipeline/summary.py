@@ -1,6 +1,7 @@
 """`python -m pipeline.summary`: the run in the workspace on one screen, and what can be done next.
 
-In dvc.yaml it is the last stage. It reads reports/, which are the same after a run and after DVC has restored one.
+The stage evaluate prints it at its end. It reads reports/, which are the same after a run and after DVC has restored
+one.
 """
 
 import json

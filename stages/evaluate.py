@@ -87,4 +87,4 @@ def main(view: params.EvaluateView) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, params.EvaluateView)
+    stage.run(main, params.EvaluateView, then="pipeline.summary")

@@ -172,7 +172,7 @@ def test_a_version_of_the_adapter_is_an_artifact_of_the_registry(restored, tmp_p
 
 
 def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
-    again = quick(restored, "dvc", "repro", "--force", "--single-item", "evaluate", "summary")
+    again = quick(restored, "dvc", "repro", "--force", "--single-item", "evaluate")
     stages, _, summary = again.partition("\nlsr on tiny, glue, seed 0\n")
     assert re.search(r"\nevaluate: \d+ seconds\n", stages)
     assert summary.count("\n") < 25
