@@ -7,7 +7,7 @@ import asyncio
 import os
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -15,17 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import h11
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lsr.loading.contents import Contents, read_on
+from lsr.serve.http.refusals import refusal
 from lsr.serve.passes import NO_TEMPLATE, Passes, ReplacedError, Row, Said
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
@@ -34,7 +33,6 @@ MOST_TEXTS, MOST_BYTES, MOST_ADAPTER_BYTES = 64, 1 << 20, 16 << 20  # of a reque
 FILES = (CONFIG, WEIGHTS, ROUNDED, TASK)
 DESCRIPTION = Path(__file__).with_name("openapi.json")
 SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
-REFUSED = Counter("lsr_refused", "Refused requests by status", ["status"])
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
 WAITING = Gauge("lsr_waiting_rows", "Rows that wait for a batch")
 BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
@@ -142,18 +140,6 @@ class Batches:
         return batch
 
 
-class Protocol(H11Protocol):
-    """HTTP, in which the answer to bytes that are none is JSON, too."""
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer with an error, and close the connection."""
-        answer = _refused(msg, 400, {"Connection": "close"})
-        head = h11.Response(status_code=400, headers=answer.raw_headers)
-        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-
 class Service:
     """The answers to requests."""
 
@@ -240,17 +226,12 @@ class Service:
             Route("/openapi.json", lambda _: Response(description, media_type="application/json")),
         ]
         handlers: Any = {
-            InputError: lambda _, error: _refused(str(error), 422),
-            HTTPException: lambda _, error: _refused(error.detail, error.status_code, error.headers),
-            ClientDisconnect: lambda *_: _refused("nobody reads this", 499),
-            Exception: lambda *_: _refused("the server failed; its log says why", 500),
+            InputError: lambda _, error: refusal(str(error), 422),
+            HTTPException: lambda _, error: refusal(error.detail, error.status_code, error.headers),
+            ClientDisconnect: lambda *_: refusal("nobody reads this", 499),
+            Exception: lambda *_: refusal("the server failed; its log says why", 500),
         }
         return Starlette(routes=routes, lifespan=running, exception_handlers=handlers)
-
-
-def _refused(reason: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    REFUSED.labels(status).inc()
-    return JSONResponse({"error": reason}, status, headers)
 
 
 async def _asked(request: Request, new_tokens: int) -> tuple[str, list[Any], int]:

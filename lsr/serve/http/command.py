@@ -44,7 +44,8 @@ def run(options: Namespace) -> None:
         raise InputError(f"needs {', '.join(missing)}: pip install 'lsr-adapt[server]'")
     import uvicorn
 
-    from lsr.serve.http.application import Protocol, Service
+    from lsr.serve.http.application import Service
+    from lsr.serve.http.connections import Protocol
 
     host = options.host
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:

@@ -1,0 +1,14 @@
+"""The answer to a request that is refused."""
+
+from collections.abc import Mapping
+
+from prometheus_client import Counter
+from starlette.responses import JSONResponse, Response
+
+REFUSED = Counter("lsr_refused", "Refused requests by status", ["status"])
+
+
+def refusal(reason: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the answer {"error": REASON} with this status, and count it."""
+    REFUSED.labels(status).inc()
+    return JSONResponse({"error": reason}, status, headers)
