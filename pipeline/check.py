@@ -15,11 +15,8 @@ def main(words: Sequence[str] | None = None) -> None:
     The chosen model and the chosen files must be there, too.
     """
     parser = Parser("python -m pipeline.check", __doc__, f"All values are in {PARAMS}.")
-    parser.add_argument("--quick", action="store_true", help=f"check {PARAMS} and the tables alone, in silence")
-    with parser.parsed(words) as options:
+    with parser.parsed(words):
         view = load(TrainView)
-        if options.quick:
-            return
         from pipeline import tasks
         from pipeline.data import base_models, content  # these take seconds, so after what can be checked without them
         from pipeline.methods.planning import configured
