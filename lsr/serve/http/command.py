@@ -1,9 +1,11 @@
 """The command `lsr serve`: its arguments, and the process that it starts."""
 
 import os
+import resource
 import socket
 import sys
 from argparse import ArgumentTypeError, Namespace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from lsr.serve.passes import Passes
 from lsr.tuner.mistakes import InputError
 
 PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")  # of the extra, as they are imported
-# Clients close connections that they leave idle: if the server did so first, it might lose a request.
-SECONDS: dict[str, Any] = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 30}
+STOPPING = 30  # seconds for what was asked, after a signal
+RESERVED = 128  # files that are no admitted connections: those about to be refused, uploads, and the process's own
 
 
 def _count(text: str) -> int:
@@ -25,6 +27,7 @@ def _count(text: str) -> int:
 
 
 COUNT = {"type": _count, "metavar": "N"}
+SECONDS = {"type": _count, "metavar": "S"}
 ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, by name
     "bank": {"metavar": "BANK", "type": Path, "help": "folder of a bank, from `lsr bank`"},
     "--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "the base model, if not the one that the adapters name"},
@@ -35,6 +38,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
     "--wait": {**COUNT, "metavar": "MS", "default": 3, "help": "how long a batch is gathered (%(default)s)"},
     "--max-tokens": {**COUNT, "default": 512, "help": "of a text, if model and adapter take more (%(default)s)"},
     "--new-tokens": {**COUNT, "default": 256, "help": "of these, left for what is written at most (%(default)s)"},
+    "--connections": {**COUNT, "default": 512, "help": "at most; one more has the longest idle closed (%(default)s)"},
+    "--client-connections": {**COUNT, "help": "of one address, such as that of a proxy (half of --connections)"},
+    "--head-seconds": {**SECONDS, "default": 10, "help": "for the head of a request (%(default)s)"},
+    "--body-seconds": {**SECONDS, "default": 60, "help": "for the body of a request (%(default)s)"},
+    "--answer-seconds": {**SECONDS, "default": 60, "help": "in which a client reads an answer (%(default)s)"},
+    # Clients close connections that they leave idle: if the server did so first, it might lose a request.
+    "--idle-seconds": {**SECONDS, "default": 75, "help": "between the requests of a connection (%(default)s)"},
+    "--held": {
+        **COUNT,
+        "metavar": "MIB",
+        "default": 128,
+        "help": "of unfinished bodies and unread answers, of one address half of it (%(default)s)",
+    },
 }
 
 
@@ -45,8 +61,17 @@ def run(options: Namespace) -> None:
     import uvicorn
 
     from lsr.serve.http.application import Service
-    from lsr.serve.http.connections import Protocol
+    from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
+    from lsr.serve.http.limits import Awaited, Connections, Limits
 
+    connections, client_connections = _connections(options)
+    seconds = {
+        Awaited.HEAD: options.head_seconds,
+        Awaited.BODY: options.body_seconds,
+        Awaited.READING: options.answer_seconds,
+    }
+    limits = Limits(connections, client_connections, options.held << 20, seconds)
+    protocol: Any = partial(Protocol, Connections(limits))  # uvicorn calls it for each connection
     host = options.host
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -60,9 +85,37 @@ def run(options: Namespace) -> None:
             raise InputError(f"{options.bank}: the base model has no tokenizer")
         passes = Passes(bank, tokenizer, options.max_tokens, options.new_tokens)
         app = Service(passes, options.rows, options.queue, options.wait / 1000).application()
+        config = uvicorn.Config(
+            OneLength(app),
+            http=protocol,
+            ws="none",  # its connections would have no limits
+            loop="asyncio",  # others accept as many connections at once as there are
+            backlog=ACCEPTED,
+            proxy_headers=False,  # clients are counted by the address that they come from: headers may hold any
+            log_level="warning",
+            timeout_keep_alive=options.idle_seconds,
+            timeout_graceful_shutdown=STOPPING,
+        )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         changes = "enabled by LSR_TOKEN" if os.environ.get("LSR_TOKEN") else "disabled: LSR_TOKEN is not set"
         adapters = len(bank.notes)
         listening.listen()  # who comes from now on is answered
         print(f"{address}: {adapters:,} adapter{'s' * (adapters != 1)}; PUT and DELETE are {changes}", file=sys.stderr)
-        uvicorn.Server(uvicorn.Config(app, http=Protocol, log_level="warning", **SECONDS)).run([listening])
+        Server(config).run([listening])
+
+
+def _connections(options: Namespace) -> tuple[int, int]:
+    """Return how many connections there may be at once, and how many of one client; say so if fewer than asked for."""
+    given = options.client_connections
+    if given is not None and given > options.connections:
+        raise InputError(f"--client-connections: needed: at most --connections, {options.connections}, got {given}")
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = options.connections
+    if files != resource.RLIM_INFINITY:
+        connections = min(connections, files - RESERVED)
+    if connections < 1:
+        raise InputError(f"needed: more than {RESERVED} files that the process may open (ulimit -n), got {files}")
+    if connections < options.connections:
+        reason = f"the process may open {files} files (ulimit -n)"
+        print(f"--connections: {connections} in place of {options.connections}, as {reason}", file=sys.stderr)
+    return connections, min(given or max(1, connections // 2), connections)

@@ -59,7 +59,19 @@ def expected(there):
 @pytest.fixture(scope="module")
 def server(there):
     """The server's process and address, which it says when it can be asked."""
-    words = [there / "bank", "--port", "0", "--rows", "8", "--queue", "400", "--max-tokens", "30"]
+    words = [
+        there / "bank",
+        "--port",
+        "0",
+        "--rows",
+        "8",
+        "--queue",
+        "400",
+        "--max-tokens",
+        "30",
+        "--client-connections",
+        "512",
+    ]
     environment = os.environ | {"LSR_TOKEN": "secret", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (there / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "lsr", "serve", *words], env=environment, stderr=log)

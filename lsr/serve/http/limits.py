@@ -1,0 +1,148 @@
+"""How many connections there may be, of one client and of all, and which one is closed to make room for another."""
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import ip_address, ip_network
+from typing import Protocol
+
+from prometheus_client import Gauge
+
+OPEN = Gauge("lsr_connections", "Open connections")
+GRACE = 0.01  # seconds in which a connection is not closed to make room: its request may lie in the kernel
+FULL = "there are too many connections; try again later"
+TOO_MUCH = "too many bytes wait to be sent or read; try again later"
+
+
+class Awaited(Enum):
+    """What the server waits for from a client."""
+
+    REQUEST = "a further request"
+    HEAD = "the head of a request"
+    BODY = "the body of a request"
+    READING = "the reading of an answer"
+    TURN = "nothing"  # but further requests have been sent without waiting for this answer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may take of the server."""
+
+    connections: int
+    client_connections: int  # of one address
+    held: int  # bytes of unfinished bodies and unread answers; those of one client are at most half of it
+    seconds: dict[Awaited, int]  # for head, body and reading; uvicorn limits the time between requests
+
+
+class Connection(Protocol):
+    """A connection of a client."""
+
+    address: str  # of the client: see client_of
+
+    def end(self, status: int, reason: str) -> None:
+        """Close the connection, with an answer if a request may await one, and leave all groups."""
+
+
+class Group:
+    """The connections that share limits: those of one client, or all."""
+
+    def __init__(self, connections: int, held: int) -> None:
+        self._most = connections
+        self._most_held = held
+        self._open: set[Connection] = set()
+        self._waiting: dict[Connection, float] = {}  # when each wait for a client began, the longest wait first
+        self._held: dict[Connection, int] = {}  # bytes, the longest wait first
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def has_room(self, now: float) -> bool:
+        """Return whether another connection may be added; if the group is full, close the longest wait for that."""
+        if len(self._open) < self._most:
+            return True
+        longest = next(iter(self._waiting), None)
+        if longest is None or now - self._waiting[longest] < GRACE:
+            return False
+        longest.end(503, FULL)
+        return True
+
+    def add(self, connection: Connection) -> None:
+        """Count a connection as open."""
+        self._open.add(connection)
+
+    def wait(self, connection: Connection, since: float) -> None:
+        """Note that an open connection waits for its client from now on."""
+        self.proceed(connection)
+        if connection in self._open:
+            self._waiting[connection] = since
+
+    def hold(self, connection: Connection, size: int) -> None:
+        """Note how many bytes a waiting connection holds; if all hold too many, close the longest waits."""
+        if connection in self._waiting:
+            self._held[connection] = size
+        while sum(self._held.values()) > self._most_held and len(self._held) > 1:
+            next(iter(self._held)).end(503, TOO_MUCH)
+
+    def proceed(self, connection: Connection) -> None:
+        """Note that a connection does not wait for its client any more."""
+        self._waiting.pop(connection, None)
+        self._held.pop(connection, None)
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self.proceed(connection)
+        self._open.discard(connection)
+
+
+class Connections:
+    """All open connections, by client."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._all = Group(limits.connections, limits.held)
+        self._by_client: dict[str, Group] = {}
+        OPEN.set_function(lambda: len(self._all))
+
+    def admit(self, connection: Connection, now: float) -> bool:
+        """Count a new connection as open, or return that there is no room for it."""
+        own = self._by_client.get(connection.address) or Group(self.limits.client_connections, self.limits.held // 2)
+        if not (own.has_room(now) and self._all.has_room(now)):
+            return False
+        self._by_client[connection.address] = own  # again, if the one that made room was the client's last
+        for group in self._groups(connection):
+            group.add(connection)
+        return True
+
+    def wait(self, connection: Connection, since: float) -> None:
+        """Note that a connection waits for its client from now on."""
+        for group in self._groups(connection):
+            group.wait(connection, since)
+
+    def hold(self, connection: Connection, size: int) -> None:
+        """Note how many bytes a waiting connection holds."""
+        for group in self._groups(connection):
+            group.hold(connection, size)
+
+    def proceed(self, connection: Connection) -> None:
+        """Note that a connection does not wait for its client any more."""
+        for group in self._groups(connection):
+            group.proceed(connection)
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection, and its client with the last of them."""
+        for group in self._groups(connection):
+            group.leave(connection)
+        own = self._by_client.get(connection.address)
+        if own is not None and len(own) == 0:
+            del self._by_client[connection.address]
+
+    def _groups(self, connection: Connection) -> list[Group]:
+        own = self._by_client.get(connection.address)
+        return [self._all] if own is None else [own, self._all]
+
+
+def client_of(host: str) -> str:
+    """Return the address that connections are counted by: of IPv6, the 64 bits that one client has all addresses of."""
+    address = ip_address(host.partition("%")[0])
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
