@@ -6,7 +6,7 @@ The row is checked like any other, and its splits are made once, before anything
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import pandas as pd
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from pipeline import tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
@@ -76,11 +75,11 @@ def main(words: Sequence[str] | None = None) -> None:
         content = described(table, options.text, label, tenant, path)
         row = validated(DatasetRow, content, OWN, (name,))
         row._where = str(OWN)
-        splits = datasets.load(row, name).splits
+        loaded = datasets.load(row, name)
         LOCK.parent.mkdir(exist_ok=True)
         with FileLock(LOCK):  # another command may add a row at the same time
             _append(name, content)
-        _show(name, row, path, table, splits)
+        _show(name, path, table, loaded)
 
 
 def _check_new(name: str, names: Collection[str]) -> None:
@@ -106,10 +105,12 @@ def _append(name: str, row: dict[str, Any]) -> None:
             raise UserError(f"{OWN}: {at_end}")
 
 
-def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: Mapping[str, datasets.Examples]) -> None:
+def _show(name: str, path: Path, table: pd.DataFrame, loaded: datasets.Loaded) -> None:
+    task = loaded.task
+    row = task.row
+    splits = loaded.splits
     rows, used = len(table), sum(map(len, splits.values()))
     sizes = ", ".join(f"{split} {len(texts):,}" for split, texts in splits.items())
-    task = tasks.of(row)
     twice = "texts that come twice, or that two splits have" if task.has_mirrors else "a text that comes twice"
     left_out = f"; {rows - used:,} rows left out: no text or label, or {twice}" if used < rows else ""
     shown = {

@@ -18,9 +18,8 @@ from pipeline.data.datasets import Examples, load
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import load_params, load_row
-from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.answering import Opened
-from pipeline.tasks import CompletionTask
+from pipeline.tasks import CompletionTask, Task
 from pipeline.tasks.encoding import BATCH
 
 
@@ -41,23 +40,24 @@ def main(words: Sequence[str] | None = None) -> None:
             raise UserError(f"{row.where}: {options.data}: what is written is scored by the stage evaluate")
         if row.tenant is not None:
             raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
-        texts = load(row, options.data).splits["test"]
-        rows = [[str(folder), *_scores(folder, row, texts, options)] for folder in options.adapters]
+        loaded = load(row, options.data)
+        test = loaded.splits["test"]
+        rows = [[str(folder), *_scores(folder, loaded.task, test, options)] for folder in options.adapters]
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
 
 
-def _scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Namespace) -> list[str]:
+def _scores(folder: Path, task: Task, texts: Examples, options: argparse.Namespace) -> list[str]:
     # Returns the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
     identity = artifacts.identity(folder)
     if note := previous.note_of(folder):
         console.note(f"{folder}: {note}")
-    task, its = tasks.of(row), adapter_task.read(folder)
+    its = adapter_task.read(folder)
     wanted = AdapterTask.of(task, its.max_length)
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):
         says, has = (" ".join(one.labels or [f"a {one.kind}"]) for one in (its, wanted))
         raise UserError(f"{folder}: says {says} of {' and '.join(its.columns)}, but {options.data} has {has}")
-    task.thresholds = its.thresholds
+    task = task.with_facts(task.facts.model_copy(update={"thresholds": its.thresholds}))
     opened = Opened(folder, options.base, its, options.batch_size)
     artifacts.check_not_replaced(folder, identity)
     with console.progress(str(folder), len(texts), "texts", console.errors) as advance:
@@ -65,11 +65,11 @@ def _scores(folder: Path, row: DatasetRow, texts: Examples, options: argparse.Na
             opened.outputs(batch, range(at * BATCH + 1, len(texts) + 1), advance)[0]
             for at, batch in enumerate(texts.batches(BATCH))
         ]
-    outcome, first = evaluation.outcome(torch.cat(found), texts), row.metrics[0]
+    outcome, first = evaluation.outcome(torch.cat(found), texts), task.row.metrics[0]
     metrics = task.metrics(outcome, load_params().evaluate.resamples)
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
     size = weights_of(folder).stat().st_size
-    return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in row.metrics), interval, f"{len(texts):,}"]
+    return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in task.row.metrics), interval, f"{len(texts):,}"]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import by_dotted_key, parsed, read_yaml
-from pipeline.tasks import CompletionTask
+from pipeline.tasks import CompletionTask, facts
 from pipeline.tasks.classes import whose
 
 WIDTH, INDENT = 88, 12  # characters
@@ -63,7 +63,7 @@ def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
             raise UserError(f"{path}: not found; run dvc repro first") from None
     if found["data"] != params.data:
         raise UserError(f"{PARAMS}: data is {params.data}, but the last run read {found['data']}; run dvc repro first")
-    task = tasks.of(row)
+    task = tasks.of(row, facts.read(artifacts.TOKENS))
     for name in row.metrics:
         constant = f"{found[f'{name}_baseline']:.4g} {task.baseline}"
         low, high = found[f"{name}_low"], found[f"{name}_high"]

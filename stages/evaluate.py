@@ -13,7 +13,7 @@ from torch import nn
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
-from pipeline import evaluation, params, stage, tasks
+from pipeline import evaluation, params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards
@@ -25,13 +25,12 @@ from pipeline.tasks.completion import Written
 from pipeline.tasks.scores import BY_CLASS, by_class
 
 
-def written_by(model: nn.Module, view: params.EvaluateView, test: Dataset, title: str) -> Written:
+def written_by(task: CompletionTask, model: nn.Module, view: params.EvaluateView, test: Dataset, title: str) -> Written:
     """Return what a language model writes for the prompts of a split; it runs on the fastest device, and is moved back.
 
     An initialization that is computed again when its adapter is loaded, as that of PiSSA, is the same to the byte only
     on one device.
     """
-    task = CompletionTask(view.dataset)
     prompts = task.prompts(tokenizer_of(model, view.base_model))
     size, new_tokens = view.evaluate.batch_size, view.evaluate.new_tokens
     device = next(model.parameters()).device
@@ -42,19 +41,20 @@ def written_by(model: nn.Module, view: params.EvaluateView, test: Dataset, title
 
 
 def main(view: params.EvaluateView) -> None:
-    task = tasks.of(view.dataset)
+    trained_task = adapter_task.read(artifacts.ADAPTER)
+    task = tokens.load_task(view.dataset)
+    task = task.with_facts(task.facts.model_copy(update={"thresholds": trained_task.thresholds}))
     size = view.evaluate.batch_size
     test = tokens.load_tokens("test")
-    base = base_models.load_base_model(view.base_model, view.dataset)
+    base = base_models.load_base_model(view.base_model, task)
     if isinstance(task, CompletionTask):
         longest = max(test["length"][:]) + view.evaluate.new_tokens
         base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
         # Before the adapter is loaded: PiSSA, OLoRA and trained biases change weights of the base model itself.
-        of_base = written_by(base, view, test, "evaluate, without the adapter")
+        of_base = written_by(task, base, view, test, "evaluate, without the adapter")
     trained = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
     counts, model = adapters.count_parameters(trained, view.base_model), cast("nn.Module", trained)
     metrics: dict[str, float] = {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
-    task.thresholds = adapter_task.read(artifacts.ADAPTER).thresholds
     scored_base = base
     if isinstance(task, TenantsTask):  # what is scored is what is served
         bank = AdapterBank.load(banks.base_of(view.base_model), artifacts.BANK)
@@ -62,7 +62,7 @@ def main(view: params.EvaluateView) -> None:
         model = banks.Served(bank, list(task.tenants))
         metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
     if isinstance(task, CompletionTask):
-        written = written_by(trained, view, test, "evaluate, with the adapter")
+        written = written_by(task, trained, view, test, "evaluate, with the adapter")
         outcome: Outcome = replace(written, base_outputs=of_base.outputs, base_said=of_base.said)
     else:
         collate = task.collator(tokenizer_of(scored_base, view.base_model))
@@ -83,7 +83,7 @@ def main(view: params.EvaluateView) -> None:
     rows: list[list[artifacts.Value]] = [[name, *(its[key] for key in keys)] for name, its in parts.items()]
     artifacts.write_csv(artifacts.EVALUATE_TENANTS, ("tenant", "texts", "score", "low", "high", "baseline"), rows)
     with artifacts.replacing(artifacts.CARD) as temporary:
-        temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER), encoding="utf-8")
+        temporary.write_text(cards.of_evaluation(view, task, metrics, artifacts.ADAPTER), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def main(view: params.FactorizeInitView) -> None:
     for key, source in inputs.starts(view).items():  # the adapters that it starts from are there, where DVC looks
         content.local(source, f"{params.PARAMS}: {key}", [content.MODELS])
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
-    base = base_models.load_base_model(view.base_model, view.dataset)
+    task = tokens.load_task(view.dataset)
+    base = base_models.load_base_model(view.base_model, task)
     base_models.check_positions(base, view.tokenize.max_length)
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
     rows, sizes = list[Row](), list[int]()  # of the report, and of batches of examples
@@ -70,10 +71,10 @@ def main(view: params.FactorizeInitView) -> None:
             yield item
 
     if "tenants.common" in inputs.starts(view):
-        model = banks.extended(base, view)
+        model = banks.extended(base, view, task)
     else:
         plan = planning.resolve(view, base)
-        read = statistics.read(base, plan, view, partial(tokens.load_tokens, "train"), track)
+        read = statistics.read(base, plan, view, task, partial(tokens.load_tokens, "train"), track)
         model = adapters.add_adapter(base, plan, read)
         if isinstance(section, params.LsrParams):
             rows = list(started(model, plan, read, view.model))

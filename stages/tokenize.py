@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from pipeline import params, stage, tasks
+from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, inputs, sources
@@ -31,8 +31,8 @@ def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: i
 def main(view: params.TokenizeView) -> None:
     named = inputs.recorded(view)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
-    task, max_length = tasks.of(view.dataset), view.tokenize.max_length
-    splits, dropped, conflicting = datasets.load(view.dataset, view.data)
+    max_length = view.tokenize.max_length
+    task, splits, dropped, conflicting = datasets.load(view.dataset, view.data)
     from pipeline.data import base_models  # takes seconds, so after all checks that do not need it
 
     base_models.load_config(view.base_model, task)
@@ -53,7 +53,7 @@ def main(view: params.TokenizeView) -> None:
                     f"{params.PARAMS}: tokenize.max_length: no completion of {split} fits {max_length} tokens"
                 )
             counts[split] = summarize(texts["label"], whole[split], task, max_length)
-        task.keep(folder, splits["train"])
+        task.facts.write(folder)
     artifacts.write_metrics(artifacts.INPUTS, named)
     width = -(-(int(whole["train"].max()) + 1) // BINS)  # tokens; the bins begin at 0
     bins = [(number * width, int(rows)) for number, rows in enumerate(np.bincount(whole["train"] // width))]

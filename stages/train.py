@@ -37,13 +37,13 @@ def main(view: params.TrainView) -> None:
 
 def train(view: params.TrainView, folder: Path) -> None:  # resumes from the last checkpoint in the folder, if any
     set_seed(view.seed)
-    task = tasks.of(view.dataset)
-    base = base_models.load_base_model(view.base_model, view.dataset)
+    task = tokens.load_task(view.dataset)
+    base = base_models.load_base_model(view.base_model, task)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     if view.tenants.folder and isinstance(task, TenantsTask):
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
-    run.weigh_classes(view, base, splits["train"])
+    run.weigh_classes(view, task, base, splits["train"])
     tokenizer = tokenizer_of(base, view.base_model)
     collate = task.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
@@ -53,14 +53,14 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
         console.line(f"train: {view.train.epochs} epochs of {each} steps, {steps:,}, by train.steps: auto")
     with console.progress("train", steps, "steps") as advance:
         watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
-        trainer = run.trainer_of(view, model, splits, collate, folder, watching)
+        trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)
         processes.check_same(folder.name)
         run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
     if not console.IS_FIRST:
         return
     if isinstance(task, SeveralTask):  # by the best checkpoint
         said = evaluation.outputs(task, model, splits["validation"], collate, view.train.batch_size)
-        task.settle(evaluation.outcome(said, splits["validation"]))
+        task = task.settled(evaluation.outcome(said, splits["validation"]))
     counts = adapters.count_parameters(model, view.base_model)
     with artifacts.replacing(artifacts.ADAPTER) as written:
         written.mkdir()

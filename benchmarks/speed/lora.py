@@ -88,7 +88,7 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
 def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
     """Return a model with a LoRA, and another with the LSR adapter that its folder becomes."""
     set_seed(0)
-    base = base_models.load_base_model(row, params.load_row("data", DATA))
+    base = base_models.load_base_model(row, tasks.of(params.load_row("data", DATA)))
     inside = f"{base.base_model_prefix}."  # and not in the head
     linear = [name for name, one in base.named_modules() if isinstance(one, nn.Linear) and name.startswith(inside)]
     config = LoraConfig(

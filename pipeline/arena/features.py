@@ -27,7 +27,7 @@ from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
-from pipeline.tasks import Outcome, SeveralTask, TenantsTask
+from pipeline.tasks import Outcome, SeveralTask, Task, TenantsTask
 from pipeline.tasks.classes import ChoicesTask, ClassesTask
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # of fitting train: the inverse of the penalty's
@@ -48,10 +48,12 @@ def check(training: Training) -> None:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
-def outcomes(training: Training, splits: Mapping[str, Dataset], at_once: int) -> tuple[dict[str, Outcome], int]:
+def outcomes(
+    training: Training, task: Task, splits: Mapping[str, Dataset], at_once: int
+) -> tuple[dict[str, Outcome], int]:
     """Return what regressions say of validation and test, log-probabilities, and the number of their parameters."""
-    view, task = training.view, tasks.of(training.view.dataset)
-    base = base_models.load_base_model(view.base_model, view.dataset)
+    view = training.view
+    base = base_models.load_base_model(view.base_model, task)
     collate = task.collator(tokenizer_of(base, view.base_model))
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
     read = {

@@ -28,7 +28,7 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
-from pipeline.tasks import CompletionTask, Outcome, TenantsTask
+from pipeline.tasks import CompletionTask, Outcome, Task, TenantsTask
 from pipeline.tasks.cells import rounded
 from pipeline.tasks.completion import LOSS
 from pipeline.training import run
@@ -74,7 +74,8 @@ class Run(TrainerCallback):
     """One training: its model is scored after every epoch, and the predictions of the best epoch are kept."""
 
     def __init__(self, training: Training) -> None:
-        self.training, self.task = training, tasks.of(training.view.dataset)
+        self.training = training
+        self.task = tasks.of(training.view.dataset)  # its facts are read with the tokens
         self.seconds = defaultdict[str, float](float)  # by what they were spent on
         self.splits: Mapping[str, Dataset] = {}
         self.model: Any = None
@@ -88,21 +89,22 @@ class Run(TrainerCallback):
         sizes: dict[str, Any] = {}
         with self._timed("load"):
             self.splits = task_tokens.splits(self.training)
+            self.task = task_tokens.task_of(self.training)
         if self.training.chosen.features:
             with self._timed("train"):
-                outcomes, parameters = features.outcomes(self.training, self.splits, AT_ONCE)
+                outcomes, parameters = features.outcomes(self.training, self.task, self.splits, AT_ONCE)
                 self._add(outcomes)
             sizes = {"stored": parameters, "file_bytes": 4 * parameters}  # in float32
         elif self.training.is_alone:
             view = self.training.view
-            self.model = base_models.load_base_model(view.base_model, view.dataset)
+            self.model = base_models.load_base_model(view.base_model, self.task)
             self.tokenizer = tokenizer_of(self.model, view.base_model)
             self.model.to(fastest())
             with self._timed("score"):
                 self._add(self._outcomes())
         else:
             self._train()
-            sizes |= sizes_of(self.model, self.training)
+            sizes |= sizes_of(self.model, self.task, self.training)
             if self.training.is_rounded:
                 with self._timed("round"):
                     sizes["rounded"] = dict(self._in_precisions())
@@ -118,11 +120,11 @@ class Run(TrainerCallback):
                 self._add(self._outcomes())
                 return
             train = self.splits["train"]
-            run.weigh_classes(self.training.view, self.model.get_base_model(), train)
+            run.weigh_classes(self.training.view, self.task, self.model.get_base_model(), train)
             view = run.with_enough_steps(self.training.view, train)
             with tempfile.TemporaryDirectory() as folder:
                 collate = self.task.collator(self.tokenizer)
-                chosen = view, self.model, self.splits, collate, Path(folder)
+                chosen = view, self.task, self.model, self.splits, collate, Path(folder)
                 run.trainer_of(*chosen, [run.StopAtDivergence(), self], report_to=[], **ALONE).train()
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
@@ -178,12 +180,12 @@ class Run(TrainerCallback):
             DivergedError: if an output is not finite.
         """
         scores = dict[str, dict[str, float]]()
-        self.task.settle(outcomes["validation"])
+        task = self.task.settled(outcomes["validation"])
         for split, found in outcomes.items():
             if not found.outputs.isfinite().all():
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
-            scores[split] = {name: rounded(value, DIGITS) for name, value in self.task.scores(found).items()}
-        predicted = [rounded(value, DIGITS) for value in self.task.predicted(outcomes["test"]).ravel().tolist()]
+            scores[split] = {name: rounded(value, DIGITS) for name, value in task.scores(found).items()}
+        predicted = [rounded(value, DIGITS) for value in task.predicted(outcomes["test"]).ravel().tolist()]
         decides = LOSS if self.training.writes else self.task.row.metrics[0]
         return scores["validation"][decides], scores["test"], predicted
 
@@ -199,28 +201,28 @@ class Run(TrainerCallback):
 def planned(training: Training) -> Plan:
     """Return what the section of a training makes of its base model."""
     view = training.view
-    task_tokens.folder_of(training)  # which say who the tenants are
-    return planning.resolve(view, base_models.outline(view.base_model, view.dataset))
+    return planning.resolve(view, base_models.outline(view.base_model, task_tokens.task_of(training)))
 
 
 def started(training: Training, train: Dataset) -> PeftModel:
     """Return the base model with its adapter, before training; its initialization may read tokens of `train`."""
     view, plan = training.view, planned(training)
+    task = task_tokens.task_of(training)
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    read = statistics.read(base, plan, view, lambda: train)
+    base = base_models.load_base_model(view.base_model, task)
+    read = statistics.read(base, plan, view, task, lambda: train)
     model = adapters.add_adapter(base, plan, read)
     for _ in adapters.start(model, plan, read):
         pass
     return model
 
 
-def sizes_of(model: PeftModel, training: Training) -> dict[str, int]:
+def sizes_of(model: PeftModel, task: Task, training: Training) -> dict[str, int]:
     """Return the parameters of a model's adapter, and the bytes of its file, as the fields of a record.
 
     Of tenants, the file is that of the bank in float32, of which each has a part.
     """
-    view, task = training.view, tasks.of(training.view.dataset)
+    view = training.view
     counts = adapters.count_parameters(model, view.base_model)
     trained = counts["adapter_trained"] if training.chosen.trained else 0
     sizes = {"trained": trained, "stored": counts["adapter_stored"]}

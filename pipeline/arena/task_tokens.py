@@ -15,8 +15,7 @@ from pipeline.arena.preset import VERSION
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, sources, tokens
-from pipeline.params.dataset_row import FOUND
-from pipeline.tasks import TenantsTask
+from pipeline.tasks import Facts, Task, TenantsTask, facts
 from pipeline.tasks.encoding import BATCH, write
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
@@ -30,10 +29,15 @@ def splits(training: Training) -> dict[str, Dataset]:
     return {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in datasets.SPLITS}
 
 
+def task_of(training: Training) -> Task:
+    """Return the task of a training, with the facts of its data."""
+    return tasks.of(training.view.dataset, facts.read(folder_of(training)))
+
+
 def write_labels(training: Training, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
-    task = tasks.of(training.view.dataset)
+    task = task_of(training)
     known = task.known(tokens.labels_of(test), tokens.groups_of(test))
     each = {f"label_{at}": its for at, its in enumerate(known.T.tolist())} if known.ndim > 1 else {}
     columns = each or {"label": known.tolist()}
@@ -47,41 +51,43 @@ def folder_of(training: Training) -> Path:
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        found = _tables(training)
-        for split, table in found.items():
+        known, tables = _tables(training)
+        for split, table in tables.items():
             write([(table, table["length"].to_numpy())], folder / f"{split}.arrow")
-        tasks.of(row).keep(folder, found["train"])
+        known.write(folder)
 
     view, row = training.view, training.view.dataset
     files = digests((row.source, view.base_model.source))
     rows = row.model_dump_json(), view.base_model.model_dump_json()
     read = training.reads, training.by_hash
     # Older tokens of texts of several columns may have, in two splits, the same texts in another order.
-    rules = (FOUND, datasets.MIRRORED) if tasks.of(row).has_mirrors else (FOUND,)
+    rules = (facts.FILE, datasets.MIRRORED) if tasks.of(row).has_mirrors else (facts.FILE,)
     known = (training.task, *rows, view.tokenize.max_length, *read, files, VERSION, *rules)
     name = f"tokens-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
-    folder = artifacts.made_once(FOLDER / name, make)
-    if (folder / FOUND).is_file():
-        row.recall(folder)  # in each process
-    return folder
+    return artifacts.made_once(FOLDER / name, make)
 
 
-def _tables(training: Training) -> dict[str, pa.Table]:
+def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
+    """Return the facts of the data, and the tokens by split.
+
+    Raises:
+        UserError: if a preset reads what cannot be compared, or nothing.
+    """
     task, view, reads = training.task, training.view, training.reads
-    kind = tasks.of(view.dataset)
     if training.writes and reads.new_tokens is None:
         raise UserError(f"{task}: completions are compared by what is written: set reads.new_tokens")
     if view.dataset.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
         raise UserError(f"{task}: examples are scored in groups, which must stay whole: set all of reads to all")
     most = {name: inf if amount == "all" else amount for name, amount in reads.model_dump().items()}
     tokenizer = base_models.load_tokenizer(view.base_model)
-    texts = datasets.load(view.dataset, task).splits
+    loaded = datasets.load(view.dataset, task)
+    texts = loaded.splits
     for split in training.by_hash:
         texts[split] = texts[split].in_order_of_hashes()
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
         with sources.explained(f"{task}: {split}"):
-            found = list(kind.tokenized(texts[split].batches(BATCH), tokenizer, view.tokenize.max_length))
+            found = list(loaded.task.tokenized(texts[split].batches(BATCH), tokenizer, view.tokenize.max_length))
         table = pa.concat_tables([its.select([name for name in its.column_names if name in KEPT]) for its, _ in found])
         lengths = np.concatenate([its for _, its in found])
         tables[split] = table.filter(pa.array(lengths <= most["longest"]))
@@ -91,7 +97,9 @@ def _tables(training: Training) -> dict[str, pa.Table]:
     first = {split: _first(table, most[split]) for split, table in tables.items()}
     if empty := [split for split, table in first.items() if not len(table)]:
         raise UserError(f"{task}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
-    return first
+    if TENANT not in first["train"].column_names:
+        return loaded.task.facts, first
+    return loaded.task.facts.counted(first["train"][TENANT].to_numpy()), first
 
 
 def _first(table: pa.Table, amount: float, *, rest: bool = False) -> pa.Table:

@@ -14,12 +14,10 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto import modeling_auto as auto
 from transformers.utils import logging
 
-from pipeline import tasks
 from pipeline.core import digests
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import packages
 from pipeline.params import PARAMS
-from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import HubModel, ModelRow, PackageModel
 from pipeline.tasks import Task
 
@@ -40,13 +38,12 @@ MISFITS = (  # what transformers raises if files are not there or do not fit
 )
 
 
-def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
-    """Return the pretrained model with a fresh head for the task of a data set, and its loss; seed torch before.
+def load_base_model(row: ModelRow, task: Task) -> "PreTrainedModel":
+    """Return the pretrained model with a fresh head for a task, and its loss; seed torch before.
 
     All weights are float32, whatever the dtype of the checkpoint: in half precision most steps of training are rounded
     away. `train.precision` is that of matrix products alone.
     """
-    task = tasks.of(dataset)
     auto_class = getattr(transformers, task.auto_class)
     model: PreTrainedModel = _pretrained(row, auto_class, use_safetensors=True, dtype="float32", **task.head())
     if loss := task.loss():
@@ -79,11 +76,10 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def outline(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
+def outline(row: ModelRow, task: Task) -> "PreTrainedModel":
     """Return the model that config.json describes, with a head and without weights: layers with names and shapes."""
     import torch
 
-    task = tasks.of(dataset)
     config = load_config(row, task)
     with explained(row), torch.device("meta"):
         model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)

@@ -89,8 +89,9 @@ class Examples:
 
 
 class Loaded(NamedTuple):
-    """The tables by split, and what was dropped to make them."""
+    """The task with the facts of its data, the tables by split, and what was dropped to make them."""
 
+    task: Task
     splits: dict[str, Examples]
     # Rows that are missing, within_margin (for a row with `pairs`, pairs), duplicate and, if texts are made of several
     # columns, in_another_order: those that are left out of train, or of what is cut from it, for that of another split.
@@ -112,7 +113,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
         parts, before = list[pd.DataFrame](), 0
         with sources.explained(file):
             if split == "train":
-                task.meet(sources.read(row.source, split, task.reads, file))
+                task = task.with_facts(task.facts_of_rows(sources.read(row.source, split, task.reads, file)))
             for some in batched(sources.read(row.source, split, task.reads, file), sources.ROWS):
                 part, left_out = task.examples(some, before)
                 parts.append(part.assign(**{name: texts.put(part[name]) for name in TEXTS if name in part}))
@@ -132,6 +133,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
         before_mirrors = sum(map(len, examples.values()))
         examples = _without_mirrors(examples, row)
         dropped[MIRRORED] = before_mirrors - sum(map(len, examples.values()))
+    task = task.with_facts(task.facts_of_examples(examples["train"]))
     examples = {split: examples[split] for split in SPLITS if split in examples}
     for split, part in examples.items():
         examples[split], left_out = task.after_cut(part, split)
@@ -139,7 +141,8 @@ def load(row: DatasetRow, name: str) -> Loaded:
     _check_filled(task, examples, where, dropped)
     splits = {split: Examples(part, texts) for split, part in examples.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
-    return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
+    all_splits: dict[str, Examples] = {split: splits.get(split, splits["test"]) for split in SPLITS}
+    return Loaded(task, all_splits, dict(dropped), conflicting)
 
 
 def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int]:

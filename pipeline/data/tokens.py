@@ -8,12 +8,20 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
+from pipeline import tasks
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.tasks import Task, facts
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
 TEXTS = ("text", "text_pair", "prompt", EXPECTED)
 INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
+
+
+def load_task(row: DatasetRow) -> Task:
+    """Return the task of the row whose tokens there are, with the facts of its data."""
+    return tasks.of(row, facts.read(artifacts.TOKENS))
 
 
 def load_tokens(split: str) -> Dataset:

@@ -46,7 +46,7 @@ class AdapterTask(Row):
     @classmethod
     def of(cls, task: Task, max_length: int, tokenizer: Any = None) -> Self:
         """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
-        said: dict[str, Any] = {"labels": task.names or None, "thresholds": task.thresholds}
+        said: dict[str, Any] = {"labels": task.names or None, "thresholds": task.facts.thresholds}
         if isinstance(task, CompletionTask) and tokenizer is not None:
             prompts = task.prompts(tokenizer)
             said |= {"template": prompts.template, "ends": prompts.ends}

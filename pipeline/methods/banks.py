@@ -13,13 +13,13 @@ from lsr.loading.adapters import load_onto
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer, split
 from lsr.tuner.files import PREFIX, adapter_folder
-from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, tokens
 from pipeline.methods.batches import tokenizer_of
 from pipeline.params import PARAMS, FactorizeInitView
 from pipeline.params.sources import HubModel, ModelRow
+from pipeline.tasks import Task
 
 FITTED, BATCH = 1024, 32  # examples that fit the rows of new tenants, and examples of a batch
 
@@ -29,13 +29,13 @@ def base_of(row: ModelRow) -> str | None:
     return None if isinstance(row.source, HubModel) else base_models.source(row)[0]
 
 
-def extended(base: PreTrainedModel, view: FactorizeInitView) -> PeftModel:
+def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> PeftModel:
     """Return a base model with the adapter that other tenants share, and in its head rows fitted to those of the data.
 
     Raises:
         UserError: if there is no such adapter, or it does not fit the base model.
     """
-    collate = tasks.of(view.dataset).collator(tokenizer_of(base, view.base_model))
+    collate = task.collator(tokenizer_of(base, view.base_model))
     batches = list(tokens.sample(tokens.load_tokens("train"), collate, FITTED, view.seed, BATCH))
     with as_user_error(ValueError, before=f"{PARAMS}: tenants.common: "):
         common, _ = split(adapter_folder(str(view.tenants.folder)))

@@ -17,7 +17,6 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from lsr.tuner.card import FILE, Card
 from lsr.tuner.files import CONFIG
-from pipeline import tasks
 from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
@@ -65,10 +64,9 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     )
 
 
-def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Path) -> str:
+def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], adapter: Path) -> str:
     """Return the card in the folder of a trained adapter, with its test scores in place of the validation score."""
     card, names = ModelCard((adapter / FILE).read_text(encoding="utf-8")), view.dataset.metrics
-    task = tasks.of(view.dataset)
     data = cast("ModelCardData", card.data)
     data.model_name = f"{view.model} on {view.data}"
     data.eval_results = [

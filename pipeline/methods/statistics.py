@@ -13,7 +13,6 @@ from lsr.init.passes import Track, untracked
 from lsr.loading.contents import TENANTS, Contents, check_layers, read_contents
 from lsr.serve.common import last_layer
 from lsr.tuner.files import TASK, adapter_folder, read_files
-from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import tokens
@@ -33,6 +32,7 @@ def read(
     base: PreTrainedModel,
     plan: Plan,
     view: FactorizeInitView,
+    task: Task,
     train: Callable[[], Dataset],  # returns the tokens of that split
     track: Track = untracked,
 ) -> dict[str, Matrix]:
@@ -44,10 +44,10 @@ def read(
     """
     section = plan.section
     if isinstance(section, LsrParams) and section.source:
-        return of_adapter(section.source, base, plan, view)
+        return of_adapter(section.source, base, plan, view, task)
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return {}
-    collate = tasks.of(view.dataset).collator(tokenizer_of(base, view.base_model))
+    collate = task.collator(tokenizer_of(base, view.base_model))
     batches = list(tokens.sample(train(), collate, section.examples, view.seed, BATCH[section.init]))
     layers = {name: base.get_submodule(name) for name in plan.layers}
     head = [base.get_submodule(name) for name in plan.head]
@@ -63,7 +63,9 @@ def read(
         model.to(before)
 
 
-def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> dict[str, Matrix]:
+def of_adapter(
+    source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView, task: Task
+) -> dict[str, Matrix]:
     """Return the updates of the layers of a plan by another adapter; the base model gets its head.
 
     The outputs of the head come into the order of the data's labels.
@@ -72,7 +74,6 @@ def of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeIn
         UserError: if it is no adapter, does not adapt the layers of the plan, or has a head for other labels.
     """
     where, modules = f"{PARAMS}: {plan.section.word}.init", dict(base.named_modules())
-    task = tasks.of(view.dataset)
     with as_user_error(ValueError, TypeError, RuntimeError, before=f"{where}: "):
         files = read_files(adapter_folder(source))
         contents = read_contents(files)

@@ -1,18 +1,13 @@
 """The schema of the tables of data: one row per data set."""
 
-import json
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
-from pipeline.core import artifacts
-from pipeline.core.errors import UserError
 from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_NUMBERS, OF_SEVERAL, RARER, Classes, Label, Pairs
 from pipeline.params.sources import Added, Columns, Mark, Names, PackageSource, TableRow, TableSource
 
 SELECT_PROMPTS = 64
-FOUND = "found.json"  # beside tokens
 
 
 class DatasetRow(TableRow):
@@ -63,7 +58,6 @@ class DatasetRow(TableRow):
         "then no validation is cut, and its rows stay in train",
     )
     _where: str = PrivateAttr("pipeline/datasets.yaml")
-    _found: Any = PrivateAttr(None)  # what its task has found in the data: tenants by name, or the class of f1
 
     def of_ones_own(self) -> Self:
         """Return it as a row of the user's own: unless it says which, f1 is that of the rarer class."""
@@ -71,24 +65,6 @@ class DatasetRow(TableRow):
         if isinstance(label, Classes) and (label.positive, self.tenant) == (None, None) and "f1" in self.metrics:
             return self.model_copy(update={"label": label.model_copy(update={"positive": RARER})})
         return self
-
-    @property
-    def found(self) -> Any:
-        """What its task has found in the data, in this process or, as it has kept it, in the stage tokenize."""
-        if self._found is None:
-            self.recall(artifacts.TOKENS)
-        return self._found
-
-    def recall(self, folder: Path) -> None:
-        """Read what its task has found from the folder of its tokens.
-
-        Raises:
-            UserError: if there is no such file.
-        """
-        try:
-            self._found = json.loads((folder / FOUND).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{folder / FOUND}: not found; run python -m stages.tokenize first, or dvc repro") from None
 
     @property
     def is_grouped(self) -> bool:

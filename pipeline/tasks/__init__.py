@@ -1,15 +1,16 @@
-"""Kinds of tasks: `tasks.of(row)` is the one place that knows what kind of task a row of data is."""
+"""Kinds of tasks: `tasks.of(row, facts)` is the one place that knows what kind of task a row of data is."""
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Several, Threshold
 from pipeline.tasks.classes import ChoicesTask, ClassesTask, PairsTask
 from pipeline.tasks.completion import CompletionTask
+from pipeline.tasks.facts import Facts
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.several import SeveralTask
 from pipeline.tasks.task import Outcome, Task
 from pipeline.tasks.tenants import TenantsTask
 
-__all__ = ["TASKS", "CompletionTask", "Outcome", "SeveralTask", "Task", "TenantsTask", "kinds", "of"]
+__all__ = ["TASKS", "CompletionTask", "Facts", "Outcome", "SeveralTask", "Task", "TenantsTask", "kinds", "of"]
 
 TASKS: dict[type[Form], type[Task]] = {
     Classes: ClassesTask,
@@ -21,15 +22,22 @@ TASKS: dict[type[Form], type[Task]] = {
 }
 
 
-def of(row: DatasetRow) -> Task:
-    """Return the task of a row: that of its label's form, unless tenants, choices or pairs make more of it."""
+def of(row: DatasetRow, facts: Facts = Facts()) -> Task:  # noqa: B008 it is immutable
+    """Return the task of a row: that of its label's form, unless tenants, choices or pairs make more of it.
+
+    `facts` are what was found in its data; until they are read there are none.
+    """
+    return _kind_of(row)(row, facts)
+
+
+def _kind_of(row: DatasetRow) -> type[Task]:
     if row.tenant is not None:
-        return TenantsTask(row)
+        return TenantsTask
     if row.choices:
-        return ChoicesTask(row)
+        return ChoicesTask
     if row.pairs is not None:
-        return PairsTask(row)
-    return TASKS[type(row.label)](row)
+        return PairsTask
+    return TASKS[type(row.label)]
 
 
 def kinds() -> dict[str, type[Task]]:

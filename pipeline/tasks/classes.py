@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.core.errors import nearest
+from pipeline.core.errors import UserError, nearest
 from pipeline.params.labels import CHOSEN, COMPARED, RARER
 from pipeline.tasks.cells import Cells, plain_text, rounded
+from pipeline.tasks.facts import Facts, missing
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, NumberTask, finite
 from pipeline.tasks.task import Columns, Numbers, Outcome, Task
 
@@ -37,18 +38,33 @@ class ClassesTask(Task):
 
     @property
     def is_turned(self) -> bool:
-        """Whether f1 is about the first of two classes in the row, which then is the second output."""
+        """Whether f1 is about the first of two classes in the row, which then is the second output.
+
+        Raises:
+            UserError: if only the data say which class that is, and they were not read.
+        """
         positive = getattr(self.label, "positive", None)  # which labels of classes have alone
-        return positive is not None and self.label.names[0] == (self.row.found if positive == RARER else positive)
+        if positive is None:
+            return False
+        if positive == RARER:
+            positive = self.facts.positive
+            if positive is None:
+                raise UserError(missing("which class is rarer"))
+        return bool(self.label.names[0] == positive)
 
     def label_of(self, cells: Cells) -> Any:
         return class_of(cells[self.label.column], self.label)
 
+    def facts_of_examples(self, train: pd.DataFrame) -> Facts:
+        """Find the rarer one of two classes."""
+        if getattr(self.label, "positive", None) != RARER:
+            return self.facts
+        first, second = np.bincount(train["label"], minlength=2)
+        rarer = self.label.names[int(first >= second)]
+        return self.facts.model_copy(update={"positive": rarer})
+
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
-        """Bring labels into the order of the outputs; of two classes, train says which one is rarer."""
-        if split == "train" and getattr(self.label, "positive", None) == RARER:
-            first, second = np.bincount(examples["label"], minlength=2)
-            self.row._found = self.label.names[int(first >= second)]
+        """Bring labels into the order of the outputs."""
         return examples.assign(label=1 - examples["label"]) if self.is_turned else examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
@@ -155,7 +171,7 @@ class PairsTask(ClassesTask):
         return self.row.text[0], f"{self.row.text[0]}_pair"
 
     def label_of(self, cells: Cells) -> Any:
-        return NumberTask(self.row).label_of(cells)
+        return NumberTask(self.row, self.facts).label_of(cells)
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
@@ -209,7 +225,10 @@ def some_of(shown: Sequence[str]) -> str:
 
 def whose(metric: str, task: Task) -> str:
     """Return of which class a metric is, as words after it; an empty text if it is of all."""
-    return f" of {(task.names or ClassesTask(task.row).names)[1]}" if metric == "f1" else ""
+    if metric != "f1":
+        return ""
+    names = task.names or ClassesTask(task.row, task.facts).names
+    return f" of {names[1]}"
 
 
 def class_of(value: Any, label: Any) -> int | None:

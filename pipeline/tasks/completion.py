@@ -20,6 +20,7 @@ from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
 from pipeline.tasks.cells import Cells, Record, folded, hash_of, is_missing, plain_text, text_columns, text_in
 from pipeline.tasks.classes import class_of
+from pipeline.tasks.facts import Facts
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
 from pipeline.tasks.task import EXPECTED, Columns, Numbers, Outcome, Task
 
@@ -53,9 +54,9 @@ class CompletionTask(Task):
     judged: ClassVar[tuple[str, ...]] = ("label",)
     baseline: ClassVar[str] = "without the adapter"
 
-    def __init__(self, row: DatasetRow) -> None:
+    def __init__(self, row: DatasetRow, facts: Facts) -> None:
         self.is_conversation = isinstance(row.label, Conversation)
-        super().__init__(row.model_copy(update={"text": (PROMPT,)}) if self.is_conversation else row)
+        super().__init__(row.model_copy(update={"text": (PROMPT,)}) if self.is_conversation else row, facts)
 
     @property
     def reads(self) -> tuple[str, ...]:

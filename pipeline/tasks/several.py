@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class SeveralTask(ClassesTask):
 
         return loss
 
-    def settle(self, validation: Outcome) -> None:
+    def settled(self, validation: Outcome) -> Self:
         """Choose for each label the threshold with the best F1: of several such the one in their middle.
 
         Labels that too few texts have share one, which would else be that of a text or two.
@@ -72,11 +72,11 @@ class SeveralTask(ClassesTask):
             f1 = 2 * hits[labels].sum(axis=0) / (texts[labels].sum() + answers[labels].sum(axis=0)).clip(min=1)
             best = TRIED[f1 == f1.max()]
             found[labels] = best[(len(best) - 1) // 2]
-        self.thresholds = tuple(found.tolist())
+        return self.with_facts(self.facts.model_copy(update={"thresholds": tuple(found.tolist())}))
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        assert self.thresholds is not None, "`settle` was not called"
-        return (shares_of(outcome.outputs) >= self.thresholds).astype(np.int64)
+        assert self.facts.thresholds is not None, "the validation split says from which probability a label applies"
+        return (shares_of(outcome.outputs) >= self.facts.thresholds).astype(np.int64)
 
     def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
         return labels.astype(np.int64)
@@ -110,9 +110,9 @@ class SeveralTask(ClassesTask):
         return {"label": [said(row, names) for row in shares >= thresholds], **by_label(shares, names)}
 
     def says(self) -> str:
-        if self.thresholds is None:
+        if self.facts.thresholds is None:
             return f"which of {len(self.names)} labels apply, {', '.join(self.names)}"
-        each = ", ".join(f"{name} from {at:g}" for name, at in zip(self.names, self.thresholds, strict=True))
+        each = ", ".join(f"{name} from {at:g}" for name, at in zip(self.names, self.facts.thresholds, strict=True))
         return f"which of {len(self.names)} labels apply, by their probabilities: {each}"
 
     def shown(self, labels: Numbers) -> str:

@@ -5,19 +5,17 @@ together. A task is made from a row of data. What an adapter needs to answer wit
 class methods: task.json names the kind.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.params.dataset_row import FOUND, DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import is_template
 from pipeline.tasks.cells import (
     Cells,
@@ -32,6 +30,7 @@ from pipeline.tasks.cells import (
     texts_of,
 )
 from pipeline.tasks.encoding import tokenize
+from pipeline.tasks.facts import Facts
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
     from torch import Tensor
@@ -54,7 +53,7 @@ class Outcome:
 
 
 class Task(ABC):
-    """A kind of task on a row of data."""
+    """A kind of task on a row of data, with the facts that were found in these data."""
 
     kind: str  # the word for it in task.json
     target: str  # type of the column `label` of examples
@@ -65,22 +64,24 @@ class Task(ABC):
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     baseline: ClassVar[str] = "for one answer to all"  # what baselines are, on the last screen
 
-    def __init__(self, row: DatasetRow) -> None:
+    def __init__(self, row: DatasetRow, facts: Facts) -> None:
         self.row = row
+        self.facts = facts
         self.label: Any = row.label  # in the form that chose the kind
-        self.thresholds: Sequence[float] | None = None  # by label, from which it applies, if a text may have several
+
+    def with_facts(self, facts: Facts) -> Self:
+        """Return the task with other facts."""
+        return type(self)(self.row, facts)
 
     # Examples
 
-    def meet(self, train: Iterable[Record]) -> None:
-        """Forget what was found in the data, and find in all rows of train what examples depend on."""
-        self.row._found = None
+    def facts_of_rows(self, train: Iterable[Record]) -> Facts:
+        """Return what is found in all rows of train, on which its examples depend."""
+        return Facts()
 
-    def keep(self, folder: Path, train: Any) -> None:
-        """Write what was found in the data beside the tokens of `train`, so that later stages know it without them."""
-        if self.row._found is not None:
-            text = json.dumps(self.row._found, indent=1, ensure_ascii=False)
-            (folder / FOUND).write_text(f"{text}\n", encoding="utf-8")
+    def facts_of_examples(self, train: pd.DataFrame) -> Facts:
+        """Return the facts of its rows with what is found in the examples of train after the cut."""
+        return self.facts
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -128,7 +129,7 @@ class Task(ABC):
             ValueError: for the first text or label that is neither missing nor allowed, with its line or row.
         """
         left_out, found = Counter[str](missing=0, within_margin=0), list[tuple[Any, ...]]()
-        tenants = {name: number for number, name in enumerate(self.row.found if self.row.tenant else ())}
+        tenants = {name: number for number, name in enumerate(self.facts.tenants)}
         for number, (where, its) in enumerate(rows, before):
             try:
                 cells = self.prepared(its)
@@ -248,9 +249,9 @@ class Task(ABC):
         """Return what a model says of a batch without labels; the same shape behind the first axis for all batches."""
         return model(**batch).logits
 
-    def settle(self, validation: Outcome) -> None:
-        """Choose thresholds on a validation split; where an example has one answer, there are none."""
-        self.thresholds = None
+    def settled(self, validation: Outcome) -> Self:
+        """Return the task with thresholds chosen on a validation split; where an example has one answer, itself."""
+        return self
 
     @abstractmethod
     def predicted(self, outcome: Outcome) -> Numbers:

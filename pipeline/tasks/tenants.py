@@ -8,17 +8,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.core.errors import nearest
+from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number
 from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text
 from pipeline.tasks.classes import ClassesTask
+from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Task
 
@@ -32,29 +32,33 @@ FEW = 10  # rows of a label
 SHOWN = 3  # tenants in a message
 
 
-class Tenant(NamedTuple):
-    """What is known of a tenant."""
-
-    labels: tuple[str, ...] | None  # None for a number
-    train: int  # examples
-
-
 class TenantsTask(Task):
     """A kind of task that each tenant has for itself; only what says so is about all of them."""
 
     beside = (TENANT,)
     names = ()  # each tenant has its own
 
-    def __init__(self, row: DatasetRow) -> None:
-        super().__init__(row)
+    def __init__(self, row: DatasetRow, facts: Facts) -> None:
+        super().__init__(row, facts)
         self.is_number = isinstance(row.label, Number)
         self._kind: type[Task] = NumberTask if self.is_number else ClassesTask
         self.kind, self.target = self._kind.kind, self._kind.target
 
-    @cached_property
+    @property
     def tenants(self) -> Mapping[str, Tenant]:
-        """The tenants by name, in the order of their outputs."""
-        return {name: Tenant(labels and tuple(labels), train) for name, (labels, train) in self.row.found.items()}
+        """The tenants by name, in the order of their outputs.
+
+        Raises:
+            UserError: if the data were not read.
+        """
+        if not self.facts.tenants:
+            raise UserError(missing("who the tenants are"))
+        return self.facts.tenants
+
+    @cached_property
+    def _one(self) -> Task:
+        """The task of a tenant for itself, but for the names of its labels."""
+        return self._kind(self.row, Facts())
 
     @cached_property
     def _names(self) -> list[str]:
@@ -69,8 +73,8 @@ class TenantsTask(Task):
         number, label = (stratum[0], "") if self.is_number else stratum
         return (hash_of(f"{self._names[number]}\n{label}") >> 12) / 2.0**52 if 1 < rows < FEW else 0.5
 
-    def meet(self, train: Iterable[Record]) -> None:
-        """Learn who the tenants are.
+    def facts_of_rows(self, train: Iterable[Record]) -> Facts:
+        """Find who the tenants are.
 
         Raises:
             ValueError: if one has a name that no folder can have, or too few texts or labels.
@@ -89,14 +93,15 @@ class TenantsTask(Task):
             each = ", ".join(f"{name} has {sizes[name]} and {len(found[name])}" for name in few[:SHOWN])
             more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
             raise ValueError(f"a tenant needs {LEAST_TEXTS} texts and {least} different labels; {each}{more}")
-        names = None if self.is_number else self._kind(self.row).names
-        self.row._found = {name: Tenant(in_order(found[name]) if names == () else names, sizes[name]) for name in sizes}
+        tenants = dict[str, Tenant]()
+        for name, size in sizes.items():
+            names = None if self.is_number else self._one.names or in_order(found[name])
+            tenants[name] = Tenant(labels=names, train=size)
+        return Facts(tenants=tenants)
 
-    def keep(self, folder: Path, train: Any) -> None:
-        counts = np.bincount(train[TENANT], minlength=len(self.tenants)).tolist()
-        each = zip(self.tenants.items(), counts, strict=True)
-        self.row._found = {name: its._replace(train=count) for (name, its), count in each}
-        super().keep(folder, train)
+    def facts_of_examples(self, train: pd.DataFrame) -> Facts:
+        """Count the examples of each tenant."""
+        return self.facts.counted(train[TENANT].to_numpy())
 
     def _plain(self, cells: Cells) -> tuple[str, str]:
         return plain_text(cells[str(self.row.tenant)]), plain_text(cells[self.label.column])
@@ -106,7 +111,7 @@ class TenantsTask(Task):
         if tenant not in self.tenants:
             raise ValueError(f"tenant {tenant!r} has no rows in train")
         if self.is_number:
-            return self._kind(self.row).label_of(cells)
+            return self._one.label_of(cells)
         labels, value = self.tenants[tenant].labels or (), cells[self.label.column]
         if label not in labels:
             near = nearest(value, labels)
@@ -158,7 +163,7 @@ class TenantsTask(Task):
         return loss
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        return self._kind(self.row).predicted(outcome)
+        return self._one.predicted(outcome)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         each = np.array([task.losses(its) for _, task, _, its in self._apart(outcome)])
@@ -204,10 +209,17 @@ class TenantsTask(Task):
         parts = np.split(order, np.flatnonzero(np.diff(outcome.groups[order])) + 1)
         for rows in parts:
             number = int(outcome.groups[rows[0]])
-            task, its = self._kind(self.row), self.tenants[name := self._names[number]]
-            if its.labels is not None:
-                task.label = task.label.model_copy(update={"names": its.labels})
-            yield name, task, rows, Outcome(outcome.outputs[rows][:, : self.widths[number]], outcome.labels[rows])
+            name = self._names[number]
+            outputs = outcome.outputs[rows][:, : self.widths[number]]
+            yield name, self._of_tenant(name), rows, Outcome(outputs, outcome.labels[rows])
+
+    def _of_tenant(self, name: str) -> Task:
+        """Return the task of a tenant for itself."""
+        labels = self.tenants[name].labels
+        if labels is None:
+            return self._one
+        label = self.row.label.model_copy(update={"names": labels})
+        return self._kind(self.row.model_copy(update={"label": label}), Facts())
 
     printed = ClassesTask.printed  # of one tenant; of a number, its kind prints
 

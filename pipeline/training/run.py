@@ -37,7 +37,7 @@ from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, FullParams, TrainView
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
-from pipeline.tasks import CompletionTask, Outcome
+from pipeline.tasks import CompletionTask, Outcome, Task
 from pipeline.tasks.classes import ClassesTask
 from pipeline.training import checkpoints, processes
 
@@ -112,16 +112,16 @@ def check_class_weights(view: TrainView) -> None:
         raise UserError(f"{PARAMS}: train.class_weights: {needed}")
 
 
-def weigh_classes(view: TrainView, model: PreTrainedModel, train: Dataset) -> None:
+def weigh_classes(view: TrainView, task: Task, model: PreTrainedModel, train: Dataset) -> None:
     """Have a base model compute its loss with the weights of classes that a view chooses, by their rows of train."""
     check_class_weights(view)
-    task = tasks.of(view.dataset)
     if view.train.class_weights == "balanced" and isinstance(task, ClassesTask):
         base_models.use_loss(model, task, task.balanced(np.array(train["label"][:])))
 
 
 def trainer_of(
     view: TrainView,
+    task: Task,
     model: PeftModel,
     splits: Mapping[str, Dataset],
     collate: DataCollatorWithPadding,
@@ -133,13 +133,12 @@ def trainer_of(
 
     `folder` is for checkpoints; `changes` override fields of its TrainingArguments.
     """
-    task, chosen = tasks.of(view.dataset), training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
+    chosen = training_arguments(view, task, steps_an_epoch(view, splits["train"]), folder)
 
     def scores(prediction: EvalPrediction) -> dict[str, float]:
         validation, outputs = splits["validation"], torch.from_numpy(np.asarray(prediction.predictions))
         outcome = Outcome(outputs, np.asarray(prediction.label_ids), tokens.groups_of(validation))
-        task.settle(outcome)
-        found = task.scores(outcome)
+        found = task.settled(outcome).scores(outcome)
         if isinstance(task, CompletionTask) and task.row.select:
             prompts, size = task.prompts(tokenizer_of(model, view.base_model)), chosen.per_device_eval_batch_size
             found |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
@@ -178,13 +177,13 @@ def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 
 
-def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
+def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder: Path) -> TrainingArguments:
     """Translate our train section into the Trainer's arguments."""
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
         per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
-        per_device_eval_batch_size=(4 if tasks.of(view.dataset).head() else 1) * view.train.batch_size,
+        per_device_eval_batch_size=(4 if task.head() else 1) * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",

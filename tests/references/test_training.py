@@ -86,7 +86,9 @@ def go(world, monkeypatch):
         monkeypatch.setattr(
             training,
             "trainer_of",
-            lambda view, model, splits, collate, *others: real(view, model, splits, recording(collate), *others),
+            lambda view, task, model, splits, collate, *others: real(
+                view, task, model, splits, recording(collate), *others
+            ),
         )
         run(TRAIN)
         return folder, batches

@@ -5,7 +5,7 @@ from contextlib import chdir
 import pytest
 import torch
 
-from pipeline import evaluation, params, tasks
+from pipeline import evaluation, params
 from pipeline.core import artifacts
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, planning
@@ -41,7 +41,7 @@ def base_model(view):
 
 
 def base_of(view):
-    model = base_models.load_base_model(view.base_model, view.dataset)
+    model = base_models.load_base_model(view.base_model, tokens.load_task(view.dataset))
     tokenizer_of(model, view.base_model)
     return model
 
@@ -52,7 +52,7 @@ def trained(view, *, trainable=False):
 
 def outcome(view, split):
     """The task of a view, and what its trained adapter answers to a split beside what is right."""
-    task, rows = tasks.of(view.dataset), tokens.load_tokens(split)
+    task, rows = tokens.load_task(view.dataset), tokens.load_tokens(split)
     model = trained(view)
     collate = task.collator(tokenizer_of(model, view.base_model))
     return task, evaluation.outcome(evaluation.outputs(task, model, rows, collate, 16), rows)

@@ -7,7 +7,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline import params
-from pipeline import tasks as kinds
 from pipeline.core import artifacts
 from pipeline.data import datasets, sources, tokens
 from pipeline.tasks import encoding
@@ -53,7 +52,7 @@ def test_f1_in_a_row_of_ones_own_is_that_of_the_class_which_train_has_less_of(he
     assert "| f1 of negative |" in artifacts.CARD.read_text()
     fill("train", [("the cat", 1), ("the dog", 0)])
     run(TOKENIZE)
-    assert kinds.of(params.load(params.TrainView).dataset).names == ("negative", "positive")
+    assert tokens.load_task(params.load(params.TrainView).dataset).names == ("negative", "positive")
 
 
 def test_tokens_are_those_of_the_tokenizer_and_the_report_counts_them_and_what_is_left_out(here):

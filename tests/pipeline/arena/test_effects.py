@@ -25,11 +25,11 @@ def measured(monkeypatch):
     """What is measured of a training run, with the weights that it ends with; not what its key says."""
     weights = []
 
-    def sizes_of(model, training):
+    def sizes_of(model, task, training):
         weights.append(
             hashlib.sha256(save({name: w.contiguous() for name, w in model.state_dict().items()})).hexdigest()
         )
-        return usual(model, training)
+        return usual(model, task, training)
 
     usual = measuring.sizes_of
     with monkeypatch.context() as patch:

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import tasks
 from pipeline.arena import preset, task_tokens
 from pipeline.arena.compete import check
 from pipeline.arena.features import Pooled
 from pipeline.arena.measure import measure
 from pipeline.compare import examples
+from pipeline.tasks.facts import Tenant
 from tests import kit, workspace, writers
 from tests.kit import refused, write
 from tests.pipeline.arena import small
@@ -54,7 +54,7 @@ def test_each_tenant_has_as_many_rows_and_its_own_name_beside_the_labels(tenants
     splits = task_tokens.splits(chosen)
     counts = {split: np.bincount(rows["tenant"][:]).tolist() for split, rows in splits.items()}
     assert counts == {"train": [20, 18], "validation": [6, 6], "test": [9, 6]}
-    assert chosen.view.dataset.found["bolt"] == [["cat", "dog", "owl"], 18]
+    assert task_tokens.task_of(chosen).tenants["bolt"] == Tenant(labels=("cat", "dog", "owl"), train=18)
     task_tokens.write_labels(chosen, tmp_path / "few.csv")
     assert pd.read_csv(tmp_path / "few.csv")["tenant"].value_counts().to_dict() == {"acme": 9, "bolt": 6}
 
@@ -66,7 +66,7 @@ def test_a_cached_row_of_ones_own_knows_its_rarer_class(arena):
     small.use(tasks={"shops": {}}, methods=METHODS)
     for chosen in (training("head", "shops"), training("head", "shops")):
         task_tokens.splits(chosen)
-        assert tasks.of(chosen.view.dataset).names == ("b", "a")
+        assert task_tokens.task_of(chosen).names == ("b", "a")
 
 
 def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from pipeline import tasks
 from pipeline.data import base_models
 from pipeline.methods import planning
 from pipeline.methods.batches import tokenizer_of
@@ -45,11 +46,11 @@ def row(head=("classifier",), **source):
 )
 def test_a_package_that_is_not_what_the_row_pins_is_refused(package, source, words):
     changed = package.model_copy(update={"source": package.source.model_copy(update=source)})
-    refused(base_models.load_base_model, changed, PAIRS, says=words)
+    refused(base_models.load_base_model, changed, tasks.of(PAIRS), says=words)
 
 
 def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
-    model, row = base_models.load_base_model(package, PAIRS), package.model_copy(update={"head": ("score",)})
+    model, row = base_models.load_base_model(package, tasks.of(PAIRS)), package.model_copy(update={"head": ("score",)})
     refused(planning.head_of, row, model, says="head: the model has no module score; it has roberta, classifier")
 
 
@@ -61,7 +62,7 @@ def test_the_code_that_a_model_brings_is_not_run(call, tmp_path, monkeypatch):
     (tmp_path / "own/code_of_own.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     mapping = dict.fromkeys(("AutoConfig", "AutoModelForSequenceClassification"), "code_of_own.Own")
     edit(tmp_path / "own/config.json", model_type="own", auto_map=mapping)
-    assert refused(call, row(path="own"), PAIRS, says="own: ").startswith("pipeline/models.yaml: ")
+    assert refused(call, row(path="own"), tasks.of(PAIRS), says="own: ").startswith("pipeline/models.yaml: ")
     assert not (tmp_path / "ran").exists()
 
 
@@ -93,7 +94,7 @@ POSITIONS = {"gpt2", "opt", "deberta-v2", "mpnet"}  # that have learned 64 of th
 
 @pytest.mark.parametrize("kind", sorted({*POSITIONS, "llama"}))
 def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_takes(kind, named, monkeypatch):
-    model = base_models.load_base_model(named(kind), PAIRS).eval()
+    model = base_models.load_base_model(named(kind), tasks.of(PAIRS)).eval()
 
     def check(length):
         base_models.check_positions(model, length)
@@ -113,7 +114,7 @@ def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_tak
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
     row = named(kind)
-    model = base_models.load_base_model(row, PAIRS)
+    model = base_models.load_base_model(row, tasks.of(PAIRS))
     tokenizer = tokenizer_of(model, row)
     assert tokenizer.pad_token == ("<pad>" if kind in architectures.PADS else architectures.END)
     found = model.eval()(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
@@ -126,12 +127,12 @@ def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named
 @pytest.mark.parametrize("kind", USUAL)
 def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, named):
     row = named(kind)
-    model = base_models.load_base_model(row, PAIRS)
+    model = base_models.load_base_model(row, tasks.of(PAIRS))
     assert (list(planning.targets_of(row, model)), planning.head_of(row, model)) == USUAL[kind]
 
 
 def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
-    model = base_models.load_base_model(named("mpnet"), PAIRS)
+    model = base_models.load_base_model(named("mpnet"), tasks.of(PAIRS))
     line = refused(planning.targets_of, named("mpnet"), model)
     assert line.startswith("params.yaml: model: ")
     assert "of the architecture mpnet are usually adapted; name them by target_modules of a row" in line

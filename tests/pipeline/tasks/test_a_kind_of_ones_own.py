@@ -13,7 +13,7 @@ from pipeline import params, score
 from pipeline.arena import task_tokens
 from pipeline.arena.measure import measure
 from pipeline.core import artifacts
-from pipeline.data import base_models
+from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.__main__ import main as predict
@@ -60,7 +60,7 @@ def test_the_stages_score_it_by_its_metric_and_its_loss():
 
 def test_a_copy_of_the_model_computes_the_loss_by_its_own_weights():
     view = params.load(params.TrainView)
-    model = base_models.load_base_model(view.base_model, view.dataset)
+    model = base_models.load_base_model(view.base_model, tokens.load_task(view.dataset))
     copied = copy.deepcopy(model)
     for parameter in copied.classifier.parameters():
         parameter.data.zero_()

@@ -267,7 +267,7 @@ def test_a_batch_says_what_each_prompt_gives_alone_and_the_loss_is_that_of_its_t
     plain = AutoModelForCausalLM.from_pretrained("writer").eval()
     tokenizer = writers.tokenizer()
     view = params.load(params.TrainView)
-    task, split = completion.CompletionTask(view.dataset), tokens.load_tokens("test")
+    task, split = tokens.load_task(view.dataset), tokens.load_tokens("test")
     rows = list(zip(split["input_ids"], split["label"], strict=True))
     asked = [ids[: labels.count(-100)] for ids, labels in rows]
     texts = evaluation.write(plain, task.prompts(tokenizer), asked, 9, 6)

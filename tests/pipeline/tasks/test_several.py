@@ -19,7 +19,7 @@ from pipeline.methods import adapter_task
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.__main__ import main as predict
 from pipeline.summary import main as summary
-from pipeline.tasks import Outcome, SeveralTask
+from pipeline.tasks import Facts, Outcome, SeveralTask
 from tests import kit, workspace
 from tests.kit import refused, said, table
 from tests.pipeline.arena import small
@@ -110,15 +110,15 @@ def test_lists_are_split_and_read_as_texts_are():
 
 
 def test_a_threshold_is_the_one_with_the_best_f1_and_rare_labels_share_one():
-    task = SeveralTask(DatasetRow.model_validate(ROW))
+    task = SeveralTask(DatasetRow.model_validate(ROW), Facts())
     shares = torch.tensor([[0.105, 0.905, 0.505], [0.305, 0.805, 0.505], [0.205, 0.705, 0.505], [0.405, 0.605, 0.505]])
     labels = np.array([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
     outcome = Outcome(shares.repeat(5, 1).logit(), np.tile(labels, (5, 1)))
-    task.settle(outcome)
-    assert task.thresholds == (0.25, 0.75, 0.5)  # in the middle of those with the best F1; without a text of all
+    task = task.settled(outcome)
+    assert task.facts.thresholds == (0.25, 0.75, 0.5)  # in the middle of those with the best F1; without a text of all
     assert task.scores(outcome) == {"micro_f1": 2 * 4 / (4 + 4 + 4), "macro_f1": pytest.approx(2 / 3)}
-    task.settle(Outcome(shares.logit(), labels))
-    assert len(set(task.thresholds)) == 1
+    few = task.settled(Outcome(shares.logit(), labels))
+    assert len(set(few.facts.thresholds)) == 1
 
 
 def test_mistakes_are_one_line(tmp_path):

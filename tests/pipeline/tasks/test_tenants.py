@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from pipeline import tasks
 from pipeline.data import datasets
-from pipeline.tasks import Outcome, scores, tenants
+from pipeline.tasks import Facts, Outcome, scores
+from pipeline.tasks.facts import Tenant
 from tests.kit import refused, write
 from tests.pipeline.data.rows import frames, row_of
 
@@ -41,7 +42,7 @@ def load(*words, **settings):
     """The task of a row and its splits as tables."""
     its = row(*words, **settings)
     loaded = datasets.load(its, "mine")
-    return tasks.of(its), frames(loaded), loaded
+    return loaded.task, frames(loaded), loaded
 
 
 def test_each_tenant_has_the_labels_and_exact_shares_of_its_own_rows():
@@ -125,9 +126,8 @@ def test_what_goes_with_no_tenants_is_refused(more, says):
 @pytest.fixture
 def task():
     """A task of tenants with three and two labels, and a third as many rows of the first."""
-    its = row(BOTH)
-    its._found = {"a": tenants.Tenant(("x", "y", "z"), 10), "b": tenants.Tenant(("u", "v"), 30)}
-    return tasks.of(its)
+    known = {"a": Tenant(labels=("x", "y", "z"), train=10), "b": Tenant(labels=("u", "v"), train=30)}
+    return tasks.of(row(BOTH), Facts(tenants=known))
 
 
 def test_the_loss_over_all_rows_is_the_mean_of_the_means_of_tenants(task):
@@ -165,11 +165,11 @@ def many(count, texts, right, classes=2, metrics=("accuracy",)):
     """A task of so many tenants, and an outcome that is right where it is said to be, (tenants, texts)."""
     names = tuple("xyz"[:classes])
     its = row(BOTH, metrics=list(metrics))
-    its._found = {f"t{number:05}": tenants.Tenant(names, 10) for number in range(count)}
+    known = {f"t{number:05}": Tenant(labels=names, train=10) for number in range(count)}
     labels = np.random.default_rng(0).integers(classes, size=(count, texts))
     answers = np.where(right, labels, (labels + 1) % classes).ravel()
     outputs = torch.from_numpy(np.eye(classes)[answers])
-    return tasks.of(its), Outcome(outputs, labels.ravel(), np.repeat(np.arange(count), texts))
+    return tasks.of(its, Facts(tenants=known)), Outcome(outputs, labels.ravel(), np.repeat(np.arange(count), texts))
 
 
 def test_tenants_that_agree_by_chance_do_not_make_their_mean_certain():

@@ -1,0 +1,55 @@
+"""What is found in the data of a task, and not said by its row.
+
+The stage tokenize finds it and writes it beside the tokens, once; later stages read it, once, and pass it on.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pipeline.core import artifacts
+from pipeline.params.sources import Row
+
+FILE = "facts.json"  # beside the tokens; there is none where nothing was found
+
+
+class Tenant(Row):
+    """What is known of a tenant."""
+
+    labels: tuple[str, ...] | None  # None for a number
+    train: int  # examples
+
+
+class Facts(Row):
+    """The facts that a task depends on."""
+
+    positive: str | None = None  # the class of f1: the rarer one of two
+    tenants: Mapping[str, Tenant] = {}
+    thresholds: tuple[float, ...] | None = None  # by label, from which it applies; the stage train chooses them
+
+    def counted(self, tenants: Sequence[int]) -> Self:
+        """Return them with the number of examples of each tenant, of which `tenants` has that of each example."""
+        counts = np.bincount(tenants, minlength=len(self.tenants)).tolist()
+        known = {}
+        for (name, tenant), count in zip(self.tenants.items(), counts, strict=True):
+            known[name] = tenant.model_copy(update={"train": count})
+        return self.model_copy(update={"tenants": known})
+
+    def write(self, folder: Path) -> None:
+        """Write them beside the tokens, if there are some."""
+        if self != Facts():
+            text = self.model_dump_json(indent=1, exclude_defaults=True)
+            (folder / FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Facts:
+    """Return the facts that were written beside tokens; none if there is no file, as where nothing was found."""
+    path = folder / FILE
+    return Facts.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else Facts()
+
+
+def missing(what: str) -> str:
+    """Return the reason for which a task lacks a fact."""
+    return f"{artifacts.TOKENS / FILE}: not found, which says {what}; run dvc repro"
