@@ -18,7 +18,8 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.model import LsrModel
-from lsr.tuner.start import parameter_groups, start_from_examples
+from lsr.tuner.rates import parameter_groups
+from lsr.tuner.start import start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.export import export_lora, export_merged, from_lora

@@ -15,7 +15,7 @@ from transformers import set_seed
 from lsr.algebra.spectrum import Matrix, energy_between
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.layer import LsrLinear
-from lsr.tuner.start import groups_of
+from lsr.tuner.lookup import groups_of
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
@@ -29,18 +29,25 @@ COLUMNS = ("layer", "layers", "rank", "captured", "energy")
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
-def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> Iterator[Row]:
-    """Initialize LSR by what was read; yield a row of the report for each layer, or kind whose layers share frames."""
-    section, groups = cast("params.LsrParams", plan.section), groups_of(model, "default")
+def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> list[Row]:
+    """Initialize LSR by what was read; return a row of the report for each layer, or kind whose layers share frames."""
+    section = cast("params.LsrParams", plan.section)
+    groups = groups_of(model, "default")
     captured = INITIALIZATIONS[section.scheme].reads if read else "weight"
+    rows: list[Row] = []
     console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     with console.progress("factorize-init", len(groups), "starts") as advance:
-        for name in adapters.start(model, plan, read):
+
+        def report(name: str) -> None:
+            layers = groups[name]
             # A weight is not finite, unless the initialization has rejected it.
             with as_user_error(ValueError, before=f"{of}: {name}: "):
-                energy = captured_energy(groups[name], read)
-            yield name, len(groups[name]), groups[name][0].adapter("default").form.rank, captured, energy
+                energy = captured_energy(layers, read)
+            rows.append((name, len(layers), layers[0].adapter("default").form.rank, captured, energy))
             advance(1)
+
+        adapters.start(model, plan, read, report)
+    return rows
 
 
 def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> float:
@@ -77,7 +84,7 @@ def main(view: params.FactorizeInitView) -> None:
         read = statistics.read(base, plan, view, task, partial(tokens.load_tokens, "train"), track)
         model = adapters.add_adapter(base, plan, read)
         if isinstance(section, params.LsrParams):
-            rows = list(started(model, plan, read, view.model))
+            rows = started(model, plan, read, view.model)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)

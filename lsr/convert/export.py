@@ -19,8 +19,8 @@ from lsr.loading.updates import LORA, LSR, Frames
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files
 from lsr.tuner.layer import LsrLinear
+from lsr.tuner.lookup import config_of, injected_in, layers_of
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.start import layers_of
 
 TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -100,7 +100,7 @@ def export_merged(
     check_output(folder, (), replace=force)
     lost = _lost_by_merging(layers_of(model, adapter_name), adapter_name, dtype)
     _check(lost, dtype, force)
-    config = cast("LsrConfig", model.peft_config[adapter_name])
+    config = config_of(model, adapter_name)
     task = None if config.folder is None else read_task(config.folder)
     names = (task or {}).get("labels")
     if names is not None:
@@ -127,8 +127,9 @@ def export_merged(
 
 
 def _of_model(model: PeftModel, adapter_name: str) -> Contents:
-    layers, base = layers_of(model, adapter_name), model.get_base_model()
-    config = cast("LsrConfig", model.peft_config[adapter_name])
+    layers = layers_of(model, adapter_name)
+    base = model.get_base_model()
+    config = config_of(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     files = Files(config.folder or Path("the model"), config.to_dict(), state)
     contents = read_contents(files, with_biases=True)
@@ -137,7 +138,7 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
         contents,
         base={**contents.base, "auto_mapping": own},
         modules=[name.removeprefix(PREFIX) for name, _ in model.named_modules()],
-        model_labels=config.labels,
+        model_labels=injected_in(model)[adapter_name].labels,
         is_transposed=any(layer.is_transposed for layer in layers.values()),
     )
 

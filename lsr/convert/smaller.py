@@ -22,7 +22,7 @@ from lsr.loading.updates import LSR, Frames, Update, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import adapter_folder, read_files
 from lsr.tuner.mistakes import InputError, explained
-from lsr.tuner.targets import Kind, kind_of
+from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
 ALPHA = LsrConfig.alpha  # the usual one

@@ -22,11 +22,13 @@ from lsr.algebra.rounding import pack, unpack
 from lsr.loading.contents import Contents
 from lsr.loading.updates import LORA, LSR, Update
 from lsr.tuner.card import Card
-from lsr.tuner.config import LsrConfig, Resolved
+from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS
+from lsr.tuner.forms import form_of
+from lsr.tuner.injected import Resolved
 from lsr.tuner.mistakes import InputError, explained, first_line
 from lsr.tuner.options import exactly
-from lsr.tuner.targets import form_of, kind_of
+from lsr.tuner.sharing import kind_of
 
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from copy import deepcopy
 from math import isfinite, sqrt
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -16,9 +15,10 @@ from lsr.algebra.spectrum import check_rank
 from lsr.tuner.adapter import stored_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of
+from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.options import override
-from lsr.tuner.targets import Kind, check_room, form_in_file, kind_of
+from lsr.tuner.sharing import Kind, kind_of
 
 LSR, LORA = "LSR", "LORA"  # PEFT's names of the methods
 CORE = "core"
@@ -119,8 +119,7 @@ def check_config(files: Files) -> LsrConfig:
     """
     path = files.folder / CONFIG
     with explained(path, ValueError, TypeError, KeyError, AttributeError):
-        config = cast("LsrConfig", LsrConfig.from_peft_type(**deepcopy(files.fields)))
-    config.folder = files.folder
+        config = LsrConfig.read(files.fields, files.folder)
     states = factors_by_layer(files.tensors)
     if not states:
         raise InputError(f"{weights_of(files.folder)}: holds no LSR factors")

@@ -47,6 +47,16 @@ class LsrAdapter(nn.Module):
         if self.has_core:
             self.core = nn.Parameter(zeros([form.rank] * (2 if config.core == "full" else 1)))
 
+    @property
+    def is_meta(self) -> bool:
+        """Whether it holds no values, because they are about to be loaded."""
+        return next(self.parameters()).is_meta
+
+    def set_factors(self, values: Sequence[Tensor]) -> None:  # those of A, then those of B
+        """Copy values into the factors."""
+        for name, value in zip(self.form.factor_shapes, values, strict=True):
+            getattr(self, name).data.copy_(value)
+
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return the matrices A (r, in_features) and B (out_features, r), without padding."""
         factors = [getattr(self.owner or self, name) for name in self.form.factor_shapes]

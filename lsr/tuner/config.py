@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field, replace
+from copy import deepcopy
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from peft import PeftConfig, PeftType
 from lsr.algebra.separable import Form
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.card import Card
+from lsr.tuner.injected import Injected, Resolved
 from lsr.tuner.options import (
     CORED,
     PATTERNS,
@@ -25,52 +27,8 @@ from lsr.tuner.options import (
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
 
 
-@dataclass(frozen=True)
-class LayerShapes:
-    """The widths of a layer and their Kronecker factors."""
-
-    out_features: int
-    in_features: int
-    out_shape: tuple[int, ...]
-    in_shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """The most common shapes of layers, and the exceptions by name: a saved adapter keeps them however widths split."""
-
-    usual: LayerShapes
-    others: dict[str, LayerShapes] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, forms: Mapping[str, Form]) -> "Resolved":
-        """Build it from the forms by layer."""
-        shapes = {
-            name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
-            for name, form in forms.items()
-        }
-        usual = Counter(shapes.values()).most_common(1)[0][0]
-        return cls(usual, {name: its for name, its in shapes.items() if its != usual})
-
-    def layer(self, name: str) -> LayerShapes:
-        """Return the shapes of a layer."""
-        return self.others.get(name, self.usual)
-
-
 def _as_tuple(sizes: Any) -> tuple[Any, ...]:
     return tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
-
-
-def _resolved(fields: Any) -> Resolved:  # as JSON has it
-    try:
-        return Resolved(_shapes(fields["usual"]), {name: _shapes(its) for name, its in fields["others"].items()})
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
-
-
-def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
-    out_shape, in_shape = (tuple(int(size) for size in fields[side]) for side in ("out_shape", "in_shape"))
-    return LayerShapes(int(fields["out_features"]), int(fields["in_features"]), out_shape, in_shape)
 
 
 def _option(default: Any, said: str) -> Any:
@@ -167,15 +125,12 @@ class LsrConfig(PeftConfig):
             self.separation_rank = usual_terms(self.rank_shape)
         self.rank_pattern = {name: _as_tuple(shape) for name, shape in self.rank_pattern.items()}
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
-            self.resolved = _resolved(self.resolved)
+            self.resolved = Resolved.from_fields(self.resolved)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self.folder: Path | None = None  # where it was read from, if it was
-        # Of its last injection, for PEFT writes an adapter's files and card through this object.
-        self.made: dict[str, Any] = {}  # what the file says in place of these fields
-        self.labels: tuple[str, ...] | None = None  # of the base model's head
-        self.awaits_examples = False  # whether it is to be initialized from examples, and is not yet
+        self.injected: Injected | None = None  # what the model knows of the last adapter that was made from it
         check_options(self)
 
     @property
@@ -194,6 +149,13 @@ class LsrConfig(PeftConfig):
         return INITIALIZATIONS[self.start].reads in READERS
 
     @classmethod
+    def read(cls, fields: Mapping[str, Any], folder: Path) -> "LsrConfig":
+        """Return the configuration whose fields have been read from a folder, and remember the folder."""
+        config = cast("LsrConfig", cls.from_peft_type(**deepcopy(dict(fields))))
+        config.folder = folder
+        return config
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
         """Return the configuration in a folder or hub repository, as PEFT does, and remember the folder."""
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
@@ -205,7 +167,8 @@ class LsrConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the configuration as PEFT does, and replace the empty model card that PEFT has just written."""
         super().save_pretrained(save_directory, **kwargs)
-        Card(self.base_model_name_or_path, self.revision, self.task_type, self.labels).write(Path(save_directory))
+        labels = None if self.injected is None else self.injected.labels
+        Card(self.base_model_name_or_path, self.revision, self.task_type, labels).write(Path(save_directory))
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""
@@ -247,4 +210,7 @@ class LsrConfig(PeftConfig):
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
         if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
-        return fields | self.made
+        if self.injected is not None:
+            fields["resolved"] = asdict(self.injected.resolved)
+            fields["init_weights"] = self.injected.init_weights
+        return fields

@@ -1,9 +1,7 @@
-"""An adapted linear layer: its adapters by name, their initialization, what they add to the output, and merging."""
+"""An adapted linear layer: its adapters by name, what they add to the output, and merging."""
 
-import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,14 +11,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.separable import Form
-from lsr.algebra.spectrum import Matrix
-from lsr.init import INITIALIZATIONS
-from lsr.init.initialization import Source
 from lsr.init.passes import widths
 from lsr.tuner.adapter import LsrAdapter, adapted_linear, add_low_rank
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.mistakes import explained
-from lsr.tuner.targets import ADAPTABLE, check_adaptable, form_of, is_quantized
+from lsr.tuner.targets import ADAPTABLE, check_adaptable, is_quantized
 
 
 class LsrLinear(nn.Module, BaseTunerLayer):
@@ -50,67 +44,12 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         """Return an adapter by name."""
         return cast("LsrAdapter", self.lsr_adapters[name])
 
-    def update_layer(self, adapter_name: str, config: LsrConfig, owner: LsrAdapter | None = None) -> None:
-        """Add an adapter with random factors, or those of an owner; `initialize` applies other initializations."""
-        form = form_of(config, self.layer_name, self.in_features, self.out_features)
+    def update_layer(self, adapter_name: str, config: LsrConfig, form: Form, owner: LsrAdapter | None = None) -> None:
+        """Add an adapter of zeros, with factors of its own or those of an owner; `lsr.tuner.start` sets its values."""
         scaling = config.scaling(self.layer_name, form)
         self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.weight, owner)
-        self.initialize(adapter_name, config, "random")
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def initialize(
-        self,
-        adapter_name: str,
-        config: LsrConfig,
-        word: str,
-        statistics: Mapping[str, Matrix] | None = None,
-        sharing: Sequence["LsrLinear"] = (),
-    ) -> None:
-        """Set the factors, unless they are those of another layer, and the cores, by the initialization of a name.
-
-        `statistics` holds what is read of examples in place of weights, (m, n) by layer name; `sharing` the other
-        layers that share the factors.
-
-        Raises:
-            ValueError: if a base weight or gradient is not suitable; names the layer.
-        """
-        adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[word]
-        layers = (self, *sharing)
-        sources = [layer._source(config, adapter.form, statistics) for layer in layers]
-        if adapter.owner is None:
-            with explained(f"layer {self.layer_name!r}", ValueError):
-                start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
-            for name, value in zip(adapter.form.factor_shapes, (*start.a, *start.b), strict=True):
-                getattr(adapter, name).data.copy_(value)
-        for layer, source in zip(layers, sources, strict=True) if adapter.has_core else ():
-            core = layer.adapter(adapter_name).core
-            if initialization.core is not None:
-                a, b = (side.detach().to("cpu", torch.float64) for side in adapter.matrices())
-                core.data.copy_(initialization.core(source, b, a))
-            elif source.zero:
-                core.data.zero_()
-            else:
-                draws = torch.randn(core.shape, generator=layer._generator(config, "core"), device="cpu")
-                core.data.copy_(draws / adapter.form.rank**0.5)
-
-    def _source(self, config: LsrConfig, form: Form, statistics: Mapping[str, Matrix] | None) -> Source:
-        return Source(
-            form,
-            partial(statistics.__getitem__, self.layer_name) if statistics else self.base_matrix,
-            scaling=config.scaling(self.layer_name, form),
-            seed=config.seed or 0,
-            generator=self._generator(config),
-            zero=config.init_weights is not False,
-            paired=config.core == "diagonal",
-        )
-
-    def _generator(self, config: LsrConfig, part: str = "") -> torch.Generator | None:
-        """Mix the seed with the layer's name: initial values do not depend on which other layers are adapted."""
-        if config.seed is None:
-            return None
-        digest = hashlib.sha256(f"{config.seed}:{self.layer_name}{part}".encode()).digest()
-        return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
 
     def forward(  # (..., in_features) -> (..., out_features)
         self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
@@ -128,7 +67,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
         is_dropping = self.training and any(isinstance(adapter.dropout, nn.Dropout) for adapter in active)
         if len(active) == 1 and not (args or kwargs or is_dropping) and _is_plain(self.base_layer):
-            weight, bias = self.in_layout(self.weight), cast("Tensor | None", self.base_layer.bias)
+            weight = self.in_layout(self.weight)
+            bias = cast("Tensor | None", self.base_layer.bias)
             return adapted_linear(x, weight, bias, *active[0].collapse(), active[0].scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         for adapter in active:
@@ -174,7 +114,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move the adapter, but keep its dtype: rounding the factors would change the initialization."""
         target = device if device is not None else self.weight.device
-        is_loaded = adapter_name in self.lsr_adapters and not next(self.adapter(adapter_name).parameters()).is_meta
+        is_loaded = adapter_name in self.lsr_adapters and not self.adapter(adapter_name).is_meta
         if is_loaded and target.type != "meta":
             self.lsr_adapters[adapter_name].to(target)
 
@@ -194,7 +134,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         """Restore the pretrained base weight, whatever the state of the adapters."""
         if self._pretrained_weight is not None:
             (weight,) = self._lent
-            weight.data, self._pretrained_weight = self._pretrained_weight, None
+            weight.data = self._pretrained_weight
+            self._pretrained_weight = None
             self.get_base_layer()._parameters["weight"] = weight
             self._lent = ()
 
@@ -228,11 +169,13 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.extend(names)
         # Always from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules that share W
         # with the base layer, such as embeddings with a tied head, keep W.
-        weight, total = cast("nn.Parameter", self.weight), self._weight_with(self.merged_adapters)
+        weight = cast("nn.Parameter", self.weight)
+        total = self._weight_with(self.merged_adapters)
         if self._lent:
             weight.data = total
         else:
-            self._lent, self._pretrained_weight = (weight,), self.pretrained_weight()
+            self._pretrained_weight = self.pretrained_weight()
+            self._lent = (weight,)
             # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
             self.get_base_layer()._parameters["weight"] = nn.Parameter(total, requires_grad=weight.requires_grad)
 

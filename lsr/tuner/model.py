@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -14,13 +14,26 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from lsr.algebra.separable import Form
 from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.config import LsrConfig, Resolved
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.forms import check_forms
+from lsr.tuner.injected import Injected, Resolved
 from lsr.tuner.layer import LsrLinear, adapted_layers
-from lsr.tuner.start import config_of, initialize_factors, layers_of
-from lsr.tuner.targets import DEFAULTS, Kind, adapted_names, check_forms, check_names, form_of, is_quantized, kind_of
+from lsr.tuner.lookup import config_of, groups_of, injected_in, layers_of
+from lsr.tuner.sharing import Kind, kind_of
+from lsr.tuner.start import initialize_group
+from lsr.tuner.targets import DEFAULTS, adapted_names, check_names, is_quantized
 
 BASE = "__base__"  # PEFT's name for a row without an adapter
+
+
+@dataclass
+class Injection:
+    """What an injection in progress passes to `_create_and_replace`, whose arguments are PEFT's."""
+
+    forms: dict[str, Form]  # by layer
+    owners: dict[Kind, LsrAdapter] = field(default_factory=dict)  # of the factors of each kind of layers
 
 
 class WholeHeads(BaseTuner):
@@ -52,31 +65,46 @@ class LsrModel(WholeHeads):
         # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
         adapted = adapted_names(model, config, names)
+        state = kwargs.get("state_dict")
+        if state is not None:  # PEFT then adapts its layers, whatever the configuration names
+            held = {key.rsplit(f".{self.prefix}", 1)[0] for key in state}
+            adapted = [name for name in names if name in held]
         if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
         forms = check_forms(model, adapted, config)
-        self._owners: dict[Kind, LsrAdapter] = {}  # of the factors of each kind of layers
+        self._injection = Injection(forms)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
-            del self._owners  # otherwise they would outlive their adapter here
-        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-        config.labels = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
-        resolved = config.resolved or Resolved.of(forms)
-        config.made = {"resolved": asdict(resolved), "init_weights": config.init_weights}
-        config.awaits_examples = config.resolved is None and config.needs_examples
-        if config.resolved is None and not config.awaits_examples:  # otherwise the factors are loaded, or read later
-            for _ in initialize_factors(self, adapter_name):
-                pass
+            del self._injection  # otherwise the factors would outlive their adapter here
+        is_saved = config.resolved is not None
+        injected = Injected(
+            resolved=config.resolved or Resolved.of(forms),
+            init_weights=config.init_weights,
+            labels=_labels_of(model),
+            awaits_examples=config.needs_examples and not is_saved,
+        )
+        # Those of a file are about to be loaded, and examples are read later.
+        word = "random" if is_saved or injected.awaits_examples else config.start
+        for layers in groups_of(self, adapter_name).values():
+            initialize_group(layers, adapter_name, config, word)
+        config.injected = injected
+        base = cast("Any", model)
+        base.lsr_injected = injected_in(model) | {adapter_name: injected}
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, as PEFT does, and the record of it."""
+        super().delete_adapter(adapter_name)
+        del injected_in(self)[adapter_name]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
-        for config in cast("dict[str, LsrConfig]", self.peft_config).values() if self.training else ():
-            if config.awaits_examples:
-                config.awaits_examples = False
+        for injected in injected_in(self).values() if self.training else ():
+            if injected.awaits_examples:
+                injected.awaits_examples = False
                 warnings.warn(
-                    f"LSR: init_weights={config.start!r} reads examples, and has been given none: training begins from "
-                    "random factors; call lsr.start_from_examples(model, batches) first",
+                    f"LSR: init_weights={injected.init_weights!r} reads examples, and has been given none: training "
+                    "begins from random factors; call lsr.start_from_examples(model, batches) first",
                     stacklevel=2,
                 )
         names = cast("list[str] | None", kwargs.get("adapter_names"))
@@ -113,10 +141,10 @@ class LsrModel(WholeHeads):
     ) -> None:
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
         config = cast("LsrConfig", peft_config)
-        form = form_of(config, layer.layer_name, layer.in_features, layer.out_features)
+        form = self._injection.forms[layer.layer_name]
         kind = kind_of(layer.layer_name, form, config.share)
-        layer.update_layer(adapter_name, config, self._owners.get(kind))
-        self._owners.setdefault(kind, layer.adapter(adapter_name))
+        layer.update_layer(adapter_name, config, form, self._injection.owners.get(kind))
+        self._injection.owners.setdefault(kind, layer.adapter(adapter_name))
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet
@@ -147,7 +175,7 @@ class LsrModel(WholeHeads):
         for key in sorted(expected ^ {key for key in remapped if ".lsr_adapters." in key}):
             problem = "is missing" if key in expected else "is no part of this adapter on this base model"
             raise ValueError(f"the adapter's file: {key.replace(f'.{adapter_name}.', '.')} {problem}")
-        cast("LsrConfig", config).awaits_examples = False
+        injected_in(model)[adapter_name].awaits_examples = False
         return remapped
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
@@ -177,16 +205,26 @@ class LsrModel(WholeHeads):
         else:
             for layer in adapted_layers(self).values():
                 layer.restore_base_weight()
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        plain = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        vars(plain).pop("lsr_injected", None)  # as PEFT does with its configurations
+        return plain
 
     @classmethod
     def _get_learnable_bias_state_dict(
         cls, model: nn.Module, state_dict: dict[str, torch.Tensor], config: PeftConfig
     ) -> dict[str, torch.Tensor]:
         # With bias="all" PEFT would also write the biases of the replaced head, and those of the new head twice.
-        wrapped = tuple(f"{name}." for name, its in model.named_modules() if isinstance(its, AuxiliaryTrainingWrapper))
+        wrapped = tuple(
+            f"{name}." for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
+        )
         biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
         return {name: value for name, value in biases.items() if not name.startswith(wrapped)}
+
+
+def _labels_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the labels of a model's head, in order; none if it predicts a number."""
+    labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
 
 
 def _choose(

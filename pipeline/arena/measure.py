@@ -212,8 +212,7 @@ def started(training: Training, train: Dataset) -> PeftModel:
     base = base_models.load_base_model(view.base_model, task)
     read = statistics.read(base, plan, view, task, lambda: train)
     model = adapters.add_adapter(base, plan, read)
-    for _ in adapters.start(model, plan, read):
-        pass
+    adapters.start(model, plan, read)
     return model
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,8 @@ from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX
 from lsr.tuner.options import usual_terms
-from lsr.tuner.start import initialize_factors, rate_factor
+from lsr.tuner.rates import rate_factor
+from lsr.tuner.start import initialize_factors
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import public_name
 from pipeline.methods import planning
@@ -37,7 +38,7 @@ def add_adapter(
     plan: Plan,
     statistics: Mapping[str, Matrix] | None = None,  # gradients or updates by layer: a budget is allocated by them
 ) -> PeftModel:
-    """Return the base model with a fresh adapter; LSR factors are random until `start` is exhausted.
+    """Return the base model with a fresh adapter; LSR factors are random until `start` is called.
 
     Raises:
         UserError: if the plan does not fit the model, or has a rate of parameters that the method does not have.
@@ -58,8 +59,13 @@ def add_adapter(
     return model
 
 
-def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None = None) -> Iterator[str]:
-    """Initialize LSR by what was read; yield the name of each layer, or kind that shares factors, when it is done.
+def start(
+    model: PeftModel,
+    plan: Plan,
+    statistics: Mapping[str, Matrix] | None = None,
+    done: Callable[[str], object] = lambda name: None,
+) -> None:
+    """Initialize LSR by what was read; call `done` with the name of each layer, or kind that shares factors.
 
     Raises:
         UserError: if the initialization fails on a weight or a gradient.
@@ -68,7 +74,7 @@ def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None 
     if not isinstance(section, LsrParams):
         return  # PEFT has initialized it
     with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: "):
-        yield from initialize_factors(model, init_weights=section.scheme, statistics=statistics)
+        initialize_factors(model, init_weights=section.scheme, statistics=statistics, done=done)
 
 
 def rate_of(section: MethodParams, parameter: str) -> float | None:

@@ -17,8 +17,9 @@ from transformers.pytorch_utils import Conv1D
 from lsr import LsrConfig, LsrModel
 from lsr.loading.fields import START
 from lsr.tuner.files import PREFIX
+from lsr.tuner.forms import check_forms
 from lsr.tuner.options import check_patterns
-from lsr.tuner.targets import adapted_names, check_forms, check_indices, check_names, heads_of, linear_layers
+from lsr.tuner.targets import adapted_names, check_indices, check_names, heads_of, linear_layers
 from pipeline import tasks
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import public_name

@@ -6,7 +6,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig
+from lsr.tuner.forms import form_of
 from lsr.tuner.layer import LsrLinear, adapted_layers
+from lsr.tuner.start import initialize_group
 
 SEEDS = st.integers(0, 999)
 
@@ -41,8 +43,15 @@ def config(**fields):
 def adapt(layer, name="layer", **fields):
     """An LsrLinear with one adapter, both sides random unless said otherwise, in evaluation mode."""
     adapted = LsrLinear(layer, "default", name)
-    adapted.update_layer("default", config(**fields))
+    add(adapted, "default", config(**fields))
     return adapted.eval()
+
+
+def add(layer, adapter_name, config, word="random"):
+    """Add an adapter of a configuration to an LsrLinear, initialized by the initialization of a name."""
+    form = form_of(config, layer.layer_name, layer.in_features, layer.out_features)
+    layer.update_layer(adapter_name, config, form)
+    initialize_group([layer], adapter_name, config, word)
 
 
 def adapters(model, name="default"):

@@ -20,7 +20,8 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.examples import examples_gradients
 from lsr.init.initialization import Source, allocate, directed_start, random_start
 from lsr.tuner.layer import adapted_layers
-from lsr.tuner.start import groups_of, initialize_factors
+from lsr.tuner.lookup import groups_of
+from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.capabilities.subjects import Subject
 from tests.kit import refused
@@ -193,8 +194,9 @@ def assert_same(one, two, folder):
 def test_factors_that_are_initialized_later_are_those_of_the_usual_ways(name, init, tmp_path):
     later, usual = made(name, True), made(name, init)
     gradients = collected(later, BATCHES) if init == "gradient" else None
-    started = list(initialize_factors(later, init_weights=init, statistics=gradients))
-    assert len(started) == len(adapted_layers(later))
+    started = []
+    initialize_factors(later, init_weights=init, statistics=gradients, done=started.append)
+    assert started == list(adapted_layers(later))
     if gradients is not None:
         start_from_examples(usual, BATCHES)
     assert_same(later, usual, tmp_path)
@@ -208,7 +210,9 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
     one = collected(model, BATCHES)
     pairs = {name: (gradient, torch.eye(24, dtype=torch.float64)) for name, gradient in one.items()}
     groups = groups_of(model, "default")
-    assert list(initialize_factors(model, statistics=pairs)) == list(groups)
+    done = []
+    initialize_factors(model, statistics=pairs, done=done.append)
+    assert done == list(groups)
     assert len(groups) == (2 if share == "layers" else 4)
     for layers in groups.values():
         names = [layer.layer_name for layer in layers]

@@ -13,9 +13,9 @@ from lsr import LsrConfig
 from lsr.algebra.separable import Form
 from lsr.init import INITIALIZATIONS
 from lsr.loading.contents import read_contents
-from lsr.tuner.config import Resolved
+from lsr.tuner.forms import check_room
+from lsr.tuner.injected import Resolved
 from lsr.tuner.layer import LsrLinear, adapted_layers
-from lsr.tuner.targets import check_room
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import CASES
 from tests.kit import edit, refused

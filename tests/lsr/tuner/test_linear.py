@@ -17,7 +17,7 @@ from tests.capabilities.checks import train, trainable
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import Subject
 from tests.kit import refused
-from tests.lsr.layers import adapt, base, config, normal
+from tests.lsr.layers import adapt, add, base, config, normal
 
 WIDTHS = st.integers(1, 9)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
@@ -77,7 +77,7 @@ def test_unmerging_restores_every_bit_and_the_layout(dtype, transposed):
 
 def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
     layer = adapt(base(6, 4, dtype=torch.bfloat16))
-    layer.update_layer("other", config(alpha=5, seed=1))
+    add(layer, "other", config(alpha=5, seed=1))
     exact = layer.weight.float()
     for name in ("default", "other"):
         a, b = (side.float() for side in layer.adapter(name).collapse())

@@ -10,16 +10,16 @@ from collections import OrderedDict
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from lsr import LsrConfig, parameter_groups
+from lsr import LsrConfig, parameter_groups, start_from_examples
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import is_factor, train, trainable
-from tests.capabilities.models import logits, tiny, tokens
+from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.capabilities.subjects import CASES, DENSE, SHARED, Subject
 from tests.kit import edit, refused
 from tests.lsr.layers import adapters
@@ -121,6 +121,52 @@ def test_training_without_the_examples_that_a_start_needs_is_warned_of_once():
     assert len([one for one in found if "has been given none" in str(one.message)]) == 1
 
 
+AWAITING = {"rank_shape": (2,), "init_weights": "gradient", "target_modules": ["query"], "seed": 0}
+
+
+def test_what_one_model_has_read_is_not_taken_for_read_by_another_with_the_same_configuration():
+    config = LsrConfig(**AWAITING, task_type="SEQ_CLS")
+    first, second = (get_peft_model(tiny("bert"), config).train() for _ in range(2))
+    batch = {**tokens(), "labels": torch.arange(4) % LABELS}
+    start_from_examples(first, [batch], head_steps=1)
+    with warnings.catch_warnings(action="error"):
+        first(**batch)
+    with pytest.warns(UserWarning, match="has been given none"):
+        second(**batch)
+
+
+def test_a_deleted_adapter_awaits_no_examples():
+    model = get_peft_model(tiny("bert"), LsrConfig(rank_shape=(2,), target_modules=["query"], seed=0)).train()
+    model.add_adapter("other", LsrConfig(**AWAITING))
+    model.delete_adapter("other")
+    with warnings.catch_warnings(action="error"):
+        model(**tokens())
+
+
+def test_without_a_seed_factors_are_the_next_draws_of_torchs_generator():
+    fields = {"rank_shape": (2,), "target_modules": ["query", "value"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = get_peft_model(tiny("bert"), LsrConfig(**fields))
+        after = torch.randn(1)
+        torch.manual_seed(5)
+        for adapter in adapters(model).values():
+            assert_close(adapter.factor_A1.detach(), torch.randn(1, 2, 24) / (3 * 24) ** 0.5)
+            assert not adapter.factor_B1.any()
+            torch.randn(1, 24, 2)  # of B, times zero
+        assert torch.randn(1).equal(after)
+
+
+@pytest.mark.parametrize("share", ["none", "layers"])
+def test_layers_that_a_state_dict_names_are_adapted_whatever_the_configuration_names(share):
+    fields = {**DENSE, "train": "core", "share": share, "seed": 0}
+    every = get_peft_model(tiny("bert"), LsrConfig(**fields, target_modules=["query", "value"]))
+    state = {name.removeprefix("base_model.model."): value for name, value in get_peft_model_state_dict(every).items()}
+    with pytest.warns(RuntimeWarning, match="inconsistency"):
+        model = inject_adapter_in_model(LsrConfig(**fields, target_modules=["query"]), tiny("bert"), state_dict=state)
+    assert adapted_layers(model).keys() == adapted_layers(every).keys()
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"separation_rank": 2}, {**DENSE, "train": "core"}, {**DENSE, "train": "all", "share": "layers"}],
@@ -212,7 +258,9 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     found = adapters(model)
     owners = {name: next(key for key, one in found.items() if one is (a.owner or a)) for name, a in found.items()}
     assert owners == {"0.fc": "0.fc", "1.fc": "0.fc", "2.fc": "2.fc", "3.fc": "3.fc", "4.fc": "3.fc", "5.fc": "3.fc"}
-    assert list(initialize_factors(model)) == ["*.fc (12 x 12)", "*.fc (20 x 12)", "*.fc (20 x 20)"]
+    done = []
+    initialize_factors(model, done=done.append)
+    assert done == ["*.fc (12 x 12)", "*.fc (20 x 12)", "*.fc (20 x 20)"]
 
 
 def test_an_injection_that_fails_holds_no_factors_afterwards(monkeypatch):
@@ -220,10 +268,11 @@ def test_an_injection_that_fails_holds_no_factors_afterwards(monkeypatch):
         raise MemoryError
 
     model = Subject("bert", SHARED).fresh()
+    before = vars(model.base_model).copy()
     monkeypatch.setattr(LsrLinear, "update_layer", fail)
     with pytest.raises(MemoryError):
         model.add_adapter("second", Subject("bert", SHARED).config())
-    assert not hasattr(model.base_model, "_owners")
+    assert vars(model.base_model) == before
 
 
 @pytest.mark.parametrize("is_more", [False, True])

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig
 from lsr.tuner.layer import adapted_layers
+from lsr.tuner.start import initialize_group
 from tests.capabilities.checks import loss, trainable
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.layers import adapt, base, normal
@@ -71,7 +72,7 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
     """W + c U_r S_r R V_r^T (Bałazy et al. 2024, arXiv 2405.17604): here S_r is in the core."""
     layer = adapt(base(9, 12, transposed=transposed), rank_shape=(3,), separation_rank=None, alpha=6, train="core")
     fields = {"rank_shape": (3,), "separation_rank": None, "train": "core", "init_weights": "principal"}
-    layer.initialize("default", LsrConfig(**fields, alpha=6), "principal")
+    initialize_group([layer], "default", LsrConfig(**fields, alpha=6), "principal")
     adapter = layer.adapter("default")
     weight = layer.base_matrix().numpy()
     u, values, vt = np.linalg.svd(weight, full_matrices=False)

@@ -1,0 +1,102 @@
+"""The shapes of adapters: of each layer that a configuration adapts, and of a saved adapter, checked before use."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from lsr.algebra.separable import Form, split_width
+from lsr.algebra.spectrum import check_rank
+from lsr.init.passes import widths
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.mistakes import explained
+from lsr.tuner.targets import check_adaptable
+
+MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
+MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
+SMALL = 64  # a rank that sums may have on a layer that is narrower
+
+
+def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:
+    """Return the shapes of an adapter of a layer: those of its file, or the smallest ones.
+
+    Raises:
+        ValueError: if they do not fit the layer; names the layer and what would fit.
+    """
+    ranks = config.ranks(layer_name)
+    terms = config.terms(layer_name)
+    with explained(f"layer {layer_name!r}", ValueError):
+        if config.resolved is None:
+            in_shape = split_width(in_features, ranks)
+            out_shape = split_width(out_features, ranks)
+        else:
+            saved = config.resolved.layer(layer_name)
+            if (saved.out_features, saved.in_features) != (out_features, in_features):
+                saved_for = f"{saved.out_features} x {saved.in_features}"
+                raise ValueError(
+                    f"the adapter is for a layer of {saved_for}, and this one is {out_features} x {in_features}"
+                )
+            in_shape = saved.in_shape
+            out_shape = saved.out_shape
+            _check_split("in_shape", in_shape, in_features, len(ranks))
+            _check_split("out_shape", out_shape, out_features, len(ranks))
+        if len(ranks) == 1:
+            check_rank(*ranks, out_features, in_features)
+        form = Form(ranks, in_shape, out_shape, terms, in_features, out_features)
+        if terms > form.max_separation_rank:
+            raise ValueError(
+                f"separation_rank must be in [1, {form.max_separation_rank}] for {out_features} x {in_features} as "
+                f"{list(out_shape)} x {list(in_shape)} and rank_shape {list(ranks)}, got {terms}"
+            )
+    return form
+
+
+def _check_split(field: str, shape: tuple[int, ...], width: int, count: int) -> None:
+    most = width if count == 1 else MOST_PADDED * width
+    if len(shape) != count or not width <= prod(shape) <= most:
+        needed = f"as many sizes as rank_shape, with a product from {width} to {most}"
+        raise ValueError(f"{field} must hold {needed}, got {list(shape)}")
+
+
+def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> dict[str, Form]:
+    """Check that all layers can be adapted, before the model is changed, and return the shapes of their adapters.
+
+    Raises:
+        ValueError: if the shapes do not fit a layer; TypeError if its class cannot be adapted. Names the layer.
+    """
+    forms = {}
+    for name in names:
+        module = model.get_submodule(name)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        check_adaptable(base, name)
+        forms[name] = form_of(config, name, *widths(base))
+    return forms
+
+
+def form_in_file(config: LsrConfig, layer_name: str) -> Form:
+    """Return the form of a layer of a saved adapter, as its file says."""
+    assert config.resolved is not None
+    shapes = config.resolved.layer(layer_name)
+    return form_of(config, layer_name, shapes.in_features, shapes.out_features)
+
+
+def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
+
+    `tensors` holds the tensors of each layer.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    held = sum(tensor.numel() for factors in tensors.values() for tensor in factors.values())
+    for name in tensors:
+        form = form_in_file(config, name)
+        used = form.rank * (form.in_width + form.out_width)
+        with explained(f"layer {name!r}", ValueError):
+            if form.parameters > held:
+                raise ValueError(f"its configuration says {form.parameters:,} entries, but the file holds {held:,}")
+            if form.rank > SMALL:
+                check_rank(form.rank, form.out_features, form.in_features)
+            if used > MOST_ENTRIES:
+                raise ValueError(f"its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")

@@ -1,0 +1,71 @@
+"""What becomes known of an adapter when it is put into a model: shapes of layers, initialization and labels."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lsr.algebra.separable import Form
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """The widths of a layer and their Kronecker factors."""
+
+    out_features: int
+    in_features: int
+    out_shape: tuple[int, ...]
+    in_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The most common shapes of layers, and the exceptions by name: a saved adapter keeps them however widths split."""
+
+    usual: LayerShapes
+    others: dict[str, LayerShapes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, forms: Mapping[str, Form]) -> "Resolved":
+        """Build it from the forms by layer."""
+        shapes = {
+            name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
+            for name, form in forms.items()
+        }
+        usual = Counter(shapes.values()).most_common(1)[0][0]
+        return cls(usual, {name: shape for name, shape in shapes.items() if shape != usual})
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> "Resolved":
+        """Build it from what a file of JSON holds.
+
+        Raises:
+            ValueError: if that is something else.
+        """
+        try:
+            return cls(_shapes(fields["usual"]), {name: _shapes(shapes) for name, shapes in fields["others"].items()})
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
+
+    def layer(self, name: str) -> LayerShapes:
+        """Return the shapes of a layer."""
+        return self.others.get(name, self.usual)
+
+
+def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
+    out_shape, in_shape = (tuple(int(size) for size in fields[side]) for side in ("out_shape", "in_shape"))
+    return LayerShapes(int(fields["out_features"]), int(fields["in_features"]), out_shape, in_shape)
+
+
+@dataclass
+class Injected:
+    """The record of an adapter in a model, which keeps it by the adapter's name.
+
+    PEFT writes the files of an adapter through its configuration alone, which therefore refers to the record of its
+    last injection.
+    """
+
+    resolved: Resolved
+    init_weights: bool | str  # what the factors were initialized by
+    labels: tuple[str, ...]  # of the base model's head
+    awaits_examples: bool  # whether it is to be initialized from examples, and is not yet
