@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from lsr.algebra.rounding import dtype_name
 from lsr.convert.smaller import Errors, errors_of, relative
 from lsr.convert.writing import check_output, write, write_task, writing
 from lsr.loading.base_models import is_classifier
@@ -21,6 +20,7 @@ from lsr.tuner.files import PREFIX, TASK, Files
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, injected_in, layers_of
 from lsr.tuner.mistakes import InputError
+from lsr.tuner.packing import dtype_name
 
 TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -80,7 +80,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     """Write an adapter of any method in a precision: float32, bfloat16, 8bit, 4bit, 3bit or 2bit.
 
     In float32 the folder is one for PEFT. In the others, the tensors are in a file of their own, laid out as
-    `lsr.algebra.rounding` says, which all functions and commands of this package take in place of PEFT's.
+    `lsr.tuner.packing` says, which all functions and commands of this package take in place of PEFT's.
 
     Raises:
         InputError: if the folder is no adapter, there is no such precision, or `output` exists and `force` is false.

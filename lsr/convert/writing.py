@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.algebra.rounding import pack, unpack
 from lsr.loading.contents import Contents
 from lsr.loading.updates import LORA, LSR, Update
 from lsr.tuner.card import Card
@@ -28,6 +27,7 @@ from lsr.tuner.forms import form_of
 from lsr.tuner.injected import Resolved
 from lsr.tuner.mistakes import InputError, explained, first_line
 from lsr.tuner.options import exactly
+from lsr.tuner.packing import pack, unpack
 from lsr.tuner.sharing import kind_of
 
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
@@ -42,7 +42,7 @@ MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is i
 def write(contents: Contents, folder: Path, method: str = LSR, precision: str | None = None) -> None:
     """Write an adapter's folder, as LSR or LORA: its two files, its card and the note about its task.
 
-    Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.algebra.rounding`). A folder that is there is
+    Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.tuner.packing`). A folder that is there is
     replaced: `check_output` says whether it may be.
 
     Raises:

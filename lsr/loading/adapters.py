@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lsr.algebra.rounding import dtype_name
 from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.fields import START, config_of
 from lsr.loading.updates import LSR, check_config
 from lsr.tuner.files import CONFIG, PREFIX, WRAPPED, Files, read_files
 from lsr.tuner.mistakes import explained
+from lsr.tuner.packing import dtype_name
 
 ROWS, LENGTH, SEED = 8, 16, 0  # of the token ids that models are asked for
 RESERVED = 2  # positions that RoBERTa's embeddings keep for padding

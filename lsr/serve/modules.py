@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from lsr.algebra.rounding import BITS, GROUP, WHOLE, RowCodes
+from lsr.algebra.rounding import BITS, GROUP, WHOLE
 from lsr.init.passes import widths
 from lsr.loading.contents import by_label
 from lsr.loading.updates import Frames, Update
+from lsr.serve.row_codes import RowCodes
 
 DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks of a layer
 NOBODY = 0  # the place for rows of a batch without an adapter

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lsr.algebra.rounding import dtype_name, unpack
 from lsr.tuner.mistakes import HALVES, LONGEST_LINE, InputError, escaped, explained
 from lsr.tuner.options import check_patterns
+from lsr.tuner.packing import dtype_name, unpack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train

@@ -13,10 +13,11 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
 from transformers import TrainerCallback, TrainerState, set_seed
 
-from lsr.algebra.rounding import PRECISIONS, pack, unpack
+from lsr.algebra.rounding import PRECISIONS
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
+from lsr.tuner.packing import pack, unpack
 from pipeline import evaluation, tasks
 from pipeline.arena import features, record, task_tokens
 from pipeline.arena.plan import Training

@@ -28,7 +28,7 @@ ENDING = ".jsonl"
 
 
 class Rounded(Row):
-    """A trained adapter and its head as stored in a lower precision, see `lsr.algebra.rounding`."""
+    """A trained adapter and its head as stored in a lower precision, see `lsr.tuner.packing`."""
 
     bytes: int  # of the file, including the head
     validation: float

@@ -12,10 +12,11 @@ from torch.testing import assert_close
 
 from lsr import export_lora, round_adapter, squeeze_adapter
 from lsr.__main__ import main
-from lsr.algebra.rounding import PRECISIONS, pack, unpack
+from lsr.algebra.rounding import PRECISIONS
 from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_files
+from lsr.tuner.packing import pack, unpack
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import FRAMES
 from tests.kit import edit, refused, said, write

@@ -1,0 +1,170 @@
+"""An adapter's tensors quantized to a precision, in a few one-dimensional tensors of a safetensors file.
+
+    values        float32, bfloat16, or codes of 8, 4, 3 or 2 bits in uint8
+    scales        bfloat16, one per group of codes
+    small         bfloat16: tensors of fewer than 64 entries, beside codes; cores and biases lose more than they cost
+    int64         what is not floating-point and stays as it is: counters of modules saved whole
+    index         uint8, deflated JSON: the precision, and in a tree of names where each tensor is, and its shape
+
+Tensors follow one another in the order of their names, each with its longest axis last. That axis is cut evenly into
+groups of about 64, so that a group lies in a row of A or a column of B; a tensor without an axis of 64 is cut as a
+whole. Codes and scales are those of `lsr.algebra.rounding`.
+"""
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.rounding import (
+    BITS,
+    GROUP,
+    PRECISIONS,
+    WHOLE,
+    from_bytes,
+    from_codes,
+    group_lengths,
+    to_bytes,
+    to_codes,
+)
+
+PARTS = ("values", "small", "int64")  # with the entries of tensors
+LARGEST = 2.0**127  # from here on a rounded value may overflow
+MOST_BYTES = 8_000_000  # of the index: enough for 100,000 tensors
+MOST_AXES = 8
+
+Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and the tensor's shape
+
+
+def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
+    """Return the tensors of a file that holds an adapter's tensors, rounded to one of PRECISIONS.
+
+    Packing what `unpack` returns, in the same precision, gives the same bytes again.
+
+    Raises:
+        ValueError: if there is no such precision, a value is not finite, or a tensor is of a dtype that no adapter has.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    rooms: dict[str, Room] = {}
+    pieces: dict[str, list[Tensor]] = {}
+    for name, tensor in sorted(tensors.items()):
+        floating = "small" if precision in BITS and tensor.numel() < GROUP else "values"
+        part = floating if tensor.is_floating_point() else dtype_name(tensor.dtype)
+        if part not in PARTS:
+            raise ValueError(f"{name} holds values of {part}; needed: a floating-point dtype or int64")
+        if not (tensor.abs() < LARGEST).all():
+            raise ValueError(f"{name} holds values that are not finite, or of 2^127 and more")
+        rooms[name] = part, tensor.shape
+        pieces.setdefault(part, []).append(tensor.detach().cpu().movedim(_longest(tensor.shape), -1).flatten())
+    stored = {part: torch.cat(entries) for part, entries in pieces.items()}
+    if "values" in stored and precision in WHOLE:
+        stored["values"] = stored["values"].to(WHOLE[precision])
+    elif "values" in stored:
+        codes, stored["scales"] = to_codes(stored["values"].float(), _groups(rooms), BITS[precision])
+        stored["values"] = to_bytes(codes, BITS[precision])
+    if "small" in stored:
+        stored["small"] = stored["small"].bfloat16()
+    return stored | {"index": _index(precision, rooms)}
+
+
+def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that `pack` stored, by name; floating-point ones in float32.
+
+    Raises:
+        ValueError: if the index is broken, or the other tensors are not what it says.
+    """
+    precision, rooms = _read_index(stored)
+    sizes = Counter[str]()
+    for part, shape in rooms.values():
+        sizes[part] += prod(shape)
+    left = {"int64": _part(stored, "int64", sizes["int64"], torch.int64)}
+    left["small"] = _part(stored, "small", sizes["small"], torch.bfloat16).float()
+    if precision in WHOLE:
+        left["values"] = _part(stored, "values", sizes["values"], WHOLE[precision]).float()
+    else:
+        bits = BITS[precision]
+        packed = _part(stored, "values", ceil(sizes["values"] * bits / 8), torch.uint8)
+        groups = _groups(rooms)  # there are no more than codes, whose number has been checked
+        scales = _part(stored, "scales", len(groups), torch.bfloat16).repeat_interleave(groups)
+        left["values"] = from_codes(from_bytes(packed, bits, sizes["values"]), scales, bits)
+    tensors = {}
+    for name, (part, shape) in rooms.items():
+        entries, left[part] = left[part].tensor_split([prod(shape)])
+        axis = _longest(shape)
+        moved = *shape[:axis], *shape[axis + 1 :], *shape[axis : axis + 1]
+        tensors[name] = entries.reshape(moved).movedim(-1, axis).clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its module, for example bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _longest(shape: Sequence[int]) -> int:
+    return shape.index(max(shape)) if shape else 0
+
+
+def _groups(rooms: Mapping[str, Room]) -> Tensor:
+    """Return the number of entries in each group of codes."""
+    lengths: list[int] = []
+    for part, shape in rooms.values():
+        if part == "values":
+            longest = max(shape, default=1)
+            size = prod(shape)
+            width = longest if longest >= GROUP else size
+            lengths += size // width * group_lengths(width)
+    return torch.tensor(lengths, dtype=torch.int64)
+
+
+def _index(precision: str, rooms: Mapping[str, Room]) -> Tensor:
+    tree: dict[str, Any] = {}
+    for name, (part, shape) in rooms.items():
+        *path, last = name.split(".")  # equal layers are equal branches, which deflate well
+        reduce(lambda node, key: node.setdefault(key, {}), path, tree)[last] = [part, *shape]
+    text = json.dumps([precision, tree], separators=(",", ":"))
+    return torch.frombuffer(bytearray(zlib.compress(text.encode(), level=9)), dtype=torch.uint8)
+
+
+def _read_index(stored: Mapping[str, Tensor]) -> tuple[str, dict[str, Room]]:
+    if "index" not in stored or stored["index"].dtype is not torch.uint8:
+        raise ValueError("no rounded adapter: it has no index of uint8")
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(stored["index"].numpy().tobytes(), MOST_BYTES)
+        if not inflate.eof:
+            raise ValueError(f"cut off, or over {MOST_BYTES:,} bytes")
+        precision, tree = json.loads(text)
+        if precision not in PRECISIONS:
+            raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        return precision, dict(sorted(_leaves(tree, "")))
+    except (zlib.error, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its index is broken: {error}") from None
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Room]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, list):
+            part, *shape = value
+            if part not in PARTS or len(shape) > MOST_AXES or not all(type(n) is int and n > 0 for n in shape):
+                raise ValueError(f"{name}: {value} is not one of {', '.join(PARTS)} and a shape")
+            yield name, (part, tuple(shape))
+        else:
+            yield from _leaves(value, f"{name}.")
+
+
+def _part(stored: Mapping[str, Tensor], name: str, size: int, dtype: torch.dtype) -> Tensor:  # (size,)
+    # Checked before any memory of its size is taken.
+    part = stored.get(name, torch.empty(0, dtype=dtype))
+    if part.shape != (size,) or part.dtype is not dtype:
+        held = f"{tuple(part.shape)} of {dtype_name(part.dtype)}"
+        raise ValueError(f"{name} is {held}, but the index says ({size},) of {dtype_name(dtype)}")
+    return part
