@@ -77,9 +77,7 @@ class Contents:
                 raise ValueError(f"{key} of a head is {by(self.heads[key].shape)}, needed: {by(shape)}")
         if count > MOST_LABELS:
             raise ValueError(f"its head has {count:,} outputs; at most {MOST_LABELS:,} are allowed")
-        names = (self.task or {}).get("labels")
-        if names is not None and not len(names) == len(set(names)) == count:
-            raise ValueError(f"its task names {len(set(names))} different labels, but its head has {count} outputs")
+        check_labels((self.task or {}).get("labels"), count)
         return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in like.items()}
 
 
@@ -90,13 +88,32 @@ def check_layers(shapes: Mapping[str, Sequence[int]], modules: Mapping[str, nn.M
         ValueError: names a layer that is missing or has other widths; TypeError if it is no linear one.
     """
     for name, shape in shapes.items():
-        if name not in modules:
-            raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
-        check_adaptable(modules[name], name)
+        check_layer(name, modules)
         n, m = widths(modules[name])
         if tuple(shape) != (m, n):
             its = f"{by(shape)}, this one is {m} x {n}"
             raise ValueError(f"layer {name!r}: the adapter is for a layer of {its}")
+
+
+def check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
+    """Check that a base model has a layer of this name that can be adapted.
+
+    Raises:
+        ValueError: if there is no such layer; TypeError if it is no linear one.
+    """
+    if name not in modules:
+        raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
+    check_adaptable(modules[name], name)
+
+
+def check_labels(names: Sequence[str] | None, outputs: int) -> None:
+    """Check that a head has an output for each of the labels that a task names; None if it names none.
+
+    Raises:
+        ValueError: if not, or if two labels have the same name.
+    """
+    if names is not None and not len(names) == len(set(names)) == outputs:
+        raise ValueError(f"its task names {len(set(names))} different labels, but its head has {outputs} outputs")
 
 
 def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:

@@ -44,6 +44,11 @@ class Frames(nn.Module):
         self.register_buffer("a", a)
         self.register_buffer("b", b)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the weight that they are around: m and n, its outputs and inputs."""
+        return len(self.b), self.a.shape[1]
+
     def equals(self, other: "Frames") -> bool:
         """Return whether these are the same frames, entry by entry."""
         return self is other or (self.a.equal(other.a.to(self.a)) and self.b.equal(other.b.to(self.b)))

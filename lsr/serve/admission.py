@@ -3,16 +3,17 @@
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.loading.adapters import outputs
-from lsr.loading.contents import TENANTS, Contents, check_layers
+from lsr.loading.contents import TENANTS, Contents, check_layer, check_layers
 from lsr.loading.updates import Update
 from lsr.tuner.mistakes import CONTROL, InputError, explained
 from lsr.tuner.model import BASE
@@ -60,38 +61,101 @@ def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
             raise ValueError(f"trains {name!r} in full; {taken}; {there_are}")
 
 
-def admit(bank: Any, adapters: Mapping[str, Contents], *, replace: bool) -> dict[str, Heads]:
-    """Return the heads of each adapter, of an AdapterBank that is not changed.
+@dataclass(frozen=True)
+class BaseModel:
+    """The base model of a bank, and what it was before the bank wrapped some of its modules."""
+
+    model: Any
+    modules: Mapping[str, nn.Module]  # by name
+    heads: Sequence[str]  # the modules that adapters may train in full
+    labels: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Return a model that no bank has wrapped."""
+        labels = int(getattr(getattr(model, "config", None), "num_labels", 0))
+        return cls(model, dict(model.named_modules()), heads_in(model), labels)
+
+
+def admit(
+    base: BaseModel,
+    adapters: Mapping[str, Contents],
+    *,
+    taken: Container[str],
+    fields: Mapping[str, Any],
+    adapted: Iterable[str],
+    whole: Iterable[str],
+) -> dict[str, Heads]:
+    """Return the heads of adapters that may be added to a bank, by name, of each module that an adapter trains in full.
+
+    The bank has a base model that its adapters describe by `fields`, some modules of it are adapted, and some are
+    trained as a whole. Names that are taken are refused.
 
     Raises:
         InputError: as `AdapterBank.add`.
     """
-    heads, fields = dict[str, Heads](), dict(bank.base_fields)
-    adapted, whole = {*bank.layers}, {*bank.heads}
+    known = dict(fields)
+    all_adapted = {*adapted}
+    all_whole = {*whole}
+    heads = dict[str, Heads]()
     for name, contents in adapters.items():
         with explained(contents.source, TypeError, ValueError):
-            check_name(name, () if replace else bank.places)
+            check_name(name, taken)
             if TENANTS in (contents.task or {}):
                 raise InputError("its head is that of many tenants; AdapterBank.of_tenants adds each of them")
-            for field, value in contents.base.items():
-                if value is not None and value != fields.setdefault(field, value):
-                    raise InputError(f"{field} is {value!r}, but {fields[field]!r} for the adapters in the bank")
-            check_layers(contents.shapes, bank.of_base)
-            check_heads(bank.may_train, own := contents.whole(bank.of_base))
-            adapted, whole = adapted | contents.updates.keys(), {*whole, *own}
-            _check_apart(adapted, whole)
-            heads[name] = contents.heads_on(bank.of_base, bank.shared.labels)
-    rows = {name: its for name, its in heads.items() if [*its] == bank.may_train[-1:] and not adapters[name].updates}
-    if rows:
-        last, states = bank.may_train[-1], [its[bank.may_train[-1]] for its in rows.values()]
-        together = {key: torch.cat([state[key] for state in states]) for key in states[0]}
-        with suppress(ValueError):  # one pass for who has rows of the last layer alone, and there may be thousands
-            _check_answers(bank, {}, {last: together})
-            adapters = {name: contents for name, contents in adapters.items() if name not in rows}
+            _check_base(contents.base, known)
+            check_layers(contents.shapes, base.modules)
+            own = contents.whole(base.modules)
+            check_heads(base.heads, own)
+            all_adapted |= contents.updates.keys()
+            all_whole |= {*own}
+            _check_apart(all_adapted, all_whole)
+            heads[name] = contents.heads_on(base.modules, base.labels)
+    answering = _with_finite_last_rows(base, adapters, heads)
     for name, contents in adapters.items():
-        with explained(contents.source, TypeError, ValueError):
-            _check_answers(bank, contents.updates, heads[name])
+        if name not in answering:
+            with explained(contents.source, TypeError, ValueError):
+                _check_answers(base, contents.updates, heads[name])
     return heads
+
+
+def check_modules(base: BaseModel, layers: Sequence[str], heads: Sequence[str]) -> None:
+    """Check that a bank may adapt these layers of its base model, and hold these heads.
+
+    Raises:
+        ValueError: names a module that is missing, is not a head, or is inside another one; TypeError if a layer is not
+            linear.
+    """
+    for name in layers:
+        check_layer(name, base.modules)
+    check_heads(base.heads, heads)
+    _check_apart({*layers}, {*heads})
+
+
+def _check_base(fields: Mapping[str, Any], known: dict[str, Any]) -> None:
+    # All adapters of a bank describe the same base model; what one of them adds to the description is noted in `known`.
+    for field, value in fields.items():
+        if value is not None and value != known.setdefault(field, value):
+            raise InputError(f"{field} is {value!r}, but {known[field]!r} for the adapters in the bank")
+
+
+def _with_finite_last_rows(
+    base: BaseModel, adapters: Mapping[str, Contents], heads: Mapping[str, Heads]
+) -> Container[str]:
+    """Return the adapters that have rows of the last layer alone, if all their answers are finite; else none.
+
+    One pass is enough for them together, and there may be thousands.
+    """
+    last = base.heads[-1:]
+    rows = [name for name, own in heads.items() if [*own] == last and not adapters[name].updates]
+    if not rows or not last:
+        return ()
+    states = [heads[name][last[0]] for name in rows]
+    together = {key: torch.cat([state[key] for state in states]) for key in states[0]}
+    with suppress(ValueError):
+        _check_answers(base, {}, {last[0]: together})
+        return {*rows}
+    return ()
 
 
 def _check_apart(adapted: set[str], whole: set[str]) -> None:
@@ -102,20 +166,20 @@ def _check_apart(adapted: set[str], whole: set[str]) -> None:
 
 
 @torch.no_grad()
-def _check_answers(bank: Any, updates: Mapping[str, Update], heads: Heads) -> None:
+def _check_answers(base: BaseModel, updates: Mapping[str, Update], heads: Heads) -> None:
     # Pass one short text through the base model of a bank, which is not changed, with an adapter's updates and heads.
     states = dict[str, Tensor]()
-    named = {module: name for name, module in bank.model.named_modules()}
+    named = {module: name for name, module in base.model.named_modules()}
     with torch.compiler.set_stance("force_eager"), ExitStack() as hooks:  # a compiled model would be compiled for hooks
         for name, update in updates.items():
-            hooks.enter_context(bank.of_base[name].register_forward_hook(partial(_add, name, update.plain())))
-        for name, its in heads.items():
-            module = bank.of_base[name]
+            hooks.enter_context(base.modules[name].register_forward_hook(partial(_add, name, update.plain())))
+        for name, state in heads.items():
+            module = base.modules[name]
             hooks.enter_context(module.register_forward_pre_hook(partial(_check_call, name), with_kwargs=True))
             like = module.state_dict()
-            states |= {f"{named[module]}.{key}": value.to(like[key]) for key, value in its.items()}
-        found = outputs(bank.model, 1, states)
-    if found is not None and not found.isfinite().all():
+            states |= {f"{named[module]}.{key}": value.to(like[key]) for key, value in state.items()}
+        answers = outputs(base.model, 1, states)
+    if answers is not None and not answers.isfinite().all():
         raise ValueError("its answers are not finite: its weights overflow in this base model")
 
 

@@ -12,13 +12,27 @@ from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
-from lsr.loading.contents import Contents, checked_note, read_on
-from lsr.serve.admission import admit, heads_in
+from lsr.loading.base_models import load_base
+from lsr.loading.contents import Contents, check_labels, check_layers, checked_note, read_on
+from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.common import base_with, on_plain_base, split
-from lsr.serve.file import HEADS, LAYERS, load, save
-from lsr.serve.modules import DIRECTIONS, NOBODY, BankHead, BankLayer, Shared, Stack, Version, largest, rounded_up
+from lsr.serve.file import HEADS, LAYERS, BankFile
+from lsr.serve.file import read as read_file
+from lsr.serve.file import write as write_file
+from lsr.serve.modules import (
+    DIRECTIONS,
+    NOBODY,
+    BankHead,
+    BankLayer,
+    Shared,
+    Stack,
+    StoredStack,
+    Version,
+    largest,
+    rounded_up,
+)
 from lsr.tuner.files import Files
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.model import BASE, copies_of_a_row
 
 
@@ -70,13 +84,13 @@ class AdapterBank(nn.Module):
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model: Any = base.requires_grad_(False).eval()
-        self.shared = Shared(precision, int(getattr(getattr(base, "config", None), "num_labels", 0)))
+        self._base = BaseModel.of(base)
+        self.shared = Shared(precision, self._base.labels)
         self.common: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self.versions: dict[str, Version] = {}  # by adapter: the one that answers now
         self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
         self.heads: dict[str, BankHead] = {}
-        self.of_base, self.may_train = dict(base.named_modules()), heads_in(base)
         self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
         self.places: dict[str, int] = {}  # by adapter: 1, 2, ..., without a gap
 
@@ -97,6 +111,11 @@ class AdapterBank(nn.Module):
         bank.common = common
         bank.add_all(tenants)
         return bank
+
+    @property
+    def of_base(self) -> Mapping[str, nn.Module]:
+        """The modules of the base model by name, without what wraps them."""
+        return self._base.modules
 
     @property
     def names(self) -> list[str]:
@@ -138,7 +157,14 @@ class AdapterBank(nn.Module):
     def add_all(self, adapters: Mapping[str, Contents], *, replace: bool = False) -> None:
         """Add adapters by name, all or, on an error, none; with the errors of `add`."""
         with self.shared.one_thread:
-            heads = admit(self, adapters, replace=replace)
+            heads = admit(
+                self._base,
+                adapters,
+                taken=() if replace else self.places,
+                fields=self.base_fields,
+                adapted=self.layers,
+                whole=self.heads,
+            )
             for name, contents in adapters.items():
                 self.wrap(contents.updates, heads[name])
                 place = self.places.get(name, self.shared.size)
@@ -298,15 +324,83 @@ class AdapterBank(nn.Module):
 
         The errors are those of `lsr.convert.writing`.
         """
-        save(self, Path(folder), force=force)
+        check_output(Path(folder), (), replace=force)
+        with self.shared.one_thread:
+            contents = self._file(folder)
+        write_file(contents, Path(folder))
+
+    def _file(self, folder: str | Path) -> BankFile:
+        # Copies of all that a file has, which another thread may change afterwards.
+        places = [NOBODY, *self.places.values()]
+        stacks = {name: stack.stored(places) for name, stack in self.stacks().items()}
+        for name, stack in self.stacks().items():
+            if not stack.is_bounded(stacks[name].values):
+                raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
+        return BankFile(
+            base=self.base_fields,
+            precision=self.shared.precision,
+            notes=self.notes,
+            layers=[*self.layers],
+            heads=[*self.heads],
+            frames={name: (its.frames, its.core_size) for name, its in self.layers.items() if its.frames is not None},
+            stacks=stacks,
+            common=self.common,
+        )
 
     @classmethod
     def load(cls, base: nn.Module | str | None, folder: str | Path) -> Self:
-        """Return the bank that `save` wrote; the file is memory-mapped, not copied.
+        """Return the bank that `save` wrote; the file is memory-mapped, not copied, after its checksums are compared.
 
         `base` is its base model, or a folder or hub repository of it; None stands for what the adapters name.
 
         Raises:
-            InputError: if there is no bank, a file is broken, or the base model is missing or does not fit.
+            InputError: if there is no bank, a file is damaged or does not fit, or the base model is missing or does not
+                fit.
         """
-        return load(cls, base, Path(folder))
+        contents = read_file(Path(folder))
+        with explained(folder, ValueError, TypeError):
+            bank = cls(_base_of(contents, base), precision=contents.precision)
+            bank._fill(contents)
+        return bank
+
+    def _fill(self, contents: BankFile) -> None:
+        # Take what a file holds, which anybody may have made, into a bank without adapters.
+        check_modules(self._base, contents.layers, contents.heads)
+        check_layers({name: frames.shape for name, (frames, _) in contents.frames.items()}, self.of_base)
+        self.common = contents.common
+        self.base_fields = contents.base
+        self.places = {name: place for place, name in enumerate(contents.notes, start=NOBODY + 1)}
+        self.shared.size += len(self.places)
+        self.wrap(contents.layers, contents.heads)
+        for name, (frames, core_size) in contents.frames.items():
+            if not self.layers[name].may_share(frames):
+                raise InputError(f"{name}: its frames hold values that are too large for the rows of all adapters")
+            self.layers[name].set_frames(frames, core_size)
+        self._restore(contents.stacks)
+        sizes = self.sizes()
+        for name, note in contents.notes.items():
+            with explained(name, ValueError):
+                check_labels(note.get("labels"), self.outputs(name))
+            self.versions[name] = Version(note, contents.base, sizes[self.places[name]])
+
+    def _restore(self, stored: Mapping[str, StoredStack]) -> None:
+        stacks = self.stacks()
+        for name in sorted(stored.keys() ^ stacks.keys()):
+            raise InputError(f"{name} is {'missing' if name in stacks else 'no part of its layers and heads'}")
+        for name, stack in stacks.items():
+            with explained(name, ValueError):
+                stack.restore(stored[name])
+        modules: dict[str, BankLayer | BankHead] = {**self.layers, **self.heads}
+        for name, module in modules.items():
+            with explained(name, ValueError):
+                module.check_counts()
+
+
+def _base_of(contents: BankFile, base: nn.Module | str | None) -> nn.Module:
+    """Return the base model of a bank in a file, with what tenants share; `base` is as in `AdapterBank.load`."""
+    if contents.common is not None:
+        return base_with(contents.common, base)
+    if isinstance(base, nn.Module):
+        return base
+    names = (name.partition("/")[2].replace("/", ".") for name in contents.stacks)
+    return load_base(contents.base, dict.fromkeys(names, torch.empty(0)), base)  # it may lack heads that the bank has

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lsr.loading.adapters import load_adapter, load_onto, merged
 from lsr.loading.contents import BASE_FIELDS, TENANTS, Contents, read_contents, read_task
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.mistakes import InputError
 
+SCALED_BY = ("peft_type", "use_rslora")  # fields on which the scaling of an adapter depends beside its alpha
 PLACEHOLDER = 2  # rows of zeros of the last layer, where no tenant's are
 
 
@@ -86,13 +87,18 @@ def fingerprint(common: Files | None) -> str | None:
     """Return a hash of what a common adapter computes: its method, its scaling, and the bytes of its tensors."""
     if common is None:
         return None
-    scaling = {key: its for key, its in common.fields.items() if "alpha" in key or key in ("peft_type", "use_rslora")}
-    digest, said = hashlib.sha256(), json.dumps(scaling, sort_keys=True)
-    for name, value in sorted(common.tensors.items()):
-        its = value.detach().cpu().contiguous()
-        digest.update(f"{said} {name} {its.dtype} {tuple(its.shape)}\n".encode())
-        digest.update(its.flatten().view(torch.uint8).numpy().data)
+    scaling = {key: value for key, value in common.fields.items() if "alpha" in key or key in SCALED_BY}
+    text = json.dumps(scaling, sort_keys=True)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(common.tensors.items()):
+        digest.update(f"{text} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor's entries as a safetensors file has them; of one on the CPU no copy is made."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def on_plain_base(common: Files | None, own: Contents) -> Contents:

@@ -1,125 +1,290 @@
-"""The folder of a bank: a file with the stacks of all adapters, each set of frames once, and names in the header.
+"""The file of a bank: the rows of all adapters in stacks, the frames between which they have cores, and a header.
 
-What tenants share is the folder of an adapter inside it.
+It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../counts`, likewise those of `heads`, and
+`frames/MODULE/a` and `b`, once for all layers that share them. Its header has a single entry of metadata, HEADER, JSON:
+
+    checksum   SHA-256 of the file up to the first tensor, with BLANK in place of this checksum
+    checksums  by tensor: SHA-256 of its bytes
+    base       the base model according to the adapters' configurations
+    precision  of the stacks
+    notes      by adapter, in the order of their places: what its task.json says
+    layers     the modules of the base model that are adapted
+    heads      those that are trained in full
+    frames     by layer with cores: the layer after which its frames are named, and the entries of a core
+    common     by file of the folder of the adapter that all tenants share: its SHA-256; null without such an adapter
+
+So a change of any byte is noticed. Whoever can compute the checksums anew can write what they like; therefore all
+that is read is checked as if there were none.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from lsr.convert.writing import COMMON, check_output, write_files, writing
-from lsr.loading.base_models import load_base
-from lsr.loading.contents import checked_note
+from lsr.convert.writing import COMMON, write_files, writing
+from lsr.loading.base_models import by
+from lsr.loading.contents import BASE_FIELDS, checked_note
 from lsr.loading.updates import Frames
-from lsr.serve.admission import check_heads, check_name
-from lsr.serve.common import base_with, fingerprint
-from lsr.serve.modules import NOBODY, Version
-from lsr.tuner.files import read_files, read_weights
+from lsr.serve.admission import check_name
+from lsr.serve.common import bytes_of
+from lsr.serve.modules import StoredStack
+from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
 from lsr.tuner.mistakes import InputError, explained
 
 FILE = "bank.safetensors"
 HEADERS = "lsr_bank_"  # and a version
-HEADER = f"{HEADERS}7"
-LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors, which are named kind/module/stack/part
+HEADER = f"{HEADERS}8"
+LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors
+BLANK = "0" * 64
+DIGEST = re.compile("[0-9a-f]{64}")
+IN_HEADER = 2  # objects around the note of an adapter
+OF_LENGTH = 8  # bytes before the header of a safetensors file, which hold its length
+REMEDY = "write the bank again from its adapters"
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a bank's header and its tensors, memory-mapped from the file.
+@dataclass(frozen=True)
+class BankFile:
+    """The contents of a bank's file and of the folder beside it, checked but for what takes the base model to check."""
+
+    base: dict[str, Any]  # the base model according to the adapters' configurations
+    precision: str
+    notes: dict[str, dict[str, Any]]  # by adapter, in the order of their places: what its task.json says
+    layers: list[str]
+    heads: list[str]
+    frames: dict[str, tuple[Frames, int]]  # by layer with cores: its frames, and the entries of a core
+    stacks: dict[str, StoredStack]  # by name: layers/MODULE/STACK or heads/MODULE/STACK
+    common: Files | None  # the adapter that all tenants share
+
+
+def read(folder: Path) -> BankFile:
+    """Return the contents of a bank's file, with tensors that are memory-mapped.
 
     Raises:
-        InputError: as `read_weights`, or if the file holds no bank, or one of another version.
+        InputError: as `read_weights`; if the file holds no bank, one of another version, or one that is damaged.
     """
-    tensors = read_weights(folder / FILE)
-    metadata = safe_open(folder / FILE, framework="pt").metadata() or {}
+    path = folder / FILE
+    tensors = read_weights(path)
+    header = _checked_header(path)
+    with explained(path, ValueError):
+        _check_tensors(header["checksums"], tensors)
+        frames = _frames(header["frames"], header["layers"], tensors)
+        stacks = _stacks(tensors)
+        notes = {name: _checked_entry(name, note) for name, note in header["notes"].items()}
+    return BankFile(
+        base=header["base"],
+        precision=header["precision"],
+        notes=notes,
+        layers=header["layers"],
+        heads=header["heads"],
+        frames=frames,
+        stacks=stacks,
+        common=None if header["common"] is None else _common(folder / COMMON, header["common"]),
+    )
+
+
+def write(contents: BankFile, folder: Path) -> None:
+    """Write a bank's file, and the folder of a common adapter beside it; a folder that is there is replaced.
+
+    Raises:
+        InputError: as `lsr.convert.writing`.
+    """
+    owners = dict[Frames, str]()  # the first layer of each
+    for layer, (frames, _) in contents.frames.items():
+        owners.setdefault(frames, layer)
+    tensors = dict[str, Tensor]()
+    for name, stack in contents.stacks.items():
+        tensors[f"{name}/values"] = stack.values
+        tensors[f"{name}/counts"] = stack.counts
+    for frames, owner in owners.items():
+        tensors[f"{FRAMES}/{owner}/a"] = frames.a.contiguous()
+        tensors[f"{FRAMES}/{owner}/b"] = frames.b.contiguous()
+    with writing(folder) as new:
+        common = contents.common
+        if common is not None:
+            (new / COMMON).mkdir()
+            write_files(new / COMMON, str(folder), common.fields, common.tensors)
+        header = {
+            "checksum": BLANK,
+            "checksums": {name: _digest(tensor) for name, tensor in tensors.items()},
+            "base": contents.base,
+            "precision": contents.precision,
+            "notes": contents.notes,
+            "layers": contents.layers,
+            "heads": contents.heads,
+            "frames": {layer: (owners[frames], size) for layer, (frames, size) in contents.frames.items()},
+            "common": None if common is None else _digests_in(new / COMMON),
+        }
+        save_file(tensors, new / FILE, metadata={HEADER: json.dumps(header)})
+        _seal(new / FILE)
+
+
+def _seal(path: Path) -> None:
+    # Replace BLANK by the checksum of the header. It is the first entry of the metadata, which is the first of all.
+    with path.open("r+b") as file:
+        header = _header_bytes(file)
+        file.seek(header.index(BLANK.encode()))
+        file.write(hashlib.sha256(header).hexdigest().encode())
+
+
+def _header_bytes(file: BinaryIO) -> bytes:
+    length = file.read(OF_LENGTH)
+    return length + file.read(int.from_bytes(length, "little"))
+
+
+def _checked_header(path: Path) -> dict[str, Any]:
+    """Return the header of a file that safetensors can read.
+
+    Raises:
+        InputError: if it is not that of a bank of this version, a field is missing or of another type, or its checksum
+            is another one.
+    """
+    with safe_open(path, framework="pt") as content:
+        metadata = content.metadata() or {}
     if HEADER not in metadata:
         others = [name for name in metadata if name.startswith(HEADERS)]
-        reason = f"{others[0]}, needed: {HEADER}; write it again from its adapters" if others else "no bank"
-        raise InputError(f"{folder / FILE}: {reason}")
-    with explained(f"{folder / FILE}: a broken bank", ValueError, RecursionError):
-        return json.loads(metadata[HEADER]), tensors
+        reason = f"{others[0]}, needed: {HEADER}; {REMEDY}" if others else "no bank"
+        raise InputError(f"{path}: {reason}")
+    header = parse_json(metadata[HEADER].encode(), path, DEEPEST + IN_HEADER)
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: {HEADER} must be an object")
+    for field, (fits, needed) in FIELDS.items():
+        if field not in header or not fits(header[field]):
+            raise InputError(f"{path}: {field} must be {needed}")
+    with path.open("rb") as file:
+        stored = _header_bytes(file)
+    checksum = header["checksum"]
+    if hashlib.sha256(stored.replace(checksum.encode(), BLANK.encode(), 1)).hexdigest() != checksum:
+        raise InputError(f"{path}: damaged: its header does not have its checksum; {REMEDY}")
+    return header
 
 
-def load(kind: Any, base: Any, folder: Path) -> Any:
-    """Return the AdapterBank, of a class, that `save` wrote.
-
-    Raises:
-        InputError: as `AdapterBank.load`.
-    """
-    header, tensors = read(folder)
-    with explained(folder, ValueError, TypeError, AttributeError):
-        try:
-            common = None if header["common"] is None else read_files(folder / COMMON)
-            if fingerprint(common) != header["common"]:
-                raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
-            if common is not None:
-                base = base_with(common, base)
-            elif not isinstance(base, nn.Module):
-                names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
-                own = dict.fromkeys(names, torch.empty(0))  # the base model may lack heads
-                base = load_base(header["base"], own, base)
-            bank = kind(base, precision=header["precision"])
-            bank.common = common
-            _fill(bank, header, tensors)
-        except KeyError as error:
-            raise InputError(f"{error.args[0]!r} is missing in the base model or in the file") from None
-    return bank
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(bytes_of(tensor)).hexdigest()
 
 
-def _fill(bank: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    for name in header["notes"]:
-        check_name(name)
-    bank.base_fields = header["base"]
-    notes = {name: checked_note(note, name) for name, note in header["notes"].items()}
-    bank.places = {name: place for place, name in enumerate(notes, start=NOBODY + 1)}
-    bank.shared.size += len(bank.places)
-    check_heads(bank.may_train, header["heads"])
-    bank.wrap(header["layers"], header["heads"])
-    frames = dict[str, Frames]()
-    for name, (owner, core_size) in header["frames"].items():
-        a, b = (tensors[f"{FRAMES}/{owner}/{side}"] for side in "ab")
-        shared = frames.setdefault(owner, Frames(a=a, b=b))
-        if not bank.layers[name].may_share(shared):
-            raise InputError(f"{FRAMES}/{owner}/a holds values that are too large for the rows of all adapters")
-        bank.layers[name].set_frames(shared, core_size)
-    for name, stack in bank.stacks().items():
-        with explained(name, ValueError):
-            stack.restore(tensors[f"{name}/values"], tensors[f"{name}/counts"])
-    sizes = bank.sizes()
-    bank.versions = {name: Version(note, bank.base_fields, sizes[bank.places[name]]) for name, note in notes.items()}
+def _check_tensors(checksums: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    for name in sorted(checksums.keys() ^ tensors.keys()):
+        raise ValueError(f"{name!r} is {'missing' if name in checksums else 'a tensor without a checksum'}")
+    for name, tensor in tensors.items():
+        if _digest(tensor) != checksums[name]:
+            raise ValueError(f"damaged: {name} does not have its checksum; {REMEDY}")
 
 
-def save(bank: Any, folder: Path, *, force: bool = False) -> None:
-    """Write a bank.
+def _frames(
+    entries: Mapping[str, tuple[str, int]], layers: list[str], tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[Frames, int]]:
+    """Return by layer its frames, the same object where layers share them, and the entries of a core.
 
     Raises:
-        InputError: as `lsr.convert.writing`, or if the bank's precision cannot hold a value.
+        ValueError: if frames are missing, or do not fit each other or the cores.
     """
-    check_output(folder, (), replace=force)
-    with bank.shared.one_thread:
-        places = [NOBODY, *bank.places.values()]
-        tensors = dict[str, Tensor]()
-        for name, stack in bank.stacks().items():
-            stored = stack.stored(places)
-            if not stack.is_bounded(stored["values"]):
-                raise InputError(f"{folder}: {name} overflows in {bank.shared.precision}")
-            tensors |= {f"{name}/{part}": value for part, value in stored.items()}
-        held = {name: layer.frames for name, layer in bank.layers.items() if layer.frames is not None}
-        owners = {frames: name for name, frames in reversed(held.items())}  # the first layer of each
-        for frames, owner in owners.items():
-            tensors |= {f"{FRAMES}/{owner}/{side}": its.contiguous() for side, its in frames.named_buffers()}
-        header: dict[str, Any] = {"base": bank.base_fields, "precision": bank.shared.precision, "notes": bank.notes}
-        header |= {"layers": [*bank.layers], "heads": [*bank.heads]}
-        header["frames"] = {name: (owners[its], bank.layers[name].core_size) for name, its in held.items()}
-        header["common"] = fingerprint(bank.common)
-        text = json.dumps(header)
-    with writing(folder) as new:
-        save_file(tensors, new / FILE, metadata={HEADER: text})
-        if bank.common is not None:
-            (new / COMMON).mkdir()
-            write_files(new / COMMON, str(folder), bank.common.fields, bank.common.tensors)
+    by_owner = dict[str, Frames]()
+    for owner in {owner for owner, _ in entries.values()}:
+        a, b = (tensors.get(f"{FRAMES}/{owner}/{side}") for side in "ab")
+        if a is None or b is None:
+            raise ValueError(f"the frames of {owner!r} are missing")
+        if not (a.dim() == b.dim() == 2 and 0 < len(a) == b.shape[1]):
+            shapes = f"{by(a.shape)} and {by(b.shape)}"
+            raise ValueError(f"the frames of {owner!r} are {shapes}; needed: r x n and m x r")
+        by_owner[owner] = Frames(a=a, b=b)
+    frames = dict[str, tuple[Frames, int]]()
+    for layer, (owner, size) in entries.items():
+        rank = len(by_owner[owner].a)
+        if layer not in layers or size not in (rank, rank**2):
+            raise ValueError(f"{layer!r} has cores of {size} entries between frames of rank {rank}")
+        frames[layer] = by_owner[owner], size
+    return frames
+
+
+def _stacks(tensors: Mapping[str, Tensor]) -> dict[str, StoredStack]:
+    """Return by name the stacks of layers and heads.
+
+    Raises:
+        ValueError: if a part of one is missing.
+    """
+    stacks = dict[str, StoredStack]()
+    for name in tensors:
+        if name.startswith(f"{FRAMES}/"):
+            continue
+        stack = name.rpartition("/")[0]
+        for part in StoredStack._fields:
+            if f"{stack}/{part}" not in tensors:
+                raise ValueError(f"'{stack}/{part}' is missing")
+        stacks[stack] = StoredStack(tensors[f"{stack}/values"], tensors[f"{stack}/counts"])
+    return stacks
+
+
+def _checked_entry(name: str, note: Any) -> dict[str, Any]:
+    """Return the note of an adapter; refuse a name or a note that none may have."""
+    check_name(name)
+    return checked_note(note, name)
+
+
+def _common(folder: Path, digests: Mapping[str, str]) -> Files:
+    """Return the adapter that all tenants share.
+
+    Raises:
+        InputError: as `read_files`, or if its files do not have these checksums.
+    """
+    files = read_files(folder)
+    if _digests_in(folder) != digests:
+        raise InputError(f"{folder}: not the adapter that the tenants of this bank share; {REMEDY}")
+    return files
+
+
+def _digests_in(folder: Path) -> dict[str, str]:
+    """Return by name the SHA-256 of the files of an adapter that `write_files` wrote."""
+    digests = dict[str, str]()
+    for name in (CONFIG, WEIGHTS):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and DIGEST.fullmatch(value) is not None
+
+
+def _are_digests(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_digest, value.values()))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+
+
+def _is_base(value: Any) -> bool:
+    if not isinstance(value, dict) or not value.keys() <= {*BASE_FIELDS}:
+        return False
+    names = [name for field, name in value.items() if field != "auto_mapping"]
+    return all(name is None or isinstance(name, str) for name in names)
+
+
+def _are_frames(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    entries = [entry for entry in value.values() if isinstance(entry, list) and len(entry) == 2]
+    return len(entries) == len(value) and all(isinstance(name, str) and type(size) is int for name, size in entries)
+
+
+# By field of the header: whether it may have a value, and what is needed.
+FIELDS = {
+    "checksum": (_is_digest, "a SHA-256"),
+    "checksums": (_are_digests, "an object of SHA-256"),
+    "base": (_is_base, f"an object of {', '.join(BASE_FIELDS)}"),
+    "precision": (lambda value: isinstance(value, str), "a name"),
+    "notes": (lambda value: isinstance(value, dict), "an object with the note of each adapter"),
+    "layers": (_are_names, "a list of different names"),
+    "heads": (_are_names, "a list of different names"),
+    "frames": (_are_frames, "an object with a name and a number for each layer"),
+    "common": (lambda value: value is None or _are_digests(value), "null or an object of SHA-256"),
+}

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from lsr.algebra.rounding import BITS, GROUP, WHOLE
 from lsr.init.passes import widths
-from lsr.loading.contents import by_label
+from lsr.loading.contents import MOST_LABELS, by_label
 from lsr.loading.updates import Frames, Update
 from lsr.serve.row_codes import RowCodes
+from lsr.tuner.targets import SMALL
 
 DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks of a layer
 NOBODY = 0  # the place for rows of a batch without an adapter
@@ -28,6 +29,13 @@ ZERO = 0  # the row of zeros, for who has fewer rows than others
 # Both are small, so that a bank takes the memory of a new one with the same adapters, whatever it held before.
 ROOM = 1 + 1 / 40  # rows of a stack after it has grown or shrunk, for each one in use
 MOST_ROOM = 1 + 1 / 20  # likewise before it shrinks
+
+
+class StoredStack(NamedTuple):
+    """A stack as a file has it: without free rows."""
+
+    values: Tensor  # (1 + rows of all places, width) in float32 or bfloat16, or (..., bytes): the first row is zeros
+    counts: Tensor  # (places,), int64: the rows of each place
 
 
 class Stack:
@@ -154,18 +162,19 @@ class Stack:
         """Whether no place has rows."""
         return self._used == 1
 
-    def stored(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Return values and counts for these places alone, in this order, without free rows."""
+    def stored(self, places: Sequence[int]) -> StoredStack:
+        """Return copies of the rows of these places alone, in this order."""
         counts = self.counts[list(places)]
         values, _ = self._runs_of(counts, self.firsts[list(places)], 1 + int(counts.sum()))
-        return {"values": values, "counts": counts.long()}
+        return StoredStack(values, counts.long())
 
-    def restore(self, values: Tensor, counts: Tensor) -> None:
+    def restore(self, stored: StoredStack) -> None:
         """Set what `stored` returned, perhaps read from a file that anything has changed.
 
         Raises:
             ValueError: if it does not fit this stack, the first row is not zeros, or a scale of codes is out of bounds.
         """
+        values, counts = stored
         fits = values.dtype is self.values.dtype and values.shape[1:] == self.values.shape[1:] and len(values) > 0
         fits = fits and counts.dtype is torch.int64 and counts.shape == self.counts.shape
         most = 1 if self.is_single else len(values)
@@ -303,6 +312,22 @@ class BankLayer(Stacked):
         """Return whether A times the input of any row is finite: rows of others multiply it by zeros."""
         return bool((frames.a.abs() <= torch.finfo(next(self.base.parameters()).dtype).max ** 0.5).all())
 
+    def check_counts(self) -> None:
+        """Check that each place has a scaling and either directions or a core, or nothing.
+
+        Raises:
+            ValueError: if not, or if it has more directions than an adapter may have.
+        """
+        directions = self.stacks[DIRECTIONS].counts
+        updates = (directions > 0).int()
+        if self.frames is not None:
+            updates = updates + self.stacks[CORES].counts
+        if not updates.equal(self.stacks[SCALING].counts):
+            raise ValueError("needed of each adapter: a scaling, and either directions or a core, or nothing")
+        most = max(SMALL, min(self.n, self.m))
+        if (directions > most).any():
+            raise ValueError(f"the rank of an adapter is {int(directions.max())}; at most {most} is allowed")
+
     def set_frames(self, frames: Frames, core_size: int) -> None:
         """Set the frames, and make room for cores of so many entries between them."""
         self.frames, self.core_size = frames.to(self.stacks[SCALING].values.device), core_size
@@ -356,6 +381,21 @@ class BankHead(Stacked):
         self.labelled = by_label(self.like, shared.labels)
         for name, value in self.like.items():
             self.add_stack(name, _as_rows(value).shape[1])
+
+    def check_counts(self) -> None:
+        """Check that each place has as many rows of each tensor as the module has, or as it has labels, or none at all.
+
+        Raises:
+            ValueError: if not, or if it has more labels than an adapter may have; names the tensor.
+        """
+        first = self.stacks[(self.labelled or list(self.like))[0]].counts
+        for name, stack in self.stacks.items():
+            rows = len(_as_rows(self.like[name]))
+            needed = first if name in self.labelled else (first > 0).int() * rows
+            if not stack.counts.equal(needed):
+                raise ValueError(f"{name} does not have the rows of a head for each adapter")
+        if self.labelled and (first > MOST_LABELS).any():
+            raise ValueError(f"a head has {int(first.max()):,} outputs; at most {MOST_LABELS:,} are allowed")
 
     def put(self, place: int, state: Mapping[str, Tensor] | None) -> None:
         """Store the state of the adapter at a place, instead of what is there; None if it has the base model's."""

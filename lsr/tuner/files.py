@@ -111,18 +111,27 @@ def read_json(path: Path) -> Any:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise InputError(f"{path}: a file of over {MOST_BYTES:,} bytes; at most that is allowed")
-    with explained(f"{path}: not valid JSON", ValueError, RecursionError):
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
+    """Return the value of a JSON text in UTF-8, in which at most `deepest` values are within one another.
+
+    Raises:
+        InputError: if it is too deep, or not standard JSON of whole characters; says where.
+    """
+    with explained(f"{where}: not valid JSON", ValueError, RecursionError):
         found = json.loads(content.decode("utf-8"))
         if HALVES.search(json.dumps(found, ensure_ascii=False)):
             raise InputError("it holds half a character")
-    if _is_too_deep(found):
-        raise InputError(f"{path}: more than {DEEPEST} values within one another; at most that is allowed")
+    if _is_deeper(found, deepest):
+        raise InputError(f"{where}: more than {deepest} values within one another; at most that is allowed")
     return found
 
 
-def _is_too_deep(content: Any) -> bool:
+def _is_deeper(content: Any, deepest: int) -> bool:
     level = [content]
-    for _ in range(DEEPEST + 1):
+    for _ in range(deepest + 1):
         objects = [list(value.values()) for value in level if isinstance(value, dict)]
         lists = [value for value in level if isinstance(value, list)]
         level = [value for values in (*objects, *lists) for value in values]

@@ -72,8 +72,8 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     """
     from lsr.serve.file import read as read_bank_file  # it imports torch, which takes seconds
 
-    header, _ = read_bank_file(folder)
-    return {name: validated(AdapterTask, note, folder, (name,)) for name, note in header["notes"].items()}
+    notes = read_bank_file(folder).notes
+    return {name: validated(AdapterTask, note, folder, (name,)) for name, note in notes.items()}
 
 
 def read(folder: Path) -> AdapterTask:

@@ -1,23 +1,147 @@
-"""A bank's file of which anything is changed is refused in a line, or harms nobody without an adapter."""
+"""A bank's file in which anything is changed is refused in a line.
+
+If its checksums are computed anew, it is refused in a line or harms no row without an adapter.
+"""
 
 import json
+import os
 import random
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.serve import file
 from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import tiny
-from tests.hostile.test_server import TRIALS
-from tests.kit import LONGEST
-from tests.lsr.saved import asked, save, save_lora, says
+from tests.capabilities.subjects import DENSE
+from tests.hostile.test_adapters import VALUES
+from tests.kit import LONGEST, write
+from tests.lsr.saved import FORMS, asked, save, save_lora, says
+from tests.lsr.serve.sealing import seal
+from tests.lsr.serve.test_common import TENANTS, rows_of, save_tenants
 
+NIGHTLY = os.environ.get("LSR_NIGHTLY") == "1"
+CHANGES = 1_500 if NIGHTLY else 125  # of the bytes of each bank's files
+RESEALED = 1_000 if NIGHTLY else 40
 NAMES = ["__base__", "core", "lora", "__base__"]
 ENTRIES = (0.5, -1.0, 1e-30, 1e30, 3e38, torch.nan, torch.inf)
+
+
+def of_classes(folder, precision="float32"):
+    """A bank of classes, of pairs with labels of their own, of several labels with thresholds, and of a number."""
+    notes = {
+        "classes": {"kind": "classes", "columns": ["text"], "labels": ["a", "b", "c"]},
+        "pairs": {"kind": "classes", "columns": ["premise", "hypothesis"], "labels": ["no", "yes"]},
+        "several": {"columns": ["text"], "labels": list("vwxyz"), "thresholds": [0.1, 0.2, 0.3, 0.4, 0.5]},
+        "number": {"kind": "number", "columns": ["text"], "labels": None},
+    }
+    held = AdapterBank(tiny("bert-wide"), precision=precision)
+    for seed, (name, note) in enumerate(notes.items()):
+        outputs = len(note["labels"] or "1")
+        if seed % 2:
+            save_lora(folder / name, "bert-wide", seed, labels=outputs)
+        else:
+            save(folder / name, "bert-wide", seed, labels=outputs, **DENSE)
+        write(folder / name / "task.json", note)
+        held.add(name, folder / name)
+    expected = {name: says("bert-wide", folder / name, len(notes), torch.float32, held.outputs(name)) for name in notes}
+    return held, "bert-wide", {name: logits[row] for row, (name, logits) in enumerate(expected.items())}
+
+
+def of_form(form):
+    """A function that makes a bank of two adapters of a form."""
+
+    def make(folder):
+        model, fields = FORMS[form]
+        held = AdapterBank(tiny(model))
+        for seed, name in enumerate("ab"):
+            held.add(name, save(folder / name, model, seed, **fields))
+        return held, model, {name: says(model, folder / name, 2, torch.float32)[row] for row, name in enumerate("ab")}
+
+    return make
+
+
+def of_tenants(folder, precision="float32"):
+    """A bank of tenants who share a LoRA."""
+    model = save_tenants(folder / "adapter")
+    held = AdapterBank.of_tenants(folder / "adapter", precision=precision)
+    return held, "roberta", dict(zip(TENANTS, rows_of(model, [*TENANTS]), strict=True))
+
+
+BANKS = {  # a function that saves adapters in a folder, and returns their bank, its base model and what PEFT answers
+    "classes, pairs and numbers": of_classes,
+    "the same in 8 bits": lambda folder: of_classes(folder, "8bit"),
+    "the same in 4 bits": lambda folder: of_classes(folder, "4bit"),
+    "cores on shared frames": of_form("diagonal cores on shared frames"),
+    "a head of two modules": of_form("a head of two modules"),
+    "generated text": of_form("no head"),
+    "tenants with a common adapter": of_tenants,
+    "the same tenants in 3 bits": lambda folder: of_tenants(folder, "3bit"),
+}
+QUICK = ("classes, pairs and numbers", "tenants with a common adapter")
+APART = {"the same in 8 bits": 0.05, "the same in 4 bits": 0.5, "the same tenants in 3 bits": 1.0}  # by quantization
+
+
+def change(content, chance):
+    """Return a file's bytes with a flipped bit, mostly, or bytes that are replaced, exchanged, removed or added."""
+    content = bytearray(content)
+    at, other = chance.randrange(len(content)), chance.randrange(len(content))
+    length = chance.randint(1, min(64, len(content) - max(at, other)))
+    kind = chance.choice(("bit", "bit", "bit", "bit", "byte", "zeros", "exchanged", "cut", "added"))
+    if kind == "bit":
+        content[at] ^= 1 << chance.randrange(8)
+    elif kind == "byte":
+        content[at] = (content[at] + chance.randint(1, 255)) % 256
+    elif kind == "zeros":
+        content[at : at + length] = bytes(length)
+    elif kind == "exchanged":
+        pieces = content[at : at + length], content[other : other + length]
+        content[other : other + length], content[at : at + length] = pieces
+    elif kind == "cut":
+        del content[at : at + length]
+    else:
+        content[at:at] = chance.randbytes(length)
+    return bytes(content)
+
+
+def loaded(base, folder):
+    """Return the bank in a folder and nothing, or None and the line with which it is refused."""
+    try:
+        return AdapterBank.load(base, folder), ""
+    except InputError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.nightly) for kind in BANKS]
+)
+def test_a_bank_answers_as_peft_and_any_change_of_its_bytes_is_refused_in_a_line(kind, tmp_path, trials):
+    held, model, expected = BANKS[kind](tmp_path)
+    held.save(tmp_path / "bank")
+    base = None if held.common else tiny(model)
+    again = AdapterBank.load(base and tiny(model), tmp_path / "bank")
+    for name, row in zip(expected, asked(again, [*expected]), strict=True):
+        apart = APART.get(kind, 1e-5)
+        assert_close(row[..., : expected[name].shape[-1]], expected[name], rtol=apart, atol=apart)
+    whole = {path: path.read_bytes() for path in sorted((tmp_path / "bank").rglob("*")) if path.is_file()}
+    assert len(whole) == 1 + 2 * bool(held.common)
+    chance = random.Random(kind)
+    for turn in range(CHANGES):
+        path = chance.choice([*whole])
+        changed = change(whole[path], chance)
+        if changed == whole[path]:
+            continue
+        trials["trials"] += 1
+        path.write_bytes(changed)
+        _, line = loaded(base, tmp_path / "bank")
+        assert 0 < len(line) <= LONGEST, (turn, path.name, line)
+        assert "\n" not in line
+        path.write_bytes(whole[path])
+    AdapterBank.load(base, tmp_path / "bank")
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "8bit", "3bit"])
@@ -31,10 +155,15 @@ def bank(request, tmp_path_factory):
     return folder / "bank"
 
 
-def harm(tensors, chance):
-    """Change an entry, a row or a byte of one of the tensors, mostly where all rows of a batch look."""
-    name = chance.choice(sorted(tensors))
-    value = tensors[name]
+def harm(header, tensors, chance):
+    """Change a value of the header, or an entry, a row or a byte of a tensor, mostly where all rows of a batch look."""
+    if chance.random() < 0.25:
+        inner = [value for value in header.values() if isinstance(value, dict | list) and value]
+        place = chance.choice([header, *inner])
+        key = chance.choice([*place]) if isinstance(place, dict) else chance.randrange(len(place))
+        place[key] = chance.choice(VALUES)
+        return
+    value = tensors[chance.choice(sorted(tensors))]
     if chance.random() < 0.3:
         entries = value.flatten().view(torch.uint8)
         entries[chance.randrange(len(entries))] ^= 1 << chance.randrange(8)
@@ -43,33 +172,29 @@ def harm(tensors, chance):
     else:
         row = 0 if chance.random() < 0.5 else chance.randrange(len(value))
         value[row] = chance.randrange(256) if value.dtype is torch.uint8 else chance.choice((-1, 0, 1, 2, 3, 2**40))
-    return name
 
 
-def loaded(folder):
-    """Return the bank in a folder, or the line with which it is refused."""
-    try:
-        return AdapterBank.load(tiny("bert-wide"), folder), ""
-    except InputError as error:
-        return None, str(error)
-
-
-def test_what_is_changed_is_refused_in_a_line_or_harms_no_row_without_an_adapter(bank, tmp_path, trials):
+def test_what_is_changed_with_its_checksums_is_refused_in_a_line_or_harms_no_row_without_an_adapter(
+    bank, tmp_path, trials
+):
     with safe_open(bank / file.FILE, framework="pt") as content:
-        metadata = content.metadata()
+        text = content.metadata()[file.HEADER]
     chance, refusals = random.Random(0), 0
     expected = says("bert-wide", None, len(NAMES), torch.float32)
-    for turn in range(TRIALS):
+    for turn in range(RESEALED):
         trials["trials"] += 1
         tensors = {name: value.clone() for name, value in load_file(bank / file.FILE).items()}
-        harmed = harm(tensors, chance)
-        save_file(tensors, tmp_path / file.FILE, metadata=metadata)
-        again, line = loaded(tmp_path)
+        header = json.loads(text)
+        harm(header, tensors, chance)
+        save_file(tensors, tmp_path / file.FILE, metadata={file.HEADER: json.dumps(header)})
+        seal(tmp_path / file.FILE)
+        again, line = loaded(tiny("bert-wide"), tmp_path)
         if again is None:
             refusals += 1
             assert 0 < len(line) <= LONGEST, line
             continue
-        found = asked(again, NAMES)[:, : expected.shape[1]]
+        names = [name if name in again.names else "__base__" for name in NAMES]
+        logits = asked(again, names)
         for row in (0, 3):
-            assert torch.equal(found[row], expected[row]), (turn, harmed, json.dumps(again.notes))
-    assert 0 < refusals < TRIALS
+            assert torch.equal(logits[row, : expected.shape[1]], expected[row]), (turn, header)
+    assert 0 < refusals < RESEALED

@@ -16,6 +16,7 @@ from tests.capabilities.models import tiny
 from tests.capabilities.subjects import DENSE
 from tests.kit import refused, said, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
+from tests.lsr.serve.sealing import BLANK, digest, parts, seal
 
 SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
 
@@ -86,8 +87,8 @@ def test_a_bank_in_few_bits_says_what_rounded_folders_say(precision, tmp_path):
         assert again.nbytes < whole.nbytes / 2
 
 
-def damaged(tmp_path, change):
-    """Write a bank with another header or other tensors."""
+def damaged(tmp_path, change, is_sealed=True):
+    """Write a bank with another header or other tensors, and their checksums or those of before."""
     with safe_open(tmp_path / "bank" / file.FILE, framework="pt") as content:
         header = json.loads(content.metadata()[file.HEADER])
     tensors = load_file(tmp_path / "bank" / file.FILE)
@@ -95,6 +96,8 @@ def damaged(tmp_path, change):
     folder = tmp_path / "broken"
     folder.mkdir()
     save_file(tensors, folder / file.FILE, metadata={file.HEADER: json.dumps(header)})
+    if is_sealed:
+        seal(folder / file.FILE)
     return folder
 
 
@@ -102,17 +105,27 @@ QUERY = "layers/bert.encoder.layer.0.attention.self.query/directions"
 SCALING = QUERY.replace("directions", "scaling")
 HEAD = "heads/classifier/bias"
 MISFIT = "do not fit the base model or the names"
+VALUE = QUERY.split("/")[1].replace("query", "value")
+OUTPUT = "bert.encoder.layer.0.attention.output.dense"
+WORDS = "bert.embeddings.word_embeddings"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda header, tensors: header.update(precision="5bit"), "precision must be one of float32, bfloat16"),
-        (lambda header, tensors: header.update(frames={QUERY.split("/")[1]: ["x", 4]}), "frames/x/a' is missing"),
+        (lambda header, tensors: header.update(precision=5), "precision must be a name"),
         (lambda header, tensors: header["notes"].update(b={}), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/values"].fill_(torch.nan), "values that are not"),
         (lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}), MISFIT),
-        (lambda header, tensors: header["layers"].append("x"), "'x' is missing"),
+        (lambda header, tensors: header["layers"].append("x"), "layer 'x', which the base model does not have"),
+        (lambda header, tensors: header["layers"].append(WORDS), f"layer '{WORDS}' cannot be adapted"),
+        (lambda header, tensors: header["layers"].append("classifier"), "'classifier' is adapted or trained"),
+        (lambda header, tensors: header["layers"].append(VALUE), "layers must be a list of different names"),
+        (lambda header, tensors: header["layers"].remove(VALUE), f"{VALUE}/directions is no part of its layers"),
+        (lambda header, tensors: header["layers"].append(OUTPUT), f"{OUTPUT}/directions is missing"),
+        (lambda header, tensors: header["heads"].append(OUTPUT), f"trains '{OUTPUT}' in full"),
+        (lambda header, tensors: header["heads"].clear(), "heads/classifier/bias is no part of its layers and heads"),
         (lambda header, tensors: tensors[f"{QUERY}/counts"].fill_(1000), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/counts"][1:].add_(torch.tensor([-9, 9])), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/counts"].copy_(tensors[f"{QUERY}/counts"].roll(1)), MISFIT),
@@ -121,11 +134,116 @@ MISFIT = "do not fit the base model or the names"
         (lambda header, tensors: tensors[f"{HEAD}/values"][0].fill_(1), f"{HEAD}: its first row, which stands"),
         (lambda header, tensors: header["notes"].update(a=5), "a: task.json: must be an object, got 5"),
         (lambda header, tensors: tensors.pop(f"{HEAD}/counts"), "bias/counts' is missing"),
+        (lambda header, tensors: tensors.update(more=torch.ones(3)), "'/values' is missing"),
+        (lambda header, tensors: header["notes"].update(a={"labels": ["x", "y"]}), "a: its task names 2 different"),
+        (lambda header, tensors: header["notes"].update(c={"labels": ["x"] * 3}), "c: its task names 1 different"),
+        (lambda header, tensors: header["notes"].update(a={"labels": ["x", "y", "\ud800"]}), "half a character"),
+        (lambda header, tensors: header["notes"].update(a=deep(51)), "more than 52 values within one another"),
+        (lambda header, tensors: header.update(notes=[]), "notes must be an object with the note of each adapter"),
+        (lambda header, tensors: header.pop("common"), "common must be null or an object"),
+        (lambda header, tensors: header.update(common={"adapter_config.json": ""}), "common must be null or an obj"),
+        (lambda header, tensors: header["base"].update(task_type=["SEQ_CLS"]), "base must be an object of base_model"),
+        (lambda header, tensors: header["base"].update(more="x"), "base must be an object of base_model"),
+        (lambda header, tensors: move(tensors, HEAD), "bias does not have the rows of a head for each adapter"),
+        (lambda header, tensors: cut(tensors, SCALING), "needed of each adapter: a scaling, and either directions"),
+        (lambda header, tensors: widen(tensors, f"{QUERY}/", 65), "rank of an adapter is 69; at most 64 is allowed"),
+        (lambda header, tensors: widen(tensors, "heads/", 10_000), "a head has 10,003 outputs; at most 10,000"),
     ],
 )
-def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, tmp_path):
+def test_a_file_that_is_no_bank_is_refused_in_one_line_though_its_checksums_are_right(change, message, saved, tmp_path):
     saved("factors")
     folder = damaged(tmp_path, change)
+    refused(AdapterBank.load, tiny("bert"), folder, says=message)
+
+
+def deep(count):
+    """Return an object in which there are so many within one another."""
+    return {"more": deep(count - 1)} if count else {}
+
+
+def move(tensors, stack):
+    """Give a row of the last adapter of a stack to the one before it."""
+    tensors[f"{stack}/counts"] += torch.tensor([0, 1, -1])
+
+
+def cut(tensors, stack):
+    """Leave the last adapter without a row of a stack."""
+    tensors[f"{stack}/values"] = tensors[f"{stack}/values"][:-1].clone()
+    tensors[f"{stack}/counts"][-1] -= 1
+
+
+def widen(tensors, part, more):
+    """Give the last adapter more rows of the stacks with this in their names."""
+    for name in [name for name in tensors if part in name and name.endswith("/values")]:
+        tensors[name] = torch.cat([tensors[name], tensors[name][-1:].repeat(more, 1)])
+        tensors[name.replace("/values", "/counts")][-1] += more
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry, tensors: entry.__setitem__(0, "x"), "the frames of 'x' are missing"),
+        (lambda entry, tensors: entry.__setitem__(1, 5), "cores of 5 entries between frames of rank 4"),
+        (lambda entry, tensors: entry.__setitem__(1, 4.0), "frames must be an object with a name and a number"),
+        (lambda entry, tensors: entry.append(4), "frames must be an object with a name and a number"),
+        (lambda entry, tensors: reshape(tensors, "a", lambda a: a[:3]), "are 3 x 24 and 24 x 4; needed: r x n and"),
+        (lambda entry, tensors: reshape(tensors, "a", lambda a: a[:, :23]), "a layer of 24 x 23, this one is 24 x 24"),
+        (lambda entry, tensors: reshape(tensors, "b", lambda b: b[:23]), "a layer of 23 x 24, this one is 24 x 24"),
+    ],
+)
+def test_so_are_frames_that_do_not_fit_their_layers(change, message, saved, tmp_path):
+    saved("diagonal cores on shared frames")
+    name = QUERY.split("/")[1]
+    folder = damaged(tmp_path, lambda header, tensors: change(header["frames"][name], tensors))
+    refused(AdapterBank.load, tiny("bert"), folder, says=message)
+
+
+def reshape(tensors, side, change):
+    """Change one side of the frames of all layers."""
+    for name in [name for name in tensors if name.startswith(file.FRAMES) and name.endswith(f"/{side}")]:
+        tensors[name] = change(tensors[name]).contiguous()
+
+
+@pytest.mark.parametrize("form", SHOWN)
+def test_a_bank_has_the_checksum_of_each_tensor_and_of_its_header_and_is_written_again_with_the_same_bytes(
+    form, saved, tmp_path
+):
+    bank, _ = saved(form)
+    whole = (tmp_path / "bank" / file.FILE).read_bytes()
+    header, tensors, _ = parts(tmp_path / "bank" / file.FILE)
+    fields = json.loads(header["__metadata__"][file.HEADER])
+    assert fields["checksums"] == {name: digest(content) for name, content in tensors.items()}
+    beginning = whole[: 8 + int.from_bytes(whole[:8], "little")]
+    assert fields["checksum"] == digest(beginning.replace(fields["checksum"].encode(), BLANK))
+    bank.save(tmp_path / "again")
+    AdapterBank.load(tiny(FORMS[form][0]), tmp_path / "bank").save(tmp_path / "loaded")
+    for name in ("again", "loaded"):
+        assert (tmp_path / name / file.FILE).read_bytes() == whole
+
+
+def exchange(header, tensors):
+    """Let two adapters have each other's names and notes, as a tool would that sorts what it writes."""
+    header["notes"] = {name: header["notes"][name] for name in reversed(header["notes"])}
+
+
+DAMAGED = "damaged: its header does not have its checksum; write the bank again from its adapters"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (exchange, DAMAGED),
+        (lambda header, tensors: header["notes"]["a"].update(labels=["other", "a", "more"]), DAMAGED),
+        (lambda header, tensors: header["base"].update(revision="x"), DAMAGED),
+        (lambda header, tensors: header["layers"].reverse(), DAMAGED),
+        (lambda header, tensors: tensors[f"{QUERY}/values"][1, 5].add_(1e-3), f"damaged: {QUERY}/values does not have"),
+        (lambda header, tensors: tensors[f"{HEAD}/values"].copy_(tensors[f"{HEAD}/values"].roll(1, 0)), "damaged: "),
+        (lambda header, tensors: tensors.update(more=torch.ones(3)), DAMAGED),
+    ],
+)
+def test_what_a_tool_changes_that_computes_no_checksums_is_refused_in_a_line(change, message, saved, tmp_path):
+    saved("factors")
+    folder = damaged(tmp_path, change, is_sealed=False)
     refused(AdapterBank.load, tiny("bert"), folder, says=message)
 
 
@@ -171,14 +289,14 @@ def test_frames_that_overflow_for_the_rows_of_others_are_refused(saved, tmp_path
     frames = [name for name in load_file(tmp_path / "bank" / file.FILE) if name.startswith(file.FRAMES)]
     a = next(name for name in frames if name.endswith("/a"))
     folder = damaged(tmp_path, lambda header, tensors: tensors[a][0].fill_(3e38))
-    refused(AdapterBank.load, tiny("bert"), folder, says="/a holds values that are too large for the rows of all")
+    refused(AdapterBank.load, tiny("bert"), folder, says="its frames hold values that are too large for the")
 
 
 def test_a_bank_of_another_version_is_refused_with_what_to_do(saved, tmp_path):
     saved("factors")
     tensors = load_file(tmp_path / "bank" / file.FILE)
-    save_file(tensors, tmp_path / "bank" / file.FILE, metadata={"lsr_bank_6": "{}"})
-    says = "bank.safetensors: lsr_bank_6, needed: lsr_bank_7; write it again from its adapters"
+    save_file(tensors, tmp_path / "bank" / file.FILE, metadata={"lsr_bank_7": "{}"})
+    says = "bank.safetensors: lsr_bank_7, needed: lsr_bank_8; write the bank again from its adapters"
     refused(AdapterBank.load, tiny("bert"), tmp_path / "bank", says=says)
 
 
