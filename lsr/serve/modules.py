@@ -21,7 +21,7 @@ from lsr.init.passes import widths
 from lsr.loading.contents import MOST_LABELS, by_label
 from lsr.loading.updates import Frames, Update
 from lsr.serve.row_codes import RowCodes
-from lsr.tuner.targets import SMALL
+from lsr.tuner.forms import SMALL
 
 DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks of a layer
 NOBODY = 0  # the place for rows of a batch without an adapter
