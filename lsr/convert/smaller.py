@@ -16,7 +16,10 @@ from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix, norm_of, shape_of
 from lsr.convert.writing import check_output, write, write_files, write_task, writing
-from lsr.init.initialization import MOST, Source, allocate, directed_frames, warm_core, warm_start
+from lsr.init.budget import MOST, allocate
+from lsr.init.directions import directed_frames
+from lsr.init.source import Source
+from lsr.init.warm import warm_core, warm_start
 from lsr.loading.contents import read_contents, read_task
 from lsr.loading.updates import LSR, Frames, Update, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.init.initialization import Initialization, Source
+from lsr.init.initialization import Initialization
 from lsr.init.passes import STEPS
+from lsr.init.source import Source
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, groups_of, injected_in, layers_of

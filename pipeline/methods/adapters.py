@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_parameter_names
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init.initialization import allocate
+from lsr.init.budget import allocate
 from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX

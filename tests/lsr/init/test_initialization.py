@@ -17,8 +17,11 @@ from lsr import LsrConfig, start_from_examples
 from lsr.algebra.separable import Form, kron_sum, split_width
 from lsr.algebra.spectrum import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
+from lsr.init.budget import allocate
+from lsr.init.directions import directed_start
 from lsr.init.examples import examples_gradients
-from lsr.init.initialization import Source, allocate, directed_start, random_start
+from lsr.init.random_factors import random_start
+from lsr.init.source import Source
 from lsr.tuner.layer import adapted_layers
 from lsr.tuner.lookup import groups_of
 from lsr.tuner.start import initialize_factors

@@ -1,0 +1,56 @@
+"""Initial factors and bases from the leading singular vectors of a matrix: B1, or the core between bases, is zero."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsr.algebra.separable import Form, kron_sum, nearest_kron_sum
+from lsr.algebra.spectrum import leading_frames, paired_frames
+from lsr.init.source import Source, Start, matrices_of
+
+
+def directed_start(source: Source) -> Start:
+    """Return A and B's frame as the sums nearest to the leading directions of a matrix, with LoRA's scale.
+
+    With B1 = 0 the first step moves B along the gradient times A^T: of a gradient, its gain is that of its energy in
+    the rows of A.
+
+    Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
+    """
+    form = source.form
+    left, right = leading_frames(matrices_of([source]), form.rank, source.seed)
+    a, b = nearest_factors(left, right, form)
+    # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
+    # LoRA's has on average.
+    size = 1 / sqrt(form.separation_rank)
+    a[1:] = [factor * (size / factor.square().mean().sqrt()) for factor in a[1:]]
+    b[1:] = [factor * (size / factor.square().mean().sqrt()) for factor in b[1:]]
+    length = torch.linalg.matrix_norm(kron_sum(*a)[:, : form.in_features])
+    return Start([a[0] * (sqrt(form.rank / 3) / length), *a[1:]], [torch.zeros_like(b[0]), *b[1:]])
+
+
+def nearest_factors(left: Tensor, right: Tensor, form: Form) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the factors of A and B that are nearest to B (m, r) and A (r, n)."""
+    rows = F.pad(right, (0, form.in_width - form.in_features))
+    columns = F.pad(left, (0, 0, 0, form.out_width - form.out_features))
+    return (
+        nearest_kron_sum(rows, form.rank_shape, form.in_shape, form.separation_rank),
+        nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank),
+    )
+
+
+def directed_frames(sources: Sequence[Source]) -> Start:
+    """Return the leading singular vectors of a matrix, or joint ones over several layers.
+
+    Only the directions are kept: frames scaled by the singular values learned less.
+
+    Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), of the weight, whose B is scaled; LoRA-SB (Ponkshe et al.
+    2024, arXiv 2411.19557), of the first full gradient.
+    """
+    first = sources[0]
+    find = paired_frames if first.paired else leading_frames
+    left, right = find(matrices_of(sources), first.form.rank, first.seed)
+    return Start([right[None].contiguous()], [left[None].contiguous()])

@@ -1,0 +1,48 @@
+"""Random initial factors and bases, from the seed alone."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from lsr.init.source import Source, Start
+
+
+def random_start(source: Source) -> Start:
+    """Draw factors such that the entries of A have LoRA's variance, 1 / (3 in_features), and B is zero, in float32.
+
+    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s); B1 = 0. Only B1 may be zero: if B2 were too, all gradients would vanish.
+    With `source.zero` false, B1 is drawn at the scale of LoRA's B, so that the fresh adapter changes the model.
+
+    Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s affects only the variance.
+    """
+    form = source.form
+    second = 1 / sqrt(form.separation_rank)
+    scales = {
+        "factor_A1": 1 / sqrt(3 * form.in_features),
+        "factor_A2": second,
+        "factor_B1": 0.0 if source.zero else 1 / sqrt(3 * form.rank),
+        "factor_B2": second,
+    }
+    with torch.device("cpu"):
+        drawn = [
+            scales[name] * torch.randn(*shape, generator=source.generator) for name, shape in form.factor_shapes.items()
+        ]
+    count = len(form.rank_shape)
+    return Start(drawn[:count], drawn[count:])
+
+
+def random_frames(sources: Sequence[Source]) -> Start:
+    """Draw orthonormal frames around a core, for one layer or for all that share them."""
+    form = sources[0].form
+    generator = sources[0].generator
+
+    def draw(width: int) -> Tensor:  # (width, r), orthonormal columns
+        return torch.linalg.qr(torch.randn(form.rank, width, generator=generator, dtype=torch.float64).T).Q
+
+    # Name the device: under `with torch.device("meta")` nothing would be drawn.
+    with torch.device("cpu"):
+        right = draw(form.in_features)
+        left = draw(form.out_features)
+    return Start([right.T[None].contiguous()], [left[None].contiguous()])

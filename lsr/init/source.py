@@ -1,0 +1,50 @@
+"""What an initialization may read of a layer, and what it returns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.separable import Form
+from lsr.algebra.spectrum import Matrix, norm_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an initialization may read; the same source gives the same bytes."""
+
+    form: Form
+    # (m, n): what it reads, the weight, or of examples the mean of dL/dW or the update of a short training run. It is a
+    # function, because a quantized weight is dequantized only where it is read.
+    matrix: Callable[[], Matrix]
+    scaling: float = 1.0
+    seed: int = 0  # of randomized decompositions
+    generator: torch.Generator | None = None  # for random draws; None: torch's global one
+    zero: bool = True  # B1 = 0 where B is drawn
+    paired: bool = False  # frames for a diagonal core: the i-th direction of B belongs to the i-th of A
+
+
+@dataclass(frozen=True)
+class Start:
+    """Initial factors."""
+
+    a: list[Tensor]  # (s, r_i, n_i) each
+    b: list[Tensor]  # (s, m_i, r_i) each
+
+
+def matrices_of(sources: Sequence[Source]) -> list[Matrix]:
+    """Read the matrices of sources.
+
+    Raises:
+        ValueError: if one is not finite, or all are zero.
+    """
+    matrices = [source.matrix() for source in sources]
+    norm = sum(map(norm_of, matrices))
+    if not isfinite(norm):
+        raise ValueError("the weight, or its gradient or update over the examples, is not finite")
+    if not norm:
+        zero = "the weight, or its gradient or update over the examples, is zero and shows no direction"
+        raise ValueError(f"{zero}; initialize it as 'random', or leave it out of target_modules")
+    return matrices

@@ -1,0 +1,22 @@
+"""Warm starts: initial factors and cores that hold the update of a short training run."""
+
+from torch import Tensor
+
+from lsr.algebra.separable import balance
+from lsr.algebra.spectrum import core_between, diagonal_between, leading_svd
+from lsr.init.directions import nearest_factors
+from lsr.init.source import Source, Start, matrices_of
+
+
+def warm_start(source: Source) -> Start:
+    """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself."""
+    left, values, right = leading_svd(matrices_of([source])[0], source.form.rank, source.seed)
+    roots = (values / source.scaling).sqrt()
+    a, b = nearest_factors(left * roots, roots[:, None] * right, source.form)
+    return Start(balance(*a), balance(*b))
+
+
+def warm_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
+    """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored."""
+    between = diagonal_between if source.paired else core_between
+    return between(source.matrix(), b.double(), a.double()) / source.scaling
