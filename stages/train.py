@@ -38,11 +38,12 @@ def main(view: params.TrainView) -> None:
 def train(view: params.TrainView, folder: Path) -> None:  # resumes from the last checkpoint in the folder, if any
     set_seed(view.seed)
     task = tokens.load_task(view.dataset)
+    splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
+    run.check_epochs(view, splits["train"])
     base = base_models.load_base_model(view.base_model, task)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     if view.tenants.folder and isinstance(task, TenantsTask):
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
-    splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     run.weigh_classes(view, task, base, splits["train"])
     tokenizer = tokenizer_of(base, view.base_model)
     collate = task.collator(tokenizer)

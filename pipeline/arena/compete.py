@@ -70,6 +70,7 @@ def check(entries: Sequence[Entry]) -> None:
     for unit, checks in {"tasks": tasks, "methods": methods}.items():
         listed = console.track(checks.items(), "check", unit)
         all_of(partial(_check_at, f"{PATH}: {entries[0].name}.{unit}.{name}: ", one) for name, one in listed)
+    all_of(partial(_check_epochs, entry) for entry in entries)
 
 
 def _check_at(here: str, check_one: Callable[[], object]) -> None:
@@ -93,7 +94,11 @@ def _check_values(entry: Entry) -> None:
     lines = [f"{PATH}: {entry.name}.methods.{entry.method}: {one.line}" for one in idle]
     if lines:
         raise UserError("\n".join(lines))
-    _check_at(f"{PATH}: {entry.name}.tasks.{entry.task}: ", partial(run.check_class_weights, view))
+    of_method = f"{PATH}: {entry.name}.methods.{entry.method}: "
+    of_task = f"{PATH}: {entry.name}.tasks.{entry.task}: "
+    _check_at(of_task, partial(run.check_class_weights, view))
+    sets_precision = "train.precision" in entry.chosen.params
+    _check_at(of_method if sets_precision else of_task, partial(processes.check_precision, view.train))
 
 
 def _check_task(entry: Entry) -> None:
@@ -113,6 +118,27 @@ def _check_method(entry: Entry) -> None:
         features.check(entry.first())
     elif not entry.first().is_alone:
         planned(entry.first())
+
+
+def _check_epochs(entry: Entry) -> None:
+    """Check that epochs and patience of a task or a method have an effect on an entry, whose tokens are there.
+
+    Raises:
+        UserError: if one has none.
+    """
+    first = entry.first()
+    if first.view.train.steps != "auto" or not entry.chosen.is_trained:
+        return
+    of_method = entry.chosen.params
+    of_task = entry.preset.tasks[entry.task].params
+    epochs = run.enough_epochs(first.view, task_tokens.splits(first)["train"])
+    idle = [value for value in effects.idle_in_epochs(first.view.train, epochs) if value.key in of_task | of_method]
+    lines = []
+    for value in idle:
+        place = f"methods.{entry.method}: on {entry.task}" if value.key in of_method else f"tasks.{entry.task}"
+        lines.append(f"{PATH}: {entry.name}.{place}: {value.line}")
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def workers(count: int) -> ProcessPoolExecutor:

@@ -28,6 +28,7 @@ Features = Literal["mean", "first", "nearest", "words"]  # states: their mean tw
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 OWN_KEYS = {"data", "model", "seed", "adapter", "train.processes", "tenants.common"}  # the arena sets them itself
 UNREAD_KEYS = {"train.report_to", "tenants.precision"}  # and the section evaluate: the arena scores in its own way
+NEW_TOKENS = "new_tokens"  # the key of reads that has no value `all`
 OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not those of methods
 
 
@@ -63,13 +64,24 @@ class Reads(Section):
     )
 
 
+def _are_amounts(reads: dict[str, Amount]) -> dict[str, Amount]:
+    if reads.get(NEW_TOKENS) == "all":
+        raise ValueError(f"{NEW_TOKENS}: must be a number of tokens, got all")
+    return reads
+
+
+ReadsOfTask = Annotated[
+    dict[Literal["train", "validation", "test", "longest", "new_tokens"], Amount], AfterValidator(_are_amounts)
+]
+
+
 class TaskChanges(Section):
     """What is different on a task."""
 
     row: Word | None = Field(None, description="of pipeline/datasets.yaml, if the task has another name")
     kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
     params: Overrides = Field(default_factory=dict)
-    reads: dict[Literal["train", "validation", "test", "longest", "new_tokens"], Amount] = Field(default_factory=dict)
+    reads: ReadsOfTask = Field(default_factory=dict)
     order: Literal["hash", "file"] = Field(
         "hash",
         description="in which a split that the source provides is read, if not all of it is. file: that of the file, "

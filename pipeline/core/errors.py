@@ -7,9 +7,11 @@ import difflib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of packages in Rust: safetensors and tokenizers
@@ -66,28 +68,53 @@ def as_user_error(*kinds: type[Exception], before: str = "") -> Iterator[None]:
 def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> Iterator[None]:
     """Print a user's mistake after `before`, the machine's refusal after `program`, or at Ctrl-C `stopped`; then exit.
 
-    A mistake is a UserError, or an InputError of lsr.
+    A mistake is a UserError, or an InputError of lsr. Python's warnings are printed at the end, and not where a command
+    is refused: its line is the only one.
 
     Raises:
         SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, memory is short or an answer is
             not finite, 130 after Ctrl-C.
     """
+    with _warnings_at_the_end():
+        try:
+            yield
+            return
+        except KeyboardInterrupt:
+            code, lines = STOPPED, stopped
+        except Exception as error:
+            # Of lsr, which takes seconds to import: it is there if it has raised one.
+            of_lsr = sys.modules.get("lsr.tuner.mistakes")
+            if isinstance(error, UserError) or (of_lsr and isinstance(error, of_lsr.InputError)):
+                code, lines = MISTAKE, f"{before}{error}"
+            elif reason := refused_by_machine(error):
+                code, lines = FAILED, clipped(f"{program}: {reason}")
+            else:
+                raise
+        if _is_first_to_fail():
+            print(lines, file=sys.stderr)
+        raise SystemExit(code)
+
+
+@contextmanager
+def _warnings_at_the_end() -> Iterator[None]:
+    """Keep the warnings of packages until a command ends; drop them if it exits with an error.
+
+    Raises:
+        SystemExit: as the command does.
+    """
+    kept = list[tuple[Any, ...]]()
+    show = warnings.showwarning
+    warnings.showwarning = lambda *warning: kept.append(warning)
     try:
         yield
-        return
-    except KeyboardInterrupt:
-        code, lines = STOPPED, stopped
-    except Exception as error:
-        of_lsr = sys.modules.get("lsr.tuner.mistakes")  # with torch, which takes seconds: there if it has raised one
-        if isinstance(error, UserError) or (of_lsr and isinstance(error, of_lsr.InputError)):
-            code, lines = MISTAKE, f"{before}{error}"
-        elif reason := refused_by_machine(error):
-            code, lines = FAILED, clipped(f"{program}: {reason}")
-        else:
-            raise
-    if _is_first_to_fail():
-        print(lines, file=sys.stderr)
-    raise SystemExit(code)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            kept.clear()
+        raise
+    finally:
+        warnings.showwarning = show
+        for warning in kept:
+            show(*warning)
 
 
 def _is_first_to_fail() -> bool:

@@ -34,13 +34,14 @@ warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft"
 
 FROM_EXAMPLES = ("eva", "corda", "lora_ga")  # initializations of PEFT
 OLORA = "olora"  # another one
+SIZES = ("r", "n")  # keys of ranks and numbers of terms; a method whose default is 0 computes them
 OWN_TABLES = ("IA3", "LN_TUNING")  # for which PEFT has a table by architecture, not that of LoRA
 # What PEFT warns of a key that it overrides or does not use.
 UNUSED = ".*(ignored|only supported|no parameter was matched|no tied modules|fan_in_fan_out is set to True but)"
 MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
 KINDS_OF_WARNING = (UserWarning, RuntimeWarning)
 # Methods of PEFT may raise anything else.
-OTHER_MISFIT = (KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
+OTHER_MISFIT = (KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError, ArithmeticError)
 ANY_MISFIT = (*MISFIT, *OTHER_MISFIT, *KINDS_OF_WARNING)
 
 
@@ -155,7 +156,12 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
     if (start := section.options.get(START)) in FROM_EXAMPLES:
         raise ValueError(f"{START}: {start} needs examples, which this pipeline does not pass to it")
     seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
-    fields = seeds | section.options | _layers(section) | chosen
+    for name in SIZES:
+        size = section.options.get(name)
+        if size is not None and known[name].default != 0 and not (isinstance(size, int) and size >= 1):
+            raise ValueError(f"{name}: must be a whole number of at least 1, got {size}")
+    in_silence = {"progressbar": False} if "progressbar" in known else {}  # of FRoD: it is not a bar of ours
+    fields = in_silence | seeds | section.options | _layers(section) | chosen
     check_patterns(fields)  # as whoever reads the adapter does
     return kind(**fields)
 

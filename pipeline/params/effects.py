@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Completion, Conversation
+from pipeline.params.labels import Completion, Conversation, has_exact_interval
 from pipeline.params.schema import Params
 from pipeline.params.sections import MOST_EPOCHS, READ, LsrParams, MethodParams, TrainParams
 
 # Of keys without a default in the schema, the values of the committed params.yaml.
 COMMITTED = {
+    "adapter": "lsr",
+    "train.epochs": 2,
     "train.head_learning_rate": 0.002,
     "tenants.common": "trained",
     "tenants.precision": "8bit",
+    "evaluate.resamples": 2000,
     "evaluate.new_tokens": 64,
 }
 
@@ -50,13 +53,29 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
         yield from _set("train.head_learning_rate", params.train.head_learning_rate, reason)
     else:
         yield from _set("evaluate.new_tokens", params.evaluate.new_tokens, "the data have no completions")
-    if not (is_of_tenants and params.tenants.folder):  # then the chosen section is that of the adapter in the folder
+    if not writes and all(has_exact_interval(metric, in_groups=row.group is not None) for metric in row.metrics):
+        reason = f"intervals of {' and '.join(row.metrics)} are exact"
+        yield from _set("evaluate.resamples", params.evaluate.resamples, reason)
+    if is_of_tenants and params.tenants.folder:
+        yield from _set("adapter", params.adapter, "the adapter is that in the folder of tenants.common")
+    else:
         yield from idle_in_section(params.sections[params.adapter])
 
 
 def idle_in_training(train: TrainParams) -> Iterator[Idle]:
-    """Yield what is set and has no effect on training, whatever the method is."""
+    """Yield what is set and has no effect on training, whatever the method and the data are."""
     most = train.epochs if train.steps == "epochs" else max(train.epochs, MOST_EPOCHS)
+    yield from _idle_patience(train, most)
+
+
+def idle_in_epochs(train: TrainParams, epochs: int) -> Iterator[Idle]:
+    """Yield what is set and has no effect where `train.steps: auto` has trained for at least so many epochs."""
+    if train.epochs <= epochs:
+        yield from _set("train.epochs", train.epochs, f"train.steps: auto trains for {epochs} epochs of these data")
+    yield from _idle_patience(train, max(train.epochs, epochs))
+
+
+def _idle_patience(train: TrainParams, most: int) -> Iterator[Idle]:
     if train.patience != "none" and train.patience + 1 >= most:
         reason = f"it ends training after {train.patience + 1} epochs at the earliest, and there are {most} at most"
         yield Idle("train.patience", train.patience, "none", reason)

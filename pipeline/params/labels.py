@@ -22,6 +22,15 @@ COMPARED = ("first", "second")  # the classes of pairs: which of the two has the
 CHOSEN = ("wrong", "right")  # the classes of a choice
 RARER = "rarer"  # in place of a class: the one that train has less of
 
+
+def has_exact_interval(metric: str, *, in_groups: bool) -> bool:
+    """Return whether the interval of a metric is exact: that of a share of examples or, if they are scored so, groups.
+
+    Any other interval is a bootstrap's.
+    """
+    return metric == "exact_match" if in_groups else metric in ("accuracy", "f1")
+
+
 ONLY = {  # keys of a row that only some forms go with
     "choices": "choices need a label with {count} names, one for each in their order",
     "group": "group: needs a label of classes or of a number",

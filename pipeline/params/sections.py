@@ -50,6 +50,8 @@ READ = ("gradient", "update", "warm")  # initializations of LSR that read exampl
 LEAST_STEPS, MOST_EPOCHS = 300, 30  # of train.steps: auto
 RATE = "learning_rate"
 NUMBERS = re.compile("r|n|(.*_)?(alpha|dropout)")  # keys of methods of PEFT, which need not be loaded to know this
+DROPOUTS = re.compile("(.*_)?dropout")
+LARGEST = 2**32  # of a number that PEFT takes: as a seed is, and far more than any width or scale
 # Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
 OWN_LOOP = {
     "ADALORA": "calls that move ranks between layers",
@@ -277,8 +279,13 @@ class PeftParams(MethodParams):
             if not isinstance(rate, int | float) or not 0 < rate <= 1:
                 raise ValueError(f"{name}: must be above 0 and at most 1, got {rate!r}")
         for name, value in self.options.items():
-            if NUMBERS.fullmatch(name) and value is not None and type(value) not in (int, float):
+            is_number = type(value) in (int, float)
+            if NUMBERS.fullmatch(name) and value is not None and not is_number:
                 raise ValueError(f"{name}: must be a number, got {value!r}")
+            if DROPOUTS.fullmatch(name) and value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}: must be at least 0 and below 1, got {value!r}")
+            if is_number and abs(value) > LARGEST:
+                raise ValueError(f"{name}: must be from -{LARGEST:,} to {LARGEST:,}, got {value!r}")
         return self
 
     @model_validator(mode="after")

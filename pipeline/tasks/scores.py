@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 from pipeline.core.errors import UserError
+from pipeline.params.labels import has_exact_interval
 from pipeline.tasks import sums
 from pipeline.tasks.sums import ROUNDING
 from pipeline.tasks.task import Numbers
@@ -63,19 +64,24 @@ def interval(
     Reference: Clopper & Pearson, "The use of confidence or fiducial limits", 1934; Efron & Tibshirani, "An Introduction
     to the Bootstrap", 1993, chapter 13.
     """
-    if name == ("accuracy" if groups is None else "exact_match"):
-        right = _are_right(labels, predictions, groups)
-        return share(int(right.sum()), len(right))
-    if groups is None and name == "f1":
-        hits, seen = (labels == 1) & (predictions == 1), (labels == 1) | (predictions == 1)
-        low, high = share(int(hits.sum()), int(seen.sum()))
-        return 2 * low / (1 + low), 2 * high / (1 + high)
+    if has_exact_interval(name, in_groups=groups is not None):
+        return _exact(name, predictions, labels, groups)
     units = Units.of(predictions, labels, groups)
     if name in sums.METRICS and sums.size_of(name, labels, predictions) <= MOST_TERMS:
         return _percentiles(_by_sums(name, predictions, labels, units), len(units.first), resamples)
     if name == "spearman" and groups is None:
         return _percentiles(_by_ranks(predictions, labels, units), len(units.first), resamples)
     return bootstrap(EXAMPLES[name], predictions, labels, resamples, groups)
+
+
+def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Numbers | None) -> Interval:
+    """Return the exact interval of f1, or of the share of examples or groups without a mistake."""
+    if name == "f1":
+        hits, seen = (labels == 1) & (predictions == 1), (labels == 1) | (predictions == 1)
+        low, high = share(int(hits.sum()), int(seen.sum()))
+        return 2 * low / (1 + low), 2 * high / (1 + high)
+    right = _are_right(labels, predictions, groups)
+    return share(int(right.sum()), len(right))
 
 
 def by_class(

@@ -26,20 +26,45 @@ def check_machine(train: TrainParams) -> None:
     Raises:
         UserError: if they cannot; says what is possible.
     """
-    if train.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 do not")
+    check_precision(train)
     if train.precision == "bf16" and not has_fast_bf16():
         console.warn("train: this machine has no instructions for bf16, so train.precision: fp32 would be faster")
     for word in train.report_to:
         if importlib.util.find_spec(word) is None:
             install = f"install it with: pip install 'lsr-adapt[{word}]'"
             raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
+    if "WORLD_SIZE" not in os.environ:  # otherwise torchrun has started them, on other machines too
+        _check_room(train.processes)
     parts = max(train.processes, shares())
     if train.batch_size % parts:
         raise UserError(
             f"{PARAMS}: train.batch_size: {train.batch_size} examples per step cannot be divided equally among "
             f"{parts} processes or GPUs"
         )
+
+
+def check_precision(train: TrainParams) -> None:
+    """Check that this machine has the precision of training.
+
+    Raises:
+        UserError: if it has not.
+    """
+    if train.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 do not")
+
+
+def _check_room(wanted: int) -> None:
+    """Refuse more processes than this machine has GPUs or, without one, cores: each would wait for the others.
+
+    Raises:
+        UserError: if there are more; says how many there can be.
+    """
+    gpus = torch.cuda.device_count()
+    most = gpus or os.cpu_count() or 1
+    if wanted > most:
+        unit = "GPU" if gpus else "core"
+        has = f"{most} {unit}{'s' * (most != 1)}"
+        raise UserError(f"{PARAMS}: train.processes: must be at most {most}, as this machine has {has}, got {wanted}")
 
 
 def has_fast_bf16() -> bool:

@@ -35,7 +35,7 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import adapters
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
-from pipeline.params import PARAMS, FullParams, TrainView
+from pipeline.params import PARAMS, FullParams, TrainView, effects
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
 from pipeline.tasks import CompletionTask, Outcome, Task
 from pipeline.tasks.classes import ClassesTask
@@ -93,11 +93,28 @@ def steps_an_epoch(view: TrainView, train: Dataset) -> int:
     return math.ceil(len(train) / view.train.batch_size)
 
 
+def enough_epochs(view: TrainView, train: Dataset) -> int:
+    """Return the epochs of a train split that `train.steps: auto` trains for at least."""
+    return min(MOST_EPOCHS, math.ceil(LEAST_STEPS / steps_an_epoch(view, train)))
+
+
+def check_epochs(view: TrainView, train: Dataset) -> None:
+    """Check that the epochs and the patience of a view have an effect on the training with a train split.
+
+    Raises:
+        UserError: if one has none, one line each.
+    """
+    if view.train.steps == "auto":
+        idle = effects.idle_in_epochs(view.train, enough_epochs(view, train))
+        if lines := [f"{PARAMS}: {value.line}" for value in idle]:
+            raise UserError("\n".join(lines))
+
+
 def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
     """Return a view with as many epochs as `train.steps` says for a train split."""
     if view.train.steps == "epochs":
         return view
-    epochs = max(view.train.epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS / steps_an_epoch(view, train))))
+    epochs = max(view.train.epochs, enough_epochs(view, train))
     return view.model_copy(update={"train": view.train.model_copy(update={"epochs": epochs})})
 
 

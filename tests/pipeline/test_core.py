@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import stat
+import sys
+import warnings
 from contextlib import suppress
 
 import pandas as pd
@@ -84,6 +86,26 @@ def test_what_a_user_or_the_machine_does_ends_in_one_line(error, capsys):
 def test_what_the_program_does_wrong_keeps_its_traceback():
     with pytest.raises(RuntimeError), exit_on_error("stopped"):
         raise RuntimeError("a bug")
+
+
+def test_warnings_of_packages_are_printed_at_the_end_but_not_where_a_command_is_refused(capsys):
+    with warnings.catch_warnings():  # without pytest, which keeps them itself
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
+        show = warnings.showwarning
+        with exit_on_error("stopped"):
+            warnings.warn("of a package", stacklevel=1)
+            print("done", file=sys.stderr)
+        assert capsys.readouterr().err == "done\nof a package\n"
+        with suppress(SystemExit), exit_on_error("stopped"):
+            warnings.warn("of a package", stacklevel=1)
+            raise UserError("params.yaml: seed: no")
+        assert capsys.readouterr().err == "params.yaml: seed: no\n"
+        with suppress(RuntimeError), exit_on_error("stopped"):
+            warnings.warn("of a package", stacklevel=1)
+            raise RuntimeError("a bug")
+        assert capsys.readouterr().err == "of a package\n"
+        assert warnings.showwarning is show
 
 
 HARD = ["plain", "a\rb", "c\r\nd", "e\nf", 'g "h", i', "\r", ""]

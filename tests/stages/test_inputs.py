@@ -29,7 +29,7 @@ PARAMETERS = {
     "tokenize": ("tokenize", "max_length", 20, "tokenize.max_length: changed from 24 to 20"),
     "factorize-init": ("lsr", "alpha", 7, "lsr.alpha: changed from 16 to 7"),
     "train": ("train", "head_learning_rate", 0.1, "train.head_learning_rate: changed from 0.002 to 0.1"),
-    "evaluate": ("evaluate", "resamples", 101, "evaluate.resamples: changed from 100 to 101"),
+    "evaluate": ("evaluate", "resamples", 101, "evaluate.resamples: changed from 2000 to 101"),
 }
 
 

@@ -141,6 +141,19 @@ IDLE = [
         "small.methods.odd: lsr.examples: 5 has no effect: only init: ",
     ),
     (method(params=RANDOM | {"lsr.head_steps": 5}), "small.methods.odd: lsr.head_steps: 5 has no effect"),
+    (method(params={"train.precision": "fp16"}), "small.methods.odd: train.precision: fp16 needs a GPU, and there"),
+    (
+        {"tasks": {"glue": {"params": {"train.epochs": 7, "train.steps": "auto"}}}},
+        "small.tasks.glue: train.epochs: 7 has no effect: train.steps: auto trains for 30 epochs of these data; leave",
+    ),
+    (
+        method(tasks=["glue"], params={"train.steps": "auto", "train.epochs": 30}),
+        "small.methods.odd: on glue: train.epochs: 30 has no effect: train.steps: auto trains for 30 epochs",
+    ),
+    (
+        {"tasks": {"glue": {"reads": {"new_tokens": "all"}}}},
+        "pipeline/arena.yaml: small.tasks.glue.reads: new_tokens: must be a number of tokens, got all",
+    ),
     (
         {"tasks": {"ratings": {"params": {"train.class_weights": "balanced"}}}},
         "small.tasks.ratings: train.class_weights: balanced needs a label of classes",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -193,6 +194,25 @@ def test_the_command_checks_all_sections_with_peft(workspace):
     lsr, vera = refused(main, [], lines=2).splitlines()
     assert lsr.startswith("params.yaml: lsr: ")
     assert vera == "params.yaml: vera: rr: no such key; did you mean r?"
+
+
+VOID = [
+    ("lsr.layers", [99], "lsr: layers_to_transform: no adapted layer has the index 99"),
+    ("lsr.target_modules", ["nope"], "lsr: target_modules: no layer is named 'nope'; linear layers: dense, key, query"),
+    ("lsr.target_modules", "(.*)*(.*)*query!", "lsr: target_modules: '(.*)*(.*)*query!' is not a valid regular expres"),
+    ("lora.target_modules", "(a+)+", "lora: target_modules: '(a+)+' is not a valid regular expression of names, dots"),
+    ("krona.r", 0, "krona: r: must be a whole number of at least 1, got 0"),
+    ("train.processes", 64, "train.processes: must be at most "),
+    ("train.precision", "fp16", "train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 do not"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), VOID)
+def test_the_command_refuses_what_does_not_fit_the_model_or_this_machine(workspace, key, value, message):
+    if key == "train.precision" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    write("params.yaml", edited(PARAMS, key, value))
+    assert refused(main, []).startswith(f"params.yaml: {message}")
 
 
 DEEP = {
