@@ -24,7 +24,6 @@ from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import check_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
 from pipeline.params.sources import NAME
-from pipeline.tasks import CompletionTask
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
 from pipeline.tasks.several import labels_in
@@ -128,7 +127,7 @@ def _show(name: str, path: Path, table: pd.DataFrame, loaded: datasets.Loaded) -
         console.line(f"  {word:8}{said}")
     console.line(f"To change it, edit {OWN}, or remove the row there and give --text, --label, --tenant or --name")
     console.line(f"To keep both with the repository, the file by its digest: git add {OWN} && dvc add {path}")
-    more = "model=smollm2" if isinstance(task, CompletionTask) else "train.steps=auto"  # smollm2 writes, as others do
+    more = "model=smollm2" if task.writes else "train.steps=auto"  # smollm2 writes, as others do
     console.line(f"To train: dvc exp run -S data={name} -S {more}")
     warn_without_identity()
 

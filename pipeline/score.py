@@ -19,7 +19,7 @@ from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import load_params, load_row
 from pipeline.predict.answering import Opened
-from pipeline.tasks import CompletionTask, Task
+from pipeline.tasks import Task
 from pipeline.tasks.encoding import BATCH
 
 
@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
     with parser.parsed(words, before=f"{parser.prog}: ") as options:
         row = load_row("data", options.data)
-        if isinstance(tasks.of(row), CompletionTask):
+        if tasks.of(row).writes:
             raise UserError(f"{row.where}: {options.data}: what is written is scored by the stage evaluate")
         if row.tenant is not None:
             raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")

@@ -21,7 +21,6 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
-from pipeline.tasks import SeveralTask, TenantsTask
 from pipeline.training import checkpoints, processes, run
 
 CURVES = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}  # in the Trainer's log
@@ -42,7 +41,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     run.check_epochs(view, splits["train"])
     base = base_models.load_base_model(view.base_model, task)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
-    if view.tenants.folder and isinstance(task, TenantsTask):
+    if view.tenants.folder and task.facts.tenants:
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     run.weigh_classes(view, task, base, splits["train"])
     tokenizer = tokenizer_of(base, view.base_model)
@@ -59,7 +58,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
         run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
     if not console.IS_FIRST:
         return
-    if isinstance(task, SeveralTask):  # by the best checkpoint
+    if task.has_thresholds:  # by the best checkpoint
         said = evaluation.outputs(task, model, splits["validation"], collate, view.train.batch_size)
         task = task.settled(evaluation.outcome(said, splits["validation"]))
     counts = adapters.count_parameters(model, view.base_model)
@@ -69,7 +68,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
         AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(written)
         cards.of_training(view, task, counts, cast("float", trainer.state.best_metric), written).write(written)
     with artifacts.replacing(artifacts.BANK) as folder:
-        if isinstance(task, TenantsTask):
+        if task.facts.tenants:
             base_folder, precision = banks.base_of(view.base_model), view.tenants.precision
             AdapterBank.of_tenants(artifacts.ADAPTER, base_folder, precision=precision).save(folder)
         else:

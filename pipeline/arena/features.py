@@ -27,8 +27,7 @@ from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
-from pipeline.tasks import Outcome, SeveralTask, Task, TenantsTask
-from pipeline.tasks.classes import ChoicesTask, ClassesTask
+from pipeline.tasks import Outcome, Task
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # of fitting train: the inverse of the penalty's
 OF_WORDS = tuple(10.0**power for power in range(-1, 5))  # where a text has a few features that are not 0
@@ -42,9 +41,7 @@ def check(training: Training) -> None:
     Raises:
         UserError: if it is one.
     """
-    task = tasks.of(training.view.dataset)
-    has_classes = isinstance(task, ClassesTask) and not isinstance(task, ChoicesTask | SeveralTask)
-    if not (has_classes or (isinstance(task, TenantsTask) and not task.is_number)):
+    if not tasks.of(training.view.dataset).has_one_class_each:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
@@ -64,7 +61,7 @@ def outcomes(
     least = torch.finfo(torch.float32).min
     said = {split: torch.full((len(one.labels), width), least) for split, one in read.items()}
     count = 0
-    has_tenants = isinstance(task, TenantsTask)
+    has_tenants = bool(task.facts.tenants)
     whose = {split: np.asarray(one.groups if has_tenants else 0 * one.labels) for split, one in read.items()}
     for tenant in np.unique(whose["train"]):  # each has its own regression
         rows = {split: np.flatnonzero(numbers == tenant) for split, numbers in whose.items()}

@@ -29,7 +29,7 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
-from pipeline.tasks import CompletionTask, Outcome, Task, TenantsTask
+from pipeline.tasks import CompletionTask, Outcome, Task
 from pipeline.tasks.cells import rounded
 from pipeline.tasks.completion import LOSS
 from pipeline.training import run
@@ -229,9 +229,9 @@ def sizes_of(model: PeftModel, task: Task, training: Training) -> dict[str, int]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adapters.save_adapter(model, folder, view.base_model)
-        if not isinstance(task, TenantsTask):
+        if not task.facts.tenants:
             return {**sizes, "file_bytes": (folder / WEIGHTS).stat().st_size}
         AdapterTask.of(task, view.tokenize.max_length).write(folder)
         AdapterBank.of_tenants(folder, banks.base_of(view.base_model)).save(folder / "bank")
         files = {file.name: file.stat().st_size for file in (folder / "bank").rglob("*.safetensors")}
-        return {**sizes, "file_bytes": sum(files.values()), "tenant_bytes": files[FILE] // len(task.tenants)}
+        return {**sizes, "file_bytes": sum(files.values()), "tenant_bytes": files[FILE] // len(task.facts.tenants)}

@@ -15,7 +15,7 @@ from pipeline.arena.preset import VERSION
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, sources, tokens
-from pipeline.tasks import Facts, Task, TenantsTask, facts
+from pipeline.tasks import Facts, Task, facts
 from pipeline.tasks.encoding import BATCH, write
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
@@ -41,8 +41,9 @@ def write_labels(training: Training, path: Path) -> None:
     known = task.known(tokens.labels_of(test), tokens.groups_of(test))
     each = {f"label_{at}": its for at, its in enumerate(known.T.tolist())} if known.ndim > 1 else {}
     columns = each or {"label": known.tolist()}
-    if isinstance(task, TenantsTask):
-        columns[TENANT] = [list(task.tenants)[number] for number in test[TENANT][:]]
+    if task.facts.tenants:
+        names = list(task.facts.tenants)
+        columns[TENANT] = [names[number] for number in test[TENANT][:]]
     artifacts.write_csv(path, list(columns), zip(*columns.values(), strict=True))
 
 

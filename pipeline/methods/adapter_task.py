@@ -12,7 +12,7 @@ from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.reading import validated
 from pipeline.params.sources import Row
-from pipeline.tasks import CompletionTask, Task, TenantsTask
+from pipeline.tasks import Task
 
 FILE = "task.json"
 
@@ -46,13 +46,7 @@ class AdapterTask(Row):
     @classmethod
     def of(cls, task: Task, max_length: int, tokenizer: Any = None) -> Self:
         """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
-        said: dict[str, Any] = {"labels": task.names or None, "thresholds": task.facts.thresholds}
-        if isinstance(task, CompletionTask) and tokenizer is not None:
-            prompts = task.prompts(tokenizer)
-            said |= {"template": prompts.template, "ends": prompts.ends}
-        if isinstance(task, TenantsTask):
-            said |= {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
-        return cls(kind=task.kind, columns=task.columns, max_length=max_length, **said)
+        return cls(kind=task.kind, columns=task.columns, max_length=max_length, **task.note(tokenizer))
 
     @property
     def task(self) -> type[Task]:

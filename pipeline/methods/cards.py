@@ -20,7 +20,7 @@ from lsr.tuner.files import CONFIG
 from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
-from pipeline.tasks import SeveralTask, Task, TenantsTask
+from pipeline.tasks import Task
 from pipeline.tasks.classes import whose
 
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
@@ -45,9 +45,9 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
         fields["task_type"],
         task.names,
         is_pair=len(task.columns) > 1,
-        is_several=isinstance(task, SeveralTask),
+        is_several=task.has_thresholds,
         dtype=None if of_checkpoint in (None, torch.float32) else "float32",
-        tenant=next(iter(task.tenants)) if isinstance(task, TenantsTask) else None,
+        tenant=next(iter(task.facts.tenants), None),
         method=fields["peft_type"],
         module=package if package in ("lsr", "peft") else config.__module__,
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",

@@ -85,7 +85,7 @@ def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     task = tenants.get(options.tenant) or next(iter(tenants.values()), None) or adapter_task.read(options.adapter)
     if not tenants and (options.tenant is not None or task.tenants is not None):
         raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
-    is_written, is_single = task.kind == CompletionTask.kind, len(options.texts) == 1 and options.texts != [STDIN]
+    is_written, is_single = task.task.writes, len(options.texts) == 1 and options.texts != [STDIN]
     streams = is_written and is_single and options.out is None and not options.json
     opened, count, cut = None, 0, 0
     with console.progress("predict", None, "texts", console.errors) as advance:

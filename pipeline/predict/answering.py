@@ -21,7 +21,6 @@ from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
-from pipeline.tasks import CompletionTask
 from pipeline.tasks.completion import asked
 from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.prompts import Prompts
@@ -40,7 +39,7 @@ class Opened:
         getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
         model: nn.Module
         if artifacts.is_bank(folder):
-            if task.kind == CompletionTask.kind:
+            if task.task.writes:
                 raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
             bank = AdapterBank.load(base, folder)
             model, base_model, fields = banks.Served(bank, bank.names), bank.model, bank.base_fields

@@ -31,6 +31,7 @@ class ClassesTask(Task):
 
     kind = "classes"
     target = "int64"
+    can_balance = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,6 +85,10 @@ class ClassesTask(Task):
         advice = "macro_f1 sees them, and train.class_weights: balanced gives them weight"
         return f"{some_of(few)}: {advice}" if few else ""
 
+    @property
+    def has_one_class_each(self) -> bool:
+        return True
+
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.
 
@@ -125,6 +130,11 @@ class ClassesTask(Task):
 
         loss = torch.nn.functional.cross_entropy(outcome.outputs, torch.from_numpy(outcome.labels))  # in nats
         return float(loss), float(stats.entropy(np.bincount(outcome.labels)))
+
+    def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
+        from pipeline.tasks import scores
+
+        return scores.by_class(self.names, self.of_examples(outcome), outcome.labels)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
         """Return the predicted class of each example, also where several examples have one answer."""
@@ -194,6 +204,10 @@ class ChoicesTask(ClassesTask):
     """Texts to choose from: each is an example, right or wrong, and the likeliest of a row is the answer."""
 
     names = CHOSEN
+
+    @property
+    def has_one_class_each(self) -> bool:
+        return False  # the examples of a row share an answer
 
     def predicted(self, outcome: Outcome) -> Numbers:
         outputs = outcome.outputs.numpy()

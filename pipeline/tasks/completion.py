@@ -51,6 +51,7 @@ class CompletionTask(Task):
     hub_task: ClassVar[str] = "text-generation"
     peft_task: ClassVar[str] = "CAUSAL_LM"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    writes: ClassVar[bool] = True
     judged: ClassVar[tuple[str, ...]] = ("label",)
     baseline: ClassVar[str] = "without the adapter"
 
@@ -195,6 +196,12 @@ class CompletionTask(Task):
     @classmethod
     def printed(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"answer": list(outputs)}  # texts
+
+    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        if tokenizer is None:
+            return super().note(None)
+        prompts = self.prompts(tokenizer)
+        return super().note(tokenizer) | {"template": prompts.template, "ends": prompts.ends}
 
     def says(self) -> str:
         return "what the assistant says next" if self.is_conversation else "its completion"

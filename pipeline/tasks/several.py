@@ -26,6 +26,11 @@ class SeveralTask(ClassesTask):
 
     kind = "several"
     target = "object"  # tuples of these numbers
+    has_thresholds = True
+
+    @property
+    def has_one_class_each(self) -> bool:
+        return False
 
     def prepared(self, cells: Cells) -> Cells:
         # An empty cell says that no label applies.

@@ -61,6 +61,9 @@ class Task(ABC):
     peft_task: ClassVar[str] = "SEQ_CLS"  # PEFT's task_type
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"  # of transformers, for a model with its head
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
+    writes: ClassVar[bool] = False  # a language model writes the answer
+    has_thresholds: ClassVar[bool] = False  # a label applies from a probability that validation chooses
+    can_balance: ClassVar[bool] = False  # there are classes that a loss can give equal weights
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     baseline: ClassVar[str] = "for one answer to all"  # what baselines are, on the last screen
 
@@ -238,6 +241,15 @@ class Task(ABC):
         """Return the loss of a batch as a function of outputs, labels, and `beside` by name; None for the model's."""
         return None
 
+    def balanced(self, labels: Numbers) -> "Callable[..., Tensor]":
+        """Return the loss in which the classes of a whole split, whose labels these are, weigh the same."""
+        raise NotImplementedError  # see `can_balance`
+
+    @property
+    def has_one_class_each(self) -> bool:
+        """Whether each example has one class, of its own or of its tenant's."""
+        return False
+
     def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":
         """Return what of a model's logits is about each row of a batch, which its columns `beside` say."""
         return logits
@@ -313,7 +325,18 @@ class Task(ABC):
     def table(self, outcome: Outcome) -> Columns:
         """Return columns for each example: actual, predicted, and both as groups that a plot can count."""
 
+    def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
+        """Return a row of `scores.BY_CLASS` for each class or label; none if there are no common ones."""
+        return ()
+
     # What is said of it
+
+    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        """Return what task.json says of it, but for its kind, columns and lengths.
+
+        Only what writes needs the tokenizer; without one it leaves out how prompts become tokens.
+        """
+        return {"labels": self.names or None, "thresholds": self.facts.thresholds}
 
     @classmethod
     @abstractmethod

@@ -24,6 +24,7 @@ from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 LEAST_TEXTS, LEAST_LABELS = 5, 2  # of a tenant
 # A tenant's name is that of a folder, and part of an address.
@@ -63,6 +64,10 @@ class TenantsTask(Task):
     @cached_property
     def _names(self) -> list[str]:
         return list(self.tenants)
+
+    @property
+    def has_one_class_each(self) -> bool:
+        return not self.is_number
 
     @property
     def strata(self) -> list[str]:
@@ -220,6 +225,10 @@ class TenantsTask(Task):
             return self._one
         label = self.row.label.model_copy(update={"names": labels})
         return self._kind(self.row.model_copy(update={"label": label}), Facts())
+
+    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        labels = {name: tenant.labels for name, tenant in self.tenants.items()}
+        return super().note(tokenizer) | {"tenants": labels, "tenant": self.row.tenant}
 
     printed = ClassesTask.printed  # of one tenant; of a number, its kind prints
 

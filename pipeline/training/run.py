@@ -38,7 +38,6 @@ from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, FullParams, TrainView, effects
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
 from pipeline.tasks import CompletionTask, Outcome, Task
-from pipeline.tasks.classes import ClassesTask
 from pipeline.training import checkpoints, processes
 
 LOGS_A_RUN = 100  # points of the loss curve
@@ -124,7 +123,7 @@ def check_class_weights(view: TrainView) -> None:
     Raises:
         UserError: if it has none.
     """
-    if view.train.class_weights == "balanced" and not isinstance(tasks.of(view.dataset), ClassesTask):
+    if view.train.class_weights == "balanced" and not tasks.of(view.dataset).can_balance:
         needed = "balanced needs a label of classes, and no tenants"
         raise UserError(f"{PARAMS}: train.class_weights: {needed}")
 
@@ -132,7 +131,7 @@ def check_class_weights(view: TrainView) -> None:
 def weigh_classes(view: TrainView, task: Task, model: PreTrainedModel, train: Dataset) -> None:
     """Have a base model compute its loss with the weights of classes that a view chooses, by their rows of train."""
     check_class_weights(view)
-    if view.train.class_weights == "balanced" and isinstance(task, ClassesTask):
+    if view.train.class_weights == "balanced":
         base_models.use_loss(model, task, task.balanced(np.array(train["label"][:])))
 
 
