@@ -1,5 +1,6 @@
 """Clients that open connections and do not use them, against `lsr serve` in a process that may open few files."""
 
+import asyncio
 import json
 import os
 import resource
@@ -13,9 +14,11 @@ from statistics import median
 
 import h11
 import pytest
+import uvicorn
 
 from lsr.__main__ import main
-from lsr.serve.http.limits import client_of
+from lsr.serve.http.connections import Protocol, Server
+from lsr.serve.http.limits import Awaited, Connections, Limits, client_of
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED
 from tests.lsr.serve.conftest import there  # noqa: F401 a fixture
@@ -220,6 +223,45 @@ def test_who_does_not_read_is_closed_and_who_reads_slowly_gets_all_in_order(hast
     assert all(json.loads(body) == DESCRIBED for _, body in found[:-1])
     assert json.loads(found[-1][1])["status"] == "ok"
     assert len(lost) < ANSWERS * len(found[0][1])
+
+
+def test_an_answer_in_many_pieces_is_read_within_the_time_of_one(trials):
+    trials["trials"] += 1
+    closed = []
+
+    async def answering(_, receive, send):
+        async def note_the_end():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            closed.append(time.monotonic())
+
+        noting = asyncio.create_task(note_the_end())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(200):
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+        await noting
+
+    async def reading(listening):
+        limits = Limits(2, 2, 1 << 30, {Awaited.HEAD: 9, Awaited.BODY: 9, Awaited.READING: 1})
+        protocol = partial(Protocol, Connections(limits))
+        server = Server(uvicorn.Config(answering, http=protocol, lifespan="off", log_level="error"))
+        running = asyncio.create_task(server.serve([listening]))
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        client.connect(listening.getsockname())
+        reader, writer = await asyncio.open_connection(sock=client, limit=1 << 14)
+        writer.write(HEALTH)
+        begin = time.monotonic()
+        with suppress(ConnectionError):
+            while await reader.read(1 << 16) and not closed:
+                await asyncio.sleep(0.02)
+        writer.close()
+        server.should_exit = True
+        await running
+        return closed[0] - begin
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert 0.9 < asyncio.run(asyncio.wait_for(reading(listening), 10)) < 2
 
 
 def test_unfinished_bodies_of_a_client_take_little_memory(hasty, trials):

@@ -134,7 +134,7 @@ class Protocol(H11Protocol):
 
     def _next(self) -> tuple[Awaited, RequestResponseCycle | None] | None:
         # What the client has to do, after the head of which request; None while it waits for the server.
-        if self.flow.write_paused:
+        if self.flow.write_paused or self.conn.our_state is h11.SEND_BODY:  # also between two pieces of an answer
             return Awaited.READING, self.cycle
         if self.transport.is_closing():
             return None
