@@ -7,20 +7,22 @@ Not a DVC out: runs/, where trackers write.
 """
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from datasets import Dataset
+from peft import PeftModel
 from transformers import Trainer, set_seed
 
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer
 from lsr.tuner.files import read_files
-from pipeline import evaluation, params, stage, tasks
+from pipeline import evaluation, params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
+from pipeline.tasks import Task
 from pipeline.training import checkpoints, processes, run
 
 CURVES = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}  # in the Trainer's log
@@ -39,44 +41,70 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     task = tokens.load_task(view.dataset)
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     run.check_epochs(view, splits["train"])
+    model = load_initialized(view, task, splits["train"])
+    tokenizer = tokenizer_of(model.get_base_model(), view.base_model)
+    collate = task.collator(tokenizer)
+    view = run.with_enough_steps(view, splits["train"])
+    trainer = fit(view, task, model, splits, collate, folder)
+    if not console.IS_FIRST:
+        return
+    if task.has_thresholds:  # by the best checkpoint
+        outputs = evaluation.outputs(task, model, splits["validation"], collate, view.train.batch_size)
+        task = task.settled(evaluation.outcome(outputs, splits["validation"]))
+    write_adapter(view, task, model, tokenizer, cast("float", trainer.state.best_metric))
+    write_bank(view, task)
+    write_reports(view, task, trainer)
+
+
+def load_initialized(view: params.TrainView, task: Task, train: Dataset) -> PeftModel:
+    """Return the model with its initialized adapter, and the loss of the task and its classes."""
     base = base_models.load_base_model(view.base_model, task)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     if view.tenants.folder and task.facts.tenants:
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
-    run.weigh_classes(view, task, base, splits["train"])
-    tokenizer = tokenizer_of(base, view.base_model)
-    collate = task.collator(tokenizer)
-    view = run.with_enough_steps(view, splits["train"])
+    run.weigh_classes(view, task, base, train)
+    return model
+
+
+def fit(
+    view: params.TrainView, task: Task, model: PeftModel, splits: dict[str, Dataset], collate: Any, folder: Path
+) -> Trainer:
+    """Fit the model, and return the Trainer that did it; the model has the weights of the best checkpoint then."""
     each = run.steps_an_epoch(view, splits["train"])
     steps = view.train.epochs * each
+    patience = None if view.train.patience == "none" else view.train.patience
     if view.train.steps == "auto":
         console.line(f"train: {view.train.epochs} epochs of {each} steps, {steps:,}, by train.steps: auto")
     with console.progress("train", steps, "steps") as advance:
         watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
         trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)
         processes.check_same(folder.name)
-        run.fit(trainer, folder, None if view.train.patience == "none" else view.train.patience)
-    if not console.IS_FIRST:
-        return
-    if task.has_thresholds:  # by the best checkpoint
-        said = evaluation.outputs(task, model, splits["validation"], collate, view.train.batch_size)
-        task = task.settled(evaluation.outcome(said, splits["validation"]))
+        run.fit(trainer, folder, patience)
+    return trainer
+
+
+def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenizer: Any, score: float) -> None:
+    """Write the adapter with its head, its note and its card; `score` is that of the validation split."""
     counts = adapters.count_parameters(model, view.base_model)
-    with artifacts.replacing(artifacts.ADAPTER) as written:
-        written.mkdir()
-        adapters.save_adapter(model, written, view.base_model)
-        AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(written)
-        cards.of_training(view, task, counts, cast("float", trainer.state.best_metric), written).write(written)
+    with artifacts.replacing(artifacts.ADAPTER) as folder:
+        folder.mkdir()
+        adapters.save_adapter(model, folder, view.base_model)
+        AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(folder)
+        cards.of_training(view, task, counts, score, folder).write(folder)
+
+
+def write_bank(view: params.TrainView, task: Task) -> None:
+    """Write the bank of the tenants; an empty folder if there are none."""
     with artifacts.replacing(artifacts.BANK) as folder:
-        if task.facts.tenants:
-            base_folder, precision = banks.base_of(view.base_model), view.tenants.precision
-            AdapterBank.of_tenants(artifacts.ADAPTER, base_folder, precision=precision).save(folder)
-        else:
+        if not task.facts.tenants:
             folder.mkdir()
-    write_reports(trainer, view)
+            return
+        base = banks.base_of(view.base_model)
+        bank = AdapterBank.of_tenants(artifacts.ADAPTER, base, precision=view.tenants.precision)
+        bank.save(folder)
 
 
-def write_reports(trainer: Trainer, view: params.TrainView) -> None:
+def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
     """Write metrics and curves, and print a summary table."""
     log = trainer.state.log_history
     curves = {name: [(int(one["step"]), float(one[key])) for one in log if key in one] for key, name in CURVES.items()}
@@ -95,7 +123,7 @@ def write_reports(trainer: Trainer, view: params.TrainView) -> None:
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, shown=("best_epoch", "best_score", "read", "steps"))
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]
-    console.table("train", ["epoch", f"validation {tasks.of(view.dataset).selects}", "loss"], rows)
+    console.table("train", ["epoch", f"validation {task.selects}", "loss"], rows)
     for name, points in curves.items():
         values = [value for _, value in points]
         console.line(f"{name.replace('_', ' '):16} {console.sparkline(values)} {values[0]:.4g} to {values[-1]:.4g}")

@@ -329,11 +329,11 @@ def test_a_broken_weight_is_one_line_and_so_is_a_stage_without_the_one_before(af
     save_file(weights, path, metadata={"format": "pt"})
     line = refused(run, FACTORIZE, says="a finite matrix, got one of norm nan")
     assert "encoder.layer.1.attention.self.value" in line
+    shutil.rmtree(artifacts.INIT)
+    refused(run, TRAIN, says="artifacts/init: no such folder")
     workspace.change(lsr={"init": "gradient"})
     shutil.rmtree(artifacts.TOKENS)
     refused(run, FACTORIZE, says="artifacts/tokens/train.arrow: not found; run python -m stages.tokenize")
-    shutil.rmtree(artifacts.INIT)
-    refused(run, TRAIN, says="artifacts/init: no such folder")
 
 
 def test_a_model_that_is_another_one_or_not_there_is_one_line(after, monkeypatch):
