@@ -111,7 +111,8 @@ def kron_sum(
     if len(factors) == 1:
         return factors[0][0] if len(factors[0]) == 1 else factors[0].sum(dim=0)
     left, right = factors
-    (count, p1, q1), (_, p2, q2) = left.shape, right.shape
+    count, p1, q1 = left.shape
+    _, p2, q2 = right.shape
     blocks = left.reshape(count, -1).T @ right.reshape(count, -1)
     return blocks.view(p1, q1, p2, q2).transpose(1, 2).reshape(p1 * p2, q1 * q2)
 
@@ -133,11 +134,11 @@ def nearest_kron_sum(
     """
     if len(row_shape) == 1:
         return [matrix[None].clone()]
-    (p1, p2), (q1, q2) = row_shape, column_shape
+    p1, p2 = row_shape
+    q1, q2 = column_shape
     permuted = matrix.reshape(p1, p2, q1, q2).transpose(1, 2).reshape(p1 * q1, p2 * q2)
     first, weights, second = leading_svd(permuted, separation_rank)
-    sides = zip(((first * weights).T, second), row_shape, column_shape, strict=True)
-    return [terms.reshape(-1, p, q) for terms, p, q in sides]
+    return [(first * weights).T.reshape(-1, p1, q1), second.reshape(-1, p2, q2)]
 
 
 def balance(

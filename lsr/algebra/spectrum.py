@@ -80,9 +80,12 @@ def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
-    if (missing := rank - left.shape[1]) > 0:  # pad with zeros, whose singular vectors complete the bases
-        left, right = F.pad(left, (0, missing)), F.pad(right, (0, 0, 0, missing))
-    (q_left, core_left), (q_right, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
+    missing = rank - left.shape[1]
+    if missing > 0:  # pad with zeros, whose singular vectors complete the bases
+        left = F.pad(left, (0, missing))
+        right = F.pad(right, (0, 0, 0, missing))
+    q_left, core_left = torch.linalg.qr(left)
+    q_right, core_right = torch.linalg.qr(right.T)
     core = core_left @ core_right.T
     try:
         u, values, vt = torch.linalg.svd(core, full_matrices=False)
@@ -197,7 +200,8 @@ def _in_convention(
     columns: Tensor, rows: Tensor, outer: Tensor | None, inner: Tensor | None
 ) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), (m, p), (n, q) -> (m, rank), (rank, n)
     if outer is not None and inner is not None:
-        columns, rows = outer @ columns, inner @ rows
+        columns = outer @ columns
+        rows = inner @ rows
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
 
 

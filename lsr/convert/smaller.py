@@ -68,8 +68,8 @@ def _distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float
 def relative(absolute: Mapping[str, float], lengths: Mapping[str, float]) -> Errors:
     """Divide errors by the norms of the originals; a zero that stays zero has error 0."""
     layers = {name: absolute[name] / lengths[name] if lengths[name] else 0.0 for name in absolute}
-    total, length = hypot(*absolute.values()), hypot(*lengths.values())
-    return Errors(layers, total / length if length else 0.0)
+    length = hypot(*lengths.values())
+    return Errors(layers, hypot(*absolute.values()) / length if length else 0.0)
 
 
 class RoundingErrors(NamedTuple):
@@ -148,17 +148,20 @@ def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, U
     # The small updates by layer: each of its own rank, or cores between the frames of a layer or of a kind.
     most = {name: min(len(right), *shape_of((left, right))) for name, (left, right) in updates.items()}
     if form == "directions":
-        ranks = allocate(updates, min(number, sum(min(MOST, its) for its in most.values())))
+        ranks = allocate(updates, min(number, sum(min(MOST, rank) for rank in most.values())))
     else:
-        ranks = {name: min(number, its) if form == "rank" else number for name, its in most.items()}
-    sources, kinds = dict[str, Source](), dict[Kind, list[str]]()
+        ranks = {name: min(number, rank) if form == "rank" else number for name, rank in most.items()}
+    paired = form == "directions"
+    share = "layers" if form == "shared" else "none"
+    sources: dict[str, Source] = {}
+    kinds: dict[Kind, list[str]] = {}
     for name, rank in ranks.items():
         m, n = shape_of(updates[name])
-        paired, its = form == "directions", Form.dense(rank, n, m)
+        shapes = Form.dense(rank, n, m)
         scaling = ALPHA / (DIAGONAL if paired else rank)
-        sources[name] = Source(its, partial(updates.__getitem__, name), scaling=scaling, paired=paired)
-        kinds.setdefault(kind_of(name, its, "layers" if form == "shared" else "none"), []).append(name)
-    small = dict[str, Update]()
+        sources[name] = Source(shapes, partial(updates.__getitem__, name), scaling=scaling, paired=paired)
+        kinds.setdefault(kind_of(name, shapes, share), []).append(name)
+    small: dict[str, Update] = {}
     for names in kinds.values():
         own = [sources[name] for name in names]
         start = warm_start(own[0]) if form == "rank" else directed_frames(own)

@@ -26,8 +26,8 @@ def directed_start(source: Source) -> Start:
     # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
     # LoRA's has on average.
     size = 1 / sqrt(form.separation_rank)
-    a[1:] = [factor * (size / factor.square().mean().sqrt()) for factor in a[1:]]
-    b[1:] = [factor * (size / factor.square().mean().sqrt()) for factor in b[1:]]
+    for factor in (*a[1:], *b[1:]):
+        factor *= size / factor.square().mean().sqrt()
     length = torch.linalg.matrix_norm(kron_sum(*a)[:, : form.in_features])
     return Start([a[0] * (sqrt(form.rank / 3) / length), *a[1:]], [torch.zeros_like(b[0]), *b[1:]])
 

@@ -73,7 +73,9 @@ def examples_gradients(
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
     initialize from the gradient's singular vectors.
     """
-    listed, totals, examples = list(batches), dict[Tensor, Tensor](), 0
+    listed = list(batches)
+    totals: dict[Tensor, Tensor] = {}
+    examples = 0
     weights = {name: cast("nn.Parameter", layer.weight) for name, layer in layers.items()}
 
     def add(weight: Tensor) -> None:
@@ -90,18 +92,21 @@ def examples_gradients(
         for weight in dict.fromkeys(weights.values()):  # some are tied
             hooks.enter_context(weight.register_post_accumulate_grad_hook(add))
         for batch in track(listed, "gradients"):
-            loss, size = loss_of(model, batch), len(next(iter(batch.values())))
+            loss = loss_of(model, batch)
+            size = len(next(iter(batch.values())))
             examples += size
             if loss.requires_grad:
                 loss.backward(inputs=list(weights.values()))
-    found = dict[str, Matrix]()
+    gradients: dict[str, Matrix] = {}
     for name, layer in layers.items():
-        if (total := totals.get(weights[name])) is None:
+        total = totals.get(weights[name])
+        if total is None:
             raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
         if not torch.isfinite(total).all():
             raise ValueError(f"layer {name!r}: its gradient over these examples is not finite")
-        found[name] = (total if isinstance(layer, nn.Linear) else total.T) / examples  # Conv1D has the other layout
-    return found
+        total = total if isinstance(layer, nn.Linear) else total.T  # Conv1D has the other layout
+        gradients[name] = total / examples
+    return gradients
 
 
 def examples_updates(
@@ -165,7 +170,8 @@ def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterat
     """Have each layer add the update of its pair to its output."""
 
     def add(pair: Pair, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        x, a, b = inputs[0], *pair
+        x = inputs[0]
+        a, b = pair
         return output + SCALING * F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)).to(output.dtype)
 
     with ExitStack() as hooks:
@@ -180,15 +186,27 @@ def _train(
     # Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest. The first must
     # not diverge; later ones may.
     factors = [factor for pair in pairs.values() for factor in pair]
-    trained, is_judged = [*factors, *head], bool(head) and len(batches) >= JUDGED_STEPS
-    begin, best, how = copied_values(trained), list[Tensor](), {"weight_decay": 0.0, "largest_norm": LARGEST_NORM}
-    first, ends = math.inf, list[float]()  # the mean loss of the last quarter of each run; infinity if it diverged
+    trained = [*factors, *head]
+    is_judged = bool(head) and len(batches) >= JUDGED_STEPS
+    begin = copied_values(trained)
+    first = math.inf  # the mean loss of the first quarter of the first run
+    ends: list[float] = []  # that of the last quarter of each run; infinity if it diverged
+    values: list[list[Tensor]] = []  # what each ends with
     for slower, warm_up in ATTEMPTS:
         set_values(trained, begin)
-        groups, losses = [(factors, slower * RATE), (head, slower * HEAD_RATE)], list[float]()
-        share = partial(_share, len(batches), round(warm_up * len(batches)))
+        losses: list[float] = []
+        steps = descend(
+            model,
+            [(factors, slower * RATE), (head, slower * HEAD_RATE)],
+            batches,
+            "short training run",
+            track,
+            share=partial(_share, len(batches), round(warm_up * len(batches))),
+            weight_decay=0.0,
+            largest_norm=LARGEST_NORM,
+        )
         try:
-            for loss, gradients in descend(model, groups, batches, "short training run", track, share=share, **how):
+            for loss, gradients in steps:
                 for name, gradient in zip(pairs, gradients[::2], strict=False):  # there are those of the head, too
                     if gradient is None:
                         raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
@@ -198,21 +216,19 @@ def _train(
                 raise
             losses = [math.inf]
         quarter = -(-len(losses) // 4)
-        end = fmean(losses[-quarter:])
         if not ends:
             first = fmean(losses[:quarter])
-        if end < min(ends, default=math.inf):
-            best = copied_values(trained)
-        ends.append(end)
+        ends.append(fmean(losses[-quarter:]))
+        values.append(copied_values(trained))
         if not is_judged or min(ends) <= FAILED * first:
             break
-    set_values(trained, best)
+    best = ends.index(min(ends))
+    set_values(trained, values[best])
     if len(ends) > 1:
-        used = 1 + ends.index(min(ends))
+        slower_too = " and then with lower learning rates" if len(ends) > 2 else ""
         warnings.warn(
             f"the loss of the short training run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
-            f"a warm-up{' and then with lower learning rates' * (len(ends) > 2)}: run {used} of {len(ends)} is used, "
-            f"which led to {min(ends):.3f}",
+            f"a warm-up{slower_too}: run {1 + best} of {len(ends)} is used, which led to {ends[best]:.3f}",
             stacklevel=3,  # the caller of examples_updates
         )
 

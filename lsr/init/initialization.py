@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from lsr.init.directions import directed_frames, directed_start
-from lsr.init.random_factors import random_frames, random_start
+from lsr.init.random_factors import fresh_core, random_frames, random_start
 from lsr.init.source import Source, Start
 from lsr.init.warm import warm_core, warm_start
 
@@ -21,19 +21,19 @@ class Initialization(NamedTuple):
     `start` returns trainable factors with B A = 0, and `frames` the frames around a core, for one layer or for all that
     share them.
 
-    A scheme with a `core` goes on from the short training run whose update it reads: the head stays as trained, `start`
-    returns factors of the update, and `core` the best core between the frames of a layer. Otherwise the core is zero.
+    `core` returns the core between the frames of a layer: zero, unless the scheme goes on from the short training run
+    whose update it reads. Then the head stays as trained, and `start` and `core` return the nearest to the update.
     """
 
     reads: Literal["seed", "weight", "gradient", "update"]
     start: Callable[[Source], Start]
     frames: Callable[[Sequence[Source]], Start]
-    core: Callable[[Source, Tensor, Tensor], Tensor] | None = None  # of B (m, r) and A (r, n)
+    core: Callable[[Source, Tensor, Tensor], Tensor] = fresh_core  # of B (m, r) and A (r, n)
 
     @property
     def goes_on(self) -> bool:
         """Whether the adapter begins with the update of a short training run, and the head as trained by it."""
-        return self.core is not None
+        return self.core is not fresh_core
 
 
 INITIALIZATIONS = {

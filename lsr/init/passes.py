@@ -107,8 +107,8 @@ def descend(
         with torch.enable_grad():
             loss = loss_of(model, batch)
         if not torch.isfinite(loss):
-            at = f"in step {step} of {len(batches)} at the learning rate {groups[0][1]:g}"
-            raise ValueError(f"{title}: the loss is not finite {at}")
+            where = f"in step {step} of {len(batches)} at the learning rate {groups[0][1]:g}"
+            raise ValueError(f"{title}: the loss is not finite {where}")
         gradients: Sequence[Tensor | None] = [None] * len(exact)
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, list(exact), allow_unused=True)
@@ -160,7 +160,8 @@ def fitted_head(
     if not batches:
         raise ValueError("no examples: there are no batches")
     parameters = head_parameters(model, head)
-    begin, is_kept = copied_values(parameters), False
+    begin = copied_values(parameters)
+    is_kept = False
     try:
         if steps and parameters:
             _check_labels(batches)

@@ -1,4 +1,4 @@
-"""Random initial factors and bases, from the seed alone."""
+"""Random initial factors, bases and cores, from the seed alone."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -46,3 +46,11 @@ def random_frames(sources: Sequence[Source]) -> Start:
         right = draw(form.in_features)
         left = draw(form.out_features)
     return Start([right.T[None].contiguous()], [left[None].contiguous()])
+
+
+def fresh_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
+    """Return a core of zeros, or a random one with `source.zero` false."""
+    rank = source.form.rank
+    shape = [rank] if source.paired else [rank, rank]
+    with torch.device("cpu"):
+        return torch.zeros(shape) if source.zero else torch.randn(shape, generator=source.core_generator) / rank**0.5

@@ -21,7 +21,8 @@ class Source:
     matrix: Callable[[], Matrix]
     scaling: float = 1.0
     seed: int = 0  # of randomized decompositions
-    generator: torch.Generator | None = None  # for random draws; None: torch's global one
+    generator: torch.Generator | None = None  # for random factors; None: torch's global one
+    core_generator: torch.Generator | None = None  # likewise for a random core
     zero: bool = True  # B1 = 0 where B is drawn
     paired: bool = False  # frames for a diagonal core: the i-th direction of B belongs to the i-th of A
 

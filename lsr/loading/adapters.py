@@ -67,7 +67,7 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
     changes_base = isinstance(getattr(config, START, None), str) or getattr(config, "layer_replication", None)
     is_empty = is_precise and not changes_base
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
-    entries = sum(its.numel() for its in (*base.parameters(), *files.tensors.values()))
+    entries = sum(tensor.numel() for tensor in (*base.parameters(), *files.tensors.values()))
     dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
     with explained(f"{files.folder}: does not fit the base model", *MISFITS):
         with _Bounded(entries + ROOM):

@@ -90,9 +90,10 @@ class Update(NamedTuple):
 
     def plus(self, other: "Update") -> "Update":
         """Return the sum with another update of the same layer, whose rank is the sum of theirs."""
-        one, two = self.folded().frames, other.folded().frames
-        a, b = torch.cat([one.a, two.a]), torch.cat([one.b, two.b], dim=1)
-        return Update(Frames(a=a, b=b), len(a))
+        first = self.folded().frames
+        second = other.folded().frames
+        a = torch.cat([first.a, second.a])
+        return Update(Frames(a=a, b=torch.cat([first.b, second.b], dim=1)), len(a))
 
     def product(self) -> tuple[Tensor, Tensor]:  # (m, k), (k, n)
         """Return two matrices in float64 whose product is the update."""
@@ -141,12 +142,15 @@ def _fitting(files: Files) -> AbstractContextManager[None]:  # or it says in one
 
 
 def _lsr_updates(files: Files) -> dict[str, Update]:
-    config, states = check_config(files), factors_by_layer(files.tensors)
-    factors = {name: {key: its for key, its in state.items() if key != CORE} for name, state in states.items()}
-    held, updates = dict[Kind, Frames](), dict[str, Update]()
+    config = check_config(files)
+    states = factors_by_layer(files.tensors)
+    factors = {name: {key: tensor for key, tensor in state.items() if key != CORE} for name, state in states.items()}
+    held: dict[Kind, Frames] = {}
+    updates: dict[str, Update] = {}
     for name in sorted(states, key=lambda name: not factors[name]):  # first those that store what others share
         with _fitting(files), explained(f"layer {name!r}", ValueError):
-            form, stored = form_in_file(config, name), factors[name]
+            form = form_in_file(config, name)
+            stored = factors[name]
             kind = kind_of(name, form, config.share)
             if stored and kind in held:
                 raise ValueError(f"{min(stored)} is no part of this adapter, whose layers share theirs")
@@ -169,16 +173,17 @@ def _lsr_update(config: LsrConfig, name: str, frames: Frames, core: Tensor | Non
 
 
 def _lora_updates(files: Files) -> dict[str, Update]:
-    usual, sides = vars(LoraConfig()), dict[str, dict[str, Tensor]]()
+    usual = vars(LoraConfig())
+    sides: dict[str, dict[str, Tensor]] = {}
     for field, value in sorted(files.fields.items()):  # some do more than add B A to the base model's own weights
         is_start = field == "init_lora_weights" and value in UNCHANGED_BASE
         if not (is_start or field in KNOWN or value in (None, False) or value == usual.get(field)):
             needed = "plain LoRA on the base's own weights"
             raise InputError(f"{files.folder}: {field}={value!r} is not supported; needed: {needed}")
     for key, tensor in files.tensors.items():
-        found = LORA_FACTOR.fullmatch(key)
-        if found and tensor.dim() == 2:
-            sides.setdefault(found[1], {})[found[2]] = tensor
+        match = LORA_FACTOR.fullmatch(key)
+        if match and tensor.dim() == 2:
+            sides.setdefault(match[1], {})[match[2]] = tensor
         elif ".lora_" in key:
             needed = "is not supported; needed: LoRA of linear layers"
             raise InputError(f"{files.folder}: {key} {tuple(tensor.shape)} {needed}")

@@ -82,7 +82,8 @@ def times_core(
 ) -> Tensor:  # (r, n)
     """Return R A in the more precise dtype of both: a file may hold frames that are more precise than a core."""
     precise = torch.promote_types(core.dtype, a.dtype)
-    core, a = core.to(precise), a.to(precise)
+    core = core.to(precise)
+    a = a.to(precise)
     return core @ a if core.dim() == 2 else core[:, None] * a
 
 
@@ -102,8 +103,8 @@ def stored_matrices(form: Form, tensors: Mapping[str, Tensor]) -> tuple[Tensor, 
 
 
 def _cropped(form: Form, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # those of A, then those of B
-    a, b = factors[: len(form.rank_shape)], factors[len(form.rank_shape) :]
-    return kron_sum(*a)[:, : form.in_features], kron_sum(*b)[: form.out_features]
+    count = len(form.rank_shape)
+    return kron_sum(*factors[:count])[:, : form.in_features], kron_sum(*factors[count:])[: form.out_features]
 
 
 def add_low_rank(
@@ -145,7 +146,9 @@ def adapted_linear(
     """
     if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x = x.to(dtype)
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     total = _AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias, scaling, a.to(x.dtype), b.to(x.dtype))
     return total.view(*x.shape[:-1], weight.shape[0])
 
@@ -189,7 +192,8 @@ class _AdaptedLinear(torch.autograd.Function):
         b: Tensor,  # (m, r)
     ) -> Tensor:  # (T, m)
         if _is_cheaper_in_weight(x, weight):
-            output, hidden = F.linear(x, _updated(weight, a, b, scaling), bias), None
+            hidden = None
+            output = F.linear(x, _updated(weight, a, b, scaling), bias)
         else:
             hidden = a @ x.T  # (r, T)
             output = F.linear(x, weight, bias).addmm_(hidden.T, b.T, alpha=scaling)

@@ -22,6 +22,7 @@ CLASSES = {  # of transformers, by PEFT's task_type
 MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 UNNAMED = "a base model"
+REGRESSION = 'num_labels=1, problem_type="regression"'
 EXPORT = """\
     lsr export . --to lora -o ../lora # plain PEFT, which needs no lsr
     lsr export . --to merged -o ../merged # plain transformers"""
@@ -100,20 +101,23 @@ class Card:
         if self.tenant is not None:
             texts = '["A text."], ["Another one."]' if self.is_pair else '["A text."]'
             return OF_TENANTS.format(tenant=json.dumps(self.tenant), name=name, ask=texts)
-        head = ""
+        base = name
         if self.task_type in LABELLED and self.labels is not None:
-            named = {at: str(label) for at, label in enumerate(self.labels)}
-            head = f", id2label={named!r}" if named else ', num_labels=1, problem_type="regression"'
-            head += ', problem_type="multi_label_classification"' * self.is_several
-        head += f', dtype="{self.dtype}"' if self.dtype else ""
-        origin = "" if self.module == "lsr" else "from the repository that trained it, "
-        registers = f"import {self.module}  # {origin}before PEFT reads the adapter, or it knows no {self.method}\n"
-        snippet = "" if self.module == "peft" else registers
+            labels = f"id2label={dict(enumerate(map(str, self.labels)))!r}"
+            base += f", {labels if self.labels else REGRESSION}"
+            if self.is_several:
+                base += ', problem_type="multi_label_classification"'
+        if self.dtype:
+            base += f', dtype="{self.dtype}"'
+        snippet = ""
+        if self.module != "peft":
+            origin = "" if self.module == "lsr" else "from the repository that trained it, "
+            snippet = f"import {self.module}  # {origin}before PEFT reads the adapter, or it knows no {self.method}\n"
         if self.task_type != "SEQ_CLS":
-            return snippet + PLAIN.format(kind=kind, base=name + head)
-        ask = ASK[self.is_pair] + ", top_k=None" * self.is_several
-        merged = ".merge_and_unload()" * (self.method in MERGED)
-        return snippet + CLASSIFIER.format(kind=kind, base=name + head, name=name, merged=merged, ask=ask)
+            return snippet + PLAIN.format(kind=kind, base=base)
+        ask = f"{ASK[self.is_pair]}, top_k=None" if self.is_several else ASK[self.is_pair]
+        merged = ".merge_and_unload()" if self.method in MERGED else ""
+        return snippet + CLASSIFIER.format(kind=kind, base=base, name=name, merged=merged, ask=ask)
 
     def write(self, folder: Path) -> None:
         """Write it into an adapter's folder, unless a user has written the one that is there."""

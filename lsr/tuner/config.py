@@ -31,10 +31,10 @@ def _as_tuple(sizes: Any) -> tuple[Any, ...]:
     return tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
 
 
-def _option(default: Any, said: str) -> Any:
-    """Return a field; a type stands for an empty one of it. `said` is what the reference lists."""
+def _option(default: Any, text: str) -> Any:
+    """Return a field; a type stands for an empty one of it. `text` is what the reference lists."""
     default = {"default_factory" if isinstance(default, type) else "default": default}
-    return field(**default, metadata={"help": said})
+    return field(**default, metadata={"help": text})
 
 
 @dataclass

@@ -16,7 +16,8 @@ from lsr.tuner.mistakes import HALVES, LONGEST_LINE, InputError, escaped, explai
 from lsr.tuner.options import check_patterns
 from lsr.tuner.packing import dtype_name, unpack
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
 PREVIOUS = ".previous-run"  # beside an adapter that a training run is about to replace: which run it is from
@@ -121,12 +122,12 @@ def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
         InputError: if it is too deep, or not standard JSON of whole characters; says where.
     """
     with explained(f"{where}: not valid JSON", ValueError, RecursionError):
-        found = json.loads(content.decode("utf-8"))
-        if HALVES.search(json.dumps(found, ensure_ascii=False)):
+        value = json.loads(content.decode("utf-8"))
+        if HALVES.search(json.dumps(value, ensure_ascii=False)):
             raise InputError("it holds half a character")
-    if _is_deeper(found, deepest):
+    if _is_deeper(value, deepest):
         raise InputError(f"{where}: more than {deepest} values within one another; at most that is allowed")
-    return found
+    return value
 
 
 def _is_deeper(content: Any, deepest: int) -> bool:
@@ -150,9 +151,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite or of a dtype that no
             adapter has; names the file.
     """
-    if not path.exists() and (pickled := [name for name in PICKLES if path.with_name(name).exists()]):
-        reason = "a pickle, which can run any code when read, so it is not read"
-        raise InputError(f"{path.with_name(pickled[0])}: {reason}; save the adapter as {WEIGHTS}")
+    if not path.exists():
+        for pickled in map(path.with_name, PICKLES):
+            if pickled.exists():
+                reason = "a pickle, which can run any code when read, so it is not read"
+                raise InputError(f"{pickled}: {reason}; save the adapter as {WEIGHTS}")
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     with explained(f"{path}: corrupt or cut off", SafetensorError, OSError, ValueError, KeyError):  # for unknown dtypes
@@ -171,6 +174,7 @@ def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tenso
     """Return the factors and cores in a file, without heads and biases, by layer and by name."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if found := FACTOR.fullmatch(key):
-            layers.setdefault(found[1], {})[found[2]] = tensor
+        match = FACTOR.fullmatch(key)
+        if match:
+            layers.setdefault(match[1], {})[match[2]] = tensor
     return layers

@@ -24,7 +24,7 @@ class InputError(ValueError):
 
 def escaped(text: str) -> str:
     """Return a text, which may be a stranger's, as a terminal can show it in a line."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class NoBaseError(InputError):

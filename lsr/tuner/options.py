@@ -30,7 +30,10 @@ TERMS = 16  # the default separation rank of two factors
 LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
 # Of a configuration of any method: what PEFT matches with names, how often and in how many ways it may do so at most.
 PLACES = re.compile("pattern|modules|parameters|svd_config")
-MOST_ENTRIES, MOST_WAYS, WIDTH, DEEPEST = 2_000, 100_000, 60, 20  # WIDTH: about the length of a layer's name
+MOST_ENTRIES = 2_000
+MOST_WAYS = 100_000
+WIDTH = 60  # about the length of a layer's name
+DEEPEST = 20
 MOST_CHARACTERS = 500_000  # of a field, to compile which takes a second
 SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")  # what matches one character, by the names of re's parser
 
@@ -49,7 +52,8 @@ def check_options(config: "LsrConfig") -> None:
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
         if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
             raise ValueError(f"{name} must be a positive number of at most {LARGEST_ALPHA:.0e}, got {alpha!r}")
-    dropout, start = config.dropout, config.init_weights
+    dropout = config.dropout
+    start = config.init_weights
     rules = {
         "separation_rank": (_is_count(config.separation_rank), ">= 1"),
         "dropout": (isinstance(dropout, int | float) and 0 <= dropout < 1, "in [0, 1)"),
@@ -144,22 +148,22 @@ def _ways_of(parsed: Any, depth: int = 0) -> int:
     if depth > DEEPEST:
         return MOST_WAYS + 1
     ways = 1
-    for kind, its in parsed:
+    for kind, node in parsed:
         match kind.name:
             case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN" | "AT":
                 pass
-            case "SUBPATTERN" if its[1] == its[2] == 0:  # its flags
-                ways *= _ways_of(its[3], depth + 1)
+            case "SUBPATTERN" if node[1] == node[2] == 0:  # its flags
+                ways *= _ways_of(node[3], depth + 1)
             case "BRANCH":  # of alternatives that begin with different letters, only one can match
                 letters = Counter[int | None]()
-                for one in its[1]:
-                    first, letter = one[0] if len(one) else (None, None)
-                    letters[letter if first and first.name == "LITERAL" else None] += _ways_of(one, depth + 1)
+                for branch in node[1]:
+                    first, letter = branch[0] if len(branch) else (None, None)
+                    letters[letter if first and first.name == "LITERAL" else None] += _ways_of(branch, depth + 1)
                 ways *= letters.pop(None, 0) + max(letters.values(), default=0)
-            case "MAX_REPEAT" | "MIN_REPEAT" if len(its[2]) == 1 and its[2][0][0].name in SINGLE:
-                ways *= max(1, min(its[1], WIDTH) - its[0] + 1)
-            case "MAX_REPEAT" | "MIN_REPEAT" if its[:2] == (0, 1):
-                ways *= 1 + _ways_of(its[2], depth + 1)
+            case "MAX_REPEAT" | "MIN_REPEAT" if len(node[2]) == 1 and node[2][0][0].name in SINGLE:
+                ways *= max(1, min(node[1], WIDTH) - node[0] + 1)
+            case "MAX_REPEAT" | "MIN_REPEAT" if node[:2] == (0, 1):
+                ways *= 1 + _ways_of(node[2], depth + 1)
             case _:
                 return MOST_WAYS + 1
         ways = min(ways, MOST_WAYS + 1)

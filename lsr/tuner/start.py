@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.init.initialization import Initialization
 from lsr.init.passes import STEPS
 from lsr.init.source import Source
 from lsr.tuner.config import LsrConfig
@@ -74,33 +73,20 @@ def initialize_group(
         start = initialization.frames(sources) if owner.has_core else initialization.start(sources[0])
     owner.set_factors([*start.a, *start.b])
     if owner.has_core:
+        a, b = (side.detach().to("cpu", torch.float64) for side in owner.matrices())  # as they are stored
         for layer, source in zip(layers, sources, strict=True):
-            _initialize_core(layer, adapter_name, config, initialization, source)
-
-
-def _initialize_core(
-    layer: LsrLinear, adapter_name: str, config: LsrConfig, initialization: Initialization, source: Source
-) -> None:
-    adapter = layer.adapter(adapter_name)
-    core = adapter.core.data
-    if initialization.core is not None:
-        a, b = (side.detach().to("cpu", torch.float64) for side in adapter.matrices())
-        core.copy_(initialization.core(source, b, a))
-    elif source.zero:
-        core.zero_()
-    else:
-        draws = torch.randn(core.shape, generator=_generator(config, f"{layer.layer_name}core"), device="cpu")
-        core.copy_(draws / adapter.form.rank**0.5)
+            layer.adapter(adapter_name).core.data.copy_(initialization.core(source, b, a))
 
 
 def _source(layer: LsrLinear, adapter_name: str, config: LsrConfig, statistics: Mapping[str, Matrix] | None) -> Source:
-    form = layer.adapter(adapter_name).form
+    adapter = layer.adapter(adapter_name)
     return Source(
-        form,
+        adapter.form,
         partial(statistics.__getitem__, layer.layer_name) if statistics else layer.base_matrix,
-        scaling=config.scaling(layer.layer_name, form),
+        scaling=adapter.scaling,
         seed=config.seed or 0,
         generator=_generator(config, layer.layer_name),
+        core_generator=_generator(config, f"{layer.layer_name}core"),
         zero=config.init_weights is not False,
         paired=config.core == "diagonal",
     )

@@ -43,7 +43,8 @@ def add_adapter(
     Raises:
         UserError: if the plan does not fit the model, or has a rate of parameters that the method does not have.
     """
-    section, config = plan.section, plan.config
+    section = plan.section
+    config = plan.config
     with planning.explained(section):
         if isinstance(section, LsrParams) and section.budget != "none":
             lsr = cast("LsrConfig", config)
@@ -107,7 +108,8 @@ def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
     # Not "auto", which would ask the hub whether the vocabulary has changed.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink()  # PEFT's empty model card
-    path, config = folder / CONFIG, vars(model.peft_config["default"])
+    path = folder / CONFIG
+    config = vars(model.peft_config["default"])
     fields = json.loads(path.read_text(encoding="utf-8"))
     fields["base_model_name_or_path"], fields["revision"] = public_name(row)
     # PEFT writes sets in hash order, which differs between processes.
