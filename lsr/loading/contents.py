@@ -1,6 +1,6 @@
 """The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
+from lsr.loading.task import MOST_LABELS, TENANTS, checked_note
 from lsr.loading.updates import LORA_FACTOR, LSR, Update, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.targets import check_adaptable
 
-MOST_LABELS = 10_000  # of an adapter in a bank
-TENANTS = "tenants"  # of a note: by the name of each tenant the names of its labels, in place of `labels` of all
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
 
@@ -171,39 +170,3 @@ def read_on(modules: Mapping[str, nn.Module], folder: str | Path) -> Contents:
 def read_task(folder: Path) -> dict[str, Any] | None:
     """Return the note in an adapter's folder, with the errors of `checked_note`; None if there is none."""
     return checked_note(read_json(folder / TASK), folder) if (folder / TASK).exists() else None
-
-
-def checked_note(note: Any, where: object) -> dict[str, Any]:
-    """Return a note about an adapter's task, whose fields its readers know.
-
-    Raises:
-        InputError: if it is no object, or a field holds something else than it may; says where, and what is needed.
-    """
-    if not isinstance(note, dict):
-        raise InputError(f"{where}: {TASK}: must be an object, got {note!r}")
-    for field, (fits, needed) in NOTE.items():
-        if (value := note.get(field)) is not None and not fits(value):
-            raise InputError(f"{where}: {TASK}: {field} must be {needed}, got {value!r}")
-    if note.get("thresholds") and len(note["thresholds"]) != len(note.get("labels") or ()):
-        raise InputError(f"{where}: {TASK}: thresholds must be one for each label, got {note['thresholds']!r}")
-    return note
-
-
-def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda its: isinstance(its, list) and all(map(fits, its))
-
-
-_are_names = _each(lambda one: isinstance(one, str))
-# By field of a note: whether it may have a value, and what is needed.
-NOTE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "labels": (_are_names, "a list of names, or null"),
-    TENANTS: (
-        lambda its: isinstance(its, dict) and all(one is None or _are_names(one) for one in its.values()),
-        "an object with a list of names, or null, for each",
-    ),
-    "thresholds": (_each(lambda one: type(one) in (int, float) and 0 <= one <= 1), "a list of probabilities"),
-    "max_length": (lambda its: type(its) is int and its > 0, "a positive whole number"),
-    "columns": (lambda its: isinstance(its, list) and len(its) in (1, 2), "a list of one, or of two for pairs"),
-    "template": (lambda its: isinstance(its, str), "a text in Jinja, or none"),
-    "ends": (_each(lambda one: type(one) is int and one >= 0), "a list of tokens by number"),
-}

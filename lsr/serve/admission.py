@@ -13,22 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.loading.adapters import outputs
-from lsr.loading.contents import TENANTS, Contents, check_layer, check_layers
+from lsr.loading.contents import Contents, check_layer, check_layers
+from lsr.loading.task import TENANTS, check_ends
 from lsr.loading.updates import Update
 from lsr.tuner.mistakes import CONTROL, InputError, explained
 from lsr.tuner.model import BASE
 from lsr.tuner.targets import heads_of
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name
+LONGEST_NAME = 255  # bytes of an adapter's name, as of a folder's on usual file systems
 NO_NAME = re.compile(rf"{CONTROL.pattern}|[/\\]")  # control characters, halves, parts of a path
 
 
 def check_name(name: str, taken: Container[str] = ()) -> None:
     """Refuse a name that no adapter of a bank may have: it may become that of a folder, and is shown on terminals.
 
+    Each answer repeats it, too, so it is not longer than the name of a folder.
+
     Raises:
         ValueError: if it is taken, or says which are allowed.
     """
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise ValueError(f"an adapter's name must have at most {LONGEST_NAME} bytes in UTF-8, got {name[:30]!r}...")
     if name in taken:
         raise ValueError(f"an adapter named {name!r} is in the bank; replace=True replaces it")
     if name in ("", ".", "..", BASE) or NO_NAME.search(name):
@@ -69,12 +75,21 @@ class BaseModel:
     modules: Mapping[str, nn.Module]  # by name
     heads: Sequence[str]  # the modules that adapters may train in full
     labels: int
+    vocabulary: int | None  # tokens; None if it is not a language model of transformers
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
         """Return a model that no bank has wrapped."""
         labels = int(getattr(getattr(model, "config", None), "num_labels", 0))
-        return cls(model, dict(model.named_modules()), heads_in(model), labels)
+        return cls(model, dict(model.named_modules()), heads_in(model), labels, vocabulary_of(model))
+
+
+def vocabulary_of(model: nn.Module) -> int | None:
+    """Return the number of tokens that a model knows; None if it is not a language model of transformers."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):  # that of a part, in a model of texts and images
+        config = config.get_text_config()
+    return getattr(config, "vocab_size", None)
 
 
 def admit(
@@ -104,6 +119,7 @@ def admit(
             if TENANTS in (contents.task or {}):
                 raise InputError("its head is that of many tenants; AdapterBank.of_tenants adds each of them")
             _check_base(contents.base, known)
+            check_ends(contents.task, base.vocabulary)
             check_layers(contents.shapes, base.modules)
             own = contents.whole(base.modules)
             check_heads(base.heads, own)

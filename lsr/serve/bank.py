@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, check_labels, check_layers, checked_note, read_on
+from lsr.loading.contents import Contents, check_labels, check_layers, read_on
+from lsr.loading.task import check_ends, checked_note
 from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.common import base_with, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, BankFile
@@ -380,6 +381,7 @@ class AdapterBank(nn.Module):
         sizes = self.sizes()
         for name, note in contents.notes.items():
             with explained(name, ValueError):
+                check_ends(note, self._base.vocabulary)
                 check_labels(note.get("labels"), self.outputs(name))
             self.versions[name] = Version(note, contents.base, sizes[self.places[name]])
 

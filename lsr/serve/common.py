@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lsr.loading.adapters import load_adapter, load_onto, merged
-from lsr.loading.contents import BASE_FIELDS, TENANTS, Contents, read_contents, read_task
+from lsr.loading.contents import BASE_FIELDS, Contents, read_contents, read_task
+from lsr.loading.task import TENANTS
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.mistakes import InputError
 

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from lsr.convert.writing import COMMON, write_files, writing
 from lsr.loading.base_models import by
-from lsr.loading.contents import BASE_FIELDS, checked_note
+from lsr.loading.contents import BASE_FIELDS
+from lsr.loading.task import checked_note
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_name
 from lsr.serve.common import bytes_of

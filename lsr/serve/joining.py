@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lsr.loading.base_models import VOCABULARIES, load_base, locate, tokenizer_in
-from lsr.loading.contents import TENANTS, Contents, read_contents, read_task
+from lsr.loading.contents import Contents, read_contents, read_task
+from lsr.loading.task import TENANTS
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import base_with, fingerprint, split
 from lsr.serve.file import FILE

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from lsr.algebra.rounding import BITS, GROUP, WHOLE
 from lsr.init.passes import widths
-from lsr.loading.contents import MOST_LABELS, by_label
+from lsr.loading.contents import by_label
+from lsr.loading.task import MOST_LABELS
 from lsr.loading.updates import Frames, Update
 from lsr.serve.row_codes import RowCodes
 from lsr.tuner.forms import SMALL

@@ -54,7 +54,14 @@ class AdapterTask(Row):
         return tasks.kinds()[self.kind]
 
     def write(self, folder: Path) -> None:
-        """Write the file into an adapter's folder."""
+        """Write the file into an adapter's folder.
+
+        Raises:
+            InputError: if a field is not within the limits of all readers; names it, and what is allowed.
+        """
+        from lsr.loading.task import checked_note  # it imports torch, which takes seconds
+
+        checked_note(self.model_dump(mode="json", exclude_defaults=True), folder)
         (folder / FILE).write_text(self.model_dump_json(indent=2, exclude_defaults=True) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
-from lsr.loading.contents import TENANTS, Contents, check_layers, read_contents
+from lsr.loading.contents import Contents, check_layers, read_contents
+from lsr.loading.task import TENANTS
 from lsr.serve.common import last_layer
 from lsr.tuner.files import TASK, adapter_folder, read_files
 from pipeline.core import console

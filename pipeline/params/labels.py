@@ -22,6 +22,11 @@ COMPARED = ("first", "second")  # the classes of pairs: which of the two has the
 CHOSEN = ("wrong", "right")  # the classes of a choice
 RARER = "rarer"  # in place of a class: the one that train has less of
 
+# What lsr.loading.task allows in the task.json of an adapter, which a test compares: characters of a label, labels of
+# an adapter or a tenant, and bytes of these labels together.
+LONGEST_NAME, MOST_LABELS, MOST_LABEL_BYTES = 200, 10_000, 64_000
+LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # which the name of a second text may add
+
 
 def has_exact_interval(metric: str, *, in_groups: bool) -> bool:
     """Return whether the interval of a metric is exact: that of a share of examples or, if they are scored so, groups.
@@ -45,6 +50,26 @@ APART = {  # keys of a row that do not go with each other
     "stratify": ("choices", "group"),
     "choices": ("group",),  # they are groups
 }
+
+
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Check for pydantic that an adapter may have labels of these names, which each of its answers repeats.
+
+    Raises:
+        ValueError: if they are too many or too long.
+    """
+    if len(names) > MOST_LABELS:
+        raise ValueError(f"{len(names):,} labels; an adapter has at most {MOST_LABELS:,}")
+    for name in names:
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"label {name[:20]!r}... of {len(name):,} characters; at most {LONGEST_NAME} are allowed")
+    size = sum(len(name.encode(errors="replace")) for name in names)
+    if size > MOST_LABEL_BYTES:
+        raise ValueError(f"labels of {size:,} bytes together, in UTF-8; at most {MOST_LABEL_BYTES:,} are allowed")
+    return names
+
+
+LabelNames = Annotated[Names, AfterValidator(check_names)]
 
 
 class Form(Row):
@@ -71,6 +96,10 @@ class Form(Row):
                     raise ValueError(f"{key}: goes with no {other}")
         self._check_text(row)
         self._check_metrics(row)
+        for column in (*row.text, row.tenant or ""):
+            if len(column) > LONGEST_COLUMN and not is_template(column):
+                allowed = f"at most {LONGEST_COLUMN} are allowed"
+                raise ValueError(f"column {column[:20]!r}... of {len(column):,} characters; {allowed}")
 
     def _check_text(self, row: "DatasetRow") -> None:
         if not row.text:
@@ -90,7 +119,7 @@ class Classes(Form):
     scored_by = OF_CLASSES
     goes_with = frozenset({"choices", "group", "stratify", "tenant"})
 
-    names: Names = Field(
+    names: LabelNames = Field(
         (), description="at least two, in class order; tenants that have other names than each other need none"
     )
     positive: str | None = Added(
@@ -128,7 +157,9 @@ class Threshold(Classes):
     told_by = frozenset({"above", "margin"})
     goes_with = frozenset({"group", "stratify"})
 
-    names: Annotated[tuple[str, str], AfterValidator(all_different)] = Field(description="not above, above")
+    names: Annotated[tuple[str, str], AfterValidator(all_different), AfterValidator(check_names)] = Field(
+        description="not above, above"
+    )
     above: StrictFloat
     margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
 
@@ -141,7 +172,7 @@ class Several(Form):
 
     column: str = Field(alias="several", description="the column with a list of labels, or a text that joins them")
     separator: str = Field(";", min_length=1, description="what joins labels in a text")
-    names: Names = Field(min_length=2, description="of all labels, in the order of the outputs")
+    names: LabelNames = Field(min_length=2, description="of all labels, in the order of the outputs")
 
 
 class Number(Form):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 NONE = "none"  # in place of a chat template: a prompt is its text
 SILENT = -100  # the label of a token that no loss is about, as transformers has it
+LONGEST_TEMPLATE = 100_000  # characters, as lsr.loading.task allows in task.json, which a test compares
 SAMPLE = "Q7z"  # an answer that no template holds
 ROLES = ("system", "user", "assistant")
 
@@ -40,6 +41,9 @@ class Prompts:
         self.tokenizer = tokenizer
         own = tokenizer.get_chat_template() if tokenizer.chat_template else NONE
         self.template = template or own
+        if len(self.template) > LONGEST_TEMPLATE:
+            size = f"{len(self.template):,} characters; at most {LONGEST_TEMPLATE:,} are allowed"
+            raise UserError(f"the tokenizer's chat template has {size}")
         self.end = tokenizer.eos_token_id  # unless the template sets another special token after an answer
         if self.template != NONE:
             turns = [{"role": "user", "content": SAMPLE}, {"role": "assistant", "content": SAMPLE}]
@@ -102,5 +106,8 @@ class Prompts:
     def _ids(self, text: str, *, begins: bool = False) -> list[int]:
         """Return the tokens of a text, or of its beginning, whose first token a chat template writes itself."""
         adds = begins and self.template == NONE
-        ids: list[int] = self.tokenizer(text, add_special_tokens=adds, verbose=False)["input_ids"]
-        return ids[:-1] if adds and ids[-1:] == [self.tokenizer.eos_token_id] else ids
+        encoded = self.tokenizer(text, add_special_tokens=adds, return_special_tokens_mask=True, verbose=False)
+        ids: list[int] = encoded["input_ids"]
+        # An end token that the tokenizer adds is left out; those that the text has are part of it.
+        is_ended = adds and ids[-1:] == [self.tokenizer.eos_token_id] and encoded["special_tokens_mask"][-1]
+        return ids[:-1] if is_ended else ids

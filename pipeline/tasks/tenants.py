@@ -15,7 +15,7 @@ import pandas as pd
 
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Number
+from pipeline.params.labels import Number, check_names
 from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.facts import Facts, Tenant, missing
@@ -82,7 +82,7 @@ class TenantsTask(Task):
         """Find who the tenants are.
 
         Raises:
-            ValueError: if one has a name that no folder can have, or too few texts or labels.
+            ValueError: if one has a name that no folder can have, too few texts or labels, or labels that are too long.
         """
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for where, cells in train:
@@ -101,6 +101,10 @@ class TenantsTask(Task):
         tenants = dict[str, Tenant]()
         for name, size in sizes.items():
             names = None if self.is_number else self._one.names or in_order(found[name])
+            try:
+                check_names(names or ())
+            except ValueError as error:
+                raise ValueError(f"tenant {name}: {error}") from None
             tenants[name] = Tenant(labels=names, train=size)
         return Facts(tenants=tenants)
 

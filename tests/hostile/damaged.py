@@ -25,6 +25,8 @@ FACTOR, CORE, HEAD = ".factor_A1", ".core", "classifier.out_proj.bias"
 # Readers that do not look at a part of a folder, and so do not mind.
 NO_HEADS = ("read_contents", "round", "squeeze")
 NO_TASK = ("load_adapter", "load_onto")
+# Readers that do not let the base model end an answer.
+NO_MODEL = (*NO_TASK, "read_contents", "export", "merged", "round", "squeeze", "predict", "score", "init")
 ROUND = ("round",)  # what it takes for tensors alone, if they are not LSR's
 BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "round")  # a LoRA of which PEFT makes something
 BOTH, LORA, SUMS, ROUNDED_ONE = ("lsr", "lora"), ("lora",), ("sums",), ("rounded",)
@@ -208,6 +210,32 @@ DAMAGES = {
     "more labels": Damage(
         task(labels=["a", "b", "c"]), ("label", "says a b c"), unseen=(*NO_TASK, *NO_HEADS, "export")
     ),
+    # What a task may hold is bounded, as each answer repeats the names of labels
+    **{
+        words: Damage(task(**fields), says, unseen=NO_TASK)
+        for words, fields, says in [
+            ("long labels", {"labels": ["x" * 3_000_000, "y" * 3_000_000]}, "3,000,000 characters; at most 200 are"),
+            ("a label that is a little too long", {"labels": ["a", "b" * 201]}, "201 characters; at most 200 are"),
+            ("many labels", {"labels": [str(at) for at in range(10_001)]}, "10,001 names; at most 10,000 are"),
+            ("labels of many bytes", {"labels": [f"{at:05}" + "é" * 150 for at in range(220)]}, "at most 64,000 are"),
+            ("a label of a tenant that is long", {"labels": None, "tenants": {"a": ["x" * 201]}}, "at most 200 are"),
+            ("a tenant with a long name", {"labels": None, "tenants": {"a" * 201: None}}, "at most 200 are"),
+            (
+                "many tenants",
+                {"labels": None, "tenants": dict.fromkeys(map(str, range(100_001)))},
+                "at most 100,000 are",
+            ),
+            ("many ends", {"ends": [7] * 100_000}, "100,000 tokens; at most 16 are allowed"),
+            ("an end that no integer holds", {"ends": [10**30]}, "ends must be a list of tokens by number"),
+            ("a long template", {"template": "x" * 100_001}, "100,001 characters; at most 100,000 are allowed"),
+            ("a huge length", {"max_length": 10**300}, "max_length must be a positive whole number of at most"),
+            ("columns that are no names", {"columns": [["text"]]}, "columns must be a list of names"),
+            ("a long column", {"columns": ["x" * 1000]}, "1,000 characters; at most 200 are allowed"),
+            ("a long kind of task", {"kind": "x" * 1000}, "1,000 characters; at most 200 are allowed"),
+            ("a large field that nobody reads", {"more": ["x"] * 100_000}, "in fields that nothing reads"),
+        ]
+    },
+    "an end that is not in the vocabulary": Damage(task(ends=[10**6]), "ends has token 1000000", unseen=NO_MODEL),
     # LoRA
     "magnitudes": Damage(config(use_dora=True), ("use_dora=True is not supported", "magnitude_vector"), LORA, ROUND),
     "an option of tomorrow": Damage(config(tomorrow=3), "tomorrow=3 is not supported", LORA, BY_PEFT),

@@ -98,6 +98,11 @@ MISTAKES = [
     (rows("acme", ["no"], 9), {}, NEEDED + "acme has 9 and 1"),
     (MANY, {}, "t2 has 5 and 1 and 6 more tenants"),
     (rows("../x", ["no", "yes"], 9), {}, "line 1: tenant '../x': no name of a folder"),
+    (
+        rows("acme", ["no", "y" * 201], 9),
+        {},
+        "tenant acme: label 'yyyyyyyyyyyyyyyyyyyy'... of 201 characters; at most 200",
+    ),
     (BOTH, XYZ, "'no' is not a class of tenant acme: x, y, z"),
     (rows("acme", ["no", "yes"], 9), NUMBER, "'no' is not a finite number"),
     (rows("acme", ["no", "yes"], 9), IN_TEST, "tenant 'bolt' has no rows in train"),

@@ -1,0 +1,73 @@
+"""What task.json may hold: fields at their limits are read as they are written, and the pipeline allows no more."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from lsr.loading import task
+from lsr.loading.contents import read_task
+from lsr.serve.admission import vocabulary_of
+from lsr.tuner.mistakes import InputError
+from pipeline.methods.adapter_task import AdapterTask
+from pipeline.params import labels as of_pipeline
+from pipeline.tasks import prompts
+from tests.capabilities.models import tiny
+from tests.kit import refused
+
+AT_LIMITS = {
+    "kind": "x" * 200,
+    "labels": [f"{at:06}" + "é" * 97 for at in range(320)],  # 200 bytes each: 64,000 together
+    "tenant": "x" * 200,
+    "thresholds": [1.0] * 320,
+    "max_length": 2**31 - 1,
+    "columns": ["x" * 200, "é" * 200],
+    "template": "x" * 100_000,
+    "ends": [2**31 - 1] * 16,
+    "more": "x" * 3_900,
+}
+
+
+def test_a_task_at_all_limits_is_read_as_it_is(tmp_path):
+    (tmp_path / "task.json").write_text(json.dumps(AT_LIMITS, ensure_ascii=False), encoding="utf-8")
+    assert read_task(tmp_path) == AT_LIMITS
+    for labels in ([f"{at:04}" for at in range(10_000)], ["x" * 200, ""]):
+        assert task.checked_note({"labels": labels}, "here") == {"labels": labels}
+
+
+@pytest.mark.parametrize("field", AT_LIMITS)
+def test_a_little_more_is_refused_with_the_field(field):
+    value = AT_LIMITS[field]
+    more = (
+        value + 1
+        if isinstance(value, int)
+        else [*value, value[-1]]
+        if isinstance(value, list)
+        else f"{value}{'x' * 200}"
+    )
+    refused(task.checked_note, AT_LIMITS | {field: more}, "here", says=field)
+
+
+def test_tokens_that_end_an_answer_are_in_the_vocabulary_of_the_base_model():
+    model = tiny("gpt2")
+    last = model.get_input_embeddings().num_embeddings - 1
+    task.check_ends({"ends": [0, last]}, vocabulary_of(model))
+    refused(task.check_ends, {"ends": [last + 1]}, vocabulary_of(model), kind=ValueError, says=f"from 0 to {last}")
+
+
+def test_the_pipeline_allows_what_readers_of_an_adapter_allow():
+    assert (of_pipeline.LONGEST_NAME, prompts.LONGEST_TEMPLATE) == (task.LONGEST_NAME, task.LONGEST_TEMPLATE)
+    assert (of_pipeline.MOST_LABELS, of_pipeline.MOST_LABEL_BYTES) == (task.MOST_LABELS, task.MOST_LABEL_BYTES)
+    for labels in (["x" * 201], [str(at) for at in range(10_001)], [f"{at:05}" + "é" * 150 for at in range(220)]):
+        refused(task.checked_note, {"labels": labels}, "here", kind=InputError)
+        refused(of_pipeline.check_names, tuple(labels), kind=ValueError)
+    assert of_pipeline.check_names(tuple(AT_LIMITS["labels"])) == tuple(AT_LIMITS["labels"])
+
+
+@pytest.mark.parametrize("labels", [("x" * 201, "b"), tuple(f"{at:05}" + "é" * 90 for at in range(400))])
+def test_the_pipeline_writes_no_more(labels, tmp_path):
+    written = AdapterTask(kind="classes", columns=("text",), labels=labels, max_length=9)
+    refused(written.write, tmp_path, kind=InputError, says="task.json: labels has ")
+    assert not list(tmp_path.iterdir())
+    long = SimpleNamespace(get_chat_template=lambda: "x" * 100_001, chat_template="x", eos_token_id=0)
+    refused(prompts.Prompts, long, says="the tokenizer's chat template has 100,001 characters; at most 100,000 are")
