@@ -1,5 +1,6 @@
 """Texts for different adapters in one pass through a bank: what it says of each, or writes after it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from lsr.tuner.model import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
 NO_TEMPLATE = "none"  # of prompts: a prompt is its text
+ROLES = ("system", "user", "assistant")  # of messages, as in training
 
 Said = dict[str, Any] | None  # as JSON; None: not finite
 
@@ -52,6 +54,7 @@ class Passes:
         self.tokens = tokens - self.new_tokens  # of a text or prompt
         end = bank.model.generation_config.eos_token_id if writes else None
         self.ends = end if isinstance(end, list) else [end] if end is not None else []
+        self.token_bytes = _token_bytes(tokenizer) if writes else 0
         try:
             with torch.no_grad():
                 no_padding = int(tokenizer.pad_token_id == 0)
@@ -76,7 +79,8 @@ class Passes:
         for at, its in enumerate(split):
             if not its:
                 needed = "a text" if parts == 1 else "a list of two texts, each"
-                needed += ", or a list of messages with role and content," * talks
+                messages = f"a list of messages with role and content, where role is {' or '.join(ROLES)}"
+                needed += f", or {messages}," * talks
                 raise InputError(f"{field}[{at}]: needed: {needed} of whole Unicode characters, not blank")
             if sum(map(len, its)) > CHARACTERS * most:
                 raise InputError(f"{field}[{at}]: over {CHARACTERS * most:,} characters; at most that are read")
@@ -96,8 +100,11 @@ class Passes:
     def _prompt(self, template: str, asked: Any, at: int) -> list[int]:
         # The tokens of a prompt, after which the template lets the assistant begin.
         if template == NO_TEMPLATE:
-            ids: list[int] = self.tokenizer(asked, verbose=False)["input_ids"]
-            return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
+            encoded = self.tokenizer(asked, return_special_tokens_mask=True, verbose=False)
+            ids: list[int] = encoded["input_ids"]
+            # An end token that the tokenizer adds is left out; those that the text has are part of it.
+            is_ended = ids[-1:] == [self.tokenizer.eos_token_id] and encoded["special_tokens_mask"][-1]
+            return ids[:-1] if is_ended else ids
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         options = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
         try:
@@ -188,12 +195,27 @@ class Passes:
 
 
 def _texts(asked: Any, parts: int, *, talks: bool) -> list[str]:
-    """Return the texts of what is asked; none if it has another form, or one of them is blank or no text."""
+    """Return the texts of what is asked; none if it has another form, or one of them is blank or not a text.
+
+    Those of a conversation are the role and the content of each message: a template may repeat both.
+    """
     if talks and isinstance(asked, list):
-        its = [one["content"] for one in asked if isinstance(one, dict) and one.keys() == {"role", "content"}]
-        fits = len(its) == len(asked)
+        its = [text for message in asked for text in _texts_of_message(message)]
+        fits = len(its) == 2 * len(asked)
     else:
         its = asked if parts == 2 and isinstance(asked, list) else [asked]
         fits = len(its) == parts
     are_texts = all(isinstance(one, str) and one.strip() and not HALVES.search(one) for one in its)
     return its if fits and are_texts else []
+
+
+def _texts_of_message(message: Any) -> list[Any]:
+    is_message = isinstance(message, dict) and message.keys() == {"role", "content"}
+    return [message["role"], message["content"]] if is_message and message["role"] in ROLES else []
+
+
+def _token_bytes(tokenizer: Any) -> int:
+    """Return the most bytes that a written token adds to a text in JSON."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
+    # By itself a token of some tokenizers has no space before it, but in a text it has.
+    return 1 + max(len(json.dumps(text, ensure_ascii=False).encode()) - len('""') for text in texts)

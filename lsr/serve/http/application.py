@@ -24,13 +24,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lsr.loading.contents import Contents, read_on
+from lsr.serve.http.answers import SMALL, Room, check_size, most_bytes, rendered
+from lsr.serve.http.bodies import MOST_JSON_BYTES, check_values, parsed
 from lsr.serve.http.refusals import refusal
+from lsr.serve.modules import Version
 from lsr.serve.passes import NO_TEMPLATE, Passes, ReplacedError, Row, Said
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
-MOST_TEXTS, MOST_BYTES, MOST_ADAPTER_BYTES = 64, 1 << 20, 16 << 20  # of a request
-FILES = (CONFIG, WEIGHTS, ROUNDED, TASK)
+MOST_TEXTS, MOST_ADAPTER_BYTES = 64, 16 << 20  # of a request
+JSON = (CONFIG, TASK)
+FILES = (*JSON, WEIGHTS, ROUNDED)
 DESCRIPTION = Path(__file__).with_name("openapi.json")
 SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
@@ -145,6 +149,9 @@ class Service:
 
     def __init__(self, passes: Passes, rows: int, room: int, wait: float) -> None:
         self.passes, self.bank, self.batches = passes, passes.bank, Batches(passes, rows, room, wait)
+        self.room = Room()
+        # Python runs no other thread while it parses JSON. So one large body at a time, and one adapter at a time.
+        self._of_bodies, self._of_adapters = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         ADAPTERS.set_function(lambda: len(self.bank.versions))
 
     async def answer(self, field: str, request: Request) -> Response:
@@ -154,23 +161,47 @@ class Service:
             writes = "writes: ask /v1/generate" if new_tokens else "does not write: ask /v1/predict"
             raise HTTPException(422, f"the base model of this bank {writes}")
         with SECONDS.time():
-            name, texts, new_tokens = await _asked(request, new_tokens)
-            answers = await self._answers(name, texts, new_tokens)
-        if None in answers:
-            reason = "the answer is not finite: the weights of this adapter overflow"
-            raise HTTPException(422, f"{field}[{answers.index(None)}]: {reason}")
-        return JSONResponse({"adapter": name, "answers": answers})
+            name, texts, new_tokens = _asked(await self._json(request), new_tokens)
+            # Answers of one version of an adapter: if it is replaced before the last of them, all is read again.
+            while True:
+                version = self.bank.versions.get(name)
+                if version is None:
+                    raise _unknown(name)
+                with suppress(ReplacedError):
+                    return await self._answers(field, name, version, texts, new_tokens)
 
-    async def _answers(self, name: str, texts: list[Any], new_tokens: int) -> list[Said]:
-        # Answers of one version of an adapter: if it is replaced before the last of them, all is read again.
-        while True:
-            version = self.bank.versions.get(name)
-            if version is None:
-                raise _unknown(name)
-            # Not in the loop of events, which one long text would stop.
-            rows = await asyncio.to_thread(self.passes.rows, name, version, texts, new_tokens)
-            with suppress(ReplacedError):
-                return await self.batches.answers(rows)
+    async def _answers(self, field: str, name: str, version: Version, texts: list[Any], new_tokens: int) -> Response:
+        # Not in the loop of events, which one long text would stop.
+        rows, size = await asyncio.to_thread(self._rows, name, version, texts, new_tokens)
+        with self.room.hold(size):
+            answers = await self.batches.answers(rows)
+            if None in answers:
+                reason = "the answer is not finite: the weights of this adapter overflow"
+                raise HTTPException(422, f"{field}[{answers.index(None)}]: {reason}")
+            render = partial(rendered, name, answers)
+            body = render() if size <= SMALL else await self._aside(render)
+        return Response(body, media_type="application/json")
+
+    def _rows(self, name: str, version: Version, texts: list[Any], new_tokens: int) -> tuple[list[Row], int]:
+        # The rows of a request, and the most bytes of the response.
+        token_bytes = self.passes.token_bytes
+        each = most_bytes(version, new_tokens, token_bytes)
+        check_size(len(texts), each, token_bytes, new_tokens)
+        return self.passes.rows(name, version, texts, new_tokens), len(rendered(name, [])) + len(texts) * each
+
+    async def _aside(self, call: Callable[[], Any]) -> Any:
+        """Return what a call returns that would keep the event loop busy, and so others waiting."""
+        return await asyncio.get_running_loop().run_in_executor(self._of_bodies, call)
+
+    async def _json(self, request: Request) -> Any:
+        _check_size(request, MOST_JSON_BYTES)
+        body = await request.body()
+        return parsed(body) if len(body) <= SMALL else await self._aside(partial(parsed, body))
+
+    async def _check_json(self, file: str, content: bytes) -> None:
+        if len(content) > MOST_JSON_BYTES:
+            raise HTTPException(413, f"{file} has at most {MOST_JSON_BYTES:,} bytes")
+        await self._aside(partial(check_values, content.decode(errors="replace"), file))
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter, whose files may hold anything."""
@@ -182,9 +213,13 @@ class Service:
                     if file not in FILES:
                         raise HTTPException(422, f"{file[:100]!r}: the parts of the form are {', '.join(FILES)}")
                     assert isinstance(part, UploadFile)  # as max_fields is 0
-                    Path(folder, file).write_bytes(await part.read())
+                    content = await part.read()
+                    if file in JSON:
+                        await self._check_json(file, content)
+                    Path(folder, file).write_bytes(content)
             try:
-                contents = await asyncio.to_thread(self._read, Path(folder))
+                loop = asyncio.get_running_loop()
+                contents = await loop.run_in_executor(self._of_adapters, self._read, Path(folder))
                 await self.batches.in_turn(lambda: self.bank.add(name, contents, replace=True))
             except InputError as error:
                 raise HTTPException(422, str(error).replace(folder, name)) from None
@@ -234,13 +269,8 @@ class Service:
         return Starlette(routes=routes, lifespan=running, exception_handlers=handlers)
 
 
-async def _asked(request: Request, new_tokens: int) -> tuple[str, list[Any], int]:
+def _asked(content: Any, new_tokens: int) -> tuple[str, list[Any], int]:
     # An adapter's name, its texts or prompts, and how many tokens to write: 0, or `new_tokens` at most.
-    _check_size(request, MOST_BYTES)
-    try:
-        content = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"not JSON: {error}") from None
     match content, new_tokens:
         case {"adapter": str(name), "texts": [_, *_] as texts, **more}, 0 if not more and len(texts) <= MOST_TEXTS:
             return name, texts, 0

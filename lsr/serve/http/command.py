@@ -1,5 +1,6 @@
 """The command `lsr serve`: its arguments, and the process that it starts."""
 
+import gc
 import os
 import resource
 import socket
@@ -99,6 +100,8 @@ def run(options: Namespace) -> None:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         changes = "enabled by LSR_TOKEN" if os.environ.get("LSR_TOKEN") else "disabled: LSR_TOKEN is not set"
         adapters = len(bank.notes)
+        gc.collect()
+        gc.freeze()  # of a million objects that stay, which each full collection would look at while requests wait
         listening.listen()  # who comes from now on is answered
         print(f"{address}: {adapters:,} adapter{'s' * (adapters != 1)}; PUT and DELETE are {changes}", file=sys.stderr)
         Server(config).run([listening])

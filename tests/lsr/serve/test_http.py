@@ -130,7 +130,9 @@ async def chunks():
     ("asked", "status", "reason"),
     [
         (("POST", "/v1/predict", {"content": b'{"adapter"'}), 400, "not JSON"),
-        (("POST", "/v1/predict", {"content": b"[" * 100_000}), 400, "not JSON"),
+        (("POST", "/v1/predict", {"content": b"[" * 40_000}), 400, "not JSON"),
+        (("POST", "/v1/predict", {"content": b"[" * 100_000}), 422, "over 50,000 JSON values; at most that is allowed"),
+        (("POST", "/v1/predict", {"content": b'{"adapter": "\xff"}'}), 400, "not JSON: 'utf-8' codec can't decode"),
         (("POST", "/v1/predict", {"content": rb'{"adapter": "\ud800", "texts": ["a"]}'}), 404, r"named '\ud800'"),
         (("POST", "/v1/predict", {"content": rb'{"adapter": "ben", "texts": ["a", "\ud800"]}'}), 422, "texts[1]"),
         (("POST", "/v1/predict", {"content": b" " * 2_000_000}), 413, "at most 1,048,576 bytes"),

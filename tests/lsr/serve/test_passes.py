@@ -10,9 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from starlette.exceptions import HTTPException
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
+from lsr.loading.padding import prepare_batches
 from lsr.serve.http.application import Batches
 from lsr.serve.modules import Version
 from lsr.serve.passes import Passes, Row
@@ -246,6 +248,33 @@ def test_a_text_of_which_the_tokenizer_makes_no_token_is_refused(passes, monkeyp
     refused(passes.rows, "anna", Version({}, {}, 2), ["a cat", "\u200b"], 0, says=says)
 
 
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize("adds_end", [False, True], ids=["plain", "the tokenizer adds an end token"])
+def test_a_prompt_of_end_tokens_is_continued_as_peft_continues_these_tokens(adds_end, writers, monkeypatch):
+    folder, passes = writers
+    prompts = [END, f"the cat{END}", f"{END}the cat", "the cat"]
+    ids = [passes.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    assert [len(its) for its in ids] == [1, 3, 3, 2]
+    if adds_end:
+        tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+        prepare_batches(tokenizer, passes.bank.model.config, "")
+        added = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, tokenizer.eos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = added
+        assert tokenizer("the cat")["input_ids"] == [*ids[3], tokenizer.eos_token_id]
+        monkeypatch.setattr(passes, "tokenizer", tokenizer)
+    (response,) = ask_passes(passes, posted(generate("a", 5, *prompts)))
+    assert response.status_code == 200, response.text
+    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "a").eval()
+    for its, answer in zip(ids, response.json()["answers"], strict=True):
+        inputs = torch.tensor([its])
+        written = alone.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=5, do_sample=False, pad_token_id=0
+        )[0]
+        assert answer == {"text": passes.tokenizer.decode(written[len(its) :], skip_special_tokens=True)}
+
+
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} and {% endfor %}"
 
 
@@ -317,6 +346,11 @@ def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versio
             "a text, or a list of messages with role and content",
         ),
         (generate("t", 2, [{"role": "user", "content": " "}]), "a text, or a list of messages with role and content"),
+        *(
+            (generate("t", 2, [{"role": role, "content": "the cat"}]), "where role is system or user or assistant")
+            for role in ("x" * 900_000, "tool", "", None, ["user"] * 1000, {"user": "user"})
+        ),
+        (generate("t", 2, [{"role": "assistant", "content": "a"}] * 40), "over 360 characters; at most that are read"),
         (generate("a", 2, "the cat " * 10), "reads at most 18"),
         (predict("a", "the cat"), "writes: ask /v1/generate"),
     ],

@@ -1,0 +1,84 @@
+"""The bytes of answers: how many a request may have, and all that are computed at once.
+
+Each answer repeats the names of its adapter's labels, and whoever sent the adapter chose them. So its size is bounded
+and checked before anything is computed.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import Gauge
+from starlette.exceptions import HTTPException
+
+from lsr.serve.modules import Version
+
+SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: it takes about a millisecond
+MOST_ANSWER_BYTES = 4 << 20  # maximum size of the answers to a request
+MOST_COMPUTED_BYTES = 64 << 20  # maximum size of all larger answers that wait for a batch or are computed
+LONGEST_NUMBER = len("-2.2250738585072014e-308")
+HELD = Gauge("lsr_answer_bytes", "Most bytes of the large answers that wait for a batch or are computed")
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return the JSON of an answer, or of a part of one, in UTF-8."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode()
+
+
+def most_bytes(version: Version, new_tokens: int, token_bytes: int) -> int:
+    """Return the most bytes that the answer to a text can have, with a comma after it.
+
+    `new_tokens` are those that it may have, 0 if it has labels or a number; `token_bytes` are those of the longest.
+    """
+    if new_tokens:
+        return len('{"text":""},') + new_tokens * token_bytes
+    labels = version.note.get("labels") or [f"LABEL_{at}" for at in range(version.size)]  # at most so many
+    names = len(json_bytes(labels))
+    longest = 6 * max(map(len, labels), default=0) + len('""')  # of a control character JSON makes six
+    probabilities = names + len(labels) * (len(":") + LONGEST_NUMBER)
+    applying = names if version.note.get("thresholds") else longest
+    return len('{"labels":[],"probabilities":{}},') + probabilities + applying
+
+
+def check_size(texts: int, size: int, token_bytes: int, new_tokens: int) -> None:
+    """Refuse so many texts whose answers can have `size` bytes each, if that is too much together."""
+    if texts * size <= MOST_ANSWER_BYTES:
+        return
+    reason = f"the answers could have {texts * size:,} bytes; at most {MOST_ANSWER_BYTES:,} are allowed"
+    if size <= MOST_ANSWER_BYTES:
+        raise HTTPException(422, f"{reason}: at most {MOST_ANSWER_BYTES // size} at once for this adapter")
+    fewer = min(new_tokens, MOST_ANSWER_BYTES // token_bytes - 1)
+    raise HTTPException(422, f"{reason}: at most {fewer:,} new_tokens")
+
+
+class Room:
+    """The room for large answers that wait for a batch or are computed, in bytes.
+
+    What clients have not read is counted with their connections.
+    """
+
+    def __init__(self, most: int = MOST_COMPUTED_BYTES) -> None:
+        self._most = most
+        self._held = 0
+        HELD.set_function(lambda: self._held)
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold room for an answer of this size while it is computed; small ones need none, as their texts wait."""
+        held = size if size > SMALL else 0
+        if self._held + held > self._most:
+            reason = "too many large answers are computed; try again later, or ask with fewer texts at once"
+            raise HTTPException(429, reason, {"Retry-After": "1"})
+        self._held += held
+        try:
+            yield
+        finally:
+            self._held -= held
+
+
+def rendered(adapter: str, answers: Sequence[Any]) -> bytes:
+    """Return the body of a response. Python's threads take turns between two answers, but not within one."""
+    parts = b",".join(json_bytes(answer) for answer in answers)
+    return b'{"adapter":%s,"answers":[%s]}' % (json_bytes(adapter), parts)

@@ -1,0 +1,35 @@
+"""JSON in the bodies of requests, within limits: Python runs no other thread while it parses a text."""
+
+import json
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+MOST_JSON_BYTES = 1 << 20  # maximum size of a request, or of a file of an adapter, that is JSON
+# Maximum number of values in it, counted by the signs around them: objects with many keys and lists of lists take the
+# longest to parse. A conversation of 10,000 messages has as many.
+MOST_VALUES = 50_000
+SIGNS = ",:[{"
+
+
+def parsed(content: bytes) -> Any:
+    """Return what the JSON in a body stands for."""
+    try:
+        text = content.decode()
+        check_values(text, "a body")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"not JSON: {error}") from None
+
+
+def check_values(text: str, name: str) -> None:
+    """Refuse JSON that may take long to parse; the error says what has this name."""
+    if count_of_signs(text) > MOST_VALUES:
+        raise HTTPException(422, f"{name} has over {MOST_VALUES:,} JSON values; at most that is allowed")
+
+
+def count_of_signs(text: str) -> int:
+    """Return how many signs of a text in JSON are outside of its strings."""
+    without_escaped = text.replace(r"\\", "").replace(r"\"", "")
+    outside = "".join(without_escaped.split('"')[::2])
+    return sum(map(outside.count, SIGNS))
