@@ -1,7 +1,7 @@
 """`python -m pipeline.compare`: compare the methods of the arena on one page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,25 @@ def main(words: Sequence[str] | None = None) -> None:
         baseline = options.baseline or preset.baseline
         comparison = compare(name, records, preset.model_copy(update={"baseline": baseline}))
         console.line(f"{FOLDER / name}: {len(records):,} records")
-        texts = {"comparison.json": json.dumps(comparison, indent=1, ensure_ascii=False) + "\n"}
-        for file, text in (texts | {"index.html": page(comparison)}).items():
+        texts = {"comparison.json": with_a_line_each(comparison), "index.html": page(comparison)}
+        for file, text in texts.items():
             with artifacts.replacing(options.output / name / file) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         show(comparison)
         console.line(f"written: {options.output / name / 'index.html'}, with its JSON beside it")
+
+
+def with_a_line_each(comparison: Mapping[str, Any]) -> str:
+    """Return a comparison in JSON with a line for each result, so that a difference shows which one changed."""
+    fields = []
+    for name, value in comparison.items():
+        if isinstance(value, list) and value:
+            lines = ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}" for item in value)
+            text = f"[\n{lines}\n ]"
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+        fields.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def page(comparison: dict[str, Any]) -> str:

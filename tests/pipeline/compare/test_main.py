@@ -46,6 +46,9 @@ def test_the_same_records_give_the_same_bytes(made, capsys):
     assert "reports/arena/small: 40 records" in said
     assert "small: average, percent: method | score | lead" in said
     results = json.loads(again["comparison.json"])["results"]
+    lines = again["comparison.json"].decode().splitlines()
+    for result in results:
+        assert any(line.strip().rstrip(",") == json.dumps(result, ensure_ascii=False) for line in lines)
     (best,) = [row for row in results if (row["task"], row["method"]) == ("average", "LoRA r=8")]
     assert f"LoRA r=8 | {best['score']:.2f} ± {best['score_high'] - best['score']:.2f} | " in said
     assert said.endswith("written: again/small/index.html, with its JSON beside it\n")
