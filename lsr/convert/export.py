@@ -38,7 +38,7 @@ def export_lora(
 
     `adapter` is a model with the adapter, or the adapter's folder, which needs no base model. Each layer has its true
     rank and scaling 1. Where the adapter is a LoRA (one rank in `rank_shape`, no core), it has the adapter's own A, B
-    and alpha, bit for bit. The bytes are the same every time.
+    and alpha, bit for bit. The bytes are the same every time. A tokenizer in the adapter's folder is copied.
 
     Raises:
         InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
@@ -48,7 +48,9 @@ def export_lora(
     check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
     if isinstance(adapter, PeftModel):
         contents = _of_model(adapter, adapter_name)
+        source = config_of(adapter, adapter_name).folder
     else:
+        source = Path(adapter)
         contents = read_contents(adapter, LSR, with_biases=True)
     exact = {name: update.plain() for name, update in contents.updates.items()}
     updates = {}
@@ -58,7 +60,7 @@ def export_lora(
     lost = errors_of(updates, exact)
     _check(lost, dtype, force)
     heads = {name: _rounded(name, value, dtype) for name, value in contents.heads.items()}
-    write(replace(contents, updates=updates, heads=heads), folder, LORA)
+    write(replace(contents, updates=updates, heads=heads), folder, LORA, with_tokenizer_of=source)
     return lost
 
 
@@ -75,7 +77,7 @@ def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> L
     """
     output = Path(output)
     check_output(output, (Path(lora),), replace=force)
-    write(read_contents(lora, LORA, with_biases=True), output)
+    write(read_contents(lora, LORA, with_biases=True), output, with_tokenizer_of=Path(lora))
     return cast("LsrConfig", LsrConfig.from_pretrained(str(output)))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix, norm_of, shape_of
-from lsr.convert.writing import check_output, write, write_files, write_task, writing
+from lsr.convert.writing import check_output, copy_tokenizer, write, write_files, write_task, writing
 from lsr.init.budget import MOST, allocate
 from lsr.init.directions import directed_frames
 from lsr.init.source import Source
@@ -97,6 +97,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     with writing(output) as new:
         write_files(new, str(folder), files.fields, files.tensors, precision)
         write_task(new, read_task(folder))
+        copy_tokenizer(folder, new)
         written, of_updates = read_files(new), None
         absolute = {name: float((written.tensors[name] - tensor).norm()) for name, tensor in exact.items()}
         of_tensors = relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
@@ -140,7 +141,8 @@ def squeeze_adapter(
         small = _small(updates, form[1], int(form[2]))
     with writing(output) as new:  # which is there when it has been read
         new.rmdir()
-        write(replace(contents, updates=small), new, precision=None if bits is None else f"{bits}bit")
+        precision = None if bits is None else f"{bits}bit"
+        write(replace(contents, updates=small), new, precision=precision, with_tokenizer_of=folder)
         return errors_of(read_contents(new).updates, contents.updates)
 
 

@@ -22,7 +22,7 @@ from lsr.loading.contents import Contents
 from lsr.loading.updates import LORA, LSR, Update
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS
+from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS, tokenizer_files
 from lsr.tuner.forms import form_of
 from lsr.tuner.injected import Resolved
 from lsr.tuner.mistakes import InputError, explained, first_line
@@ -39,9 +39,17 @@ COMMON = "common"  # the folder in a bank with the adapter that its tenants shar
 MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 
-def write(contents: Contents, folder: Path, method: str = LSR, precision: str | None = None) -> None:
+def write(
+    contents: Contents,
+    folder: Path,
+    method: str = LSR,
+    precision: str | None = None,
+    *,
+    with_tokenizer_of: Path | None = None,
+) -> None:
     """Write an adapter's folder, as LSR or LORA: its two files, its card and the note about its task.
 
+    The tokenizer in the folder `with_tokenizer_of`, if it has one, is copied: the adapter is asked with it.
     Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.tuner.packing`). A folder that is there is
     replaced: `check_output` says whether it may be.
 
@@ -53,12 +61,16 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
     fields, tensors = (_as_lsr if method == LSR else _as_lora)(contents)
     name, revision, task_type = map(contents.base.get, ("base_model_name_or_path", "revision", "task_type"))
     card = Card(name, revision, task_type, contents.labels, is_several=bool((contents.task or {}).get("thresholds")))
+    if with_tokenizer_of is not None and tokenizer_files(with_tokenizer_of):
+        card = changed(card, has_tokenizer=True)
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
         card = changed(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
     with writing(folder) as new:
         write_files(new, contents.source, fields, tensors, precision)
         write_task(new, contents.task)
+        if with_tokenizer_of is not None:
+            copy_tokenizer(with_tokenizer_of, new)
         card.write(new)
 
 
@@ -84,6 +96,12 @@ def write_task(folder: Path, task: Mapping[str, Any] | None) -> None:
         (folder / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files of the tokenizer in a folder, if it has one, byte for byte."""
+    for path in tokenizer_files(source):
+        shutil.copyfile(path, folder / path.name)
+
+
 def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:
     """Check that a folder may be written, before anything is computed.
 
@@ -95,7 +113,6 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
     for source in (*sources, Path.cwd()):
         if source.resolve().is_relative_to(target):
             raise InputError(f"{path}: would replace {source}, which is read; choose another folder")
-    _recover(path)
     if path.exists() and not replace:
         raise InputError(f"{path}: exists; choose another folder, or replace it with --force")
     if path.exists() and not path.is_dir():
@@ -116,17 +133,14 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: if the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = _moved_aside(path)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
-        _recover(path)
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):  # safetensors makes them private, but a server may be another user
             if file.is_file():
                 file.chmod(temporary.stat().st_mode & 0o666)
         if path.is_dir():
-            shutil.rmtree(old, ignore_errors=True)  # of a command that was killed before it had removed it
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
@@ -137,18 +151,6 @@ def writing(path: Path) -> Iterator[Path]:
         raise type(error)(str(error).replace(str(temporary), str(path))) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _moved_aside(path: Path) -> Path:
-    """Return where a folder is while another one takes its place."""
-    return path.with_name(f".{path.name}.old")
-
-
-def _recover(path: Path) -> None:
-    """Move a folder back that a killed command has moved aside."""
-    old = _moved_aside(path)
-    if old.exists() and not path.exists():
-        old.rename(path)
 
 
 def _as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:

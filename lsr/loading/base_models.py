@@ -23,13 +23,9 @@ from transformers.utils.hub import cached_file
 
 from lsr.loading.padding import set_padding
 from lsr.tuner.card import CLASSES
-from lsr.tuner.files import CONFIG, PREFIX
+from lsr.tuner.files import CONFIG, PREFIX, VOCABULARIES
 from lsr.tuner.mistakes import InputError, NoBaseError, explained
 
-VOCABULARIES = (
-    *("tokenizer.json", "vocab.txt", "vocab.json"),
-    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
-)
 PACKAGED = "lsr.base_models"  # entry points
 MISFITS = (  # what transformers and PEFT raise if files do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),

@@ -114,6 +114,11 @@ def allow(method: str, *fields: str) -> None:
     _ALLOWED[method] = frozenset((*SHARED, *fields))
 
 
+def methods() -> frozenset[str]:
+    """Return PEFT's names of the methods, besides LSR, whose adapters are loaded."""
+    return frozenset(_ALLOWED)
+
+
 def config_of(fields: Mapping[str, Any], widest: int) -> PeftConfig:
     """Return PEFT's configuration of allowed fields, with the errors of `allowed_fields` and those that PEFT raises."""
     seen = allowed_fields(fields, widest)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lsr.loading.base_models import VOCABULARIES, load_base, locate, tokenizer_in
+from lsr.loading.base_models import load_base, locate, tokenizer_in
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.task import TENANTS
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import base_with, fingerprint, split
 from lsr.serve.file import FILE
-from lsr.tuner.files import CONFIG, Files
+from lsr.tuner.files import CONFIG, Files, tokenizer_files
 from lsr.tuner.mistakes import InputError
 
 PROBE = "A text: naïve, 東京 and 1,234."  # of which two tokenizers make the same tokens, or not
@@ -77,10 +77,8 @@ def _check_tokenizers(folders: Sequence[Path], of_base: Any) -> None:
 def _hash_of_tokenizer(folder: Path) -> str:
     """Return a hash of the files of a tokenizer in a folder: many adapters of one base model have the same."""
     digest = hashlib.sha256()
-    paths = {*(folder / name for name in VOCABULARIES), *folder.glob("*token*.json"), folder / "merges.txt"}
-    for path in sorted(paths):
-        if path.is_file():
-            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in tokenizer_files(folder):
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

@@ -74,6 +74,7 @@ class Card:
     is_pair: bool = False
     is_several: bool = False  # whether any number of the labels may apply
     dtype: str | None = None  # in which it was trained, if that is not the one of the base model's checkpoint
+    has_tokenizer: bool = False  # beside it, which is then in place of the base model's
     tenant: str | None = None  # one of those whose labels the head has, if it is of tenants
     method: str = "LSR"  # PEFT's name
     module: str = "lsr"  # the one that registers the method with PEFT, or "peft" itself
@@ -98,9 +99,10 @@ class Card:
         """Return Python code that loads the adapter from the working directory and, for a classifier, runs it."""
         kind = CLASSES.get(str(self.task_type), "AutoModel")
         name = json.dumps(self.base or UNNAMED) + (f", revision={json.dumps(self.revision)}" if self.revision else "")
+        tokenizer = '"."' if self.has_tokenizer else name
         if self.tenant is not None:
             texts = '["A text."], ["Another one."]' if self.is_pair else '["A text."]'
-            return OF_TENANTS.format(tenant=json.dumps(self.tenant), name=name, ask=texts)
+            return OF_TENANTS.format(tenant=json.dumps(self.tenant), name=tokenizer, ask=texts)
         base = name
         if self.task_type in LABELLED and self.labels is not None:
             labels = f"id2label={dict(enumerate(map(str, self.labels)))!r}"
@@ -117,7 +119,7 @@ class Card:
             return snippet + PLAIN.format(kind=kind, base=base)
         ask = f"{ASK[self.is_pair]}, top_k=None" if self.is_several else ASK[self.is_pair]
         merged = ".merge_and_unload()" if self.method in MERGED else ""
-        return snippet + CLASSIFIER.format(kind=kind, base=base, name=name, merged=merged, ask=ask)
+        return snippet + CLASSIFIER.format(kind=kind, base=base, name=tokenizer, merged=merged, ask=ask)
 
     def write(self, folder: Path) -> None:
         """Write it into an adapter's folder, unless a user has written the one that is there."""

@@ -20,6 +20,12 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
+# Of a tokenizer that lies beside an adapter: its vocabulary, one of these; and what goes with it, if it is there.
+VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
+WITH_VOCABULARY = ("*token*.json", "merges.txt", "chat_template.jinja", "chat_template.json")
 PREVIOUS = ".previous-run"  # beside an adapter that a training run is about to replace: which run it is from
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")  # in the names of what PEFT trains in full
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -70,7 +76,18 @@ def adapter_folder(source: str | Path) -> Path:
     if Path(source).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return Path(source)
     with explained(f"{name}: no such adapter here, and from the hub", OSError, ValueError):
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, ROUNDED, TASK]))
+        return Path(
+            snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, ROUNDED, TASK, *VOCABULARIES, *WITH_VOCABULARY])
+        )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of the tokenizer in a folder, in the order of their names; none if it has no vocabulary."""
+    vocabularies = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
+    if not vocabularies:
+        return []
+    others = (path for pattern in WITH_VOCABULARY for path in folder.glob(pattern) if path.is_file())
+    return sorted({*vocabularies, *others})
 
 
 def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:

@@ -103,10 +103,7 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: if the disk does not take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)  # a run was killed after it had moved the folder aside
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
     for left in (temporary, old):  # by a killed run
         remove(left)
     try:

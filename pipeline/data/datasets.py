@@ -30,6 +30,7 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
+from pipeline.tasks.cells import spelled_alike
 from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -114,7 +115,8 @@ def load(row: DatasetRow, name: str) -> Loaded:
         with sources.explained(file):
             if split == "train":
                 task = task.with_facts(task.facts_of_rows(sources.read(row.source, split, task.reads, file)))
-            for some in batched(sources.read(row.source, split, task.reads, file), sources.ROWS):
+            rows = spelled_alike(sources.read(row.source, split, task.reads, file), task.names_in)
+            for some in batched(rows, sources.ROWS):
                 part, left_out = task.examples(some, before)
                 parts.append(part.assign(**{name: texts.put(part[name]) for name in TEXTS if name in part}))
                 before += len(some)

@@ -18,7 +18,7 @@ import pandas as pd
 from pipeline.core.batches import batched
 from pipeline.core.errors import UserError, as_user_error, first_line, nearest
 from pipeline.data import packages
-from pipeline.params.sources import PackageSource, Split, TableSource
+from pipeline.params.sources import PackageSource, Split, TableSource, check_hub_path
 from pipeline.tasks.cells import HALVES, Record
 
 TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
@@ -86,7 +86,9 @@ def _hub(source: TableSource, split: Split) -> Iterator[Record]:
     datasets.disable_progress_bars()
     is_folder = Path(str(source.path)).is_dir()
     options = {"revision": source.revision, "split": source.splits[split]}
-    if is_folder:  # the cache identifies it by path: for an edited file it would return the old rows, or fail
+    if is_folder:
+        check_hub_path(str(Path(str(source.path)).absolute()))
+        # The cache identifies it by path: for an edited file it would return the old rows, or fail.
         options |= {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"}
     try:
         loaded = datasets.load_dataset(source.path, source.config, **options)

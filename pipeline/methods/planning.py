@@ -1,6 +1,7 @@
 """What a section makes of a base model, resolved once: PEFT's configuration, the layers that it adapts, the head."""
 
 import copy
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig, LsrModel
-from lsr.loading.fields import START
+from lsr.loading.fields import START, allowed_fields, methods
+from lsr.loading.updates import LSR
 from lsr.tuner.files import PREFIX
 from lsr.tuner.forms import check_forms
 from lsr.tuner.options import check_patterns
@@ -144,7 +146,7 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
     types = known_types()
     if (kind := types.get(section.type)) is None:
         raise ValueError(
-            f"type: PEFT {version('peft')} has no method {section.type!r} that adapts layers"
+            f"type: PEFT {version('peft')} has no method {section.type!r} that adapts layers and can be loaded again"
             f"{nearest(section.type, types)}; there are {', '.join(types)}"
         )
     known = kind.__dataclass_fields__
@@ -163,15 +165,18 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
     in_silence = {"progressbar": False} if "progressbar" in known else {}  # of FRoD: it is not a bar of ours
     fields = in_silence | seeds | section.options | _layers(section) | chosen
     check_patterns(fields)  # as whoever reads the adapter does
+    allowed_fields({"peft_type": section.type, **fields}, widest=sys.maxsize)  # and so the stages that follow
     return kind(**fields)
 
 
 def known_types() -> dict[str, type[PeftConfig]]:
-    """Return the configurations of all methods that adapt layers and work in any training loop, by PEFT's name."""
+    """Return the configurations of methods that adapt layers, need no loop of their own and are loaded, by name."""
     found = dict[str, type[PeftConfig]]()
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         has_targets = {"target_modules", "modules_to_save"} <= {field.name for field in fields(config) if field.init}
-        if kind.value not in OWN_LOOP and has_targets and not issubclass(config, PromptLearningConfig):
+        is_trained_here = kind.value not in OWN_LOOP and not issubclass(config, PromptLearningConfig)
+        is_loaded = kind.value == LSR or kind.value in methods()  # by the stages that follow
+        if is_trained_here and is_loaded and has_targets:
             found[str(kind.value)] = config
     return found
 

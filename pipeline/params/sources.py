@@ -35,6 +35,21 @@ CHOICE = "choice"  # the template field that stands for the current choice
 Added = partial(Field, None, exclude_if=lambda value: value is None)
 
 
+# Of the path of a folder, what `datasets` takes for a variable, a home, a pattern or an address within another one.
+MISREAD = re.compile(r"\$|^~|[*?\[\]]|::")
+
+
+def check_hub_path(path: str) -> None:
+    """Check that `datasets` reads a path as it is written.
+
+    Raises:
+        ValueError: if it does not; names the signs.
+    """
+    found = MISREAD.search(path)
+    if found:
+        raise ValueError(f"path: {found[0]} in {path} is read as a pattern or variable; rename it, or set kind: files")
+
+
 class Row(BaseModel):
     """The base of all rows: no unknown keys, immutable."""
 
@@ -79,6 +94,8 @@ class TableSource(Row):
     def _the_kind_is_described(self) -> Self:
         if self.kind == "hub" and not (self.path and self.splits):
             raise ValueError("kind: hub needs path and splits")
+        if self.kind == "hub":
+            check_hub_path(str(self.path))
         if self.kind == "files" and not self.files:
             raise ValueError("kind: files needs files")
         return self

@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any
 
@@ -42,6 +42,29 @@ def plain_text(value: object) -> str:
         return str(int(value))
     text = str(value).strip()
     return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
+
+
+def spelled_alike(
+    rows: Iterable[Record], names_in: Callable[[Cells], Iterable[tuple[str, object]]]
+) -> Iterator[Record]:
+    """Yield the rows of a file in which each name, such as of a class, is spelled in one way.
+
+    `plain_text` takes 1 and 1.0 for the same, because it depends on a file's format how a number is written. In one
+    file, as texts, they may be two names. `names_in` gives the columns and values of a row that are names.
+
+    Raises:
+        ValueError: for the first row that spells a name in another way than a row before it; names both.
+    """
+    first: dict[tuple[str, str], tuple[str, str]] = {}  # by column and name: the spelling, and where it is
+    for where, cells in rows:
+        for column, value in names_in(cells):
+            name = plain_text(value)
+            spelling = str(value).strip() if isinstance(value, str | bool) else name
+            before, there = first.setdefault((column, name), (spelling, where))
+            if spelling != before:
+                both = f"{column} is {spelling!r} here and {before!r} in {there}"
+                raise ValueError(f"{where}: {both}, which would be one name, {name}: write it in one way")
+        yield where, cells
 
 
 def hash_of(text: str) -> int:

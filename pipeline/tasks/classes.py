@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.labels import CHOSEN, COMPARED, RARER
+from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
 from pipeline.tasks.cells import Cells, plain_text, rounded
 from pipeline.tasks.facts import Facts, missing
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, NumberTask, finite
@@ -52,6 +52,10 @@ class ClassesTask(Task):
             if positive is None:
                 raise UserError(missing("which class is rarer"))
         return bool(self.label.names[0] == positive)
+
+    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        column = self.label.column
+        return [] if isinstance(self.label, Threshold) else [(column, cells[column])]  # or else it holds a number
 
     def label_of(self, cells: Cells) -> Any:
         return class_of(cells[self.label.column], self.label)
@@ -180,6 +184,9 @@ class PairsTask(ClassesTask):
     def columns(self) -> tuple[str, ...]:
         return self.row.text[0], f"{self.row.text[0]}_pair"
 
+    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        return ()  # numbers that are compared
+
     def label_of(self, cells: Cells) -> Any:
         return NumberTask(self.row, self.facts).label_of(cells)
 
@@ -265,7 +272,9 @@ def class_of(value: Any, label: Any) -> int | None:
 def _known(names: tuple[str, ...]) -> dict[str, int]:
     known = dict[str, int]()
     for number, name in enumerate(names):
-        known.setdefault(plain_text(name), number)  # of equal names, the first
+        if known.setdefault(plain_text(name), number) != number:
+            same = names[known[plain_text(name)]]
+            raise ValueError(f"label.names: {same!r} and {name!r} would be one class; name each in another way")
     # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
     are_numbers = any(name.lstrip("-").isdecimal() for name in known)
     return known if are_numbers else known | {str(number): number for number in range(len(names))}

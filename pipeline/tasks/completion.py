@@ -71,6 +71,11 @@ class CompletionTask(Task):
             raise ValueError("the completion is empty")
         return cells
 
+    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        column = self.label.column
+        is_class = not self.is_conversation and self.label.names and self.label.above is None
+        return [(column, cells[column])] if is_class else []
+
     def label_of(self, cells: Cells) -> Any:
         value, names = cells[self.label.column], () if self.is_conversation else self.label.names
         if names:

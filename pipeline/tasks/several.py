@@ -32,6 +32,10 @@ class SeveralTask(ClassesTask):
     def has_one_class_each(self) -> bool:
         return False
 
+    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        column = self.label.column
+        return [(column, part) for part in parts_in(cells[column], self.label.separator)]
+
     def prepared(self, cells: Cells) -> Cells:
         # An empty cell says that no label applies.
         return {**cells, self.label.column: labels_in(cells[self.label.column], self.label.separator)}
@@ -127,10 +131,14 @@ class SeveralTask(ClassesTask):
 
 def labels_in(cell: object, separator: str) -> tuple[str, ...]:
     """Return the labels in a cell: those of a list, or the parts of a text between separators; none of an empty one."""
+    return tuple(found for part in parts_in(cell, separator) if (found := plain_text(part).strip()))
+
+
+def parts_in(cell: object, separator: str) -> Sequence[object]:
+    """Return the items of a list, or the parts of a text between separators, as they are; none of an empty cell."""
     if is_missing(cell):
         return ()
-    parts = cell if isinstance(cell, list | tuple | np.ndarray) else str(cell).split(separator)
-    return tuple(found for part in parts if (found := plain_text(part).strip()))
+    return list(cell) if isinstance(cell, list | tuple | np.ndarray) else str(cell).split(separator)
 
 
 @cache  # many texts have the same labels, and memory has those once

@@ -113,6 +113,10 @@ class Task(ABC):
         """Return the cells of a row as they are read; a row that then lacks one is dropped."""
         return cells
 
+    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        """Return the columns and values of a row of the source that are names: of its classes, labels or tenant."""
+        return ()
+
     @abstractmethod
     def label_of(self, cells: Cells) -> Any:
         """Return the label of a row, none of whose cells is missing; None within the margin.

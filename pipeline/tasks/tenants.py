@@ -112,6 +112,10 @@ class TenantsTask(Task):
         """Count the examples of each tenant."""
         return self.facts.counted(train[TENANT].to_numpy())
 
+    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        columns = [str(self.row.tenant)] if self.is_number else [str(self.row.tenant), self.label.column]
+        return [(column, cells[column]) for column in columns]
+
     def _plain(self, cells: Cells) -> tuple[str, str]:
         return plain_text(cells[str(self.row.tenant)]), plain_text(cells[self.label.column])
 

@@ -1,18 +1,23 @@
 """From a row to train, validation and test: every source gives the same tables, cut as said; a mistake is one line."""
 
 import hashlib
+import io
 import itertools
+import json
 import random
 import re
 import shutil
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.tasks.cells import plain_text
 from tests import workspace
 from tests.kit import growth, refused, write
 from tests.pipeline.data.rows import CLASSES, NUMBER, SPLITS, frames, row_of, tar_gz
@@ -279,6 +284,77 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path, name, content, message):
     assert message in refusal(row_with(tmp_path, name, content))
 
 
+READ = {  # a file's rows, whose texts pandas does not turn into numbers
+    "csv": lambda path: pd.read_csv(path, dtype=str),
+    "tsv": lambda path: pd.read_csv(path, dtype=str, sep="\t"),
+    "jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+    "parquet": pd.read_parquet,
+}
+SPELLINGS = [
+    *(["1", "1.0", "2"], ["2", "1", "2.0"], ["1", "2", "01"], ["1.0", "2.0", "3.0"], ["-1", "2", "-1.00"]),
+    *(["1", "1.5", "2"], ["0", "-0", "1"], ["1", " 1", "2"], ["one", "One", "1"]),
+]
+
+
+@pytest.mark.parametrize("labels", SPELLINGS, ids=",".join)
+@pytest.mark.parametrize("ending", READ)
+def test_labels_that_differ_as_texts_are_different_classes_or_refused_with_both_rows(tmp_path, ending, labels):
+    files = dict[str, str]()
+    for split in SPLITS:
+        rows = [{"text": f"{split} {number}", "label": labels[number % 3]} for number in range(9)]
+        files[split] = str(write(tmp_path / f"{split}.{ending}", rows))
+    different = READ[ending](files["train"])["label"].map(str.strip).unique()
+    names = list(dict.fromkeys(map(plain_text, different)))
+    row = row_of(files, {"column": "label", "names": names}, metrics=["accuracy"])
+    if len(names) == len(different):
+        assert load(row)["train"]["label"].nunique() == len(different)
+        return
+    message = refused(datasets.load, row, "mine", says="which would be one name, ")
+    second = next(number for number in (1, 2) if plain_text(labels[number]) in map(plain_text, labels[:number]))
+    first = next(number for number in (0, 1) if plain_text(labels[number]) == plain_text(labels[second]))
+    before = 1 if ending in ("jsonl", "parquet") else 2  # rows, or lines below a header
+    unit = "row" if ending == "parquet" else "line"
+    both = f"is {labels[second]!r} here and {labels[first]!r} in {unit} {first + before}"
+    assert f"{unit} {second + before}: label {both}" in message
+
+
+def test_numbers_that_are_equal_are_one_class_whichever_type_a_file_gives_them(tmp_path):
+    integers = [{"text": f"text {number}", "label": number % 2} for number in range(8)]
+    content = "".join(f"{json.dumps({**row, 'label': row['label'] + 0.0})}\n{json.dumps(row)}\n" for row in integers)
+    parquet = write(tmp_path / "floats.parquet", [{**row, "label": float(row["label"])} for row in integers])
+    found = load(row_with(tmp_path, "both.jsonl", content))["train"]
+    floats = load(row_with(tmp_path, "floats.parquet", parquet.read_bytes()))["train"]
+    assert pd.read_json(io.StringIO(content), lines=True)["label"].nunique() == found["label"].nunique() == 2
+    pd.testing.assert_frame_equal(found, floats)
+    content = json.dumps({"text": "a", "label": True}) + "\n" + json.dumps({"text": "b", "label": 1}) + "\n"
+    assert "line 2: label is '1' here and 'True' in line 1" in refusal(row_with(tmp_path, "flags.jsonl", content))
+
+
+@pytest.mark.parametrize(
+    ("label", "settings", "rows", "says"),
+    [
+        (CLASSES | {"names": ["1", "1.0", "2"]}, {}, [("a", "1")], "label.names: '1' and '1.0' would be one class"),
+        (
+            {"several": "label", "names": ["1", "2"]},
+            {"metrics": ["micro_f1"]},
+            [("a", "1; 2"), ("b", "2;1.0")],
+            "row 2: label is '1.0' here and '1' in row 1, which would be one name, 1: write it in one way",
+        ),
+        (
+            {"column": "label", "low": 0, "high": 5},
+            {"tenant": "text"},
+            [("1", 0.5), ("1.0", 0.5)] * 5,
+            "row 2: text is '1.0' here and '1' in row 1, which would be one name, 1: write it in one way",
+        ),
+    ],
+    ids=["names", "several", "tenants"],
+)
+def test_names_of_labels_and_tenants_are_spelled_in_one_way(tmp_path, label, settings, rows, says):
+    content = pd.DataFrame(rows, columns=("text", "label")).astype({"text": str}).to_parquet(index=False)
+    path = write(tmp_path / "a.parquet", content)
+    assert says in refusal(row_of({"train": str(path)}, label, cut=CUT, **settings))
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_texts_are_never_all_in_memory(tmp_path, monkeypatch, ending):
     monkeypatch.chdir(tmp_path)
@@ -347,6 +423,32 @@ def test_a_local_folder_loads_without_a_connection_and_quietly(glue, capfd):
 )
 def test_a_mistake_in_a_hub_source_is_one_line(glue, source, message):
     assert message in refusal(glue(**source))
+
+
+SIGNS = {  # names of folders, and the sign that is named where the name is refused
+    **dict.fromkeys(("a b", "é", "a#b", "a@b", "a:b", "a{1,2}", "%41", "-a", "a~", "a,b"), None),
+    **dict(zip(("$HOME", "a[x]", "a*b", "a?b", "a::b", "~"), ("$", "[", "*", "?", "::", "~"), strict=True)),
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_a_folder_is_read_as_one_of_a_plain_name_or_refused_with_the_sign(glue, tmp_path, monkeypatch, name):
+    expected = load(glue())
+    monkeypatch.chdir(tmp_path)
+    Path("glue").rename(name)
+    if SIGNS[name]:
+        line = refused(glue, path=name, kind=ValidationError, lines=4)
+        assert f"path: {SIGNS[name]} in {name} is read as a pattern or variable; rename it, or set kind: files" in line
+        return
+    for split, table in load(glue(path=name)).items():
+        pd.testing.assert_frame_equal(table, expected[split])
+
+
+def test_a_working_folder_of_such_a_name_is_refused_too(glue, tmp_path, monkeypatch):
+    row = glue(path="glue")
+    shutil.copytree(tmp_path / "glue", tmp_path / "a[x]" / "glue")
+    monkeypatch.chdir(tmp_path / "a[x]")
+    assert f"train: glue: path: [ in {tmp_path}/a[x]/glue is read as a pattern or variable; rename it" in refusal(row)
 
 
 def test_another_revision_in_the_cache_is_refused(glue, tmp_path):

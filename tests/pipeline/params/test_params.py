@@ -126,6 +126,7 @@ ROW_MISTAKES = [
     ("multirc.group", ..., "multirc: exact_match scores groups: define them with `group`"),
     ("stsb.stratify", True, "stsb: stratify: needs a label of classes"),
     ("cola.source.splits", {}, "cola.source: kind: hub needs path and splits"),
+    ("cola.source.path", "data/$HOME", "cola.source: path: $ in data/$HOME is read as a pattern or variable"),
     ("mrpc.select_on", "test", "select_on: test leaves no use for the validation split; remove it from the source"),
 ]  # fmt: skip
 

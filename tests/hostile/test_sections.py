@@ -1,0 +1,55 @@
+"""Whatever a key of a method of PEFT holds in params.yaml, its stage ends well, or in the line of a refusal alone."""
+
+import os
+import random
+import shutil
+import sys
+import warnings
+
+import pytest
+
+from pipeline.methods.planning import known_types
+from pipeline.stage import run as start_stage
+from tests import workspace
+from tests.kit import LONGEST, MISTAKE, ended
+from tests.lsr.methods import in_time
+from tests.stages.running import FACTORIZE, TOKENIZE, run_in
+
+TRIALS = 20 if os.environ.get("LSR_NIGHTLY") == "1" else 1  # of each method
+VALUES = [
+    *(None, True, False, -1, 0, 1, 3, 0.5, -1e300, 1e300, 2**70, 10**400, "", "x", "(a+)+"),
+    *([], ["x"], {"a": 1}),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory):
+    return run_in(workspace.make(tmp_path_factory.mktemp("sections") / "made"), TOKENIZE)
+
+
+@pytest.mark.parametrize("method", known_types())
+def test_whatever_a_key_of_any_method_holds_the_stage_ends_well_or_in_one_line(
+    tokenized, tmp_path, monkeypatch, trials, method
+):
+    chance = random.Random(method)
+    keys = sorted(known_types()[method].__dataclass_fields__)
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    stage, view = FACTORIZE
+    for turn in range(TRIALS):
+        trials["trials"] += 1
+        monkeypatch.chdir(shutil.copytree(tokenized, tmp_path / f"{turn}"))
+        changed = {chance.choice(keys): chance.choice(VALUES) for _ in range(chance.choice((1, 1, 2)))}
+        workspace.change(adapter="mine", mine={"type": method, "learning_rate": 0.001, **changed})
+        with in_time(), warnings.catch_warnings():  # as in a process of its own: pytest would keep them
+            warnings.showwarning = print_warning
+            status, _, err = ended(start_stage, stage.main, view)
+        if status is not None:
+            assert status == MISTAKE, (changed, err)
+            assert 1 <= len(err.splitlines()) <= len(changed), (changed, err)
+            for line in err.splitlines():
+                assert line.startswith("params.yaml: mine"), (changed, err)
+                assert len(line) <= LONGEST, (changed, err)
+
+
+def print_warning(message, category, filename, lineno, file=None, line=None):
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
