@@ -121,13 +121,13 @@ def test_every_output_is_a_path_of_pipeline_artifacts():
 
 
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
-    from lsr.init import INITIALIZATIONS, READERS
+    from lsr.init import INITIALIZATIONS
     from pipeline.methods.statistics import BATCH
     from pipeline.params.sections import READ, LsrParams
 
     words, _ = get_args(LsrParams.model_fields["init"].annotation)  # or another adapter
     assert get_args(words) == tuple(INITIALIZATIONS)
-    assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.reads in READERS}
+    assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.read}
 
 
 def test_every_test_that_a_claim_names_is_there():

@@ -113,6 +113,7 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
     for source in (*sources, Path.cwd()):
         if source.resolve().is_relative_to(target):
             raise InputError(f"{path}: would replace {source}, which is read; choose another folder")
+    _recover(path)
     if path.exists() and not replace:
         raise InputError(f"{path}: exists; choose another folder, or replace it with --force")
     if path.exists() and not path.is_dir():
@@ -133,14 +134,17 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: if the folder cannot be written.
     """
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = _moved_aside(path)
     try:
+        _recover(path)
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):  # safetensors makes them private, but a server may be another user
             if file.is_file():
                 file.chmod(temporary.stat().st_mode & 0o666)
         if path.is_dir():
+            shutil.rmtree(old, ignore_errors=True)  # of a command that was killed before it had removed it
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
@@ -151,6 +155,18 @@ def writing(path: Path) -> Iterator[Path]:
         raise type(error)(str(error).replace(str(temporary), str(path))) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _moved_aside(path: Path) -> Path:
+    """Return where a folder is while another one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _recover(path: Path) -> None:
+    """Move a folder back that a killed command has moved aside."""
+    old = _moved_aside(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def _as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -7,7 +7,7 @@ nothing of it stays in the model but, if asked for, the head. What is returned i
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import fmean
@@ -235,7 +235,3 @@ def _train(
 
 def _share(count: int, rising: int, done: int) -> float:  # of the learning rates, which rise, and then fall to zero
     return (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
-
-
-# What gathers statistics from examples, by the name that an initialization asks for.
-READERS: Mapping[str, Callable[..., dict[str, Matrix]]] = {"gradient": examples_gradients, "update": examples_updates}

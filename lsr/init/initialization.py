@@ -5,11 +5,14 @@ short training run, which accumulates gradients.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from lsr.algebra.spectrum import Matrix
 from lsr.init.directions import directed_frames, directed_start
+from lsr.init.examples import examples_gradients, examples_updates
 from lsr.init.random_factors import fresh_core, random_frames, random_start
 from lsr.init.source import Source, Start
 from lsr.init.warm import warm_core, warm_start
@@ -19,7 +22,7 @@ class Initialization(NamedTuple):
     """An initialization scheme.
 
     `start` returns trainable factors with B A = 0, and `frames` the frames around a core, for one layer or for all that
-    share them.
+    share them. `read` gathers what is read of examples, as an (m, n) matrix for each layer.
 
     `core` returns the core between the frames of a layer: zero, unless the scheme goes on from the short training run
     whose update it reads. Then the head stays as trained, and `start` and `core` return the nearest to the update.
@@ -29,6 +32,7 @@ class Initialization(NamedTuple):
     start: Callable[[Source], Start]
     frames: Callable[[Sequence[Source]], Start]
     core: Callable[[Source, Tensor, Tensor], Tensor] = fresh_core  # of B (m, r) and A (r, n)
+    read: Callable[..., dict[str, Matrix]] | None = None
 
     @property
     def goes_on(self) -> bool:
@@ -39,7 +43,9 @@ class Initialization(NamedTuple):
 INITIALIZATIONS = {
     "random": Initialization("seed", random_start, random_frames),
     "principal": Initialization("weight", directed_start, directed_frames),
-    "gradient": Initialization("gradient", directed_start, directed_frames),
-    "update": Initialization("update", directed_start, directed_frames),
-    "warm": Initialization("update", warm_start, directed_frames, core=warm_core),
+    "gradient": Initialization("gradient", directed_start, directed_frames, read=examples_gradients),
+    "update": Initialization("update", directed_start, directed_frames, read=examples_updates),
+    "warm": Initialization(
+        "update", warm_start, directed_frames, warm_core, read=partial(examples_updates, keep_head=True)
+    ),
 }

@@ -10,7 +10,7 @@ from typing import Any, cast
 from peft import PeftConfig, PeftType
 
 from lsr.algebra.separable import Form
-from lsr.init import INITIALIZATIONS, READERS
+from lsr.init import INITIALIZATIONS
 from lsr.tuner.card import Card
 from lsr.tuner.injected import Injected, Resolved
 from lsr.tuner.options import (
@@ -146,7 +146,7 @@ class LsrConfig(PeftConfig):
     @property
     def needs_examples(self) -> bool:
         """Whether the initialization needs examples."""
-        return INITIALIZATIONS[self.start].reads in READERS
+        return INITIALIZATIONS[self.start].read is not None
 
     @classmethod
     def read(cls, fields: Mapping[str, Any], folder: Path) -> "LsrConfig":

@@ -10,7 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import INITIALIZATIONS, READERS
+from lsr.init import INITIALIZATIONS
 from lsr.init.passes import STEPS
 from lsr.init.source import Source
 from lsr.tuner.config import LsrConfig
@@ -123,8 +123,9 @@ def start_from_examples(
     """
     layers = layers_of(model, adapter_name)
     config = config_of(model, adapter_name)
-    if not config.needs_examples:
-        words = " or ".join(repr(word) for word, scheme in INITIALIZATIONS.items() if scheme.reads in READERS)
+    read = INITIALIZATIONS[config.start].read
+    if read is None:
+        words = " or ".join(repr(word) for word, scheme in INITIALIZATIONS.items() if scheme.read)
         raise ValueError(f"init_weights must be {words} to start from examples, got {config.start!r}")
     active = getattr(model, "active_adapters", [adapter_name])
     if list(active) != [adapter_name]:  # the examples pass through the active ones, and their heads would be fitted
@@ -134,7 +135,5 @@ def start_from_examples(
         )
     bases = {name: layer.get_base_layer() for name, layer in layers.items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    initialization = INITIALIZATIONS[config.start]
-    kept = {"keep_head": True} if initialization.goes_on else {}
-    statistics = READERS[initialization.reads](model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
+    statistics = read(model, bases, batches, heads, steps=head_steps, seed=seed)
     initialize_factors(model, adapter_name, statistics=statistics)

@@ -103,7 +103,10 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: if the disk does not take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    temporary = path.with_name(f".{path.name}.tmp")
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)  # a run was killed after it had moved the folder aside
     for left in (temporary, old):  # by a killed run
         remove(left)
     try:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import INITIALIZATIONS, READERS
+from lsr.init import INITIALIZATIONS
 from lsr.init.passes import Track, untracked
 from lsr.loading.contents import Contents, check_layers, read_contents
 from lsr.loading.task import TENANTS
@@ -52,14 +52,16 @@ def read(
     batches = list(tokens.sample(train(), collate, section.examples, view.seed, BATCH[section.init]))
     layers = {name: base.get_submodule(name) for name in plan.layers}
     head = [base.get_submodule(name) for name in plan.head]
-    initialization = INITIALIZATIONS[section.init]
-    reader, kept = READERS[initialization.reads], {"keep_head": True} if initialization.goes_on else {}
-    model, before, where = cast("nn.Module", base), base.device, fastest()
+    read_examples = INITIALIZATIONS[section.init].read
+    assert read_examples is not None  # as the section says
+    model = cast("nn.Module", base)
+    before = base.device
+    where = fastest()
     examples = ({name: value.to(where) for name, value in batch.items()} for batch in batches)
     try:
         model.to(where)
         with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
-            return reader(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track, **kept)
+            return read_examples(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track)
     finally:
         model.to(before)
 
