@@ -97,6 +97,17 @@ def many() -> Iterator[str]:
     )
 
 
+def load() -> Iterator[str]:
+    """Yield the seconds in which a bank is loaded from its file, and what checksums take of them."""
+    header = ("adapters", "form", "file, MB", "load, s", "of that checksums, s", "checksums, s per GB")
+    rows = [
+        [f"{row['adapters']:,}", row["method"], f"{1000 * row['gigabytes']:.0f}"]
+        + [f"{row[name]:.2f}" for name in ("load_seconds", "checksum_seconds", "checksum_seconds_per_gigabyte")]
+        for row in json.loads(read(SPEED))["load"]["figures"]
+    ]
+    return table(header, rows)
+
+
 def serve() -> Iterator[str]:
     """Yield how many texts a second the server answers, and its bank alone."""
     (row,) = json.loads(read(SPEED))["serve"]["figures"]
@@ -287,6 +298,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
     "LoRA steps": lora_steps,
     "many": many,
+    "load": load,
     "serve": serve,
     "writing": writing,
     "tenants": tenants,

@@ -1,4 +1,4 @@
-"""The cost of adapters: steps of LoRA by PEFT and LSR, many adapters in a batch and over HTTP, and models that write.
+"""The cost of adapters: steps of LoRA by PEFT and LSR, many adapters in a batch, a file and over HTTP, and generation.
 
 Results are in benchmarks/results/speed.json.
 """
@@ -12,13 +12,19 @@ from platform import python_version
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.speed import generate, lora, many
+from benchmarks.speed import generate, loading, lora, many
 from pipeline.arena.record import made
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
 from pipeline.tasks.cells import rounded
 
-PARTS = {"lora": lora.run, "many": many.run, "serve": many.over_http, "generate": generate.run}
+PARTS = {
+    "lora": lora.run,
+    "many": many.run,
+    "load": loading.run,
+    "serve": many.over_http,
+    "generate": generate.run,
+}
 DIGITS = 6  # significant ones
 RESULTS = Path("benchmarks/results/speed.json")
 

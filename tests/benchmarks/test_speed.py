@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import figures, generate, lora, many
+from benchmarks.speed import figures, generate, loading, lora, many
 
 TINY = BertConfig(vocab_size=30522, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
@@ -46,6 +46,18 @@ def test_a_server_answers_as_many_texts_as_its_bank(tiny, monkeypatch):
     assert (row["tenants"], row["clients"], row["texts"]) == (3, 2, 8)
     assert row["share"] == pytest.approx(row["server_per_second"] / row["bank_per_second"])
     assert row["p99_seconds"] >= row["median_seconds"] > 0
+
+
+def test_a_bank_of_so_many_adapters_is_loaded_and_its_file_hashed(tiny, monkeypatch):
+    monkeypatch.setattr(loading, "ADAPTERS", 3)
+    monkeypatch.setattr(loading, "ROUNDS", 1)
+    small, large = loading.run()
+    assert (small["adapters"], large["adapters"]) == (3, 3)
+    for row in (small, large):
+        assert min(row["load_seconds"], row["checksum_seconds"]) > 0
+        rate = row["checksum_seconds"] / row["gigabytes"]
+        assert row["checksum_seconds_per_gigabyte"] == pytest.approx(rate)
+    assert large["gigabytes"] > small["gigabytes"] > 0
 
 
 def test_a_language_model_learns_and_writes_with_every_form_and_without(monkeypatch):
