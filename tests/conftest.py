@@ -71,11 +71,16 @@ def after(done, tmp_path, monkeypatch):
 
 @pytest.fixture
 def trials(request, record_property):
-    """A counter, in which a test of hostile/ counts its `trials`, for the table at the end."""
+    """A counter, in which a test of attacks or accidents counts its `trials`, for the table at the end; else it is one.
+
+    The table has a line for each test, after the name of its file, which is the kind of its trials.
+    """
     counted = Counter()
     yield counted
-    name = request.node.originalname.removeprefix("test_").replace("_", " ")
-    record_property("trials", (name, counted["trials"] or 1))
+    kind, name = (
+        name.removeprefix("test_").replace("_", " ") for name in (request.path.stem, request.node.originalname)
+    )
+    record_property("trials", (kind, name, counted["trials"] or 1))
 
 
 def pytest_collection_modifyitems(items):
@@ -91,7 +96,10 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print how many attacks were tried, and how many tests of them failed, by group; and what was measured."""
+    """Print how many trials there were and how many tests of them failed, by kind and test; and what was measured.
+
+    Workers of xdist send reports with these properties, so the numbers are those of all of them.
+    """
     kinds = terminalreporter.stats.values()
     reports = [report for kind in kinds for report in kind if isinstance(report, pytest.TestReport)]
     failed = {report.nodeid for report in reports if report.failed}
@@ -99,11 +107,16 @@ def pytest_terminal_summary(terminalreporter):
     for report in reports:
         for name, value in report.user_properties if report.when == "teardown" else ():
             if name == "trials":
-                trials[value[0]] += value[1]
-                failures[value[0]] += report.nodeid in failed
+                kind, test, count = value
+                trials[kind, test] += count
+                failures[kind, test] += report.nodeid in failed
             elif name == "measured":
                 terminalreporter.write_line(value)
-    for group, count in trials.items():
-        terminalreporter.write_line(f"{count:7,} trials, {failures[group]} failures: {group}")
+    kinds_of_trials = sorted({kind for kind, _ in trials})
+    for kind in kinds_of_trials:
+        tests = [(test, count) for (name, test), count in sorted(trials.items()) if name == kind]
+        terminalreporter.write_line(f"{kind}: {sum(count for _, count in tests):,} trials")
+        for test, count in tests:
+            terminalreporter.write_line(f"{count:7,} trials, {failures[kind, test]} failures: {test}")
     if trials:
         terminalreporter.write_line(f"{trials.total():7,} trials, {failures.total()} failures in all")

@@ -296,11 +296,13 @@ def typed(folder, command):
     return run.returncode, run.stdout + run.stderr
 
 
+@pytest.mark.usefixtures("trials")
 @pytest.mark.parametrize("command", [WALKED[0]])
 def test_going_back_after_a_hard_kill_restores_the_committed_run_and_keeps_every_other_file(killed, tmp_path, command):
     walk_after_a_kill(killed, tmp_path, command)
 
 
+@pytest.mark.usefixtures("trials")
 @pytest.mark.nightly
 @pytest.mark.parametrize("command", WALKED[1:])
 def test_no_documented_command_loses_a_file_after_a_hard_kill(killed, tmp_path, command):

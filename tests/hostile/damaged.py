@@ -264,3 +264,25 @@ DAMAGES = {
     "fewer values": Damage(rounded("values", lambda value: value[:-1].clone()), "the index says", ROUNDED_ONE),
     "rounded and cut off": Damage(cut(ROUNDED, 200), f"{ROUNDED}: corrupt or cut off", ROUNDED_ONE),
 }
+
+
+def change_bytes(content, chance):
+    """Return a file's bytes with a flipped bit, mostly, or bytes that are replaced, exchanged, removed or added."""
+    content = bytearray(content)
+    at, other = chance.randrange(len(content)), chance.randrange(len(content))
+    length = chance.randint(1, min(64, len(content) - max(at, other)))
+    kind = chance.choice(("bit", "bit", "bit", "bit", "byte", "zeros", "exchanged", "cut", "added"))
+    if kind == "bit":
+        content[at] ^= 1 << chance.randrange(8)
+    elif kind == "byte":
+        content[at] = (content[at] + chance.randint(1, 255)) % 256
+    elif kind == "zeros":
+        content[at : at + length] = bytes(length)
+    elif kind == "exchanged":
+        pieces = content[at : at + length], content[other : other + length]
+        content[other : other + length], content[at : at + length] = pieces
+    elif kind == "cut":
+        del content[at : at + length]
+    else:
+        content[at:at] = chance.randbytes(length)
+    return bytes(content)

@@ -18,6 +18,7 @@ from lsr.serve import file
 from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import tiny
 from tests.capabilities.subjects import DENSE
+from tests.hostile.damaged import change_bytes
 from tests.hostile.test_adapters import VALUES
 from tests.kit import LONGEST, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
@@ -86,28 +87,6 @@ QUICK = ("classes, pairs and numbers", "tenants with a common adapter")
 APART = {"the same in 8 bits": 0.05, "the same in 4 bits": 0.5, "the same tenants in 3 bits": 1.0}  # by quantization
 
 
-def change(content, chance):
-    """Return a file's bytes with a flipped bit, mostly, or bytes that are replaced, exchanged, removed or added."""
-    content = bytearray(content)
-    at, other = chance.randrange(len(content)), chance.randrange(len(content))
-    length = chance.randint(1, min(64, len(content) - max(at, other)))
-    kind = chance.choice(("bit", "bit", "bit", "bit", "byte", "zeros", "exchanged", "cut", "added"))
-    if kind == "bit":
-        content[at] ^= 1 << chance.randrange(8)
-    elif kind == "byte":
-        content[at] = (content[at] + chance.randint(1, 255)) % 256
-    elif kind == "zeros":
-        content[at : at + length] = bytes(length)
-    elif kind == "exchanged":
-        pieces = content[at : at + length], content[other : other + length]
-        content[other : other + length], content[at : at + length] = pieces
-    elif kind == "cut":
-        del content[at : at + length]
-    else:
-        content[at:at] = chance.randbytes(length)
-    return bytes(content)
-
-
 def loaded(base, folder):
     """Return the bank in a folder and nothing, or None and the line with which it is refused."""
     try:
@@ -132,7 +111,7 @@ def test_a_bank_answers_as_peft_and_any_change_of_its_bytes_is_refused_in_a_line
     chance = random.Random(kind)
     for turn in range(CHANGES):
         path = chance.choice([*whole])
-        changed = change(whole[path], chance)
+        changed = change_bytes(whole[path], chance)
         if changed == whole[path]:
             continue
         trials["trials"] += 1

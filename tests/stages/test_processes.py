@@ -152,6 +152,7 @@ def test_a_mistake_is_said_once_and_the_exit_code_is_that_of_one_process(two):
     assert error.count("params.yaml: train.processes: must be 2, as many as torchrun has started, got 5\n") == 1
 
 
+@pytest.mark.usefixtures("trials")
 @pytest.mark.parametrize(("sent", "code", "says"), [("INT", 130, "stopped\n"), ("TERM", 143, ""), ("KILL", -9, "")])
 def test_a_signal_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(two, sent, code, says):
     workspace.change(train={"epochs": 8})
@@ -233,6 +234,7 @@ def at(trained, monkeypatch):
     return trained
 
 
+@pytest.mark.usefixtures("trials")
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_death_while_writing_changes_nothing(at, death):
     folder, undisturbed = at
@@ -246,6 +248,7 @@ def test_a_death_while_writing_changes_nothing(at, death):
     assert leftovers() == set()
 
 
+@pytest.mark.usefixtures("trials")
 def test_a_moved_repository_changes_nothing(at, tmp_path, monkeypatch):
     killed_training(monkeypatch, EPOCHS - 0.5)
     moved = tmp_path / "moved"

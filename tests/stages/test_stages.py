@@ -58,6 +58,7 @@ def test_two_runs_write_the_same_bytes(after):
     assert written() == first
 
 
+@pytest.mark.usefixtures("trials")
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(after, monkeypatch):
     after(train={"epochs": 3}, lsr={"dropout": 0.1})
     run(FACTORIZE, TRAIN)
@@ -125,7 +126,9 @@ def killed(after, monkeypatch):
     return undisturbed, folder
 
 
-def test_whatever_is_damaged_in_a_checkpoint_it_is_skipped_with_a_line_and_never_unpickled(killed, monkeypatch, capfd):
+def test_whatever_is_damaged_in_a_checkpoint_it_is_skipped_with_a_line_and_never_unpickled(
+    killed, monkeypatch, capfd, trials
+):
     _, folder = killed
     first, second = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[-2:]
     assert checkpoints.newest(folder) == second
@@ -134,6 +137,7 @@ def test_whatever_is_damaged_in_a_checkpoint_it_is_skipped_with_a_line_and_never
     assert {"trainer_state.json", "optimizer.pt", "README.md", "checksums.json"} <= set(map(str, names))
     for name in names:
         for damage in DAMAGES:
+            trials["trials"] += 1
             damage(second / name)
             capfd.readouterr()
             assert checkpoints.newest(folder) == first, (name, damage)
@@ -151,6 +155,7 @@ DAMAGED = [  # files of the newest checkpoint
 ]
 
 
+@pytest.mark.usefixtures("trials")
 @pytest.mark.parametrize("damages", DAMAGED)
 def test_training_ends_with_the_same_bytes_whatever_is_damaged_in_its_checkpoint(damages, killed):
     undisturbed, folder = killed
@@ -305,6 +310,7 @@ def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
     assert not artifacts.ADAPTER.exists()
 
 
+@pytest.mark.usefixtures("trials")
 @pytest.mark.parametrize("stage", [TOKENIZE, FACTORIZE, TRAIN, EVALUATE], ids=lambda stage: stage[0].__name__)
 def test_a_full_disk_ends_a_stage_in_one_line_with_its_outputs_as_they_were(after, stage, monkeypatch, capsys):
     after()

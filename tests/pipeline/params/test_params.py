@@ -101,9 +101,10 @@ KEYS = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS), value=VALUES)
-def test_any_value_is_valid_or_refused_in_short_lines(root, key, value):
+def test_any_value_is_valid_or_refused_in_short_lines(root, trials, key, value):
+    trials["trials"] += 1
     try:
         changed({key: value}, params.TrainView)
     except UserError as error:
