@@ -1,13 +1,15 @@
 """The time in which a bank is loaded from its file, and what computing the checksums takes of it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from time import process_time
 
 from benchmarks.speed import many
-from benchmarks.speed.figures import Row, take_turns
+from benchmarks.speed.figures import Row
 from lsr import AdapterBank
 from lsr.serve.file import FILE
 from pipeline.core import console
@@ -21,28 +23,32 @@ GIGABYTE = 10**9
 def run() -> Iterator[Row]:
     """Yield a row for each form of adapters: the seconds in which their bank is loaded, and those of SHA-256 alone.
 
-    The base model is there already, and the file is in the memory of the operating system.
+    They are seconds of the processor, the median of some rounds. The base model is in memory already, and the file in
+    the cache of the operating system.
     """
     for form in console.track(FORMS, "loading", "banks"):
         with TemporaryDirectory() as folder:
             many.bank(form, ADAPTERS).save(f"{folder}/bank")
             path = Path(folder, "bank", FILE)
             size = path.stat().st_size
-            bases = iter([many.base() for _ in range(ROUNDS + 1)])  # each becomes part of a bank
-            calls = {
-                "load": lambda bases=bases, folder=folder: AdapterBank.load(next(bases), f"{folder}/bank"),
-                "checksums": lambda path=path: digest(path),
-            }
-            times = take_turns(calls, ROUNDS)
-        seconds = {name: median(values) for name, values in times.items()}
+            bases = [many.base() for _ in range(ROUNDS)]  # each becomes part of a bank
+            loading = median(seconds_of(partial(AdapterBank.load, base, path.parent)) for base in bases)
+            hashing = median(seconds_of(partial(digest, path)) for _ in range(ROUNDS))
         yield {
             "method": form,
             "adapters": ADAPTERS,
             "gigabytes": size / GIGABYTE,
-            "load_seconds": seconds["load"],
-            "checksum_seconds": seconds["checksums"],
-            "checksum_seconds_per_gigabyte": seconds["checksums"] / size * GIGABYTE,
+            "load_seconds": loading,
+            "checksum_seconds": hashing,
+            "checksum_seconds_per_gigabyte": hashing / size * GIGABYTE,
         }
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the seconds of the processor that a call takes."""
+    begin = process_time()
+    call()
+    return process_time() - begin
 
 
 def digest(path: Path) -> str:
