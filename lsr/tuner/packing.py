@@ -36,7 +36,7 @@ from lsr.algebra.rounding import (
 
 PARTS = ("values", "small", "int64")  # with the entries of tensors
 LARGEST = 2.0**127  # from here on a rounded value may overflow
-MOST_BYTES = 8_000_000  # of the index: enough for 100,000 tensors
+MOST_BYTES = 1_000_000  # of the index: enough for 20,000 tensors of a LoRA
 MOST_AXES = 8
 
 Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and the tensor's shape

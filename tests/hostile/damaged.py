@@ -257,7 +257,7 @@ DAMAGES = {
     "an unknown kind": Damage(index(["3bit", {"a": {"b": ["bool", 9]}}]), "['bool', 9] is not one of", ROUNDED_ONE),
     "counters that are not there": Damage(index(["3bit", {"a": ["int64", 5]}]), "the index says", ROUNDED_ONE),
     "a broken index": Damage(rounded("index", lambda value: value.flip(0)), "index is broken", ROUNDED_ONE),
-    "a bomb": Damage(index(b" " * 9_000_000), "index is broken: cut off, or over 8,000,000", ROUNDED_ONE),
+    "a bomb": Damage(index(b" " * 9_000_000), "index is broken: cut off, or over 1,000,000", ROUNDED_ONE),
     "a deep index": Damage(index(b'["3bit",' + b'{"a":' * 100_000), "index is broken", ROUNDED_ONE),
     "an index of more": Damage(index(["3bit", {"a": ["values", 10**15]}]), "but the index says", ROUNDED_ONE),
     "an unknown precision": Damage(index(["7bit", {}]), "the precision must be one of", ROUNDED_ONE),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -192,6 +194,23 @@ def bytes_like_the_end_of_a_part(server):
     return at_once(server.put, *[sent] * 2)
 
 
+def a_header_of_many_tensors(server):
+    entries = (f'"{at:06}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for at in range(280_000))
+    header = f"{{{','.join(entries)}}}".encode()
+    content = len(header).to_bytes(8, "little") + header
+    assert 15 << 20 < len(content) < 16 << 20
+    return at_once(server.put, *[files(server.folder / "0/ben") | {"adapter_model.safetensors": content}] * 3)
+
+
+def an_index_of_many_values(server):
+    """Weights in few bits, whose index is JSON of 8 MB that is deflated to some kB."""
+    text = b'["3bit",{"a":[' + b"[]," * 2_600_000 + b"[]]}]"
+    index = torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8)
+    sent = files(server.folder / "0/ben")
+    del sent["adapter_model.safetensors"]
+    return at_once(server.put, *[sent | {"adapter_rounded.safetensors": safetensors.torch.save({"index": index})}] * 6)
+
+
 def many_stop_tokens(server):
     sent = files(server.folder / "a")
     put = server.put(sent | {"task.json": b'{"ends": [' + b"7, " * 2_600_000 + b"7]}"})
@@ -220,6 +239,8 @@ ON = {
         large_bodies,
         large_files,
         bytes_like_the_end_of_a_part,
+        a_header_of_many_tensors,
+        an_index_of_many_values,
     ),
     "writes": (many_stop_tokens, a_stop_token_that_no_integer_holds, long_roles),
 }

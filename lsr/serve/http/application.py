@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from lsr.loading.contents import Contents, read_on
 from lsr.serve.http.answers import SMALL, Room, check_size, most_bytes, rendered
-from lsr.serve.http.bodies import MOST_JSON_BYTES, check_values, parsed
+from lsr.serve.http.bodies import MOST_JSON_BYTES, check_values, header_of, parsed
 from lsr.serve.http.refusals import refusal
 from lsr.serve.modules import Version
 from lsr.serve.passes import NO_TEMPLATE, Passes, ReplacedError, Row, Said
@@ -198,10 +198,10 @@ class Service:
         body = await request.body()
         return parsed(body) if len(body) <= SMALL else await self._aside(partial(parsed, body))
 
-    async def _check_json(self, file: str, content: bytes) -> None:
+    async def _check_json(self, name: str, content: bytes) -> None:
         if len(content) > MOST_JSON_BYTES:
-            raise HTTPException(413, f"{file} has at most {MOST_JSON_BYTES:,} bytes")
-        await self._aside(partial(check_values, content.decode(errors="replace"), file))
+            raise HTTPException(413, f"{name} has {len(content):,} bytes; at most {MOST_JSON_BYTES:,} are allowed")
+        await self._aside(partial(check_values, content.decode(errors="replace"), name))
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter, whose files may hold anything."""
@@ -216,6 +216,8 @@ class Service:
                     content = await part.read()
                     if file in JSON:
                         await self._check_json(file, content)
+                    else:
+                        await self._check_json(f"the header of {file}", header_of(content))
                     Path(folder, file).write_bytes(content)
             try:
                 loop = asyncio.get_running_loop()

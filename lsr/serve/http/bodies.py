@@ -22,6 +22,12 @@ def parsed(content: bytes) -> Any:
         raise HTTPException(400, f"not JSON: {error}") from None
 
 
+def header_of(content: bytes) -> bytes:
+    """Return the header of a safetensors file, which is JSON; the first eight bytes are its length."""
+    length = int.from_bytes(content[:8], "little")
+    return content[8 : 8 + length]
+
+
 def check_values(text: str, name: str) -> None:
     """Refuse JSON that may take long to parse; the error says what has this name."""
     if count_of_signs(text) > MOST_VALUES:

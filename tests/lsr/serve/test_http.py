@@ -122,6 +122,11 @@ def put(content=b"", **headers):
     return ("PUT", "/v1/adapters/guest", {"content": content, "headers": ALLOWED | headers})
 
 
+def header(content):
+    """A safetensors file with this header alone."""
+    return len(content).to_bytes(8, "little") + content
+
+
 async def chunks():
     yield b"{}"
 
@@ -182,6 +187,20 @@ def test_bytes_that_are_no_http_get_a_reason_as_json(server):
         ("task.json", lambda _: b'{"template": "{{ 9 ** 9 }}"}', 422, "template must be none or that of the base"),
         (CONFIG, lambda content: content.replace(b'"classifier"', b'"classifier", "dropout"'), 422, "dropout' in full"),
         ("../task.json", lambda _: b"{}", 422, "the parts of the form are"),
+        ("task.json", lambda _: b" " * 1_048_577, 413, "task.json has 1,048,577 bytes; at most 1,048,576 are allowed"),
+        (CONFIG, lambda _: b"[" + b"[]," * 30_000 + b"[]]", 422, "has over 50,000 JSON values; at most that is"),
+        (
+            WEIGHTS,
+            lambda _: header(b" " * 1_048_577),
+            413,
+            "the header of adapter_model.safetensors has 1,048,577 bytes",
+        ),
+        (
+            WEIGHTS,
+            lambda _: header(b"[" + b"[]," * 30_000 + b"[]]"),
+            422,
+            "the header of adapter_model.safetensors has over",
+        ),
     ],
 )
 def test_files_that_cannot_be_served_change_nothing(file, change, status, reason, server, there, expected):
