@@ -16,6 +16,7 @@ from tests.lsr.methods import in_time
 from tests.stages.running import FACTORIZE, TOKENIZE, run_in
 
 TRIALS = 20 if os.environ.get("LSR_NIGHTLY") == "1" else 1  # of each method
+SECONDS = 60  # of a stage that takes a fifth of one and writes files: the machine may be busy
 VALUES = [
     *(None, True, False, -1, 0, 1, 3, 0.5, -1e300, 1e300, 2**70, 10**400, "", "x", "(a+)+"),
     *([], ["x"], {"a": 1}),
@@ -40,7 +41,7 @@ def test_whatever_a_key_of_any_method_holds_the_stage_ends_well_or_in_one_line(
         monkeypatch.chdir(shutil.copytree(tokenized, tmp_path / f"{turn}"))
         changed = {chance.choice(keys): chance.choice(VALUES) for _ in range(chance.choice((1, 1, 2)))}
         workspace.change(adapter="mine", mine={"type": method, "learning_rate": 0.001, **changed})
-        with in_time(), warnings.catch_warnings():  # as in a process of its own: pytest would keep them
+        with in_time(SECONDS), warnings.catch_warnings():  # as in a process of its own: pytest would keep them
             warnings.showwarning = print_warning
             status, _, err = ended(start_stage, stage.main, view)
         if status is not None:

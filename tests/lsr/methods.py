@@ -49,14 +49,14 @@ class TooLongError(BaseException):
 
 
 @contextmanager
-def in_time():
+def in_time(seconds=SECONDS):
     """Interrupt what takes too long, such as a pipe that nobody writes to."""
 
     def interrupt(*_):
         raise TooLongError
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(SECONDS)
+    signal.alarm(seconds)
     try:
         yield
     finally:
