@@ -27,16 +27,22 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
     with parser.parsed(words) as options:
         name = options.preset
-        preset, records = load(name), read(FOLDER / name)
+        preset = load(name)
+        records = read(FOLDER / name)
         baseline = options.baseline or preset.baseline
         comparison = compare(name, records, preset.model_copy(update={"baseline": baseline}))
         console.line(f"{FOLDER / name}: {len(records):,} records")
-        texts = {"comparison.json": with_a_line_each(comparison), "index.html": page(comparison)}
-        for file, text in texts.items():
-            with artifacts.replacing(options.output / name / file) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        folder = options.output / name
+        write(folder / "comparison.json", with_a_line_each(comparison))
+        write(folder / "index.html", page(comparison))
         show(comparison)
-        console.line(f"written: {options.output / name / 'index.html'}, with its JSON beside it")
+        console.line(f"written: {folder / 'index.html'}, with its JSON beside it")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text to a file, whole or not at all."""
+    with artifacts.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def with_a_line_each(comparison: Mapping[str, Any]) -> str:
@@ -59,8 +65,13 @@ def page(comparison: dict[str, Any]) -> str:
     for sign in "&<>":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
     text, style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in PAGE)
-    title = f"{comparison['preset']}: comparison of methods"
-    for place, part in {"title": title, "style": style, "script": script, "data": data}.items():
+    parts = {
+        "title": f"{comparison['preset']}: comparison of methods",
+        "style": style,
+        "script": script,
+        "data": data,
+    }
+    for place, part in parts.items():
         text = text.replace(f"{{{{ {place} }}}}", part)
     return text
 
@@ -69,23 +80,26 @@ def show(comparison: dict[str, Any]) -> None:
     """Print the main average, or the last task if there is none, best first, and the notes; the page has all else."""
     main = comparison["results"][-1]["task"]
     rows = [row for row in comparison["results"] if row["task"] == main]
-    best_first = sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0.0), row["method"]))
-    console.table(f"{comparison['preset']}: {main}, percent", COLUMNS, map(_cells, best_first))
+    rows.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0.0), row["method"]))  # best first
+    console.table(f"{comparison['preset']}: {main}, percent", COLUMNS, map(_cells, rows))
     for note in comparison["notes"]:
         console.warn(note)
 
 
 def _cells(row: Row) -> list[object]:
-    mean, high, lead = row["score"], row["score_high"], row["lead"]
-    half = "" if mean is None or high is None else f" ± {high - mean:.2f}"
+    score = None if row["score"] is None else f"{row['score']:.2f}"
+    if row["score_high"] is not None:
+        score = f"{score} ± {row['score_high'] - row['score']:.2f}"
+    lead = None if row["lead"] is None else f"{row['lead']:+.2f}"
+    reason = f": {row['reason']}" if row["reason"] else ""
     return [
         row["method"],
-        None if mean is None else f"{mean:.2f}{half}",
-        None if lead is None else f"{lead:+.2f}",
+        score,
+        lead,
         *(row[kind]["word"] for kind in KINDS),
         row["trained"],
         row["bytes"],
-        row["status"] + (f": {row['reason']}" if row["reason"] else ""),
+        row["status"] + reason,
     ]
 
 

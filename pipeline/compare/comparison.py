@@ -10,9 +10,9 @@ import pandas as pd
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import examples
-from pipeline.compare.examples import Parts
+from pipeline.compare.examples import Parts, Values
 from pipeline.compare.leads import ByPart, Judge, Places, Scores
-from pipeline.compare.rows import PERCENT, Entry, entries, row
+from pipeline.compare.rows import PERCENT, Entries, Entry, Row, entries, row
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.cells import rounded
 
@@ -33,44 +33,65 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
     tasks, outdated = entries(name, preset, records)
     if not tasks:
         raise UserError(f"{FOLDER / name}: none of the {outdated:,} records is of the settings and texts of the preset")
-    every = [(entry.shown.trained, method) for of in tasks.values() for method, entry in of.items()]
-    sizes = {method: size for size, method in sorted(every)}  # the largest of each method
-    methods, baseline = sorted(sizes, key=lambda name: (sizes[name], name)), preset.baseline
+    methods = _smallest_first(tasks)
+    baseline = preset.baseline
     if baseline not in methods:
         near = nearest(baseline, methods)
         raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
     averages, notes = _averages(preset.means, tasks)
-    places = {**{task: (task,) for task in tasks}, **averages}
-    known, unusable = examples.read(tasks)
+    labels, unusable = examples.read(tasks)
     notes += unusable
     if outdated:
         notes.append(f"{outdated:,} records left out: of other settings than those of the preset")
-    scores = {task: _scores(task, of, known.get(task), resamples) for task, of in tasks.items()}
-    judge = Judge(scores, places, preset.margin)
-    found = {
+    scores = {task: _scores(task, methods, labels.get(task), resamples) for task, methods in tasks.items()}
+    judge = Judge(scores, {**{task: (task,) for task in tasks}, **averages}, preset.margin)
+    comparison = {
         "preset": name,
         "baseline": baseline,
-        "metrics": {task: next(iter(of.values())).shown.metrics[0] for task, of in tasks.items()},
+        "metrics": {task: next(iter(methods.values())).shown.metrics[0] for task, methods in tasks.items()},
         "averages": averages,
         "methods": methods,  # smallest first
         "margin": preset.margin,
         "hypotheses": judge.outcomes(preset.hypotheses),
         "made": _made(records.values()),  # where the records come from
         "notes": notes,
-        "results": [
-            row(place, method, {task: tasks[task].get(method) for task in of}, said)
-            for place, of in places.items()
-            for method, said in judge.against(baseline, place, methods).items()
-        ],
+        "results": _results(tasks, judge, baseline, methods),
     }
-    return json.loads(json.dumps(found), parse_float=lambda text: rounded(float(text), DIGITS))  # as a program reads it
+    text = json.dumps(comparison)
+    return json.loads(text, parse_float=lambda number: rounded(float(number), DIGITS))  # as a program reads it
+
+
+def _smallest_first(tasks: Entries) -> list[str]:
+    """Return the methods by the most parameters that they train on a task."""
+    sizes = dict[str, int]()
+    for methods in tasks.values():
+        for method, entry in methods.items():
+            sizes[method] = max(sizes.get(method, 0), entry.shown.trained)
+    return sorted(sizes, key=lambda method: (sizes[method], method))
+
+
+def _results(tasks: Entries, judge: Judge, baseline: str, methods: Iterable[str]) -> list[Row]:
+    """Return a row for each task and average, and each method on it."""
+    rows = []
+    for place, listed in judge.places.items():
+        leads = judge.against(baseline, place, methods)
+        for method, lead in leads.items():
+            on_tasks = {task: tasks[task].get(method) for task in listed}
+            rows.append(row(place, method, on_tasks, lead))
+    return rows
 
 
 def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
     """Return the averages all of whose tasks have records, and a note for each other one."""
-    lacking = {name: [task for task in of if task not in tasks] for name, of in means.items()}
-    kept = {name: of for name, of in means.items() if len(of) > 1 and not lacking[name]}
-    return kept, [f"no {name}: no records of {', '.join(tasks)}" for name, tasks in lacking.items() if tasks]
+    kept = dict[str, tuple[str, ...]]()
+    notes = []
+    for name, listed in means.items():
+        lacking = [task for task in listed if task not in tasks]
+        if lacking:
+            notes.append(f"no {name}: no records of {', '.join(lacking)}")
+        elif len(listed) > 1:
+            kept[name] = listed
+    return kept, notes
 
 
 def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamples: int) -> ByPart:
@@ -79,19 +100,31 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
     The parts of a task are those of its labels, or itself if they are not known.
     """
     trainings = [training for entry in entries.values() for training in entry.finished]
-    parts: dict[str, dict[str, dict[int, Scores]]] = {part: {} for part in known or (task,)}
-    for part, listed in parts.items() if trainings else ():
-        whole = [training.score() for training in trainings]
+    if not trainings:
+        return {part: {} for part in known or (task,)}
+    whole = [training.score() for training in trainings]
+    if known is None:
         drawn = np.array(whole)[:, None].repeat(resamples, axis=1)
-        if known is not None:
-            metric, its = trainings[0].metrics[0], known[part]
-            predicted = [examples.predicted_of(training, its) for training in trainings]
-            drawn = examples.resampled(part, metric, its.to_numpy(), predicted, resamples)
-            if len(known) > 1:
-                whole = [examples.score(metric, one, {part: its}) for one in trainings]
-        for training, score, resampled in zip(trainings, whole, drawn, strict=True):
-            listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, PERCENT * resampled)
+        return {task: _by_method(trainings, whole, drawn)}
+    metric = trainings[0].metrics[0]
+    parts = dict[str, dict[str, dict[int, Scores]]]()
+    for part, labels in known.items():
+        if len(known) > 1:
+            whole = [examples.score(metric, training, {part: labels}) for training in trainings]
+        predicted = [examples.predicted_of(training, labels) for training in trainings]
+        drawn = examples.resampled(part, metric, labels.to_numpy(), predicted, resamples)
+        parts[part] = _by_method(trainings, whole, drawn)
     return parts
+
+
+def _by_method(
+    trainings: Iterable[Record], whole: Iterable[float], resampled: Iterable[Values]
+) -> dict[str, dict[int, Scores]]:
+    """Return the scores of trainings, fractions on all examples and on each resample, by method and seed."""
+    scores: dict[str, dict[int, Scores]] = {}
+    for training, score, drawn in zip(trainings, whole, resampled, strict=True):
+        scores.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, PERCENT * drawn)
+    return scores
 
 
 def _made(records: Iterable[Record]) -> dict[str, list[str]]:

@@ -32,44 +32,60 @@ def read(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, Parts], li
     notes = []
     for task, entries in tasks.items():
         path = next(iter(entries.values())).labels
-        parts = _parts(task, pd.read_csv(path)) if path.is_file() else {}
-        finished = (one for entry in entries.values() for one in entry.finished)
-        reasons = (_mismatch(parts, one) if parts else f"{path} is not there" for one in finished)
-        if reason := next(filter(None, reasons), ""):
-            notes.append(f"{task}: {reason}, so its errors are of seeds alone")
-        elif parts:
+        finished = [training for entry in entries.values() for training in entry.finished]
+        if not path.is_file():
+            if finished:
+                notes.append(_note(task, f"{path} is not there"))
+            continue
+        parts = _parts(task, pd.read_csv(path))
+        mismatches = (_mismatch(parts, training) for training in finished)
+        mismatch = next(filter(None, mismatches), None)
+        if mismatch:
+            notes.append(_note(task, mismatch))
+        else:
             usable[task] = parts
     return usable, notes
+
+
+def _note(task: str, reason: str) -> str:
+    return f"{task}: {reason}, so its errors are of seeds alone"
 
 
 def _parts(task: str, table: pd.DataFrame) -> Parts:
     labels = table.drop(columns=TENANT, errors="ignore").astype(np.float64).squeeze("columns")
     if TENANT not in table:
         return {task: labels}
-    return {f"{task}: {name}": its for name, its in labels.groupby(table[TENANT].map(str))}
+    return {f"{task}: {name}": part for name, part in labels.groupby(table[TENANT].map(str))}
 
 
-def predicted_of(one: Record, labels: Labels) -> Values:
+def predicted_of(training: Record, labels: Labels) -> Values:
     """Return what a training predicted for the examples of these labels, in their shape."""
-    return np.array(one.predicted).reshape(-1, *labels.shape[1:])[labels.index]
+    return np.array(training.predicted).reshape(-1, *labels.shape[1:])[labels.index]
 
 
-def score(metric: str, one: Record, parts: Parts) -> float:
+def score(metric: str, training: Record, parts: Parts) -> float:
     """Return a metric of what a training predicted for all labels of a task: the mean over its parts."""
-    its = [scores.score((metric,), predicted_of(one, labels), labels.to_numpy()) for labels in parts.values()]
-    return fmean(one[metric] for one in its)
+    of_parts = []
+    for labels in parts.values():
+        predicted = predicted_of(training, labels)
+        of_parts.append(scores.score((metric,), predicted, labels.to_numpy())[metric])
+    return fmean(of_parts)
 
 
-def _mismatch(parts: Parts, one: Record) -> str:
+def _mismatch(parts: Parts, training: Record) -> str:
     """Return why labels cannot be those that a training was scored with, or an empty text if they can."""
-    metric = one.metrics[0]
+    metric = training.metrics[0]
     if metric not in METRICS:
         return f"{metric} is no function of sums over examples"
-    if len(one.predicted) != (count := sum(labels.size for labels in parts.values())):
-        return f"{count:,} labels, but {one.method} has {len(one.predicted):,} predictions"
-    recomputed = score(metric, one, parts)
-    if abs(recomputed - one.score()) > (OF_NUMBERS if metric == PEARSON else TOLERANCE):
-        return f"{metric} {recomputed:.6g} of the labels, but {one.score():.6g} in the record of {one.method}"
+    count = sum(labels.size for labels in parts.values())
+    predictions = len(training.predicted)
+    if predictions != count:
+        return f"{count:,} labels, but {training.method} has {predictions:,} predictions"
+    recorded = training.score()
+    recomputed = score(metric, training, parts)
+    tolerance = OF_NUMBERS if metric == PEARSON else TOLERANCE
+    if abs(recomputed - recorded) > tolerance:
+        return f"{metric} {recomputed:.6g} of the labels, but {recorded:.6g} in the record of {training.method}"
     return ""
 
 
@@ -80,8 +96,11 @@ def resampled(task: str, metric: str, labels: Values, predicted: Sequence[Values
     has its own draws, which do not depend on other tasks.
     """
     columns = sums.columns_of(metric, labels, *predicted)
-    rng, drawn = np.random.default_rng(zlib.crc32(task.encode())), []
+    rng = np.random.default_rng(zlib.crc32(task.encode()))
+    count = len(labels)
+    drawn = []
     for first in range(0, resamples, AT_ONCE):
-        rows = rng.integers(len(labels), size=(min(AT_ONCE, resamples - first), len(labels)))
-        drawn.append(sums.scores_of(metric, sums.weights_of(rows, len(labels)), columns))
+        rows = rng.integers(count, size=(min(AT_ONCE, resamples - first), count))
+        weights = sums.weights_of(rows, count)
+        drawn.append(sums.scores_of(metric, weights, columns))
     return np.concatenate(drawn).T

@@ -46,8 +46,15 @@ from scipy import optimize, stats
 
 from pipeline.arena.preset import Hypothesis
 
-BETTER, EQUIVALENT, WORSE, UNDECIDED = "better", "equivalent", "worse", "undecided"
-AHEAD, CLOSE, BEHIND = "ahead", "close", "behind"
+# Of a hypothesis, by the corrected tests.
+BETTER = "better"
+EQUIVALENT = "equivalent"
+WORSE = "worse"
+UNDECIDED = "undecided"
+# Of any other lead, by its interval.
+AHEAD = "ahead"
+CLOSE = "close"
+BEHIND = "behind"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
 KINDS = ("these", "new")  # of tasks, on which there is a lead; new: with the tasks drawn too
@@ -111,7 +118,10 @@ def _half(errors: Sequence[Error], confidence: float) -> float:
     """Return half of an interval of a sum of independent errors; NaN if there are none."""
     if not errors:
         return math.nan
-    halves = [stats.t.ppf((1 + confidence) / 2, freedom) * math.sqrt(variance) for variance, freedom in errors]
+    halves = []
+    for variance, freedom in errors:
+        quantile = stats.t.ppf((1 + confidence) / 2, freedom)
+        halves.append(quantile * math.sqrt(variance))
     return math.hypot(*halves)
 
 
@@ -121,22 +131,27 @@ def _p(errors: Sequence[Error], mean: float) -> float:
         return math.nan
 
     def beyond(log_p: float) -> float:
-        return sum(stats.t.isf(math.exp(log_p) / 2, freedom) ** 2 * variance for variance, freedom in errors) - mean**2
+        half_p = math.exp(log_p) / 2
+        squares = (stats.t.isf(half_p, freedom) ** 2 * variance for variance, freedom in errors)
+        return sum(squares) - mean**2
 
     if mean == 0:
         return 1.0
-    if beyond(math.log(LEAST_P)) < 0:
+    least = math.log(LEAST_P)
+    if beyond(least) < 0:
         return 0.0
-    return math.exp(optimize.brentq(beyond, math.log(LEAST_P), 0.0))
+    return math.exp(optimize.brentq(beyond, least, 0.0))
 
 
 def on_task(parts: Sequence[Part]) -> Lead:
     """Return the lead of a method over its rival on a task, the mean over its parts: tenants, or all of it alone."""
-    seeds = sorted(set[int].intersection(*({*mine} & {*theirs} for mine, theirs in parts))) if parts else []
+    seeds = _seeds(parts)
     if not seeds:
         return Lead()
-    leads = np.array([[mine[seed].whole - theirs[seed].whole for seed in seeds] for mine, theirs in parts])
-    average = float(leads.mean())  # of (parts, seeds)
+    leads = np.empty((len(parts), len(seeds)))
+    for row, (mine, theirs) in zip(leads, parts, strict=True):
+        row[:] = [mine[seed].whole - theirs[seed].whole for seed in seeds]
+    average = float(leads.mean())
     if len(seeds) < 2:
         return Lead(average)
     each = np.array([_of_examples(part, seeds) for part in parts])  # (parts, 2)
@@ -150,6 +165,12 @@ def on_task(parts: Sequence[Part]) -> Lead:
         error_seeds=math.sqrt(of_seeds.variance),
         error_examples=math.sqrt(of_examples) or math.nan,
     )
+
+
+def _seeds(parts: Sequence[Part]) -> list[int]:
+    """Return the seeds that all parts have of both methods; none if there are no parts."""
+    known = [set(scores) for part in parts for scores in part]
+    return sorted(set[int].intersection(*known)) if known else []
 
 
 def _of_examples(part: Part, seeds: Sequence[int]) -> tuple[float, float]:
@@ -172,7 +193,8 @@ def _with_tenants(leads: Values, of_seeds: Error) -> tuple[Error, ...]:
     if tenants < 2:
         return ()
     rest = leads - leads.mean(axis=0) - leads.mean(axis=1, keepdims=True) + leads.mean()
-    alone = (rest**2).sum() / ((tenants - 1) * (seeds - 1)) / leads.size
+    freedom = (tenants - 1) * (seeds - 1)
+    alone = (rest**2).sum() / freedom / leads.size
     common = max(0.0, of_seeds.variance - float(alone))
     return Error(_of_mean(leads.mean(axis=1)), tenants - 1), Error(common, of_seeds.freedom)
 
@@ -185,7 +207,8 @@ def mean(leads: Sequence[Lead]) -> Lead:
     if len(leads) < 2:
         return leads[0] if leads else Lead()
     means = np.array([lead.mean for lead in leads])
-    count, average = len(leads), float(means.mean())
+    average = float(means.mean())
+    count = len(leads)
     if not all(lead.these for lead in leads):
         return Lead(average)
     of_seeds, of_examples = zip(*(lead.these for lead in leads), strict=True)
@@ -210,9 +233,9 @@ def _mean_of(errors: Sequence[Error]) -> Error:
 
     Reference: Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
     """
-    variances = [variance / len(errors) ** 2 for variance, _ in errors]
-    total = sum(variances)
-    below = sum(variance**2 / freedom for variance, (_, freedom) in zip(variances, errors, strict=True))
+    scaled = [Error(variance / len(errors) ** 2, freedom) for variance, freedom in errors]
+    total = sum(error.variance for error in scaled)
+    below = sum(variance**2 / freedom for variance, freedom in scaled)
     return Error(total, total**2 / below if below else math.inf)
 
 
@@ -230,8 +253,11 @@ class Judge:
 
     def against(self, baseline: str, place: str, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return what is said of each method on a task or average."""
-        leads = {name: self._lead(place, name, baseline) if name != baseline else Lead() for name in methods}
-        return {name: _shown(lead, [self._explored(lead, kind) for kind in KINDS]) for name, lead in leads.items()}
+        leads = {}
+        for name in methods:
+            lead = Lead() if name == baseline else self._lead(place, name, baseline)
+            leads[name] = _shown(lead, [self._explored(lead, kind) for kind in KINDS])
+        return leads
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
         """Return each hypothesis with what is said of it, and the kinds of tasks on which it held.
@@ -243,22 +269,30 @@ class Judge:
         tested = zip(*(self._tested(leads, kind) for kind in KINDS), strict=True)
         outcomes = []
         for hypothesis, lead, verdicts in zip(hypotheses, leads, tested, strict=True):
-            held = [
-                kind
-                for kind, verdict in zip(KINDS, verdicts, strict=True)
-                if (self._is_within(lead, kind) if hypothesis.expected == EQUIVALENT else verdict["word"] == BETTER)
-            ]
+            if hypothesis.expected == EQUIVALENT:
+                held = [kind for kind in KINDS if self._is_within(lead, kind)]
+            else:
+                held = [kind for kind, verdict in zip(KINDS, verdicts, strict=True) if verdict["word"] == BETTER]
             outcomes.append({**hypothesis.model_dump(), "held": held, **_shown(lead, verdicts)})
         return outcomes
 
     def _lead(self, place: str, method: str, against: str) -> Lead:
         """Return the lead on a place."""
-        tasks = [self.scores[task].values() for task in self.places.get(place, ())]
-        return mean([on_task([(of.get(method, {}), of.get(against, {})) for of in parts]) for parts in tasks])
+        leads = []
+        for task in self.places.get(place, ()):
+            parts = self.scores[task].values()
+            leads.append(on_task([(scores.get(method, {}), scores.get(against, {})) for scores in parts]))
+        return mean(leads)
 
     def _explored(self, lead: Lead, kind: str) -> dict[str, Any]:
         low, high = lead.interval(CONFIDENCE, kind)
-        word = AHEAD if low > 0 else BEHIND if high < 0 else CLOSE if self._is_within(lead, kind) else None
+        word = None
+        if low > 0:
+            word = AHEAD
+        elif high < 0:
+            word = BEHIND
+        elif self._is_within(lead, kind):
+            word = CLOSE
         return {**_known(low=low, high=high), "word": word}
 
     def _tested(self, leads: Sequence[Lead], kind: str) -> Iterator[dict[str, Any]]:
@@ -267,11 +301,12 @@ class Judge:
         corrected = iter(holm([p for p in values if not math.isnan(p)]))
         for lead, value in zip(leads, values, strict=True):
             p = value if math.isnan(value) else next(corrected)
-            is_known = not math.isnan(lead.half(CONFIDENCE, kind))
-            word = None if not is_known else EQUIVALENT if self._is_within(lead, kind) else UNDECIDED
+            low, high = lead.interval(CONFIDENCE, kind)
+            word = None if math.isnan(high) else UNDECIDED
             if p < 1 - CONFIDENCE:
                 word = BETTER if lead.mean > 0 else WORSE
-            low, high = lead.interval(CONFIDENCE, kind)
+            elif self._is_within(lead, kind):
+                word = EQUIVALENT
             yield {**_known(low=low, high=high, p_holm=p), "word": word}
 
     def _is_within(self, lead: Lead, kind: str) -> bool:
@@ -287,10 +322,10 @@ def _known(**values: float) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def _shown(lead: Lead, said: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _shown(lead: Lead, verdicts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return a lead and its standard errors in percentage points, and what is said of it; what is unknown is None."""
     known = _known(lead=lead.mean, error_seeds=lead.error_seeds, error_examples=lead.error_examples)
-    return known | dict(zip(KINDS, said, strict=True))
+    return known | dict(zip(KINDS, verdicts, strict=True))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -301,6 +336,7 @@ def holm(values: Sequence[float]) -> list[float]:
     Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
     order = np.argsort(values, kind="stable")
-    steps = np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1))
+    factors = np.arange(len(values), 0, -1)
+    steps = np.maximum.accumulate(np.asarray(values)[order] * factors)
     corrected: list[float] = np.minimum(steps, 1.0)[np.argsort(order)].tolist()
     return corrected

@@ -1,7 +1,7 @@
 """A method on a task, by the trainings that count, and the rows of the tables: on one, or on the mean of several."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -14,9 +14,13 @@ from pipeline.arena.record import Record, Rounded
 from pipeline.compare.leads import CONFIDENCE
 from pipeline.tasks.sums import ROUNDING
 
-FINISHED, PARTLY, UNTUNED, MISSING = "finished", "partly finished", "not tuned yet", "not run"
+FINISHED = "finished"
+PARTLY = "partly finished"
+UNTUNED = "not tuned yet"
+MISSING = "not run"
 PERCENT = 100.0
-FULL, AS_TRAINED = "float32", "as trained"  # the second is all that is known of trainings that were not rounded
+FULL = "float32"
+AS_TRAINED = "as trained"  # all that is known of trainings that were not rounded
 LOSS = 0.002  # of the validation score, a fraction, of which page.html tells
 Row = dict[str, Any]
 Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method first
@@ -33,25 +37,32 @@ class Entry(NamedTuple):
     @property
     def finished(self) -> tuple[Record, ...]:
         """The trainings over which means are taken."""
-        return tuple(training for training in self.trainings if training.status == FINISHED) if self.chosen else ()
+        if self.chosen is None:
+            return ()
+        return tuple(training for training in self.trainings if training.status == FINISHED)
 
     @property
     def status(self) -> str:
         """The status of all seeds together: finished, partly finished, or the most common other status."""
         if self.chosen:
             return FINISHED if len(self.finished) == len(self.trainings) else PARTLY
-        (status, _), *_ = Counter(training.status for training in self.trainings).most_common()
-        return UNTUNED if any(training.status == FINISHED for training in self.trainings) else status
+        statuses = Counter(training.status for training in self.trainings)
+        if FINISHED in statuses:
+            return UNTUNED
+        status, _ = statuses.most_common()[0]
+        return status
 
     @property
     def reason(self) -> str:
         """Which seeds did not finish and why, in one line; seeds with the same reason are listed together."""
         reasons: dict[str, list[str]] = {}
         for training in self.trainings:
-            if training.status != FINISHED:
-                rate = "" if self.chosen else f" at {training.rate or training.head_rate:g}"
-                reasons.setdefault(f"{training.status}: {training.reason}", []).append(f"seed {training.seed}{rate}")
-        return "; ".join(f"{', '.join(which)}: {reason}" for reason, which in reasons.items())
+            if training.status == FINISHED:
+                continue
+            reason = f"{training.status}: {training.reason}"
+            rate = "" if self.chosen else f" at {training.rate or training.head_rate:g}"
+            reasons.setdefault(reason, []).append(f"seed {training.seed}{rate}")
+        return "; ".join(f"{', '.join(seeds)}: {reason}" for reason, seeds in reasons.items())
 
     @property
     def shown(self) -> Record:
@@ -63,9 +74,14 @@ class Entry(NamedTuple):
         """Whether the chosen learning rate is the lowest or highest tried, so that one beyond may be better."""
         if self.chosen is None:
             return False
-        tried = {one.rate for one in self.tries if one.rate}, {one.head_rate for one in self.tries}
-        chosen = zip((self.chosen.rate, self.chosen.head_rate), tried, strict=True)
-        return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
+        rates = [training.rate for training in self.tries if training.rate]
+        head_rates = [training.head_rate for training in self.tries]
+        return _is_end(self.chosen.rate, rates) or _is_end(self.chosen.head_rate, head_rates)
+
+
+def _is_end(rate: float | None, tried: Sequence[float]) -> bool:
+    """Return whether a rate is the lowest or highest of several different ones."""
+    return len(set(tried)) > 1 and rate in (min(tried), max(tried))
 
 
 def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Entries, int]:
@@ -73,25 +89,33 @@ def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[E
 
     `records` are by key.
     """
-    left, found = len(records), []
+    left = len(records)
+    with_records = []
     for planned in plan.entries(name, preset):
         steps = list(tuning.steps(planned, records))
-        known = {one.key: records[one.key] for trainings in steps for one in trainings if one.key in records}
-        left -= len(known)
-        if known:
-            every = sorted(known.values(), key=lambda one: (one.seed, one.rate or 0.0, one.head_rate))
-            tries = tuple(record for record in every if record.seed == planned.seeds[0])
-            tuned = [one.key for one in steps[-1] if one.is_tuned]
-            trainings = tuple(record for record in every if not tuned or record.key in tuned)
-            finished = (record for record in trainings if tuned and record.status == FINISHED)
-            found.append(Entry(tries, trainings, next(finished, None), planned.labels))
+        keys = {training.key for trainings in steps for training in trainings} & records.keys()
+        if keys:
+            tuned = {training.key for training in steps[-1] if training.is_tuned}
+            with_records.append(_entry(planned, [records[key] for key in keys], tuned))
+            left -= len(keys)
     tasks: Entries = {}
-    for entry in sorted(found, key=lambda entry: (entry.shown.task, entry.shown.trained, entry.shown.method)):
+    for entry in sorted(with_records, key=lambda entry: (entry.shown.task, entry.shown.trained, entry.shown.method)):
         tasks.setdefault(entry.shown.task, {})[entry.shown.method] = entry
     return tasks, left
 
 
-def row(place: str, method: str, entries: Mapping[str, Entry | None], said: Row) -> Row:
+def _entry(planned: plan.Entry, known: Iterable[Record], tuned: Collection[str]) -> Entry:
+    """Return an entry with its records; `tuned` are the keys of those at its tuned setting, if there is one."""
+    records = sorted(known, key=lambda record: (record.seed, record.rate or 0.0, record.head_rate))
+    tries = tuple(record for record in records if record.seed == planned.seeds[0])
+    if not tuned:
+        return Entry(tries, tuple(records), None, planned.labels)
+    trainings = tuple(record for record in records if record.key in tuned)
+    finished = (record for record in trainings if record.status == FINISHED)
+    return Entry(tries, trainings, next(finished, None), planned.labels)
+
+
+def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row) -> Row:
     """Return the row of a method on a task, or on the tasks of an average; None in the place of an entry: not run.
 
     Scores are percent on the test split, at the epoch selected on the validation split; only seeds that finished on all
@@ -100,13 +124,9 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], said: Row)
     """
     known = [entry for entry in entries.values() if entry]
     is_run = len(known) == len(entries)
-    by_task = [{one.seed: PERCENT * one.score() for one in entry.finished} for entry in known]
-    seeds = sorted(set.intersection(*map(set, by_task))) if is_run else []
-    scores = {seed: fmean(one[seed] for one in by_task) for seed in seeds}
-    every = [one for entry in known for one in entry.finished or entry.trainings]
+    scores = _scores(known) if is_run else {}
     precision, size, at_size = smallest(known) if is_run else (None, None, [])
     chosen = known[0].chosen if is_run and len(entries) == 1 else None
-    losses = [one.test[one.selected]["loss"] for entry in known for one in entry.finished if "loss" in one.test[0]]
     return {
         "task": place,
         "method": method,
@@ -121,12 +141,40 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], said: Row)
         "precision": precision,  # of that file
         **estimate("score_at_bytes", at_size),
         # Of a whole training, mean over seeds.
-        "seconds": fmean(sum(one.seconds.values()) - one.seconds.get("round", 0) for one in every) if every else None,
-        **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
+        "seconds": _seconds(known),
+        **_loss(known),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
-        **said,  # of its lead over the baseline
+        **lead,  # over the baseline
     }
+
+
+def _scores(entries: Sequence[Entry]) -> dict[int, float]:
+    """Return the mean score over tasks, in percent, by those seeds that finished on all of them."""
+    by_task = [{training.seed: training.score() for training in entry.finished} for entry in entries]
+    return {seed: fmean(PERCENT * scores[seed] for scores in by_task) for seed in _in_common(by_task)}
+
+
+def _in_common(by_task: Iterable[Iterable[int]]) -> list[int]:
+    """Return the seeds that all tasks have."""
+    return sorted(set.intersection(*map(set, by_task)))
+
+
+def _seconds(entries: Iterable[Entry]) -> float | None:
+    """Return the mean of the seconds of training runs, without rounding; None if there are none."""
+    seconds = []
+    for entry in entries:
+        for training in entry.finished or entry.trainings:
+            spent = training.seconds
+            seconds.append(sum(spent.values()) - spent.get("round", 0))
+    return fmean(seconds) if seconds else None
+
+
+def _loss(entries: Iterable[Entry]) -> dict[str, float]:
+    """Return the mean loss as a field of a row; no field if no record has one."""
+    tests = [training.test[training.selected] for entry in entries for training in entry.finished]
+    losses = [metrics["loss"] for metrics in tests if "loss" in metrics]
+    return {"loss": fmean(losses)} if losses else {}
 
 
 def _status(entries: Sequence[Entry], is_scored: bool) -> str:
@@ -137,10 +185,13 @@ def _status(entries: Sequence[Entry], is_scored: bool) -> str:
 
 
 def _reason(entries: Mapping[str, Entry | None]) -> str:
-    if missing := [task for task, entry in entries.items() if not entry]:
+    missing = [task for task, entry in entries.items() if not entry]
+    if missing:
         return "" if len(entries) == 1 else f"on {', '.join(missing)}"
     reasons = {task: entry.reason for task, entry in entries.items() if entry and entry.reason}
-    return "; ".join(reason if len(entries) == 1 else f"{task}: {reason}" for task, reason in reasons.items())
+    if len(entries) == 1:
+        return "".join(reasons.values())
+    return "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
 
 
 def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
@@ -148,11 +199,43 @@ def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
     They are mean ± t · std / √n with t of n - 1 degrees of freedom. One seed has no interval, none has no mean.
     """
-    mean, low, high = fmean(values) if values else None, None, None
-    if mean is not None and len(values) > 1:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-        low, high = mean - half, mean + half
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+    mean = fmean(values) if values else None
+    if mean is None or len(values) < 2:
+        return {name: mean, f"{name}_low": None, f"{name}_high": None}
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+class Files(NamedTuple):
+    """The files of a method's trainings on some tasks, each training's in several precisions."""
+
+    by_task: list[dict[int, dict[str, Rounded]]]  # by seed and precision
+    metrics: list[str]  # of each task, its first
+
+    def precisions(self) -> list[str]:
+        """Return the precisions that all trainings have, in the order of the first."""
+        first, *others = [files for by_seed in self.by_task for files in by_seed.values()]
+        return [name for name in first if all(name in files for files in others)]
+
+    def validation(self, precision: str) -> float:
+        """Return the mean validation score over tasks, of each the mean over seeds, as a fraction."""
+        means = []
+        for by_seed in self.by_task:
+            means.append(fmean(files[precision].validation for files in by_seed.values()))
+        return fmean(means)
+
+    def bytes(self, precision: str) -> int:
+        """Return the bytes of the largest file."""
+        return max(files[precision].bytes for by_seed in self.by_task for files in by_seed.values())
+
+    def scores(self, precision: str) -> list[float]:
+        """Return the mean test score over tasks, in percent, of each seed that all have."""
+        scores = []
+        for seed in _in_common(self.by_task):
+            tests = [by_seed[seed][precision].test for by_seed in self.by_task]
+            score = fmean(test[metric] for test, metric in zip(tests, self.metrics, strict=True))
+            scores.append(PERCENT * score)
+        return scores
 
 
 def smallest(entries: Sequence[Entry]) -> tuple[str, int, list[float]]:
@@ -164,27 +247,28 @@ def smallest(entries: Sequence[Entry]) -> tuple[str, int, list[float]]:
     """
     if not all(entry.finished for entry in entries):
         return AS_TRAINED, max(entry.shown.file_bytes for entry in entries), []
-    rounded = [[one for one in entry.finished if one.rounded] for entry in entries]
-    chosen_trainings = rounded if all(rounded) else [entry.finished for entry in entries]
-    by_seeds = [{one.seed: _files(one) for one in trainings} for trainings in chosen_trainings]
-    every = [files for by_seed in by_seeds for files in by_seed.values()]
-    validation = {
-        name: fmean(fmean(files[name].validation for files in by_seed.values()) for by_seed in by_seeds)
-        for name in every[0]
-        if all(name in files for files in every)
-    }
-    least = validation.get(FULL, validation[AS_TRAINED]) - LOSS
-    enough = [name for name, score in validation.items() if score > least - ROUNDING]
-    sizes = {name: max(files[name].bytes for files in every) for name in enough}
-    chosen = min(enough, key=lambda name: sizes[name])
-    scores = [
-        PERCENT
-        * fmean(of[seed][chosen].test[entry.shown.metrics[0]] for of, entry in zip(by_seeds, entries, strict=True))
-        for seed in sorted(set.intersection(*map(set, by_seeds)))
+    files = _files(entries)
+    precisions = files.precisions()
+    reference = FULL if FULL in precisions else AS_TRAINED
+    least = files.validation(reference) - LOSS
+    enough = [precision for precision in precisions if files.validation(precision) > least - ROUNDING]
+    chosen = min(enough, key=files.bytes)
+    return chosen, files.bytes(chosen), files.scores(chosen)
+
+
+def _files(entries: Sequence[Entry]) -> Files:
+    """Return the files of the trainings that were rounded; if a task has none, of all that finished."""
+    trainings: list[Sequence[Record]] = [
+        [training for training in entry.finished if training.rounded] for entry in entries
     ]
-    return chosen, sizes[chosen], scores
+    if not all(trainings):
+        trainings = [entry.finished for entry in entries]
+    by_task = [{training.seed: _precisions(training) for training in of_task} for of_task in trainings]
+    return Files(by_task, [entry.shown.metrics[0] for entry in entries])
 
 
-def _files(one: Record) -> dict[str, Rounded]:
-    whole = Rounded(bytes=one.file_bytes, validation=one.validation[one.selected], test=one.test[one.selected])
-    return {**one.rounded, AS_TRAINED: whole}  # last, so that full precision goes before it
+def _precisions(training: Record) -> dict[str, Rounded]:
+    """Return the files of a training by precision."""
+    epoch = training.selected
+    whole = Rounded(bytes=training.file_bytes, validation=training.validation[epoch], test=training.test[epoch])
+    return {**training.rounded, AS_TRAINED: whole}  # last, so that full precision goes before it
