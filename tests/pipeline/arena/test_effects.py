@@ -141,6 +141,26 @@ IDLE = [
         "small.methods.odd: lsr.examples: 5 has no effect: only init: ",
     ),
     (method(params=RANDOM | {"lsr.head_steps": 5}), "small.methods.odd: lsr.head_steps: 5 has no effect"),
+    (
+        method(params={"lsr.layers": [99]}),
+        "small.methods.odd: lsr: layers_to_transform: no adapted layer has the index 99",
+    ),
+    (
+        method(params={"lsr.target_modules": "(.*)*(.*)*query!"}),
+        "small.methods.odd: lsr: target_modules: '(.*)*(.*)*quer",
+    ),
+    (
+        method(adapter="krona", params={"krona.r": 0}),
+        "small.methods.odd: krona: r: must be a whole number of at least 1",
+    ),
+    (
+        method(adapter="krona", params={"krona.rank_dropout": 1.0}),
+        "small.methods.odd.krona: rank_dropout: must be at least 0 and below 1, got 1.0",
+    ),
+    (
+        method(adapter="vera", params={"vera.d_initial": 1e308}),
+        "small.methods.odd.vera: d_initial: must be from -4,294,967,296 to 4,294,967,296, got 1e+308",
+    ),
     (method(params={"train.precision": "fp16"}), "small.methods.odd: train.precision: fp16 needs a GPU, and there"),
     (
         {"tasks": {"glue": {"params": {"train.epochs": 7, "train.steps": "auto"}}}},
