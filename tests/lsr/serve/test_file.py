@@ -311,6 +311,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("words", [("bank", "--from", "bank", "-o", "new"), ("serve", "bank")])
+def test_a_command_says_in_a_line_that_a_bank_is_damaged(words, here):
+    said(main, "bank", "--from", "users", "-o", "bank", "--base", "base")
+    path = here / "bank" / file.FILE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    refused(main, words, says="bank/bank.safetensors: damaged: ")
+    assert not (here / "new").exists()
+
+
 def test_the_adapters_of_a_folder_become_one_file(here):
     printed = said(main, "bank", "--from", "users", "-o", "bank", "--precision", "8bit", "--base", "base")
     size = (here / "bank" / file.FILE).stat().st_size
