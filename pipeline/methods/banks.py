@@ -12,12 +12,12 @@ from lsr.init.passes import fitted_head
 from lsr.loading.adapters import load_onto
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer, split
-from lsr.tuner.files import PREFIX, adapter_folder
+from lsr.tuner.files import PREFIX, Files, adapter_folder
 from pipeline.core import console
-from pipeline.core.errors import as_user_error
+from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import base_models, tokens
 from pipeline.methods.batches import tokenizer_of
-from pipeline.params import PARAMS, FactorizeInitView
+from pipeline.params import PARAMS, FactorizeInitView, LsrParams, PeftParams, load_params
 from pipeline.params.sources import HubModel, ModelRow
 from pipeline.tasks import Task
 
@@ -39,12 +39,26 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
     batches = list(tokens.sample(tokens.load_tokens("train"), collate, FITTED, view.seed, BATCH))
     with as_user_error(ValueError, before=f"{PARAMS}: tenants.common: "):
         common, _ = split(adapter_folder(str(view.tenants.folder)))
+        check_type(view, common)
         layer = last_layer(common)
         rows = {f"{PREFIX}{key}": value for key, value in base.state_dict().items() if key.startswith(f"{layer}.")}
         model = load_onto(base, common._replace(tensors=common.tensors | rows), trainable=True)
         freeze_common(model, layer)
         with fitted_head(model, [_own_layer(model, layer)], batches, seed=view.seed, keep=True, track=console.track):
             return model
+
+
+def check_type(view: FactorizeInitView, common: Files) -> None:
+    """Check that params.yaml names an adapter of the type that the tenants share: reports name it.
+
+    Raises:
+        UserError: if it is of another type.
+    """
+    section = load_params().sections[view.adapter]
+    shared = common.fields["peft_type"]
+    if isinstance(section, LsrParams | PeftParams) and section.type != shared:
+        given = f"{PARAMS}: adapter: {view.adapter} is not of the type of {view.tenants.folder}"
+        raise UserError(f"{given}, in which tenants.common has an adapter of {shared}; choose one that is")
 
 
 def freeze_common(model: PeftModel, layer: str) -> None:

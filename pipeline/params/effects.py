@@ -14,7 +14,6 @@ from pipeline.params.sections import MOST_EPOCHS, READ, LsrParams, MethodParams,
 
 # Of keys without a default in the schema, the values of the committed params.yaml.
 COMMITTED = {
-    "adapter": "lsr",
     "train.epochs": 2,
     "train.head_learning_rate": 0.002,
     "tenants.common": "trained",
@@ -56,9 +55,7 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
     if not writes and all(has_exact_interval(metric, in_groups=row.group is not None) for metric in row.metrics):
         reason = f"intervals of {' and '.join(row.metrics)} are exact"
         yield from _set("evaluate.resamples", params.evaluate.resamples, reason)
-    if is_of_tenants and params.tenants.folder:
-        yield from _set("adapter", params.adapter, "the adapter is that in the folder of tenants.common")
-    else:
+    if not (is_of_tenants and params.tenants.folder):  # in which the adapter is
         yield from idle_in_section(params.sections[params.adapter])
 
 

@@ -76,7 +76,7 @@ def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
     write("data/late.csv", rows(["late"]))
     del LABELS["late"]
     write("data/datasets.yaml", {"late": ROW | {"source": {"kind": "files", "files": {"train": "data/late.csv"}}}})
-    workspace.change(data="late", adapter="lsr", tenants={"common": "models/common"})
+    workspace.change(data="late", tenants={"common": "models/common"})
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     after = load_file(artifacts.ADAPTER / WEIGHTS)
     changed = {name.split(".")[-2] for name, value in after.items() if not value.equal(before[name])}
