@@ -109,8 +109,14 @@ def says(start, there):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def writes(start, tmp_path_factory):
-    """A server that writes after prompts; of adapter `t` the prompts are conversations."""
+def writes(start, writers):
+    """A server that writes after prompts."""
+    return start(writers / "bank", writers)
+
+
+@pytest.fixture(scope="session")
+def writers(tmp_path_factory):
+    """A folder with a bank that writes after prompts; of adapter `t` the prompts are conversations."""
     folder = tmp_path_factory.mktemp("writers")
     architectures.save(folder / "base", "gpt2", n_positions=64)
     edited = json.loads((folder / "base/tokenizer_config.json").read_text()) | {"model_max_length": 64}
@@ -122,7 +128,7 @@ def writes(start, tmp_path_factory):
     bank.add("a", folder / "a")
     bank.add("t", folder / "a", note={"template": TEMPLATE})
     bank.save(folder / "bank")
-    return start(folder / "bank", folder)
+    return folder
 
 
 def body(name, *texts, field="texts", **more):

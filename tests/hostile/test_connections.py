@@ -19,6 +19,7 @@ import uvicorn
 from lsr.__main__ import main
 from lsr.serve.http.connections import Protocol, Server
 from lsr.serve.http.limits import Awaited, Connections, Limits, client_of
+from tests.hostile.connections import CHUNKED, HEAD, HEALTH, LONG, another_address, connect
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED
 from tests.lsr.serve.conftest import there  # noqa: F401 a fixture
@@ -27,10 +28,6 @@ from tests.lsr.serve.started import started
 FILES, IDLE = 256, 280
 AT_ONCE = 0.5  # seconds
 BODY = json.dumps({"adapter": "ben", "texts": ["a cat"]}).encode()
-HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
-CHUNKED = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-LONG = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
 ANSWERS = 300  # of these, which is more than the buffers of a kernel hold for a client that does not read
 SHORT = {"head": 1, "body": 2, "answer": 1, "idle": 2}  # seconds
 
@@ -47,17 +44,6 @@ def hasty(there):  # noqa: F811
     seconds = [word for name, count in SHORT.items() for word in (f"--{name}-seconds", str(count))]
     with started(there / "bank", there / "hasty", *seconds, "--held", "1") as running:
         yield running
-
-
-def connect(server, address="127.0.0.1", sent=b"", room=None):
-    connection = socket.socket()
-    if room is not None:  # for what the client's kernel has received
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
-    connection.settimeout(30)
-    connection.bind((address, 0))
-    connection.connect(("127.0.0.1", server.port))
-    connection.sendall(sent)
-    return connection
 
 
 def received(connection):
@@ -123,10 +109,6 @@ def is_open(connection):
 
 def one_address(_):
     return "127.0.0.1"
-
-
-def another_address(number):
-    return f"127.1.{number // 200}.{1 + number % 200}"
 
 
 @pytest.mark.parametrize("address", [one_address, another_address])

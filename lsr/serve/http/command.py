@@ -64,6 +64,7 @@ def run(options: Namespace) -> None:
     from lsr.serve.http.application import Service
     from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
     from lsr.serve.http.limits import Awaited, Connections, Limits
+    from lsr.serve.http.memory import BETWEEN, give_back
 
     connections, client_connections = _connections(options)
     seconds = {
@@ -96,6 +97,8 @@ def run(options: Namespace) -> None:
             log_level="warning",
             timeout_keep_alive=options.idle_seconds,
             timeout_graceful_shutdown=STOPPING,
+            timeout_notify=BETWEEN,
+            callback_notify=give_back,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         changes = "enabled by LSR_TOKEN" if os.environ.get("LSR_TOKEN") else "disabled: LSR_TOKEN is not set"
