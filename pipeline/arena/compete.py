@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
 
@@ -44,7 +44,8 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
         try:
             while True:
                 # Entry by entry, so that they are completed in turn.
-                waiting = (one for entry in left for one in tuning.missing(entry, records) if one.key not in busy)
+                missing = chain.from_iterable(tuning.missing(entry, records) for entry in left)
+                waiting = (training for training in missing if training.key not in busy)
                 for training in islice(waiting, jobs - len(busy)):
                     busy[training.key] = pool.submit(measure, training)
                 if not busy:
@@ -68,8 +69,9 @@ def check(entries: Sequence[Entry]) -> None:
     tasks = {entry.task: partial(_check_task, entry) for entry in entries}
     methods = {entry.method: partial(_check_method, entry) for entry in entries}
     for unit, checks in {"tasks": tasks, "methods": methods}.items():
+        here = f"{PATH}: {entries[0].name}.{unit}"
         listed = console.track(checks.items(), "check", unit)
-        all_of(partial(_check_at, f"{PATH}: {entries[0].name}.{unit}.{name}: ", one) for name, one in listed)
+        all_of(partial(_check_at, f"{here}.{name}: ", check) for name, check in listed)
     all_of(partial(_check_epochs, entry) for entry in entries)
 
 
@@ -90,12 +92,11 @@ def _check_values(entry: Entry) -> None:
     """
     view = entry.first().view
     idle = list(effects.idle_in_training(view.train)) if entry.chosen.is_trained else []
-    idle += [one for one in effects.idle_in_section(view.section) if one.key in entry.chosen.params]
-    lines = [f"{PATH}: {entry.name}.methods.{entry.method}: {one.line}" for one in idle]
-    if lines:
-        raise UserError("\n".join(lines))
+    idle += [value for value in effects.idle_in_section(view.section) if value.key in entry.chosen.params]
     of_method = f"{PATH}: {entry.name}.methods.{entry.method}: "
     of_task = f"{PATH}: {entry.name}.tasks.{entry.task}: "
+    if idle:
+        raise UserError("\n".join(f"{of_method}{value.line}" for value in idle))
     _check_at(of_task, partial(run.check_class_weights, view))
     sets_precision = "train.precision" in entry.chosen.params
     _check_at(of_method if sets_precision else of_task, partial(processes.check_precision, view.train))
@@ -103,9 +104,11 @@ def _check_values(entry: Entry) -> None:
 
 def _check_task(entry: Entry) -> None:
     view = entry.first().view
-    pinned, source = entry.preset.files, view.dataset.source
-    for path, found in zip(map(str, content.named(source)), plan.digests([source]), strict=True):
-        if path in pinned and found != {".": pinned[path]}:
+    source = view.dataset.source
+    pinned = entry.preset.files
+    paths = map(str, content.named(source))
+    for path, digests in zip(paths, plan.digests([source]), strict=True):
+        if path in pinned and digests != {".": pinned[path]}:
             raise UserError(f"{path}: not the file of the preset: its SHA-256 must be {pinned[path]}")
     processes.check_machine(view.train)
     tokenizer = base_models.load_tokenizer(view.base_model)
@@ -127,15 +130,20 @@ def _check_epochs(entry: Entry) -> None:
         UserError: if one has none.
     """
     first = entry.first()
-    if first.view.train.steps != "auto" or not entry.chosen.is_trained:
+    train = first.view.train
+    if train.steps != "auto" or not entry.chosen.is_trained:
         return
     of_method = entry.chosen.params
     of_task = entry.preset.tasks[entry.task].params
     epochs = run.enough_epochs(first.view, task_tokens.splits(first)["train"])
-    idle = [value for value in effects.idle_in_epochs(first.view.train, epochs) if value.key in of_task | of_method]
     lines = []
-    for value in idle:
-        place = f"methods.{entry.method}: on {entry.task}" if value.key in of_method else f"tasks.{entry.task}"
+    for value in effects.idle_in_epochs(train, epochs):
+        if value.key in of_method:
+            place = f"methods.{entry.method}: on {entry.task}"
+        elif value.key in of_task:
+            place = f"tasks.{entry.task}"
+        else:
+            continue
         lines.append(f"{PATH}: {entry.name}.{place}: {value.line}")
     if lines:
         raise UserError("\n".join(lines))
@@ -144,7 +152,11 @@ def _check_epochs(entry: Entry) -> None:
 def workers(count: int) -> ProcessPoolExecutor:
     """Return worker processes that share the cores; they exit silently at Ctrl-C, and when this program is killed."""
     threads = str(max(1, (os.cpu_count() or 1) // count))  # workers read this when they import torch
-    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     # oneDNN compiles a kernel for every shape and keeps 1,024: batches of any length and layers of any rank have more.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
@@ -152,7 +164,8 @@ def workers(count: int) -> ProcessPoolExecutor:
 
 def _end_with_parent() -> None:
     def end() -> None:
-        if parent := multiprocessing.parent_process():
+        parent = multiprocessing.parent_process()
+        if parent:
             parent.join()
         os._exit(1)
 

@@ -53,25 +53,36 @@ def outcomes(
     base = base_models.load_base_model(view.base_model, task)
     collate = task.collator(tokenizer_of(base, view.base_model))
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
-    read = {
-        split: evaluation.outcome(evaluation.outputs(task, model, rows, collate, at_once), rows)
-        for split, rows in splits.items()
-    }
-    width = 1 + max(int(one.labels.max()) for one in read.values())
+    read = dict[str, Outcome]()  # the features
+    tenants = dict[str, Values]()  # the number of each example's; without tenants, all are of number 0
+    for split, examples in splits.items():
+        read[split] = evaluation.outcome(evaluation.outputs(task, model, examples, collate, at_once), examples)
+        groups = read[split].groups if task.facts.tenants else np.zeros(len(examples))
+        tenants[split] = np.asarray(groups)
+    width = 1 + max(int(outcome.labels.max()) for outcome in read.values())
     least = torch.finfo(torch.float32).min
-    said = {split: torch.full((len(one.labels), width), least) for split, one in read.items()}
+    logs = {split: torch.full((len(read[split].labels), width), least) for split in ("validation", "test")}
     count = 0
-    has_tenants = bool(task.facts.tenants)
-    whose = {split: np.asarray(one.groups if has_tenants else 0 * one.labels) for split, one in read.items()}
-    for tenant in np.unique(whose["train"]):  # each has its own regression
-        rows = {split: np.flatnonzero(numbers == tenant) for split, numbers in whose.items()}
-        its = {split: (read[split].outputs[at].numpy(), read[split].labels[at]) for split, at in rows.items()}
-        fitted = _fitted(training.chosen.features, *its["train"], *its["validation"])
-        learned = [getattr(fitted[-1], name, np.zeros(0)) for name in ("coef_", "intercept_", "centroids_")]
-        count += sum(map(np.count_nonzero, learned))
-        for split, at in rows.items():
-            said[split][np.ix_(at, fitted.classes_)] = torch.from_numpy(_logs(fitted, its[split][0])).float()
-    return {split: replace(read[split], outputs=said[split]) for split in ("validation", "test")}, count
+    for tenant in np.unique(tenants["train"]):  # each has its own regression
+        own = {split: _of_rows(read[split], tenants[split] == tenant) for split in splits}
+        fitted = _fitted(training.chosen.features, *own["train"], *own["validation"])
+        count += _count(fitted)
+        for split, outputs in logs.items():
+            rows = np.flatnonzero(tenants[split] == tenant)
+            features, _ = own[split]
+            outputs[np.ix_(rows, fitted.classes_)] = torch.from_numpy(_logs(fitted, features)).float()
+    return {split: replace(read[split], outputs=outputs) for split, outputs in logs.items()}, count
+
+
+def _of_rows(outcome: Outcome, rows: Values) -> tuple[Values, Values]:
+    """Return the features and labels of some examples."""
+    return outcome.outputs[rows].numpy(), outcome.labels[rows]
+
+
+def _count(fitted: Pipeline) -> int:
+    """Return the number of parameters that are not 0."""
+    learned = [getattr(fitted[-1], name, np.zeros(0)) for name in ("coef_", "intercept_", "centroids_")]
+    return sum(map(np.count_nonzero, learned))
 
 
 def _fitted(features: str | None, x: Values, y: Values, held_out: Values, wanted: Values) -> Pipeline:
@@ -83,9 +94,17 @@ def _fitted(features: str | None, x: Values, y: Values, held_out: Values, wanted
 
     if features == "nearest":
         return make_pipeline(NearestCentroid()).fit(x, y)
-    scaler, strengths = (TfidfTransformer(), OF_WORDS) if features == "words" else (StandardScaler(), STRENGTHS)
-    made = [make_pipeline(scaler, LogisticRegression(C=c, max_iter=STEPS)).fit(x, y) for c in strengths]
-    return min(made, key=loss)
+    if features == "words":
+        scaler = TfidfTransformer()
+        strengths = OF_WORDS
+    else:
+        scaler = StandardScaler()
+        strengths = STRENGTHS
+    candidates = []
+    for strength in strengths:
+        regression = LogisticRegression(C=strength, max_iter=STEPS)
+        candidates.append(make_pipeline(scaler, regression).fit(x, y))
+    return min(candidates, key=loss)
 
 
 def _logs(fitted: Pipeline, x: Values) -> Values:
@@ -100,7 +119,8 @@ class Pooled(nn.Module):
 
     def __init__(self, encoder: Any, features: str | None) -> None:
         super().__init__()
-        self.encoder, self.features = encoder, features
+        self.encoder = encoder
+        self.features = features
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, tenant: Tensor | None = None, **inputs: Tensor
@@ -111,7 +131,8 @@ class Pooled(nn.Module):
             return SimpleNamespace(logits=none.scatter_add(1, input_ids, attention_mask.float()))
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         if self.features == "first":
+            texts = torch.arange(len(states), device=states.device)
             first = attention_mask.argmax(dim=1)  # not 0 where padding comes before the text
-            return SimpleNamespace(logits=states[torch.arange(len(states), device=states.device), first])
+            return SimpleNamespace(logits=states[texts, first])
         shares = attention_mask / attention_mask.sum(dim=1, keepdim=True)
         return SimpleNamespace(logits=(shares[:, :, None] * states).sum(dim=1))

@@ -51,18 +51,19 @@ def measure(training: Training) -> Record:
     """
     measured = Run(training)
     try:
-        found = {"status": "finished", "reason": "", **measured.result()}
+        outcome = {"status": "finished", "reason": "", **measured.result()}
     except DivergedError as error:
-        found = {"status": "diverged", "reason": str(error)}
+        outcome = {"status": "diverged", "reason": str(error)}
     except UserError as error:
-        found = {"status": "failed", "reason": str(error).replace("\n", "; ")}
+        outcome = {"status": "failed", "reason": str(error).replace("\n", "; ")}
     except BROKEN as error:
         if refused_by_machine(error):
             raise
-        found = {"status": "failed", "reason": clipped(f"{type(error).__name__}: {first_line(error)}")}
+        reason = clipped(f"{type(error).__name__}: {first_line(error)}")
+        outcome = {"status": "failed", "reason": reason}
     return Record.model_validate(
         vars(training)  # of which a record has the names, rates, seed and key
-        | found
+        | outcome
         | {
             "metrics": training.view.dataset.metrics,
             "seconds": {name: round(value, 2) for name, value in measured.seconds.items()},
@@ -124,9 +125,18 @@ class Run(TrainerCallback):
             run.weigh_classes(self.training.view, self.task, self.model.get_base_model(), train)
             view = run.with_enough_steps(self.training.view, train)
             with tempfile.TemporaryDirectory() as folder:
-                collate = self.task.collator(self.tokenizer)
-                chosen = view, self.task, self.model, self.splits, collate, Path(folder)
-                run.trainer_of(*chosen, [run.StopAtDivergence(), self], report_to=[], **ALONE).train()
+                trainer = run.trainer_of(
+                    view,
+                    self.task,
+                    self.model,
+                    self.splits,
+                    self.task.collator(self.tokenizer),
+                    Path(folder),
+                    [run.StopAtDivergence(), self],
+                    report_to=[],
+                    **ALONE,
+                )
+                trainer.train()
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Score the model, whose time is not that of training."""
@@ -159,20 +169,24 @@ class Run(TrainerCallback):
 
     def _outcomes(self) -> dict[str, Outcome]:
         """Return what the model as it is says of validation and test, or writes for the prompts of test."""
-        view, held_out, test = self.training.view, self.splits["validation"], self.splits["test"]
+        held_out = self.splits["validation"]
+        test = self.splits["test"]
         collate = self.task.collator(self.tokenizer)
 
-        def said(rows: Dataset, at_once: int) -> Outcome:
-            return evaluation.outcome(evaluation.outputs(self.task, self.model, rows, collate, at_once), rows)
+        def outcome(examples: Dataset, at_once: int) -> Outcome:
+            outputs = evaluation.outputs(self.task, self.model, examples, collate, at_once)
+            return evaluation.outcome(outputs, examples)
 
         if not isinstance(self.task, CompletionTask):
-            return {"validation": said(held_out, AT_ONCE), "test": said(test, AT_ONCE)}
-        prompts, count = self.task.prompts(self.tokenizer), self.training.reads.new_tokens
+            return {"validation": outcome(held_out, AT_ONCE), "test": outcome(test, AT_ONCE)}
+        prompts = self.task.prompts(self.tokenizer)
+        count = self.training.reads.new_tokens
         assert count is not None  # the tokens are read before
+        is_bf16 = self.training.view.train.precision == "bf16"
         # As the Trainer has it: that of a model which no Trainer has is no other.
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=view.train.precision == "bf16"):
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=is_bf16):
             written = evaluation.written(self.task, self.model, test, prompts, count, AT_ONCE)
-            return {"validation": said(held_out, LOGITS_AT_ONCE), "test": written}
+            return {"validation": outcome(held_out, LOGITS_AT_ONCE), "test": written}
 
     def _scores(self, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
         """Return the validation score, the test metrics, and the answers on the test split.
@@ -182,10 +196,10 @@ class Run(TrainerCallback):
         """
         scores = dict[str, dict[str, float]]()
         task = self.task.settled(outcomes["validation"])
-        for split, found in outcomes.items():
-            if not found.outputs.isfinite().all():
+        for split, outcome in outcomes.items():
+            if not outcome.outputs.isfinite().all():
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
-            scores[split] = {name: rounded(value, DIGITS) for name, value in task.scores(found).items()}
+            scores[split] = {name: rounded(value, DIGITS) for name, value in task.scores(outcome).items()}
         predicted = [rounded(value, DIGITS) for value in task.predicted(outcomes["test"]).ravel().tolist()]
         decides = LOSS if self.training.writes else self.task.row.metrics[0]
         return scores["validation"][decides], scores["test"], predicted
@@ -207,7 +221,8 @@ def planned(training: Training) -> Plan:
 
 def started(training: Training, train: Dataset) -> PeftModel:
     """Return the base model with its adapter, before training; its initialization may read tokens of `train`."""
-    view, plan = training.view, planned(training)
+    view = training.view
+    plan = planned(training)
     task = task_tokens.task_of(training)
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, task)
@@ -234,4 +249,5 @@ def sizes_of(model: PeftModel, task: Task, training: Training) -> dict[str, int]
         AdapterTask.of(task, view.tokenize.max_length).write(folder)
         AdapterBank.of_tenants(folder, banks.base_of(view.base_model)).save(folder / "bank")
         files = {file.name: file.stat().st_size for file in (folder / "bank").rglob("*.safetensors")}
-        return {**sizes, "file_bytes": sum(files.values()), "tenant_bytes": files[FILE] // len(task.facts.tenants)}
+        sizes["tenant_bytes"] = files[FILE] // len(task.facts.tenants)
+        return {**sizes, "file_bytes": sum(files.values())}

@@ -67,7 +67,10 @@ class Entry:
     """A method on a task: tuned independently, with a row in the tables."""
 
     def __init__(self, name: str, preset: Preset, task: str, method: str) -> None:
-        self.name, self.preset, self.task, self.method = name, preset, task, method
+        self.name = name
+        self.preset = preset
+        self.task = task
+        self.method = method
         self.title = f"{task}: {method}"  # in messages and for `--only`
         self.chosen = preset.methods[method]
         self.seeds = preset.seeds[: self.chosen.seeds]  # that the method is repeated with
@@ -85,7 +88,8 @@ class Entry:
         first = self.first()
         # Which text is expected is not written, only that it is right to write it.
         is_private = first.view.dataset.source.kind == "files" and not first.writes
-        return (PRIVATE / self.name if is_private else FOLDER / self.name / "labels") / f"{self.task}.csv"
+        folder = PRIVATE / self.name if is_private else FOLDER / self.name / "labels"
+        return folder / f"{self.task}.csv"
 
     @cached_property
     def rates(self) -> Sequence[str]:
@@ -94,9 +98,14 @@ class Entry:
 
     def training(self, setting: Setting, seed: int) -> Training:
         """Return the training with a setting and a seed."""
-        if known := self._trainings.get((setting, seed)):
-            return known
-        section, train = self._view.section, self._view.train
+        known = self._trainings.get((setting, seed))
+        if known is None:
+            known = self._trainings[setting, seed] = self._training(setting, seed)
+        return known
+
+    def _training(self, setting: Setting, seed: int) -> Training:
+        section = self._view.section
+        train = self._view.train
         rates = {name: _times(getattr(section, name), setting.factor) for name in self.rates}
         # If only the head is trained, its rate is tuned in place of the adapter's.
         head_rate = _times(train.head_learning_rate, setting.head_factor if rates else setting.factor)
@@ -108,7 +117,7 @@ class Entry:
         view = self._view.model_copy(update=changes)
         reads = Reads.model_validate(self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
         by_hash = self._by_hash(reads)
-        made = self._trainings[setting, seed] = Training(
+        return Training(
             preset=self.name,
             task=self.task,
             method=self.method,
@@ -121,7 +130,6 @@ class Entry:
             chosen=self.chosen,
             by_hash=by_hash,
         )
-        return made
 
     def _by_hash(self, reads: Reads) -> tuple[Split, ...]:
         """Return the splits that must be brought into the order of hashes.
@@ -143,7 +151,8 @@ class Entry:
         method = self.chosen
         values = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params}
         # A preset may set keys that only some methods have, and make sections that params.yaml does not have.
-        sections = params.load_params().sections.keys() | {one.adapter for one in self.preset.methods.values()}
+        of_methods = {method.adapter for method in self.preset.methods.values()}
+        sections = params.load_params().sections.keys() | of_methods
         others = sections - {method.adapter}
         overrides = {
             **{key: value for key, value in values.items() if key.partition(".")[0] not in others},
@@ -155,7 +164,8 @@ class Entry:
             "seed": self.preset.seeds[0],
         }
         view = changed(overrides, TrainView, PATH, (self.name, "methods", self.method))
-        row, kind = view.dataset, self.preset.tasks[self.task].kind
+        row = view.dataset
+        kind = self.preset.tasks[self.task].kind
         source = row.source.model_copy(update={"kind": kind} if kind else {})
         return view.model_copy(update={"dataset": row.model_copy(update={"source": source})})
 
@@ -173,8 +183,9 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
         if task in (chosen.tasks or preset.tasks)
     ]
     named = [entry for entry in listed if [entry.title] == list(only)]
-    if found := named or [entry for entry in listed if all(word in entry.title for word in only)]:
-        return found
+    chosen = named or [entry for entry in listed if all(word in entry.title for word in only)]
+    if chosen:
+        return chosen
     words = " ".join(only)
     near = nearest(words, [entry.title for entry in listed])
     raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
@@ -226,7 +237,7 @@ def key_of(view: TrainView, reads: Reads, by_hash: Sequence[Split], pinned: Mapp
 @cache
 def _defaults_in_peft(method: str) -> dict[str, Any]:
     config = known_types().get(method)
-    return {one.name: one.default for one in fields(config)} if config else {}
+    return {field.name: field.default for field in fields(config)} if config else {}
 
 
 def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) -> list[dict[str, str]]:

@@ -179,9 +179,12 @@ class Preset(Section):
         of_tasks |= {f"averages: {name}": tasks for name, tasks in self.averages.items()}
         named += [(place, task, self.tasks) for place, tasks in of_tasks.items() for task in tasks]
         named += [("rounded", str(seed), [*map(str, self.seeds)]) for seed in self.rounded]
-        for number, one in enumerate(self.hypotheses, start=1):
-            keys = {"method": self.methods, "against": self.methods, "on": [*self.means, *self.tasks]}
-            named += [(f"hypotheses: {number}: {key}", getattr(one, key), known) for key, known in keys.items()]
+        places = [*self.means, *self.tasks]
+        for number, hypothesis in enumerate(self.hypotheses, start=1):
+            where = f"hypotheses: {number}"
+            named.append((f"{where}: method", hypothesis.method, self.methods))
+            named.append((f"{where}: against", hypothesis.against, self.methods))
+            named.append((f"{where}: on", hypothesis.on, places))
         for place, name, known in named:
             if name not in known:
                 raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {', '.join(known)}")

@@ -39,8 +39,9 @@ def write_labels(training: Training, path: Path) -> None:
     test = splits(training)["test"]
     task = task_of(training)
     known = task.known(tokens.labels_of(test), tokens.groups_of(test))
-    each = {f"label_{at}": its for at, its in enumerate(known.T.tolist())} if known.ndim > 1 else {}
-    columns = each or {"label": known.tolist()}
+    columns = {"label": known.tolist()}
+    if known.ndim > 1:
+        columns = {f"label_{number}": labels for number, labels in enumerate(known.T.tolist())}
     if task.facts.tenants:
         names = list(task.facts.tenants)
         columns[TENANT] = [names[number] for number in test[TENANT][:]]
@@ -57,15 +58,27 @@ def folder_of(training: Training) -> Path:
             write([(table, table["length"].to_numpy())], folder / f"{split}.arrow")
         known.write(folder)
 
-    view, row = training.view, training.view.dataset
-    files = digests((row.source, view.base_model.source))
-    rows = row.model_dump_json(), view.base_model.model_dump_json()
-    read = training.reads, training.by_hash
+    key = hashlib.sha256(repr(_determining(training)).encode()).hexdigest()[:16]
+    return artifacts.made_once(FOLDER / f"tokens-{key}", make)
+
+
+def _determining(training: Training) -> tuple[object, ...]:
+    """Return all that determines the tokens of a training."""
+    view = training.view
+    row = view.dataset
+    known = (
+        training.task,
+        row.model_dump_json(),
+        view.base_model.model_dump_json(),
+        view.tokenize.max_length,
+        training.reads,
+        training.by_hash,
+        digests((row.source, view.base_model.source)),
+        VERSION,
+        facts.FILE,
+    )
     # Older tokens of texts of several columns may have, in two splits, the same texts in another order.
-    rules = (facts.FILE, datasets.MIRRORED) if tasks.of(row).has_mirrors else (facts.FILE,)
-    known = (training.task, *rows, view.tokenize.max_length, *read, files, VERSION, *rules)
-    name = f"tokens-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}"
-    return artifacts.made_once(FOLDER / name, make)
+    return (*known, datasets.MIRRORED) if tasks.of(row).has_mirrors else known
 
 
 def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
@@ -74,11 +87,10 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     Raises:
         UserError: if a preset reads what cannot be compared, or nothing.
     """
-    task, view, reads = training.task, training.view, training.reads
-    if training.writes and reads.new_tokens is None:
-        raise UserError(f"{task}: completions are compared by what is written: set reads.new_tokens")
-    if view.dataset.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
-        raise UserError(f"{task}: examples are scored in groups, which must stay whole: set all of reads to all")
+    _check_reads(training)
+    task = training.task
+    view = training.view
+    reads = training.reads
     most = {name: inf if amount == "all" else amount for name, amount in reads.model_dump().items()}
     tokenizer = base_models.load_tokenizer(view.base_model)
     loaded = datasets.load(view.dataset, task)
@@ -87,24 +99,43 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
         texts[split] = texts[split].in_order_of_hashes()
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
+        parts = []
+        batches = texts[split].batches(BATCH)
         with sources.explained(f"{task}: {split}"):
-            found = list(loaded.task.tokenized(texts[split].batches(BATCH), tokenizer, view.tokenize.max_length))
-        table = pa.concat_tables([its.select([name for name in its.column_names if name in KEPT]) for its, _ in found])
-        lengths = np.concatenate([its for _, its in found])
-        tables[split] = table.filter(pa.array(lengths <= most["longest"]))
+            for part, lengths in loaded.task.tokenized(batches, tokenizer, view.tokenize.max_length):
+                kept = part.select([name for name in part.column_names if name in KEPT])
+                parts.append(kept.filter(pa.array(lengths <= most["longest"])))
+        tables[split] = pa.concat_tables(parts)
     if view.dataset.select_on == "validation":
+        held_out = tables["validation"]
         spare = _first(tables["train"], most["train"], rest=True)
-        tables["validation"] = pa.concat_tables([tables["validation"], spare.select(tables["validation"].column_names)])
+        tables["validation"] = pa.concat_tables([held_out, spare.select(held_out.column_names)])
     first = {split: _first(table, most[split]) for split, table in tables.items()}
-    if empty := [split for split, table in first.items() if not len(table)]:
-        raise UserError(f"{task}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
+    for split, table in first.items():
+        if not len(table):
+            raise UserError(f"{task}: {split} has no text of at most {reads.longest} tokens; raise reads.longest")
     if TENANT not in first["train"].column_names:
         return loaded.task.facts, first
     return loaded.task.facts.counted(first["train"][TENANT].to_numpy()), first
 
 
+def _check_reads(training: Training) -> None:
+    """Check that what a preset reads of a task can be compared.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    reads = training.reads
+    if training.writes and reads.new_tokens is None:
+        raise UserError(f"{training.task}: completions are compared by what is written: set reads.new_tokens")
+    if training.view.dataset.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
+        reason = "examples are scored in groups, which must stay whole"
+        raise UserError(f"{training.task}: {reason}: set all of reads to all")
+
+
 def _first(table: pa.Table, amount: float, *, rest: bool = False) -> pa.Table:
     """Return so many first rows of a table, of each tenant if there are some, or the rest."""
-    whose = table[TENANT].to_numpy() if TENANT in table.column_names else np.zeros(len(table))
-    is_first = (pd.Series(whose).groupby(whose).cumcount() < amount).to_numpy()
+    tenants = table[TENANT].to_numpy() if TENANT in table.column_names else np.zeros(len(table))
+    places = pd.Series(tenants).groupby(tenants).cumcount()
+    is_first = (places < amount).to_numpy()
     return table.filter(pa.array(is_first != rest))

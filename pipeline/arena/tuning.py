@@ -7,6 +7,7 @@ best, that of as many seeds as the preset says.
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import inf
 from statistics import fmean
 
@@ -22,14 +23,19 @@ def missing(entry: Entry, records: Records) -> list[Training]:
     A training that failed or diverged is not repeated.
     """
     for trainings in steps(entry, records):
-        if left := [training for training in trainings if not _is_known(training, records)]:
+        left = [training for training in trainings if not _is_known(training, records)]
+        if left:
             return left
     return []
 
 
 def _is_known(training: Training, records: Records) -> bool:
+    """Return whether a training has a record, with scores in all precisions if it is to have them."""
     known = records.get(training.key)
-    return known is not None and bool(known.rounded or not training.is_rounded or known.status != "finished")
+    if known is None:
+        return False
+    lacks_precisions = training.is_rounded and not known.rounded
+    return not lacks_precisions or known.status != "finished"
 
 
 def most_left(entry: Entry, records: Records) -> int:
@@ -37,7 +43,8 @@ def most_left(entry: Entry, records: Records) -> int:
     tuning = entry.preset.tuning
     heads = len(set(tuning.head_rates) - {1.0}) if entry.rates else 0
     tries = len(tuning.rates) + tuning.wider + heads - 1 if entry.chosen.is_trained else 0
-    known = {one.key for trainings in steps(entry, records) for one in trainings if _is_known(one, records)}
+    trainings = chain.from_iterable(steps(entry, records))
+    known = {training.key for training in trainings if _is_known(training, records)}
     return max(tries + len(entry.seeds) - len(known), len(missing(entry, records)))
 
 
@@ -48,25 +55,33 @@ def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
     """
     for trainings in _all_steps(entry, records):
         yield trainings
-        if any(one.key not in records for one in trainings):
+        if any(training.key not in records for training in trainings):
             return
 
 
 def _all_steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
     """Yield all steps; whoever asks for the next one has the records of those before it."""
-    tuned = (yield from _tries(entry, records)) if entry.chosen.is_trained else Setting()
-    if tuned is not None:
-        seeds = {seed: entry.training(tuned, seed) for seed in entry.seeds}
-        yield [replace(one, is_rounded=seed in entry.rounded, is_tuned=True) for seed, one in seeds.items()]
+    tuned: Setting | None = Setting()
+    if entry.chosen.is_trained:
+        tuned = yield from _tries(entry, records)
+    if tuned is None:
+        return
+    trainings = []
+    for seed in entry.seeds:
+        training = entry.training(tuned, seed)
+        trainings.append(replace(training, is_rounded=seed in entry.rounded, is_tuned=True))
+    yield trainings
 
 
 def _tries(entry: Entry, records: Records) -> Generator[list[Training], None, Setting | None]:
     """Yield the trainings that tune an entry; return the best setting, or None if no training finished."""
-    tuning, first = entry.preset.tuning, entry.seeds[0]
+    tuning = entry.preset.tuning
+    first = entry.seeds[0]
     tried = [Setting(factor) for factor in sorted(tuning.rates)]
     yield [entry.training(setting, first) for setting in tried]
     for _ in range(tuning.wider):
-        if (further := _beyond(entry, tried, records)) is None:
+        further = _beyond(entry, tried, records)
+        if further is None:
             break
         tried.append(further)
         yield [entry.training(further, first)]
@@ -82,11 +97,17 @@ def _settled(
     entry: Entry, tried: Sequence[Setting], records: Records, tested: set[Setting]
 ) -> Generator[list[Training], None, Setting | None]:
     """Yield further seeds of the best setting until the best is one that is `tested` with them; return it."""
-    while (best := _best(entry, tried, records, tested)) is not None and best not in tested:
+    best = _best(entry, tried, records, tested)
+    while best is not None and best not in tested:
         tested = {*tested, best}
-        trainings = [entry.training(best, seed) for seed in entry.seeds[: entry.preset.tuning.seeds]]
-        # Rounded at once where it is new, for it is one of the tuned trainings if this setting stays the best.
-        yield [replace(one, is_rounded=one.seed in entry.rounded and one.key not in records) for one in trainings]
+        trainings = []
+        for seed in entry.seeds[: entry.preset.tuning.seeds]:
+            training = entry.training(best, seed)
+            # Rounded at once where it is new, for it is one of the tuned trainings if this setting stays the best.
+            is_rounded = seed in entry.rounded and training.key not in records
+            trainings.append(replace(training, is_rounded=is_rounded))
+        yield trainings
+        best = _best(entry, tried, records, tested)
     return best
 
 
@@ -106,8 +127,13 @@ def _best(entry: Entry, tried: Sequence[Setting], records: Records, tested: Coll
 
 def _beyond(entry: Entry, tried: Sequence[Setting], records: Records) -> Setting | None:
     """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
-    best, factors = _best(entry, tried, records), sorted(setting.factor for setting in tried)
-    if best is None or best.factor == factors[0]:
-        step = factors[1] / factors[0] if len(factors) > 1 else 2.0
-        return Setting(factors[0] / step)
-    return Setting(factors[-1] * factors[-1] / factors[-2]) if best.factor == factors[-1] else None
+    best = _best(entry, tried, records)
+    factors = sorted(setting.factor for setting in tried)
+    lowest = factors[0]
+    highest = factors[-1]
+    if best is None or best.factor == lowest:
+        step = factors[1] / lowest if len(factors) > 1 else 2.0
+        return Setting(lowest / step)
+    if best.factor == highest:
+        return Setting(highest * highest / factors[-2])
+    return None
