@@ -46,7 +46,8 @@ def load_base_model(row: ModelRow, task: Task) -> "PreTrainedModel":
     """
     auto_class = getattr(transformers, task.auto_class)
     model: PreTrainedModel = _pretrained(row, auto_class, use_safetensors=True, dtype="float32", **task.head())
-    if loss := task.loss():
+    loss = task.loss()
+    if loss:
         use_loss(model, task, loss)
     return model
 
@@ -69,10 +70,10 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
             output["loss"] = loss(output["logits"], labels, **beside)
         return output
 
-    its = signature(kind.forward)  # from which the Trainer reads which columns the model takes
+    columns = signature(kind.forward)  # from which the Trainer reads which columns the model takes
     added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in task.beside]
-    sorted_by_kind = sorted([*its.parameters.values(), *added], key=lambda one: one.kind)
-    forward.__signature__ = its.replace(parameters=sorted_by_kind)  # type: ignore[attr-defined]
+    sorted_by_kind = sorted([*columns.parameters.values(), *added], key=lambda parameter: parameter.kind)
+    forward.__signature__ = columns.replace(parameters=sorted_by_kind)  # type: ignore[attr-defined]
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
@@ -93,7 +94,8 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
         UserError: if the model is missing, is not what the row pins, or has no such head.
     """
     config: PreTrainedConfig = _pretrained(row, AutoConfig)
-    known, needed = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES), task.auto_class
+    known = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.keys()
+    needed = task.auto_class
     if task.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
         known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
         needed += ", which must read from left to right,"
@@ -139,13 +141,14 @@ def check_positions(model: "PreTrainedModel", length: int, cause: str = LENGTH) 
     for name, module in model.named_modules():
         if isinstance(module, Embedding) and name.rpartition(".")[2] in POSITIONS:
             before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
-            check_length(min(said, module.num_embeddings - before), length, cause)
+            configured = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
+            check_length(min(configured, module.num_embeddings - before), length, cause)
 
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:
     """Return the public name and revision of the base model, never a path on this machine."""
-    return (row.source.path if isinstance(row.source, HubModel) else row.source.same_as), row.source.revision
+    name = row.source.path if isinstance(row.source, HubModel) else row.source.same_as
+    return name, row.source.revision
 
 
 def source(row: ModelRow) -> tuple[str, str | None]:
@@ -154,24 +157,26 @@ def source(row: ModelRow) -> tuple[str, str | None]:
     Raises:
         UserError: if the model is in a package that is not there, or its weights are not those of the row.
     """
-    source, where = row.source, row.where
+    source = row.source
+    where = row.where
     if isinstance(source, HubModel):
         return source.path, source.revision
     if isinstance(source, PackageModel):
         name, _, wanted = source.package.partition("==")
-        installed = next((one.version for one in distributions(name=name)), None)
+        installed = next((package.version for package in distributions(name=name)), None)
         if installed != wanted:
-            found = f"has version {installed}, the row pins {wanted}" if installed else "is not installed"
-            raise UserError(f"{where}: package {name} {found}; install it with: pip install {source.package}")
+            problem = f"has version {installed}, the row pins {wanted}" if installed else "is not installed"
+            raise UserError(f"{where}: package {name} {problem}; install it with: pip install {source.package}")
         root = packages.unpacked(source.package, source.archive) if source.archive else None
         folder = root / source.folder if root else packages.installed(source.folder)
         if not (folder / "model.safetensors").is_file():
             raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
     else:
         folder = root = packages.plain(source, where)
-    if (found := digests.sha256(folder / "model.safetensors")) != source.sha256:
+    actual = digests.sha256(folder / "model.safetensors")
+    if actual != source.sha256:
         again = f"; delete {root} to make it again" if root else ""
-        raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {found}, not the row's{again}")
+        raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {actual}, not the row's{again}")
     return str(folder), None
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from pipeline.core import console
@@ -32,8 +33,12 @@ def files(path: Path) -> list[Path]:
     """Return the file itself, or all files in the folder except hidden ones."""
     if not path.is_dir():
         return [path]
-    below = (file for file in path.rglob("*") if file.is_file())
-    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    shown = []
+    for file in path.rglob("*"):
+        parts = file.relative_to(path).parts
+        if file.is_file() and not any(part.startswith(".") for part in parts):
+            shown.append(file)
+    return shown
 
 
 def sha256_of(row: Row) -> str:
@@ -44,7 +49,8 @@ def sha256_of(row: Row) -> str:
 
 def digests(source: Source, where: str) -> dict[str, str]:
     """Return the digest of each local file that a source names; what `local` refuses begins with `where`."""
-    return {file.as_posix(): sha256(file) for path in local(source, where) for file in files(path)}
+    named_files = chain.from_iterable(map(files, local(source, where)))
+    return {file.as_posix(): sha256(file) for file in named_files}
 
 
 def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[Path]:
@@ -53,8 +59,8 @@ def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[
     Raises:
         UserError: if one does not exist, or is where DVC would not notice changes.
     """
-    found = list(named(source))
-    for path in found:
+    paths = list(named(source))
+    for path in paths:
         if not path.exists():
             copies = "whose temporary copies have only what was added with `git add`"
             raise UserError(f"{where}: {path}: not found; paths start at the root of the repository, {copies}")
@@ -62,9 +68,11 @@ def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[
             continue  # nothing is skipped, so nothing can be out of date
         if path.is_absolute():
             console.warn(f"{where}: {path}: DVC does not notice changes of files outside of the repository")
-        elif ".." in path.parts or not any(map(path.is_relative_to, watched)):
+            continue
+        if ".." in path.parts or not any(map(path.is_relative_to, watched)):
             folders = " and ".join(f"{folder}/" for folder in watched)
             raise UserError(f"{where}: {path}: DVC notices changes only in {folders}; move it there")
-        elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
-            raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")
-    return found
+        for folder in (path, *path.parents):
+            if folder.is_dir() and folder.is_symlink():
+                raise UserError(f"{where}: {folder}: DVC does not follow a link to a folder; link its files one by one")
+    return paths

@@ -14,7 +14,7 @@ Texts are never all in memory: those of a few rows at a time are read, hashed an
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import SEEK_END
 from tempfile import TemporaryFile
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.cells import spelled_alike
+from pipeline.tasks.cells import Record, spelled_alike
 from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -47,7 +47,8 @@ class Texts:
     def put(self, texts: Sequence[str]) -> np.ndarray:  # (texts,)
         """Add texts, and return their numbers."""
         lines = [f"{json.dumps(text, ensure_ascii=False)}\n".encode() for text in texts]
-        first, sizes = self._file.seek(0, SEEK_END), np.array([len(line) for line in lines], np.int64)
+        sizes = np.array([len(line) for line in lines], np.int64)
+        first = self._file.seek(0, SEEK_END)
         self._file.writelines(lines)
         return first + sizes.cumsum() - sizes
 
@@ -62,7 +63,8 @@ class Examples:
 
     def __init__(self, table: pd.DataFrame, texts: Texts) -> None:
         self.column_names = [name for name in (*TEXTS, "label", GROUP, TENANT) if name in table]
-        self._table, self._texts = table, texts
+        self._table = table
+        self._texts = texts
 
     def __len__(self) -> int:
         return len(self._table)
@@ -84,8 +86,10 @@ class Examples:
         """Yield all columns of so many examples at a time, with texts."""
         for first in range(0, len(self), size):
             rows = self._table[self.column_names].iloc[first : first + size]
-            read = {name: [*map(self._texts.get, its)] if name in TEXTS else its for name, its in rows.items()}
-            yield pa.table({name: pa.array(values) for name, values in read.items()})
+            columns = {}
+            for name, values in rows.items():
+                columns[name] = pa.array([*map(self._texts.get, values)] if name in TEXTS else values)
+            yield pa.table(columns)
             advance(len(rows))
 
 
@@ -106,35 +110,20 @@ def load(row: DatasetRow, name: str) -> Loaded:
     A class is an int, a number a float. A source that cannot be read, a text or label that does not fit the row, an
     empty split, and what train lacks are refused with the row's name, the split, its file and the line or row.
     """
-    where, task, texts = f"{row.where}: {name}", tasks.of(row), Texts()
-    examples: dict[Split, pd.DataFrame] = {}
-    dropped = Counter(missing=0, within_margin=0, duplicate=0)
-    for split in (split for split in SPLITS if split in row.source.names):
-        file = f"{where}: {split}: {row.source.names[split]}"
-        parts, before = list[pd.DataFrame](), 0
-        with sources.explained(file):
-            if split == "train":
-                task = task.with_facts(task.facts_of_rows(sources.read(row.source, split, task.reads, file)))
-            rows = spelled_alike(sources.read(row.source, split, task.reads, file), task.names_in)
-            for some in batched(rows, sources.ROWS):
-                part, left_out = task.examples(some, before)
-                parts.append(part.assign(**{name: texts.put(part[name]) for name in TEXTS if name in part}))
-                before += len(some)
-                dropped.update(left_out)
-        examples[split] = pd.concat(parts, ignore_index=True)
-        if GROUP in examples[split]:
-            examples[split][GROUP] = pd.factorize(examples[split][GROUP])[0]
+    where = f"{row.where}: {name}"
+    texts = Texts()
+    task, examples, dropped = _read(row, where, texts)
     train, conflicting = _distinct(examples)
     dropped["duplicate"] = len(examples["train"]) - len(train)
     examples |= _cut(train, task)
-    if row.tenant:  # a text that several tenants have: no other may train on what one of them is scored on
-        held_out = pd.concat([part["position"] for split, part in examples.items() if split != "train"])
-        examples["train"] = (train := examples["train"])[~train["position"].isin(held_out)]
+    if row.tenant:
+        train = examples["train"]
+        examples["train"] = _without_texts_of_others(examples)
         dropped["duplicate"] += len(train) - len(examples["train"])
     if task.has_mirrors:
-        before_mirrors = sum(map(len, examples.values()))
+        before = sum(map(len, examples.values()))
         examples = _without_mirrors(examples, row)
-        dropped[MIRRORED] = before_mirrors - sum(map(len, examples.values()))
+        dropped[MIRRORED] = before - sum(map(len, examples.values()))
     task = task.with_facts(task.facts_of_examples(examples["train"]))
     examples = {split: examples[split] for split in SPLITS if split in examples}
     for split, part in examples.items():
@@ -147,26 +136,71 @@ def load(row: DatasetRow, name: str) -> Loaded:
     return Loaded(task, all_splits, dict(dropped), conflicting)
 
 
+def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, dict[Split, pd.DataFrame], Counter[str]]:
+    """Return the task with the facts of its rows, the examples by split of the source, and how many rows it lost."""
+    task = tasks.of(row)
+    examples: dict[Split, pd.DataFrame] = {}
+    dropped = Counter(missing=0, within_margin=0, duplicate=0)
+    for split in SPLITS:
+        if split not in row.source.names:
+            continue
+        file = f"{where}: {split}: {row.source.names[split]}"
+        with sources.explained(file):
+            if split == "train":
+                task = task.with_facts(task.facts_of_rows(sources.read(row.source, split, task.reads, file)))
+            rows = spelled_alike(sources.read(row.source, split, task.reads, file), task.names_in)
+            examples[split], left_out = _examples(task, rows, texts)
+        dropped.update(left_out)
+    return task, examples, dropped
+
+
+def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.DataFrame, Counter[str]]:
+    """Return the examples of a split, with numbers in place of texts, and how many rows were left out by reason."""
+    parts = []
+    dropped = Counter[str]()
+    before = 0
+    for batch in batched(rows, sources.ROWS):
+        part, left_out = task.examples(batch, before)
+        numbers = {name: texts.put(part[name]) for name in TEXTS if name in part}
+        parts.append(part.assign(**numbers))
+        before += len(batch)
+        dropped.update(left_out)
+    examples = pd.concat(parts, ignore_index=True)
+    if GROUP in examples:
+        examples[GROUP], _ = pd.factorize(examples[GROUP])
+    return examples, dropped
+
+
+def _without_texts_of_others(examples: Mapping[Split, pd.DataFrame]) -> pd.DataFrame:
+    """Return train without a text of several tenants on which one of them is scored: no other may train on it."""
+    held_out = pd.concat([part["position"] for split, part in examples.items() if split != "train"])
+    train = examples["train"]
+    return train[~train["position"].isin(held_out)]
+
+
 def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int]:
     """Return the rows of train without duplicates of other rows, ordered by their hashes; and how many conflicted."""
     train = examples["train"]
-    parts = [*(part for split, part in examples.items() if split != "train"), train]
-    whole = pd.concat([part[["hash", "label"]] for part in parts], ignore_index=True)
+    others = [part for split, part in examples.items() if split != "train"]
+    whole = pd.concat([part[["hash", "label"]] for part in (*others, train)], ignore_index=True)
     held_out = len(whole) - len(train)
     # Of equal texts the first one stays: of other splits, then of train in its order.
     again = whole.duplicated("hash").to_numpy()[held_out:]
     several = whole[whole.duplicated("hash", keep=False)]
     differs = several["label"] != several.groupby("hash")["label"].transform("first")
-    return train[~again].sort_values("hash"), int(differs[several.index >= held_out].sum())
+    conflicting = int(differs[several.index >= held_out].sum())
+    return train[~again].sort_values("hash"), conflicting
 
 
 def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
     """Cut splits by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
-    row, position = task.row, train["position"]
+    row = task.row
+    position = train["position"]
     if task.strata:  # evenly spaced over the rows of each class, in order, so that shares of a class are exact
         of_class = position.groupby([train[name] for name in task.strata])
-        offsets = pd.Series([task.offset(key, len(its)) for key, its in of_class]).iloc[of_class.ngroup()].to_numpy()
-        position = (of_class.rank(method="first") - 1 + offsets) / of_class.transform("size")
+        offsets = pd.Series([task.offset(key, len(positions)) for key, positions in of_class])
+        place = of_class.rank(method="first") - 1 + offsets.iloc[of_class.ngroup()].to_numpy()
+        position = place / of_class.transform("size")
     test = row.cut.get("test", 0.0)
     validation = row.cut.get("validation", 0.0) if row.select_on == "validation" else 0.0
     parts: dict[Split, pd.DataFrame] = {"train": train[position >= test + validation]}
@@ -195,12 +229,14 @@ def _without_mirrors(examples: Mapping[Split, pd.DataFrame], row: DatasetRow) ->
 
 
 def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str, dropped: Mapping[str, int]) -> None:
-    names, sizes = task.row.source.names, ", ".join(f"{split} {len(part)}" for split, part in examples.items())
+    names = task.row.source.names
     for split, part in examples.items():
         if part.empty:
+            sizes = ", ".join(f"{name} {len(other)}" for name, other in examples.items())
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             file = names.get(split, names["train"])
             own = "; no text has a hash in its share: set stratify, or name a file for it" * (split in task.row.cut)
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}{own}")
-    if lacks := task.lacks(examples["train"]):
+    lacks = task.lacks(examples["train"])
+    if lacks:
         raise UserError(f"{where}: train has {lacks}")

@@ -6,6 +6,7 @@ the stage has read. Therefore `pipeline.stage` compares the inputs at the beginn
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,49 +55,49 @@ def files(stage: str) -> Iterator[tuple[str, Path]]:
 def values(stage: str) -> Inputs:
     """Return the values in params.yaml that a stage depends on, each in JSON by its dotted key."""
     params = read_yaml(PARAMS)
-    found = Inputs()
+    read = Inputs()
     for word in declared(stage)["params"]:
         key = str(params.get("adapter")) if word == "${adapter}" else word
         for name, value in by_dotted_key(params.get(key), f"{PARAMS}: {key}").items():
-            found[name] = json.dumps(value, default=str)
-    return found
+            read[name] = json.dumps(value, default=str)
+    return read
 
 
 def starts(view: FactorizeInitView) -> dict[str, str]:
     """Return the folders of the adapters from which an initialization starts, by the key of params.yaml."""
-    found = {}
+    folders = {}
     if view.dataset.tenant is not None and view.tenants.folder:
-        found["tenants.common"] = view.tenants.folder
+        folders["tenants.common"] = view.tenants.folder
     if isinstance(view.section, LsrParams) and view.section.source:
-        found[f"{view.section.word}.init"] = view.section.source
-    return found
+        folders[f"{view.section.word}.init"] = view.section.source
+    return folders
 
 
 def at_start(stage: str, view: View) -> Inputs:
     """Return the digests of the rows of a view and of the files that a stage reads: of code, as it was imported."""
-    found = _rows({"data": view.dataset, "model": view.base_model}, view)
+    inputs = _rows({"data": view.dataset, "model": view.base_model}, view)
     for name, file in files(stage):
         is_code = file.is_relative_to(digests.CODE)
-        found[name] = digests.of_code_at_start().get(file) if is_code else digests.sha256(file)
-    return found | _local(stage, view)
+        inputs[name] = digests.of_code_at_start().get(file) if is_code else digests.sha256(file)
+    return inputs | _local(stage, view)
 
 
 def at_end(stage: str, view: View) -> Inputs:
     """Return the values and digests of a stage as they are now: params.yaml, the rows and all files are read again."""
     try:
-        found = values(stage)
+        inputs = values(stage)
     except UserError:  # params.yaml is half written
-        found = Inputs()
+        inputs = Inputs()
     rows: dict[str, TableRow | None] = {}
     for word, name in {"data": view.data, "model": view.model}.items():
         try:
             rows[word] = load_row(word, name)
         except UserError:  # it is removed, or half written
             rows[word] = None
-    found |= _rows(rows, view)
+    inputs |= _rows(rows, view)
     for name, file in files(stage):
-        found[name] = digests.sha256(file)
-    return found | _local(stage, view)
+        inputs[name] = digests.sha256(file)
+    return inputs | _local(stage, view)
 
 
 def _rows(rows: dict[str, Any], view: View) -> Inputs:
@@ -115,12 +116,11 @@ def _local(stage: str, view: View) -> Inputs:
         sources.append(view.dataset.source)
     if content.MODELS in deps and isinstance(view, FactorizeInitView):
         sources += starts(view).values()
-    found = Inputs()
-    for source in sources:
-        for path in content.named(source):
-            for file in content.files(path):
-                found[file.as_posix()] = digests.sha256(file) if file.is_file() else None
-    return found
+    local = Inputs()
+    for path in chain.from_iterable(map(content.named, sources)):
+        for file in content.files(path):
+            local[file.as_posix()] = digests.sha256(file) if file.is_file() else None
+    return local
 
 
 def recorded(view: View) -> dict[str, str]:
@@ -128,10 +128,12 @@ def recorded(view: View) -> dict[str, str]:
     # A folder that `model` itself names is the path that messages name anyway.
     is_named = Path(view.model) in content.named(view.base_model.source)
     where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
-    found = {f"model: {view.model}": content.sha256_of(view.base_model)}
-    found |= content.digests(view.base_model.source, where)
-    found |= {f"data: {view.data}": content.sha256_of(view.dataset)}
-    return found | content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
+    return {
+        f"model: {view.model}": content.sha256_of(view.base_model),
+        **content.digests(view.base_model.source, where),
+        f"data: {view.data}": content.sha256_of(view.dataset),
+        **content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}"),
+    }
 
 
 def check_recorded(view: View, before: Inputs) -> None:
@@ -144,8 +146,11 @@ def check_recorded(view: View, before: Inputs) -> None:
         known = artifacts.read_metrics(artifacts.INPUTS)
     except FileNotFoundError:
         raise UserError(f"{artifacts.INPUTS}: not found; run python -m stages.tokenize first, or dvc repro") from None
-    expected: Inputs = {name: known.get(name) for name in (f"data: {view.data}", f"model: {view.model}")}
-    present: Inputs = dict(zip(expected, map(content.sha256_of, (view.dataset, view.base_model)), strict=True))
+    present: Inputs = {
+        f"data: {view.data}": content.sha256_of(view.dataset),
+        f"model: {view.model}": content.sha256_of(view.base_model),
+    }
+    expected: Inputs = {name: known.get(name) for name in present}
     for path in content.named(view.base_model.source):
         expected |= {name: digest for name, digest in known.items() if Path(name).is_relative_to(path)}
         present |= {name: digest for name, digest in before.items() if Path(name).is_relative_to(path)}
@@ -158,10 +163,12 @@ def check_recorded(view: View, before: Inputs) -> None:
 
 def differences(before: Inputs, after: Inputs) -> list[str]:
     """Return which inputs are others than before, those of params.yaml with both values."""
-    found = []
+    lines = []
     for name in {**before, **after}:
-        old, new = before.get(name), after.get(name)
-        if old != new:
-            values = f" from {old or 'none'} to {new or 'none'}" if name.startswith(f"{PARAMS}: ") else ""
-            found.append(f"{name}: changed{values}")
-    return found
+        old = before.get(name)
+        new = after.get(name)
+        if old == new:
+            continue
+        values = f" from {old or 'none'} to {new or 'none'}" if name.startswith(f"{PARAMS}: ") else ""
+        lines.append(f"{name}: changed{values}")
+    return lines

