@@ -63,9 +63,10 @@ def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[st
     are named: the others are in the list `details`, for DVC leaves out lists.
     """
     rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
-    written: dict[str, Any] = dict(sorted(rounded.items(), key=lambda one: (one[0] != "score", one[0])))
+    written: dict[str, Any] = dict(sorted(rounded.items(), key=lambda metric: (metric[0] != "score", metric[0])))
     if shown is not None:
-        written["details"] = [{name: written.pop(name) for name in [*written] if name not in shown}]
+        others = {name: value for name, value in written.items() if name not in shown}
+        written = {name: value for name, value in written.items() if name in shown} | {"details": [others]}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
@@ -126,10 +127,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def identity(folder: Path) -> tuple[int, int] | None:
     """Return what tells a folder from one that replaces it; None if it is not there."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def check_not_replaced(folder: Path, before: tuple[int, int] | None) -> None:

@@ -24,7 +24,8 @@ SECONDS_BETWEEN_LINES = 5.0
 AGAIN = "run it again: a training goes on from its last complete epoch"
 UNDO = """undo the change and run `dvc repro` to restore what DVC has removed
 -S leaves params.yaml edited; to undo all edits of it: git checkout HEAD params.yaml"""
-BARS, LONGEST = "▁▂▃▄▅▆▇█", 60  # of a curve in one line
+BARS = "▁▂▃▄▅▆▇█"  # of a curve in one line
+LONGEST = 60  # bars
 Item = TypeVar("Item")
 Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another
 
@@ -90,10 +91,11 @@ def progress(description: str, total: int | None, unit: str, to: Console = conso
             bar.update(task.id, advance=done, note=note or task.fields["note"])
             # Off a terminal. A training says that it begins with 0 steps done.
             if not to.is_terminal and task.completed and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-                last, of = time.monotonic(), "" if total is None else f"/{total}"
+                last = time.monotonic()
+                of_total = "" if total is None else f"/{total}"
                 left = "" if task.time_remaining is None else f"{timedelta(seconds=task.time_remaining)} left"
-                said = f"{description}: {task.completed}{of} {unit}", left, task.fields["note"]
-                to.print(", ".join(filter(None, said)), soft_wrap=True)
+                parts = [f"{description}: {task.completed}{of_total} {unit}", left, task.fields["note"]]
+                to.print(", ".join(filter(None, parts)), soft_wrap=True)
 
         yield advance
 
@@ -108,7 +110,8 @@ def track(items: Collection[Item], description: str, unit: str = "batches") -> I
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; numbers are right-aligned, and nothing stands for None."""
-    title, columns = _clean(title), [*map(_clean, columns)]
+    title = _clean(title)
+    columns = [*map(_clean, columns)]
     cells = [[_shown(cell) for cell in row] for row in rows]
     if not console.is_terminal:
         console.print(f"{title}: {' | '.join(columns)}", soft_wrap=True)
@@ -125,9 +128,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def sparkline(values: Sequence[float]) -> str:
     """Return a curve in one line: a bar for each value, or for some of many, between the least and the most."""
-    low, high = min(values), max(values)
+    low = min(values)
+    spread = (max(values) - low) or 1
     shown = values[:: 1 + (len(values) - 1) // LONGEST]
-    return "".join(BARS[round((len(BARS) - 1) * (value - low) / ((high - low) or 1))] for value in shown)
+    highest = len(BARS) - 1
+    return "".join(BARS[round(highest * (value - low) / spread)] for value in shown)
 
 
 def line(text: str) -> None:
@@ -148,17 +153,21 @@ def note(text: str) -> None:
 def warn_without_identity() -> None:
     """Say how to give Git a name: without one, `dvc exp run` fails before it starts anything of ours."""
     known = (git.output("config", "--get-regexp", "^user") or b"").decode(errors="replace")
-    if not all(f"user.{what} " in known or f"GIT_COMMITTER_{what.upper()}" in os.environ for what in ("name", "email")):
-        warn(
-            "Git does not know your name, which `dvc exp run` needs: "
-            "git config user.name 'Your Name' && git config user.email you@example.com"
-        )
+    for what in ("name", "email"):
+        if f"user.{what} " not in known and f"GIT_COMMITTER_{what.upper()}" not in os.environ:
+            warn(
+                "Git does not know your name, which `dvc exp run` needs: "
+                "git config user.name 'Your Name' && git config user.email you@example.com"
+            )
+            return
 
 
 def _shown(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
-    return f"{cell:,}" if isinstance(cell, int) else "" if cell is None else _clean(str(cell))
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return "" if cell is None else _clean(str(cell))
 
 
 def _clean(text: str) -> str:

@@ -13,12 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
+# Exit codes.
+MISTAKE = 2
+FAILED = 1
+STOPPED = 130
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of packages in Rust: safetensors and tokenizers
 TORCH_SAVE = ("inline_container.cc", "iostream error")  # in torch's messages
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and halves of characters
-LONGEST_LINE, MOST_LINES = 300, 20
-CUT_FIRST, CUT_LAST = re.compile(r"^\S{1,40}(?!\S)"), re.compile(r"(?<!\S)\S{1,40}$")  # words, but no long values
+LONGEST_LINE = 300  # characters
+MOST_LINES = 20
+# Words that a cut leaves incomplete, but no long values.
+CUT_FIRST = re.compile(r"^\S{1,40}(?!\S)")
+CUT_LAST = re.compile(r"(?<!\S)\S{1,40}$")
 
 
 class UserError(Exception):
@@ -36,7 +42,7 @@ class UserError(Exception):
 
 def escaped(text: str, but: str = "") -> str:
     """Return a text, which may be a stranger's, as a terminal can show it: control characters escaped but these."""
-    return CONTROL.sub(lambda found: found[0] if found[0] in but else ascii(found[0])[1:-1], text)
+    return CONTROL.sub(lambda match: match[0] if match[0] in but else ascii(match[0])[1:-1], text)
 
 
 def clipped(line: str) -> str:
@@ -80,16 +86,20 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
             yield
             return
         except KeyboardInterrupt:
-            code, lines = STOPPED, stopped
+            code = STOPPED
+            lines = stopped
         except Exception as error:
             # Of lsr, which takes seconds to import: it is there if it has raised one.
             of_lsr = sys.modules.get("lsr.tuner.mistakes")
             if isinstance(error, UserError) or (of_lsr and isinstance(error, of_lsr.InputError)):
-                code, lines = MISTAKE, f"{before}{error}"
-            elif reason := refused_by_machine(error):
-                code, lines = FAILED, clipped(f"{program}: {reason}")
+                code = MISTAKE
+                lines = f"{before}{error}"
             else:
-                raise
+                reason = refused_by_machine(error)
+                if not reason:
+                    raise
+                code = FAILED
+                lines = clipped(f"{program}: {reason}")
         if _is_first_to_fail():
             print(lines, file=sys.stderr)
         raise SystemExit(code)
@@ -119,11 +129,13 @@ def _warnings_at_the_end() -> Iterator[None]:
 
 def _is_first_to_fail() -> bool:
     """Return whether no other process of those that torchrun has started here has said what went wrong."""
-    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # in a folder for each process, in one for all
-        try:
-            Path(file).parents[1].joinpath("said").touch(exist_ok=False)
-        except FileExistsError:
-            return False
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder for each process, in one for all
+    if not file:
+        return True
+    try:
+        Path(file).parents[1].joinpath("said").touch(exist_ok=False)
+    except FileExistsError:
+        return False
     return True
 
 
@@ -146,8 +158,9 @@ def refused_by_disk(error: Exception) -> str | None:
     text = first_line(error)
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else text
-    if found := OS_ERROR.search(text):
-        return os.strerror(int(found[1]))
+    match = OS_ERROR.search(text)
+    if match:
+        return os.strerror(int(match[1]))
     return "the file cannot be written completely" if any(words in text for words in TORCH_SAVE) else None
 
 
