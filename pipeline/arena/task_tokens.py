@@ -111,9 +111,9 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
         spare = _first(tables["train"], most["train"], rest=True)
         tables["validation"] = pa.concat_tables([held_out, spare.select(held_out.column_names)])
     first = {split: _first(table, most[split]) for split, table in tables.items()}
-    for split, table in first.items():
+    for name, table in first.items():
         if not len(table):
-            raise UserError(f"{task}: {split} has no text of at most {reads.longest} tokens; raise reads.longest")
+            raise UserError(f"{task}: {name} has no text of at most {reads.longest} tokens; raise reads.longest")
     if TENANT not in first["train"].column_names:
         return loaded.task.facts, first
     return loaded.task.facts.counted(first["train"][TENANT].to_numpy()), first

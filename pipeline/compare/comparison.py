@@ -63,11 +63,10 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
 
 def _smallest_first(tasks: Entries) -> list[str]:
     """Return the methods by the most parameters that they train on a task."""
-    sizes = dict[str, int]()
-    for methods in tasks.values():
-        for method, entry in methods.items():
-            sizes[method] = max(sizes.get(method, 0), entry.shown.trained)
-    return sorted(sizes, key=lambda method: (sizes[method], method))
+    shown = [entry.shown for methods in tasks.values() for entry in methods.values()]
+    shown.sort(key=lambda record: (record.trained, record.method))
+    largest = {record.method: record.trained for record in shown}
+    return sorted(largest, key=lambda method: (largest[method], method))
 
 
 def _results(tasks: Entries, judge: Judge, baseline: str, methods: Iterable[str]) -> list[Row]:

@@ -1,7 +1,8 @@
 """A method on a task, by the trainings that count, and the rows of the tables: on one, or on the mean of several."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ FULL = "float32"
 AS_TRAINED = "as trained"  # all that is known of trainings that were not rounded
 LOSS = 0.002  # of the validation score, a fraction, of which page.html tells
 Row = dict[str, Any]
+ByTask = Sequence[Sequence[Record]]  # trainings
 Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method first
 
 
@@ -124,9 +126,14 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row)
     """
     known = [entry for entry in entries.values() if entry]
     is_run = len(known) == len(entries)
-    scores = _scores(known) if is_run else {}
+    finished = [entry.finished for entry in known]
+    scores = _scores(finished, lambda training: PERCENT * training.score()) if is_run else {}
     precision, size, at_size = smallest(known) if is_run else (None, None, [])
     chosen = known[0].chosen if is_run and len(entries) == 1 else None
+    trainings = chain.from_iterable(entry.finished or entry.trainings for entry in known)
+    seconds = [sum(training.seconds.values()) - training.seconds.get("round", 0) for training in trainings]
+    tests = [training.test[training.selected] for training in chain.from_iterable(finished)]
+    losses = [metrics["loss"] for metrics in tests if "loss" in metrics]
     return {
         "task": place,
         "method": method,
@@ -141,40 +148,19 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row)
         "precision": precision,  # of that file
         **estimate("score_at_bytes", at_size),
         # Of a whole training, mean over seeds.
-        "seconds": _seconds(known),
-        **_loss(known),  # per token of a completion
+        "seconds": fmean(seconds) if seconds else None,
+        **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
         **lead,  # over the baseline
     }
 
 
-def _scores(entries: Sequence[Entry]) -> dict[int, float]:
-    """Return the mean score over tasks, in percent, by those seeds that finished on all of them."""
-    by_task = [{training.seed: training.score() for training in entry.finished} for entry in entries]
-    return {seed: fmean(PERCENT * scores[seed] for scores in by_task) for seed in _in_common(by_task)}
-
-
-def _in_common(by_task: Iterable[Iterable[int]]) -> list[int]:
-    """Return the seeds that all tasks have."""
-    return sorted(set.intersection(*map(set, by_task)))
-
-
-def _seconds(entries: Iterable[Entry]) -> float | None:
-    """Return the mean of the seconds of training runs, without rounding; None if there are none."""
-    seconds = []
-    for entry in entries:
-        for training in entry.finished or entry.trainings:
-            spent = training.seconds
-            seconds.append(sum(spent.values()) - spent.get("round", 0))
-    return fmean(seconds) if seconds else None
-
-
-def _loss(entries: Iterable[Entry]) -> dict[str, float]:
-    """Return the mean loss as a field of a row; no field if no record has one."""
-    tests = [training.test[training.selected] for entry in entries for training in entry.finished]
-    losses = [metrics["loss"] for metrics in tests if "loss" in metrics]
-    return {"loss": fmean(losses)} if losses else {}
+def _scores(by_task: ByTask, score: Callable[[Record], float]) -> dict[int, float]:
+    """Return the mean of a score over tasks by those seeds that have one on all of them."""
+    scores = [{training.seed: score(training) for training in trainings} for trainings in by_task]
+    seeds = sorted(set.intersection(*map(set, scores)))
+    return {seed: fmean(of_task[seed] for of_task in scores) for seed in seeds}
 
 
 def _status(entries: Sequence[Entry], is_scored: bool) -> str:
@@ -207,35 +193,42 @@ def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 class Files(NamedTuple):
-    """The files of a method's trainings on some tasks, each training's in several precisions."""
+    """The files of a method's trainings, of each one in several precisions."""
 
-    by_task: list[dict[int, dict[str, Rounded]]]  # by seed and precision
-    metrics: list[str]  # of each task, its first
+    by_task: ByTask
 
     def precisions(self) -> list[str]:
-        """Return the precisions that all trainings have, in the order of the first."""
-        first, *others = [files for by_seed in self.by_task for files in by_seed.values()]
-        return [name for name in first if all(name in files for files in others)]
+        """Return the precisions that all trainings have, full precision before AS_TRAINED."""
+        first, *others = chain.from_iterable(self.by_task)
+        shared = [name for name in first.rounded if all(name in training.rounded for training in others)]
+        return [*shared, AS_TRAINED]
 
     def validation(self, precision: str) -> float:
         """Return the mean validation score over tasks, of each the mean over seeds, as a fraction."""
         means = []
-        for by_seed in self.by_task:
-            means.append(fmean(files[precision].validation for files in by_seed.values()))
+        for trainings in self.by_task:
+            means.append(fmean(_file(training, precision).validation for training in trainings))
         return fmean(means)
 
     def bytes(self, precision: str) -> int:
         """Return the bytes of the largest file."""
-        return max(files[precision].bytes for by_seed in self.by_task for files in by_seed.values())
+        return max(_file(training, precision).bytes for training in chain.from_iterable(self.by_task))
 
     def scores(self, precision: str) -> list[float]:
         """Return the mean test score over tasks, in percent, of each seed that all have."""
-        scores = []
-        for seed in _in_common(self.by_task):
-            tests = [by_seed[seed][precision].test for by_seed in self.by_task]
-            score = fmean(test[metric] for test, metric in zip(tests, self.metrics, strict=True))
-            scores.append(PERCENT * score)
-        return scores
+
+        def score(training: Record) -> float:
+            return _file(training, precision).test[training.metrics[0]]
+
+        return [PERCENT * mean for mean in _scores(self.by_task, score).values()]
+
+
+def _file(training: Record, precision: str) -> Rounded:
+    """Return the file of a training in a precision."""
+    if precision != AS_TRAINED:
+        return training.rounded[precision]
+    epoch = training.selected
+    return Rounded(bytes=training.file_bytes, validation=training.validation[epoch], test=training.test[epoch])
 
 
 def smallest(entries: Sequence[Entry]) -> tuple[str, int, list[float]]:
@@ -247,28 +240,12 @@ def smallest(entries: Sequence[Entry]) -> tuple[str, int, list[float]]:
     """
     if not all(entry.finished for entry in entries):
         return AS_TRAINED, max(entry.shown.file_bytes for entry in entries), []
-    files = _files(entries)
+    finished = [entry.finished for entry in entries]
+    rounded = [[training for training in trainings if training.rounded] for trainings in finished]
+    files = Files(rounded if all(rounded) else finished)
     precisions = files.precisions()
     reference = FULL if FULL in precisions else AS_TRAINED
     least = files.validation(reference) - LOSS
     enough = [precision for precision in precisions if files.validation(precision) > least - ROUNDING]
     chosen = min(enough, key=files.bytes)
     return chosen, files.bytes(chosen), files.scores(chosen)
-
-
-def _files(entries: Sequence[Entry]) -> Files:
-    """Return the files of the trainings that were rounded; if a task has none, of all that finished."""
-    trainings: list[Sequence[Record]] = [
-        [training for training in entry.finished if training.rounded] for entry in entries
-    ]
-    if not all(trainings):
-        trainings = [entry.finished for entry in entries]
-    by_task = [{training.seed: _precisions(training) for training in of_task} for of_task in trainings]
-    return Files(by_task, [entry.shown.metrics[0] for entry in entries])
-
-
-def _precisions(training: Record) -> dict[str, Rounded]:
-    """Return the files of a training by precision."""
-    epoch = training.selected
-    whole = Rounded(bytes=training.file_bytes, validation=training.validation[epoch], test=training.test[epoch])
-    return {**training.rounded, AS_TRAINED: whole}  # last, so that full precision goes before it

@@ -94,7 +94,7 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
         UserError: if the model is missing, is not what the row pins, or has no such head.
     """
     config: PreTrainedConfig = _pretrained(row, AutoConfig)
-    known = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.keys()
+    known = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     needed = task.auto_class
     if task.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
         known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()

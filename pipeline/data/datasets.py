@@ -116,14 +116,13 @@ def load(row: DatasetRow, name: str) -> Loaded:
     train, conflicting = _distinct(examples)
     dropped["duplicate"] = len(examples["train"]) - len(train)
     examples |= _cut(train, task)
-    if row.tenant:
-        train = examples["train"]
-        examples["train"] = _without_texts_of_others(examples)
-        dropped["duplicate"] += len(train) - len(examples["train"])
+    if row.tenant:  # a text that several tenants have: no other may train on what one of them is scored on
+        others = [split for split in examples if split != "train"]
+        examples, lost = _without_shared(examples, "position", others)
+        dropped["duplicate"] += lost
     if task.has_mirrors:
-        before = sum(map(len, examples.values()))
-        examples = _without_mirrors(examples, row)
-        dropped[MIRRORED] = before - sum(map(len, examples.values()))
+        provided = [split for split in SPLITS if split in row.source.names and split != "train"]
+        examples, dropped[MIRRORED] = _without_shared(examples, MIRROR, provided)
     task = task.with_facts(task.facts_of_examples(examples["train"]))
     examples = {split: examples[split] for split in SPLITS if split in examples}
     for split, part in examples.items():
@@ -171,13 +170,6 @@ def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.Data
     return examples, dropped
 
 
-def _without_texts_of_others(examples: Mapping[Split, pd.DataFrame]) -> pd.DataFrame:
-    """Return train without a text of several tenants on which one of them is scored: no other may train on it."""
-    held_out = pd.concat([part["position"] for split, part in examples.items() if split != "train"])
-    train = examples["train"]
-    return train[~train["position"].isin(held_out)]
-
-
 def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int]:
     """Return the rows of train without duplicates of other rows, ordered by their hashes; and how many conflicted."""
     train = examples["train"]
@@ -211,21 +203,23 @@ def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
     return parts
 
 
-def _without_mirrors(examples: Mapping[Split, pd.DataFrame], row: DatasetRow) -> dict[Split, pd.DataFrame]:
-    """Return splits of which train, and what is cut from it, have no texts that another has in another order.
+def _without_shared(
+    examples: Mapping[Split, pd.DataFrame], column: str, kept: Iterable[Split]
+) -> tuple[dict[Split, pd.DataFrame], int]:
+    """Return splits without rows whose value in a column another split has, and how many rows these are.
 
-    Splits that the source provides for scoring stay as they are. Where the others meet, test keeps its rows, then
-    validation; train loses them.
+    Splits that are `kept` stay as they are: of texts in another order, those that the source provides for scoring.
+    Where the others meet, test keeps its rows, then validation; train loses them.
     """
-    scored: tuple[Split, ...] = ("test", "validation")
-    kept = {split: examples[split] for split in scored if split in row.source.names}
-    cut: list[Split] = [split for split in scored if split in examples and split not in kept]
-    by_precedence: list[Split] = [*cut, "train"]
+    disjoint = {split: examples[split] for split in kept}
+    by_precedence: tuple[Split, ...] = ("test", "validation", "train")
     for split in by_precedence:
-        elsewhere = pd.concat([part[MIRROR] for part in kept.values()] or [pd.Series(dtype="uint64")])
+        if split in disjoint or split not in examples:
+            continue
+        elsewhere = pd.concat([part[column] for part in disjoint.values()] or [pd.Series(dtype="uint64")])
         part = examples[split]
-        kept[split] = part[~part[MIRROR].isin(elsewhere)]
-    return kept
+        disjoint[split] = part[~part[column].isin(elsewhere)]
+    return disjoint, sum(map(len, examples.values())) - sum(map(len, disjoint.values()))
 
 
 def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str, dropped: Mapping[str, int]) -> None:
