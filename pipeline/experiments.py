@@ -19,12 +19,17 @@ from pipeline.params import PARAMS
 from pipeline.params.reading import read_yaml
 from pipeline.previous import LOCK
 
-NAME, STATE, DATA, SCORE = "Experiment", "State", "params.yaml:data", "best_score"  # columns of DVC's table
+# Columns of DVC's table.
+NAME = "Experiment"
+STATE = "State"
+DATA = "params.yaml:data"
+SCORE = "best_score"
 DONE = ("", "Success")  # states: of an experiment in the workspace, and in the queue
-METRICS = "score", "read", "adapter_trained"  # columns of the table here, in addition to the params that differ
+METRICS = ("score", "read", "adapter_trained")  # columns of the table here, in addition to the params that differ
 KEPT = f"{NAME}|rev$|{STATE}|{'|'.join(METRICS)}|(adapter|model|seed)$"
 DROPPED = r"[^.]*(/|$)|params.yaml$"  # names of params alone have a dot
-WORKSPACE, NOT_RUN = "workspace", "not run"
+WORKSPACE = "workspace"
+NOT_RUN = "not run"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -45,10 +50,10 @@ def main(words: Sequence[str] | None = None) -> None:
             print(name)
             console.note(reason)
         else:
-            found = shown(*since, "--only-changed", "--drop", DROPPED, "--keep", KEPT)
-            rows = listed(found)
+            experiments = shown(*since, "--only-changed", "--drop", DROPPED, "--keep", KEPT)
+            rows = listed(experiments)
             console.table("experiments", list(rows.columns), rows.itertuples(index=False))
-            if not found[NAME].ne("").any():
+            if not experiments[NAME].ne("").any():
                 console.line("no experiments since the last commit; to run one: dvc exp run -S adapter=lora")
 
 
@@ -87,8 +92,11 @@ def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
         raise UserError(f"no experiment on {data} has succeeded since the last commit; left out: {others or 'none'}")
     first = candidates.idxmax()
     count = len(candidates)
-    reason = f"validation score {candidates[first]:.6g} on {data}: the best of {count} experiment{'s' * (count != 1)}"
-    return str(named[NAME][first]), reason + (f"; left out: {others}" if others else "")
+    plural = "" if count == 1 else "s"
+    reason = f"validation score {candidates[first]:.6g} on {data}: the best of {count} experiment{plural}"
+    if others:
+        reason += f"; left out: {others}"
+    return str(named[NAME][first]), reason
 
 
 def listed(experiments: pd.DataFrame) -> pd.DataFrame:
@@ -109,8 +117,11 @@ def _is_of_last_run() -> bool:
         stages: dict[str, Any] = read_yaml(LOCK)["stages"]
     except UserError:
         return False
-    recorded = [stage.get("params", {}).get(str(PARAMS), {}) for stage in stages.values()]
-    return all(params.get(key) == value for values in recorded for key, value in values.items())
+    for stage in stages.values():
+        recorded = stage.get("params", {}).get(str(PARAMS), {})
+        if any(params.get(key) != value for key, value in recorded.items()):
+            return False
+    return True
 
 
 if __name__ == "__main__":

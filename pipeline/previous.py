@@ -72,9 +72,9 @@ def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
 
 def _cache() -> Path | None:
     """Return DVC's cache; None if DVC does not say where it is."""
-    asked = [sys.executable, "-m", "dvc", "cache", "dir"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
-    return Path(said.stdout.strip()) if said.returncode == 0 else None
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return Path(run.stdout.strip()) if run.returncode == 0 else None
 
 
 def _cached(cache: Path, md5: str) -> Path:
@@ -94,16 +94,16 @@ def _copy(source: Path, target: Path, md5: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     with target.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
-        raise OSError(f"{source}: damaged: its MD5 hash is {found}")
+        actual = hashlib.file_digest(file, "md5").hexdigest()
+    if actual != md5:
+        raise OSError(f"{source}: damaged: its MD5 hash is {actual}")
 
 
 def _origin(train: dict[str, Any], md5: str) -> str:
     """Return in a line from which run the adapter of this MD5 hash is, as dvc.lock has it."""
     values = train.get("params", {}).get("params.yaml", {})
-    adapter, model, data, seed = (values.get(key) for key in ("adapter", "model", "data", "seed"))
-    run = f"{adapter} on {model}, {data}, seed {seed}"
+    chosen = {key: values.get(key) for key in ("adapter", "model", "data", "seed")}
+    run = "{adapter} on {model}, {data}, seed {seed}".format(**chosen)
     return f"from the last finished training run: {run}, {_commit(md5)}; a later run has begun and not replaced it yet"
 
 

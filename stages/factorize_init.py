@@ -57,8 +57,12 @@ def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> 
     """
     adapter = layers[0].adapter("default")
     a, b = (side.detach().cpu().double() for side in adapter.matrices())
-    matrices = [read[layer.layer_name] if read else layer.base_matrix().detach().cpu().double() for layer in layers]
-    return fmean(energy_between(matrix, a, b if adapter.has_core else None) for matrix in matrices)
+    reachable = (a, b if adapter.has_core else None)
+    energies = []
+    for layer in layers:
+        matrix = read[layer.layer_name] if read else layer.base_matrix().detach().cpu().double()
+        energies.append(energy_between(matrix, *reachable))
+    return fmean(energies)
 
 
 def main(view: params.FactorizeInitView) -> None:
@@ -70,7 +74,8 @@ def main(view: params.FactorizeInitView) -> None:
     base = base_models.load_base_model(view.base_model, task)
     base_models.check_positions(base, view.tokenize.max_length)
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
-    rows, sizes = list[Row](), list[int]()  # of the report, and of batches of examples
+    rows = list[Row]()  # of the report
+    sizes = list[int]()  # of the batches of examples that are read
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
         for item in console.track(items, f"{view.data}: {title}"):
@@ -89,8 +94,9 @@ def main(view: params.FactorizeInitView) -> None:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
     metrics: dict[str, float] = {"start_batches": len(sizes), "start_read": sum(sizes)}
-    means = {"energy": fmean(energy for *_, energy in rows)} if rows else {}
-    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics | means, shown=("energy", "start_read"))
+    if rows:
+        metrics["energy"] = fmean(energy for *_, energy in rows)
+    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics, shown=("energy", "start_read"))
     artifacts.write_csv(artifacts.FACTORIZE_START, COLUMNS, rows)
     if rows:
         console.table("share of the energy that the start captures", COLUMNS, rows[:SHOWN])

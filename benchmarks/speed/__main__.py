@@ -31,7 +31,8 @@ RESULTS = Path("benchmarks/results/speed.json")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the chosen parts."""
-    parser, count = Parser("python -m benchmarks.speed", __doc__), os.cpu_count() or 1
+    parser = Parser("python -m benchmarks.speed", __doc__)
+    count = os.cpu_count() or 1
     parser.add_argument("part", nargs="?", choices=PARTS, help="(all)")
     parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help="(%(default)s)")
     with parser.parsed(arguments, "stopped; parts that are done are kept") as options:

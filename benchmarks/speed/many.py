@@ -23,7 +23,8 @@ from pipeline import params
 from pipeline.core import console
 from pipeline.data import base_models
 
-ROWS, ROUNDS = 64, 4
+ROWS = 64
+ROUNDS = 4
 # The shapes of MiniLM, with two labels; random weights take the same time.
 SHAPE = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 LENGTHS = (32, 4)  # tokens per row: with fewer, adapters take a larger share of the time
@@ -40,8 +41,12 @@ FORMS: dict[str, Callable[..., PeftConfig]] = {  # twelve layers with 16 directi
     "LoRA r=1": partial(LoraConfig, r=1, init_lora_weights=False),
     "LoRA r=8": partial(LoraConfig, r=8, init_lora_weights=False),
 }
-PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapter, not merged"
-TENANTS, CLIENTS, TEXTS = 256, 128, 2048
+PEER = "LoRA r=8, PEFT's loop"
+MERGED = "one adapter, merged"
+ALONE = "one adapter, not merged"
+TENANTS = 256
+CLIENTS = 128
+TEXTS = 2048
 TEXT = "The hotel was clean and quiet, the staff friendly, but the breakfast was cold and the coffee worse. "
 REQUEST = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{}"
 
@@ -64,10 +69,12 @@ def run() -> Iterator[Row]:
             PEER: partial(peer.eval(), adapter_names=names),
         }
         for length in LENGTHS:
-            ids = torch.randint(5, SHAPE.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+            generator = torch.Generator().manual_seed(0)
+            ids = torch.randint(5, SHAPE.vocab_size, (ROWS, length), generator=generator)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            calls = {name: partial(model, **inputs) for name, model in models.items()}
             with torch.inference_mode():
-                times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, ROUNDS)
+                times = take_turns(calls, ROUNDS)
             for method, seconds in times.items():
                 yield {"tokens": length, "method": method, "adapters": count, "seconds": median(seconds)}
 
@@ -94,33 +101,41 @@ def over_http() -> Iterator[Row]:
 
     It has texts a second of both, the median of their ratios within rounds, and seconds of a request.
     """
-    tokenizer, filled = base_models.load_tokenizer(params.load_row("model", "minilm")), bank("LoRA r=8", TENANTS)
+    tokenizer = base_models.load_tokenizer(params.load_row("model", "minilm"))
+    filled = bank("LoRA r=8", TENANTS)
 
     def alone() -> None:
         for first in range(0, TEXTS, ROWS):
-            names = [str(at % TENANTS) for at in range(first, min(first + ROWS, TEXTS))]
+            names = [str(number % TENANTS) for number in range(first, min(first + ROWS, TEXTS))]
+            inputs = tokenizer([TEXT] * len(names), return_tensors="pt")
             with torch.no_grad():
-                logits = filled(**tokenizer([TEXT] * len(names), return_tensors="pt"), adapter_names=names).logits
+                logits = filled(**inputs, adapter_names=names).logits
             filled.answers(logits, names)
 
     with TemporaryDirectory() as folder:
         filled.save(f"{folder}/bank")
-        for one in (base(), tokenizer):
-            one.save_pretrained(f"{folder}/base")
+        base().save_pretrained(f"{folder}/base")
+        tokenizer.save_pretrained(f"{folder}/base")
         command = [sys.executable, "-m", "lsr", "serve", f"{folder}/bank", "--base", f"{folder}/base", "--port", "0"]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
         with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
             assert server.stderr is not None
             try:
-                port, seconds = int(re.findall(r":(\d+): ", server.stderr.readline())[0]), list[float]()
+                port = int(re.findall(r":(\d+): ", server.stderr.readline())[0])
+                seconds = list[float]()
                 times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(port, seconds))}, ROUNDS)
             finally:
                 server.terminate()
-    of_hundred = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
-    rates = {f"{name}_per_second": TEXTS / median(its) for name, its in times.items()}
-    share = ratio(times["bank"], times["server"])
-    counts = {"tenants": TENANTS, "clients": CLIENTS, "texts": TEXTS}
-    yield {**counts, **rates, "share": share, "median_seconds": of_hundred[49], "p99_seconds": of_hundred[98]}
+    percentiles = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
+    yield {
+        "tenants": TENANTS,
+        "clients": CLIENTS,
+        "texts": TEXTS,
+        **{f"{name}_per_second": TEXTS / median(rounds) for name, rounds in times.items()},
+        "share": ratio(times["bank"], times["server"]),
+        "median_seconds": percentiles[49],
+        "p99_seconds": percentiles[98],
+    }
 
 
 async def ask(port: int, seconds: list[float]) -> None:
@@ -130,7 +145,8 @@ async def ask(port: int, seconds: list[float]) -> None:
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in numbers:
-            body, begin = f'{{"adapter": "{number % TENANTS}", "texts": ["{TEXT}"]}}', perf_counter()
+            body = f'{{"adapter": "{number % TENANTS}", "texts": ["{TEXT}"]}}'
+            begin = perf_counter()
             writer.write(REQUEST.format(len(body), body).encode())
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200"), head
