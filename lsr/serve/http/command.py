@@ -2,7 +2,6 @@
 
 import gc
 import os
-import resource
 import socket
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -115,6 +114,8 @@ def _connections(options: Namespace) -> tuple[int, int]:
     given = options.client_connections
     if given is not None and given > options.connections:
         raise InputError(f"--client-connections: needed: at most --connections, {options.connections}, got {given}")
+    import resource  # not on Windows, which has the other commands all the same
+
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     connections = options.connections
     if files != resource.RLIM_INFINITY:
