@@ -6,8 +6,9 @@ The row is checked like any other, and its splits are made once, before anything
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipeline.params.reading import check_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
 from pipeline.params.sources import NAME
 from pipeline.tasks.cells import is_missing, plain_text
-from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, whose
+from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS, of_class
 from pipeline.tasks.several import labels_in
 
 OWN = TABLES["data"].own
@@ -41,7 +42,10 @@ SEPARATORS = ";|,"  # of several labels in a cell
 LONGEST = 30  # characters of a label
 MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
 USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
-PROMPT, COMPLETION, MESSAGES = "prompt", "completion", "messages"  # what is written is named so
+# What is written is named so.
+PROMPT = "prompt"
+COMPLETION = "completion"
+MESSAGES = "messages"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -59,19 +63,15 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--name", help="of the row; by default the file's")
     with parser.parsed(words) as options:
-        path, label, tenant = Path(os.path.relpath(options.file)), options.label, options.tenant
+        path = Path(os.path.relpath(options.file))
         if not path.is_relative_to(OWN.parent):
             raise UserError(f"{options.file}: DVC notices changes only in data/; move the file, or a link to it, there")
         name = options.name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
         if not re.fullmatch(NAME, name):
             raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
         _check_new(name, check_rows("data"))
-        tables = sources.values(path, str(path), flat=True)
-        first = next(tables)
-        texts = (name for name in first if name not in (label, tenant) and _is_text(first[name]))
-        running = dict.fromkeys(name for name in texts if not _several(first[name]))  # text that memory need not hold
-        table = pd.concat([first, *(one.assign(**running) for one in tables)])
-        content = described(table, options.text, label, tenant, path)
+        table = _read(path, (options.label, options.tenant))
+        content = described(table, options.text, options.label, options.tenant, path)
         row = validated(DatasetRow, content, OWN, (name,))
         row._where = str(OWN)
         loaded = datasets.load(row, name)
@@ -79,6 +79,18 @@ def main(words: Sequence[str] | None = None) -> None:
         with FileLock(LOCK):  # another command may add a row at the same time
             _append(name, content)
         _show(name, path, table, loaded)
+
+
+def _read(path: Path, kept: Collection[str | None]) -> pd.DataFrame:
+    # Returns the table in a file: of columns of running text, unless they are to be kept, only the beginning.
+    tables = sources.values(path, str(path), flat=True)
+    first = next(tables)
+    running = list[str]()
+    for name in first:
+        if name not in kept and _is_text(first[name]) and not _several(first[name]):
+            running.append(name)
+    empty = dict.fromkeys(running)  # text that memory need not hold
+    return pd.concat([first, *(table.assign(**empty) for table in tables)])
 
 
 def _check_new(name: str, names: Collection[str]) -> None:
@@ -91,7 +103,11 @@ def _append(name: str, row: dict[str, Any]) -> None:
     rows = {name: row}
     dumped = StringIO()
     YAML().dump(rows, dumped)
-    known, before = (read_yaml(OWN), OWN.read_text(encoding="utf-8")) if OWN.exists() else ({}, HEADER)
+    known = {}
+    before = HEADER
+    if OWN.exists():
+        known = read_yaml(OWN)
+        before = OWN.read_text(encoding="utf-8")
     _check_new(name, known)
     with artifacts.replacing(OWN) as new:
         new.write_text(f"{before.rstrip()}\n{dumped.getvalue()}", encoding="utf-8")
@@ -108,28 +124,37 @@ def _show(name: str, path: Path, table: pd.DataFrame, loaded: datasets.Loaded) -
     task = loaded.task
     row = task.row
     splits = loaded.splits
-    rows, used = len(table), sum(map(len, splits.values()))
-    sizes = ", ".join(f"{split} {len(texts):,}" for split, texts in splits.items())
-    twice = "texts that come twice, or that two splits have" if task.has_mirrors else "a text that comes twice"
-    left_out = f"; {rows - used:,} rows left out: no text or label, or {twice}" if used < rows else ""
+    labels = np.concatenate([split["label"] for split in splits.values()])
     shown = {
-        "text": " and ".join(task.row.text) + (", read together" if len(row.text) > 1 else ""),
-        "label": f"{row.label.column}, {task.shown(np.concatenate([split['label'] for split in splits.values()]))}",
-        "scores": ", ".join(f"{metric}{whose(metric, task)}" for metric in row.metrics),
-        "splits": f"{sizes}, by a hash of the text{left_out}",
+        "text": " and ".join(row.text) + (", read together" if len(row.text) > 1 else ""),
+        "label": f"{row.label.column}, {task.shown(labels)}",
+        "scores": ", ".join(f"{metric}{of_class(metric, task)}" for metric in row.metrics),
+        "splits": _sizes(loaded, len(table)),
     }
-    if row.tenant is None and (named := [column for column in table if column.casefold() in USUAL_TENANTS]):
+    named = [column for column in table if column.casefold() in USUAL_TENANTS]
+    if row.tenant is None and named:
         shown["tenants"] = f"none; if the column {named[0]} says whose row it is: --tenant {named[0]}"
-    if rare := task.rare(splits["train"]["label"]):
+    rare = task.rare(splits["train"]["label"])
+    if rare:
         shown["rare"] = rare
-    console.line(f"{OWN}: added {name}: {rows:,} rows of {path}")
-    for word, said in shown.items():
-        console.line(f"  {word:8}{said}")
+    console.line(f"{OWN}: added {name}: {len(table):,} rows of {path}")
+    for word, decided in shown.items():
+        console.line(f"  {word:8}{decided}")
     console.line(f"To change it, edit {OWN}, or remove the row there and give --text, --label, --tenant or --name")
     console.line(f"To keep both with the repository, the file by its digest: git add {OWN} && dvc add {path}")
     more = "model=smollm2" if task.writes else "train.steps=auto"  # smollm2 writes, as others do
     console.line(f"To train: dvc exp run -S data={name} -S {more}")
     warn_without_identity()
+
+
+def _sizes(loaded: datasets.Loaded, rows: int) -> str:
+    sizes = {split: len(texts) for split, texts in loaded.splits.items()}
+    shown = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
+    left_out = rows - sum(sizes.values())
+    if left_out <= 0:
+        return f"{shown}, by a hash of the text"
+    twice = "texts that come twice, or that two splits have" if loaded.task.has_mirrors else "a text that comes twice"
+    return f"{shown}, by a hash of the text; {left_out:,} rows left out: no text or label, or {twice}"
 
 
 def described(
@@ -157,22 +182,36 @@ def described(
     label = label or _label(table, text or (), path)
     of_tenants = {} if tenant is None else {"tenant": tenant}
     scored = _scored(table[label], tenant, path)
-    found = list(text or (column for column in table if column != label and _is_text(table[column])))
-    if not 0 < len(found) <= 2:
-        raise UserError(f"{path}: which one or two columns are the text? --text {' '.join(found or table)}")
-    return {**source, "text": found, **of_tenants, **scored, "cut": CUT}
+    texts = list(text or ())
+    if not texts:
+        texts = [column for column in table if column != label and _is_text(table[column])]
+    if not 0 < len(texts) <= 2:
+        raise UserError(f"{path}: which one or two columns are the text? --text {' '.join(texts or table)}")
+    return {**source, "text": texts, **of_tenants, **scored, "cut": CUT}
 
 
 def _label(table: pd.DataFrame, text: Sequence[str], path: Path) -> str:
     # The one with a usual name, or the only one with few values.
-    labels = {column: _several(table[column]) for column in table if column not in text}
-    columns = [column for column, several in labels.items() if several or not _is_text(table[column])]
-    named = [column for word in USUAL for column in columns if column.casefold() == word]
+    columns = list[str]()
+    few = list[str]()
     most = min(MOST_CLASSES, len(table) / 5)
-    few = [column for column in columns if labels[column] or 1 < table[column].map(str).nunique() <= most]
-    if not named and len(few) != 1:
-        raise UserError(f"{path}: which column is to be predicted? --label {' or '.join(few or columns or table)}")
-    return (named or few)[0]
+    for column in table:
+        if column in text:
+            continue
+        if _several(table[column]):
+            columns.append(column)
+            few.append(column)
+        elif not _is_text(table[column]):
+            columns.append(column)
+            if 1 < table[column].map(str).nunique() <= most:
+                few.append(column)
+    named = {column.casefold(): column for column in reversed(columns)}  # the first of equal names
+    for word in USUAL:
+        if word in named:
+            return named[word]
+    if len(few) == 1:
+        return few[0]
+    raise UserError(f"{path}: which column is to be predicted? --label {' or '.join(few or columns or table)}")
 
 
 def _is_text(values: pd.Series) -> bool:
@@ -180,7 +219,8 @@ def _is_text(values: pd.Series) -> bool:
     known = _known(values.head(SEEN))
     if {type(value) for value in known} != {str}:
         return False
-    letters = sum(sum(map(str.isalpha, value)) for value in known) / sum(map(len, known))
+    text = "".join(known)
+    letters = sum(map(str.isalpha, text)) / len(text)
     words = sum(max(len(value.split()), len(value) // 12) for value in known) / len(known)
     return letters > 0.5 and words >= WORDS
 
@@ -192,20 +232,32 @@ def _several(values: pd.Series) -> dict[str, Any]:
     them are in several different cells, and there are few of them.
     """
     known = _known(values)
-    are_lists = (kinds := {type(value) for value in known}) == {list}
-    if not are_lists and kinds != {str}:
+    kinds = {type(value) for value in known}
+    if kinds == {list}:
+        cells = [labels_in(value, "") for value in known]
+        return {"names": sorted({*chain(*cells)})} if _are_several(cells) else {}
+    if kinds != {str}:
         return {}
-    for separator in "-" if are_lists else SEPARATORS:
+    for separator in SEPARATORS:
         cells = [labels_in(value, separator) for value in known]
-        counts = Counter(part for cell in cells for part in cell)
-        different = Counter(part for cell in {*cells} for part in cell)
-        recurring = sum(count > 1 for count in different.values())
-        are_names = all(len(part) <= LONGEST and any(map(str.isalpha, part)) for part in counts)
-        joined = max(map(len, cells)) > 1
-        is_few = 1 < len(counts) <= min(MOST_CLASSES, len(cells) / 5)
-        if joined and is_few and (are_lists or (are_names and recurring > len(counts) / 2)):
-            return {**({} if are_lists else {"separator": separator}), "names": sorted(counts)}
+        if _are_several(cells) and _are_names(cells):
+            return {"separator": separator, "names": sorted({*chain(*cells)})}
     return {}
+
+
+def _are_several(cells: Sequence[tuple[str, ...]]) -> bool:
+    """Return whether a cell has several labels, of which there are few."""
+    labels = {*chain(*cells)}
+    is_few = 1 < len(labels) <= min(MOST_CLASSES, len(cells) / 5)
+    return is_few and max(map(len, cells)) > 1
+
+
+def _are_names(cells: Sequence[tuple[str, ...]]) -> bool:
+    """Return whether the parts of cells are short and have letters, and most are in several different cells."""
+    counts = Counter(chain(*{*cells}))
+    recurring = sum(count > 1 for count in counts.values())
+    are_words = all(len(part) <= LONGEST and any(map(str.isalpha, part)) for part in counts)
+    return are_words and recurring > len(counts) / 2
 
 
 def _known(values: pd.Series) -> list[Any]:
@@ -220,9 +272,10 @@ def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]
     are_flags = all(isinstance(value, bool) for value in values)
     are_numbers = numbers.notna().all() and not are_flags
     if are_numbers and ((numbers % 1 != 0).any() or len(counts) > MOST_DIGITS):
-        ends = {"low": float(numbers.min()), "high": float(numbers.max())}
-        return {"label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"]}
-    if several := _several(column):
+        label = {"column": column.name, "low": float(numbers.min()), "high": float(numbers.max())}
+        return {"label": label, "metrics": ["pearson", "spearman"]}
+    several = _several(column)
+    if several:
         return {"label": {"several": column.name, **several}, "metrics": ["macro_f1", "micro_f1"]}
     if tenant is not None:
         return {"label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"]}
@@ -231,16 +284,30 @@ def _scored(column: pd.Series, tenant: str | None, path: Path) -> dict[str, Any]
             f"{path}: {column.name} is no label: it has {len(counts):,} different values in {len(values):,} rows; "
             f"needed are numbers, or 2 to {MOST_CLASSES} values with several rows each; choose another --label"
         )
-    names = ["false", "true"] if are_flags else sorted(counts, key=float if are_numbers else None)
-    least, of_one = min(counts.values()), ["f1"] * (len(names) == 2)
-    metrics = ["accuracy", *(of_one or ["macro_f1"])]
-    if least < max(RARE_TEXTS, RARE_SHARE * len(values)):
-        metrics = ["macro_f1", *of_one, "accuracy"]  # accuracy hardly changes if a rare class is never answered
-    label = {"column": column.name, "names": names}
-    if of_one:  # the rarer class, or the second of equals
-        first, second = (counts[str(at) if are_flags else name] for at, name in enumerate(names))
-        label["positive"] = names[first >= second]
-    return {"label": label, "metrics": metrics} | ({"stratify": True} if least < RARE_TEXTS else {})
+    if are_flags:
+        return _of_classes(column.name, {"false": counts["0"], "true": counts["1"]})
+    names = sorted(counts, key=float if are_numbers else None)
+    return _of_classes(column.name, {name: counts[name] for name in names})
+
+
+def _of_classes(column: Any, counts: Mapping[str, int]) -> dict[str, Any]:
+    # What of a row follows from its classes, with how many texts each has.
+    names = list(counts)
+    label = {"column": column, "names": names}
+    f1 = list[str]()
+    if len(names) == 2:
+        first, second = counts.values()
+        label["positive"] = names[first >= second]  # the rarer class, or the second of equals
+        f1 = ["f1"]
+    least = min(counts.values())
+    if least < max(RARE_TEXTS, RARE_SHARE * sum(counts.values())):
+        metrics = ["macro_f1", *f1, "accuracy"]  # accuracy hardly changes if a rare class is never answered
+    else:
+        metrics = ["accuracy", *(f1 or ["macro_f1"])]
+    scored: dict[str, Any] = {"label": label, "metrics": metrics}
+    if least < RARE_TEXTS:
+        scored["stratify"] = True
+    return scored
 
 
 if __name__ == "__main__":

@@ -43,12 +43,13 @@ def outputs(
     lengths = torch.tensor(split["length"][:])
     order = lengths.argsort(descending=True, stable=True)
     inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT, *task.judged)])
-    found = []
+    parts = []
     for indices in order.split(batch_size):
-        batch = {name: value.to(where) for name, value in collate(inputs[indices.tolist()]).items()}
-        found.append(task.outputs(model, batch).float().cpu())
+        collated = collate(inputs[indices.tolist()])
+        batch = {name: value.to(where) for name, value in collated.items()}
+        parts.append(task.outputs(model, batch).float().cpu())
         advance(len(indices))
-    return torch.cat(found)[order.argsort()]
+    return torch.cat(parts)[order.argsort()]
 
 
 def outcome(outputs: Tensor, split: Dataset) -> Outcome:
@@ -79,31 +80,42 @@ def write(
         use_cache=True,
     )
     order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
-    said, start, count = [""] * len(asked), time.monotonic(), 0
-    for places in order.split(batch_size):
-        rows: Any = {"input_ids": [asked[at] for at in places.tolist()]}
+    texts = [""] * len(asked)
+    start = time.monotonic()
+    count = 0
+    for indices in order.split(batch_size):
+        places = indices.tolist()
+        rows: Any = {"input_ids": [asked[place] for place in places]}
         batch = prompts.tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(where)
-        found = model.generate(**batch, generation_config=greedy, streamer=streamer)
-        for at, row in zip(places.tolist(), found[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            ended = next((place + 1 for place, one in enumerate(row) if one in prompts.ends), len(row))
-            said[at], count = prompts.text(row[:ended]), count + ended
+        generated = model.generate(**batch, generation_config=greedy, streamer=streamer)
+        width = batch["input_ids"].shape[1]
+        for place, ids in zip(places, generated[:, width:].tolist(), strict=True):
+            answer = prompts.answer(ids)
+            texts[place] = prompts.text(answer)
+            count += len(answer)
         advance(len(places), f"{count / (time.monotonic() - start):,.0f} tokens/s")
-    return said
+    return texts
 
 
 def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_size: int) -> dict[str, float]:
     """Return for how many of `count` prompts of a tokenized split, evenly spaced, a model writes what is expected."""
-    asked, expected = _apart(split.select(range(0, len(split), math.ceil(len(split) / count))))
+    step = math.ceil(len(split) / count)
+    asked, expected = _apart(split.select(range(0, len(split), step)))
     longest = max(map(len, expected)) + SLACK
-    said = write(model, prompts, asked, longest, batch_size)
-    right = [one.strip() == prompts.text(ids).strip() for one, ids in zip(said, expected, strict=True)]
-    return {"exact_match": float(np.mean(right))}
+    texts = write(model, prompts, asked, longest, batch_size)
+    is_right = [text.strip() == prompts.text(ids).strip() for text, ids in zip(texts, expected, strict=True)]
+    return {"exact_match": float(np.mean(is_right))}
 
 
 def _apart(split: Dataset) -> tuple[list[list[int]], list[list[int]]]:
     """Return the prompts of a tokenized split, and the answers with their end tokens."""
-    examples = [Example(row["input_ids"], row["label"]) for row in split.select_columns(["input_ids", "label"])]
-    return [one.ids[: -one.answer] for one in examples], [one.ids[-one.answer :] for one in examples]
+    asked = list[list[int]]()
+    answers = list[list[int]]()
+    for row in split.select_columns(["input_ids", "label"]):
+        example = Example(row["input_ids"], row["label"])
+        asked.append(example.ids[: -example.answer])
+        answers.append(example.ids[-example.answer :])
+    return asked, answers
 
 
 def written(
@@ -117,7 +129,7 @@ def written(
 ) -> Written:
     """Return what a model writes for a tokenized split and the loss of what is expected."""
     asked, _ = _apart(split)
-    said = write(model, prompts, asked, new_tokens, batch_size, advance)
+    texts = write(model, prompts, asked, new_tokens, batch_size, advance)
     fewer = max(1, batch_size // 4)  # with the logits of all words
     judged = outputs(task, model, split, task.collator(prompts.tokenizer), fewer)
-    return Written(judged, tokens.labels_of(split), None, said)
+    return Written(judged, tokens.labels_of(split), None, texts)

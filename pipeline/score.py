@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lsr.tuner.files import weights_of
 from pipeline import evaluation, previous, tasks
@@ -50,26 +51,40 @@ def main(words: Sequence[str] | None = None) -> None:
 def _scores(folder: Path, task: Task, texts: Examples, options: argparse.Namespace) -> list[str]:
     # Returns the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
     identity = artifacts.identity(folder)
-    if note := previous.note_of(folder):
+    note = previous.note_of(folder)
+    if note:
         console.note(f"{folder}: {note}")
-    its = adapter_task.read(folder)
-    wanted = AdapterTask.of(task, its.max_length)
-    if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):
-        says, has = (" ".join(one.labels or [f"a {one.kind}"]) for one in (its, wanted))
-        raise UserError(f"{folder}: says {says} of {' and '.join(its.columns)}, but {options.data} has {has}")
-    task = task.with_facts(task.facts.model_copy(update={"thresholds": its.thresholds}))
-    opened = Opened(folder, options.base, its, options.batch_size)
+    own = adapter_task.read(folder)
+    wanted = AdapterTask.of(task, own.max_length)
+    if _answers(own) != _answers(wanted):
+        answer = f"{_labels(own)} of {' and '.join(own.columns)}"
+        raise UserError(f"{folder}: says {answer}, but {options.data} has {_labels(wanted)}")
+    task = task.with_facts(task.facts.model_copy(update={"thresholds": own.thresholds}))
+    opened = Opened(folder, options.base, own, options.batch_size)
     artifacts.check_not_replaced(folder, identity)
+    parts = list[Tensor]()
     with console.progress(str(folder), len(texts), "texts", console.errors) as advance:
-        found = [
-            opened.outputs(batch, range(at * BATCH + 1, len(texts) + 1), advance)[0]
-            for at, batch in enumerate(texts.batches(BATCH))
-        ]
-    outcome, first = evaluation.outcome(torch.cat(found), texts), task.row.metrics[0]
+        for number, batch in enumerate(texts.batches(BATCH)):
+            rows = range(number * BATCH + 1, len(texts) + 1)
+            outputs, _ = opened.outputs(batch, rows, advance)
+            parts.append(outputs)
+    outcome = evaluation.outcome(torch.cat(parts), texts)
     metrics = task.metrics(outcome, load_params().evaluate.resamples)
-    interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
-    size = weights_of(folder).stat().st_size
-    return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in task.row.metrics), interval, f"{len(texts):,}"]
+    names = task.row.metrics
+    return [
+        f"{weights_of(folder).stat().st_size:,}",
+        *(f"{metrics[name]:.4f}" for name in names),
+        f"{metrics[f'{names[0]}_low']:.4f} to {metrics[f'{names[0]}_high']:.4f}",
+        f"{len(texts):,}",
+    ]
+
+
+def _answers(task: AdapterTask) -> tuple[object, ...]:  # equal where adapters answer the same question
+    return task.kind, task.labels, len(task.columns)
+
+
+def _labels(task: AdapterTask) -> str:
+    return " ".join(task.labels or [f"a {task.kind}"])
 
 
 if __name__ == "__main__":

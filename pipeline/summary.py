@@ -7,7 +7,7 @@ one.
 import json
 import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import by_dotted_key, parsed, read_yaml
+from pipeline.params.sections import TrainParams
 from pipeline.tasks import CompletionTask, facts
-from pipeline.tasks.classes import whose
+from pipeline.tasks.classes import of_class
 
-WIDTH, INDENT = 88, 12  # characters
+WIDTH = 88  # characters
+INDENT = 12  # characters
 FEW = 3  # tenants at each end, or texts that were written
 SHOWN = 80  # characters of these
 MOST_CLASSES = 10  # whose scores are shown one by one
@@ -37,64 +39,99 @@ def main(words: Sequence[str] | None = None) -> None:
     with Parser("python -m pipeline.summary", __doc__).parsed(words):
         params = load_params()
         row = load_row("data", params.data)
-        results = list(_results(params, row))
+        results = list(_results(params, row, _metrics(params)))
         console.line(f"\n{params.adapter} on {params.model}, {params.data}, seed {params.seed}\n")
-        for word, said in results:
-            console.line(textwrap.fill(f"{word:{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT))
-        if 0 < len(classes := _table(artifacts.EVALUATE_CLASSES)) <= MOST_CLASSES:
+        for word, result in results:
+            console.line(_filled(word, result))
+        classes = _table(artifacts.EVALUATE_CLASSES)
+        if 0 < len(classes) <= MOST_CLASSES:
             console.table("the test split by class", list(classes), classes.itertuples(index=False))
-        if not artifacts.is_temporary_copy():  # which is gone when this is read
-            if edits := _edits():
-                more = f", and {len(edits) - MOST_EDITS} more" if len(edits) > MOST_EDITS else ""
-                said = f"{', '.join(edits[:MOST_EDITS])}{more}; these stay in {PARAMS}, and later runs use them"
-                lines = textwrap.fill(f"{'edited':{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT)
-                console.line(f"\n{lines}\n{'to undo':{INDENT}}git checkout HEAD {PARAMS}")
-            for word, command in _next(params, row):
-                console.line(f"{word:{INDENT}}{command}".rstrip())
-            warn_without_identity()
+        if artifacts.is_temporary_copy():
+            return  # what follows is about files that are gone when it is read
+        _print_edits(_edits())
+        for word, command in _next(params, row):
+            console.line(f"{word:{INDENT}}{command}".rstrip())
+        warn_without_identity()
 
 
-def _results(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
-    found = dict[str, Any]()
+def _filled(word: str, text: str) -> str:
+    return textwrap.fill(f"{word:{INDENT}}{text}", WIDTH, subsequent_indent=" " * INDENT)
+
+
+def _print_edits(edits: Sequence[str]) -> None:
+    if not edits:
+        return
+    more = f", and {len(edits) - MOST_EDITS} more" if len(edits) > MOST_EDITS else ""
+    shown = f"{', '.join(edits[:MOST_EDITS])}{more}; these stay in {PARAMS}, and later runs use them"
+    console.line(f"\n{_filled('edited', shown)}\n{'to undo':{INDENT}}git checkout HEAD {PARAMS}")
+
+
+def _metrics(params: Params) -> dict[str, Any]:
+    # Returns what the stages of the last run have measured.
+    metrics = dict[str, Any]()
     for path in (artifacts.FACTORIZE_METRICS, artifacts.TRAIN_METRICS, artifacts.EVALUATE_METRICS):
         try:
-            found |= artifacts.read_metrics(path)
+            metrics |= artifacts.read_metrics(path)
         except FileNotFoundError:
             raise UserError(f"{path}: not found; run dvc repro first") from None
-    if found["data"] != params.data:
-        raise UserError(f"{PARAMS}: data is {params.data}, but the last run read {found['data']}; run dvc repro first")
+    data = metrics["data"]
+    if data != params.data:
+        raise UserError(f"{PARAMS}: data is {params.data}, but the last run read {data}; run dvc repro first")
+    return metrics
+
+
+def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     task = tasks.of(row, facts.read(artifacts.TOKENS))
     for name in row.metrics:
-        constant = f"{found[f'{name}_baseline']:.4g} {task.baseline}"
-        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        low = metrics[f"{name}_low"]
+        high = metrics[f"{name}_high"]
         ends = f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
-        yield name, f"{found[name]:.4g}{whose(name, task)}, {ends}; {constant}"
+        constant = f"{metrics[f'{name}_baseline']:.4g} {task.baseline}"
+        yield name, f"{metrics[name]:.4g}{of_class(name, task)}, {ends}; {constant}"
     if isinstance(task, CompletionTask):
-        yield "loss", f"{found['loss']:.4g} per token of a completion; {found['loss_baseline']:.4g} {task.baseline}"
-        for one in _table(artifacts.EVALUATE_PREDICTIONS)[:FEW].itertuples():
-            prompt, said, expected = (textwrap.shorten(text, SHOWN) for text in (one.prompt, one.said, one.expected))
-            yield "e.g.", f"{prompt} -> {said}" + (f" (expected: {expected})" if one.right == "no" else "")
+        loss = f"{metrics['loss']:.4g} per token of a completion"
+        yield "loss", f"{loss}; {metrics['loss_baseline']:.4g} {task.baseline}"
+        yield from _texts()
     if row.tenant is not None:
-        scored = sorted(_table(artifacts.EVALUATE_TENANTS)[["score", "tenant"]].itertuples(index=False))
-        few = max(1, min(FEW, len(scored) // 2))
-        for word, its in {"best": scored[: -few - 1 : -1], "worst": scored[:few]}.items():
-            yield word, ", ".join(f"{name} {score:.4g}" for score, name in its)
-        each = found["bank_bytes"] / found["tenants"]
-        yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"
+        yield from _tenants()
+        each = metrics["bank_bytes"] / metrics["tenants"]
+        yield "tenants", f"{metrics['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"
     classes = _table(artifacts.EVALUATE_CLASSES)
-    if silent := list(classes["class"][(classes["texts"] > 0) & (classes["answers"] == 0)]):
-        yield "never said", f"{', '.join(silent[:FEW])}{' and others' * (len(silent) > FEW)}, but test has such texts"
-    trained = f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained"
-    yield "parameters", f"{trained}, {found['base_parameters']:,} frozen"
-    yield "bytes", f"{found['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
-    yield "training", f"{found['steps']:,} optimizer steps, {found['read']:,} examples read"
-    if found["start_batches"]:
-        yield "its start", f"{found['start_batches']:,} batches, {found['start_read']:,} examples read"
-    if found["steps"] < SHORT:
-        more = ", or train.steps: auto," if params.train.steps == "epochs" else ""
-        ended = ", unless train.patience ended it" * (params.train.patience != "none")
-        said = f"below {SHORT} steps{ended}, more of train.epochs{more} often changes which method is best."
-        yield "", f"This is a short run: {said}"
+    silent = list(classes["class"][(classes["texts"] > 0) & (classes["answers"] == 0)])
+    if silent:
+        more = " and others" if len(silent) > FEW else ""
+        yield "never said", f"{', '.join(silent[:FEW])}{more}, but test has such texts"
+    trained = f"{metrics['adapter_trained']:,} of the adapter and {metrics['head_parameters']:,} of the head trained"
+    yield "parameters", f"{trained}, {metrics['base_parameters']:,} frozen"
+    yield "bytes", f"{metrics['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
+    yield "training", f"{metrics['steps']:,} optimizer steps, {metrics['read']:,} examples read"
+    if metrics["start_batches"]:
+        yield "its start", f"{metrics['start_batches']:,} batches, {metrics['start_read']:,} examples read"
+    if metrics["steps"] < SHORT:
+        yield "", _advice(params.train)
+
+
+def _texts() -> Iterator[tuple[str, str]]:
+    for row in _table(artifacts.EVALUATE_PREDICTIONS)[:FEW].itertuples():
+        shown = f"{textwrap.shorten(row.prompt, SHOWN)} -> {textwrap.shorten(row.said, SHOWN)}"
+        if row.right == "no":
+            shown += f" (expected: {textwrap.shorten(row.expected, SHOWN)})"
+        yield "e.g.", shown
+
+
+def _tenants() -> Iterator[tuple[str, str]]:
+    table = _table(artifacts.EVALUATE_TENANTS)
+    shown = [f"{name} {score:.4g}" for score, name in sorted(zip(table["score"], table["tenant"], strict=True))]
+    few = max(1, min(FEW, len(shown) // 2))
+    yield "best", ", ".join(shown[: -few - 1 : -1])
+    yield "worst", ", ".join(shown[:few])
+
+
+def _advice(train: TrainParams) -> str:
+    more = ", or train.steps: auto," if train.steps == "epochs" else ""
+    ended = ", unless train.patience ended it" if train.patience != "none" else ""
+    longer = f"below {SHORT} steps{ended}, more of train.epochs{more} often changes which method is best."
+    return f"This is a short run: {longer}"
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -102,7 +139,8 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
-    texts = " ".join(['"A text of yours."', '"Another one."'][: len(tasks.of(row).columns)])
+    columns = tasks.of(row).columns
+    texts = '"A text of yours." "Another one."' if len(columns) > 1 else '"A text of yours."'
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
     if row.tenant is not None:
@@ -139,7 +177,9 @@ def _by_key(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(values: dict[str, Any], key: str) -> str:
-    return json.dumps(values[key], default=str).strip('"') if key in values else "none"
+    if key not in values:
+        return "none"
+    return json.dumps(values[key], default=str).strip('"')
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(view: params.EvaluateView) -> None:
     sizes = sizes_of(trained, view)
     if isinstance(task, CompletionTask):
         written = write(task, view, trained, test, "evaluate, with the adapter")
-        outcome: Outcome = replace(written, base_outputs=without_adapter.outputs, base_said=without_adapter.said)
+        outcome: Outcome = replace(written, base_outputs=without_adapter.outputs, base_texts=without_adapter.texts)
     elif task.facts.tenants:  # what is scored is what is served
         bank = AdapterBank.load(banks.base_of(view.base_model), artifacts.BANK)
         sizes["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size

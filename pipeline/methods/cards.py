@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -21,17 +21,13 @@ from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import Task
-from pipeline.tasks.classes import whose
+from pipeline.tasks.classes import of_class
 
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
 
 
 def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
     """Return the card of an adapter in a folder; `score` is the validation score, of which a task has thresholds."""
-    values = {view.adapter: view.section, "tokenize": view.tokenize, "train": view.train}
-    values |= {"tenants": view.tenants} if view.dataset.tenant else {}
-    chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
-    command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
     of_checkpoint = base_models.load_config(view.base_model, task).dtype
@@ -53,20 +49,34 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
         summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {task.says()}.",
         sections={
-            "Score": f"{task.selects}{whose(task.selects, task)} {score:.4g} on the {view.dataset.select_on} split, "
+            "Score": f"{task.selects}{of_class(task.selects, task)} {score:.4g} on the {view.dataset.select_on} split, "
             "which chose the checkpoint.",
             "Parameters": f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} "
             f"are stored, plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base "
             "model are frozen.",
-            "Training": f"With these values in `params.yaml`:\n\n```yaml\n{chosen}\n```\n\n    {command}",
+            "Training": _training(view),
         },
         header={"datasets": [_dataset(view)], "metrics": list(task.row.metrics)},
     )
 
 
+def _training(view: TrainView) -> str:
+    sections: dict[str, Any] = {
+        view.adapter: view.section,
+        "tokenize": view.tokenize,
+        "train": view.train,
+    }
+    if view.dataset.tenant:
+        sections["tenants"] = view.tenants
+    values = [f"{word}: {json.dumps(section.model_dump(mode='json'))}\n" for word, section in sections.items()]
+    command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
+    return f"With these values in `params.yaml`:\n\n```yaml\n{''.join(values)}```\n\n    {command}"
+
+
 def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], adapter: Path) -> str:
     """Return the card in the folder of a trained adapter, with its test scores in place of the validation score."""
-    card, names = ModelCard((adapter / FILE).read_text(encoding="utf-8")), view.dataset.metrics
+    card = ModelCard((adapter / FILE).read_text(encoding="utf-8"))
+    names = view.dataset.metrics
     data = cast("ModelCardData", card.data)
     data.model_name = f"{view.model} on {view.data}"
     data.eval_results = [
@@ -80,10 +90,12 @@ def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], 
         )
         for name in names
     ]
-    ends = {name: " to ".join(f"{metrics[f'{name}_{end}']:.4g}" for end in ("low", "high")) for name in names}
-    rows = "\n".join(f"| {name}{whose(name, task)} | {metrics[name]:.4g} | {ends[name]} |" for name in names)
-    table = f"| test split | score | 95 % interval |\n|---|---|---|\n{rows}"
-    card.text = SCORE.sub(f"{table}\n\nof {metrics['examples']:,} examples.", card.text)
+    lines = ["| test split | score | 95 % interval |", "|---|---|---|"]
+    for name in names:
+        interval = f"{metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g}"
+        lines.append(f"| {name}{of_class(name, task)} | {metrics[name]:.4g} | {interval} |")
+    lines += ["", f"of {metrics['examples']:,} examples."]
+    card.text = SCORE.sub("\n".join(lines), card.text)
     return str(card)
 
 

@@ -15,6 +15,7 @@ Cells = Mapping[str, Any]  # of a row, by column
 Record = tuple[str, Cells]  # where a row is, such as line 7, and its cells
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which jsonl can hold and a tokenizer cannot
+TEXT_COLUMNS = ("text", "text_pair")  # of examples
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
 
@@ -31,9 +32,9 @@ def text_in(value: object) -> str:
     Raises:
         ValueError: if it is none.
     """
-    if not isinstance(value, str) or HALVES.search(value):
-        raise ValueError(f"a text must be text, got {value!r}")
-    return value
+    if isinstance(value, str) and not HALVES.search(value):
+        return value
+    raise ValueError(f"a text must be text, got {value!r}")
 
 
 def plain_text(value: object) -> str:
@@ -41,7 +42,10 @@ def plain_text(value: object) -> str:
     if isinstance(value, int | float) and value == value // 1:
         return str(int(value))
     text = str(value).strip()
-    return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
+    if not WHOLE.fullmatch(text):
+        return text
+    digits, _, _ = text.partition(".")
+    return str(int(digits))
 
 
 def spelled_alike(
@@ -69,13 +73,15 @@ def spelled_alike(
 
 def hash_of(text: str) -> int:
     """Return the first eight bytes of the SHA-256 of a text, as a number of the same order."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8])
 
 
 def fold(text: str) -> str:
     """Return the text after NFKC normalization, case folding and whitespace folding, to compare texts."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.split())
+    normal = unicodedata.normalize("NFKC", text)
+    words = unicodedata.normalize("NFKC", normal.casefold()).split()
+    return " ".join(words)
 
 
 def rounded(value: float, digits: int) -> float:
@@ -85,8 +91,12 @@ def rounded(value: float, digits: int) -> float:
 
 def text_columns(row: DatasetRow) -> list[str]:
     """Return the columns that the texts of a row are made of, without those of marks."""
-    named = [name for entry in row.text for name in fields(entry) if not (row.choices and name == CHOICE)]
-    return list(dict.fromkeys([*named, *row.choices]))
+    names = list[str]()
+    for entry in row.text:
+        names += fields(entry)
+    if row.choices:
+        names = [name for name in names if name != CHOICE]
+    return list(dict.fromkeys([*names, *row.choices]))
 
 
 def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
@@ -96,8 +106,11 @@ def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
         ValueError: if a value is not text, or without a part that is to be marked.
     """
     values = {name: text_in(cells[name]) for name in text_columns(row)}
-    for name in {mark.column for mark in row.mark}:
-        values[name] = _marked(cells, name, [mark for mark in row.mark if mark.column == name])
+    marks = dict[str, list[Mark]]()
+    for mark in row.mark:
+        marks.setdefault(mark.column, []).append(mark)
+    for name, own in marks.items():
+        values[name] = _marked(cells, name, own)
     return values
 
 
@@ -108,9 +121,9 @@ def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
         ValueError: if a value is not text, or without a part that is to be marked.
     """
     values = column_texts(cells, row)
-    named = dict(zip(("text", "text_pair"), row.text, strict=False))
-    chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
-    return [{name: _filled(entry, each) for name, entry in named.items()} for each in chosen]
+    if not row.choices:
+        return [_filled_texts(row, values)]
+    return [_filled_texts(row, values | {CHOICE: values[choice]}) for choice in row.choices]
 
 
 def folded(texts: Iterable[str]) -> str:
@@ -118,13 +131,24 @@ def folded(texts: Iterable[str]) -> str:
     return "\n".join(map(fold, texts))
 
 
+def _filled_texts(row: DatasetRow, values: Mapping[str, str]) -> dict[str, str]:
+    named = zip(TEXT_COLUMNS, row.text, strict=False)
+    return {name: _filled(entry, values) for name, entry in named}
+
+
 def _filled(entry: str, values: Mapping[str, str]) -> str:
-    return FIELD.sub(lambda field: values[field[1]], entry) if is_template(entry) else values[entry]
+    if is_template(entry):
+        return FIELD.sub(lambda field: values[field[1]], entry)
+    return values[entry]
 
 
 def _marked(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
     text: str = cells[column]
-    signs = [(place, mark.sign) for mark in marks for place in _part(text, mark, cells)]
+    signs = list[tuple[int, str]]()
+    for mark in marks:
+        begin, end = _part(text, mark, cells)
+        signs.append((begin, mark.sign))
+        signs.append((end, mark.sign))
     for place, sign in sorted(signs, reverse=True):
         text = text[:place] + sign + text[place:]
     return text
@@ -132,20 +156,24 @@ def _marked(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
 
 def _part(text: str, mark: Mark, record: Cells) -> tuple[int, int]:  # where it begins, and ends exclusively
     if mark.word is None or mark.says is None:
-        begin, end = (_whole(record, str(column)) for column in (mark.start, mark.end))
+        begin = _whole(record, str(mark.start))
+        end = _whole(record, str(mark.end))
         if not 0 <= begin < end <= len(text):
             raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
         return begin, end
-    number, says = _whole(record, mark.word), str(record[mark.says])
+    number = _whole(record, mark.word)
+    phrase = str(record[mark.says])
     words = [word.start() for word in re.finditer(r"\S+", text)]
-    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, says.split())) + r"(?!\w)"
+    spaced = r"\s+".join(map(re.escape, phrase.split()))
+    pattern = rf"(?<!\w){spaced}(?!\w)"
 
     def astray(part: re.Match[str]) -> int:
-        return abs(bisect_right(words, part.start()) - 1 - number)
+        word = bisect_right(words, part.start()) - 1
+        return abs(word - number)
 
     part = min(re.finditer(pattern, text, re.IGNORECASE), key=astray, default=None)
     if part is None or part.start() == part.end() or astray(part) > ASTRAY:
-        raise ValueError(f"{mark.says} {says!r} is not at word {number} of {mark.column}: {text!r}")
+        raise ValueError(f"{mark.says} {phrase!r} is not at word {number} of {mark.column}: {text!r}")
     return part.span()
 
 

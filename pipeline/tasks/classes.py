@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 12  # classes
-RARE_SHARE, RARE_TEXTS = 0.1, 50  # a class with less of either is rare
+# A class with less of either is rare.
+RARE_SHARE = 0.1
+RARE_TEXTS = 50
 
 
 class ClassesTask(Task):
@@ -35,7 +37,9 @@ class ClassesTask(Task):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.label.names[::-1] if self.is_turned else self.label.names
+        if self.is_turned:
+            return self.label.names[::-1]
+        return self.label.names
 
     @property
     def is_turned(self) -> bool:
@@ -70,24 +74,29 @@ class ClassesTask(Task):
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Bring labels into the order of the outputs."""
-        return examples.assign(label=1 - examples["label"]) if self.is_turned else examples, Counter()
+        if self.is_turned:
+            examples = examples.assign(label=1 - examples["label"])
+        return examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
         labels = np.array(train["label"].tolist())
-        return "" if self.counted(labels).all() else f"no row of a class; rows per class: {self.listed(labels)}"
+        if self.counted(labels).all():
+            return ""
+        return f"no row of a class; rows per class: {self.listed(labels)}"
 
     def counted(self, labels: Numbers) -> Numbers:
         """Return the number of examples of each class."""
         return np.bincount(labels, minlength=len(self.names))
 
     def rare(self, labels: Numbers) -> str:
-        few = [
-            f"{name} {count:,} ({count / len(labels):.1%})"
-            for name, count in zip(self.names, self.counted(labels), strict=True)
-            if count < max(RARE_SHARE * len(labels), RARE_TEXTS)
-        ]
-        advice = "macro_f1 sees them, and train.class_weights: balanced gives them weight"
-        return f"{some_of(few)}: {advice}" if few else ""
+        enough = max(RARE_SHARE * len(labels), RARE_TEXTS)
+        few = list[str]()
+        for name, count in zip(self.names, self.counted(labels), strict=True):
+            if count < enough:
+                few.append(f"{name} {count:,} ({count / len(labels):.1%})")
+        if not few:
+            return ""
+        return f"{some_of(few)}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
 
     @property
     def has_one_class_each(self) -> bool:
@@ -101,7 +110,8 @@ class ClassesTask(Task):
         """
         import torch
 
-        weights = torch.from_numpy(len(labels) / (len(self.names) * self.counted(labels))).float()
+        counts = self.counted(labels)
+        weights = torch.from_numpy(len(labels) / (len(counts) * counts)).float()
 
         def loss(outputs: "Tensor", wanted: "Tensor") -> "Tensor":  # (n, classes), (n,)
             each = torch.nn.functional.cross_entropy(outputs, wanted, reduction="none")
@@ -132,8 +142,10 @@ class ClassesTask(Task):
         import torch
         from scipy import stats
 
-        loss = torch.nn.functional.cross_entropy(outcome.outputs, torch.from_numpy(outcome.labels))  # in nats
-        return float(loss), float(stats.entropy(np.bincount(outcome.labels)))
+        labels = torch.from_numpy(outcome.labels)
+        loss = torch.nn.functional.cross_entropy(outcome.outputs, labels)  # in nats
+        entropy = stats.entropy(np.bincount(outcome.labels))
+        return float(loss), float(entropy)
 
     def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
         from pipeline.tasks import scores
@@ -145,29 +157,42 @@ class ClassesTask(Task):
         return self.predicted(outcome)
 
     def table(self, outcome: Outcome) -> Columns:
-        both = {"actual": outcome.labels, "predicted": self.of_examples(outcome)}
-        named = {column: [self.names[number] for number in numbers] for column, numbers in both.items()}
-        # Two digits are what a confidence means; more of them differ between processors.
-        confidence = [round(value, 2) for value in outcome.outputs.softmax(dim=1).amax(dim=1).tolist()]
-        return {**named, **{f"{column}_group": values for column, values in named.items()}, "confidence": confidence}
+        names = self.names
+        actual = [names[number] for number in outcome.labels]
+        predicted = [names[number] for number in self.of_examples(outcome)]
+        confidence = outcome.outputs.softmax(dim=1).amax(dim=1).tolist()
+        return {
+            "actual": actual,
+            "predicted": predicted,
+            "actual_group": actual,
+            "predicted_group": predicted,
+            # Two digits are what a confidence means; more of them differ between processors.
+            "confidence": [round(value, 2) for value in confidence],
+        }
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        shares, names = outputs.double().softmax(dim=1).numpy(), labels or ()
-        return {"label": [names[at] for at in shares.argmax(axis=1)], **by_label(shares, names)}
+        shares = outputs.double().softmax(dim=1).numpy()
+        names = labels or ()
+        likeliest = [names[number] for number in shares.argmax(axis=1)]
+        return {"label": likeliest, **by_label(shares, names)}
 
     def says(self) -> str:
         return f"one of {len(self.names)} labels, {', '.join(self.names)}"
 
     def shown(self, labels: Numbers) -> str:
         names = self.names
-        are_numbers = all(name.lstrip("-").isdecimal() for name in names) and len(names) > 2
+        classes = f"{len(names)} classes: {self.listed(labels)}"
+        are_numbers = all(name.lstrip("-").isdecimal() for name in names)
+        if len(names) <= 2 or not are_numbers:
+            return classes
         instead = f"low: {names[0]} and high: {names[-1]} in place of names, metrics: [pearson]"
-        return f"{len(names)} classes: {self.listed(labels)}{f'; as a number: {instead}' if are_numbers else ''}"
+        return f"{classes}; as a number: {instead}"
 
     def listed(self, labels: Numbers) -> str:
         """Return the classes and how many examples each has."""
-        return some_of([f"{name} {count:,}" for name, count in zip(self.names, self.counted(labels), strict=True)])
+        counts = zip(self.names, self.counted(labels), strict=True)
+        return some_of([f"{name} {count:,}" for name, count in counts])
 
 
 class PairsTask(ClassesTask):
@@ -199,12 +224,23 @@ class PairsTask(ClassesTask):
         assert self.row.pairs is not None
         texts = examples.drop_duplicates("hash").sort_values("hash")
         step = 2 if split == "test" else 1
-        first, second = (part.reset_index(drop=True) for part in (texts[:-1:step], texts[1::step]))
+        first = texts[:-1:step].reset_index(drop=True)
+        second = texts[1::step].reset_index(drop=True)
         difference = first["label"] - second["label"]
-        label = (difference < 0).astype(np.int64)  # 0 if the first has the larger number, 1 if the second has
-        pairs = pd.DataFrame({"text": first["text"], "text_pair": second["text"], "label": label})
-        apart = difference.abs() >= self.row.pairs.margin
-        return pairs[apart], Counter(within_margin=int((~apart).sum()), duplicate=len(examples) - len(texts))
+        pairs = pd.DataFrame(
+            {
+                "text": first["text"],
+                "text_pair": second["text"],
+                # 0 if the first has the larger number, 1 if the second has
+                "label": (difference < 0).astype(np.int64),
+            }
+        )
+        kept = pairs[difference.abs() >= self.row.pairs.margin]
+        left_out = Counter(
+            within_margin=len(pairs) - len(kept),
+            duplicate=len(examples) - len(texts),
+        )
+        return kept, left_out
 
 
 class ChoicesTask(ClassesTask):
@@ -217,15 +253,17 @@ class ChoicesTask(ClassesTask):
         return False  # the examples of a row share an answer
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        outputs = outcome.outputs.numpy()
-        return (outputs[:, 1] - outputs[:, 0])[self._members(outcome.groups)].argmax(axis=1)
+        wrong, right = outcome.outputs.numpy().T
+        return (right - wrong)[self._members(outcome.groups)].argmax(axis=1)
 
     def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
         return labels[self._members(groups)].argmax(axis=1)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
-        groups, predicted = self._members(outcome.groups), np.zeros(len(outcome.labels), np.int64)
-        predicted[groups[np.arange(len(groups)), self.predicted(outcome)]] = 1
+        groups = self._members(outcome.groups)
+        chosen = groups[np.arange(len(groups)), self.predicted(outcome)]
+        predicted = np.zeros(len(outcome.labels), np.int64)
+        predicted[chosen] = 1
         return predicted
 
     def _members(self, groups: Numbers | None) -> Numbers:  # (groups, choices)
@@ -236,15 +274,20 @@ class ChoicesTask(ClassesTask):
 
 def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
     """Return the probabilities of each label, (n, labels), in columns to print."""
-    return {f"p({name})": [rounded(one, 6) for one in its] for name, its in zip(names, shares.T.tolist(), strict=True)}
+    columns = dict[str, list[float]]()
+    for name, probabilities in zip(names, shares.T.tolist(), strict=True):
+        columns[f"p({name})"] = [rounded(probability, 6) for probability in probabilities]
+    return columns
 
 
 def some_of(shown: Sequence[str]) -> str:
     """Return the first of many words, and how many more there are."""
-    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+    first = ", ".join(shown[:SHOWN])
+    more = len(shown) - SHOWN
+    return f"{first} and {more} more" if more > 0 else first
 
 
-def whose(metric: str, task: Task) -> str:
+def of_class(metric: str, task: Task) -> str:
     """Return of which class a metric is, as words after it; an empty text if it is of all."""
     if metric != "f1":
         return ""
@@ -258,14 +301,18 @@ def class_of(value: Any, label: Any) -> int | None:
     Raises:
         ValueError: if it is no class, or no number to compare.
     """
-    if (above := getattr(label, "above", None)) is not None:
+    above = getattr(label, "above", None)
+    if above is not None:
         number = finite(value)
         return None if abs(number - above) < label.margin else int(number > above)
-    known, plain = _known(label.names), plain_text(value)
-    if plain not in known:
-        allowed = f"allowed: {', '.join(known)}{nearest(value, label.names)}"
-        raise ValueError(IS_HIDDEN if plain == str(HIDDEN) else f"label {value!r} is not a class; {allowed}")
-    return known[plain]
+    known = _known(label.names)
+    plain = plain_text(value)
+    if plain in known:
+        return known[plain]
+    if plain == str(HIDDEN):
+        raise ValueError(IS_HIDDEN)
+    allowed = f"allowed: {', '.join(known)}{nearest(value, label.names)}"
+    raise ValueError(f"label {value!r} is not a class; {allowed}")
 
 
 @cache
@@ -276,5 +323,6 @@ def _known(names: tuple[str, ...]) -> dict[str, int]:
             same = names[known[plain_text(name)]]
             raise ValueError(f"label.names: {same!r} and {name!r} would be one class; name each in another way")
     # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
-    are_numbers = any(name.lstrip("-").isdecimal() for name in known)
-    return known if are_numbers else known | {str(number): number for number in range(len(names))}
+    if any(name.lstrip("-").isdecimal() for name in known):
+        return known
+    return known | {str(number): number for number in range(len(names))}

@@ -31,15 +31,25 @@ if TYPE_CHECKING:
 WORD = re.compile(r"\w+")
 PROMPT = "prompt"  # the column for that of a conversation
 LOSS = "negative_loss"  # the score of a validation split, per token of completions
+INTS = pa.list_(pa.int32())
+TOKENS = pa.schema(
+    {
+        "input_ids": INTS,
+        "length": pa.int32(),
+        "label": INTS,
+        PROMPT: pa.string(),
+        EXPECTED: pa.string(),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Written(Outcome):
     """What a model has written for the prompts of a split; `outputs` are (examples, 2): loss and tokens of each."""
 
-    said: Sequence[str] = ()
-    base_outputs: "Tensor | None" = None  # without the adapter, as is
-    base_said: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    base_outputs: "Tensor | None" = None  # without the adapter, as are
+    base_texts: Sequence[str] = ()
 
 
 class CompletionTask(Task):
@@ -57,7 +67,9 @@ class CompletionTask(Task):
 
     def __init__(self, row: DatasetRow, facts: Facts) -> None:
         self.is_conversation = isinstance(row.label, Conversation)
-        super().__init__(row.model_copy(update={"text": (PROMPT,)}) if self.is_conversation else row, facts)
+        if self.is_conversation:
+            row = row.model_copy(update={"text": (PROMPT,)})
+        super().__init__(row, facts)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -66,7 +78,8 @@ class CompletionTask(Task):
     def prepared(self, cells: Cells) -> Cells:
         column = self.label.column
         if self.is_conversation:
-            cells = dict(zip((PROMPT, column), _prompt_and_answer(cells[column]), strict=True))
+            prompt, answer = _prompt_and_answer(cells[column])
+            cells = {PROMPT: prompt, column: answer}
         if is_missing(cells[column]):
             raise ValueError("the completion is empty")
         return cells
@@ -77,17 +90,19 @@ class CompletionTask(Task):
         return [(column, cells[column])] if is_class else []
 
     def label_of(self, cells: Cells) -> Any:
-        value, names = cells[self.label.column], () if self.is_conversation else self.label.names
-        if names:
+        value = cells[self.label.column]
+        if not self.is_conversation and self.label.names:
             number = class_of(value, self.label)
-            return None if number is None else names[number]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return text_in(plain_text(value) if is_number else value)
+            return None if number is None else self.label.names[number]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = plain_text(value)
+        return text_in(value)
 
     def examples(self, rows: Sequence[Record], before: int) -> tuple[pd.DataFrame, Counter[str]]:
-        found, left_out = super().examples(rows, before)
-        hashes = np.array([hash_of(text) for text in found["label"]], np.uint64)
-        return found.assign(**{EXPECTED: found["label"], "label": hashes}), left_out
+        examples, left_out = super().examples(rows, before)
+        expected = examples["label"]
+        hashes = np.array([hash_of(text) for text in expected], np.uint64)
+        return examples.assign(**{EXPECTED: expected, "label": hashes}), left_out
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Leave out what a template adds: a text is in the split that it is in without one."""
@@ -98,21 +113,27 @@ class CompletionTask(Task):
     def tokenized(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> Iterator[tuple[pa.Table, Numbers]]:
-        ints = pa.list_(pa.int32())
-        kinds = {"input_ids": ints, "length": pa.int32(), "label": ints, PROMPT: pa.string(), EXPECTED: pa.string()}
         if self.is_conversation and not tokenizer.chat_template:
             raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
         prompts = self.prompts(tokenizer)
         for batch in batches:
-            rows, lengths = list[dict[str, Any]](), list[int]()
+            rows = list[dict[str, Any]]()
+            lengths = list[int]()
             for text, answer in zip(batch["text"].to_pylist(), batch[EXPECTED].to_pylist(), strict=True):
                 turns = json.loads(text) if self.is_conversation else asked(text)
                 example = prompts.example(turns, answer)
-                if example.answer < max_length:  # of the prompt, one token stays
-                    ids, labels = (part[-max_length:] for part in example)
-                    rows.append({"input_ids": ids, "length": len(ids), "label": labels, PROMPT: text, EXPECTED: answer})
-                    lengths.append(len(example.ids))
-            yield pa.Table.from_pylist(rows, pa.schema(kinds)), np.array(lengths, int)
+                if example.answer >= max_length:  # of the prompt, one token stays
+                    continue
+                lengths.append(len(example.ids))
+                row = {
+                    "input_ids": example.ids[-max_length:],
+                    "length": min(max_length, len(example.ids)),
+                    "label": example.labels[-max_length:],
+                    PROMPT: text,
+                    EXPECTED: answer,
+                }
+                rows.append(row)
+            yield pa.Table.from_pylist(rows, TOKENS), np.array(lengths, int)
 
     def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
         """Return how prompts become tokens."""
@@ -120,7 +141,9 @@ class CompletionTask(Task):
 
     @classmethod
     def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
-        return "" if model.get_base_model().can_generate() else "kind: the model writes no text"
+        if model.get_base_model().can_generate():
+            return ""
+        return "kind: the model writes no text"
 
     def head(self) -> dict[str, Any]:
         return {}
@@ -132,9 +155,10 @@ class CompletionTask(Task):
         padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=SILENT)
 
         def collate(features: Any) -> dict[str, "Tensor"]:
-            if isinstance(features, Mapping):
-                features = [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
-            return dict(padded([{key: one[key] for key in ("input_ids", "label")} for one in features]))
+            if not isinstance(features, Mapping):
+                features = {key: [example[key] for example in features] for key in ("input_ids", "label")}
+            pairs = zip(features["input_ids"], features["label"], strict=True)
+            return dict(padded([{"input_ids": ids, "label": labels} for ids, labels in pairs]))
 
         return collate
 
@@ -148,15 +172,22 @@ class CompletionTask(Task):
         """Return the sum of the loss over the completion tokens of each example, in nats, and their number."""
         import torch
 
-        sums = [
-            torch.nn.functional.cross_entropy(one[:-1].float(), its[1:], ignore_index=SILENT, reduction="sum")
-            for one, its in zip(logits, labels, strict=True)  # one by one: a second copy of all logits is large
-        ]
-        return torch.stack([torch.stack(sums), (labels[:, 1:] != SILENT).sum(dim=1).float()], dim=1)
+        wanted = labels[:, 1:]
+        sums: list[Tensor] = []
+        for outputs, tokens in zip(logits, wanted, strict=True):  # one by one: a second copy of all logits is large
+            loss = torch.nn.functional.cross_entropy(
+                outputs[:-1].float(),
+                tokens,
+                ignore_index=SILENT,
+                reduction="sum",
+            )
+            sums.append(loss)
+        counts = (wanted != SILENT).sum(dim=1).float()
+        return torch.stack([torch.stack(sums), counts], dim=1)
 
     def predicted(self, outcome: Outcome) -> Numbers:
         """Return the row's first metric of each text, in [0, 1]."""
-        return _each(self.row.metrics[0], cast("Written", outcome).said, outcome.labels)
+        return _each(self.row.metrics[0], cast("Written", outcome).texts, outcome.labels)
 
     def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
         return np.ones(len(labels), int)
@@ -164,7 +195,8 @@ class CompletionTask(Task):
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         base = cast("Written", outcome).base_outputs
         assert base is not None
-        return mean_loss(*outcome.outputs.numpy().T), mean_loss(*base.numpy().T)
+        loss = mean_loss(*outcome.outputs.numpy().T)
+        return loss, mean_loss(*base.numpy().T)
 
     @property
     def selects(self) -> str:
@@ -174,39 +206,61 @@ class CompletionTask(Task):
         loss = mean_loss(*outcome.outputs.double().numpy().T)
         if not isinstance(outcome, Written):
             return {LOSS: -loss}
-        each = {name: _each(name, outcome.said, outcome.labels) for name in self.row.metrics}
-        return {**{name: float(values.mean()) for name, values in each.items()}, "loss": loss}
+        scores = dict[str, float]()
+        for name in self.row.metrics:
+            each = _each(name, outcome.texts, outcome.labels)
+            scores[name] = float(each.mean())
+        return scores | {"loss": loss}
 
     def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
         from pipeline.tasks import scores
 
-        found, written = dict[str, float](), cast("Written", outcome)
+        written = cast("Written", outcome)
+        metrics = dict[str, float]()
         for name in self.row.metrics:
-            each, base = (_each(name, said, outcome.labels) for said in (written.said, written.base_said))
-            found |= {name: float(each.mean()), f"{name}_baseline": float(base.mean())}
+            each = _each(name, written.texts, outcome.labels)
+            base = _each(name, written.base_texts, outcome.labels)
+            metrics[name] = float(each.mean())
+            metrics[f"{name}_baseline"] = float(base.mean())
             metric = "accuracy" if name == "exact_match" else name
             low, high = scores.interval(metric, each, np.ones(len(each)), resamples)
-            found |= {f"{name}_low": low, f"{name}_high": high}
+            metrics[f"{name}_low"] = low
+            metrics[f"{name}_high"] = high
         sums, counts = outcome.outputs.double().numpy().T
-        loss, baseline = self.losses(outcome)
         low, high = scores.bootstrap(lambda counts, sums: mean_loss(sums, counts), sums, counts, resamples)
-        found |= {"loss": loss, "loss_low": low, "loss_high": high, "loss_baseline": baseline}
-        return {"score": found[self.row.metrics[0]], **found, "examples": len(outcome.labels)}
+        loss, baseline = self.losses(outcome)
+        return {
+            "score": metrics[self.row.metrics[0]],
+            **metrics,
+            "loss": loss,
+            "loss_low": low,
+            "loss_high": high,
+            "loss_baseline": baseline,
+            "examples": len(outcome.labels),
+        }
 
     def table(self, outcome: Outcome) -> Columns:
-        said = list(cast("Written", outcome).said)
-        right = ["yes" if one else "no" for one in _each("exact_match", said, outcome.labels)]
-        return {"said": said, "right": right, "actual_group": ["yes"] * len(right), "predicted_group": right}
+        texts = list(cast("Written", outcome).texts)
+        is_right = _each("exact_match", texts, outcome.labels)
+        right = ["yes" if is_equal else "no" for is_equal in is_right]
+        return {
+            "said": texts,
+            "right": right,
+            "actual_group": ["yes"] * len(right),
+            "predicted_group": right,
+        }
 
     @classmethod
     def printed(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"answer": list(outputs)}  # texts
 
     def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        if tokenizer is None:
-            return super().note(None)
-        prompts = self.prompts(tokenizer)
-        return super().note(tokenizer) | {"template": prompts.template, "ends": prompts.ends}
+        note = super().note(tokenizer)
+        if tokenizer is not None:
+            prompts = self.prompts(tokenizer)
+            note["template"] = prompts.template
+            note["ends"] = prompts.ends
+        return note
 
     def says(self) -> str:
         return "what the assistant says next" if self.is_conversation else "its completion"
@@ -222,33 +276,54 @@ def mean_loss(sums: Numbers, counts: Numbers) -> float:
     return float(sums.sum() / counts.sum())
 
 
-def _each(metric: str, said: Sequence[str], expected: Sequence[str] | Numbers) -> Numbers:
+def _each(metric: str, texts: Sequence[str], expected: Sequence[str] | Numbers) -> Numbers:
     """Return a metric of each text: whether it is the expected one but for whitespace around it; or ROUGE-L.
 
     That is the F-measure of the longest common subsequence of words, without regard to case and signs: Lin, "ROUGE: a
     package for automatic evaluation of summaries", 2004.
     """
-    pairs = list(zip(said, expected, strict=True))
-    if metric == "exact_match":
-        return np.array([one.strip() == other.strip() for one, other in pairs], float)
+    score = _is_equal if metric == "exact_match" else _rouge_l
+    pairs = zip(texts, expected, strict=True)
+    return np.array([score(text, right) for text, right in pairs], float)
+
+
+def _is_equal(text: str, expected: str) -> bool:
+    return text.strip() == expected.strip()
+
+
+def _rouge_l(text: str, expected: str) -> float:
     from rapidfuzz.distance import Indel
 
-    words = [[WORD.findall(text.casefold()) for text in pair] for pair in pairs]
-    return np.array([Indel.normalized_similarity(*pair) if any(pair) else 0.0 for pair in words], float)
+    words = _words(text)
+    expected_words = _words(expected)
+    if not words and not expected_words:
+        return 0.0
+    return Indel.normalized_similarity(words, expected_words)
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
 
 
 def _prompt_and_answer(value: Any) -> tuple[str, str]:
     # Of a conversation: all but its last message as JSON, and the content of that.
     messages = list(value) if isinstance(value, list | tuple | np.ndarray) else []
-    if len(messages) < 2 or not all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in messages):
+    if len(messages) < 2 or not all(map(_is_message, messages)):
         raise ValueError("no conversation; needed: a list of at least two messages with role and content")
-    for at, message in enumerate(messages, start=1):
-        role, content = message["role"], message["content"]
+    turns = list[Message]()
+    for number, message in enumerate(messages, start=1):
+        role = message["role"]
+        content = message["content"]
         if role not in ROLES:
-            raise ValueError(f"message {at}: no role {role!r}{nearest(role, ROLES)}; {', '.join(ROLES)}")
+            raise ValueError(f"message {number}: no role {role!r}{nearest(role, ROLES)}; {', '.join(ROLES)}")
         if is_missing(content) or not isinstance(content, str):
-            raise ValueError(f"message {at}: content must be a text that is not empty, got {content!r}")
-    if messages[-1]["role"] != "assistant":
-        raise ValueError(f"the conversation must end with the assistant, got {messages[-1]['role']}")
-    kept = [{"role": one["role"], "content": one["content"]} for one in messages[:-1]]
-    return json.dumps(kept, ensure_ascii=False), messages[-1]["content"]
+            raise ValueError(f"message {number}: content must be a text that is not empty, got {content!r}")
+        turns.append({"role": role, "content": content})
+    *before, last = turns
+    if last["role"] != "assistant":
+        raise ValueError(f"the conversation must end with the assistant, got {last['role']}")
+    return json.dumps(before, ensure_ascii=False), last["content"]
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= value.keys()

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.batches import batched
+from pipeline.tasks.cells import TEXT_COLUMNS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,29 +33,37 @@ def tokenize(
     names = [name for name in kinds if name in tokenizer.model_input_names]
     options: Any = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
     for batch in batches:
-        given: Any = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names]
+        given: Any = [batch[name].to_pylist() for name in TEXT_COLUMNS if name in batch.column_names]
         encoded = tokenizer(*given, **options)
         whole = [len(ids) for ids in encoded["input_ids"]]
         if 0 in whole:  # it would be classified at a padding position
             text = given[0][whole.index(0)]
             raise ValueError(f"the tokenizer makes no token of the text {text[:SHOWN]!r}")
-        for at in (at for at, length in enumerate(whole) if length > max_length):  # these few alone are encoded twice
-            shorter = tokenizer(*(texts[at] for texts in given), truncation=True, max_length=max_length, **options)
+        for number, length in enumerate(whole):
+            if length <= max_length:
+                continue
+            texts = [column[number] for column in given]  # these few alone are encoded twice
+            shorter = tokenizer(*texts, truncation=True, max_length=max_length, **options)
             for name in names:
-                encoded[name][at] = shorter[name]
-        arrays: dict[str, Any] = {name: pa.array(encoded[name], pa.list_(kinds[name])) for name in names}
+                encoded[name][number] = shorter[name]
+        arrays = dict[str, Any]()
+        for name in names:
+            arrays[name] = pa.array(encoded[name], pa.list_(kinds[name]))
         arrays["length"] = pa.array(map(len, encoded["input_ids"]), pa.int32())
-        arrays |= {name: batch[name] for name in sorted(batch.column_names, key=lambda name: name != "label")}
+        for name in sorted(batch.column_names, key=lambda name: name != "label"):
+            arrays[name] = batch[name]
         yield pa.table(arrays), np.array(whole)
 
 
 def write(tokens: Iterable[tuple[pa.Table, np.ndarray]], path: Path) -> np.ndarray:
     """Write tokens to an Arrow file, which is mapped into memory where it is read; return the lengths beside them."""
-    lengths, writer = list[np.ndarray](), None
+    lengths = list[np.ndarray]()
+    writer = None
     with pa.OSFile(str(path), "wb") as file, ExitStack() as stack:
         for some in batched(tokens, TOGETHER):
-            table = pa.concat_tables([table for table, _ in some]).combine_chunks()
+            tables, of_tables = zip(*some, strict=True)
+            lengths += of_tables
+            table = pa.concat_tables(tables).combine_chunks()
             writer = writer or stack.enter_context(pa.ipc.new_stream(file, table.schema))
             writer.write_table(table, max_chunksize=TOGETHER * BATCH)
-            lengths += [its for _, its in some]
     return np.concatenate(lengths)

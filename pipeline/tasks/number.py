@@ -26,11 +26,13 @@ class NumberTask(Task):
     names = ()
 
     def label_of(self, cells: Cells) -> Any:
-        label, number = self.label, finite(cells[self.label.column])
-        if not label.low <= number <= label.high:
-            scale = f"the row's range, {label.low:g} to {label.high:g}"
-            raise ValueError(IS_HIDDEN if number == HIDDEN else f"label {number:g} is not in {scale}")
-        return number
+        label = self.label
+        number = finite(cells[label.column])
+        if label.low <= number <= label.high:
+            return number
+        if number == HIDDEN:
+            raise ValueError(IS_HIDDEN)
+        raise ValueError(f"label {number:g} is not in the row's range, {label.low:g} to {label.high:g}")
 
     def counts(self, labels: Numbers) -> dict[str, float]:
         return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
@@ -48,16 +50,26 @@ class NumberTask(Task):
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         import torch
 
-        loss = torch.nn.functional.mse_loss(outcome.outputs[:, 0], torch.from_numpy(outcome.labels).float())
+        wanted = torch.from_numpy(outcome.labels).float()
+        loss = torch.nn.functional.mse_loss(outcome.outputs[:, 0], wanted)
         return float(loss), float(outcome.labels.var())
 
     def table(self, outcome: Outcome) -> Columns:
+        actual = outcome.labels.tolist()
         predicted = [rounded(value, 3) for value in self.predicted(outcome).tolist()]
-        both = {"actual": outcome.labels.tolist(), "predicted": predicted}
+        return {
+            "actual": actual,
+            "predicted": predicted,
+            "actual_group": self._bins_of(actual),
+            "predicted_group": self._bins_of(predicted),
+        }
+
+    def _bins_of(self, values: Sequence[float]) -> list[str]:
+        """Return the name of the part of the scale that each value is in, or is nearest to; names sort as parts."""
         edges = np.linspace(self.label.low, self.label.high, BINS + 1)
-        bins = [f"{at}: {low:g} to {high:g}" for at, (low, high) in enumerate(pairwise(edges))]  # names sort as bins
-        places = {name: np.clip(np.digitize(both[name], edges) - 1, 0, BINS - 1) for name in both}
-        return both | {f"{name}_group": [bins[at] for at in places[name]] for name in both}
+        names = [f"{number}: {low:g} to {high:g}" for number, (low, high) in enumerate(pairwise(edges))]
+        places = np.digitize(values, edges) - 1
+        return [names[place] for place in places.clip(0, BINS - 1)]
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
@@ -74,8 +86,9 @@ def finite(value: Any) -> float:
         ValueError: if it is none, or not a finite one.
     """
     try:
-        if math.isfinite(number := float(value)):
-            return number
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
-        pass
-    raise ValueError(f"label {value!r} is not a finite number")
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"label {value!r} is not a finite number")
+    return number

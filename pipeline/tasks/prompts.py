@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.core.errors import UserError, first_line
 
@@ -27,7 +27,8 @@ class Example(NamedTuple):
     @property
     def answer(self) -> int:
         """The number of tokens of the last answer, with the end token."""
-        return next((at for at, label in enumerate(reversed(self.labels)) if label == SILENT), len(self.labels))
+        answered = takewhile(lambda label: label != SILENT, reversed(self.labels))
+        return sum(1 for _ in answered)
 
 
 class Prompts:
@@ -46,9 +47,11 @@ class Prompts:
             raise UserError(f"the tokenizer's chat template has {size}")
         self.end = tokenizer.eos_token_id  # unless the template sets another special token after an answer
         if self.template != NONE:
-            turns = [{"role": "user", "content": SAMPLE}, {"role": "assistant", "content": SAMPLE}]
-            after = self._ids(self._rendered(turns, asks=False).rpartition(SAMPLE)[2])
-            self.end = after[0] if after and after[0] in tokenizer.all_special_ids else self.end
+            turns = [{"role": role, "content": SAMPLE} for role in ("user", "assistant")]
+            _, _, after = self._rendered(turns, asks=False).rpartition(SAMPLE)
+            first = self._ids(after)[:1]
+            if first and first[0] in tokenizer.all_special_ids:
+                self.end = first[0]
         if self.end is None:
             raise UserError("the tokenizer has no end token, eos_token, with which an answer could end")
 
@@ -63,30 +66,46 @@ class Prompts:
             ValueError: if the template changes an answer once the conversation goes on.
         """
         turns = [*messages, {"role": "assistant", "content": answer}]
-        ids, labels, before, said = list[int](), list[int](), "", ""
-        for at, turn in enumerate(turns):
+        ids = list[int]()
+        labels = list[int]()
+        before = ""  # the prompt of the last answer
+        last = ""  # that answer
+        for number, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            text = self._rendered(turns[:at])
-            if said:
-                since = text[len(before) :].lstrip()
-                asked = self._ids(since[len(said) :])
-                if not (text.startswith(before) and since.startswith(said) and asked[:1] == [self.end]):
-                    raise ValueError("the chat template changes an answer once the conversation goes on")
+            prompt = self._rendered(turns[:number])
+            if last:
+                asked = self._since(prompt, before, last)
                 silent = [self.end] + [SILENT] * (len(asked) - 1)
             else:
-                asked = self._ids(text, begins=True)
+                asked = self._ids(prompt, begins=True)
                 silent = [SILENT] * len(asked)
-            before, said = text, turn["content"] if self.template == NONE else turn["content"].strip()
-            answered = self._ids(said)
+            before = prompt
+            last = turn["content"] if self.template == NONE else turn["content"].strip()
+            answered = self._ids(last)
             ids += asked + answered
             labels += silent + answered
         return Example([*ids, self.end], [*labels, self.end])
+
+    def _since(self, prompt: str, before: str, answer: str) -> list[int]:
+        # Returns the tokens of a prompt after an answer, which came after the prompt `before`: first the end token.
+        since = prompt[len(before) :].lstrip()
+        ids = self._ids(since[len(answer) :])
+        if not (prompt.startswith(before) and since.startswith(answer) and ids[:1] == [self.end]):
+            raise ValueError("the chat template changes an answer once the conversation goes on")
+        return ids
 
     @property
     def ends(self) -> list[int]:
         """The tokens after which a model writes nothing more."""
         return sorted({self.end, self.tokenizer.eos_token_id} - {None})
+
+    def answer(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the tokens of an answer, up to and with the first of `ends`; all if there is none."""
+        for place, token in enumerate(ids, start=1):
+            if token in self.ends:
+                return ids[:place]
+        return ids
 
     def text(self, ids: Sequence[int]) -> str:
         """Return what a model has written, up to the end token."""
@@ -97,16 +116,27 @@ class Prompts:
         # Of a conversation and, if it `asks`, the beginning of the answer.
         if self.template == NONE:
             return messages[-1]["content"]
-        options: dict[str, Any] = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": asks}
+        conversation = [dict(message) for message in messages]
         try:
-            return str(self.tokenizer.apply_chat_template([dict(message) for message in messages], **options))
+            rendered = self.tokenizer.apply_chat_template(
+                conversation,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=asks,
+            )
+            return str(rendered)
         except Exception as error:  # Jinja's, of which transformers takes care, or what the template raises
             raise ValueError(f"the chat template refuses it: {first_line(error)}") from None
 
     def _ids(self, text: str, *, begins: bool = False) -> list[int]:
         """Return the tokens of a text, or of its beginning, whose first token a chat template writes itself."""
         adds = begins and self.template == NONE
-        encoded = self.tokenizer(text, add_special_tokens=adds, return_special_tokens_mask=True, verbose=False)
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=adds,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
         ids: list[int] = encoded["input_ids"]
         # An end token that the tokenizer adds is left out; those that the text has are part of it.
         is_ended = adds and ids[-1:] == [self.tokenizer.eos_token_id] and encoded["special_tokens_mask"][-1]

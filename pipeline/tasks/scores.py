@@ -24,9 +24,8 @@ CONFIDENCE = 0.95
 BY_CLASS = ("class", "precision", "recall", "f1", "texts", "answers")
 SIGNED = ("matthews_correlation", "pearson", "spearman")  # in [-1, 1]; the others are in [0, 1]
 NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
-MOST_TERMS = (
-    10_000_000  # numbers that are summed over examples, 80 MB: of many classes, resamples are scored one by one
-)
+# Numbers that are summed over examples, 80 MB: of many classes, resamples are scored one by one.
+MOST_TERMS = 10_000_000
 
 
 def score(
@@ -42,14 +41,19 @@ def score(
     Raises:
         UserError: if a prediction is not a finite number.
     """
-    if lost := np.count_nonzero(~np.isfinite(predictions)):
+    lost = np.count_nonzero(~np.isfinite(predictions))
+    if lost:
         raise UserError(
             f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"
         )
-    right = _are_right(labels, predictions, groups)
-    return {
-        name: float(right.mean() if name == "exact_match" else EXAMPLES[name](labels, predictions)) for name in metrics
-    }
+    scores = dict[str, float]()
+    for name in metrics:
+        if name == "exact_match":
+            value = _are_right(labels, predictions, groups).mean()
+        else:
+            value = EXAMPLES[name](labels, predictions)
+        scores[name] = float(value)
+    return scores
 
 
 def interval(
@@ -68,17 +72,21 @@ def interval(
         return _exact(name, predictions, labels, groups)
     units = Units.of(predictions, labels, groups)
     if name in sums.METRICS and sums.size_of(name, labels, predictions) <= MOST_TERMS:
-        return _percentiles(_by_sums(name, predictions, labels, units), len(units.first), resamples)
-    if name == "spearman" and groups is None:
-        return _percentiles(_by_ranks(predictions, labels, units), len(units.first), resamples)
-    return bootstrap(EXAMPLES[name], predictions, labels, resamples, groups)
+        of_drawn = _by_sums(name, predictions, labels, units)
+    elif name == "spearman" and groups is None:
+        of_drawn = _by_ranks(predictions, labels, units)
+    else:
+        of_drawn = _one_by_one(EXAMPLES[name], predictions, labels, units)
+    return _percentiles(of_drawn, len(units.first), resamples)
 
 
 def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Numbers | None) -> Interval:
     """Return the exact interval of f1, or of the share of examples or groups without a mistake."""
     if name == "f1":
-        hits, seen = (labels == 1) & (predictions == 1), (labels == 1) | (predictions == 1)
-        low, high = share(int(hits.sum()), int(seen.sum()))
+        is_actual = labels == 1
+        is_predicted = predictions == 1
+        hits = int((is_actual & is_predicted).sum())
+        low, high = share(hits, int((is_actual | is_predicted).sum()))
         return 2 * low / (1 + low), 2 * high / (1 + high)
     right = _are_right(labels, predictions, groups)
     return share(int(right.sum()), len(right))
@@ -88,13 +96,15 @@ def by_class(
     names: Sequence[str], predictions: Numbers, labels: Numbers
 ) -> list[tuple[str | float, ...]]:  # of BY_CLASS
     """Return a row for each class or label: precision, recall, F1, texts that have it, and answers that name it."""
-    both = [np.eye(len(names))[its] if its.ndim == 1 else its for its in (labels, predictions)]
-    found = precision_recall_fscore_support(*both, average=None, zero_division=0.0)
-    answers = both[1].sum(axis=0)
-    return [
-        (name, *map(float, its[:3]), int(its[3]), int(said))
-        for name, said, *its in zip(names, answers, *found, strict=True)
-    ]
+    if labels.ndim == 1:
+        flags = np.eye(len(names))
+        labels = flags[labels]
+        predictions = flags[predictions]
+    scored = precision_recall_fscore_support(labels, predictions, average=None, zero_division=0.0)
+    rows = list[tuple[str | float, ...]]()
+    for name, answers, precision, recall, f1, texts in zip(names, predictions.sum(axis=0), *scored, strict=True):
+        rows.append((name, float(precision), float(recall), float(f1), int(texts), int(answers)))
+    return rows
 
 
 def share(count: int, of: int) -> Interval:
@@ -110,13 +120,8 @@ def bootstrap(
 ) -> Interval:
     """Return the 95 % interval of any metric by resampling examples, or whole groups, and scoring each resample."""
     units = Units.of(predictions, labels, groups)
-    parts = np.split(units.order, units.first[1:])
-
-    def of_drawn(drawn: Numbers) -> Numbers:
-        rows = (np.concatenate([parts[number] for number in numbers]) for numbers in drawn)
-        return np.array([float(metric(labels[one], predictions[one])) for one in rows])
-
-    return _percentiles(of_drawn, len(parts), resamples)
+    of_drawn = _one_by_one(metric, predictions, labels, units)
+    return _percentiles(of_drawn, len(units.first), resamples)
 
 
 class Units(NamedTuple):
@@ -132,7 +137,22 @@ class Units(NamedTuple):
         if groups is None:
             return cls(np.lexsort(keys), np.arange(len(labels)))
         order = np.lexsort((*keys, groups))
-        return cls(order, np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1)))
+        numbers = groups[order]
+        is_first = np.diff(numbers, prepend=numbers[0] - 1)
+        return cls(order, np.flatnonzero(is_first))
+
+
+def _one_by_one(metric: Metric, predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
+    parts = np.split(units.order, units.first[1:])
+
+    def of_drawn(drawn: Numbers) -> Numbers:
+        scores = list[float]()
+        for numbers in drawn:
+            rows = np.concatenate([parts[number] for number in numbers])
+            scores.append(float(metric(labels[rows], predictions[rows])))
+        return np.array(scores)
+
+    return of_drawn
 
 
 def _by_sums(name: str, predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
@@ -140,7 +160,8 @@ def _by_sums(name: str, predictions: Numbers, labels: Numbers, units: Units) -> 
     of_units = np.add.reduceat(columns, units.first)
 
     def of_drawn(drawn: Numbers) -> Numbers:
-        return sums.scores_of(name, sums.weights_of(drawn, len(of_units)), of_units)[:, 0]
+        weights = sums.weights_of(drawn, len(of_units))
+        return sums.scores_of(name, weights, of_units)[:, 0]
 
     return of_drawn
 
@@ -150,12 +171,17 @@ def _by_ranks(predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
 
     def of_drawn(drawn: Numbers) -> Numbers:
         rows = units.order[drawn]
-        x, y = (stats.rankdata(values[rows], axis=1) for values in (predictions, labels))
-        x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
+        x = _centered_ranks(predictions[rows])
+        y = _centered_ranks(labels[rows])
         spread = (x * x).sum(axis=1) * (y * y).sum(axis=1)
-        return np.where(spread > 0, (x * y).sum(axis=1) / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+        return sums.correlation((x * y).sum(axis=1), spread, spread > 0)
 
     return of_drawn
+
+
+def _centered_ranks(values: Numbers) -> Numbers:  # (resamples, examples), of each resample by itself
+    ranks = stats.rankdata(values, axis=1)
+    return ranks - ranks.mean(axis=1, keepdims=True)
 
 
 def _percentiles(of_drawn: OfDrawn, count: int, resamples: int) -> Interval:
@@ -179,32 +205,38 @@ def _percentiles(of_drawn: OfDrawn, count: int, resamples: int) -> Interval:
 
 def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers | None) -> Numbers:
     """Return whether each example, or each group in the order of their numbers, is without a mistake."""
-    return labels == predictions if groups is None else ~np.isin(np.unique(groups), groups[labels != predictions])
+    if groups is None:
+        return labels == predictions
+    wrong = groups[labels != predictions]
+    return ~np.isin(np.unique(groups), wrong)
 
 
 def _macro_f1(labels: Numbers, predictions: Numbers) -> float:
     if labels.ndim == 1:
         return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
     # scikit-learn takes milliseconds for labels, of each resample, and counts those that nothing has.
-    texts, answers, hits = labels.sum(axis=0), predictions.sum(axis=0), (labels * predictions).sum(axis=0)
+    texts = labels.sum(axis=0)
+    answers = predictions.sum(axis=0)
+    hits = (labels * predictions).sum(axis=0)
     occurs = texts + answers > 0
-    return float(_f1(texts, answers, hits)[occurs].mean()) if occurs.any() else 0.0
-
-
-def _f1(texts: Numbers, answers: Numbers, hits: Numbers) -> Any:
-    return 2 * hits / np.maximum(texts + answers, 1)
+    if not occurs.any():
+        return 0.0
+    return float(sums.f1(hits, texts, answers)[occurs].mean())
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
-    # scikit-learn also returns 0 for a single class, but with a warning.
-    return 0.0 if _is_constant(np.concatenate([labels, predictions])) else matthews_corrcoef(labels, predictions)
+    if _is_constant(np.concatenate([labels, predictions])):
+        return 0.0  # which scikit-learn returns with a warning
+    return matthews_corrcoef(labels, predictions)
 
 
 def _correlation(of: Callable[[Numbers, Numbers], Any]) -> Metric:
-    def found(labels: Numbers, predictions: Numbers) -> float:
-        return 0.0 if _is_constant(labels) or _is_constant(predictions) else of(labels, predictions).statistic
+    def correlation(labels: Numbers, predictions: Numbers) -> float:
+        if _is_constant(labels) or _is_constant(predictions):
+            return 0.0
+        return of(labels, predictions).statistic
 
-    return found
+    return correlation
 
 
 def _is_constant(values: Numbers) -> bool:
@@ -214,7 +246,9 @@ def _is_constant(values: Numbers) -> bool:
 EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "accuracy": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
-    "micro_f1": lambda labels, predictions: _f1(labels.sum(), predictions.sum(), (labels * predictions).sum()),
+    "micro_f1": lambda labels, predictions: float(
+        sums.f1((labels * predictions).sum(), labels.sum(), predictions.sum())
+    ),
     "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),

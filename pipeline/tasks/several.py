@@ -38,10 +38,13 @@ class SeveralTask(ClassesTask):
 
     def prepared(self, cells: Cells) -> Cells:
         # An empty cell says that no label applies.
-        return {**cells, self.label.column: labels_in(cells[self.label.column], self.label.separator)}
+        column = self.label.column
+        labels = labels_in(cells[column], self.label.separator)
+        return {**cells, column: labels}
 
     def label_of(self, cells: Cells) -> Any:
-        labels, names = cells[self.label.column], self.names
+        labels: tuple[str, ...] = cells[self.label.column]
+        names = self.names
         for label in labels:
             if label not in names:
                 raise ValueError(f"label {label!r} is none of {', '.join(names)}{nearest(label, names)}")
@@ -73,15 +76,20 @@ class SeveralTask(ClassesTask):
 
         Labels that too few texts have share one, which would else be that of a text or two.
         """
-        actual = validation.labels[:, :, None]
-        said = shares_of(validation.outputs)[:, :, None] >= TRIED  # (examples, labels, thresholds)
-        texts, answers, hits = actual.sum(axis=0)[:, 0], said.sum(axis=0), (said * actual).sum(axis=0)
-        few, found = texts < FEW, np.empty(len(texts))
+        actual = validation.labels
+        predicted = shares_of(validation.outputs)[:, :, None] >= TRIED  # (examples, labels, thresholds)
+        texts = actual.sum(axis=0)
+        answers = predicted.sum(axis=0)
+        hits = (predicted * actual[:, :, None]).sum(axis=0)
+        thresholds = np.empty(len(texts))
+        few = texts < FEW
         for labels in (few, *np.eye(len(texts), dtype=bool)[~few]):
-            f1 = 2 * hits[labels].sum(axis=0) / (texts[labels].sum() + answers[labels].sum(axis=0)).clip(min=1)
+            both = texts[labels].sum() + answers[labels].sum(axis=0)
+            f1 = 2 * hits[labels].sum(axis=0) / both.clip(min=1)
             best = TRIED[f1 == f1.max()]
-            found[labels] = best[(len(best) - 1) // 2]
-        return self.with_facts(self.facts.model_copy(update={"thresholds": tuple(found.tolist())}))
+            thresholds[labels] = best[(len(best) - 1) // 2]
+        facts = self.facts.model_copy(update={"thresholds": tuple(thresholds.tolist())})
+        return self.with_facts(facts)
 
     def predicted(self, outcome: Outcome) -> Numbers:
         assert self.facts.thresholds is not None, "the validation split says from which probability a label applies"
@@ -91,54 +99,70 @@ class SeveralTask(ClassesTask):
         return labels.astype(np.int64)
 
     def constants(self, labels: Numbers) -> Iterable[Any]:
-        """Return the most frequent label, the two most frequent, and so on.
+        """Yield the most frequent label, the two most frequent, and so on.
 
         Of as many labels, micro_f1 has the most hits with the most frequent ones; macro_f1 gains with each that occurs.
         """
-        order = np.argsort(-self.counted(labels), kind="stable")
-        return [np.isin(np.arange(len(order)), order[:count]).astype(np.int64) for count in range(1, 1 + len(order))]
+        constant = np.zeros(len(self.names), np.int64)
+        for label in np.argsort(-self.counted(labels), kind="stable"):
+            constant[label] = 1
+            yield constant.copy()
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         import torch
 
         wanted = torch.from_numpy(outcome.labels).float()
         shares = wanted.mean(dim=0)
-        found = torch.nn.functional.binary_cross_entropy_with_logits(outcome.outputs, wanted)  # in nats
-        return float(found), float(torch.nn.functional.binary_cross_entropy(shares, shares))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(outcome.outputs, wanted)  # in nats
+        baseline = torch.nn.functional.binary_cross_entropy(shares, shares)
+        return float(loss), float(baseline)
 
     def table(self, outcome: Outcome) -> Columns:
-        both = {"actual": outcome.labels, "predicted": self.predicted(outcome)}
-        named = {column: [said(row, self.names) for row in rows] for column, rows in both.items()}
-        usual = {one for one, _ in Counter(named["actual"]).most_common(SHOWN)}
-        grouped = {column: [one if one in usual else OTHERS for one in cells] for column, cells in named.items()}
-        return {**named, **{f"{column}_group": [one or "none" for one in cells] for column, cells in grouped.items()}}
+        actual = [joined(row, self.names) for row in outcome.labels]
+        predicted = [joined(row, self.names) for row in self.predicted(outcome)]
+        usual = {labels for labels, _ in Counter(actual).most_common(SHOWN)}
+        return {
+            "actual": actual,
+            "predicted": predicted,
+            "actual_group": [_group(labels, usual) for labels in actual],
+            "predicted_group": [_group(labels, usual) for labels in predicted],
+        }
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        shares, names = shares_of(outputs), labels or ()
-        return {"label": [said(row, names) for row in shares >= thresholds], **by_label(shares, names)}
+        shares = shares_of(outputs)
+        names = labels or ()
+        answers = [joined(row, names) for row in shares >= thresholds]
+        return {"label": answers, **by_label(shares, names)}
 
     def says(self) -> str:
+        question = f"which of {len(self.names)} labels apply"
         if self.facts.thresholds is None:
-            return f"which of {len(self.names)} labels apply, {', '.join(self.names)}"
-        each = ", ".join(f"{name} from {at:g}" for name, at in zip(self.names, self.facts.thresholds, strict=True))
-        return f"which of {len(self.names)} labels apply, by their probabilities: {each}"
+            return f"{question}, {', '.join(self.names)}"
+        thresholds = zip(self.names, self.facts.thresholds, strict=True)
+        each = ", ".join(f"{name} from {threshold:g}" for name, threshold in thresholds)
+        return f"{question}, by their probabilities: {each}"
 
     def shown(self, labels: Numbers) -> str:
-        texts = f"{labels.sum() / len(labels):.2g} a text, {int((labels.sum(axis=1) == 0).sum()):,} texts without"
+        of_texts = labels.sum(axis=1)
+        without = np.count_nonzero(of_texts == 0)
+        texts = f"{of_texts.sum() / len(labels):.2g} a text, {without:,} texts without"
         return f"several of {len(self.names)} labels: {self.listed(labels)}; {texts}"
 
 
 def labels_in(cell: object, separator: str) -> tuple[str, ...]:
     """Return the labels in a cell: those of a list, or the parts of a text between separators; none of an empty one."""
-    return tuple(found for part in parts_in(cell, separator) if (found := plain_text(part).strip()))
+    labels = (plain_text(part).strip() for part in parts_in(cell, separator))
+    return tuple(label for label in labels if label)
 
 
 def parts_in(cell: object, separator: str) -> Sequence[object]:
     """Return the items of a list, or the parts of a text between separators, as they are; none of an empty cell."""
     if is_missing(cell):
         return ()
-    return list(cell) if isinstance(cell, list | tuple | np.ndarray) else str(cell).split(separator)
+    if isinstance(cell, list | tuple | np.ndarray):
+        return list(cell)
+    return str(cell).split(separator)
 
 
 @cache  # many texts have the same labels, and memory has those once
@@ -151,6 +175,13 @@ def shares_of(outputs: "Tensor") -> Numbers:  # (n, labels)
     return outputs.double().sigmoid().numpy()
 
 
-def said(applies: Numbers, names: Sequence[str]) -> str:
+def joined(applies: Numbers, names: Sequence[str]) -> str:
     """Return the labels that apply, in one text."""
-    return JOINED.join(name for name, one in zip(names, applies, strict=True) if one)
+    labels = zip(names, applies, strict=True)
+    return JOINED.join(name for name, is_right in labels if is_right)
+
+
+def _group(labels: str, usual: set[str]) -> str:
+    if labels not in usual:
+        return OTHERS
+    return labels or "none"

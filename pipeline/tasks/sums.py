@@ -11,7 +11,8 @@ import numpy as np
 from pipeline.tasks.task import Numbers
 
 ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
-PEARSON, MOMENTS = "pearson", 6
+PEARSON = "pearson"
+MOMENTS = 6  # the terms of it
 
 
 def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  # (n, predictions, ..., terms)
@@ -21,49 +22,71 @@ def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  #
     """
     terms, _ = METRICS[metric]
     classes = _classes_of(metric, labels, *predicted)
-    return np.stack([terms(labels, one, classes) for one in predicted], axis=1)
+    columns = [terms(labels, predictions, classes) for predictions in predicted]
+    return np.stack(columns, axis=1)
 
 
 def size_of(metric: str, labels: Numbers, predicted: Numbers) -> int:
     """Return how many numbers `columns_of` has for one of the predictions."""
     if metric not in OF_CLASSES:
         return MOMENTS * len(labels)
-    width = labels.shape[1] if labels.ndim == 2 else len(_classes_of(metric, labels, predicted))
-    return 3 * width * len(labels)
+    if labels.ndim == 2:
+        return 3 * labels.size
+    classes = _classes_of(metric, labels, predicted)
+    return 3 * len(classes) * len(labels)
 
 
 def _classes_of(metric: str, *values: Numbers) -> Numbers:
     """Return all classes up to the largest that occurs; none for a metric of numbers."""
-    return np.arange(1 + int(max(1, *(numbers.max() for numbers in values))) if metric in OF_CLASSES else 0)
+    if metric not in OF_CLASSES:
+        return np.arange(0)
+    largest = max(numbers.max() for numbers in values)
+    return np.arange(1 + max(1, int(largest)))
 
 
 def weights_of(drawn: Numbers, count: int) -> Numbers:  # (resamples, count)
     """Return how often each of `count` units is in each resample, whose numbers are (resamples, count)."""
     first = count * np.arange(len(drawn))[:, None]
-    return np.bincount((drawn + first).ravel(), minlength=drawn.size).reshape(-1, count).astype(np.float64)
+    numbers = (drawn + first).ravel()
+    times = np.bincount(numbers, minlength=drawn.size)
+    return times.reshape(-1, count).astype(np.float64)
 
 
 def scores_of(metric: str, weights: Numbers, columns: Numbers) -> Numbers:  # (resamples, ...)
     """Return a metric on resamples: of how often each unit is in them, and what is summed of each unit."""
     _, scored = METRICS[metric]
-    return scored(*np.moveaxis(np.tensordot(weights, columns, axes=1), -1, 0))
+    totals = np.tensordot(weights, columns, axes=1)
+    return scored(*np.moveaxis(totals, -1, 0))
 
 
 def _counts(labels: Numbers, predicted: Numbers, classes: Numbers) -> Numbers:
     """Return for each example and class or label whether it is a hit, the label, the prediction: (n, classes, 3)."""
-    actual, taken = (its > 0 if its.ndim == 2 else its[:, None] == classes for its in (labels, predicted))
+    actual = _flags(labels, classes)
+    taken = _flags(predicted, classes)
     return np.stack([actual & taken, actual, taken], axis=2).astype(np.float64)
 
 
-def _f1(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
-    return 2 * hits / np.maximum(actual + taken, 1)  # 0 of a class that does not occur
+def _flags(values: Numbers, classes: Numbers) -> Numbers:  # (n, classes)
+    return values > 0 if values.ndim == 2 else values[:, None] == classes
+
+
+def f1(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
+    """Return the F1 of classes or labels by their counts; 0 of one that does not occur."""
+    return 2 * hits / np.maximum(actual + taken, 1)
+
+
+def _macro_f1(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
+    occurring = (actual + taken > 0).sum(-1)
+    return f1(hits, actual, taken).sum(-1) / occurring.clip(min=1)
 
 
 def _matthews(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
     total = actual.sum(-1)
     shared = hits.sum(-1) * total - (actual * taken).sum(-1)
-    spread = (total**2 - (actual**2).sum(-1)) * (total**2 - (taken**2).sum(-1))
-    return np.where(spread > 0, shared / np.sqrt(np.maximum(spread, 1)), 0.0)
+    actual_spread = total**2 - (actual**2).sum(-1)
+    taken_spread = total**2 - (taken**2).sum(-1)
+    spread = actual_spread * taken_spread
+    return correlation(shared, spread, spread > 0)
 
 
 def _with_count(_labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
@@ -71,22 +94,31 @@ def _with_count(_labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numb
 
 
 def _moments(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
-    x, y = labels - labels.mean(), predicted - predicted.mean()
-    return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
+    x = labels - labels.mean()
+    y = predicted - predicted.mean()
+    terms = [np.ones(len(x)), x, y, x * x, y * y, x * y]
+    return np.stack(terms, axis=1)
 
 
 def _pearson(count: Numbers, x: Numbers, y: Numbers, xx: Numbers, yy: Numbers, xy: Numbers) -> Numbers:
-    spread = np.maximum(count * xx - x * x, 0) * np.maximum(count * yy - y * y, 0)
+    x_spread = np.maximum(count * xx - x * x, 0)
+    y_spread = np.maximum(count * yy - y * y, 0)
+    spread = x_spread * y_spread
     varies = spread > (ROUNDING * count * count * np.maximum(xx, yy)) ** 2
-    return np.where(varies, (count * xy - x * y) / np.sqrt(np.where(varies, spread, 1)), 0.0)
+    return correlation(count * xy - x * y, spread, varies)
+
+
+def correlation(shared: Numbers, spread: Numbers, varies: Numbers) -> Numbers:
+    """Return covariances over roots of products of variances; 0 where one of these does not vary."""
+    return np.where(varies, shared / np.sqrt(np.where(varies, spread, 1)), 0.0)
 
 
 Terms = Callable[[Numbers, Numbers, Numbers], Numbers]
 OF_CLASSES: dict[str, Terms] = {  # of hits, labels and predictions, (..., classes)
     "accuracy": lambda hits, actual, taken: hits.sum(-1) / actual.sum(-1),
-    "f1": lambda hits, actual, taken: _f1(hits, actual, taken)[..., 1],
-    "micro_f1": lambda hits, actual, taken: _f1(hits.sum(-1), actual.sum(-1), taken.sum(-1)),
-    "macro_f1": lambda hits, actual, taken: _f1(hits, actual, taken).sum(-1) / (actual + taken > 0).sum(-1).clip(min=1),
+    "f1": lambda hits, actual, taken: f1(hits, actual, taken)[..., 1],
+    "micro_f1": lambda hits, actual, taken: f1(hits.sum(-1), actual.sum(-1), taken.sum(-1)),
+    "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
 }
 # What is summed over examples, of labels, predictions and classes; and what makes a score of the sums.

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import is_template
 from pipeline.tasks.cells import (
+    TEXT_COLUMNS,
     Cells,
     Record,
     column_texts,
@@ -38,7 +40,9 @@ if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take s
 
 Numbers = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
-GROUP, TENANT = "group", "tenant"  # columns of examples in addition to text, text_pair and label
+# Columns of examples in addition to text, text_pair and label.
+GROUP = "group"
+TENANT = "tenant"
 MIRROR = "mirror"  # the column of examples that is equal where rows have the same texts, in whichever order
 EXPECTED = "expected"  # the column with what a language model is to write; `label` is then its hash
 
@@ -89,16 +93,20 @@ class Task(ABC):
     @property
     def reads(self) -> tuple[str, ...]:
         """The columns of the source from which examples are made."""
-        marked = (name for mark in self.row.mark for name in mark.columns)
-        tenant = (self.row.tenant,) if self.row.tenant else ()
-        named = (*text_columns(self.row), *marked, *(self.row.group or ()), *tenant, self.row.label.column)
-        return tuple(dict.fromkeys(named))
+        names = text_columns(self.row)
+        for mark in self.row.mark:
+            names += mark.columns
+        names += self.row.group or ()
+        if self.row.tenant:
+            names.append(self.row.tenant)
+        names.append(self.row.label.column)
+        return tuple(dict.fromkeys(names))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the one or two texts that the model reads: columns of the source, or stand-ins for derived texts."""
-        made = ("text", "text_pair")
-        return tuple(made[place] if is_template(entry) else entry for place, entry in enumerate(self.row.text))
+        named = zip(TEXT_COLUMNS, self.row.text, strict=False)
+        return tuple(name if is_template(entry) else entry for name, entry in named)
 
     @property
     def strata(self) -> list[str]:
@@ -135,38 +143,64 @@ class Task(ABC):
         Raises:
             ValueError: for the first text or label that is neither missing nor allowed, with its line or row.
         """
-        left_out, found = Counter[str](missing=0, within_margin=0), list[tuple[Any, ...]]()
+        left_out = Counter[str](missing=0, within_margin=0)
+        examples = list[tuple[Any, ...]]()
         tenants = {name: number for number, name in enumerate(self.facts.tenants)}
-        for number, (where, its) in enumerate(rows, before):
+        for number, (where, read) in enumerate(rows, before):
             try:
-                cells = self.prepared(its)
+                cells = self.prepared(read)
                 is_lacking = any(map(is_missing, cells.values()))
                 label = None if is_lacking else self.label_of(cells)
-                made = [] if label is None else texts_of(cells, self.row)
+                texts = [] if label is None else texts_of(cells, self.row)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            if label is None:
-                left_out["missing" if is_lacking else "within_margin"] += 1
-                continue
-            same = together = self.alike(cells, made)  # all parts of a row are kept or dropped together
-            if self.row.group:
-                together = fold(str(cells[self.row.group[0]]))
-                number = hash_of("\0".join(plain_text(cells[name]) for name in self.row.group)) >> 1  # signed, later
-            if self.row.tenant:
-                tenant = plain_text(cells[self.row.tenant])
-                number, same = tenants[tenant], f"{same}\n{tenant}"
-            position = (hash_of(together) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
-            mirror = self.hash_in_any_order(cells) if self.has_mirrors else 0
-            for place, part in enumerate(made):
-                digest = hash_of(same if len(made) == 1 else f"{same}\n{place}")
-                of_part = int(label == place) if self.row.choices else label
-                found.append((*part.values(), of_part, number, digest, position, mirror))
+            if is_lacking:
+                left_out["missing"] += 1
+            elif label is None:
+                left_out["within_margin"] += 1
+            else:
+                examples += self._of_row(cells, label, texts, number, tenants)
+        return self._framed(examples), left_out
+
+    def _of_row(
+        self, cells: Cells, label: Any, texts: Sequence[Mapping[str, str]], number: int, tenants: Mapping[str, int]
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the examples of a row, as `_framed` takes them: one for each of its texts."""
+        same = self.alike(cells, texts)
+        together = same  # all parts of a row are kept or dropped together
+        group = self.row.group
+        if group:
+            together = fold(str(cells[group[0]]))
+            keys = [plain_text(cells[name]) for name in group]
+            number = hash_of("\0".join(keys)) >> 1  # signed, later
+        if self.row.tenant:
+            tenant = plain_text(cells[self.row.tenant])
+            number = tenants[tenant]
+            same = f"{same}\n{tenant}"
+        position = (hash_of(together) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
+        mirror = self.hash_in_any_order(cells) if self.has_mirrors else 0
+        for place, part in enumerate(texts):
+            digest = hash_of(same if len(texts) == 1 else f"{same}\n{place}")
+            of_part = int(label == place) if self.row.choices else label
+            yield *part.values(), of_part, number, digest, position, mirror
+
+    def _framed(self, examples: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
+        """Return examples in a table, without the columns that a row of data does not need."""
+        texts = TEXT_COLUMNS[: len(self.row.text)]
         scored_by = TENANT if self.row.tenant else GROUP
-        names = (*("text", "text_pair")[: len(self.row.text)], "label", scored_by, "hash", "position", MIRROR)
-        types = {"label": self.target, scored_by: "int64", "hash": "uint64", MIRROR: "uint64"}
-        is_scored_by = self.row.is_grouped or self.row.tenant
-        needless = [*([] if is_scored_by else [scored_by]), *([] if self.has_mirrors else [MIRROR])]
-        return pd.DataFrame(found, columns=names).astype(types).drop(columns=needless), left_out
+        table = pd.DataFrame(examples, columns=[*texts, "label", scored_by, "hash", "position", MIRROR])
+        types = {
+            "label": self.target,
+            scored_by: "int64",
+            "hash": "uint64",
+            MIRROR: "uint64",
+        }
+        needless = list[str]()
+        if not self.row.is_grouped and not self.row.tenant:
+            needless.append(scored_by)
+        if not self.has_mirrors:
+            needless.append(MIRROR)
+        return table.astype(types).drop(columns=needless)
 
     @property
     def has_mirrors(self) -> bool:
@@ -175,11 +209,12 @@ class Task(ABC):
 
     def hash_in_any_order(self, cells: Cells) -> int:
         """Return a hash that is equal where rows have the same texts, whichever column each is in."""
-        return hash_of("\n".join(sorted(map(fold, column_texts(cells, self.row).values()))))
+        texts = column_texts(cells, self.row).values()
+        return hash_of("\n".join(sorted(map(fold, texts))))
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Return a text that is equal where the texts `made` of rows count as the same."""
-        return folded(text for one in made for text in one.values())
+        return folded(chain.from_iterable(texts.values() for texts in made))
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
         """Return what becomes of the examples of a split after the cut, train's first, and the dropped by reason."""
@@ -223,7 +258,9 @@ class Task(ABC):
     def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
         """Return why a model cannot answer with these labels of task.json; an empty text if it can."""
         outputs = model.config.num_labels
-        return "" if cls.width(labels) == outputs else f"labels: {outputs} names are needed, one per output of the head"
+        if cls.width(labels) == outputs:
+            return ""
+        return f"labels: {outputs} names are needed, one per output of the head"
 
     @abstractmethod
     def head(self) -> dict[str, Any]:
@@ -293,9 +330,12 @@ class Task(ABC):
         """
         from pipeline.tasks import scores
 
-        constants = (np.full(labels.shape, constant) for constant in self.constants(labels))
-        tried = [scores.score(self.row.metrics, constant, labels, groups) for constant in constants]
-        return {f"{name}_baseline": max(found[name] for found in tried) for name in self.row.metrics}
+        best = dict[str, float]()
+        for constant in self.constants(labels):
+            predictions = np.full(labels.shape, constant)
+            for name, value in scores.score(self.row.metrics, predictions, labels, groups).items():
+                best[f"{name}_baseline"] = max(value, best.get(f"{name}_baseline", value))
+        return best
 
     @abstractmethod
     def losses(self, outcome: Outcome) -> tuple[float, float]:
@@ -311,14 +351,19 @@ class Task(ABC):
         """Return the row's metrics with 95 % intervals and baselines, the first one as `score` too, and the loss."""
         from pipeline.tasks import scores
 
-        names, (predicted, labels, groups) = self.row.metrics, self.answers(outcome)
-        found = scores.score(names, predicted, labels, groups)
-        metrics = {"score": found[names[0]], **found, **self.baselines(labels, groups)}
+        names = self.row.metrics
+        predicted, labels, groups = self.answers(outcome)
+        scored = scores.score(names, predicted, labels, groups)
+        metrics = {"score": scored[names[0]], **scored, **self.baselines(labels, groups)}
         for name in names:
             low, high = scores.interval(name, predicted, labels, resamples, groups)
-            metrics |= {f"{name}_low": low, f"{name}_high": high}
+            metrics[f"{name}_low"] = low
+            metrics[f"{name}_high"] = high
         loss, baseline = self.losses(outcome)
-        return metrics | {"loss": loss, "loss_baseline": baseline, "examples": len(labels)}
+        metrics["loss"] = loss
+        metrics["loss_baseline"] = baseline
+        metrics["examples"] = len(labels)
+        return metrics
 
     def parts(self, outcome: Outcome, resamples: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return the metrics of all examples, and of each part that is scored by itself: a tenant, or all."""

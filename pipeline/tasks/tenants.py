@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-LEAST_TEXTS, LEAST_LABELS = 5, 2  # of a tenant
+LEAST_TEXTS = 5  # of a tenant
+LEAST_LABELS = 2  # of a tenant
 # A tenant's name is that of a folder, and part of an address.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
 FEW = 10  # rows of a label
@@ -43,7 +44,8 @@ class TenantsTask(Task):
         super().__init__(row, facts)
         self.is_number = isinstance(row.label, Number)
         self._kind: type[Task] = NumberTask if self.is_number else ClassesTask
-        self.kind, self.target = self._kind.kind, self._kind.target
+        self.kind = self._kind.kind
+        self.target = self._kind.target
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
@@ -57,7 +59,7 @@ class TenantsTask(Task):
         return self.facts.tenants
 
     @cached_property
-    def _one(self) -> Task:
+    def _single(self) -> Task:
         """The task of a tenant for itself, but for the names of its labels."""
         return self._kind(self.row, Facts())
 
@@ -75,8 +77,11 @@ class TenantsTask(Task):
 
     def offset(self, stratum: Any, rows: int) -> float:
         # Drawn where shares are below a row, so that each split has its share of many tenants; an only row is in train.
-        number, label = (stratum[0], "") if self.is_number else stratum
-        return (hash_of(f"{self._names[number]}\n{label}") >> 12) / 2.0**52 if 1 < rows < FEW else 0.5
+        if not 1 < rows < FEW:
+            return 0.5
+        number, *labels = stratum  # no label if it is a number
+        name = self._names[number]
+        return (hash_of("\n".join([name, *map(str, labels or [""])])) >> 12) / 2.0**52
 
     def facts_of_rows(self, train: Iterable[Record]) -> Facts:
         """Find who the tenants are.
@@ -84,29 +89,36 @@ class TenantsTask(Task):
         Raises:
             ValueError: if one has a name that no folder can have, too few texts or labels, or labels that are too long.
         """
-        found: dict[str, Counter[str]] = defaultdict(Counter)
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
         for where, cells in train:
-            if not any(map(is_missing, cells.values())):
-                tenant, label = self._plain(cells)
-                if FORBIDDEN.fullmatch(tenant):
-                    raise ValueError(f"{where}: tenant {tenant!r}: no name of a folder, which a tenant's must be")
-                found[tenant][label] += 1
-        sizes = {name: found[name].total() for name in sorted(found)}
-        least = 0 if self.is_number else LEAST_LABELS
-        few = [name for name, size in sizes.items() if size < LEAST_TEXTS or len(found[name]) < least]
-        if few:
-            each = ", ".join(f"{name} has {sizes[name]} and {len(found[name])}" for name in few[:SHOWN])
-            more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
-            raise ValueError(f"a tenant needs {LEAST_TEXTS} texts and {least} different labels; {each}{more}")
+            if any(map(is_missing, cells.values())):
+                continue
+            tenant, label = self._plain(cells)
+            if FORBIDDEN.fullmatch(tenant):
+                raise ValueError(f"{where}: tenant {tenant!r}: no name of a folder, which a tenant's must be")
+            counts[tenant][label] += 1
+        counts = dict(sorted(counts.items()))
+        self._check_enough(counts)
         tenants = dict[str, Tenant]()
-        for name, size in sizes.items():
-            names = None if self.is_number else self._one.names or in_order(found[name])
+        for name, labels in counts.items():
+            names = None if self.is_number else self._single.names or in_order(labels)
             try:
                 check_names(names or ())
             except ValueError as error:
                 raise ValueError(f"tenant {name}: {error}") from None
-            tenants[name] = Tenant(labels=names, train=size)
+            tenants[name] = Tenant(labels=names, train=labels.total())
         return Facts(tenants=tenants)
+
+    def _check_enough(self, counts: Mapping[str, Counter[str]]) -> None:  # texts by tenant and label
+        least = 0 if self.is_number else LEAST_LABELS
+        few = list[str]()
+        for name, labels in counts.items():
+            if labels.total() < LEAST_TEXTS or len(labels) < least:
+                few.append(f"{name} has {labels.total()} and {len(labels)}")
+        if few:
+            more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
+            needed = f"{LEAST_TEXTS} texts and {least} different labels"
+            raise ValueError(f"a tenant needs {needed}; {', '.join(few[:SHOWN])}{more}")
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant."""
@@ -117,34 +129,40 @@ class TenantsTask(Task):
         return [(column, cells[column]) for column in columns]
 
     def _plain(self, cells: Cells) -> tuple[str, str]:
-        return plain_text(cells[str(self.row.tenant)]), plain_text(cells[self.label.column])
+        tenant = cells[str(self.row.tenant)]
+        label = cells[self.label.column]
+        return plain_text(tenant), plain_text(label)
 
     def label_of(self, cells: Cells) -> Any:
         tenant, label = self._plain(cells)
         if tenant not in self.tenants:
             raise ValueError(f"tenant {tenant!r} has no rows in train")
         if self.is_number:
-            return self._one.label_of(cells)
-        labels, value = self.tenants[tenant].labels or (), cells[self.label.column]
-        if label not in labels:
-            near = nearest(value, labels)
-            raise ValueError(f"label {value!r} is not a class of tenant {tenant}: {', '.join(labels)}{near}")
-        return labels.index(label)
+            return self._single.label_of(cells)
+        labels = self.tenants[tenant].labels or ()
+        if label in labels:
+            return labels.index(label)
+        value = cells[self.label.column]
+        near = nearest(value, labels)
+        raise ValueError(f"label {value!r} is not a class of tenant {tenant}: {', '.join(labels)}{near}")
 
     def lacks(self, train: pd.DataFrame) -> str:
         there = train.groupby(TENANT)["label"].unique()
-        for number, (name, its) in enumerate(self.tenants.items()):
-            labels = set(there.get(number, ()))
-            needed = its.labels if its.labels and not self.label.names else ()
-            lost = [f" labelled {label}" for at, label in enumerate(needed) if at not in labels] if labels else [""]
-            if lost:
-                return f"no row of tenant {name}{lost[0]}, but for texts that another row or split has, too"
+        reason = "but for texts that another row or split has, too"
+        for number, (name, tenant) in enumerate(self.tenants.items()):
+            if number not in there:
+                return f"no row of tenant {name}, {reason}"
+            if tenant.labels is None or self.label.names:
+                continue
+            for label, label_name in enumerate(tenant.labels):
+                if label not in there[number]:
+                    return f"no row of tenant {name} labelled {label_name}, {reason}"
         return ""
 
     @cached_property
     def widths(self) -> Numbers:
         """The number of outputs of each tenant."""
-        return np.array([self.width(its.labels) for its in self.tenants.values()])
+        return np.array([self.width(tenant.labels) for tenant in self.tenants.values()])
 
     def head(self) -> dict[str, Any]:
         kind = "regression" if self.is_number else "single_label_classification"
@@ -155,15 +173,17 @@ class TenantsTask(Task):
         import torch
 
         widths = torch.from_numpy(self.widths).to(logits.device)
-        first, places = widths.cumsum(0) - widths, torch.arange(int(widths.max()), device=logits.device)
-        tenant = beside[TENANT]
-        found = logits.gather(1, (first[tenant][:, None] + places).clamp(max=logits.shape[1] - 1))
-        return found.masked_fill(places >= widths[tenant][:, None], torch.finfo(logits.dtype).min)
+        first = widths.cumsum(0) - widths
+        places = torch.arange(int(widths.max()), device=logits.device)
+        tenant = beside[TENANT][:, None]
+        columns = first[tenant] + places
+        own = logits.gather(1, columns.clamp(max=logits.shape[1] - 1))
+        return own.masked_fill(places >= widths[tenant], torch.finfo(logits.dtype).min)
 
     def loss(self) -> "Callable[..., Tensor]":
         import torch
 
-        rows = np.array([its.train for its in self.tenants.values()])
+        rows = np.array([tenant.train for tenant in self.tenants.values()])
         weights = torch.from_numpy(rows.sum() / (len(rows) * rows)).float()
 
         def loss(logits: "Tensor", labels: "Tensor", tenant: "Tensor") -> "Tensor":
@@ -176,15 +196,16 @@ class TenantsTask(Task):
         return loss
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        return self._one.predicted(outcome)
+        return self._single.predicted(outcome)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
-        each = np.array([task.losses(its) for _, task, _, its in self._apart(outcome)])
-        return float(each[:, 0].mean()), float(each[:, 1].mean())
+        each = [task.losses(own) for _, task, _, own in self._apart(outcome)]
+        losses, baselines = np.array(each).T
+        return float(losses.mean()), float(baselines.mean())
 
     def scores(self, outcome: Outcome) -> dict[str, float]:
-        each = [task.scores(its) for _, task, _, its in self._apart(outcome)]
-        return {name: float(np.mean([its[name] for its in each])) for name in self.row.metrics}
+        each = [task.scores(own) for _, task, _, own in self._apart(outcome)]
+        return {name: _mean_of(name, each) for name in self.row.metrics}
 
     def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
         return self.parts(outcome, resamples)[0]
@@ -198,19 +219,21 @@ class TenantsTask(Task):
         the ends of means of independent scores add (Zou and Donner, "Construction of confidence limits about effect
         measures: A general approach", 2008). Of a single tenant it is the tenant's own.
         """
-        parts = {name: task.metrics(its, resamples) for name, task, _, its in self._apart(outcome)}
+        parts = {name: task.metrics(own, resamples) for name, task, _, own in self._apart(outcome)}
         each = list(parts.values())
-        metrics = {name: float(np.mean([its[name] for its in each])) for name in each[0]}
-        for name in self.row.metrics if len(each) > 1 else ():
-            metrics |= _interval_of_mean(name, each)
-        counts = {"examples": sum(int(its["examples"]) for its in each), "tenants": len(self.tenants)}
-        return metrics | counts, parts
+        metrics = {name: _mean_of(name, each) for name in each[0]}
+        if len(each) > 1:
+            for name in self.row.metrics:
+                metrics |= _interval_of_mean(name, each)
+        metrics["examples"] = sum(int(own["examples"]) for own in each)
+        metrics["tenants"] = len(self.tenants)
+        return metrics, parts
 
     def table(self, outcome: Outcome) -> Columns:
         columns: dict[str, Any] = {TENANT: np.empty(len(outcome.labels), object)}
-        for name, task, rows, its in self._apart(outcome):
+        for name, task, rows, own in self._apart(outcome):
             columns[TENANT][rows] = name
-            for column, values in task.table(its).items():
+            for column, values in task.table(own).items():
                 whole = columns.setdefault(column, np.empty(len(outcome.labels), object))
                 whole[rows] = np.array(values, object)
         return columns
@@ -219,8 +242,8 @@ class TenantsTask(Task):
         """Yield the tenants that have examples: name, task, the positions of its examples, and their outcome."""
         assert outcome.groups is not None
         order = np.argsort(outcome.groups, kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(outcome.groups[order])) + 1)
-        for rows in parts:
+        first = np.flatnonzero(np.diff(outcome.groups[order])) + 1
+        for rows in np.split(order, first):
             number = int(outcome.groups[rows[0]])
             name = self._names[number]
             outputs = outcome.outputs[rows][:, : self.widths[number]]
@@ -230,7 +253,7 @@ class TenantsTask(Task):
         """Return the task of a tenant for itself."""
         labels = self.tenants[name].labels
         if labels is None:
-            return self._one
+            return self._single
         label = self.row.label.model_copy(update={"names": labels})
         return self._kind(self.row.model_copy(update={"label": label}), Facts())
 
@@ -245,8 +268,10 @@ class TenantsTask(Task):
         return f"for each of {len(self.tenants):,} tenants {what}"
 
     def shown(self, labels: Numbers) -> str:
-        ends = " to ".join(map(str, sorted({self.widths.min(), self.widths.max()})))
-        return self.says() if self.is_number else f"{self.says()}, {ends} labels each"
+        if self.is_number:
+            return self.says()
+        ends = sorted({self.widths.min(), self.widths.max()})
+        return f"{self.says()}, {' to '.join(map(str, ends))} labels each"
 
 
 def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -255,13 +280,27 @@ def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> dict[st
 
     from pipeline.tasks import scores
 
-    values, lows, highs = (np.array([metrics[f"{name}{end}"] for metrics in each]) for end in ("", "_low", "_high"))
-    with_tenants = stats.sem(values) * stats.t.ppf((1 + scores.CONFIDENCE) / 2, len(values) - 1)
-    below, above = (np.linalg.norm(ends - values) / len(values) for ends in (lows, highs))
+    values = _values_of(name, each)
+    count = len(values)
+    quantile = stats.t.ppf((1 + scores.CONFIDENCE) / 2, count - 1)
+    with_tenants = stats.sem(values) * quantile
+    below = np.linalg.norm(_values_of(f"{name}_low", each) - values) / count
+    above = np.linalg.norm(_values_of(f"{name}_high", each) - values) / count
     least = -1.0 if name in scores.SIGNED else 0.0
     low = max(least, values.mean() - max(with_tenants, below))
     high = min(1.0, values.mean() + max(with_tenants, above))
-    return {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return {
+        f"{name}_low": float(low),
+        f"{name}_high": float(high),
+    }
+
+
+def _values_of(name: str, each: Sequence[Mapping[str, float]]) -> Numbers:
+    return np.array([metrics[name] for metrics in each])
+
+
+def _mean_of(name: str, each: Sequence[Mapping[str, float]]) -> float:
+    return float(_values_of(name, each).mean())
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:

@@ -198,7 +198,7 @@ def test_what_is_written_without_the_adapter_is_what_the_checkpoint_writes(adapt
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE).eval(), AutoTokenizer.from_pretrained(BASE)
     split, losses, counts = tokens.load_tokens("test"), [], []
-    for ids, labels, text in zip(split["input_ids"], split["label"], outcomes[0].base_said, strict=True):
+    for ids, labels, text in zip(split["input_ids"], split["label"], outcomes[0].base_texts, strict=True):
         silent = labels.count(-100)
         prompt, answer = torch.tensor([ids[:silent]]), torch.tensor(ids[silent:])
         written = model.generate(

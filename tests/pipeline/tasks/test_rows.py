@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline import tasks
 from pipeline.tasks.cells import texts_of
-from pipeline.tasks.classes import whose
+from pipeline.tasks.classes import of_class
 from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
 NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"))
@@ -48,8 +48,8 @@ def test_the_positive_one_of_two_classes_is_the_second_output():
     assert read(label | {"positive": "bad", "above": 3.0, "margin": 1.0}, 2, 5) == [1, 0]
     task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label | {"positive": "bad"}))
     assert task.names == ("good", "bad")
-    assert whose("f1", task) == " of bad"
-    assert whose("macro_f1", task) == ""
+    assert of_class("f1", task) == " of bad"
+    assert of_class("macro_f1", task) == ""
 
 
 @pytest.mark.parametrize("value", ["01", "1.5", float("inf"), [1], 2])
