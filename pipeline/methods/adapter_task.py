@@ -39,7 +39,8 @@ class AdapterTask(Row):
     @field_validator("kind")
     @classmethod
     def _is_known(cls, kind: str) -> str:
-        if kind not in (known := sorted(tasks.kinds())):
+        known = sorted(tasks.kinds())
+        if kind not in known:
             raise ValueError(f"no such kind of task{nearest(kind, known)}; there are {', '.join(known)}")
         return kind
 
@@ -86,7 +87,8 @@ def read(folder: Path) -> AdapterTask:
     from lsr.loading.contents import read_task
     from lsr.tuner.files import read_config
 
-    if (content := read_task(folder)) is None:
+    content = read_task(folder)
+    if content is None:
         read_config(folder)  # says more where there is no adapter either
         raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
     return validated(AdapterTask, content, folder / FILE, ())

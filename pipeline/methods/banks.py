@@ -21,7 +21,8 @@ from pipeline.params import PARAMS, FactorizeInitView, LsrParams, PeftParams, lo
 from pipeline.params.sources import HubModel, ModelRow
 from pipeline.tasks import Task
 
-FITTED, BATCH = 1024, 32  # examples that fit the rows of new tenants, and examples of a batch
+FITTED = 1024  # examples that fit the rows of new tenants
+BATCH = 32  # examples of a batch
 
 
 def base_of(row: ModelRow) -> str | None:
@@ -78,7 +79,8 @@ class Served(nn.Module):
 
     def __init__(self, bank: AdapterBank, names: Sequence[str]) -> None:
         super().__init__()
-        self.bank, self.names = bank, names
+        self.bank = bank
+        self.names = names
 
     def forward(self, tenant: Tensor, **inputs: Tensor) -> SimpleNamespace:
         """Return as `logits` the outputs of each row's tenant, and the least number after its last."""

@@ -49,16 +49,17 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
         nn.Module.__init__(self)
         self.base_layer = base_layer
         self.merged_adapters: list[str] = []
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.in_features = base_layer.in_features
+        self.out_features = base_layer.out_features
         self._shared = (shared,)  # a tuple, which nn.Module does not register: the model owns and saves these
         self._active_adapter = name
-        n, r = config.n, config.r
+        n = config.n
         for width in (self.in_features, self.out_features):
             if width % n:
                 raise ValueError(f"n: {n} does not divide {width}, a width of the layer")
         bound = math.sqrt(n / self.in_features)  # kaiming_uniform with a = sqrt(5), as for LoRA's A
-        v = torch.empty(n, r, self.in_features // n).uniform_(-bound, bound)
-        u = torch.zeros(n, self.out_features // n, r)  # so the layer is unchanged, but U gets a gradient
+        v = torch.empty(n, config.r, self.in_features // n).uniform_(-bound, bound)
+        u = torch.zeros(n, self.out_features // n, config.r)  # so the layer is unchanged, but U gets a gradient
         self.kadaptation_u = nn.ParameterDict({name: nn.Parameter(u)})
         self.kadaptation_v = nn.ParameterDict({name: nn.Parameter(v)})
         self._move_adapter_to_device_of_base_layer(name)
@@ -75,11 +76,14 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output with the updates of the active adapters."""
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
-        if not (self.disable_adapters or self.merged):
-            for name in self.active_adapters:
-                s, u, v = self.factors(name)  # term by term on (n, q) slices of x
-                inner = torch.einsum("...bq,krq->...bkr", x.to(v.dtype).unflatten(-1, (s.shape[0], -1)), v)
-                result = result + torch.einsum("...bkr,kab,kpr->...ap", inner, s, u).flatten(-2).to(result.dtype)
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            s, u, v = self.factors(name)
+            slices = x.to(v.dtype).unflatten(-1, (len(s), -1))  # (..., n, q), term by term
+            inner = torch.einsum("...bq,krq->...bkr", slices, v)
+            update = torch.einsum("...bkr,kab,kpr->...ap", inner, s, u)
+            result = result + update.flatten(-2).to(result.dtype)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

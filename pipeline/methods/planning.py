@@ -76,12 +76,14 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
     Raises:
         UserError: if it does not fit the model.
     """
-    section, row, task = view.section, view.base_model, tasks.of(view.dataset)
+    section = view.section
+    row = view.base_model
     head = head_of(row, base)
     if not head and isinstance(section, HeadParams | FullParams):
         raise UserError(f"{PARAMS}: adapter: {section.word}: a model that writes has no head; choose another")
     whole = [*beside_head(base, head), *head] if isinstance(section, FullParams) else head
-    config = configured(section, view.seed, _targets(section, base, row), whole, task.peft_task)
+    task_type = tasks.of(view.dataset).peft_task
+    config = configured(section, view.seed, _targets(section, base, row), whole, task_type)
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
         return plan
@@ -124,7 +126,11 @@ def configured(
     Raises:
         UserError: if a value is not allowed, one line each.
     """
-    chosen = {"task_type": TaskType(task_type), "target_modules": targets, "modules_to_save": trained_whole or None}
+    chosen = {
+        "task_type": TaskType(task_type),
+        "target_modules": targets,
+        "modules_to_save": trained_whole or None,
+    }
     with explained(section):
         match section:
             case LsrParams():  # the initialization comes later
@@ -144,7 +150,8 @@ def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
 def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConfig:
     # Returns PEFT's configuration, with what else is chosen, and the seed for all that PEFT draws by one.
     types = known_types()
-    if (kind := types.get(section.type)) is None:
+    kind = types.get(section.type)
+    if kind is None:
         raise ValueError(
             f"type: PEFT {version('peft')} has no method {section.type!r} that adapts layers and can be loaded again"
             f"{nearest(section.type, types)}; there are {', '.join(types)}"
@@ -155,7 +162,8 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
             raise ValueError(f"{name}: no such key{nearest(name, known)}")
     if section.layers != "all" and "layers_to_transform" not in known:
         raise ValueError(f"layers: {section.type} cannot choose layers by index; name them by target_modules")
-    if (start := section.options.get(START)) in FROM_EXAMPLES:
+    start = section.options.get(START)
+    if start in FROM_EXAMPLES:
         raise ValueError(f"{START}: {start} needs examples, which this pipeline does not pass to it")
     seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
     for name in SIZES:
@@ -171,14 +179,16 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
 
 def known_types() -> dict[str, type[PeftConfig]]:
     """Return the configurations of methods that adapt layers, need no loop of their own and are loaded, by name."""
-    found = dict[str, type[PeftConfig]]()
+    types = dict[str, type[PeftConfig]]()
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
-        has_targets = {"target_modules", "modules_to_save"} <= {field.name for field in fields(config) if field.init}
-        is_trained_here = kind.value not in OWN_LOOP and not issubclass(config, PromptLearningConfig)
-        is_loaded = kind.value == LSR or kind.value in methods()  # by the stages that follow
-        if is_trained_here and is_loaded and has_targets:
-            found[str(kind.value)] = config
-    return found
+        if kind.value in OWN_LOOP or issubclass(config, PromptLearningConfig):
+            continue
+        if kind.value != LSR and kind.value not in methods():  # which the stages that follow load
+            continue
+        names = {field.name for field in fields(config) if field.init}
+        if {"target_modules", "modules_to_save"} <= names:
+            types[str(kind.value)] = config
+    return types
 
 
 def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
@@ -187,7 +197,9 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any
         return DUMMY_TARGET_MODULES
     if section.target_modules == "default" and section.type in OWN_TABLES:
         return None
-    chosen = targets_of(row, base) if section.target_modules == "default" else section.target_modules
+    chosen: Sequence[str] | str = section.target_modules
+    if chosen == "default":
+        chosen = targets_of(row, base)
     return chosen if isinstance(chosen, str) else list(chosen)
 
 
@@ -218,8 +230,11 @@ def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
     PEFT takes each entry of `modules_to_save` for the end of a name, and both of its wrappers hold a `model`, as the
     backbone of Llama or ModernBERT is named, too.
     """
-    beside = {name: module for name, module in model.named_children() if name not in head}
-    return [f"{PREFIX}{name}" for name, module in beside.items() if any(True for _ in module.parameters())]
+    beside = list[str]()
+    for name, module in model.named_children():
+        if name not in head and next(module.parameters(), None) is not None:
+            beside.append(f"{PREFIX}{name}")
+    return beside
 
 
 def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
@@ -233,6 +248,9 @@ def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
     modules = dict(model.named_children())
     if model.can_generate():
         return []  # a language model's is pretrained, and often its embeddings
-    if unknown := [name for name in row.head or () if name not in modules]:
-        raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
-    return heads_of(model) if row.head is None else list(row.head)
+    if row.head is None:
+        return heads_of(model)
+    for name in row.head:
+        if name not in modules:
+            raise UserError(f"{row.where}: head: the model has no module {name}; it has {', '.join(modules)}")
+    return list(row.head)

@@ -76,17 +76,21 @@ def of_adapter(
     Raises:
         UserError: if it is no adapter, does not adapt the layers of the plan, or has a head for other labels.
     """
-    where, modules = f"{PARAMS}: {plan.section.word}.init", dict(base.named_modules())
+    where = f"{PARAMS}: {plan.section.word}.init"
+    modules = dict(base.named_modules())
     with as_user_error(ValueError, TypeError, RuntimeError, before=f"{where}: "):
         files = read_files(adapter_folder(source))
         contents = read_contents(files)
         check_layers(contents.shapes, modules)
         heads = contents.heads_on(modules, task.width(task.names))
         order = order_of_outputs(task, contents, view.data) if heads else None
-        by_label = {f"{last_layer(files)}.{part}" for part in ("weight", "bias")} if order else set[str]()
+        if order:
+            layer = last_layer(files)
+            by_label = (f"{layer}.weight", f"{layer}.bias")
+            for name, state in heads.items():
+                state.update({key: value[order] for key, value in state.items() if f"{name}.{key}" in by_label})
         for name, state in heads.items():
-            ordered = {key: value[order] if f"{name}.{key}" in by_label else value for key, value in state.items()}
-            modules[name].load_state_dict(ordered)
+            modules[name].load_state_dict(state)
     for name in sorted(contents.updates.keys() ^ set(plan.layers)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
@@ -115,7 +119,10 @@ def outputs_of(note: Mapping[str, Any]) -> list[str]:
     tenants = note.get(TENANTS)
     if not tenants:
         return list(note.get("labels") or [NUMBER])
-    return [f"{label} of {tenant}" for tenant, labels in tenants.items() for label in labels or [NUMBER]]
+    outputs = list[str]()
+    for tenant, labels in tenants.items():
+        outputs += [f"{label} of {tenant}" for label in labels or [NUMBER]]
+    return outputs
 
 
 def _listed(outputs: Sequence[str]) -> str:

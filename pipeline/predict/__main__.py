@@ -24,12 +24,13 @@ from pipeline.data import sources
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import CompletionTask
-from pipeline.tasks.cells import is_missing, plain_text, text_in
-from pipeline.tasks.task import TENANT
+from pipeline.tasks.cells import TEXT_COLUMNS, is_missing, plain_text, text_in
+from pipeline.tasks.task import TENANT, Columns
 
-FORMATS = CSV, JSON_LINES = (".csv", ".jsonl")
+CSV = ".csv"
+JSON_LINES = ".jsonl"
+FORMATS = (CSV, JSON_LINES)
 STDIN = "-"
-TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file
 SHOWN = 10  # tenants that a message names
 
 
@@ -59,9 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.note(f"{options.out}: {count} row{'s' * (count != 1)}")
         elif options.json or not sys.stdout.isatty():
             _write(tables, sys.stdout, JSON_LINES if options.json else CSV)
-        elif all_of_them := list(tables):  # the widths of columns depend on each cell
-            table = pd.concat(all_of_them)
-            console.table(str(options.adapter), list(table.columns), table.itertuples(index=False))
+        else:
+            parts = list(tables)  # the widths of columns depend on each cell
+            if parts:
+                table = pd.concat(parts)
+                console.table(str(options.adapter), list(table.columns), table.itertuples(index=False))
 
 
 def _check(options: argparse.Namespace) -> None:  # whether they fit together and to what is there
@@ -79,15 +82,15 @@ def _check(options: argparse.Namespace) -> None:  # whether they fit together an
 def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     # Yields rows, some at a time, with answers in columns beside theirs; a single text that is written is printed.
     identity = artifacts.identity(options.adapter)
-    if note := previous.note_of(options.adapter):
+    note = previous.note_of(options.adapter)
+    if note:
         console.note(f"{options.adapter}: {note}")
-    tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
-    task = tenants.get(options.tenant) or next(iter(tenants.values()), None) or adapter_task.read(options.adapter)
-    if not tenants and (options.tenant is not None or task.tenants is not None):
-        raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
-    is_written, is_single = task.task.writes, len(options.texts) == 1 and options.texts != [STDIN]
-    streams = is_written and is_single and options.out is None and not options.json
-    opened, count, cut = None, 0, 0
+    task, tenants = _tasks(options)
+    is_single = len(options.texts) == 1 and options.texts != [STDIN]
+    streams = task.task.writes and is_single and options.out is None and not options.json
+    opened = None
+    count = 0
+    truncated = 0
     with console.progress("predict", None, "texts", console.errors) as advance:
         for table, asked in _rows(options, task, tenants):
             # These take seconds: after what can be checked without.
@@ -96,22 +99,39 @@ def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
             if opened is None:
                 opened = Opened(options.adapter, options.base, task, options.batch_size)
                 artifacts.check_not_replaced(options.adapter, identity)
-            if is_written:
-                said, lost = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
-                answers = CompletionTask.printed(said, None)
+            if task.task.writes:
+                texts, cut = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
+                answers = CompletionTask.printed(texts, None)
             else:
-                outputs, lost = opened.outputs(pa.table(asked), table.index, advance)
-                known = list(tenants.values()) if options.tenant is None else []
-                answers = of_tenants(outputs, known, asked[TENANT]) if known else printed(outputs, task)
-            count, cut = count + len(table), cut + lost
-            for name, values in answers.items():
-                while name in table:
-                    name = f"predicted_{name}"
-                table[name] = pd.Series(values, table.index, dtype=object)
+                outputs, cut = opened.outputs(pa.table(asked), table.index, advance)
+                if tenants and options.tenant is None:
+                    answers = of_tenants(outputs, list(tenants.values()), asked[TENANT])
+                else:
+                    answers = printed(outputs, task)
+            count += len(table)
+            truncated += cut
             if not streams:
-                yield table
-    if cut:
-        console.note(f"{cut} of {count} texts truncated to {task.max_length} tokens")
+                yield _beside(table, answers)
+    if truncated:
+        console.note(f"{truncated} of {count} texts truncated to {task.max_length} tokens")
+
+
+def _tasks(options: argparse.Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
+    # Returns the task of the adapter or of a tenant, and in a bank the tasks of all tenants.
+    tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
+    task = tenants.get(options.tenant) or next(iter(tenants.values()), None) or adapter_task.read(options.adapter)
+    if not tenants and (options.tenant is not None or task.tenants is not None):
+        raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
+    return task, tenants
+
+
+def _beside(table: pd.DataFrame, answers: Columns) -> pd.DataFrame:
+    # Returns a table with answers in further columns, by names that it does not have.
+    for name, values in answers.items():
+        while name in table:
+            name = f"predicted_{name}"
+        table[name] = pd.Series(values, table.index, dtype=object)
+    return table
 
 
 def _rows(
@@ -120,23 +140,24 @@ def _rows(
     # Yields rows with a text, some at a time, and what is asked of each: text, text_pair (for pairs), tenant by number.
     tables, columns = _read(options, task)
     where = f"--file: {options.file}: " if options.file is not None else ""
-    names, count, skipped = list[str](), 0, 0
+    names = list[str]()
+    count = 0
+    skipped = 0
     for table in tables:
         table.index = pd.RangeIndex(count + 1, count + len(table) + 1, name="row")
         names = names or list(table.columns)
-        for late in table.columns.difference(names):
-            row = table[late].first_valid_index()
-            raise UserError(f"{where}row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
-        whole = table.assign(**dict.fromkeys(name for name in names if name not in table))[names]
+        whole = _with_columns(table, names, where)
         empty = whole[columns].map(is_missing).any(axis=1)
         full = whole[~empty]
         if empty.any() and not options.skip_empty:
             raise UserError(f"{where}row {empty.idxmax()}: is empty; needed: a text, or --skip-empty")
         for number, *texts in full[columns].itertuples(name=None):
             with as_user_error(ValueError, before=f"{where}row {number}: "):
-                [*map(text_in, texts)]
-        count, skipped = count + len(whole), skipped + len(whole) - len(full)
-        asked = {ours: full[theirs].tolist() for ours, theirs in zip(TEXT_COLUMNS, columns, strict=False)}
+                for text in texts:
+                    text_in(text)
+        count += len(whole)
+        skipped += len(whole) - len(full)
+        asked = {name: full[column].tolist() for name, column in zip(TEXT_COLUMNS, columns, strict=False)}
         if tenants:
             asked[TENANT] = _tenants_of(full, options.tenant, list(tenants), str(task.tenant))
         if not full.empty:
@@ -147,6 +168,15 @@ def _rows(
         raise UserError("no row has text")
 
 
+def _with_columns(table: pd.DataFrame, names: Sequence[str], where: str) -> pd.DataFrame:
+    # Returns a table with the columns of the first row, null where its rows have none.
+    for late in table.columns.difference(names):
+        row = table[late].first_valid_index()
+        raise UserError(f"{where}row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
+    lacking = dict.fromkeys(name for name in names if name not in table)
+    return table.assign(**lacking)[names]
+
+
 def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.DataFrame], list[str]]:
     # Returns a table, some rows at a time, and which of its columns hold the texts.
     width = len(task.columns)
@@ -155,7 +185,8 @@ def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.D
     if len(chosen) != width:
         raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
     if options.file is None:
-        chosen, where = TEXT_COLUMNS[:width], "standard input"
+        chosen = TEXT_COLUMNS[:width]
+        where = "standard input"
         lines = batched(_words(options.texts, width), options.batch_size)
         tables = (pd.DataFrame(some, columns=list(chosen), dtype=object) for some in lines)
     else:
@@ -192,11 +223,13 @@ def _tenants_of(table: pd.DataFrame, tenant: str | None, known: Sequence[str], c
     if tenant is None and column not in table:
         raise UserError(f"--tenant: whose texts are they? There are {', '.join(known[:SHOWN])}")
     names = [tenant] * len(table) if tenant is not None else table[column].map(plain_text)
-    numbers = {name: number for number, name in enumerate(known)}
+    by_name = {name: number for number, name in enumerate(known)}
+    numbers = list[int]()
     for name in names:
-        if name not in numbers:
+        if name not in by_name:
             raise UserError(f"--tenant: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")
-    return [numbers[name] for name in names]
+        numbers.append(by_name[name])
+    return numbers
 
 
 def _write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
@@ -206,8 +239,14 @@ def _write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
         if ending == JSON_LINES:
             table.to_json(out, orient="records", lines=True, force_ascii=False, default_handler=str)
         else:
-            quoting = artifacts.quoting_of(chain(table.columns, *(table[name] for name in table)))
-            table.to_csv(out, index=False, header=count == 0, lineterminator="\n", quoting=quoting)
+            cells = chain(table.columns, *(table[name] for name in table))
+            table.to_csv(
+                out,
+                index=False,
+                header=count == 0,
+                lineterminator="\n",
+                quoting=artifacts.quoting_of(cells),
+            )
         out.flush()
         count += len(table)
     return count

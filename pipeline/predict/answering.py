@@ -35,27 +35,36 @@ class Opened:
     """
 
     def __init__(self, folder: Path, base: str | None, task: AdapterTask, batch_size: int) -> None:
-        self.folder, self.task, self.batch_size = folder, task, batch_size
+        self.folder = folder
+        self.task = task
+        self.batch_size = batch_size
         getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
         model: nn.Module
         if artifacts.is_bank(folder):
             if task.task.writes:
                 raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
             bank = AdapterBank.load(base, folder)
-            model, base_model, fields = banks.Served(bank, bank.names), bank.model, bank.base_fields
+            model = banks.Served(bank, bank.names)
+            base_model = bank.model
+            fields = bank.base_fields
         else:
-            model = fitted = adapters.load_adapter(folder, base, method=None)
-            base_model, fields = fitted.get_base_model(), vars(fitted.peft_config["default"])
-            if fields["peft_type"] not in (known := planning.known_types()):
+            fitted = adapters.load_adapter(folder, base, method=None)
+            model = fitted
+            base_model = fitted.get_base_model()
+            fields = vars(fitted.peft_config["default"])
+            known = planning.known_types()
+            if fields["peft_type"] not in known:
                 needed = " or ".join(known)
                 raise UserError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {needed}")
-            if reason := task.task.misfit(fitted, task.labels):
+            reason = task.task.misfit(fitted, task.labels)
+            if reason:
                 raise UserError(f"{folder / FILE}: {reason}")
         tokenizer = base_models.load_tokenizer(fields, folder, base)
         if tokenizer is None:
             raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
         prepare_batches(tokenizer, base_model.config, folder)
-        self.tokenizer, self.model = tokenizer, model.to(fastest())
+        self.tokenizer = tokenizer
+        self.model = model.to(fastest())
 
     def outputs(self, texts: pa.Table, rows: Sequence[int], advance: Advance) -> tuple[Tensor, int]:
         """Return what it says of texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
@@ -71,8 +80,9 @@ class Opened:
         kind = self.task.task
         collate = kind.collator(self.tokenizer)
         outputs = evaluation.outputs(kind, self.model, Dataset(table), collate, self.batch_size, advance)
-        if not (finite := outputs.isfinite().reshape(len(table), -1).all(dim=1)).all():
-            row = rows[int(finite.int().argmin())]
+        are_finite = outputs.isfinite().reshape(len(table), -1).all(dim=1)
+        if not are_finite.all():
+            row = rows[int(are_finite.int().argmin())]
             raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {self.folder} overflow")
         return outputs, int((lengths > self.task.max_length).sum())
 
@@ -83,24 +93,26 @@ class Opened:
         """
         prompts = Prompts(self.tokenizer, self.task.template)
         ids = [prompts.prompt(asked(text)) for text in texts]
-        cut = [one[-self.task.max_length :] for one in ids]
+        longest = self.task.max_length
+        cut = [tokens[-longest:] for tokens in ids]
         check_positions(cast("PreTrainedModel", self.model), max(map(len, cut)) + most, "--new-tokens")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
-        said = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
-        return said, sum(len(one) > self.task.max_length for one in ids)
+        written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
+        return written, sum(len(tokens) > longest for tokens in ids)
 
 
 def printed(outputs: Tensor, task: AdapterTask) -> Columns:
     """Return the columns to print of outputs of one task: all that its kind says."""
-    return task.task.printed(outputs[:, : task.task.width(task.labels)], task.labels, task.thresholds or ())
+    width = task.task.width(task.labels)
+    return task.task.printed(outputs[:, :width], task.labels, task.thresholds or ())
 
 
-def of_tenants(outputs: Tensor, tasks: Sequence[AdapterTask], whose: Sequence[int]) -> Columns:
-    """Return the columns to print of outputs, each of the task that `whose` says: the answer and its probability."""
+def of_tenants(outputs: Tensor, tasks: Sequence[AdapterTask], tenants: Sequence[int]) -> Columns:
+    """Return the columns to print of outputs, each of the task of a tenant by number: answer and its probability."""
     columns: dict[str, list[Any]] = {}
-    for number, row in zip(whose, outputs, strict=True):
-        (name, (answer,)), *rest = printed(row[None], tasks[number]).items()
+    for tenant, row in zip(tenants, outputs, strict=True):
+        (name, (answer,)), *shares = printed(row[None], tasks[tenant]).items()
         columns.setdefault(name, []).append(answer)
-        if rest:
-            columns.setdefault("p", []).append(max(values[0] for _, values in rest))
+        if shares:
+            columns.setdefault("p", []).append(max(values[0] for _, values in shares))
     return columns

@@ -71,18 +71,23 @@ class Keep(TrainerCallback):
             state.best_model_checkpoint = str(path_of(self.folder, state.best_global_step))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        metrics, best = given["metrics"], state.best_global_step
+        metrics = given["metrics"]
+        best = state.best_global_step
+        if not best or metrics["eval_score"] != state.best_metric:
+            return
         losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
-        if best and metrics["eval_score"] == state.best_metric and metrics["eval_loss"] <= losses[best]:
+        if metrics["eval_loss"] <= losses[best]:
             state.best_metric = None
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         PartialState().wait_for_everyone()  # all have written their part of it
         if state.is_world_process_zero:
             seal(path_of(self.folder, state.global_step))
-            kept = {path_of(self.folder, step) for step in (state.global_step, state.best_global_step) if step}
-            for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
-                artifacts.remove(other)
+            steps = (state.global_step, state.best_global_step)
+            kept = [path_of(self.folder, step) for step in steps if step]
+            for path in self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                if path not in kept:
+                    artifacts.remove(path)
         PartialState().wait_for_everyone()
 
 
@@ -96,9 +101,9 @@ def seal(checkpoint: Path) -> None:
 
     It takes .7 seconds per GB, in addition to the time of the disk.
     """
-    sealed, files = checkpoint / CHECKSUMS, _files(checkpoint)
-    _wait_for_disk(files.values())
-    checksums = {name: digests.sha256(path) for name, path in files.items()}
+    sealed = checkpoint / CHECKSUMS
+    _wait_for_disk(_files(checkpoint))
+    checksums = _checksums(checkpoint)
     sealed.write_text(json.dumps(checksums), encoding="utf-8")
     folders = [path for path in checkpoint.rglob("*") if path.is_dir()]
     _wait_for_disk([sealed, *folders, checkpoint, checkpoint.parent])  # also the names in the folders
@@ -132,20 +137,24 @@ def state_of(checkpoint: Path) -> TrainerState:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    sealed, files = checkpoint / CHECKSUMS, _files(checkpoint)
+    sealed = checkpoint / CHECKSUMS
     if not sealed.is_file():
         return False
     try:
-        checksums = json.loads(sealed.read_text(encoding="utf-8"))
-        return checksums == {name: digests.sha256(path) for name, path in files.items()}
+        return json.loads(sealed.read_text(encoding="utf-8")) == _checksums(checkpoint)
     except (OSError, ValueError, RecursionError):
         return False
 
 
-def _files(checkpoint: Path) -> dict[str, Path]:
-    """Return the regular files of a checkpoint by their names in it, without the one that holds their checksums."""
-    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != checkpoint / CHECKSUMS)
-    return {path.relative_to(checkpoint).as_posix(): path for path in files}
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a checkpoint by its name in it."""
+    return {path.relative_to(checkpoint).as_posix(): digests.sha256(path) for path in _files(checkpoint)}
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    """Return the regular files of a checkpoint in order, without the one that holds their checksums."""
+    sealed = checkpoint / CHECKSUMS
+    return [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != sealed]
 
 
 def _wait_for_disk(paths: Iterable[Path]) -> None:

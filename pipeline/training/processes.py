@@ -93,7 +93,8 @@ def start(module: str, wanted: int) -> bool:
         if wanted > 1:
             _run(module, wanted)
         return wanted > 1
-    if wanted != (count := int(os.environ["WORLD_SIZE"])):
+    count = int(os.environ["WORLD_SIZE"])
+    if wanted != count:
         raise UserError(f"{PARAMS}: train.processes: must be {count}, as many as torchrun has started, got {wanted}")
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return False

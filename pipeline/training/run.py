@@ -103,10 +103,12 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
     Raises:
         UserError: if one has none, one line each.
     """
-    if view.train.steps == "auto":
-        idle = effects.idle_in_epochs(view.train, enough_epochs(view, train))
-        if lines := [f"{PARAMS}: {value.line}" for value in idle]:
-            raise UserError("\n".join(lines))
+    if view.train.steps != "auto":
+        return
+    idle = effects.idle_in_epochs(view.train, enough_epochs(view, train))
+    lines = [f"{PARAMS}: {value.line}" for value in idle]
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
@@ -152,13 +154,15 @@ def trainer_of(
     chosen = training_arguments(view, task, steps_an_epoch(view, splits["train"]), folder)
 
     def scores(prediction: EvalPrediction) -> dict[str, float]:
-        validation, outputs = splits["validation"], torch.from_numpy(np.asarray(prediction.predictions))
+        validation = splits["validation"]
+        outputs = torch.from_numpy(np.asarray(prediction.predictions))
         outcome = Outcome(outputs, np.asarray(prediction.label_ids), tokens.groups_of(validation))
-        found = task.settled(outcome).scores(outcome)
+        scored = task.settled(outcome).scores(outcome)
         if isinstance(task, CompletionTask) and task.row.select:
-            prompts, size = task.prompts(tokenizer_of(model, view.base_model)), chosen.per_device_eval_batch_size
-            found |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
-        return {"score": found[task.selects], **found}
+            prompts = task.prompts(tokenizer_of(model, view.base_model))
+            size = chosen.per_device_eval_batch_size
+            scored |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
+        return {"score": scored[task.selects], **scored}
 
     trainer = BatchingTrainer(
         model=model,
@@ -251,7 +255,8 @@ class Progress(TrainerCallback):
         self.advance(1)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        if "loss" in (logs := given["logs"]):
+        logs = given["logs"]
+        if "loss" in logs:
             self.advance(0, f"loss {logs['loss']:.3g}, lr {logs['learning_rate']:.3g}")
 
 
