@@ -93,6 +93,11 @@ def main(view: params.FactorizeInitView) -> None:
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
+    write_reports(rows, sizes)
+
+
+def write_reports(rows: Sequence[Row], sizes: Sequence[int]) -> None:
+    """Write the report and the metrics of an initialization that has read batches of these sizes; print its rows."""
     metrics: dict[str, float] = {"start_batches": len(sizes), "start_read": sum(sizes)}
     if rows:
         metrics["energy"] = fmean(energy for *_, energy in rows)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
@@ -112,20 +113,13 @@ def over_http() -> Iterator[Row]:
                 logits = filled(**inputs, adapter_names=names).logits
             filled.answers(logits, names)
 
+    seconds = list[float]()
     with TemporaryDirectory() as folder:
         filled.save(f"{folder}/bank")
         base().save_pretrained(f"{folder}/base")
         tokenizer.save_pretrained(f"{folder}/base")
-        command = [sys.executable, "-m", "lsr", "serve", f"{folder}/bank", "--base", f"{folder}/base", "--port", "0"]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
-        with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
-            assert server.stderr is not None
-            try:
-                port = int(re.findall(r":(\d+): ", server.stderr.readline())[0])
-                seconds = list[float]()
-                times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(port, seconds))}, ROUNDS)
-            finally:
-                server.terminate()
+        with served(f"{folder}/bank", f"{folder}/base") as port:
+            times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(port, seconds))}, ROUNDS)
     percentiles = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
     yield {
         "tenants": TENANTS,
@@ -136,6 +130,19 @@ def over_http() -> Iterator[Row]:
         "median_seconds": percentiles[49],
         "p99_seconds": percentiles[98],
     }
+
+
+@contextmanager
+def served(bank: str, base: str) -> Iterator[int]:
+    """Yield the port of `lsr serve` with a bank on a base model; it has as many threads as torch has here."""
+    command = [sys.executable, "-m", "lsr", "serve", bank, "--base", base, "--port", "0"]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
+    with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
+        assert server.stderr is not None
+        try:
+            yield int(re.findall(r":(\d+): ", server.stderr.readline())[0])
+        finally:
+            server.terminate()
 
 
 async def ask(port: int, seconds: list[float]) -> None:

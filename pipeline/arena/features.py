@@ -81,7 +81,7 @@ def _of_rows(outcome: Outcome, rows: Values) -> tuple[Values, Values]:
 
 def _count(fitted: Pipeline) -> int:
     """Return the number of parameters that are not 0."""
-    learned = [getattr(fitted[-1], name, np.zeros(0)) for name in ("coef_", "intercept_", "centroids_")]
+    learned = [getattr(fitted[-1], name, 0) for name in ("coef_", "intercept_", "centroids_")]
     return sum(map(np.count_nonzero, learned))
 
 

@@ -175,10 +175,12 @@ class Preset(Section):
     @model_validator(mode="after")
     def _named_methods_and_tasks_exist(self) -> Self:
         named: list[tuple[str, str, Iterable[str]]] = [("baseline", self.baseline, self.methods)]
-        of_tasks = {f"methods: {name}: tasks": method.tasks for name, method in self.methods.items()}
-        of_tasks |= {f"averages: {name}": tasks for name, tasks in self.averages.items()}
-        named += [(place, task, self.tasks) for place, tasks in of_tasks.items() for task in tasks]
-        named += [("rounded", str(seed), [*map(str, self.seeds)]) for seed in self.rounded]
+        for name, method in self.methods.items():
+            named += [(f"methods: {name}: tasks", task, self.tasks) for task in method.tasks]
+        for name, tasks in self.averages.items():
+            named += [(f"averages: {name}", task, self.tasks) for task in tasks]
+        seeds = [str(seed) for seed in self.seeds]
+        named += [("rounded", str(seed), seeds) for seed in self.rounded]
         places = [*self.means, *self.tasks]
         for number, hypothesis in enumerate(self.hypotheses, start=1):
             where = f"hypotheses: {number}"

@@ -1,7 +1,7 @@
 """All that comparison.json and the page hold, computed once. Scores are in percent."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,20 +34,17 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
     if not tasks:
         raise UserError(f"{FOLDER / name}: none of the {outdated:,} records is of the settings and texts of the preset")
     methods = _smallest_first(tasks)
-    baseline = preset.baseline
-    if baseline not in methods:
-        near = nearest(baseline, methods)
-        raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
+    _check_baseline(name, preset.baseline, methods)
     averages, notes = _averages(preset.means, tasks)
     labels, unusable = examples.read(tasks)
-    notes += unusable
+    notes.extend(unusable)
     if outdated:
         notes.append(f"{outdated:,} records left out: of other settings than those of the preset")
     scores = {task: _scores(task, methods, labels.get(task), resamples) for task, methods in tasks.items()}
     judge = Judge(scores, {**{task: (task,) for task in tasks}, **averages}, preset.margin)
     comparison = {
         "preset": name,
-        "baseline": baseline,
+        "baseline": preset.baseline,
         "metrics": {task: next(iter(methods.values())).shown.metrics[0] for task, methods in tasks.items()},
         "averages": averages,
         "methods": methods,  # smallest first
@@ -55,7 +52,7 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         "hypotheses": judge.outcomes(preset.hypotheses),
         "made": _made(records.values()),  # where the records come from
         "notes": notes,
-        "results": _results(tasks, judge, baseline, methods),
+        "results": _results(tasks, judge, preset.baseline, methods),
     }
     text = json.dumps(comparison)
     return json.loads(text, parse_float=lambda number: rounded(float(number), DIGITS))  # as a program reads it
@@ -67,6 +64,12 @@ def _smallest_first(tasks: Entries) -> list[str]:
     shown.sort(key=lambda record: (record.trained, record.method))
     largest = {record.method: record.trained for record in shown}
     return sorted(largest, key=lambda method: (largest[method], method))
+
+
+def _check_baseline(name: str, baseline: str, methods: Sequence[str]) -> None:
+    if baseline not in methods:
+        near = nearest(baseline, methods)
+        raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
 
 
 def _results(tasks: Entries, judge: Judge, baseline: str, methods: Iterable[str]) -> list[Row]:

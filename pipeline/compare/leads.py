@@ -196,7 +196,8 @@ def _with_tenants(leads: Values, of_seeds: Error) -> tuple[Error, ...]:
     freedom = (tenants - 1) * (seeds - 1)
     alone = (rest**2).sum() / freedom / leads.size
     common = max(0.0, of_seeds.variance - float(alone))
-    return Error(_of_mean(leads.mean(axis=1)), tenants - 1), Error(common, of_seeds.freedom)
+    of_tenants = Error(_of_mean(leads.mean(axis=1)), tenants - 1)
+    return of_tenants, Error(common, of_seeds.freedom)
 
 
 def mean(leads: Sequence[Lead]) -> Lead:
@@ -273,7 +274,12 @@ class Judge:
                 held = [kind for kind in KINDS if self._is_within(lead, kind)]
             else:
                 held = [kind for kind, verdict in zip(KINDS, verdicts, strict=True) if verdict["word"] == BETTER]
-            outcomes.append({**hypothesis.model_dump(), "held": held, **_shown(lead, verdicts)})
+            outcome = {
+                **hypothesis.model_dump(),
+                "held": held,
+                **_shown(lead, verdicts),
+            }
+            outcomes.append(outcome)
         return outcomes
 
     def _lead(self, place: str, method: str, against: str) -> Lead:
@@ -324,7 +330,11 @@ def _known(**values: float) -> dict[str, float | None]:
 
 def _shown(lead: Lead, verdicts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return a lead and its standard errors in percentage points, and what is said of it; what is unknown is None."""
-    known = _known(lead=lead.mean, error_seeds=lead.error_seeds, error_examples=lead.error_examples)
+    known = _known(
+        lead=lead.mean,
+        error_seeds=lead.error_seeds,
+        error_examples=lead.error_examples,
+    )
     return known | dict(zip(KINDS, verdicts, strict=True))
 
 

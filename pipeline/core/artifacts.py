@@ -65,8 +65,8 @@ def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[st
     rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
     written: dict[str, Any] = dict(sorted(rounded.items(), key=lambda metric: (metric[0] != "score", metric[0])))
     if shown is not None:
-        others = {name: value for name, value in written.items() if name not in shown}
-        written = {name: value for name, value in written.items() if name in shown} | {"details": [others]}
+        others = [name for name in written if name not in shown]
+        written["details"] = [{name: written.pop(name) for name in others}]
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 

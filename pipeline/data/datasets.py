@@ -72,7 +72,8 @@ class Examples:
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a column of numbers: labels, of which an example may have several, or group or tenant."""
         column = self._table[name]
-        return np.array(column.tolist() if column.dtype == object else column)
+        is_list = column.dtype == object
+        return np.array(column.tolist() if is_list else column)
 
     def in_order_of_hashes(self) -> "Examples":
         """Return the same examples in an order that does not depend on that of the source; not of pairs, which have it.

@@ -32,7 +32,8 @@ def outputs(stage: str) -> list[Path]:
     """Return the files and folders that a stage writes."""
     entry = declared(stage)
     listed = [*entry["outs"], *entry.get("metrics", []), *entry.get("plots", [])]
-    return [Path(item if isinstance(item, str) else next(iter(item))) for item in listed]
+    paths = [item if isinstance(item, str) else next(iter(item)) for item in listed]
+    return list(map(Path, paths))
 
 
 def files(stage: str) -> Iterator[tuple[str, Path]]:
@@ -105,7 +106,10 @@ def _rows(rows: dict[str, Any], view: View) -> Inputs:
         "data": f"{view.dataset.where}: {view.data}",
         "model": f"{view.base_model.where}: {view.model}",
     }
-    return {where[word]: None if row is None else content.sha256_of(row) for word, row in rows.items()}
+    inputs = Inputs()
+    for word, row in rows.items():
+        inputs[where[word]] = None if row is None else content.sha256_of(row)
+    return inputs
 
 
 def _local(stage: str, view: View) -> Inputs:

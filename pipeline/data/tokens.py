@@ -27,7 +27,8 @@ def load_task(row: DatasetRow) -> Task:
 def load_tokens(split: str) -> Dataset:
     """Return a tokenized split for the Trainer, without the text that was read; rows are read on demand."""
     whole = _mapped(split)
-    return whole.select_columns([name for name in whole.column_names if name in (*INPUTS, GROUP, EXPECTED)])
+    kept = [name for name in whole.column_names if name in (*INPUTS, GROUP, EXPECTED)]
+    return whole.select_columns(kept)
 
 
 def load_texts(split: str) -> dict[str, Sequence[str]]:
@@ -38,12 +39,16 @@ def load_texts(split: str) -> dict[str, Sequence[str]]:
 
 def groups_of(split: Dataset) -> np.ndarray | None:
     """Return the number of the group or tenant of each example of a tokenized split; None if there are none."""
-    return next((np.array(split[name][:]) for name in (GROUP, TENANT) if name in split.column_names), None)
+    for name in (GROUP, TENANT):
+        if name in split.column_names:
+            return np.array(split[name][:])
+    return None
 
 
 def labels_of(split: Dataset) -> np.ndarray:
     """Return what is right for each example of a tokenized split: its label, or the text that is to be written."""
-    return np.array(split[EXPECTED if EXPECTED in split.column_names else "label"][:])
+    column = EXPECTED if EXPECTED in split.column_names else "label"
+    return np.array(split[column][:])
 
 
 def _mapped(split: str) -> Dataset:
@@ -59,7 +64,9 @@ def sample(
     """Yield labeled batches of at most `count` examples drawn from a tokenized split; each has similar lengths."""
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
     examples = split.select(drawn.tolist())
-    order = torch.argsort(torch.tensor(examples["length"][:]), stable=True).split(size)
-    tokens = examples.select_columns([name for name in examples.column_names if name in INPUTS and name != "length"])
-    for place in torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist():
-        yield dict(collate(tokens[order[place].tolist()]))
+    lengths = torch.tensor(examples["length"][:])
+    batches = torch.argsort(lengths, stable=True).split(size)
+    inputs = [name for name in examples.column_names if name in INPUTS and name != "length"]
+    tokens = examples.select_columns(inputs)
+    for place in torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist():
+        yield dict(collate(tokens[batches[place].tolist()]))
