@@ -11,7 +11,7 @@ from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import examples
 from pipeline.compare.examples import Parts, Values
-from pipeline.compare.leads import ByPart, Judge, Places, Scores
+from pipeline.compare.leads import ByMethod, ByPart, Judge, Places, Scores
 from pipeline.compare.rows import PERCENT, Entries, Entry, Row, entries, row
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.cells import rounded
@@ -109,7 +109,7 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
         drawn = np.array(whole)[:, None].repeat(resamples, axis=1)
         return {task: _by_method(trainings, whole, drawn)}
     metric = trainings[0].metrics[0]
-    parts = dict[str, dict[str, dict[int, Scores]]]()
+    parts = dict[str, ByMethod]()
     for part, labels in known.items():
         if len(known) > 1:
             whole = [examples.score(metric, training, {part: labels}) for training in trainings]
@@ -119,9 +119,7 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
     return parts
 
 
-def _by_method(
-    trainings: Iterable[Record], whole: Iterable[float], resampled: Iterable[Values]
-) -> dict[str, dict[int, Scores]]:
+def _by_method(trainings: Iterable[Record], whole: Iterable[float], resampled: Iterable[Values]) -> ByMethod:
     """Return the scores of trainings, fractions on all examples and on each resample, by method and seed."""
     scores: dict[str, dict[int, Scores]] = {}
     for training, score, drawn in zip(trainings, whole, resampled, strict=True):

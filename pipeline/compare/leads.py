@@ -240,7 +240,8 @@ def _mean_of(errors: Sequence[Error]) -> Error:
     return Error(total, total**2 / below if below else math.inf)
 
 
-ByPart = Mapping[str, Mapping[str, BySeed]]  # by part of a task and method
+ByMethod = Mapping[str, BySeed]
+ByPart = Mapping[str, ByMethod]  # of a task
 Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
 
 

@@ -58,9 +58,8 @@ class Entry(NamedTuple):
     def reason(self) -> str:
         """Which seeds did not finish and why, in one line; seeds with the same reason are listed together."""
         reasons: dict[str, list[str]] = {}
-        for training in self.trainings:
-            if training.status == FINISHED:
-                continue
+        unfinished = [training for training in self.trainings if training.status != FINISHED]
+        for training in unfinished:
             reason = f"{training.status}: {training.reason}"
             rate = "" if self.chosen else f" at {training.rate or training.head_rate:g}"
             reasons.setdefault(reason, []).append(f"seed {training.seed}{rate}")
@@ -101,7 +100,8 @@ def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[E
             with_records.append(_entry(planned, [records[key] for key in keys], tuned))
             left -= len(keys)
     tasks: Entries = {}
-    for entry in sorted(with_records, key=lambda entry: (entry.shown.task, entry.shown.trained, entry.shown.method)):
+    with_records.sort(key=lambda entry: (entry.shown.task, entry.shown.trained, entry.shown.method))
+    for entry in with_records:
         tasks.setdefault(entry.shown.task, {})[entry.shown.method] = entry
     return tasks, left
 
