@@ -221,8 +221,12 @@ def _is_text(values: pd.Series) -> bool:
         return False
     text = "".join(known)
     letters = sum(map(str.isalpha, text)) / len(text)
-    words = sum(max(len(value.split()), len(value) // 12) for value in known) / len(known)
+    words = sum(map(_count_words, known)) / len(known)
     return letters > 0.5 and words >= WORDS
+
+
+def _count_words(text: str) -> int:
+    return max(len(text.split()), len(text) // 12)
 
 
 def _several(values: pd.Series) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -19,7 +18,7 @@ from pipeline.data import tokens
 from pipeline.tasks import CompletionTask, Outcome, Task
 from pipeline.tasks.completion import Written
 from pipeline.tasks.prompts import Example, Prompts
-from pipeline.tasks.task import TENANT
+from pipeline.tasks.task import TENANT, Scores
 
 INPUTS = ("input_ids", "token_type_ids")
 SLACK = 8  # tokens more than any expected answer has: other tokens may say the same
@@ -97,14 +96,16 @@ def write(
     return texts
 
 
-def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_size: int) -> dict[str, float]:
+def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_size: int) -> Scores:
     """Return for how many of `count` prompts of a tokenized split, evenly spaced, a model writes what is expected."""
     step = math.ceil(len(split) / count)
     asked, expected = _apart(split.select(range(0, len(split), step)))
     longest = max(map(len, expected)) + SLACK
     texts = write(model, prompts, asked, longest, batch_size)
-    is_right = [text.strip() == prompts.text(ids).strip() for text, ids in zip(texts, expected, strict=True)]
-    return {"exact_match": float(np.mean(is_right))}
+    right = 0
+    for text, ids in zip(texts, expected, strict=True):
+        right += text.strip() == prompts.text(ids).strip()
+    return {"exact_match": right / len(texts)}
 
 
 def _apart(split: Dataset) -> tuple[list[list[int]], list[list[int]]]:

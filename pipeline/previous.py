@@ -62,6 +62,13 @@ def note_of(folder: Path) -> str | None:
         return clipped(file.readline(LONGEST_LINE).strip())
 
 
+def print_note_of(folder: Path) -> None:
+    """Print the note of an adapter or bank that was put back, if it is one."""
+    note = note_of(folder)
+    if note:
+        console.note(f"{folder}: {note}")
+
+
 def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
     with artifacts.replacing(path) as folder:
         folder.mkdir()

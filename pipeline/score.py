@@ -51,9 +51,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def _scores(folder: Path, task: Task, texts: Examples, options: argparse.Namespace) -> list[str]:
     # Returns the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
     identity = artifacts.identity(folder)
-    note = previous.note_of(folder)
-    if note:
-        console.note(f"{folder}: {note}")
+    previous.print_note_of(folder)
     own = adapter_task.read(folder)
     wanted = AdapterTask.of(task, own.max_length)
     if _answers(own) != _answers(wanted):

@@ -121,7 +121,8 @@ def _texts() -> Iterator[tuple[str, str]]:
 
 def _tenants() -> Iterator[tuple[str, str]]:
     table = _table(artifacts.EVALUATE_TENANTS)
-    shown = [f"{name} {score:.4g}" for score, name in sorted(zip(table["score"], table["tenant"], strict=True))]
+    scored = sorted(zip(table["score"], table["tenant"], strict=True))
+    shown = [f"{name} {score:.4g}" for score, name in scored]
     few = max(1, min(FEW, len(shown) // 2))
     yield "best", ", ".join(shown[: -few - 1 : -1])
     yield "worst", ", ".join(shown[:few])

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import peft
 import torch
@@ -51,13 +51,17 @@ def add_adapter(
             config = lsr.with_ranks(allocate(statistics or {}, section.budget, lsr.seed or 0))
         model = peft.get_peft_model(base, config)
     if isinstance(section, PeftParams):
-        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        for key in section.rates:
-            part = key.removesuffix(RATE).removesuffix("_")
-            if not any(part in name for name in names):
-                no_part = f"no parameter of {section.type} has {part!r} in its name"
-                raise UserError(f"{PARAMS}: {section.word}: {key}: {no_part}")
+        _check_rates(section, model)
     return model
+
+
+def _check_rates(section: PeftParams, model: PeftModel) -> None:
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for key in section.rates:
+        part = key.removesuffix(RATE).removesuffix("_")
+        if not any(part in name for name in names):
+            no_part = f"no parameter of {section.type} has {part!r} in its name"
+            raise UserError(f"{PARAMS}: {section.word}: {key}: {no_part}")
 
 
 def start(
@@ -81,10 +85,14 @@ def start(
 def rate_of(section: MethodParams, parameter: str) -> float | None:
     """Return the peak learning rate of an adapter's parameter by its name; None if only the head is trained."""
     if isinstance(section, LsrParams):
-        terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
+        terms = section.separation_rank
+        if terms == "auto":
+            terms = usual_terms(section.rank_shape)
         return section.learning_rate * rate_factor(parameter, terms)
-    own = (rate for key, rate in section.rates.items() if key.removesuffix(f"_{RATE}") in parameter)
-    return next(own, section.rates.get(RATE))
+    for key, rate in section.rates.items():
+        if key.removesuffix(f"_{RATE}") in parameter:
+            return rate
+    return section.rates.get(RATE)
 
 
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
@@ -95,11 +103,15 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     in_head = head_parameters(model, view.base_model)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = None if id(parameter) in in_head else rate_of(view.section, name)
-            key = (head_rate if rate is None else rate, view.train.weight_decay if name in decaying else 0.0)
-            groups.setdefault(key, []).append(parameter)
-    listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+        if not parameter.requires_grad:
+            continue
+        rate = None if id(parameter) in in_head else rate_of(view.section, name)
+        decay = view.train.weight_decay if name in decaying else 0.0
+        group = groups.setdefault((head_rate if rate is None else rate, decay), [])
+        group.append(parameter)
+    listed = list[dict[str, Any]]()
+    for (rate, decay), parameters in groups.items():
+        listed.append({"params": parameters, "lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
 
 
@@ -146,14 +158,15 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     head, which the trained one replaces, is not counted. The adapter must have been loaded to be trained.
     """
     in_head = head_parameters(model, row)
-    names = tuple(f"{PREFIX}{name}." for name in planning.head_of(row, cast("PreTrainedModel", model.get_base_model())))
+    heads = planning.head_of(row, cast("PreTrainedModel", model.get_base_model()))
+    of_heads = tuple(f"{PREFIX}{name}." for name in heads)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     sizes = Counter[tuple[bool, bool]]()  # by whether they are in the head and trained
     for parameter in model.parameters():
         sizes[id(parameter) in in_head, parameter.requires_grad] += parameter.numel()
     return {
         "adapter_trained": sizes[False, True],
-        "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(names)),
+        "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(of_heads)),
         "head_parameters": sizes[True, True],
         "base_parameters": sizes[False, False],
     }

@@ -42,8 +42,11 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
         common, _ = split(adapter_folder(str(view.tenants.folder)))
         check_type(view, common)
         layer = last_layer(common)
-        rows = {f"{PREFIX}{key}": value for key, value in base.state_dict().items() if key.startswith(f"{layer}.")}
-        model = load_onto(base, common._replace(tensors=common.tensors | rows), trainable=True)
+        tensors = dict(common.tensors)
+        for key, value in base.state_dict().items():
+            if key.startswith(f"{layer}."):
+                tensors[f"{PREFIX}{key}"] = value
+        model = load_onto(base, common._replace(tensors=tensors), trainable=True)
         freeze_common(model, layer)
         with fitted_head(model, [_own_layer(model, layer)], batches, seed=view.seed, keep=True, track=console.track):
             return model

@@ -68,7 +68,10 @@ def _training(view: TrainView) -> str:
     }
     if view.dataset.tenant:
         sections["tenants"] = view.tenants
-    values = [f"{word}: {json.dumps(section.model_dump(mode='json'))}\n" for word, section in sections.items()]
+    values = list[str]()
+    for word, section in sections.items():
+        chosen = section.model_dump(mode="json")
+        values.append(f"{word}: {json.dumps(chosen)}\n")
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
     return f"With these values in `params.yaml`:\n\n```yaml\n{''.join(values)}```\n\n    {command}"
 

@@ -1,6 +1,6 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from datasets import Dataset
@@ -23,6 +23,7 @@ from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 from pipeline.tasks import Task
+from pipeline.tasks.classes import some_of
 
 BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
 NUMBER = "a number"  # in place of a label
@@ -88,7 +89,9 @@ def of_adapter(
             layer = last_layer(files)
             by_label = (f"{layer}.weight", f"{layer}.bias")
             for name, state in heads.items():
-                state.update({key: value[order] for key, value in state.items() if f"{name}.{key}" in by_label})
+                for key in state:
+                    if f"{name}.{key}" in by_label:
+                        state[key] = state[key][order]
         for name, state in heads.items():
             modules[name].load_state_dict(state)
     for name in sorted(contents.updates.keys() ^ set(plan.layers)):
@@ -110,7 +113,8 @@ def order_of_outputs(task: Task, contents: Contents, data: str) -> list[int] | N
     held = outputs_of(contents.task)
     wanted = outputs_of(AdapterTask.of(task, max_length=1).model_dump())
     if sorted(held) != sorted(wanted):
-        raise ValueError(f"{contents.source}: its head is for {_listed(held)}, and {data} has {_listed(wanted)}")
+        both = f"its head is for {some_of(held, SHOWN)}, and {data} has {some_of(wanted, SHOWN)}"
+        raise ValueError(f"{contents.source}: {both}")
     return [held.index(output) for output in wanted]
 
 
@@ -123,8 +127,3 @@ def outputs_of(note: Mapping[str, Any]) -> list[str]:
     for tenant, labels in tenants.items():
         outputs += [f"{label} of {tenant}" for label in labels or [NUMBER]]
     return outputs
-
-
-def _listed(outputs: Sequence[str]) -> str:
-    more = f" and {len(outputs) - SHOWN} more" if len(outputs) > SHOWN else ""
-    return f"{', '.join(outputs[:SHOWN])}{more}"

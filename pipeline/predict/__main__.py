@@ -82,9 +82,7 @@ def _check(options: argparse.Namespace) -> None:  # whether they fit together an
 def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     # Yields rows, some at a time, with answers in columns beside theirs; a single text that is written is printed.
     identity = artifacts.identity(options.adapter)
-    note = previous.note_of(options.adapter)
-    if note:
-        console.note(f"{options.adapter}: {note}")
+    previous.print_note_of(options.adapter)
     task, tenants = _tasks(options)
     is_single = len(options.texts) == 1 and options.texts != [STDIN]
     streams = task.task.writes and is_single and options.out is None and not options.json

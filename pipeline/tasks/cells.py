@@ -77,6 +77,11 @@ def hash_of(text: str) -> int:
     return int.from_bytes(digest[:8])
 
 
+def place_of(text: str) -> float:
+    """Return a number in [0, 1) that the hash of a text decides, uniform over texts."""
+    return (hash_of(text) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
+
+
 def fold(text: str) -> str:
     """Return the text after NFKC normalization, case folding and whitespace folding, to compare texts."""
     normal = unicodedata.normalize("NFKC", text)

@@ -17,7 +17,7 @@ from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
 from pipeline.tasks.cells import Cells, plain_text, rounded
 from pipeline.tasks.facts import Facts, missing
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, NumberTask, finite
-from pipeline.tasks.task import Columns, Numbers, Outcome, Task
+from pipeline.tasks.task import Columns, Groups, Kept, Numbers, Outcome, Scores, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ class ClassesTask(Task):
         rarer = self.label.names[int(first >= second)]
         return self.facts.model_copy(update={"positive": rarer})
 
-    def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
+    def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
         """Bring labels into the order of the outputs."""
         if self.is_turned:
             examples = examples.assign(label=1 - examples["label"])
@@ -119,7 +119,7 @@ class ClassesTask(Task):
 
         return loss
 
-    def counts(self, labels: Numbers) -> dict[str, float]:
+    def counts(self, labels: Numbers) -> Scores:
         shares = self.counted(labels) / len(labels)
         return {f"share_{name}": float(share) for name, share in zip(self.names, shares, strict=True)}
 
@@ -215,7 +215,7 @@ class PairsTask(ClassesTask):
     def label_of(self, cells: Cells) -> Any:
         return NumberTask(self.row, self.facts).label_of(cells)
 
-    def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
+    def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
         """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
 
         A text is in up to two pairs, once as the first and once as the second; in test it is in at most one, so that
@@ -256,7 +256,7 @@ class ChoicesTask(ClassesTask):
         wrong, right = outcome.outputs.numpy().T
         return (right - wrong)[self._members(outcome.groups)].argmax(axis=1)
 
-    def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
+    def known(self, labels: Numbers, groups: Groups) -> Numbers:
         return labels[self._members(groups)].argmax(axis=1)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
@@ -266,7 +266,7 @@ class ChoicesTask(ClassesTask):
         predicted[chosen] = 1
         return predicted
 
-    def _members(self, groups: Numbers | None) -> Numbers:  # (groups, choices)
+    def _members(self, groups: Groups) -> Numbers:  # (groups, choices)
         """Return the positions of the examples of each group; all groups have the same size."""
         assert groups is not None
         return np.argsort(groups, kind="stable").reshape(-1, len(self.row.choices))
@@ -280,10 +280,10 @@ def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
     return columns
 
 
-def some_of(shown: Sequence[str]) -> str:
+def some_of(words: Sequence[str], most: int = SHOWN) -> str:
     """Return the first of many words, and how many more there are."""
-    first = ", ".join(shown[:SHOWN])
-    more = len(shown) - SHOWN
+    first = ", ".join(words[:most])
+    more = len(words) - most
     return f"{first} and {more} more" if more > 0 else first
 
 

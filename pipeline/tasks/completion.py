@@ -6,13 +6,11 @@ and with what the base model writes without the adapter.
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from pipeline.core.errors import nearest
@@ -22,7 +20,7 @@ from pipeline.tasks.cells import Cells, Record, folded, hash_of, is_missing, pla
 from pipeline.tasks.classes import class_of
 from pipeline.tasks.facts import Facts
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
-from pipeline.tasks.task import EXPECTED, Columns, Numbers, Outcome, Task
+from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +96,7 @@ class CompletionTask(Task):
             value = plain_text(value)
         return text_in(value)
 
-    def examples(self, rows: Sequence[Record], before: int) -> tuple[pd.DataFrame, Counter[str]]:
+    def examples(self, rows: Sequence[Record], before: int) -> Kept:
         examples, left_out = super().examples(rows, before)
         expected = examples["label"]
         hashes = np.array([hash_of(text) for text in expected], np.uint64)
@@ -189,7 +187,7 @@ class CompletionTask(Task):
         """Return the row's first metric of each text, in [0, 1]."""
         return _each(self.row.metrics[0], cast("Written", outcome).texts, outcome.labels)
 
-    def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
+    def known(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
@@ -202,21 +200,21 @@ class CompletionTask(Task):
     def selects(self) -> str:
         return "exact_match" if self.row.select else LOSS
 
-    def scores(self, outcome: Outcome) -> dict[str, float]:
+    def scores(self, outcome: Outcome) -> Scores:
         loss = mean_loss(*outcome.outputs.double().numpy().T)
         if not isinstance(outcome, Written):
             return {LOSS: -loss}
-        scores = dict[str, float]()
+        scores = Scores()
         for name in self.row.metrics:
             each = _each(name, outcome.texts, outcome.labels)
             scores[name] = float(each.mean())
         return scores | {"loss": loss}
 
-    def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
+    def metrics(self, outcome: Outcome, resamples: int) -> Scores:
         from pipeline.tasks import scores
 
         written = cast("Written", outcome)
-        metrics = dict[str, float]()
+        metrics = Scores()
         for name in self.row.metrics:
             each = _each(name, written.texts, outcome.labels)
             base = _each(name, written.base_texts, outcome.labels)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.tasks.cells import Cells, rounded
-from pipeline.tasks.task import Columns, Numbers, Outcome, Task
+from pipeline.tasks.task import Columns, Numbers, Outcome, Scores, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class NumberTask(Task):
             raise ValueError(IS_HIDDEN)
         raise ValueError(f"label {number:g} is not in the row's range, {label.low:g} to {label.high:g}")
 
-    def counts(self, labels: Numbers) -> dict[str, float]:
+    def counts(self, labels: Numbers) -> Scores:
         return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
 
     def head(self) -> dict[str, Any]:
@@ -67,7 +67,9 @@ class NumberTask(Task):
     def _bins_of(self, values: Sequence[float]) -> list[str]:
         """Return the name of the part of the scale that each value is in, or is nearest to; names sort as parts."""
         edges = np.linspace(self.label.low, self.label.high, BINS + 1)
-        names = [f"{number}: {low:g} to {high:g}" for number, (low, high) in enumerate(pairwise(edges))]
+        names = list[str]()
+        for low, high in pairwise(edges):
+            names.append(f"{len(names)}: {low:g} to {high:g}")
         places = np.digitize(values, edges) - 1
         return [names[place] for place in places.clip(0, BINS - 1)]
 

@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.params.labels import has_exact_interval
 from pipeline.tasks import sums
 from pipeline.tasks.sums import ROUNDING
-from pipeline.tasks.task import Numbers
+from pipeline.tasks.task import Groups, Numbers, Scores
 
 Metric = Callable[[Numbers, Numbers], float]  # of labels and predictions
 Interval = tuple[float, float]
@@ -28,9 +28,7 @@ NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
 MOST_TERMS = 10_000_000
 
 
-def score(
-    metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Numbers | None = None
-) -> dict[str, float]:
+def score(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Groups = None) -> Scores:
     """Return each metric of `predictions` against `labels`, both (examples,), or (examples, labels) of 0 and 1.
 
     accuracy, f1 (of class 1 of two), micro_f1 and macro_f1 are fractions in [0, 1]; matthews_correlation, pearson and
@@ -46,7 +44,7 @@ def score(
         raise UserError(
             f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"
         )
-    scores = dict[str, float]()
+    scores = Scores()
     for name in metrics:
         if name == "exact_match":
             value = _are_right(labels, predictions, groups).mean()
@@ -56,9 +54,7 @@ def score(
     return scores
 
 
-def interval(
-    name: str, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None = None
-) -> Interval:
+def interval(name: str, predictions: Numbers, labels: Numbers, resamples: int, groups: Groups = None) -> Interval:
     """Return the 95 % confidence interval (low, high) of a metric. The order of the examples does not matter.
 
     A share of independent examples or groups has the exact interval of Clopper and Pearson. So does f1, which is
@@ -80,7 +76,7 @@ def interval(
     return _percentiles(of_drawn, len(units.first), resamples)
 
 
-def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Numbers | None) -> Interval:
+def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Groups) -> Interval:
     """Return the exact interval of f1, or of the share of examples or groups without a mistake."""
     if name == "f1":
         is_actual = labels == 1
@@ -115,9 +111,7 @@ def share(count: int, of: int) -> Interval:
     return float(bounds.low), float(bounds.high)
 
 
-def bootstrap(
-    metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None = None
-) -> Interval:
+def bootstrap(metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Groups = None) -> Interval:
     """Return the 95 % interval of any metric by resampling examples, or whole groups, and scoring each resample."""
     units = Units.of(predictions, labels, groups)
     of_drawn = _one_by_one(metric, predictions, labels, units)
@@ -131,7 +125,7 @@ class Units(NamedTuple):
     first: Numbers  # where in `order` each unit begins
 
     @classmethod
-    def of(cls, predictions: Numbers, labels: Numbers, groups: Numbers | None) -> "Units":
+    def of(cls, predictions: Numbers, labels: Numbers, groups: Groups) -> "Units":
         """Return single examples, or groups of them by number."""
         keys = (*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T))
         if groups is None:
@@ -203,7 +197,7 @@ def _percentiles(of_drawn: OfDrawn, count: int, resamples: int) -> Interval:
     return float(bounds.low), float(bounds.high)
 
 
-def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers | None) -> Numbers:
+def _are_right(labels: Numbers, predictions: Numbers, groups: Groups) -> Numbers:
     """Return whether each example, or each group in the order of their numbers, is without a mistake."""
     if groups is None:
         return labels == predictions

@@ -117,7 +117,7 @@ Terms = Callable[[Numbers, Numbers, Numbers], Numbers]
 OF_CLASSES: dict[str, Terms] = {  # of hits, labels and predictions, (..., classes)
     "accuracy": lambda hits, actual, taken: hits.sum(-1) / actual.sum(-1),
     "f1": lambda hits, actual, taken: f1(hits, actual, taken)[..., 1],
-    "micro_f1": lambda hits, actual, taken: f1(hits.sum(-1), actual.sum(-1), taken.sum(-1)),
+    "micro_f1": lambda *counts: f1(*(count.sum(-1) for count in counts)),
     "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
 }

@@ -27,6 +27,7 @@ from pipeline.tasks.cells import (
     folded,
     hash_of,
     is_missing,
+    place_of,
     plain_text,
     text_columns,
     texts_of,
@@ -39,7 +40,10 @@ if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take s
     from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 Numbers = np.ndarray[Any, Any]
+Groups = Numbers | None  # (examples,): the number of the group of each, if they are scored by it
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
+Scores = dict[str, float]  # numbers by name, such as of metrics
+Kept = tuple[pd.DataFrame, Counter[str]]  # examples, and how many were left out by reason
 # Columns of examples in addition to text, text_pair and label.
 GROUP = "group"
 TENANT = "tenant"
@@ -53,7 +57,7 @@ class Outcome:
 
     outputs: "Tensor"  # (examples, ...), as Task.outputs
     labels: Numbers  # (examples,)
-    groups: Numbers | None = None  # (examples,): numbers of groups or tenants, if examples are scored by these
+    groups: Groups = None  # (examples,): numbers of groups or tenants, if examples are scored by these
 
 
 class Task(ABC):
@@ -133,7 +137,7 @@ class Task(ABC):
             ValueError: for a value that the label does not allow.
         """
 
-    def examples(self, rows: Sequence[Record], before: int) -> tuple[pd.DataFrame, Counter[str]]:
+    def examples(self, rows: Sequence[Record], before: int) -> Kept:
         """Return the examples of some rows of a split, before which so many come, and the dropped ones by reason.
 
         Examples have the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored
@@ -163,7 +167,12 @@ class Task(ABC):
         return self._framed(examples), left_out
 
     def _of_row(
-        self, cells: Cells, label: Any, texts: Sequence[Mapping[str, str]], number: int, tenants: Mapping[str, int]
+        self,
+        cells: Cells,
+        label: Any,
+        texts: Sequence[Mapping[str, str]],
+        number: int,  # of the row in its split
+        tenants: Mapping[str, int],
     ) -> Iterator[tuple[Any, ...]]:
         """Yield the examples of a row, as `_framed` takes them: one for each of its texts."""
         same = self.alike(cells, texts)
@@ -177,7 +186,7 @@ class Task(ABC):
             tenant = plain_text(cells[self.row.tenant])
             number = tenants[tenant]
             same = f"{same}\n{tenant}"
-        position = (hash_of(together) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
+        position = place_of(together)
         mirror = self.hash_in_any_order(cells) if self.has_mirrors else 0
         for place, part in enumerate(texts):
             digest = hash_of(same if len(texts) == 1 else f"{same}\n{place}")
@@ -216,7 +225,7 @@ class Task(ABC):
         """Return a text that is equal where the texts `made` of rows count as the same."""
         return folded(chain.from_iterable(texts.values() for texts in made))
 
-    def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
+    def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
         """Return what becomes of the examples of a split after the cut, train's first, and the dropped by reason."""
         return examples, Counter()
 
@@ -238,7 +247,7 @@ class Task(ABC):
         """Return which classes are so rare that accuracy hides them; an empty text if none, or there are no classes."""
         return ""
 
-    def counts(self, labels: Numbers) -> dict[str, float]:
+    def counts(self, labels: Numbers) -> Scores:
         """Return what the stage tokenize reports of the labels of a split, by name."""
         return {}
 
@@ -310,11 +319,11 @@ class Task(ABC):
     def predicted(self, outcome: Outcome) -> Numbers:
         """Return what is predicted of each example or, for choices, of each group."""
 
-    def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
+    def known(self, labels: Numbers, groups: Groups) -> Numbers:
         """Return what predictions are compared with."""
         return labels
 
-    def answers(self, outcome: Outcome) -> tuple[Numbers, Numbers, Numbers | None]:
+    def answers(self, outcome: Outcome) -> tuple[Numbers, Numbers, Groups]:
         """Return what the metrics of the row score: predictions, labels, and the groups that are scored as wholes."""
         groups = outcome.groups if self.row.group else None
         return self.predicted(outcome), self.known(outcome.labels, outcome.groups), groups
@@ -323,14 +332,14 @@ class Task(ABC):
         """Return constant predictions, one of which is the best constant for each metric of the row on these labels."""
         raise NotImplementedError
 
-    def baselines(self, labels: Numbers, groups: Numbers | None) -> dict[str, float]:
+    def baselines(self, labels: Numbers, groups: Groups) -> Scores:
         """Return the score of the best constant prediction for each metric of the row: for each, it may be another.
 
         It is the best on the very labels that are scored, so no constant that is chosen without them scores more.
         """
         from pipeline.tasks import scores
 
-        best = dict[str, float]()
+        best = Scores()
         for constant in self.constants(labels):
             predictions = np.full(labels.shape, constant)
             for name, value in scores.score(self.row.metrics, predictions, labels, groups).items():
@@ -341,13 +350,13 @@ class Task(ABC):
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         """Return the mean loss, and that of the best constant output."""
 
-    def scores(self, outcome: Outcome) -> dict[str, float]:
+    def scores(self, outcome: Outcome) -> Scores:
         """Return the row's metrics; predictions that are no finite numbers are refused."""
         from pipeline.tasks import scores
 
         return scores.score(self.row.metrics, *self.answers(outcome))
 
-    def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
+    def metrics(self, outcome: Outcome, resamples: int) -> Scores:
         """Return the row's metrics with 95 % intervals and baselines, the first one as `score` too, and the loss."""
         from pipeline.tasks import scores
 
@@ -365,7 +374,7 @@ class Task(ABC):
         metrics["examples"] = len(labels)
         return metrics
 
-    def parts(self, outcome: Outcome, resamples: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
         """Return the metrics of all examples, and of each part that is scored by itself: a tenant, or all."""
         metrics = self.metrics(outcome, resamples)
         return metrics, {"all": metrics}

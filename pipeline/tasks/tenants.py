@@ -16,11 +16,11 @@ import pandas as pd
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number, check_names
-from pipeline.tasks.cells import Cells, Record, hash_of, is_missing, plain_text
-from pipeline.tasks.classes import ClassesTask
+from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
+from pipeline.tasks.classes import ClassesTask, some_of
 from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.number import NumberTask
-from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Task
+from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,8 +80,8 @@ class TenantsTask(Task):
         if not 1 < rows < FEW:
             return 0.5
         number, *labels = stratum  # no label if it is a number
-        name = self._names[number]
-        return (hash_of("\n".join([name, *map(str, labels or [""])])) >> 12) / 2.0**52
+        named = [self._names[number], *map(str, labels or [""])]
+        return place_of("\n".join(named))
 
     def facts_of_rows(self, train: Iterable[Record]) -> Facts:
         """Find who the tenants are.
@@ -116,9 +116,9 @@ class TenantsTask(Task):
             if labels.total() < LEAST_TEXTS or len(labels) < least:
                 few.append(f"{name} has {labels.total()} and {len(labels)}")
         if few:
-            more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
+            tenants = " tenants" if len(few) > SHOWN else ""
             needed = f"{LEAST_TEXTS} texts and {least} different labels"
-            raise ValueError(f"a tenant needs {needed}; {', '.join(few[:SHOWN])}{more}")
+            raise ValueError(f"a tenant needs {needed}; {some_of(few, SHOWN)}{tenants}")
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant."""
@@ -203,14 +203,14 @@ class TenantsTask(Task):
         losses, baselines = np.array(each).T
         return float(losses.mean()), float(baselines.mean())
 
-    def scores(self, outcome: Outcome) -> dict[str, float]:
+    def scores(self, outcome: Outcome) -> Scores:
         each = [task.scores(own) for _, task, _, own in self._apart(outcome)]
         return {name: _mean_of(name, each) for name in self.row.metrics}
 
-    def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
+    def metrics(self, outcome: Outcome, resamples: int) -> Scores:
         return self.parts(outcome, resamples)[0]
 
-    def parts(self, outcome: Outcome, resamples: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
         """Return the mean over tenants, with an interval for that of other such tenants and texts; and each.
 
         Scores of tenants vary because tenants differ and because their examples do: the interval of Student's t has
@@ -274,7 +274,7 @@ class TenantsTask(Task):
         return f"{self.says()}, {' to '.join(map(str, ends))} labels each"
 
 
-def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
     """Return the ends of the interval of a metric's mean over tenants, within what the metric can be."""
     from scipy import stats
 

@@ -50,7 +50,8 @@ def checkpoint_folder(view: TrainView) -> Path:
     `train.report_to` does not determine it, and is in no dump of a view. DVC deletes the outs of a stage before running
     it, and runs experiments in temporary copies, so the folder is no out, and lies in the original repository.
     """
-    known = [view.model_dump(mode="json"), {name: digests.sha256(path) for name, path in inputs.files("train")}]
+    checksums = {name: digests.sha256(path) for name, path in inputs.files("train")}
+    known = [view.model_dump(mode="json"), checksums]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
 

@@ -38,6 +38,7 @@ from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, FullParams, TrainView, effects
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
 from pipeline.tasks import CompletionTask, Outcome, Task
+from pipeline.tasks.task import Scores
 from pipeline.training import checkpoints, processes
 
 LOGS_A_RUN = 100  # points of the loss curve
@@ -153,7 +154,7 @@ def trainer_of(
     """
     chosen = training_arguments(view, task, steps_an_epoch(view, splits["train"]), folder)
 
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
+    def scores(prediction: EvalPrediction) -> Scores:
         validation = splits["validation"]
         outputs = torch.from_numpy(np.asarray(prediction.predictions))
         outcome = Outcome(outputs, np.asarray(prediction.label_ids), tokens.groups_of(validation))
