@@ -175,7 +175,7 @@ def test_a_byte_at_a_time_is_read_for_so_many_seconds(begin, before, awaited, ha
     trials["trials"] += 1
     slow = b"GET /health HTTP/1.1\r\nX: " + b"a" * 1000
     data, seconds = trickle(hasty, begin, slow if awaited == "head" else b"1\r\na\r\n" * 100)
-    assert SHORT[awaited] - 0.1 < seconds < SHORT[awaited] + 1
+    assert SHORT[awaited] - 0.1 < seconds < SHORT[awaited] + 5  # the bytes would take a minute
     found = answers(before + 1, data)
     if begin != CHUNKED:
         status, body = found.pop()

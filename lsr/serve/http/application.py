@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from lsr.loading.contents import Contents, read_on
 from lsr.serve.http.answers import SMALL, Room, check_size, most_bytes, rendered
+from lsr.serve.http.aside import Aside
 from lsr.serve.http.bodies import MOST_JSON_BYTES, check_values, header_of, parsed
 from lsr.serve.http.refusals import refusal
 from lsr.serve.modules import Version
@@ -150,8 +151,8 @@ class Service:
     def __init__(self, passes: Passes, rows: int, room: int, wait: float) -> None:
         self.passes, self.bank, self.batches = passes, passes.bank, Batches(passes, rows, room, wait)
         self.room = Room()
-        # Python runs no other thread while it parses JSON. So one large body at a time, and one adapter at a time.
-        self._of_bodies, self._of_adapters = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._aside = Aside()
+        self._of_adapters = ThreadPoolExecutor(1)  # one at a time
         ADAPTERS.set_function(lambda: len(self.bank.versions))
 
     async def answer(self, field: str, request: Request) -> Response:
@@ -179,7 +180,7 @@ class Service:
                 reason = "the answer is not finite: the weights of this adapter overflow"
                 raise HTTPException(422, f"{field}[{answers.index(None)}]: {reason}")
             render = partial(rendered, name, answers)
-            body = render() if size <= SMALL else await self._aside(render)
+            body = render() if size <= SMALL else await self._aside.run(render)
         return Response(body, media_type="application/json")
 
     def _rows(self, name: str, version: Version, texts: list[Any], new_tokens: int) -> tuple[list[Row], int]:
@@ -189,19 +190,15 @@ class Service:
         check_size(len(texts), each, token_bytes, new_tokens)
         return self.passes.rows(name, version, texts, new_tokens), len(rendered(name, [])) + len(texts) * each
 
-    async def _aside(self, call: Callable[[], Any]) -> Any:
-        """Return what a call returns that would keep the event loop busy, and so others waiting."""
-        return await asyncio.get_running_loop().run_in_executor(self._of_bodies, call)
-
     async def _json(self, request: Request) -> Any:
         _check_size(request, MOST_JSON_BYTES)
         body = await request.body()
-        return parsed(body) if len(body) <= SMALL else await self._aside(partial(parsed, body))
+        return parsed(body) if len(body) <= SMALL else await self._aside.run(partial(parsed, body))
 
     async def _check_json(self, name: str, content: bytes) -> None:
         if len(content) > MOST_JSON_BYTES:
             raise HTTPException(413, f"{name} has {len(content):,} bytes; at most {MOST_JSON_BYTES:,} are allowed")
-        await self._aside(partial(check_values, content.decode(errors="replace"), name))
+        await self._aside.run(partial(check_values, content.decode(errors="replace"), name))
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter, whose files may hold anything."""

@@ -63,8 +63,9 @@ def run(options: Namespace) -> None:
     from lsr.serve.http.application import Service
     from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
     from lsr.serve.http.limits import Awaited, Connections, Limits
-    from lsr.serve.http.memory import BETWEEN, give_back
+    from lsr.serve.http.memory import BETWEEN, give_back, take_from_few_arenas
 
+    take_from_few_arenas()
     connections, client_connections = _connections(options)
     seconds = {
         Awaited.HEAD: options.head_seconds,
