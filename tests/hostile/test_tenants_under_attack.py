@@ -48,7 +48,7 @@ def says(start, there):  # noqa: F811
     """A server with 256 tenants that predicts, and what is asked of a tenant."""
     bank = AdapterBank.load(None, there / "bank")
     bank.add_all(dict.fromkeys(map(str, range(TENANTS)), read_contents(there / "0/ben")))
-    bank.save(there / "many")
+    bank.save(there / "many", force=True)  # xdist may ask twice for it
     return start(there / "many", there), b"/v1/predict", lambda name: body(name, "a cat")
 
 
@@ -57,7 +57,7 @@ def writes(start, writers):  # noqa: F811
     """A server with 256 tenants that writes, and what is asked of a tenant."""
     bank = AdapterBank.load(AutoModelForCausalLM.from_pretrained(writers / "base"), writers / "bank")
     bank.add_all(dict.fromkeys(map(str, range(TENANTS)), read_contents(writers / "a")))
-    bank.save(writers / "many")
+    bank.save(writers / "many", force=True)
     running = start(writers / "many", writers)
     return running, b"/v1/generate", lambda name: body(name, "the cat", field="prompts", new_tokens=2)
 
