@@ -16,7 +16,7 @@ from transformers import DataCollatorWithPadding, GenerationConfig
 from pipeline.core.console import Advance
 from pipeline.data import tokens
 from pipeline.tasks import CompletionTask, Outcome, Task
-from pipeline.tasks.completion import Written
+from pipeline.tasks.completion import Written, is_equal
 from pipeline.tasks.prompts import Example, Prompts
 from pipeline.tasks.task import TENANT, Scores
 
@@ -104,7 +104,7 @@ def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_
     texts = write(model, prompts, asked, longest, batch_size)
     right = 0
     for text, ids in zip(texts, expected, strict=True):
-        right += text.strip() == prompts.text(ids).strip()
+        right += is_equal(text, prompts.text(ids))
     return {"exact_match": right / len(texts)}
 
 

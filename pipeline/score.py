@@ -57,7 +57,7 @@ def _scores(folder: Path, task: Task, texts: Examples, options: argparse.Namespa
     if _answers(own) != _answers(wanted):
         answer = f"{_labels(own)} of {' and '.join(own.columns)}"
         raise UserError(f"{folder}: says {answer}, but {options.data} has {_labels(wanted)}")
-    task = task.with_facts(task.facts.model_copy(update={"thresholds": own.thresholds}))
+    task = task.with_thresholds(own.thresholds)
     opened = Opened(folder, options.base, own, options.batch_size)
     artifacts.check_not_replaced(folder, identity)
     parts = list[Tensor]()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pipeline import params, previous
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
-from pipeline.core.errors import UserError
+from pipeline.core.errors import MISTAKE, UserError
 from pipeline.data import inputs
 from pipeline.params.reading import AnyView
 from pipeline.params.schema import View
@@ -40,15 +40,18 @@ def _print(module: str) -> None:
     """Run a module that prints something.
 
     Raises:
-        UserError: with what it says, if it fails.
+        UserError: with what it says, if a user can mend it.
+        SystemExit: as it ends otherwise.
     """
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}  # advice comes once
     words = [sys.executable, "-m", module]
     sys.stdout.flush()
     run = subprocess.run(words, env=environment, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
-    if run.returncode:
+    if run.returncode == MISTAKE:
         raise UserError(run.stderr)
     sys.stderr.write(run.stderr)
+    if run.returncode:
+        raise SystemExit(run.returncode)
 
 
 @contextmanager

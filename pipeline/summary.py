@@ -1,7 +1,7 @@
 """`python -m pipeline.summary`: the run in the workspace on one screen, and what can be done next.
 
-The stage evaluate prints it at its end. It reads reports/, which are the same after a run and after DVC has restored
-one.
+The stage evaluate prints it at its end. It reads reports/ and the facts next to the tokens, which are the
+same after a run and after DVC has restored one.
 """
 
 import json

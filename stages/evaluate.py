@@ -1,7 +1,7 @@
 """Score the trained adapter on the test split.
 
 Reads artifacts/tokens, artifacts/adapter and, if there are tenants, artifacts/bank. Writes reports/evaluate/, and
-artifacts/card.md: the adapter's card with its test score, to be published with it.
+artifacts/card.md: the adapter's card with its test score, to be published with it. Prints pipeline.summary at its end.
 """
 
 from collections.abc import Mapping
@@ -50,9 +50,8 @@ def main(view: params.EvaluateView) -> None:
 
 def task_of(view: params.EvaluateView) -> Task:
     """Return the task with the facts of its data, and the thresholds that its training chose."""
-    task = tokens.load_task(view.dataset)
     thresholds = adapter_task.read(artifacts.ADAPTER).thresholds
-    return task.with_facts(task.facts.model_copy(update={"thresholds": thresholds}))
+    return tokens.load_task(view.dataset).with_thresholds(thresholds)
 
 
 def check_room(view: params.EvaluateView, base: PreTrainedModel, test: Dataset) -> None:

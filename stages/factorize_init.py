@@ -1,6 +1,7 @@
 """Initialize the adapter from the seed, the base weights, gradients, a short training run, or another adapter.
 
-Reads the base model and, if the initialization needs them, artifacts/tokens or the other adapter.
+Reads the base model, the facts in artifacts/tokens and, if the initialization needs them, the tokens or the other
+adapter.
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 

@@ -1,6 +1,7 @@
 """Turn the texts of a data set into tokens. Reads the rows that params.yaml chooses, and the files that they name.
 
-Writes artifacts/tokens/, with a file each for train, validation and test; artifacts/inputs.json, the SHA-256 of those
+Writes artifacts/tokens/, with a file each for train, validation and test, and facts.json, if something was
+found in the data that its row does not say; artifacts/inputs.json, the SHA-256 of those
 rows and files, on which later stages depend instead of the tables and all of data/; and reports/tokenize/splits.csv and
 lengths.csv. Lengths in the reports are those of whole texts, before truncation to `max_length`, to show the effect of
 another value.

@@ -1,6 +1,5 @@
 """The time in which a bank is loaded from its file, and what computing the checksums takes of it."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from benchmarks.speed import many
 from benchmarks.speed.figures import Row
 from lsr import AdapterBank
 from lsr.serve.file import FILE
-from pipeline.core import console
+from pipeline.core import console, digests
 
 ROUNDS = 4
 ADAPTERS = 1024
@@ -33,7 +32,7 @@ def run() -> Iterator[Row]:
             size = path.stat().st_size
             bases = [many.base() for _ in range(ROUNDS)]  # each becomes part of a bank
             loading = median(seconds_of(partial(AdapterBank.load, base, path.parent)) for base in bases)
-            hashing = median(seconds_of(partial(digest, path)) for _ in range(ROUNDS))
+            hashing = median(seconds_of(partial(digests.sha256, path)) for _ in range(ROUNDS))
         yield {
             "method": form,
             "adapters": ADAPTERS,
@@ -49,9 +48,3 @@ def seconds_of(call: Callable[[], object]) -> float:
     begin = process_time()
     call()
     return process_time() - begin
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from torch import Tensor
 from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix, norm_of, shape_of
-from lsr.convert.writing import check_output, copy_tokenizer, write, write_files, write_task, writing
+from lsr.convert.writing import check_output, copy_files, write, write_files, write_task, writing
 from lsr.init.budget import MOST, allocate
 from lsr.init.directions import directed_frames
 from lsr.init.source import Source
@@ -23,7 +23,7 @@ from lsr.init.warm import warm_core, warm_start
 from lsr.loading.contents import read_contents, read_task
 from lsr.loading.updates import LSR, Frames, Update, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
-from lsr.tuner.files import adapter_folder, read_files
+from lsr.tuner.files import adapter_folder, read_files, tokenizer_files
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.sharing import Kind, kind_of
 
@@ -97,7 +97,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     with writing(output) as new:
         write_files(new, str(folder), files.fields, files.tensors, precision)
         write_task(new, read_task(folder))
-        copy_tokenizer(folder, new)
+        copy_files(tokenizer_files(folder), new)
         written, of_updates = read_files(new), None
         absolute = {name: float((written.tensors[name] - tensor).norm()) for name, tensor in exact.items()}
         of_tensors = relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
@@ -149,11 +149,11 @@ def squeeze_adapter(
 def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, Update]:
     # The small updates by layer: each of its own rank, or cores between the frames of a layer or of a kind.
     most = {name: min(len(right), *shape_of((left, right))) for name, (left, right) in updates.items()}
-    if form == "directions":
+    paired = form == "directions"
+    if paired:
         ranks = allocate(updates, min(number, sum(min(MOST, rank) for rank in most.values())))
     else:
         ranks = {name: min(number, rank) if form == "rank" else number for name, rank in most.items()}
-    paired = form == "directions"
     share = "layers" if form == "shared" else "none"
     sources: dict[str, Source] = {}
     kinds: dict[Kind, list[str]] = {}

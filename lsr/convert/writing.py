@@ -60,17 +60,22 @@ def write(
         raise InputError(f"method must be {LSR} or {LORA}, got {method!r}")
     fields, tensors = (_as_lsr if method == LSR else _as_lora)(contents)
     name, revision, task_type = map(contents.base.get, ("base_model_name_or_path", "revision", "task_type"))
-    card = Card(name, revision, task_type, contents.labels, is_several=bool((contents.task or {}).get("thresholds")))
-    if with_tokenizer_of is not None and tokenizer_files(with_tokenizer_of):
-        card = changed(card, has_tokenizer=True)
+    tokenizer = [] if with_tokenizer_of is None else tokenizer_files(with_tokenizer_of)
+    card = Card(
+        name,
+        revision,
+        task_type,
+        contents.labels,
+        is_several=bool((contents.task or {}).get("thresholds")),
+        has_tokenizer=bool(tokenizer),
+    )
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
         card = changed(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
     with writing(folder) as new:
         write_files(new, contents.source, fields, tensors, precision)
         write_task(new, contents.task)
-        if with_tokenizer_of is not None:
-            copy_tokenizer(with_tokenizer_of, new)
+        copy_files(tokenizer, new)
         card.write(new)
 
 
@@ -96,14 +101,14 @@ def write_task(folder: Path, task: Mapping[str, Any] | None) -> None:
         (folder / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of the tokenizer in a folder, if it has one, byte for byte."""
-    for path in tokenizer_files(source):
+def copy_files(paths: Sequence[Path], folder: Path) -> None:
+    """Copy files into a folder, byte for byte."""
+    for path in paths:
         shutil.copyfile(path, folder / path.name)
 
 
 def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:
-    """Check that a folder may be written, before anything is computed.
+    """Check that a folder may be written, before anything is computed; one that was moved aside is moved back first.
 
     Raises:
         InputError: if it is or contains a source, or if it exists and `replace` is false or it holds anything else than

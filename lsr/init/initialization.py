@@ -34,11 +34,6 @@ class Initialization(NamedTuple):
     core: Callable[[Source, Tensor, Tensor], Tensor] = fresh_core  # of B (m, r) and A (r, n)
     read: Callable[..., dict[str, Matrix]] | None = None
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether the adapter begins with the update of a short training run, and the head as trained by it."""
-        return self.core is not fresh_core
-
 
 INITIALIZATIONS = {
     "random": Initialization("seed", random_start, random_frames),

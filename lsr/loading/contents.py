@@ -41,13 +41,16 @@ class Contents:
         if self.task is not None and TENANTS not in self.task:
             return self.task.get("labels") or []
         outputs = min((len(weight) for weight in self.heads.values() if weight.dim() == 2), default=0)
-        numbered = [f"LABEL_{at}" for at in range(outputs)] * (outputs > 1) if outputs else None
-        return numbered if self.model_labels is None else self.model_labels
+        if self.model_labels is not None:
+            return self.model_labels
+        if outputs == 0:
+            return None
+        return numbered_labels(outputs) if outputs > 1 else []
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of the weight of each adapted layer: outputs and inputs."""
-        return {name: (len(its.frames.b), its.frames.a.shape[1]) for name, its in self.updates.items()}
+        return {name: update.frames.shape for name, update in self.updates.items()}
 
     def whole(self, modules: Mapping[str, nn.Module]) -> list[str]:
         """Return the modules of a base model that the adapter trained in full, by PEFT's rule for names."""
@@ -84,7 +87,7 @@ def check_layers(shapes: Mapping[str, Sequence[int]], modules: Mapping[str, nn.M
     """Check that a base model has layers of these names and of these shapes, outputs and inputs.
 
     Raises:
-        ValueError: names a layer that is missing or has other widths; TypeError if it is no linear one.
+        ValueError: names a layer that is missing or has other widths; TypeError if it is not a linear layer.
     """
     for name, shape in shapes.items():
         check_layer(name, modules)
@@ -98,7 +101,7 @@ def check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
     """Check that a base model has a layer of this name that can be adapted.
 
     Raises:
-        ValueError: if there is no such layer; TypeError if it is no linear one.
+        ValueError: if there is no such layer; TypeError if it is not a linear layer.
     """
     if name not in modules:
         raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
@@ -113,6 +116,11 @@ def check_labels(names: Sequence[str] | None, outputs: int) -> None:
     """
     if names is not None and not len(names) == len(set(names)) == outputs:
         raise ValueError(f"its task names {len(set(names))} different labels, but its head has {outputs} outputs")
+
+
+def numbered_labels(count: int) -> list[str]:
+    """Return the names of labels that have none, as transformers has them."""
+    return [f"LABEL_{number}" for number in range(count)]
 
 
 def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:

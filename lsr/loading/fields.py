@@ -6,7 +6,6 @@ here. What only initializes is dropped, and every other field must have PEFT's d
 """
 
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field
 from itertools import chain
@@ -14,6 +13,8 @@ from typing import Any
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peft.utils import PeftType
+
+from lsr.tuner.mistakes import shortened
 
 MOST_STEPS = 64  # of a loop whose length is a field, such as the layers of an encoder
 MOST_VALUES = 100_000  # in the lists and objects of a field
@@ -143,7 +144,7 @@ def allowed_fields(fields: Mapping[str, Any], widest: int) -> dict[str, Any]:
     known = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method)].__dataclass_fields__
     seen = {name: value for name, value in fields.items() if not _only_initializes(name, fields)}
     for name, value in seen.items():
-        got = f"got {reprlib.repr(value)}"  # cut short, so that a long value does not hide the reason
+        got = f"got {shortened(value)}"
         if name in known and name not in _ALLOWED[method] and value != _default(known[name]):
             raise ValueError(f"{name}: {method} is loaded without it, {got}")
         if needed := _misfit(name, value):
@@ -151,7 +152,7 @@ def allowed_fields(fields: Mapping[str, Any], widest: int) -> dict[str, Any]:
     rank = seen.get("r", 1)
     if method == "UNILORA" and not _is_whole(rank, widest):  # which draws as many indices as a LoRA has
         needed = f"a whole number of at most {widest:,}, the largest rank here"
-        raise ValueError(f"r must be {needed}, got {reprlib.repr(rank)}")
+        raise ValueError(f"r must be {needed}, got {shortened(rank)}")
     return seen
 
 

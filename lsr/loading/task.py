@@ -5,12 +5,11 @@ readers and writers of the file check it here.
 """
 
 import json
-import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from lsr.tuner.files import TASK
-from lsr.tuner.mistakes import HALVES, InputError
+from lsr.tuner.mistakes import HALVES, InputError, shortened
 
 TENANTS = "tenants"  # by the name of each tenant the names of its labels, in place of `labels` of all
 LONGEST_NAME = 200  # characters of a label, a tenant or a column
@@ -31,14 +30,14 @@ def checked_note(note: Any, where: object) -> dict[str, Any]:
             field, and what is allowed.
     """
     if not isinstance(note, dict):
-        raise InputError(f"{where}: {TASK}: must be an object, got {_short(note)}")
+        raise InputError(f"{where}: {TASK}: must be an object, got {shortened(note)}")
     for field, problem_of in PROBLEMS.items():
         value = note.get(field)
         problem = None if value is None else problem_of(value)
         if problem is not None:
             raise InputError(f"{where}: {TASK}: {field} {problem}")
     if note.get("thresholds") and len(note["thresholds"]) != len(note.get("labels") or ()):
-        needed = f"must be one for each label, got {_short(note['thresholds'])}"
+        needed = f"must be one for each label, got {shortened(note['thresholds'])}"
         raise InputError(f"{where}: {TASK}: thresholds {needed}")
     _check_others({field: value for field, value in note.items() if field not in PROBLEMS}, where)
     return note
@@ -55,44 +54,45 @@ def check_ends(note: Mapping[str, Any] | None, vocabulary: int | None) -> None:
             raise ValueError(f"{TASK}: ends has token {token}; the base model has tokens from 0 to {vocabulary - 1}")
 
 
-def _short(value: object) -> str:
-    return reprlib.repr(value)  # cut short, so that a long value does not hide the reason
-
-
 def _check_others(fields: Mapping[str, Any], where: object) -> None:
     # Fields of other programs are kept, but nothing here reads them, so they need little room.
     try:
         size = len(json.dumps(fields).encode())
     except (TypeError, ValueError, RecursionError):
-        raise InputError(f"{where}: {TASK}: {_short(list(fields))} hold something that is not JSON") from None
-    if size > MOST_OTHER_BYTES and fields:
+        raise InputError(f"{where}: {TASK}: {shortened(list(fields))} hold something that is not JSON") from None
+    if size > MOST_OTHER_BYTES:
         reason = f"{size:,} bytes in fields that nothing reads; at most {MOST_OTHER_BYTES:,} are allowed"
-        raise InputError(f"{where}: {TASK}: {_short(list(fields))}: {reason}")
+        raise InputError(f"{where}: {TASK}: {shortened(list(fields))}: {reason}")
 
 
-def _are_names(value: Any) -> bool:
+def are_names(value: Any) -> bool:
+    """Return whether a value is a list of names."""
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _problem_of_name(value: Any) -> str | None:
-    return _problem_in([value]) if isinstance(value, str) else f"must be a name, got {_short(value)}"
+    return _problem_in([value]) if isinstance(value, str) else f"must be a name, got {shortened(value)}"
 
 
 def _problem_in(names: Iterable[str]) -> str | None:
     for name in names:
         if len(name) > LONGEST_NAME:
-            return f"has {_short(name)} of {len(name):,} characters; at most {LONGEST_NAME} are allowed"
+            return f"has {shortened(name)} of {len(name):,} characters; at most {LONGEST_NAME} are allowed"
         if HALVES.search(name):
-            return f"has {_short(name)}, which holds half a character"
+            return f"has {shortened(name)}, which holds half a character"
     return None
 
 
+def _problem_of_many(names: Collection[str], most: int, what: str) -> str | None:
+    if len(names) > most:
+        return f"has {len(names):,} {what}; at most {most:,} are allowed"
+    return _problem_in(names)
+
+
 def _problem_of_names(value: Any) -> str | None:
-    if not _are_names(value):
-        return f"must be a list of names, or null, got {_short(value)}"
-    if len(value) > MOST_LABELS:
-        return f"has {len(value):,} names; at most {MOST_LABELS:,} are allowed"
-    problem = _problem_in(value)
+    if not are_names(value):
+        return f"must be a list of names, or null, got {shortened(value)}"
+    problem = _problem_of_many(value, MOST_LABELS, "names")
     if problem is not None:
         return problem
     size = sum(len(name.encode()) for name in value)
@@ -102,39 +102,37 @@ def _problem_of_names(value: Any) -> str | None:
 
 
 def _problem_of_tenants(value: Any) -> str | None:
-    if not isinstance(value, dict) or not all(labels is None or _are_names(labels) for labels in value.values()):
-        return f"must be an object with a list of names, or null, for each, got {_short(value)}"
-    if len(value) > MOST_TENANTS:
-        return f"has {len(value):,} tenants; at most {MOST_TENANTS:,} are allowed"
-    problem = _problem_in(value)
+    if not isinstance(value, dict) or not all(labels is None or are_names(labels) for labels in value.values()):
+        return f"must be an object with a list of names, or null, for each, got {shortened(value)}"
+    problem = _problem_of_many(value, MOST_TENANTS, "tenants")
     if problem is not None:
         return problem
     for name, labels in value.items():
         problem = None if labels is None else _problem_of_names(labels)
         if problem is not None:
-            return f"of {_short(name)} {problem}"
+            return f"of {shortened(name)} {problem}"
     return None
 
 
 def _problem_of_thresholds(value: Any) -> str | None:
     fits = isinstance(value, list) and all(type(share) in (int, float) and 0 <= share <= 1 for share in value)
-    return None if fits else f"must be a list of probabilities, got {_short(value)}"
+    return None if fits else f"must be a list of probabilities, got {shortened(value)}"
 
 
 def _problem_of_length(value: Any) -> str | None:
     fits = type(value) is int and 0 < value <= LARGEST
-    return None if fits else f"must be a positive whole number of at most {LARGEST:,}, got {_short(value)}"
+    return None if fits else f"must be a positive whole number of at most {LARGEST:,}, got {shortened(value)}"
 
 
 def _problem_of_columns(value: Any) -> str | None:
     if not isinstance(value, list) or len(value) not in (1, 2):
-        return f"must be a list of one, or of two for pairs, got {_short(value)}"
+        return f"must be a list of one, or of two for pairs, got {shortened(value)}"
     return _problem_of_names(value)
 
 
 def _problem_of_template(value: Any) -> str | None:
     if not isinstance(value, str):
-        return f"must be a text in Jinja, or none, got {_short(value)}"
+        return f"must be a text in Jinja, or none, got {shortened(value)}"
     if len(value) > LONGEST_TEMPLATE:
         return f"has {len(value):,} characters; at most {LONGEST_TEMPLATE:,} are allowed"
     return None
@@ -142,7 +140,7 @@ def _problem_of_template(value: Any) -> str | None:
 
 def _problem_of_ends(value: Any) -> str | None:
     if not isinstance(value, list) or not all(type(token) is int and 0 <= token <= LARGEST for token in value):
-        return f"must be a list of tokens by number, got {_short(value)}"
+        return f"must be a list of tokens by number, got {shortened(value)}"
     if len(value) > MOST_ENDS:
         return f"has {len(value):,} tokens; at most {MOST_ENDS} are allowed"
     return None

@@ -77,7 +77,8 @@ class Update(NamedTuple):
     @property
     def form(self) -> Form:
         """The shapes of A and B."""
-        return Form.dense(len(self.frames.a), self.frames.a.shape[1], len(self.frames.b))
+        m, n = self.frames.shape
+        return Form.dense(len(self.frames.a), n, m)
 
     def plain(self) -> "Update":
         """Return the same update without a core: itself, or folded if it has one."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, check_labels, check_layers, read_on
+from lsr.loading.contents import Contents, check_labels, check_layers, numbered_labels, read_on
 from lsr.loading.task import check_ends, checked_note
 from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.common import base_with, on_plain_base, split
@@ -271,7 +271,7 @@ class AdapterBank(nn.Module):
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
             note = self.versions[name].note if name in self.versions else {}
-            labels = note.get("labels") or [f"LABEL_{at}" for at in range(count)]
+            labels = note.get("labels") or numbered_labels(count)
             thresholds = tuple(note["thresholds"]) if note.get("thresholds") else None
             answers.append(Answer(name, None if count == 1 else tuple(labels), row[:count], thresholds))
         return answers
@@ -333,8 +333,9 @@ class AdapterBank(nn.Module):
     def _file(self, folder: str | Path) -> BankFile:
         # Copies of all that a file has, which another thread may change afterwards.
         places = [NOBODY, *self.places.values()]
-        stacks = {name: stack.stored(places) for name, stack in self.stacks().items()}
+        stacks = {}
         for name, stack in self.stacks().items():
+            stacks[name] = stack.stored(places)
             if not stack.is_bounded(stacks[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
         return BankFile(

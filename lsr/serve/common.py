@@ -17,7 +17,7 @@ from lsr.loading.task import TENANTS
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.mistakes import InputError
 
-SCALED_BY = ("peft_type", "use_rslora")  # fields on which the scaling of an adapter depends beside its alpha
+SCALED_BY = ("peft_type", "use_rslora")  # fields that determine an adapter's scaling, in addition to its alpha
 PLACEHOLDER = 2  # rows of zeros of the last layer, where no tenant's are
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from lsr.convert.writing import COMMON, write_files, writing
 from lsr.loading.base_models import by
 from lsr.loading.contents import BASE_FIELDS
-from lsr.loading.task import checked_note
+from lsr.loading.task import are_names, checked_note
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_name
 from lsr.serve.common import bytes_of
@@ -53,7 +53,7 @@ REMEDY = "write the bank again from its adapters"
 
 @dataclass(frozen=True)
 class BankFile:
-    """The contents of a bank's file and of the folder beside it, checked but for what takes the base model to check."""
+    """The contents of a bank's file and of the folder next to it, checked except for what needs the base model."""
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
     precision: str
@@ -92,7 +92,7 @@ def read(folder: Path) -> BankFile:
 
 
 def write(contents: BankFile, folder: Path) -> None:
-    """Write a bank's file, and the folder of a common adapter beside it; a folder that is there is replaced.
+    """Write a bank's file, and the folder of a common adapter next to it; an existing folder is replaced.
 
     Raises:
         InputError: as `lsr.convert.writing`.
@@ -259,8 +259,8 @@ def _are_digests(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_digest, value.values()))
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+def _are_different_names(value: Any) -> bool:
+    return are_names(value) and len(set(value)) == len(value)
 
 
 def _is_base(value: Any) -> bool:
@@ -284,8 +284,8 @@ FIELDS = {
     "base": (_is_base, f"an object of {', '.join(BASE_FIELDS)}"),
     "precision": (lambda value: isinstance(value, str), "a name"),
     "notes": (lambda value: isinstance(value, dict), "an object with the note of each adapter"),
-    "layers": (_are_names, "a list of different names"),
-    "heads": (_are_names, "a list of different names"),
+    "layers": (_are_different_names, "a list of different names"),
+    "heads": (_are_different_names, "a list of different names"),
     "frames": (_are_frames, "an object with a name and a number for each layer"),
     "common": (lambda value: value is None or _are_digests(value), "null or an object of SHA-256"),
 }

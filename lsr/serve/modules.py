@@ -383,13 +383,18 @@ class BankHead(Stacked):
         for name, value in self.like.items():
             self.add_stack(name, _as_rows(value).shape[1])
 
+    @property
+    def _counted(self) -> Stack:
+        """The stack whose counts say which places have a head, and with how many labels."""
+        return self.stacks[(self.labelled or list(self.like))[0]]
+
     def check_counts(self) -> None:
         """Check that each place has as many rows of each tensor as the module has, or as it has labels, or none at all.
 
         Raises:
             ValueError: if not, or if it has more labels than an adapter may have; names the tensor.
         """
-        first = self.stacks[(self.labelled or list(self.like))[0]].counts
+        first = self._counted.counts
         for name, stack in self.stacks.items():
             rows = len(_as_rows(self.like[name]))
             needed = first if name in self.labelled else (first > 0).int() * rows
@@ -423,7 +428,7 @@ class BankHead(Stacked):
             return functional_call(self.base, state, (row[None], *args), kwargs)[0]
 
         found: Tensor = vmap(one, randomness="different")(states, x)
-        stack = self.stacks[(self.labelled or list(self.like))[0]]
+        stack = self._counted
         counts = stack.counts.index_select(0, places).view(-1, *[1] * (found.dim() - 1))  # of labels
         if self.labelled:
             most = max(len(stack.steps), self.shared.labels)

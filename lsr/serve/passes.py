@@ -1,6 +1,5 @@
 """Texts for different adapters in one pass through a bank: what it says of each, or writes after it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,7 +53,6 @@ class Passes:
         self.tokens = tokens - self.new_tokens  # of a text or prompt
         end = bank.model.generation_config.eos_token_id if writes else None
         self.ends = end if isinstance(end, list) else [end] if end is not None else []
-        self.token_bytes = _token_bytes(tokenizer) if writes else 0
         try:
             with torch.no_grad():
                 no_padding = int(tokenizer.pad_token_id == 0)
@@ -212,10 +210,3 @@ def _texts(asked: Any, parts: int, *, talks: bool) -> list[str]:
 def _texts_of_message(message: Any) -> list[Any]:
     is_message = isinstance(message, dict) and message.keys() == {"role", "content"}
     return [message["role"], message["content"]] if is_message and message["role"] in ROLES else []
-
-
-def _token_bytes(tokenizer: Any) -> int:
-    """Return the most bytes that a written token adds to a text in JSON."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
-    # By itself a token of some tokenizers has no space before it, but in a text it has.
-    return 1 + max(len(json.dumps(text, ensure_ascii=False).encode()) - len('""') for text in texts)

@@ -74,7 +74,7 @@ class Card:
     is_pair: bool = False
     is_several: bool = False  # whether any number of the labels may apply
     dtype: str | None = None  # in which it was trained, if that is not the one of the base model's checkpoint
-    has_tokenizer: bool = False  # beside it, which is then in place of the base model's
+    has_tokenizer: bool = False  # in the same folder, which then replaces the base model's
     tenant: str | None = None  # one of those whose labels the head has, if it is of tenants
     method: str = "LSR"  # PEFT's name
     module: str = "lsr"  # the one that registers the method with PEFT, or "peft" itself

@@ -18,15 +18,15 @@ from lsr.tuner.packing import dtype_name, unpack
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-TASK = "task.json"  # written beside an adapter by the pipeline's stage train
+TASK = "task.json"  # written next to an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
-# Of a tokenizer that lies beside an adapter: its vocabulary, one of these; and what goes with it, if it is there.
+# Of a tokenizer in an adapter's folder: its vocabulary, one of these; and what goes with it, if it is there.
 VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 WITH_VOCABULARY = ("*token*.json", "merges.txt", "chat_template.jinja", "chat_template.json")
-PREVIOUS = ".previous-run"  # beside an adapter that a training run is about to replace: which run it is from
+PREVIOUS = ".previous-run"  # next to an adapter that a training run is about to replace: which run it is from
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")  # in the names of what PEFT trains in full
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers

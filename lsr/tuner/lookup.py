@@ -42,5 +42,5 @@ def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
 
 
 def injected_in(model: nn.Module) -> dict[str, Injected]:
-    """Return the records of a model's adapters by name, which are beside PEFT's configurations in the base model."""
+    """Return the records of a model's adapters by name; the base model has them, next to PEFT's configurations."""
     return getattr(model, "lsr_injected", {})

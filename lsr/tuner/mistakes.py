@@ -1,6 +1,7 @@
 """A user's mistakes as one line each: where, what, and what is allowed."""
 
 import re
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,11 @@ class InputError(ValueError):
 def escaped(text: str) -> str:
     """Return a text, which may be a stranger's, as a terminal can show it in a line."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def shortened(value: object) -> str:
+    """Return a value as Python writes it, cut short so that it does not hide the reason next to it."""
+    return reprlib.repr(value)
 
 
 class NoBaseError(InputError):

@@ -2,7 +2,7 @@
 
     values        float32, bfloat16, or codes of 8, 4, 3 or 2 bits in uint8
     scales        bfloat16, one per group of codes
-    small         bfloat16: tensors of fewer than 64 entries, beside codes; cores and biases lose more than they cost
+    small         bfloat16: tensors of fewer than 64 entries, next to codes; cores and biases lose more than they cost
     int64         what is not floating-point and stays as it is: counters of modules saved whole
     index         uint8, deflated JSON: the precision, and in a tree of names where each tensor is, and its shape
 

@@ -120,7 +120,7 @@ def _check_method(entry: Entry) -> None:
     if entry.chosen.features:
         features.check(entry.first())
     elif not entry.first().is_alone:
-        planned(entry.first())
+        planned(entry.first(), task_tokens.task_of(entry.first()))
 
 
 def _check_epochs(entry: Entry) -> None:

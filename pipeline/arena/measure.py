@@ -115,7 +115,7 @@ class Run(TrainerCallback):
     def _train(self) -> None:
         """Fit an adapter and the head, unless they are scored as they are initialized."""
         with self._timed("start"):
-            self.model = started(self.training, self.splits["train"])
+            self.model = started(self.training, self.task, self.splits["train"])
             self.tokenizer = tokenizer_of(self.model, self.training.view.base_model)
         with self._timed("train"):
             if not self.training.chosen.trained:
@@ -213,17 +213,16 @@ class Run(TrainerCallback):
             self.seconds[what] += record.clock() - begin
 
 
-def planned(training: Training) -> Plan:
-    """Return what the section of a training makes of its base model."""
+def planned(training: Training, task: Task) -> Plan:
+    """Return what the section of a training run makes of its base model."""
     view = training.view
-    return planning.resolve(view, base_models.outline(view.base_model, task_tokens.task_of(training)))
+    return planning.resolve(view, base_models.outline(view.base_model, task))
 
 
-def started(training: Training, train: Dataset) -> PeftModel:
+def started(training: Training, task: Task, train: Dataset) -> PeftModel:
     """Return the base model with its adapter, before training; its initialization may read tokens of `train`."""
     view = training.view
-    plan = planned(training)
-    task = task_tokens.task_of(training)
+    plan = planned(training, task)
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, task)
     read = statistics.read(base, plan, view, task, lambda: train)

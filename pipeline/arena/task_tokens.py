@@ -30,7 +30,7 @@ def splits(training: Training) -> dict[str, Dataset]:
 
 
 def task_of(training: Training) -> Task:
-    """Return the task of a training, with the facts of its data."""
+    """Return the task of a training run, with the facts of its data."""
     return tasks.of(training.view.dataset, facts.read(folder_of(training)))
 
 
@@ -63,7 +63,7 @@ def folder_of(training: Training) -> Path:
 
 
 def _determining(training: Training) -> tuple[object, ...]:
-    """Return all that determines the tokens of a training."""
+    """Return all that determines the tokens of a training run."""
     view = training.view
     row = view.dataset
     known = (

@@ -30,7 +30,7 @@ def missing(entry: Entry, records: Records) -> list[Training]:
 
 
 def _is_known(training: Training, records: Records) -> bool:
-    """Return whether a training has a record, with scores in all precisions if it is to have them."""
+    """Return whether a training run has a record, with scores in all precisions if it is to have them."""
     known = records.get(training.key)
     if known is None:
         return False
@@ -103,7 +103,7 @@ def _settled(
         trainings = []
         for seed in entry.seeds[: entry.preset.tuning.seeds]:
             training = entry.training(best, seed)
-            # Rounded at once where it is new, for it is one of the tuned trainings if this setting stays the best.
+            # Rounded at once where it is new, for it is one of the tuned training runs if this setting stays the best.
             is_rounded = seed in entry.rounded and training.key not in records
             trainings.append(replace(training, is_rounded=is_rounded))
         yield trainings

@@ -120,7 +120,7 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
 
 
 def _by_method(trainings: Iterable[Record], whole: Iterable[float], resampled: Iterable[Values]) -> ByMethod:
-    """Return the scores of trainings, fractions on all examples and on each resample, by method and seed."""
+    """Return the scores of training runs, fractions on all examples and on each resample, by method and seed."""
     scores: dict[str, dict[int, Scores]] = {}
     for training, score, drawn in zip(trainings, whole, resampled, strict=True):
         scores.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, PERCENT * drawn)

@@ -1,4 +1,4 @@
-"""A method on a task, by the trainings that count, and the rows of the tables: on one, or on the mean of several."""
+"""A method on a task, by the training runs that count, and the rows of the tables: on one, or on a mean of several."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,10 +21,10 @@ UNTUNED = "not tuned yet"
 MISSING = "not run"
 PERCENT = 100.0
 FULL = "float32"
-AS_TRAINED = "as trained"  # all that is known of trainings that were not rounded
+AS_TRAINED = "as trained"  # the only precision known of training runs that were not quantized
 LOSS = 0.002  # of the validation score, a fraction, of which page.html tells
 Row = dict[str, Any]
-ByTask = Sequence[Sequence[Record]]  # trainings
+ByTask = Sequence[Sequence[Record]]  # training runs
 Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method first
 
 
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
     @property
     def finished(self) -> tuple[Record, ...]:
-        """The trainings over which means are taken."""
+        """The training runs over which means are taken."""
         if self.chosen is None:
             return ()
         return tuple(training for training in self.trainings if training.status == FINISHED)
@@ -147,7 +147,7 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row)
         "bytes": size,  # of the smallest file that costs next to nothing
         "precision": precision,  # of that file
         **estimate("score_at_bytes", at_size),
-        # Of a whole training, mean over seeds.
+        # Of a whole training run, mean over seeds.
         "seconds": fmean(seconds) if seconds else None,
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
@@ -193,12 +193,12 @@ def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 class Files(NamedTuple):
-    """The files of a method's trainings, of each one in several precisions."""
+    """The files of a method's training runs, each in several precisions."""
 
     by_task: ByTask
 
     def precisions(self) -> list[str]:
-        """Return the precisions that all trainings have, full precision before AS_TRAINED."""
+        """Return the precisions that all training runs have, full precision before AS_TRAINED."""
         first, *others = chain.from_iterable(self.by_task)
         shared = [name for name in first.rounded if all(name in training.rounded for training in others)]
         return [*shared, AS_TRAINED]
@@ -224,7 +224,7 @@ class Files(NamedTuple):
 
 
 def _file(training: Record, precision: str) -> Rounded:
-    """Return the file of a training in a precision."""
+    """Return the file of a training run in a precision."""
     if precision != AS_TRAINED:
         return training.rounded[precision]
     epoch = training.selected

@@ -36,11 +36,13 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
     Raises:
         UserError: if there is no such adapter, or it does not fit the base model.
     """
+    where = f"{PARAMS}: tenants.common: "
+    with as_user_error(ValueError, before=where):
+        common, _ = split(adapter_folder(str(view.tenants.folder)))
+        _check_type(view, common)
     collate = task.collator(tokenizer_of(base, view.base_model))
     batches = list(tokens.sample(tokens.load_tokens("train"), collate, FITTED, view.seed, BATCH))
-    with as_user_error(ValueError, before=f"{PARAMS}: tenants.common: "):
-        common, _ = split(adapter_folder(str(view.tenants.folder)))
-        check_type(view, common)
+    with as_user_error(ValueError, before=where):
         layer = last_layer(common)
         tensors = dict(common.tensors)
         for key, value in base.state_dict().items():
@@ -52,7 +54,7 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
             return model
 
 
-def check_type(view: FactorizeInitView, common: Files) -> None:
+def _check_type(view: FactorizeInitView, common: Files) -> None:
     """Check that params.yaml names an adapter of the type that the tenants share: reports name it.
 
     Raises:

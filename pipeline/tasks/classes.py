@@ -34,6 +34,7 @@ class ClassesTask(Task):
     kind = "classes"
     target = "int64"
     can_balance = True
+    has_one_class_each = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,10 +98,6 @@ class ClassesTask(Task):
         if not few:
             return ""
         return f"{some_of(few)}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
-
-    @property
-    def has_one_class_each(self) -> bool:
-        return True
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.
@@ -247,10 +244,7 @@ class ChoicesTask(ClassesTask):
     """Texts to choose from: each is an example, right or wrong, and the likeliest of a row is the answer."""
 
     names = CHOSEN
-
-    @property
-    def has_one_class_each(self) -> bool:
-        return False  # the examples of a row share an answer
+    has_one_class_each = False  # the examples of a row share an answer
 
     def predicted(self, outcome: Outcome) -> Numbers:
         wrong, right = outcome.outputs.numpy().T

@@ -280,12 +280,13 @@ def _each(metric: str, texts: Sequence[str], expected: Sequence[str] | Numbers) 
     That is the F-measure of the longest common subsequence of words, without regard to case and signs: Lin, "ROUGE: a
     package for automatic evaluation of summaries", 2004.
     """
-    score = _is_equal if metric == "exact_match" else _rouge_l
+    score = is_equal if metric == "exact_match" else _rouge_l
     pairs = zip(texts, expected, strict=True)
     return np.array([score(text, right) for text, right in pairs], float)
 
 
-def _is_equal(text: str, expected: str) -> bool:
+def is_equal(text: str, expected: str) -> bool:
+    """Return whether a text is the expected one but for whitespace around it."""
     return text.strip() == expected.strip()
 
 

@@ -1,6 +1,7 @@
 """What is found in the data of a task, and not said by its row.
 
-The stage tokenize finds it and writes it beside the tokens, once; later stages read it, once, and pass it on.
+The stage tokenize finds it and writes it next to the tokens, once; later stages read it, once, and pass it on. Only
+thresholds come later, from the stage train.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from pipeline.core import artifacts
 from pipeline.params.sources import Row
 
-FILE = "facts.json"  # beside the tokens; there is none where nothing was found
+FILE = "facts.json"  # next to the tokens; there is none where nothing was found
 
 
 class Tenant(Row):
@@ -38,14 +39,14 @@ class Facts(Row):
         return self.model_copy(update={"tenants": known})
 
     def write(self, folder: Path) -> None:
-        """Write them beside the tokens, if there are some."""
+        """Write them next to the tokens, if there are some."""
         if self != Facts():
             text = self.model_dump_json(indent=1, exclude_defaults=True)
             (folder / FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Facts:
-    """Return the facts that were written beside tokens; none if there is no file, as where nothing was found."""
+    """Return the facts that were written next to tokens; none if there is no file, as where nothing was found."""
     path = folder / FILE
     return Facts.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else Facts()
 

@@ -102,8 +102,9 @@ class Prompts:
 
     def answer(self, ids: Sequence[int]) -> Sequence[int]:
         """Return the tokens of an answer, up to and with the first of `ends`; all if there is none."""
+        ends = self.ends
         for place, token in enumerate(ids, start=1):
-            if token in self.ends:
+            if token in ends:
                 return ids[:place]
         return ids
 

@@ -111,9 +111,9 @@ def share(count: int, of: int) -> Interval:
     return float(bounds.low), float(bounds.high)
 
 
-def bootstrap(metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Groups = None) -> Interval:
-    """Return the 95 % interval of any metric by resampling examples, or whole groups, and scoring each resample."""
-    units = Units.of(predictions, labels, groups)
+def bootstrap(metric: Metric, predictions: Numbers, labels: Numbers, resamples: int) -> Interval:
+    """Return the 95 % interval of any metric by resampling examples, and scoring each resample."""
+    units = Units.of(predictions, labels, None)
     of_drawn = _one_by_one(metric, predictions, labels, units)
     return _percentiles(of_drawn, len(units.first), resamples)
 

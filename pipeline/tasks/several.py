@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from pipeline.core.errors import nearest
+from pipeline.tasks import sums
 from pipeline.tasks.cells import Cells, is_missing, plain_text
 from pipeline.tasks.classes import SHOWN, ClassesTask, by_label
 from pipeline.tasks.task import Columns, Numbers, Outcome
@@ -27,10 +28,7 @@ class SeveralTask(ClassesTask):
     kind = "several"
     target = "object"  # tuples of these numbers
     has_thresholds = True
-
-    @property
-    def has_one_class_each(self) -> bool:
-        return False
+    has_one_class_each = False
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         column = self.label.column
@@ -84,12 +82,10 @@ class SeveralTask(ClassesTask):
         thresholds = np.empty(len(texts))
         few = texts < FEW
         for labels in (few, *np.eye(len(texts), dtype=bool)[~few]):
-            both = texts[labels].sum() + answers[labels].sum(axis=0)
-            f1 = 2 * hits[labels].sum(axis=0) / both.clip(min=1)
+            f1 = sums.f1(hits[labels].sum(axis=0), texts[labels].sum(), answers[labels].sum(axis=0))
             best = TRIED[f1 == f1.max()]
             thresholds[labels] = best[(len(best) - 1) // 2]
-        facts = self.facts.model_copy(update={"thresholds": tuple(thresholds.tolist())})
-        return self.with_facts(facts)
+        return self.with_thresholds(tuple(thresholds.tolist()))
 
     def predicted(self, outcome: Outcome) -> Numbers:
         assert self.facts.thresholds is not None, "the validation split says from which probability a label applies"

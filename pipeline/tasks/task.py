@@ -71,6 +71,7 @@ class Task(ABC):
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
     writes: ClassVar[bool] = False  # a language model writes the answer
     has_thresholds: ClassVar[bool] = False  # a label applies from a probability that validation chooses
+    has_one_class_each: bool = False  # each example has one class, of its own or of its tenant's
     can_balance: ClassVar[bool] = False  # there are classes that a loss can give equal weights
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     baseline: ClassVar[str] = "for one answer to all"  # what baselines are, on the last screen
@@ -83,6 +84,10 @@ class Task(ABC):
     def with_facts(self, facts: Facts) -> Self:
         """Return the task with other facts."""
         return type(self)(self.row, facts)
+
+    def with_thresholds(self, thresholds: Sequence[float] | None) -> Self:
+        """Return the task with other thresholds."""
+        return self.with_facts(self.facts.model_copy(update={"thresholds": thresholds}))
 
     # Examples
 
@@ -294,11 +299,6 @@ class Task(ABC):
     def balanced(self, labels: Numbers) -> "Callable[..., Tensor]":
         """Return the loss in which the classes of a whole split, whose labels these are, weigh the same."""
         raise NotImplementedError  # see `can_balance`
-
-    @property
-    def has_one_class_each(self) -> bool:
-        """Whether each example has one class, of its own or of its tenant's."""
-        return False
 
     def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":
         """Return what of a model's logits is about each row of a batch, which its columns `beside` say."""

@@ -46,6 +46,7 @@ class TenantsTask(Task):
         self._kind: type[Task] = NumberTask if self.is_number else ClassesTask
         self.kind = self._kind.kind
         self.target = self._kind.target
+        self.has_one_class_each = not self.is_number
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
@@ -66,10 +67,6 @@ class TenantsTask(Task):
     @cached_property
     def _names(self) -> list[str]:
         return list(self.tenants)
-
-    @property
-    def has_one_class_each(self) -> bool:
-        return not self.is_number
 
     @property
     def strata(self) -> list[str]:

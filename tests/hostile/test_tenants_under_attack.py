@@ -18,12 +18,9 @@ from transformers import AutoModelForCausalLM
 from lsr import AdapterBank
 from lsr.loading.contents import read_contents
 from tests.hostile import connections
-from tests.hostile.test_attacks import ON, SLOWEST, body, start, writers  # noqa: F401 two fixtures
+from tests.hostile.test_attacks import GROWN, ON, SLOWEST, body, start, writers  # noqa: F401 two fixtures
 from tests.lsr.serve.conftest import there  # noqa: F401 a fixture
 
-# Memory after an attack, of that before: here it is repeated for minutes. After each attack once it is within 10 %, as
-# test_attacks.py has it.
-GROWN = 1.25
 ROUNDS = 3  # with and without the attack
 TENANTS, CLIENTS, REQUESTS = 256, 16, 512
 PAUSE = 0.02  # seconds between the requests of a client

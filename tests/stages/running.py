@@ -1,5 +1,7 @@
 """The stages in this process, and what they have written."""
 
+import sys
+import warnings
 from contextlib import chdir
 
 import pytest
@@ -10,8 +12,10 @@ from pipeline.core import artifacts
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, planning
 from pipeline.methods.batches import tokenizer_of
+from pipeline.stage import run as start_stage
 from pipeline.training.run import Progress
 from stages import evaluate, factorize_init, tokenize, train
+from tests.kit import ended
 
 TOKENIZE = (tokenize, params.TokenizeView)
 FACTORIZE = (factorize_init, params.FactorizeInitView)
@@ -29,6 +33,19 @@ def run_in(folder, *stages):
     with chdir(folder):
         run(*stages)
     return folder
+
+
+def ended_alone(stage, view):
+    """How a stage ends that prints warnings as in a process of its own, where pytest keeps none: status and errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = _print_warning
+        status, _, err = ended(start_stage, stage.main, view)
+    return status, err
+
+
+def _print_warning(message, category, filename, lineno, file=None, line=None):
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def report(path):

@@ -87,7 +87,6 @@ def test_full_fine_tuning_is_what_plain_transformers_makes_of_the_weights_that_i
 
 
 TRAINED = [("bert", "full"), ("llama", "full"), ("llama", "lora"), ("bert", "head")]
-USED = [("llama", "lsr"), ("bert", "lora"), ("gpt2", "full"), ("roberta", "head")]
 STEPS = 6  # each of all rows: their order is no matter
 RATES = {"full": {"learning_rate": 5e-5}, "lora": {"learning_rate": 0.002}, "head": {}}
 LSR = {"rank_shape": [3], "separation_rank": 1, "train": "all", "init": "principal", "learning_rate": 0.006}

@@ -2,14 +2,11 @@
 
 import shutil
 import sys
-import warnings
 
 import pytest
 
-from pipeline.stage import run as start_stage
 from tests import workspace
-from tests.kit import ended
-from tests.stages.running import FACTORIZE, TOKENIZE, run_in
+from tests.stages.running import FACTORIZE, TOKENIZE, ended_alone, run_in
 
 SECTIONS = [  # what PEFT or torch warns of, or draws a bar of, and then refuses
     ({"type": "BOFT", "boft_block_size": -1}, "Dimension size must be non-negative"),
@@ -32,14 +29,7 @@ def test_a_refusal_is_the_only_line_on_standard_error(tokenized, tmp_path, monke
     workspace.change(adapter="mine", mine={"learning_rate": 0.001, **section})
     monkeypatch.setattr(sys, "argv", ["stage"])
     stage, view = FACTORIZE
-    with warnings.catch_warnings():  # as in a process of its own: pytest would keep them
-        warnings.simplefilter("always")
-        warnings.showwarning = print_warning
-        status, _, err = ended(start_stage, stage.main, view)
+    status, err = ended_alone(stage, view)
     assert (status, err.count("\n")) == (2, 1), err
     assert err.startswith("params.yaml: mine: ")
     assert says in err
-
-
-def print_warning(message, category, filename, lineno, file=None, line=None):
-    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))

@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import Gauge
 from starlette.exceptions import HTTPException
 
+from lsr.loading.contents import numbered_labels
 from lsr.serve.modules import Version
 
 SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: it takes about a millisecond
@@ -27,6 +28,13 @@ def json_bytes(content: Any) -> bytes:
     return text.encode()
 
 
+def longest_token(tokenizer: Any) -> int:
+    """Return the most bytes that a written token adds to a text in JSON."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
+    # By itself a token of some tokenizers has no space before it, but in a text it has.
+    return 1 + max(len(json_bytes(text)) - len('""') for text in texts)
+
+
 def most_bytes(version: Version, new_tokens: int, token_bytes: int) -> int:
     """Return the most bytes that the answer to a text can have, with a comma after it.
 
@@ -34,7 +42,7 @@ def most_bytes(version: Version, new_tokens: int, token_bytes: int) -> int:
     """
     if new_tokens:
         return len('{"text":""},') + new_tokens * token_bytes
-    labels = version.note.get("labels") or [f"LABEL_{at}" for at in range(version.size)]  # at most so many
+    labels = version.note.get("labels") or numbered_labels(version.size)  # at most so many
     names = len(json_bytes(labels))
     longest = 6 * max(map(len, labels), default=0) + len('""')  # of a control character JSON makes six
     probabilities = names + len(labels) * (len(":") + LONGEST_NUMBER)

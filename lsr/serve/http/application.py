@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lsr.loading.contents import Contents, read_on
-from lsr.serve.http.answers import SMALL, Room, check_size, most_bytes, rendered
+from lsr.serve.http.answers import SMALL, Room, check_size, longest_token, most_bytes, rendered
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.bodies import MOST_JSON_BYTES, check_values, header_of, parsed
 from lsr.serve.http.refusals import refusal
@@ -44,7 +44,7 @@ BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16
 # All rows of a batch take the time and memory of the largest of their adapters. So those with a rank or a number of
 # labels above LARGE pass apart, in every other batch at most, and there rows times that are at most ROOM.
 LARGE, ROOM = 64, 1024
-MOST = 64 * 64  # texts of a request times the size of their adapter: writing a longer answer would keep others waiting
+MOST = 64 * 64  # texts of a request times the size of their adapter: their answers are made between two batches
 
 Asked = tuple[Row, "asyncio.Future[Said]"]
 
@@ -150,7 +150,8 @@ class Service:
 
     def __init__(self, passes: Passes, rows: int, room: int, wait: float) -> None:
         self.passes, self.bank, self.batches = passes, passes.bank, Batches(passes, rows, room, wait)
-        self.room = Room()
+        self._answer_room = Room()
+        self._token_bytes = longest_token(passes.tokenizer) if passes.new_tokens else 0
         self._aside = Aside()
         self._of_adapters = ThreadPoolExecutor(1)  # one at a time
         ADAPTERS.set_function(lambda: len(self.bank.versions))
@@ -174,7 +175,7 @@ class Service:
     async def _answers(self, field: str, name: str, version: Version, texts: list[Any], new_tokens: int) -> Response:
         # Not in the loop of events, which one long text would stop.
         rows, size = await asyncio.to_thread(self._rows, name, version, texts, new_tokens)
-        with self.room.hold(size):
+        with self._answer_room.hold(size):
             answers = await self.batches.answers(rows)
             if None in answers:
                 reason = "the answer is not finite: the weights of this adapter overflow"
@@ -185,9 +186,8 @@ class Service:
 
     def _rows(self, name: str, version: Version, texts: list[Any], new_tokens: int) -> tuple[list[Row], int]:
         # The rows of a request, and the most bytes of the response.
-        token_bytes = self.passes.token_bytes
-        each = most_bytes(version, new_tokens, token_bytes)
-        check_size(len(texts), each, token_bytes, new_tokens)
+        each = most_bytes(version, new_tokens, self._token_bytes)
+        check_size(len(texts), each, self._token_bytes, new_tokens)
         return self.passes.rows(name, version, texts, new_tokens), len(rendered(name, [])) + len(texts) * each
 
     async def _json(self, request: Request) -> Any:

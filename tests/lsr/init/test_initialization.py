@@ -20,7 +20,7 @@ from lsr.init import INITIALIZATIONS
 from lsr.init.budget import allocate
 from lsr.init.directions import directed_start
 from lsr.init.examples import examples_gradients
-from lsr.init.random_factors import random_start
+from lsr.init.random_factors import fresh_core, random_start
 from lsr.init.source import Source
 from lsr.tuner.layer import adapted_layers
 from lsr.tuner.lookup import groups_of
@@ -79,7 +79,7 @@ def test_it_reads_what_it_says_and_returns_finite_factors_of_the_form(word, rank
     assert all(torch.isfinite(factor).all() and not factor.requires_grad for factor in (*start.a, *start.b))
     assert as_bytes(start) == as_bytes(start_of(word, rank_shape))
     assert torch.equal(torch.get_rng_state(), before)  # with a generator of its own
-    assert bool(start.b[0].any()) == INITIALIZATIONS[word].goes_on
+    assert bool(start.b[0].any()) == (INITIALIZATIONS[word].core is not fresh_core)
     assert all(factor.any() for factor in (*start.a, *start.b[1:]))
 
 
@@ -88,7 +88,7 @@ def test_with_one_factor_a_side_it_spans_singular_vectors_and_what_it_begins_wit
     start, matrix = start_of(word, (4,)), decaying(*WIDTHS)
     (a,), (b,) = start.a, start.b
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
-    if INITIALIZATIONS[word].goes_on:
+    if INITIALIZATIONS[word].core is not fresh_core:
         assert_close(0.7 * b[0] @ a[0], u[:, :4] * values[:4] @ vt[:4], atol=1e-8, rtol=0)
     elif word != "random":
         assert_close(a[0] @ a[0].T, torch.eye(4, dtype=torch.float64) / 3, atol=1e-6, rtol=0)

@@ -21,10 +21,6 @@ class Started:
     port: int
     log: Path
 
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.port}"
-
     def files(self):
         """How many files the process has open."""
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())

@@ -6,11 +6,18 @@ import threading
 
 import pytest
 from starlette.exceptions import HTTPException
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.serve.http import application, bodies
-from lsr.serve.http.answers import MOST_ANSWER_BYTES, MOST_COMPUTED_BYTES, SMALL, check_size, most_bytes
+from lsr.serve.http.answers import (
+    MOST_ANSWER_BYTES,
+    MOST_COMPUTED_BYTES,
+    SMALL,
+    check_size,
+    longest_token,
+    most_bytes,
+)
 from lsr.serve.modules import Version
 from lsr.serve.passes import Passes
 from tests import architectures
@@ -64,12 +71,11 @@ def test_a_request_for_too_many_bytes_is_refused_with_how_many_texts_are_allowed
 def test_what_is_written_has_no_more_bytes_than_its_tokens_can_have(tmp_path):
     architectures.save(tmp_path / "base", "gpt2")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
-    bank = AdapterBank(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
-    passes = Passes(bank, tokenizer, 30, 12)
+    token_bytes = longest_token(tokenizer)
     for token in range(len(tokenizer)):
         text = tokenizer.decode([0, token, token, token], skip_special_tokens=True)
         assert len(json.dumps({"text": text}, ensure_ascii=False).encode()) <= most_bytes(
-            Version({}, {}, 2), 3, passes.token_bytes
+            Version({}, {}, 2), 3, token_bytes
         )
     with pytest.raises(HTTPException, match="at most 4,095 new_tokens"):
         check_size(1, most_bytes(Version({}, {}, 2), 5000, 1024), 1024, 5000)

@@ -217,7 +217,7 @@ def test_files_that_cannot_be_served_change_nothing(file, change, status, reason
 def test_every_path_is_described_and_answers(server):
     assert {(path, method) for path, its in DESCRIBED["paths"].items() for method in its.keys() - {"parameters"}} == {
         (route.path, method.lower())
-        for route in Service(mock.Mock(), 1, 1, 0).application().routes
+        for route in Service(mock.Mock(new_tokens=0), 1, 1, 0).application().routes
         for method in route.methods - {"HEAD"}
     }
     assert request(server, "GET", "/openapi.json").json() == DESCRIBED

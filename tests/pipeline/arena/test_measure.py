@@ -32,7 +32,7 @@ HEAD = "modules_to_save"
 
 
 def start(chosen):
-    return started(chosen, task_tokens.splits(chosen)["train"])
+    return started(chosen, task_tokens.task_of(chosen), task_tokens.splits(chosen)["train"])
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
