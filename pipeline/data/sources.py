@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from io import BytesIO, TextIOWrapper
 from itertools import chain, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -89,22 +90,42 @@ def _hub(source: TableSource, split: Split) -> Iterator[Record]:
     import datasets  # heavy, and not needed by the other sources
 
     datasets.disable_progress_bars()
-    is_folder = Path(str(source.path)).is_dir()
     options = {"revision": source.revision, "split": source.splits[split]}
-    if is_folder:
+    if Path(str(source.path)).is_dir():
         check_hub_path(str(Path(str(source.path)).absolute()))
-        # The cache identifies it by path: for an edited file it would return the old rows, or fail.
-        options |= {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"}
-    try:
-        loaded = datasets.load_dataset(source.path, source.config, **options)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"cannot be loaded: {first_line(error.__cause__ or error)}") from None
+        # The cache of all processes identifies a folder by its name: it would return the old rows of an edited file,
+        # and another process that reads the folder at the same time would replace what this one has just written.
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache, prefix="local-", ignore_cleanup_errors=True) as own_cache:
+            options |= {"cache_dir": own_cache, "verification_mode": "no_checks"}
+            yield from _numbered(_loaded(source, options))
+        return
+    loaded = _loaded(source, options)
     # Offline, `datasets` takes any revision that it finds in its cache, where folders are named by commit.
-    pinned = source.revision and len(source.revision) == 40 and not is_folder
+    pinned = source.revision and len(source.revision) == 40
     commits = [part for file in loaded.cache_files for part in Path(file["filename"]).parts]
     if pinned and source.revision not in commits:
         raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
-    for number, cells in enumerate(loaded, start=1):
+    yield from _numbered(loaded)
+
+
+def _loaded(source: TableSource, options: Mapping[str, Any]) -> Any:
+    """Return a split as the package datasets reads it.
+
+    Raises:
+        ValueError: in one line, if it cannot be loaded.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.path, source.config, **options)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"cannot be loaded: {first_line(error.__cause__ or error)}") from None
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+    for number, cells in enumerate(rows, start=1):
         yield f"row {number}", cells
 
 

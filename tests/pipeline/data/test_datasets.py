@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 from collections import Counter
+from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 
@@ -425,6 +426,30 @@ def test_a_mistake_in_a_hub_source_is_one_line(glue, source, message):
     assert message in refusal(glue(**source))
 
 
+def test_a_folder_is_read_though_another_process_reads_one_of_that_name_meanwhile(glue, tmp_path, monkeypatch):
+    import datasets as hub
+
+    other = tmp_path / "other/glue"
+    shutil.copytree(tmp_path / "glue", other)
+    train = next(other.rglob("train-*.parquet"))
+    table = pd.read_parquet(train)
+    table.assign(sentence1="of the other folder").to_parquet(train)
+    expected = load(glue())
+    reads = hub.DatasetBuilder.as_dataset
+
+    def after_the_other(builder, *arguments, **options):
+        monkeypatch.setattr(hub.DatasetBuilder, "as_dataset", reads)
+        with chdir(other.parent):
+            load(glue(path="glue"))
+        return reads(builder, *arguments, **options)
+
+    monkeypatch.setattr(hub.DatasetBuilder, "as_dataset", after_the_other)
+    monkeypatch.chdir(tmp_path)
+    found = load(glue(path="glue"))
+    for split, table in found.items():
+        pd.testing.assert_frame_equal(table, expected[split])
+
+
 SIGNS = {  # names of folders, and the sign that is named where the name is refused
     **dict.fromkeys(("a b", "é", "a#b", "a@b", "a:b", "a{1,2}", "%41", "-a", "a~", "a,b"), None),
     **dict(zip(("$HOME", "a[x]", "a*b", "a?b", "a::b", "~"), ("$", "[", "*", "?", "::", "~"), strict=True)),
@@ -453,7 +478,9 @@ def test_a_working_folder_of_such_a_name_is_refused_too(glue, tmp_path, monkeypa
 
 def test_another_revision_in_the_cache_is_refused(glue, tmp_path):
     """Without a connection, `datasets` itself takes what it finds, with a warning."""
-    load(glue())
+    import datasets as hub
+
+    hub.load_dataset(str(tmp_path / "glue"), "mrpc")
     loaded = next((tmp_path / "cache/glue").glob("mrpc*/0.0.0/*/dataset_info.json")).parent
     old, new = "a" * 40, "b" * 40
     shutil.copytree(loaded, tmp_path / f"cache/nobody___glue/mrpc/0.0.0/{old}")
