@@ -6,12 +6,12 @@ from typing import Any
 Result = Mapping[str, Any]  # a method on a task or an average, as reports/compare has it
 METHODS = {  # what the picture calls a method, and its name in the preset by trained parameters, then none
     "LSR, 200 directions": "LSR warm 200, 2 passes",
-    "LSR, shared frames": "LSR warm shared r=3, 2 passes",
+    "LSR, shared A and B": "LSR warm shared r=3, 2 passes",
     "LoRA r = 1": "LoRA r=1",
     "LoRA r = 8": "LoRA r=8",
-    "LoRA r = 8, same start": "LoRA r=8 warm, all linear, 2 passes",
+    "LoRA r = 8, warm start": "LoRA r=8 warm, all linear, 2 passes",
     "full fine-tuning": "full",
-    "no adapter": "regression, mean",  # a logistic regression on the frozen encoder's states
+    "no adapter": "regression, mean",  # a logistic regression on the frozen encoder's embeddings
 }
 WIDTH, TOP, STEP, BOTTOM = 600, 66, 52, 58  # of the drawing
 SHOWN = 415  # pixels: two pictures stand side by side
@@ -30,7 +30,7 @@ def drawn(rows: Mapping[str, Result], margin: float) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{SHOWN}" height="{height * SHOWN // WIDTH}" '
         f'viewBox="0 0 {WIDTH} {height}" role="img" font-family="{FONT}">',
-        "<title>Points over LoRA r = 1, with 95 % intervals</title>",
+        "<title>Difference from LoRA r = 1 in points, with 95 % intervals</title>",
         f'<rect x="1" y="1" width="{WIDTH - 2}" height="{height - 2}" rx="14" fill="#ffffff" stroke="#ddd8cc"/>',
         f'<rect x="{_x(-margin):.1f}" y="{TOP}" width="{_x(margin) - _x(-margin):.1f}" height="{bottom - TOP}" '
         f'fill="{BAND}"/>',

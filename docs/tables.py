@@ -17,16 +17,22 @@ from docs.picture import Result
 from pipeline.arena import record as arena_records
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/explanation/results.md", "docs/explanation/cost.md", "docs/how-to/tenants.md")
+RESULTS = ("sentiment", "other-tasks", "larger-encoder", "tenants", "generation", "robustness")  # pages
+PAGES = (
+    "README.md",
+    "docs/explanation/results.md",
+    "docs/explanation/cost.md",
+    *(f"docs/reference/results/{page}.md" for page in RESULTS),
+)
 PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
 TENANTS = 8  # of each task of the preset tenants
-JUDGED = ("lead on these tasks", "on new ones")  # with 95 % intervals
-LEADERS = ("method", "trained", "kB", "s", "score", *JUDGED)
-FIRST_SCREEN = ("LSR, 200 directions", "LSR, shared frames", "LoRA r = 1", "full fine-tuning", "no adapter")
+JUDGED = ("Δ, these tasks", "Δ, new tasks")  # with 95 % intervals
+LEADERS = ("method", "trained", "file, kB", "CPU s", "accuracy, %", "Δ vs. LoRA r = 1, these tasks", "Δ, new tasks")
+FIRST_SCREEN = ("LSR, 200 directions", "LSR, shared A and B", "LoRA r = 1", "full fine-tuning", "no adapter")
 
 
 def main() -> None:
@@ -71,7 +77,7 @@ def lora_steps() -> Iterator[str]:
     for row in figures:
         cases.setdefault((row["model"], row["targets"], str(row["rank"])), {})[row["dtype"]] = row
     dtypes = list(dict.fromkeys(row["dtype"] for row in figures))
-    header = ("model", "adapted", "r", *dtypes, *(f"losses differ by at most, {dtype}" for dtype in dtypes))
+    header = ("model", "adapted", "r", *dtypes, *(f"max. loss difference, {dtype}" for dtype in dtypes))
     rows = [
         [*case, *(f"{its[name]['speed_to_peft']:.2f}" for name in dtypes)]
         + [f"{its[name]['largest_difference']:.0e}" for name in dtypes]
@@ -88,7 +94,7 @@ def many() -> Iterator[str]:
     lengths = sorted({tokens for _, tokens, _ in times}, reverse=True)
     methods = list(dict.fromkeys(method for method, *_ in times))
     return table(
-        ("ms a batch of 64 rows", "tokens", *(f"{count:,} adapters" for count in counts)),
+        ("ms per batch of 64 rows", "tokens", *(f"{count:,} adapters" for count in counts)),
         [
             [method, str(tokens), *(times[method, tokens, count] for count in counts)]
             for tokens in lengths
@@ -99,7 +105,7 @@ def many() -> Iterator[str]:
 
 def load() -> Iterator[str]:
     """Yield the seconds in which a bank is loaded from its file, and what checksums take of them."""
-    header = ("adapters", "form", "file, MB", "load, s", "of that checksums, s", "checksums, s per GB")
+    header = ("adapters", "form", "file, MB", "load, s", "of which checksums, s", "checksums, s per GB")
     rows = [
         [f"{row['adapters']:,}", row["method"], f"{1000 * row['gigabytes']:.0f}"]
         + [f"{row[name]:.2f}" for name in ("load_seconds", "checksum_seconds", "checksum_seconds_per_gigabyte")]
@@ -111,7 +117,7 @@ def load() -> Iterator[str]:
 def serve() -> Iterator[str]:
     """Yield how many texts a second the server answers, and its bank alone."""
     (row,) = json.loads(read(SPEED))["serve"]["figures"]
-    header = ("tenants", "clients", "texts a second", "bank alone", "share", "median, s", "99 of 100 within, s")
+    header = ("tenants", "clients", "texts/s", "bank alone, texts/s", "ratio", "median, s", "p99, s")
     rates = [f"{row[name]:.0f}" for name in ("server_per_second", "bank_per_second")]
     seconds = [f"{row[name]:.2f}" for name in ("share", "median_seconds", "p99_seconds")]
     return table(header, [[str(row["tenants"]), str(row["clients"]), *rates, *seconds]])
@@ -119,14 +125,14 @@ def serve() -> Iterator[str]:
 
 def writing() -> Iterator[str]:
     """Yield how many tokens a second a language model learns and writes with each method, and the memory it takes."""
-    kinds = {"train": "a step", "write": "writing"}
+    kinds = {"train": "training", "write": "generation"}
     rows = [
         [f"{kinds[row['what']]}, {row['dtype']}", row["method"], f"{row['tokens_per_second']:.0f}"]
         + [f"{row[name]:.2f}" for name in ("to LoRA r = 8", "to no adapter")]
         + [f"{row['peak'] / 1e9:.1f}"]
         for row in json.loads(read(SPEED))["generate"]["figures"]
     ]
-    return table(("", "method", "tokens a second", "of LoRA's", "of the model's alone", "peak, GB"), rows)
+    return table(("", "method", "tokens/s", "relative to LoRA", "to no adapter", "peak, GB"), rows)
 
 
 def leaders() -> Iterator[str]:
@@ -164,7 +170,7 @@ def verdicts(preset: str) -> Iterator[str]:
         if task == mean and row["score"] is not None:
             size = f"{_kilobytes(row):,.1f} ({row['precision']})"
             rows.append((method, *_sizes(row), size, _scored(row), *_judged(row)))
-    return table(("method", "trained", "stored", "kB", "score", *JUDGED), rows)
+    return table(("method", "trained", "stored", "file, kB", "score, %", *JUDGED), rows)
 
 
 def _judged(row: Result) -> tuple[str, str]:
@@ -194,7 +200,7 @@ def hypotheses(preset: str) -> Iterator[str]:
         [*(one[key] for key in keys), *(_judged(one) if one["these"]["word"] else ("not tested yet", "–"))]
         for one in found
     ]
-    return table([*("beside" if key == "against" else key for key in keys), *JUDGED], rows)
+    return table([*("vs." if key == "against" else key for key in keys), *JUDGED], rows)
 
 
 def tenants() -> Iterator[str]:
@@ -210,7 +216,7 @@ def tenants() -> Iterator[str]:
         rows.append(
             [method, *(f"{size:,.1f}" for size in sizes), *(_mean_score(by_task[task, method]) for task in tasks)]
         )
-    return table(("method", "kB a tenant", "kB for all", *tasks), rows)
+    return table(("method", "kB per tenant", "kB shared", *tasks), rows)
 
 
 def leads() -> Iterator[str]:
