@@ -31,7 +31,7 @@ MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
 TENANTS = 8  # of each task of the preset tenants
 JUDGED = ("Δ, these tasks", "Δ, new tasks")  # with 95 % intervals
-LEADERS = ("method", "trained", "file, kB", "CPU s", "accuracy, %", "Δ vs. LoRA r = 1, these tasks", "Δ, new tasks")
+LEADERS = ("method", "trained", "file, kB", "CPU s", "accuracy, %", "Δ vs LoRA r = 1, these tasks", "Δ, new tasks")
 FIRST_SCREEN = ("LSR, 200 directions", "LSR, shared A and B", "LoRA r = 1", "full fine-tuning", "no adapter")
 
 
@@ -200,7 +200,7 @@ def hypotheses(preset: str) -> Iterator[str]:
         [*(one[key] for key in keys), *(_judged(one) if one["these"]["word"] else ("not tested yet", "–"))]
         for one in found
     ]
-    return table([*("vs." if key == "against" else key for key in keys), *JUDGED], rows)
+    return table([*("vs" if key == "against" else key for key in keys), *JUDGED], rows)
 
 
 def tenants() -> Iterator[str]:
