@@ -93,6 +93,23 @@ def test_every_table_is_on_a_page():
     assert {place[2] for text in texts for place in tables.PLACE.finditer(text)} == set(tables.TABLES)
 
 
+WRITTEN_BY_A_PROGRAM = "docs/reference/capabilities.md"
+NOT_PROSE = re.compile(
+    r"<!-- (?:figures|table): .*?<!-- end -->|^```.*?^```$|^ {4}\S[^\n]*$|<!--.*?-->", re.MULTILINE | re.DOTALL
+)
+
+
+def words(page):
+    """How many words a page has outside of code and of tables that a program fills."""
+    return len(re.findall(r"\S*\w\S*", NOT_PROSE.sub("", page.read_text(encoding="utf-8"))))
+
+
+def test_the_documentation_is_short():
+    pages = [path for path in (ROOT / "docs").rglob("*.md") if path != ROOT / WRITTEN_BY_A_PROGRAM]
+    assert words(ROOT / "docs/explanation/results.md") <= 1_500
+    assert sum(map(words, pages)) <= 18_000
+
+
 API = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
 MEMBERS = re.findall(r"^::: (\S+)$", API, re.MULTILINE)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
