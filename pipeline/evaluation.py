@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import DataCollatorWithPadding, GenerationConfig
+from transformers import DataCollatorWithPadding
 
+from lsr.loading.prompts import continuations
 from pipeline.core.console import Advance
 from pipeline.data import tokens
 from pipeline.tasks import CompletionTask, Outcome, Task
@@ -68,27 +69,15 @@ def write(
 ) -> list[str]:
     """Return what a model writes for each prompt in tokens, `new_tokens` at most; prompts of one length go together."""
     model.eval()
-    where = next(model.parameters()).device
-    greedy = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        eos_token_id=prompts.ends,
-        pad_token_id=prompts.tokenizer.pad_token_id,
-        use_cache=True,
-    )
     order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
     texts = [""] * len(asked)
     start = time.monotonic()
     count = 0
     for indices in order.split(batch_size):
         places = indices.tolist()
-        rows: Any = {"input_ids": [asked[place] for place in places]}
-        batch = prompts.tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(where)
-        generated = model.generate(**batch, generation_config=greedy, streamer=streamer)
-        width = batch["input_ids"].shape[1]
-        for place, ids in zip(places, generated[:, width:].tolist(), strict=True):
+        rows = [asked[place] for place in places]
+        generated = continuations(model, prompts.tokenizer, rows, new_tokens, prompts.ends, streamer=streamer)
+        for place, ids in zip(places, generated.tolist(), strict=True):
             answer = prompts.answer(ids)
             texts[place] = prompts.text(answer)
             count += len(answer)

@@ -49,9 +49,13 @@ def heads_in(model: nn.Module) -> list[str]:
     of a batch could reach those of others, or the module would be called with more than the rows.
     """
     has_backbone = getattr(model, "base_model_prefix", "") in dict(model.named_children())
-    heads, named = heads_of(model) if has_backbone else [], model.named_modules()
-    linear = [name for name, its in named if isinstance(its, nn.Linear) and name.partition(".")[0] in heads]
-    return [*(name for name in heads if name != linear[-1]), linear[-1]] if linear else []
+    heads = heads_of(model) if has_backbone else []
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = [name for name in linear if name.partition(".")[0] in heads]
+    if not inside:
+        return []
+    last = inside[-1]
+    return [name for name in heads if name != last] + [last]
 
 
 def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
@@ -62,9 +66,9 @@ def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in heads:
-            taken = "a bank takes heads and adapted linear layers alone"
-            there_are = f"the heads of this model: {', '.join(heads)}" if heads else "this model has no head"
-            raise ValueError(f"trains {name!r} in full; {taken}; {there_are}")
+            allowed = f"the heads of this model: {', '.join(heads)}" if heads else "this model has no head"
+            reason = "a bank takes heads and adapted linear layers alone"
+            raise ValueError(f"trains {name!r} in full; {reason}; {allowed}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,11 @@ def admit(
     return heads
 
 
-def check_modules(base: BaseModel, layers: Sequence[str], heads: Sequence[str]) -> None:
+def check_modules(
+    base: BaseModel,
+    layers: Sequence[str],
+    heads: Sequence[str],
+) -> None:
     """Check that a bank may adapt these layers of its base model, and hold these heads.
 
     Raises:
@@ -163,7 +171,10 @@ def _with_finite_last_rows(
     One pass is enough for them together, and there may be thousands.
     """
     last = base.heads[-1:]
-    rows = [name for name, own in heads.items() if [*own] == last and not adapters[name].updates]
+    rows = list[str]()
+    for name, own in heads.items():
+        if [*own] == last and not adapters[name].updates:
+            rows.append(name)
     if not rows or not last:
         return ()
     states = [heads[name][last[0]] for name in rows]
@@ -182,7 +193,11 @@ def _check_apart(adapted: set[str], whole: set[str]) -> None:
 
 
 @torch.no_grad()
-def _check_answers(base: BaseModel, updates: Mapping[str, Update], heads: Heads) -> None:
+def _check_answers(
+    base: BaseModel,
+    updates: Mapping[str, Update],
+    heads: Heads,
+) -> None:
     # Pass one short text through the base model of a bank, which is not changed, with an adapter's updates and heads.
     states = dict[str, Tensor]()
     named = {module: name for name, module in base.model.named_modules()}
@@ -193,19 +208,32 @@ def _check_answers(base: BaseModel, updates: Mapping[str, Update], heads: Heads)
             module = base.modules[name]
             hooks.enter_context(module.register_forward_pre_hook(partial(_check_call, name), with_kwargs=True))
             like = module.state_dict()
-            states |= {f"{named[module]}.{key}": value.to(like[key]) for key, value in state.items()}
+            for key, value in state.items():
+                states[f"{named[module]}.{key}"] = value.to(like[key])
         answers = outputs(base.model, 1, states)
     if answers is not None and not answers.isfinite().all():
         raise ValueError("its answers are not finite: its weights overflow in this base model")
 
 
-def _add(name: str, plain: Update, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _add(
+    name: str,
+    plain: Update,
+    _: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+) -> Tensor:
     _check_rows(name, inputs[0])
-    x, frames = inputs[0], plain.frames
-    return output + F.linear(plain.scaling * F.linear(x, frames.a.to(x)), frames.b.to(x)).to(output.dtype)
+    x = inputs[0]
+    hidden = plain.scaling * F.linear(x, plain.frames.a.to(x))
+    return output + F.linear(hidden, plain.frames.b.to(x)).to(output.dtype)
 
 
-def _check_call(name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _check_call(
+    name: str,
+    _: nn.Module,
+    inputs: tuple[Any, ...],
+    named: dict[str, Any],
+) -> None:
     if len(inputs) != 1 or named or not isinstance(inputs[0], Tensor):
         raise ValueError(f"trains {name!r} in full, which is no head: the model calls it with more than one tensor")
     _check_rows(name, inputs[0])

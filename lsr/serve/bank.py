@@ -15,23 +15,14 @@ from lsr.convert.writing import check_output, write
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, check_labels, check_layers, numbered_labels, read_on
 from lsr.loading.task import check_ends, checked_note
+from lsr.loading.updates import Update
 from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.common import base_with, on_plain_base, split
-from lsr.serve.file import HEADS, LAYERS, BankFile
+from lsr.serve.file import HEADS, LAYERS, BankFile, FramesOfLayers, Notes
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
-from lsr.serve.modules import (
-    DIRECTIONS,
-    NOBODY,
-    BankHead,
-    BankLayer,
-    Shared,
-    Stack,
-    StoredStack,
-    Version,
-    largest,
-    rounded_up,
-)
+from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, Shared, Version
+from lsr.serve.stack import NOBODY, Stack, StoredStack, largest, rounded_up
 from lsr.tuner.files import Files
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.model import BASE, copies_of_a_row
@@ -80,7 +71,12 @@ class AdapterBank(nn.Module):
         InputError: if there is no such precision.
     """
 
-    def __init__(self, base: nn.Module, *, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        *,
+        precision: str = "float32",
+    ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -96,7 +92,13 @@ class AdapterBank(nn.Module):
         self.places: dict[str, int] = {}  # by adapter: 1, 2, ..., without a gap
 
     @classmethod
-    def of_tenants(cls, folder: str | Path, base: nn.Module | str | None = None, *, precision: str = "float32") -> Self:
+    def of_tenants(
+        cls,
+        folder: str | Path,
+        base: nn.Module | str | None = None,
+        *,
+        precision: str = "float32",
+    ) -> Self:
         """Return a bank of the tenants of an adapter, of any method of PEFT that can be merged into its base model.
 
         The task.json in its folder has `tenants`: by name the names of their labels, or null for a number, in the order
@@ -124,23 +126,39 @@ class AdapterBank(nn.Module):
         return list(self.places)
 
     @property
-    def notes(self) -> dict[str, dict[str, Any]]:
-        """What the task.json of each adapter says."""
+    def notes(self) -> Notes:
+        """The contents of the task.json of each adapter."""
         return {name: version.note for name, version in self.versions.items()}
 
     @property
     def nbytes(self) -> int:
         """The bytes in addition to the base model."""
-        frames = sum(tensor.nbytes for tensor in self.model.buffers()) - self._base_bytes
-        return frames + sum(tensor.nbytes for stack in self.stacks().values() for tensor in stack.tensors())
+        tensors = list(self.model.buffers())  # with frames
+        for stack in self.stacks().values():
+            tensors += stack.tensors()
+        return sum(tensor.nbytes for tensor in tensors) - self._base_bytes
 
     def stacks(self) -> dict[str, Stack]:
         """Return the stacks of layers and heads by their names in a file."""
-        named = [(f"{LAYERS}/{name}", layer.stacks) for name, layer in self.layers.items()]
-        named += [(f"{HEADS}/{name}", head.stacks) for name, head in self.heads.items()]
-        return {f"{name}/{part}": stack for name, stacks in named for part, stack in stacks.items()}
+        stacks = dict[str, Stack]()
+        for name, module in self._wrappers().items():
+            kind = LAYERS if name in self.layers else HEADS
+            for part, stack in module.stacks.items():
+                stacks[f"{kind}/{name}/{part}"] = stack
+        return stacks
 
-    def add(self, name: str, adapter: str | Path | Contents, *, note: Any = None, replace: bool = False) -> None:
+    def _wrappers(self) -> dict[str, BankLayer | BankHead]:
+        """Return layers and heads by the names of the modules that they wrap."""
+        return {**self.layers, **self.heads}
+
+    def add(
+        self,
+        name: str,
+        adapter: str | Path | Contents,
+        *,
+        note: Any = None,
+        replace: bool = False,
+    ) -> None:
         """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
 
         On an error the bank is unchanged. `Contents` may be added under several names. `note` stands in for what the
@@ -152,10 +170,16 @@ class AdapterBank(nn.Module):
                 are not finite.
         """
         contents = adapter if isinstance(adapter, Contents) else read_on(self.of_base, adapter)
-        contents = contents if note is None else changed(contents, task=checked_note(note, contents.source))
+        if note is not None:
+            contents = changed(contents, task=checked_note(note, contents.source))
         self.add_all({name: contents}, replace=replace)
 
-    def add_all(self, adapters: Mapping[str, Contents], *, replace: bool = False) -> None:
+    def add_all(
+        self,
+        adapters: Mapping[str, Contents],
+        *,
+        replace: bool = False,
+    ) -> None:
         """Add adapters by name, all or, on an error, none; with the errors of `add`."""
         with self.shared.one_thread:
             heads = admit(
@@ -176,19 +200,19 @@ class AdapterBank(nn.Module):
             for name, contents in adapters.items():
                 base = {key: value for key, value in contents.base.items() if value is not None}
                 self.versions[name] = Version(dict(contents.task or {}), base, sizes[self.places[name]])
-            self._forget_others()
+            self._unwrap_unused()
 
     def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
         """Make room for adapters of these layers and heads of the base model, which are wrapped."""
         new_layers = {name: BankLayer(self.of_base[name], self.shared) for name in layers if name not in self.layers}
         new_heads = {name: BankHead(self.of_base[name], self.shared) for name in heads if name not in self.heads}
-        self.layers, self.heads = self.layers | new_layers, self.heads | new_heads
-        for name, module in {**new_layers, **new_heads}.items():
-            self.model.set_submodule(name, module.eval())
+        self.layers = self.layers | new_layers
+        self.heads = self.heads | new_heads
+        for name in (*new_layers, *new_heads):
+            self.model.set_submodule(name, self._wrappers()[name].eval())
 
     def _put(self, place: int, values: Mapping[str, Any]) -> None:
-        modules: dict[str, BankLayer | BankHead] = {**self.layers, **self.heads}
-        for name, module in modules.items():
+        for name, module in self._wrappers().items():
             module.put(place, values.get(name))
 
     def _set_size(self, places: int) -> None:
@@ -201,52 +225,76 @@ class AdapterBank(nn.Module):
         with self.shared.one_thread:
             place = self._place(name, own=True)
             self._put(place, {})
-            del self.places[name], self.versions[name]
+            del self.places[name]
+            del self.versions[name]
             self._fill_gap(place)
-            self._forget_others()
+            self._unwrap_unused()
 
     def _fill_gap(self, place: int) -> None:
         # Move the adapter at the last place to one that has become free.
         last = self.shared.size - 1
-        for name in [name for name, other in self.places.items() if other == last]:
+        if place != last:
             for stack in self.stacks().values():
                 stack.move(last, place)
-            self.places[name] = place
+            moved = next(name for name, own in self.places.items() if own == last)
+            self.places[moved] = place
         self._set_size(last)
 
-    def _forget_others(self) -> None:
+    def _unwrap_unused(self) -> None:
         # Leave nothing of adapters that have left: no wrapper of a module that no other has, and no base model.
-        unused = {name: its for name, its in {**self.layers, **self.heads}.items() if its.is_unused}
-        for name, module in unused.items():
-            self.model.set_submodule(name, module.base)
-        self.layers = {name: its for name, its in self.layers.items() if name not in unused}
-        self.heads = {name: its for name, its in self.heads.items() if name not in unused}
-        self.base_fields = {key: value for version in self.versions.values() for key, value in version.base.items()}
+        for name, module in self._wrappers().items():
+            if module.is_unused:
+                self.model.set_submodule(name, module.base)
+        self.layers = {name: layer for name, layer in self.layers.items() if not layer.is_unused}
+        self.heads = {name: head for name, head in self.heads.items() if not head.is_unused}
+        fields = dict[str, Any]()
+        for version in self.versions.values():
+            fields |= version.base
+        self.base_fields = fields
 
-    def _place(self, name: str, *, own: bool = False) -> int:  # in the stacks
+    def _place(
+        self,
+        name: str,
+        *,
+        own: bool = False,
+    ) -> int:  # in the stacks
         if name == BASE and not own:
             return NOBODY
         if name not in self.places:
-            near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self.places, 1))
-            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{near}")
+            near = get_close_matches(name, self.places, 1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{guess}")
         return self.places[name]
 
     @contextmanager
-    def _passing(self, names: Sequence[str], given: Iterable[Any], copies: int = 1) -> Iterator[None]:
+    def _passing(
+        self,
+        names: Sequence[str],
+        given: Iterable[Any],
+        copies: int = 1,
+    ) -> Iterator[None]:
         # While a batch passes, other threads wait.
-        shared, rows = self.shared, len(next(filter(torch.is_tensor, given)))
+        rows = len(next(filter(torch.is_tensor, given)))
         if len(names) != rows:
             raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {len(names)}")
+        shared = self.shared
         with shared.one_thread:
-            places = [self._place(name) for name in names for _ in range(copies)]
-            shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
-            shared.rank, shared.outputs = (largest(stacks, shared.places) for stacks in self._sized())
+            of_rows = torch.tensor([self._place(name) for name in names], dtype=torch.int64)
+            places = of_rows.repeat_interleave(copies).to(next(self.model.parameters()).device)
+            shared.rank = largest(self._direction_stacks(), places)
+            shared.outputs = largest(self._label_stacks(), places)
+            shared.places = places
             try:
                 yield
             finally:
                 shared.places = None
 
-    def forward(self, *args: Any, adapter_names: Sequence[str] = (), **kwargs: Any) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        adapter_names: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Any:
         """Call the model, each row with the adapter it names; "__base__" stands for none.
 
         The logits have as many columns as the largest head; `answers` gives each row its own.
@@ -257,7 +305,12 @@ class AdapterBank(nn.Module):
         with self._passing(adapter_names, (*args, *kwargs.values())):
             return self.model(*args, **kwargs)
 
-    def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
+    def generate(
+        self,
+        *args: Any,
+        adapter_names: Sequence[str],
+        **kwargs: Any,
+    ) -> Any:
         """Call the model's `generate`, each prompt with the adapter it names, and so its beams or several answers."""
         with self._passing(adapter_names, (*args, *kwargs.values()), copies_of_a_row(kwargs)):
             return self.model.generate(*args, **kwargs)
@@ -265,34 +318,44 @@ class AdapterBank(nn.Module):
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
         """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone.
 
-        The names are those of the adapter's task, or LABEL_0 and so on; None if it says a number.
+        The names are those of the adapter's task, or LABEL_0 and so on; None if it predicts a number.
         """
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
             note = self.versions[name].note if name in self.versions else {}
-            labels = note.get("labels") or numbered_labels(count)
-            thresholds = tuple(note["thresholds"]) if note.get("thresholds") else None
-            answers.append(Answer(name, None if count == 1 else tuple(labels), row[:count], thresholds))
+            labels = tuple(note.get("labels") or numbered_labels(count)) if count != 1 else None
+            thresholds = tuple(note.get("thresholds") or ()) or None
+            answers.append(Answer(name, labels, row[:count], thresholds))
         return answers
 
-    def _sized(self) -> tuple[list[Stack], list[Stack]]:
-        # The stacks of directions and of labels, whose rows are as many as an adapter has of them.
-        heads = [head.stacks[name] for head in self.heads.values() for name in head.labelled[:1]]
-        return [layer.stacks[DIRECTIONS] for layer in self.layers.values()], heads
+    def _direction_stacks(self) -> list[Stack]:
+        return [layer.stacks[DIRECTIONS] for layer in self.layers.values()]
+
+    def _label_stacks(self) -> list[Stack]:
+        return [head.stacks[head.labelled[0]] for head in self.heads.values() if head.labelled]
 
     def sizes(self) -> list[int]:
         """Return for each place the size of the adapter there, as in its version."""
-        counts = [stack.counts[: self.shared.size] for stacks in self._sized() for stack in stacks]
-        most = torch.stack(counts).amax(dim=0).tolist() if counts else [0] * self.shared.size
-        return [rounded_up(count) for count in most]
+        size = self.shared.size
+        counts = [stack.counts[:size] for stack in self._direction_stacks() + self._label_stacks()]
+        most = torch.stack(counts).amax(dim=0).tolist() if counts else [0] * size
+        return list(map(rounded_up, most))
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
-        (_, heads), place = self._sized(), self._place(name)
-        return next((stack.count(place) for stack in heads), 0) or self.shared.labels
+        place = self._place(name)
+        own = next((stack.count(place) for stack in self._label_stacks()), 0)
+        return own or self.shared.labels
 
-    def write(self, name: str, folder: str | Path, *, method: str = "LORA", force: bool = False) -> None:
+    def write(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        method: str = "LORA",
+        force: bool = False,
+    ) -> None:
         """Write an adapter as a folder of LORA or LSR, with its head and its task.json, for the plain base model.
 
         As LSR it has cores and the frames around them, if the bank holds cores for all of its layers. A common adapter
@@ -313,14 +376,26 @@ class AdapterBank(nn.Module):
         """
         with self.shared.one_thread:
             place = self._place(name, own=True)
-            layers = [one for one in self.of_base if one in self.layers]  # in the order of the model
-            updates = {one: update for one in layers if (update := self.layers[one].update(place))}
-            states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
-            heads = {f"{one}.{key}": value for one, state in states.items() for key, value in state.items()}
-            endings = tuple(f".{one}" for one in states)
-            return Contents(name, self.base_fields, updates, heads, endings, self.versions[name].note or None)
+            updates = dict[str, Update]()
+            for module in self.of_base:  # in the order of the model
+                update = self.layers[module].update(place) if module in self.layers else None
+                if update is not None:
+                    updates[module] = update
+            tensors = dict[str, Tensor]()
+            endings = list[str]()
+            for module, head in self.heads.items():
+                state = head.state(place)
+                tensors |= {f"{module}.{key}": value for key, value in state.items()}
+                if state:
+                    endings.append(f".{module}")
+            return Contents(name, self.base_fields, updates, tensors, tuple(endings), self.versions[name].note or None)
 
-    def save(self, folder: str | Path, *, force: bool = False) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        force: bool = False,
+    ) -> None:
         """Write the whole bank to a single file in a folder, and a common adapter to a folder beside it, for `load`.
 
         The errors are those of `lsr.convert.writing`.
@@ -336,15 +411,19 @@ class AdapterBank(nn.Module):
         stacks = {}
         for name, stack in self.stacks().items():
             stacks[name] = stack.stored(places)
-            if not stack.is_bounded(stacks[name].values):
+            if not stack.form.are_bounded(stacks[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
+        frames = FramesOfLayers()
+        for name, layer in self.layers.items():
+            if layer.frames is not None:
+                frames[name] = layer.frames, layer.core_size
         return BankFile(
             base=self.base_fields,
             precision=self.shared.precision,
             notes=self.notes,
             layers=[*self.layers],
             heads=[*self.heads],
-            frames={name: (its.frames, its.core_size) for name, its in self.layers.items() if its.frames is not None},
+            frames=frames,
             stacks=stacks,
             common=self.common,
         )
@@ -393,8 +472,7 @@ class AdapterBank(nn.Module):
         for name, stack in stacks.items():
             with explained(name, ValueError):
                 stack.restore(stored[name])
-        modules: dict[str, BankLayer | BankHead] = {**self.layers, **self.heads}
-        for name, module in modules.items():
+        for name, module in self._wrappers().items():
             with explained(name, ValueError):
                 module.check_counts()
 

@@ -5,10 +5,13 @@ The rows of the head's last layer are each tenant's own, and all else is common:
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lsr.loading.adapters import load_adapter, load_onto, merged
@@ -19,6 +22,8 @@ from lsr.tuner.mistakes import InputError
 
 SCALED_BY = ("peft_type", "use_rslora")  # fields that determine an adapter's scaling, in addition to its alpha
 PLACEHOLDER = 2  # rows of zeros of the last layer, where no tenant's are
+
+Shapes = dict[str, Sequence[int]]  # of tensors, by name
 
 
 def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
@@ -36,20 +41,48 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     if not tenants:
         raise InputError(f"{files.folder / TASK}: names no tenants; needed: tenants with the names of their labels")
     sizes = [1 if labels is None else len(labels) for labels in tenants.values()]
+    count = sum(sizes)
     layer = last_layer(files)
-    rows = {key: value for key, value in files.tensors.items() if key.startswith(f"{PREFIX}{layer}.")}
+    rows = _rows_of(layer, files)
+    shapes = Shapes()  # of the common part
+    pieces = list[Sequence[Tensor]]()  # of each tensor, by tenant
     for key, value in rows.items():
-        if not value.dim() or len(value) != sum(sizes):
-            raise InputError(f"{folder}: {key} is {tuple(value.shape)}, but its tenants have {sum(sizes)} outputs")
-    zeros = {key: value.new_zeros(PLACEHOLDER, *value.shape[1:]) for key, value in rows.items()}
-    common = files._replace(tensors={**files.tensors, **zeros})
-    base = {name: files.fields.get(name) for name in BASE_FIELDS}
-    pieces = {key.removeprefix(PREFIX): value.split(sizes) for key, value in rows.items()}
+        if not value.dim() or len(value) != count:
+            shape = tuple(value.shape)
+            raise InputError(f"{folder}: {PREFIX}{key} is {shape}, but its tenants have {count} outputs")
+        shapes[key] = (PLACEHOLDER, *value.shape[1:])
+        pieces.append(value.split(sizes))
+    base = {field: files.fields.get(field) for field in BASE_FIELDS}
     own = dict[str, Contents]()
-    for at, (name, labels) in enumerate(tenants.items()):
-        heads, task = {key: its[at] for key, its in pieces.items()}, {**note, "labels": labels}
-        own[name] = Contents(f"{folder}: {name}", base, {}, heads, (f".{layer}",), task)
-    return common, own
+    for name, *values in zip(tenants, *pieces, strict=True):
+        own[name] = Contents(
+            source=f"{folder}: {name}",
+            base=base,
+            updates={},
+            heads=dict(zip(rows, values, strict=True)),
+            endings=(f".{layer}",),
+            task={**note, "labels": tenants[name]},
+        )
+    return _with_zeros(files, shapes), own
+
+
+def _rows_of(layer: str, files: Files) -> dict[str, Tensor]:
+    """Return the tensors of a layer of an adapter's head, by their names in the base model."""
+    rows = dict[str, Tensor]()
+    for key, value in files.tensors.items():
+        name = key.removeprefix(PREFIX)
+        if name != key and name.startswith(f"{layer}."):
+            rows[name] = value
+    return rows
+
+
+def _with_zeros(files: Files, shapes: Shapes) -> Files:
+    """Return an adapter with zeros of these shapes in place of these tensors, by their names in the base model."""
+    tensors = dict(files.tensors)
+    for name, shape in shapes.items():
+        key = f"{PREFIX}{name}"
+        tensors[key] = tensors[key].new_zeros(shape)
+    return files._replace(tensors=tensors)
 
 
 def last_layer(files: Files) -> str:
@@ -61,12 +94,17 @@ def last_layer(files: Files) -> str:
     Raises:
         InputError: if it has no head.
     """
-    weights = [name for name, value in files.tensors.items() if name.endswith(".weight") and value.dim() == 2]
-    endings = files.fields.get("modules_to_save")
-    for ending in reversed([*dict.fromkeys(endings)] if isinstance(endings, list) else []):
-        inside = [name for name in weights if name.startswith(PREFIX) and f".{ending}." in name]
+    layers = list[str]()
+    for key, value in files.tensors.items():
+        is_weight = key.startswith(PREFIX) and key.endswith(".weight")
+        if is_weight and value.dim() == 2:
+            layers.append(key.removesuffix(".weight"))
+    modules = files.fields.get("modules_to_save")
+    names = dict.fromkeys(modules) if isinstance(modules, list) else {}
+    for module in reversed(names):
+        inside = [layer for layer in layers if f".{module}." in f"{layer}."]
         if inside:
-            return max(name.removeprefix(PREFIX).removesuffix(".weight") for name in inside)
+            return max(inside).removeprefix(PREFIX)
     raise InputError(f"{files.folder}: an adapter of the method {files.method} has no head with rows of tenants")
 
 
@@ -78,28 +116,32 @@ def base_with(common: Files, base: nn.Module | str | None) -> nn.Module:
     """
     if not isinstance(base, nn.Module):
         return merged(load_adapter(common, base, None), common)
-    own, layer = base.state_dict(), f"{PREFIX}{last_layer(common)}."
-    rows = {key: value for key, value in common.tensors.items() if key.startswith(layer)}
-    zeros = {key: value.new_zeros(own.get(key.removeprefix(PREFIX), value).shape) for key, value in rows.items()}
-    return merged(load_onto(base, common._replace(tensors={**common.tensors, **zeros})), common)
+    own = base.state_dict()
+    rows = _rows_of(last_layer(common), common)
+    shapes = Shapes()
+    for key, value in rows.items():
+        tensor = own.get(key, value)
+        shapes[key] = tensor.shape
+    return merged(load_onto(base, _with_zeros(common, shapes)), common)
 
 
 def fingerprint(common: Files | None) -> str | None:
-    """Return a hash of what a common adapter computes: its method, its scaling, and the bytes of its tensors."""
+    """Return a hash of what a common adapter computes: its method, its scaling, and its tensors."""
     if common is None:
         return None
-    scaling = {key: value for key, value in common.fields.items() if "alpha" in key or key in SCALED_BY}
+    scaling = dict[str, Any]()
+    for key, value in common.fields.items():
+        if "alpha" in key or key in SCALED_BY:
+            scaling[key] = value
     text = json.dumps(scaling, sort_keys=True)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(common.tensors.items()):
-        digest.update(f"{text} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(bytes_of(tensor))
-    return digest.hexdigest()
+    content = text.encode() + save(common.tensors)
+    return hashlib.sha256(content).hexdigest()
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor's entries as a safetensors file has them; of one on the CPU no copy is made."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    entries = tensor.detach().cpu().contiguous().flatten()
+    return entries.view(torch.uint8).numpy().data
 
 
 def on_plain_base(common: Files | None, own: Contents) -> Contents:
@@ -108,9 +150,17 @@ def on_plain_base(common: Files | None, own: Contents) -> Contents:
     The errors are those of `read_contents`: the common adapter may be none of LSR or plain LoRA.
     """
     if common is None:
-        return replace(own, endings=tuple(ending.removeprefix(".") for ending in own.endings))
+        endings = [ending.removeprefix(".") for ending in own.endings]
+        return replace(own, endings=tuple(endings))
     shared = read_contents(common, with_biases=True)
     updates = dict(shared.updates)
     for name, update in own.updates.items():
-        updates[name] = updates[name].plus(update) if name in updates else update
-    return replace(shared, source=own.source, updates=updates, heads={**shared.heads, **own.heads}, task=own.task)
+        common_update = updates.get(name)
+        updates[name] = common_update.plus(update) if common_update else update
+    return replace(
+        shared,
+        source=own.source,
+        updates=updates,
+        heads={**shared.heads, **own.heads},
+        task=own.task,
+    )

@@ -7,7 +7,7 @@ It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../
     checksums  by tensor: SHA-256 of its bytes
     base       the base model according to the adapters' configurations
     precision  of the stacks
-    notes      by adapter, in the order of their places: what its task.json says
+    notes      by adapter, in the order of their places: the contents of its task.json
     layers     the modules of the base model that are adapted
     heads      those that are trained in full
     frames     by layer with cores: the layer after which its frames are named, and the entries of a core
@@ -36,7 +36,7 @@ from lsr.loading.task import are_names, checked_note
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_name
 from lsr.serve.common import bytes_of
-from lsr.serve.modules import StoredStack
+from lsr.serve.stack import StoredStack
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
 from lsr.tuner.mistakes import InputError, explained
 
@@ -50,6 +50,10 @@ IN_HEADER = 2  # objects around the note of an adapter
 OF_LENGTH = 8  # bytes before the header of a safetensors file, which hold its length
 REMEDY = "write the bank again from its adapters"
 
+Notes = dict[str, dict[str, Any]]
+FramesOfLayers = dict[str, tuple[Frames, int]]  # and the entries of a core between them
+Tensors = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True)
 class BankFile:
@@ -57,10 +61,10 @@ class BankFile:
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
     precision: str
-    notes: dict[str, dict[str, Any]]  # by adapter, in the order of their places: what its task.json says
+    notes: Notes  # by adapter, in the order of their places: the contents of its task.json
     layers: list[str]
     heads: list[str]
-    frames: dict[str, tuple[Frames, int]]  # by layer with cores: its frames, and the entries of a core
+    frames: FramesOfLayers  # of layers with cores
     stacks: dict[str, StoredStack]  # by name: layers/MODULE/STACK or heads/MODULE/STACK
     common: Files | None  # the adapter that all tenants share
 
@@ -78,7 +82,7 @@ def read(folder: Path) -> BankFile:
         _check_tensors(header["checksums"], tensors)
         frames = _frames(header["frames"], header["layers"], tensors)
         stacks = _stacks(tensors)
-        notes = {name: _checked_entry(name, note) for name, note in header["notes"].items()}
+        notes = _notes(header["notes"])
     return BankFile(
         base=header["base"],
         precision=header["precision"],
@@ -100,13 +104,7 @@ def write(contents: BankFile, folder: Path) -> None:
     owners = dict[Frames, str]()  # the first layer of each
     for layer, (frames, _) in contents.frames.items():
         owners.setdefault(frames, layer)
-    tensors = dict[str, Tensor]()
-    for name, stack in contents.stacks.items():
-        tensors[f"{name}/values"] = stack.values
-        tensors[f"{name}/counts"] = stack.counts
-    for frames, owner in owners.items():
-        tensors[f"{FRAMES}/{owner}/a"] = frames.a.contiguous()
-        tensors[f"{FRAMES}/{owner}/b"] = frames.b.contiguous()
+    tensors = _tensors(contents, owners)
     with writing(folder) as new:
         common = contents.common
         if common is not None:
@@ -123,8 +121,21 @@ def write(contents: BankFile, folder: Path) -> None:
             "frames": {layer: (owners[frames], size) for layer, (frames, size) in contents.frames.items()},
             "common": None if common is None else _digests_in(new / COMMON),
         }
-        save_file(tensors, new / FILE, metadata={HEADER: json.dumps(header)})
+        metadata = {HEADER: json.dumps(header)}
+        save_file(tensors, new / FILE, metadata=metadata)
         _seal(new / FILE)
+
+
+def _tensors(contents: BankFile, owners: Mapping[Frames, str]) -> dict[str, Tensor]:
+    """Return the tensors of a bank's file, by name; frames are named after the layer that owns them."""
+    tensors = dict[str, Tensor]()
+    for name, stack in contents.stacks.items():
+        tensors[f"{name}/values"] = stack.values
+        tensors[f"{name}/counts"] = stack.counts
+    for frames, owner in owners.items():
+        tensors[f"{FRAMES}/{owner}/a"] = frames.a.contiguous()
+        tensors[f"{FRAMES}/{owner}/b"] = frames.b.contiguous()
+    return tensors
 
 
 def _seal(path: Path) -> None:
@@ -162,7 +173,8 @@ def _checked_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         stored = _header_bytes(file)
     checksum = header["checksum"]
-    if hashlib.sha256(stored.replace(checksum.encode(), BLANK.encode(), 1)).hexdigest() != checksum:
+    blank = stored.replace(checksum.encode(), BLANK.encode(), 1)
+    if hashlib.sha256(blank).hexdigest() != checksum:
         raise InputError(f"{path}: damaged: its header does not have its checksum; {REMEDY}")
     return header
 
@@ -171,17 +183,20 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(bytes_of(tensor)).hexdigest()
 
 
-def _check_tensors(checksums: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+def _check_tensors(checksums: Mapping[str, str], tensors: Tensors) -> None:
     for name in sorted(checksums.keys() ^ tensors.keys()):
-        raise ValueError(f"{name!r} is {'missing' if name in checksums else 'a tensor without a checksum'}")
+        reason = "missing" if name in checksums else "a tensor without a checksum"
+        raise ValueError(f"{name!r} is {reason}")
     for name, tensor in tensors.items():
         if _digest(tensor) != checksums[name]:
             raise ValueError(f"damaged: {name} does not have its checksum; {REMEDY}")
 
 
 def _frames(
-    entries: Mapping[str, tuple[str, int]], layers: list[str], tensors: Mapping[str, Tensor]
-) -> dict[str, tuple[Frames, int]]:
+    entries: Mapping[str, tuple[str, int]],
+    layers: list[str],
+    tensors: Tensors,
+) -> FramesOfLayers:
     """Return by layer its frames, the same object where layers share them, and the entries of a core.
 
     Raises:
@@ -189,14 +204,16 @@ def _frames(
     """
     by_owner = dict[str, Frames]()
     for owner in {owner for owner, _ in entries.values()}:
-        a, b = (tensors.get(f"{FRAMES}/{owner}/{side}") for side in "ab")
+        a = tensors.get(f"{FRAMES}/{owner}/a")
+        b = tensors.get(f"{FRAMES}/{owner}/b")
         if a is None or b is None:
             raise ValueError(f"the frames of {owner!r} are missing")
-        if not (a.dim() == b.dim() == 2 and 0 < len(a) == b.shape[1]):
-            shapes = f"{by(a.shape)} and {by(b.shape)}"
-            raise ValueError(f"the frames of {owner!r} are {shapes}; needed: r x n and m x r")
+        are_matrices = a.dim() == b.dim() == 2
+        if not are_matrices or not 0 < len(a) == b.shape[1]:
+            reason = f"{by(a.shape)} and {by(b.shape)}; needed: r x n and m x r"
+            raise ValueError(f"the frames of {owner!r} are {reason}")
         by_owner[owner] = Frames(a=a, b=b)
-    frames = dict[str, tuple[Frames, int]]()
+    frames = FramesOfLayers()
     for layer, (owner, size) in entries.items():
         rank = len(by_owner[owner].a)
         if layer not in layers or size not in (rank, rank**2):
@@ -205,7 +222,7 @@ def _frames(
     return frames
 
 
-def _stacks(tensors: Mapping[str, Tensor]) -> dict[str, StoredStack]:
+def _stacks(tensors: Tensors) -> dict[str, StoredStack]:
     """Return by name the stacks of layers and heads.
 
     Raises:
@@ -215,18 +232,27 @@ def _stacks(tensors: Mapping[str, Tensor]) -> dict[str, StoredStack]:
     for name in tensors:
         if name.startswith(f"{FRAMES}/"):
             continue
-        stack = name.rpartition("/")[0]
+        stack, _, _ = name.rpartition("/")
         for part in StoredStack._fields:
             if f"{stack}/{part}" not in tensors:
                 raise ValueError(f"'{stack}/{part}' is missing")
-        stacks[stack] = StoredStack(tensors[f"{stack}/values"], tensors[f"{stack}/counts"])
+        values = tensors[f"{stack}/values"]
+        counts = tensors[f"{stack}/counts"]
+        stacks[stack] = StoredStack(values, counts)
     return stacks
 
 
-def _checked_entry(name: str, note: Any) -> dict[str, Any]:
-    """Return the note of an adapter; refuse a name or a note that none may have."""
-    check_name(name)
-    return checked_note(note, name)
+def _notes(entries: Mapping[str, Any]) -> Notes:
+    """Return the notes of adapters, by name.
+
+    Raises:
+        ValueError: if no adapter may have such a name or note.
+    """
+    notes = Notes()
+    for name, note in entries.items():
+        check_name(name)
+        notes[name] = checked_note(note, name)
+    return notes
 
 
 def _common(folder: Path, digests: Mapping[str, str]) -> Files:
@@ -264,17 +290,22 @@ def _are_different_names(value: Any) -> bool:
 
 
 def _is_base(value: Any) -> bool:
-    if not isinstance(value, dict) or not value.keys() <= {*BASE_FIELDS}:
+    if not isinstance(value, dict):
+        return False
+    if not value.keys() <= {*BASE_FIELDS}:
         return False
     names = [name for field, name in value.items() if field != "auto_mapping"]
     return all(name is None or isinstance(name, str) for name in names)
 
 
 def _are_frames(value: Any) -> bool:
-    if not isinstance(value, dict):
+    return isinstance(value, dict) and all(map(_is_owner_and_size, value.values()))
+
+
+def _is_owner_and_size(value: Any) -> bool:
+    if not isinstance(value, list):
         return False
-    entries = [entry for entry in value.values() if isinstance(entry, list) and len(entry) == 2]
-    return len(entries) == len(value) and all(isinstance(name, str) and type(size) is int for name, size in entries)
+    return [type(part) for part in value] == [str, int]
 
 
 # By field of the header: whether it may have a value, and what is needed.

@@ -1,10 +1,10 @@
 """Join adapters, adapters with tenants, and banks of one base model into one bank."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsr.loading.base_models import load_base, locate, tokenizer_in
 from lsr.loading.contents import Contents, read_contents, read_task
@@ -18,7 +18,19 @@ from lsr.tuner.mistakes import InputError
 PROBE = "A text: naïve, 東京 and 1,234."  # of which two tokenizers make the same tokens, or not
 
 
-def joined(sources: Sequence[Path], base: str | None = None, precision: str | None = None) -> AdapterBank:
+class Part(NamedTuple):
+    """The adapters in a folder."""
+
+    adapters: dict[str, Contents]  # by name
+    common: Files | None = None  # the adapter that they share
+    precision: str | None = None  # of a bank
+
+
+def joined(
+    sources: Sequence[Path],
+    base: str | None = None,
+    precision: str | None = None,
+) -> AdapterBank:
     """Return a bank of all adapters in some folders, on the base model that the first names, or on `base`.
 
     A source is an adapter, named after its folder, an adapter with tenants, a bank, or a folder of these. The precision
@@ -30,32 +42,40 @@ def joined(sources: Sequence[Path], base: str | None = None, precision: str | No
             model.
     """
     folders = [folder for source in sources for folder in _folders(source)]
-    parts, precisions, shared = list[Mapping[str, Contents]](), set[str](), dict[str | None, Files | None]()
+    parts = list[Part]()
+    shared = set[str | None]()  # fingerprints of common adapters
     for folder in folders:
-        if (folder / FILE).exists():
-            bank = AdapterBank.load(base, folder)
-            common, precisions = bank.common, precisions | {bank.shared.precision}
-            its = {name: replace(bank.contents(name), source=f"{folder}: {name}") for name in bank.names}
-        elif TENANTS in (read_task(folder) or {}):
-            common, its = split(folder)
-        else:
-            common, its = None, {folder.absolute().name: read_contents(folder)}  # not the name of what a link leads to
-        parts.append(its)
-        shared.setdefault(fingerprint(common), common)
+        part = _part(folder, base)
+        parts.append(part)
+        shared.add(fingerprint(part.common))
         if len(shared) > 1:
             raise InputError(f"{folder}: its adapters do not share the common one of those in {folders[0]}")
+    precisions = sorted({part.precision for part in parts if part.precision})
     if precision is None and len(precisions) > 1:
-        raise InputError(f"banks in {' and '.join(sorted(precisions))}: choose a precision with --precision")
-    first, (common,) = next((its for part in parts for its in part.values()), None), shared.values()
-    if first is None:
+        raise InputError(f"banks in {' and '.join(precisions)}: choose a precision with --precision")
+    contents = [own for part in parts for own in part.adapters.values()]
+    if not contents:
         raise InputError(f"{folders[0]}: a bank without adapters")
+    first = contents[0]
+    common = parts[0].common
     model = load_base(first.base, first.heads, base) if common is None else base_with(common, base)
     _check_tokenizers(folders, tokenizer_in(*locate(first.base, base)))
     bank = AdapterBank(model, precision=precision or next(iter(precisions), "float32"))
     bank.common = common
-    for adapters in parts:
-        bank.add_all(adapters)
+    for part in parts:
+        bank.add_all(part.adapters)
     return bank
+
+
+def _part(folder: Path, base: str | None) -> Part:
+    if (folder / FILE).exists():
+        bank = AdapterBank.load(base, folder)
+        adapters = {name: replace(bank.contents(name), source=f"{folder}: {name}") for name in bank.names}
+        return Part(adapters, bank.common, bank.shared.precision)
+    if TENANTS in (read_task(folder) or {}):
+        common, adapters = split(folder)
+        return Part(adapters, common)
+    return Part({folder.absolute().name: read_contents(folder)})  # not the name of what a link leads to
 
 
 def _check_tokenizers(folders: Sequence[Path], of_base: Any) -> None:
@@ -88,10 +108,17 @@ def _difference(own: Any, of_base: Any) -> str:
         return "it has another vocabulary"
     if own(PROBE)["input_ids"] != of_base(PROBE)["input_ids"]:
         return "it makes other tokens of a text"
-    padding, usual = (tokenizer.pad_token or tokenizer.eos_token for tokenizer in (own, of_base))
+    padding = own.pad_token or own.eos_token
+    usual = of_base.pad_token or of_base.eos_token
     return "" if padding == usual else f"it pads with {padding}, not {usual}"
 
 
 def _folders(source: Path) -> list[Path]:
-    found = [one for one in (source, *sorted(source.glob("*"))) if (one / CONFIG).exists() or (one / FILE).exists()]
-    return [source] if not found or found[0] == source else found
+    """Return a folder of an adapter or a bank, or those in it; the folder itself if there are none."""
+    if _is_saved(source):
+        return [source]
+    return [folder for folder in sorted(source.glob("*")) if _is_saved(folder)] or [source]
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / CONFIG).exists() or (folder / FILE).exists()

@@ -1,22 +1,27 @@
-"""Texts for different adapters in one pass through a bank: what it says of each, or writes after it."""
+"""Texts for different adapters in one pass through a bank: what each adapter predicts, or writes after a prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lsr.loading.padding import prepare_batches
-from lsr.serve.bank import AdapterBank
+from lsr.loading.prompts import NO_TEMPLATE, Template, continuations
+from lsr.serve.bank import AdapterBank, Answer
 from lsr.serve.modules import Version
-from lsr.tuner.mistakes import HALVES, InputError, first_line
+from lsr.tuner.mistakes import HALVES, InputError, explained
 from lsr.tuner.model import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
-NO_TEMPLATE = "none"  # of prompts: a prompt is its text
 ROLES = ("system", "user", "assistant")  # of messages, as in training
+# What a text of a request must be:
+TEXT = "a text"
+PAIR = "a list of two texts, each"
+PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
 
-Said = dict[str, Any] | None  # as JSON; None: not finite
+Result = dict[str, Any] | None  # as JSON; None: not finite
 
 
 class ReplacedError(Exception):
@@ -29,7 +34,7 @@ class Row(NamedTuple):
     adapter: str
     version: Version
     inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
-    new_tokens: int  # to write; 0 where something is said of the text
+    new_tokens: int  # to write; 0 where an adapter predicts
     ends: tuple[int, ...] = ()  # tokens after which nothing is written
 
 
@@ -42,25 +47,41 @@ class Passes:
         InputError: if the base model does not take so many, or batches for it cannot be padded.
     """
 
-    def __init__(self, bank: AdapterBank, tokenizer: Any, tokens: int, new_tokens: int) -> None:
-        self.bank, self.tokenizer = bank, tokenizer
-        prepare_batches(tokenizer, bank.model.config, "the base model")
+    def __init__(
+        self,
+        bank: AdapterBank,
+        tokenizer: Any,
+        tokens: int,
+        new_tokens: int,
+    ) -> None:
+        self.bank = bank
+        self.tokenizer = tokenizer
+        model = bank.model
+        prepare_batches(tokenizer, model.config, "the base model")
         tokenizer(["any"])  # a first call changes the tokenizer; later ones, of several threads, do not
-        writes = bank.model.can_generate() and not bank.model.config.is_encoder_decoder
-        tokens, self.new_tokens = min(tokens, tokenizer.model_max_length), new_tokens * writes
+        tokens = min(tokens, tokenizer.model_max_length)
+        writes = model.can_generate() and not model.config.is_encoder_decoder
         if writes and not 0 < new_tokens < tokens:
             raise InputError(f"--new-tokens: needed: some of the {tokens} tokens, but not all, got {new_tokens}")
+        self.field = "prompts" if writes else "texts"  # of a request
+        self.new_tokens = new_tokens if writes else 0
         self.tokens = tokens - self.new_tokens  # of a text or prompt
-        end = bank.model.generation_config.eos_token_id if writes else None
-        self.ends = end if isinstance(end, list) else [end] if end is not None else []
+        end = model.generation_config.eos_token_id if writes else None
+        self.ends: list[int] = [end] if isinstance(end, int) else end or []
+        no_padding = int(tokenizer.pad_token_id == 0)
         try:
             with torch.no_grad():
-                no_padding = int(tokenizer.pad_token_id == 0)
                 bank(input_ids=torch.full((1, tokens), no_padding), adapter_names=[BASE])
         except (IndexError, RuntimeError):
             raise InputError(f"--max-tokens: the base model does not take {tokens}") from None
 
-    def rows(self, name: str, version: Version, texts: Sequence[Any], new_tokens: int) -> list[Row]:
+    def rows(
+        self,
+        name: str,
+        version: Version,
+        texts: Sequence[Any],
+        new_tokens: int,
+    ) -> list[Row]:
         """Return the rows of texts, of pairs of texts if the note of their adapter says so, or of prompts.
 
         A prompt is a text or, where the note has a template, perhaps a conversation: a list of messages.
@@ -69,144 +90,164 @@ class Passes:
             InputError: names the first one that cannot be read.
         """
         note = version.note
-        field, parts = ("prompts", 1) if self.new_tokens else ("texts", len(note.get("columns") or ["text"]))
         most = min(self.tokens, note.get("max_length") or self.tokens)
-        template = note.get("template") or NO_TEMPLATE
-        talks = self.new_tokens > 0 and template != NO_TEMPLATE
-        split = [_texts(text, parts, talks=talks) for text in texts]
-        for at, its in enumerate(split):
-            if not its:
-                needed = "a text" if parts == 1 else "a list of two texts, each"
-                messages = f"a list of messages with role and content, where role is {' or '.join(ROLES)}"
-                needed += f", or {messages}," * talks
-                raise InputError(f"{field}[{at}]: needed: {needed} of whole Unicode characters, not blank")
-            if sum(map(len, its)) > CHARACTERS * most:
-                raise InputError(f"{field}[{at}]: over {CHARACTERS * most:,} characters; at most that are read")
+        template = Template(self.tokenizer, note.get("template") or NO_TEMPLATE)
+        form = TEXT
+        if self.new_tokens and not template.is_none:
+            form = PROMPT
+        elif not self.new_tokens and len(note.get("columns") or ()) == 2:
+            form = PAIR
+        parts = self._each(texts, partial(_parts, form, CHARACTERS * most))
         if self.new_tokens:
-            encoded = {"input_ids": [self._prompt(template, text, at) for at, text in enumerate(texts)]}
+            encoded = {"input_ids": self._each(texts, template.prompt)}
         else:
-            encoded = self.tokenizer(*map(list, zip(*split, strict=True)), verbose=False)
-        for at, ids in enumerate(encoded["input_ids"]):
-            if not ids:  # a row of padding alone
-                raise InputError(f"{field}[{at}]: has no token; needed: a text of which the tokenizer makes some")
-            if len(ids) > most:
-                raise InputError(f"{field}[{at}]: {len(ids)} tokens; this adapter reads at most {most}")
+            columns = map(list, zip(*parts, strict=True))
+            encoded = self.tokenizer(*columns, verbose=False)
+        self._each(encoded["input_ids"], partial(_check_tokens, most))
         ends = tuple(note.get("ends") or self.ends)
-        inputs = [{key: its[at] for key, its in encoded.items()} for at in range(len(texts))]
-        return [Row(name, version, its, new_tokens, ends) for its in inputs]
+        rows = list[Row]()
+        for values in zip(*encoded.values(), strict=True):
+            inputs = dict(zip(encoded, values, strict=True))
+            rows.append(Row(name, version, inputs, new_tokens, ends))
+        return rows
 
-    def _prompt(self, template: str, asked: Any, at: int) -> list[int]:
-        # The tokens of a prompt, after which the template lets the assistant begin.
-        if template == NO_TEMPLATE:
-            encoded = self.tokenizer(asked, return_special_tokens_mask=True, verbose=False)
-            ids: list[int] = encoded["input_ids"]
-            # An end token that the tokenizer adds is left out; those that the text has are part of it.
-            is_ended = ids[-1:] == [self.tokenizer.eos_token_id] and encoded["special_tokens_mask"][-1]
-            return ids[:-1] if is_ended else ids
-        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        options = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
-        try:
-            return list(self.tokenizer.apply_chat_template(messages, **options))
-        except Exception as error:  # Jinja's, or what the template raises
-            raise InputError(f"prompts[{at}]: the template of this adapter refuses it: {first_line(error)}") from None
+    def _each(
+        self,
+        values: Sequence[Any],
+        read: Callable[[Any], Any],
+    ) -> list[Any]:
+        """Return what `read` returns for each text; its errors name the text."""
+        results = []
+        for number, value in enumerate(values):
+            with explained(f"{self.field}[{number}]", ValueError):
+                results.append(read(value))
+        return results
 
-    def answers(self, rows: Sequence[Row]) -> list[Said | Exception]:
-        """Return what each row gets: a ReplacedError if its version is no longer in the bank, which holds still.
+    def answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
+        """Return the result of each row: a ReplacedError if its version has left the bank, which holds still.
 
         If a pass fails, such as for lack of memory, halves of it pass alone: so the error is that of the row that
         causes it, and not of other tenants.
         """
         with self.bank.shared.one_thread:
-            are_current = [self.bank.versions.get(row.adapter) is row.version for row in rows]
-            current = [row for row, is_current in zip(rows, are_current, strict=True) if is_current]
+            versions = self.bank.versions
+            current = [row for row in rows if versions.get(row.adapter) is row.version]
             answers = iter(self._answers(current))
-            return [next(answers) if is_current else ReplacedError() for is_current in are_current]
+            results = list[Result | Exception]()
+            for row in rows:
+                is_current = versions.get(row.adapter) is row.version
+                results.append(next(answers) if is_current else ReplacedError())
+            return results
 
-    def _answers(self, rows: Sequence[Row]) -> list[Said | Exception]:
+    def _answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
         if not rows:
             return []
+        answer = self._written if self.new_tokens else self._predicted
         try:
-            return [*(self._written_apart(rows) if self.new_tokens else self._said(rows))]
+            return [*answer(rows)]
         except Exception as error:
             if len(rows) == 1:
                 return [error]
         half = len(rows) // 2
         return self._answers(rows[:half]) + self._answers(rows[half:])
 
-    def _said(self, rows: Sequence[Row]) -> list[Said]:
-        names, said = [row.adapter for row in rows], list[Said]()
+    def _predicted(self, rows: Sequence[Row]) -> list[Result]:
+        names = [row.adapter for row in rows]
+        inputs = self.tokenizer.pad([row.inputs for row in rows], return_tensors="pt")
         with torch.no_grad():
-            logits = self.bank(**self._padded(rows, self.tokenizer.padding_side), adapter_names=names).logits
-        for answer in self.bank.answers(logits, names):
-            if not answer.logits.isfinite().all():
-                said.append(None)
-            elif answer.labels is None:
-                said.append({"number": float(answer.logits[0])})
-            elif answer.thresholds is not None:
-                said.append({"labels": answer.applying, "probabilities": answer.probabilities})
-            else:
-                chances = answer.probabilities
-                said.append({"label": max(chances, key=lambda label: chances[label]), "probabilities": chances})
-        return said
+            logits = self.bank(**inputs, adapter_names=names).logits
+        return [_result(answer) for answer in self.bank.answers(logits, names)]
 
-    def _written_apart(self, rows: Sequence[Row]) -> list[Said]:
-        # Those with other ends, of which there are few, pass by themselves.
-        said = dict[int, Said]()
-        for ends in dict.fromkeys(row.ends for row in rows):
-            places = [at for at, row in enumerate(rows) if row.ends == ends]
-            said |= zip(places, self._written([rows[at] for at in places]), strict=True)
-        return [said[at] for at in range(len(rows))]
+    def _written(self, rows: Sequence[Row]) -> list[Result]:
+        # Rows with other ends, of which there are few, pass by themselves.
+        results: list[Result] = [None] * len(rows)
+        for ends in {row.ends for row in rows}:
+            numbers = [number for number, row in enumerate(rows) if row.ends == ends]
+            written = self._continued([rows[number] for number in numbers], ends)
+            for number, result in zip(numbers, written, strict=True):
+                results[number] = result
+        return results
 
-    def _written(self, rows: Sequence[Row]) -> list[Said]:
-        inputs = self._padded(rows, "left")
-        width = inputs["input_ids"].shape[1]
+    def _continued(self, rows: Sequence[Row], ends: Sequence[int]) -> list[Result]:
+        prompts = [row.inputs["input_ids"] for row in rows]
+        width = max(map(len, prompts))
         counts = torch.tensor([row.new_tokens for row in rows])
-        ends = torch.tensor(rows[0].ends, dtype=torch.int64)
-        finite = torch.ones(len(rows), dtype=torch.bool)
+        end_ids = torch.tensor(ends, dtype=torch.int64)
+        are_finite = torch.ones(len(rows), dtype=torch.bool)
 
         def watch(ids: Tensor, scores: Tensor) -> Tensor:  # of each row's next token
             written = ids[:, width:].cpu()
             # The others in the batch may be longer: what a row would go on with is not its answer.
-            is_over = (written.shape[1] >= counts) | torch.isin(written, ends).any(dim=1)
-            finite.logical_and_(is_over | scores.amax(dim=-1).isfinite().cpu())  # NaN is larger than any; some are -inf
+            has_ended = torch.isin(written, end_ids).any(dim=1)
+            is_over = has_ended | (written.shape[1] >= counts)
+            highest = scores.amax(dim=-1).cpu()  # NaN is larger than any; some scores are -inf
+            are_finite.logical_and_(is_over | highest.isfinite())
             return scores
 
-        written = self.bank.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+        written = continuations(
+            self.bank,
+            self.tokenizer,
+            prompts,
+            int(counts.max()),
+            ends,
             adapter_names=[row.adapter for row in rows],
-            max_new_tokens=max(row.new_tokens for row in rows),
-            eos_token_id=[*rows[0].ends] or None,
-            pad_token_id=self.tokenizer.pad_token_id,
-            repetition_penalty=1.0,
             logits_processor=[watch],
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-        )[:, width:]
-        cut = [ids[: row.new_tokens] for row, ids in zip(rows, written, strict=True)]
-        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
-        return [{"text": text} if fine else None for text, fine in zip(texts, finite, strict=True)]
-
-    def _padded(self, rows: Sequence[Row], side: str) -> Mapping[str, Tensor]:
-        return self.tokenizer.pad([row.inputs for row in rows], padding_side=side, return_tensors="pt")
+        )
+        results = list[Result]()
+        for ids, count, is_finite in zip(written, counts, are_finite, strict=True):
+            text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
+            results.append({"text": text} if is_finite else None)
+        return results
 
 
-def _texts(asked: Any, parts: int, *, talks: bool) -> list[str]:
-    """Return the texts of what is asked; none if it has another form, or one of them is blank or not a text.
+def _result(answer: Answer) -> Result:
+    """Return an answer as JSON; None if it is not finite."""
+    if not answer.logits.isfinite().all():
+        return None
+    if answer.labels is None:
+        return {"number": float(answer.logits[0])}
+    probabilities = answer.probabilities
+    if answer.thresholds is not None:
+        return {"labels": answer.applying, "probabilities": probabilities}
+    label = max(probabilities, key=lambda label: probabilities[label])
+    return {"label": label, "probabilities": probabilities}
 
-    Those of a conversation are the role and the content of each message: a template may repeat both.
+
+def _parts(form: str, characters: int, text: Any) -> list[str]:
+    """Return the texts in what is asked; of a conversation all roles and contents, as a template may repeat both.
+
+    Raises:
+        ValueError: if it has another form, a text is blank, or they have more characters than that.
     """
-    if talks and isinstance(asked, list):
-        its = [text for message in asked for text in _texts_of_message(message)]
-        fits = len(its) == 2 * len(asked)
-    else:
-        its = asked if parts == 2 and isinstance(asked, list) else [asked]
-        fits = len(its) == parts
-    are_texts = all(isinstance(one, str) and one.strip() and not HALVES.search(one) for one in its)
-    return its if fits and are_texts else []
+    parts = [text]
+    if form == PAIR:
+        is_pair = isinstance(text, list) and len(text) == 2
+        parts = text if is_pair else []
+    elif form == PROMPT and isinstance(text, list):
+        parts = [part for message in text for part in _parts_of_message(message)]
+    if not parts or not all(map(_is_text, parts)):
+        raise ValueError(f"needed: {form} of whole Unicode characters, not blank")
+    if sum(map(len, parts)) > characters:
+        raise ValueError(f"over {characters:,} characters; at most that are read")
+    return parts
 
 
-def _texts_of_message(message: Any) -> list[Any]:
-    is_message = isinstance(message, dict) and message.keys() == {"role", "content"}
-    return [message["role"], message["content"]] if is_message and message["role"] in ROLES else []
+def _parts_of_message(message: Any) -> list[Any]:
+    if not isinstance(message, dict) or message.keys() != {"role", "content"}:
+        return [None]
+    role = message["role"]
+    return [role, message["content"]] if role in ROLES else [None]
+
+
+def _is_text(part: Any) -> bool:
+    if not isinstance(part, str) or HALVES.search(part):
+        return False
+    return bool(part.strip())
+
+
+def _check_tokens(most: int, ids: Sequence[int]) -> None:
+    count = len(ids)
+    if count == 0:  # a row of padding alone
+        raise ValueError("has no token; needed: a text of which the tokenizer makes some")
+    if count > most:
+        raise ValueError(f"{count} tokens; this adapter reads at most {most}")

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NONE = "none"  # in place of a chat template: a prompt is its text
+NONE = "none"  # in place of a chat template: a prompt is its text; lsr.loading.prompts has it as NO_TEMPLATE
 SILENT = -100  # the label of a token that no loss is about, as transformers has it
-LONGEST_TEMPLATE = 100_000  # characters, as lsr.loading.task allows in task.json, which a test compares
 SAMPLE = "Q7z"  # an answer that no template holds
 ROLES = ("system", "user", "assistant")
 
@@ -39,17 +38,21 @@ class Prompts:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None = None) -> None:
+        from lsr.loading.prompts import Template  # it imports torch, which takes seconds
+        from lsr.loading.task import LONGEST_TEMPLATE
+
         self.tokenizer = tokenizer
         own = tokenizer.get_chat_template() if tokenizer.chat_template else NONE
         self.template = template or own
+        self._template = Template(tokenizer, self.template)
         if len(self.template) > LONGEST_TEMPLATE:
             size = f"{len(self.template):,} characters; at most {LONGEST_TEMPLATE:,} are allowed"
             raise UserError(f"the tokenizer's chat template has {size}")
         self.end = tokenizer.eos_token_id  # unless the template sets another special token after an answer
         if self.template != NONE:
             turns = [{"role": role, "content": SAMPLE} for role in ("user", "assistant")]
-            _, _, after = self._rendered(turns, asks=False).rpartition(SAMPLE)
-            first = self._ids(after)[:1]
+            _, _, after = self._template.render(turns, asks=False).rpartition(SAMPLE)
+            first = self._template.tokens(after)[:1]
             if first and first[0] in tokenizer.all_special_ids:
                 self.end = first[0]
         if self.end is None:
@@ -57,7 +60,7 @@ class Prompts:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of a prompt: of a conversation, or of one message of the user."""
-        return self._ids(self._rendered(messages), begins=True)
+        return self._template.prompt(messages)
 
     def example(self, messages: Sequence[Message], answer: str) -> Example:
         """Return the tokens of a prompt and its answer. Labels are those of all of the assistant's answers.
@@ -73,16 +76,16 @@ class Prompts:
         for number, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            prompt = self._rendered(turns[:number])
+            prompt = self._template.render(turns[:number])
             if last:
                 asked = self._since(prompt, before, last)
                 silent = [self.end] + [SILENT] * (len(asked) - 1)
             else:
-                asked = self._ids(prompt, begins=True)
+                asked = self._template.tokens(prompt, begins=True)
                 silent = [SILENT] * len(asked)
             before = prompt
             last = turn["content"] if self.template == NONE else turn["content"].strip()
-            answered = self._ids(last)
+            answered = self._template.tokens(last)
             ids += asked + answered
             labels += silent + answered
         return Example([*ids, self.end], [*labels, self.end])
@@ -90,7 +93,7 @@ class Prompts:
     def _since(self, prompt: str, before: str, answer: str) -> list[int]:
         # Returns the tokens of a prompt after an answer, which came after the prompt `before`: first the end token.
         since = prompt[len(before) :].lstrip()
-        ids = self._ids(since[len(answer) :])
+        ids = self._template.tokens(since[len(answer) :])
         if not (prompt.startswith(before) and since.startswith(answer) and ids[:1] == [self.end]):
             raise ValueError("the chat template changes an answer once the conversation goes on")
         return ids
@@ -112,33 +115,3 @@ class Prompts:
         """Return what a model has written, up to the end token."""
         written = list(takewhile(lambda token: token != self.end, ids))
         return str(self.tokenizer.decode(written, skip_special_tokens=True))
-
-    def _rendered(self, messages: Sequence[Message], *, asks: bool = True) -> str:
-        # Of a conversation and, if it `asks`, the beginning of the answer.
-        if self.template == NONE:
-            return messages[-1]["content"]
-        conversation = [dict(message) for message in messages]
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=asks,
-            )
-            return str(rendered)
-        except Exception as error:  # Jinja's, of which transformers takes care, or what the template raises
-            raise ValueError(f"the chat template refuses it: {first_line(error)}") from None
-
-    def _ids(self, text: str, *, begins: bool = False) -> list[int]:
-        """Return the tokens of a text, or of its beginning, whose first token a chat template writes itself."""
-        adds = begins and self.template == NONE
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=adds,
-            return_special_tokens_mask=True,
-            verbose=False,
-        )
-        ids: list[int] = encoded["input_ids"]
-        # An end token that the tokenizer adds is left out; those that the text has are part of it.
-        is_ended = adds and ids[-1:] == [self.tokenizer.eos_token_id] and encoded["special_tokens_mask"][-1]
-        return ids[:-1] if is_ended else ids

@@ -35,7 +35,11 @@ def longest_token(tokenizer: Any) -> int:
     return 1 + max(len(json_bytes(text)) - len('""') for text in texts)
 
 
-def most_bytes(version: Version, new_tokens: int, token_bytes: int) -> int:
+def most_bytes(
+    version: Version,
+    new_tokens: int,
+    token_bytes: int,
+) -> int:
     """Return the most bytes that the answer to a text can have, with a comma after it.
 
     `new_tokens` are those that it may have, 0 if it has labels or a number; `token_bytes` are those of the longest.
@@ -50,7 +54,12 @@ def most_bytes(version: Version, new_tokens: int, token_bytes: int) -> int:
     return len('{"labels":[],"probabilities":{}},') + probabilities + applying
 
 
-def check_size(texts: int, size: int, token_bytes: int, new_tokens: int) -> None:
+def check_answers(
+    texts: int,
+    size: int,
+    token_bytes: int,
+    new_tokens: int,
+) -> None:
     """Refuse so many texts whose answers can have `size` bytes each, if that is too much together."""
     if texts * size <= MOST_ANSWER_BYTES:
         return

@@ -8,7 +8,11 @@ from starlette.responses import JSONResponse, Response
 REFUSED = Counter("lsr_refused", "Refused requests by status", ["status"])
 
 
-def refusal(reason: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+def refusal(
+    reason: str,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
     """Return the answer {"error": REASON} with this status, and count it."""
     REFUSED.labels(status).inc()
     return JSONResponse({"error": reason}, status, headers)

@@ -14,7 +14,7 @@ from lsr.serve.http.answers import (
     MOST_ANSWER_BYTES,
     MOST_COMPUTED_BYTES,
     SMALL,
-    check_size,
+    check_answers,
     longest_token,
     most_bytes,
 )
@@ -78,7 +78,7 @@ def test_what_is_written_has_no_more_bytes_than_its_tokens_can_have(tmp_path):
             Version({}, {}, 2), 3, token_bytes
         )
     with pytest.raises(HTTPException, match="at most 4,095 new_tokens"):
-        check_size(1, most_bytes(Version({}, {}, 2), 5000, 1024), 1024, 5000)
+        check_answers(1, most_bytes(Version({}, {}, 2), 5000, 1024), 1024, 5000)
 
 
 def test_large_answers_have_room_in_all_and_small_ones_need_none(passes, monkeypatch):

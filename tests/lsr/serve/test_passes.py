@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lsr import AdapterBank
 from lsr.loading.padding import prepare_batches
-from lsr.serve.http.application import Batches
+from lsr.serve.http.batches import Batches
 from lsr.serve.modules import Version
 from lsr.serve.passes import Passes, Row
 from tests import architectures

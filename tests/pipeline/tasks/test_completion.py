@@ -334,7 +334,7 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     alone = [prompts.prompt(completion.asked(one)) for one in asked]
     assert said[2] == evaluation.write(model, prompts, alone, 12, 1) != texts
     assert said[3][0] == tokenizer.decode(tokenizer(texts[0]).input_ids[:2])
-    assert shouts.json() == {"error": "prompts[0]: the template of this adapter refuses it: no roles"}
+    assert shouts.json() == {"error": "prompts[0]: the chat template refuses it: no roles"}
     for note in ({"template": 1}, {"ends": [True]}, {"ends": "x"}):
         says = f"task.json: {next(iter(note))} must be a "
         refused(bank.add, "own", artifacts.ADAPTER, note=note, replace=True, says=says)

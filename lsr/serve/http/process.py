@@ -1,0 +1,119 @@
+"""The process of `lsr serve`: its socket, its bank and the server, with the limits of its connections."""
+
+import gc
+import os
+import socket
+import sys
+from argparse import Namespace
+from functools import partial
+from typing import Any
+
+import uvicorn
+
+from lsr.loading.base_models import load_tokenizer
+from lsr.serve.bank import AdapterBank
+from lsr.serve.http.application import Service
+from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
+from lsr.serve.http.limits import Awaited, Connections, Limits
+from lsr.serve.http.memory import BETWEEN, give_back, take_from_few_arenas
+from lsr.serve.passes import Passes
+from lsr.tuner.mistakes import InputError
+
+STOPPING = 30  # seconds for what was asked, after a signal
+RESERVED = 128  # files that are no admitted connections: those about to be refused, uploads, and the process's own
+
+
+def serve(options: Namespace) -> None:
+    """Serve a bank, with the options of the command, until a signal stops it."""
+    take_from_few_arenas()
+    connections = Connections(_limits(options))
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.socket(family) as listening:
+        _bind(listening, options.host, options.port)  # before the bank is read, which takes longer
+        passes = _passes(options)
+        server = Server(_config(options, passes, connections))
+        gc.collect()
+        gc.freeze()  # of a million objects that stay, which each full collection would look at while requests wait
+        listening.listen()  # connections that come from now on are answered
+        _announce(options.host, listening, len(passes.bank.names))
+        server.run([listening])
+
+
+def _limits(options: Namespace) -> Limits:
+    """Return the limits of connections; say so if there can be fewer than the options ask for."""
+    given = options.client_connections
+    if given is not None and given > options.connections:
+        raise InputError(f"--client-connections: needed: at most --connections, {options.connections}, got {given}")
+    connections = _most_connections(options.connections)
+    client_connections = min(given or max(1, connections // 2), connections)
+    seconds = {
+        Awaited.HEAD: options.head_seconds,
+        Awaited.BODY: options.body_seconds,
+        Awaited.READING: options.answer_seconds,
+    }
+    return Limits(connections, client_connections, options.held << 20, seconds)
+
+
+def _most_connections(wanted: int) -> int:
+    """Return how many connections there can be, as many as wanted or fewer: each takes a file of the process."""
+    import resource  # not on Windows, which has the other commands all the same
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or files - RESERVED >= wanted:
+        return wanted
+    if files <= RESERVED:
+        raise InputError(f"needed: more than {RESERVED} files that the process may open (ulimit -n), got {files}")
+    connections = files - RESERVED
+    reason = f"the process may open {files} files (ulimit -n)"
+    print(f"--connections: {connections} in place of {wanted}, as {reason}", file=sys.stderr)
+    return connections
+
+
+def _bind(listening: socket.socket, host: str, port: int) -> None:
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OverflowError:
+        raise InputError(f"--port: needed: 0 to 65535, got {port}") from None
+
+
+def _passes(options: Namespace) -> Passes:
+    bank = AdapterBank.load(options.base, options.bank)
+    tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
+    if tokenizer is None:
+        raise InputError(f"{options.bank}: the base model has no tokenizer")
+    return Passes(bank, tokenizer, options.max_tokens, options.new_tokens)
+
+
+def _config(
+    options: Namespace,
+    passes: Passes,
+    connections: Connections,
+) -> uvicorn.Config:
+    service = Service(passes, options.rows, options.queue, options.wait / 1000)
+    protocol: Any = partial(Protocol, connections)  # uvicorn calls it for each connection
+    return uvicorn.Config(
+        OneLength(service.application()),
+        http=protocol,
+        ws="none",  # its connections would have no limits
+        loop="asyncio",  # others accept as many connections at once as there are
+        backlog=ACCEPTED,
+        proxy_headers=False,  # clients are counted by the address that they come from: headers may hold any
+        log_level="warning",
+        timeout_keep_alive=options.idle_seconds,
+        timeout_graceful_shutdown=STOPPING,
+        timeout_notify=BETWEEN,
+        callback_notify=give_back,
+    )
+
+
+def _announce(
+    host: str,
+    listening: socket.socket,
+    adapters: int,
+) -> None:
+    port = listening.getsockname()[1]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    plural = "s" * (adapters != 1)
+    changes = "enabled by LSR_TOKEN" if os.environ.get("LSR_TOKEN") else "disabled: LSR_TOKEN is not set"
+    print(f"http://{address}: {adapters:,} adapter{plural}; PUT and DELETE are {changes}", file=sys.stderr)

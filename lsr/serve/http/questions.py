@@ -1,0 +1,53 @@
+"""What a request must have: a length, the fields of a question, and for changes of adapters a token."""
+
+import os
+import secrets
+from typing import Any, NamedTuple
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+MOST_TEXTS = 64  # maximum number of texts of a request
+
+
+class Question(NamedTuple):
+    """What is asked of an adapter."""
+
+    adapter: str
+    texts: list[Any]  # or prompts
+    new_tokens: int  # to write; 0 where an adapter predicts
+
+
+def read_question(content: Any, new_tokens: int) -> Question:
+    """Return the question in a request; `new_tokens` are the most that it may ask for, 0 where adapters predict."""
+    field = "prompts" if new_tokens else "texts"
+    fields = {"adapter", field, "new_tokens"} if new_tokens else {"adapter", field}
+    if isinstance(content, dict) and content.keys() == fields:
+        name = content["adapter"]
+        texts = content[field]
+        count = content.get("new_tokens", 0)
+        is_count = type(count) is int and bool(new_tokens) <= count <= new_tokens
+        are_texts = isinstance(texts, list) and 0 < len(texts) <= MOST_TEXTS
+        if isinstance(name, str) and are_texts and is_count:
+            return Question(name, texts, count)
+    example = f'"{field}": [TEXT, ...]'
+    if new_tokens:
+        example += f', "new_tokens": 1 to {new_tokens}'
+    raise HTTPException(422, f'needed: {{"adapter": NAME, {example}}}, a list of 1 to {MOST_TEXTS}')
+
+
+def check_body(request: Request, most: int) -> None:
+    """Refuse a request whose body has more than so many bytes, or does not say how many it has."""
+    length = request.headers.get("Content-Length")
+    if length is None or "Transfer-Encoding" in request.headers:
+        raise HTTPException(411, "needed: Content-Length")
+    if int(length) > most:  # the server reads no more than that
+        raise HTTPException(413, f"a body has at most {most:,} bytes")
+
+
+def check_token(request: Request) -> None:
+    """Refuse a request that changes adapters without the token of the server."""
+    given = request.headers.get("Authorization", "").encode()
+    token = os.environ.get("LSR_TOKEN")
+    if not token or not secrets.compare_digest(given, f"Bearer {token}".encode()):
+        raise HTTPException(401, "needed: Authorization: Bearer $LSR_TOKEN", {"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,247 @@
+"""Stacks: rows of equal width in one tensor, of which the adapter at each place of a bank has a run.
+
+A row is, for example, a direction of a low-rank update, a core, or the weights of a label in a head.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch._dynamo
+from torch import Tensor
+
+from lsr.serve.row_codes import rows_as
+
+NOBODY = 0  # the place for rows of a batch without an adapter
+ZERO = 0  # the row of zeros, for adapters that have fewer rows than others
+# Both are small, so that a bank takes the memory of a new one with the same adapters, whatever it held before.
+ROOM = 1 + 1 / 40  # rows of a stack after it has grown or shrunk, for each one in use
+MOST_ROOM = 1 + 1 / 20  # likewise before it shrinks
+
+
+Change = Callable[[Tensor], Tensor]  # of a tensor, such as a copy on another device
+
+
+class StoredStack(NamedTuple):
+    """A stack as a file has it: without free rows."""
+
+    values: Tensor  # (1 + rows of all places, width) in float32 or bfloat16, or (..., bytes): the first row is zeros
+    counts: Tensor  # (places,), int64: the rows of each place
+
+
+class Stack:
+    """Rows of equal width, and for each place of a bank its run of them: the rows of its adapter, one after another.
+
+        values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes; the first row is zeros, runs follow
+        firsts  (places,): the first row of each run; ZERO of an empty one
+        counts  (places,): the rows of each run
+        steps   (most,): 0, 1, ..., as many as the longest run has rows
+
+    `is_single`: no run has more than one row. How rows are stored depends on their parts: see `rows_as`.
+
+    The memory depends on the rows that are there, and not on those that were: at most a share of MOST_ROOM is free.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[int],
+        places: int,
+        precision: str,
+        *,
+        is_single: bool = False,
+    ) -> None:
+        self.form = rows_as(precision, parts)
+        self.is_single = is_single
+        self.values = torch.zeros(1, self.form.columns, dtype=self.form.dtype)
+        self.firsts = torch.zeros(places, dtype=torch.int32)
+        self.counts = torch.zeros(places, dtype=torch.int32)
+        self.steps = torch.arange(1, dtype=torch.int32)
+        self._used = 1  # rows of all runs, and that of zeros
+        self._end = 1  # the first of the rows that are free after the last run
+        self._mark_dynamic()
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors."""
+        return [
+            self.values,
+            self.firsts,
+            self.counts,
+            self.steps,
+            self.form.lengths,
+        ]
+
+    def convert(self, change: Change) -> None:
+        """Replace each tensor by what `change` returns for it, such as a copy on another device."""
+        self.values = change(self.values)
+        self.firsts = change(self.firsts)
+        self.counts = change(self.counts)
+        self.steps = change(self.steps)
+        self.form.lengths = change(self.form.lengths)
+        self._mark_dynamic()
+
+    def take(self, places: Tensor, most: int | None = None) -> Tensor:  # (n,) -> (n, most or fewer, width)
+        """Return the rows of places, zeros after their last; `most` leaves out what is zero for all of them."""
+        rows = self.firsts.index_select(0, places)[:, None]
+        if not self.is_single:
+            steps = self.steps[:most]
+            counts = self.counts.index_select(0, places)[:, None]
+            rows = torch.where(steps < counts, rows + steps, ZERO)
+        stored = self.values.index_select(0, rows.flatten())
+        return self.form.unpack(stored).unflatten(0, rows.shape)
+
+    def count(self, place: int) -> int:
+        """Return the number of rows of a place."""
+        return int(self.counts[place])
+
+    @torch.no_grad()
+    def rows(self, place: int) -> Tensor:  # (count, width)
+        """Return a copy of the rows of a place."""
+        stored = self.values[self._run(place)]
+        return self.form.unpack(stored.clone())
+
+    @torch.no_grad()
+    def put(self, place: int, rows: Tensor | None) -> None:  # (count, width)
+        """Give a place these rows, or none, instead of its own."""
+        count = 0 if rows is None else len(rows)
+        if count != self.count(place):
+            self._resize(place, count)
+        if rows is not None:
+            stored = self.form.pack(rows)
+            self.values[self._run(place)] = stored.to(self.values)
+
+    def _run(self, place: int) -> slice:
+        first = int(self.firsts[place])
+        return slice(first, first + self.count(place))
+
+    def _resize(self, place: int, count: int) -> None:
+        """Give a place a run of another length; what it held is lost."""
+        old = self._run(place)
+        self.firsts[place] = ZERO
+        self.counts[place] = 0
+        self._used += count - (old.stop - old.start)
+        if old.stop == self._end:  # it was the last run
+            self._end = old.start
+        rows = len(self.values)
+        if self._end + count > rows or rows > MOST_ROOM * self._used:
+            room = int(ROOM * self._used)
+            self.values = self._runs_of(self.counts, self.firsts, room)
+            self.firsts = firsts_of(self.counts)
+            self._end = self._used - count
+        if count:
+            self.firsts[place] = self._end
+            self.counts[place] = count
+            self._end += count
+        self._set_steps()
+
+    def _set_steps(self) -> None:
+        longest = max(1, int(self.counts.max()))
+        if longest != len(self.steps):
+            self.steps = torch.arange(longest, dtype=torch.int32, device=self.steps.device)
+        self._mark_dynamic()
+
+    def _runs_of(
+        self,
+        counts: Tensor,
+        firsts: Tensor,
+        rows: int,
+    ) -> Tensor:
+        """Copy the row of zeros and these runs, one after another, into values of so many rows."""
+        moved = (firsts - firsts_of(counts)).repeat_interleave(counts)
+        end = 1 + len(moved)
+        sources = torch.arange(1, end, device=moved.device) + moved
+        old = self.values
+        values = old.new_empty(rows, old.shape[1])
+        values[ZERO] = old[ZERO]
+        torch.index_select(old, 0, sources, out=values[1:end])
+        return values
+
+    def set_places(self, places: int) -> None:
+        """Make room for so many places; those after them must be empty."""
+        if not places <= len(self.firsts) <= MOST_ROOM * places:
+            room = int(ROOM * places)
+            self.firsts = _of_length(self.firsts, room)
+            self.counts = _of_length(self.counts, room)
+            self._mark_dynamic()
+
+    def move(self, place: int, to: int) -> None:
+        """Move the run of a place to another one, which is empty."""
+        for tensor in (self.firsts, self.counts):
+            tensor[to] = tensor[place]
+            tensor[place] = 0
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no place has rows."""
+        return self._used == 1
+
+    def stored(self, places: Sequence[int]) -> StoredStack:
+        """Return copies of the rows of these places alone, in this order."""
+        order = list(places)
+        counts = self.counts[order]
+        rows = 1 + int(counts.sum())
+        values = self._runs_of(counts, self.firsts[order], rows)
+        return StoredStack(values, counts.long())
+
+    def restore(self, stored: StoredStack) -> None:
+        """Set what `stored` returned, perhaps read from a file that anything has changed.
+
+        Raises:
+            ValueError: if it does not fit this stack, the first row is not zeros, or a scale of codes is out of bounds.
+        """
+        values, counts = stored
+        self._check(values, counts)
+        self.values = values.to(self.values.device)
+        self.counts = counts.int().to(self.counts.device)
+        self.firsts = firsts_of(self.counts)
+        self._used = len(values)
+        self._end = len(values)
+        self._set_steps()
+
+    def _check(self, values: Tensor, counts: Tensor) -> None:
+        most = 1 if self.is_single else len(values)
+        fits = (
+            values.dtype is self.values.dtype
+            and values.shape[1:] == self.values.shape[1:]
+            and counts.dtype is torch.int64
+            and counts.shape == self.counts.shape
+            and bool(((counts >= 0) & (counts <= most)).all())
+            and int(counts[NOBODY]) == 0
+            and int(counts.sum()) + 1 == len(values)
+        )
+        if not fits:
+            raise ValueError("its values do not fit the base model or the names of its adapters")
+        if not self.form.are_bounded(values):
+            raise ValueError("its values must be finite, and the scales of its codes 0 or more")
+        if self.form.unpack(values[:1]).any():
+            raise ValueError("its first row, which stands for an adapter without rows, must be zeros")
+
+    def _mark_dynamic(self) -> None:
+        # A model that is compiled shall not be compiled again for other numbers of rows or places.
+        for tensor in (self.values, self.firsts, self.counts, self.steps):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
+def firsts_of(counts: Tensor) -> Tensor:  # (places,) -> (places,), int32
+    """Return the first row of each run, if runs of these lengths follow the row of zeros; ZERO of an empty one."""
+    firsts = counts.cumsum(0) + 1 - counts
+    return torch.where(counts > 0, firsts, ZERO).int()
+
+
+def largest(stacks: Sequence[Stack], places: Tensor) -> int:
+    """Return at least the most rows that one of these places has: few values, for a compiled model is made for each."""
+    counts = [stack.counts.index_select(0, places).max() for stack in stacks]
+    if not counts:
+        return 0
+    return rounded_up(int(torch.stack(counts).max()))
+
+
+def rounded_up(count: int) -> int:
+    """Return the least power of two that is not less; 0 of 0."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
+def _of_length(tensor: Tensor, length: int) -> Tensor:
+    """Return a copy with zeros after its end, or without its last entries."""
+    kept = tensor[:length]
+    zeros = kept.new_zeros(length - len(kept))
+    return torch.cat([kept, zeros])
