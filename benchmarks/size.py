@@ -165,18 +165,40 @@ def is_pronoun(node: ast.AST) -> bool:
     return False
 
 
+def is_assignment_expression(node: ast.AST) -> bool:
+    """Return whether a node binds a name within an expression: `(a := x)`."""
+    return isinstance(node, ast.NamedExpr)
+
+
+# What makes code hard to read, of a node, of a body and of a file.
+HABITS = {
+    "tuple assignments": is_tuple_assignment,
+    "assignment expressions": is_assignment_expression,
+    "variables named by a pronoun": is_pronoun,
+}
+LONG_BODIES = f"bodies above {LONG_BODY} code lines"
+LONG_FILES = f"files above {LONG_FILE} lines"
+
+
+def places(files: Iterable[Source]) -> Iterator[tuple[str, str]]:
+    """Yield each habit with the place where code has it, as `lsr/tuner/files.py:12`."""
+    for file in files:
+        path = file.path.as_posix()
+        for node in file.nodes:
+            for habit, has in HABITS.items():
+                if has(node):
+                    yield habit, f"{path}:{getattr(node, 'lineno', 1)}"
+        for name, lines in file.bodies():
+            if lines > LONG_BODY:
+                yield LONG_BODIES, name
+        if file.text.count("\n") > LONG_FILE:
+            yield LONG_FILES, path
+
+
 def habits(files: Iterable[Source]) -> Counter[str]:
     """Return how often code is packed, or names a thing by a word that says nothing of it."""
-    count = Counter[str]()
-    for file in files:
-        for node in file.nodes:
-            count["tuple assignments"] += is_tuple_assignment(node)
-            count["assignment expressions"] += isinstance(node, ast.NamedExpr)
-            count["variables named by a pronoun"] += is_pronoun(node)
-        for _, lines in file.bodies():
-            count[f"bodies above {LONG_BODY} code lines"] += lines > LONG_BODY
-        lines = file.text.count("\n")
-        count[f"files above {LONG_FILE} lines"] += lines > LONG_FILE
+    count = Counter(dict.fromkeys([*HABITS, LONG_BODIES, LONG_FILES], 0))
+    count.update(habit for habit, _ in places(files))
     return count
 
 
@@ -224,6 +246,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="N",
         help="how many files and functions to list (%(default)s)",
     )
+    parser.add_argument(
+        "--places",
+        action="store_true",
+        help="list each place that the table of habits counts",
+    )
     with parser.parsed(arguments) as options:
         files = sources(options.folder)
         print_packages(files)
@@ -231,6 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_longest(files, options.longest)
         counts = habits(files)
         console.table("habits", ["what", "count"], list(counts.items()))
+        if options.places:
+            console.table("places", ["what", "where"], sorted(places(files)))
 
 
 if __name__ == "__main__":

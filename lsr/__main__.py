@@ -24,36 +24,47 @@ from lsr.serve.joining import joined
 from lsr.tuner.files import adapter_folder, previous_run, read_config, weights_of
 from lsr.tuner.mistakes import InputError, NoBaseError, escaped
 
-MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
-MODULE, SCRIPT = "python -m lsr", "lsr"
+# Exit codes.
+MISTAKE = 2
+FAILED = 1
+STOPPED = 130
+MODULE = "python -m lsr"
+SCRIPT = "lsr"
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
 
 def _export(options: Namespace) -> None:
     # A LoRA does not need the base model: without it, the outputs are not compared.
-    sources = (options.adapter, *([Path(options.base)] if options.base else []))
+    sources = [options.adapter]
+    if options.base:
+        sources.append(Path(options.base))
     check_output(options.output, sources, replace=options.force)
-    dtype, model, why = DTYPES[options.dtype], None, "the model reads no token ids"
+    model = None
+    why = "the model reads no token ids"
     try:
         model = load_adapter(options.adapter, options.base)
     except NoBaseError as error:
         if options.base or options.to != "lora":
             raise
         why = f"without its base model: {error}"
-    expected, said = None if model is None else outputs(model), list[str]()
+    expected = None if model is None else outputs(model)
+    lines = []
     with writing(options.output) as new:  # which is there when it has been compared
         new.rmdir()
         if model is None or options.to == "lora":
-            lost = export_lora(model or options.adapter, new, dtype=dtype, force=options.force)
+            lost = export_lora(model or options.adapter, new, dtype=DTYPES[options.dtype], force=options.force)
         else:
             tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
-            lost = export_merged(model, new, dtype=dtype, tokenizer=tokenizer, force=options.force)
+            lost = export_merged(model, new, dtype=DTYPES[options.dtype], tokenizer=tokenizer, force=options.force)
             if tokenizer is None:
-                said.append("no tokenizer beside the adapter or its base model: add its files before serving")
-        said.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(new)}")
-        said.append(f"rounding error of the update in {options.dtype}: {lost}")
-        said += [f"the outputs are not compared: {why}"] if expected is None else _compared(options, new, expected)
-    for line in said:
+                lines.append("no tokenizer beside the adapter or its base model: add its files before serving")
+        lines.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(new)}")
+        lines.append(f"rounding error of the update in {options.dtype}: {lost}")
+        if expected is None:
+            lines.append(f"the outputs are not compared: {why}")
+        else:
+            lines += _compared(options, new, expected)
+    for line in lines:
         say(line)
 
 
@@ -61,15 +72,15 @@ def _compared(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
     # Lines with the largest difference of an export's outputs from the adapter's, for each way to load it.
     if options.to == "merged":
         kind = class_of(read_config(options.adapter))
-        found = {"merged": outputs(load_model(kind, str(folder)).eval())}
+        written = {"merged": outputs(load_model(kind, str(folder)).eval())}
     else:
         model = load_adapter(folder, options.base, "LORA")
-        found = {"lora, unmerged": outputs(model), "lora, merged by PEFT": outputs(model.merge_and_unload())}
+        written = {"lora, unmerged": outputs(model), "lora, merged by PEFT": outputs(model.merge_and_unload())}
     largest = float(expected.abs().max())
     lines = [f"the largest output for seeded token ids is {largest:.3g}"]
-    for name, one in found.items():
-        assert one is not None  # as of the adapter
-        difference = float((one - expected).abs().max())
+    for name, logits in written.items():
+        assert logits is not None  # as of the adapter
+        difference = float((logits - expected).abs().max())
         lines.append(f"{name}: differs by {difference:.2g} at most")
         if not difference <= MORE_THAN_ROUNDING * largest:  # it may be nan
             lines.append(
@@ -107,23 +118,28 @@ def _squeeze(options: Namespace) -> None:
 
 
 def _bank(options: Namespace) -> None:
-    check_output(options.output, tuple(options.sources), replace=options.force)
+    check_output(options.output, options.sources, replace=options.force)
     bank = joined(options.sources, options.base, options.precision)
     bank.save(options.output, force=options.force)
-    size, count = (options.output / FILE).stat().st_size, len(bank.names)
-    adapters = f"{count} adapter{'s' * (count != 1)} in {bank.shared.precision}"
-    say(f"{options.output}: {adapters}, {size:,} bytes, {size / count:,.0f} an adapter")
+    size = (options.output / FILE).stat().st_size
+    count = len(bank.names)
+    adapters = "1 adapter" if count == 1 else f"{count} adapters"
+    each = f"{size / count:,.0f} an adapter"
+    say(f"{options.output}: {adapters} in {bank.shared.precision}, {size:,} bytes, {each}")
     if bank.common is not None:
         say(f"what they share: {_size(options.output / COMMON)}")
 
 
 def _sizes(source: Path, output: Path) -> str:
-    before, after = (weights_of(folder).stat().st_size for folder in (source, output))
-    return f"tensors in {after:,} bytes, before in {before:,}" + "; this has made it larger" * (after >= before)
+    before = weights_of(source).stat().st_size
+    after = weights_of(output).stat().st_size
+    remark = "; this has made it larger" if after >= before else ""
+    return f"tensors in {after:,} bytes, before in {before:,}{remark}"
 
 
 def _size(folder: Path) -> str:
-    return f"{sum(path.stat().st_size for path in folder.iterdir() if path.is_file()):,} bytes"
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return f"{size:,} bytes"
 
 
 ADAPTER = {"adapter": {"metavar": "ADAPTER", "type": Path, "help": "folder of an adapter"}}
@@ -215,11 +231,11 @@ def parser(called: str = MODULE) -> Parser:
         prog=called, description="Export, import, round and squeeze adapters, put many into one file, serve it."
     )
     added = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command, (run, summary, description, its) in COMMANDS.items():
-        one = added.add_parser(command, help=summary, description=description)
-        one.set_defaults(run=run)
-        for names, options in its.items():
-            one.add_argument(*names.split(), **options)
+    for name, (run, summary, description, arguments) in COMMANDS.items():
+        command = added.add_parser(name, help=summary, description=description)
+        command.set_defaults(run=run)
+        for flags, options in arguments.items():
+            command.add_argument(*flags.split(), **options)
     return top
 
 
@@ -237,18 +253,21 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
     warnings.simplefilter("ignore")
     for folder in _folders(options):
-        if note := previous_run(folder):
+        note = previous_run(folder)
+        if note:
             print(f"{folder}: {note}", file=sys.stderr)
     try:
         options.run(options)
     except InputError as error:
-        code, line = MISTAKE, f"{called} {options.command}: {error}"
+        return _failed(f"{called} {options.command}: {error}", MISTAKE)
     except KeyboardInterrupt:
-        code, line = STOPPED, "stopped; nothing was half written"
+        return _failed("stopped; nothing was half written", STOPPED)
     except OSError as error:
-        code, line = FAILED, escaped(f"{called} {options.command}: {error}")
-    else:
-        return 0
+        return _failed(escaped(f"{called} {options.command}: {error}"), FAILED)
+    return 0
+
+
+def _failed(line: str, code: int) -> int:
     print(line, file=sys.stderr)
     return code
 

@@ -10,8 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WHOLE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BITS = {"8bit": 8, "4bit": 4, "3bit": 3, "2bit": 2}
+WHOLE = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+BITS = {
+    "8bit": 8,
+    "4bit": 4,
+    "3bit": 3,
+    "2bit": 2,
+}
 PRECISIONS = (*WHOLE, *BITS)
 GROUP = 64  # entries
 # If a few entries are much larger than the others, it costs least to clip them: tried are factors down to an eighth.
@@ -22,7 +30,8 @@ SMALLEST = torch.finfo(torch.bfloat16).tiny  # of scales
 def group_lengths(width: int) -> list[int]:
     """Return the number of entries in each of the groups into which an axis is cut."""
     groups = max(1, round(width / GROUP))
-    return [width // groups + (group < width % groups) for group in range(groups)]
+    length, longer = divmod(width, groups)
+    return [length + 1] * longer + [length] * (groups - longer)
 
 
 def to_codes(
@@ -37,19 +46,23 @@ def to_codes(
     """
     group = torch.arange(len(lengths)).repeat_interleave(lengths)
     zeros = values.new_zeros(len(lengths))
-    outermost = zeros.scatter_reduce(0, group, values.abs(), "amax") / largest_level(bits)
+    largest = zeros.scatter_reduce(0, group, values.abs(), "amax")
+    outermost = largest / largest_level(bits)
     unit = outermost.clamp(min=SMALLEST)[group]  # in units of it, squares neither overflow nor vanish
     scales = zeros
     least = zeros + torch.inf
     for clipping in CLIPPINGS:
-        tried = (clipping * outermost).bfloat16().float()  # as it is stored
+        stored = (clipping * outermost).bfloat16()
+        tried = stored.float()
         tried = torch.where(tried < SMALLEST, 0, tried)
         own = tried[group]
-        errors = _levels(values, own, bits).mul_(own).sub_(values).div_(unit).square_()
-        loss = zeros.index_add(0, group, errors)
+        levels = _levels(values, own, bits)
+        errors = levels.mul_(own).sub_(values).div_(unit)
+        loss = zeros.index_add(0, group, errors.square_())
         scales = torch.where(loss < least, tried, scales)
         least = torch.minimum(loss, least)
-    codes = _levels(values, scales[group], bits) + largest_level(bits)
+    codes = _levels(values, scales[group], bits)
+    codes += largest_level(bits)
     return codes.to(torch.uint8), scales.bfloat16()
 
 
@@ -65,7 +78,8 @@ def from_codes(
 def _levels(values: Tensor, scales: Tensor, bits: int) -> Tensor:
     """Return the nearest level of each value, in steps of its scale; any level if the scale is 0."""
     steps = values / scales.clamp(min=SMALLEST)
-    return steps.floor_().add_(0.5).clamp_(-largest_level(bits), largest_level(bits))
+    largest = largest_level(bits)
+    return steps.floor_().add_(0.5).clamp_(-largest, largest)
 
 
 def largest_level(bits: int) -> float:
@@ -75,14 +89,22 @@ def largest_level(bits: int) -> float:
 
 def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (..., n) -> (..., ceil(n * bits / 8)), uint8
     """Return codes one after the other without a gap, the lowest bit first, in bytes filled from their lowest bit."""
-    each = np.unpackbits(codes.numpy()[..., None], axis=-1, count=bits, bitorder="little")
-    return torch.from_numpy(np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little"))
+    apart = codes.numpy()[..., None]
+    single = np.unpackbits(apart, axis=-1, count=bits, bitorder="little")
+    rows = single.reshape(*codes.shape[:-1], -1)
+    packed = np.packbits(rows, axis=-1, bitorder="little")
+    return torch.from_numpy(packed)
 
 
 def from_bytes(packed: Tensor, bits: int, count: int) -> Tensor:  # (..., bytes) -> (..., count), uint8
     """Return the first codes in bytes: the inverse of `to_bytes`, on any device and under torch's compiler."""
     step = gcd(8, bits)  # codes of three bits may lie in two bytes, but their single bits do not
-    of_byte, of_code = (torch.arange(0, end, step, dtype=torch.uint8, device=packed.device) for end in (8, bits))
-    pieces = (packed[..., None] >> of_byte) & (2**step - 1)
-    pieces = pieces.flatten(-2)[..., : count * len(of_code)].unflatten(-1, (count, len(of_code)))
-    return pieces[..., 0] if len(of_code) == 1 else (pieces << of_code).sum(dim=-1, dtype=torch.uint8)
+    each = bits // step  # pieces of a code
+    of_byte = torch.arange(0, 8, step, dtype=torch.uint8, device=packed.device)
+    pieces = packed[..., None] >> of_byte
+    pieces &= 2**step - 1
+    pieces = pieces.flatten(-2)[..., : count * each]
+    if each == 1:
+        return pieces
+    of_code = pieces.unflatten(-1, (count, each)) << of_byte[:each]
+    return of_code.sum(dim=-1, dtype=torch.uint8)

@@ -22,7 +22,7 @@ MAX_PADDING = 0.02  # the padding that a split may add, relative to the width
 
 
 @lru_cache(maxsize=256)
-def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
+def split_width(width: int, rank_shape: Shape) -> Shape:
     """Return the shape (n1, n2), n1 * n2 >= width, with the fewest parameters, r1*n1 + r2*n2; (width,) of one rank.
 
     The product exceeds the width by at most 2 %. Ties go to the least padding, then to the longest first factor: on the
@@ -31,18 +31,24 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(rank_shape) == 1:
         return (width,)
     largest = width + int(MAX_PADDING * width)
+    r1, r2 = rank_shape
+
+    def cost(shape: Shape) -> tuple[int, int]:
+        n1, n2 = shape
+        return r1 * n1 + r2 * n2, n1 * n2
+
     shapes = ((first, -(-width // first)) for first in range(largest, 0, -1))
     fitting = (shape for shape in shapes if prod(shape) <= largest)  # (width, 1) always does
-    return min(fitting, key=lambda shape: (rank_shape[0] * shape[0] + rank_shape[1] * shape[1], prod(shape)))
+    return min(fitting, key=cost)
 
 
 @dataclass(frozen=True)
 class Form:
     """The shapes of one adapted layer: A (r x n) is cropped from n1 * n2 >= n columns, B is m x r."""
 
-    rank_shape: tuple[int, ...]  # (r1, r2), r = r1 * r2; or (r,)
-    in_shape: tuple[int, ...]  # (n1, n2)
-    out_shape: tuple[int, ...]  # (m1, m2)
+    rank_shape: Shape  # (r1, r2), r = r1 * r2; or (r,)
+    in_shape: Shape  # (n1, n2)
+    out_shape: Shape  # (m1, m2)
     separation_rank: int
     in_features: int
     out_features: int
@@ -75,22 +81,26 @@ class Form:
         """
         if len(self.rank_shape) == 1:
             return 1
-        return min(
-            r * n for shape in (self.in_shape, self.out_shape) for r, n in zip(self.rank_shape, shape, strict=True)
-        )
+        r1, r2 = self.rank_shape
+        n1, n2 = self.in_shape
+        m1, m2 = self.out_shape
+        return min(r1 * n1, r2 * n2, r1 * m1, r2 * m2)
 
     @property
-    def factor_shapes(self) -> dict[str, tuple[int, ...]]:
+    def factor_shapes(self) -> dict[str, Shape]:
         """The shapes of the factors by name: `factor_A1` (s, r_1, n_1) and so on, `factor_B1` (s, m_1, r_1) and so on.
 
         Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 parameters for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
         """
-        sides = {"A": (self.rank_shape, self.in_shape), "B": (self.out_shape, self.rank_shape)}
-        return {
-            f"factor_{side}{i}": (self.separation_rank, *sizes)
-            for side, shapes in sides.items()
-            for i, sizes in enumerate(zip(*shapes, strict=True), start=1)
+        sides = {
+            "A": zip(self.rank_shape, self.in_shape, strict=True),
+            "B": zip(self.out_shape, self.rank_shape, strict=True),
         }
+        shapes = dict[str, Shape]()
+        for side, factors in sides.items():
+            for number, sizes in enumerate(factors, 1):
+                shapes[f"factor_{side}{number}"] = (self.separation_rank, *sizes)
+        return shapes
 
     @property
     def parameters(self) -> int:
@@ -108,9 +118,10 @@ def kron_sum(
 
     Reference: Van Loan & Pitsianis, "Approximation with Kronecker products", 1993.
     """
-    if len(factors) == 1:
-        return factors[0][0] if len(factors[0]) == 1 else factors[0].sum(dim=0)
-    left, right = factors
+    left, *others = factors
+    if not others:
+        return left[0] if len(left) == 1 else left.sum(dim=0)
+    (right,) = others
     count, p1, q1 = left.shape
     _, p2, q2 = right.shape
     blocks = left.reshape(count, -1).T @ right.reshape(count, -1)
@@ -150,5 +161,6 @@ def balance(
     """
     lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in factors])  # (factors, s)
     weights = lengths.prod(dim=0)
-    scales = torch.where(weights > 0, weights ** (1 / len(factors)) / lengths, 1.0)
+    means = weights ** (1 / len(factors))
+    scales = torch.where(weights > 0, means / lengths, 1.0)
     return [factor * scale[:, None, None] for factor, scale in zip(factors, scales, strict=True)]

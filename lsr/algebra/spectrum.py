@@ -12,7 +12,7 @@ BLAS and the processor. The slower gesvd does, so it takes over when gesdd gives
 and in torch. Reports: numpy/numpy#12941, OpenMathLib/OpenBLAS#3044.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isfinite
 
@@ -27,7 +27,8 @@ from tensorly.tenalg import svd_interface
 from torch import Tensor
 from torch.nn import functional as F
 
-Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
+Pair = tuple[Tensor, Tensor]
+Matrix = Tensor | Pair  # (M, N), or (M, k) and (k, N) whose product it is
 
 # With more entries, a seeded randomized SVD in float32 captures nearly as much as a full one, and is far faster.
 LARGE = 2**20
@@ -38,13 +39,16 @@ PENALTY = 1e-3
 TOLERANCE = 1e-6  # the iteration stops when the relative error changes by less
 
 
+_slow_svd = partial(scipy.linalg.svd, lapack_driver="gesvd")
+
+
 class _ConvergingBackend(NumpyBackend, backend_name="numpy-converging"):  # type: ignore[call-arg, misc]
     @staticmethod
     def svd(matrix: np.ndarray, full_matrices: bool = True) -> tuple[np.ndarray, ...]:
         try:
             return np.linalg.svd(matrix, full_matrices=full_matrices)
         except np.linalg.LinAlgError:
-            return scipy.linalg.svd(matrix, full_matrices=full_matrices, lapack_driver="gesvd")
+            return _slow_svd(matrix, full_matrices=full_matrices)
 
 
 # TensorLy works on NumPy arrays in this thread, whatever backend is set elsewhere.
@@ -62,21 +66,31 @@ def leading_svd(
         ValueError: if the rank exceeds a side of the matrix.
     """
     check_rank(rank, *shape_of(matrix))
-    parts = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(*matrix, rank)
-    left, values, right = parts
+    if isinstance(matrix, Tensor):
+        left, values, right = _svd_of_dense(matrix, rank, seed)
+    else:
+        left, values, right = _svd_of_pair(*matrix, rank)
     signs = canonical_signs(right.T)[:, None]
     return left * signs.T, values, right * signs
 
 
-def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
+def _svd_of_dense(
+    matrix: Tensor,  # (M, N)
+    rank: int,
+    seed: int,
+) -> tuple[Tensor, ...]:
     dense = matrix.detach().cpu()
-    is_large = dense.numel() > LARGE
-    method = "randomized_svd" if is_large else "truncated_svd"
-    options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16} if is_large else {}
-    array = (dense.float() if is_large else dense.double()).numpy()
+    if dense.numel() > LARGE:
+        dense = dense.float()
+        method = "randomized_svd"
+        options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16}
+    else:
+        dense = dense.double()
+        method = "truncated_svd"
+        options = {}
     with _converging_numpy():
-        parts = svd_interface(array, method, n_eigenvecs=rank, **options)
-    return tuple(torch.from_numpy(part.copy()).double() for part in parts)
+        parts = svd_interface(dense.numpy(), method, n_eigenvecs=rank, **options)
+    return tuple(part.double() for part in _tensors(parts))
 
 
 def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
@@ -90,9 +104,15 @@ def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
     try:
         u, values, vt = torch.linalg.svd(core, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        parts = scipy.linalg.svd(core.numpy(), full_matrices=False, lapack_driver="gesvd")
-        u, values, vt = (torch.from_numpy(part.copy()) for part in parts)
-    return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
+        u, values, vt = _tensors(_slow_svd(core.numpy(), full_matrices=False))
+    left = q_left @ u
+    right = vt @ q_right.T
+    return left[:, :rank], values[:rank], right[:rank]
+
+
+def _tensors(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
+    """Return copies of arrays, whose memory may have any order."""
+    return tuple(torch.from_numpy(array.copy()) for array in arrays)
 
 
 def check_rank(rank: int, rows: int, columns: int) -> None:
@@ -101,20 +121,25 @@ def check_rank(rank: int, rows: int, columns: int) -> None:
     Raises:
         ValueError: names the ranks that it may have.
     """
-    smaller = min(rows, columns)
-    if not 1 <= rank <= smaller:
-        raise ValueError(f"the rank must be in [1, {smaller}], the smaller side of {rows} x {columns}, got {rank}")
+    most = min(rows, columns)
+    if not 1 <= rank <= most:
+        allowed = f"in [1, {most}], the smaller side of {rows} x {columns}"
+        raise ValueError(f"the rank must be {allowed}, got {rank}")
 
 
 def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
     """Return the signs that make the largest entry of each column positive."""
-    largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))[0]
-    return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
+    places = columns.abs().argmax(dim=0, keepdim=True)
+    largest = columns.gather(0, places)[0]
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    return signs.to(columns.dtype)
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:
     """Return (M, N)."""
-    left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
+    if isinstance(matrix, Tensor):
+        return len(matrix), matrix.shape[1]
+    left, right = matrix
     return len(left), right.shape[1]
 
 
@@ -125,15 +150,21 @@ def norm_of(matrix: Matrix) -> float:
     """
     if isinstance(matrix, Tensor):
         return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
-    left, right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (matrix[0], matrix[1].T))
-    return float(torch.linalg.matrix_norm(left @ right.T))
+    left, right = matrix
+    product = _triangle(left) @ _triangle(right.T).T
+    return float(torch.linalg.matrix_norm(product))
+
+
+def _triangle(side: Tensor) -> Tensor:  # (rows, k) -> (k, k)
+    _, triangle = torch.linalg.qr(side.detach().double(), mode="r")
+    return triangle
 
 
 def leading_frames(
     matrices: Sequence[Matrix],  # finite, not all zero: (m, n) each, or (m, k) and (k, n) whose product it is
     rank: int,
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
+) -> Pair:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
     """Return B and A that maximize `sum_l ||B^T G_l A^T||_F^2 / ||G_l||_F^2`, leading directions first.
 
     Each matrix is normalized, so that none dominates the others; zero matrices do not count. Signs are canonical: the
@@ -159,7 +190,7 @@ def paired_frames(
     matrices: Sequence[Matrix],  # (m, n) each, or (m, k) and (k, n) whose product it is
     rank: int,
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:  # (m, rank) with unit columns, (rank, n) with unit rows, float64
+) -> Pair:  # (m, rank) with unit columns, (rank, n) with unit rows, float64
     """Return B and A such that each normalized matrix is close to `B diag(d_l) A`, with its own diagonal d_l.
 
     For one matrix these are its leading singular vectors. For several, they come from the separated representation over
@@ -173,36 +204,54 @@ def paired_frames(
     stack, outer, inner = _compressed(matrices, rank, seed)
     before = _tucker(stack, rank, seed)
     draws = np.random.default_rng(seed).standard_normal((len(stack), rank))
-    start = CPTensor((np.ones(rank), [draws, *(side.numpy().copy() for side in before)]))
+    factors = [draws, *(side.numpy().copy() for side in before)]
     with _converging_numpy():
-        terms = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
-    weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in terms.factors)
-    sizes = weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)
+        terms = parafac(
+            stack.numpy(),
+            rank,
+            init=CPTensor((np.ones(rank), factors)),
+            n_iter_max=SWEEPS,
+            tol=TOLERANCE,
+            l2_reg=PENALTY,
+        )
+    weights, columns, rows = _tensors(terms.factors)
+    of_columns = columns.norm(dim=0)
+    of_rows = rows.norm(dim=0)
+    sizes = weights.norm(dim=0) * of_columns * of_rows
     order = sizes.argsort(descending=True, stable=True)
     # If the matrices have fewer directions, the penalty drives a term to zero: keep the initial pair of such a term.
-    gone = sizes <= sizes.max() * torch.finfo(sizes.dtype).eps
-    columns, rows = (
-        torch.where(gone, old, new / new.norm(dim=0))[:, order]
-        for old, new in zip(before, (columns, rows), strict=True)
-    )
-    return _in_convention(columns, rows, outer, inner)
+    is_gone = sizes <= sizes.max() * torch.finfo(sizes.dtype).eps
+    first_columns, first_rows = before
+    columns = torch.where(is_gone, first_columns, columns / of_columns)
+    rows = torch.where(is_gone, first_rows, rows / of_rows)
+    return _in_convention(columns[:, order], rows[:, order], outer, inner)
 
 
-def _tucker(stack: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), orthonormal
+def _tucker(stack: Tensor, rank: int, seed: int) -> Pair:  # (p, rank), (q, rank), orthonormal
     with _converging_numpy():
-        (_, (left, right)), _ = partial_tucker(
-            stack.numpy(), [rank, rank], modes=[1, 2], tol=TOLERANCE, random_state=seed
+        (_, factors), _ = partial_tucker(
+            stack.numpy(),
+            [rank, rank],
+            modes=[1, 2],
+            tol=TOLERANCE,
+            random_state=seed,
         )
-    return torch.from_numpy(left.copy()), torch.from_numpy(right.copy())
+    left, right = _tensors(factors)
+    return left, right
 
 
 def _in_convention(
-    columns: Tensor, rows: Tensor, outer: Tensor | None, inner: Tensor | None
-) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), (m, p), (n, q) -> (m, rank), (rank, n)
+    columns: Tensor,  # (p, rank)
+    rows: Tensor,  # (q, rank)
+    outer: Tensor | None,  # (m, p)
+    inner: Tensor | None,  # (n, q)
+) -> Pair:  # (m, rank), (rank, n)
     if outer is not None and inner is not None:
         columns = outer @ columns
         rows = inner @ rows
-    return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
+    columns = columns * canonical_signs(columns)
+    rows = rows * canonical_signs(rows)
+    return columns, rows.T.contiguous()
 
 
 def energy_between(
@@ -220,47 +269,68 @@ def energy_between(
     norm = norm_of(matrix)
     if not isfinite(norm):
         raise ValueError(f"expected a finite matrix, got one of norm {norm}")
-    basis = torch.linalg.qr(rows.T).Q
-    held = matrix.double() @ basis if isinstance(matrix, Tensor) else matrix[0] @ (matrix[1] @ basis)
+    if not norm:
+        return 1.0
+    basis, _ = torch.linalg.qr(rows.T)
+    if isinstance(matrix, Tensor):
+        held = matrix.double() @ basis
+    else:
+        left, right = matrix
+        held = left @ (right @ basis)
     if columns is not None:
-        held = torch.linalg.qr(columns).Q.T @ held
-    return float(held.square().sum()) / norm**2 if norm else 1.0
+        outputs, _ = torch.linalg.qr(columns)
+        held = outputs.T @ held
+    energy = held.square().sum()
+    return float(energy) / norm**2
 
 
 def core_between(matrix: Matrix, b: Tensor, a: Tensor) -> Tensor:  # (m, n), (m, r), (r, n) -> (r, r)
     """Return the core R that minimizes `||matrix - B R A||_F`; of several, the smallest."""
-    return _between(matrix, torch.linalg.pinv(b).T, torch.linalg.pinv(a).T)
+    left = torch.linalg.pinv(b)
+    right = torch.linalg.pinv(a)
+    return _between(matrix, left.T, right.T)
 
 
 def diagonal_between(matrix: Matrix, b: Tensor, a: Tensor) -> Tensor:  # (m, n), (m, r), (r, n) -> (r,)
     """Return the diagonal d that minimizes `||matrix - B diag(d) A||_F`; of several, the smallest."""
     gram = (b.T @ b) * (a @ a.T)
-    return torch.linalg.lstsq(gram, _between(matrix, b, a).diagonal()[:, None], driver="gelsd").solution[:, 0]
+    target = _between(matrix, b, a).diagonal()
+    solution, *_ = torch.linalg.lstsq(gram, target[:, None], driver="gelsd")
+    return solution[:, 0]
 
 
 def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
     if isinstance(matrix, Tensor):
         return left.T @ matrix.detach().double() @ right.T
-    return (left.T @ matrix[0]) @ (matrix[1] @ right.T)
+    outer, inner = matrix
+    return (left.T @ outer) @ (inner @ right.T)
 
 
-def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the stack (L, p, q) of normalized, compressed matrices, and the bases (m, p) and (n, q) that expand it."""
-    dense = [matrix for matrix in matrices if isinstance(matrix, Tensor) and matrix.numel() <= LARGE]
-    if len(dense) == len(matrices):
-        normalized = [matrix.detach().to("cpu", torch.float64) / norm_of(matrix) for matrix in dense]
+def _compressed(
+    matrices: Sequence[Matrix],
+    rank: int,
+    seed: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # (L, p, q), (m, p), (n, q)
+    """Return the stack of normalized, compressed matrices, and the bases that expand it."""
+    small = [matrix for matrix in matrices if isinstance(matrix, Tensor) and matrix.numel() <= LARGE]
+    if len(small) == len(matrices):
+        normalized = [matrix.detach().to("cpu", torch.float64) / norm_of(matrix) for matrix in small]
         return torch.stack(normalized), None, None
-    pairs = []
+    lefts = []
+    rights = []
     for matrix in matrices:
-        norm = norm_of(matrix)
-        # Beyond the inner width of a pair there are only zeros. All bases together need `rank` directions.
-        width = min(shape_of(matrix)) if isinstance(matrix, Tensor) else matrix[0].shape[1]
-        count = min(2 * rank + OVERSAMPLED, max(width, rank), *shape_of(matrix))
+        count = min(2 * rank + OVERSAMPLED, *shape_of(matrix))
+        if not isinstance(matrix, Tensor):
+            # Beyond the inner width of a pair there are only zeros. All bases together need `rank` directions.
+            _, width = matrix[0].shape
+            count = min(count, max(width, rank))
         left, values, right = leading_svd(matrix, count, seed)
-        pairs.append((left * (values / norm), right))
-    outer = torch.linalg.qr(torch.cat([left for left, _ in pairs], dim=1)).Q
-    inner = torch.linalg.qr(torch.cat([right for _, right in pairs]).T).Q
-    return torch.stack([(outer.T @ left) @ (right @ inner) for left, right in pairs]), outer, inner
+        lefts.append(left * (values / norm_of(matrix)))
+        rights.append(right)
+    outer, _ = torch.linalg.qr(torch.cat(lefts, dim=1))
+    inner, _ = torch.linalg.qr(torch.cat(rights).T)
+    stack = [(outer.T @ left) @ (right @ inner) for left, right in zip(lefts, rights, strict=True)]
+    return torch.stack(stack), outer, inner
 
 
 def _nonzero(matrices: Sequence[Matrix], rank: int) -> list[Matrix]:

@@ -104,14 +104,15 @@ def export_merged(
     _check(lost, dtype, force)
     config = config_of(model, adapter_name)
     task = None if config.folder is None else read_task(config.folder)
-    names = (task or {}).get("labels")
+    note = task or {}
+    names = note.get("labels")
     if names is not None:
         if len(names) != model.config.num_labels or len(set(names)) != len(names):
             needed = f"{model.config.num_labels} different names"
             raise InputError(f"{config.folder}/{TASK}: labels must be {needed}, got {' '.join(names)}")
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: index for index, name in enumerate(names)}
-    if (task or {}).get("thresholds"):
+    if note.get("thresholds"):
         model.config.problem_type = "multi_label_classification"  # a pipeline then takes labels one by one
     model.set_adapter(adapter_name)
     plain = cast("Any", model.merge_and_unload())

@@ -1,8 +1,8 @@
 """Adapters in fewer bits or fewer directions, and how far what is written is from its original."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot
@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
-from lsr.algebra.spectrum import Matrix, norm_of, shape_of
+from lsr.algebra.spectrum import Pair, norm_of, shape_of
 from lsr.convert.writing import check_output, copy_files, write, write_files, write_task, writing
 from lsr.init.budget import MOST, allocate
 from lsr.init.directions import directed_frames
 from lsr.init.source import Source
 from lsr.init.warm import warm_core, warm_start
 from lsr.loading.contents import read_contents, read_task
-from lsr.loading.updates import LSR, Frames, Update, updates_in
+from lsr.loading.updates import LSR, Frames, Update, Updates, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
-from lsr.tuner.files import adapter_folder, read_files, tokenizer_files
+from lsr.tuner.files import Files, adapter_folder, read_files, tokenizer_files
 from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.sharing import Kind, kind_of
 
@@ -45,31 +44,39 @@ class Errors:
 
     def __str__(self) -> str:
         """Return the total error, and the largest with its layer."""
-        return f"{self.total:.2g} in total, {self.layers[self.worst]:.2g} at most, in {self.worst}"
+        worst = self.worst
+        return f"{self.total:.2g} in total, {self.layers[worst]:.2g} at most, in {worst}"
 
 
-def errors_of(written: Mapping[str, Update], exact: Mapping[str, Update]) -> Errors:
+def errors_of(written: Updates, exact: Updates) -> Errors:
     """Return the errors of updates by layer; a missing update counts as zero."""
-    products = {name: update.product() for name, update in exact.items()}
-    lengths = {name: norm_of(product) for name, product in products.items()}
-    absolute = {
-        name: _distance(written[name].product(), product) if name in written else lengths[name]
-        for name, product in products.items()
-    }
+    absolute = {}
+    lengths = {}
+    for name, update in exact.items():
+        product = update.product()
+        length = norm_of(product)
+        lengths[name] = length
+        absolute[name] = _distance(written[name].product(), product) if name in written else length
     return relative(absolute, lengths)
 
 
-def _distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:  # of products, neither is formed
-    if all(map(torch.equal, one, other)):
+def _distance(written: Pair, exact: Pair) -> float:  # of products, neither is formed
+    if all(map(torch.equal, written, exact)):
         return 0.0  # rather than roundoff
-    return norm_of((torch.cat([one[0], -other[0]], dim=1), torch.cat([one[1], other[1]])))
+    left = torch.cat([written[0], -exact[0]], dim=1)
+    right = torch.cat([written[1], exact[1]])
+    return norm_of((left, right))
 
 
 def relative(absolute: Mapping[str, float], lengths: Mapping[str, float]) -> Errors:
     """Divide errors by the norms of the originals; a zero that stays zero has error 0."""
-    layers = {name: absolute[name] / lengths[name] if lengths[name] else 0.0 for name in absolute}
-    length = hypot(*lengths.values())
-    return Errors(layers, hypot(*absolute.values()) / length if length else 0.0)
+    layers = {name: _share(error, lengths[name]) for name, error in absolute.items()}
+    error = hypot(*absolute.values())
+    return Errors(layers, _share(error, hypot(*lengths.values())))
+
+
+def _share(error: float, length: float) -> float:
+    return error / length if length else 0.0
 
 
 class RoundingErrors(NamedTuple):
@@ -79,7 +86,13 @@ class RoundingErrors(NamedTuple):
     update: Errors | None  # by layer; None for methods other than LSR and plain LoRA
 
 
-def round_adapter(folder: str | Path, output: str | Path, precision: str, *, force: bool = False) -> RoundingErrors:
+def round_adapter(
+    folder: str | Path,
+    output: str | Path,
+    precision: str,
+    *,
+    force: bool = False,
+) -> RoundingErrors:
     """Write an adapter of any method in a precision: float32, bfloat16, 8bit, 4bit, 3bit or 2bit.
 
     In float32 the folder is one for PEFT. In the others, the tensors are in a file of their own, laid out as
@@ -88,7 +101,8 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     Raises:
         InputError: if the folder is no adapter, there is no such precision, or `output` exists and `force` is false.
     """
-    folder, output = Path(folder), Path(output)
+    folder = Path(folder)
+    output = Path(output)
     check_output(output, (folder,), replace=force)
     files = read_files(folder)
     exact = {name: tensor.double() for name, tensor in files.tensors.items() if tensor.is_floating_point()}
@@ -98,16 +112,31 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
         write_files(new, str(folder), files.fields, files.tensors, precision)
         write_task(new, read_task(folder))
         copy_files(tokenizer_files(folder), new)
-        written, of_updates = read_files(new), None
-        absolute = {name: float((written.tensors[name] - tensor).norm()) for name, tensor in exact.items()}
-        of_tensors = relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
-        with suppress(*([] if files.method == LSR else [InputError])):  # other methods may do more than add an update
-            of_updates = errors_of(updates_in(written), updates_in(files))
-        return RoundingErrors(of_tensors, of_updates)
+        written = read_files(new)
+        absolute = {}
+        lengths = {}
+        for name, tensor in exact.items():
+            absolute[name] = float((written.tensors[name] - tensor).norm())
+            lengths[name] = float(tensor.norm())
+        return RoundingErrors(relative(absolute, lengths), _errors_of_updates(written, files))
+
+
+def _errors_of_updates(written: Files, exact: Files) -> Errors | None:
+    try:
+        return errors_of(updates_in(written), updates_in(exact))
+    except InputError:
+        if exact.method == LSR:
+            raise
+        return None  # other methods may do more than add an update
 
 
 def squeeze_adapter(
-    folder: str | Path, output: str | Path, to: str = "rank:1", *, bits: int | None = None, force: bool = False
+    folder: str | Path,
+    output: str | Path,
+    to: str = "rank:1",
+    *,
+    bits: int | None = None,
+    force: bool = False,
 ) -> Errors:
     """Write a small LSR adapter whose update is close to that of an adapter, in a folder or a hub repository.
 
@@ -126,19 +155,20 @@ def squeeze_adapter(
         InputError: if the folder is no adapter of LSR or LoRA, or does more than add an update to linear layers; if its
             update is zero, or no such form of it is possible; or if the output exists and `force` is false.
     """
-    folder, output = adapter_folder(folder), Path(output)
+    folder = adapter_folder(folder)
+    output = Path(output)
     check_output(output, (folder,), replace=force)
-    form = FORM.fullmatch(to)
-    if form is None or bits not in (None, *BITS.values()):
-        wrong = f"--to must be rank:R, directions:N or shared:R, got {to!r}" if form is None else f"--bits {bits}"
-        raise InputError(f"{wrong}; needed: numbers from 1 on, and --bits of {', '.join(map(str, BITS.values()))}")
+    form, number = _form_of(to, bits)
     contents = read_contents(folder)
-    before = {name: update.product() for name, update in contents.updates.items()}
-    updates = {name: product for name, product in before.items() if norm_of(product)}
+    updates = {}
+    for name, update in contents.updates.items():
+        product = update.product()
+        if norm_of(product):
+            updates[name] = product
     if not updates:
         raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
     with explained(f"{folder}: --to {to}", ValueError):
-        small = _small(updates, form[1], int(form[2]))
+        small = _small(updates, form, number)
     with writing(output) as new:  # which is there when it has been read
         new.rmdir()
         precision = None if bits is None else f"{bits}bit"
@@ -146,29 +176,50 @@ def squeeze_adapter(
         return errors_of(read_contents(new).updates, contents.updates)
 
 
-def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, Update]:
+def _form_of(to: str, bits: int | None) -> tuple[str, int]:
+    match = FORM.fullmatch(to)
+    needed = f"needed: numbers from 1 on, and --bits of {', '.join(map(str, BITS.values()))}"
+    if match is None:
+        raise InputError(f"--to must be rank:R, directions:N or shared:R, got {to!r}; {needed}")
+    if bits not in (None, *BITS.values()):
+        raise InputError(f"--bits {bits}; {needed}")
+    return match[1], int(match[2])
+
+
+def _ranks(updates: Mapping[str, Pair], form: str, number: int) -> dict[str, int]:
+    # The rank of each layer that has one.
+    if form == "shared":
+        return dict.fromkeys(updates, number)
+    most = {name: min(len(update[1]), *shape_of(update)) for name, update in updates.items()}
+    if form == "rank":
+        return {name: min(number, rank) for name, rank in most.items()}
+    held = sum(min(MOST, rank) for rank in most.values())
+    return allocate(updates, min(number, held))
+
+
+def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:
     # The small updates by layer: each of its own rank, or cores between the frames of a layer or of a kind.
-    most = {name: min(len(right), *shape_of((left, right))) for name, (left, right) in updates.items()}
+    ranks = _ranks(updates, form, number)
     paired = form == "directions"
-    if paired:
-        ranks = allocate(updates, min(number, sum(min(MOST, rank) for rank in most.values())))
-    else:
-        ranks = {name: min(number, rank) if form == "rank" else number for name, rank in most.items()}
     share = "layers" if form == "shared" else "none"
-    sources: dict[str, Source] = {}
-    kinds: dict[Kind, list[str]] = {}
+    kinds = defaultdict[Kind, dict[str, Source]](dict)
     for name, rank in ranks.items():
         m, n = shape_of(updates[name])
         shapes = Form.dense(rank, n, m)
         scaling = ALPHA / (DIAGONAL if paired else rank)
-        sources[name] = Source(shapes, partial(updates.__getitem__, name), scaling=scaling, paired=paired)
-        kinds.setdefault(kind_of(name, shapes, share), []).append(name)
-    small: dict[str, Update] = {}
-    for names in kinds.values():
-        own = [sources[name] for name in names]
-        start = warm_start(own[0]) if form == "rank" else directed_frames(own)
-        frames = Frames(a=start.a[0][0].float(), b=start.b[0][0].float())
-        for name, source in zip(names, own, strict=True):
-            core = None if form == "rank" else warm_core(source, frames.b, frames.a).float()
+        kind = kind_of(name, shapes, share)
+        read = partial(updates.__getitem__, name)
+        kinds[kind][name] = Source(shapes, read, scaling=scaling, paired=paired)
+    small = {}
+    for sources in kinds.values():
+        every = list(sources.values())
+        start = warm_start(every[0]) if form == "rank" else directed_frames(every)
+        (a,) = start.a
+        (b,) = start.b
+        frames = Frames(a=a[0].float(), b=b[0].float())
+        for name, source in sources.items():
+            core = None
+            if form != "rank":
+                core = warm_core(source, frames.b, frames.a).float()
             small[name] = Update(frames, ALPHA, core)
     return {name: small[name] for name in ranks}  # in the order of the model

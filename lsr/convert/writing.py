@@ -7,28 +7,28 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from lsr.loading.contents import Contents
-from lsr.loading.updates import LORA, LSR, Update
+from lsr.loading.updates import LORA, LSR, Updates
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS, tokenizer_files
 from lsr.tuner.forms import form_of
 from lsr.tuner.injected import Resolved
 from lsr.tuner.mistakes import InputError, explained, first_line
-from lsr.tuner.options import exactly
-from lsr.tuner.packing import pack, unpack
+from lsr.tuner.options import Fields, exactly, usual_and_others
+from lsr.tuner.packing import Tensors, pack, unpack
 from lsr.tuner.sharing import kind_of
+from lsr.tuner.targets import outer_names
 
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
@@ -58,13 +58,14 @@ def write(
     """
     if method not in (LSR, LORA):
         raise InputError(f"method must be {LSR} or {LORA}, got {method!r}")
-    fields, tensors = (_as_lsr if method == LSR else _as_lora)(contents)
-    name, revision, task_type = map(contents.base.get, ("base_model_name_or_path", "revision", "task_type"))
+    as_files = _as_lsr if method == LSR else _as_lora
+    fields, tensors = as_files(contents)
     tokenizer = [] if with_tokenizer_of is None else tokenizer_files(with_tokenizer_of)
+    base = contents.base
     card = Card(
-        name,
-        revision,
-        task_type,
+        base.get("base_model_name_or_path"),
+        base.get("revision"),
+        base.get("task_type"),
         contents.labels,
         is_several=bool((contents.task or {}).get("thresholds")),
         has_tokenizer=bool(tokenizer),
@@ -80,14 +81,18 @@ def write(
 
 
 def write_files(
-    folder: Path, source: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], precision: str | None = None
+    folder: Path,
+    source: str,
+    fields: Fields,
+    tensors: Tensors,
+    precision: str | None = None,
 ) -> None:
     """Write the two files of an adapter of any method into a folder; errors name `source`, where it comes from."""
-    text = json.dumps(dict(fields), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+    _write_json(fields, folder / CONFIG)
     with explained(source, ValueError, TypeError, AttributeError):
         stored = tensors if precision is None else pack(tensors, precision)
-        stored = unpack(stored) if precision == EXACT else stored
+        if precision == EXACT:
+            stored = unpack(stored)
     own = {name: stored[name].detach().cpu().clone().contiguous() for name in sorted(stored)}
     if precision in (None, EXACT):
         save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
@@ -95,10 +100,15 @@ def write_files(
         save_file(own, folder / ROUNDED)
 
 
-def write_task(folder: Path, task: Mapping[str, Any] | None) -> None:
+def write_task(folder: Path, task: Fields | None) -> None:
     """Write the note about an adapter's task, such as the names of its labels, if there is one."""
     if task is not None:
-        (folder / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write_json(task, folder / TASK)
+
+
+def _write_json(fields: Fields, path: Path) -> None:
+    text = json.dumps(dict(fields), indent=2, sort_keys=True)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def copy_files(paths: Sequence[Path], folder: Path) -> None:
@@ -107,7 +117,7 @@ def copy_files(paths: Sequence[Path], folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:
+def check_output(path: Path, sources: Iterable[Path], *, replace: bool) -> None:
     """Check that a folder may be written, before anything is computed; one that was moved aside is moved back first.
 
     Raises:
@@ -174,17 +184,21 @@ def _recover(path: Path) -> None:
         old.rename(path)
 
 
-def _as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _as_lora(contents: Contents) -> tuple[Fields, Tensors]:
     # The fields are only those that old versions of PEFT and other readers know.
     updates = {name: update.plain() for name, update in contents.updates.items()}
+    tensors = {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
+    for name, update in updates.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.frames.a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.frames.b
+    return _fields_of_lora(contents, updates), tensors
+
+
+def _fields_of_lora(contents: Contents, updates: Updates) -> dict[str, Any]:
     rank, ranks = _usual({name: len(update.frames.a) for name, update in updates.items()})
     alpha, alphas = _usual({name: update.alpha for name, update in updates.items()})
     base = contents.base
-    # Only entries that have tensors: PEFT adds the names of all common heads.
-    modules = {name.rpartition(".")[0] for name in contents.heads}
-    inside = {".".join(name.split(".")[:length]) for name in modules for length in range(1, name.count(".") + 2)}
-    whole = sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in inside)})
-    fields = {
+    return {
         **({} if base.get("task_type") else {"auto_mapping": base.get("auto_mapping")}),
         "peft_type": LORA,
         "task_type": base.get("task_type"),
@@ -197,7 +211,7 @@ def _as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "target_modules": _targets(contents),
-        "modules_to_save": whole or None,
+        "modules_to_save": _trained_whole(contents) or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         "bias": BIASES[contents.bias],
@@ -206,19 +220,28 @@ def _as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "use_rslora": False,
         "use_dora": False,
     }
-    tensors = {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
-    for name, update in updates.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.frames.a
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.frames.b
-    return fields, tensors
+
+
+def _trained_whole(contents: Contents) -> list[str]:
+    """Return only entries that have tensors: PEFT adds the names of all common heads."""
+    inside = set[str]()
+    for name in contents.heads:
+        module, _, _ = name.rpartition(".")
+        inside.update(outer_names(module))
+    return sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in inside)})
 
 
 def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
-    usual = min(Counter(values.values()).items(), key=lambda item: (-item[1], item[0]))[0]
-    others = {name: value for name, value in values.items() if value != usual}
-    clash = {name: its for name, its in others.items() if any(one.endswith(f".{name}") for one in values)}
-    return usual, {re.escape(name): its for name, its in others.items() if name not in clash} | exactly(clash)
+    in_order = sorted(values.items(), key=itemgetter(1))  # of equally common values the smallest
+    usual, others = usual_and_others(dict(in_order))
+    pattern: dict[str, float] = {}
+    for name, value in others.items():
+        if any(other.endswith(f".{name}") for other in values):
+            pattern |= exactly({name: value})
+        else:
+            pattern[re.escape(name)] = value
+    return usual, pattern
 
 
 def _targets(contents: Contents) -> Sequence[str] | str:
@@ -229,23 +252,25 @@ def _targets(contents: Contents) -> Sequence[str] | str:
     else:
         modules = [name for name in contents.modules if name not in contents.updates]
     endings = tuple(f".{name}" for name in names)
-    return "|".join(map(re.escape, names)) if any(name.endswith(endings) for name in modules) else names
+    if any(name.endswith(endings) for name in modules):
+        return "|".join(map(re.escape, names))
+    return names
 
 
-def _as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _as_lsr(contents: Contents) -> tuple[Fields, Tensors]:
     # It has cores if all of its updates have one of the same form. Layers of a kind share their frames if all kinds do.
     updates = dict(contents.updates)
-    if len({None if update.core is None else update.core.dim() for update in updates.values()}) > 1:
+    axes = {0 if update.core is None else update.core.dim() for update in updates.values()}
+    if len(axes) > 1:
         updates = {name: update.plain() for name, update in updates.items()}
     kinds = {name: kind_of(name, update.form) for name, update in updates.items()}
     owners = {kind: name for name, kind in reversed(kinds.items())}  # the first layer of each
-    is_shared = len(owners) < len(updates) and all(
-        update.core is not None and update.frames is updates[owners[kinds[name]]].frames
-        for name, update in updates.items()
-    )
+    frames = {update.frames for update in updates.values()}
+    has_cores = 0 not in axes and len(axes) == 1
+    is_shared = has_cores and len(frames) == len(owners) < len(updates)
     with explained(contents.source, ValueError, TypeError, AttributeError):
         config = _config(contents, updates, is_shared)
-    tensors = dict[str, Tensor]()
+    tensors = {}
     for name, update in updates.items():
         adapter = f"{PREFIX}{name}.lsr_adapters."
         if not is_shared or owners[kinds[name]] == name:
@@ -253,27 +278,32 @@ def _as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors[f"{adapter}factor_B1"] = update.frames.b[None]
         if update.core is not None:
             tensors[f"{adapter}core"] = update.core
-    return config.to_dict(), tensors | {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
+    for name, value in contents.heads.items():
+        tensors[f"{PREFIX}{name}"] = value
+    return config.to_dict(), tensors
 
 
-def _config(contents: Contents, updates: Mapping[str, Update], is_shared: bool) -> LsrConfig:
-    one = next(iter(updates.values()))
-    alpha = Counter(update.alpha for update in updates.values()).most_common(1)[0][0]
-    is_diagonal = one.core is not None and one.core.dim() == 1
+def _config(contents: Contents, updates: Updates, is_shared: bool) -> LsrConfig:
+    first = next(iter(updates.values()))
+    alpha, others = usual_and_others({name: update.alpha for name, update in updates.items()})
+    is_diagonal = first.core is not None and first.core.dim() == 1
     config = LsrConfig(
         **contents.base,
-        train="factors" if one.core is None else "core",
+        train="factors" if first.core is None else "core",
         core="diagonal" if is_diagonal else "full",
         modules_to_save=list(contents.endings) or None,
-        rank_shape=(len(one.frames.a),),
+        rank_shape=(len(first.frames.a),),
         alpha=alpha,
-        alpha_pattern=exactly({name: update.alpha for name, update in updates.items() if update.alpha != alpha}),
+        alpha_pattern=exactly(others),
         share="layers" if is_shared else "none",
         dropout=contents.dropout,
         bias=contents.bias,
         inference_mode=True,
     ).with_ranks({name: len(update.frames.a) for name, update in updates.items()})
-    widths = {name: (update.form.in_features, update.form.out_features) for name, update in updates.items()}
-    resolved = Resolved.of({name: form_of(config, name, *its) for name, its in widths.items()})
+    forms = {}
+    for name, update in updates.items():
+        m, n = update.frames.shape
+        forms[name] = form_of(config, name, n, m)
     # A list of targets would hold endings of names, which other layers might have too.
-    return changed(config, target_modules="|".join(map(re.escape, updates)), resolved=resolved)
+    targets = "|".join(map(re.escape, updates))
+    return changed(config, target_modules=targets, resolved=Resolved.of(forms))

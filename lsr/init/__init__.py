@@ -4,6 +4,6 @@ Everything runs in float64, one layer at a time, or one group of layers that sha
 model unchanged, because B1 or the core is zero. Only `warm` begins with an update, that of a short training run.
 """
 
-from lsr.init.initialization import INITIALIZATIONS
+from lsr.init.initialization import INITIALIZATIONS, read_examples
 
-__all__ = ["INITIALIZATIONS"]
+__all__ = ["INITIALIZATIONS", "read_examples"]

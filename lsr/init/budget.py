@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from math import hypot
+from math import hypot, inf
 
 import torch
 
@@ -22,13 +22,18 @@ def allocate(
         ValueError: if the budget is not positive or exceeds what the layers can hold, or all gradients are zero.
     """
     norm = hypot(*map(norm_of, statistics.values()))
-    if not 0 < norm < float("inf"):
+    if not 0 < norm < inf:
         raise ValueError(f"cannot allocate directions: the norm of the gradients is {norm}")
-    values = {name: leading_svd(matrix, min(MOST, *shape_of(matrix)), seed)[1] for name, matrix in statistics.items()}
-    most = sum(map(len, values.values()))
-    if not 1 <= budget <= most:
-        raise ValueError(f"the budget must be in [1, {most}], at most {MOST} directions per layer, got {budget}")
-    names = [name for name, of_layer in values.items() for _ in of_layer]
-    order = torch.cat(list(values.values())).argsort(descending=True, stable=True)[:budget]
-    chosen = Counter(names[index] for index in order.tolist())
-    return {name: chosen[name] for name in values if name in chosen}
+    names = list[str]()  # the layer of each singular value
+    values = []
+    for name, matrix in statistics.items():
+        count = min(MOST, *shape_of(matrix))
+        _, of_layer, _ = leading_svd(matrix, count, seed)
+        names += [name] * count
+        values.append(of_layer)
+    if not 1 <= budget <= len(names):
+        allowed = f"in [1, {len(names)}], at most {MOST} directions per layer"
+        raise ValueError(f"the budget must be {allowed}, got {budget}")
+    order = torch.cat(values).argsort(descending=True, stable=True)
+    chosen = Counter(names[index] for index in order[:budget].tolist())
+    return {name: chosen[name] for name in statistics if name in chosen}

@@ -21,25 +21,37 @@ def directed_start(source: Source) -> Start:
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
     form = source.form
-    left, right = leading_frames(matrices_of([source]), form.rank, source.seed)
+    matrices = matrices_of([source])
+    left, right = leading_frames(matrices, form.rank, source.seed)
     a, b = nearest_factors(left, right, form)
     # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
     # LoRA's has on average.
     size = 1 / sqrt(form.separation_rank)
     for factor in (*a[1:], *b[1:]):
-        factor *= size / factor.square().mean().sqrt()
-    length = torch.linalg.matrix_norm(kron_sum(*a)[:, : form.in_features])
-    return Start([a[0] * (sqrt(form.rank / 3) / length), *a[1:]], [torch.zeros_like(b[0]), *b[1:]])
+        mean = factor.square().mean()
+        factor *= size / mean.sqrt()
+    rows = kron_sum(*a)[:, : form.in_features]
+    length = torch.linalg.matrix_norm(rows)
+    usual = sqrt(form.rank / 3)
+    a[0] = a[0] * (usual / length)
+    b[0] = torch.zeros_like(b[0])
+    return Start(a, b)
 
 
-def nearest_factors(left: Tensor, right: Tensor, form: Form) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the factors of A and B that are nearest to B (m, r) and A (r, n)."""
-    rows = F.pad(right, (0, form.in_width - form.in_features))
-    columns = F.pad(left, (0, 0, 0, form.out_width - form.out_features))
-    return (
-        nearest_kron_sum(rows, form.rank_shape, form.in_shape, form.separation_rank),
-        nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank),
-    )
+def nearest_factors(
+    left: Tensor,  # B (m, r)
+    right: Tensor,  # A (r, n)
+    form: Form,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the factors of A and B that are nearest to these matrices."""
+    terms = form.separation_rank
+    missing = form.in_width - form.in_features
+    rows = F.pad(right, (0, missing))
+    a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, terms)
+    missing = form.out_width - form.out_features
+    columns = F.pad(left, (0, 0, 0, missing))
+    b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, terms)
+    return a, b
 
 
 def directed_frames(sources: Sequence[Source]) -> Start:
@@ -52,5 +64,6 @@ def directed_frames(sources: Sequence[Source]) -> Start:
     """
     first = sources[0]
     find = paired_frames if first.paired else leading_frames
-    left, right = find(matrices_of(sources), first.form.rank, first.seed)
-    return Start([right[None].contiguous()], [left[None].contiguous()])
+    matrices = matrices_of(sources)
+    left, right = find(matrices, first.form.rank, first.seed)
+    return Start.dense(right, left)

@@ -7,7 +7,7 @@ nothing of it stays in the model but, if asked for, the head. What is returned i
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import fmean
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsr.algebra.spectrum import Matrix
 from lsr.init.passes import (
     STEPS,
     Batch,
@@ -32,6 +31,7 @@ from lsr.init.passes import (
     untracked,
     widths,
 )
+from lsr.init.source import Matrices
 
 RANK = 16
 RATE = 0.001
@@ -43,19 +43,20 @@ JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of
 # The share of the learning rates, and that of the steps over which they rise; each follows if those before have failed.
 ATTEMPTS = ((1.0, 0.0), (1.0, 0.1), (0.5, 0.1))
 
+Layers = Mapping[str, nn.Module]  # by name
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
 
 
 def examples_gradients(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Layers,
     batches: Iterable[Batch],
     head: Sequence[nn.Module] = (),
     *,
     steps: int = STEPS,
     seed: int = 0,
     track: Track = untracked,
-) -> dict[str, Matrix]:  # (m, n) each
+) -> Matrices:  # (m, n) each
     """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
 
     `model(**batch).loss` is taken to be the mean over the batch, so each batch is weighted by its size. Takes one pass,
@@ -74,9 +75,9 @@ def examples_gradients(
     initialize from the gradient's singular vectors.
     """
     listed = list(batches)
+    weights = list(dict.fromkeys(layer.get_parameter("weight") for layer in layers.values()))  # some are tied
     totals: dict[Tensor, Tensor] = {}
     examples = 0
-    weights = {name: cast("nn.Parameter", layer.weight) for name, layer in layers.items()}
 
     def add(weight: Tensor) -> None:
         gradient = cast("Tensor", weight.grad).to("cpu", torch.float64)
@@ -85,21 +86,26 @@ def examples_gradients(
 
     with (
         fitted_head(model, head, listed, steps=steps, seed=seed, track=track),
-        undisturbed(model, weights.values()),
+        undisturbed(model, weights),
         torch.enable_grad(),
         ExitStack() as hooks,
     ):
-        for weight in dict.fromkeys(weights.values()):  # some are tied
+        for weight in weights:
             hooks.enter_context(weight.register_post_accumulate_grad_hook(add))
         for batch in track(listed, "gradients"):
             loss = loss_of(model, batch)
             size = len(next(iter(batch.values())))
             examples += size
             if loss.requires_grad:
-                loss.backward(inputs=list(weights.values()))
-    gradients: dict[str, Matrix] = {}
+                loss.backward(inputs=weights)
+    return _means(layers, totals, examples)
+
+
+def _means(layers: Layers, totals: Mapping[Tensor, Tensor], examples: int) -> Matrices:  # (m, n) each
+    # The mean gradient of each layer, from the totals by weight.
+    gradients = {}
     for name, layer in layers.items():
-        total = totals.get(weights[name])
+        total = totals.get(layer.get_parameter("weight"))
         if total is None:
             raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
         if not torch.isfinite(total).all():
@@ -111,7 +117,7 @@ def examples_gradients(
 
 def examples_updates(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Layers,
     batches: Iterable[Batch],
     head: Sequence[nn.Module] = (),
     *,
@@ -120,7 +126,7 @@ def examples_updates(
     seed: int = 0,
     keep_head: bool = False,
     track: Track = untracked,
-) -> dict[str, Matrix]:  # (m, k) and (k, n) each
+) -> Matrices:  # (m, k) and (k, n) each
     """Return each layer's update as a product of two factors of rank `rank`.
 
     The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
@@ -149,10 +155,14 @@ def examples_updates(
         _added(layers, pairs),
     ):
         _train(model, pairs, parameters, listed, track)
-    return {name: (SCALING * b.detach().cpu().double(), a.detach().cpu().double()) for name, (a, b) in pairs.items()}
+    updates = {}
+    for name, (a, b) in pairs.items():
+        left = b.detach().cpu().double()
+        updates[name] = SCALING * left, a.detach().cpu().double()
+    return updates
 
 
-def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, Pair]:
+def _pairs(layers: Layers, rank: int, seed: int) -> dict[str, Pair]:
     """Return a fresh LoRA for each layer, in at least float32: A random, B zero."""
     draws = torch.Generator().manual_seed(seed)
     pairs = {}
@@ -166,13 +176,15 @@ def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, P
 
 
 @contextmanager
-def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterator[None]:
+def _added(layers: Layers, pairs: Mapping[str, Pair]) -> Iterator[None]:
     """Have each layer add the update of its pair to its output."""
 
     def add(pair: Pair, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x = inputs[0]
         a, b = pair
-        return output + SCALING * F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)).to(output.dtype)
+        hidden = F.linear(x, a.to(x.dtype))
+        added = F.linear(hidden, b.to(x.dtype))
+        return output + SCALING * added.to(output.dtype)
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
@@ -183,36 +195,20 @@ def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterat
 def _train(
     model: nn.Module, pairs: Mapping[str, Pair], head: Sequence[nn.Parameter], batches: Sequence[Batch], track: Track
 ) -> None:
-    # Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest. The first must
-    # not diverge; later ones may.
-    factors = [factor for pair in pairs.values() for factor in pair]
-    trained = [*factors, *head]
+    # Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest.
+    trained = [*(factor for pair in pairs.values() for factor in pair), *head]
     is_judged = bool(head) and len(batches) >= JUDGED_STEPS
     begin = copied_values(trained)
     first = math.inf  # the mean loss of the first quarter of the first run
     ends: list[float] = []  # that of the last quarter of each run; infinity if it diverged
-    values: list[list[Tensor]] = []  # what each ends with
+    values = []  # what each ends with
     for slower, warm_up in ATTEMPTS:
         set_values(trained, begin)
-        losses: list[float] = []
-        steps = descend(
-            model,
-            [(factors, slower * RATE), (head, slower * HEAD_RATE)],
-            batches,
-            "short training run",
-            track,
-            share=partial(_share, len(batches), round(warm_up * len(batches))),
-            weight_decay=0.0,
-            largest_norm=LARGEST_NORM,
-        )
+        share = partial(_share, len(batches), round(warm_up * len(batches)))
         try:
-            for loss, gradients in steps:
-                for name, gradient in zip(pairs, gradients[::2], strict=False):  # there are those of the head, too
-                    if gradient is None:
-                        raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
-                losses.append(loss)
+            losses = _losses(model, pairs, head, batches, track, slower, share)
         except ValueError:
-            if not ends:
+            if not ends:  # the first run must not diverge; later ones may
                 raise
             losses = [math.inf]
         quarter = -(-len(losses) // 4)
@@ -225,13 +221,50 @@ def _train(
     best = ends.index(min(ends))
     set_values(trained, values[best])
     if len(ends) > 1:
-        slower_too = " and then with lower learning rates" if len(ends) > 2 else ""
-        warnings.warn(
-            f"the loss of the short training run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
-            f"a warm-up{slower_too}: run {1 + best} of {len(ends)} is used, which led to {ends[best]:.3f}",
-            stacklevel=3,  # the caller of examples_updates
-        )
+        _warn_of_repeated(first, ends, best)
 
 
-def _share(count: int, rising: int, done: int) -> float:  # of the learning rates, which rise, and then fall to zero
-    return (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
+def _losses(
+    model: nn.Module,
+    pairs: Mapping[str, Pair],
+    head: Sequence[nn.Parameter],
+    batches: Sequence[Batch],
+    track: Track,
+    slower: float,
+    share: Callable[[int], float],
+) -> list[float]:
+    # Take a step per batch, with `slower` times the usual learning rates; return the losses.
+    factors = [factor for pair in pairs.values() for factor in pair]
+    steps = descend(
+        model,
+        [(factors, slower * RATE), (head, slower * HEAD_RATE)],
+        batches,
+        "short training run",
+        track,
+        share=share,
+        weight_decay=0.0,
+        largest_norm=LARGEST_NORM,
+    )
+    losses = []
+    for loss, gradients in steps:
+        for name, gradient in zip(pairs, gradients[::2], strict=False):  # there are those of the head, too
+            if gradient is None:
+                raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
+        losses.append(loss)
+    return losses
+
+
+def _warn_of_repeated(first: float, ends: Sequence[float], best: int) -> None:
+    slower_too = " and then with lower learning rates" if len(ends) > 2 else ""
+    warnings.warn(
+        f"the loss of the short training run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
+        f"a warm-up{slower_too}: run {1 + best} of {len(ends)} is used, which led to {ends[best]:.3f}",
+        stacklevel=4,  # the caller of examples_updates
+    )
+
+
+def _share(count: int, rising: int, done: int) -> float:
+    """Return the share of the learning rates in a step, which rises, and then falls to zero."""
+    if done < rising:
+        return (done + 1) / rising
+    return 1 - (done - rising) / (count - rising)

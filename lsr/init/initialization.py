@@ -6,15 +6,14 @@ short training run, which accumulates gradients.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from lsr.algebra.spectrum import Matrix
 from lsr.init.directions import directed_frames, directed_start
 from lsr.init.examples import examples_gradients, examples_updates
 from lsr.init.random_factors import fresh_core, random_frames, random_start
-from lsr.init.source import Source, Start
+from lsr.init.source import Matrices, Source, Start
 from lsr.init.warm import warm_core, warm_start
 
 
@@ -32,7 +31,7 @@ class Initialization(NamedTuple):
     start: Callable[[Source], Start]
     frames: Callable[[Sequence[Source]], Start]
     core: Callable[[Source, Tensor, Tensor], Tensor] = fresh_core  # of B (m, r) and A (r, n)
-    read: Callable[..., dict[str, Matrix]] | None = None
+    read: Callable[..., Matrices] | None = None
 
 
 INITIALIZATIONS = {
@@ -44,3 +43,16 @@ INITIALIZATIONS = {
         "update", warm_start, directed_frames, warm_core, read=partial(examples_updates, keep_head=True)
     ),
 }
+
+
+def read_examples(word: str, *arguments: Any, **options: Any) -> Matrices:
+    """Return what the initialization of this name reads of examples, given the arguments of `examples_gradients`.
+
+    Raises:
+        ValueError: as that; or if the initialization reads no examples.
+    """
+    read = INITIALIZATIONS[word].read
+    if read is None:
+        words = " or ".join(repr(name) for name, scheme in INITIALIZATIONS.items() if scheme.read)
+        raise ValueError(f"init_weights must be {words} to start from examples, got {word!r}")
+    return read(*arguments, **options)

@@ -6,6 +6,7 @@ is passed to `model(**batch)` as is, so it must be on the model's device.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -54,7 +55,8 @@ def undisturbed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterato
     """
     chosen = list(parameters)
     modes = [(module, module.training) for module in model.modules()]
-    states = [(parameter, parameter.requires_grad) for parameter in dict.fromkeys((*model.parameters(), *chosen))]
+    every = dict.fromkeys((*model.parameters(), *chosen))
+    states = [(parameter, parameter.requires_grad) for parameter in every]
     gradients = [parameter.grad for parameter in chosen]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(sorted(devices, key=str)):
@@ -93,15 +95,14 @@ def descend(
     Raises:
         ValueError: if a loss is not finite; names the pass and the step.
     """
-    exact = {
-        parameter: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-        for parameters, _ in groups
-        for parameter in parameters
-    }
-    optimizer = torch.optim.AdamW(
-        [{"params": [exact[parameter] for parameter in parameters], "lr": rate} for parameters, rate in groups],
-        weight_decay=weight_decay,
-    )
+    exact = {}
+    options = []
+    for parameters, rate in groups:
+        for parameter in parameters:
+            precise = torch.promote_types(parameter.dtype, torch.float32)
+            exact[parameter] = parameter.detach().to(precise, copy=True)
+        options.append({"params": [exact[parameter] for parameter in parameters], "lr": rate})
+    optimizer = torch.optim.AdamW(options, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     for step, batch in enumerate(track(batches, title), 1):
         with torch.enable_grad():
@@ -165,10 +166,7 @@ def fitted_head(
     try:
         if steps and parameters:
             _check_labels(batches)
-            draws = torch.Generator().manual_seed(seed)
-            first = torch.randperm(len(batches), generator=draws)  # each round is in an order of this order
-            rounds = [first[torch.randperm(len(batches), generator=draws)] for _ in range(0, steps, len(batches))]
-            planned = [batches[index] for index in torch.cat(rounds).tolist()[:steps]]
+            planned = _in_rounds(batches, steps, seed)
             with undisturbed(model, parameters):
                 for rate in RATES:
                     set_values(parameters, begin)
@@ -181,8 +179,22 @@ def fitted_head(
             set_values(parameters, begin)
 
 
+def _in_rounds(batches: Sequence[Batch], steps: int, seed: int) -> list[Batch]:
+    """Return a batch per step: all of them over and over, each time in a new order."""
+    draws = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randperm, len(batches), generator=draws)
+    first = draw()  # each round is in an order of this order
+    rounds = [first[draw()] for _ in range(0, steps, len(batches))]
+    order = torch.cat(rounds).tolist()
+    return [batches[index] for index in order[:steps]]
+
+
 def _is_dead_after(
-    rate: float, model: nn.Module, parameters: Sequence[nn.Parameter], batches: Sequence[Batch], track: Track
+    rate: float,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Sequence[Batch],
+    track: Track,
 ) -> bool:
     # Take one step per batch. If none of the last gradients is left, the head has learned the batch by heart; if only
     # some are, they end within the head.
@@ -196,17 +208,20 @@ def _is_dead_after(
 
 def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Parameter]:
     """Return the parameters of a head that no other module uses."""
-    inside = {module for part in head for module in part.modules()}
-    others = (module for module in model.modules() if module not in inside)
-    shared = {parameter for module in others for parameter in module.parameters(recurse=False)}
-    own = dict.fromkeys(parameter for part in head for parameter in part.parameters())
-    return [parameter for parameter in own if parameter not in shared]
+    parts = nn.ModuleList(head)
+    inside = set(parts.modules())
+    shared = set[nn.Parameter]()
+    for module in model.modules():
+        if module not in inside:
+            shared.update(module.parameters(recurse=False))
+    return [parameter for parameter in parts.parameters() if parameter not in shared]
 
 
 def _check_labels(batches: Sequence[Batch]) -> None:
     every = [batch["labels"] for batch in batches if "labels" in batch]  # without them, the model returns no loss
-    first = every[0][0] if every else None
-    if first is not None and all(labels.shape[1:] == first.shape and (labels == first).all() for labels in every):
-        raise ValueError(
-            f"all {sum(map(len, every))} examples have the label {first.tolist()}: a head needs at least two"
-        )
+    if not every:
+        return
+    first = every[0][0]
+    if all(labels.shape[1:] == first.shape and (labels == first).all() for labels in every):
+        count = sum(map(len, every))
+        raise ValueError(f"all {count} examples have the label {first.tolist()}: a head needs at least two")

@@ -25,12 +25,13 @@ def random_start(source: Source) -> Start:
         "factor_B1": 0.0 if source.zero else 1 / sqrt(3 * form.rank),
         "factor_B2": second,
     }
+    factors = []
     with torch.device("cpu"):
-        drawn = [
-            scales[name] * torch.randn(*shape, generator=source.generator) for name, shape in form.factor_shapes.items()
-        ]
+        for name, shape in form.factor_shapes.items():
+            drawn = torch.randn(*shape, generator=source.generator)
+            factors.append(scales[name] * drawn)
     count = len(form.rank_shape)
-    return Start(drawn[:count], drawn[count:])
+    return Start(factors[:count], factors[count:])
 
 
 def random_frames(sources: Sequence[Source]) -> Start:
@@ -39,13 +40,15 @@ def random_frames(sources: Sequence[Source]) -> Start:
     generator = sources[0].generator
 
     def draw(width: int) -> Tensor:  # (width, r), orthonormal columns
-        return torch.linalg.qr(torch.randn(form.rank, width, generator=generator, dtype=torch.float64).T).Q
+        drawn = torch.randn(form.rank, width, generator=generator, dtype=torch.float64)
+        basis, _ = torch.linalg.qr(drawn.T)
+        return basis
 
     # Name the device: under `with torch.device("meta")` nothing would be drawn.
     with torch.device("cpu"):
         right = draw(form.in_features)
         left = draw(form.out_features)
-    return Start([right.T[None].contiguous()], [left[None].contiguous()])
+    return Start.dense(right.T, left)
 
 
 def fresh_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
@@ -53,4 +56,7 @@ def fresh_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n
     rank = source.form.rank
     shape = [rank] if source.paired else [rank, rank]
     with torch.device("cpu"):
-        return torch.zeros(shape) if source.zero else torch.randn(shape, generator=source.core_generator) / rank**0.5
+        if source.zero:
+            return torch.zeros(shape)
+        drawn = torch.randn(shape, generator=source.core_generator)
+        return drawn / rank**0.5

@@ -1,6 +1,6 @@
 """What an initialization may read of a layer, and what it returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix, norm_of
+
+Matrices = Mapping[str, Matrix]  # what initializations read of examples, (m, n) by layer name
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Start:
 
     a: list[Tensor]  # (s, r_i, n_i) each
     b: list[Tensor]  # (s, m_i, r_i) each
+
+    @classmethod
+    def dense(cls, a: Tensor, b: Tensor) -> "Start":  # (r, n), (m, r)
+        """Return the initial factors that are these matrices."""
+        return cls([a[None].contiguous()], [b[None].contiguous()])
 
 
 def matrices_of(sources: Sequence[Source]) -> list[Matrix]:

@@ -10,13 +10,19 @@ from lsr.init.source import Source, Start, matrices_of
 
 def warm_start(source: Source) -> Start:
     """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself."""
-    left, values, right = leading_svd(matrices_of([source])[0], source.form.rank, source.seed)
+    (matrix,) = matrices_of([source])
+    left, values, right = leading_svd(matrix, source.form.rank, source.seed)
     roots = (values / source.scaling).sqrt()
     a, b = nearest_factors(left * roots, roots[:, None] * right, source.form)
     return Start(balance(*a), balance(*b))
 
 
-def warm_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
+def warm_core(
+    source: Source,
+    b: Tensor,  # (m, r)
+    a: Tensor,  # (r, n)
+) -> Tensor:  # (r, r), or (r,) of paired ones
     """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored."""
     between = diagonal_between if source.paired else core_between
-    return between(source.matrix(), b.double(), a.double()) / source.scaling
+    core = between(source.matrix(), b.double(), a.double())
+    return core / source.scaling

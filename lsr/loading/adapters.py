@@ -1,8 +1,7 @@
 """Adapters of any method of PEFT on their base models: loaded, merged, and asked for what is compared."""
 
-from collections.abc import Mapping
 from copy import deepcopy
-from functools import partial
+from itertools import filterfalse
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,23 @@ from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.fields import START, config_of
 from lsr.loading.updates import LSR, check_config
 from lsr.tuner.files import CONFIG, PREFIX, WRAPPED, Files, read_files
-from lsr.tuner.mistakes import explained
-from lsr.tuner.packing import dtype_name
+from lsr.tuner.mistakes import check_held, explained
+from lsr.tuner.options import Fields
+from lsr.tuner.packing import Tensors, dtype_name
 
-ROWS, LENGTH, SEED = 8, 16, 0  # of the token ids that models are asked for
+# Of the token ids that models are asked for.
+ROWS = 8
+LENGTH = 16
+SEED = 0
 RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
-HALF = (torch.bfloat16, torch.float16)
+HALF = {torch.bfloat16, torch.float16}
+ATEN = torch.ops.aten
 FROM_TENSOR = {  # operations that take sizes after a tensor
-    *(torch.ops.aten.new_empty, torch.ops.aten.new_zeros, torch.ops.aten.new_ones, torch.ops.aten.new_full),
-    torch.ops.aten.repeat,
+    ATEN.new_empty,
+    ATEN.new_zeros,
+    ATEN.new_ones,
+    ATEN.new_full,
+    ATEN.repeat,
 }
 ROOM = 1 << 20  # entries that a method may create of any base model, beside as many as this one and the file have
 
@@ -44,8 +51,9 @@ def load_adapter(adapter: Path | Files, base: str | None = None, method: str | N
     the adapter's head. `method` is the one that is needed, any if None. The errors are those of `read_files`,
     `load_base` and `load_onto`.
     """
-    files = adapter if isinstance(adapter, Files) else read_files(adapter, method)
-    return load_onto(load_base(files.fields, files.tensors, base), files).float()  # files may hold float64
+    files = read_files(adapter, method)
+    model = load_base(files.fields, files.tensors, base)
+    return load_onto(model, files).float()  # files may hold float64
 
 
 def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False) -> PeftModel:
@@ -57,18 +65,17 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
     Raises:
         InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
-    files = adapter if isinstance(adapter, Files) else read_files(adapter)
+    files = read_files(adapter)
     config = _config_of(files, base)
     config.inference_mode = not trainable
     device = next(base.parameters()).device
     # Do not initialize factors that are about to be loaded, unless it changes the base model, as PiSSA, or PEFT would
     # round what it loads to the dtype of the base model.
-    is_precise = not any(parameter.dtype in HALF for parameter in base.parameters())
+    dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
     changes_base = isinstance(getattr(config, START, None), str) or getattr(config, "layer_replication", None)
-    is_empty = is_precise and not changes_base
+    is_empty = not changes_base and HALF.isdisjoint(dtypes.values())
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     entries = sum(tensor.numel() for tensor in (*base.parameters(), *files.tensors.values()))
-    dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
     with explained(f"{files.folder}: does not fit the base model", *MISFITS):
         with _Bounded(entries + ROOM):
             model = kind(base, config, low_cpu_mem_usage=is_empty)
@@ -79,8 +86,11 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
         if hasattr(tuner, "_cast_adapter_dtype"):  # methods that add tokens instead of layers have none
             tuner._cast_adapter_dtype("default", autocast_adapter_dtype=True)
     for name, parameter in model.named_parameters():  # PEFT has put tensors of the file in their place
-        parameter.data = parameter.data.to(dtypes.get(_name_in_base(name), parameter.dtype))
-    return model if trainable else model.eval()
+        dtype = dtypes.get(_name_in_base(name), parameter.dtype)
+        parameter.data = parameter.data.to(dtype)
+    if trainable:
+        return model
+    return model.eval()
 
 
 @torch.no_grad()
@@ -94,12 +104,13 @@ def merged(model: PeftModel, files: Files) -> Any:
     with explained(f"{files.folder}: {files.method} cannot be merged", *MISFITS):
         for name, module in list(base.named_modules()):
             if isinstance(module, ModulesToSaveWrapper):  # most methods leave a head of several layers in its wrapper
-                base.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
+                head = module.unload_and_optionally_merge_module(True, False, None)
+                base.set_submodule(name, head)
         return model.merge_and_unload()
 
 
 @torch.no_grad()
-def outputs(model: Any, rows: int = ROWS, state: Mapping[str, Tensor] | None = None) -> Tensor | None:  # float64
+def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tensor | None:  # float64
     """Return the model's first output, the logits if it has a head, for seeded token ids of its vocabulary.
 
     None if it reads no token ids, such as a model of images. `state` is in place of its own tensors of these names.
@@ -109,13 +120,20 @@ def outputs(model: Any, rows: int = ROWS, state: Mapping[str, Tensor] | None = N
     if not isinstance(embeddings, nn.Embedding):
         return None
     positions = getattr(model.config, "max_position_embeddings", None) or 0
-    if positions < 1:  # XLNet, which has no table of them, says -1
-        positions = LENGTH + RESERVED
-    shape = ROWS, max(1, min(LENGTH, positions - RESERVED))
-    ids = torch.randint(embeddings.num_embeddings, shape, generator=torch.Generator().manual_seed(SEED))
-    names = ["input_ids", *(["decoder_input_ids"] if model.config.is_encoder_decoder else [])]
-    call = partial(functional_call, model, dict(state or {}), (), tie_weights=False)
-    return torch.cat([call({**dict.fromkeys(names, row[None]), "return_dict": True})[0].double() for row in ids[:rows]])
+    length = LENGTH
+    if positions >= 1:  # XLNet, which has no table of them, says -1
+        length = max(1, min(LENGTH, positions - RESERVED))
+    draws = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(embeddings.num_embeddings, (ROWS, length), generator=draws)
+    replaced = dict(state or {})
+    logits = []
+    for row in ids[:rows]:
+        inputs = {"input_ids": row[None], "return_dict": True}
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = row[None]
+        output = functional_call(model, replaced, (), inputs, tie_weights=False)
+        logits.append(output[0].double())
+    return torch.cat(logits)
 
 
 def _name_in_base(name: str) -> str:
@@ -128,8 +146,8 @@ def _name_in_base(name: str) -> str:
 def _config_of(files: Files, base: nn.Module) -> PeftConfig:  # checked before any memory of its sizes is taken
     if files.method == LSR:
         return check_config(files)
-    matrices = (parameter for parameter in base.parameters() if parameter.dim() == 2)
-    widest = max((min(matrix.shape) for matrix in matrices), default=0)
+    sides = [min(parameter.shape) for parameter in base.parameters() if parameter.dim() == 2]
+    widest = max(sides, default=0)
     with explained(files.folder / CONFIG, *MISFITS):
         return config_of(deepcopy(files.fields), widest)
 
@@ -145,7 +163,11 @@ class _Bounded(TorchDispatchMode):
         self.most = self.left = most
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Fields | None = None,
     ) -> Any:
         options = kwargs or {}
         if str(options.get("device")) != "meta":
@@ -160,24 +182,23 @@ def _created(operation: Any, args: tuple[Any, ...]) -> int:
     if any(isinstance(value, Tensor) for value in args):
         if operation not in FROM_TENSOR:
             return 0
-        if operation is torch.ops.aten.repeat:
-            return prod(args[1]) * args[0].numel()
-        return prod(args[1])
+        tensor, sizes, *_ = args
+        return prod(sizes) * (tensor.numel() if operation is ATEN.repeat else 1)
     lists = [value for value in args if isinstance(value, list | tuple)]  # some have bounds or moments before it
     sizes = lists[0] if lists else args[:1]
     if not all(isinstance(size, int) for size in sizes):
         return 0
-    return prod(sizes) ** (2 if operation is torch.ops.aten.eye else 1)
+    axes = 2 if operation is ATEN.eye else 1
+    return prod(sizes) ** axes
 
 
-def _check_complete(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+def _check_complete(model: PeftModel, tensors: Tensors) -> None:
     # That a file holds exactly the tensors of a model's adapter, head and biases: PEFT checks their shapes alone.
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     # With bias="all" PEFT also lists the biases inside the wrapper of a head.
-    expected, held = ({name for name in side if not WRAPPED.search(name)} for side in (state, tensors))
-    for name in sorted(expected ^ held):
-        problem = "is missing" if name in expected else "is no part of this adapter on this base model"
-        raise ValueError(f"{name} {problem}")
+    expected = set(filterfalse(WRAPPED.search, state))
+    check_held(set(filterfalse(WRAPPED.search, tensors)), expected, "this adapter on this base model")
     for name in sorted(expected):
-        if state[name].is_floating_point() and not tensors[name].is_floating_point():
-            raise ValueError(f"{name} holds {dtype_name(tensors[name].dtype)} values; needed: floating-point ones")
+        tensor = tensors[name]
+        if state[name].is_floating_point() and not tensor.is_floating_point():
+            raise ValueError(f"{name} holds {dtype_name(tensor.dtype)} values; needed: floating-point ones")

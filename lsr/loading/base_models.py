@@ -8,7 +8,7 @@ A distribution declares which base model a package holds, and a function that re
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
@@ -25,11 +24,23 @@ from lsr.loading.padding import set_padding
 from lsr.tuner.card import CLASSES
 from lsr.tuner.files import CONFIG, PREFIX, VOCABULARIES
 from lsr.tuner.mistakes import InputError, NoBaseError, explained
+from lsr.tuner.options import Fields
+from lsr.tuner.packing import Tensors
 
 PACKAGED = "lsr.base_models"  # entry points
 MISFITS = (  # what transformers and PEFT raise if files do not fit
-    *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
-    *(SafetensorError, ArithmeticError, RecursionError, re.error),  # such as a division by a rank of zero
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    SafetensorError,
+    ArithmeticError,  # such as a division by a rank of zero
+    RecursionError,
+    re.error,
 )
 
 
@@ -39,12 +50,18 @@ def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -
     Its weights are float32, in which adapters are trained and exported, whatever the dtype of the checkpoint. Code that
     the model brings is not run; transformers would ask on the terminal.
     """
-    safe = {"use_safetensors": True, "trust_remote_code": False}
     with explain_base(name):
-        return kind.from_pretrained(name, revision=revision, dtype=torch.float32, **safe, **more)
+        return kind.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **more,
+        )
 
 
-def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
+def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreTrainedModel:
     """Return the base model named in an adapter's configuration, or `base`, with a head that fits the tensors.
 
     A classifier's configuration has the padding token of the base model's own tokenizer, if it has a tokenizer.
@@ -53,7 +70,8 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
         InputError: if it does not exist, cannot be loaded, or does not fit the tensors.
     """
     name, revision = locate(fields, base)
-    kind, own = class_of(fields), {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    kind = class_of(fields)
+    own = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     with explain_base(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     with explain_base(name), torch.device("meta"):
@@ -63,11 +81,17 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
         if key in state and value.dim() == 2 and len(value) != len(state[key]):  # a head has a row for each label
             config.num_labels = len(value)
     # Tensors of the head may have other shapes: the adapter replaces them.
-    options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = load_model(kind, name, revision, **options)
-    for key, found, wanted in sorted(info["mismatched_keys"]):
+    model, info = load_model(
+        kind,
+        name,
+        revision,
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    for key, shape, needed in sorted(info["mismatched_keys"]):
         if key not in own:
-            raise InputError(f"base model {name}: {key} is {by(found)}, but the adapter is for {by(wanted)}")
+            raise InputError(f"base model {name}: {key} is {by(shape)}, but the adapter is for {by(needed)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
     if is_classifier(model):
@@ -82,10 +106,12 @@ def is_classifier(model: Any) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
-def load_tokenizer(fields: Mapping[str, Any], folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(fields: Fields, folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer in an adapter's folder, or else that of its base model; None if neither has one."""
     own = tokenizer_in(str(folder), None)
-    return tokenizer_in(*locate(fields, base)) if own is None else own
+    if own is not None:
+        return own
+    return tokenizer_in(*locate(fields, base))
 
 
 def tokenizer_in(name: str, revision: str | None) -> PreTrainedTokenizerBase | None:
@@ -103,7 +129,7 @@ def _has_file(name: str, revision: str | None, file: str) -> bool:
     return False
 
 
-def locate(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
+def locate(fields: Fields, base: str | None) -> tuple[str, str | None]:
     """Return the folder or hub repository of an adapter's base model, or `base`, and its revision.
 
     Raises:
@@ -118,7 +144,9 @@ def locate(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None
         return name, None
     revision = fields.get("revision")
     folder = _packaged(name, revision)
-    return (name, revision) if folder is None else (folder, None)
+    if folder is None:
+        return name, revision
+    return folder, None
 
 
 def _packaged(name: str, revision: str | None) -> str | None:
@@ -144,18 +172,20 @@ def smollm2() -> str:
     return str(folder)
 
 
-def class_of(fields: Mapping[str, Any]) -> Any:
+def class_of(fields: Fields) -> Any:
     """Return the class of a base model: that of the task, or, without one, the class that PEFT names instead.
 
     Raises:
         NoBaseError: if there is neither, or the class is none of transformers.
     """
-    task, mapping = fields.get("task_type"), fields.get("auto_mapping")
+    task = fields.get("task_type")
+    mapping = fields.get("auto_mapping")
     if task in CLASSES:
         return getattr(transformers, CLASSES[task])
     if not isinstance(mapping, dict):
         raise NoBaseError(f"{CONFIG}: names no task and no class of the base model")
-    module, name = str(mapping.get("parent_library")), str(mapping.get("base_model_class"))
+    module = str(mapping.get("parent_library"))
+    name = str(mapping.get("base_model_class"))
     kind = getattr(transformers, name, None) if module.startswith("transformers.") else None
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         raise NoBaseError(f"{CONFIG}: auto_mapping names {module}.{name}, which is not a model of transformers")

@@ -5,17 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
-from lsr.loading.task import MOST_LABELS, TENANTS, checked_note
-from lsr.loading.updates import LORA_FACTOR, LSR, Update, check_config, updates_in
+from lsr.loading.task import MOST_LABELS, TENANTS, are_names, checked_note
+from lsr.loading.updates import LORA_FACTOR, LSR, Updates, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
-from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.forms import form_in_file
+from lsr.tuner.mistakes import InputError, check_held, explained
+from lsr.tuner.options import Fields
+from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
+
+Modules = Mapping[str, nn.Module]  # by name
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,11 @@ class Contents:
     """The contents of an adapter's folder."""
 
     source: str
-    base: Mapping[str, Any]  # the configuration's BASE_FIELDS, which describe the base model
-    updates: Mapping[str, Update]  # by layer
-    heads: Mapping[str, Tensor]  # the tensors that it trained in full, by name in the base model
+    base: Fields  # the configuration's BASE_FIELDS, which describe the base model
+    updates: Updates  # by layer
+    heads: Tensors  # the tensors that it trained in full, by name in the base model
     endings: tuple[str, ...]  # of the names of the modules that it trained in full; with a dot before it a whole name
-    task: Mapping[str, Any] | None  # what task.json says, such as the names of labels; None if there is no such file
+    task: Fields | None  # what task.json says, such as the names of labels; None if there is no such file
     bias: str = "none"  # which biases are in `heads`, too: "lsr_only" for those of adapted layers, or "all"
     dropout: float = 0.0
     # Known of an adapter in a model but not of one in a folder:
@@ -40,50 +46,63 @@ class Contents:
         """The names of the labels, empty for a number, or else LABEL_0 and so on; None if there is no head either."""
         if self.task is not None and TENANTS not in self.task:
             return self.task.get("labels") or []
-        outputs = min((len(weight) for weight in self.heads.values() if weight.dim() == 2), default=0)
         if self.model_labels is not None:
             return self.model_labels
+        rows = [len(weight) for weight in self.heads.values() if weight.dim() == 2]
+        outputs = min(rows, default=0)
         if outputs == 0:
             return None
-        return numbered_labels(outputs) if outputs > 1 else []
+        if outputs == 1:
+            return []
+        return numbered_labels(outputs)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of the weight of each adapted layer: outputs and inputs."""
         return {name: update.frames.shape for name, update in self.updates.items()}
 
-    def whole(self, modules: Mapping[str, nn.Module]) -> list[str]:
+    def whole(self, modules: Modules) -> list[str]:
         """Return the modules of a base model that the adapter trained in full, by PEFT's rule for names."""
-        found: list[str] = []
+        whole: list[str] = []
         for name in modules:
-            if f".{name}".endswith(self.endings) and not name.startswith(tuple(f"{outer}." for outer in found)):
-                found.append(name)
-        return found
+            if not f".{name}".endswith(self.endings):
+                continue
+            if not name.startswith(tuple(f"{outer}." for outer in whole)):
+                whole.append(name)
+        return whole
 
-    def heads_on(self, modules: Mapping[str, nn.Module], labels: int) -> dict[str, dict[str, Tensor]]:
+    def heads_on(self, modules: Modules, labels: int) -> dict[str, dict[str, Tensor]]:
         """Return the adapter's tensors for each module of a base model, with so many labels, that it trained in full.
 
         Raises:
             ValueError: if a tensor is missing, is in no such module, or has another shape in anything but the number of
                 labels, or if the task names another number of labels.
         """
-        like = {name: modules[name].state_dict() for name in self.whole(modules)}
-        needed = {f"{name}.{key}": value for name, its in like.items() for key, value in its.items()}
-        for key in sorted(needed.keys() ^ self.heads.keys()):
-            raise ValueError(f"{key} is {'missing' if key in needed else 'no part of a head of the base model'}")
+        states = {name: modules[name].state_dict() for name in self.whole(modules)}
+        needed = {}
+        for name, state in states.items():
+            for key, value in state.items():
+                needed[f"{name}.{key}"] = value
+        check_held(self.heads, needed, "a head of the base model")
         labelled = by_label(needed, labels)
-        count = next((len(self.heads[key]) for key in labelled if self.heads[key].dim()), labels)
+        outputs = [len(self.heads[key]) for key in labelled if self.heads[key].dim()]
+        count = outputs[0] if outputs else labels
         for key, value in needed.items():
-            shape = (count, *value.shape[1:]) if key in labelled else value.shape
-            if self.heads[key].shape != shape:
-                raise ValueError(f"{key} of a head is {by(self.heads[key].shape)}, needed: {by(shape)}")
+            shape = value.shape
+            if key in labelled:
+                shape = torch.Size((count, *shape[1:]))
+            held = self.heads[key].shape
+            if held != shape:
+                raise ValueError(f"{key} of a head is {by(held)}, needed: {by(shape)}")
         if count > MOST_LABELS:
             raise ValueError(f"its head has {count:,} outputs; at most {MOST_LABELS:,} are allowed")
         check_labels((self.task or {}).get("labels"), count)
-        return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in like.items()}
+        for name, state in states.items():
+            states[name] = {key: self.heads[f"{name}.{key}"] for key in state}
+        return states
 
 
-def check_layers(shapes: Mapping[str, Sequence[int]], modules: Mapping[str, nn.Module]) -> None:
+def check_layers(shapes: Mapping[str, Sequence[int]], modules: Modules) -> None:
     """Check that a base model has layers of these names and of these shapes, outputs and inputs.
 
     Raises:
@@ -93,11 +112,11 @@ def check_layers(shapes: Mapping[str, Sequence[int]], modules: Mapping[str, nn.M
         check_layer(name, modules)
         n, m = widths(modules[name])
         if tuple(shape) != (m, n):
-            its = f"{by(shape)}, this one is {m} x {n}"
-            raise ValueError(f"layer {name!r}: the adapter is for a layer of {its}")
+            own = f"this one is {m} x {n}"
+            raise ValueError(f"layer {name!r}: the adapter is for a layer of {by(shape)}, {own}")
 
 
-def check_layer(name: str, modules: Mapping[str, nn.Module]) -> None:
+def check_layer(name: str, modules: Modules) -> None:
     """Check that a base model has a layer of this name that can be adapted.
 
     Raises:
@@ -114,8 +133,11 @@ def check_labels(names: Sequence[str] | None, outputs: int) -> None:
     Raises:
         ValueError: if not, or if two labels have the same name.
     """
-    if names is not None and not len(names) == len(set(names)) == outputs:
-        raise ValueError(f"its task names {len(set(names))} different labels, but its head has {outputs} outputs")
+    if names is None:
+        return
+    different = len(set(names))
+    if not len(names) == different == outputs:
+        raise ValueError(f"its task names {different} different labels, but its head has {outputs} outputs")
 
 
 def numbered_labels(count: int) -> list[str]:
@@ -123,7 +145,7 @@ def numbered_labels(count: int) -> list[str]:
     return [f"LABEL_{number}" for number in range(count)]
 
 
-def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:
+def by_label(head: Tensors, labels: int) -> list[str]:
     """Return the tensors of a head that have a row for each label."""
     return [name for name, value in head.items() if value.shape[:1] == (labels,)]
 
@@ -135,20 +157,21 @@ def read_contents(folder: str | Path | Files, method: str | None = None, *, with
         InputError: if it is neither, its files are inconsistent, or, unless `with_biases`, it trained biases of the
             base model.
     """
-    files = folder if isinstance(folder, Files) else read_files(folder, method)
-    fields, bias = files.fields, files.fields.get("bias", "none")
+    files = read_files(folder, method)
+    fields = files.fields
+    bias = fields.get("bias", "none")
     if bias != "none" and not with_biases:
         raise InputError(f"{files.folder}: trains biases of the base model (bias={bias!r}), which is not supported")
     names = fields.get("modules_to_save") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    if not are_names(names) or "" in names:
         raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
     updates = updates_in(files)
-    # With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
-    heads = {
-        name.removeprefix(PREFIX): value
-        for name, value in files.tensors.items()
-        if not (WRAPPED.search(name) or FACTOR.fullmatch(name) or LORA_FACTOR.fullmatch(name))
-    }
+    heads = {}
+    for name, value in files.tensors.items():
+        # With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
+        if WRAPPED.search(name) or FACTOR.fullmatch(name) or LORA_FACTOR.fullmatch(name):
+            continue
+        heads[name.removeprefix(PREFIX)] = value
     return Contents(
         source=str(files.folder),
         base={name: fields.get(name) for name in BASE_FIELDS},
@@ -161,20 +184,26 @@ def read_contents(folder: str | Path | Files, method: str | None = None, *, with
     )
 
 
-def read_on(modules: Mapping[str, nn.Module], folder: str | Path) -> Contents:
+def read_on(modules: Modules, folder: str | Path) -> Contents:
     """Read an adapter for a base model's modules, by name, with the errors of `read_contents` and `check_layers`.
 
     A and B of other widths than those of its layers are not computed.
     """
     files = read_files(folder)
     if files.method == LSR:
-        saved = check_config(files).resolved
-        shapes = {name: saved.layer(name) for name in factors_by_layer(files.tensors)} if saved else {}
+        config = check_config(files)
+        shapes = {}
+        for name in factors_by_layer(files.tensors):
+            form = form_in_file(config, name)
+            shapes[name] = form.out_features, form.in_features
         with explained(files.folder, TypeError, ValueError):
-            check_layers({name: (its.out_features, its.in_features) for name, its in shapes.items()}, modules)
+            check_layers(shapes, modules)
     return read_contents(files)
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:
     """Return the note in an adapter's folder, with the errors of `checked_note`; None if there is none."""
-    return checked_note(read_json(folder / TASK), folder) if (folder / TASK).exists() else None
+    path = folder / TASK
+    if not path.exists():
+        return None
+    return checked_note(read_json(path), folder)

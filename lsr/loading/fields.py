@@ -15,6 +15,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peft.utils import PeftType
 
 from lsr.tuner.mistakes import shortened
+from lsr.tuner.options import Fields
 
 MOST_STEPS = 64  # of a loop whose length is a field, such as the layers of an encoder
 MOST_VALUES = 100_000  # in the lists and objects of a field
@@ -22,10 +23,29 @@ MOST_LAYERS = 1_000  # that `layer_replication` may make
 
 # Of each method that has them.
 SHARED = (
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"),
-    *("layers_pattern", "rank_pattern", "alpha_pattern", "bias", "fan_in_fan_out", "r", "alpha", "init_weights"),
-    *("lora_alpha", "lora_dropout", "module_dropout", "rank_dropout"),
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "fan_in_fan_out",
+    "r",
+    "alpha",
+    "init_weights",
+    "lora_alpha",
+    "lora_dropout",
+    "module_dropout",
+    "rank_dropout",
 )
 _LORA = """
     use_rslora init_lora_weights loftq_config trainable_token_indices use_dora velora_config alora_invocation_tokens
@@ -94,14 +114,32 @@ _READ = {
 _ALLOWED = {method: frozenset((*SHARED, *names.split())) for method, names in _READ.items()}
 # What only initializes weights that the file holds, or is about the machine of whoever has trained.
 DROPPED = (
-    *("eva_config", "corda_config", "lora_ga_config", "megatron_core", "runtime_config"),
-    *("runtime_offload_base_weight", "progressbar", "prompt_tuning_init", "prompt_tuning_init_text"),
-    *("prompt_tuning_init_task", "prompt_tuning_init_state_dict_path", "tokenizer_name_or_path", "tokenizer_kwargs"),
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "megatron_core",
+    "runtime_config",
+    "runtime_offload_base_weight",
+    "progressbar",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "prompt_tuning_init_task",
+    "prompt_tuning_init_state_dict_path",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
 )
 # Fields that are the length of a loop in Python.
 STEPS = (
-    *("adapter_layers", "boft_n_butterfly_factor", "depth", "encoder_num_layers", "gralora_k", "n_skills"),
-    *("n_splits", "num_subspaces", "num_cayley_neumann_terms", "psoft_svd_lowrank_niter"),
+    "adapter_layers",
+    "boft_n_butterfly_factor",
+    "depth",
+    "encoder_num_layers",
+    "gralora_k",
+    "n_skills",
+    "n_splits",
+    "num_subspaces",
+    "num_cayley_neumann_terms",
+    "psoft_svd_lowrank_niter",
 )
 START = "init_lora_weights"  # of LoRA: some initializations change the base weights, and so have to run
 STARTS = ("gaussian", "orthogonal", "olora", "mica", "pissa", "loftq")
@@ -120,7 +158,7 @@ def methods() -> frozenset[str]:
     return frozenset(_ALLOWED)
 
 
-def config_of(fields: Mapping[str, Any], widest: int) -> PeftConfig:
+def config_of(fields: Fields, widest: int) -> PeftConfig:
     """Return PEFT's configuration of allowed fields, with the errors of `allowed_fields` and those that PEFT raises."""
     seen = allowed_fields(fields, widest)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(seen["peft_type"])]
@@ -128,7 +166,7 @@ def config_of(fields: Mapping[str, Any], widest: int) -> PeftConfig:
     return config
 
 
-def allowed_fields(fields: Mapping[str, Any], widest: int) -> dict[str, Any]:
+def allowed_fields(fields: Fields, widest: int) -> dict[str, Any]:
     """Return what PEFT may see of the fields of a configuration of any method but LSR.
 
     `widest` is the largest rank that a matrix of the base model can have.
@@ -147,7 +185,8 @@ def allowed_fields(fields: Mapping[str, Any], widest: int) -> dict[str, Any]:
         got = f"got {shortened(value)}"
         if name in known and name not in _ALLOWED[method] and value != _default(known[name]):
             raise ValueError(f"{name}: {method} is loaded without it, {got}")
-        if needed := _misfit(name, value):
+        needed = _misfit(name, value)
+        if needed:
             raise ValueError(f"{name} must be {needed}, {got}")
     rank = seen.get("r", 1)
     if method == "UNILORA" and not _is_whole(rank, widest):  # which draws as many indices as a LoRA has
@@ -156,7 +195,7 @@ def allowed_fields(fields: Mapping[str, Any], widest: int) -> dict[str, Any]:
     return seen
 
 
-def _only_initializes(name: str, fields: Mapping[str, Any]) -> bool:
+def _only_initializes(name: str, fields: Fields) -> bool:
     if name == START:
         return fields[START] in UNUSED_STARTS
     return name in DROPPED or (name == "loftq_config" and fields.get(START) != "loftq")

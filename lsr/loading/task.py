@@ -5,11 +5,12 @@ readers and writers of the file check it here.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from lsr.tuner.files import TASK
 from lsr.tuner.mistakes import HALVES, InputError, shortened
+from lsr.tuner.options import Fields
 
 TENANTS = "tenants"  # by the name of each tenant the names of its labels, in place of `labels` of all
 LONGEST_NAME = 200  # characters of a label, a tenant or a column
@@ -31,19 +32,22 @@ def checked_note(note: Any, where: object) -> dict[str, Any]:
     """
     if not isinstance(note, dict):
         raise InputError(f"{where}: {TASK}: must be an object, got {shortened(note)}")
-    for field, problem_of in PROBLEMS.items():
+    for field, check in CHECKS.items():
         value = note.get(field)
-        problem = None if value is None else problem_of(value)
-        if problem is not None:
-            raise InputError(f"{where}: {TASK}: {field} {problem}")
-    if note.get("thresholds") and len(note["thresholds"]) != len(note.get("labels") or ()):
-        needed = f"must be one for each label, got {shortened(note['thresholds'])}"
-        raise InputError(f"{where}: {TASK}: thresholds {needed}")
-    _check_others({field: value for field, value in note.items() if field not in PROBLEMS}, where)
+        if value is None:
+            continue
+        try:
+            check(value)
+        except ValueError as error:
+            raise InputError(f"{where}: {TASK}: {field} {error}") from None
+    thresholds = note.get("thresholds") or []
+    if thresholds and len(thresholds) != len(note.get("labels") or ()):
+        raise InputError(f"{where}: {TASK}: thresholds must be one for each label, got {shortened(thresholds)}")
+    _check_others({field: value for field, value in note.items() if field not in CHECKS}, where)
     return note
 
 
-def check_ends(note: Mapping[str, Any] | None, vocabulary: int | None) -> None:
+def check_ends(note: Fields | None, vocabulary: int | None) -> None:
     """Check that the tokens that end an answer are in the vocabulary of a base model; None: it has none.
 
     Raises:
@@ -54,107 +58,116 @@ def check_ends(note: Mapping[str, Any] | None, vocabulary: int | None) -> None:
             raise ValueError(f"{TASK}: ends has token {token}; the base model has tokens from 0 to {vocabulary - 1}")
 
 
-def _check_others(fields: Mapping[str, Any], where: object) -> None:
+def _check_others(fields: Fields, where: object) -> None:
     # Fields of other programs are kept, but nothing here reads them, so they need little room.
+    place = f"{where}: {TASK}: {shortened(list(fields))}"
     try:
-        size = len(json.dumps(fields).encode())
+        size = len(json.dumps(fields))
     except (TypeError, ValueError, RecursionError):
-        raise InputError(f"{where}: {TASK}: {shortened(list(fields))} hold something that is not JSON") from None
+        raise InputError(f"{place} hold something that is not JSON") from None
     if size > MOST_OTHER_BYTES:
         reason = f"{size:,} bytes in fields that nothing reads; at most {MOST_OTHER_BYTES:,} are allowed"
-        raise InputError(f"{where}: {TASK}: {shortened(list(fields))}: {reason}")
+        raise InputError(f"{place}: {reason}")
 
 
 def are_names(value: Any) -> bool:
     """Return whether a value is a list of names."""
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return _is_list(value, lambda name: isinstance(name, str))
 
 
-def _problem_of_name(value: Any) -> str | None:
-    return _problem_in([value]) if isinstance(value, str) else f"must be a name, got {shortened(value)}"
+def _is_list(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_right, value))
 
 
-def _problem_in(names: Iterable[str]) -> str | None:
+def _is_probability(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _check_name(value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a name, got {shortened(value)}")
+    _check_each([value])
+
+
+def _check_each(names: Iterable[str]) -> None:
     for name in names:
         if len(name) > LONGEST_NAME:
-            return f"has {shortened(name)} of {len(name):,} characters; at most {LONGEST_NAME} are allowed"
+            most = f"at most {LONGEST_NAME} are allowed"
+            raise ValueError(f"has {shortened(name)} of {len(name):,} characters; {most}")
         if HALVES.search(name):
-            return f"has {shortened(name)}, which holds half a character"
-    return None
+            raise ValueError(f"has {shortened(name)}, which holds half a character")
 
 
-def _problem_of_many(names: Collection[str], most: int, what: str) -> str | None:
-    if len(names) > most:
-        return f"has {len(names):,} {what}; at most {most:,} are allowed"
-    return _problem_in(names)
+def _check_count(values: Collection[Any], most: int, what: str) -> None:
+    if len(values) > most:
+        raise ValueError(f"has {len(values):,} {what}; at most {most:,} are allowed")
 
 
-def _problem_of_names(value: Any) -> str | None:
+def _check_names(value: Any) -> None:
     if not are_names(value):
-        return f"must be a list of names, or null, got {shortened(value)}"
-    problem = _problem_of_many(value, MOST_LABELS, "names")
-    if problem is not None:
-        return problem
+        raise ValueError(f"must be a list of names, or null, got {shortened(value)}")
+    _check_count(value, MOST_LABELS, "names")
+    _check_each(value)
     size = sum(len(name.encode()) for name in value)
     if size > MOST_LABEL_BYTES:
-        return f"has names of {size:,} bytes together, in UTF-8; at most {MOST_LABEL_BYTES:,} are allowed"
-    return None
+        most = f"at most {MOST_LABEL_BYTES:,} are allowed"
+        raise ValueError(f"has names of {size:,} bytes together, in UTF-8; {most}")
 
 
-def _problem_of_tenants(value: Any) -> str | None:
+def _check_tenants(value: Any) -> None:
     if not isinstance(value, dict) or not all(labels is None or are_names(labels) for labels in value.values()):
-        return f"must be an object with a list of names, or null, for each, got {shortened(value)}"
-    problem = _problem_of_many(value, MOST_TENANTS, "tenants")
-    if problem is not None:
-        return problem
+        needed = "an object with a list of names, or null, for each"
+        raise ValueError(f"must be {needed}, got {shortened(value)}")
+    _check_count(value, MOST_TENANTS, "tenants")
+    _check_each(value)
     for name, labels in value.items():
-        problem = None if labels is None else _problem_of_names(labels)
-        if problem is not None:
-            return f"of {shortened(name)} {problem}"
-    return None
+        try:
+            _check_names(labels or [])
+        except ValueError as error:
+            raise ValueError(f"of {shortened(name)} {error}") from None
 
 
-def _problem_of_thresholds(value: Any) -> str | None:
-    fits = isinstance(value, list) and all(type(share) in (int, float) and 0 <= share <= 1 for share in value)
-    return None if fits else f"must be a list of probabilities, got {shortened(value)}"
+def _check_thresholds(value: Any) -> None:
+    if not _is_list(value, _is_probability):
+        raise ValueError(f"must be a list of probabilities, got {shortened(value)}")
 
 
-def _problem_of_length(value: Any) -> str | None:
-    fits = type(value) is int and 0 < value <= LARGEST
-    return None if fits else f"must be a positive whole number of at most {LARGEST:,}, got {shortened(value)}"
+def _check_length(value: Any) -> None:
+    if not _is_token(value) or value == 0:
+        raise ValueError(f"must be a positive whole number of at most {LARGEST:,}, got {shortened(value)}")
 
 
-def _problem_of_columns(value: Any) -> str | None:
+def _check_columns(value: Any) -> None:
     if not isinstance(value, list) or len(value) not in (1, 2):
-        return f"must be a list of one, or of two for pairs, got {shortened(value)}"
-    return _problem_of_names(value)
+        raise ValueError(f"must be a list of one, or of two for pairs, got {shortened(value)}")
+    _check_names(value)
 
 
-def _problem_of_template(value: Any) -> str | None:
+def _check_template(value: Any) -> None:
     if not isinstance(value, str):
-        return f"must be a text in Jinja, or none, got {shortened(value)}"
-    if len(value) > LONGEST_TEMPLATE:
-        return f"has {len(value):,} characters; at most {LONGEST_TEMPLATE:,} are allowed"
-    return None
+        raise ValueError(f"must be a text in Jinja, or none, got {shortened(value)}")
+    _check_count(value, LONGEST_TEMPLATE, "characters")
 
 
-def _problem_of_ends(value: Any) -> str | None:
-    if not isinstance(value, list) or not all(type(token) is int and 0 <= token <= LARGEST for token in value):
-        return f"must be a list of tokens by number, got {shortened(value)}"
-    if len(value) > MOST_ENDS:
-        return f"has {len(value):,} tokens; at most {MOST_ENDS} are allowed"
-    return None
+def _check_tokens(value: Any) -> None:
+    if not _is_list(value, _is_token):
+        raise ValueError(f"must be a list of tokens by number, got {shortened(value)}")
+    _check_count(value, MOST_ENDS, "tokens")
 
 
-# By field: a function that returns what is wrong with a value that is not null, or None if nothing is.
-PROBLEMS: dict[str, Callable[[Any], str | None]] = {
-    "kind": _problem_of_name,
-    "labels": _problem_of_names,
-    TENANTS: _problem_of_tenants,
-    "tenant": _problem_of_name,
-    "thresholds": _problem_of_thresholds,
-    "max_length": _problem_of_length,
-    "columns": _problem_of_columns,
-    "template": _problem_of_template,
-    "ends": _problem_of_ends,
+# By field: a function that raises a ValueError with what is wrong with a value that is not null.
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "kind": _check_name,
+    "labels": _check_names,
+    TENANTS: _check_tenants,
+    "tenant": _check_name,
+    "thresholds": _check_thresholds,
+    "max_length": _check_length,
+    "columns": _check_columns,
+    "template": _check_template,
+    "ends": _check_tokens,
 }

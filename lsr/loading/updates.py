@@ -1,35 +1,59 @@
 """The updates in the files of an adapter of LSR or plain LoRA: what it adds to the weights of layers, in one form."""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
 from contextlib import AbstractContextManager
 from math import isfinite, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from lsr.algebra.separable import Form
-from lsr.algebra.spectrum import check_rank
+from lsr.algebra.separable import Form, Shape
+from lsr.algebra.spectrum import Pair, check_rank
 from lsr.tuner.adapter import stored_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.mistakes import InputError, explained
-from lsr.tuner.options import override
+from lsr.tuner.options import Fields, override
+from lsr.tuner.packing import Tensors
 from lsr.tuner.sharing import Kind, kind_of
 
-LSR, LORA = "LSR", "LORA"  # PEFT's names of the methods
+# PEFT's names of the methods.
+LSR = "LSR"
+LORA = "LORA"
 CORE = "core"
 LORA_FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
 # Of a LoRA's configuration: the fields that are read, and those that do not affect the trained update.
 KNOWN = (
-    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save", "lora_dropout"),
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("fan_in_fan_out", "eva_config", "megatron_core", "runtime_config", "qalora_group_size"),
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "modules_to_save",
+    "lora_dropout",
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "fan_in_fan_out",
+    "eva_config",
+    "megatron_core",
+    "runtime_config",
+    "qalora_group_size",
 )
+EMPTY = torch.empty(0, 0)  # in place of a missing side
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
@@ -51,7 +75,11 @@ class Frames(nn.Module):
 
     def equals(self, other: "Frames") -> bool:
         """Return whether these are the same frames, entry by entry."""
-        return self is other or (self.a.equal(other.a.to(self.a)) and self.b.equal(other.b.to(self.b)))
+        if self is other:
+            return True
+        if not self.a.equal(other.a.to(self.a)):
+            return False
+        return self.b.equal(other.b.to(self.b))
 
 
 class Update(NamedTuple):
@@ -67,7 +95,9 @@ class Update(NamedTuple):
     @property
     def divisor(self) -> int:
         """What alpha is divided by: r, or 8 with a diagonal core."""
-        return DIAGONAL if self.core is not None and self.core.dim() == 1 else len(self.frames.a)
+        if self.core is not None and self.core.dim() == 1:
+            return DIAGONAL
+        return len(self.frames.a)
 
     @property
     def scaling(self) -> float:
@@ -82,29 +112,38 @@ class Update(NamedTuple):
 
     def plain(self) -> "Update":
         """Return the same update without a core: itself, or folded if it has one."""
-        return self if self.core is None else self.folded()
+        if self.core is None:
+            return self
+        return self.folded()
 
     def folded(self) -> "Update":
         """Return the same update with R A in place of A, and the scaling folded into B."""
         a = self._right()
-        return Update(Frames(a=a, b=self.scaling * self.frames.b), len(a))
+        b = self.scaling * self.frames.b
+        return Update(Frames(a=a, b=b), len(a))
 
     def plus(self, other: "Update") -> "Update":
         """Return the sum with another update of the same layer, whose rank is the sum of theirs."""
         first = self.folded().frames
         second = other.folded().frames
         a = torch.cat([first.a, second.a])
-        return Update(Frames(a=a, b=torch.cat([first.b, second.b], dim=1)), len(a))
+        b = torch.cat([first.b, second.b], dim=1)
+        return Update(Frames(a=a, b=b), len(a))
 
-    def product(self) -> tuple[Tensor, Tensor]:  # (m, k), (k, n)
+    def product(self) -> Pair:  # (m, k), (k, n)
         """Return two matrices in float64 whose product is the update."""
         return self.scaling * self.frames.b.double(), self._right().double()
 
     def _right(self) -> Tensor:  # R A, (r, n)
-        return self.frames.a if self.core is None else times_core(self.core, self.frames.a)
+        if self.core is None:
+            return self.frames.a
+        return times_core(self.core, self.frames.a)
 
 
-def updates_in(files: Files) -> dict[str, Update]:
+Updates = dict[str, Update]  # by layer
+
+
+def updates_in(files: Files) -> Updates:
     """Return the update of each layer of an adapter of LSR or plain LoRA.
 
     Of LSR, A and B are the adapter's own if they are dense and it trained only them, or only a core between them.
@@ -113,9 +152,11 @@ def updates_in(files: Files) -> dict[str, Update]:
     Raises:
         InputError: if it is neither, or its files are inconsistent; if a LoRA does more than add B A to linear layers.
     """
-    if files.method not in (LSR, LORA):
-        raise InputError(f"{files.folder}: an adapter of the method {files.method}; needed: {LSR} or {LORA}")
-    return _lsr_updates(files) if files.method == LSR else _lora_updates(files)
+    if files.method == LSR:
+        return _lsr_updates(files)
+    if files.method == LORA:
+        return _lora_updates(files)
+    raise InputError(f"{files.folder}: an adapter of the method {files.method}; needed: {LSR} or {LORA}")
 
 
 def check_config(files: Files) -> LsrConfig:
@@ -142,66 +183,77 @@ def _fitting(files: Files) -> AbstractContextManager[None]:  # or it says in one
     return explained(where, ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)
 
 
-def _lsr_updates(files: Files) -> dict[str, Update]:
+def _lsr_updates(files: Files) -> Updates:
     config = check_config(files)
     states = factors_by_layer(files.tensors)
-    factors = {name: {key: tensor for key, tensor in state.items() if key != CORE} for name, state in states.items()}
+    cores = {name: state.pop(CORE, None) for name, state in states.items()}
     held: dict[Kind, Frames] = {}
-    updates: dict[str, Update] = {}
-    for name in sorted(states, key=lambda name: not factors[name]):  # first those that store what others share
+    updates = {}
+    for name in sorted(states, key=lambda name: not states[name]):  # first those that store what others share
+        stored = states[name]
         with _fitting(files), explained(f"layer {name!r}", ValueError):
             form = form_in_file(config, name)
-            stored = factors[name]
             kind = kind_of(name, form, config.share)
             if stored and kind in held:
                 raise ValueError(f"{min(stored)} is no part of this adapter, whose layers share theirs")
             if kind not in held:
                 a, b = stored_matrices(form, stored)
                 held[kind] = Frames(a=a, b=b)
-            updates[name] = _lsr_update(config, name, held[kind], states[name].get(CORE))
+            updates[name] = _lsr_update(config, name, held[kind], cores[name])
     return {name: updates[name] for name in states}
 
 
 def _lsr_update(config: LsrConfig, name: str, frames: Frames, core: Tensor | None) -> Update:
-    rank = len(frames.a)
-    needed = ((rank, rank) if config.core == "full" else (rank,)) if config.has_core else None
+    needed: Shape | None = None
+    if config.has_core:
+        rank = len(frames.a)
+        needed = (rank, rank) if config.core == "full" else (rank,)
     shape = None if core is None else tuple(core.shape)
     if shape != needed:
         raise ValueError(f"core is {shape or 'missing'}, needed: {needed or 'none'}")
-    update = Update(frames, override(config.alpha_pattern, name, config.alpha), core)
-    is_kept = len(config.ranks(name)) == 1 and config.train != "all"
-    return update if is_kept else update.folded()
+    alpha = override(config.alpha_pattern, name, config.alpha)
+    update = Update(frames, alpha, core)
+    if config.train == "all" or len(config.ranks(name)) > 1:
+        return update.folded()
+    return update
 
 
-def _lora_updates(files: Files) -> dict[str, Update]:
+def _check_plain(files: Files) -> None:
+    # Some fields of a LoRA do more than add B A to the base model's own weights.
     usual = vars(LoraConfig())
-    sides: dict[str, dict[str, Tensor]] = {}
-    for field, value in sorted(files.fields.items()):  # some do more than add B A to the base model's own weights
+    for field, value in sorted(files.fields.items()):
         is_start = field == "init_lora_weights" and value in UNCHANGED_BASE
-        if not (is_start or field in KNOWN or value in (None, False) or value == usual.get(field)):
-            needed = "plain LoRA on the base's own weights"
-            raise InputError(f"{files.folder}: {field}={value!r} is not supported; needed: {needed}")
+        if is_start or field in KNOWN or value in (None, False, usual.get(field)):
+            continue
+        needed = "plain LoRA on the base's own weights"
+        raise InputError(f"{files.folder}: {field}={value!r} is not supported; needed: {needed}")
+
+
+def _lora_updates(files: Files) -> Updates:
+    _check_plain(files)
+    sides = defaultdict[str, dict[str, Tensor]](dict)
     for key, tensor in files.tensors.items():
         match = LORA_FACTOR.fullmatch(key)
         if match and tensor.dim() == 2:
-            sides.setdefault(match[1], {})[match[2]] = tensor
+            sides[match[1]][match[2]] = tensor
         elif ".lora_" in key:
             needed = "is not supported; needed: LoRA of linear layers"
             raise InputError(f"{files.folder}: {key} {tuple(tensor.shape)} {needed}")
     if not sides:
         raise InputError(f"{files.folder}: holds no LoRA factors")
-    updates = dict[str, Update]()
+    updates = {}
     for name, side in sides.items():
         with explained(f"{files.folder}: layer {name!r}", ValueError):
             updates[name] = _lora_update(files.fields, name, side)
     return updates
 
 
-def _lora_update(lora: Mapping[str, Any], name: str, side: Mapping[str, Tensor]) -> Update:
-    if side.keys() != {"A", "B"} or not 0 < len(side["A"]) == side["B"].shape[1]:
+def _lora_update(lora: Fields, name: str, side: Tensors) -> Update:
+    frames = Frames(a=side.get("A", EMPTY), b=side.get("B", EMPTY))
+    rank = len(frames.a)
+    if not 0 < rank == frames.b.shape[1]:
         raise ValueError("lora_A and lora_B do not fit together, or one is missing")
-    rank = len(side["A"])
-    check_rank(rank, len(side["B"]), side["A"].shape[1])
+    check_rank(rank, *frames.shape)
     with explained(f"its rank or alpha in {CONFIG}", re.error, AttributeError, TypeError, OverflowError):
         expected = override(lora.get("rank_pattern") or {}, name, lora.get("r", rank))
         alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig.lora_alpha))
@@ -209,4 +261,6 @@ def _lora_update(lora: Mapping[str, Any], name: str, side: Mapping[str, Tensor])
             raise ValueError(f"has rank {rank}, but its configuration says {expected}")
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
             raise ValueError(f"its alpha must be a finite number, got {alpha!r}")
-    return Update(Frames(a=side["A"], b=side["B"]), alpha / sqrt(rank) * rank if lora.get("use_rslora") else alpha)
+    if lora.get("use_rslora"):
+        alpha = alpha / sqrt(rank) * rank
+    return Update(frames, alpha)

@@ -3,7 +3,7 @@
 The output has a plain version for every case, and a fused one for the usual case.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.algebra.separable import Form, kron_sum
+from lsr.algebra.spectrum import Pair
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.mistakes import check_held
+from lsr.tuner.packing import Tensors
 
 
 class LsrAdapter(nn.Module):
@@ -38,14 +41,16 @@ class LsrAdapter(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.has_core = config.has_core
         object.__setattr__(self, "owner", owner)  # past nn.Module, which would register it as a part of this one
-        zeros = partial(torch.zeros, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+        precise = torch.promote_types(like.dtype, torch.float32)
+        zeros = partial(torch.zeros, device=like.device, dtype=precise)
         for name, shape in form.factor_shapes.items() if owner is None else ():
             if config.train == "core":
                 self.register_buffer(name, zeros(shape))
             else:
                 self.register_parameter(name, nn.Parameter(zeros(shape)))
         if self.has_core:
-            self.core = nn.Parameter(zeros([form.rank] * (2 if config.core == "full" else 1)))
+            axes = 2 if config.core == "full" else 1
+            self.core = nn.Parameter(zeros([form.rank] * axes))
 
     @property
     def is_meta(self) -> bool:
@@ -57,17 +62,19 @@ class LsrAdapter(nn.Module):
         for name, value in zip(self.form.factor_shapes, values, strict=True):
             getattr(self, name).data.copy_(value)
 
-    def matrices(self) -> tuple[Tensor, Tensor]:
+    def matrices(self) -> Pair:
         """Return the matrices A (r, in_features) and B (out_features, r), without padding."""
         factors = [getattr(self.owner or self, name) for name in self.form.factor_shapes]
         if self.owner is not None:  # whose layer may be on another device
             factors = [factor.to(self.core.device) for factor in factors]
         return _cropped(self.form, factors)
 
-    def collapse(self) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
+    def collapse(self) -> Pair:  # (r, in_features), (out_features, r)
         """Return the LoRA that is the same update: R A and B, without the scaling."""
         a, b = self.matrices()
-        return (times_core(self.core, a) if self.has_core else a), b
+        if self.has_core:
+            a = times_core(self.core, a)
+        return a, b
 
     def update(self) -> Tensor:  # (out_features, in_features)
         """Return the update, in at least float32."""
@@ -84,27 +91,34 @@ def times_core(
     precise = torch.promote_types(core.dtype, a.dtype)
     core = core.to(precise)
     a = a.to(precise)
-    return core @ a if core.dim() == 2 else core[:, None] * a
+    if core.dim() == 1:
+        return core[:, None] * a
+    return core @ a
 
 
-def stored_matrices(form: Form, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def stored_matrices(form: Form, tensors: Tensors) -> Pair:
     """Return the matrices A (r, in_features) and B (out_features, r) of stored factors, in at least float32.
 
     Raises:
         ValueError: if one is missing or unexpected, or has the wrong shape; names it.
     """
-    for name in sorted(form.factor_shapes.keys() ^ tensors.keys()):
-        raise ValueError(f"{name} is {'missing' if name in form.factor_shapes else 'no part of these frames'}")
-    for name, shape in form.factor_shapes.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"{name} is {tuple(tensors[name].shape)}, needed: {shape}")
-    factors = [tensors[name].to(torch.promote_types(tensors[name].dtype, torch.float32)) for name in form.factor_shapes]
+    shapes = form.factor_shapes
+    check_held(tensors, shapes, "these frames")
+    factors = []
+    for name, shape in shapes.items():
+        factor = tensors[name]
+        if factor.shape != shape:
+            raise ValueError(f"{name} is {tuple(factor.shape)}, needed: {shape}")
+        precise = torch.promote_types(factor.dtype, torch.float32)
+        factors.append(factor.to(precise))
     return _cropped(form, factors)
 
 
-def _cropped(form: Form, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # those of A, then those of B
+def _cropped(form: Form, factors: Sequence[Tensor]) -> Pair:  # those of A, then those of B
     count = len(form.rank_shape)
-    return kron_sum(*factors[:count])[:, : form.in_features], kron_sum(*factors[count:])[: form.out_features]
+    a = kron_sum(*factors[:count])
+    b = kron_sum(*factors[count:])
+    return a[:, : form.in_features], b[: form.out_features]
 
 
 def add_low_rank(
@@ -120,7 +134,9 @@ def add_low_rank(
     adapter itself. Scaling and addition are fused into the second product.
     """
     hidden = F.linear(x, a.to(x.dtype)).reshape(-1, len(a))
-    total = torch.addmm(result.reshape(-1, len(b)), hidden.to(result.dtype), b.to(result.dtype).T, alpha=scaling)
+    hidden = hidden.to(result.dtype)
+    left = b.to(result.dtype)
+    total = torch.addmm(result.reshape(-1, len(b)), hidden, left.T, alpha=scaling)
     return total.view(result.shape)
 
 
@@ -149,8 +165,9 @@ def adapted_linear(
         x = x.to(dtype)
         weight = weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    total = _AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias, scaling, a.to(x.dtype), b.to(x.dtype))
-    return total.view(*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    total = _AdaptedLinear.apply(rows, weight, bias, scaling, a.to(x.dtype), b.to(x.dtype))
+    return total.view(*x.shape[:-1], len(weight))
 
 
 def _is_cheaper_in_weight(x: Tensor, weight: Tensor) -> bool:  # (T, n), (m, n)
@@ -163,7 +180,9 @@ def _is_cheaper_in_weight(x: Tensor, weight: Tensor) -> bool:  # (T, n), (m, n)
     m, n = weight.shape
     if torch.compiler.is_compiling() or len(x) * (m + n) < 3 * m * n:
         return False
-    return x.dtype is torch.float64 or (x.dtype is torch.float32 and _is_full_precision(x.device.type))
+    if x.dtype is torch.float64:
+        return True
+    return x.dtype is torch.float32 and _is_full_precision(x.device.type)
 
 
 def _is_full_precision(device_type: str) -> bool:
@@ -172,8 +191,11 @@ def _is_full_precision(device_type: str) -> bool:
     if backend is None:
         return False
     # torch 2.9 introduced a setting per backend; once one is set, reading the global one raises an error.
-    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
-    return torch.get_float32_matmul_precision() == "highest" if precision is None else precision in ("none", "ieee")
+    setting = getattr(backend, "matmul", None)
+    precision = getattr(setting, "fp32_precision", None)
+    if precision is None:
+        return torch.get_float32_matmul_precision() == "highest"
+    return precision in ("none", "ieee")
 
 
 class _AdaptedLinear(torch.autograd.Function):

@@ -1,6 +1,5 @@
 """LsrConfig: the options of an LSR adapter, and of a saved one the shapes of its layers."""
 
-from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import InitVar, asdict, dataclass, field, replace
@@ -17,10 +16,12 @@ from lsr.tuner.options import (
     CORED,
     PATTERNS,
     TERMS,
+    Fields,
     check_options,
     exactly,
     matches,
     override,
+    usual_and_others,
     usual_terms,
 )
 
@@ -149,7 +150,7 @@ class LsrConfig(PeftConfig):
         return INITIALIZATIONS[self.start].read is not None
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any], folder: Path) -> "LsrConfig":
+    def read(cls, fields: Fields, folder: Path) -> "LsrConfig":
         """Return the configuration whose fields have been read from a folder, and remember the folder."""
         config = cast("LsrConfig", cls.from_peft_type(**deepcopy(dict(fields))))
         config.folder = folder
@@ -190,15 +191,14 @@ class LsrConfig(PeftConfig):
 
     def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
         """Return the configuration of an adapter with dense frames of these ranks, on these layers only."""
-        usual = Counter(ranks.values()).most_common(1)[0][0]
+        usual, others = usual_and_others({name: (rank,) for name, rank in ranks.items()})
+        alphas = {key: a for key, a in self.alpha_pattern.items() if any(matches(key, name) for name in ranks)}
         return replace(
             self,
-            rank_shape=(usual,),
+            rank_shape=usual,
             separation_rank=1,
-            rank_pattern=exactly({name: (rank,) for name, rank in ranks.items() if rank != usual}),
-            alpha_pattern={
-                key: a for key, a in self.alpha_pattern.items() if any(matches(key, name) for name in ranks)
-            },
+            rank_pattern=exactly(others),
+            alpha_pattern=alphas,
             target_modules=list(ranks),
             exclude_modules=None,
             layers_to_transform=None,

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lsr.tuner.mistakes import HALVES, LONGEST_LINE, InputError, escaped, explained
 from lsr.tuner.options import check_patterns
-from lsr.tuner.packing import dtype_name, unpack
+from lsr.tuner.packing import Tensors, dtype_name, unpack
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -22,8 +22,12 @@ TASK = "task.json"  # written next to an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
 # Of a tokenizer in an adapter's folder: its vocabulary, one of these; and what goes with it, if it is there.
 VOCABULARIES = (
-    *("tokenizer.json", "vocab.txt", "vocab.json"),
-    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
 )
 WITH_VOCABULARY = ("*token*.json", "merges.txt", "chat_template.jinja", "chat_template.json")
 PREVIOUS = ".previous-run"  # next to an adapter that a training run is about to replace: which run it is from
@@ -51,8 +55,10 @@ class Files(NamedTuple):
         return self.fields["peft_type"]
 
 
-def read_files(folder: str | Path, method: str | None = None) -> Files:
-    """Read an adapter's folder, with the errors of `read_config` and `read_weights`."""
+def read_files(folder: str | Path | Files, method: str | None = None) -> Files:
+    """Read an adapter's folder, with the errors of `read_config` and `read_weights`; files are returned as they are."""
+    if isinstance(folder, Files):
+        return folder
     folder = Path(folder)
     return Files(folder, read_config(folder, method), read_weights(weights_of(folder)))
 
@@ -123,13 +129,18 @@ def read_json(path: Path) -> Any:
         InputError: if it is not a regular file, is too large or too deep, or is not standard JSON of whole characters;
             names it.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    _check_is_file(path)
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise InputError(f"{path}: a file of over {MOST_BYTES:,} bytes; at most that is allowed")
     return parse_json(content, path)
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        problem = "not a file" if path.exists() else "no such file"
+        raise InputError(f"{path}: {problem}")
 
 
 def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
@@ -150,15 +161,23 @@ def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
 def _is_deeper(content: Any, deepest: int) -> bool:
     level = [content]
     for _ in range(deepest + 1):
-        objects = [list(value.values()) for value in level if isinstance(value, dict)]
-        lists = [value for value in level if isinstance(value, list)]
-        level = [value for values in (*objects, *lists) for value in values]
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+        level = inner
     return bool(level)
 
 
 def weights_of(folder: Path) -> Path:
     """Return the path of the tensors of an adapter, which may be rounded; there may be no such file."""
-    return folder / (ROUNDED if (folder / ROUNDED).exists() and not (folder / WEIGHTS).exists() else WEIGHTS)
+    usual = folder / WEIGHTS
+    rounded = folder / ROUNDED
+    if rounded.exists() and not usual.exists():
+        return rounded
+    return usual
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -173,8 +192,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             if pickled.exists():
                 reason = "a pickle, which can run any code when read, so it is not read"
                 raise InputError(f"{pickled}: {reason}; save the adapter as {WEIGHTS}")
-    if not path.is_file():
-        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    _check_is_file(path)
     with explained(f"{path}: corrupt or cut off", SafetensorError, OSError, ValueError, KeyError):  # for unknown dtypes
         tensors = load_file(path, device="cpu")
         tensors = unpack(tensors) if path.name == ROUNDED else tensors
@@ -187,11 +205,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def factors_by_layer(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     """Return the factors and cores in a file, without heads and biases, by layer and by name."""
-    layers: dict[str, dict[str, Tensor]] = {}
+    layers = defaultdict[str, dict[str, Tensor]](dict)
     for key, tensor in tensors.items():
         match = FACTOR.fullmatch(key)
         if match:
-            layers.setdefault(match[1], {})[match[2]] = tensor
-    return layers
+            layers[match[1]][match[2]] = tensor
+    return dict(layers)

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
-from lsr.algebra.separable import Form, split_width
+from lsr.algebra.separable import Form, Shape, split_width
 from lsr.algebra.spectrum import check_rank
 from lsr.init.passes import widths
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.mistakes import explained
+from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
 
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
@@ -32,11 +33,10 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
             out_shape = split_width(out_features, ranks)
         else:
             saved = config.resolved.layer(layer_name)
-            if (saved.out_features, saved.in_features) != (out_features, in_features):
-                saved_for = f"{saved.out_features} x {saved.in_features}"
-                raise ValueError(
-                    f"the adapter is for a layer of {saved_for}, and this one is {out_features} x {in_features}"
-                )
+            saved_for = f"{saved.out_features} x {saved.in_features}"
+            own = f"{out_features} x {in_features}"
+            if saved_for != own:
+                raise ValueError(f"the adapter is for a layer of {saved_for}, and this one is {own}")
             in_shape = saved.in_shape
             out_shape = saved.out_shape
             _check_split("in_shape", in_shape, in_features, len(ranks))
@@ -52,8 +52,10 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
     return form
 
 
-def _check_split(field: str, shape: tuple[int, ...], width: int, count: int) -> None:
-    most = width if count == 1 else MOST_PADDED * width
+def _check_split(field: str, shape: Shape, width: int, count: int) -> None:
+    most = width
+    if count > 1:
+        most *= MOST_PADDED
     if len(shape) != count or not width <= prod(shape) <= most:
         needed = f"as many sizes as rank_shape, with a product from {width} to {most}"
         raise ValueError(f"{field} must hold {needed}, got {list(shape)}")
@@ -81,7 +83,7 @@ def form_in_file(config: LsrConfig, layer_name: str) -> Form:
     return form_of(config, layer_name, shapes.in_features, shapes.out_features)
 
 
-def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
     """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
 
     `tensors` holds the tensors of each layer.

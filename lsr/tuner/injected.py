@@ -1,11 +1,11 @@
 """What becomes known of an adapter when it is put into a model: shapes of layers, initialization and labels."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsr.algebra.separable import Form
+from lsr.algebra.separable import Form, Shape
+from lsr.tuner.options import Fields, usual_and_others
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class LayerShapes:
 
     out_features: int
     in_features: int
-    out_shape: tuple[int, ...]
-    in_shape: tuple[int, ...]
+    out_shape: Shape
+    in_shape: Shape
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Resolved:
             name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
             for name, form in forms.items()
         }
-        usual = Counter(shapes.values()).most_common(1)[0][0]
-        return cls(usual, {name: shape for name, shape in shapes.items() if shape != usual})
+        return cls(*usual_and_others(shapes))
 
     @classmethod
     def from_fields(cls, fields: Any) -> "Resolved":
@@ -52,7 +51,7 @@ class Resolved:
         return self.others.get(name, self.usual)
 
 
-def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
+def _shapes(fields: Fields) -> LayerShapes:
     out_shape, in_shape = (tuple(int(size) for size in fields[side]) for side in ("out_shape", "in_shape"))
     return LayerShapes(int(fields["out_features"]), int(fields["in_features"]), out_shape, in_shape)
 

@@ -44,7 +44,13 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         """Return an adapter by name."""
         return cast("LsrAdapter", self.lsr_adapters[name])
 
-    def update_layer(self, adapter_name: str, config: LsrConfig, form: Form, owner: LsrAdapter | None = None) -> None:
+    def update_layer(
+        self,
+        adapter_name: str,
+        config: LsrConfig,
+        form: Form,
+        owner: LsrAdapter | None = None,
+    ) -> None:
         """Add an adapter of zeros, with factors of its own or those of an owner; `lsr.tuner.start` sets its values."""
         scaling = config.scaling(self.layer_name, form)
         self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.weight, owner)
@@ -63,13 +69,14 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             return self._forward_rows(x, adapter_names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        is_plainly_base = self.disable_adapters or self.merged
-        active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
+        names = [] if self.disable_adapters or self.merged else self.active_adapters
+        active = [self.adapter(name) for name in names if name in self.lsr_adapters]
         is_dropping = self.training and any(isinstance(adapter.dropout, nn.Dropout) for adapter in active)
         if len(active) == 1 and not (args or kwargs or is_dropping) and _is_plain(self.base_layer):
+            (adapter,) = active
             weight = self.in_layout(self.weight)
             bias = cast("Tensor | None", self.base_layer.bias)
-            return adapted_linear(x, weight, bias, *active[0].collapse(), active[0].scaling)
+            return adapted_linear(x, weight, bias, *adapter.collapse(), adapter.scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         for adapter in active:
             result = add_low_rank(result, adapter.dropout(x), *adapter.collapse(), adapter.scaling)
@@ -77,7 +84,9 @@ class LsrLinear(nn.Module, BaseTunerLayer):
 
     def _forward_rows(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
-        for name in filter(self.lsr_adapters.__contains__, dict.fromkeys(adapter_names)):
+        for name in dict.fromkeys(adapter_names):
+            if name not in self.lsr_adapters:
+                continue
             rows = [row for row, chosen in enumerate(adapter_names) if chosen == name]
             adapter = self.adapter(name)
             result[rows] = add_low_rank(result[rows], x[rows], *adapter.collapse(), adapter.scaling)
@@ -89,17 +98,22 @@ class LsrLinear(nn.Module, BaseTunerLayer):
 
     def in_layout(self, matrix: Tensor) -> Tensor:
         """Convert a matrix between the layout of y = W x and that of the base layer, in either direction."""
-        return matrix.T if self.is_transposed else matrix
+        if self.is_transposed:
+            return matrix.T
+        return matrix
 
     def pretrained_weight(self) -> Tensor:
         """Return the pretrained weight in the base layer's layout, also while adapters are merged into it."""
         if self._pretrained_weight is not None:
             return self._pretrained_weight
         base = self.get_base_layer()
-        return self._dequantized(base) if is_quantized(base) else self.weight.detach()
+        if is_quantized(base):
+            return self._dequantized(base)
+        return self.weight.detach()
 
     def _dequantized(self, base: nn.Module) -> Tensor:
-        if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
+        state = getattr(base.weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
             # bitsandbytes would silently unpack it as if it were in the usual order.
             raise ValueError(
                 f"layer {self.layer_name!r}: its 4-bit weight was packed for this CPU when the model was first used; "
@@ -125,7 +139,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
     def _weight_with(self, adapter_names: Sequence[str]) -> Tensor:
         """Return the pretrained weight plus updates, which are added in at least float32."""
         pretrained = self.pretrained_weight()
-        total = pretrained.to(torch.promote_types(pretrained.dtype, torch.float32))
+        precise = torch.promote_types(pretrained.dtype, torch.float32)
+        total = pretrained.to(precise)
         for name in adapter_names:
             total = total + self.get_delta_weight(name).detach()
         return total.to(pretrained.dtype)
@@ -150,8 +165,9 @@ class LsrLinear(nn.Module, BaseTunerLayer):
                 f"layer {self.layer_name!r}: its weight is quantized, and merging would round it again; load the "
                 "adapter on the base model in full precision to merge it, or export it as LoRA"
             )
-        names = self.active_adapters if adapter_names is None else adapter_names
-        names = [name for name in dict.fromkeys((*self.merged_adapters, *names)) if name in self.lsr_adapters]
+        added = self.active_adapters if adapter_names is None else adapter_names
+        every = dict.fromkeys((*self.merged_adapters, *added))
+        names = [name for name in every if name in self.lsr_adapters]
         if safe_merge and not torch.isfinite(self._weight_with(names)).all():
             raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
 
@@ -176,8 +192,9 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         else:
             self._pretrained_weight = self.pretrained_weight()
             self._lent = (weight,)
+            merged = nn.Parameter(total, requires_grad=weight.requires_grad)
             # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
-            self.get_base_layer()._parameters["weight"] = nn.Parameter(total, requires_grad=weight.requires_grad)
+            self.get_base_layer()._parameters["weight"] = merged
 
     def unmerge(self) -> None:
         """Restore the original weight bit for bit; subtracting the update would leave rounding errors."""
@@ -195,5 +212,8 @@ def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Return whether a layer's forward is exactly that of its class: no subclass, hook or patch."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) in ADAPTABLE and not hooks and "forward" not in layer.__dict__
+    if type(layer) not in ADAPTABLE or "forward" in vars(layer):
+        return False
+    before = layer._forward_pre_hooks or layer._backward_pre_hooks
+    after = layer._forward_hooks or layer._backward_hooks
+    return not before and not after

@@ -1,6 +1,6 @@
 """What a model has of an adapter: its layers, those that share A and B, its configuration and the record of it."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import cast
 
 from torch import nn
@@ -9,7 +9,9 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.injected import Injected
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.sharing import Kind, kind_of
+from lsr.tuner.sharing import kind_of
+
+RECORDS = "lsr_injected"  # the attribute of a base model with the records of its adapters
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
@@ -21,19 +23,26 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
     layers = adapted_layers(model)
     adapted = {name: layer for name, layer in layers.items() if adapter_name in layer.lsr_adapters}
     if not adapted:
-        known = sorted({name for layer in layers.values() for name in layer.lsr_adapters})
-        raise InputError(f"the model has no LSR adapter {adapter_name!r}; it has {', '.join(known) or 'none'}")
+        known = ", ".join(injected_in(model)) or "none"
+        raise InputError(f"the model has no LSR adapter {adapter_name!r}; it has {known}")
     return adapted
 
 
 def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]:
     """Return the layers that share factors, first the one that holds them, by name: of a layer, or of a kind."""
     share = config_of(model, adapter_name).share
-    kinds: dict[Kind, list[LsrLinear]] = {}
+    kinds = defaultdict(list)
     for name, layer in layers_of(model, adapter_name).items():
-        kinds.setdefault(kind_of(name, layer.adapter(adapter_name).form, share), []).append(layer)
+        form = layer.adapter(adapter_name).form
+        kind = kind_of(name, form, share)
+        kinds[kind].append(layer)
     patterns = Counter(kind.pattern for kind in kinds)
-    return {str(kind) if patterns[kind.pattern] > 1 else kind.pattern: group for kind, group in kinds.items()}
+    groups = {}
+    for kind, group in kinds.items():
+        is_only = patterns[kind.pattern] == 1
+        name = kind.pattern if is_only else str(kind)
+        groups[name] = group
+    return groups
 
 
 def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
@@ -43,4 +52,4 @@ def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
 
 def injected_in(model: nn.Module) -> dict[str, Injected]:
     """Return the records of a model's adapters by name; the base model has them, next to PEFT's configurations."""
-    return getattr(model, "lsr_injected", {})
+    return getattr(model, RECORDS, {})

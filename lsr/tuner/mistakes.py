@@ -2,13 +2,16 @@
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
 # And what a terminal interprets as a command or a line break.
 CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029]|{HALVES.pattern}")
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
+
+
+shortened = reprlib.repr  # a value as Python writes it, cut short so that it does not hide the reason next to it
 
 
 class InputError(ValueError):
@@ -19,18 +22,15 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         line = escaped(super().__str__().replace("\n", " "))
+        if len(line) <= LONGEST_LINE:
+            return line
         half = (LONGEST_LINE - 3) // 2
-        return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
+        return f"{line[:half]}...{line[-half:]}"
 
 
 def escaped(text: str) -> str:
     """Return a text, which may be a stranger's, as a terminal can show it in a line."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
-
-
-def shortened(value: object) -> str:
-    """Return a value as Python writes it, cut short so that it does not hide the reason next to it."""
-    return reprlib.repr(value)
 
 
 class NoBaseError(InputError):
@@ -52,5 +52,19 @@ def explained(where: object, *kinds: type[BaseException], to: type[InputError] =
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is no heading, or the error's type if there is no message."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    return lines[1].strip() if len(lines) > 1 and lines[0].endswith(":") else lines[0]  # such as those of torch
+    message = str(error).strip() or type(error).__name__
+    first, *others = message.splitlines()
+    if others and first.endswith(":"):  # as torch has them
+        return others[0].strip()
+    return first
+
+
+def check_held(held: Collection[str], expected: Collection[str], whole: str) -> None:
+    """Check that what is held has exactly the expected names.
+
+    Raises:
+        ValueError: names the first that is missing, or is no part of the whole.
+    """
+    for name in sorted({*held} ^ {*expected}):
+        problem = "is missing" if name in expected else f"is no part of {whole}"
+        raise ValueError(f"{name} {problem}")

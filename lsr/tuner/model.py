@@ -1,7 +1,7 @@
 """LsrModel: inserts LSR layers into a model, as PEFT's own methods do."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,9 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_forms
 from lsr.tuner.injected import Injected, Resolved
 from lsr.tuner.layer import LsrLinear, adapted_layers
-from lsr.tuner.lookup import config_of, groups_of, injected_in, layers_of
+from lsr.tuner.lookup import RECORDS, config_of, groups_of, injected_in, layers_of
+from lsr.tuner.mistakes import check_held, explained
+from lsr.tuner.options import Fields
 from lsr.tuner.sharing import Kind, kind_of
 from lsr.tuner.start import initialize_group
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names, is_quantized
@@ -89,8 +91,7 @@ class LsrModel(WholeHeads):
         for layers in groups_of(self, adapter_name).values():
             initialize_group(layers, adapter_name, config, word)
         config.injected = injected
-        base = cast("Any", model)
-        base.lsr_injected = injected_in(model) | {adapter_name: injected}
+        setattr(model, RECORDS, injected_in(model) | {adapter_name: injected})
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, as PEFT does, and the record of it."""
@@ -166,15 +167,14 @@ class LsrModel(WholeHeads):
     ) -> dict[str, torch.Tensor]:
         # PEFT ignores missing tensors and only warns of unexpected ones, but a core without its frames is no adapter.
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        expected = {
-            f"{name}.lsr_adapters.{adapter_name}.{key}"
-            for name, layer in model.named_modules()
-            if isinstance(layer, LsrLinear) and adapter_name in layer.lsr_adapters
-            for key in layer.adapter(adapter_name).state_dict()
-        }
-        for key in sorted(expected ^ {key for key in remapped if ".lsr_adapters." in key}):
-            problem = "is missing" if key in expected else "is no part of this adapter on this base model"
-            raise ValueError(f"the adapter's file: {key.replace(f'.{adapter_name}.', '.')} {problem}")
+        expected = []
+        for name, layer in model.named_modules():
+            if isinstance(layer, LsrLinear) and adapter_name in layer.lsr_adapters:
+                expected.extend([f"{name}.lsr_adapters.{key}" for key in layer.adapter(adapter_name).state_dict()])
+        own = f".lsr_adapters.{adapter_name}."
+        held = [key.replace(own, ".lsr_adapters.") for key in remapped if ".lsr_adapters." in key]
+        with explained("the adapter's file", ValueError):
+            check_held(held, expected, "this adapter on this base model")
         injected_in(model)[adapter_name].awaits_examples = False
         return remapped
 
@@ -206,7 +206,7 @@ class LsrModel(WholeHeads):
             for layer in adapted_layers(self).values():
                 layer.restore_base_weight()
         plain = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        vars(plain).pop("lsr_injected", None)  # as PEFT does with its configurations
+        vars(plain).pop(RECORDS, None)  # as PEFT does with its configurations
         return plain
 
     @classmethod
@@ -237,7 +237,7 @@ def _choose(
     return args, {**kwargs, "adapter_names": [name for name in names for _ in range(rows // len(names))]}
 
 
-def copies_of_a_row(arguments: Mapping[str, Any]) -> int:
+def copies_of_a_row(arguments: Fields) -> int:
     """Return how many rows `generate` makes of each input row, given its arguments: beams, or several answers."""
     given = arguments.get("generation_config")
     counts = [arguments.get(name) or getattr(given, name, None) or 1 for name in ("num_beams", "num_return_sequences")]

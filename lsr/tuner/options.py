@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from re import _parser  # type: ignore[attr-defined]
+from statistics import mode
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lsr.init import INITIALIZATIONS
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lsr.tuner.config import LsrConfig
 
 Value = TypeVar("Value")
+Fields = Mapping[str, Any]  # of a configuration, or of another object in JSON
 
 CORED = ("core", "all")  # the values of `train` that add a core
 WORDS = {
@@ -35,7 +37,13 @@ MOST_WAYS = 100_000
 WIDTH = 60  # about the length of a layer's name
 DEEPEST = 20
 MOST_CHARACTERS = 500_000  # of a field, to compile which takes a second
-SINGLE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")  # what matches one character, by the names of re's parser
+# What matches one character, by the names of re's parser.
+SINGLE = (
+    "LITERAL",
+    "NOT_LITERAL",
+    "ANY",
+    "IN",
+)
 
 
 def check_options(config: "LsrConfig") -> None:
@@ -52,33 +60,42 @@ def check_options(config: "LsrConfig") -> None:
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
         if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
             raise ValueError(f"{name} must be a positive number of at most {LARGEST_ALPHA:.0e}, got {alpha!r}")
+    if not _is_count(config.separation_rank):
+        raise ValueError(f"separation_rank must be >= 1, got {config.separation_rank!r}")
     dropout = config.dropout
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
     start = config.init_weights
-    rules = {
-        "separation_rank": (_is_count(config.separation_rank), ">= 1"),
-        "dropout": (isinstance(dropout, int | float) and 0 <= dropout < 1, "in [0, 1)"),
-        "init_weights": (isinstance(start, bool) or start in INITIALIZATIONS, f"a bool or one of {[*INITIALIZATIONS]}"),
-        **{name: (getattr(config, name) in words, f"one of {list(words)}") for name, words in WORDS.items()},
-    }
-    for name, (is_right, needed) in rules.items():
-        if not is_right:
-            raise ValueError(f"{name} must be {needed}, got {getattr(config, name)!r}")
+    if not isinstance(start, bool) and start not in INITIALIZATIONS:
+        raise ValueError(f"init_weights must be a bool or one of {[*INITIALIZATIONS]}, got {start!r}")
+    for name, words in WORDS.items():
+        word = getattr(config, name)
+        if word not in words:
+            raise ValueError(f"{name} must be one of {list(words)}, got {word!r}")
     check_patterns(vars(config))
-    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+    _check_together(config)
+
+
+def _check_together(config: "LsrConfig") -> None:
+    targets = config.target_modules
+    if isinstance(targets, str) and targets != "all-linear":
         for name in ("layers_to_transform", "layers_pattern"):
             if getattr(config, name) is not None:
-                raise ValueError(f"{name} needs target_modules to be a list, got the pattern {config.target_modules!r}")
+                raise ValueError(f"{name} needs target_modules to be a list, got the pattern {targets!r}")
     if config.layers_pattern and config.layers_to_transform is None:
         raise ValueError("layers_pattern needs layers_to_transform, got None")
+    if config.has_core:
+        return
     for name, word in (("share", "layers"), ("core", "diagonal")):  # without a core, layers that share are all alike
-        if getattr(config, name) == word and not config.has_core:
+        if getattr(config, name) == word:
             raise ValueError(f"{name}={word!r} needs train to be one of {list(CORED)}, got {config.train!r}")
 
 
 def _with_pattern(config: "LsrConfig", name: str, pattern: str) -> Iterable[tuple[str, Any]]:
-    """Return the default value and those of single layers, each after its name in error messages."""
-    single = ((f"{pattern}[{key!r}]", value) for key, value in getattr(config, pattern).items())
-    return ((name, getattr(config, name)), *single)
+    """Yield the default value and those of single layers, each after its name in error messages."""
+    yield name, getattr(config, name)
+    for key, value in getattr(config, pattern).items():
+        yield f"{pattern}[{key!r}]", value
 
 
 def _is_count(value: object) -> bool:
@@ -92,7 +109,17 @@ def usual_terms(rank_shape: Sequence[int]) -> int:
 
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
     """Return the value of a pattern of the configuration for a layer, by PEFT's rule the first one, or the default."""
-    return next((value for key, value in pattern.items() if matches(key, layer_name)), usual)
+    for key, value in pattern.items():
+        if matches(key, layer_name):
+            return value
+    return usual
+
+
+def usual_and_others(values: Mapping[str, Value]) -> tuple[Value, dict[str, Value]]:
+    """Return the most common value of layers, of several the first, and the other values by layer."""
+    usual = mode(values.values())
+    others = {name: value for name, value in values.items() if value != usual}
+    return usual, others
 
 
 def exactly(values: Mapping[str, Value]) -> dict[str, Value]:
@@ -110,7 +137,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})$")
 
 
-def check_patterns(fields: Mapping[str, Any]) -> None:
+def check_patterns(fields: Fields) -> None:
     """Refuse patterns in a configuration of any method that could take long to match.
 
     There are names, dots, characters, alternatives in groups and, of single characters, repetitions: what of these is
@@ -121,15 +148,19 @@ def check_patterns(fields: Mapping[str, Any]) -> None:
     """
     ways = 0
     for field, value in fields.items():
+        if not PLACES.search(field):
+            continue
         entries = [value] if isinstance(value, str) else value
-        if not PLACES.search(field) or not isinstance(entries, list | tuple | set | dict):
+        if not isinstance(entries, list | tuple | set | dict):
             continue
         length = sum(map(len, map(str, entries)))
-        if isinstance(value, str | dict) and (len(entries) > MOST_ENTRIES or length > MOST_CHARACTERS):
+        is_long = len(entries) > MOST_ENTRIES or length > MOST_CHARACTERS
+        if is_long and isinstance(value, str | dict):
             most = f"at most {MOST_ENTRIES:,} of {MOST_CHARACTERS:,} are allowed"
             raise ValueError(f"{field}: {len(entries):,} patterns of {length:,} characters; {most}")
         for entry in entries:
-            ways += _ways(entry) if isinstance(entry, str) else 0
+            if isinstance(entry, str):
+                ways += _ways(entry)
             if ways > MOST_WAYS:
                 allowed = "names, dots, digits and (one|other), with few * and +, and none of a group"
                 raise ValueError(f"{field}: {entry[:80]!r} is not a valid regular expression of {allowed}")
@@ -141,7 +172,9 @@ def _ways(pattern: str) -> int:
         parsed = _parser.parse(pattern)  # what re will match, so that nothing is read in another way than it does
     except (re.error, RecursionError, OverflowError):
         return MOST_WAYS + 1
-    return _ways_of(parsed) if parsed.state.flags == re.UNICODE else MOST_WAYS + 1
+    if parsed.state.flags != re.UNICODE:
+        return MOST_WAYS + 1
+    return _ways_of(parsed)
 
 
 def _ways_of(parsed: Any, depth: int = 0) -> int:
@@ -154,17 +187,34 @@ def _ways_of(parsed: Any, depth: int = 0) -> int:
                 pass
             case "SUBPATTERN" if node[1] == node[2] == 0:  # its flags
                 ways *= _ways_of(node[3], depth + 1)
-            case "BRANCH":  # of alternatives that begin with different letters, only one can match
-                letters = Counter[int | None]()
-                for branch in node[1]:
-                    first, letter = branch[0] if len(branch) else (None, None)
-                    letters[letter if first and first.name == "LITERAL" else None] += _ways_of(branch, depth + 1)
-                ways *= letters.pop(None, 0) + max(letters.values(), default=0)
-            case "MAX_REPEAT" | "MIN_REPEAT" if len(node[2]) == 1 and node[2][0][0].name in SINGLE:
-                ways *= max(1, min(node[1], WIDTH) - node[0] + 1)
-            case "MAX_REPEAT" | "MIN_REPEAT" if node[:2] == (0, 1):
-                ways *= 1 + _ways_of(node[2], depth + 1)
+            case "BRANCH":
+                ways *= _ways_of_one(node[1], depth + 1)
+            case "MAX_REPEAT" | "MIN_REPEAT":
+                ways *= _ways_of_repeat(depth + 1, *node)
             case _:
                 return MOST_WAYS + 1
         ways = min(ways, MOST_WAYS + 1)
     return ways
+
+
+def _ways_of_repeat(depth: int, least: int, most: int, repeated: Any) -> int:
+    """Return in how many ways a repetition can match: of a single character, or of anything at most once."""
+    if len(repeated) == 1 and repeated[0][0].name in SINGLE:
+        return max(1, min(most, WIDTH) - least + 1)
+    if (least, most) == (0, 1):
+        return 1 + _ways_of(repeated, depth)
+    return MOST_WAYS + 1
+
+
+def _ways_of_one(branches: Any, depth: int) -> int:
+    """Return in how many ways alternatives can match: of those that begin with different letters, only one can."""
+    any_way = 0
+    by_letter = Counter[int]()
+    for branch in branches:
+        ways = _ways_of(branch, depth)
+        kind, letter = branch[0] if len(branch) else (None, 0)
+        if kind is not None and kind.name == "LITERAL":
+            by_letter[letter] += ways
+        else:
+            any_way += ways
+    return any_way + max(by_letter.values(), default=0)

@@ -13,9 +13,8 @@ whole. Codes and scales are those of `lsr.algebra.rounding`.
 
 import json
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
 from math import ceil, prod
 from typing import Any
 
@@ -39,10 +38,12 @@ LARGEST = 2.0**127  # from here on a rounded value may overflow
 MOST_BYTES = 1_000_000  # of the index: enough for 20,000 tensors of a LoRA
 MOST_AXES = 8
 
+Tensors = Mapping[str, Tensor]  # by name
 Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and the tensor's shape
+Rooms = dict[str, Room]  # by the tensor's name
 
 
-def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
+def pack(tensors: Tensors, precision: str) -> dict[str, Tensor]:
     """Return the tensors of a file that holds an adapter's tensors, rounded to one of PRECISIONS.
 
     Packing what `unpack` returns, in the same precision, gives the same bytes again.
@@ -50,31 +51,53 @@ def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     Raises:
         ValueError: if there is no such precision, a value is not finite, or a tensor is of a dtype that no adapter has.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    rooms: dict[str, Room] = {}
-    pieces: dict[str, list[Tensor]] = {}
+    check_precision(precision)
+    rooms: Rooms = {}
+    pieces = defaultdict(list)
     for name, tensor in sorted(tensors.items()):
-        floating = "small" if precision in BITS and tensor.numel() < GROUP else "values"
-        part = floating if tensor.is_floating_point() else dtype_name(tensor.dtype)
+        part = _part_of(tensor, precision)
         if part not in PARTS:
             raise ValueError(f"{name} holds values of {part}; needed: a floating-point dtype or int64")
         if not (tensor.abs() < LARGEST).all():
             raise ValueError(f"{name} holds values that are not finite, or of 2^127 and more")
         rooms[name] = part, tensor.shape
-        pieces.setdefault(part, []).append(tensor.detach().cpu().movedim(_longest(tensor.shape), -1).flatten())
+        moved = tensor.detach().cpu().movedim(_longest(tensor.shape), -1)
+        pieces[part].append(moved.flatten())
     stored = {part: torch.cat(entries) for part, entries in pieces.items()}
-    if "values" in stored and precision in WHOLE:
-        stored["values"] = stored["values"].to(WHOLE[precision])
-    elif "values" in stored:
-        codes, stored["scales"] = to_codes(stored["values"].float(), _groups(rooms), BITS[precision])
-        stored["values"] = to_bytes(codes, BITS[precision])
+    if "values" in stored:
+        values = stored["values"]
+        if precision in WHOLE:
+            stored["values"] = values.to(WHOLE[precision])
+        else:
+            bits = BITS[precision]
+            codes, stored["scales"] = to_codes(values.float(), _groups(rooms), bits)
+            stored["values"] = to_bytes(codes, bits)
     if "small" in stored:
         stored["small"] = stored["small"].bfloat16()
-    return stored | {"index": _index(precision, rooms)}
+    stored["index"] = _index(precision, rooms)
+    return stored
 
 
-def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def check_precision(precision: object) -> None:
+    """Check that there is a precision of this name.
+
+    Raises:
+        ValueError: if not.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def _part_of(tensor: Tensor, precision: str) -> str:
+    """Return the part for the entries of a tensor, or the name of its dtype if there is none."""
+    if not tensor.is_floating_point():
+        return dtype_name(tensor.dtype)
+    if precision in BITS and tensor.numel() < GROUP:
+        return "small"
+    return "values"
+
+
+def unpack(stored: Tensors) -> dict[str, Tensor]:
     """Return the tensors that `pack` stored, by name; floating-point ones in float32.
 
     Raises:
@@ -84,22 +107,28 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sizes = Counter[str]()
     for part, shape in rooms.values():
         sizes[part] += prod(shape)
-    left = {"int64": _part(stored, "int64", sizes["int64"], torch.int64)}
-    left["small"] = _part(stored, "small", sizes["small"], torch.bfloat16).float()
+    small = _part(stored, "small", sizes["small"], torch.bfloat16)
+    left = {
+        "int64": _part(stored, "int64", sizes["int64"], torch.int64),
+        "small": small.float(),
+    }
+    count = sizes["values"]
     if precision in WHOLE:
-        left["values"] = _part(stored, "values", sizes["values"], WHOLE[precision]).float()
+        left["values"] = _part(stored, "values", count, WHOLE[precision]).float()
     else:
         bits = BITS[precision]
-        packed = _part(stored, "values", ceil(sizes["values"] * bits / 8), torch.uint8)
+        packed = _part(stored, "values", ceil(count * bits / 8), torch.uint8)
         groups = _groups(rooms)  # there are no more than codes, whose number has been checked
-        scales = _part(stored, "scales", len(groups), torch.bfloat16).repeat_interleave(groups)
-        left["values"] = from_codes(from_bytes(packed, bits, sizes["values"]), scales, bits)
+        scales = _part(stored, "scales", len(groups), torch.bfloat16)
+        codes = from_bytes(packed, bits, count)
+        left["values"] = from_codes(codes, scales.repeat_interleave(groups), bits)
     tensors = {}
     for name, (part, shape) in rooms.items():
         entries, left[part] = left[part].tensor_split([prod(shape)])
         axis = _longest(shape)
-        moved = *shape[:axis], *shape[axis + 1 :], *shape[axis : axis + 1]
-        tensors[name] = entries.reshape(moved).movedim(-1, axis).clone(memory_format=torch.contiguous_format)
+        moved = torch.empty(shape, device="meta").movedim(axis, -1)
+        tensor = entries.reshape(moved.shape).movedim(-1, axis)
+        tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
     return tensors
 
 
@@ -109,41 +138,48 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _longest(shape: Sequence[int]) -> int:
-    return shape.index(max(shape)) if shape else 0
+    if not shape:
+        return 0
+    return shape.index(max(shape))
 
 
-def _groups(rooms: Mapping[str, Room]) -> Tensor:
+def _groups(rooms: Rooms) -> Tensor:
     """Return the number of entries in each group of codes."""
     lengths: list[int] = []
     for part, shape in rooms.values():
         if part == "values":
-            longest = max(shape, default=1)
             size = prod(shape)
-            width = longest if longest >= GROUP else size
+            width = max(shape, default=1)
+            if width < GROUP:
+                width = size
             lengths += size // width * group_lengths(width)
     return torch.tensor(lengths, dtype=torch.int64)
 
 
-def _index(precision: str, rooms: Mapping[str, Room]) -> Tensor:
+def _index(precision: str, rooms: Rooms) -> Tensor:
     tree: dict[str, Any] = {}
     for name, (part, shape) in rooms.items():
         *path, last = name.split(".")  # equal layers are equal branches, which deflate well
-        reduce(lambda node, key: node.setdefault(key, {}), path, tree)[last] = [part, *shape]
+        branch = tree
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[last] = [part, *shape]
     text = json.dumps([precision, tree], separators=(",", ":"))
-    return torch.frombuffer(bytearray(zlib.compress(text.encode(), level=9)), dtype=torch.uint8)
+    deflated = zlib.compress(text.encode(), level=9)
+    return torch.frombuffer(bytearray(deflated), dtype=torch.uint8)
 
 
-def _read_index(stored: Mapping[str, Tensor]) -> tuple[str, dict[str, Room]]:
-    if "index" not in stored or stored["index"].dtype is not torch.uint8:
+def _read_index(stored: Tensors) -> tuple[str, Rooms]:
+    index = stored.get("index")
+    if index is None or index.dtype is not torch.uint8:
         raise ValueError("no rounded adapter: it has no index of uint8")
     inflate = zlib.decompressobj()
     try:
-        text = inflate.decompress(stored["index"].numpy().tobytes(), MOST_BYTES)
+        text = inflate.decompress(index.numpy().tobytes(), MOST_BYTES)
         if not inflate.eof:
             raise ValueError(f"cut off, or over {MOST_BYTES:,} bytes")
         precision, tree = json.loads(text)
-        if precision not in PRECISIONS:
-            raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        check_precision(precision)
         return precision, dict(sorted(_leaves(tree, "")))
     except (zlib.error, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"its index is broken: {error}") from None
@@ -152,16 +188,22 @@ def _read_index(stored: Mapping[str, Tensor]) -> tuple[str, dict[str, Room]]:
 def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Room]]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, list):
-            part, *shape = value
-            if part not in PARTS or len(shape) > MOST_AXES or not all(type(n) is int and n > 0 for n in shape):
-                raise ValueError(f"{name}: {value} is not one of {', '.join(PARTS)} and a shape")
-            yield name, (part, tuple(shape))
-        else:
+        if not isinstance(value, list):
             yield from _leaves(value, f"{name}.")
+            continue
+        part, *shape = value
+        are_sizes = all(type(size) is int and size > 0 for size in shape)
+        if part not in PARTS or len(shape) > MOST_AXES or not are_sizes:
+            raise ValueError(f"{name}: {value} is not one of {', '.join(PARTS)} and a shape")
+        yield name, (part, tuple(shape))
 
 
-def _part(stored: Mapping[str, Tensor], name: str, size: int, dtype: torch.dtype) -> Tensor:  # (size,)
+def _part(
+    stored: Tensors,
+    name: str,
+    size: int,
+    dtype: torch.dtype,
+) -> Tensor:  # (size,)
     # Checked before any memory of its size is taken.
     part = stored.get(name, torch.empty(0, dtype=dtype))
     if part.shape != (size,) or part.dtype is not dtype:

@@ -1,18 +1,17 @@
 """What training begins with: an adapter's factors and cores, from the seed, the weights or examples."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import nn
 
-from lsr.algebra.spectrum import Matrix
-from lsr.init import INITIALIZATIONS
-from lsr.init.passes import STEPS
-from lsr.init.source import Source
+from lsr.init import INITIALIZATIONS, read_examples
+from lsr.init.passes import STEPS, Batch
+from lsr.init.source import Matrices, Source
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, groups_of, injected_in, layers_of
@@ -23,7 +22,7 @@ def initialize_factors(
     model: nn.Module,
     adapter_name: str = "default",
     init_weights: bool | str | None = None,
-    statistics: Mapping[str, Matrix] | None = None,
+    statistics: Matrices | None = None,
     done: Callable[[str], object] = lambda name: None,
 ) -> None:
     """Initialize the factors of each layer, or of each kind that shares them, and call `done` with its name.
@@ -55,7 +54,7 @@ def initialize_group(
     adapter_name: str,
     config: LsrConfig,
     word: str,
-    statistics: Mapping[str, Matrix] | None = None,
+    statistics: Matrices | None = None,
 ) -> None:
     """Initialize the layers that share factors, by the initialization of a name: the factors of the first, all cores.
 
@@ -78,7 +77,7 @@ def initialize_group(
             layer.adapter(adapter_name).core.data.copy_(initialization.core(source, b, a))
 
 
-def _source(layer: LsrLinear, adapter_name: str, config: LsrConfig, statistics: Mapping[str, Matrix] | None) -> Source:
+def _source(layer: LsrLinear, adapter_name: str, config: LsrConfig, statistics: Matrices | None) -> Source:
     adapter = layer.adapter(adapter_name)
     return Source(
         adapter.form,
@@ -102,7 +101,7 @@ def _generator(config: LsrConfig, name: str) -> torch.Generator | None:
 
 def start_from_examples(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Batch],
     adapter_name: str = "default",
     *,
     head_steps: int = STEPS,
@@ -112,10 +111,10 @@ def start_from_examples(
 
     Each batch, including labels, is passed to `model(**batch)` and must be on the model's device. A head that is
     trained with the adapter (`modules_to_save`) is first fitted to the examples for `head_steps` steps, because the
-    gradient through a fresh head says little about the task; training still starts from the fresh head. `update` and
-    `warm` take one training step per batch, so give them many small batches, for example of eight. With `warm` the
-    model then predicts what it has learned: adapter and head hold it. Call this before training; without it, the
-    adapter keeps the random factors that `get_peft_model` gives it.
+    gradient through a fresh head says little about the task; training still starts from the fresh head, but with
+    `warm`. `update` and `warm` take one training step per batch, so give them many small batches, for example of eight.
+    With `warm` the model then predicts what it has learned: adapter and head hold it. Call this before training;
+    without it, the adapter keeps the random factors that `get_peft_model` gives it.
 
     Raises:
         ValueError: if the adapter has another initialization, is not the active one or does not exist, or the examples
@@ -123,10 +122,6 @@ def start_from_examples(
     """
     layers = layers_of(model, adapter_name)
     config = config_of(model, adapter_name)
-    read = INITIALIZATIONS[config.start].read
-    if read is None:
-        words = " or ".join(repr(word) for word, scheme in INITIALIZATIONS.items() if scheme.read)
-        raise ValueError(f"init_weights must be {words} to start from examples, got {config.start!r}")
     active = getattr(model, "active_adapters", [adapter_name])
     if list(active) != [adapter_name]:  # the examples pass through the active ones, and their heads would be fitted
         raise ValueError(
@@ -135,5 +130,5 @@ def start_from_examples(
         )
     bases = {name: layer.get_base_layer() for name, layer in layers.items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    statistics = read(model, bases, batches, heads, steps=head_steps, seed=seed)
+    statistics = read_examples(config.start, model, bases, batches, heads, steps=head_steps, seed=seed)
     initialize_factors(model, adapter_name, statistics=statistics)

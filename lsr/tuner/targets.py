@@ -5,7 +5,7 @@ A name that matches nothing is an error here; PEFT ignores it silently.
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, cast
@@ -31,7 +31,10 @@ ADDED = {*SEQ_CLS_HEAD_NAMES, "qa_outputs"}  # to modules_to_save by PEFT, by th
 ADAPTABLE = (nn.Linear, Conv1D)
 
 
-def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
+def check_names(
+    config: PeftConfig,
+    model: nn.Module,
+) -> list[str]:
     """Return the names of a model's modules; refuse entries of the configuration that match none: PEFT skips them.
 
     These are entries of target_modules, exclude_modules and modules_to_save. PEFT also skips targets in the modules
@@ -40,56 +43,89 @@ def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
     Raises:
         ValueError: names the entry and what the model has, the nearest first.
     """
-    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    tuners = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    inside = tuple(f"{name}." for name in tuners)
     names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
-    linear = linear_layers(model, config)
-    for field in ("target_modules", "exclude_modules"):
-        value: Any = getattr(config, field, None)  # not every method has exclude_modules
-        is_pattern = isinstance(value, str)
-        entries: list[str] = [value] if is_pattern else sorted(value or ())
-        for entry in entries if value != "all-linear" else ():
-            pattern = entry if is_pattern else rf"(.*\.)?{re.escape(entry)}"
-            matched = [name for name in names if re.fullmatch(pattern, name)]
-            if not matched:
-                problem = f"{entry!r} matches no layer" if is_pattern else f"no layer is named {entry!r}"
-                raise ValueError(f"{field}: {problem}; {_there_are(linear, 'linear layers', entry)}")
-            if field == "target_modules" and all(is_trained_whole(config, name) for name in matched):
-                raise ValueError(
-                    f"{field}: {entry!r} is part of the head, or of another module that is trained in full"
-                )
+    targets = _matched("target_modules", config, model, names)
+    _matched("exclude_modules", config, model, names)
+    for entry, matched in targets.items():
+        if all(is_trained_whole(config, name) for name in matched):
+            whole = "part of the head, or of another module that is trained in full"
+            raise ValueError(f"target_modules: {entry!r} is {whole}")
     for entry in getattr(config, "modules_to_save", None) or []:
-        if entry not in ADDED and not any(name.endswith(entry) for name in names):
-            there_are = _there_are(_last_parts(names), "modules", entry)
-            raise ValueError(f"modules_to_save: no module is named {entry!r}; {there_are}")
+        if entry in ADDED or any(name.endswith(entry) for name in names):
+            continue
+        there_are = _there_are(_last_parts(names), "modules", entry)
+        raise ValueError(f"modules_to_save: no module is named {entry!r}; {there_are}")
     return names
 
 
-def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list[str]:
+def _matched(
+    field: str,
+    config: PeftConfig,
+    model: nn.Module,
+    names: Sequence[str],
+) -> dict[str, list[str]]:
+    # The names that each entry of a list of endings matches, or the pattern in its place.
+    value: Any = getattr(config, field, None) or []  # not every method has exclude_modules
+    if value == "all-linear":
+        return {}
+    is_pattern = isinstance(value, str)
+    matched = {}
+    for entry in [value] if is_pattern else sorted(value):
+        pattern = entry
+        problem = f"{entry!r} matches no layer"
+        if not is_pattern:
+            pattern = rf"(.*\.)?{re.escape(entry)}"
+            problem = f"no layer is named {entry!r}"
+        matched[entry] = [name for name in names if re.fullmatch(pattern, name)]
+        if not matched[entry]:
+            there_are = _there_are(linear_layers(model, config), "linear layers", entry)
+            raise ValueError(f"{field}: {problem}; {there_are}")
+    return matched
+
+
+def adapted_names(
+    model: nn.Module,
+    config: LsrConfig,
+    names: list[str],
+) -> list[str]:
     """Return the layers in `names` that a configuration adapts, without changing the configuration.
 
     Raises:
         ValueError: if a pattern or an index matches none of them; names the adapted layers, the nearest first.
     """
-    opened = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
+    opened: Any = _maybe_include_all_linear_layers(replace(config), model)
     adapted = [name for name in names if check_target_module_exists(opened, name)]
     if config.target_modules == "all-linear":  # PEFT lists modules_to_save too, e.g. DistilBERT's pre_classifier
         adapted = [name for name in adapted if not is_trained_whole(config, name)]
-        if config.layers_to_transform is not None:  # of all-linear layers PEFT ignores it, of a list of endings not
-            ends = {name: replace(config, target_modules=[name.rpartition(".")[2]]) for name in adapted}
-            adapted = [name for name in adapted if check_target_module_exists(ends[name], name)]
+        if config.layers_to_transform is not None:
+            adapted = [name for name in adapted if _is_transformed(config, name)]
     for field in PATTERNS:
         for pattern in getattr(config, field):
-            if not any(matches(pattern, name) for name in adapted):
-                there_are = _there_are(_last_parts(adapted), "adapted layers", pattern)
-                raise ValueError(f"{field}: {pattern!r} matches no adapted layer; {there_are}")
+            if any(matches(pattern, name) for name in adapted):
+                continue
+            there_are = _there_are(_last_parts(adapted), "adapted layers", pattern)
+            raise ValueError(f"{field}: {pattern!r} matches no adapted layer; {there_are}")
     check_indices(config, adapted)
     return adapted
 
 
+def _is_transformed(config: LsrConfig, name: str) -> bool:
+    """Return whether layers_to_transform has a layer, which PEFT ignores of all-linear ones, but not of endings."""
+    *_, ending = name.split(".")
+    return bool(check_target_module_exists(replace(config, target_modules=[ending]), name))
+
+
 def is_trained_whole(config: PeftConfig, name: str) -> bool:
     """Return whether a layer is in modules_to_save or inside such a module, by PEFT's rule: any suffix of a name."""
-    paths = accumulate(name.split("."), lambda path, part: f"{path}.{part}")
-    return any(path.endswith(tuple(getattr(config, "modules_to_save", None) or ())) for path in paths)
+    endings = tuple(getattr(config, "modules_to_save", None) or ())
+    return any(outer.endswith(endings) for outer in outer_names(name))
+
+
+def outer_names(name: str) -> Iterable[str]:
+    """Return the names of the modules that a module is inside, and its own."""
+    return accumulate(name.split("."), "{}.{}".format)
 
 
 def check_indices(config: PeftConfig, names: list[str]) -> None:
@@ -99,7 +135,9 @@ def check_indices(config: PeftConfig, names: list[str]) -> None:
         ValueError: names the index.
     """
     indices = getattr(config, "layers_to_transform", None)
-    for index in [indices] if isinstance(indices, int) else indices or []:
+    if isinstance(indices, int):
+        indices = [indices]
+    for index in indices or []:
         if not any(f".{index}." in name for name in names):
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
 
@@ -109,9 +147,11 @@ def linear_layers(model: nn.Module, config: PeftConfig | None = None) -> list[st
 
     Layers that the configuration trains in full are left out.
     """
-    every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    kept = [name for name in every if config is None or not is_trained_whole(config, name)]
-    return _last_parts([name.removesuffix(".base_layer") for name in kept])
+    names = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
+    if config is not None:
+        names = [name for name in names if not is_trained_whole(config, name)]
+    names = [name.removesuffix(".base_layer") for name in names]
+    return _last_parts(names)
 
 
 def heads_of(model: nn.Module) -> list[str]:
@@ -121,14 +161,23 @@ def heads_of(model: nn.Module) -> list[str]:
 
 
 def _last_parts(names: Sequence[str]) -> list[str]:
-    return [last for last in dict.fromkeys(name.rpartition(".")[2] for name in names) if not last.isdigit()]
+    parts = [name.rpartition(".")[2] for name in names]
+    return [part for part in dict.fromkeys(parts) if not part.isdigit()]
 
 
-def _there_are(known: Sequence[str], what: str, word: str) -> str:
+def _there_are(
+    known: Sequence[str],
+    what: str,
+    word: str,
+) -> str:
     """Return what there is in place of a word, as the end of a message, the nearest first."""
-    ordered = sorted(known, key=lambda name: -difflib.SequenceMatcher(None, word, name).ratio())
-    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return f"{what}: {', '.join(ordered[:SHOWN])}{more}"
+    likeness = {name: difflib.SequenceMatcher(None, word, name).ratio() for name in known}
+    nearest = sorted(likeness, key=likeness.__getitem__, reverse=True)[:SHOWN]
+    listed = ", ".join(nearest)
+    more = len(known) - SHOWN
+    if more > 0:
+        listed += f" and {more} more"
+    return f"{what}: {listed}"
 
 
 def check_adaptable(base: nn.Module, layer_name: str) -> None:
@@ -142,9 +191,8 @@ def check_adaptable(base: nn.Module, layer_name: str) -> None:
         kinds = " or ".join(kind.__name__ for kind in ADAPTABLE)
         raise TypeError(f"{problem}: it must be {kinds}, got {type(base).__name__}")
     if isinstance(base, NonDynamicallyQuantizableLinear):  # an adapter would have no effect, silently
-        raise TypeError(
-            f"{problem}: nn.MultiheadAttention reads its weight but never calls it; leave it out with exclude_modules"
-        )
+        reason = "nn.MultiheadAttention reads its weight but never calls it"
+        raise TypeError(f"{problem}: {reason}; leave it out with exclude_modules")
     if not base.weight.is_floating_point() and not is_quantized(base):
         raise TypeError(
             f"{problem}: its weight is quantized, got the dtype {base.weight.dtype}; "

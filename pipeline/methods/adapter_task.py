@@ -6,7 +6,7 @@ PEFT's adapter_config.json has no fields for the label names, the columns and th
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import field_validator
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
@@ -15,26 +15,24 @@ from pipeline.params.sources import Row
 from pipeline.tasks import Task
 
 FILE = "task.json"
+Names = tuple[str, ...]
 
 
 class AdapterTask(Row):
-    """The task of an adapter: its kind and all that answering depends on."""
+    """The task of an adapter: its kind and all that answering depends on.
 
-    kind: str = Field(description="of task, as classes or number")
-    columns: tuple[str, ...] = Field(min_length=1, max_length=2, description="of the text, or of a pair of texts")
-    labels: tuple[str, ...] | None = Field(description="names in the order of the head's outputs; null for a number")
-    tenants: dict[str, tuple[str, ...] | None] | None = Field(
-        None, description="names of the labels of each tenant, in place of labels; in the order of the head's outputs"
-    )
-    tenant: str | None = Field(None, description="the column that names the tenant")
-    thresholds: tuple[float, ...] | None = Field(
-        None, description="the probability from which on each label applies, if a text may have several"
-    )
-    max_length: PositiveInt = Field(description="tokens; longer texts were truncated")
-    template: str | None = Field(
-        None, description="of prompts, if it writes: a chat template in Jinja, or none; prompts are built by it again"
-    )
-    ends: tuple[NonNegativeInt, ...] | None = Field(None, description="tokens, by number, that end what it writes")
+    What a field may hold is checked by `lsr.loading.task`, for all readers and writers of the file.
+    """
+
+    kind: str  # of task, as classes or number
+    columns: Names  # of the text, or of a pair of texts
+    labels: Names | None  # in the order of the head's outputs; null for a number
+    tenants: dict[str, Names | None] | None = None  # labels by tenant, in place of `labels`, in the same order
+    tenant: str | None = None  # the column that names the tenant
+    thresholds: tuple[float, ...] | None = None  # the probability from which on each label of several applies
+    max_length: int  # tokens; longer texts were truncated
+    template: str | None = None  # of prompts, if it writes: a chat template in Jinja, or none
+    ends: tuple[int, ...] | None = None  # tokens, by number, that end what it writes
 
     @field_validator("kind")
     @classmethod

@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import INITIALIZATIONS
+from lsr.init import read_examples
 from lsr.init.passes import Track, untracked
+from lsr.init.source import Matrices
 from lsr.loading.contents import Contents, check_layers, read_contents
 from lsr.loading.task import TENANTS
 from lsr.serve.common import last_layer
@@ -37,7 +38,7 @@ def read(
     task: Task,
     train: Callable[[], Dataset],  # returns the tokens of that split
     track: Track = untracked,
-) -> dict[str, Matrix]:
+) -> Matrices:
     """Return the gradients or updates of layers that the initialization of a plan reads; nothing if it reads none.
 
     Those of examples are over a sample of tokens, after the head was fitted to it. The base model keeps the head that
@@ -53,8 +54,6 @@ def read(
     batches = list(tokens.sample(train(), collate, section.examples, view.seed, BATCH[section.init]))
     layers = {name: base.get_submodule(name) for name in plan.layers}
     head = [base.get_submodule(name) for name in plan.head]
-    read_examples = INITIALIZATIONS[section.init].read
-    assert read_examples is not None  # as the section says
     model = cast("nn.Module", base)
     before = base.device
     where = fastest()
@@ -62,7 +61,9 @@ def read(
     try:
         model.to(where)
         with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
-            return read_examples(base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track)
+            return read_examples(
+                section.init, base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track
+            )
     finally:
         model.to(before)
 

@@ -65,6 +65,12 @@ def test_the_tables_are_of_the_checkout_that_is_named(folder, capsys):
     main([str(folder), "--longest", "1"])
     output = capsys.readouterr().out
     assert "lsr/code.py:7 both | 9" in output
+    assert "| lsr/code.py:7\n" not in output
+    main([str(folder), "--places"])
+    listed = capsys.readouterr().out.partition("places")[2]
+    assert "variables named by a pronoun | lsr/code.py:7\n" in listed
+    assert "tuple assignments | lsr/code.py:9\n" in listed
+    assert "assignment expressions | lsr/code.py:13\n" in listed
     main([str(ROOT)])
     assert "lsr/tuner | " in capsys.readouterr().out
 
