@@ -1,6 +1,9 @@
 # Each target sets up what it needs and no more: a virtual environment in .venv, and in it the extras that the target
 # uses, installed once per change of the pinned versions.
 PYTHON ?= python3
+PIP ?= pip
+TORCH ?=
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.with-pipeline,demo
@@ -15,15 +18,22 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
+ifneq ($(TORCH),$(filter cpu,$(TORCH)))
+$(error TORCH: must be cpu, or be left out for the build of the package index, got $(TORCH))
+endif
+
 .PHONY: help setup repro experiments undo plots test types check nightly audit docs arena bench capabilities clean
 
 ## help: this list
 help:
 	@sed -n 's/^## //p' Makefile
 
-## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
+## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate; with TORCH=cpu,
+##        .venv gets the build of torch without CUDA, as it does with every target that sets it up
 repro: $(RUN)
+	@echo 'repro: step 1 of 5, check params.yaml and the tables'
 	python -m pipeline.check
+	@echo 'repro: steps 2 to 5, tokenize, factorize-init, train, which takes most of the time, and evaluate'
 	dvc repro
 
 ## experiments: those of DVC and the committed run: state, score, examples that training has read, trained parameters,
@@ -87,9 +97,23 @@ $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
+define WHAT_PIP_FETCHES
+	if ls $(VENV)/lib/python3*/site-packages/torch/version.py > /dev/null 2>&1; then \
+	    echo 'setup: torch is in $(VENV) already and is taken as it is; pip fetches what else $* needs'; \
+	elif [ -n '$(TORCH)' ]; then \
+	    echo 'setup: pip fetches about 500 MB for $*, 200 MB of it the CPU build of torch'; \
+	else \
+	    echo 'setup: pip fetches what $* needs; on Linux with the CUDA build of torch, about 3 GB'; \
+	    echo 'setup: without a GPU, stop this and type: make $(MAKECMDGOALS) TORCH=cpu'; \
+	    echo 'setup: that fetches about 500 MB, 200 MB of it the CPU build of torch, from $(CPU_INDEX)'; \
+	fi
+endef
+
 # Python compiles a module when it is first imported; pip would compile five times as many, on one core.
 $(VENV)/.with-%: pyproject.toml constraints.txt | $(BIN)/pip
-	pip install --quiet --no-compile --constraint constraints.txt --editable '.[$*]'
+	@$(WHAT_PIP_FETCHES)
+	$(if $(TORCH),$(PIP) install --no-compile --no-deps --constraint constraints.txt --index-url $(CPU_INDEX) torch)
+	$(PIP) install --no-compile --constraint constraints.txt --editable '.[$*]'
 	@touch '$@'
 
 ## clean: remove the environment and what is not tracked by Git; DVC's cache stays
