@@ -22,16 +22,23 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
+from pipeline.methods.device import advise_on_threads
 from pipeline.tasks import Task
 from pipeline.training import checkpoints, processes, run
 
-CURVES = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}  # in the Trainer's log
+CURVES = {  # by key in the Trainer's log
+    "loss": artifacts.TRAIN_LOSS,
+    "eval_loss": artifacts.TRAIN_VALIDATION_LOSS,
+    "eval_score": artifacts.TRAIN_VALIDATION_SCORE,
+}
+NO_BANK = "There is no bank: the data has no column of tenants. What was trained is in artifacts/adapter.\n"
 
 
 def main(view: params.TrainView) -> None:
     processes.check_machine(view.train)
     if processes.start("stages.train", view.train.processes):
         return
+    advise_on_threads(console.warn)
     with checkpoints.run_folder(view) as folder:
         train(view, folder)
 
@@ -94,10 +101,14 @@ def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenize
 
 
 def write_bank(view: params.TrainView, task: Task) -> None:
-    """Write the bank of the tenants; an empty folder if there are none."""
+    """Write the bank of the tenants; if there are none, a folder with a line that says so.
+
+    DVC warns of an output that is an empty folder.
+    """
     with artifacts.replacing(artifacts.BANK) as folder:
         if not task.facts.tenants:
             folder.mkdir()
+            (folder / "README.md").write_text(NO_BANK, encoding="utf-8")
             return
         base = banks.base_of(view.base_model)
         bank = AdapterBank.of_tenants(artifacts.ADAPTER, base, precision=view.tenants.precision)
@@ -107,10 +118,10 @@ def write_bank(view: params.TrainView, task: Task) -> None:
 def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
     """Write metrics and curves, and print a summary table."""
     log = trainer.state.log_history
-    curves = {name: [(int(one["step"]), float(one[key])) for one in log if key in one] for key, name in CURVES.items()}
-    with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
-        for name, points in curves.items():
-            artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)
+    curves = dict[str, list[tuple[int, float]]]()
+    for key, path in CURVES.items():
+        curves[path.stem] = [(int(entry["step"]), float(entry[key])) for entry in log if key in entry]
+        artifacts.write_csv(path, ["step", path.stem], curves[path.stem])
     scores, losses = dict(curves["validation_score"]), dict(curves["validation_loss"])
     best = cast("int", trainer.state.best_global_step)
     metrics = {

@@ -3,6 +3,7 @@
 PEFT's adapter_config.json has no fields for the label names, the columns and the length of the texts.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,12 +69,23 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     """Return the task of each tenant in a bank's folder.
 
     Raises:
-        UserError: if a note in it is no task; InputError if there is no bank.
+        UserError: if a note in it is no task, or an adapter has none; InputError if there is no bank.
     """
     from lsr.serve.file import read as read_bank_file  # it imports torch, which takes seconds
 
     notes = read_bank_file(folder).notes
+    for name, note in notes.items():
+        _check_complete(name, note, folder)
     return {name: validated(AdapterTask, note, folder, (name,)) for name, note in notes.items()}
+
+
+def _check_complete(name: str, note: Mapping[str, Any], folder: Path) -> None:
+    # A bank takes adapters without task.json, such as a LoRA from elsewhere, and `lsr serve` answers with them.
+    lacking = [field for field, info in AdapterTask.model_fields.items() if info.is_required() and field not in note]
+    if lacking:
+        reason = f"came into the bank without {', '.join(lacking)} in a {FILE}, so its answers have no names"
+        remedy = f"write {FILE} beside its weights and make the bank again, or ask it by: lsr serve {folder}"
+        raise UserError(f"{folder}: {name}: {reason}; {remedy}")
 
 
 def read(folder: Path) -> AdapterTask:

@@ -92,9 +92,11 @@ def _answered(options: argparse.Namespace) -> Iterator[pd.DataFrame]:
     with console.progress("predict", None, "texts", console.errors) as advance:
         for table, asked in _rows(options, task, tenants):
             # These take seconds: after what can be checked without.
+            from pipeline.methods.device import advise_on_threads
             from pipeline.predict.answering import Opened, of_tenants, printed
 
             if opened is None:
+                advise_on_threads(console.note)
                 opened = Opened(options.adapter, options.base, task, options.batch_size)
                 artifacts.check_not_replaced(options.adapter, identity)
             if task.task.writes:

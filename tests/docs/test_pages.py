@@ -13,14 +13,17 @@ import tomllib
 from pkgutil import resolve_name
 
 import nbformat
+import pandas as pd
 import pytest
 from peft import PeftConfig
 from ruamel.yaml import YAML
+from vl_convert import vegalite_to_svg
 
 import lsr
 from docs import hooks, plots, tables
 from pipeline import params
 from pipeline.arena import preset
+from pipeline.core import artifacts
 from tests.browser import NARROW, WIDE, chromium, tab
 from tests.kit import refused, write
 from tests.repository import command
@@ -217,6 +220,7 @@ def plotted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plots.main()
     command(tmp_path, "dvc", "init", "--quiet", "--no-scm")
+    shutil.copytree(ROOT / ".dvc/plots", tmp_path / ".dvc/plots", dirs_exist_ok=True)
     command(tmp_path, "dvc", "plots", "show", "--html-template", plots.TEMPLATE)
     return tmp_path / "dvc_plots/index.html"
 
@@ -225,6 +229,18 @@ def test_the_page_of_plots_has_its_library_inside(plotted):
     text = plotted.read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", text)
     assert text.count("vegaEmbed('#") >= 6
+
+
+def test_titles_of_plots_differ_and_names_of_layers_are_whole(plotted):
+    text = plotted.read_text(encoding="utf-8")
+    specifications = [json.loads(found) for found in re.findall(r"var spec = (.*?);\s*vegaEmbed", text, re.DOTALL)]
+    titles = [specification["title"]["text"] for specification in specifications]
+    assert len(set(titles)) == len(titles) > 8
+    (of_layers,) = [one for one in specifications if "energy" in json.dumps(one.get("encoding"))]
+    drawn = vegalite_to_svg(of_layers)
+    names = pd.read_csv(ROOT / artifacts.FACTORIZE_START)["layer"]
+    assert len(names) > 1
+    assert not [name for name in names if f">{name}<" not in drawn]
 
 
 @pytest.mark.nightly

@@ -268,4 +268,4 @@ def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels,
 
 
 def column(name):
-    return [float(line[name]) for line in table(artifacts.TRAIN_CURVES / f"{name}.csv")]
+    return [float(line[name]) for line in table(artifacts.TRAIN_LOSS.with_name(f"{name}.csv"))]

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lsr import round_adapter
+from lsr.__main__ import main as lsr_main
 from lsr.tuner.files import WEIGHTS
 from pipeline import score
 from pipeline.core import artifacts, console
@@ -62,6 +64,27 @@ def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
     assert rows[0]["p(equivalent)"] == rows[1]["p(equivalent)"]
     predict.main([long, "the cat"])
     assert "1 of 2 texts truncated to 24 tokens\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("load", "threads", "is_said"), [(7.2, 2, True), (7.2, 1, False), (2.9, 2, False)])
+def test_a_busy_machine_is_a_line_that_says_how_to_use_one_thread(load, threads, is_said, one, monkeypatch):
+    _, quiet, _ = ended(predict.main, [SENTENCE])
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    status, out, err = ended(predict.main, [SENTENCE])
+    assert (status, out) == (None, quiet)
+    lines = [line for line in err.splitlines() if "OMP_NUM_THREADS=1" in line]
+    assert [f"a load of 7 on 2 cores, where {threads} threads" in line for line in lines] == [True] * is_said
+
+
+def test_a_bank_of_an_adapter_without_its_task_is_refused_in_one_line(one):
+    shutil.copytree(artifacts.ADAPTER, "imported")
+    Path("imported/task.json").unlink()
+    assert lsr_main(["bank", "--from", "imported", "-o", "bank"]) == 0
+    reason = "came into the bank without kind, columns, labels, max_length in a task.json, so its answers have no names"
+    remedy = "write task.json beside its weights and make the bank again, or ask it by: lsr serve bank"
+    assert mistake("--adapter", "bank", SENTENCE) == f"bank: imported: {reason}; {remedy}"
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

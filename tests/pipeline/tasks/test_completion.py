@@ -257,7 +257,7 @@ def test_what_is_written_is_scored_beside_the_base_model(trained, monkeypatch):
     assert found["exact_match_low"] <= found["exact_match"] <= found["exact_match_high"]
     assert found["rouge_l"] >= found["exact_match"]
     assert found["loss_low"] < found["loss"] < found["loss_high"] < found["loss_baseline"]
-    curve = table(artifacts.TRAIN_CURVES / "validation_score.csv")
+    curve = table(artifacts.TRAIN_VALIDATION_SCORE)
     scores = [float(line["validation_score"]) for line in curve]
     assert report(artifacts.TRAIN_METRICS)["best_score"] == max(scores) < 0  # minus the loss
 
