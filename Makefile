@@ -97,15 +97,16 @@ $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
+# Sizes are those of repro, by `uv lock` of its packages: other targets fetch a few hundred MB more.
 define WHAT_PIP_FETCHES
 	if ls $(VENV)/lib/python3*/site-packages/torch/version.py > /dev/null 2>&1; then \
 	    echo 'setup: torch is in $(VENV) already and is taken as it is; pip fetches what else $* needs'; \
 	elif [ -n '$(TORCH)' ]; then \
-	    echo 'setup: pip fetches about 500 MB for $*, 200 MB of it the CPU build of torch'; \
+	    echo 'setup: pip fetches what $* needs, some 450 MB, 160 MB of it torch without CUDA'; \
 	else \
-	    echo 'setup: pip fetches what $* needs; on Linux with the CUDA build of torch, about 3 GB'; \
+	    echo 'setup: pip fetches what $* needs; on Linux some 3 GB, 2.7 GB of it torch with CUDA'; \
 	    echo 'setup: without a GPU, stop this and type: make $(MAKECMDGOALS) TORCH=cpu'; \
-	    echo 'setup: that fetches about 500 MB, 200 MB of it the CPU build of torch, from $(CPU_INDEX)'; \
+	    echo 'setup: that fetches some 450 MB, with torch without CUDA from $(CPU_INDEX)'; \
 	fi
 endef
 

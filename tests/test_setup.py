@@ -36,14 +36,14 @@ def set_up(folder, *words, code=0):
 
 def test_it_says_what_pip_will_fetch_and_how_to_fetch_less_before_pip_shows_its_progress(folder):
     *said, asked = set_up(folder)
-    assert "CUDA build of torch, about 3 GB" in said[0]
+    assert "3 GB, 2.7 GB of it torch with CUDA" in said[0]
     assert "TORCH=cpu" in said[1]
     assert asked == ALL  # not --quiet
 
 
 def test_the_cpu_build_comes_first_from_its_own_index(folder):
     said, *asked = set_up(folder, "TORCH=cpu")
-    assert "200 MB" in said
+    assert "160 MB of it torch without CUDA" in said
     assert asked == [FROM_CPU_INDEX, ALL]
 
 
