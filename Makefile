@@ -88,7 +88,7 @@ bench: $(ALL)
 
 ## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
 capabilities: $(ALL)
-	python -m tests.capabilities
+	python -m docs.capabilities
 
 ## setup: the environment with everything
 setup: $(ALL)

@@ -11,11 +11,21 @@ from tests import workspace
 END = "<|endoftext|>"
 VOCABULARY = 320
 SIZES = workspace.read_yaml(Path(__file__).with_suffix(".yaml"))
-DECODERS, ENCODERS = SIZES["decoders"], SIZES["encoders"]
+DECODERS = SIZES["decoders"]
+ENCODERS = SIZES["encoders"]
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 PADDED = SIZES["padded"]
 SPECIAL = [END, "<pad>", "<unk>", "<|im_end|>", "<s>"]  # of the tokenizers of PADDED, whose numbers are these places
 PADS = {"opt", *ENCODERS}  # whose tokenizer has a token for it; the others' have none, as those of the hub
+
+
+def trained_bpe(special, *more):
+    """Return a tokenizer trained on the sentences of the workspace and more texts; its first tokens are special."""
+    bpe = ByteLevelBPETokenizer()
+    texts = [text for *pair, _ in workspace.sentences(50) for text in pair]
+    texts += more
+    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    return bpe._tokenizer
 
 
 def save(folder, kind, dtype=torch.float32, **changes):
@@ -23,12 +33,9 @@ def save(folder, kind, dtype=torch.float32, **changes):
 
     `changes` are those of its configuration; `dtype` is that of the checkpoint.
     """
-    bpe = ByteLevelBPETokenizer()
-    texts = [text for *pair, _ in workspace.sentences(50) for text in pair]
-    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[END, "<pad>"], show_progress=False)
     special = {"eos_token": END, "bos_token": END} | ({"pad_token": "<pad>"} if kind in PADS else {})
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=30, **special)
-    tokenizer.save_pretrained(folder)
+    bpe = trained_bpe([END, "<pad>"])
+    PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=30, **special).save_pretrained(folder)
     sizes = DECODERS[kind] | ENDS if kind in DECODERS else ENCODERS[kind]
     config = AutoConfig.for_model(kind, **sizes | changes, vocab_size=VOCABULARY)
     with torch.random.fork_rng():
@@ -40,14 +47,10 @@ def save(folder, kind, dtype=torch.float32, **changes):
 def save_padded(folder, name, auto=AutoModel):
     """Save a model of PADDED with its tokenizer, without a head or as another class of transformers has it."""
     described = PADDED[name]
-    bpe = ByteLevelBPETokenizer()
-    texts = [text for *pair, _ in workspace.sentences(50) for text in pair]
-    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=SPECIAL, show_progress=False)
     inputs = described.get("inputs", ["input_ids", "attention_mask"])
     side = described.get("side", "right")
     options = described["tokens"] | {"padding_side": side, "model_input_names": inputs, "model_max_length": 30}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **options)
-    tokenizer.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=trained_bpe(SPECIAL), **options).save_pretrained(folder)
     ends = {"eos_token_id": described["ends"]} if "ends" in described else {}
     config = AutoConfig.for_model(name, **described["sizes"] | ends, vocab_size=VOCABULARY)
     with torch.random.fork_rng():

@@ -9,7 +9,8 @@ from playwright.sync_api import sync_playwright
 
 PATH = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOCAL = ("file:", "data:", "blob:")
-NARROW, WIDE = 400, 1280  # pixels
+NARROW = 400  # pixels
+WIDE = 1280
 
 
 @contextmanager

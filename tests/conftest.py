@@ -20,12 +20,12 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from tests import workspace
+from tests import kit, workspace
 
 # The first call of many a torch operation takes longer than hypothesis' 200 ms.
 settings.register_profile("default_suite", deadline=None, max_examples=25)
 settings.register_profile("nightly", deadline=None, max_examples=200)
-settings.load_profile("nightly" if os.environ.get("LSR_NIGHTLY") == "1" else "default_suite")
+settings.load_profile("nightly" if kit.NIGHTLY else "default_suite")
 
 # Models this small lose more to waking threads than they gain; and sums keep one order, which `torch.equal` needs.
 torch.set_num_threads(1)
@@ -69,6 +69,16 @@ def after(done, tmp_path, monkeypatch):
     return go
 
 
+@pytest.fixture(scope="session")
+def there(tmp_path_factory):
+    """The folder of `save_bank`: a base model, adapters of tenants and their bank, which nobody changes."""
+    from tests.lsr.serve.tenants import save_bank
+
+    folder = tmp_path_factory.mktemp("server")
+    save_bank(folder)
+    return folder
+
+
 @pytest.fixture
 def trials(request, record_property):
     """A counter, in which a test of attacks or accidents counts its `trials`, for the table at the end; else it is one.
@@ -103,7 +113,8 @@ def pytest_terminal_summary(terminalreporter):
     kinds = terminalreporter.stats.values()
     reports = [report for kind in kinds for report in kind if isinstance(report, pytest.TestReport)]
     failed = {report.nodeid for report in reports if report.failed}
-    trials, failures = Counter(), Counter()
+    trials = Counter()
+    failures = Counter()
     for report in reports:
         for name, value in report.user_properties if report.when == "teardown" else ():
             if name == "trials":

@@ -15,7 +15,8 @@ if module == os.environ.get("HELD"):
     import stages  # noqa: F401 as `python -m stages.NAME` does, before anything else of ours
     from pipeline import stage
 
-    folder, start = Path(os.environ["HELD_IN"]), stage.run
+    folder = Path(os.environ["HELD_IN"])
+    start = stage.run
 
     def run(main, view):
         def wait(loaded):

@@ -1,4 +1,4 @@
-"""The kit of every test: one `refused`, one `write`, and `said` for a command that works.
+"""The kit of every test: one `refused`, one `write`, `said` for a command that works, and memory of processes.
 
 A workspace whose four stages have run is what the fixture `after` gives (tests/conftest.py); `workspace.make` makes one
 in which nothing has run.
@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import tracemalloc
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -22,11 +23,14 @@ from pipeline.core.errors import UserError
 MISTAKES = (UserError, InputError)  # the errors of which commands and stages print the message alone
 MISTAKE = 2  # exit status
 LONGEST = 330  # characters of a line, with the name of a command before it
+NIGHTLY = os.environ.get("LSR_NIGHTLY") == "1"  # `make nightly`: all tests, and more random inputs in each
+PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes
 
 
 def ended(call, *arguments, **options):
     """Return the exit status of a call, or what it returns, and what it prints on both streams."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
             status = call(*arguments, **options)
@@ -47,9 +51,9 @@ def refused(call, *arguments, says="", kind=MISTAKES, lines=1, **options):
         assert (status, out) == (MISTAKE, ""), text
     except kind as error:
         text = str(error)
-    found = text.splitlines()
-    assert len(found) == lines, text
-    assert all(0 < len(line) <= (LONGEST if kind == MISTAKES else 3 * LONGEST) for line in found), text
+    printed = text.splitlines()
+    assert len(printed) == lines, text
+    assert all(0 < len(line) <= (LONGEST if kind == MISTAKES else 3 * LONGEST) for line in printed), text
     assert says in text, text
     return text.strip()
 
@@ -113,7 +117,8 @@ def edit(path, change=None, **keys):
 
 def growth(run, ending):
     """By how much the peak of memory of `run`, which takes a file, grows with its texts, as a share of these."""
-    peaks, size = [], 5000
+    peaks = []
+    size = 5000
     for count in (100, 400):
         rows = [{"text": f"{number}" + " owl" * (size // 4), "label": number % 2} for number in range(count)]
         path = write(f"{count}.{ending}", rows)
@@ -122,6 +127,12 @@ def growth(run, ending):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     return (peaks[1] - peaks[0]) / (size * (400 - 100))
+
+
+def resident(process="self"):
+    """Return the bytes that a process, by its id, has in memory."""
+    counts = Path(f"/proc/{process}/statm").read_text().split()
+    return PAGE * int(counts[1])
 
 
 def digests(*folders):

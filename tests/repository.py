@@ -42,7 +42,8 @@ def move_where_dvc_watches(folder):
         (folder / new).mkdir(exist_ok=True)
         shutil.move(folder / old, folder / new / old)
     models, data = (folder / f"pipeline/{table}.yaml" for table in ("models", "datasets"))
-    tiny, glue = workspace.read_yaml(models)["tiny"], workspace.read_yaml(data)["glue"]
+    tiny = workspace.read_yaml(models)["tiny"]
+    glue = workspace.read_yaml(data)["glue"]
     glue["source"]["path"], tiny["source"]["path"] = "data/glue", "models/tiny-roberta"
     write(models, {"tiny": tiny})
     write(data, {"glue": glue, "ratings": files_row("data/ratings.csv")})

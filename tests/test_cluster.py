@@ -53,7 +53,8 @@ cluster.shutdown()
 @pytest.fixture
 def node(tmp_path):
     """The folder of this repository on each node, with a list; experiments arrive in the repository beside it."""
-    folder, original = tmp_path / "node", tmp_path / "original"
+    folder = tmp_path / "node"
+    original = tmp_path / "original"
     line = Path(__file__).with_name("line.yaml").read_text(encoding="utf-8")
     write(original / "dvc.yaml", line.format(tmp_path / "marks"))
     write(original / "params.yaml", {"number": 0})
@@ -129,7 +130,8 @@ def test_lines_spread_over_hosts_and_what_failed_alone_runs_again(node, hosts, t
         return marks(node)
 
     (tmp_path / "marks.go").write_text("1 3")
-    done, failed = ["begun", "ended"], ["begun"]
+    done = ["begun", "ended"]
+    failed = ["begun"]
     assert type_it(code=1) == {"1": done, "2": failed, "3": done}
     _, *log = (node / "jobs.txt.log").read_text().splitlines()
     assert {line.split("\t")[1] for line in log} == set(hosts.read_text().split())
@@ -173,7 +175,8 @@ def repository(tmp_path_factory):
 
 @pytest.mark.parametrize("cache", [False, True], ids=["a remote", "a shared cache"])
 def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache):
-    original, seeds = tmp_path / "original", ("21", "22", "23")
+    original = tmp_path / "original"
+    seeds = ("21", "22", "23")
     command(tmp_path, "git", "clone", "--quiet", str(repository), str(original))
     command(original, "git", "remote", "remove", "origin")
     command(original, "dvc", "cache", "dir", "--local", str(repository / ".dvc/cache"))
@@ -191,5 +194,5 @@ def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache)
         command(original, "dvc", "exp", "run", "--temp", "--force", "--name", f"alone-{seed}", "-S", f"seed={seed}")
     table = json.loads(command(original, "dvc", "exp", "show", "--all-commits", "--json"))
     rows = [row for revision in table for row in revision.get("experiments") or []]
-    found = {row["name"]: row["revs"][0]["data"]["metrics"][METRICS]["data"] for row in rows}
-    assert [found[f"job-{seed}"] for seed in seeds] == [found[f"alone-{seed}"] for seed in seeds]
+    actual = {row["name"]: row["revs"][0]["data"]["metrics"][METRICS]["data"] for row in rows}
+    assert [actual[f"job-{seed}"] for seed in seeds] == [actual[f"alone-{seed}"] for seed in seeds]

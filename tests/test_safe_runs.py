@@ -252,10 +252,10 @@ def shown(part):
 
 
 def test_every_documented_or_printed_command_of_git_and_dvc_removes_nothing_or_names_what_it_restores():
-    found = {match for text in (*pages(), *messages()) for match in COMMAND.finditer(text)}
-    assert len(found) > 100
+    actual = {match for text in (*pages(), *messages()) for match in COMMAND.finditer(text)}
+    assert len(actual) > 100
     harmless = {*HARMLESS["git"].split(), *HARMLESS["dvc"].split()}
-    others = {match[0].strip() for match in found if (match[1] or match[2]) not in harmless}
+    others = {match[0].strip() for match in actual if (match[1] or match[2]) not in harmless}
     assert others - set(NAMED) == set()
 
 

@@ -1,26 +1,26 @@
 """A tiny language model with a chat template, made here, and files of prompts for it."""
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests import kit, workspace
+from tests import architectures, kit, workspace
 
-START, END, PAD = "<|start|>", "<|end|>", "<pad>"
+START = "<|start|>"
+END = "<|end|>"
+PAD = "<pad>"
 TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-ANIMALS, PLACES = ("cat", "dog", "owl", "fox"), ("garden", "barn", "river", "wood")
+ANIMALS = ("cat", "dog", "owl", "fox")
+PLACES = ("garden", "barn", "river", "wood")
 ROW = workspace.ROWS["writing"]
 
 
 def tokenizer(template=TEMPLATE, **tokens):
-    bpe = ByteLevelBPETokenizer()
-    texts = [*(text for *pair, _ in workspace.sentences(50) for text in pair), "system user assistant Where is ? in"]
-    bpe.train_from_iterator(texts, vocab_size=320, special_tokens=[PAD, START, END], show_progress=False)
     special = {"pad_token": PAD, "eos_token": END, "additional_special_tokens": [START]} | tokens
-    made = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, model_max_length=128, **special)
+    bpe = architectures.trained_bpe([PAD, START, END], "system user assistant Where is ? in")
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=128, **special)
     made.chat_template = template
     return made
 

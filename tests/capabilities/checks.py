@@ -1,6 +1,5 @@
-"""Helpers of the probes: training, and comparisons that raise the reason if they fail."""
+"""Comparisons of the probes, which raise the reason if they fail."""
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,10 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from tests.capabilities.models import LABELS, logits, tiny, tokens
+from tests.tiny.models import logits, tiny
+from tests.tiny.training import is_factor
 
 TOLERANCE = 1e-5
-
-
-def stir(model: Any, seed: int = 0) -> Any:
-    """Perturb every trainable parameter; return the model."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in trainable(model).values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-    return model
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
@@ -33,39 +20,14 @@ def layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def loss(model: Any) -> Tensor:
-    """Return the loss on `tokens()` with fixed labels."""
-    batch = tokens()
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    is_causal = type(base).__name__.endswith(("LMHeadModel", "ForCausalLM"))
-    return model(**batch, labels=batch["input_ids"] if is_causal else torch.arange(4) % LABELS).loss
-
-
-def train(model: Any, steps: int = 2, learning_rate: float = 0.01) -> tuple[list[float], dict[str, bool]]:
-    """Fit the fixed labels; return the losses, and for each trainable tensor whether it ever had a gradient."""
-    model.train()
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=learning_rate)
-    losses, moved = [], dict.fromkeys(trainable(model), False)
-    for _ in range(steps):
-        now = loss(model)
-        optimizer.zero_grad()
-        now.backward()
-        for name, parameter in trainable(model).items():
-            moved[name] |= parameter.grad is not None and bool(parameter.grad.any())
-        optimizer.step()
-        losses.append(now.item())
-    model.eval()
-    return losses, moved
-
-
 def check(holds: bool, reason: str) -> None:
     """Check that something holds; if not, it is an AssertionError with the reason."""
     assert holds, reason
 
 
-def same(one: Tensor, other: Tensor, reason: str) -> None:
+def same(actual: Tensor, expected: Tensor, reason: str) -> None:
     """Check that two tensors are equal bit for bit."""
-    check(torch.equal(one, other), reason)
+    check(torch.equal(actual, expected), reason)
 
 
 def rejects(act: Callable[[], object], reason: str) -> None:
@@ -85,19 +47,14 @@ def reloaded(model: Any, base: str, folder: Path, what: str = "a loaded adapter"
     return loaded
 
 
-def near(one: Tensor, other: Tensor, reason: str, tolerance: float = TOLERANCE) -> None:
+def near(actual: Tensor, expected: Tensor, reason: str, tolerance: float = TOLERANCE) -> None:
     """Check that two tensors differ at most by rounding."""
-    check(torch.allclose(one, other, atol=tolerance, rtol=tolerance), reason)
+    check(torch.allclose(actual, expected, atol=tolerance, rtol=tolerance), reason)
 
 
-def far(one: Tensor, other: Tensor) -> None:
+def far(actual: Tensor, other: Tensor) -> None:
     """Check that an adapter has an effect, because comparing equal outputs would prove nothing."""
-    check(not torch.allclose(one, other, atol=1e-4), "the adapter does nothing here")
-
-
-def is_factor(name: str) -> bool:
-    """Return whether a parameter or buffer belongs to an adapter's layer."""
-    return re.search(r"\.(lsr|lora|lokr|vera)_", name) is not None
+    check(not torch.allclose(actual, other, atol=1e-4), "the adapter does nothing here")
 
 
 def base_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """What users of PEFT expect of a method: one probe per behavior, for LSR or any other method."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,39 @@ from peft import (
 from peft.utils.hotswap import hotswap_adapter
 from torch.testing import assert_close
 
-from tests.capabilities.checks import (
-    base_weights,
-    check,
-    far,
-    is_factor,
-    layers,
-    loss,
-    near,
-    rejects,
-    reloaded,
-    same,
-    same_base,
-    stir,
-    train,
-    trainable,
-)
-from tests.capabilities.models import logits, tiny, tokens
-from tests.capabilities.subjects import CASES, HEADLESS, METHODS, PAIRS, TARGETS, Behavior, Subject, of
+from tests.capabilities.checks import base_weights, check, far, layers, near, rejects, reloaded, same, same_base
+from tests.tiny.models import Fields, logits, tiny, tokens
+from tests.tiny.subjects import CASES, CORE, METHODS, SHARED, TARGETS, Subject
+from tests.tiny.training import is_factor, loss, stir, train, trainable
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """What users expect: a probe, the subjects on which LSR's tests run it, and the model of the page.
+
+    A probe takes a subject and an empty folder; if the behavior is missing it raises, with the reason in the first
+    line.
+    """
+
+    probe: Callable[[Subject, Path], None]
+    on: Mapping[str, Subject] = field(default_factory=lambda: MODELS)
+    shown_on: str = "bert"
+
+
+def of(*models: str) -> dict[str, Subject]:
+    """Return the usual subjects on models, by name."""
+    return {model: Subject(model) for model in models}
+
+
+MODELS = of("bert", "roberta", "distilbert", "gpt2", "gpt2-causal", "llama-causal")
+PAIRS = {
+    "two plain ones": Subject("roberta"),
+    "one of the weight beside a core": Subject("gpt2", {"init_weights": "principal"}, beside=CORE),
+    "two shared ones": Subject("distilbert", SHARED, beside={**SHARED, "train": "all"}),
+    "one without a start beside a shared one": Subject("llama-causal", {"init_weights": False}, beside=SHARED),
+    "one on other layers": Subject("gpt2-causal", beside={"target_modules": ["c_fc"]}),
+}
+HEADLESS: Fields = {"task_type": None}  # for an adapter without modules trained in full
 
 
 def _fresh(subject: Subject, folder: Path) -> None:
@@ -89,7 +105,8 @@ def _load_adapter(subject: Subject, folder: Path) -> None:
 
 
 def _hot_swap(subject: Subject, folder: Path) -> None:
-    model, other = subject.fresh(**HEADLESS), subject.stirred(**HEADLESS)
+    model = subject.fresh(**HEADLESS)
+    other = subject.stirred(**HEADLESS)
     other.save_pretrained(str(folder))
     hotswap_adapter(model, str(folder), adapter_name="default", torch_device="cpu")
     same(logits(model), logits(other), "the swapped adapter computes something else")
@@ -104,7 +121,8 @@ def _merging(subject: Subject, folder: Path) -> None:
 
 def _unmerging(subject: Subject, folder: Path) -> None:
     model = subject.stirred()
-    before, weights = logits(model), base_weights(model)
+    before = logits(model)
+    weights = base_weights(model)
     model.merge_adapter()
     model.unmerge_adapter()
     same_base(weights, model, "unmerging leaves rounding errors in the base weights")
@@ -120,7 +138,8 @@ def _merge_and_unload(subject: Subject, folder: Path) -> None:
     near(logits(plain), before, "the merged model computes something else")
     plain.save_pretrained(str(folder))
     same(logits(type(plain).from_pretrained(str(folder)).eval()), logits(plain), "a merged model is loaded differently")
-    left, base = subject.stirred().unload().state_dict(), tiny(subject.model).state_dict()
+    left = subject.stirred().unload().state_dict()
+    base = tiny(subject.model).state_dict()
     check(left.keys() == base.keys(), "unloading leaves other weights")
     for name, value in base.items():
         if not name.startswith(subject.trained_whole or ("no head",)):
@@ -137,7 +156,8 @@ def _safe_merge(subject: Subject, folder: Path) -> None:
         model = subject.stirred()
         *_, last = (name for name in trainable(model) if "modules_to_save" not in name)
         model.get_parameter(last).data.fill_(float("nan"))
-        weights, before = base_weights(model), set(layers(model))
+        weights = base_weights(model)
+        before = set(layers(model))
         rejects(partial(getattr(model, act), safe_merge=True), f"{act} merged NaN")
         same_base(weights, model, f"{act} changed base weights before it refused NaN")
         check(set(layers(model)) == before, f"{act} unloaded layers before it refused NaN")
@@ -180,7 +200,8 @@ def _switching(subject: Subject, folder: Path) -> None:
 def _several_active(subject: Subject, folder: Path) -> None:
     model = subject.with_two(**HEADLESS)
     model.base_model.set_adapter(["default", "second"])
-    both, plain = logits(model), tiny(subject.model)
+    both = logits(model)
+    plain = tiny(subject.model)
     for name, layer in layers(model).items():
         for adapter in layer._get_available_adapters():
             plain.get_submodule(name.removeprefix("base_model.model.")).weight.data += layer.get_delta_weight(adapter)
@@ -221,7 +242,8 @@ def _typo(subject: Subject, folder: Path) -> None:
 
 
 def _rank_pattern(subject: Subject, folder: Path) -> None:
-    first, last = TARGETS[subject.model][0], METHODS[subject.method][2]
+    first = TARGETS[subject.model][0]
+    last = METHODS[subject.method][2]
     rank = last.get("rank_shape", last.get("r"))
     usual = sum(p.numel() for p in trainable(subject.fresh(**HEADLESS)).values())
     changed = subject.fresh(rank_pattern={first: rank}, **HEADLESS)
@@ -230,7 +252,8 @@ def _rank_pattern(subject: Subject, folder: Path) -> None:
 
 def _tied_head(subject: Subject, folder: Path) -> None:
     model = subject.stirred(target_modules=["lm_head"])
-    before, embeddings = logits(model), model.get_input_embeddings().weight.detach().clone()
+    before = logits(model)
+    embeddings = model.get_input_embeddings().weight.detach().clone()
     model.merge_adapter()
     same(model.get_input_embeddings().weight, embeddings, "merging changes the embeddings, too")
     near(logits(model), before, "the merged model computes something else")
@@ -288,7 +311,8 @@ def _compile(subject: Subject, folder: Path) -> None:
         return graph.forward
 
     torch.compiler.reset()
-    model, other = subject.stirred(), subject.fresh()
+    model = subject.stirred()
+    other = subject.fresh()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     near(logits(compiled), logits(model), "compiled, it differs")
     gradients = []
@@ -332,4 +356,8 @@ BEHAVIORS = {
     "float32 adapter on a bfloat16 base": Behavior(_bfloat16, CASES),
     "autocast, `autocast_adapter_dtype=False`": Behavior(_autocast),
     "`torch.compile`: one graph, also for other weights": Behavior(_compile, of("bert")),
+}
+REFUSED = {  # of LSR, by PEFT or transformers themselves: what a user reads
+    "`hotswap_adapter`": "Hotswapping only supports LORA but LSR was passed.",
+    "`PeftMixedModel` with LoRA": "The provided `peft_type` 'LSR' is not compatible with the `PeftMixedModel`.",
 }

@@ -5,7 +5,6 @@ Commands are the lines of indented blocks and of blocks of sh, and the code in t
 After `<!-- into: FILE -->`, a block is appended to that file.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,12 +17,12 @@ import pandas as pd
 import pytest
 
 from tests import forked, workspace
-from tests.kit import write
+from tests.kit import NIGHTLY, write
 from tests.workspace import ROOT
 
 HOW_TO = sorted(f"docs/how-to/{path.name}" for path in ROOT.glob("docs/how-to/*.md"))
 PAGES = ("README.md", "docs/tutorial.md", "docs/tenants.md", "docs/generate.md", *HOW_TO)
-TO_RUN = ("", "nightly") if os.environ.get("LSR_NIGHTLY") == "1" else ("",)
+TO_RUN = ("", "nightly") if NIGHTLY else ("",)
 BLOCK = re.compile(
     r"^<!-- (?P<mark>nightly|not run|into)(?:: (?P<words>[^\n]+))? -->$|^```(?P<language>\w*)\n(?P<fenced>.*?)^```$"
     r"|(?P<indented>(?:^ {4}[^\n]*\n)+)|(?P<table>(?:^\|[^\n]*\n)+)",
@@ -38,10 +37,12 @@ GIVEN = Path(__file__).with_name("given")  # what pages expect their reader to h
 
 def commands(page):
     """Yield what a page has its reader type, block by block, and how the page marks it."""
-    mark, words = "", None
+    mark = ""
+    words = None
     for block in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
         if block["mark"]:
-            mark, words = block["mark"], block["words"]
+            mark = block["mark"]
+            words = block["words"]
             continue
         if mark == "into":
             yield "", f"cat >> {words} << 'END'\n{block['fenced']}END\n"

@@ -13,7 +13,6 @@ from http.client import HTTPConnection, HTTPSConnection
 
 import pytest
 
-from tests.lsr.serve.conftest import there  # noqa: F401 a fixture
 from tests.lsr.serve.started import started
 from tests.workspace import ROOT
 
@@ -39,7 +38,7 @@ http {{
 
 
 @pytest.fixture(scope="module")
-def server(there):  # noqa: F811
+def server(there):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LSR_TOKEN", "secret")
         with started(there / "bank", there / "behind", "--client-connections", "512") as running:
@@ -82,11 +81,16 @@ def is_listening(port):
         return asked.connect_ex(("127.0.0.1", port)) == 0
 
 
-def client(port, address="127.0.0.1"):
+def unverified():
+    """Return a TLS context that takes the certificate which the test has made."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    return HTTPSConnection("127.0.0.1", port, timeout=30, context=context, source_address=(address, 0))
+    return context
+
+
+def client(port, address="127.0.0.1"):
+    return HTTPSConnection("127.0.0.1", port, timeout=30, context=unverified(), source_address=(address, 0))
 
 
 def ask(connection, *request):
@@ -116,10 +120,7 @@ def test_slow_clients_of_an_address_cost_the_server_nothing_and_others_are_answe
         for _ in range(40):
             trials["trials"] += 1
             plain = socket.create_connection(("127.0.0.1", proxy), timeout=30)
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            slow.append(opened.enter_context(context.wrap_socket(plain)))
+            slow.append(opened.enter_context(unverified().wrap_socket(plain)))
             slow[-1].sendall(UNFINISHED)
         assert slow[-1].recv(12) == b"HTTP/1.1 429"
         assert ask(client(proxy), "GET", "/health")[0] == 429

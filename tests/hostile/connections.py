@@ -32,7 +32,8 @@ def connect(server, address="127.0.0.1", sent=b"", room=None):
 
 def keep(server, count, sent=b"", trickled=b"", room=None):
     """Keep so many connections of as many addresses open, and send on each a byte of `trickled` at a time."""
-    begun, opened = time.monotonic(), {}
+    begun = time.monotonic()
+    opened = {}
     while (passed := time.monotonic() - begun) < SECONDS:
         for number in range(count):
             if number not in opened:

@@ -21,7 +21,9 @@ from tests.kit import edit, write
 
 LONG = "([a-z0-9.]+)+X"  # a pattern that takes years to match with the name of a layer
 DEEP = "[" * 400 + "]" * 400  # which Python parses, and cannot copy
-FACTOR, CORE, HEAD = ".factor_A1", ".core", "classifier.out_proj.bias"
+FACTOR = ".factor_A1"
+CORE = ".core"
+HEAD = "classifier.out_proj.bias"
 # Readers that do not look at a part of a folder, and so do not mind.
 NO_HEADS = ("read_contents", "round", "squeeze")
 NO_TASK = ("load_adapter", "load_onto")
@@ -29,7 +31,10 @@ NO_TASK = ("load_adapter", "load_onto")
 NO_MODEL = (*NO_TASK, "read_contents", "export", "merged", "round", "squeeze", "predict", "score", "init")
 ROUND = ("round",)  # what it takes for tensors alone, if they are not LSR's
 BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "round")  # a LoRA of which PEFT makes something
-BOTH, LORA, SUMS, ROUNDED_ONE = ("lsr", "lora"), ("lora",), ("sums",), ("rounded",)
+BOTH = ("lsr", "lora")
+LORA = ("lora",)
+SUMS = ("sums",)
+ROUNDED_ONE = ("rounded",)
 
 
 class Damage(NamedTuple):
@@ -269,7 +274,8 @@ DAMAGES = {
 def change_bytes(content, chance):
     """Return a file's bytes with a flipped bit, mostly, or bytes that are replaced, exchanged, removed or added."""
     content = bytearray(content)
-    at, other = chance.randrange(len(content)), chance.randrange(len(content))
+    at = chance.randrange(len(content))
+    other = chance.randrange(len(content))
     length = chance.randint(1, min(64, len(content) - max(at, other)))
     kind = chance.choice(("bit", "bit", "bit", "bit", "byte", "zeros", "exchanged", "cut", "added"))
     if kind == "bit":

@@ -3,108 +3,28 @@
 Each attack is a function of the server. Some are of anybody, and some of somebody with the token.
 """
 
-import http.client
 import json
-import os
-import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
-from typing import NamedTuple
 
-import httpx2
 import pytest
 import safetensors.torch
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
-from lsr import AdapterBank
-from tests import architectures
-from tests.hostile.test_server import PAGE
+from tests.hostile.serving import GROWN, HOST, SLOWEST, body
 from tests.lsr.saved import save_lora
 from tests.lsr.serve.asking import files
-from tests.lsr.serve.conftest import there  # noqa: F401 a fixture
-from tests.workspace import ROOT
 
-SLOWEST = 0.5  # seconds until /health answers
-GROWN = 1.1  # memory after an attack, of that before
-TEMPLATE = "{% for message in messages %}{{ message['role'] }}{{ message['content'] }}{% endfor %}"
 CLIENTS = 8
 REFUSED = {413, 422}  # statuses of what is too large, or holds something that it may not
 
 
-class Server(NamedTuple):
-    """A server that runs, and folders with adapters for it."""
-
-    pid: int
-    host: str
-    port: int
-    folder: Path
-
-    def post(self, path, content):
-        """Post bytes, read the response, and return its status and its size."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
-        connection.request("POST", path, content)
-        response = connection.getresponse()
-        size = sum(map(len, iter(lambda: response.read(1 << 16), b"")))
-        connection.close()
-        return response.status, size
-
-    def put(self, sent):
-        """Send the files of an adapter, and return the status and the reason."""
-        address = f"http://{self.host}:{self.port}/v1/adapters/guest"
-        response = httpx2.put(address, files=sent, headers={"Authorization": "Bearer secret"}, timeout=120)
-        return response.status_code, response.json().get("error")
-
-    @property
-    def memory(self):
-        """Bytes that the process has in memory."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
-
-    def seconds(self, stop):
-        """The time until /health answers, again and again, until `stop` is set."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
-        taken = []
-        while not stop.is_set():
-            begin = time.perf_counter()
-            connection.request("GET", "/health")
-            assert connection.getresponse().read().startswith(b'{"status":"ok"')
-            taken.append(time.perf_counter() - begin)
-            stop.wait(0.02)
-        return taken
-
-
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A function that starts a server of a bank and returns it."""
-    with ExitStack() as stack:
-
-        def started(bank, folder):
-            log = tmp_path_factory.mktemp("log") / "log"
-            environment = os.environ | {"LSR_TOKEN": "secret", "OMP_NUM_THREADS": "1"}
-            environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", str(ROOT))
-            words = [sys.executable, "-m", "lsr", "serve", bank, "--port", "0", "--max-tokens", "40"]
-            with log.open("w") as file:
-                process = subprocess.Popen([*words, "--new-tokens", "20"], env=environment, stderr=file)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            while not (found := re.search(r"http://(127\.0\.0\.1):(\d+): ", log.read_text())):
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-            return Server(process.pid, found[1], int(found[2]), folder)
-
-        yield started
-
-
-@pytest.fixture(scope="module")
-def says(start, there):  # noqa: F811
+def says(start, there):
     """A server that predicts."""
     return start(there / "bank", there)
 
@@ -113,27 +33,6 @@ def says(start, there):  # noqa: F811
 def writes(start, writers):
     """A server that writes after prompts."""
     return start(writers / "bank", writers)
-
-
-@pytest.fixture(scope="session")
-def writers(tmp_path_factory):
-    """A folder with a bank that writes after prompts; of adapter `t` the prompts are conversations."""
-    folder = tmp_path_factory.mktemp("writers")
-    architectures.save(folder / "base", "gpt2", n_positions=64)
-    edited = json.loads((folder / "base/tokenizer_config.json").read_text()) | {"model_max_length": 64}
-    (folder / "base/tokenizer_config.json").write_text(json.dumps(edited))
-    bank = AdapterBank(AutoModelForCausalLM.from_pretrained(folder / "base"))
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], init_lora_weights=False)
-    torch.manual_seed(0)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config).save_pretrained(folder / "a")
-    bank.add("a", folder / "a")
-    bank.add("t", folder / "a", note={"template": TEMPLATE})
-    bank.save(folder / "bank")
-    return folder
-
-
-def body(name, *texts, field="texts", **more):
-    return json.dumps({"adapter": name, field: texts} | more).encode()
 
 
 def at_once(call, *arguments):
@@ -180,7 +79,7 @@ def nobody_reads(server):
         for _ in range(30):
             silent = stack.enter_context(socket.socket())
             silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            silent.connect((server.host, server.port))
+            silent.connect((HOST, server.port))
             silent.sendall(head + content)
         time.sleep(6)
         return server.memory
@@ -272,16 +171,17 @@ def test_others_are_answered_and_memory_is_what_it_was(kind, attack, request, tr
     ordinary = body(name, "a cat", field="prompts" if more else "texts", **more)
     for _ in range(20):
         assert server.post(path, ordinary)[0] == 200
-    before, stop = server.memory, threading.Event()
+    before = server.memory
+    stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         probing = pool.submit(server.seconds, stop)
-        found = attack(server)
+        answers = attack(server)
         stop.set()
         slowest = max(probing.result())
     assert server.post(path, ordinary)[0] == 200
     time.sleep(2)
     grown = server.memory / before
     measured = f"{attack.__name__}: /health at most {slowest:.2f} s, memory {before >> 20} -> {server.memory >> 20} MB"
-    record_property("measured", f"{measured} ({found!s:.200})")
+    record_property("measured", f"{measured} ({answers!s:.200})")
     assert slowest < SLOWEST, measured
     assert grown < GROWN, measured

@@ -1,6 +1,5 @@
 """Whatever a configuration of any method of PEFT holds, its adapter is loaded or refused in a line, in time."""
 
-import os
 import random
 
 import pytest
@@ -10,10 +9,10 @@ from peft.utils import PeftType
 from lsr.loading.adapters import load_onto
 from lsr.tuner.files import CONFIG
 from lsr.tuner.mistakes import InputError
-from tests.kit import LONGEST, edit
+from tests.kit import LONGEST, NIGHTLY, edit
 from tests.lsr.methods import METHODS, in_time, model_of, save
 
-TRIALS = 40 if os.environ.get("LSR_NIGHTLY") == "1" else 2  # of each method
+TRIALS = 40 if NIGHTLY else 2  # of each method
 VALUES = [
     *[None, True, -1, 0, 1, 3, 10**4, 10**9, 2**70, 10**400, 0.5, -1e300, 1e300, "", "x", "TEXT", "/dev/zero"],
     *["pissa_niter_1000000000", [], {}, [0], [10**9], ["x"], [[0, 10**9]], {"a": 10**9}, {"query": -1}, [None] * 1000],

@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack, suppress
 from functools import partial
 from http.client import HTTPConnection
-from statistics import median
 
 import h11
 import pytest
@@ -22,10 +21,10 @@ from lsr.serve.http.limits import GRACE, Awaited, Connections, Limits, client_of
 from tests.hostile.connections import CHUNKED, HEAD, HEALTH, LONG, another_address, connect
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED
-from tests.lsr.serve.conftest import there  # noqa: F401 a fixture
 from tests.lsr.serve.started import started
 
-FILES, IDLE = 256, 280
+FILES = 256
+IDLE = 280
 AT_ONCE = 0.5  # seconds
 BODY = json.dumps({"adapter": "ben", "texts": ["a cat"]}).encode()
 ANSWERS = 300  # of these, which is more than the buffers of a kernel hold for a client that does not read
@@ -33,13 +32,13 @@ SHORT = {"head": 1, "body": 2, "answer": 1, "idle": 2}  # seconds
 
 
 @pytest.fixture(scope="module")
-def server(there):  # noqa: F811
+def server(there):
     with started(there / "bank", there / "few", files=FILES) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def hasty(there):  # noqa: F811
+def hasty(there):
     """A server that waits for a short time, and holds few bytes."""
     seconds = [word for name, count in SHORT.items() for word in (f"--{name}-seconds", str(count))]
     with started(there / "bank", there / "hasty", *seconds, "--held", "1") as running:
@@ -57,22 +56,24 @@ def received(connection):
 
 def answers(requests, data):
     """The status and body of each answer in these bytes, as h11 reads them: to so many GETs at most."""
-    client, found = h11.Connection(h11.CLIENT), []
+    client = h11.Connection(h11.CLIENT)
+    complete = []
     client.receive_data(data)
     for _ in range(requests):
         client.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
         client.send(h11.EndOfMessage())
-        response, body = client.next_event(), bytearray()
+        response = client.next_event()
+        body = bytearray()
         if not isinstance(response, h11.Response):
             break
         while isinstance(event := client.next_event(), h11.Data):
             body += event.data
         assert isinstance(event, h11.EndOfMessage)
-        found.append((response.status_code, bytes(body)))
+        complete.append((response.status_code, bytes(body)))
         if client.their_state is not h11.DONE:
             break
         client.start_next_cycle()
-    return found
+    return complete
 
 
 def refusal(data):
@@ -127,7 +128,7 @@ def test_health_answers_at_once_while_more_connections_wait_than_the_process_may
             with suppress(ConnectionError):  # by now, the server may have refused it
                 opened.enter_context(connect(server, address(number), sent, room))
         time.sleep(20 * GRACE)  # until all are accepted, and none is so new that it is not closed to make room
-        assert median(health(server) for _ in range(5)) < AT_ONCE  # another program may hold a core for as long
+        assert max(health(server) for _ in range(5)) < AT_ONCE
         assert server.files() < FILES
     end = time.monotonic() + 30
     while server.files() > 40 and time.monotonic() < end:  # those of the process itself
@@ -180,12 +181,12 @@ def test_a_byte_at_a_time_is_read_for_so_many_seconds(begin, before, awaited, ha
     slow = b"GET /health HTTP/1.1\r\nX: " + b"a" * 1000
     data, seconds = trickle(hasty, begin, slow if awaited == "head" else b"1\r\na\r\n" * 100)
     assert SHORT[awaited] - 0.1 < seconds < SHORT[awaited] + 5  # the bytes would take a minute
-    found = answers(before + 1, data)
+    actual = answers(before + 1, data)
     if begin != CHUNKED:
-        status, body = found.pop()
+        status, body = actual.pop()
         assert status == 408
         assert json.loads(body)["error"].endswith(f"took more than {SHORT[awaited]} seconds")
-    assert len(found) == before
+    assert len(actual) == before
 
 
 def test_a_connection_may_be_idle_between_requests_for_longer_than_a_head_takes(hasty):
@@ -202,13 +203,13 @@ def test_who_does_not_read_is_closed_and_who_reads_slowly_gets_all_in_order(hast
     with connect(hasty, sent=LONG * ANSWERS, room=4096) as silent, connect(hasty, sent=LONG * 60, room=4096) as slow:
         time.sleep(0.5)
         slow.sendall(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        found = answers(70, received(slow))
+        actual = answers(70, received(slow))
         time.sleep(SHORT["answer"] + 0.5)
         lost = received(silent)
-    assert [status for status, _ in found] == [200] * 61
-    assert all(json.loads(body) == DESCRIBED for _, body in found[:-1])
-    assert json.loads(found[-1][1])["status"] == "ok"
-    assert len(lost) < ANSWERS * len(found[0][1])
+    assert [status for status, _ in actual] == [200] * 61
+    assert all(json.loads(body) == DESCRIBED for _, body in actual[:-1])
+    assert json.loads(actual[-1][1])["status"] == "ok"
+    assert len(lost) < ANSWERS * len(actual[0][1])
 
 
 def test_an_answer_in_many_pieces_is_read_within_the_time_of_one(trials):
@@ -280,10 +281,10 @@ def test_pipelined_requests_are_answered_in_order(server):
     length = len(BODY)
     with connect(server, sent=HEALTH + HEAD % length + BODY + CHUNKED + b"0\r\n\r\n" + LONG + HEALTH[:9]) as connection:
         connection.sendall(HEALTH[9:-2] + b"Connection: close\r\n\r\n")
-        found = answers(6, received(connection))
-    assert [status for status, _ in found] == [200, 200, 411, 200, 200]
-    assert json.loads(found[1][1])["adapter"] == "ben"
-    assert json.loads(found[3][1]) == DESCRIBED
+        actual = answers(6, received(connection))
+    assert [status for status, _ in actual] == [200, 200, 411, 200, 200]
+    assert json.loads(actual[1][1])["adapter"] == "ben"
+    assert json.loads(actual[3][1]) == DESCRIBED
 
 
 def test_bytes_that_are_not_http_after_an_answer_close_the_connection(server):

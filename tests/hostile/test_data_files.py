@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import random
 
 import pandas as pd
@@ -12,10 +11,10 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.data import datasets
 from tests.hostile.damaged import change_bytes
-from tests.kit import LONGEST, write
+from tests.kit import LONGEST, NIGHTLY, write
 from tests.pipeline.data.rows import frames, row_of
 
-FILES = 250 if os.environ.get("LSR_NIGHTLY") == "1" else 15  # of each format
+FILES = 250 if NIGHTLY else 15  # of each format
 PIECES = (
     *("a", "Z", " ", "  ", "é", "ß", "東京", "🙂", "\u00a0", "\u2028", "\u0085", "NA", "null", "nan", "0", "1e9", "-"),
     *("'", '"', '""', ",", ";", "#", "\\", "\\n", "/", "=1+1", "{", "]", "<s>", "\u200b", "e\u0301", "x" * 300),
@@ -98,16 +97,16 @@ def test_a_file_is_read_as_pandas_reads_it_and_a_damaged_one_too_or_it_is_refuse
         rows = [{"text": text, "label": at % 2, "more": len(text)} for at, text in enumerate(texts(chance, pieces))]
         write_rows(path, rows, chance)
         table = read_by_pandas(path)
-        found, dropped, line = loaded(path)
-        assert found == sorted(zip(table["text"], table["label"].astype(int), strict=True)), (turn, line)
-        assert (len(found), dropped) == (len(rows), 0)
+        actual, dropped, line = loaded(path)
+        assert actual == sorted(zip(table["text"], table["label"].astype(int), strict=True)), (turn, line)
+        assert (len(actual), dropped) == (len(rows), 0)
 
         path.write_bytes(change_bytes(path.read_bytes(), chance))
-        found, dropped, line = loaded(path)
-        if found is None:
+        actual, dropped, line = loaded(path)
+        if actual is None:
             refusals += 1
             assert 0 < len(line) <= LONGEST, (turn, line)
             assert "\n" not in line
         else:
-            assert len(found) + dropped == len(read_by_pandas(path)), (turn, path.read_bytes())
+            assert len(actual) + dropped == len(read_by_pandas(path)), (turn, path.read_bytes())
     assert 0 < refusals < FILES

@@ -1,6 +1,5 @@
 """Whatever a key of a method of PEFT holds in params.yaml, its stage ends well, or in the line of a refusal alone."""
 
-import os
 import random
 import shutil
 import sys
@@ -10,11 +9,11 @@ import pytest
 from pipeline.core import artifacts
 from pipeline.methods.planning import known_types
 from tests import workspace
-from tests.kit import LONGEST, MISTAKE
+from tests.kit import LONGEST, MISTAKE, NIGHTLY
 from tests.lsr.methods import in_time
 from tests.stages.running import FACTORIZE, TOKENIZE, ended_alone, run_in
 
-TRIALS = 20 if os.environ.get("LSR_NIGHTLY") == "1" else 1  # of each method
+TRIALS = 20 if NIGHTLY else 1  # of each method
 SECONDS = 60  # of a stage that takes a fifth of one and writes files: the machine may be busy
 VALUES = [
     *(None, True, False, -1, 0, 1, 3, 0.5, -1e300, 1e300, 2**70, 10**400, "", "x", "(a+)+"),

@@ -4,7 +4,6 @@ The p99 is printed and not bounded: attacker, tenants and the other tests have t
 """
 
 import asyncio
-import multiprocessing
 import os
 import re
 import signal
@@ -17,15 +16,17 @@ from transformers import AutoModelForCausalLM
 
 from lsr import AdapterBank
 from lsr.loading.contents import read_contents
+from tests.forked import CONTEXT
 from tests.hostile import connections
-from tests.hostile.test_attacks import GROWN, ON, SLOWEST, body, start, writers  # noqa: F401 two fixtures
-from tests.lsr.serve.conftest import there  # noqa: F401 a fixture
+from tests.hostile.serving import GROWN, HOST, SLOWEST, body
+from tests.hostile.test_attacks import ON
 
 ROUNDS = 3  # with and without the attack
-TENANTS, CLIENTS, REQUESTS = 256, 16, 512
+TENANTS = 256
+CLIENTS = 16
+REQUESTS = 512
 PAUSE = 0.02  # seconds between the requests of a client
 RETURNED = 10  # seconds after an attack within which memory is what it was
-CONTEXT = multiprocessing.get_context("fork")
 POST = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s"
 ALONE = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 ATTACKS = [("says", attack) for attack in connections.ATTACKS] + [
@@ -41,7 +42,7 @@ class Times(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def says(start, there):  # noqa: F811
+def says(start, there):
     """A server with 256 tenants that predicts, and what is asked of a tenant."""
     bank = AdapterBank.load(None, there / "bank")
     bank.add_all(dict.fromkeys(map(str, range(TENANTS)), read_contents(there / "0/ben")))
@@ -50,7 +51,7 @@ def says(start, there):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def writes(start, writers):  # noqa: F811
+def writes(start, writers):
     """A server with 256 tenants that writes, and what is asked of a tenant."""
     bank = AdapterBank.load(AutoModelForCausalLM.from_pretrained(writers / "base"), writers / "bank")
     bank.add_all(dict.fromkeys(map(str, range(TENANTS)), read_contents(writers / "a")))
@@ -64,7 +65,7 @@ async def ask_tenants(server, path, content):
     seconds = []
 
     async def client(first):
-        reader, writer = await asyncio.open_connection(server.host, server.port)
+        reader, writer = await asyncio.open_connection(HOST, server.port)
         for number in range(first, REQUESTS, CLIENTS):
             sent = content(str(number % TENANTS))
             begin = time.perf_counter()
@@ -80,7 +81,7 @@ async def ask_tenants(server, path, content):
         slowest = 0
         while not clients.done():
             begin = time.perf_counter()
-            reader, writer = await asyncio.open_connection(server.host, server.port)
+            reader, writer = await asyncio.open_connection(HOST, server.port)
             writer.write(ALONE)
             assert (await reader.read()).startswith(b"HTTP/1.1 200")
             slowest = max(slowest, time.perf_counter() - begin)
@@ -126,8 +127,10 @@ def test_tenants_and_health_are_answered_and_memory_returns(kind, attack, reques
         return asyncio.run(ask_tenants(server, path, content))
 
     ask()  # the first requests take memory that stays
-    before, count = server.memory, CONTEXT.Value("i", 0)
-    without, with_it = [], []
+    before = server.memory
+    count = CONTEXT.Value("i", 0)
+    without = []
+    with_it = []
     for _ in range(ROUNDS):
         without.append(ask())
         with_it.append(during(attack, server, ask, count))
@@ -143,5 +146,5 @@ def test_tenants_and_health_are_answered_and_memory_returns(kind, attack, reques
     measured = f"{attack.__name__}: p99 of {TENANTS} tenants {ratio:.2f} of that without ({p99} ms); "
     measured += f"/health at most {health} s; memory {before >> 20} -> {after >> 20} MB"
     record_property("measured", measured)
-    assert median(attacked.health for attacked in with_it) < SLOWEST, measured
+    assert max(attacked.health for attacked in with_it) < SLOWEST, measured
     assert after <= GROWN * before, measured

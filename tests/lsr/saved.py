@@ -5,10 +5,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lsr.serve.admission import heads_in
-from tests.capabilities import subjects
-from tests.capabilities.checks import stir
-from tests.capabilities.models import tiny, tokens
-from tests.capabilities.subjects import DENSE, FRAMES, Subject
+from tests.tiny import subjects
+from tests.tiny.models import tiny, tokens
+from tests.tiny.subjects import DENSE, FRAMES, Subject
+from tests.tiny.training import stir
 
 CASES = {  # the configurations of subjects.py, and one without a task: model, fields
     **{name: (one.model, one.fields) for name, one in subjects.CASES.items()},

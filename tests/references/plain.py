@@ -87,13 +87,15 @@ def sides(factors, m, n):
 
 
 def kronecker_sum(factors, side):
-    first, second = factors[f"{side}1"], factors.get(f"{side}2")
+    first = factors[f"{side}1"]
+    second = factors.get(f"{side}2")
     return first[0] if second is None else sum(map(torch.kron, first, second))
 
 
 def dense_updates(folder, model):
     """Return the update alpha / r * B R A of each layer of an LSR adapter, (m, n) in float64."""
-    fields, updates = fields_of(folder), {}
+    fields = fields_of(folder)
+    updates = {}
     for layer, factors in factors_of(folder).items():
         precise = {name: value.double() for name, value in factors.items()}
         a, b, core = sides(precise, *weight_of(model, layer).shape)

@@ -24,7 +24,8 @@ from tests.lsr.serve.asking import ask_passes, generate, posted
 from tests.references import models, plain
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run_in
 
-NEW_TOKENS, MOST = 9, 14
+NEW_TOKENS = 9
+MOST = 14
 CLAUSES = ("so ", "at night ", "nobody saw it, so again ", "in the barn or garden or ")
 ROW = writers.ROW | {"text": ["{more}Where is the {animal} number {at}?"]}
 LSR = {"rank_shape": [6], "separation_rank": 1, "share": "layers", "train": "all", "target_modules": "all-linear"}
@@ -94,7 +95,8 @@ class Plain:
 
     def __init__(self, chat, *, adapter=True):
         folder = Path("models/base")
-        self.chat, self.tokenizer = chat, AutoTokenizer.from_pretrained(folder)
+        self.chat = chat
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = plain.base_model(folder, "AutoModelForCausalLM")
         if adapter:
             self.model = plain.adapted(self.model, artifacts.ADAPTER)
@@ -114,8 +116,8 @@ class Plain:
         """Return the tokens that follow a prompt, up to the first end token."""
         ids = torch.tensor([self.prompt(text)])
         options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
-        found = self.model.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=ends or self.ends, **options)
-        return found[0, ids.shape[1] :].tolist()
+        options |= {"attention_mask": torch.ones_like(ids), "eos_token_id": ends or self.ends}
+        return self.model.generate(ids, **options)[0, ids.shape[1] :].tolist()
 
     def text(self, written):
         return self.tokenizer.decode(written, skip_special_tokens=True)
@@ -125,7 +127,8 @@ class Plain:
         """Return the mean loss per token of completions and the end token after each."""
         losses = []
         for prompt, completion in pairs:
-            before, end = self.prompt(prompt), self.ends[-1]
+            before = self.prompt(prompt)
+            end = self.ends[-1]
             answer = [*self.tokenizer(completion, add_special_tokens=False)["input_ids"], end]
             logits = self.model(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1]
             losses.append(F.cross_entropy(logits.double(), torch.tensor(answer), reduction="none"))
@@ -135,19 +138,21 @@ class Plain:
 def test_what_the_stage_scores_is_what_plain_generate_writes_for_each_prompt_alone(trained, monkeypatch):
     folder, chat = trained
     monkeypatch.chdir(folder)
-    scored, found, reference = table(artifacts.EVALUATE_PREDICTIONS), report(artifacts.EVALUATE_METRICS), Plain(chat)
+    scored = table(artifacts.EVALUATE_PREDICTIONS)
+    actual = report(artifacts.EVALUATE_METRICS)
+    reference = Plain(chat)
     written = [reference.writes(row["prompt"], NEW_TOKENS) for row in scored]
     assert len({len(reference.prompt(row["prompt"])) for row in scored}) > 4
     assert [row["said"] for row in scored] == [reference.text(ids) for ids in written]
     expected = {row["more"] + f"Where is the {row['animal']} number {row['at']}?": row["place"] for row in rows()}
     right = [reference.text(ids).strip() == expected[row["prompt"]] for ids, row in zip(written, scored, strict=True)]
-    assert found["exact_match"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+    assert actual["exact_match"] == pytest.approx(sum(right) / len(right), abs=1e-6)
     pairs = [(row["prompt"], expected[row["prompt"]]) for row in scored]
-    assert found["loss"] == pytest.approx(reference.loss(pairs), rel=1e-4)
+    assert actual["loss"] == pytest.approx(reference.loss(pairs), rel=1e-4)
     base = Plain(chat, adapter=False)
-    assert found["loss_baseline"] == pytest.approx(base.loss(pairs), rel=1e-4)
+    assert actual["loss_baseline"] == pytest.approx(base.loss(pairs), rel=1e-4)
     alone = [base.text(base.writes(row["prompt"], NEW_TOKENS)) == expected[row["prompt"]] for row in scored]
-    assert found["exact_match_baseline"] == pytest.approx(sum(alone) / len(alone), abs=1e-6)
+    assert actual["exact_match_baseline"] == pytest.approx(sum(alone) / len(alone), abs=1e-6)
 
 
 @pytest.mark.parametrize(("new_tokens", "size"), [(3, 4), (MOST, 64)])
@@ -156,11 +161,12 @@ def test_predict_writes_what_plain_generate_writes_for_each_prompt_alone(
 ):
     folder, chat = trained
     monkeypatch.chdir(folder)
-    reference, prompts = Plain(chat), [row["prompt"] for row in table(artifacts.EVALUATE_PREDICTIONS)]
+    reference = Plain(chat)
+    prompts = [row["prompt"] for row in table(artifacts.EVALUATE_PREDICTIONS)]
     file = kit.write(tmp_path / "prompts.csv", [{"text": prompt} for prompt in prompts])
     words = ["--file", str(file), "--column", "text", "--new-tokens", str(new_tokens), "--batch-size", str(size)]
-    found = [row["answer"] for row in table(said(predict, *words))]
-    assert found == [reference.text(reference.writes(prompt, new_tokens)) for prompt in prompts]
+    actual = [row["answer"] for row in table(said(predict, *words))]
+    assert actual == [reference.text(reference.writes(prompt, new_tokens)) for prompt in prompts]
 
 
 def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(trained, monkeypatch):
@@ -186,14 +192,15 @@ def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(traine
     assert len({len(reference.writes(prompt, MOST, early)) for prompt in prompts}) > 1
     for (name, count), answer in zip(asked, answers, strict=True):
         assert answer.status_code == 200, answer.json()
-        found = [one["text"] for one in answer.json()["answers"]]
-        assert found == [reference.text(reference.writes(prompt, count, ends[name])) for prompt in prompts]
+        actual = [one["text"] for one in answer.json()["answers"]]
+        assert actual == [reference.text(reference.writes(prompt, count, ends[name])) for prompt in prompts]
 
 
 def test_an_export_writes_with_plain_transformers_or_peft_what_the_reference_writes(trained, monkeypatch, tmp_path):
     folder, chat = trained
     monkeypatch.chdir(folder)
-    prompts, reference = [row["prompt"] for row in table(artifacts.EVALUATE_PREDICTIONS)], Plain(chat)
+    prompts = [row["prompt"] for row in table(artifacts.EVALUATE_PREDICTIONS)]
+    reference = Plain(chat)
     expected = [reference.writes(prompt, MOST) for prompt in prompts]
     adapter = artifacts.ADAPTER
     if plain.fields_of(adapter)["peft_type"] == "LORA":

@@ -33,7 +33,8 @@ FORMS = {
         "budget": 10,
     },
 }
-ONE_BATCH, HEAD_STEPS = {"examples": 8, "head_steps": 3}, 3
+ONE_BATCH = {"examples": 8, "head_steps": 3}
+HEAD_STEPS = 3
 ALL = {"examples": 1024, "head_steps": 0}  # a short run takes a step for each eight of 32 texts
 LAYERS = {
     "roberta": ["query", "value"],
@@ -62,7 +63,11 @@ CASES = [  # the initialization, the form, labels, the architecture, its dtype, 
     ("warm", "shared", "three", "roberta", torch.float32, ALL),
     ("warm", "directions", "three", "qwen2", torch.float32, ONE_BATCH),
 ]
-RANK, SCALING, RATE, HEAD_RATE = 16, 2.0, 0.001, 0.002  # of the short run, as docs/explanation/initialization.md has it
+# Of the short run, as docs/explanation/initialization.md has it.
+RANK = 16
+SCALING = 2.0
+RATE = 0.001
+HEAD_RATE = 0.002
 SOURCE = {"kind": "files", "files": {name: f"{name}.csv" for name in ("train", "validation", "test")}}
 
 
@@ -114,7 +119,8 @@ def test_an_initialization_is_that_of_dense_definitions(go, word, form, labels, 
     outputs = len(texts.ROWS[labels]["label"].get("names", [0]))
     model = plain.base_model(folder, num_labels=outputs).double()
     model.load_state_dict(head, strict=False)
-    factors, fields = plain.factors_of(artifacts.INIT), plain.fields_of(artifacts.INIT)
+    factors = plain.factors_of(artifacts.INIT)
+    fields = plain.fields_of(artifacts.INIT)
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in LAYERS[architecture]]
     size = {"gradient": 32}.get(word, 8)
     batches = list(tokens.sample(tokens.load_tokens("train"), dict, examples["examples"], 0, size))
@@ -136,7 +142,8 @@ def loss_of(model, batch, labels):
     losses = []
     for place, label in enumerate(batch["label"]):
         inputs = {name: torch.tensor([batch[name][place]]) for name in ("input_ids", "token_type_ids") if name in batch}
-        logits, wanted = model(**inputs).logits, torch.tensor([label])
+        logits = model(**inputs).logits
+        wanted = torch.tensor([label])
         if labels == "number":
             losses.append(F.mse_loss(logits[:, 0], wanted.double()))
         elif labels == "several":

@@ -55,7 +55,8 @@ ROUNDING = {"float32": 2e-5, "bfloat16": 0.05}  # of probabilities, in models of
 
 def texts():
     """Texts of very different lengths, some with special tokens in them or at their end, which a file may hold."""
-    short, long = "the cat", "the owl number 7 sleeps in the barn and the fox rests in the garden at night"
+    short = "the cat"
+    long = "the owl number 7 sleeps in the barn and the fox rests in the garden at night"
     marks = [form.format(token) for token in architectures.SPECIAL for form in ("the cat {}", "a {} b")]
     pairs = [text for *pair, _ in workspace.sentences(12) for text in pair]
     return list(dict.fromkeys([short, long, "x", *marks, *(text[: 8 + 5 * at] for at, text in enumerate(pairs))]))

@@ -22,7 +22,12 @@ from tests.kit import table
 from tests.references import models, plain, texts
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, report, run
 
-LENGTH, RATE, HEAD_RATE, DECAY, WARMUP, EPOCHS = 24, 0.01, 0.03, 0.1, 0.25, 2
+LENGTH = 24
+RATE = 0.01
+HEAD_RATE = 0.03
+DECAY = 0.1
+WARMUP = 0.25
+EPOCHS = 2
 EXAMPLES = 60
 OWN = {"learning_rate": RATE}
 STARTED = {"init": "warm", "examples": 16, "head_steps": 2}
@@ -172,7 +177,9 @@ class Loop:
         optimizer = torch.optim.AdamW(self.groups())
         peaks = [group["lr"] for group in optimizer.param_groups]
         steps = sum(len(batches) for batches, _ in epochs)
-        losses, validations, states = [], [], []
+        losses = []
+        validations = []
+        states = []
         for batches, validation in epochs:
             for batch in batches:
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -222,14 +229,16 @@ def class_weights(epochs):
 
 def read_by_epoch(collated, folder, labels):
     """Return for each epoch the batches that were trained on, and what was validated on, as inputs and examples."""
-    tokenizer, columns = AutoTokenizer.from_pretrained(folder), texts.ROWS[labels]["text"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    columns = texts.ROWS[labels]["text"]
     known = {}
     for example in texts.examples(EXAMPLES):
         inputs = plain.encoded(tokenizer, [example[name] for name in columns], LENGTH)
         known[tuple(inputs["input_ids"][0].tolist())] = inputs, example
     assert len(known) == EXAMPLES
     metrics = report(artifacts.TRAIN_METRICS)
-    steps, of_epoch = metrics["steps"] // EPOCHS, len(collated) // EPOCHS
+    steps = metrics["steps"] // EPOCHS
+    of_epoch = len(collated) // EPOCHS
     batches = [[known[ids] for ids in batch] for batch in collated]
     epochs = [batches[start : start + of_epoch] for start in range(0, len(batches), of_epoch)]
     assert sum(len(batch) for epoch in epochs for batch in epoch[:steps]) == metrics["read"]
@@ -255,16 +264,16 @@ def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels,
     losses, validations, states = loop.fit(epochs, loss)
     assert column("loss") == pytest.approx(losses, rel=1e-4)
     assert column("validation_loss") == pytest.approx(validations, rel=1e-4)
-    found = plain.tensors_of(artifacts.ADAPTER)
+    actual = plain.tensors_of(artifacts.ADAPTER)
     best = states[report(artifacts.TRAIN_METRICS)["best_epoch"] - 1]
-    assert found.keys() >= best.keys()
+    assert actual.keys() >= best.keys()
     for name, expected in best.items():
         moved = (expected - first[name]).norm()
         if name.endswith("k_lin.bias"):  # its gradient is zero, and AdamW makes steps of what rounding leaves of it
             assert moved < 1e-9
         else:
             assert moved > 1e-6
-            assert (found[name].double() - expected).norm() < 1e-3 * moved, name
+            assert (actual[name].double() - expected).norm() < 1e-3 * moved, name
 
 
 def column(name):

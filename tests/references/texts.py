@@ -45,7 +45,9 @@ def examples(count):
 
 def example(number):
     cat, awake, wet = (number >> place & 1 for place in range(3))
-    animal, does, place = ("dog", "cat")[cat], ("rests", "runs")[awake], ("garden", "river")[wet]
+    animal = ("dog", "cat")[cat]
+    does = ("rests", "runs")[awake]
+    place = ("garden", "river")[wet]
     text = f"the {animal} number {number} {does} in the {place}{ENDINGS[number % 4]}"
     tags = [name for name, applies in (("wet", wet), ("awake", awake), ("cat", cat)) if applies]
     return {

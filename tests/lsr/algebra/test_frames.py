@@ -82,7 +82,9 @@ def test_decompositions_are_the_same_with_the_other_driver(decompose, gives_up):
 @st.composite
 def problems(draw, least=1):
     """Matrices of one shape, of very different norms, and a rank."""
-    rows, columns, count = draw(st.integers(1, 7)), draw(st.integers(1, 7)), draw(st.integers(least, 4))
+    rows = draw(st.integers(1, 7))
+    columns = draw(st.integers(1, 7))
+    count = draw(st.integers(least, 4))
     seed = draw(st.integers(0, 99))
     matrices = [10.0 ** (3 * i) * normal(rows, columns, seed=seed + i) for i in range(count)]
     return matrices, draw(st.integers(1, min(rows, columns)))
@@ -130,7 +132,8 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
 
 
 def test_large_matrices_have_the_same_frames_from_their_leading_parts(monkeypatch):
-    left, right = normal(20, 4), normal(4, 24, seed=1)
+    left = normal(20, 4)
+    right = normal(4, 24, seed=1)
     matrices = [left @ normal(4, 4, seed=i) @ right + 0.05 * normal(20, 24, seed=50 + i) for i in range(4)]
     expected = leading_frames(matrices, 4)
     monkeypatch.setattr(spectrum, "LARGE", 1)
@@ -151,9 +154,10 @@ def test_no_core_between_any_frames_is_nearer_to_the_matrix(is_pair, is_diagonal
     """Against least squares over all entries, one unknown per entry of the core."""
     pair = normal(20, 6), normal(6, 26)
     dense = pair[0] @ pair[1]
-    left, right = normal(20, 4, seed=2), normal(4, 26, seed=3)
-    found = (diagonal_between if is_diagonal else core_between)(pair if is_pair else dense, left, right)
+    left = normal(20, 4, seed=2)
+    right = normal(4, 26, seed=3)
+    actual = (diagonal_between if is_diagonal else core_between)(pair if is_pair else dense, left, right)
     places = [(i, i) for i in range(4)] if is_diagonal else list(product(range(4), repeat=2))
     columns = torch.stack([torch.outer(left[:, i], right[j]).flatten() for i, j in places], dim=1)
     best = torch.linalg.lstsq(columns, dense.flatten()[:, None]).solution[:, 0]
-    assert_close(found, best if is_diagonal else best.reshape(4, 4))
+    assert_close(actual, best if is_diagonal else best.reshape(4, 4))

@@ -38,7 +38,8 @@ def test_an_entry_that_is_not_clipped_errs_by_half_a_step_at_most(problem, bits)
 
 
 def test_the_best_step_of_a_normal_distribution_is_found():
-    values, lengths = normal(6400, seed=0).float(), torch.full((100,), 64)
+    values = normal(6400, seed=0).float()
+    lengths = torch.full((100,), 64)
     # Max 1960, "Quantizing for minimum distortion", table II: the least mean squared errors of 4, 8 and 16 equal steps.
     for bits, least in ((2, 0.1188), (3, 0.03744), (4, 0.01154)):
         assert float((rounded(values, lengths, bits) - values).square().mean()) < 1.05 * least

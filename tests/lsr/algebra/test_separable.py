@@ -17,7 +17,8 @@ SIZES = st.integers(1, 4)
 @st.composite
 def pair_shapes(draw):
     """Row shape, column shape, and every possible number of terms for a matrix of two factors."""
-    rows, columns = draw(st.tuples(SIZES, SIZES)), draw(st.tuples(SIZES, SIZES))
+    rows = draw(st.tuples(SIZES, SIZES))
+    columns = draw(st.tuples(SIZES, SIZES))
     return rows, columns, min(rows[0] * columns[0], rows[1] * columns[1])
 
 
@@ -49,22 +50,15 @@ def best_shape(width, rank_shape):
     return min(allowed, key=lambda shape: (cost(shape, rank_shape), prod(shape), [-size for size in shape]))
 
 
-@given(st.integers(1, 3000), RANKS)
-def test_a_split_covers_the_width_and_wastes_at_most_two_percent(width, rank_shape):
-    shape = split_width(width, rank_shape)
-    assert len(shape) == len(rank_shape)
-    assert min(shape) >= 1
-    assert 0 <= prod(shape) - width <= 0.02 * width
-
-
-@given(st.integers(1, 120), st.tuples(st.integers(1, 5), st.integers(1, 5)))
+@given(st.integers(1, 120), RANKS)
 def test_no_pair_of_factors_is_better(width, rank_shape):
     assert split_width(width, rank_shape) == best_shape(width, rank_shape)
 
 
 @given(st.integers(1, 4), RANKS, st.integers(1, 40), st.integers(1, 40))
 def test_the_count_is_that_of_the_factors(terms, rank_shape, columns, rows):
-    in_shape, out_shape = split_width(columns, rank_shape), split_width(rows, rank_shape)
+    in_shape = split_width(columns, rank_shape)
+    out_shape = split_width(rows, rank_shape)
     shapes = [*zip(rank_shape, in_shape, strict=True), *zip(out_shape, rank_shape, strict=True)]
     form = Form(rank_shape, in_shape, out_shape, terms, columns, rows)
     assert form.parameters == sum(torch.empty(terms, *shape).numel() for shape in shapes)

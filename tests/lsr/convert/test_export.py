@@ -22,10 +22,10 @@ from lsr.convert.export import TOLERATED_LOSS
 from lsr.loading.adapters import load_adapter
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, read_config
 from lsr.tuner.layer import adapted_layers
-from tests.capabilities.models import logits, tiny, tokens
 from tests.kit import refused, write
 from tests.lsr.saved import CASES, save_lora, save_with_base
 from tests.repository import command
+from tests.tiny.models import logits, tiny, tokens
 
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {
@@ -63,16 +63,17 @@ def exported(tmp_path_factory):
 
     Beside each LoRA is the adapter.
     """
-    folder, expected = tmp_path_factory.mktemp("exported"), {}
+    folder = tmp_path_factory.mktemp("exported")
+    expected = {}
     for position, (case, (name, fields)) in enumerate(CASES.items()):
         model = save_with_base(folder / str(position), name, **fields)
         expected[case] = logits(model)
         export_lora(model, folder / str(position) / "lora")
     save_file(tokens(), folder / "tokens.safetensors")
     command(folder, sys.executable, "-c", READER, str(folder))
-    found = load_file(folder / "found.safetensors")
+    actual = load_file(folder / "found.safetensors")
     return {
-        case: (expected[case], folder / f"{at}/lora", found[f"{at}.beside"], found[f"{at}.merged"])
+        case: (expected[case], folder / f"{at}/lora", actual[f"{at}.beside"], actual[f"{at}.merged"])
         for at, case in enumerate(CASES)
     }
 
@@ -87,7 +88,8 @@ def test_peft_without_this_package_says_the_same(exported, case):
 @each_case
 def test_the_file_says_only_what_old_readers_know_and_the_true_ranks(exported, case):
     folder = exported[case][1]
-    fields, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    fields = json.loads((folder / CONFIG).read_text())
+    tensors = load_file(folder / WEIGHTS)
     assert fields.keys() - {"auto_mapping"} == PORTABLE
     if case in ("one factor, principal, transposed", "no task"):  # a LoRA already: its own alpha
         assert (fields["lora_alpha"], fields["r"]) == (7, 4)
@@ -110,7 +112,8 @@ def test_values_of_a_layer_are_not_those_of_one_whose_name_ends_like_it(tmp_path
     config = LsrConfig(target_modules=["q"], rank_shape=(2,), rank_pattern={"^block.q": (1,)}, init_weights=False)
     inner, outer = (nn.Linear(6, 6) for _ in range(2))
     model = get_peft_model(named(inner=named(block=named(q=inner)), block=named(q=outer)), config)
-    x, base = torch.ones(1, 6), copy.deepcopy(model).unload()
+    x = torch.ones(1, 6)
+    base = copy.deepcopy(model).unload()
     export_lora(model, tmp_path / "lora")
     assert_close(PeftModel.from_pretrained(base, str(tmp_path / "lora"))(x), model(x))
 
@@ -133,17 +136,17 @@ def test_the_merged_checkpoint_says_the_same_to_plain_transformers(exported, cas
 def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
     model = save_with_base(tmp_path)
     deltas = {n: layer.get_delta_weight("default").detach().double() for n, layer in adapted_layers(model).items()}
-    found = export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True)
+    actual = export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True)
     written = load_file(tmp_path / "merged/model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
     errors = {}
     for name, delta in deltas.items():
         base = tiny("bert").get_submodule(name).weight.detach().double()
         errors[name] = written[f"{name}.weight"].double() - base - delta
-        assert found.layers[name] == pytest.approx(float(errors[name].norm() / delta.norm()), rel=1e-5)
+        assert actual.layers[name] == pytest.approx(float(errors[name].norm() / delta.norm()), rel=1e-5)
     error, update = (torch.stack([one.norm() for one in many.values()]).norm() for many in (errors, deltas))
-    assert found.total == pytest.approx(float(error / update), rel=1e-5)
-    assert found.layers[found.worst] == max(found.layers.values())
+    assert actual.total == pytest.approx(float(error / update), rel=1e-5)
+    assert actual.layers[actual.worst] == max(actual.layers.values())
 
 
 def shrink(model, factor):

@@ -23,8 +23,8 @@ def export(to="lora", *more):
 
 def differences(text):
     """The differences of outputs that a command has printed, by format."""
-    found = re.findall(r"^(.*): differs by (\S+) at most$", text, re.MULTILINE)
-    return {name: float(difference) for name, difference in found}
+    actual = re.findall(r"^(.*): differs by (\S+) at most$", text, re.MULTILINE)
+    return {name: float(difference) for name, difference in actual}
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def differences(text):
 def test_the_outputs_of_an_export_are_those_of_the_adapter(name, fields, to, tmp_path, monkeypatch):
     save_with_base(tmp_path, name, **fields)
     monkeypatch.chdir(tmp_path)
-    found = differences(said(main, *export(to)))
+    actual = differences(said(main, *export(to)))
     names = {"lora": ["lora, unmerged", "lora, merged by PEFT"], "merged": ["merged"]}
-    assert list(found) == names[to]
-    assert max(found.values()) < 1e-5
+    assert list(actual) == names[to]
+    assert max(actual.values()) < 1e-5
 
 
 def test_a_rounded_export_shows_its_error_and_its_difference(beside):
@@ -75,8 +75,8 @@ def test_a_lora_keeps_the_task_and_needs_no_base_and_says_so(beside):
     shutil.rmtree("base")
     last = said(main, *export("lora", "--force")).splitlines()[-1]
     assert last == "the outputs are not compared: without its base model: base model ./base: no such folder"
-    found = load_file(beside / "out" / WEIGHTS)
-    assert all(torch.allclose(found[key], value, atol=1e-7) for key, value in with_base.items())
+    actual = load_file(beside / "out" / WEIGHTS)
+    assert all(torch.allclose(actual[key], value, atol=1e-7) for key, value in with_base.items())
     refused(main, export("merged", "--force"), says="base model ./base: no such folder")
 
 

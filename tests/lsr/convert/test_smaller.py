@@ -17,11 +17,11 @@ from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_files
 from lsr.tuner.packing import pack, unpack
-from tests.capabilities.models import logits, tiny
-from tests.capabilities.subjects import FRAMES
 from tests.kit import edit, refused, said, write
 from tests.lsr.convert.test_main import differences
 from tests.lsr.saved import CASES, save, save_lora, save_with_base, says
+from tests.tiny.models import logits, tiny
+from tests.tiny.subjects import FRAMES
 
 FEW_BITS = PRECISIONS[1:]
 OTHERS = {
@@ -79,9 +79,9 @@ def test_the_command_says_sizes_and_errors(beside):
     assert lines[0].startswith("out: 3bit, tensors in ")
     assert lines[1].startswith("rounding error of the tensors: 0.")
     assert " at most, in bert.encoder.layer." in lines[2]
-    found = differences(said(main, "export", "out", "--to", "lora", "-o", "lora"))
-    assert found.keys() == {"lora, unmerged", "lora, merged by PEFT"}
-    assert max(found.values()) < 1e-5
+    actual = differences(said(main, "export", "out", "--to", "lora", "-o", "lora"))
+    assert actual.keys() == {"lora, unmerged", "lora, merged by PEFT"}
+    assert max(actual.values()) < 1e-5
 
 
 def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside):
@@ -152,9 +152,10 @@ def test_a_squeezed_adapter_keeps_its_head_and_exports_as_any_other(to, tmp_path
     write(folder / "task.json", {"labels": list("abcde")})
     squeeze_adapter(folder, tmp_path / "small", to)
     export_lora(tmp_path / "small", tmp_path / "plain")
-    found = says("bert", tmp_path / "small", labels=5)
-    assert_close(says("bert", tmp_path / "plain", labels=5), found, rtol=1e-6, atol=1e-7)
-    before, after = read_contents(folder), read_contents(tmp_path / "small")
+    actual = says("bert", tmp_path / "small", labels=5)
+    assert_close(says("bert", tmp_path / "plain", labels=5), actual, rtol=1e-6, atol=1e-7)
+    before = read_contents(folder)
+    after = read_contents(tmp_path / "small")
     assert all(torch.equal(value, after.heads[name]) for name, value in before.heads.items())
     assert after.task == before.task
     assert "base_model: tiny" in (tmp_path / "small/README.md").read_text()

@@ -44,12 +44,13 @@ def test_a_tokenizer_beside_an_adapter_is_beside_what_is_written(beside, command
     for source in ("adapter", "lora"):
         names = save_tokenizer(source, chat_template="{{ messages }}")
     said(main, *words, "--force")
-    before, after = digests(words[1]), digests("out")
+    before = digests(words[1])
+    after = digests("out")
     assert {name: after[f"out/{name}"] for name in names} == {name: before[f"{words[1]}/{name}"] for name in names}
     assert set(after) == without | {f"out/{name}" for name in names}
-    found, expected = (AutoTokenizer.from_pretrained(folder) for folder in ("out", words[1]))
-    assert found(TEXTS, padding=True).data == expected(TEXTS, padding=True).data
-    assert (found.pad_token_id, found.chat_template) == (WORDS["[PAD]"], "{{ messages }}")
+    actual, expected = (AutoTokenizer.from_pretrained(folder) for folder in ("out", words[1]))
+    assert actual(TEXTS, padding=True).data == expected(TEXTS, padding=True).data
+    assert (actual.pad_token_id, actual.chat_template) == (WORDS["[PAD]"], "{{ messages }}")
     said(main, *words, "--force")  # it replaces what it has written itself
     assert digests("out") == after
 

@@ -4,8 +4,8 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from tests.capabilities.models import LABELS, tiny, tokens
-from tests.capabilities.subjects import Subject
+from tests.tiny.models import LABELS, tiny, tokens
+from tests.tiny.subjects import Subject
 
 HEADS = {"bert": ["classifier"], "distilbert": ["pre_classifier", "classifier"], "gpt2": ["score"], "llama-causal": []}
 LAYERS = {
@@ -72,7 +72,9 @@ class Titles:
     """A `track` that notes the title and the length of each pass, and fails in one of them if it is told so."""
 
     def __init__(self, failing=None):
-        self.passes, self.failing, self.steps = [], failing, 0
+        self.passes = []
+        self.failing = failing
+        self.steps = 0
 
     def __call__(self, items, title):
         self.passes.append((title, len(items)))

@@ -16,10 +16,10 @@ from lsr import start_from_examples
 from lsr.init.examples import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_gradients, examples_updates
 from lsr.init.passes import fitted_head
 from lsr.tuner.layer import adapted_layers
-from tests.capabilities.models import logits, tiny, tokens
-from tests.capabilities.subjects import DENSE, Subject
 from tests.kit import refused
 from tests.lsr.init.models import HEADS, LAYERS, Titles, batches, examples, in_use, made, state, values_of, wrapped
+from tests.tiny.models import logits, tiny, tokens
+from tests.tiny.subjects import DENSE, Subject
 
 each_model = pytest.mark.parametrize("name", LAYERS)
 
@@ -31,23 +31,24 @@ def test_a_gradient_is_that_of_the_mean_loss_over_examples_however_they_are_cut(
     (layer,) = layers.values()
     model(**examples()).loss.backward()
     expected = layer.weight.grad if isinstance(layer, nn.Linear) else layer.weight.grad.T
-    for found in (*whole.values(), *parts.values()):
-        assert_close(found, expected)
-        assert (found.dtype, found.device.type) == (torch.float64, "cpu")
+    for actual in (*whole.values(), *parts.values()):
+        assert_close(actual, expected)
+        assert (actual.dtype, actual.device.type) == (torch.float64, "cpu")
 
 
 @each_model
 def test_gradients_are_those_through_the_fitted_head_in_a_peft_wrapper_too(name):
     model, layers, head = made(name)
-    listed, titles = batches(2, 4, name=name), Titles()
-    found = examples_gradients(model, layers, iter(listed), head, steps=20, seed=4, track=titles)
+    listed = batches(2, 4, name=name)
+    titles = Titles()
+    actual = examples_gradients(model, layers, iter(listed), head, steps=20, seed=4, track=titles)
     assert titles.passes == [*([("fit the head", 20)] if head else []), ("gradients", 2)]
     with fitted_head(model, head, listed, steps=20, seed=4):
         expected = examples_gradients(model, layers, listed)
-    assert_close(found, expected, rtol=0, atol=0)
+    assert_close(actual, expected, rtol=0, atol=0)
     if head:
         fresh = examples_gradients(model, layers, listed)
-        assert not torch.allclose(found[LAYERS[name]], fresh[LAYERS[name]])
+        assert not torch.allclose(actual[LAYERS[name]], fresh[LAYERS[name]])
         outer, its_layers, wrappers = wrapped(name)
         assert_close(examples_gradients(outer, its_layers, listed, wrappers, steps=20, seed=4), expected)
 
@@ -98,10 +99,10 @@ def test_the_head_of_a_language_model_is_fitted_if_asked_unless_it_is_tied(name)
     is_tied = model.lm_head.weight is model.get_input_embeddings().weight
     batch = {**tokens(), "labels": tokens()["input_ids"]}
     (before,) = values_of([model.lm_head])
-    (found,) = fitted_values(model, [model.lm_head], [batch], steps=3)
-    assert is_tied == (name == "gpt2-causal") == torch.equal(found, before)
+    (actual,) = fitted_values(model, [model.lm_head], [batch], steps=3)
+    assert is_tied == (name == "gpt2-causal") == torch.equal(actual, before)
     if not is_tied:
-        assert_close([found], fitted_in_full(model, [model.lm_head], batch, steps=3))
+        assert_close([actual], fitted_in_full(model, [model.lm_head], batch, steps=3))
 
 
 OF_ONE = [examples(labels=torch.full((6,), 2))] * 2
@@ -143,7 +144,8 @@ def trained_by_peft(name, listed, head_steps, rising=0, share=1.0):
     with fitted_head(model, head, listed, steps=head_steps, seed=5):
         outer = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
     (layer,) = (module for module in outer.modules() if hasattr(module, "lora_A"))
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    a = layer.lora_A["default"].weight
+    b = layer.lora_B["default"].weight
     with torch.no_grad():
         a.copy_(torch.randn(3, a.shape[1], generator=torch.Generator().manual_seed(5)) / (3 * a.shape[1]) ** 0.5)
     others = [p for p in outer.parameters() if p.requires_grad and p is not a and p is not b]
@@ -168,11 +170,12 @@ def trained_by_peft(name, listed, head_steps, rising=0, share=1.0):
 @each_model
 def test_it_is_the_update_of_a_lora_of_peft_in_a_peft_wrapper_too(name):
     model, layers, head = made(name)
-    listed, titles = batches(2, 3, 1, 2, name=name), Titles()
-    (found,) = examples_updates(model, layers, iter(listed), head, steps=5, rank=3, seed=5, track=titles).values()
+    listed = batches(2, 3, 1, 2, name=name)
+    titles = Titles()
+    (actual,) = examples_updates(model, layers, iter(listed), head, steps=5, rank=3, seed=5, track=titles).values()
     expected, _ = trained_by_peft(name, listed, 5)
     assert expected.norm() > 0
-    assert_close(product(found), expected)
+    assert_close(product(actual), expected)
     assert titles.passes == [*([("fit the head", 5)] if head else []), ("short training run", 4)]
     if head:
         outer, its_layers, wrappers = wrapped(name)
@@ -183,24 +186,26 @@ def test_it_is_the_update_of_a_lora_of_peft_in_a_peft_wrapper_too(name):
 def test_a_run_that_fails_is_repeated_more_gently_and_the_lowest_is_used(monkeypatch):
     monkeypatch.setattr("lsr.init.examples.JUDGED_STEPS", 20)
     monkeypatch.setattr("lsr.init.examples.FAILED", 0)  # every run has
-    listed, titles = batches(*[2] * 20), Titles()
+    listed = batches(*[2] * 20)
+    titles = Titles()
     runs = [trained_by_peft("bert", listed, 3, *how) for how in ((), (2,), (2, 0.5))]
     used = min(range(3), key=lambda run: runs[run][1])
     said = f"run {used + 1} of 3 is used, which led to {runs[used][1]:.3f}"
     model, layers, head = in_use("bert")
     before = state(model)
     with pytest.warns(UserWarning, match=f"a warm-up and then with lower learning rates: {said}$") as caught:
-        (found,) = examples_updates(model, layers, listed, head, steps=3, rank=3, seed=5, track=titles).values()
+        (actual,) = examples_updates(model, layers, listed, head, steps=3, rank=3, seed=5, track=titles).values()
     assert caught[0].filename == __file__
     assert titles.passes == [("fit the head", 3), *[("short training run", 20)] * 3]
     assert state(model) == before
-    assert_close(product(found), runs[used][0])
+    assert_close(product(actual), runs[used][0])
 
 
 @pytest.mark.parametrize("name", ["bert", "llama-causal"])
 def test_it_leaves_the_model_as_it_was_and_the_seed_decides(name):
     model, layers, head = in_use(name)
-    before, listed = state(model), batches(2, 4, name=name)
+    before = state(model)
+    listed = batches(2, 4, name=name)
     updates = [examples_updates(model, layers, listed, head, steps=3, seed=seed) for seed in (1, 1, 2)]
     one, two, other = (update[LAYERS[name]] for update in updates)
     assert state(model) == before
@@ -239,7 +244,8 @@ def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, sha
     fields = {"rank_shape": (24,), "share": share, "train": train, "core": core, "init_weights": "warm", "alpha": 5}
     fields["target_modules"] = ["q_proj"] if name == "llama-causal" else None  # its values are narrower than the rank
     config = Subject(name, {**DENSE, **fields}).config()
-    model, listed = get_peft_model(tiny(name), config).eval(), batches(2, 2, 2, name=name)
+    model = get_peft_model(tiny(name), config).eval()
+    listed = batches(2, 2, 2, name=name)
     start_from_examples(model, listed, head_steps=3, seed=3)
     expected = tiny(name)
     layers = {layer: expected.get_submodule(layer) for layer in adapted_layers(model)}

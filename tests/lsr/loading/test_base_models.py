@@ -14,9 +14,9 @@ from lsr.loading.base_models import load_base, load_tokenizer, locate
 from lsr.tuner.files import CONFIG, read_config, read_files
 from pipeline import params
 from pipeline.data import packages
-from tests.capabilities.models import SIZES, VOCABULARY, tiny
 from tests.kit import edit, refused
 from tests.lsr.saved import save_with_base
+from tests.tiny.models import SIZES, VOCABULARY, tiny
 from tests.workspace import ROOT
 
 
@@ -102,8 +102,8 @@ def save_tokenizer(path):
 def test_the_tokenizer_is_beside_the_adapter_or_its_base(place, beside):
     if place is not None:
         save_tokenizer(beside / place)
-    found = load_tokenizer(read_config(Path("adapter")), Path("adapter"))
-    assert found is None if place is None else len(found) == VOCABULARY
+    actual = load_tokenizer(read_config(Path("adapter")), Path("adapter"))
+    assert actual is None if place is None else len(actual) == VOCABULARY
 
 
 def test_base_models_of_packages_are_declared_as_their_rows_pin_them():

@@ -13,9 +13,9 @@ from peft.utils import PeftType
 from lsr.loading.adapters import load_onto
 from lsr.loading.fields import STEPS, allowed_fields
 from lsr.tuner.files import CONFIG, WEIGHTS
-from tests.capabilities.models import tiny
 from tests.kit import edit, refused
 from tests.lsr.methods import METHODS, SECONDS, UNREAD, in_time, logits, model_of, save
+from tests.tiny.models import tiny
 
 # Of LoRA: initializations, of which some change the base weights, and variants.
 LORAS = {
@@ -39,10 +39,10 @@ def check_as_peft(folder, method):
     expected = logits(PeftModel.from_pretrained(model_of(method), str(folder)), method)
     torch.manual_seed(1)
     with in_time():
-        found = logits(load_onto(model_of(method), folder), method)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        actual = logits(load_onto(model_of(method), folder), method)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     base = logits(model_of(method), None)
-    assert found.shape != base.shape or not torch.allclose(found, base, atol=1e-4), "the adapter changes nothing"
+    assert actual.shape != base.shape or not torch.allclose(actual, base, atol=1e-4), "the adapter changes nothing"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,8 +121,8 @@ def test_a_file_that_a_configuration_names_is_not_opened(what, trainable, named,
     expected = logits(PeftModel.from_pretrained(model_of(method), str(folder)), method)
     edit(folder / CONFIG, **fields(named))
     with in_time():
-        found = load_onto(model_of(method), folder, trainable=trainable)
-    assert torch.equal(logits(found, method), expected)
+        actual = load_onto(model_of(method), folder, trainable=trainable)
+    assert torch.equal(logits(actual, method), expected)
 
 
 @pytest.mark.parametrize("what", REFUSED_FILES)

@@ -50,7 +50,8 @@ def test_a_model_of_texts_and_images_is_told_where_its_classifier_reads():
 
 
 def test_xlnet_is_padded_before_the_text():
-    config, own = AutoConfig.for_model("xlnet", vocab_size=len(WORDS)), tokenizer(pad_token="<pad>")
+    config = AutoConfig.for_model("xlnet", vocab_size=len(WORDS))
+    own = tokenizer(pad_token="<pad>")
     prepare_batches(own, config, "here")
     assert own.padding_side == "left"
 
@@ -122,7 +123,8 @@ def small(kind):
 
 @pytest.mark.nightly
 def test_every_classifier_of_transformers_answers_the_same_with_padding_or_is_refused():
-    affected, compared = set(), set()
+    affected = set()
+    compared = set()
     for kind in sorted(CLASSIFIERS):
         model = small(kind)
         if model is None:

@@ -12,8 +12,8 @@ from lsr.tuner.mistakes import InputError
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import labels as of_pipeline
 from pipeline.tasks import prompts
-from tests.capabilities.models import tiny
 from tests.kit import refused
+from tests.tiny.models import tiny
 
 AT_LIMITS = {
     "kind": "x" * 200,

@@ -14,14 +14,16 @@ DESCRIBED = json.loads(DESCRIPTION.read_text())
 
 async def described(response):
     await response.aread()
-    method, path = response.request.method.lower(), re.sub("^(/v1/adapters)/.*", r"\1/{name}", response.url.path)
+    method = response.request.method.lower()
+    path = re.sub("^(/v1/adapters)/.*", r"\1/{name}", response.url.path)
     if method not in DESCRIBED["paths"][path]:
         assert (response.status_code, list(response.json())) == (405, ["error"])
         return
-    its = DESCRIBED["paths"][path][method]["responses"][str(response.status_code)]
-    its = DESCRIBED["components"]["responses"][its["$ref"].rpartition("/")[2]] if "$ref" in its else its
-    assert all(name in response.headers for name in its.get("headers", {}))
-    for kind, content in its.get("content", {}).items():
+    promised = DESCRIBED["paths"][path][method]["responses"][str(response.status_code)]
+    if "$ref" in promised:
+        promised = DESCRIBED["components"]["responses"][promised["$ref"].rpartition("/")[2]]
+    assert all(name in response.headers for name in promised.get("headers", {}))
+    for kind, content in promised.get("content", {}).items():
         assert response.headers["Content-Type"].startswith(kind)
         value = response.json() if kind == "application/json" else response.text
         Draft202012Validator({**content["schema"], "components": DESCRIBED["components"]}).validate(value)
@@ -31,7 +33,8 @@ def ask(call, address="http://server", **options):
     """What `call` returns, given a client."""
 
     async def run():
-        limits, hooks = httpx2.Limits(max_connections=500), {"response": [described]}
+        limits = httpx2.Limits(max_connections=500)
+        hooks = {"response": [described]}
         client = httpx2.AsyncClient(base_url=address, limits=limits, timeout=60, event_hooks=hooks, **options)
         async with client:
             return await call(client)

@@ -10,7 +10,8 @@ def parts(path):
     """Return the header of a safetensors file as JSON, the bytes of each tensor by name, and the bytes after it."""
     content = path.read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8:begin]), content[begin:]
+    header = json.loads(content[8:begin])
+    data = content[begin:]
     tensors = {name: data[slice(*entry["data_offsets"])] for name, entry in header.items() if name != "__metadata__"}
     return header, tensors, data
 

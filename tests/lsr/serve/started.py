@@ -1,4 +1,4 @@
-"""`lsr serve` in a process of its own, forked from this one, which has imported torch already."""
+"""`lsr serve` in a process of its own."""
 
 import multiprocessing
 import os
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lsr.__main__ import main
-
-CONTEXT = multiprocessing.get_context("fork")
+from tests.forked import CONTEXT
 
 
 @dataclass
@@ -36,16 +35,29 @@ def _run(log, files, words):
     main(["serve", *words, "--port", "0"])
 
 
+def _port(process, log):
+    """Return the port that a server names when it can be asked."""
+    while True:
+        line = re.search(r"^http://127\.0\.0\.1:(\d+): ", log.read_text(), re.MULTILINE)
+        if line:
+            return int(line[1])
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.02)
+
+
 @contextmanager
-def started(bank, log, *words, files=None):
-    """Yield a server of a bank, as soon as it answers, whose process may open so many `files`."""
-    process = CONTEXT.Process(target=_run, args=(log, files, [str(bank), *words]))
+def started(bank, log, *words, files=None, is_new=False):
+    """Yield a server of a bank as soon as it answers, whose process may open so many `files`.
+
+    It is forked from this process, which has imported torch already; with `is_new`, it is a new one, which shares no
+    memory with this one.
+    """
+    context = multiprocessing.get_context("spawn") if is_new else CONTEXT
+    log.touch()
+    process = context.Process(target=_run, args=(log, files, [str(bank), *words]))
     process.start()
     try:
-        while not (found := re.search(r"^http://127\.0\.0\.1:(\d+): ", log.read_text() if log.exists() else "", re.M)):
-            assert process.is_alive(), log.read_text()
-            time.sleep(0.02)
-        yield Started(process, int(found[1]), log)
+        yield Started(process, _port(process, log), log)
     finally:
         process.kill()
         process.join()

@@ -14,10 +14,10 @@ from lsr.loading import updates
 from lsr.loading.contents import read_contents
 from lsr.serve.modules import BankHead
 from lsr.tuner.files import WEIGHTS
-from tests.capabilities.models import tiny, tokens
-from tests.capabilities.subjects import FRAMES
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
+from tests.tiny.models import tiny, tokens
+from tests.tiny.subjects import FRAMES
 
 NAMES = ["b", "__base__", "c", "a", "b"]
 
@@ -48,16 +48,17 @@ def test_each_row_is_what_its_adapter_alone_says(form, folders):
 
 
 def test_an_answer_has_the_labels_of_its_adapter_and_a_number_has_none(tmp_path):
-    bank, names = AdapterBank(tiny("bert")), ("two", "five", "number")
+    bank = AdapterBank(tiny("bert"))
+    names = ("two", "five", "number")
     write(save_lora(tmp_path / "two", labels=2) / "task.json", {"labels": ["no", "yes"]})
     for name, labels in zip(names[1:], (5, 1), strict=True):
         save_lora(tmp_path / name, labels=labels)
     for name in names:
         bank.add(name, tmp_path / name)
-    found = asked(bank, names)
-    two, five, number = bank.answers(found, names)
+    actual = asked(bank, names)
+    two, five, number = bank.answers(actual, names)
     assert (two.labels, five.labels[4], number.labels) == (("no", "yes"), "LABEL_4", None)
-    no, yes = found[0, :2].softmax(0).tolist()
+    no, yes = actual[0, :2].softmax(0).tolist()
     assert two.probabilities == pytest.approx({"no": no, "yes": yes})
 
 
@@ -214,7 +215,8 @@ def test_what_is_no_head_is_refused_so_that_no_row_meets_those_of_others(module,
 @pytest.mark.parametrize("layer", ["lora_B", "classifier"])
 def test_weights_that_overflow_are_refused_and_replace_nothing(layer, bank, tmp_path):
     before = asked(bank, NAMES)
-    folder, says = save_lora(tmp_path / "new"), "its answers are not finite: its weights overflow"
+    folder = save_lora(tmp_path / "new")
+    says = "its answers are not finite: its weights overflow"
     tensors = load_file(folder / WEIGHTS)
     edit(folder / WEIGHTS, **{key: 3e38 * value.sign() for key, value in tensors.items() if layer in key})
     for name, replace in (("new", False), ("a", True)):

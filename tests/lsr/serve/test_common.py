@@ -18,11 +18,11 @@ from lsr.loading.contents import read_contents
 from lsr.serve import file
 from lsr.serve.common import PLACEHOLDER, base_with, split
 from lsr.tuner.files import TASK, WEIGHTS
-from tests.capabilities.checks import stir
-from tests.capabilities.models import tiny, tokens
-from tests.capabilities.subjects import DENSE, FRAMES, SHARED, TARGETS, Subject
 from tests.kit import edit, refused, said, write
 from tests.lsr.saved import asked, save_lora, says, with_labels
+from tests.tiny.models import tiny, tokens
+from tests.tiny.subjects import DENSE, FRAMES, SHARED, TARGETS, Subject
+from tests.tiny.training import stir
 
 TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["a", "b", "c"]}  # the second asks for a number
 WIDE = [*TENANTS] * 2 + ["__base__"]
@@ -96,9 +96,9 @@ def test_each_tenant_has_its_rows_of_the_wide_head_also_from_a_file_and_as_lora(
         return
     for name in TENANTS:
         again.write(name, tmp_path / name)
-        found = says(model, tmp_path / name, len(WIDE), torch.float32, len(TENANTS[name] or "1"))
+        actual = says(model, tmp_path / name, len(WIDE), torch.float32, len(TENANTS[name] or "1"))
         for row in (row for row, one in enumerate(WIDE) if one == name):
-            assert_close(found[row], expected[row], rtol=1e-5, atol=1e-6)
+            assert_close(actual[row], expected[row], rtol=1e-5, atol=1e-6)
 
 
 def test_the_common_adapter_is_one_of_peft_and_holds_no_row_of_a_tenant(tmp_path):
@@ -111,10 +111,10 @@ def test_the_common_adapter_is_one_of_peft_and_holds_no_row_of_a_tenant(tmp_path
     assert all(torch.equal(tensors[name], whole[name]) for name in tensors.keys() - {*last})
     assert all(len(tensors[name]) == PLACEHOLDER and not tensors[name].any() for name in last)
     with torch.no_grad():
-        found, expected = (
+        actual, expected = (
             one(**tokens(), output_hidden_states=True).hidden_states[-1] for one in (common.eval(), model)
         )
-    assert_close(found, expected)
+    assert_close(actual, expected)
 
 
 def test_an_adapter_of_ones_own_comes_on_top_and_is_written_with_the_common_one(tmp_path):
@@ -137,7 +137,8 @@ def test_an_adapter_of_ones_own_comes_on_top_and_is_written_with_the_common_one(
 def test_thousands_take_the_memory_of_their_heads_and_one_pass(tmp_path):
     count = 3000
     save_tenants(tmp_path / "adapter", tenants={f"tenant {at}": ["no", "yes"] for at in range(count)})
-    base, passes = tiny("roberta"), []
+    base = tiny("roberta")
+    passes = []
     base.register_forward_hook(lambda *_: passes.append(1))
     bank = AdapterBank.of_tenants(tmp_path / "adapter", base)
     assert len(passes) == 1

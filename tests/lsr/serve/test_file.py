@@ -10,13 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from lsr import AdapterBank, round_adapter
 from lsr.__main__ import main
-from lsr.algebra.rounding import PRECISIONS
+from lsr.algebra.rounding import BITS
+from lsr.loading.contents import read_contents
 from lsr.serve import file
-from tests.capabilities.models import tiny
-from tests.capabilities.subjects import DENSE
 from tests.kit import refused, said, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
+from tests.lsr.serve import decoding
 from tests.lsr.serve.sealing import BLANK, digest, parts, seal
+from tests.tiny.models import tiny
+from tests.tiny.subjects import DENSE
 
 SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
 
@@ -66,8 +68,8 @@ def test_shared_frames_are_in_the_file_once_and_stay_shared(saved, tmp_path):
     assert again.nbytes <= bank.nbytes  # which may have room for more
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_bank_in_few_bits_says_what_rounded_folders_say(precision, tmp_path):
+@pytest.mark.parametrize("precision", BITS)
+def test_a_bank_in_few_bits_answers_as_peft_with_the_nearest_values(precision, tmp_path):
     """Where rows have 64 entries or more; shorter ones are in bfloat16."""
     bank = AdapterBank(tiny("bert-wide"), precision=precision)
     whole = AdapterBank(tiny("bert-wide"))
@@ -77,14 +79,30 @@ def test_a_bank_in_few_bits_says_what_rounded_folders_say(precision, tmp_path):
         round_adapter(tmp_path / name, tmp_path / f"rounded-{name}", precision)
         bank.add(name, tmp_path / name)
         whole.add(name, tmp_path / f"rounded-{name}")
-    names = ["b", "a", "__base__", "a"]
-    expected = asked(whole, names)
-    torch.testing.assert_close(asked(bank, names), expected, rtol=1e-3, atol=1e-4)
     bank.save(tmp_path / "bank")
     again = AdapterBank.load(tiny("bert-wide"), tmp_path / "bank")
-    assert torch.equal(asked(again, names), asked(bank, names))
-    if precision not in ("float32", "bfloat16"):
-        assert again.nbytes < whole.nbytes / 2
+    names = ["b", "a", "__base__", "a"]
+    answers = asked(again, names)
+    assert torch.equal(asked(bank, names), answers)
+    torch.testing.assert_close(asked(whole, names), answers, rtol=1e-5, atol=1e-5)
+    assert again.nbytes < whole.nbytes / 2
+    stored = decoding.read(tmp_path / "bank", tiny("bert-wide"), BITS[precision])
+    for row in (0, 1):
+        expected = decoding.logits(tiny("bert-wide"), stored[names[row]][0], len(names))[row]
+        torch.testing.assert_close(answers[row].double(), expected, rtol=1e-5, atol=1e-5)
+    for name in "ab":
+        check_nearest(*stored[name], decoding.values_of(read_contents(tmp_path / name)), BITS[precision])
+
+
+def check_nearest(values, steps, exact, bits):
+    """Check that no value of an adapter is nearer to another level than to that which stands for it."""
+    assert exact.keys() == values.keys()
+    for name, value in exact.items():
+        step = steps[name]
+        clipped = value.abs() - (2**bits - 1) / 2 * step  # how far it is outside the outermost level
+        largest_error = torch.maximum(step / 2, clipped)
+        error = (values[name] - value).abs()
+        assert (error <= 1.001 * largest_error).all(), name
 
 
 def damaged(tmp_path, change, is_sealed=True):
@@ -249,7 +267,8 @@ def test_what_a_tool_changes_that_computes_no_checksums_is_refused_in_a_line(cha
 
 def test_a_file_that_is_cut_off_missing_another_or_a_pipe_is_refused(saved, tmp_path):
     _, root = saved("factors")
-    whole, another = (tmp_path / "bank" / file.FILE).read_bytes(), (root / "a/adapter_model.safetensors").read_bytes()
+    whole = (tmp_path / "bank" / file.FILE).read_bytes()
+    another = (root / "a/adapter_model.safetensors").read_bytes()
     for content, reason in (
         (None, "no such file"),
         (whole[:-9], "corrupt or cut off"),
@@ -333,7 +352,7 @@ def test_the_adapters_of_a_folder_become_one_file(here):
     assert printed == f"bank: 2 adapters in 8bit, {size:,} bytes, {size / 2:,.0f} an adapter\n"
     bank = AdapterBank.load(tiny("bert"), here / "bank")
     assert bank.notes == {"anna": {}, "ben": {"labels": ["no", "maybe", "yes"]}}
-    found = asked(bank, ["ben", "anna"])
+    actual = asked(bank, ["ben", "anna"])
     for row, name in enumerate(("ben", "anna")):
         expected = says("bert", here / "users" / name, 2, torch.float32)[row]
-        torch.testing.assert_close(found[row], expected, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(actual[row], expected, rtol=0.02, atol=0.02)

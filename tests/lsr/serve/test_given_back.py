@@ -1,14 +1,7 @@
 import asyncio
-import os
-from pathlib import Path
 
 from lsr.serve.http.memory import give_back
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+from tests.kit import resident
 
 
 def test_free_memory_between_blocks_that_are_used_goes_back_to_the_system():

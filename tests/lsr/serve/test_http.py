@@ -25,7 +25,7 @@ from lsr.serve.http import command
 from lsr.serve.http.application import Service
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED, ask, files, posted, predict
-from tests.lsr.serve.conftest import SHORT, TENANTS
+from tests.lsr.serve.tenants import SHORT, TENANTS
 from tests.workspace import ROOT, sentences
 
 TEXTS = [text for text, *_ in sentences(64)]

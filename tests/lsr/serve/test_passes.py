@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from starlette.exceptions import HTTPException
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -18,10 +18,9 @@ from lsr.loading.padding import prepare_batches
 from lsr.serve.http.batches import Batches
 from lsr.serve.modules import Version
 from lsr.serve.passes import Passes, Row
-from tests import architectures
 from tests.kit import refused
 from tests.lsr.serve.asking import ask_passes, generate, posted, predict
-from tests.lsr.serve.conftest import save
+from tests.lsr.serve.tenants import save, save_writers
 from tests.workspace import sentences
 
 PAIRS = [[first, second] for first, second, _ in sentences(6)]
@@ -30,7 +29,8 @@ PAIRS = [[first, second] for first, second, _ in sentences(6)]
 @pytest.fixture
 def passes(there):
     """A bank with a tenant of pairs among others."""
-    bank, tokenizer = AdapterBank.load(None, there / "bank"), AutoTokenizer.from_pretrained(there / "base")
+    bank = AdapterBank.load(None, there / "bank")
+    tokenizer = AutoTokenizer.from_pretrained(there / "base")
     bank.add("pia", there / "0/cleo", note={"columns": ["text", "text_pair"], "labels": list("abcd")})
     return Passes(bank, tokenizer, 512, 128)
 
@@ -47,7 +47,8 @@ def test_pairs_and_single_texts_pass_together(passes):
 
 
 def test_what_breaks_a_batch_is_an_error_of_its_row_alone(passes, monkeypatch):
-    real, sizes = passes.bank.forward, []
+    real = passes.bank.forward
+    sizes = []
 
     def forward(*arguments, adapter_names, **inputs):
         sizes.append(len(adapter_names))
@@ -63,7 +64,8 @@ def test_what_breaks_a_batch_is_an_error_of_its_row_alone(passes, monkeypatch):
 
 
 def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_batch():
-    sizes, passed = {"wide": 512, "high": 300, "anna": 8, "ben": 64}, []
+    sizes = {"wide": 512, "high": 300, "anna": 8, "ben": 64}
+    passed = []
     versions = {name: Version({}, {}, size) for name, size in sizes.items()}
 
     def answers(rows):
@@ -110,7 +112,8 @@ def test_a_row_is_read_again_if_its_adapter_is_replaced_before_its_batch(
 ):
     note = {"columns": ["text"], "labels": ["one", "two"], "max_length": 28, **note}
     save(tmp_path / "new", there / "base", 7, note["labels"])
-    real, read = passes.rows, []
+    real = passes.rows
+    read = []
 
     def rows(*arguments):  # in a thread of its own: the adapter is replaced after a request is read
         read.append(real(*arguments))
@@ -138,8 +141,10 @@ def test_an_adapter_that_is_replaced_by_a_large_one_while_its_rows_wait_passes_a
 ):
     labels = [str(label) for label in range(90)]
     save(tmp_path / "large", there / "base", 7, labels)
-    real, forward = passes.answers, passes.bank.forward
-    begun, replaced = threading.Event(), threading.Event()
+    real = passes.answers
+    forward = passes.bank.forward
+    begun = threading.Event()
+    replaced = threading.Event()
     passed = []
 
     def answers(rows):  # in the bank's thread: the first batch lasts until the adapter of the next rows is replaced
@@ -178,7 +183,8 @@ def test_an_adapter_that_is_replaced_by_a_large_one_while_its_rows_wait_passes_a
 
 
 def test_health_answers_while_a_text_is_tokenized(passes, monkeypatch):
-    asked, real = threading.Event(), passes.rows
+    asked = threading.Event()
+    real = passes.rows
     monkeypatch.setattr(passes, "rows", lambda *its: asked.wait(30) and real(*its))
 
     async def call(client):
@@ -196,37 +202,44 @@ def test_health_answers_while_a_text_is_tokenized(passes, monkeypatch):
 def writers(tmp_path_factory):
     """A folder of a decoder and three LoRAs, and passes of a bank of these, whose `x` overflows."""
     folder = tmp_path_factory.mktemp("writers")
-    architectures.save(folder / "base", "gpt2")
-    bank = AdapterBank(AutoModelForCausalLM.from_pretrained(folder / "base"))
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], init_lora_weights=False)
-    for seed, name in enumerate("abx"):
-        torch.manual_seed(seed)
-        get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config).save_pretrained(folder / name)
-        bank.add(name, folder / name)
+    bank = save_writers(folder, "abx")
     bank.add("t", folder / "a", note={"template": "{{ messages }}"})
     stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
     stack.put(bank.places["x"], 3e38 * stack.rows(bank.places["x"]).sign())
     return folder, Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
 
 
+def loaded_alone(folder, name):
+    """Return the base model with an adapter, by PEFT."""
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / name).eval()
+
+
+def continued(model, ids, count):
+    """Return the tokens that a model writes after those of a prompt, so many at most."""
+    prompt = torch.tensor([ids])
+    options = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+    return model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)[0, len(ids) :]
+
+
 def test_prompts_are_continued_as_peft_continues_each_alone_and_what_overflows_says_nothing(writers):
     folder, passes = writers
-    counts, prompts = {"a": 3, "b": 12}, [pair[at % 2][: 10 + 7 * at] for at, pair in enumerate(PAIRS[:3])]
+    counts = {"a": 3, "b": 12}
+    prompts = [pair[at % 2][: 10 + 7 * at] for at, pair in enumerate(PAIRS[:3])]
     requests = [generate(name, count, *prompts) for name, count in counts.items()]
     *found, x = ask_passes(passes, posted(*requests, generate("x", 4, "the cat")))
     for (name, count), response in zip(counts.items(), found, strict=True):
-        alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / name).eval()
+        alone = loaded_alone(folder, name)
         for prompt, answer in zip(prompts, response.json()["answers"], strict=True):
-            ids = passes.tokenizer(prompt, return_tensors="pt")
-            written = alone.generate(**ids, max_new_tokens=count, do_sample=False, pad_token_id=0)[0]
-            assert answer == {"text": passes.tokenizer.decode(written[ids["input_ids"].shape[1] :], True)}
+            written = continued(alone, passes.tokenizer(prompt)["input_ids"], count)
+            assert answer == {"text": passes.tokenizer.decode(written, skip_special_tokens=True)}
     assert x.status_code == 422
     assert x.json()["error"].startswith("prompts[0]: the answer is not finite")
 
 
 def test_what_overflows_after_an_answer_has_ended_is_not_about_it(writers, monkeypatch):
     _, passes = writers
-    real, steps = passes.bank.model.forward, []
+    real = passes.bank.model.forward
+    steps = []
 
     def forward(*given, **named):  # overflows for everybody from the third token on
         output = real(*given, **named)
@@ -266,13 +279,10 @@ def test_a_prompt_of_end_tokens_is_continued_as_peft_continues_these_tokens(adds
         monkeypatch.setattr(passes, "tokenizer", tokenizer)
     (response,) = ask_passes(passes, posted(generate("a", 5, *prompts)))
     assert response.status_code == 200, response.text
-    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "a").eval()
-    for its, answer in zip(ids, response.json()["answers"], strict=True):
-        inputs = torch.tensor([its])
-        written = alone.generate(
-            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=5, do_sample=False, pad_token_id=0
-        )[0]
-        assert answer == {"text": passes.tokenizer.decode(written[len(its) :], skip_special_tokens=True)}
+    alone = loaded_alone(folder, "a")
+    for prompt_ids, answer in zip(ids, response.json()["answers"], strict=True):
+        written = continued(alone, prompt_ids, 5)
+        assert answer == {"text": passes.tokenizer.decode(written, skip_special_tokens=True)}
 
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} and {% endfor %}"
@@ -284,16 +294,14 @@ def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versio
     prompts = [first[: 6 + 5 * at] for at, (first, _) in enumerate(PAIRS)]
     expected = {}
     for name, note in notes.items():
-        alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / name).eval()
+        alone = loaded_alone(folder, name)
         for prompt in prompts:
             text = f"{prompt} and " if "template" in note else prompt
-            ids = passes.tokenizer(text, return_tensors="pt", add_special_tokens="template" not in note)
-            count = ids["input_ids"].shape[1]
-            if count > note["max_length"]:
-                expected[name, prompt] = f"{count} tokens; this adapter reads at most {note['max_length']}"
+            ids = passes.tokenizer(text, add_special_tokens="template" not in note)["input_ids"]
+            if len(ids) > note["max_length"]:
+                expected[name, prompt] = f"{len(ids)} tokens; this adapter reads at most {note['max_length']}"
             else:
-                written = alone.generate(**ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[0, count:]
-                expected[name, prompt] = passes.tokenizer.decode(written, True)
+                expected[name, prompt] = passes.tokenizer.decode(continued(alone, ids, 4), skip_special_tokens=True)
     passes.bank.add("changing", folder / "a", note=notes["a"])
 
     async def call(client):

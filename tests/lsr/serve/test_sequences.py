@@ -12,9 +12,9 @@ from lsr import AdapterBank
 from lsr.loading.contents import read_on
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import BASE
-from tests.capabilities.models import tiny
-from tests.capabilities.subjects import DENSE, FRAMES, SHARED
 from tests.lsr.saved import asked, save, save_lora, says
+from tests.tiny.models import tiny
+from tests.tiny.subjects import DENSE, FRAMES, SHARED
 
 ATTENTION = {"target_modules": ["q_lin", "v_lin"]}
 KINDS = {  # how each is saved, and its fields; some can only be in a bank without some others
@@ -72,7 +72,8 @@ def filled(held, kinds):
     changes=st.lists(CHANGES, min_size=1, max_size=9), rows=st.lists(st.sampled_from("abcd_"), min_size=1, max_size=6)
 )
 def test_a_bank_is_that_of_its_adapters_alone(changes, rows, kinds, alone):
-    bank, held = AdapterBank(tiny("distilbert")), {}
+    bank = AdapterBank(tiny("distilbert"))
+    held = {}
     for name, kind in changes:
         if kind is None and name in held:
             bank.remove(name)
@@ -92,9 +93,9 @@ def test_a_bank_is_that_of_its_adapters_alone(changes, rows, kinds, alone):
     assert {*bank.names} == {*fresh.names}
     assert bank.nbytes <= 6 * fresh.nbytes + 20_000
     names = [name if name in held else BASE for name in rows]
-    found = asked(bank, names)
-    assert_close(found, asked(fresh, names), rtol=1e-5, atol=1e-6)
+    actual = asked(bank, names)
+    assert_close(actual, asked(fresh, names), rtol=1e-5, atol=1e-6)
     for row, name in enumerate(names):
         count = bank.outputs(name)
-        assert_close(found[row, :count], alone(held.get(name), len(names))[row], rtol=1e-5, atol=1e-6)
-        assert (found[row, count:] == -torch.inf).all()
+        assert_close(actual[row, :count], alone(held.get(name), len(names))[row], rtol=1e-5, atol=1e-6)
+        assert (actual[row, count:] == -torch.inf).all()

@@ -16,9 +16,9 @@ from lsr.loading.contents import read_contents
 from lsr.tuner.forms import check_room
 from lsr.tuner.injected import Resolved
 from lsr.tuner.layer import LsrLinear, adapted_layers
-from tests.capabilities.models import logits, tiny
-from tests.capabilities.subjects import CASES
 from tests.kit import edit, refused
+from tests.tiny.models import logits, tiny
+from tests.tiny.subjects import CASES
 
 WORDS = list(INITIALIZATIONS)
 
@@ -81,9 +81,11 @@ def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
     config = LsrConfig(separation_rank=2, init_weights=init, seed=0)
     model = get_peft_model(tiny("bert"), config)
     assert model.peft_config["default"] is config
-    first, written = model.state_dict(), config.to_dict()
+    first = model.state_dict()
+    written = config.to_dict()
     assert written["init_weights"] == init
-    widths, shapes = {"out_features": 24, "in_features": 24}, {"out_shape": (6, 4), "in_shape": (6, 4)}
+    widths = {"out_features": 24, "in_features": 24}
+    shapes = {"out_shape": (6, 4), "in_shape": (6, 4)}
     assert written["resolved"]["usual"] == widths | shapes
     assert (config.resolved, config.init_weights) == (None, init)
     second = get_peft_model(tiny("bert"), config).state_dict()

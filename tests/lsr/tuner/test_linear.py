@@ -13,11 +13,11 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig
 from lsr.tuner.adapter import adapted_linear
-from tests.capabilities.checks import train, trainable
-from tests.capabilities.models import logits, tiny
-from tests.capabilities.subjects import Subject
 from tests.kit import refused
 from tests.lsr.layers import adapt, add, base, config, normal
+from tests.tiny.models import logits, tiny
+from tests.tiny.subjects import Subject
+from tests.tiny.training import train, trainable
 
 WIDTHS = st.integers(1, 9)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
@@ -34,7 +34,8 @@ def test_forward_and_the_merged_weight_are_the_kronecker_sums_without_padding(
     a, b = (sum(map(torch.kron, *side)) for side in (factors[:2], factors[2:]))
     update = 3 / (rank_shape[0] * rank_shape[1]) * b[:m] @ a[:, :n]
     assert_close(adapter.update(), update)
-    x, weight = normal(*batch, n), layer.base_matrix()
+    x = normal(*batch, n)
+    weight = layer.base_matrix()
     adapted = layer(x)
     assert adapted.shape == (*batch, m)
     assert_close(adapted, nn.functional.linear(x, weight + update, layer.get_base_layer().bias))
@@ -66,7 +67,8 @@ def test_what_a_base_layer_does_beside_its_product_still_happens(make):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_unmerging_restores_every_bit_and_the_layout(dtype, transposed):
     layer = adapt(base(6, 4, dtype=dtype, transposed=transposed))
-    before, stride = layer.weight.clone(), layer.weight.stride()
+    before = layer.weight.clone()
+    stride = layer.weight.stride()
     layer.merge()
     assert not torch.equal(layer.weight, before)
     assert layer.weight.stride() == stride
@@ -111,7 +113,9 @@ def fused(x, weight, bias, a, b):
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 @given(BATCHES | st.just((4, 6)), WIDTHS, WIDTHS)
 def test_the_fused_layer_is_the_plain_formula(with_bias, batch, m, n):
-    x, weight, bias = normal(*batch, n), normal(m, n, seed=1), normal(m, seed=9) if with_bias else None
+    x = normal(*batch, n)
+    weight = normal(m, n, seed=1)
+    bias = normal(m, seed=9) if with_bias else None
     a, b = sides(m, n)
     expected = F.linear(x, weight, bias) + 0.7 * F.linear(F.linear(x, a), b)
     assert_close(fused(x, weight, bias, a, b), expected)
@@ -140,7 +144,8 @@ def test_nothing_is_lost_of_an_update_that_is_small_beside_the_weight(dtype):
     """With the 8 bits of bfloat16 1 + 1/1024 is 1, so an update of that size would be lost."""
     x = torch.zeros(64, 4, dtype=dtype)
     weight = torch.ones(4, 4, dtype=dtype)
-    a, b = torch.ones(1, 4, dtype=dtype), torch.full((4, 1), 2**-10, dtype=dtype)
+    a = torch.ones(1, 4, dtype=dtype)
+    b = torch.full((4, 1), 2**-10, dtype=dtype)
     x[:, 0], x[:, 1] = 1, -1
     a[0, 1] = -1
     total = adapted_linear(x, weight, None, a, b, 1.0)
@@ -150,7 +155,8 @@ def test_nothing_is_lost_of_an_update_that_is_small_beside_the_weight(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_activations_give_the_fused_factors_full_precision_gradients(dtype):
     factors = [side.requires_grad_() for side in sides(12, 9, torch.float32)]
-    x, weight = normal(20, 9, dtype=dtype), normal(12, 9, seed=1, dtype=dtype)
+    x = normal(20, 9, dtype=dtype)
+    weight = normal(12, 9, seed=1, dtype=dtype)
     output = fused(x, weight, None, *factors)
     gradients = torch.autograd.grad(output.double().square().sum(), factors)
     assert output.dtype is dtype
@@ -168,8 +174,10 @@ def test_low_precision_activations_give_the_fused_factors_full_precision_gradien
 def quantized(kind):
     """A small BERT whose queries and values have quantized weights."""
     layers = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").nn
-    eight, four = partial(layers.Linear8bitLt, has_fp16_weights=False), partial(layers.Linear4bit, quant_type="nf4")
-    model, make = tiny("bert-wide"), {"8 bit": eight, "4 bit": four}[kind]
+    eight = partial(layers.Linear8bitLt, has_fp16_weights=False)
+    four = partial(layers.Linear4bit, quant_type="nf4")
+    model = tiny("bert-wide")
+    make = {"8 bit": eight, "4 bit": four}[kind]
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.endswith(("query", "value")):
             layer = make(module.in_features, module.out_features, True)
@@ -190,7 +198,8 @@ def test_on_quantized_layers_a_fresh_adapter_changes_no_bit_trains_comes_back_an
         assert torch.equal(logits(model), logits(quantized(kind)))
     model.save_pretrained(str(tmp_path))
     assert torch.equal(logits(PeftModel.from_pretrained(quantized(kind), str(tmp_path))), logits(model))
-    before, says = logits(model), "its weight is quantized, and merging would round it again; load the"
+    before = logits(model)
+    says = "its weight is quantized, and merging would round it again; load the"
     for act in (model.merge_adapter, model.merge_and_unload):
         refused(act, kind=ValueError, says=says)
     assert torch.equal(logits(model), before)

@@ -33,20 +33,21 @@ def adapters(draw):
 
 @given(adapters(), st.sampled_from(PRECISIONS))
 def test_an_adapter_comes_back_with_its_names_and_shapes_and_what_is_no_number_unchanged(tensors, precision):
-    found = unpack(load(save(pack(tensors, precision))))
-    assert {name: value.shape for name, value in found.items()} == {name: t.shape for name, t in tensors.items()}
+    actual = unpack(load(save(pack(tensors, precision))))
+    assert {name: value.shape for name, value in actual.items()} == {name: t.shape for name, t in tensors.items()}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            assert found[name].dtype is tensor.dtype
-            assert torch.equal(found[name], tensor)
+            assert actual[name].dtype is tensor.dtype
+            assert torch.equal(actual[name], tensor)
         else:
-            assert found[name].dtype is torch.float32
-            assert (found[name] - tensor).norm() <= RELATIVE[precision] * tensor.norm() + 1e-6 * tensor.double().norm()
+            assert actual[name].dtype is torch.float32
+            assert (actual[name] - tensor).norm() <= RELATIVE[precision] * tensor.norm() + 1e-6 * tensor.double().norm()
 
 
 def test_tensors_of_less_than_a_group_are_in_bfloat16():
     small = {"bias": tensor((2,)), "core": tensor((3, 3)), "a": tensor((1, 64))}
-    stored, found = pack(small, "2bit"), unpack(pack(small, "2bit"))
+    stored = pack(small, "2bit")
+    actual = unpack(pack(small, "2bit"))
     assert stored["small"].shape == (11,)
-    assert all(torch.equal(found[name], small[name].bfloat16().float()) for name in ("bias", "core"))
-    assert len(found["a"].unique()) == 4
+    assert all(torch.equal(actual[name], small[name].bfloat16().float()) for name in ("bias", "core"))
+    assert len(actual["a"].unique()) == 4

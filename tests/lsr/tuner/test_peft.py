@@ -18,12 +18,12 @@ from torch.testing import assert_close
 from lsr import LsrConfig, parameter_groups, start_from_examples
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import initialize_factors
-from tests.capabilities.checks import is_factor, train, trainable
-from tests.capabilities.models import LABELS, logits, tiny, tokens
-from tests.capabilities.subjects import CASES, DENSE, SHARED, Subject
 from tests.kit import edit, refused
 from tests.lsr.layers import adapters
 from tests.lsr.saved import save_with_base
+from tests.tiny.models import LABELS, logits, tiny, tokens
+from tests.tiny.subjects import CASES, DENSE, SHARED, Subject
+from tests.tiny.training import is_factor, train, trainable
 
 
 def is_head(case, name):
@@ -73,12 +73,12 @@ def test_small_factors_turn_no_faster_than_others():
 
 
 def chosen_by_patterns(model):
-    found = {}
+    actual = {}
     for name, layer in adapted_layers(model).items():
         adapter = layer.adapter("default")
         short = name.removeprefix("bert.encoder.layer.").replace("attention.self.", "")
-        found[short] = adapter.form.rank_shape, adapter.scaling
-    return found
+        actual[short] = adapter.form.rank_shape, adapter.scaling
+    return actual
 
 
 def test_patterns_choose_rank_and_alpha_of_single_layers_also_when_loaded(tmp_path):
@@ -98,7 +98,8 @@ def test_patterns_choose_rank_and_alpha_of_single_layers_also_when_loaded(tmp_pa
 
 
 def test_a_card_has_the_header_of_the_hub_and_gives_way_to_one_that_somebody_wrote(tmp_path):
-    model, card = save_with_base(tmp_path), tmp_path / "adapter/README.md"
+    model = save_with_base(tmp_path)
+    card = tmp_path / "adapter/README.md"
     first = card.read_bytes()
     model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     assert card.read_bytes() == first
@@ -114,11 +115,11 @@ def test_a_card_has_the_header_of_the_hub_and_gives_way_to_one_that_somebody_wro
 def test_training_without_the_examples_that_a_start_needs_is_warned_of_once():
     fields = {"rank_shape": (2,), "train": "core", "init_weights": "gradient", "target_modules": ["query"], "seed": 0}
     model = get_peft_model(tiny("bert"), LsrConfig(**fields)).train()
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as actual:
         warnings.simplefilter("always")
         for _ in range(2):
             model(**tokens())
-    assert len([one for one in found if "has been given none" in str(one.message)]) == 1
+    assert len([one for one in actual if "has been given none" in str(one.message)]) == 1
 
 
 AWAITING = {"rank_shape": (2,), "init_weights": "gradient", "target_modules": ["query"], "seed": 0}
@@ -184,8 +185,8 @@ def test_what_requires_grad_beside_the_active_adapter_is_what_peft_says_of_lora(
     def what_requires_grad(name):
         return {p.requires_grad for key, p in model.named_parameters() if name in key.split(".")}
 
-    found = {name: what_requires_grad(name) for name in ("default", "other", "opposite", "added")}
-    assert found == {"default": {is_trainable}, "other": {True}, "opposite": {False}, "added": {False}}
+    actual = {name: what_requires_grad(name) for name in ("default", "other", "opposite", "added")}
+    assert actual == {"default": {is_trainable}, "other": {True}, "opposite": {False}, "added": {False}}
     model.set_adapter("other")
     assert (what_requires_grad("other"), what_requires_grad("default")) == ({True}, {False})
 
@@ -255,8 +256,8 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     shapes = [(12, 12), (12, 12), (12, 20), (20, 20), (20, 20), (20, 20)]
     blocks = nn.Sequential(*(nn.Sequential(OrderedDict(fc=nn.Linear(*shape))) for shape in shapes))
     model = get_peft_model(blocks, LsrConfig(**{**SHARED, "target_modules": ["fc"]}))
-    found = adapters(model)
-    owners = {name: next(key for key, one in found.items() if one is (a.owner or a)) for name, a in found.items()}
+    actual = adapters(model)
+    owners = {name: next(key for key, one in actual.items() if one is (a.owner or a)) for name, a in actual.items()}
     assert owners == {"0.fc": "0.fc", "1.fc": "0.fc", "2.fc": "2.fc", "3.fc": "3.fc", "4.fc": "3.fc", "5.fc": "3.fc"}
     done = []
     initialize_factors(model, done=done.append)

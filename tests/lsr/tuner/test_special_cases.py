@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from lsr import LsrConfig
 from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import initialize_group
-from tests.capabilities.checks import loss, trainable
-from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.layers import adapt, base, normal
+from tests.tiny.models import LABELS, logits, tiny, tokens
+from tests.tiny.training import loss, trainable
 
 STEPS = 5
 
@@ -45,7 +45,8 @@ def test_with_one_factor_a_side_it_is_lora_step_for_step(name):
     theirs = theirs.double()
     pairs = []
     for layer_name, layer in adapted_layers(ours).items():
-        adapter, lora = layer.adapter("default"), theirs.base_model.model.get_submodule(layer_name)
+        adapter = layer.adapter("default")
+        lora = theirs.base_model.model.get_submodule(layer_name)
         own = (adapter.factor_A1, adapter.factor_B1)
         for factor, other in zip(own, (lora.lora_A["default"].weight, lora.lora_B["default"].weight), strict=True):
             factor.data.copy_(other[None])
@@ -76,7 +77,9 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
     adapter = layer.adapter("default")
     weight = layer.base_matrix().numpy()
     u, values, vt = np.linalg.svd(weight, full_matrices=False)
-    u, values, vt = u[:, :3], values[:3], vt[:3]
+    u = u[:, :3]
+    values = values[:3]
+    vt = vt[:3]
     a, b = adapter.matrices()
     signs = [np.diag(np.sign(np.diag(product))) for product in (b.numpy().T @ u, vt @ a.numpy().T)]
     assert_close(a, torch.from_numpy(signs[1] @ vt))
@@ -90,8 +93,11 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
 
 def test_shared_layers_are_lotr_and_have_its_gradients():
     """ΔW_l = c B R_l A (Bershatsky et al. 2024, arXiv 2402.01376), with gradients from torch's autograd."""
-    model, plain = lsr(share="layers", train="all", init_weights=False), tiny("bert").double()
-    found, weights, factors = {}, {}, {}  # factors by who holds them: leaves of the plain model
+    model = lsr(share="layers", train="all", init_weights=False)
+    plain = tiny("bert").double()
+    actual = {}
+    weights = {}
+    factors = {}  # factors by who holds them: leaves of the plain model
     for position, parameter in enumerate(trainable(model).values()):
         parameter.data += 0.1 * normal(*parameter.shape) * (1 + position % 3)
     for name, layer in adapted_layers(model).items():
@@ -102,7 +108,7 @@ def test_shared_layers_are_lotr_and_have_its_gradients():
             factors[holder] = [side.detach().clone().requires_grad_() for side in sides]
         a, b = factors[holder]
         core = adapter.core.detach().clone().requires_grad_()
-        found[name] = (adapter.core, core)
+        actual[name] = (adapter.core, core)
         weights[f"{name}.weight"] = plain.get_submodule(name).weight + adapter.scaling * b @ core @ a
     assert len(factors) == 2  # queries and values
     expected = functional_call(plain, weights, kwargs={**tokens(), "labels": torch.arange(4) % LABELS})
@@ -112,6 +118,6 @@ def test_shared_layers_are_lotr_and_have_its_gradients():
     for holder, (a, b) in factors.items():
         assert_close(holder.factor_A1.grad[0], a.grad)
         assert_close(holder.factor_B1.grad[0], b.grad)
-    for ours, core in found.values():
+    for ours, core in actual.values():
         assert core.grad.any()
         assert_close(ours.grad, core.grad)

@@ -22,7 +22,9 @@ FORMS = {
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.lin0, self.lin1, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 2)
+        self.lin0 = nn.Linear(12, 12)
+        self.lin1 = nn.Linear(12, 12)
+        self.head = nn.Linear(12, 2)
 
     def forward(self, x):
         return self.head(self.lin1(self.lin0(x).relu()).relu())
@@ -40,11 +42,11 @@ def lsr(layers, bias="none", **fields):
 
 def flags(model):
     """Whether the parameters of each module and adapter require gradients, under names that both methods share."""
-    found = {}
+    actual = {}
     for name, parameter in model.named_parameters():
         name = re.sub(r"lora_[AB]\.(\w+)\.weight|lsr_adapters\.(\w+)\.\w+", r"ADAPTER.\1\2", name)
-        found.setdefault(name, set()).add(parameter.requires_grad)
-    return found
+        actual.setdefault(name, set()).add(parameter.requires_grad)
+    return actual
 
 
 def history(config, fields, layers, first_trains, second_trains, folder):
@@ -91,7 +93,7 @@ def test_the_same_parameters_train_as_with_loras(form, first_trains, tmp_path):
             ours = history(lsr, FORMS[form], layers, first_trains, second_trains, tmp_path / "lsr")
             theirs = history(lora, FORMS[form], layers, first_trains, second_trains, tmp_path / "lora")
             steps = 0
-            for (step, found), (same, expected) in zip(ours, theirs, strict=True):
-                assert (step, found) == (same, expected), case
+            for (step, actual), (same, expected) in zip(ours, theirs, strict=True):
+                assert (step, actual) == (same, expected), case
                 steps += 1
             assert steps > 7

@@ -29,7 +29,9 @@ def key(title="glue: LoRA r=1", seed=0, **setting):
     return training(title, seed, **setting).key
 
 
-WIDER, SEEDS, LORA = {"tuning": {"wider": 3}}, {"tuning": {"seeds": 2}, "seeds": [0, 1, 2]}, "glue: LoRA r=1"
+WIDER = {"tuning": {"wider": 3}}
+SEEDS = {"tuning": {"seeds": 2}, "seeds": [0, 1, 2]}
+LORA = "glue: LoRA r=1"
 WIDER_SEEDS = {"tuning": {"seeds": 2, "wider": 3}, "seeds": [0, 1, 2]}
 ALONE = {"methods": {"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}}}
 HEADS = {"tuning": {"head_rates": [0.5, 1.0, 2.0]}}
@@ -67,7 +69,8 @@ ASKED = [
 @pytest.mark.parametrize(("changes", "title", "score", "asked"), ASKED)
 def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(changes, title, score, asked, arena):
     small.use(**changes)
-    chosen, first = entry(title), entry(title).first()
+    chosen = entry(title)
+    first = entry(title).first()
 
     def setting(one):
         return one.rate and one.rate / first.rate, one.head_rate / first.head_rate, one.seed

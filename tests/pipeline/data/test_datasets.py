@@ -141,7 +141,8 @@ def words(example):
 def test_texts_in_another_order_are_not_in_another_split_and_what_is_left_out_is_counted(make, made_of, given):
     """The reference is plain sets of the words that the examples of each split have."""
     columns, text, settings = MADE_OF[made_of]
-    rows, held_out = mirrored_rows(columns), 80 * len(given)
+    rows = mirrored_rows(columns)
+    held_out = 80 * len(given)
     splits = {split: rows[80 * place : 80 * place + 80] for place, split in enumerate(given)}
     cut = {split: 0.3 for split in ("validation", "test") if split not in given}
     row = make(columns=columns, text=text, cut=cut, train=rows[held_out:], **splits, **settings)
@@ -162,7 +163,9 @@ def test_texts_in_another_order_are_not_in_another_split_and_what_is_left_out_is
 def test_of_marked_texts_the_marks_are_a_part(make):
     marks = [{"column": name, "start": f"start {name}", "end": f"end {name}"} for name in ("first", "second")]
     columns = ("first", "second", *(f"{end} {name}" for name in ("first", "second") for end in ("start", "end")))
-    one, other, plain = ("the bat hit", 4, 7), ("a bat flew", 2, 5), ("a bat flew", 6, 10)
+    one = ("the bat hit", 4, 7)
+    other = ("a bat flew", 2, 5)
+    plain = ("a bat flew", 6, 10)
 
     def of(first, second):
         return first[0], second[0], *first[1:], *second[1:], 1
@@ -407,7 +410,8 @@ def glue(tmp_path, monkeypatch):
 
 
 def test_a_local_folder_loads_without_a_connection_and_quietly(glue, capfd):
-    found, expected = load(glue()), workspace.sentences(200)[160:]
+    found = load(glue())
+    expected = workspace.sentences(200)[160:]
     assert list(found["test"].itertuples(index=False, name=None)) == expected
     assert len(found["train"]) + len(found["validation"]) == 160
     assert capfd.readouterr() == ("", "")
@@ -482,7 +486,8 @@ def test_another_revision_in_the_cache_is_refused(glue, tmp_path):
 
     hub.load_dataset(str(tmp_path / "glue"), "mrpc")
     loaded = next((tmp_path / "cache/glue").glob("mrpc*/0.0.0/*/dataset_info.json")).parent
-    old, new = "a" * 40, "b" * 40
+    old = "a" * 40
+    new = "b" * 40
     shutil.copytree(loaded, tmp_path / f"cache/nobody___glue/mrpc/0.0.0/{old}")
     assert len(load(glue(path="nobody/glue", revision=old))["test"]) == 40
     line = refusal(glue(path="nobody/glue", revision=new))

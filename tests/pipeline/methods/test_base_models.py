@@ -50,7 +50,8 @@ def test_a_package_that_is_not_what_the_row_pins_is_refused(package, source, wor
 
 
 def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
-    model, row = base_models.load_base_model(package, tasks.of(PAIRS)), package.model_copy(update={"head": ("score",)})
+    model = base_models.load_base_model(package, tasks.of(PAIRS))
+    row = package.model_copy(update={"head": ("score",)})
     refused(planning.head_of, row, model, says="head: the model has no module score; it has roberta, classifier")
 
 

@@ -17,11 +17,12 @@ from pipeline.methods.kadaptation import KAdaptationLinear
 from pipeline.params.reading import changed
 from pipeline.params.sections import FIXED
 from tests import workspace
-from tests.capabilities.models import tiny
 from tests.kit import refused, write
 from tests.stages.running import added, base_model, logits
+from tests.tiny.models import tiny
 
-LAYERS, WIDTH = 4, 24  # query and value of two layers
+LAYERS = 4  # query and value of two
+WIDTH = 24
 TRAINED = {  # numbers of the adapter in this workspace, from the formulas of the methods
     "lsr": 2 * 2 * 2 * (4 + 6) * LAYERS,
     "lora": 8 * 2 * WIDTH * LAYERS,

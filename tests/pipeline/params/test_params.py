@@ -51,7 +51,8 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
     from lsr import LsrConfig
 
     section = params.LsrParams(type="LSR", learning_rate=0.1)
-    usual, renamed = LsrConfig(), {"layers": "layers_to_transform"}
+    usual = LsrConfig()
+    renamed = {"layers": "layers_to_transform"}
     own = {"type", "learning_rate", "init", "examples", "head_steps", "budget"}
     for name, value in section:
         default = getattr(usual, renamed.get(name, name)) if name not in own else value
@@ -161,7 +162,8 @@ def test_a_row_of_ones_own_is_found_before_those_that_come_with_the_pipeline(own
     own({"tickets": DATASETS["mrpc"]})
     row = params.load_row("data", "tickets")
     assert (row.where, params.load_row("data", "mrpc").where) == ("data/datasets.yaml", "pipeline/datasets.yaml")
-    dumped, same = row.model_dump(), params.load_row("data", "mrpc").model_dump()
+    dumped = row.model_dump()
+    same = params.load_row("data", "mrpc").model_dump()
     assert dumped == {**same, "label": {**same["label"], "positive": "rarer"}}  # and so in the key of a training
     says = "data: no row 'ticket'; did you mean tickets?; rows: tickets, movie-reviews, "
     refused(seen, {"data": "ticket"}, says=says)

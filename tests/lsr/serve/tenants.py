@@ -1,13 +1,13 @@
-"""Tenants' adapters with labels of their own, and a bank of them."""
+"""Tenants' adapters with labels of their own, adapters of a decoder, and banks of them."""
 
 import json
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lsr import AdapterBank, LsrConfig
+from tests import architectures
 from tests.workspace import save_tiny_roberta
 
 TENANTS = ("anna", "ben", "cleo", "dora")
@@ -20,7 +20,8 @@ def save(folder, base, seed, labels, rank=3, max_length=28):
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
     usual = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
     config = LoraConfig(r=rank, **usual) if seed % 2 else LsrConfig(rank_shape=(rank,), separation_rank=None, **usual)
-    model, generator = get_peft_model(model, config), torch.Generator().manual_seed(seed)
+    model = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn(parameter.shape, generator=generator) / 2
@@ -28,13 +29,12 @@ def save(folder, base, seed, labels, rank=3, max_length=28):
     (folder / "task.json").write_text(json.dumps({"columns": ["text"], "labels": labels, "max_length": max_length}))
 
 
-@pytest.fixture(scope="session")
-def there(tmp_path_factory):
-    """A folder with a base model, two versions of each tenant's adapter, and a bank of the first ones.
+def save_bank(folder):
+    """Save a base model, two versions of each tenant's adapter, and a bank of the first ones.
 
     The second versions have more labels and ranks, one of them so many that it passes apart, and read shorter texts.
+    The bank has an adapter more, `eve`, whose answers overflow.
     """
-    folder = tmp_path_factory.mktemp("server")
     save_tiny_roberta(folder / "base")
     for number, name in enumerate(TENANTS):
         for version in (0, 1):
@@ -49,4 +49,16 @@ def there(tmp_path_factory):
     for stack in bank.heads["classifier"].stacks.values():  # weights that overflow: the file of a bank may hold any
         stack.put(bank.places["eve"], 3e38 * stack.rows(bank.places["eve"]).sign())
     bank.save(folder / "bank")
-    return folder
+
+
+def save_writers(folder, names):
+    """Save a decoder and a LoRA of each name with random values, and return a bank of them."""
+    architectures.save(folder / "base", "gpt2")
+    bank = AdapterBank(AutoModelForCausalLM.from_pretrained(folder / "base"))
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], init_lora_weights=False)
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config)
+        model.save_pretrained(folder / name)
+        bank.add(name, folder / name)
+    return bank

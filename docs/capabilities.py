@@ -1,6 +1,6 @@
-"""Which of PEFT's features LSR and other methods have: `make capabilities` probes all of them on tiny models.
+"""Write docs/reference/capabilities.md, which of PEFT's features LSR and other methods have: `make capabilities`.
 
-It writes docs/reference/capabilities.md.
+The probes of tests/capabilities run on tiny models.
 """
 
 import contextlib
@@ -8,15 +8,15 @@ import io
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.core import artifacts, console
 from tests.capabilities.probes import BEHAVIORS
-from tests.capabilities.subjects import COLUMNS, Subject
-from tests.workspace import ROOT
+from tests.tiny.subjects import METHODS, Subject
 
+ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/reference/capabilities.md"
 HAS = "yes"
 LONGEST_REASON = 120
@@ -24,7 +24,7 @@ LONGEST_REASON = 120
 
 def main() -> None:
     """Probe all methods and write the page."""
-    columns = {method: column(method) for method in console.track(COLUMNS, "capabilities", "methods")}
+    columns = {method: column(method) for method in console.track(list(METHODS), "capabilities", "methods")}
     with artifacts.replacing(PAGE) as temporary:
         temporary.write_text(page(columns), encoding="utf-8")
 
@@ -60,7 +60,7 @@ def _first_sentence(error: Exception) -> str:
 def page(columns: Mapping[str, Mapping[str, str]]) -> str:
     """Return the Markdown page: a table, followed by the numbered reasons."""
     behaviors = list(next(iter(columns.values())))
-    reasons = list(dict.fromkeys(text for name in behaviors for c in columns.values() if (text := c[name]) != HAS))
+    reasons = reasons_in(columns, behaviors)
     lines = [
         "# What works in PEFT",
         "",
@@ -72,12 +72,24 @@ def page(columns: Mapping[str, Mapping[str, str]]) -> str:
         f"|---|{'---|' * len(columns)}",
     ]
     for name in behaviors:
-        cells = [c[name] if c[name] == HAS else f"no [{reasons.index(c[name]) + 1}]" for c in columns.values()]
+        cells = [_cell(answers[name], reasons) for answers in columns.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    counts = [str(sum(text == HAS for text in c.values())) for c in columns.values()]
-    lines += [f"| of {len(behaviors)} | {' | '.join(counts)} |", ""]
-    lines += [f"{number}. {text}" for number, text in enumerate(reasons, start=1)]
+    counts = [str(list(answers.values()).count(HAS)) for answers in columns.values()]
+    lines.append(f"| of {len(behaviors)} | {' | '.join(counts)} |")
+    lines.append("")
+    for number, reason in enumerate(reasons, start=1):
+        lines.append(f"{number}. {reason}")
     return "\n".join(lines) + "\n"
+
+
+def reasons_in(columns: Mapping[str, Mapping[str, str]], behaviors: Iterable[str]) -> list[str]:
+    """Return all reasons, each once, in the order of the table."""
+    answers = [answers[name] for name in behaviors for answers in columns.values()]
+    return [text for text in dict.fromkeys(answers) if text != HAS]
+
+
+def _cell(text: str, reasons: Sequence[str]) -> str:
+    return HAS if text == HAS else f"no [{reasons.index(text) + 1}]"
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
-"""The subjects of probes, PEFT methods with configurations on tiny models, and what is probed on which."""
+"""Adapters of PEFT methods on tiny models: their configurations, and models that have them."""
 
 import copy
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 
 from lsr import LsrConfig
-from tests.capabilities.checks import stir
-from tests.capabilities.models import Fields, tiny
+from tests.tiny.models import Fields, tiny
+from tests.tiny.training import stir
 
-COLUMNS = ("LSR", "LoRA", "LoKr", "VeRA")  # of the page
 METHODS: dict[str, tuple[type[PeftConfig], Fields, Fields]] = {  # configuration, fields of a first and a second adapter
     "LSR": (
         LsrConfig,
@@ -34,7 +31,6 @@ TARGETS = {
     "llama-causal": ["q_proj", "v_proj"],
 }
 HEADS = {"distilbert": ("pre_classifier", "classifier"), "gpt2": ("score",), "gpt2-causal": (), "llama-causal": ()}
-HEADLESS: Fields = {"task_type": None}  # for an adapter without modules trained in full
 
 
 @dataclass(frozen=True)
@@ -90,13 +86,7 @@ class Subject:
         return model.eval()
 
 
-def of(*models: str) -> dict[str, Subject]:
-    """Return the usual subjects on models, by name."""
-    return {model: Subject(model) for model in models}
-
-
-MODELS = of("bert", "roberta", "distilbert", "gpt2", "gpt2-causal", "llama-causal")
-# LSR's configurations, on which the tests run the probes.
+# LSR's configurations.
 DENSE: Fields = {"rank_shape": (4,), "separation_rank": None}
 CORE: Fields = {**DENSE, "train": "core"}
 FRAMES: Fields = {**CORE, "init_weights": "principal"}
@@ -135,23 +125,3 @@ CASES = {  # every option meets most of the others, each in one configuration
     "shared, diagonal, transposed": Subject("gpt2", {**SHARED, "train": "all", "core": "diagonal"}, layers=2),
     "shared, grouped queries": Subject("llama-causal", {**SHARED, "train": "all", "init_weights": True}, layers=4),
 }
-PAIRS = {
-    "two plain ones": Subject("roberta"),
-    "one of the weight beside a core": Subject("gpt2", {"init_weights": "principal"}, beside=CORE),
-    "two shared ones": Subject("distilbert", SHARED, beside={**SHARED, "train": "all"}),
-    "one without a start beside a shared one": Subject("llama-causal", {"init_weights": False}, beside=SHARED),
-    "one on other layers": Subject("gpt2-causal", beside={"target_modules": ["c_fc"]}),
-}
-
-
-@dataclass(frozen=True)
-class Behavior:
-    """A probe, the subjects on which LSR's tests run it, and the model shown in the docs.
-
-    A probe takes a subject and an empty folder; if the behavior is missing it raises, with the reason in the first
-    line.
-    """
-
-    probe: Callable[[Subject, Path], None]
-    on: Mapping[str, Subject] = field(default_factory=lambda: MODELS)
-    shown_on: str = "bert"
