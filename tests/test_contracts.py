@@ -21,6 +21,7 @@ from tests.workspace import ROOT, read_yaml
 DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model"}
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = {name: stage for name, stage in DVC["stages"].items() if "outs" in stage}
+OURS = ("lsr", "pipeline", "stages", "benchmarks")
 TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
 IGNORED = Repo(str(ROOT)).dvcignore
 IMPORTS = grimp.build_graph("lsr", "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None)
@@ -44,12 +45,13 @@ def has_code(path):
 
 def closure(stage):
     """All files of ours that a stage imports, directly or not, and those of the folders in which they are."""
-    found, new = set(), {f"stages.{stage.replace('-', '_')}"}
+    actual = set()
+    new = {f"stages.{stage.replace('-', '_')}"}
     while new:
-        found |= new
+        actual |= new
         around = {name.rpartition(".")[0] for name in new} - {""}
-        new = around.union(*map(IMPORTS.find_modules_directly_imported_by, new)) - found
-    bases = (ROOT.joinpath(*name.split(".")) for name in found)
+        new = around.union(*map(IMPORTS.find_modules_directly_imported_by, new)) - actual
+    bases = (ROOT.joinpath(*name.split(".")) for name in actual)
     return {base / "__init__.py" if base.is_dir() else base.with_suffix(".py") for base in bases}
 
 
@@ -130,11 +132,56 @@ def test_initializations_are_those_of_the_library_and_look_at_examples_where_its
     assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.read}
 
 
+def trees(*folders):
+    """Yield each file of Python code below folders with its syntax tree."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def private_names():
+    """The names with an underscore in front that our packages define."""
+    defined = set()
+    for _, tree in trees(*OURS):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                defined.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in defined if re.match("_[^_]", name)}
+
+
+def names_read(node):
+    """Yield the names of other modules and of objects that a node of a test's syntax tree reads or replaces."""
+    if isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            yield alias.name
+    elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+        yield node.attr
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr", "delattr", "object")):
+        for argument in node.args:
+            if isinstance(argument, ast.Constant):
+                yield str(argument.value).rpartition(".")[2]
+
+
+def test_no_test_reads_a_private_name_of_ours():
+    private = private_names()
+    assert len(private) > 200
+    read = set()
+    for path, tree in trees("tests", "docs"):
+        for node in ast.walk(tree):
+            for name in private.intersection(names_read(node)):
+                read.add(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    assert not read
+
+
 def test_every_test_that_a_claim_names_is_there():
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "tests/README.md").read_text(encoding="utf-8"))
     assert len(named) > 70
-    trees = {path: ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8")) for path, _ in named}
-    functions = {(path, one.name) for path, tree in trees.items() for one in tree.body if hasattr(one, "name")}
+    functions = set()
+    for path, tree in trees("tests"):
+        where = path.relative_to(ROOT / "tests").as_posix()
+        functions.update((where, node.name) for node in tree.body if isinstance(node, ast.FunctionDef))
     assert set(named) <= functions
 
 

@@ -72,7 +72,7 @@ def _is_installed(model: str) -> bool:
 def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     """Return the seconds and the losses of steps in turns, PEFT's and LSR's."""
     row = params.load_row("model", case.model)
-    batches = _batches(row, BATCHES[case.model], rounds + 1)
+    batches = first_batches(row, BATCHES[case.model], rounds + 1)
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
 
     def call(name: str, model: nn.Module) -> Callable[[], None]:
@@ -115,7 +115,7 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
     return lora.train(), lsr.train()
 
 
-def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
+def first_batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
     """Return the first texts of the train split in batches."""
     tokenizer = base_models.load_tokenizer(row)
     data = params.load_row("data", DATA)

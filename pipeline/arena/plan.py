@@ -246,11 +246,16 @@ def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) 
     Those of `pinned` files, by path, are taken as they are: the files may be elsewhere.
     """
     paths = [str(path) for source in sources for path in content.named(source)]
-    return [{".": pinned[path]} if pinned and path in pinned else _of(path) for path in paths]
+    return [{".": pinned[path]} if pinned and path in pinned else digests_of(path) for path in paths]
 
 
 @cache  # files do not change meanwhile
-def _of(path: str) -> dict[str, str]:
+def digests_of(path: str) -> dict[str, str]:
+    """Return the SHA-256 of each file below a path, by its name relative to it.
+
+    Raises:
+        UserError: if nothing is there.
+    """
     if not Path(path).exists():
         raise UserError(f"{path}: not found; paths start at the root of the repository")
     return {file.relative_to(path).as_posix(): sha256(file) for file in content.files(Path(path))}

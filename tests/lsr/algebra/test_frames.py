@@ -131,13 +131,16 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
     assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
 
 
-def test_large_matrices_have_the_same_frames_from_their_leading_parts(monkeypatch):
-    left = normal(20, 4)
-    right = normal(4, 24, seed=1)
-    matrices = [left @ normal(4, 4, seed=i) @ right + 0.05 * normal(20, 24, seed=50 + i) for i in range(4)]
-    expected = leading_frames(matrices, 4)
+def test_large_matrices_have_joint_frames_that_lead_in_none_of_them(monkeypatch):
+    """Each has a direction of its own that is larger than the one that all of them share."""
     monkeypatch.setattr(spectrum, "LARGE", 1)
-    assert_close(leading_frames(matrices, 4), expected, atol=1e-4, rtol=0)
+    columns = torch.linalg.qr(normal(20, 5)).Q.T
+    rows = torch.linalg.qr(normal(24, 5, seed=1)).Q.T
+    shared = torch.outer(columns[0], rows[0])
+    own = [1.2 * torch.outer(columns[i], rows[i]) for i in range(1, 5)]
+    left, right = leading_frames([shared + matrix for matrix in own], 1)
+    assert_close((columns[0] @ left).abs(), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert_close((right @ rows[0]).abs(), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("of", [leading_frames, paired_frames])

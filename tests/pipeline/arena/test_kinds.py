@@ -13,6 +13,7 @@ from pipeline.arena.compete import check
 from pipeline.arena.features import Pooled
 from pipeline.arena.measure import measure
 from pipeline.compare import examples
+from pipeline.compare.rows import Entry
 from pipeline.tasks.facts import Tenant
 from tests import kit, workspace, writers
 from tests.kit import refused, write
@@ -69,12 +70,20 @@ def test_a_cached_row_of_ones_own_knows_its_rarer_class(arena):
         assert task_tokens.task_of(chosen).names == ("b", "a")
 
 
+def labels_of(task, found, path):
+    """Return the labels of a task by part, as a comparison reads them next to the record of a training run."""
+    task_tokens.write_labels(small.training(f"{task}: {found.method}"), path)
+    entry = Entry(tries=(), trainings=(found,), chosen=found, labels=path)
+    parts, notes = examples.read({task: {found.method: entry}})
+    assert notes == []
+    return parts[task]
+
+
 def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):
     found = measure(training("LoRA r=1"))
     assert (found.status, found.reason) == ("finished", "")
     assert len(found.validation) == 2
-    task_tokens.write_labels(training("LoRA r=1"), tmp_path / "few.csv")
-    parts = examples._parts("few", pd.read_csv(tmp_path / "few.csv"))
+    parts = labels_of("few", found, tmp_path / "few.csv")
     assert parts.keys() == {"few: acme", "few: bolt"}
     assert found.score() == pytest.approx(examples.score("accuracy", found, parts), abs=1e-6)
     assert found.trained == found.stored == TINY
@@ -89,8 +98,8 @@ def test_the_labels_of_a_text_that_has_several_are_drawn_together(arena):
     write("data/datasets.yaml", {"tagged": {**row, "source": {"kind": "files", "files": {"train": "tagged.jsonl"}}}})
     small.use(tasks={"tagged": {}})
     found = measure(small.training("tagged: head"))
-    task_tokens.write_labels(small.training("tagged: head"), Path("tagged.csv"))
-    ((_, actual),) = (parts := examples._parts("tagged", pd.read_csv("tagged.csv"))).items()
+    parts = labels_of("tagged", found, Path("tagged.csv"))
+    (actual,) = parts.values()
     assert actual.shape == (20, 6)
     assert found.score() > 0
     assert found.score() == pytest.approx(examples.score("macro_f1", found, parts), abs=1e-6)

@@ -18,10 +18,10 @@ from transformers import Trainer
 from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import __main__ as arena_command
 from pipeline.arena import compete, plan, record, task_tokens
-from pipeline.arena import measure as measuring
 from pipeline.arena.measure import measure, started
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters
+from pipeline.tasks import scores
 from pipeline.training import run as training_run
 from tests import tasks
 from tests.kit import refused
@@ -51,7 +51,8 @@ def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(aren
 
 @pytest.mark.parametrize("title", ["glue: LoRA r=1", "glue: LSR shared r=2", "ratings: head"])
 def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, arena):
-    plain, rounded = measure(training(title)), measure(dataclasses.replace(training(title), is_rounded=True))
+    plain = measure(training(title))
+    rounded = measure(dataclasses.replace(training(title), is_rounded=True))
     assert rounded.rounded.keys() == set(PRECISIONS)
     assert rounded.rounded["float32"].test == rounded.test[-1]
     assert rounded.rounded["float32"].validation == rounded.validation[-1]
@@ -73,8 +74,8 @@ def test_a_training_run_has_as_many_steps_as_its_preset_wants_and_ends_without_g
     monkeypatch.setattr(training_run, "LEAST_STEPS", 10)
     small.use(params={"train.steps": "auto"})
     assert len(measure(training()).validation) == 4  # of three steps each
-    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
-    monkeypatch.setattr(measuring.Run, "_scores", lambda *_: (next(scores), {"accuracy": 0.5, "f1": 0.5}, [0.0]))
+    accuracies = iter(2 * [0.5] + 2 * [0.7] + 2 * [0.6] + 2 * [0.7] + 2 * [0.9])  # of validation and test by epoch
+    monkeypatch.setattr(scores, "score", lambda *_: {"accuracy": next(accuracies), "f1": 0.5})
     small.use(params={"train.patience": 2, "train.epochs": 9})
     record = measure(training())
     assert (record.status, record.validation, record.selected) == ("finished", (0.5, 0.7, 0.6, 0.7), 3)
@@ -162,11 +163,12 @@ def test_a_warm_start_goes_on_from_a_short_run_with_its_head_the_same_each_time(
 
 
 def test_an_adapter_that_training_goes_on_from_is_read_and_is_in_the_key(arena, tmp_path):
-    inits, keys = {"warm": "warm", "on": str(tmp_path)}, set()
+    inits = {"warm": "warm", "on": str(tmp_path)}
+    keys = set()
     small.use(methods={one: {"adapter": "lsr", "params": {**small.LSR, "lsr.init": its}} for one, its in inits.items()})
     for seed in (0, 1):
         adapters.save_adapter(start(training("glue: warm", seed)), tmp_path, training().view.base_model)
-        plan._of.cache_clear()
+        plan.digests_of.cache_clear()
         keys.add(training("glue: on").key)
     assert len(keys) == 2
     assert measure(training("glue: on")).reason == ""

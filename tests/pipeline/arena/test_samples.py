@@ -41,7 +41,7 @@ def use(order=None, row=ROW, reads=READS, **task):
         write(name, (order or list)(moods(split, counts[split])))
     write("data/datasets.yaml", {"moods": row})
     small.use(tasks={"moods": {"reads": reads, **task}})
-    plan._of.cache_clear()  # the files have changed in the meantime
+    plan.digests_of.cache_clear()  # the files have changed in the meantime
 
 
 def shuffled(seed):

