@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import SEEK_END
 from tempfile import TemporaryFile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ import pyarrow as pa
 from pipeline import tasks
 from pipeline.core.batches import batched
 from pipeline.core.errors import UserError
-from pipeline.data import sources
+from pipeline.data import files, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
@@ -35,6 +35,8 @@ from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TEXTS = ("text", "text_pair", EXPECTED)  # columns of texts
+Tables = dict[Split, pd.DataFrame]  # of examples, with numbers in place of texts
+Dropped = Counter[str]  # how many rows are left out, by reason
 MIRRORED = "in_another_order"  # the reason for which rows are dropped whose texts another split has in another order
 
 
@@ -85,13 +87,20 @@ class Examples:
 
     def batches(self, size: int, advance: Callable[[int], None] = lambda done: None) -> Iterator[pa.Table]:
         """Yield all columns of so many examples at a time, with texts."""
+        table = self._table[self.column_names]
         for first in range(0, len(self), size):
-            rows = self._table[self.column_names].iloc[first : first + size]
-            columns = {}
-            for name, values in rows.items():
-                columns[name] = pa.array([*map(self._texts.get, values)] if name in TEXTS else values)
+            end = first + size
+            rows = table.iloc[first:end]
+            columns = {name: self._cells(name, values) for name, values in rows.items()}
             yield pa.table(columns)
             advance(len(rows))
+
+    def _cells(self, name: Any, values: pd.Series) -> pa.Array:
+        """Return the cells of a column, with texts in place of their numbers."""
+        if name not in TEXTS:
+            return pa.array(values)
+        texts = [self._texts.get(number) for number in values]
+        return pa.array(texts)
 
 
 class Loaded(NamedTuple):
@@ -117,52 +126,55 @@ def load(row: DatasetRow, name: str) -> Loaded:
     train, conflicting = _distinct(examples)
     dropped["duplicate"] = len(examples["train"]) - len(train)
     examples |= _cut(train, task)
-    if row.tenant:  # a text that several tenants have: no other may train on what one of them is scored on
-        others = [split for split in examples if split != "train"]
-        examples, lost = _without_shared(examples, "position", others)
-        dropped["duplicate"] += lost
-    if task.has_mirrors:
-        provided = [split for split in SPLITS if split in row.source.names and split != "train"]
-        examples, dropped[MIRRORED] = _without_shared(examples, MIRROR, provided)
-    task = task.with_facts(task.facts_of_examples(examples["train"]))
-    examples = {split: examples[split] for split in SPLITS if split in examples}
-    for split, part in examples.items():
-        examples[split], left_out = task.after_cut(part, split)
-        dropped.update(left_out)
-    _check_filled(task, examples, where, dropped)
-    splits = {split: Examples(part, texts) for split, part in examples.items()}
+    examples, left_out = _disjoint(examples, task)
+    dropped.update(left_out)
+    facts = task.facts_of_examples(examples["train"])
+    task = task.with_facts(facts)
+    kept = Tables()
+    for split in SPLITS:
+        if split in examples:
+            kept[split], left_out = task.after_cut(examples[split], split)
+            dropped.update(left_out)
+    _check_filled(task, kept, where, dropped)
+    splits = {split: Examples(part, texts) for split, part in kept.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
     all_splits: dict[str, Examples] = {split: splits.get(split, splits["test"]) for split in SPLITS}
     return Loaded(task, all_splits, dict(dropped), conflicting)
 
 
-def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, dict[Split, pd.DataFrame], Counter[str]]:
+def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
     """Return the task with the facts of its rows, the examples by split of the source, and how many rows it lost."""
     task = tasks.of(row)
-    examples: dict[Split, pd.DataFrame] = {}
-    dropped = Counter(missing=0, within_margin=0, duplicate=0)
+    examples = Tables()
+    dropped = Dropped(missing=0, within_margin=0, duplicate=0)
+    names = row.source.names
     for split in SPLITS:
-        if split not in row.source.names:
+        if split not in names:
             continue
-        file = f"{where}: {split}: {row.source.names[split]}"
+        file = f"{where}: {split}: {names[split]}"
         with sources.explained(file):
             if split == "train":
-                task = task.with_facts(task.facts_of_rows(sources.read(row.source, split, task.reads, file)))
-            rows = spelled_alike(sources.read(row.source, split, task.reads, file), task.names_in)
-            examples[split], left_out = _examples(task, rows, texts)
+                rows = sources.read(row.source, split, task.reads, file)
+                facts = task.facts_of_rows(rows)
+                task = task.with_facts(facts)
+            rows = sources.read(row.source, split, task.reads, file)
+            alike = spelled_alike(rows, task.names_in)
+            examples[split], left_out = _examples(task, alike, texts)
         dropped.update(left_out)
     return task, examples, dropped
 
 
-def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.DataFrame, Counter[str]]:
+def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.DataFrame, Dropped]:
     """Return the examples of a split, with numbers in place of texts, and how many rows were left out by reason."""
-    parts = []
-    dropped = Counter[str]()
+    parts = list[pd.DataFrame]()
+    dropped = Dropped()
     before = 0
-    for batch in batched(rows, sources.ROWS):
+    for batch in batched(rows, files.ROWS):
         part, left_out = task.examples(batch, before)
-        numbers = {name: texts.put(part[name]) for name in TEXTS if name in part}
-        parts.append(part.assign(**numbers))
+        for name in TEXTS:
+            if name in part:
+                part = part.assign(**{name: texts.put(part[name])})
+        parts.append(part)
         before += len(batch)
         dropped.update(left_out)
     examples = pd.concat(parts, ignore_index=True)
@@ -171,42 +183,66 @@ def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.Data
     return examples, dropped
 
 
-def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int]:
+def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
     """Return the rows of train without duplicates of other rows, ordered by their hashes; and how many conflicted."""
     train = examples["train"]
-    others = [part for split, part in examples.items() if split != "train"]
-    whole = pd.concat([part[["hash", "label"]] for part in (*others, train)], ignore_index=True)
+    compared = ["hash", "label"]
+    parts = [part[compared] for split, part in examples.items() if split != "train"]
+    parts.append(train[compared])
+    whole = pd.concat(parts, ignore_index=True)
     held_out = len(whole) - len(train)
     # Of equal texts the first one stays: of other splits, then of train in its order.
-    again = whole.duplicated("hash").to_numpy()[held_out:]
-    several = whole[whole.duplicated("hash", keep=False)]
-    differs = several["label"] != several.groupby("hash")["label"].transform("first")
-    conflicting = int(differs[several.index >= held_out].sum())
-    return train[~again].sort_values("hash"), conflicting
+    is_again = whole.duplicated("hash").to_numpy()
+    is_equal = whole.duplicated("hash", keep=False)
+    equal = whole[is_equal]
+    first_labels = equal.groupby("hash")["label"].transform("first")
+    differs = equal["label"] != first_labels
+    of_train = equal.index >= held_out
+    conflicting = int(differs[of_train].sum())
+    kept = train[~is_again[held_out:]]
+    return kept.sort_values("hash"), conflicting
 
 
-def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
+def _cut(train: pd.DataFrame, task: Task) -> Tables:
     """Cut splits by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
     row = task.row
-    position = train["position"]
-    if task.strata:  # evenly spaced over the rows of each class, in order, so that shares of a class are exact
-        of_class = position.groupby([train[name] for name in task.strata])
-        offsets = pd.Series([task.offset(key, len(positions)) for key, positions in of_class])
-        place = of_class.rank(method="first") - 1 + offsets.iloc[of_class.ngroup()].to_numpy()
-        position = place / of_class.transform("size")
+    position = _even_positions(train, task) if task.strata else train["position"]
     test = row.cut.get("test", 0.0)
     validation = row.cut.get("validation", 0.0) if row.select_on == "validation" else 0.0
-    parts: dict[Split, pd.DataFrame] = {"train": train[position >= test + validation]}
+    held_out = test + validation
+    parts: Tables = {"train": train[position >= held_out]}
     if test:
         parts["test"] = train[position < test]
     if validation:
-        parts["validation"] = train[(position >= test) & (position < test + validation)]
+        is_after_test = position >= test
+        is_before_train = position < held_out
+        parts["validation"] = train[is_after_test & is_before_train]
     return parts
 
 
-def _without_shared(
-    examples: Mapping[Split, pd.DataFrame], column: str, kept: Iterable[Split]
-) -> tuple[dict[Split, pd.DataFrame], int]:
+def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
+    """Return positions evenly spaced over the rows of each class, in order, so that shares of a class are exact."""
+    keys = [train[name] for name in task.strata]
+    of_class = train["position"].groupby(keys)
+    offsets = pd.Series([task.offset(key, len(positions)) for key, positions in of_class])
+    offset = offsets.iloc[of_class.ngroup()].to_numpy()
+    place = of_class.rank(method="first") - 1 + offset
+    return place / of_class.transform("size")
+
+
+def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
+    """Return splits without texts that another split has, of another tenant or in another order; and how many."""
+    dropped = Dropped()
+    if task.row.tenant:  # no tenant may train on a text that another one of them is scored on
+        others = [split for split in examples if split != "train"]
+        examples, dropped["duplicate"] = _without_shared(examples, "position", others)
+    if task.has_mirrors:
+        provided = [split for split in task.row.source.names if split != "train"]
+        examples, dropped[MIRRORED] = _without_shared(examples, MIRROR, provided)
+    return examples, dropped
+
+
+def _without_shared(examples: Tables, column: str, kept: Iterable[Split]) -> tuple[Tables, int]:
     """Return splits without rows whose value in a column another split has, and how many rows these are.
 
     Splits that are `kept` stay as they are: of texts in another order, those that the source provides for scoring.
@@ -217,21 +253,35 @@ def _without_shared(
     for split in by_precedence:
         if split in disjoint or split not in examples:
             continue
-        elsewhere = pd.concat([part[column] for part in disjoint.values()] or [pd.Series(dtype="uint64")])
         part = examples[split]
-        disjoint[split] = part[~part[column].isin(elsewhere)]
-    return disjoint, sum(map(len, examples.values())) - sum(map(len, disjoint.values()))
+        for other in disjoint.values():
+            is_shared = part[column].isin(other[column])
+            part = part[~is_shared]
+        disjoint[split] = part
+    count = sum(map(len, examples.values()))
+    kept_count = sum(map(len, disjoint.values()))
+    return disjoint, count - kept_count
 
 
-def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str, dropped: Mapping[str, int]) -> None:
+def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str, int]) -> None:
+    """Check that no split is empty, and that train has what the task needs.
+
+    Raises:
+        UserError: with how many rows each split has, and how many were dropped by reason.
+    """
     names = task.row.source.names
+    sizes: dict[str, int] = {split: len(part) for split, part in examples.items()}
     for split, part in examples.items():
-        if part.empty:
-            sizes = ", ".join(f"{name} {len(other)}" for name, other in examples.items())
-            reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-            file = names.get(split, names["train"])
-            own = "; no text has a hash in its share: set stratify, or name a file for it" * (split in task.row.cut)
-            raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}{own}")
+        if not part.empty:
+            continue
+        file = names.get(split, names["train"])
+        own = "; no text has a hash in its share: set stratify, or name a file for it" if split in task.row.cut else ""
+        counts = f"rows: {_listed(sizes)}; dropped: {_listed(dropped)}"
+        raise UserError(f"{where}: {split} is empty; {counts}; of {file}{own}")
     lacks = task.lacks(examples["train"])
     if lacks:
         raise UserError(f"{where}: train has {lacks}")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

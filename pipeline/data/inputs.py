@@ -31,9 +31,12 @@ def declared(stage: str) -> dict[str, Any]:
 def outputs(stage: str) -> list[Path]:
     """Return the files and folders that a stage writes."""
     entry = declared(stage)
-    listed = [*entry["outs"], *entry.get("metrics", []), *entry.get("plots", [])]
-    paths = [item if isinstance(item, str) else next(iter(item)) for item in listed]
-    return list(map(Path, paths))
+    paths = list[Path]()
+    for kind in ("outs", "metrics", "plots"):
+        for item in entry.get(kind, []):
+            name = item if isinstance(item, str) else next(iter(item))
+            paths.append(Path(name))
+    return paths
 
 
 def files(stage: str) -> Iterator[tuple[str, Path]]:
@@ -41,16 +44,25 @@ def files(stage: str) -> Iterator[tuple[str, Path]]:
 
     The tables and the folders of users are left out: a stage reads only what its rows name there.
     """
-    ignore = (digests.CODE / ".dvcignore").read_text(encoding="utf-8").splitlines()
-    ignored = {digests.CODE / line[1:] for line in ignore if line.startswith("/")}
+    ignored = _ignored()
     tables = {table.built_in for table in TABLES.values()}
-    for dep in map(Path, declared(stage)["deps"]):
+    deps = map(Path, declared(stage)["deps"])
+    for dep in deps:
         if dep in tables or dep.as_posix() in content.WATCHED:
             continue
-        root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else digests.CODE
+        is_output = dep.is_relative_to(artifacts.INIT.parent)
+        root = Path() if is_output else digests.CODE
         for file in digests.files_below(root / dep):
-            if ignored.isdisjoint((file, *file.parents)):
+            above = (file, *file.parents)
+            if ignored.isdisjoint(above):
                 yield file.relative_to(root).as_posix(), file
+
+
+def _ignored() -> set[Path]:
+    """Return the files and folders of our code that DVC ignores."""
+    file = digests.CODE / ".dvcignore"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {digests.CODE / line[1:] for line in lines if line.startswith("/")}
 
 
 def values(stage: str) -> Inputs:
@@ -77,9 +89,10 @@ def starts(view: FactorizeInitView) -> dict[str, str]:
 def at_start(stage: str, view: View) -> Inputs:
     """Return the digests of the rows of a view and of the files that a stage reads: of code, as it was imported."""
     inputs = _rows({"data": view.dataset, "model": view.base_model}, view)
+    of_code = digests.of_code_at_start()
     for name, file in files(stage):
         is_code = file.is_relative_to(digests.CODE)
-        inputs[name] = digests.of_code_at_start().get(file) if is_code else digests.sha256(file)
+        inputs[name] = of_code.get(file) if is_code else digests.sha256(file)
     return inputs | _local(stage, view)
 
 
@@ -156,13 +169,18 @@ def check_recorded(view: View, before: Inputs) -> None:
     }
     expected: Inputs = {name: known.get(name) for name in present}
     for path in content.named(view.base_model.source):
-        expected |= {name: digest for name, digest in known.items() if Path(name).is_relative_to(path)}
-        present |= {name: digest for name, digest in before.items() if Path(name).is_relative_to(path)}
+        expected |= _below(path, known)
+        present |= _below(path, before)
     for name in {**expected, **present}:
         if present.get(name) != expected.get(name):
             raise UserError(
                 f"{name}: not what the stage tokenize has read; run dvc repro, or python -m stages.tokenize"
             )
+
+
+def _below(folder: Path, inputs: Inputs) -> Inputs:
+    """Return the inputs that are files in a folder, or the file itself."""
+    return {name: digest for name, digest in inputs.items() if Path(name).is_relative_to(folder)}
 
 
 def differences(before: Inputs, after: Inputs) -> list[str]:

@@ -120,7 +120,7 @@ def load_row(word: str, name: str) -> Any:
         "data": ("row", "python -m pipeline.add FILE makes one"),
         "model": ("row or folder", "or a hub repository such as owner/name"),
     }[word]
-    if artifacts.is_temporary_copy() and not TABLES[word].own.exists():
+    if artifacts.is_temporary_copy():
         other = f"a temporary copy has {TABLES[word].own} only after `git add`"
     raise UserError(f"{where}: no {what} {name!r}{nearest(name, rows)}; rows: {', '.join(rows)}; {other}")
 

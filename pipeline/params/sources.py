@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from functools import partial
+from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -33,6 +35,37 @@ FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
 # Of a key that older rows lack, which keep their digest.
 Added = partial(Field, None, exclude_if=lambda value: value is None)
+
+
+# Extensions of files of data, in lower case.
+CSV = ".csv"
+EXCEL = ".xlsx"
+PARQUET = ".parquet"
+SEPARATED = (CSV, ".tsv", ".txt")  # txt: as MRPC was published before GLUE
+JSON = (".jsonl", ".json")
+TEXTUAL = (*SEPARATED, *JSON)
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# Keys of a source that are only for files with these extensions.
+ONLY_FOR: Mapping[str, Collection[str]] = {"encoding": TEXTUAL, "delimiter": SEPARATED, "sheet": (EXCEL,)}
+
+
+def ending_of(path: str | PurePath) -> str:
+    """Return the extension that decides how a file is read: in lower case, without that of a compressed file."""
+    name = PurePath(str(path).lower())
+    return name.with_suffix("").suffix if name.suffix in COMPRESSED else name.suffix
+
+
+def check_encoding(name: str) -> str:
+    """Check for pydantic that Python knows an encoding of text.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    try:
+        "a".encode(name)
+    except (LookupError, UnicodeError):
+        raise ValueError(f"no encoding {name!r}; needed: one that Python knows, such as cp1252 or utf-16") from None
+    return name
 
 
 # Of the path of a folder, what `datasets` takes for a variable, a home, a pattern or an address within another one.
@@ -76,10 +109,24 @@ class TableSource(Row):
     revision: str | None = Field(None, description="hub: a commit, so that the row stands for the content")
     splits: dict[Split, str] = Field({}, description="hub: our split -> the repository's name for it")
     files: dict[Split, str] = Field(
-        {}, description="our split -> csv, tsv, jsonl or parquet, from the repository's root or absolute"
+        {},
+        description="our split -> csv, tsv, jsonl, json, xlsx or parquet, from the repository's root or absolute; "
+        "all but xlsx and parquet also compressed: gz, bz2, xz or zst",
     )
+    encoding: Annotated[str, AfterValidator(check_encoding)] | None = Added(
+        description="files: of csv, tsv and json, as Python names it, such as cp1252; by default UTF-8"
+    )
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = Added(
+        description="files: what separates the columns of csv and tsv, which then may be quoted; by default a comma in "
+        "csv, and in tsv a tab without quoting"
+    )
+    sheet: str | None = Added(description="files: the sheet of xlsx to read; by default the first")
     columns: Columns | None = Field(None, description="files: names of the columns of csv and tsv without a header")
     rename: dict[str, str] = Field({}, description="files: column as the row names it -> its name in the files")
+    replace: dict[str, dict[str, str | None]] | None = Added(
+        description="column as the row names it -> a value of a cell, without space around -> what it is read as; null "
+        "is a missing value"
+    )
     each: str | None = Field(None, description="jsonl: the path of nested lists, each item of which becomes a row")
     broken_lines: Literal["refuse", "drop"] = Field(
         "refuse", description="csv and tsv lines with the wrong number of columns; drop counts them as missing"
@@ -98,6 +145,14 @@ class TableSource(Row):
             check_hub_path(str(self.path))
         if self.kind == "files" and not self.files:
             raise ValueError("kind: files needs files")
+        return self
+
+    @model_validator(mode="after")
+    def _each_key_has_an_effect(self) -> Self:
+        endings = set(map(ending_of, self.files.values()))
+        for key, needed in ONLY_FOR.items():
+            if getattr(self, key) is not None and endings.isdisjoint(needed):
+                raise ValueError(f"{key}: has no effect; it is for files with the extension {' or '.join(needed)}")
         return self
 
 

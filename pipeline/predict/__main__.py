@@ -20,7 +20,7 @@ from pipeline.core import artifacts, console
 from pipeline.core.batches import batched
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError, as_user_error, nearest
-from pipeline.data import sources
+from pipeline.data import recognition, sources
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import CompletionTask
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--adapter", type=Path, metavar="FOLDER", default=last, help="an adapter or a bank of tenants (%(default)s)")
     add("--tenant", metavar="NAME", help="of a bank, who asks; of --file by default the column of training")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
-    add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension")
+    add("--file", type=Path, help="read the texts from csv, tsv, jsonl, json, xlsx or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
     add("--skip-empty", action="store_true", help="skip rows without text and count them, instead of failing")
     add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by extension, instead of printing")
@@ -191,7 +191,12 @@ def _read(options: argparse.Namespace, task: AdapterTask) -> tuple[Iterator[pd.D
         tables = (pd.DataFrame(some, columns=list(chosen), dtype=object) for some in lines)
     else:
         where = f"--file: {options.file}"
-        tables = sources.values(options.file, where)
+        with sources.explained(where):
+            source = recognition.source_of(options.file)
+            written = recognition.words_of(source)
+        if written:
+            console.note(f"{where}: read as {written}")
+        tables = sources.values(source, where)
     first = next(tables)
     if not len(first):
         raise UserError(f"{where}: empty; needed: at least one row")

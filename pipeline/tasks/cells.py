@@ -48,6 +48,11 @@ def plain_text(value: object) -> str:
     return str(int(digits))
 
 
+def spelling_of(value: object) -> str:
+    """Return how a file writes a name, without space around; of a number, whose form its format decides, plainly."""
+    return str(value).strip() if isinstance(value, str | bool) else plain_text(value)
+
+
 def spelled_alike(
     rows: Iterable[Record], names_in: Callable[[Cells], Iterable[tuple[str, object]]]
 ) -> Iterator[Record]:
@@ -63,7 +68,7 @@ def spelled_alike(
     for where, cells in rows:
         for column, value in names_in(cells):
             name = plain_text(value)
-            spelling = str(value).strip() if isinstance(value, str | bool) else name
+            spelling = spelling_of(value)
             before, there = first.setdefault((column, name), (spelling, where))
             if spelling != before:
                 both = f"{column} is {spelling!r} here and {before!r} in {there}"

@@ -1,16 +1,23 @@
 """A file of one's own gets a row: what is decided from its columns, what is refused, and that other rows stay."""
 
+import gzip
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import dvc.cli
+import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from pipeline import params
-from pipeline.add import main
+from pipeline.add.__main__ import main
+from pipeline.data import datasets
 from tests.kit import refused, said, write
+from tests.pipeline.data.rows import frames
 from tests.workspace import ROOT, copy_committed, read_yaml
 
 QUEUES = ["billing", "other", "technical"]
@@ -133,16 +140,238 @@ MISTAKES = read_yaml(ROOT / "tests/pipeline/mistakes.yaml")
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_a_mistake_is_one_line_and_nothing_is_written(words, message):
-    Path("data/no.xlsx").write_text("")
+    for name, content in {
+        "no.xls": b"",
+        "empty.csv": b"",
+        "blank.csv.gz": gzip.compress(b"\n \n"),
+        "none.json": b"[]",
+        "header.csv": b"text,label\n",
+        "\u30c7\u30fc\u30bf.csv": b"text,label\n",
+    }.items():
+        Path("data", name).write_bytes(content)
+    write("data/texts.csv", [{"id": row, "sentence": text(row), "other": f"a{row}"} for row in ROWS])
+    write("data/comma.csv", [{"sentence": text(row), "price": f"{row},5"} for row in ROWS])
     write("data/deep.jsonl", "[" * 100_000)
     os.mkfifo("data/pipe.csv")
     refused(main, words, says=message)
     assert not OWN.exists()
 
 
-def test_labels_with_space_around_are_one_class():
-    write("data/spaces.csv", [{"text": text(row), "label": ("neg", "pos", "neg ")[row % 3]} for row in ROWS])
-    assert "  label   label, 2 classes: neg 80, pos 40\n" in said(main, "data/spaces.csv")
+def loaded(name):
+    """The examples of all splits of a row, with texts and labels by name."""
+    row = params.load_row("data", name)
+    data = datasets.load(row, name)
+    table = pd.concat(frames(data).values())
+    return dict(zip(table["text"], table["label"].map(dict(enumerate(data.task.names))), strict=True))
+
+
+WRITTEN_IN_WAYS = ["email", "EMAIL", "Email ", "email", "phone  call", "phone call", "phone call", "N/A", "nan", ""]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_labels_that_differ_in_case_or_space_are_merged_and_words_for_none_are_missing_and_it_is_said(ending):
+    rows = [{"text": text(row), "label": WRITTEN_IN_WAYS[row % 10]} for row in ROWS]
+    shown = said(main, str(write(f"data/ways.{ending}", rows)))
+    table = pd.DataFrame(rows)
+    table["label"] = table["label"].str.strip().str.casefold().str.replace(r"\s+", " ", regex=True)
+    expected = table[~table["label"].isin(["n/a", "nan", ""])]
+    assert loaded("ways") == dict(zip(expected["text"], expected["label"], strict=True))
+    merged = "EMAIL as email (12 rows), Email as email (12 rows), phone  call as phone call (12 rows)"
+    assert f"\n  merged  {merged}; --keep-labels leaves them as they are\n" in shown
+    assert "\n  missing N/A (12 rows), nan (12 rows), taken for no label; --keep-labels makes classes" in shown
+    assert "\n  spaces  around 12 labels are left out\n" in shown
+    assert "; 36 rows left out: no text or label, or " in shown
+
+
+def test_labels_that_differ_are_kept_where_the_user_says_so():
+    write("data/ways.csv", [{"text": text(row), "label": WRITTEN_IN_WAYS[row % 10]} for row in ROWS])
+    shown = said(main, "data/ways.csv", "--keep-labels")
+    table = pd.read_csv("data/ways.csv", dtype=str, keep_default_na=False)
+    expected = table[table["label"] != ""]
+    assert loaded("ways") == dict(zip(expected["text"], expected["label"].str.strip(), strict=True))
+    assert "\n  spaces  around 12 labels are left out\n" in shown
+    assert "merged" not in shown
+    assert "missing" not in shown
+
+
+def test_numbers_that_are_written_in_two_ways_are_one_class_in_words_or_refused():
+    write("data/ways.csv", "text,label\n" + "".join(f"{text(row)},{('1', '1.0', '2')[row % 3]}\n" for row in ROWS))
+    refused(main, ["data/ways.csv", "--keep-labels"], says="which would be one name, 1: write it in one way")
+    assert "\n  merged  1.0 as 1 (40 rows); --keep-labels" in said(main, "data/ways.csv")
+    table = pd.read_csv("data/ways.csv")  # to which both are the number 1
+    assert loaded("ways") == dict(zip(table["text"], table["label"].astype(int).astype(str), strict=True))
+
+
+def test_a_word_for_a_missing_number_leaves_numbers():
+    write("data/scale.csv", [{"text": text(row), "stars": "n/a" if row % 10 == 3 else row / 8} for row in ROWS])
+    shown = said(main, "data/scale.csv")
+    assert read_yaml(OWN)["scale"]["label"] == {"column": "stars", "low": 0, "high": 119 / 8}
+    assert "missing n/a (12 rows), taken for no label" in shown
+    assert "merged" not in shown
+
+
+def test_splits_of_ones_own_are_taken_as_they_are():
+    for split, count in {"train": 80, "held": 30, "final": 10}.items():
+        rows = [
+            {"body": f"{split}: {text(row)}", "queue": QUEUES[row % 3].upper() if row == 4 else QUEUES[row % 3]}
+            for row in range(count)
+        ]
+        write(f"data/{split}.csv", rows)
+    shown = said(main, "data/train.csv", "--validation", "data/held.csv", "--test", "data/final.csv")
+    row = read_yaml(OWN)["train"]
+    files = {"train": "data/train.csv", "validation": "data/held.csv", "test": "data/final.csv"}
+    assert (row["source"]["files"], row["cut"]) == (files, {})
+    assert "added train: 120 rows of data/train.csv, data/held.csv, data/final.csv\n" in shown
+    assert "\n  splits  train 80, validation 30, test 10\n" in shown
+    main(["data/train.csv", "--test", "data/final.csv", "--name", "other"])
+    assert read_yaml(OWN)["other"]["cut"] == {"validation": 0.1}
+    sizes = {
+        split: len(table) for split, table in frames(datasets.load(params.load_row("data", "other"), "other")).items()
+    }
+    assert sizes["test"] == 10
+    assert sizes["train"] + sizes["validation"] == 80
+
+
+def test_files_that_are_written_in_different_ways_are_refused_and_ascii_is_a_part_of_most_encodings():
+    rows = [{"text": f"café {text(row)}", "label": row % 2} for row in ROWS]
+    plain = [{"text": f"plain {text(row)}", "label": row % 2} for row in ROWS]
+    pd.DataFrame(rows).to_csv("data/excel.csv", index=False, encoding="cp1252")
+    pd.DataFrame(plain).to_csv("data/ascii.csv", index=False)
+    pd.DataFrame(plain).to_csv("data/semicolons.csv", index=False, sep=";")
+    write("data/utf8.csv", rows)
+    said(main, "data/excel.csv", "--test", "data/ascii.csv")
+    assert read_yaml(OWN)["excel"]["source"]["encoding"] == "cp1252"
+    says = "encoding: data/excel.csv has cp1252 and data/utf8.csv has the default; save the files in the same way"
+    refused(main, ["data/excel.csv", "--test", "data/utf8.csv", "--name", "a"], says=says)
+    says = "delimiter: data/excel.csv has the default and data/semicolons.csv has ;; save the files"
+    refused(main, ["data/excel.csv", "--test", "data/semicolons.csv", "--name", "a"], says=says)
+
+
+WAYS = {  # how a file is written, and what is said of it
+    ("cp1252", ";"): "read as cp1252 (as in café), semicolons between columns",
+    ("utf-16", "\t"): "read as utf-16 (as in café), tabs between columns",
+    ("utf-8", "|"): "read as vertical bars between columns",
+    ("utf-8", ","): "",
+}
+
+
+@pytest.mark.parametrize(("encoding", "delimiter"), WAYS)
+def test_what_is_recognized_is_said_and_recorded_so_that_later_stages_read_the_same(encoding, delimiter, monkeypatch):
+    table = pd.DataFrame([{"text": f"café {text(row)}; or, tea", "label": QUEUES[row % 3]} for row in ROWS])
+    table.to_csv("data/ways.csv", index=False, encoding=encoding, sep=delimiter)
+    shown = said(main, "data/ways.csv")
+    (line,) = re.findall(r"\n  file    (.*)\n", shown) or [""]
+    assert line == WAYS[encoding, delimiter]
+    source = read_yaml(OWN)["ways"]["source"]
+    assert source.get("encoding", "utf-8") == encoding
+    assert source.get("delimiter", ",") == delimiter
+    for recognize in ("encoding_of", "delimiter_of"):
+        monkeypatch.delattr(f"pipeline.data.recognition.{recognize}")
+    expected = pd.read_csv("data/ways.csv", encoding=encoding, sep=delimiter)
+    assert loaded("ways") == dict(zip(expected["text"], expected["label"], strict=True))
+
+
+def test_an_encoding_can_be_named():
+    table = pd.DataFrame([{"text": f"ćma {text(row)}", "label": QUEUES[row % 3]} for row in ROWS])
+    table.to_csv("data/ways.csv", index=False, encoding="iso8859_2")
+    said(main, "data/ways.csv", "--encoding", "iso8859_2")
+    assert loaded("ways") == dict(zip(table["text"], table["label"], strict=True))
+    refused(main, ["data/ways.csv", "--encoding", "latin-99", "--name", "a"], says="--encoding: no encoding 'latin-99'")
+    refused(main, ["data/ways.csv", "--sheet", "One", "--name", "a"], says="--sheet: has no effect; it is for .xlsx")
+
+
+NAMES = {
+    "my export (1).csv": "my-export-1",
+    "Données d'été.CSV": "Donnees-d-ete",
+    "tickets.2024.csv.gz": "tickets-2024",
+    "2024.csv": "data-2024",
+    "NULL.csv": "data-NULL",
+    "1e5.csv": "data-1e5",
+    "_-.csv": "data-_",
+}
+
+
+@pytest.mark.parametrize("file", NAMES)
+def test_the_name_of_a_row_is_one_that_dvc_takes_for_text(file):
+    content = Path("data/tickets.csv").read_bytes()
+    Path("data", file).write_bytes(gzip.compress(content) if file.endswith("gz") else content)
+    shown = said(main, f"data/{file}")
+    assert list(read_yaml(OWN)) == [NAMES[file]]
+    (override,) = re.findall(r"dvc exp run -S (\S+) ", shown)
+    assert OverridesParser.create().parse_override(override).value() == NAMES[file]
+
+
+def git(*words):
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
+
+
+def typed(command):
+    """Run a command as a shell does after it is typed, that of DVC in this process."""
+    for words in map(shlex.split, command.split(" && ")):
+        if words[0] == "dvc":
+            assert dvc.cli.main(words[1:]) == 0, command
+        else:
+            subprocess.run(words, capture_output=True, check=True)
+
+
+STATES = {  # what was typed before
+    "new": "",
+    "staged": "git add data",
+    "committed": "git add data && git commit -m First",
+    "changed": "git add data && git commit -m First && tee -a 'data/my export (1).csv'",
+    "in DVC": "dvc add 'data/my export (1).csv'",
+    "ignored": "tee .gitignore",
+}
+
+
+OF_DVC = ("new", "in DVC")  # the states in which a command of DVC is printed or was typed, which takes seconds
+
+
+@pytest.mark.parametrize(
+    "state", [pytest.param(state, marks=[pytest.mark.nightly] * (state in OF_DVC)) for state in STATES]
+)
+def test_the_command_that_keeps_a_row_and_its_file_works_as_printed(state, monkeypatch):
+    git("init", "--quiet")
+    for key, value in {"user.name": "A", "user.email": "a@b"}.items():
+        git("config", key, value)
+    if state in OF_DVC:
+        assert dvc.cli.main(["init", "--quiet"]) == 0
+        assert dvc.cli.main(["config", "core.autostage", "true"]) == 0  # as in the repository
+    git("commit", "--quiet", "--allow-empty", "--message", "Begin")
+    Path("data/tickets.csv").rename("data/my export (1).csv")
+    if state == "ignored":
+        Path(".gitignore").write_text("/data\n")
+    elif STATES[state]:
+        for command in STATES[state].split(" && "):
+            if command.startswith("tee"):
+                with Path("data/my export (1).csv").open("a") as file:
+                    file.write(f"999,{text(999)},other\n")
+            else:
+                typed(command)
+    shown = said(main, "data/my export (1).csv")
+    (line,) = [line for line in shown.splitlines() if line.startswith("To keep ")]
+    command = line.partition(": ")[2]
+    typed(command)
+    tracked = git("ls-files", "-z", "data").split("\0")
+    assert "data/datasets.yaml" in tracked
+    if state in ("staged", "committed", "changed", "ignored"):
+        assert (command == "git add data/datasets.yaml") == (state != "ignored")
+        assert "data/my export (1).csv" in tracked
+    else:
+        assert command.endswith("dvc add 'data/my export (1).csv'")
+        assert "data/my export (1).csv.dvc" in tracked
+
+
+def test_names_of_columns_are_quoted_where_they_are_to_be_typed():
+    rows = [{"the text": text(row), "a queue": QUEUES[row % 3], "b's team": row % 4} for row in ROWS]
+    write("data/two words.csv", rows)
+    line = refused(main, ["data/two words.csv"], says="which column is to be predicted? --label ")
+    assert shlex.split(line.partition("--label ")[2].replace(" or ", " ")) == ["a queue", "b's team"]
+    write("data/three.csv", [{**row, "c": text(row["b's team"]), "d": text(1), "label": 1} for row in rows])
+    line = refused(
+        main, ["data/three.csv", "--label", "a queue"], says="which one or two columns are the text? --text "
+    )
+    assert shlex.split(line.partition("--text ")[2]) == ["the text", "c", "d"]
 
 
 SHOPS = [{"shop": f"s{row % 3}", "text": text(row), "queue": QUEUES[row % 2 + row % 3 // 2]} for row in ROWS]
@@ -164,7 +393,7 @@ def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_i
 
 AT_ONCE = """
 import sys, time
-from pipeline import add
+from pipeline.add import __main__ as add
 
 def slowly(path, read=add.read_yaml):
     content = read(path)

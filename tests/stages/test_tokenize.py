@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from pipeline import params
 from pipeline.core import artifacts
-from pipeline.data import datasets, sources, tokens
+from pipeline.data import datasets, files, tokens
 from pipeline.tasks import encoding
 from stages import tokenize
 from tests import kit, tasks, workspace
@@ -118,7 +118,7 @@ def row_of(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rows", [1, 1000])
 @pytest.mark.parametrize("task", tasks.EXAMPLES)
 def test_the_official_files_are_read_some_rows_at_a_time(task, rows, row_of, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS", rows)
+    monkeypatch.setattr(files, "ROWS", rows)
     found = frames(datasets.load(row_of(task), "mine"))
     for split in ("train", "test"):
         examples = list(found[split].itertuples(index=False, name=None))

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from pipeline.data import datasets, sources
+from pipeline.data import datasets
+from pipeline.data import files as data_files
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks.cells import plain_text
 from tests import workspace
@@ -277,10 +278,10 @@ def test_a_text_is_what_the_file_says(tmp_path, name, content, texts):
         ("a.csv", "text,text\na,0\n", "a.csv: columns must differ from each other, got text, text"),
         ("a.tsv", "text\tlabel\na\n", "a.tsv: line 2 has 1 columns, not 2"),
         ("a.jsonl", '{"text": "a", "label": 0}\n\n{"text"\n', "a.jsonl: line 3 is not JSON: Expecting ':' delimiter"),
-        ("a.json", "[1]\n", "a.json: line 1 must be a JSON object, got list"),
+        ("a.json", "[1]\n", "a.json: item 1 must be a JSON object, got int"),
         ("a.parquet", "no parquet", "a.parquet: "),
-        ("a.xls", "a", "a.xls: the extension must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
-        ("a.csv", "text,label\nü,0\ncafé,1\n".encode("latin-1"), "a.csv: 'utf-8' codec can't decode byte"),
+        ("a.xls", "a", "a.xls: the extension must be one of .csv, .tsv, .txt, .jsonl, .json, .xlsx, .parquet"),
+        ("a.csv", "text,label\nü,0\ncafé,1\n".encode("latin-1"), "a.csv: line 2 is not UTF-8; `encoding` in the entry"),
         ("a.csv", "text,label\n\nb,goood\n", "a.csv: line 3: label 'goood' is not a class; allowed: bad, good, 0, 1"),
     ],
 )
@@ -362,7 +363,7 @@ def test_names_of_labels_and_tenants_are_spelled_in_one_way(tmp_path, label, set
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_texts_are_never_all_in_memory(tmp_path, monkeypatch, ending):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "ROWS", 50)
+    monkeypatch.setattr(data_files, "ROWS", 50)
 
     def read(path):
         for examples in datasets.load(row_of({"train": str(path)}, cut=CUT), "mine").splits.values():

@@ -18,7 +18,7 @@ from lsr.__main__ import main as lsr_main
 from lsr.tuner.files import WEIGHTS
 from pipeline import score
 from pipeline.core import artifacts, console
-from pipeline.data import sources
+from pipeline.data import files
 from pipeline.predict import __main__ as predict
 from tests.kit import edit, ended, growth, refused, said, table, write
 from tests.workspace import ROOT, read_yaml
@@ -97,6 +97,20 @@ def test_a_file_says_what_the_arguments_say(one, ending):
     assert table(ok("--file", f"in.{ending}", "--column", "sentence1")) == expected
 
 
+@pytest.mark.parametrize(("encoding", "delimiter"), [("cp1252", ";"), ("utf-16", "\t"), ("utf-8", "|")])
+def test_a_file_as_excel_writes_it_is_answered_as_the_arguments_are_and_it_is_said(one, capsys, encoding, delimiter):
+    texts = [SENTENCE, "an owl; at night, too", "naïve café"]
+    rows = pd.DataFrame([{"id": key, "sentence1": text} for key, text in zip("abc", texts, strict=True)])
+    rows.to_csv("in.CSV.gz", index=False, encoding=encoding, sep=delimiter)
+    answers = zip("abc", table(ok(*texts)), strict=True)
+    expected = [{"id": key, "sentence1": row.pop("text"), **row} for key, row in answers]
+    predict.main(["--file", "in.CSV.gz"])
+    out, err = capsys.readouterr()
+    assert table(out) == expected
+    assert "--file: in.CSV.gz: read as " in err
+    assert (encoding in err) == (encoding != "utf-8")
+
+
 def test_texts_with_carriage_returns_are_read_again_by_pandas_as_they_were(one):
     texts = [SENTENCE, "an owl\rat night", "a fox\r\nin the wood", "\r a hen"]
     write("in.jsonl", [{"sentence1": text, "number": number, "none": None} for number, text in enumerate(texts)])
@@ -119,7 +133,7 @@ def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one):
 
 
 def test_each_table_is_answered_before_the_next_is_read_and_a_later_mistake_is_a_line(one, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS", 1)
+    monkeypatch.setattr(files, "ROWS", 1)
     first = {"sentence1": SENTENCE, "label": "good"}
     for second, says in (
         ({"sentence1": "an owl", "late": 1}, "row 2: a new key 'late'; needed: in row 1"),
@@ -137,7 +151,7 @@ def test_each_table_is_answered_before_the_next_is_read_and_a_later_mistake_is_a
 
 
 def test_a_file_is_answered_some_rows_at_a_time_and_never_all_in_memory(one, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS", 50)
+    monkeypatch.setattr(files, "ROWS", 50)
     assert growth(lambda path: ok("--file", str(path), "--column", "text", "--out", f"{path}.jsonl"), "csv") < 0.2
 
 

@@ -1,0 +1,276 @@
+"""`python -m pipeline.add data/tickets.csv`: describe a file in a row of data/datasets.yaml, as far as it can be seen.
+
+Its encoding and what separates its columns are recognized. Labels that differ in case or space, as Yes and yes, become
+one, and N/A and nan stand for no label, unless --keep-labels is given. The row is checked like any other, and its
+splits are made once, before anything is written.
+"""
+
+import argparse
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from ruamel.yaml import YAML
+
+from pipeline.add import kinds
+from pipeline.add.columns import Choice, described
+from pipeline.core import artifacts, console, git
+from pipeline.core.console import Parser, warn_without_identity
+from pipeline.core.errors import UserError, as_user_error
+from pipeline.data import datasets, opening, recognition, sources
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.reading import check_rows, read_yaml, validated
+from pipeline.params.schema import TABLES
+from pipeline.params.sources import COMPRESSED, EXCEL, NAME, SEPARATED, Split, TableSource, check_encoding, ending_of
+from pipeline.tasks.classes import of_class
+
+OWN = TABLES["data"].own
+LOCK = Path(".cache/add.lock")  # not beside the file, in a folder whose files are inputs of the pipeline
+HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
+# Names that `dvc exp run -S data=NAME` takes for a number or nothing.
+NO_TEXT = re.compile(r"[-\d_]*(e-?\d+)?|null|true|false|nan|inf", re.IGNORECASE)
+USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Look at files, write their row, and print what was decided and how to run it.
+
+    Raises:
+        UserError: if a file cannot be read or is not in data/, there is a row of this name, or the row would not do.
+    """
+    parser = Parser("python -m pipeline.add", __doc__)
+    add = parser.add_argument
+    add("file", help="csv, tsv, jsonl, json, xlsx or parquet, in data/; texts also as gz, bz2, xz or zst")
+    add("--validation", metavar="FILE", help="a file with the validation split; by default it is cut from the first")
+    add("--test", metavar="FILE", help="a file with the test split; by default it is cut from the first")
+    add("--text", nargs="+", default=(), metavar="COLUMN", help="the column with the text, or two for pairs")
+    add("--label", metavar="COLUMN", help="the column to predict")
+    add("--tenant", metavar="COLUMN", help="the column that says whose row it is, if each has own labels")
+    add("--keep-labels", action="store_true", help="merge no labels that differ in case or space; N/A is a label")
+    add("--encoding", metavar="NAME", help="of the files, such as cp1252; by default it is recognized")
+    add("--sheet", metavar="NAME", help="of xlsx; by default the first")
+    add("--name", help="of the row; by default the file's")
+    with parser.parsed(words) as options:
+        files = _files(options)
+        name = _name(options.name, files["train"])
+        _check_new(name, check_rows("data"))
+        choice = Choice(options.text, options.label, options.tenant, options.keep_labels)
+        source = _source(files, options.encoding, options.sheet)
+        table = pd.concat([_read(path, source, choice) for path in files.values()], ignore_index=True)
+        where = ", ".join(map(str, files.values()))
+        content, notes = described(table, source, choice, where)
+        row = validated(DatasetRow, content, OWN, (name,))
+        row._where = str(OWN)
+        loaded = datasets.load(row, name)
+        LOCK.parent.mkdir(exist_ok=True)
+        with FileLock(LOCK):  # another command may add a row at the same time
+            _append(name, content)
+        console.line(f"{OWN}: added {name}: {len(table):,} rows of {where}")
+        _show(table, loaded, notes, recognition.words_of(source))
+        _show_commands(name, list(files.values()), loaded)
+
+
+def _files(options: argparse.Namespace) -> dict[Split, Path]:
+    """Return the given files by their splits.
+
+    Raises:
+        UserError: if one is not in data/.
+    """
+    given: dict[Split, str | None] = {
+        "train": options.file,
+        "validation": options.validation,
+        "test": options.test,
+    }
+    files = dict[Split, Path]()
+    for split, file in given.items():
+        if file is None:
+            continue
+        path = Path(os.path.relpath(file))
+        if not path.is_relative_to(OWN.parent):
+            raise UserError(f"{file}: DVC notices changes only in data/; move the file, or a link to it, there")
+        files[split] = path
+    return files
+
+
+def _name(given: str | None, path: Path) -> str:
+    """Return the name of the row: the one that is given, or one made of the file's.
+
+    Raises:
+        UserError: if it is none, or none can be made.
+    """
+    if given is not None:
+        if not re.fullmatch(NAME, given):
+            raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {given}")
+        if NO_TEXT.fullmatch(given):
+            raise UserError(f"--name: `dvc exp run -S data={given}` takes it for no name; choose another")
+        return given
+    stem = path.with_suffix("").stem if path.suffix.lower() in COMPRESSED else path.stem
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")
+    if not name:
+        raise UserError(f"{path}: its name has no letter for that of the row; give one with --name")
+    return f"data-{name}" if NO_TEXT.fullmatch(name) else name
+
+
+def _source(files: Mapping[Split, Path], encoding: str | None, sheet: str | None) -> TableSource:
+    """Return the source of the files, with what is recognized of how they are written.
+
+    Raises:
+        UserError: if a file cannot be read, they are written in different ways, or an option has no effect.
+    """
+    if encoding is not None:
+        with as_user_error(ValueError, before="--encoding: "):
+            check_encoding(encoding)
+    if sheet is not None and EXCEL not in map(ending_of, files.values()):
+        raise UserError(f"--sheet: has no effect; it is for {EXCEL}")
+    parts = dict[Split, TableSource]()
+    for split, path in files.items():
+        with sources.explained(str(path)):
+            parts[split] = recognition.source_of(path, encoding, sheet if ending_of(path) == EXCEL else None)
+    return recognition.joined(parts)
+
+
+def _read(path: Path, source: TableSource, choice: Choice) -> pd.DataFrame:
+    """Return the table in a file: of columns of running text that are not chosen, only the beginning.
+
+    Raises:
+        UserError: if it cannot be read, or has no row.
+    """
+    alone = source.model_copy(update={"files": {"train": path.as_posix()}})
+    tables = sources.values(alone, str(path), flat=True)
+    first = next(tables)
+    if first.empty:
+        raise UserError(f"{path}: {_without_rows(path)}")
+    running = list[str]()
+    for name in first:
+        if name not in (choice.label, choice.tenant) and kinds.is_running_text(first[name]):
+            running.append(name)
+    empty = dict.fromkeys(running)  # text that memory need not hold
+    return pd.concat([first, *(table.assign(**empty) for table in tables)])
+
+
+def _without_rows(path: Path) -> str:
+    if ending_of(path) in (*SEPARATED, EXCEL):
+        with opening.open_bytes(path) as file:
+            if file.read(1000).strip():
+                return "no row below the line with the names of columns; needed: rows with a text and a label"
+    return "the file is empty; needed: rows with a text and a label"
+
+
+def _check_new(name: str, names: Collection[str]) -> None:
+    if name in names:
+        raise UserError(f"--name: there is a row {name} already; choose another, or remove it if it is in {OWN}")
+
+
+def _append(name: str, row: dict[str, Any]) -> None:
+    # Add a row at the end of the file, whose other lines stay as they are.
+    rows = {name: row}
+    dumped = StringIO()
+    YAML().dump(rows, dumped)
+    known = {}
+    before = HEADER
+    if OWN.exists():
+        known = read_yaml(OWN)
+        before = OWN.read_text(encoding="utf-8")
+    _check_new(name, known)
+    with artifacts.replacing(OWN) as new:
+        new.write_text(f"{before.rstrip()}\n{dumped.getvalue()}", encoding="utf-8")
+        try:
+            is_added = read_yaml(new) == known | rows
+        except UserError:
+            is_added = False
+        if not is_added:
+            at_end = "a row cannot be added at its end; write one key below another, without braces"
+            raise UserError(f"{OWN}: {at_end}")
+
+
+def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str], written: str) -> None:
+    """Print what was decided of a table, each after a word; `written` says how its file is written, if not as usual."""
+    task = loaded.task
+    row = task.row
+    splits = loaded.splits
+    labels = np.concatenate([split["label"] for split in splits.values()])
+    shown = {
+        "text": " and ".join(row.text) + (", read together" if len(row.text) > 1 else ""),
+        "label": f"{row.label.column}, {task.shown(labels)}",
+        "scores": ", ".join(f"{metric}{of_class(metric, task)}" for metric in row.metrics),
+        "splits": _sizes(loaded, len(table)),
+        **notes,
+    }
+    if written:
+        shown["file"] = f"read as {written}"
+    named = [column for column in table if column.casefold() in USUAL_TENANTS]
+    if row.tenant is None and named:
+        column = quote(named[0])
+        shown["tenants"] = f"none; if the column {column} says whose row it is: --tenant {column}"
+    rare = task.rare(splits["train"]["label"])
+    if rare:
+        shown["rare"] = rare
+    for word, decided in shown.items():
+        console.line(f"  {word:8}{decided}")
+
+
+def _show_commands(name: str, files: Sequence[Path], loaded: datasets.Loaded) -> None:
+    """Print the commands that come next."""
+    console.line(f"To change it, edit {OWN}, or remove the row there and give --text, --label, --tenant or --name")
+    for line in _to_keep(files):
+        console.line(line)
+    more = "model=smollm2" if loaded.task.writes else "train.steps=auto"  # smollm2 writes, as others do
+    console.line(f"To train: dvc exp run -S data={name} -S {more}")
+    warn_without_identity()
+
+
+def _to_keep(files: Sequence[Path]) -> list[str]:
+    """Return lines with the command that keeps the row and its files with the repository.
+
+    DVC adds no file that Git has, so the files that are staged or committed stay in Git; and none beside which Git
+    ignores what DVC writes, so that Git has to take it.
+    """
+    if git.output("rev-parse", "--git-dir") is None:
+        return []
+    for_git = [OWN]
+    for_dvc = list[Path]()
+    for path in files:
+        if git.output("ls-files", "--error-unmatch", "--", str(path)) is not None:
+            continue
+        is_for_git = _is_ignored(path.with_name(f"{path.name}.dvc"))
+        (for_git if is_for_git else for_dvc).append(path)
+    force = "--force " if any(map(_is_ignored, for_git)) else ""
+    command = f"git add {force}{_quoted(for_git)}"
+    if for_dvc:
+        return [f"To keep both with the repository, the file by its digest: {command} && dvc add {_quoted(for_dvc)}"]
+    if len(for_git) > 1:
+        return [f"To keep both with the repository: {command}"]
+    return [f"To keep the row with the repository, where Git has its data: {command}"]
+
+
+def _is_ignored(path: Path) -> bool:
+    return git.output("check-ignore", "--", str(path)) is not None
+
+
+def _quoted(files: Sequence[Path]) -> str:
+    return " ".join(quote(str(path)) for path in files)
+
+
+def _sizes(loaded: datasets.Loaded, rows: int) -> str:
+    row = loaded.task.row
+    sizes = {split: len(texts) for split, texts in loaded.splits.items()}
+    shown = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
+    how = ", by a hash of the text" if row.cut else ""
+    left_out = rows - sum(sizes.values())
+    if left_out <= 0:
+        return f"{shown}{how}"
+    twice = "texts that come twice, or that two splits have" if loaded.task.has_mirrors else "a text that comes twice"
+    return f"{shown}{how}; {left_out:,} rows left out: no text or label, or {twice}"
+
+
+if __name__ == "__main__":
+    main()

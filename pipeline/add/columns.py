@@ -1,0 +1,216 @@
+"""See in a table which columns are text and which is the label, and what follows from it for a row of data."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from shlex import quote
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pipeline.add import kinds, spellings
+from pipeline.core.errors import UserError
+from pipeline.data import sources
+from pipeline.params.sources import TableSource
+from pipeline.tasks.cells import plain_text
+from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS
+
+USUAL = ("label", "labels", "tags", "topics", "class", "target", "category", "sentiment", "stars", "rating", "score")
+CUT = {"validation": 0.1, "test": 0.2}
+WITH_COMMA = re.compile(r"-?\d+,\d+")
+# What is written is named so.
+PROMPT = "prompt"
+COMPLETION = "completion"
+MESSAGES = "messages"
+
+
+class Choice(NamedTuple):
+    """What the user has chosen: columns, of which others are seen, and whether labels stay as they are."""
+
+    text: Sequence[str] = ()
+    label: str | None = None
+    tenant: str | None = None
+    keeps_labels: bool = False
+
+
+class Description(NamedTuple):
+    """The content of a row of data, and in words what it reads in another way than files have it."""
+
+    content: dict[str, Any]
+    notes: dict[str, str]
+
+
+def described(table: pd.DataFrame, source: TableSource, choice: Choice, where: str) -> Description:
+    """Return the row of data of a table that was read from a source, with the columns that are chosen, or else seen.
+
+    Raises:
+        UserError: if there is no such column, the first line names no columns, it remains open which ones are to be
+            read or predicted, or the column to predict holds neither classes nor numbers.
+    """
+    _check_columns(table, choice, where)
+    content: dict[str, Any] = {"source": source.model_dump(mode="json", exclude_defaults=True)}
+    cut = {split: share for split, share in CUT.items() if split not in source.files}
+    table = table.drop(columns=choice.tenant or [])
+    written = _written(table, choice)
+    if written:
+        return Description({**content, **written, "cut": cut}, {})
+    label = choice.label or _label(table, choice.text, where)
+    column = table[label]
+    replaced = {} if choice.keeps_labels else _replaced(column)
+    if replaced:
+        content["source"]["replace"] = {label: replaced}
+    read = spellings.respelled(column, replaced)
+    scored = _scored(read, choice.tenant, where)
+    if not cut:
+        scored.pop("stratify", None)  # nothing is cut
+    content["text"] = list(choice.text) or _texts(table, label, where)
+    if choice.tenant is not None:
+        content["tenant"] = choice.tenant
+    content |= scored
+    content["cut"] = cut
+    return Description(content, spellings.notes_of(column, replaced))
+
+
+def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
+    """Check that a table has names of columns, and the chosen ones.
+
+    Raises:
+        UserError: if it has not.
+    """
+    for name in table:
+        if kinds.is_text(pd.Series([name])):
+            needed = "put one above it with names of columns, such as text,label"
+            raise UserError(f"{where}: the first line is a row; {needed}")
+    chosen = [*choice.text]
+    chosen += [name for name in (choice.label, choice.tenant) if name]
+    sources.check_columns(table.columns, chosen, where)
+    if choice.tenant is not None and choice.tenant == choice.label:
+        raise UserError(f"{where}: --tenant and --label name the same column, {choice.tenant}; they must be two")
+
+
+def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
+    """Return the columns other than the label that are texts.
+
+    Raises:
+        UserError: if they are not one or two.
+    """
+    others = table.drop(columns=label)
+    texts = [column for column in others if kinds.is_text(others[column])]
+    if len(texts) in (1, 2):
+        return texts
+    columns = " ".join(map(quote, texts or table))
+    raise UserError(f"{where}: which one or two columns are the text? --text {columns}")
+
+
+def _written(table: pd.DataFrame, choice: Choice) -> dict[str, Any]:
+    """Return text, label and metrics of a table with conversations or completions; nothing of any other."""
+    metrics = ["exact_match", "rouge_l"]
+    if choice.label in (None, MESSAGES) and MESSAGES in table and not choice.text:
+        return {"label": {"messages": MESSAGES}, "metrics": metrics}
+    if choice.label in (None, COMPLETION) and COMPLETION in table and (choice.text or PROMPT in table):
+        text = list(choice.text or [PROMPT])
+        return {"text": text, "label": {"completion": COMPLETION}, "metrics": metrics}
+    return {}
+
+
+def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
+    """Return the column to predict: the one with a usual name, or the only one with few values.
+
+    Raises:
+        UserError: if there is none, or several with few values or with numbers.
+    """
+    columns = list[str]()
+    few = list[str]()
+    numbers = list[str]()
+    most = min(kinds.MOST_CLASSES, len(table) / 5)
+    for column in table:
+        values = table[column]
+        if column in text or kinds.is_running_text(values):
+            continue
+        columns.append(column)
+        if kinds.joined_labels(values) or 1 < values.map(str).nunique() <= most:
+            few.append(column)
+        elif kinds.may_be_scale(values):
+            numbers.append(column)
+    named = {column.casefold(): column for column in reversed(columns)}  # the first of equal names
+    usual = [named[word] for word in USUAL if word in named]
+    if usual:
+        return usual[0]
+    if len(few) == 1:
+        return few[0]
+    possible = few or numbers
+    if possible:
+        shown = " or ".join(map(quote, possible))
+        raise UserError(f"{where}: which column is to be predicted? --label {shown}")
+    have = "each has text, or another value in nearly every row"
+    needed = "needed: one with a few classes, or with numbers"
+    raise UserError(f"{where}: no column could be a label; {have}: {', '.join(table)}; {needed}")
+
+
+def _replaced(column: pd.Series) -> dict[str, str | None]:
+    """Return which spellings of labels are to be read in another way, of a column with one label a cell."""
+    if kinds.joined_labels(column):
+        return {}
+    counts = spellings.counts_of(column)
+    missing = spellings.missing_words(counts)
+    others = {spelling: count for spelling, count in counts.items() if spelling not in missing}
+    if kinds.numbers_to_predict(spellings.respelled(column, missing)) is not None:
+        return {**missing}
+    return {**spellings.one_spelling(others), **missing}
+
+
+def _scored(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]:
+    """Return what of a row follows from the column to predict: label, metrics, strata.
+
+    The classes of tenants are found later.
+
+    Raises:
+        UserError: if it holds neither classes nor numbers.
+    """
+    scale = kinds.numbers_to_predict(column)
+    if scale is not None:
+        ends = {"low": float(scale.min()), "high": float(scale.max())}
+        return {"label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"]}
+    parts = kinds.joined_labels(column)
+    if parts:
+        return {"label": {"several": column.name, **parts}, "metrics": ["macro_f1", "micro_f1"]}
+    if tenant is not None:
+        return {"label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"]}
+    values = kinds.known(column)
+    counts = Counter(map(plain_text, values))
+    most = min(kinds.MOST_CLASSES, len(values) / 2)
+    if not 1 < len(counts) <= most:
+        has = f"it has {len(counts):,} different values in {len(values):,} rows"
+        numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
+        needed = f"needed are {numbers} or 2 to {kinds.MOST_CLASSES} values with several rows each"
+        raise UserError(f"{where}: {column.name} is no label: {has}; {needed}; choose another --label")
+    if all(isinstance(value, bool) for value in values):
+        return _of_classes(column.name, {"false": counts["0"], "true": counts["1"]})
+    are_numbers = kinds.as_numbers(pd.Series(list(counts))) is not None
+    names = sorted(counts, key=float if are_numbers else None)
+    return _of_classes(column.name, {name: counts[name] for name in names})
+
+
+def _have_commas(values: Collection[str]) -> bool:
+    """Return whether all of some values are numbers with a comma where Python has a point."""
+    return bool(values) and all(map(WITH_COMMA.fullmatch, values))
+
+
+def _of_classes(column: Any, counts: Mapping[str, int]) -> dict[str, Any]:
+    # What of a row follows from its classes, with how many texts each has.
+    names = list(counts)
+    label = {"column": column, "names": names}
+    f1 = list[str]()
+    if len(names) == 2:
+        first, second = names
+        label["positive"] = first if counts[first] < counts[second] else second  # the rarer class
+        f1 = ["f1"]
+    least = min(counts.values())
+    enough = RARE_SHARE * sum(counts.values())
+    metrics = ["accuracy", *(f1 or ["macro_f1"])]
+    if least < max(RARE_TEXTS, enough):  # accuracy hardly changes if a rare class is never answered
+        metrics = ["macro_f1", *f1, "accuracy"]
+    scored: dict[str, Any] = {"label": label, "metrics": metrics}
+    if least < RARE_TEXTS:
+        scored["stratify"] = True
+    return scored

@@ -1,0 +1,122 @@
+"""See what a column of a table holds: running text, labels that are joined in a cell, or numbers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from pipeline.tasks.cells import is_missing, plain_text
+from pipeline.tasks.several import labels_in
+
+SEEN = 1000  # rows that say whether a column is text
+WORDS = 3  # a column with at least as many a row, on average, is text
+MOST_CLASSES = 100
+SEPARATORS = ";|,"  # of several labels in a cell
+LONGEST = 30  # characters of a label
+MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
+Labels = tuple[str, ...]  # in a cell
+
+
+def known(column: pd.Series) -> list[Any]:
+    """Return the values of a column that are not missing."""
+    return [value for value in column if not is_missing(value)]
+
+
+def is_running_text(column: pd.Series) -> bool:
+    """Return whether a column holds texts, and no labels that are joined."""
+    return is_text(column) and not joined_labels(column)
+
+
+def is_text(column: pd.Series) -> bool:
+    """Return whether a column holds running text, with words or, as in Chinese, long enough without."""
+    beginning = column.head(SEEN)
+    values = known(beginning)
+    if {type(value) for value in values} != {str}:
+        return False
+    text = "".join(values)
+    letters = sum(map(str.isalpha, text))
+    words = sum(map(_count_words, values))
+    is_of_letters = letters > 0.5 * len(text)
+    return is_of_letters and words >= WORDS * len(values)
+
+
+def _count_words(text: str) -> int:
+    words = text.split()
+    return max(len(words), len(text) // 12)
+
+
+def joined_labels(column: pd.Series) -> dict[str, Any]:
+    """Return the separator, if it is no column of lists, and the names of labels of which cells hold several, if any.
+
+    Texts that hold a separator are classes, or running text, unless their parts are short and have letters, most of
+    them are in several different cells, and there are few of them.
+    """
+    values = known(column)
+    types = {type(value) for value in values}
+    if types == {list}:
+        cells = [labels_in(value, "") for value in values]
+        return {"names": _names(cells)} if _are_several(cells) else {}
+    if types != {str}:
+        return {}
+    for separator in SEPARATORS:
+        cells = [labels_in(value, separator) for value in values]
+        if _are_several(cells) and _are_names(cells):
+            return {"separator": separator, "names": _names(cells)}
+    return {}
+
+
+def _names(cells: Sequence[Labels]) -> list[str]:
+    names = set[str]()
+    names.update(*cells)
+    return sorted(names)
+
+
+def _are_several(cells: Sequence[Labels]) -> bool:
+    """Return whether a cell has several labels, of which there are few."""
+    names = _names(cells)
+    most = min(MOST_CLASSES, len(cells) / 5)
+    return 1 < len(names) <= most and max(map(len, cells)) > 1
+
+
+def _are_names(cells: Sequence[Labels]) -> bool:
+    """Return whether the parts of cells are short and have letters, and most are in several different cells."""
+    counts = Counter[str]()
+    for labels in set(cells):
+        counts.update(labels)
+    if not all(map(_is_name, counts)):
+        return False
+    recurring = [name for name, count in counts.items() if count > 1]
+    return len(recurring) > len(counts) / 2
+
+
+def _is_name(part: str) -> bool:
+    return len(part) <= LONGEST and any(map(str.isalpha, part))
+
+
+def as_numbers(column: pd.Series) -> pd.Series | None:
+    """Return the values of a column as numbers; None if one is not a number."""
+    values = known(column)
+    if any(isinstance(value, bool) for value in values):
+        return None
+    numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
+    return numbers if numbers.notna().all() else None
+
+
+def numbers_to_predict(column: pd.Series) -> pd.Series | None:
+    """Return the values of a column if they are numbers to predict; None if they are classes."""
+    numbers = as_numbers(column)
+    if numbers is None:
+        return None
+    has_fractions = bool((numbers % 1 != 0).any())
+    different = set(map(plain_text, known(column)))
+    return numbers if has_fractions or len(different) > MOST_DIGITS else None
+
+
+def may_be_scale(column: pd.Series) -> bool:
+    """Return whether a column has different numbers, unless they only count rows."""
+    numbers = as_numbers(column)
+    if numbers is None or numbers.nunique() < 2:
+        return False
+    steps = numbers.diff()[1:]
+    return not steps.eq(1).all()

@@ -1,0 +1,112 @@
+"""Read the rows of a sheet of Excel's, each cell as the text that a csv file of the sheet would have."""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from pipeline.core.errors import first_line, nearest
+from pipeline.data import opening
+
+MOST_ROWS = 1_048_576  # of a sheet in Excel
+MOST_CELLS = 100_000_000  # of the rows together: a short row may name a cell far to the right
+INSTALL = "pip install -c constraints.txt -e '.[excel]'"
+
+
+def sheets(path: Path) -> list[str]:
+    """Return the names of the sheets of a file.
+
+    Raises:
+        ValueError: if it cannot be read, would unpack to too much, or the package that reads it is not there.
+    """
+    with closing(_opened(path)) as book:
+        return [sheet.title for sheet in book.worksheets]
+
+
+def rows(path: Path, sheet: str | None) -> Iterator[tuple[int, list[str | None]]]:
+    """Yield the number of each row that is not empty, and its cells up to the last one that is not.
+
+    The sheet is the first by default. A cell without content is None, and so is a formula whose result is not stored.
+
+    Raises:
+        ValueError: if it cannot be read, has no such sheet, or would unpack to too much.
+    """
+    with closing(_opened(path)) as book:
+        names = [known.title for known in book.worksheets]
+        if not names:
+            raise ValueError("no sheet with rows")
+        if sheet is not None and sheet not in names:
+            raise ValueError(f"no sheet {sheet!r}{nearest(sheet, names)}; sheets: {', '.join(names)}")
+        for number, cells in enumerate(_values(book[sheet or names[0]]), start=1):
+            row = [_text(cell) for cell in cells]
+            while row and row[-1] is None:
+                row.pop()
+            if row:
+                yield number, row
+
+
+def _opened(path: Path) -> Any:
+    """Return a workbook as openpyxl reads it, some rows at a time.
+
+    Raises:
+        ValueError: as of `sheets`.
+    """
+    if importlib.util.find_spec("openpyxl") is None:
+        raise ValueError(f"the package openpyxl is not installed; install the extra excel with: {INSTALL}")
+    _check_size(path)
+    from openpyxl import load_workbook
+
+    with warnings.catch_warnings(action="ignore"):  # of styles and filters, which no cell is read from
+        try:
+            return load_workbook(path, read_only=True, data_only=True, keep_links=False)
+        except Exception as error:  # what a damaged file makes it raise is of any kind
+            raise ValueError(f"cannot be read as xlsx: {first_line(error)}") from None
+
+
+def _check_size(path: Path) -> None:
+    """Check the size of what is in the zip, of which zipfile reads no more than it declares.
+
+    Raises:
+        ValueError: if it is too large, or no zip.
+    """
+    try:
+        with ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except BadZipFile:
+        raise ValueError("cannot be read as xlsx: it is no zip; save it as xlsx again, without a password") from None
+    most = opening.most_unpacked(path)
+    if size > most:
+        raise ValueError(opening.too_large(most))
+
+
+def _values(sheet: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of each row of a sheet.
+
+    Raises:
+        ValueError: if they are damaged, or too many.
+    """
+    sheet.reset_dimensions()  # which a file may state wrongly
+    rows = iter(sheet.iter_rows(values_only=True))
+    count = 0
+    for number in range(MOST_ROWS + 1):
+        try:
+            row = next(rows, None)
+        except Exception as error:  # of any kind, as when it is opened
+            raise ValueError(f"cannot be read as xlsx: {first_line(error)}") from None
+        if row is None:
+            return
+        count += len(row)
+        if number == MOST_ROWS or count > MOST_CELLS:
+            raise ValueError(f"a sheet has at most {MOST_ROWS:,} rows, and {MOST_CELLS:,} cells")
+        yield row
+
+
+def _text(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, float) and value.is_integer():  # 1 and 1.0 are one number of Excel's
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,230 @@
+"""Read a file of data, some rows at a time, by its extension: csv, tsv, JSON, Excel's or parquet.
+
+Lines of csv and tsv are split by Python: pandas silently fills up lines that are too short, and ends a line without
+quoting at a lone carriage return.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import excel, opening
+from pipeline.params.sources import CSV, EXCEL, JSON, PARQUET, SEPARATED, TableSource, ending_of
+from pipeline.tasks.cells import HALVES, Record
+
+ROWS = 1000  # of a table in memory
+TAB = "\t"
+ENDINGS = (*SEPARATED, *JSON, EXCEL, PARQUET)
+Line = tuple[int, Sequence[str | None]]  # its number, or that of a row, and its fields
+Lines = Iterable[Line]
+
+
+def read_file(path: Path, source: TableSource) -> Iterator[Record]:
+    """Yield the rows of a file of a source, with all cells that they have.
+
+    Raises:
+        ValueError: or an OSError, if it cannot be read, to be `sources.explained`.
+    """
+    opening.check_is_file(path, "the root of the repository")
+    ending = ending_of(path)
+    if ending not in ENDINGS:
+        raise ValueError(f"the extension must be one of {', '.join(ENDINGS)}")
+    try:
+        yield from _records(path, ending, source)
+    except UnicodeDecodeError as error:
+        raise ValueError(_undecodable(path, error)) from None
+
+
+def separated(
+    lines: Lines, names: Sequence[str] | None, *, drops_broken: bool = False, unit: str = "line"
+) -> Iterator[Record]:
+    """Yield rows by the names of their columns, which by default are in the first line.
+
+    Raises:
+        ValueError: if two names are equal, or a row has more or fewer fields and is not to be dropped.
+    """
+    rows = iter(lines)
+    if names is None:
+        names = _header(rows)
+    if len(set(names)) < len(names):
+        raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
+    width = len(names)
+    for number, fields in rows:
+        place = f"{unit} {number}"
+        if len(fields) == width:
+            yield place, dict(zip(names, fields, strict=True))
+        elif drops_broken:
+            yield place, dict.fromkeys(names)
+        else:
+            raise ValueError(f"{place} has {len(fields)} columns, not {width}")
+
+
+def fields_of(ending: str, delimiter: str | None) -> Callable[[Iterable[str]], Lines]:
+    """Return what splits lines into fields: with quotes, unless it is a tsv file of which no delimiter is given."""
+    if delimiter is None and ending != CSV:
+        return tab_separated
+    return lambda lines: _quoted(lines, delimiter or ",")
+
+
+def tab_separated(lines: Iterable[str]) -> Lines:
+    """Yield the fields of lines without quoting: quotes are text."""
+    for number, line in enumerate(lines, start=1):
+        content = line.removesuffix("\n").removesuffix("\r")
+        if content:
+            yield number, content.split(TAB)
+
+
+def _quoted(lines: Iterable[str], delimiter: str) -> Lines:
+    csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
+    begin = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield begin, fields
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {begin}: {error}") from None
+
+
+def _records(path: Path, ending: str, source: TableSource) -> Iterator[Record]:
+    if ending in SEPARATED:
+        yield from _separated_file(path, ending, source)
+        return
+    if ending == EXCEL:
+        yield from _sheet(path, source)
+        return
+    each = source.each.split(".") if source.each else []
+    records = _parquet(path) if ending == PARQUET else _json(path, source.encoding)
+    for place, record in records:
+        for item in _items(record, each, place):
+            yield place, item
+
+
+def _separated_file(path: Path, ending: str, source: TableSource) -> Iterator[Record]:
+    split = fields_of(ending, source.delimiter)
+    drops_broken = source.broken_lines == "drop"
+    with opening.open_text(path, source.encoding) as file:
+        yield from separated(split(file), source.columns, drops_broken=drops_broken)
+
+
+def _sheet(path: Path, source: TableSource) -> Iterator[Record]:
+    rows = excel.rows(path, source.sheet)
+    names: Sequence[str] | None = source.columns
+    if names is None:
+        names = _header(rows)
+    whole = _padded(rows, len(names))
+    yield from separated(whole, names, unit="row")
+
+
+def _padded(rows: Lines, width: int) -> Lines:
+    """Yield rows that are no shorter than a width: a sheet has no cells after the last one with content."""
+    for number, row in rows:
+        lacking = width - len(row)
+        yield number, [*row, *[None] * lacking]
+
+
+def _header(lines: Iterator[Line]) -> list[str]:
+    """Return the names of columns in the first line; none, if there is no line."""
+    _, header = next(lines, (0, ()))
+    return [name or "" for name in header]
+
+
+def _json(path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a list, which then is the whole file, or of lines."""
+    with opening.open_text(path, encoding) as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        first = next(lines, None)
+        if first is None:
+            return
+        number, line = first
+        if line.lstrip().startswith("["):
+            text = line + file.read()
+            yield from _json_list(text, number)
+            return
+        for number, line in chain([first], lines):
+            place = f"line {number}"
+            yield place, _checked(_parsed(line, number), place, line)
+
+
+def _json_list(text: str, begin: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    records = _parsed(text, begin)
+    for position, record in enumerate(records, start=1):
+        place = f"item {position}"
+        yield place, _checked(record, place, text)
+
+
+def _parsed(text: str, begin: int) -> Any:
+    """Return the value of a JSON text that begins in this line of a file.
+
+    Raises:
+        ValueError: with the line, if it is not JSON.
+    """
+    try:
+        return json.loads(text.strip())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {begin + error.lineno - 1} is not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {begin} is not JSON: {error}") from None
+
+
+def _checked(record: Any, place: str, text: str) -> dict[str, Any]:
+    """Return a record of a JSON text.
+
+    Raises:
+        ValueError: if it is not an object, or holds half a character, which only an escape can write.
+    """
+    if "\\" in text:
+        whole = json.dumps(record, ensure_ascii=False)
+        if HALVES.search(whole):
+            raise ValueError(f"{place} is not JSON: it holds half a character")
+    if not isinstance(record, dict):
+        raise ValueError(f"{place} must be a JSON object, got {type(record).__name__}")
+    return record
+
+
+def _items(record: Any, path: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
+    # Of each object in the lists along a path, the record with the object in place of the list.
+    if not path:
+        yield record
+        return
+    inner = record.get(path[0])
+    items = inner if isinstance(inner, list) else [inner]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{where}: no list of objects at {path[0]}")
+    for item in items:
+        for inner_record in _items(item, path[1:], where):
+            yield {**record, path[0]: inner_record}
+
+
+def _undecodable(path: Path, error: UnicodeDecodeError) -> str:
+    """Return in words that a file has another encoding than it should have: of UTF-8, with the line."""
+    remedy = "`encoding` in the entry names another encoding, and python -m pipeline.add recognizes many"
+    if error.encoding != "utf-8":
+        return f"is not {error.encoding}; {remedy}"
+    with opening.open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not is_utf_8(line):
+                return f"line {number} is not UTF-8; {remedy}"
+    return f"is not UTF-8; {remedy}"
+
+
+def is_utf_8(line: bytes) -> bool:
+    """Return whether a line can be decoded as UTF-8."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, buffer_size=2**20) as file:  # without, a group of rows is read whole
+        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(ROWS))
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", row

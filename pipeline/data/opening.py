@@ -1,0 +1,93 @@
+"""Open a file of data as bytes or as text, also a compressed one, of which a limited size is unpacked."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TextIO
+
+from pipeline.core.errors import first_line
+
+# A compressed file may unpack to this many bytes, or to this many times its own size if that is more: of texts it is
+# three to ten times, and of a file that is made to fill a disk or memory a thousand times and more.
+UNPACKED_BYTES = 100_000_000
+UNPACKED_TIMES = 100
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error)  # beside OSErrors and ValueErrors
+
+
+def check_is_file(path: Path, start: str) -> None:
+    """Check that a file is there; relative paths begin at `start`, in words.
+
+    Raises:
+        ValueError: if it is not, or is a folder, or a pipe, which may have no end.
+    """
+    if not path.is_file():
+        raise ValueError("not a file" if path.exists() else f"not found; paths start at {start}")
+
+
+def most_unpacked(path: Path) -> int:
+    """Return how many bytes a compressed file may unpack to."""
+    return max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
+
+
+def too_large(most: int) -> str:
+    """Return in words that a compressed file unpacks to more than the most bytes that are allowed."""
+    allowed = f"allowed: {UNPACKED_BYTES:,} or {UNPACKED_TIMES} times its own size, whichever is more"
+    return f"unpacks to more than {most:,} bytes; {allowed}; if you trust it, unpack it first"
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file to read its bytes: of a compressed one, those that it unpacks to."""
+    unpack = UNPACKERS.get(path.suffix.lower())
+    if unpack is None:
+        return path.open("rb")
+    return io.BufferedReader(_Unpacked(unpack(path), most_unpacked(path)))
+
+
+def open_text(path: Path, encoding: str | None = None) -> TextIO:
+    """Open a file to read lines of text, which only a line feed ends; by default it is UTF-8."""
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding or "utf-8-sig", newline="\n")
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes that a compressed file unpacks to, which must not be more than `most`."""
+
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        self._stream = stream
+        self._most = most
+        self._done = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            content = self._stream.read(len(buffer))
+        except DAMAGED as error:
+            raise ValueError(f"cannot be unpacked: {first_line(error)}") from None
+        self._done += len(content)
+        if self._done > self._most:
+            raise ValueError(too_large(self._most))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _open_zstandard(path: Path) -> IO[bytes]:
+    import pyarrow as pa  # which is there anyway; Python has it from 3.14
+
+    return pa.input_stream(str(path), compression="zstd")
+
+
+UNPACKERS: Mapping[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+}

@@ -1,0 +1,238 @@
+"""Recognize how a file of data is written: its encoding and what separates its columns.
+
+What is recognized becomes keys of a source, so that later stages read the file by these and recognize nothing again.
+"""
+
+import codecs
+import re
+from collections.abc import Mapping
+from itertools import chain, islice
+from pathlib import Path
+
+from charset_normalizer import CharsetMatch, from_bytes
+
+from pipeline.core.errors import UserError
+from pipeline.data import excel, files, opening
+from pipeline.params.sources import CSV, EXCEL, ONLY_FOR, SEPARATED, TEXTUAL, Split, TableSource, ending_of
+
+MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
+    codecs.BOM_UTF8: None,
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# What programs write, other than UTF-8. Of encodings in which a file has the same text, it is the first one.
+ENCODINGS = [
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "mac_roman", "koi8_r"),
+    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
+]
+JAPANESE = ("cp932", "euc_jp")
+SAMPLE = 65_536  # bytes of lines that are not UTF-8
+HIRAGANA = re.compile("[\u3041-\u3096]")
+BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+LEAST_HIRAGANA = 0.1  # of the characters beyond ASCII in a Japanese text
+WORD = re.compile(r"\w*[^\W\x00-\x7f]\w*")  # with a character beyond ASCII
+DELIMITERS = {",": "commas", ";": "semicolons", files.TAB: "tabs", "|": "vertical bars"}
+SHOWN = 3  # words
+LONGEST = 20  # characters of one
+ROWS = 1000  # that decide which of these it is
+Rows = list[list[str | None]]
+
+
+def source_of(path: Path, encoding: str | None = None, sheet: str | None = None) -> TableSource:
+    """Return a source with a file as its train split; an encoding that is not given is recognized.
+
+    Raises:
+        ValueError: or an OSError, if it cannot be read, to be `sources.explained`.
+    """
+    opening.check_is_file(path, "the current folder")
+    ending = ending_of(path)
+    delimiter = None
+    if ending in TEXTUAL and encoding is None:
+        encoding = encoding_of(path)
+    if ending in SEPARATED:
+        delimiter = delimiter_of(path, encoding)
+    files_of: dict[Split, str] = {"train": path.as_posix()}
+    return _source(files_of, {"encoding": encoding, "delimiter": delimiter, "sheet": sheet})
+
+
+def joined(parts: Mapping[Split, TableSource]) -> TableSource:
+    """Return one source with the file of each part as a split.
+
+    Raises:
+        UserError: if two files are written in different ways, for which one source has no keys.
+    """
+    files_of = {split: part.files["train"] for split, part in parts.items()}
+    keys = dict[str, str | None]()
+    for key, endings in ONLY_FOR.items():
+        values = {file: getattr(parts[split], key) for split, file in files_of.items() if ending_of(file) in endings}
+        if key == "encoding":
+            values = _without_ascii(values)
+        different = list(dict.fromkeys(values.values()))
+        if len(different) > 1:
+            shown = " and ".join(f"{file} has {value or 'the default'}" for file, value in values.items())
+            raise UserError(f"{key}: {shown}; save the files in the same way")
+        keys[key] = different[0] if different else None
+    return _source(files_of, keys)
+
+
+def _source(files_of: Mapping[Split, str], keys: Mapping[str, str | None]) -> TableSource:
+    return TableSource.model_validate({"kind": "files", "files": files_of, **keys})
+
+
+def _without_ascii(encodings: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the encodings of files, without files in ASCII if others have an encoding that contains it."""
+    names = {encoding for encoding in encodings.values() if encoding is not None}
+    if not names or any(name.startswith("utf") for name in names):
+        return dict(encodings)
+    others = dict[str, str | None]()
+    for file, encoding in encodings.items():
+        if encoding is not None or not _is_ascii(Path(file)):
+            others[file] = encoding
+    return others
+
+
+def _is_ascii(path: Path) -> bool:
+    with opening.open_bytes(path) as file:
+        return all(line.isascii() for line in file)
+
+
+def words_of(source: TableSource) -> str:
+    """Return in words how the first file of a source is written; empty for UTF-8 with the usual separator."""
+    path = Path(next(iter(source.files.values())))
+    words = list[str]()
+    if source.encoding is not None:
+        words.append(f"{source.encoding}{_example(path, source.encoding)}")
+    if source.delimiter is not None:
+        words.append(f"{DELIMITERS[source.delimiter]} between columns")
+    if ending_of(path) == EXCEL:
+        names = excel.sheets(path)
+        if len(names) > 1 and source.sheet is None:
+            words.append(f"the sheet {names[0]}, the first of {len(names)}")
+    return ", ".join(words)
+
+
+def _example(path: Path, encoding: str) -> str:
+    """Return the first words of a file that another encoding would garble, as words; empty if there are none."""
+    words = dict[str, None]()
+    with opening.open_text(path, encoding) as file:
+        for line in file:
+            words |= dict.fromkeys(WORD.findall(line))
+            if len(words) >= SHOWN:
+                break
+    first = [word[:LONGEST] for word in islice(words, SHOWN)]
+    return f" (as in {', '.join(first)})" if first else ""
+
+
+def encoding_of(path: Path) -> str | None:
+    """Return the encoding of a file of text: None for UTF-8, of which ASCII is a part.
+
+    Raises:
+        ValueError: if some lines are UTF-8 and others are not, or it is none that is recognized.
+    """
+    with opening.open_bytes(path) as file:
+        begin = file.read(4)
+        for mark, encoding in MARKS.items():
+            if begin.startswith(mark):
+                return encoding
+        if b"\0" in begin:  # a name of a column, or a bracket, in two bytes each
+            return "utf-16-be" if begin.startswith(b"\0") else "utf-16-le"
+        count = 0
+        sample = bytearray()
+        first_other = 0
+        others = 0
+        for number, line in enumerate(chain([begin + file.readline()], file), start=1):
+            if line.isascii():
+                continue
+            if files.is_utf_8(line):
+                count += 1
+                continue
+            others += 1
+            first_other = first_other or number
+            if not sample or len(sample) + len(line) <= SAMPLE:
+                sample += line
+    if not others:
+        return None
+    if count > others:
+        raise ValueError(f"line {first_other} is not UTF-8, but {count:,} others are; mend it, or name the encoding")
+    return _likeliest(bytes(sample))
+
+
+def _likeliest(sample: bytes) -> str:
+    """Return the encoding that fits a text best.
+
+    Raises:
+        ValueError: if none does.
+    """
+    matches = from_bytes(sample, cp_isolation=ENCODINGS, preemptive_behaviour=False, enable_fallback=False)
+    best = min(matches, key=_misfit, default=None)
+    if best is None:
+        raise ValueError("the encoding is not recognized; save the file as UTF-8, or name its encoding")
+    return ENCODINGS[_preference(best)]
+
+
+def _misfit(match: CharsetMatch) -> tuple[bool, float, int]:
+    """Return what is less the better an encoding fits: first the mess of the text in it, in hundredths.
+
+    Of equals it is the more usual encoding. Hiragana are in every Japanese text, and in hardly any other one that is
+    misread: without this question, charset-normalizer takes Japanese texts for Korean or Chinese ones.
+    """
+    text = str(match)
+    beyond = BEYOND_ASCII.findall(text)
+    hiragana = HIRAGANA.findall(text)
+    is_japanese = match.encoding in JAPANESE and len(hiragana) >= LEAST_HIRAGANA * len(beyond)
+    return not is_japanese, round(match.chaos, 2), _preference(match)
+
+
+def _preference(match: CharsetMatch) -> int:
+    """Return the place in ENCODINGS of the first encoding in which a text is the same."""
+    return min(ENCODINGS.index(name) for name in match.could_be_from_charset if name in ENCODINGS)
+
+
+def delimiter_of(path: Path, encoding: str | None) -> str | None:
+    """Return what separates the columns of a file; None if it is what its extension says.
+
+    It is what splits the first rows into equally many columns, more than one. `csv.Sniffer` counts characters instead,
+    and takes the comma in `name, first;label` for it.
+    """
+    ending = ending_of(path)
+    usual = _first_rows(path, ending, encoding, None)
+    if ending != CSV:
+        quoted = _first_rows(path, ending, encoding, files.TAB)
+        if _is_regular(quoted):
+            return None if quoted == usual else files.TAB
+    if _is_regular(usual):
+        return None
+    widths: dict[str | None, int] = {None: _width(usual)}
+    for delimiter in DELIMITERS:
+        rows = _first_rows(path, ending, encoding, delimiter)
+        if _is_regular(rows):
+            return delimiter
+        widths[delimiter] = _width(rows)
+    return max(widths, key=lambda delimiter: widths[delimiter])  # a later line is broken, which reading will say
+
+
+def _first_rows(path: Path, ending: str, encoding: str | None, delimiter: str | None) -> Rows:
+    """Return the first rows of a file as a delimiter splits it, and an empty one at the end if that is a mistake.
+
+    A tsv file is read to its end: quotes that are a part of its texts may be a mistake anywhere.
+    """
+    rows = Rows()
+    split = files.fields_of(ending, delimiter)
+    with opening.open_text(path, encoding) as file:
+        try:
+            for _, fields in islice(split(file), ROWS if ending == CSV else None):
+                if len(rows) < ROWS:
+                    rows.append(list(fields))
+        except ValueError:
+            rows.append([])
+    return rows
+
+
+def _is_regular(rows: Rows) -> bool:
+    return len({len(fields) for fields in rows}) == 1 and _width(rows) > 1
+
+
+def _width(rows: Rows) -> int:
+    return len(rows[0]) if rows else 0
