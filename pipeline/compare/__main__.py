@@ -49,13 +49,14 @@ def with_a_line_each(comparison: Mapping[str, Any]) -> str:
     """Return a comparison in JSON with a line for each result, so that a difference shows which one changed."""
     fields = []
     for name, value in comparison.items():
+        text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value:
-            lines = ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}" for item in value)
+            items = [f"  {json.dumps(item, ensure_ascii=False)}" for item in value]
+            lines = ",\n".join(items)
             text = f"[\n{lines}\n ]"
-        else:
-            text = json.dumps(value, ensure_ascii=False)
-        fields.append(f" {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(fields) + "\n}\n"
+        fields.append(f' "{name}": {text}')
+    body = ",\n".join(fields)
+    return f"{{\n{body}\n}}\n"
 
 
 def page(comparison: dict[str, Any]) -> str:
@@ -64,7 +65,7 @@ def page(comparison: dict[str, Any]) -> str:
     data = json.dumps(comparison, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "&<>":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
-    text, style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in PAGE)
+    text, style, script = map(_beside_this_file, PAGE)
     parts = {
         "title": f"{comparison['preset']}: comparison of methods",
         "style": style,
@@ -76,20 +77,33 @@ def page(comparison: dict[str, Any]) -> str:
     return text
 
 
+def _beside_this_file(name: str) -> str:
+    path = Path(__file__).with_name(name)
+    return path.read_text(encoding="utf-8")
+
+
 def show(comparison: dict[str, Any]) -> None:
     """Print the main average, or the last task if there is none, best first, and the notes; the page has all else."""
-    main = comparison["results"][-1]["task"]
-    rows = [row for row in comparison["results"] if row["task"] == main]
-    rows.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0.0), row["method"]))  # best first
-    console.table(f"{comparison['preset']}: {main}, percent", COLUMNS, map(_cells, rows))
+    results = comparison["results"]
+    main = results[-1]["task"]
+    rows = [row for row in results if row["task"] == main]
+    rows.sort(key=_best_first)
+    title = f"{comparison['preset']}: {main}, percent"
+    console.table(title, COLUMNS, map(_cells, rows))
     for note in comparison["notes"]:
         console.warn(note)
+
+
+def _best_first(row: Row) -> tuple[bool, float, str]:
+    score = row["score"]
+    return score is None, -(score or 0.0), row["method"]
 
 
 def _cells(row: Row) -> list[object]:
     score = None if row["score"] is None else f"{row['score']:.2f}"
     if row["score_high"] is not None:
-        score = f"{score} ± {row['score_high'] - row['score']:.2f}"
+        half = row["score_high"] - row["score"]
+        score = f"{score} ± {half:.2f}"
     lead = None if row["lead"] is None else f"{row['lead']:+.2f}"
     reason = f": {row['reason']}" if row["reason"] else ""
     return [

@@ -1,8 +1,8 @@
 """All that comparison.json and the page hold, computed once. Scores are in percent."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,12 @@ RESAMPLES = 10_000
 DIGITS = 7  # significant ones
 
 
-def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples: int = RESAMPLES) -> dict[str, Any]:
+def compare(
+    name: str,
+    records: Mapping[str, Record],
+    preset: Preset,
+    resamples: int = RESAMPLES,
+) -> Row:
     """Compare the methods with the baseline of their preset, and test its hypotheses; `records` are by key.
 
     The last of the averages is the main one.
@@ -40,12 +45,15 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
     notes.extend(unusable)
     if outdated:
         notes.append(f"{outdated:,} records left out: of other settings than those of the preset")
-    scores = {task: _scores(task, methods, labels.get(task), resamples) for task, methods in tasks.items()}
-    judge = Judge(scores, {**{task: (task,) for task in tasks}, **averages}, preset.margin)
+    scores = {}
+    for task, entries_of_task in tasks.items():
+        scores[task] = _scores(task, entries_of_task.values(), labels.get(task), resamples)
+    alone = {task: (task,) for task in tasks}
+    judge = Judge(scores, {**alone, **averages}, preset.margin)
     comparison = {
         "preset": name,
         "baseline": preset.baseline,
-        "metrics": {task: next(iter(methods.values())).shown.metrics[0] for task, methods in tasks.items()},
+        "metrics": _metrics(tasks),
         "averages": averages,
         "methods": methods,  # smallest first
         "margin": preset.margin,
@@ -54,38 +62,57 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
         "notes": notes,
         "results": _results(tasks, judge, preset.baseline, methods),
     }
-    text = json.dumps(comparison)
-    return json.loads(text, parse_float=lambda number: rounded(float(number), DIGITS))  # as a program reads it
+    return json.loads(json.dumps(comparison), parse_float=_shorter)  # as a program reads it
+
+
+def _shorter(number: str) -> float:
+    return rounded(float(number), DIGITS)
+
+
+def _metrics(tasks: Entries) -> dict[str, str]:
+    """Return the metric that scores each task."""
+    metrics = {}
+    for task, methods in tasks.items():
+        first = next(iter(methods.values()))
+        metrics[task] = first.shown.metrics[0]
+    return metrics
 
 
 def _smallest_first(tasks: Entries) -> list[str]:
     """Return the methods by the most parameters that they train on a task."""
-    shown = [entry.shown for methods in tasks.values() for entry in methods.values()]
-    shown.sort(key=lambda record: (record.trained, record.method))
-    largest = {record.method: record.trained for record in shown}
+    largest = dict[str, int]()
+    for methods in tasks.values():
+        for method, entry in methods.items():
+            largest[method] = max(entry.shown.trained, largest.get(method, 0))
     return sorted(largest, key=lambda method: (largest[method], method))
 
 
 def _check_baseline(name: str, baseline: str, methods: Sequence[str]) -> None:
     if baseline not in methods:
         near = nearest(baseline, methods)
-        raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
+        known = ", ".join(methods)
+        raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {known}")
 
 
-def _results(tasks: Entries, judge: Judge, baseline: str, methods: Iterable[str]) -> list[Row]:
+def _results(
+    tasks: Entries,
+    judge: Judge,
+    baseline: str,
+    methods: Sequence[str],
+) -> list[Row]:
     """Return a row for each task and average, and each method on it."""
     rows = []
     for place, listed in judge.places.items():
         leads = judge.against(baseline, place, methods)
         for method, lead in leads.items():
-            on_tasks = {task: tasks[task].get(method) for task in listed}
-            rows.append(row(place, method, on_tasks, lead))
+            entries = {task: tasks[task].get(method) for task in listed}
+            rows.append(row(place, method, entries, lead))
     return rows
 
 
 def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
     """Return the averages all of whose tasks have records, and a note for each other one."""
-    kept = dict[str, tuple[str, ...]]()
+    kept = {}
     notes = []
     for name, listed in means.items():
         lacking = [task for task in listed if task not in tasks]
@@ -96,20 +123,25 @@ def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
     return kept, notes
 
 
-def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamples: int) -> ByPart:
-    """Return the scores of all trainings of a task by part, method and seed, on resamples too if labels are known.
+def _scores(
+    task: str,
+    entries: Iterable[Entry],
+    known: Parts | None,
+    resamples: int,
+) -> ByPart:
+    """Return the scores of all training runs of a task by part, method and seed, on resamples too if labels are known.
 
     The parts of a task are those of its labels, or itself if they are not known.
     """
-    trainings = [training for entry in entries.values() for training in entry.finished]
+    trainings = examples.finished(entries)
     if not trainings:
         return {part: {} for part in known or (task,)}
     whole = [training.score() for training in trainings]
     if known is None:
-        drawn = np.array(whole)[:, None].repeat(resamples, axis=1)
-        return {task: _by_method(trainings, whole, drawn)}
+        without_labels = [np.full(resamples, score) for score in whole]
+        return {task: _by_method(trainings, whole, without_labels)}
     metric = trainings[0].metrics[0]
-    parts = dict[str, ByMethod]()
+    parts = {}
     for part, labels in known.items():
         if len(known) > 1:
             whole = [examples.score(metric, training, {part: labels}) for training in trainings]
@@ -119,16 +151,25 @@ def _scores(task: str, entries: Mapping[str, Entry], known: Parts | None, resamp
     return parts
 
 
-def _by_method(trainings: Iterable[Record], whole: Iterable[float], resampled: Iterable[Values]) -> ByMethod:
+def _by_method(
+    trainings: Iterable[Record],
+    whole: Iterable[float],
+    resampled: Iterable[Values],
+) -> ByMethod:
     """Return the scores of training runs, fractions on all examples and on each resample, by method and seed."""
-    scores: dict[str, dict[int, Scores]] = {}
+    by_method = defaultdict[str, dict[int, Scores]](dict)
     for training, score, drawn in zip(trainings, whole, resampled, strict=True):
-        scores.setdefault(training.method, {})[training.seed] = Scores(PERCENT * score, PERCENT * drawn)
-    return scores
+        scores = Scores(PERCENT * score, PERCENT * drawn)
+        by_method[training.method][training.seed] = scores
+    return by_method
 
 
 def _made(records: Iterable[Record]) -> dict[str, list[str]]:
     """Return all values of each field of the records' `made`, by name; of dates only the first and the last."""
     made = pd.DataFrame([record.made for record in records])
-    values = {name: sorted(made[name].dropna().unique()) for name in sorted(made)}
-    return values | {"date": sorted({values["date"][0], values["date"][-1]})}
+    values = {}
+    for name in sorted(made):
+        values[name] = sorted(made[name].dropna().unique())
+    dates = values["date"]
+    values["date"] = sorted({dates[0], dates[-1]})
+    return values

@@ -4,7 +4,7 @@ A bootstrap has scores on resamples of them, the same ones for all trainings of 
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.arena.record import Record
-from pipeline.compare.rows import Entry
+from pipeline.compare.rows import Entries, Entry
 from pipeline.tasks import scores, sums
 from pipeline.tasks.sums import METRICS, PEARSON
 from pipeline.tasks.task import TENANT
@@ -26,19 +26,21 @@ OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly
 AT_ONCE = 1000  # resamples in memory
 
 
-def read(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, Parts], list[str]]:
+def read(tasks: Entries) -> tuple[dict[str, Parts], list[str]]:
     """Return the labels by task and part, and a note for each task whose errors are of seeds alone."""
-    usable: dict[str, Parts] = {}
+    usable = {}
     notes = []
-    for task, entries in tasks.items():
-        path = next(iter(entries.values())).labels
-        finished = [training for entry in entries.values() for training in entry.finished]
+    for task, methods in tasks.items():
+        entries = list(methods.values())
+        path = entries[0].labels
+        trainings = finished(entries)
         if not path.is_file():
-            if finished:
+            if trainings:
                 notes.append(_note(task, f"{path} is not there"))
             continue
-        parts = _parts(task, pd.read_csv(path))
-        mismatches = (_mismatch(parts, training) for training in finished)
+        table = pd.read_csv(path)
+        parts = parts_of(task, table)
+        mismatches = (_mismatch(parts, training) for training in trainings)
         mismatch = next(filter(None, mismatches), None)
         if mismatch:
             notes.append(_note(task, mismatch))
@@ -47,28 +49,45 @@ def read(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, Parts], li
     return usable, notes
 
 
+def finished(entries: Iterable[Entry]) -> list[Record]:
+    """Return the training runs that means are taken over."""
+    trainings = list[Record]()
+    for entry in entries:
+        trainings += entry.finished
+    return trainings
+
+
 def _note(task: str, reason: str) -> str:
     return f"{task}: {reason}, so its errors are of seeds alone"
 
 
-def _parts(task: str, table: pd.DataFrame) -> Parts:
-    labels = table.drop(columns=TENANT, errors="ignore").astype(np.float64).squeeze("columns")
+def parts_of(task: str, table: pd.DataFrame) -> Parts:
+    """Return the labels of a task's file that are scored together: all, or those of each tenant."""
+    columns = table.drop(columns=TENANT, errors="ignore")
+    labels = columns.astype(np.float64).squeeze("columns")
     if TENANT not in table:
         return {task: labels}
-    return {f"{task}: {name}": part for name, part in labels.groupby(table[TENANT].map(str))}
+    tenants = table[TENANT].map(str)
+    parts = {}
+    for name, part in labels.groupby(tenants):
+        parts[f"{task}: {name}"] = part
+    return parts
 
 
 def predicted_of(training: Record, labels: Labels) -> Values:
-    """Return what a training predicted for the examples of these labels, in their shape."""
-    return np.array(training.predicted).reshape(-1, *labels.shape[1:])[labels.index]
+    """Return what a training run predicted for the examples of these labels, in their shape."""
+    shape = (-1, *labels.shape[1:])
+    predicted = np.array(training.predicted).reshape(shape)
+    return predicted[labels.index]
 
 
 def score(metric: str, training: Record, parts: Parts) -> float:
-    """Return a metric of what a training predicted for all labels of a task: the mean over its parts."""
+    """Return a metric of what a training run predicted for all labels of a task: the mean over its parts."""
     of_parts = []
     for labels in parts.values():
         predicted = predicted_of(training, labels)
-        of_parts.append(scores.score((metric,), predicted, labels.to_numpy())[metric])
+        scored = scores.score((metric,), predicted, labels.to_numpy())
+        of_parts.append(scored[metric])
     return fmean(of_parts)
 
 
@@ -85,12 +104,19 @@ def _mismatch(parts: Parts, training: Record) -> str:
     recomputed = score(metric, training, parts)
     tolerance = OF_NUMBERS if metric == PEARSON else TOLERANCE
     if abs(recomputed - recorded) > tolerance:
-        return f"{metric} {recomputed:.6g} of the labels, but {recorded:.6g} in the record of {training.method}"
+        in_record = f"{recorded:.6g} in the record of {training.method}"
+        return f"{metric} {recomputed:.6g} of the labels, but {in_record}"
     return ""
 
 
-def resampled(task: str, metric: str, labels: Values, predicted: Sequence[Values], resamples: int) -> Values:
-    """Return one of METRICS of each training on each resample, (trainings, resamples).
+def resampled(
+    task: str,
+    metric: str,
+    labels: Values,
+    predicted: Sequence[Values],
+    resamples: int,
+) -> Values:
+    """Return one of METRICS of each training run on each resample, (training runs, resamples).
 
     `predicted` are as `labels`: (n,), or of several labels that an example may have, (n, labels) of 0 and 1. Each task
     has its own draws, which do not depend on other tasks.
@@ -100,7 +126,8 @@ def resampled(task: str, metric: str, labels: Values, predicted: Sequence[Values
     count = len(labels)
     drawn = []
     for first in range(0, resamples, AT_ONCE):
-        rows = rng.integers(count, size=(min(AT_ONCE, resamples - first), count))
+        size = min(AT_ONCE, resamples - first)
+        rows = rng.integers(count, size=(size, count))
         weights = sums.weights_of(rows, count)
         drawn.append(sums.scores_of(metric, weights, columns))
     return np.concatenate(drawn).T

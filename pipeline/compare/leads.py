@@ -38,6 +38,7 @@ another lead is explored: with 50 methods, two or three are "ahead" or "behind" 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +61,7 @@ TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if
 KINDS = ("these", "new")  # of tasks, on which there is a lead; new: with the tasks drawn too
 LEAST_P = 1e-100  # smaller p-values are 0
 Values = NDArray[Any]
+Verdict = dict[str, Any]  # the ends of an interval, and a word
 
 
 class Scores(NamedTuple):
@@ -70,6 +72,7 @@ class Scores(NamedTuple):
 
 
 BySeed = Mapping[int, Scores]
+Seeds = Sequence[int]
 Part = tuple[BySeed, BySeed]  # of a task, all of it or a tenant: the scores of a method, and those of its rival
 
 
@@ -96,7 +99,8 @@ class Lead:
 
     def half(self, confidence: float, kind: str = "these") -> float:
         """Return half of the interval on tasks of a kind."""
-        return max(_half(errors, confidence) for errors in self._possible(kind))
+        possible = self._possible(kind)
+        return max(_half(errors, confidence) for errors in possible)
 
     def interval(self, confidence: float, kind: str = "these") -> tuple[float, float]:
         """Return the ends of the interval on tasks of a kind."""
@@ -105,13 +109,15 @@ class Lead:
 
     def p(self, kind: str = "these") -> float:
         """Return the two-sided p-value of a lead of 0: an interval with confidence 1 - p ends at 0."""
-        return max(_p(errors, self.mean) for errors in self._possible(kind))
+        possible = self._possible(kind)
+        return max(_p(errors, self.mean) for errors in possible)
 
     def _possible(self, kind: str) -> list[tuple[Error, ...]]:
         """Return the errors of each interval, the widest of which counts."""
-        if kind == "these":
-            return [self.alone, self.these] if self.these else [()]
-        return [self.alone, self.these, self.drawn] if self.drawn else [()]
+        possible = [self.alone, self.these]
+        if kind == "new":
+            possible.append(self.drawn)
+        return possible if possible[-1] else [()]
 
 
 def _half(errors: Sequence[Error], confidence: float) -> float:
@@ -132,8 +138,11 @@ def _p(errors: Sequence[Error], mean: float) -> float:
 
     def beyond(log_p: float) -> float:
         half_p = math.exp(log_p) / 2
-        squares = (stats.t.isf(half_p, freedom) ** 2 * variance for variance, freedom in errors)
-        return sum(squares) - mean**2
+        square = 0.0
+        for variance, freedom in errors:
+            quantile = stats.t.isf(half_p, freedom)
+            square += quantile**2 * variance
+        return square - mean**2
 
     if mean == 0:
         return 1.0
@@ -148,15 +157,15 @@ def on_task(parts: Sequence[Part]) -> Lead:
     seeds = _seeds(parts)
     if not seeds:
         return Lead()
-    leads = np.empty((len(parts), len(seeds)))
-    for row, (mine, theirs) in zip(leads, parts, strict=True):
-        row[:] = [mine[seed].whole - theirs[seed].whole for seed in seeds]
+    leads = np.array([_leads(part, seeds) for part in parts])  # (parts, seeds)
     average = float(leads.mean())
     if len(seeds) < 2:
         return Lead(average)
-    each = np.array([_of_examples(part, seeds) for part in parts])  # (parts, 2)
-    of_examples, in_common = each.sum(axis=0) / len(parts) ** 2
-    of_seeds = Error(_of_mean(leads.mean(axis=0)), len(seeds) - 1)
+    by_part = np.array([_of_examples(part, seeds) for part in parts])  # (parts, 2)
+    totals = by_part.sum(axis=0)
+    of_examples, in_common = totals / len(parts) ** 2
+    by_seed = leads.mean(axis=0)
+    of_seeds = Error(_of_mean(by_seed), len(seeds) - 1)
     return Lead(
         mean=average,
         these=(of_seeds, Error(max(0.0, in_common))),
@@ -169,19 +178,28 @@ def on_task(parts: Sequence[Part]) -> Lead:
 
 def _seeds(parts: Sequence[Part]) -> list[int]:
     """Return the seeds that all parts have of both methods; none if there are no parts."""
-    known = [set(scores) for part in parts for scores in part]
-    return sorted(set[int].intersection(*known)) if known else []
+    if not parts:
+        return []
+    known = map(set, chain.from_iterable(parts))
+    return sorted(set[int].intersection(*known))
 
 
-def _of_examples(part: Part, seeds: Sequence[int]) -> tuple[float, float]:
+def _leads(part: Part, seeds: Seeds) -> list[float]:
+    """Return the lead on a part with each seed."""
+    mine, theirs = part
+    return [mine[seed].whole - theirs[seed].whole for seed in seeds]
+
+
+def _of_examples(part: Part, seeds: Seeds) -> tuple[float, float]:
     """Return the variance of the mean over seeds over draws of the examples, and the covariance of two seeds."""
     mine, theirs = part
-    rows = np.stack([mine[seed].resampled - theirs[seed].resampled for seed in seeds])  # (seeds, resamples)
-    if not np.ptp(rows, axis=1).any():  # without labels, or without a difference
+    leads = [mine[seed].resampled - theirs[seed].resampled for seed in seeds]  # of each resample
+    if not np.ptp(leads, axis=1).any():  # without labels, or without a difference
         return 0.0, 0.0
-    covariances = np.cov(rows)
+    covariances = np.cov(leads)
     apart = ~np.eye(len(seeds), dtype=bool)
-    return float(covariances.mean()), float(covariances[apart].mean())
+    between_seeds = covariances[apart]
+    return float(covariances.mean()), float(between_seeds.mean())
 
 
 def _with_tenants(leads: Values, of_seeds: Error) -> tuple[Error, ...]:
@@ -192,11 +210,13 @@ def _with_tenants(leads: Values, of_seeds: Error) -> tuple[Error, ...]:
     tenants, seeds = leads.shape
     if tenants < 2:
         return ()
-    rest = leads - leads.mean(axis=0) - leads.mean(axis=1, keepdims=True) + leads.mean()
+    by_seed = leads.mean(axis=0)
+    by_tenant = leads.mean(axis=1, keepdims=True)
+    rest = leads - by_seed - by_tenant + leads.mean()
     freedom = (tenants - 1) * (seeds - 1)
     alone = (rest**2).sum() / freedom / leads.size
     common = max(0.0, of_seeds.variance - float(alone))
-    of_tenants = Error(_of_mean(leads.mean(axis=1)), tenants - 1)
+    of_tenants = Error(_of_mean(by_tenant[:, 0]), tenants - 1)
     return of_tenants, Error(common, of_seeds.freedom)
 
 
@@ -212,15 +232,18 @@ def mean(leads: Sequence[Lead]) -> Lead:
     count = len(leads)
     if not all(lead.these for lead in leads):
         return Lead(average)
-    of_seeds, of_examples = zip(*(lead.these for lead in leads), strict=True)
-    alone = [error for lead in leads for error in lead.alone]
+    these = [lead.these for lead in leads]
+    of_seeds, of_examples = map(_mean_of, zip(*these, strict=True))
+    alone = chain.from_iterable(lead.alone for lead in leads)
+    seeds = [lead.error_seeds for lead in leads]
+    examples = [lead.error_examples for lead in leads]
     return Lead(
         mean=average,
-        these=(_mean_of(of_seeds), _mean_of(of_examples)),
-        alone=(_mean_of(alone),),
+        these=(of_seeds, of_examples),
+        alone=(_mean_of([*alone]),),
         drawn=(Error(_of_mean(means), count - 1),),
-        error_seeds=math.hypot(*(lead.error_seeds for lead in leads)) / count,
-        error_examples=math.hypot(*(lead.error_examples for lead in leads)) / count,
+        error_seeds=math.hypot(*seeds) / count,
+        error_examples=math.hypot(*examples) / count,
     )
 
 
@@ -234,10 +257,14 @@ def _mean_of(errors: Sequence[Error]) -> Error:
 
     Reference: Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
     """
-    scaled = [Error(variance / len(errors) ** 2, freedom) for variance, freedom in errors]
-    total = sum(error.variance for error in scaled)
-    below = sum(variance**2 / freedom for variance, freedom in scaled)
-    return Error(total, total**2 / below if below else math.inf)
+    total = 0.0
+    below = 0.0
+    for error in errors:
+        variance = error.variance / len(errors) ** 2
+        total += variance
+        below += variance**2 / error.freedom
+    freedom = total**2 / below if below else math.inf
+    return Error(total, freedom)
 
 
 ByMethod = Mapping[str, BySeed]
@@ -253,28 +280,42 @@ class Judge:
     places: Places
     margin: float  # percentage points within which methods are equivalent
 
-    def against(self, baseline: str, place: str, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return what is said of each method on a task or average."""
+    def against(
+        self,
+        baseline: str,
+        place: str,
+        methods: Iterable[str],
+    ) -> dict[str, Verdict]:
+        """Return the lead of each method on a task or average, with its verdicts."""
         leads = {}
         for name in methods:
-            lead = Lead() if name == baseline else self._lead(place, name, baseline)
-            leads[name] = _shown(lead, [self._explored(lead, kind) for kind in KINDS])
+            lead = Lead()
+            if name != baseline:
+                lead = self._lead(place, name, baseline)
+            verdicts = [self._explored(lead, kind) for kind in KINDS]
+            leads[name] = _shown(lead, verdicts)
         return leads
 
-    def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
-        """Return each hypothesis with what is said of it, and the kinds of tasks on which it held.
+    def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[Verdict]:
+        """Return each hypothesis with its lead and verdicts, and the kinds of tasks on which it held.
 
         A method that is better by less than the margin is equivalent too. What lacks a method on a task, or a seed in
         common, is untested: all that is said is None.
         """
-        leads = [self._lead(hypothesis.on, hypothesis.method, hypothesis.against) for hypothesis in hypotheses]
-        tested = zip(*(self._tested(leads, kind) for kind in KINDS), strict=True)
+        leads = []
+        for hypothesis in hypotheses:
+            leads.append(self._lead(hypothesis.on, hypothesis.method, hypothesis.against))
+        by_kind = [self._tested(leads, kind) for kind in KINDS]
+        by_lead = zip(*by_kind, strict=True)
         outcomes = []
-        for hypothesis, lead, verdicts in zip(hypotheses, leads, tested, strict=True):
-            if hypothesis.expected == EQUIVALENT:
-                held = [kind for kind in KINDS if self._is_within(lead, kind)]
-            else:
-                held = [kind for kind, verdict in zip(KINDS, verdicts, strict=True) if verdict["word"] == BETTER]
+        for hypothesis, lead, verdicts in zip(hypotheses, leads, by_lead, strict=True):
+            held = []
+            for kind, verdict in zip(KINDS, verdicts, strict=True):
+                holds = verdict["word"] == BETTER
+                if hypothesis.expected == EQUIVALENT:
+                    holds = self._is_within(lead, kind)
+                if holds:
+                    held.append(kind)
             outcome = {
                 **hypothesis.model_dump(),
                 "held": held,
@@ -287,11 +328,14 @@ class Judge:
         """Return the lead on a place."""
         leads = []
         for task in self.places.get(place, ()):
-            parts = self.scores[task].values()
-            leads.append(on_task([(scores.get(method, {}), scores.get(against, {})) for scores in parts]))
+            parts = []
+            for scores in self.scores[task].values():
+                part = scores.get(method, {}), scores.get(against, {})
+                parts.append(part)
+            leads.append(on_task(parts))
         return mean(leads)
 
-    def _explored(self, lead: Lead, kind: str) -> dict[str, Any]:
+    def _explored(self, lead: Lead, kind: str) -> Verdict:
         low, high = lead.interval(CONFIDENCE, kind)
         word = None
         if low > 0:
@@ -302,12 +346,10 @@ class Judge:
             word = CLOSE
         return {**_known(low=low, high=high), "word": word}
 
-    def _tested(self, leads: Sequence[Lead], kind: str) -> Iterator[dict[str, Any]]:
+    def _tested(self, leads: Sequence[Lead], kind: str) -> Iterator[Verdict]:
         """Yield better or worse where the corrected test says so, else equivalent if within the margin."""
-        values = [lead.p(kind) for lead in leads]
-        corrected = iter(holm([p for p in values if not math.isnan(p)]))
-        for lead, value in zip(leads, values, strict=True):
-            p = value if math.isnan(value) else next(corrected)
+        corrected = holm([lead.p(kind) for lead in leads])
+        for lead, p in zip(leads, corrected, strict=True):
             low, high = lead.interval(CONFIDENCE, kind)
             word = None if math.isnan(high) else UNDECIDED
             if p < 1 - CONFIDENCE:
@@ -326,11 +368,14 @@ class Judge:
 
 
 def _known(**values: float) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    known = {}
+    for name, value in values.items():
+        known[name] = None if math.isnan(value) else value
+    return known
 
 
-def _shown(lead: Lead, verdicts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return a lead and its standard errors in percentage points, and what is said of it; what is unknown is None."""
+def _shown(lead: Lead, verdicts: Iterable[Verdict]) -> Verdict:
+    """Return a lead and its standard errors in percentage points, and its verdicts; what is unknown is None."""
     known = _known(
         lead=lead.mean,
         error_seeds=lead.error_seeds,
@@ -340,14 +385,18 @@ def _shown(lead: Lead, verdicts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in the same order.
+    """Return p-values corrected for their number, in the same order; those that are NaN stay so, and do not count.
 
     scipy corrects only for false discoveries, and statsmodels would be a large package for three lines.
 
     Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
-    order = np.argsort(values, kind="stable")
-    factors = np.arange(len(values), 0, -1)
-    steps = np.maximum.accumulate(np.asarray(values)[order] * factors)
-    corrected: list[float] = np.minimum(steps, 1.0)[np.argsort(order)].tolist()
+    corrected = list(values)
+    known = [place for place, value in enumerate(values) if not math.isnan(value)]
+    known.sort(key=values.__getitem__)
+    least = 0.0
+    for rank, place in enumerate(known):
+        factor = len(known) - rank
+        least = max(least, factor * values[place])
+        corrected[place] = min(least, 1.0)
     return corrected

@@ -1,10 +1,9 @@
 """A method on a task, by the training runs that count, and the rows of the tables: on one, or on a mean of several."""
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, mode
 from typing import Any, NamedTuple
 
 from scipy import stats
@@ -25,7 +24,9 @@ AS_TRAINED = "as trained"  # the only precision known of training runs that were
 LOSS = 0.002  # of the validation score, a fraction, of which page.html tells
 Row = dict[str, Any]
 ByTask = Sequence[Sequence[Record]]  # training runs
+BySeed = dict[int, float]  # scores
 Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method first
+OnTasks = Mapping[str, "Entry | None"]  # of a method by task; None: not run
 
 
 class Entry(NamedTuple):
@@ -46,24 +47,25 @@ class Entry(NamedTuple):
     @property
     def status(self) -> str:
         """The status of all seeds together: finished, partly finished, or the most common other status."""
+        statuses = [training.status for training in self.trainings]
         if self.chosen:
-            return FINISHED if len(self.finished) == len(self.trainings) else PARTLY
-        statuses = Counter(training.status for training in self.trainings)
-        if FINISHED in statuses:
-            return UNTUNED
-        status, _ = statuses.most_common()[0]
-        return status
+            return FINISHED if {*statuses} == {FINISHED} else PARTLY
+        return UNTUNED if FINISHED in statuses else mode(statuses)
 
     @property
     def reason(self) -> str:
         """Which seeds did not finish and why, in one line; seeds with the same reason are listed together."""
-        reasons: dict[str, list[str]] = {}
-        unfinished = [training for training in self.trainings if training.status != FINISHED]
-        for training in unfinished:
+        seeds_by_reason: dict[str, list[str]] = {}
+        for training in self.trainings:
+            if training.status == FINISHED:
+                continue
+            seed = f"seed {training.seed}"
+            if self.chosen is None:
+                seed += f" at {training.rate or training.head_rate:g}"
             reason = f"{training.status}: {training.reason}"
-            rate = "" if self.chosen else f" at {training.rate or training.head_rate:g}"
-            reasons.setdefault(reason, []).append(f"seed {training.seed}{rate}")
-        return "; ".join(f"{', '.join(seeds)}: {reason}" for reason, seeds in reasons.items())
+            seeds_by_reason.setdefault(reason, []).append(seed)
+        lines = [f"{', '.join(seeds)}: {reason}" for reason, seeds in seeds_by_reason.items()]
+        return "; ".join(lines)
 
     @property
     def shown(self) -> Record:
@@ -75,14 +77,14 @@ class Entry(NamedTuple):
         """Whether the chosen learning rate is the lowest or highest tried, so that one beyond may be better."""
         if self.chosen is None:
             return False
-        rates = [training.rate for training in self.tries if training.rate]
-        head_rates = [training.head_rate for training in self.tries]
+        rates = {training.rate or 0.0 for training in self.tries}
+        head_rates = {training.head_rate for training in self.tries}
         return _is_end(self.chosen.rate, rates) or _is_end(self.chosen.head_rate, head_rates)
 
 
-def _is_end(rate: float | None, tried: Sequence[float]) -> bool:
+def _is_end(rate: float | None, tried: Collection[float]) -> bool:
     """Return whether a rate is the lowest or highest of several different ones."""
-    return len(set(tried)) > 1 and rate in (min(tried), max(tried))
+    return len(tried) > 1 and rate in (min(tried), max(tried))
 
 
 def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Entries, int]:
@@ -90,26 +92,42 @@ def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[E
 
     `records` are by key.
     """
-    left = len(records)
+    used = set[str]()
     with_records = []
     for planned in plan.entries(name, preset):
         steps = list(tuning.steps(planned, records))
-        keys = {training.key for trainings in steps for training in trainings} & records.keys()
+        trainings = {training.key for training in chain.from_iterable(steps)}
+        keys = trainings & records.keys()
         if keys:
             tuned = {training.key for training in steps[-1] if training.is_tuned}
-            with_records.append(_entry(planned, [records[key] for key in keys], tuned))
-            left -= len(keys)
+            known = [records[key] for key in keys]
+            with_records.append(_entry(planned, known, tuned))
+            used |= keys
     tasks: Entries = {}
-    with_records.sort(key=lambda entry: (entry.shown.task, entry.shown.trained, entry.shown.method))
-    for entry in with_records:
-        tasks.setdefault(entry.shown.task, {})[entry.shown.method] = entry
-    return tasks, left
+    for entry in sorted(with_records, key=_by_task_and_size):
+        methods = tasks.setdefault(entry.shown.task, {})
+        methods[entry.shown.method] = entry
+    return tasks, len(records) - len(used)
 
 
-def _entry(planned: plan.Entry, known: Iterable[Record], tuned: Collection[str]) -> Entry:
+def _by_task_and_size(entry: Entry) -> tuple[str, int, str]:
+    record = entry.shown
+    return record.task, record.trained, record.method
+
+
+def _by_seed_and_rates(record: Record) -> tuple[int, float, float]:
+    return record.seed, record.rate or 0.0, record.head_rate
+
+
+def _entry(
+    planned: plan.Entry,
+    known: Iterable[Record],
+    tuned: Collection[str],
+) -> Entry:
     """Return an entry with its records; `tuned` are the keys of those at its tuned setting, if there is one."""
-    records = sorted(known, key=lambda record: (record.seed, record.rate or 0.0, record.head_rate))
-    tries = tuple(record for record in records if record.seed == planned.seeds[0])
+    records = sorted(known, key=_by_seed_and_rates)
+    first_seed = planned.seeds[0]
+    tries = tuple(record for record in records if record.seed == first_seed)
     if not tuned:
         return Entry(tries, tuple(records), None, planned.labels)
     trainings = tuple(record for record in records if record.key in tuned)
@@ -117,7 +135,12 @@ def _entry(planned: plan.Entry, known: Iterable[Record], tuned: Collection[str])
     return Entry(tries, trainings, next(finished, None), planned.labels)
 
 
-def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row) -> Row:
+def row(
+    place: str,
+    method: str,
+    entries: OnTasks,
+    lead: Row,
+) -> Row:
     """Return the row of a method on a task, or on the tasks of an average; None in the place of an entry: not run.
 
     Scores are percent on the test split, at the epoch selected on the validation split; only seeds that finished on all
@@ -126,14 +149,10 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row)
     """
     known = [entry for entry in entries.values() if entry]
     is_run = len(known) == len(entries)
-    finished = [entry.finished for entry in known]
-    scores = _scores(finished, lambda training: PERCENT * training.score()) if is_run else {}
-    precision, size, at_size = smallest(known) if is_run else (None, None, [])
+    scores = _mean_scores(known) if is_run else {}
+    file = smallest(known) if is_run else File()
     chosen = known[0].chosen if is_run and len(entries) == 1 else None
-    trainings = chain.from_iterable(entry.finished or entry.trainings for entry in known)
-    seconds = [sum(training.seconds.values()) - training.seconds.get("round", 0) for training in trainings]
-    tests = [training.test[training.selected] for training in chain.from_iterable(finished)]
-    losses = [metrics["loss"] for metrics in tests if "loss" in metrics]
+    losses = _losses(known)
     return {
         "task": place,
         "method": method,
@@ -144,11 +163,10 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row)
         **estimate("score", list(scores.values())),
         "trained": max((entry.shown.trained for entry in known), default=None),  # parameters of the adapter
         "stored": max((entry.shown.stored for entry in known), default=None),  # parameters in its file
-        "bytes": size,  # of the smallest file that costs next to nothing
-        "precision": precision,  # of that file
-        **estimate("score_at_bytes", at_size),
-        # Of a whole training run, mean over seeds.
-        "seconds": fmean(seconds) if seconds else None,
+        "bytes": file.bytes,  # of the smallest file that costs next to nothing
+        "precision": file.precision,
+        **estimate("score_at_bytes", file.scores),
+        "seconds": _seconds(known),  # of a whole training run, mean over seeds
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
@@ -156,11 +174,43 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], lead: Row)
     }
 
 
-def _scores(by_task: ByTask, score: Callable[[Record], float]) -> dict[int, float]:
-    """Return the mean of a score over tasks by those seeds that have one on all of them."""
-    scores = [{training.seed: score(training) for training in trainings} for trainings in by_task]
-    seeds = sorted(set.intersection(*map(set, scores)))
-    return {seed: fmean(of_task[seed] for of_task in scores) for seed in seeds}
+def _mean_scores(entries: Iterable[Entry]) -> BySeed:
+    """Return the mean over tasks, in percent, by those seeds that finished on all of them."""
+    by_task = []
+    for entry in entries:
+        scores = {training.seed: PERCENT * training.score() for training in entry.finished}
+        by_task.append(scores)
+    return _mean_by_seed(by_task)
+
+
+def _mean_by_seed(by_task: Sequence[BySeed]) -> BySeed:
+    """Return the mean of scores over tasks by those seeds that have one on all of them."""
+    seeds = set.intersection(*map(set, by_task))
+    means: BySeed = {}
+    for seed in sorted(seeds):
+        means[seed] = fmean(scores[seed] for scores in by_task)
+    return means
+
+
+def _seconds(entries: Iterable[Entry]) -> float | None:
+    """Return the mean seconds of a training run, without those of scoring it in all precisions; None if none ran."""
+    seconds = []
+    for entry in entries:
+        for training in entry.finished or entry.trainings:
+            total = sum(training.seconds.values())
+            seconds.append(total - training.seconds.get("round", 0))
+    return fmean(seconds) if seconds else None
+
+
+def _losses(entries: Iterable[Entry]) -> list[float]:
+    """Return the losses of the training runs on the test split; none if the task has none."""
+    losses = []
+    for entry in entries:
+        for training in entry.finished:
+            metrics = training.test[training.selected]
+            if "loss" in metrics:
+                losses.append(metrics["loss"])
+    return losses
 
 
 def _status(entries: Sequence[Entry], is_scored: bool) -> str:
@@ -170,14 +220,16 @@ def _status(entries: Sequence[Entry], is_scored: bool) -> str:
     return PARTLY if is_scored else min(statuses - {FINISHED, PARTLY}, default="no seed in common")
 
 
-def _reason(entries: Mapping[str, Entry | None]) -> str:
+def _reason(entries: OnTasks) -> str:
     missing = [task for task, entry in entries.items() if not entry]
     if missing:
         return "" if len(entries) == 1 else f"on {', '.join(missing)}"
-    reasons = {task: entry.reason for task, entry in entries.items() if entry and entry.reason}
-    if len(entries) == 1:
-        return "".join(reasons.values())
-    return "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
+    reasons = []
+    for task, entry in entries.items():
+        if entry and entry.reason:
+            where = "" if len(entries) == 1 else f"{task}: "
+            reasons.append(f"{where}{entry.reason}")
+    return "; ".join(reasons)
 
 
 def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
@@ -186,66 +238,88 @@ def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
     They are mean ± t · std / √n with t of n - 1 degrees of freedom. One seed has no interval, none has no mean.
     """
     mean = fmean(values) if values else None
-    if mean is None or len(values) < 2:
-        return {name: mean, f"{name}_low": None, f"{name}_high": None}
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+    low: float | None = None
+    high: float | None = None
+    if mean is not None and len(values) > 1:
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+        half = float(quantile * stats.sem(values))
+        low = mean - half
+        high = mean + half
+    return {
+        name: mean,
+        f"{name}_low": low,
+        f"{name}_high": high,
+    }
 
 
-class Files(NamedTuple):
-    """The files of a method's training runs, each in several precisions."""
+class File(NamedTuple):
+    """The file of a method's trained adapter in a precision, over some tasks and seeds."""
 
-    by_task: ByTask
-
-    def precisions(self) -> list[str]:
-        """Return the precisions that all training runs have, full precision before AS_TRAINED."""
-        first, *others = chain.from_iterable(self.by_task)
-        shared = [name for name in first.rounded if all(name in training.rounded for training in others)]
-        return [*shared, AS_TRAINED]
-
-    def validation(self, precision: str) -> float:
-        """Return the mean validation score over tasks, of each the mean over seeds, as a fraction."""
-        means = []
-        for trainings in self.by_task:
-            means.append(fmean(_file(training, precision).validation for training in trainings))
-        return fmean(means)
-
-    def bytes(self, precision: str) -> int:
-        """Return the bytes of the largest file."""
-        return max(_file(training, precision).bytes for training in chain.from_iterable(self.by_task))
-
-    def scores(self, precision: str) -> list[float]:
-        """Return the mean test score over tasks, in percent, of each seed that all have."""
-
-        def score(training: Record) -> float:
-            return _file(training, precision).test[training.metrics[0]]
-
-        return [PERCENT * mean for mean in _scores(self.by_task, score).values()]
+    precision: str | None = None  # None if there is no file
+    bytes: int | None = None  # of the largest
+    scores: Sequence[float] = ()  # on test, in percent, of each seed that all tasks have
 
 
-def _file(training: Record, precision: str) -> Rounded:
-    """Return the file of a training run in a precision."""
-    if precision != AS_TRAINED:
-        return training.rounded[precision]
+def _files(training: Record) -> dict[str, Rounded]:
+    """Return the files of a training run by precision, full precision first and AS_TRAINED last."""
     epoch = training.selected
-    return Rounded(bytes=training.file_bytes, validation=training.validation[epoch], test=training.test[epoch])
+    as_trained = Rounded(
+        bytes=training.file_bytes,
+        validation=training.validation[epoch],
+        test=training.test[epoch],
+    )
+    return {**training.rounded, AS_TRAINED: as_trained}
 
 
-def smallest(entries: Sequence[Entry]) -> tuple[str, int, list[float]]:
-    """Return the precision of a method's smallest file that loses at most LOSS, its bytes, and its score by seed.
+def _largest(precision: str, by_task: ByTask) -> int:
+    """Return the bytes of the largest file in a precision."""
+    trainings = chain.from_iterable(by_task)
+    return max(_files(training)[precision].bytes for training in trainings)
+
+
+def _validation(precision: str, by_task: ByTask) -> float:
+    """Return the mean validation score over tasks in a precision, of each the mean over seeds, as a fraction."""
+    means = []
+    for trainings in by_task:
+        means.append(fmean(_files(training)[precision].validation for training in trainings))
+    return fmean(means)
+
+
+def _scores_in(precision: str, by_task: ByTask) -> list[float]:
+    """Return the mean test score over tasks in a precision, in percent, of each seed that all have."""
+    tests = []
+    for trainings in by_task:
+        scores: BySeed = {}
+        for training in trainings:
+            file = _files(training)[precision]
+            scores[training.seed] = file.test[training.metrics[0]]
+        tests.append(scores)
+    return [PERCENT * score for score in _mean_by_seed(tests).values()]
+
+
+def smallest(entries: Sequence[Entry]) -> File:
+    """Return a method's smallest file that loses at most LOSS.
 
     The loss is the mean over some tasks and the seeds that were rounded. Bytes are the most of these, because heads
-    depend on the number of classes. Scores are percent, of those seeds that finished on all tasks. Where a task has no
-    rounded files, everything is as it was trained.
+    depend on the number of classes. Where a task has no rounded files, everything is as it was trained.
     """
     if not all(entry.finished for entry in entries):
-        return AS_TRAINED, max(entry.shown.file_bytes for entry in entries), []
-    finished = [entry.finished for entry in entries]
-    rounded = [[training for training in trainings if training.rounded] for trainings in finished]
-    files = Files(rounded if all(rounded) else finished)
-    precisions = files.precisions()
-    reference = FULL if FULL in precisions else AS_TRAINED
-    least = files.validation(reference) - LOSS
-    enough = [precision for precision in precisions if files.validation(precision) > least - ROUNDING]
-    chosen = min(enough, key=files.bytes)
-    return chosen, files.bytes(chosen), files.scores(chosen)
+        return File(AS_TRAINED, max(entry.shown.file_bytes for entry in entries))
+    by_task = list[Sequence[Record]]()
+    for entry in entries:
+        rounded = [training for training in entry.finished if training.rounded]
+        by_task.append(rounded)
+    if not all(by_task):
+        by_task = [entry.finished for entry in entries]
+    first, *others = map(_files, chain.from_iterable(by_task))
+    validation = {}
+    for precision in first:
+        if all(precision in other for other in others):
+            validation[precision] = _validation(precision, by_task)
+    reference = validation.get(FULL, validation[AS_TRAINED])
+    sizes = {}
+    for precision, score in validation.items():
+        if score > reference - LOSS - ROUNDING:
+            sizes[precision] = _largest(precision, by_task)
+    chosen = min(sizes, key=sizes.__getitem__)
+    return File(chosen, sizes[chosen], _scores_in(chosen, by_task))

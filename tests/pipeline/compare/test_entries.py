@@ -58,6 +58,14 @@ def test_records_of_other_settings_are_left_out_and_counted():
     assert left == len(others) + 1
 
 
+def test_records_that_two_methods_of_the_same_settings_share_are_not_left_out():
+    chosen = alone()
+    methods = {"LoRA r=1": chosen.methods["LoRA r=1"], "the same": chosen.methods["LoRA r=1"]}
+    others = trainings(alone(params={"train.weight_decay": 0.5}))
+    _, left = entries("small", chosen.model_copy(update={"methods": methods}), trainings(chosen) | others)
+    assert left == len(others)
+
+
 def test_a_method_whose_tries_are_not_all_there_is_not_tuned_yet():
     first, *_ = records = trainings(alone())
     entry, _ = one({key: record for key, record in records.items() if key != first})
@@ -92,22 +100,25 @@ def rounded(test=0.9, bytes_=BYTES, **validation):
     ({"vfloat32": 810}, "float32"),
 ])  # fmt: skip
 def test_the_smallest_that_loses_at_most_a_fifth_of_a_point(validation, expected):
-    precision, size, scores = smallest(of(record(rounded=rounded(**validation), **WHOLE)))
-    assert (precision, size, scores) == (expected, BYTES[expected], [pytest.approx(90)])
+    file = smallest(of(record(rounded=rounded(**validation), **WHOLE)))
+    assert (file.precision, file.bytes, file.scores) == (expected, BYTES[expected], [pytest.approx(90)])
 
 
 def test_the_mean_over_seeds_and_tasks_decides():
     seeds = [record(seed=seed, rounded=rounded(v2bit=loss), **WHOLE) for seed, loss in enumerate((794, 802, 800))]
-    assert smallest(of(*seeds[:2]))[0] == "2bit"
-    assert smallest(of(seeds[0]))[0] == "3bit"
+    assert smallest(of(*seeds[:2])).precision == "2bit"
+    assert smallest(of(seeds[0])).precision == "3bit"
     larger = {name: 2 * size for name, size in BYTES.items()}
     other = record(task="cola", metrics=["accuracy"], rounded=rounded(0.7, larger, v2bit=796), **WHOLE)
-    precision, size, scores = smallest(of(*seeds, other))
-    assert (precision, size, scores) == ("3bit", 800, [pytest.approx(80)])  # of the only seed that both have
+    file = smallest(of(*seeds, other))
+    assert (file.precision, file.bytes) == ("3bit", 800)
+    assert file.scores == [pytest.approx(80)]  # of the only seed that both have
 
 
 def test_without_a_rounded_seed_on_a_task_all_is_as_trained():
     known, other = record(rounded=rounded(0.7), **WHOLE), record(task="cola", metrics=["accuracy"], **WHOLE)
     mean = 50 * (known.score() + other.score())
-    assert smallest(of(known, other)) == ("as trained", 4100, [pytest.approx(mean)])
-    assert smallest(of(record(status="failed", file_bytes=7))) == ("as trained", 7, [])
+    file = smallest(of(known, other))
+    assert (file.precision, file.bytes, file.scores) == ("as trained", 4100, [pytest.approx(mean)])
+    unfinished = smallest(of(record(status="failed", file_bytes=7)))
+    assert (unfinished.precision, unfinished.bytes, unfinished.scores) == ("as trained", 7, ())
