@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
-from typing import Any
 
 import pandas as pd
 
@@ -16,7 +15,7 @@ from pipeline.core import console
 from pipeline.core.console import Parser
 from pipeline.core.errors import FAILED, UserError
 from pipeline.params import PARAMS
-from pipeline.params.reading import read_yaml
+from pipeline.params.yaml_file import read_yaml
 from pipeline.previous import LOCK
 
 # Columns of DVC's table.
@@ -81,7 +80,8 @@ def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
     """
     named = experiments[experiments[NAME] != ""]
     is_done = named[STATE].isin(DONE)
-    is_here = named[DATA] == data if DATA in named else pd.Series(data=False, index=named.index)
+    unknown = pd.Series("", named.index)
+    is_here = named.get(DATA, unknown) == data
     scores = pd.to_numeric(named[SCORE], errors="coerce")  # none where only a part of the stages has run
     left_out = Counter(named[STATE][~is_done].str.lower())
     left_out["of other data"] = int((is_done & ~is_here).sum())
@@ -114,12 +114,12 @@ def _is_of_last_run() -> bool:
     """Return whether the values of params.yaml are those with which the stages ran last, as dvc.lock has them."""
     params = read_yaml(PARAMS)
     try:
-        stages: dict[str, Any] = read_yaml(LOCK)["stages"]
+        stages = read_yaml(LOCK)["stages"]
     except UserError:
         return False
     for stage in stages.values():
         recorded = stage.get("params", {}).get(str(PARAMS), {})
-        if any(params.get(key) != value for key, value in recorded.items()):
+        if not recorded.items() <= params.items():
             return False
     return True
 

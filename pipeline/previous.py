@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser
 from pipeline.core.errors import LONGEST_LINE, UserError, clipped
-from pipeline.params.reading import read_yaml
+from pipeline.params.yaml_file import read_yaml
 
 LOCK = Path("dvc.lock")
 NOTE = ".previous-run"  # in the folder of an adapter or bank: a line, which `lsr` prints too
@@ -34,18 +34,22 @@ def restore() -> None:
 
     Nothing happens where there is one, where DVC's cache does not hold it, and in a temporary copy.
     """
-    if artifacts.is_temporary_copy() or not LOCK.is_file() or any(path.exists() for path in OUTPUTS):
+    is_there = any(path.exists() for path in OUTPUTS)
+    if is_there or artifacts.is_temporary_copy() or not LOCK.is_file():
         return
     train = read_yaml(LOCK).get("stages", {}).get("train")
     cache = _cache()
     if train is None or cache is None:
         return
-    hashes = {Path(out["path"]): out.get("md5") for out in train.get("outs", [])}
-    if hashes.get(artifacts.ADAPTER) is None:
+    hashes = {}
+    for out in train.get("outs", []):
+        hashes[out["path"]] = out.get("md5")
+    adapter = hashes.get(str(artifacts.ADAPTER))
+    if adapter is None:
         return
-    note = f"{_origin(train, hashes[artifacts.ADAPTER])}\n"
+    note = f"{_origin(train, adapter)}\n"
     for path in OUTPUTS:
-        files = _listed(cache, hashes.get(path))
+        files = _listed(cache, hashes.get(str(path)))
         if files:
             try:
                 _put(path, cache, files, note)
@@ -85,16 +89,19 @@ def _cache() -> Path | None:
 
 
 def _cached(cache: Path, md5: str) -> Path:
-    return cache / "files" / "md5" / md5[:2] / md5[2:]
+    return cache.joinpath("files", "md5", md5[:2], md5[2:])
 
 
 def _listed(cache: Path, md5: str | None) -> dict[str, str]:
     """Return the MD5 hashes of the files of a folder by relative path; none if the cache lacks some of it."""
     if md5 is None or not _cached(cache, md5).is_file():
         return {}
-    entries = json.loads(_cached(cache, md5).read_text(encoding="utf-8"))
-    files = {entry["relpath"]: entry["md5"] for entry in entries}
-    return files if all(_cached(cache, hashed).is_file() for hashed in files.values()) else {}
+    files = {}
+    for entry in json.loads(_cached(cache, md5).read_text(encoding="utf-8")):
+        if not _cached(cache, entry["md5"]).is_file():
+            return {}
+        files[entry["relpath"]] = entry["md5"]
+    return files
 
 
 def _copy(source: Path, target: Path, md5: str) -> None:
@@ -109,16 +116,16 @@ def _copy(source: Path, target: Path, md5: str) -> None:
 def _origin(train: dict[str, Any], md5: str) -> str:
     """Return in a line from which run the adapter of this MD5 hash is, as dvc.lock has it."""
     values = train.get("params", {}).get("params.yaml", {})
-    chosen = {key: values.get(key) for key in ("adapter", "model", "data", "seed")}
-    run = "{adapter} on {model}, {data}, seed {seed}".format(**chosen)
+    run = f"{values.get('adapter')} on {values.get('model')}, {values.get('data')}, seed {values.get('seed')}"
     return f"from the last finished training run: {run}, {_commit(md5)}; a later run has begun and not replaced it yet"
 
 
 def _commit(md5: str) -> str:
     if md5.encode() not in (git.committed(LOCK) or b""):
         return "not committed"
-    commit = git.output("log", "-1", "--format=commit %h of %cs", f"-S{md5}", "--", str(LOCK))
-    return (commit or b"").decode().strip()
+    shown = "--format=commit %h of %cs"
+    commit = git.output("log", "-1", shown, f"-S{md5}", "--", str(LOCK)) or b""
+    return commit.decode().strip()
 
 
 if __name__ == "__main__":

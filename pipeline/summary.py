@@ -19,8 +19,8 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import by_dotted_key, parsed, read_yaml
 from pipeline.params.sections import TrainParams
+from pipeline.params.yaml_file import by_dotted_key, parsed, read_yaml
 from pipeline.tasks import CompletionTask, facts
 from pipeline.tasks.classes import of_class
 

@@ -27,9 +27,11 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import datasets, opening, recognition, sources
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import check_rows, read_yaml, validated
+from pipeline.params.mistakes import validated
+from pipeline.params.reading import check_rows
 from pipeline.params.schema import TABLES
 from pipeline.params.sources import COMPRESSED, EXCEL, NAME, SEPARATED, Split, TableSource, check_encoding, ending_of
+from pipeline.params.yaml_file import read_yaml
 from pipeline.tasks.classes import of_class
 
 OWN = TABLES["data"].own

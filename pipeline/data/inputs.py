@@ -14,9 +14,9 @@ from pipeline.core import artifacts, digests
 from pipeline.core.errors import UserError
 from pipeline.data import content
 from pipeline.params import PARAMS, TABLES, FactorizeInitView, LsrParams, load_row
-from pipeline.params.reading import by_dotted_key, read_yaml
 from pipeline.params.schema import View
 from pipeline.params.sources import TableRow
+from pipeline.params.yaml_file import by_dotted_key, read_yaml
 
 Inputs = dict[str, str | None]  # by name: a digest, or a value in JSON; None for what is not there
 TOKENIZE = "tokenize"  # the stage that records rows and files

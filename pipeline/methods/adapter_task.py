@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.reading import validated
+from pipeline.params.mistakes import validated
 from pipeline.params.sources import Row
 from pipeline.tasks import Task
 

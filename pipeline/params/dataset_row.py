@@ -77,19 +77,17 @@ class DatasetRow(TableRow):
         return int((self.select or "exact_match:0").partition(":")[2] or SELECT_PROMPTS)
 
     @model_validator(mode="after")
-    def _goes_with_its_label(self) -> Self:
+    def _goes_with_its_label_and_has_the_three_splits(self) -> Self:
         self.label.check(self)
-        return self
-
-    @model_validator(mode="after")
-    def _splits_cover_the_three(self) -> Self:
         have = self.source.names.keys()
         if "train" not in have:
             raise ValueError("the source must provide train")
-        if both := ", ".join(sorted(have & self.cut.keys())):
+        both = ", ".join(sorted(have & self.cut.keys()))
+        if both:
             raise ValueError(f"{both} is both in the source and cut from train; keep one")
-        needed = {"test"} if self.select_on == "test" else {"validation", "test"}
-        if missing := ", ".join(sorted(needed - have - self.cut.keys())):
+        needed = {self.select_on, "test"}
+        missing = ", ".join(sorted(needed - have - self.cut.keys()))
+        if missing:
             raise ValueError(f"nothing provides {missing}: name it in the source, or cut it from train")
         if self.select_on == "test" and "validation" in have:
             raise ValueError("select_on: test leaves no use for the validation split; remove it from the source")

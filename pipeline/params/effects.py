@@ -5,6 +5,7 @@ set if it differs from the usual one: the default of the schema or, of a key tha
 """
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pipeline.params.dataset_row import DatasetRow
@@ -42,19 +43,18 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
     """Yield what is set in params.yaml and has no effect on a row of data."""
     yield from idle_in_training(params.train)
     is_of_tenants = row.tenant is not None
+    reasons = dict[str, str]()
     if not is_of_tenants:
-        reason = "the data have no column of tenants"
-        yield from _set("tenants.common", params.tenants.common, reason)
-        yield from _set("tenants.precision", params.tenants.precision, reason)
-    writes = isinstance(row.label, Completion | Conversation)
-    if writes:
-        reason = "a language model has no head of its own to train"
-        yield from _set("train.head_learning_rate", params.train.head_learning_rate, reason)
+        reasons["tenants.common"] = reasons["tenants.precision"] = "the data have no column of tenants"
+    if isinstance(row.label, Completion | Conversation):
+        reasons["train.head_learning_rate"] = "a language model has no head of its own to train"
     else:
-        yield from _set("evaluate.new_tokens", params.evaluate.new_tokens, "the data have no completions")
-    if not writes and all(has_exact_interval(metric, in_groups=row.group is not None) for metric in row.metrics):
-        reason = f"intervals of {' and '.join(row.metrics)} are exact"
-        yield from _set("evaluate.resamples", params.evaluate.resamples, reason)
+        reasons["evaluate.new_tokens"] = "the data have no completions"
+        in_groups = row.group is not None
+        if all(has_exact_interval(metric, in_groups=in_groups) for metric in row.metrics):
+            reasons["evaluate.resamples"] = f"intervals of {' and '.join(row.metrics)} are exact"
+    for key, reason in reasons.items():
+        yield from _set(key, attrgetter(key)(params), reason)
     if not (is_of_tenants and params.tenants.folder):  # in which the adapter is
         yield from idle_in_section(params.sections[params.adapter])
 
@@ -82,16 +82,18 @@ def idle_in_section(section: MethodParams) -> Iterator[Idle]:
     """Yield what is set in the section of a method and has no effect."""
     if not isinstance(section, LsrParams):
         return
-    defaults = LsrParams.model_fields
     if not section.reads_examples:
+        reason = f"only init: {', '.join(READ)} reads examples"
         for name in ("examples", "head_steps"):
-            value, usual = getattr(section, name), defaults[name].default
+            value = getattr(section, name)
+            usual = LsrParams.model_fields[name].default
             if value != usual:
-                yield Idle(f"{section.word}.{name}", value, usual, f"only init: {', '.join(READ)} reads examples")
+                yield Idle(f"{section.word}.{name}", value, usual, reason)
     if section.budget != "none":
         reason = "the budget chooses the rank of each layer"
         if section.rank_shape != (1,):
-            yield Idle(f"{section.word}.rank_shape", list(section.rank_shape), (1,), reason)
+            shape = list(section.rank_shape)
+            yield Idle(f"{section.word}.rank_shape", shape, (1,), reason)
         if section.separation_rank not in ("auto", 1):
             yield Idle(f"{section.word}.separation_rank", section.separation_rank, "auto", reason)
 

@@ -24,7 +24,9 @@ RARER = "rarer"  # in place of a class: the one that train has less of
 
 # What lsr.loading.task allows in the task.json of an adapter, which a test compares: characters of a label, labels of
 # an adapter or a tenant, and bytes of these labels together.
-LONGEST_NAME, MOST_LABELS, MOST_LABEL_BYTES = 200, 10_000, 64_000
+LONGEST_NAME = 200
+MOST_LABELS = 10_000
+MOST_LABEL_BYTES = 64_000
 LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # which the name of a second text may add
 
 
@@ -108,7 +110,8 @@ class Form(Row):
     def _check_metrics(self, row: "DatasetRow") -> None:
         for metric in row.metrics:
             if metric not in self.scored_by:
-                near, allowed = nearest(metric, self.scored_by), ", ".join(self.scored_by)
+                near = nearest(metric, self.scored_by)
+                allowed = ", ".join(self.scored_by)
                 raise ValueError(f"metrics: {metric} does not fit this label{near}; allowed are {allowed}")
 
 

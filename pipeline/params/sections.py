@@ -47,7 +47,9 @@ Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
-LEAST_STEPS, MOST_EPOCHS = 300, 30  # of train.steps: auto
+# Of train.steps: auto.
+LEAST_STEPS = 300
+MOST_EPOCHS = 30
 RATE = "learning_rate"
 NUMBERS = re.compile("r|n|(.*_)?(alpha|dropout)")  # keys of methods of PEFT, which need not be loaded to know this
 DROPOUTS = re.compile("(.*_)?dropout")
@@ -263,7 +265,7 @@ class PeftParams(MethodParams):
         return kind
 
     @model_validator(mode="after")
-    def _every_key_has_an_effect(self) -> Self:
+    def _every_key_has_an_effect_and_a_value_in_its_range(self) -> Self:
         for name, value in self.options.items():
             if name in FIXED and value not in (None, False):  # which say that nothing is set
                 raise ValueError(f"{name}: cannot be set here: {FIXED[name]}")
@@ -271,14 +273,6 @@ class PeftParams(MethodParams):
                 raise ValueError(f"{name}: layers says which, {list(self.layers)}; leave out one of both")
             if name != "bias" and self.target_modules == "none":
                 raise ValueError(f"{name}: has no effect with target_modules: none, where biases alone are trained")
-        return self
-
-    @model_validator(mode="after")
-    def _numbers_are_numbers(self) -> Self:
-        for name, rate in self.rates.items():
-            if not isinstance(rate, int | float) or not 0 < rate <= 1:
-                raise ValueError(f"{name}: must be above 0 and at most 1, got {rate!r}")
-        for name, value in self.options.items():
             is_number = type(value) in (int, float)
             if NUMBERS.fullmatch(name) and value is not None and not is_number:
                 raise ValueError(f"{name}: must be a number, got {value!r}")
@@ -286,10 +280,9 @@ class PeftParams(MethodParams):
                 raise ValueError(f"{name}: must be at least 0 and below 1, got {value!r}")
             if is_number and abs(value) > LARGEST:
                 raise ValueError(f"{name}: must be from -{LARGEST:,} to {LARGEST:,}, got {value!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _layers_are_chosen_among_those_that_are_listed(self) -> Self:
+        for name, rate in self.rates.items():
+            if not isinstance(rate, int | float) or not 0 < rate <= 1:
+                raise ValueError(f"{name}: must be above 0 and at most 1, got {rate!r}")
         targets = self.target_modules
         if self.layers != "all" and isinstance(targets, str) and targets != "default":
             # PEFT refuses an expression, and would adapt every layer with all-linear.

@@ -78,9 +78,10 @@ def check_hub_path(path: str) -> None:
     Raises:
         ValueError: if it does not; names the signs.
     """
-    found = MISREAD.search(path)
-    if found:
-        raise ValueError(f"path: {found[0]} in {path} is read as a pattern or variable; rename it, or set kind: files")
+    misread = MISREAD.search(path)
+    if misread:
+        what = f"{misread[0]} in {path}"
+        raise ValueError(f"path: {what} is read as a pattern or variable; rename it, or set kind: files")
 
 
 class Row(BaseModel):
@@ -265,11 +266,12 @@ class Mark(Row):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it reads."""
-        return tuple(name for name in (self.column, self.start, self.end, self.word, self.says) if name is not None)
+        columns = self.model_dump(exclude={"sign"}, exclude_none=True)
+        return tuple(columns.values())
 
     @model_validator(mode="after")
     def _is_by_characters_or_by_words(self) -> Self:
-        given = [name for name in ("start", "end", "word", "says") if getattr(self, name) is not None]
+        given = list(self.model_dump(exclude={"column", "sign"}, exclude_none=True))
         if given not in (["start", "end"], ["word", "says"]):
             raise ValueError(f"a mark needs start and end, or word and says, got {' and '.join(given) or 'neither'}")
         return self
