@@ -18,14 +18,21 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = Parser("python -m pipeline.arena", __doc__)
     add = parser.add_argument
     add("preset", nargs="?", default="offline", help="preset in pipeline/arena.yaml (%(default)s)")
-    only = "only entries whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them"
-    add("--only", action="append", default=[], metavar="TEXT", help=only)
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only entries whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them",
+    )
     add("--jobs", type=whole_number(1, 64), default=2, metavar="N", help="trainings in parallel (%(default)s)")
     add("--write", default="records", metavar="NAME", help="name of the file for new records (%(default)s)")
     with parser.parsed(words, "stopped; finished trainings are kept") as options:
         folder = record.FOLDER / options.preset
-        entries = plan.entries(options.preset, preset.load(options.preset), options.only)
-        compete(entries, record.read(folder), folder / f"{options.write}{record.ENDING}", options.jobs)
+        chosen = preset.load(options.preset)
+        entries = plan.entries(options.preset, chosen, options.only)
+        new = folder / f"{options.write}{record.ENDING}"
+        compete(entries, record.read(folder), new, options.jobs)
         console.line(f"compare: python -m pipeline.compare {options.preset}")
 
 

@@ -91,12 +91,16 @@ def _check_values(entry: Entry) -> None:
         UserError: if a value has none.
     """
     view = entry.first().view
-    idle = list(effects.idle_in_training(view.train)) if entry.chosen.is_trained else []
-    idle += [value for value in effects.idle_in_section(view.section) if value.key in entry.chosen.params]
     of_method = f"{PATH}: {entry.name}.methods.{entry.method}: "
     of_task = f"{PATH}: {entry.name}.tasks.{entry.task}: "
-    if idle:
-        raise UserError("\n".join(f"{of_method}{value.line}" for value in idle))
+    lines = []
+    if entry.chosen.is_trained:
+        lines += [f"{of_method}{value.line}" for value in effects.idle_in_training(view.train)]
+    for value in effects.idle_in_section(view.section):
+        if value.key in entry.chosen.params:
+            lines.append(f"{of_method}{value.line}")
+    if lines:
+        raise UserError("\n".join(lines))
     _check_at(of_task, partial(run.check_class_weights, view))
     sets_precision = "train.precision" in entry.chosen.params
     _check_at(of_method if sets_precision else of_task, partial(processes.check_precision, view.train))
@@ -133,14 +137,12 @@ def _check_epochs(entry: Entry) -> None:
     train = first.view.train
     if train.steps != "auto" or not entry.chosen.is_trained:
         return
-    of_method = entry.chosen.params
-    of_task = entry.preset.tasks[entry.task].params
-    epochs = run.enough_epochs(first.view, task_tokens.splits(first)["train"])
+    tokens = task_tokens.splits(first)["train"]
     lines = []
-    for value in effects.idle_in_epochs(train, epochs):
-        if value.key in of_method:
+    for value in effects.idle_in_epochs(train, run.enough_epochs(first.view, tokens)):
+        if value.key in entry.chosen.params:
             place = f"methods.{entry.method}: on {entry.task}"
-        elif value.key in of_task:
+        elif value.key in entry.preset.tasks[entry.task].params:
             place = f"tasks.{entry.task}"
         else:
             continue

@@ -7,7 +7,7 @@ classes' means. There is no training loop, and nothing depends on a seed.
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,13 @@ from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, Task
 
-STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # of fitting train: the inverse of the penalty's
-OF_WORDS = tuple(10.0**power for power in range(-1, 5))  # where a text has a few features that are not 0
+STRENGTHS = [1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0]  # of fitting train: the inverse of the penalty's
+OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # where a text has a few features that are not 0
 STEPS = 1000  # of the solver, at most
 Values = NDArray[Any]
+XY = tuple[Values, Values]  # features (n, width), and labels (n,)
+SCORED = ("validation", "test")
+LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's classifiers
 
 
 def check(training: Training) -> None:
@@ -45,70 +48,106 @@ def check(training: Training) -> None:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
+class Read(NamedTuple):
+    """The features of the examples of a split, as outputs."""
+
+    outcome: Outcome
+    tenants: Values  # the number of each example's; without tenants, all are of number 0
+
+    def rows(self, tenant: int) -> Values:
+        """Return the numbers of a tenant's examples."""
+        return np.flatnonzero(self.tenants == tenant)
+
+    def of(self, tenant: int) -> XY:
+        """Return the features and labels of a tenant's examples."""
+        rows = self.rows(tenant)
+        features = self.outcome.outputs[rows]
+        return features.numpy(), self.outcome.labels[rows]
+
+
 def outcomes(
-    training: Training, task: Task, splits: Mapping[str, Dataset], at_once: int
+    training: Training,
+    task: Task,
+    splits: Mapping[str, Dataset],
+    at_once: int,
 ) -> tuple[dict[str, Outcome], int]:
-    """Return what regressions say of validation and test, log-probabilities, and the number of their parameters."""
-    view = training.view
-    base = base_models.load_base_model(view.base_model, task)
-    collate = task.collator(tokenizer_of(base, view.base_model))
-    model = Pooled(base.base_model, training.chosen.features).to(fastest())
-    read = dict[str, Outcome]()  # the features
-    tenants = dict[str, Values]()  # the number of each example's; without tenants, all are of number 0
-    for split, examples in splits.items():
-        read[split] = evaluation.outcome(evaluation.outputs(task, model, examples, collate, at_once), examples)
-        groups = read[split].groups if task.facts.tenants else np.zeros(len(examples))
-        tenants[split] = np.asarray(groups)
-    width = 1 + max(int(outcome.labels.max()) for outcome in read.values())
+    """Return the log-probabilities of regressions for validation and test, and the number of their parameters."""
+    parts = _read(training, task, splits, at_once)
+    largest = max(part.outcome.labels.max() for part in parts.values())
+    width = 1 + int(largest)
     least = torch.finfo(torch.float32).min
-    logs = {split: torch.full((len(read[split].labels), width), least) for split in ("validation", "test")}
-    count = 0
-    for tenant in np.unique(tenants["train"]):  # each has its own regression
-        own = {split: _of_rows(read[split], tenants[split] == tenant) for split in splits}
-        fitted = _fitted(training.chosen.features, *own["train"], *own["validation"])
-        count += _count(fitted)
-        for split, outputs in logs.items():
-            rows = np.flatnonzero(tenants[split] == tenant)
-            features, _ = own[split]
-            outputs[np.ix_(rows, fitted.classes_)] = torch.from_numpy(_logs(fitted, features)).float()
-    return {split: replace(read[split], outputs=outputs) for split, outputs in logs.items()}, count
+    logs = {}
+    for split in SCORED:
+        count = len(parts[split].tenants)
+        logs[split] = torch.full((count, width), least)
+    parameters = 0
+    train = parts["train"]
+    for tenant in np.unique(train.tenants):  # each has its own regression
+        fitted = _fitted(training.chosen.features, train.of(tenant), parts["validation"].of(tenant))
+        parameters += _count(fitted)
+        for split in SCORED:
+            rows = parts[split].rows(tenant)
+            features, _ = parts[split].of(tenant)
+            known = torch.from_numpy(_logs(fitted, features))
+            logs[split][np.ix_(rows, fitted.classes_)] = known.float()
+    scored = {split: replace(parts[split].outcome, outputs=outputs) for split, outputs in logs.items()}
+    return scored, parameters
 
 
-def _of_rows(outcome: Outcome, rows: Values) -> tuple[Values, Values]:
-    """Return the features and labels of some examples."""
-    return outcome.outputs[rows].numpy(), outcome.labels[rows]
+def _read(
+    training: Training,
+    task: Task,
+    splits: Mapping[str, Dataset],
+    at_once: int,
+) -> dict[str, Read]:
+    """Return the features of all examples by split."""
+    row = training.view.base_model
+    base = base_models.load_base_model(row, task)
+    collate = task.collator(tokenizer_of(base, row))
+    model = Pooled(base.base_model, training.chosen.features).to(fastest())
+    parts = {}
+    for split, examples in splits.items():
+        features = evaluation.outputs(task, model, examples, collate, at_once)
+        outcome = evaluation.outcome(features, examples)
+        tenants = outcome.groups if task.facts.tenants else np.zeros(len(examples))
+        parts[split] = Read(outcome, np.asarray(tenants))
+    return parts
 
 
 def _count(fitted: Pipeline) -> int:
     """Return the number of parameters that are not 0."""
-    learned = [getattr(fitted[-1], name, 0) for name in ("coef_", "intercept_", "centroids_")]
+    last = fitted[-1]
+    learned = [getattr(last, name, 0) for name in LEARNED]
     return sum(map(np.count_nonzero, learned))
 
 
-def _fitted(features: str | None, x: Values, y: Values, held_out: Values, wanted: Values) -> Pipeline:
-    """Return what has the least loss on held-out texts, of those with the same the first."""
-
-    def loss(fitted: Pipeline) -> float:
-        places = np.searchsorted(fitted.classes_, wanted)
-        return float(-_logs(fitted, held_out)[np.arange(len(wanted)), places].mean())
-
+def _fitted(features: str | None, train: XY, validation: XY) -> Pipeline:
+    """Return the regression with the least loss on validation, the first of several, or the nearest mean."""
     if features == "nearest":
-        return make_pipeline(NearestCentroid()).fit(x, y)
+        return make_pipeline(NearestCentroid()).fit(*train)
+    scaler = StandardScaler()
+    strengths = STRENGTHS
     if features == "words":
         scaler = TfidfTransformer()
         strengths = OF_WORDS
-    else:
-        scaler = StandardScaler()
-        strengths = STRENGTHS
+    held_out, wanted = validation
+
+    def loss(fitted: Pipeline) -> float:
+        logs = _logs(fitted, held_out)
+        places = np.searchsorted(fitted.classes_, wanted)
+        of_wanted = logs[np.arange(len(wanted)), places]
+        return float(-of_wanted.mean())
+
     candidates = []
     for strength in strengths:
         regression = LogisticRegression(C=strength, max_iter=STEPS)
-        candidates.append(make_pipeline(scaler, regression).fit(x, y))
+        candidates.append(make_pipeline(scaler, regression).fit(*train))
     return min(candidates, key=loss)
 
 
 def _logs(fitted: Pipeline, x: Values) -> Values:
-    return np.log(fitted.predict_proba(x).clip(min=np.finfo(np.float32).tiny))
+    least = np.finfo(np.float32).tiny
+    return np.log(fitted.predict_proba(x).clip(min=least))
 
 
 class Pooled(nn.Module):
@@ -123,16 +162,23 @@ class Pooled(nn.Module):
         self.features = features
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, tenant: Tensor | None = None, **inputs: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tenant: Tensor | None = None,
+        **inputs: Tensor,
     ) -> SimpleNamespace:
         """Return the features of each text, (n, width)."""
         if self.features == "words":
             none = torch.zeros(len(input_ids), self.encoder.config.vocab_size)
-            return SimpleNamespace(logits=none.scatter_add(1, input_ids, attention_mask.float()))
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+            counts = none.scatter_add(1, input_ids, attention_mask.float())
+            return SimpleNamespace(logits=counts)
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        states = encoded.last_hidden_state
         if self.features == "first":
             texts = torch.arange(len(states), device=states.device)
             first = attention_mask.argmax(dim=1)  # not 0 where padding comes before the text
             return SimpleNamespace(logits=states[texts, first])
         shares = attention_mask / attention_mask.sum(dim=1, keepdim=True)
-        return SimpleNamespace(logits=(shares[:, :, None] * states).sum(dim=1))
+        weighted = shares[:, :, None] * states
+        return SimpleNamespace(logits=weighted.sum(dim=1))

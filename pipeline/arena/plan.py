@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pipeline import params
-from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
+from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads, section_of
 from pipeline.arena.record import FOLDER
 from pipeline.core.digests import sha256
 from pipeline.core.errors import UserError, nearest
@@ -24,6 +26,7 @@ from pipeline.params.sections import HeadParams
 from pipeline.params.sources import Split
 
 PRIVATE = Path(".cache/arena/labels")
+Digests = dict[str, str]  # SHA-256 of files by relative name
 UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name what other fields of the view hold
 
 
@@ -74,7 +77,8 @@ class Entry:
         self.title = f"{task}: {method}"  # in messages and for `--only`
         self.chosen = preset.methods[method]
         self.seeds = preset.seeds[: self.chosen.seeds]  # that the method is repeated with
-        is_rounded = any(task in tasks for tasks in preset.means.values()) and not self.chosen.features
+        averaged = chain.from_iterable(preset.means.values())
+        is_rounded = task in averaged and not self.chosen.features
         self.rounded = preset.rounded if is_rounded else ()  # seeds whose tuned trainings are, in all precisions
         self._trainings: dict[tuple[Setting, int], Training] = {}
 
@@ -86,9 +90,10 @@ class Entry:
     def labels(self) -> Path:
         """The file of the labels of the test split, in the order of predictions; a user's own stay in the cache."""
         first = self.first()
+        folder = FOLDER / self.name / "labels"
         # Which text is expected is not written, only that it is right to write it.
-        is_private = first.view.dataset.source.kind == "files" and not first.writes
-        folder = PRIVATE / self.name if is_private else FOLDER / self.name / "labels"
+        if first.view.dataset.source.kind == "files" and not first.writes:
+            folder = PRIVATE / self.name
         return folder / f"{self.task}.csv"
 
     @cached_property
@@ -98,10 +103,10 @@ class Entry:
 
     def training(self, setting: Setting, seed: int) -> Training:
         """Return the training with a setting and a seed."""
-        known = self._trainings.get((setting, seed))
-        if known is None:
-            known = self._trainings[setting, seed] = self._training(setting, seed)
-        return known
+        place = (setting, seed)
+        if place not in self._trainings:
+            self._trainings[place] = self._training(setting, seed)
+        return self._trainings[place]
 
     def _training(self, setting: Setting, seed: int) -> Training:
         section = self._view.section
@@ -115,7 +120,8 @@ class Entry:
             "train": train.model_copy(update={"head_learning_rate": head_rate}),
         }
         view = self._view.model_copy(update=changes)
-        reads = Reads.model_validate(self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
+        usual = self.preset.reads.model_dump()
+        reads = Reads.model_validate(usual | self.preset.tasks[self.task].reads)
         by_hash = self._by_hash(reads)
         return Training(
             preset=self.name,
@@ -148,26 +154,27 @@ class Entry:
     @cached_property
     def _view(self) -> TrainView:
         """What the training sees before tuning."""
-        method = self.chosen
-        values = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params}
+        adapter = self.chosen.adapter
+        changes = self.preset.tasks[self.task]
         # A preset may set keys that only some methods have, and make sections that params.yaml does not have.
-        of_methods = {method.adapter for method in self.preset.methods.values()}
-        sections = params.load_params().sections.keys() | of_methods
-        others = sections - {method.adapter}
+        sections = {method.adapter for method in self.preset.methods.values()}
+        others = sections.union(params.load_params().sections) - {adapter}
+        values = self.preset.params | changes.params | self.chosen.params
         overrides = {
-            **{key: value for key, value in values.items() if key.partition(".")[0] not in others},
+            **{key: value for key, value in values.items() if section_of(key) not in others},
             "train.processes": 1,  # workers share the machine instead
             "tenants.common": "trained",
-            "adapter": method.adapter,
+            "adapter": adapter,
             "data": self.preset.row_of(self.task),
             "model": self.preset.model,
             "seed": self.preset.seeds[0],
         }
-        view = changed(overrides, TrainView, PATH, (self.name, "methods", self.method))
+        place = (self.name, "methods", self.method)
+        view = changed(overrides, TrainView, PATH, place)
         row = view.dataset
-        kind = self.preset.tasks[self.task].kind
-        source = row.source.model_copy(update={"kind": kind} if kind else {})
-        return view.model_copy(update={"dataset": row.model_copy(update={"source": source})})
+        source = changes.source_of(row)
+        dataset = row.model_copy(update={"source": source})
+        return view.model_copy(update={"dataset": dataset})
 
 
 def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
@@ -176,18 +183,21 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     Raises:
         UserError: if there is none.
     """
-    listed = [
-        Entry(name, preset, task, method)
-        for task in preset.tasks
-        for method, chosen in preset.methods.items()
-        if task in (chosen.tasks or preset.tasks)
-    ]
-    named = [entry for entry in listed if [entry.title] == list(only)]
-    chosen = named or [entry for entry in listed if all(word in entry.title for word in only)]
-    if chosen:
-        return chosen
+    listed = {}
+    for task in preset.tasks:
+        for method, chosen in preset.methods.items():
+            if task in (chosen.tasks or preset.tasks):
+                entry = Entry(name, preset, task, method)
+                listed[entry.title] = entry
+    if len(only) == 1 and only[0] in listed:
+        return [listed[only[0]]]
+    matching = list(listed.values())
+    for words in only:
+        matching = [entry for entry in matching if words in entry.title]
+    if matching:
+        return matching
     words = " ".join(only)
-    near = nearest(words, [entry.title for entry in listed])
+    near = nearest(words, listed)
     raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
@@ -198,14 +208,25 @@ def sampled_in_order_of_source(row: DatasetRow, reads: Reads) -> tuple[Split, ..
     """
     if row.pairs:
         return ()
-    provided: list[Split] = [split for split in ("validation", "test") if split in row.source.names]
+    provided = row.source.names.keys()
+    in_part = list[Split]()
+    if "validation" in provided and reads.validation != "all":
+        in_part.append("validation")
+    if "test" in provided and reads.test != "all":
+        in_part.append("test")
     # Without a validation split, the checkpoint is chosen on test.
-    if row.select_on == "test" and "test" in provided:
-        provided.append("validation")
-    return tuple(split for split in provided if getattr(reads, split) != "all")
+    if row.select_on == "test" and "test" in provided and reads.validation != "all":
+        in_part.append("validation")
+    return tuple(in_part)
 
 
-def key_of(view: TrainView, reads: Reads, by_hash: Sequence[Split], pinned: Mapping[str, str], method: Method) -> str:
+def key_of(
+    view: TrainView,
+    reads: Reads,
+    by_hash: Sequence[Split],
+    pinned: Mapping[str, str],
+    method: Method,
+) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
     `by_hash` names the splits that are brought into the order of hashes before their first rows are read. `pinned`
@@ -218,20 +239,25 @@ def key_of(view: TrainView, reads: Reads, by_hash: Sequence[Split], pinned: Mapp
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
     values = section.model_dump(mode="json", exclude_defaults=True)
-    starts = [section.source] if isinstance(section, LsrParams) and section.source else []  # an adapter to go on from
-    changes = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+    sources: list[Source] = [view.dataset.source, view.base_model.source]
+    if isinstance(section, LsrParams) and section.source:
+        sources.append(section.source)  # an adapter to go on from
+    for name, value in usual.items():
+        if name in values and values[name] == value:
+            del values[name]
     known = {
         **view.model_dump(mode="json", exclude=UNREAD, exclude_defaults=True),
-        "section": {"type": view.adapter} | changes,  # the sections without a type have fixed names
+        "section": {"type": view.adapter} | values,  # the sections without a type have fixed names
         "version": VERSION,
         "reads": reads.model_dump(mode="json"),
-        "files": digests([view.dataset.source, view.base_model.source, *starts], pinned),
+        "files": digests(sources, pinned),
         **({"by_hash": sorted(by_hash)} if by_hash else {}),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
         **({} if view.dataset.tenant is None else {"tenants": view.tenants.common}),
     }
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(known, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @cache
@@ -240,25 +266,32 @@ def _defaults_in_peft(method: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields(config)} if config else {}
 
 
-def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+def digests(
+    sources: Iterable[Source],
+    pinned: Mapping[str, str] = MappingProxyType({}),
+) -> list[Digests]:
     """Return the SHA-256 of each local file, by relative name, for each file or folder that the sources name.
 
     Those of `pinned` files, by path, are taken as they are: the files may be elsewhere.
     """
-    paths = [str(path) for source in sources for path in content.named(source)]
-    return [{".": pinned[path]} if pinned and path in pinned else digests_of(path) for path in paths]
+    paths = chain.from_iterable(map(content.named, sources))
+    return [{".": pinned[path]} if path in pinned else digests_of(path) for path in map(str, paths)]
 
 
 @cache  # files do not change meanwhile
-def digests_of(path: str) -> dict[str, str]:
-    """Return the SHA-256 of each file below a path, by its name relative to it.
+def digests_of(path: str) -> Digests:
+    """Return the SHA-256 of a file or of all files in a folder.
 
     Raises:
-        UserError: if nothing is there.
+        UserError: if there is none.
     """
     if not Path(path).exists():
         raise UserError(f"{path}: not found; paths start at the root of the repository")
-    return {file.relative_to(path).as_posix(): sha256(file) for file in content.files(Path(path))}
+    digests: Digests = {}
+    for file in content.files(Path(path)):
+        name = file.relative_to(path).as_posix()
+        digests[name] = sha256(file)
+    return digests
 
 
 def _times(rate: float, factor: float) -> float:

@@ -3,7 +3,7 @@
 Methods and tasks are overrides of params.yaml by dotted key, so the arena can compare any trainings.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,10 +12,13 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Completion, Conversation
-from pipeline.params.reading import load_row, read_yaml, validated
+from pipeline.params.mistakes import validated
+from pipeline.params.reading import load_row
 from pipeline.params.sections import Count, Section
-from pipeline.params.sources import Named, Sha256, TableSource, Word, all_different
+from pipeline.params.sources import Named, PackageSource, Sha256, TableSource, Word, all_different
+from pipeline.params.yaml_file import read_yaml
 
 PATH = Path("pipeline/arena.yaml")
 VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
@@ -24,12 +27,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
+Datasets = Mapping[str, DatasetRow]  # by task
 Features = Literal["mean", "first", "nearest", "words"]  # states: their mean twice, the first; counts of tokens
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 OWN_KEYS = {"data", "model", "seed", "adapter", "train.processes", "tenants.common"}  # the arena sets them itself
 UNREAD_KEYS = {"train.report_to", "tenants.precision"}  # and the section evaluate: the arena scores in its own way
 NEW_TOKENS = "new_tokens"  # the key of reads that has no value `all`
+WRITES_NOTHING = "new_tokens has no effect: the data have no completions"
 OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not those of methods
+
+
+def section_of(key: str) -> str:
+    """Return the section of a dotted key of params.yaml."""
+    return key.partition(".")[0]
 
 
 def _without_own_keys(values: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +86,7 @@ ReadsOfTask = Annotated[
 
 
 class TaskChanges(Section):
-    """What is different on a task."""
+    """The changes on a task."""
 
     row: Word | None = Field(None, description="of pipeline/datasets.yaml, if the task has another name")
     kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
@@ -87,6 +97,10 @@ class TaskChanges(Section):
         description="in which a split that the source provides is read, if not all of it is. file: that of the file, "
         "where it is random already, or nearly all of its rows are read",
     )
+
+    def source_of(self, row: DatasetRow) -> TableSource | PackageSource:
+        """Return the source of a row, of the kind that is read here."""
+        return row.source.model_copy(update={"kind": self.kind}) if self.kind else row.source
 
 
 class Tuning(Section):
@@ -125,7 +139,7 @@ class Method(Section):
         if self.features and not self.trained:
             raise ValueError("trained: false has no effect: features are in place of training; remove it")
         for key in self.params:
-            section = key.partition(".")[0]
+            section = section_of(key)
             if section not in OF_ALL | {self.adapter}:
                 raise ValueError(f"params: {key} has no effect: the method's adapter is {self.adapter}")
             if section == "train" and not self.is_trained and key != "train.precision":
@@ -173,90 +187,95 @@ class Preset(Section):
     hypotheses: tuple[Hypothesis, ...] = ()
 
     @model_validator(mode="after")
-    def _named_methods_and_tasks_exist(self) -> Self:
-        named: list[tuple[str, str, Iterable[str]]] = [("baseline", self.baseline, self.methods)]
+    def _goes_together(self) -> Self:
+        for place, name, known in self._references():
+            if name not in known:
+                listed = ", ".join(known)
+                raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {listed}")
+        self._check_keys()
+        self._check_seeds()
+        rows = {name: load_row("data", self.row_of(name)) for name in self.tasks}
+        self._check_new_tokens(rows)
+        self._check_kinds(rows)
+        self._check_files(rows)
+        self._check_averages(rows)
+        return self
+
+    def _references(self) -> Iterator[tuple[str, str, Iterable[str]]]:
+        """Yield the place of each name of a method, a task or a seed, the name, and those that it may be."""
+        yield "baseline", self.baseline, self.methods
         for name, method in self.methods.items():
-            named += [(f"methods: {name}: tasks", task, self.tasks) for task in method.tasks]
+            for task in method.tasks:
+                yield f"methods: {name}: tasks", task, self.tasks
         for name, tasks in self.averages.items():
-            named += [(f"averages: {name}", task, self.tasks) for task in tasks]
+            for task in tasks:
+                yield f"averages: {name}", task, self.tasks
         seeds = [str(seed) for seed in self.seeds]
-        named += [("rounded", str(seed), seeds) for seed in self.rounded]
-        places = [*self.means, *self.tasks]
+        for seed in self.rounded:
+            yield "rounded", str(seed), seeds
         for number, hypothesis in enumerate(self.hypotheses, start=1):
             where = f"hypotheses: {number}"
-            named.append((f"{where}: method", hypothesis.method, self.methods))
-            named.append((f"{where}: against", hypothesis.against, self.methods))
-            named.append((f"{where}: on", hypothesis.on, places))
-        for place, name, known in named:
-            if name not in known:
-                raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {', '.join(known)}")
-        return self
+            yield f"{where}: method", hypothesis.method, self.methods
+            yield f"{where}: against", hypothesis.against, self.methods
+            places = [*self.means, *self.tasks]
+            yield f"{where}: on", hypothesis.on, places
 
-    @model_validator(mode="after")
-    def _every_key_is_of_a_method(self) -> Self:
+    def _check_keys(self) -> None:
         read = OF_ALL | {method.adapter for method in self.methods.values()}
-        of_tasks = {f"tasks: {name}: params": task.params for name, task in self.tasks.items()}
-        for place, values in {"params": self.params, **of_tasks}.items():
+        overrides = {"params": self.params}
+        for name, task in self.tasks.items():
+            overrides[f"tasks: {name}: params"] = task.params
+        for place, values in overrides.items():
             for key in values:
-                if key.partition(".")[0] not in read:
+                if section_of(key) not in read:
                     raise ValueError(f"{place}: {key} has no effect: no method has this adapter")
-        return self
 
-    @model_validator(mode="after")
-    def _there_are_as_many_seeds(self) -> Self:
+    def _check_seeds(self) -> None:
         wanted = {"tuning: seeds": self.tuning.seeds}
-        wanted |= {f"methods: {name}: seeds": method.seeds for name, method in self.methods.items() if method.seeds}
+        for name, method in self.methods.items():
+            wanted[f"methods: {name}: seeds"] = method.seeds or 1
+        most = len(self.seeds)
         for place, count in wanted.items():
-            if count > len(self.seeds):
-                raise ValueError(f"{place}: must be at most {len(self.seeds)}, as many as seeds has, got {count}")
-        return self
+            if count > most:
+                raise ValueError(f"{place}: must be at most {most}, as many as seeds has, got {count}")
 
-    @model_validator(mode="after")
-    def _completions_have_new_tokens(self) -> Self:
-        labels = {name: load_row("data", self.row_of(name)).label for name in self.tasks}
-        writing = {name for name, label in labels.items() if isinstance(label, Completion | Conversation)}
-        set_in = ["reads"] if self.reads.new_tokens is not None and not writing else []
+    def _check_new_tokens(self, rows: Datasets) -> None:
+        writing = set()
+        for name, row in rows.items():
+            if isinstance(row.label, Completion | Conversation):
+                writing.add(name)
+        if self.reads.new_tokens is not None and not writing:
+            raise ValueError(f"reads: {WRITES_NOTHING}")
         for name, task in self.tasks.items():
-            if "new_tokens" in task.reads and name not in writing:
-                set_in.append(f"tasks: {name}: reads")
-        for place in set_in:
-            raise ValueError(f"{place}: new_tokens has no effect: the data have no completions")
-        return self
+            if NEW_TOKENS in task.reads and name not in writing:
+                raise ValueError(f"tasks: {name}: reads: {WRITES_NOTHING}")
 
-    @model_validator(mode="after")
-    def _rows_describe_the_kinds_of_their_sources(self) -> Self:
+    def _check_kinds(self, rows: Datasets) -> None:
         for name, task in self.tasks.items():
-            source = load_row("data", self.row_of(name)).source
+            source = rows[name].source
             place = f"tasks: {name}: kind"
             if task.kind == source.kind:
                 raise ValueError(f"{place}: {task.kind} has no effect: it is the kind of the row already; remove it")
             described = {"hub": source.path, "files": source.files} if isinstance(source, TableSource) else {}
             if task.kind and not described.get(task.kind):
                 raise ValueError(f"{place}: the row's source describes no {task.kind}")
-        return self
 
-    @model_validator(mode="after")
-    def _tasks_name_the_files_that_are_pinned(self) -> Self:
+    def _check_files(self, rows: Datasets) -> None:
         named = set[str]()
         for name, task in self.tasks.items():
-            source = load_row("data", self.row_of(name)).source
-            of_kind = source.model_copy(update={"kind": task.kind}) if task.kind else source
-            named |= {str(path) for path in content.named(of_kind)}
+            paths = content.named(task.source_of(rows[name]))
+            named.update(map(str, paths))
         for path in self.files:
             if path not in named:
                 raise ValueError(f"files: {path} has no effect: no task names this file{nearest(path, named)}")
-        return self
 
-    @model_validator(mode="after")
-    def _averages_count_each_text_once(self) -> Self:
+    def _check_averages(self, rows: Datasets) -> None:
         for name, tasks in self.averages.items():
             if name in self.tasks:
                 raise ValueError(f"averages: {name} is the name of a task")
-            sources = {task: load_row("data", self.row_of(task)).source for task in tasks}
             for first, second in combinations(tasks, 2):
-                if sources[first] == sources[second]:
+                if rows[first].source == rows[second].source:
                     raise ValueError(f"averages: {name}: {first} and {second} share their texts; keep one of them")
-        return self
 
     @property
     def means(self) -> dict[str, tuple[str, ...]]:
@@ -274,7 +293,10 @@ def load(name: str, path: Path = PATH) -> Preset:
     Raises:
         UserError: if there is none of this name, or the file is not valid.
     """
-    presets = {word: validated(Preset, content, path, (word,)) for word, content in read_yaml(path).items()}
+    presets = {}
+    for word, values in read_yaml(path).items():
+        presets[word] = validated(Preset, values, path, (word,))
     if name not in presets:
-        raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {', '.join(presets)}")
+        known = ", ".join(presets)
+        raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {known}")
     return presets[name]

@@ -15,6 +15,7 @@ from pipeline.arena.plan import Entry, Setting, Training
 from pipeline.arena.record import Record
 
 Records = Mapping[str, Record]  # by key
+Steps = Generator[list[Training], None, Setting | None]  # which return a setting
 
 
 def missing(entry: Entry, records: Records) -> list[Training]:
@@ -23,7 +24,10 @@ def missing(entry: Entry, records: Records) -> list[Training]:
     A training that failed or diverged is not repeated.
     """
     for trainings in steps(entry, records):
-        left = [training for training in trainings if not _is_known(training, records)]
+        left = []
+        for training in trainings:
+            if not _is_known(training, records):
+                left.append(training)
         if left:
             return left
     return []
@@ -41,11 +45,19 @@ def _is_known(training: Training, records: Records) -> bool:
 def most_left(entry: Entry, records: Records) -> int:
     """Return how many trainings an entry lacks, at most, unless the best try is not the best with a further seed."""
     tuning = entry.preset.tuning
-    heads = len(set(tuning.head_rates) - {1.0}) if entry.rates else 0
-    tries = len(tuning.rates) + tuning.wider + heads - 1 if entry.chosen.is_trained else 0
+    most = len(entry.seeds)
+    if entry.chosen.is_trained:
+        most += len(tuning.rates) + tuning.wider + len(_head_factors(entry)) - 1
     trainings = chain.from_iterable(steps(entry, records))
     known = {training.key for training in trainings if _is_known(training, records)}
-    return max(tries + len(entry.seeds) - len(known), len(missing(entry, records)))
+    next_step = missing(entry, records)
+    return max(most - len(known), len(next_step))
+
+
+def _head_factors(entry: Entry) -> list[float]:
+    """Return the factors of the head's learning rate to try at the best rate, besides 1, with which that was found."""
+    factors = set(entry.preset.tuning.head_rates) if entry.rates else set()
+    return sorted(factors - {1.0})
 
 
 def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
@@ -69,11 +81,12 @@ def _all_steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
     trainings = []
     for seed in entry.seeds:
         training = entry.training(tuned, seed)
-        trainings.append(replace(training, is_rounded=seed in entry.rounded, is_tuned=True))
+        is_rounded = seed in entry.rounded
+        trainings.append(replace(training, is_rounded=is_rounded, is_tuned=True))
     yield trainings
 
 
-def _tries(entry: Entry, records: Records) -> Generator[list[Training], None, Setting | None]:
+def _tries(entry: Entry, records: Records) -> Steps:
     """Yield the trainings that tune an entry; return the best setting, or None if no training finished."""
     tuning = entry.preset.tuning
     first = entry.seeds[0]
@@ -86,16 +99,20 @@ def _tries(entry: Entry, records: Records) -> Generator[list[Training], None, Se
         tried.append(further)
         yield [entry.training(further, first)]
     best = yield from _settled(entry, tried, records, set())
-    if best is None or not entry.rates:
-        return best
-    heads = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
+    if best is None:
+        return None
+    heads = [best._replace(head_factor=factor) for factor in _head_factors(entry)]
     yield [entry.training(setting, first) for setting in heads]
-    return (yield from _settled(entry, [best, *heads], records, {best}))
+    best = yield from _settled(entry, [best, *heads], records, {best})
+    return best
 
 
 def _settled(
-    entry: Entry, tried: Sequence[Setting], records: Records, tested: set[Setting]
-) -> Generator[list[Training], None, Setting | None]:
+    entry: Entry,
+    tried: Sequence[Setting],
+    records: Records,
+    tested: set[Setting],
+) -> Steps:
     """Yield further seeds of the best setting until the best is one that is `tested` with them; return it."""
     best = _best(entry, tried, records, tested)
     while best is not None and best not in tested:
@@ -111,29 +128,40 @@ def _settled(
     return best
 
 
-def _best(entry: Entry, tried: Sequence[Setting], records: Records, tested: Collection[Setting] = ()) -> Setting | None:
+def _best(
+    entry: Entry,
+    tried: Sequence[Setting],
+    records: Records,
+    tested: Collection[Setting] = (),
+) -> Setting | None:
     """Return the setting with the best validation score, the first if several; None if no training finished.
 
     It is that of the first seed, of a tested setting the mean over the seeds of tuning: so the steps are the same when
     they are asked for again. The test score is not considered.
     """
-    scores: dict[Setting, float] = {}
+    scores = {}
     for setting in tried:
-        seeds = entry.seeds[: entry.preset.tuning.seeds if setting in tested else 1]
-        scores[setting] = fmean(records[entry.training(setting, seed).key].held_out for seed in seeds)
-    best = max(scores, key=lambda setting: scores[setting])
+        count = entry.preset.tuning.seeds if setting in tested else 1
+        trainings = [entry.training(setting, seed) for seed in entry.seeds[:count]]
+        scores[setting] = fmean(records[training.key].held_out for training in trainings)
+    best = max(scores, key=scores.__getitem__)
     return best if scores[best] > -inf else None
 
 
-def _beyond(entry: Entry, tried: Sequence[Setting], records: Records) -> Setting | None:
+def _beyond(
+    entry: Entry,
+    tried: Sequence[Setting],
+    records: Records,
+) -> Setting | None:
     """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
     best = _best(entry, tried, records)
     factors = sorted(setting.factor for setting in tried)
-    lowest = factors[0]
-    highest = factors[-1]
+    if len(factors) == 1:
+        return Setting(factors[0] / 2)
+    lowest, second, *_ = factors
+    *_, last_but_one, highest = factors
     if best is None or best.factor == lowest:
-        step = factors[1] / lowest if len(factors) > 1 else 2.0
-        return Setting(lowest / step)
+        return Setting(lowest / (second / lowest))
     if best.factor == highest:
-        return Setting(highest * highest / factors[-2])
+        return Setting(highest * highest / last_but_one)
     return None
