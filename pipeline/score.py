@@ -31,10 +31,11 @@ def main(words: Sequence[str] | None = None) -> None:
         UserError: if the data are not of a kind that is scored so.
     """
     parser = Parser("python -m pipeline.score", __doc__)
-    parser.add_argument("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
-    parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")
-    parser.add_argument("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not that of the adapters")
-    parser.add_argument("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
+    add = parser.add_argument
+    add("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
+    add("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")
+    add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not that of the adapters")
+    add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
     with parser.parsed(words, before=f"{parser.prog}: ") as options:
         row = load_row("data", options.data)
         if tasks.of(row).writes:
@@ -43,13 +44,25 @@ def main(words: Sequence[str] | None = None) -> None:
             raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
         loaded = load(row, options.data)
         test = loaded.splits["test"]
-        rows = [[str(folder), *_scores(folder, loaded.task, test, options)] for folder in options.adapters]
+        rows = []
+        for folder in options.adapters:
+            scores = _scores(folder, loaded.task, test, options)
+            rows.append([str(folder), *scores])
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
 
 
-def _scores(folder: Path, task: Task, texts: Examples, options: argparse.Namespace) -> list[str]:
-    # Returns the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
+def _scores(
+    folder: Path,
+    task: Task,
+    texts: Examples,
+    options: argparse.Namespace,
+) -> list[str]:
+    """Return the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
+
+    Raises:
+        UserError: if the adapter is for other labels or texts.
+    """
     identity = artifacts.identity(folder)
     previous.print_note_of(folder)
     own = adapter_task.read(folder)
@@ -60,21 +73,27 @@ def _scores(folder: Path, task: Task, texts: Examples, options: argparse.Namespa
     task = task.with_thresholds(own.thresholds)
     opened = Opened(folder, options.base, own, options.batch_size)
     artifacts.check_not_replaced(folder, identity)
-    parts = list[Tensor]()
-    with console.progress(str(folder), len(texts), "texts", console.errors) as advance:
-        for number, batch in enumerate(texts.batches(BATCH)):
-            rows = range(number * BATCH + 1, len(texts) + 1)
-            outputs, _ = opened.outputs(batch, rows, advance)
-            parts.append(outputs)
-    outcome = evaluation.outcome(torch.cat(parts), texts)
+    outcome = evaluation.outcome(_outputs(opened, texts), texts)
     metrics = task.metrics(outcome, load_params().evaluate.resamples)
     names = task.row.metrics
-    return [
-        f"{weights_of(folder).stat().st_size:,}",
-        *(f"{metrics[name]:.4f}" for name in names),
-        f"{metrics[f'{names[0]}_low']:.4f} to {metrics[f'{names[0]}_high']:.4f}",
-        f"{len(texts):,}",
-    ]
+    scores = [f"{metrics[name]:.4f}" for name in names]
+    low = metrics[f"{names[0]}_low"]
+    high = metrics[f"{names[0]}_high"]
+    size = weights_of(folder).stat().st_size
+    return [f"{size:,}", *scores, f"{low:.4f} to {high:.4f}", f"{len(texts):,}"]
+
+
+def _outputs(opened: Opened, texts: Examples) -> Tensor:
+    """Return the outputs of an adapter for all texts."""
+    parts = []
+    first = 1
+    with console.progress(str(opened.folder), len(texts), "texts", console.errors) as advance:
+        for batch in texts.batches(BATCH):
+            rows = range(first, first + len(batch))
+            outputs, _ = opened.outputs(batch, rows, advance)
+            parts.append(outputs)
+            first += len(batch)
+    return torch.cat(parts)
 
 
 def _answers(task: AdapterTask) -> tuple[object, ...]:  # equal where adapters answer the same question

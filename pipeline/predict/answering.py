@@ -1,6 +1,7 @@
 """Open a trained adapter on its base model and run it over texts, for predictions and for scores."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +22,11 @@ from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
-from pipeline.tasks.completion import asked
+from pipeline.tasks.completion import CompletionTask
+from pipeline.tasks.completion import asked as asked_of
 from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.prompts import Prompts
-from pipeline.tasks.task import Columns
+from pipeline.tasks.task import TENANT, Columns
 
 
 class Opened:
@@ -66,17 +68,23 @@ class Opened:
         self.tokenizer = tokenizer
         self.model = model.to(fastest())
 
-    def outputs(self, texts: pa.Table, rows: Sequence[int], advance: Advance) -> tuple[Tensor, int]:
-        """Return what it says of texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
+    def outputs(
+        self,
+        texts: pa.Table,
+        rows: Sequence[int],
+        advance: Advance,
+    ) -> tuple[Tensor, int]:
+        """Return the outputs for texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
 
-        That is (texts, ...), as of Task.outputs; `rows` are the numbers of the texts, for messages.
+        They are (texts, ...), as of Task.outputs; `rows` are the numbers of the texts, for messages.
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
             UserError: if a text has no token.
         """
+        longest = self.task.max_length
         with as_user_error(ValueError):
-            ((table, lengths),) = tokenize([texts], self.tokenizer, self.task.max_length)
+            ((table, lengths),) = tokenize([texts], self.tokenizer, longest)
         kind = self.task.task
         collate = kind.collator(self.tokenizer)
         outputs = evaluation.outputs(kind, self.model, Dataset(table), collate, self.batch_size, advance)
@@ -84,35 +92,64 @@ class Opened:
         if not are_finite.all():
             row = rows[int(are_finite.int().argmin())]
             raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {self.folder} overflow")
-        return outputs, int((lengths > self.task.max_length).sum())
+        truncated = (lengths > longest).sum()
+        return outputs, int(truncated)
 
-    def written(self, texts: Sequence[str], most: int, advance: Advance, *, shown: bool) -> tuple[list[str], int]:
-        """Return what it writes for prompts, `most` tokens each, and how many prompts it cut from the left.
+    def answers(
+        self,
+        asked: Mapping[str, list[Any]],
+        rows: Sequence[int],
+        tenants: Sequence[AdapterTask],
+        advance: Advance,
+    ) -> tuple[Columns, int]:
+        """Return the columns to print for texts, and how many it truncated; if `tenants`, each answers as its own."""
+        outputs, truncated = self.outputs(pa.table(asked), rows, advance)
+        if not tenants:
+            return _printed(outputs, self.task), truncated
+        tasks = [tenants[number] for number in asked[TENANT]]
+        return _of_tenants(outputs, tasks), truncated
+
+    def written(
+        self,
+        texts: Sequence[str],
+        most: int,
+        advance: Advance,
+        *,
+        shown: bool,
+    ) -> tuple[Columns, int]:
+        """Return the completions of prompts, `most` tokens each, and how many prompts it cut from the left.
 
         A single answer can also be printed while it is written.
         """
         prompts = Prompts(self.tokenizer, self.task.template)
-        ids = [prompts.prompt(asked(text)) for text in texts]
         longest = self.task.max_length
-        cut = [tokens[-longest:] for tokens in ids]
-        check_positions(cast("PreTrainedModel", self.model), max(map(len, cut)) + most, "--new-tokens")
+        cut = []
+        truncated = 0
+        for text in texts:
+            tokens = prompts.prompt(asked_of(text))
+            cut.append(tokens[-longest:])
+            truncated += len(tokens) > longest
+        room = max(map(len, cut)) + most
+        check_positions(cast("PreTrainedModel", self.model), room, "--new-tokens")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
         written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
-        return written, sum(len(tokens) > longest for tokens in ids)
+        return CompletionTask.printed(written, None), truncated
 
 
-def printed(outputs: Tensor, task: AdapterTask) -> Columns:
-    """Return the columns to print of outputs of one task: all that its kind says."""
-    width = task.task.width(task.labels)
-    return task.task.printed(outputs[:, :width], task.labels, task.thresholds or ())
+def _printed(outputs: Tensor, task: AdapterTask) -> Columns:
+    """Return the columns to print of outputs of one task."""
+    kind = task.task
+    width = kind.width(task.labels)
+    return kind.printed(outputs[:, :width], task.labels, task.thresholds or ())
 
 
-def of_tenants(outputs: Tensor, tasks: Sequence[AdapterTask], tenants: Sequence[int]) -> Columns:
-    """Return the columns to print of outputs, each of the task of a tenant by number: answer and its probability."""
-    columns: dict[str, list[Any]] = {}
-    for tenant, row in zip(tenants, outputs, strict=True):
-        (name, (answer,)), *shares = printed(row[None], tasks[tenant]).items()
-        columns.setdefault(name, []).append(answer)
+def _of_tenants(outputs: Tensor, tasks: Iterable[AdapterTask]) -> Columns:
+    """Return the columns to print of outputs, each of a task of its own: answer and its probability."""
+    columns = defaultdict[str, list[Any]](list)
+    for row, task in zip(outputs, tasks, strict=True):
+        first, *shares = _printed(row[None], task).items()
+        name, (answer,) = first
+        columns[name].append(answer)
         if shares:
-            columns.setdefault("p", []).append(max(values[0] for _, values in shares))
+            columns["p"].append(max(share for _, (share,) in shares))
     return columns

@@ -1,0 +1,170 @@
+"""The rows to answer: texts in arguments, lines of standard input, or rows of a file."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pipeline.core import console
+from pipeline.core.batches import batched
+from pipeline.core.errors import UserError, as_user_error, nearest
+from pipeline.data import recognition, sources
+from pipeline.methods.adapter_task import AdapterTask
+from pipeline.tasks.cells import TEXT_COLUMNS, is_missing, plain_text, text_in
+from pipeline.tasks.task import TENANT
+
+STDIN = "-"
+SHOWN = 10  # tenants that a message names
+Asked = dict[str, list[Any]]  # text, text_pair (for pairs) and tenant by number (of a bank), one for each row
+
+
+class Texts(NamedTuple):
+    """A table with texts, and where they are in it."""
+
+    tables: Iterator[pd.DataFrame]  # some rows at a time
+    columns: list[str]  # with the texts
+    before: str  # the number of a row in messages
+
+
+def read(
+    options: Namespace,
+    task: AdapterTask,
+    tenants: Mapping[str, AdapterTask],
+) -> Iterator[tuple[pd.DataFrame, Asked]]:
+    """Yield the rows that have a text, some at a time, and what the model gets of them.
+
+    Raises:
+        UserError: if there are none, or one cannot be answered.
+    """
+    texts = _texts(options, task)
+    names = list[str]()
+    count = 0
+    skipped = 0
+    for table in texts.tables:
+        table.index = pd.RangeIndex(count + 1, count + len(table) + 1, name="row")
+        count += len(table)
+        names = names or list(table.columns)
+        whole = _with_columns(table, names, texts.before)
+        empty = whole[texts.columns].map(is_missing).any(axis=1)
+        if empty.any() and not options.skip_empty:
+            raise UserError(f"{texts.before}row {empty.idxmax()}: is empty; needed: a text, or --skip-empty")
+        skipped += empty.sum()
+        full = whole[~empty]
+        asked = _asked(full, texts)
+        if tenants:
+            asked[TENANT] = _tenants_of(full, options.tenant, list(tenants), str(task.tenant))
+        if not full.empty:
+            yield full, asked
+    if skipped:
+        console.note(f"rows without text skipped: {skipped} of {count}")
+    if skipped == count:
+        raise UserError("no row has text")
+
+
+def _asked(table: pd.DataFrame, texts: Texts) -> Asked:
+    for number, *row in table[texts.columns].itertuples(name=None):
+        with as_user_error(ValueError, before=f"{texts.before}row {number}: "):
+            for text in row:
+                text_in(text)
+    asked: Asked = {}
+    for name, column in zip(TEXT_COLUMNS, texts.columns, strict=False):
+        asked[name] = table[column].tolist()
+    return asked
+
+
+def _with_columns(table: pd.DataFrame, names: Sequence[str], before: str) -> pd.DataFrame:
+    """Return a table with the columns of the first row, null where its rows have none.
+
+    Raises:
+        UserError: if it has a column that the first row lacks.
+    """
+    for late in table.columns.difference(names):
+        row = table[late].first_valid_index()
+        raise UserError(f"{before}row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
+    lacking = dict.fromkeys(name for name in names if name not in table)
+    return table.assign(**lacking)[names]
+
+
+def _texts(options: Namespace, task: AdapterTask) -> Texts:
+    width = len(task.columns)
+    chosen = list(options.column or task.columns)
+    if len(chosen) != width:
+        given = " ".join(chosen)
+        raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {given}")
+    if options.file is None:
+        where = "standard input"
+        before = ""
+        chosen = list(TEXT_COLUMNS[:width])
+        tables = _tables(options, chosen)
+    else:
+        where = f"--file: {options.file}"
+        before = f"{where}: "
+        with sources.explained(where):
+            source = recognition.source_of(options.file)
+            written = recognition.words_of(source)
+        if written:
+            console.note(f"{where}: read as {written}")
+        tables = sources.values(source, where)
+    first = next(tables)
+    if not len(first):
+        raise UserError(f"{where}: empty; needed: at least one row")
+    there = list(first.columns)
+    if len(there) == width == 1 and options.column is None:
+        chosen = there
+    sources.check_columns(there, chosen, f"{where}, --column")
+    return Texts(chain([first], tables), chosen, before)
+
+
+def _tables(options: Namespace, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    words = _words(options.texts, len(columns))
+    for lines in batched(words, options.batch_size):
+        yield pd.DataFrame(lines, columns=list(columns), dtype=object)
+
+
+def _words(given: Sequence[str], width: int) -> Iterator[list[str]]:
+    """Yield the texts, or pairs of texts, in the arguments or, without any or with "-", in lines of standard input.
+
+    Raises:
+        UserError: if a text lacks its second.
+    """
+    if given not in ([], [STDIN]):
+        if len(given) % width:
+            raise UserError(f"the adapter reads pairs: needed: an even number of texts, got {len(given)}")
+        yield from batched(given, width)
+        return
+    if sys.stdin.isatty():
+        console.note("one text per line; Ctrl-D ends")
+    with sources.explained("standard input"):
+        for number, line in enumerate(sys.stdin, start=1):
+            row = line.removesuffix("\n").split("\t", width - 1)
+            if len(row) != width:
+                raise UserError(f"standard input: line {number}: needed: two texts with a tab between them")
+            yield row
+
+
+def _tenants_of(
+    table: pd.DataFrame,
+    tenant: str | None,
+    known: Sequence[str],
+    column: str,
+) -> list[int]:
+    """Return the number of the tenant of each row: of --tenant or, without, of that in the column of training.
+
+    Raises:
+        UserError: if there is no such tenant, or no such column.
+    """
+    if tenant is not None:
+        names = pd.Series(tenant, table.index)
+    elif column in table:
+        names = table[column].map(plain_text)
+    else:
+        first = ", ".join(known[:SHOWN])
+        raise UserError(f"--tenant: whose texts are they? There are {first}")
+    numbers = pd.Index(known).get_indexer(names)
+    if -1 in numbers:
+        name = names.iloc[numbers.argmin()]
+        raise UserError(f"--tenant: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")
+    return list(numbers.tolist())
