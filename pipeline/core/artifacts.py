@@ -64,18 +64,24 @@ def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[st
     `score` comes first: DVC's tables have their columns in the file's order. They have those that are `shown`, if some
     are named: the others are in the list `details`, for DVC leaves out lists.
     """
-    rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
-    written: dict[str, Any] = dict(sorted(rounded.items(), key=lambda metric: (metric[0] != "score", metric[0])))
+    written: dict[str, Any] = {}
+    details = {}
+    for name in sorted(metrics, key=lambda name: (name != "score", name)):
+        value = metrics[name]
+        rounded = float(f"{value:.6g}") if isinstance(value, float) else value
+        if shown is None or name in shown:
+            written[name] = rounded
+        else:
+            details[name] = rounded
     if shown is not None:
-        others = [name for name in written if name not in shown]
-        written["details"] = [{name: written.pop(name) for name in others}]
+        written["details"] = [details]
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """Return the metrics of a file, all in one; in older files, they are."""
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     return metrics | dict(*metrics.pop("details", []))
 
 

@@ -10,6 +10,9 @@ Item = TypeVar("Item")
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield items in lists of at most `size`; an empty list if there are none."""
     rest = iter(items)
-    yield list(islice(rest, size))
-    while batch := list(islice(rest, size)):
+    batch = list(islice(rest, size))
+    while True:
         yield batch
+        batch = list(islice(rest, size))
+        if not batch:
+            return

@@ -71,7 +71,12 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str, to: Console = console) -> Iterator[Advance]:
+def progress(
+    description: str,
+    total: int | None,
+    unit: str,
+    to: Console = console,
+) -> Iterator[Advance]:
     """Show a bar, with the remaining time if the total is known; yield a function that takes the units just done."""
     columns = (
         TextColumn("{task.description}"),
@@ -89,9 +94,10 @@ def progress(description: str, total: int | None, unit: str, to: Console = conso
         def advance(done: int, note: str = "") -> None:
             nonlocal last
             bar.update(task.id, advance=done, note=note or task.fields["note"])
+            now = time.monotonic()
             # Off a terminal. A training says that it begins with 0 steps done.
-            if not to.is_terminal and task.completed and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
+            if not to.is_terminal and task.completed and now - last >= SECONDS_BETWEEN_LINES:
+                last = now
                 of_total = "" if total is None else f"/{total}"
                 left = "" if task.time_remaining is None else f"{timedelta(seconds=task.time_remaining)} left"
                 parts = [f"{description}: {task.completed}{of_total} {unit}", left, task.fields["note"]]
@@ -110,19 +116,16 @@ def track(items: Collection[Item], description: str, unit: str = "batches") -> I
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; numbers are right-aligned, and nothing stands for None."""
-    title = _clean(title)
-    columns = [*map(_clean, columns)]
-    cells = [[_shown(cell) for cell in row] for row in rows]
     if not console.is_terminal:
-        console.print(f"{title}: {' | '.join(columns)}", soft_wrap=True)
-        for row in cells:
-            console.print(f"  {' | '.join(row)}", soft_wrap=True)
+        line(f"{title}: {' | '.join(columns)}")
+        for row in rows:
+            line(f"  {' | '.join(map(_shown, row))}")
         return
-    grid = Table(title=title, title_justify="left")
-    for position, column in enumerate(columns):
-        grid.add_column(column, justify="left" if position == 0 else "right")
-    for row in cells:
-        grid.add_row(*row)
+    grid = Table(title=_clean(title), title_justify="left")
+    for column in columns:
+        grid.add_column(_clean(column), justify="right" if grid.columns else "left")
+    for row in rows:
+        grid.add_row(*map(_shown, row))
     console.print(grid)
 
 
@@ -130,9 +133,13 @@ def sparkline(values: Sequence[float]) -> str:
     """Return a curve in one line: a bar for each value, or for some of many, between the least and the most."""
     low = min(values)
     spread = (max(values) - low) or 1
-    shown = values[:: 1 + (len(values) - 1) // LONGEST]
+    step = 1 + (len(values) - 1) // LONGEST
     highest = len(BARS) - 1
-    return "".join(BARS[round(highest * (value - low) / spread)] for value in shown)
+    curve = ""
+    for value in values[::step]:
+        height = highest * (value - low) / spread
+        curve += BARS[round(height)]
+    return curve
 
 
 def line(text: str) -> None:

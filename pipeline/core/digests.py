@@ -29,4 +29,8 @@ def files_below(path: Path) -> Iterator[Path]:
 @cache
 def of_code_at_start() -> dict[Path, str]:
     """Return the digest of each file of our code as it was at the first call, which is that of `stages/__init__.py`."""
-    return {file: sha256(file) for package in PACKAGES for file in files_below(CODE / package)}
+    digests = {}
+    for package in PACKAGES:
+        for file in files_below(CODE / package):
+            digests[file] = sha256(file)
+    return digests

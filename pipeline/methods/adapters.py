@@ -48,7 +48,8 @@ def add_adapter(
     with planning.explained(section):
         if isinstance(section, LsrParams) and section.budget != "none":
             lsr = cast("LsrConfig", config)
-            config = lsr.with_ranks(allocate(statistics or {}, section.budget, lsr.seed or 0))
+            ranks = allocate(statistics or {}, section.budget, lsr.seed or 0)
+            config = lsr.with_ranks(ranks)
         model = peft.get_peft_model(base, config)
     if isinstance(section, PeftParams):
         _check_rates(section, model)
@@ -98,21 +99,21 @@ def rate_of(section: MethodParams, parameter: str) -> float | None:
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     """Return AdamW with separate learning rates for adapter and head, and no weight decay of biases and norms."""
     head_rate = view.train.head_learning_rate
-    norms = {type(module) for module in model.modules() if type(module).__name__.endswith("Norm")}
-    decaying = {*get_parameter_names(model, [*norms], UNDECAYED)}
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    types = set(map(type, model.modules()))
+    norms = [kind for kind in types if kind.__name__.endswith("Norm")]
+    decaying = set(get_parameter_names(model, norms, UNDECAYED))
     in_head = head_parameters(model, view.base_model)
+    groups = dict[tuple[float, float], dict[str, Any]]()  # by learning rate and weight decay
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         rate = None if id(parameter) in in_head else rate_of(view.section, name)
+        rate = head_rate if rate is None else rate
         decay = view.train.weight_decay if name in decaying else 0.0
-        group = groups.setdefault((head_rate if rate is None else rate, decay), [])
-        group.append(parameter)
-    listed = list[dict[str, Any]]()
-    for (rate, decay), parameters in groups.items():
-        listed.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
+        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    # A third of the time that many small tensors take one by one.
+    return torch.optim.AdamW(list(groups.values()), foreach=True)
 
 
 def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
@@ -125,7 +126,9 @@ def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
     fields = json.loads(path.read_text(encoding="utf-8"))
     fields["base_model_name_or_path"], fields["revision"] = public_name(row)
     # PEFT writes sets in hash order, which differs between processes.
-    fields |= {name: sorted(value) for name, value in config.items() if isinstance(value, set)}
+    for name, value in config.items():
+        if isinstance(value, set):
+            fields[name] = sorted(value)
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -147,8 +150,11 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
 def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
     """Return the ids of the head's parameters: the trainable copy and the original that it replaces."""
     base = cast("PreTrainedModel", model.get_base_model())
-    heads = map(base.get_submodule, planning.head_of(row, base))
-    return {id(parameter) for head in heads for parameter in head.parameters()}
+    ids = set[int]()
+    for name in planning.head_of(row, base):
+        head = base.get_submodule(name)
+        ids.update(map(id, head.parameters()))
+    return ids
 
 
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
@@ -161,12 +167,13 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     heads = planning.head_of(row, cast("PreTrainedModel", model.get_base_model()))
     of_heads = tuple(f"{PREFIX}{name}." for name in heads)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    stored = [value.numel() for name, value in saved.items() if not name.startswith(of_heads)]
     sizes = Counter[tuple[bool, bool]]()  # by whether they are in the head and trained
     for parameter in model.parameters():
         sizes[id(parameter) in in_head, parameter.requires_grad] += parameter.numel()
     return {
         "adapter_trained": sizes[False, True],
-        "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(of_heads)),
+        "adapter_stored": sum(stored),
         "head_parameters": sizes[True, True],
         "base_parameters": sizes[False, False],
     }

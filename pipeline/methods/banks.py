@@ -41,7 +41,8 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
         common, _ = split(adapter_folder(str(view.tenants.folder)))
         _check_type(view, common)
     collate = task.collator(tokenizer_of(base, view.base_model))
-    batches = list(tokens.sample(tokens.load_tokens("train"), collate, FITTED, view.seed, BATCH))
+    train = tokens.load_tokens("train")
+    batches = list(tokens.sample(train, collate, FITTED, view.seed, BATCH))
     with as_user_error(ValueError, before=where):
         layer = last_layer(common)
         tensors = dict(common.tensors)
@@ -50,7 +51,8 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
                 tensors[f"{PREFIX}{key}"] = value
         model = load_onto(base, common._replace(tensors=tensors), trainable=True)
         freeze_common(model, layer)
-        with fitted_head(model, [_own_layer(model, layer)], batches, seed=view.seed, keep=True, track=console.track):
+        own = [_own_layer(model, layer)]
+        with fitted_head(model, own, batches, seed=view.seed, keep=True, track=console.track):
             return model
 
 
@@ -75,7 +77,10 @@ def freeze_common(model: PeftModel, layer: str) -> None:
 
 def _own_layer(model: PeftModel, layer: str) -> nn.Module:
     """Return the head's last layer as it is trained: PEFT has it inside a wrapper."""
-    named = {name.replace(".modules_to_save.default", ""): module for name, module in model.named_modules()}
+    named = {}
+    for name, module in model.named_modules():
+        name_in_base = name.replace(".modules_to_save.default", "")
+        named[name_in_base] = module
     return named[f"{PREFIX}{layer}"]
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -61,19 +61,19 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
 
 
 def _training(view: TrainView) -> str:
-    sections: dict[str, Any] = {
+    sections = {
         view.adapter: view.section,
         "tokenize": view.tokenize,
         "train": view.train,
     }
     if view.dataset.tenant:
         sections["tenants"] = view.tenants
-    values = list[str]()
+    values = ""
     for word, section in sections.items():
         chosen = section.model_dump(mode="json")
-        values.append(f"{word}: {json.dumps(chosen)}\n")
+        values += f"{word}: {json.dumps(chosen)}\n"
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
-    return f"With these values in `params.yaml`:\n\n```yaml\n{''.join(values)}```\n\n    {command}"
+    return f"With these values in `params.yaml`:\n\n```yaml\n{values}```\n\n    {command}"
 
 
 def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], adapter: Path) -> str:
@@ -95,8 +95,10 @@ def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], 
     ]
     lines = ["| test split | score | 95 % interval |", "|---|---|---|"]
     for name in names:
-        interval = f"{metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g}"
-        lines.append(f"| {name}{of_class(name, task)} | {metrics[name]:.4g} | {interval} |")
+        low = metrics[f"{name}_low"]
+        high = metrics[f"{name}_high"]
+        score = f"{metrics[name]:.4g} | {low:.4g} to {high:.4g}"
+        lines.append(f"| {name}{of_class(name, task)} | {score} |")
     lines += ["", f"of {metrics['examples']:,} examples."]
     card.text = SCORE.sub("\n".join(lines), card.text)
     return str(card)

@@ -8,8 +8,11 @@ import torch
 
 def fastest() -> torch.device:
     """Return the accelerator, or the CPU if there is none."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None:
+            return accelerator
+    return torch.device("cpu")
 
 
 def advise_on_threads(say: Callable[[str], None]) -> None:

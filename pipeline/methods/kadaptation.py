@@ -43,7 +43,13 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("kadaptation_u", "kadaptation_v")
 
-    def __init__(self, base_layer: nn.Module, shared: nn.ParameterDict, name: str, config: KAdaptationConfig) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        shared: nn.ParameterDict,
+        name: str,
+        config: KAdaptationConfig,
+    ) -> None:
         if not isinstance(base_layer, nn.Linear):
             raise TypeError(f"KAdaptation adapts nn.Linear, but this is of {type(base_layer).__name__}")
         nn.Module.__init__(self)
@@ -58,7 +64,8 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
             if width % n:
                 raise ValueError(f"n: {n} does not divide {width}, a width of the layer")
         bound = math.sqrt(n / self.in_features)  # kaiming_uniform with a = sqrt(5), as for LoRA's A
-        v = torch.empty(n, config.r, self.in_features // n).uniform_(-bound, bound)
+        v = torch.empty(n, config.r, self.in_features // n)
+        v.uniform_(-bound, bound)
         u = torch.zeros(n, self.out_features // n, config.r)  # so the layer is unchanged, but U gets a gradient
         self.kadaptation_u = nn.ParameterDict({name: nn.Parameter(u)})
         self.kadaptation_v = nn.ParameterDict({name: nn.Parameter(v)})
@@ -66,12 +73,18 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return S (n, n, n), U (n, p, r) and V (n, r, q) of an adapter; the first axis is the term."""
-        return self._shared[0][adapter_name], self.kadaptation_u[adapter_name], self.kadaptation_v[adapter_name]
+        (shared,) = self._shared
+        return (
+            shared[adapter_name],
+            self.kadaptation_u[adapter_name],
+            self.kadaptation_v[adapter_name],
+        )
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:  # (out_features, in_features)
         """Return Σ_k S_k ⊗ U_k V_k."""
         s, u, v = self.factors(adapter_name)
-        return torch.einsum("kab,kpr,krq->apbq", s, u, v).reshape(self.out_features, self.in_features)
+        delta = torch.einsum("kab,kpr,krq->apbq", s, u, v)
+        return delta.reshape(self.out_features, self.in_features)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output with the updates of the active adapters."""
@@ -80,17 +93,20 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
             return result
         for name in self.active_adapters:
             s, u, v = self.factors(name)
-            slices = x.to(v.dtype).unflatten(-1, (len(s), -1))  # (..., n, q), term by term
+            inputs = x.to(v.dtype)
+            slices = inputs.unflatten(-1, (len(s), -1))  # (..., n, q), term by term
             inner = torch.einsum("...bq,krq->...bkr", slices, v)
-            update = torch.einsum("...bkr,kab,kpr->...ap", inner, s, u)
-            result = result + update.flatten(-2).to(result.dtype)
+            outer = torch.einsum("...bkr,kab,kpr->...ap", inner, s, u)
+            update = outer.flatten(-2)
+            result = result + update.to(result.dtype)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of the named, or active, adapters to the weight."""
         for name in check_adapters_to_merge(self, adapter_names):
             weight = self.base_layer.weight
-            weight.data = weight.data + self.get_delta_weight(name).detach().to(weight.dtype)
+            delta = self.get_delta_weight(name).detach()
+            weight.data = weight.data + delta.to(weight.dtype)
             self.merged_adapters.append(name)
 
 
@@ -105,7 +121,14 @@ class KAdaptationModel(WholeHeads):
         self.kadaptation_s = nn.ParameterDict()
 
     def _create_and_replace(
-        self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, *_: Any, **__: Any
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: Any,
+        target_name: str,
+        parent: Any,
+        *_: Any,
+        **__: Any,
     ) -> None:
         n = peft_config.n
         if adapter_name not in self.kadaptation_s:  # by the first of its layers

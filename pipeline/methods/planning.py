@@ -24,7 +24,7 @@ from lsr.tuner.options import check_patterns
 from lsr.tuner.targets import adapted_names, check_indices, check_names, heads_of, linear_layers
 from pipeline import tasks
 from pipeline.core.errors import UserError, as_user_error, nearest
-from pipeline.data.base_models import public_name
+from pipeline.data.base_models import outline, public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FactorizeInitView, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.sections import OWN_LOOP, HeadParams
@@ -81,9 +81,12 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
     head = head_of(row, base)
     if not head and isinstance(section, HeadParams | FullParams):
         raise UserError(f"{PARAMS}: adapter: {section.word}: a model that writes has no head; choose another")
-    whole = [*beside_head(base, head), *head] if isinstance(section, FullParams) else head
+    whole = head
+    if isinstance(section, FullParams):
+        whole = beside_head(base, head) + head
     task_type = tasks.of(view.dataset).peft_task
-    config = configured(section, view.seed, _targets(section, base, row), whole, task_type)
+    targets = _targets(section, base, row)
+    config = configured(section, view.seed, targets, whole, task_type)
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
         return plan
@@ -97,8 +100,9 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
             return plan
         lsr = cast("LsrConfig", config)
         layers = adapted_names(base, lsr, names)
-        # A budget chooses the ranks later, from 1 on.
-        check_forms(base, layers, lsr if section.budget == "none" else replace(lsr, rank_shape=(1,)))
+        if section.budget != "none":  # it chooses the ranks later, from 1 on
+            lsr = replace(lsr, rank_shape=(1,))
+        check_forms(base, layers, lsr)
         return replace(plan, layers=tuple(layers))
 
 
@@ -118,8 +122,30 @@ def _check_start(config: PeftConfig, base: PreTrainedModel, adapted: Sequence[st
             raise ValueError(f"{START}: {OLORA} cannot initialize {name}, a Conv1D; choose another initialization")
 
 
+def check(view: FactorizeInitView) -> None:
+    """Check that a section fits the names and shapes of the layers of its base model, of which no weights are read.
+
+    Raises:
+        UserError: if it does not, or there is no such model.
+    """
+    resolve(view, outline(view.base_model, tasks.of(view.dataset)))
+
+
+def check_options(section: MethodParams) -> None:
+    """Check what a section sets, whatever the base model is.
+
+    Raises:
+        UserError: if a value is not allowed, one line each.
+    """
+    configured(section, seed=0, targets=_named_targets(section) or ["query"], trained_whole=[])
+
+
 def configured(
-    section: MethodParams, seed: int, targets: Any, trained_whole: list[str], task_type: str = Task.peft_task
+    section: MethodParams,
+    seed: int,
+    targets: Any,
+    trained_whole: list[str],
+    task_type: str = Task.peft_task,
 ) -> PeftConfig:
     """Return the PEFT configuration of a section, with the layers that it adapts and the modules that it trains whole.
 
@@ -168,7 +194,9 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
     seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
     for name in SIZES:
         size = section.options.get(name)
-        if size is not None and known[name].default != 0 and not (isinstance(size, int) and size >= 1):
+        if size is None or known[name].default == 0:
+            continue
+        if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name}: must be a whole number of at least 1, got {size}")
     in_silence = {"progressbar": False} if "progressbar" in known else {}  # of FRoD: it is not a bar of ours
     fields = in_silence | seeds | section.options | _layers(section) | chosen
@@ -179,7 +207,7 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
 
 def known_types() -> dict[str, type[PeftConfig]]:
     """Return the configurations of methods that adapt layers, need no loop of their own and are loaded, by name."""
-    types = dict[str, type[PeftConfig]]()
+    types = {}
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         if kind.value in OWN_LOOP or issubclass(config, PromptLearningConfig):
             continue
@@ -195,12 +223,20 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any
     """Return the layers that a section names; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams) or section.target_modules == "none":
         return DUMMY_TARGET_MODULES
-    if section.target_modules == "default" and section.type in OWN_TABLES:
-        return None
-    chosen: Sequence[str] | str = section.target_modules
-    if chosen == "default":
-        chosen = targets_of(row, base)
-    return chosen if isinstance(chosen, str) else list(chosen)
+    named = _named_targets(section)
+    if named is None and section.type not in OWN_TABLES:
+        return _as_list(targets_of(row, base))
+    return named
+
+
+def _named_targets(section: MethodParams) -> str | list[str] | None:
+    """Return the layers that a section names itself; None if the method or the model names them."""
+    named = getattr(section, "target_modules", "default")
+    return None if named in ("default", "none") else _as_list(named)
+
+
+def _as_list(targets: Sequence[str] | str) -> str | list[str]:
+    return targets if isinstance(targets, str) else list(targets)
 
 
 def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
@@ -230,7 +266,7 @@ def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
     PEFT takes each entry of `modules_to_save` for the end of a name, and both of its wrappers hold a `model`, as the
     backbone of Llama or ModernBERT is named, too.
     """
-    beside = list[str]()
+    beside = []
     for name, module in model.named_children():
         if name not in head and next(module.parameters(), None) is not None:
             beside.append(f"{PREFIX}{name}")

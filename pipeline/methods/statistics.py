@@ -1,10 +1,11 @@
 """What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
+import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
@@ -51,21 +52,33 @@ def read(
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return {}
     collate = task.collator(tokenizer_of(base, view.base_model))
-    batches = list(tokens.sample(train(), collate, section.examples, view.seed, BATCH[section.init]))
+    size = BATCH[section.init]
+    batches = list(tokens.sample(train(), collate, section.examples, view.seed, size))
     layers = {name: base.get_submodule(name) for name in plan.layers}
     head = [base.get_submodule(name) for name in plan.head]
     model = cast("nn.Module", base)
     before = base.device
-    where = fastest()
-    examples = ({name: value.to(where) for name, value in batch.items()} for batch in batches)
+    device = fastest()
     try:
-        model.to(where)
+        model.to(device)
         with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
             return read_examples(
-                section.init, base, layers, examples, head, steps=section.head_steps, seed=view.seed, track=track
+                section.init,
+                base,
+                layers,
+                _moved(batches, device),
+                head,
+                steps=section.head_steps,
+                seed=view.seed,
+                track=track,
             )
     finally:
         model.to(before)
+
+
+def _moved(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    for batch in batches:
+        yield {name: value.to(device) for name, value in batch.items()}
 
 
 def of_adapter(
@@ -114,8 +127,8 @@ def order_of_outputs(task: Task, contents: Contents, data: str) -> list[int] | N
     held = outputs_of(contents.task)
     wanted = outputs_of(AdapterTask.of(task, max_length=1).model_dump())
     if sorted(held) != sorted(wanted):
-        both = f"its head is for {some_of(held, SHOWN)}, and {data} has {some_of(wanted, SHOWN)}"
-        raise ValueError(f"{contents.source}: {both}")
+        of_data = f"{data} has {some_of(wanted, SHOWN)}"
+        raise ValueError(f"{contents.source}: its head is for {some_of(held, SHOWN)}, and {of_data}")
     return [held.index(output) for output in wanted]
 
 
