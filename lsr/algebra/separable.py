@@ -96,7 +96,7 @@ class Form:
             "A": zip(self.rank_shape, self.in_shape, strict=True),
             "B": zip(self.out_shape, self.rank_shape, strict=True),
         }
-        shapes = dict[str, Shape]()
+        shapes: dict[str, Shape] = {}  # torch.compile does not trace dict[...]()
         for side, factors in sides.items():
             for number, sizes in enumerate(factors, 1):
                 shapes[f"factor_{side}{number}"] = (self.separation_rank, *sizes)
