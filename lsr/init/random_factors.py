@@ -52,7 +52,7 @@ def random_frames(sources: Sequence[Source]) -> Start:
 
 
 def fresh_core(source: Source, b: Tensor, a: Tensor) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
-    """Return a core of zeros, or a random one with `source.zero` false."""
+    """Return a core of zeros; with `source.zero` false a random one, whose entries have the variance 1 / r."""
     rank = source.form.rank
     shape = [rank] if source.paired else [rank, rank]
     with torch.device("cpu"):

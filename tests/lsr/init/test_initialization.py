@@ -144,6 +144,14 @@ def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
     assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_random_core_has_the_variance_of_one_over_its_rank(paired):
+    form = Form.dense(64, 64, 64)
+    source = Source(form, torch.empty, core_generator=generator(0), zero=False, paired=paired)
+    draws = [fresh_core(source, torch.empty(0), torch.empty(0)) for _ in range(100)]
+    assert torch.stack(draws).var().item() == pytest.approx(1 / 64, rel=0.05)
+
+
 SHAPES = {"query": (5, 4), "value": (3, 7), "dense": (6, 6)}
 
 

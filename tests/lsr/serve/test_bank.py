@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from lsr import AdapterBank
 from lsr.loading import updates
 from lsr.loading.contents import read_contents
+from lsr.serve.bank import Answer
 from lsr.serve.modules import BankHead
 from lsr.tuner.files import WEIGHTS
 from tests.kit import edit, refused, write
@@ -60,6 +61,12 @@ def test_an_answer_has_the_labels_of_its_adapter_and_a_number_has_none(tmp_path)
     assert (two.labels, five.labels[4], number.labels) == (("no", "yes"), "LABEL_4", None)
     no, yes = actual[0, :2].softmax(0).tolist()
     assert two.probabilities == pytest.approx({"no": no, "yes": yes})
+
+
+def test_a_label_applies_from_its_threshold_on():
+    logits = torch.tensor([0.0, -0.1, 0.1])
+    answer = Answer("a", ("even", "below", "above"), logits, thresholds=(0.5, 0.5, 0.5))
+    assert answer.applying == ["even", "above"]
 
 
 def test_an_adapter_takes_the_memory_of_its_own_directions(tmp_path):
