@@ -9,6 +9,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
+from peft import PeftModel
 from torch import Tensor
 from transformers.utils import logging
 
@@ -48,24 +49,31 @@ def _export(options: Namespace) -> None:
             raise
         why = f"without its base model: {error}"
     expected = None if model is None else outputs(model)
-    lines = []
     with writing(options.output) as new:  # which is there when it has been compared
         new.rmdir()
-        if model is None or options.to == "lora":
-            lost = export_lora(model or options.adapter, new, dtype=DTYPES[options.dtype], force=options.force)
-        else:
-            tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
-            lost = export_merged(model, new, dtype=DTYPES[options.dtype], tokenizer=tokenizer, force=options.force)
-            if tokenizer is None:
-                lines.append("no tokenizer beside the adapter or its base model: add its files before serving")
-        lines.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(new)}")
-        lines.append(f"rounding error of the update in {options.dtype}: {lost}")
+        lines = _written(options, new, model)
         if expected is None:
             lines.append(f"the outputs are not compared: {why}")
         else:
             lines += _compared(options, new, expected)
     for line in lines:
         say(line)
+
+
+def _written(options: Namespace, folder: Path, model: PeftModel | None) -> list[str]:
+    # Write an export; lines with what was written.
+    lines = []
+    dtype = DTYPES[options.dtype]
+    if model is None or options.to == "lora":
+        lost = export_lora(model or options.adapter, folder, dtype=dtype, force=options.force)
+    else:
+        tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
+        lost = export_merged(model, folder, dtype=dtype, tokenizer=tokenizer, force=options.force)
+        if tokenizer is None:
+            lines.append("no tokenizer beside the adapter or its base model: add its files before serving")
+    lines.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(folder)}")
+    lines.append(f"rounding error of the update in {options.dtype}: {lost}")
+    return lines
 
 
 def _compared(options: Namespace, folder: Path, expected: Tensor) -> list[str]:

@@ -87,7 +87,10 @@ def largest_level(bits: int) -> float:
     return (2**bits - 1) / 2
 
 
-def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (..., n) -> (..., ceil(n * bits / 8)), uint8
+def to_bytes(
+    codes: Tensor,  # (..., n)
+    bits: int,
+) -> Tensor:  # (..., ceil(n * bits / 8)), uint8
     """Return codes one after the other without a gap, the lowest bit first, in bytes filled from their lowest bit."""
     apart = codes.numpy()[..., None]
     single = np.unpackbits(apart, axis=-1, count=bits, bitorder="little")
@@ -96,7 +99,11 @@ def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (..., n) -> (..., ceil(n * 
     return torch.from_numpy(packed)
 
 
-def from_bytes(packed: Tensor, bits: int, count: int) -> Tensor:  # (..., bytes) -> (..., count), uint8
+def from_bytes(
+    packed: Tensor,  # (..., bytes)
+    bits: int,
+    count: int,
+) -> Tensor:  # (..., count), uint8
     """Return the first codes in bytes: the inverse of `to_bytes`, on any device and under torch's compiler."""
     step = gcd(8, bits)  # codes of three bits may lie in two bytes, but their single bits do not
     each = bits // step  # pieces of a code

@@ -123,8 +123,7 @@ def check_rank(rank: int, rows: int, columns: int) -> None:
     """
     most = min(rows, columns)
     if not 1 <= rank <= most:
-        allowed = f"in [1, {most}], the smaller side of {rows} x {columns}"
-        raise ValueError(f"the rank must be {allowed}, got {rank}")
+        raise ValueError(f"the rank must be in [1, {most}], the smaller side of {rows} x {columns}, got {rank}")
 
 
 def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)

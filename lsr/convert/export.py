@@ -148,15 +148,14 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
 
 def _lost_by_merging(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Errors:
     """Measure ||round(W + ΔW) - W - ΔW||: an entry of ΔW below half a rounding step of W's entry vanishes."""
-    absolute = {}
-    lengths = {}
+    sizes = {}
     for name, layer in layers.items():
         weight = layer.pretrained_weight().float()
         update = layer.get_delta_weight(adapter_name).detach()
         written = _rounded(name, weight + update, dtype).double()
-        absolute[name] = float((written - weight.double() - update.double()).norm())
-        lengths[name] = float(update.double().norm())
-    return relative(absolute, lengths)
+        difference = written - weight.double() - update.double()
+        sizes[name] = float(difference.norm()), float(update.double().norm())
+    return relative(sizes)
 
 
 def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -50,14 +50,13 @@ class Errors:
 
 def errors_of(written: Updates, exact: Updates) -> Errors:
     """Return the errors of updates by layer; a missing update counts as zero."""
-    absolute = {}
-    lengths = {}
+    sizes = {}
     for name, update in exact.items():
         product = update.product()
         length = norm_of(product)
-        lengths[name] = length
-        absolute[name] = _distance(written[name].product(), product) if name in written else length
-    return relative(absolute, lengths)
+        error = _distance(written[name].product(), product) if name in written else length
+        sizes[name] = error, length
+    return relative(sizes)
 
 
 def _distance(written: Pair, exact: Pair) -> float:  # of products, neither is formed
@@ -68,11 +67,11 @@ def _distance(written: Pair, exact: Pair) -> float:  # of products, neither is f
     return norm_of((left, right))
 
 
-def relative(absolute: Mapping[str, float], lengths: Mapping[str, float]) -> Errors:
-    """Divide errors by the norms of the originals; a zero that stays zero has error 0."""
-    layers = {name: _share(error, lengths[name]) for name, error in absolute.items()}
-    error = hypot(*absolute.values())
-    return Errors(layers, _share(error, hypot(*lengths.values())))
+def relative(sizes: Mapping[str, tuple[float, float]]) -> Errors:
+    """Divide the norms of errors by those of the originals, by name; a zero that stays zero has error 0."""
+    layers = {name: _share(error, length) for name, (error, length) in sizes.items()}
+    errors, lengths = zip(*sizes.values(), strict=True)
+    return Errors(layers, _share(hypot(*errors), hypot(*lengths)))
 
 
 def _share(error: float, length: float) -> float:
@@ -113,12 +112,11 @@ def round_adapter(
         write_task(new, read_task(folder))
         copy_files(tokenizer_files(folder), new)
         written = read_files(new)
-        absolute = {}
-        lengths = {}
+        sizes = {}
         for name, tensor in exact.items():
-            absolute[name] = float((written.tensors[name] - tensor).norm())
-            lengths[name] = float(tensor.norm())
-        return RoundingErrors(relative(absolute, lengths), _errors_of_updates(written, files))
+            difference = written.tensors[name] - tensor
+            sizes[name] = float(difference.norm()), float(tensor.norm())
+        return RoundingErrors(relative(sizes), _errors_of_updates(written, files))
 
 
 def _errors_of_updates(written: Files, exact: Files) -> Errors | None:
@@ -193,8 +191,7 @@ def _ranks(updates: Mapping[str, Pair], form: str, number: int) -> dict[str, int
     most = {name: min(len(update[1]), *shape_of(update)) for name, update in updates.items()}
     if form == "rank":
         return {name: min(number, rank) for name, rank in most.items()}
-    held = sum(min(MOST, rank) for rank in most.values())
-    return allocate(updates, min(number, held))
+    return allocate(updates, min(number, sum(min(MOST, rank) for rank in most.values())))
 
 
 def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:

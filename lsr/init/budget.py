@@ -32,8 +32,7 @@ def allocate(
         names += [name] * count
         values.append(of_layer)
     if not 1 <= budget <= len(names):
-        allowed = f"in [1, {len(names)}], at most {MOST} directions per layer"
-        raise ValueError(f"the budget must be {allowed}, got {budget}")
+        raise ValueError(f"the budget must be in [1, {len(names)}], at most {MOST} directions per layer, got {budget}")
     order = torch.cat(values).argsort(descending=True, stable=True)
     chosen = Counter(names[index] for index in order[:budget].tolist())
     return {name: chosen[name] for name in statistics if name in chosen}

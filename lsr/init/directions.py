@@ -33,7 +33,8 @@ def directed_start(source: Source) -> Start:
     rows = kron_sum(*a)[:, : form.in_features]
     length = torch.linalg.matrix_norm(rows)
     usual = sqrt(form.rank / 3)
-    a[0] = a[0] * (usual / length)
+    scale = usual / length
+    a[0] = a[0] * scale
     b[0] = torch.zeros_like(b[0])
     return Start(a, b)
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 from statistics import fmean
 from typing import Any, cast
 
@@ -148,7 +149,7 @@ def examples_updates(
     listed = list(batches)
     parameters = head_parameters(model, head)
     pairs = _pairs(layers, rank, seed)
-    trained = [*(factor for pair in pairs.values() for factor in pair), *parameters]
+    trained = [*chain(*pairs.values()), *parameters]
     with (
         fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, track=track),
         undisturbed(model, trained),
@@ -196,7 +197,7 @@ def _train(
     model: nn.Module, pairs: Mapping[str, Pair], head: Sequence[nn.Parameter], batches: Sequence[Batch], track: Track
 ) -> None:
     # Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest.
-    trained = [*(factor for pair in pairs.values() for factor in pair), *head]
+    trained = [*chain(*pairs.values()), *head]
     is_judged = bool(head) and len(batches) >= JUDGED_STEPS
     begin = copied_values(trained)
     first = math.inf  # the mean loss of the first quarter of the first run
@@ -234,7 +235,7 @@ def _losses(
     share: Callable[[int], float],
 ) -> list[float]:
     # Take a step per batch, with `slower` times the usual learning rates; return the losses.
-    factors = [factor for pair in pairs.values() for factor in pair]
+    factors = list(chain(*pairs.values()))
     steps = descend(
         model,
         [(factors, slower * RATE), (head, slower * HEAD_RATE)],
