@@ -1,30 +1,38 @@
-"""Fill the tables of figures in README and documentation from the committed reports: `python -m docs.tables`.
+"""Fill the tables in README and documentation, from the committed reports and from the code: `python -m docs.tables`.
 
-Between `<!-- figures: NAME -->` and `<!-- end -->`, a page has the table of that NAME in TABLES.
+Between `<!-- figures: NAME -->`, or `<!-- table: NAME -->`, and `<!-- end -->`, a page has the table of that NAME in
+TABLES.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from docs import picture
+from docs import definitions, picture
+from docs.markdown import table
 from docs.picture import Result
 from pipeline.arena import record as arena_records
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.sources import ModelRow
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ("sentiment", "other-tasks", "larger-encoder", "tenants", "generation", "robustness")  # pages
+REFERENCE = ("params", "commands", "server", "api")  # pages
 PAGES = (
     "README.md",
     "docs/explanation/results.md",
     "docs/explanation/cost.md",
     *(f"docs/reference/results/{page}.md" for page in RESULTS),
+    *(f"docs/reference/{page}.md" for page in REFERENCE),
 )
-PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(
+    r"(?P<begin><!-- (?P<kind>figures|table): (?P<name>[\w ,]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
 PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"
 MEAN = "sentiment"  # the average of the preset offline
@@ -55,7 +63,13 @@ def filled(text: str) -> str:
     Raises:
         KeyError: if there is no such table.
     """
-    return PLACE.sub(lambda place: place[1] + "".join(f"{line}\n" for line in TABLES[place[2]]()) + place[3], text)
+    return PLACE.sub(_filled_place, text)
+
+
+def _filled_place(place: re.Match[str]) -> str:
+    lines = "\n".join(TABLES[place["name"]]()).strip()
+    blank = "\n" if place["kind"] == "table" else ""  # it may begin with a heading
+    return f"{place['begin']}{blank}{lines}\n{blank}{place['end']}"
 
 
 def default_run() -> Iterator[str]:
@@ -276,15 +290,13 @@ def _comparison(preset: str) -> dict[str, Any]:
 
 
 def read(path: str) -> str:
-    """Return a report."""
+    """Return the text of a report, or of another file that a table is made from."""
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table in Markdown."""
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+def of_text(make: Callable[[str], Iterator[str]], path: str) -> Callable[[], Iterator[str]]:
+    """Return a function that makes a table of the text that a file has when it is called."""
+    return lambda: make(read(path))
 
 
 def _sizes(row: Result) -> tuple[str, str]:
@@ -319,6 +331,12 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
         for preset in ("offline", "kinds", "base")
         for name, table_of in {"verdicts": verdicts, "hypotheses": hypotheses, "scores": scores}.items()
     },
+    "configuration": definitions.configuration,
+    "params": of_text(definitions.params, "params.yaml"),
+    "dataset_row": partial(definitions.keys_of, DatasetRow, DatasetRow.model_fields),
+    "model_row": partial(definitions.keys_of, ModelRow, ModelRow.model_fields),
+    "commands": definitions.commands,
+    "routes": of_text(definitions.routes, "lsr/serve/http/openapi.json"),
 }
 
 

@@ -20,7 +20,9 @@ from ruamel.yaml import YAML
 from vl_convert import vegalite_to_svg
 
 import lsr
-from docs import hooks, plots, tables
+from docs import plots, tables
+from lsr.__main__ import COMMANDS
+from lsr.__main__ import main as lsr_main
 from pipeline import params
 from pipeline.arena import preset
 from pipeline.core import artifacts
@@ -45,9 +47,20 @@ def test_methods_of_a_preset_that_are_shown_are_valid(block):
 
 def test_the_reference_says_what_params_yaml_says():
     comments = re.findall(r"^.*\S # (.+)$", (ROOT / params.PARAMS).read_text(encoding="utf-8"), re.MULTILINE)
-    reference = hooks.params()
+    reference = (ROOT / "docs/reference/params.md").read_text(encoding="utf-8")
     assert comments
     assert not [comment for comment in comments if comment not in reference]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_reference_has_every_argument_of_a_command(name, capsys):
+    with pytest.raises(SystemExit):
+        lsr_main([name, "--help"])
+    arguments = re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w-]+|[A-Z]\w+)", capsys.readouterr().out, re.MULTILINE)
+    reference = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    section = reference.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert len(arguments) > 2
+    assert [argument for argument in arguments if f"`{argument}" not in section] == ["--help"]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([\w-]+)(?=`|  )", ALL))))
@@ -93,7 +106,7 @@ def test_what_a_page_shows_is_what_the_reports_give(name, monkeypatch):
 
 def test_every_table_is_on_a_page():
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in tables.PAGES]
-    assert {place[2] for text in texts for place in tables.PLACE.finditer(text)} == set(tables.TABLES)
+    assert {place["name"] for text in texts for place in tables.PLACE.finditer(text)} == set(tables.TABLES)
 
 
 WRITTEN_BY_A_PROGRAM = "docs/reference/capabilities.md"

@@ -1,0 +1,185 @@
+"""The tables of the reference pages that are made from the code: parameters, commands, requests and fields.
+
+`python -m docs.tables` writes them into the pages. What they read of files comes as text, so that a test can give them
+the committed ones.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+import lsr
+from docs.markdown import table
+from lsr.__main__ import COMMANDS
+from pipeline.params.schema import Params
+from pipeline.params.sections import PeftParams, Section
+
+KEY = re.compile(r"(?P<indent>  )?(?P<name>\w+):(?:.*?\s# (?P<comment>.*))?")
+OF_KEYS = ("key", "default", "values", "")
+TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "none"}
+
+
+def configuration() -> Iterator[str]:
+    """Yield the fields of LsrConfig with type, default and help."""
+    rows = []
+    for field in dataclasses.fields(lsr.LsrConfig):
+        if field.name in lsr.LsrConfig.__annotations__:  # not one that PEFT's classes have
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            kind = field.type.__name__ if isinstance(field.type, type) else field.type
+            rows.append((f"`{field.name}`", f"`{kind}`", f"`{default!r}`", field.metadata["help"]))
+    return table(("field", "type", "default", ""), rows)
+
+
+def params(text: str) -> Iterator[str]:
+    """Yield a table for each section of a params.yaml with its values and comments, and one of the other methods."""
+    values = YAML(typ="safe", pure=True).load(text)
+    comments = comments_of(text)
+    fields = {name: field.annotation for name, field in Params.model_fields.items() if name != "methods"}
+    sections = {name: kind for name, kind in fields.items() if isinstance(kind, type) and issubclass(kind, Section)}
+    yield from keys_of(Params, fields.keys() - sections.keys(), values, comments)
+    for name, section in sections.items():
+        if section.model_fields:
+            own = {key.removeprefix(f"{name}."): comment for key, comment in comments.items()}
+            yield from ("", f"## `{name}`", "", inspect.getdoc(section) or "", "")
+            yield from keys_of(section, section.model_fields, values[name], own)
+    yield from ("", "## Other methods", "", inspect.getdoc(PeftParams) or "", "")
+    yield from keys_of(PeftParams, PeftParams.model_fields)
+    yield from ("", "In the file are:", "")
+    others = [name for name in values if name not in fields]
+    rows = [(f"`{name}`", *of_section(name, values[name], comments)) for name in others]
+    yield from table(("section", "type", "other keys", ""), rows)
+
+
+def comments_of(text: str) -> dict[str, str]:
+    """Return the comments of a params.yaml by key, as `lsr.alpha`; of a section, the one above it or in its line."""
+    comments = dict[str, str]()
+    section = ""
+    above = ""
+    for line in text.splitlines():
+        key = KEY.match(line)
+        if key and key["indent"]:
+            comments[f"{section}.{key['name']}"] = key["comment"] or ""
+        elif key:
+            section = key["name"]
+            comments[section] = key["comment"] or above
+        above = line.removeprefix("# ") if line.startswith("# ") else ""
+    return {name: comment for name, comment in comments.items() if comment}
+
+
+def of_section(name: str, section: Mapping[str, Any], comments: Mapping[str, str]) -> tuple[str, str, str]:
+    """Return type, other keys and comments of the section of a method, as cells of a table."""
+    keys = {key: value for key, value in section.items() if key != "type"}
+    notes = [comments.get(name, "").rstrip(":")]
+    for key in keys:
+        if f"{name}.{key}" in comments:
+            notes.append(f"`{key}`: {comments[f'{name}.{key}']}")
+    return f"`{section['type']}`", f"`{in_yaml(keys)}`", "; ".join(filter(None, notes))
+
+
+def keys_of(
+    model: type[BaseModel],
+    names: Collection[str],
+    values: Mapping[str, Any] | None = None,
+    comments: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Yield a table of the keys of these names: the value in a file or else the default, what is allowed, and why."""
+    schema = model.model_json_schema()
+    rows = []
+    for key, allowed in schema["properties"].items():
+        if key not in names:
+            continue
+        shown = "required" if key in schema.get("required", ()) else f"`{in_yaml(allowed.get('default'))}`"
+        if values and key in values:
+            shown = f"`{in_yaml(values[key])}`"
+        comment = (comments or {}).get(key) or allowed.get("description", "")
+        rows.append((f"`{key}`", shown, kind_of(allowed), comment))
+    return table(OF_KEYS, rows)
+
+
+def in_yaml(value: Any) -> str:
+    """Return a value as it stands in YAML."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {in_yaml(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(in_yaml, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def kind_of(schema: Mapping[str, Any]) -> str:
+    """Return in words which values a JSON schema allows."""
+    if "$ref" in schema:
+        return f"a mapping: {schema['$ref'].rpartition('/')[2]}"
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    choices = schema.get("anyOf") or schema.get("oneOf")
+    if choices:
+        return " or ".join(kind_of(choice) for choice in choices)
+    if schema.get("type") == "array":
+        return f"a list of {kind_of(schema.get('items') or schema['prefixItems'][0])}"
+    return TYPES.get(schema.get("type", ""), "a mapping") + bounds_of(schema)
+
+
+def bounds_of(schema: Mapping[str, Any]) -> str:
+    """Return the bounds of a number, as in ` in [0, 1)`."""
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    if low is None:
+        return ""
+    if high is None:
+        return f" ≥ {low:,.15g}"
+    opening = "[" if "minimum" in schema else "("
+    closing = "]" if "maximum" in schema else ")"
+    return f" in {opening}{low:,.15g}, {high:,.15g}{closing}"
+
+
+def commands() -> Iterator[str]:
+    """Yield a section for each command of `lsr`: what it does, and a table of its arguments.
+
+    Not the text of --help, whose lines depend on the version of Python.
+    """
+    for name, (_, _, description, arguments) in COMMANDS.items():
+        yield from (f"## {name}", "", description, "")
+        rows = []
+        for flags, options in arguments.items():
+            is_needed = options.get("required") or not flags.startswith("-")
+            meaning = options["help"] % {"default": options.get("default")}
+            rows.append((usage_of(flags.split(), options), "required" if is_needed else "", meaning))
+        yield from table(("argument", "", ""), rows)
+        yield ""
+
+
+def usage_of(flags: Iterable[str], options: Mapping[str, Any]) -> str:
+    """Return how an argument is typed, by its flags, or its name, and the options of argparse's add_argument."""
+    *short, last = flags
+    value = options.get("metavar") or last.lstrip("-").upper()
+    if "choices" in options:
+        value = f"{{{','.join(map(str, options['choices']))}}}"
+    if options.get("nargs") == "+":
+        value = f"{value} ..."
+    if not last.startswith("-"):
+        return f"`{value}`"
+    typed = last if options.get("action") == "store_true" else f"{last} {value}"
+    return ", ".join(f"`{flag}`" for flag in (*short, typed))
+
+
+def routes(text: str) -> Iterator[str]:
+    """Yield what the server answers, by request and status, from its description in OpenAPI's form."""
+    described = json.loads(text)
+    shared = described["components"]["responses"]
+    rows = []
+    for path, methods in described["paths"].items():
+        for method, request in methods.items():
+            if method == "parameters":
+                continue
+            answers = []
+            for status, answer in request["responses"].items():
+                resolved = shared.get(answer.get("$ref", "").rpartition("/")[2], answer)
+                answers.append(f"{status}: {resolved['description']}")
+            rows.append((f"`{method.upper()} {path}`", request["summary"], "; ".join(answers)))
+    return table(("request", "", "answers"), rows)
