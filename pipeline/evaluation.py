@@ -16,8 +16,9 @@ from transformers import DataCollatorWithPadding
 from lsr.loading.prompts import continuations
 from pipeline.core.console import Advance
 from pipeline.data import tokens
-from pipeline.tasks import CompletionTask, Outcome, Task
+from pipeline.tasks import Outcome, Task
 from pipeline.tasks.completion import Written, is_equal
+from pipeline.tasks.head import Head
 from pipeline.tasks.prompts import Example, Prompts
 from pipeline.tasks.task import TENANT, Scores
 
@@ -27,7 +28,7 @@ SLACK = 8  # tokens more than any expected answer has: other tokens may say the 
 
 @torch.inference_mode()
 def outputs(
-    task: Task | type[Task],
+    head: Head | type[Head],
     model: Any,
     split: Dataset,
     collate: DataCollatorWithPadding,
@@ -42,12 +43,12 @@ def outputs(
     where = next(model.parameters()).device
     lengths = torch.tensor(split["length"][:])
     order = lengths.argsort(descending=True, stable=True)
-    inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT, *task.judged)])
+    inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT, *head.judged)])
     parts = []
     for indices in order.split(batch_size):
         collated = collate(inputs[indices.tolist()])
         batch = {name: value.to(where) for name, value in collated.items()}
-        parts.append(task.outputs(model, batch).float().cpu())
+        parts.append(head.outputs(model, batch).float().cpu())
         advance(len(indices))
     return torch.cat(parts)[order.argsort()]
 
@@ -109,7 +110,7 @@ def _apart(split: Dataset) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def written(
-    task: CompletionTask,
+    task: Task,
     model: Any,
     split: Dataset,
     prompts: Prompts,
@@ -121,5 +122,5 @@ def written(
     asked, _ = _apart(split)
     texts = write(model, prompts, asked, new_tokens, batch_size, advance)
     fewer = max(1, batch_size // 4)  # with the logits of all words
-    judged = outputs(task, model, split, task.collator(prompts.tokenizer), fewer)
+    judged = outputs(task.head, model, split, task.head.collator(prompts.tokenizer), fewer)
     return Written(judged, tokens.labels_of(split), None, texts)

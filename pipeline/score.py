@@ -38,10 +38,9 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
     with parser.parsed(words, before=f"{parser.prog}: ") as options:
         row = load_row("data", options.data)
-        if tasks.of(row).writes:
-            raise UserError(f"{row.where}: {options.data}: what is written is scored by the stage evaluate")
-        if row.tenant is not None:
-            raise UserError(f"{options.data}: has tenants; {artifacts.EVALUATE_TENANTS} has the score of each")
+        elsewhere = tasks.of(row).description.scored_by
+        if elsewhere:
+            raise UserError(f"{row.where}: {options.data}: {elsewhere}")
         loaded = load(row, options.data)
         test = loaded.splits["test"]
         rows = []
@@ -74,7 +73,7 @@ def _scores(
     opened = Opened(folder, options.base, own, options.batch_size)
     artifacts.check_not_replaced(folder, identity)
     outcome = evaluation.outcome(_outputs(opened, texts), texts)
-    metrics = task.metrics(outcome, load_params().evaluate.resamples)
+    metrics = task.scoring.metrics(outcome, load_params().evaluate.resamples)
     names = task.row.metrics
     scores = [f"{metrics[name]:.4f}" for name in names]
     low = metrics[f"{names[0]}_low"]

@@ -5,7 +5,6 @@ same after a run and after DVC has restored one.
 """
 
 import json
-import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +20,12 @@ from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sections import TrainParams
 from pipeline.params.yaml_file import by_dotted_key, parsed, read_yaml
-from pipeline.tasks import CompletionTask, facts
-from pipeline.tasks.classes import of_class
+from pipeline.tasks import facts
+from pipeline.tasks.description import Description, Line
 
 WIDTH = 88  # characters
 INDENT = 12  # characters
-FEW = 3  # tenants at each end, or texts that were written
-SHOWN = 80  # characters of these
+FEW = 3  # classes
 MOST_CLASSES = 10  # whose scores are shown one by one
 SHORT = 200  # optimizer steps
 MOST_EDITS = 6  # of params.yaml that are shown
@@ -40,7 +38,8 @@ def main(words: Sequence[str] | None = None) -> None:
         params = load_params()
         row = load_row("data", params.data)
         results = list(_results(params, row, _metrics(params)))
-        console.line(f"\n{params.adapter} on {params.model}, {params.data}, seed {params.seed}\n")
+        chosen = f"{params.adapter} on {params.model}, {params.data}, seed {params.seed}"
+        console.line(f"\n{chosen}\n")
         for word, result in results:
             console.line(_filled(word, result))
         classes = _table(artifacts.EVALUATE_CLASSES)
@@ -61,9 +60,12 @@ def _filled(word: str, text: str) -> str:
 def _print_edits(edits: Sequence[str]) -> None:
     if not edits:
         return
-    more = f", and {len(edits) - MOST_EDITS} more" if len(edits) > MOST_EDITS else ""
-    shown = f"{', '.join(edits[:MOST_EDITS])}{more}; these stay in {PARAMS}, and later runs use them"
-    console.line(f"\n{_filled('edited', shown)}\n{'to undo':{INDENT}}git checkout HEAD {PARAMS}")
+    shown = ", ".join(edits[:MOST_EDITS])
+    if len(edits) > MOST_EDITS:
+        shown += f", and {len(edits) - MOST_EDITS} more"
+    shown += f"; these stay in {PARAMS}, and later runs use them"
+    console.line("\n" + _filled("edited", shown))
+    console.line(f"{'to undo':{INDENT}}git checkout HEAD {PARAMS}")
 
 
 def _metrics(params: Params) -> dict[str, Any]:
@@ -80,29 +82,27 @@ def _metrics(params: Params) -> dict[str, Any]:
     return metrics
 
 
-def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    task = tasks.of(row, facts.read(artifacts.TOKENS))
+def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Iterator[Line]:
+    description = _described(row)
     for name in row.metrics:
         low = metrics[f"{name}_low"]
         high = metrics[f"{name}_high"]
-        ends = f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
-        constant = f"{metrics[f'{name}_baseline']:.4g} {task.baseline}"
-        yield name, f"{metrics[name]:.4g}{of_class(name, task)}, {ends}; {constant}"
-    if isinstance(task, CompletionTask):
-        loss = f"{metrics['loss']:.4g} per token of a completion"
-        yield "loss", f"{loss}; {metrics['loss_baseline']:.4g} {task.baseline}"
-        yield from _texts()
-    if row.tenant is not None:
-        yield from _tenants()
-        each = metrics["bank_bytes"] / metrics["tenants"]
-        yield "tenants", f"{metrics['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}"
+        ends = "no interval: every resample scores the same"
+        if low < high:
+            ends = f"95 % interval {low:.4g} to {high:.4g}"
+        score = f"{metrics[name]:.4g}{description.of_class(name)}"
+        baseline = metrics[f"{name}_baseline"]
+        yield name, f"{score}, {ends}; {baseline:.4g} {description.baseline}"
+    yield from description.results(metrics, _table)
     classes = _table(artifacts.EVALUATE_CLASSES)
-    silent = list(classes["class"][(classes["texts"] > 0) & (classes["answers"] == 0)])
+    is_silent = (classes["texts"] > 0) & (classes["answers"] == 0)
+    silent = list(classes["class"][is_silent])
     if silent:
         more = " and others" if len(silent) > FEW else ""
         yield "never said", f"{', '.join(silent[:FEW])}{more}, but test has such texts"
-    trained = f"{metrics['adapter_trained']:,} of the adapter and {metrics['head_parameters']:,} of the head trained"
-    yield "parameters", f"{trained}, {metrics['base_parameters']:,} frozen"
+    of_adapter = f"{metrics['adapter_trained']:,} of the adapter"
+    of_head = f"{metrics['head_parameters']:,} of the head"
+    yield "parameters", f"{of_adapter} and {of_head} trained, {metrics['base_parameters']:,} frozen"
     yield "bytes", f"{metrics['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
     yield "training", f"{metrics['steps']:,} optimizer steps, {metrics['read']:,} examples read"
     if metrics["start_batches"]:
@@ -111,21 +111,8 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
         yield "", _advice(params.train)
 
 
-def _texts() -> Iterator[tuple[str, str]]:
-    for row in _table(artifacts.EVALUATE_PREDICTIONS)[:FEW].itertuples():
-        shown = f"{textwrap.shorten(row.prompt, SHOWN)} -> {textwrap.shorten(row.said, SHOWN)}"
-        if row.right == "no":
-            shown += f" (expected: {textwrap.shorten(row.expected, SHOWN)})"
-        yield "e.g.", shown
-
-
-def _tenants() -> Iterator[tuple[str, str]]:
-    table = _table(artifacts.EVALUATE_TENANTS)
-    scored = sorted(zip(table["score"], table["tenant"], strict=True))
-    shown = [f"{name} {score:.4g}" for score, name in scored]
-    few = max(1, min(FEW, len(shown) // 2))
-    yield "best", ", ".join(shown[: -few - 1 : -1])
-    yield "worst", ", ".join(shown[:few])
+def _described(row: DatasetRow) -> Description:
+    return tasks.of(row, facts.read(artifacts.TOKENS)).description
 
 
 def _advice(train: TrainParams) -> str:
@@ -139,17 +126,10 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
 
 
-def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
-    columns = tasks.of(row).columns
-    texts = '"A text of yours." "Another one."' if len(columns) > 1 else '"A text of yours."'
+def _next(params: Params, row: DatasetRow) -> Iterator[Line]:
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
-    if row.tenant is not None:
-        name = shlex.quote(_table(artifacts.EVALUATE_TENANTS)["tenant"][0])
-        yield "predict", f"python -m pipeline.predict --tenant {name} {texts}"
-        yield "serve", f"lsr serve {artifacts.BANK}"
-    else:
-        yield "predict", f"python -m pipeline.predict {texts}"
+    yield from _described(row).commands(_table)
     if isinstance(params.sections[params.adapter], LsrParams):  # the others are PEFT's own as they are
         yield "export", f"lsr export {artifacts.ADAPTER} --to lora -o build/lora"
     yield "compare", f"dvc exp run -S adapter={other} && make experiments"
@@ -166,8 +146,11 @@ def _edits() -> list[str]:
         return []
     before = _by_key(parsed(committed, PARAMS))
     after = _by_key(read_yaml(PARAMS))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key} {_value(before, key)} -> {_value(after, key)}" for key in keys]
+    edits = list[str]()
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
+            edits.append(f"{key} {_value(before, key)} -> {_value(after, key)}")
+    return edits
 
 
 def _by_key(params: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,8 @@ artifacts/card.md: the adapter's card with its test score, to be published with 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
@@ -21,31 +19,29 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
-from pipeline.tasks import CompletionTask, Outcome, Task
+from pipeline.tasks import Outcome, Task
 from pipeline.tasks.completion import Written
+from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scores import BY_CLASS
+from pipeline.tasks.task import Scores
+
+Answered = tuple[Outcome, Scores]  # and the sizes of what has answered
+SHOWN = ("data", "score", "loss", "adapter_trained")  # by DVC, as are the metrics of the data
+LENGTHS = f"{base_models.LENGTH} and evaluate.new_tokens"
+OF_TENANTS = ("tenant", "texts", "score", "low", "high", "baseline")
 
 
 def main(view: params.EvaluateView) -> None:
     task = task_of(view)
-    test = tokens.load_tokens("test")
-    base = base_models.load_base_model(view.base_model, task)
-    if isinstance(task, CompletionTask):
-        check_room(view, base, test)
-        # Before the adapter is loaded: PiSSA, OLoRA and trained biases change weights of the base model itself.
-        without_adapter = write(task, view, base, test, "evaluate, without the adapter")
-    trained = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
-    sizes = sizes_of(trained, view)
-    if isinstance(task, CompletionTask):
-        written = write(task, view, trained, test, "evaluate, with the adapter")
-        outcome: Outcome = replace(written, base_outputs=without_adapter.outputs, base_texts=without_adapter.texts)
-    elif task.facts.tenants:  # what is scored is what is served
-        bank = AdapterBank.load(banks.base_of(view.base_model), artifacts.BANK)
-        sizes["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
-        outcome = answer(task, view, bank.model, banks.Served(bank, list(task.facts.tenants)), test)
-    else:
-        outcome = answer(task, view, base, trained, test)
-    write_reports(view, task, outcome, sizes)
+    outcome, sizes = task.scoring.answers(Run(view, task))
+    whole, parts = task.scoring.parts(outcome, view.evaluate.resamples)
+    metrics = sizes | whole
+    write_metrics(view, metrics)
+    write_predictions(task, outcome)
+    write_parts(view.dataset.metrics[0], parts)
+    with artifacts.replacing(artifacts.CARD) as temporary:
+        card = cards.of_evaluation(view, task, metrics, artifacts.ADAPTER)
+        temporary.write_text(card, encoding="utf-8")
 
 
 def task_of(view: params.EvaluateView) -> Task:
@@ -54,60 +50,111 @@ def task_of(view: params.EvaluateView) -> Task:
     return tokens.load_task(view.dataset).with_thresholds(thresholds)
 
 
-def check_room(view: params.EvaluateView, base: PreTrainedModel, test: Dataset) -> None:
-    """Refuse prompts with whose answers the model would run out of positions."""
-    longest = max(test["length"][:]) + view.evaluate.new_tokens
-    base_models.check_positions(base, longest, f"{base_models.LENGTH} and evaluate.new_tokens")
+class Run:
+    """The last training run, whose adapter answers the test split."""
+
+    def __init__(self, view: params.EvaluateView, task: Task) -> None:
+        self.view = view
+        self.task = task
+        self.test = tokens.load_tokens("test")
+        self.base = base_models.load_base_model(view.base_model, task)
+
+    def by_outputs(self) -> Answered:
+        """Return the outputs of the adapter and its head."""
+        trained = self.trained()
+        outcome = self.outcome(self.base, trained)
+        return outcome, self.sizes_of(trained)
+
+    def by_bank(self) -> Answered:
+        """Return the outputs of the bank of its tenants."""
+        sizes = self.sizes_of(self.trained())
+        base = banks.base_of(self.view.base_model)
+        bank = AdapterBank.load(base, artifacts.BANK)
+        sizes["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
+        served = banks.Served(bank, list(self.task.facts.tenants))
+        return self.outcome(bank.model, served), sizes
+
+    def by_texts(self) -> Answered:
+        """Return the texts that the model generates with the adapter and without it."""
+        lengths = self.test["length"][:]
+        longest = max(lengths) + self.view.evaluate.new_tokens
+        base_models.check_positions(self.base, longest, LENGTHS)
+        # Before the adapter is loaded: PiSSA, OLoRA and trained biases change weights of the base model itself.
+        without_adapter = self.written(self.base, "evaluate, without the adapter")
+        trained = self.trained()
+        sizes = self.sizes_of(trained)
+        written = self.written(trained, "evaluate, with the adapter")
+        base_outputs = without_adapter.outputs
+        outcome = replace(written, base_outputs=base_outputs, base_texts=without_adapter.texts)
+        return outcome, sizes
+
+    def trained(self) -> PeftModel:
+        """Return the base model with the adapter; its parameters are trainable only to be counted."""
+        return adapters.load_adapter(self.base, artifacts.ADAPTER, trainable=True)
+
+    def sizes_of(self, trained: PeftModel) -> Scores:
+        """Return the parameters of the trained adapter, and the bytes of its file."""
+        counts = adapters.count_parameters(trained, self.view.base_model)
+        return {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
+
+    def outcome(self, base: nn.Module, model: nn.Module) -> Outcome:
+        """Return the outputs of a model for the test split; the tokenizer pads for `base`, the model inside it."""
+        head = self.task.head
+        collate = head.collator(tokenizer_of(base, self.view.base_model))
+        size = self.view.evaluate.batch_size
+        with console.progress("evaluate", len(self.test), "examples") as advance:
+            outputs = evaluation.outputs(head, model.to(fastest()), self.test, collate, size, advance)
+        return evaluation.outcome(outputs, self.test)
+
+    def written(self, model: nn.Module, title: str) -> Written:
+        """Return the texts of a language model for the prompts of the test split.
+
+        It runs on the fastest device, and is moved back. An initialization that is computed again when its adapter is
+        loaded, as that of PiSSA, is the same to the byte only on one device.
+        """
+        chosen = self.view.evaluate
+        tokenizer = tokenizer_of(model, self.view.base_model)
+        prompts = Prompts(tokenizer, self.task.row.template)
+        device = next(model.parameters()).device
+        with console.progress(title, len(self.test), "prompts") as advance:
+            model.to(fastest())
+            written = evaluation.written(
+                self.task,
+                model,
+                self.test,
+                prompts,
+                chosen.new_tokens,
+                chosen.batch_size,
+                advance,
+            )
+        model.to(device)
+        return written
 
 
-def sizes_of(trained: PeftModel, view: params.EvaluateView) -> dict[str, float]:
-    """Return the parameters of the trained adapter, and the bytes of its file."""
-    counts = adapters.count_parameters(trained, view.base_model)
-    return {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
-
-
-def write(task: CompletionTask, view: params.EvaluateView, model: nn.Module, test: Dataset, title: str) -> Written:
-    """Return what a language model writes for the prompts of a split; it runs on the fastest device, and is moved back.
-
-    An initialization that is computed again when its adapter is loaded, as that of PiSSA, is the same to the byte only
-    on one device.
-    """
-    size, new_tokens = view.evaluate.batch_size, view.evaluate.new_tokens
-    prompts = task.prompts(tokenizer_of(model, view.base_model))
-    device = next(model.parameters()).device
-    with console.progress(title, len(test), "prompts") as advance:
-        written = evaluation.written(task, model.to(fastest()), test, prompts, new_tokens, size, advance)
-    model.to(device)
-    return written
-
-
-def answer(task: Task, view: params.EvaluateView, base: nn.Module, model: nn.Module, test: Dataset) -> Outcome:
-    """Return the outputs of a model for a split; the tokenizer pads as `base`, the model inside it, reads."""
-    collate = task.collator(tokenizer_of(base, view.base_model))
-    size = view.evaluate.batch_size
-    with console.progress("evaluate", len(test), "examples") as advance:
-        outputs = evaluation.outputs(task, model.to(fastest()), test, collate, size, advance)
-    return evaluation.outcome(outputs, test)
-
-
-def write_reports(view: params.EvaluateView, task: Task, outcome: Outcome, sizes: Mapping[str, float]) -> None:
-    """Write the metrics, the predictions, what there is of each class and each tenant, and the card."""
-    whole, parts = task.parts(outcome, view.evaluate.resamples)
-    metrics = {**sizes, **whole}
+def write_metrics(view: params.EvaluateView, metrics: Scores) -> None:
+    """Write the metrics, and the details of which DVC's tables have no column."""
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
-    shown = {"data", "score", "loss", "adapter_trained", *view.dataset.metrics}
-    artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics}, shown)
-    columns = {**tokens.load_texts("test"), **task.table(outcome)}
-    artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
-    artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, task.by_class(outcome))
-    first = view.dataset.metrics[0]
-    keys = ("examples", first, f"{first}_low", f"{first}_high", f"{first}_baseline")
+    named: dict[str, artifacts.Value] = {"data": view.data, **metrics}
+    artifacts.write_metrics(artifacts.EVALUATE_METRICS, named, {*SHOWN, *view.dataset.metrics})
+
+
+def write_predictions(task: Task, outcome: Outcome) -> None:
+    """Write a row for each text, and one for each class."""
+    columns = {**tokens.load_texts("test"), **task.scoring.table(outcome)}
+    rows = zip(*columns.values(), strict=True)
+    artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), rows)
+    artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, task.scoring.by_class(outcome))
+
+
+def write_parts(metric: str, parts: Mapping[str, Scores]) -> None:
+    """Write a row for each part that is scored by itself: a tenant, or all examples."""
     rows = list[list[artifacts.Value]]()
     for name, scored in parts.items():
-        rows.append([name, *(scored[key] for key in keys)])
-    artifacts.write_csv(artifacts.EVALUATE_TENANTS, ("tenant", "texts", "score", "low", "high", "baseline"), rows)
-    with artifacts.replacing(artifacts.CARD) as temporary:
-        temporary.write_text(cards.of_evaluation(view, task, metrics, artifacts.ADAPTER), encoding="utf-8")
+        row: list[artifacts.Value] = [name, scored["examples"], scored[metric]]
+        for end in ("low", "high", "baseline"):
+            row.append(scored[f"{metric}_{end}"])
+        rows.append(row)
+    artifacts.write_csv(artifacts.EVALUATE_TENANTS, OF_TENANTS, rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any, cast
 
 from peft import PeftModel
-from transformers import set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix, energy_between
 from lsr.init import INITIALIZATIONS
@@ -24,9 +25,11 @@ from pipeline.data import base_models, content, inputs, tokens
 from pipeline.methods import adapters, banks, planning, statistics
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.planning import Plan
+from pipeline.tasks import Task
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layer", "layers", "rank", "captured", "energy")
+SHOWN_METRICS = ("energy", "start_read")  # by DVC
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
@@ -36,7 +39,8 @@ def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -
     groups = groups_of(model, "default")
     captured = INITIALIZATIONS[section.scheme].reads if read else "weight"
     rows: list[Row] = []
-    console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
+    count = sum(map(len, groups.values()))
+    console.line(f"factorize-init: {section.init}, {count} layers, {len(groups)} starts")
     with console.progress("factorize-init", len(groups), "starts") as advance:
 
         def report(name: str) -> None:
@@ -44,7 +48,8 @@ def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -
             # A weight is not finite, unless the initialization has rejected it.
             with as_user_error(ValueError, before=f"{of}: {name}: "):
                 energy = captured_energy(layers, read)
-            rows.append((name, len(layers), layers[0].adapter("default").form.rank, captured, energy))
+            rank = layers[0].adapter("default").form.rank
+            rows.append((name, len(layers), rank, captured, energy))
             advance(1)
 
         adapters.start(model, plan, read, report)
@@ -57,52 +62,68 @@ def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> 
     It is the mean over the layers. Without a core B begins at zero, and the rows of A alone count.
     """
     adapter = layers[0].adapter("default")
-    a, b = (side.detach().cpu().double() for side in adapter.matrices())
+    a, b = map(in_double, adapter.matrices())
     reachable = (a, b if adapter.has_core else None)
     energies = []
     for layer in layers:
-        matrix = read[layer.layer_name] if read else layer.base_matrix().detach().cpu().double()
+        matrix = read[layer.layer_name] if read else in_double(layer.base_matrix())
         energies.append(energy_between(matrix, *reachable))
     return fmean(energies)
 
 
+def in_double(matrix: Tensor) -> Tensor:
+    """Return a matrix on the CPU in double precision, without gradients."""
+    return matrix.detach().cpu().double()
+
+
 def main(view: params.FactorizeInitView) -> None:
-    section = view.section
-    for key, source in inputs.starts(view).items():  # the adapters that it starts from are there, where DVC looks
+    starts = inputs.starts(view)
+    for key, source in starts.items():  # the adapters that it starts from are there, where DVC looks
         content.local(source, f"{params.PARAMS}: {key}", [content.MODELS])
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     task = tokens.load_task(view.dataset)
     base = base_models.load_base_model(view.base_model, task)
     base_models.check_positions(base, view.tokenize.max_length)
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
-    rows = list[Row]()  # of the report
     sizes = list[int]()  # of the batches of examples that are read
-
-    def track(items: Sequence[Any], title: str) -> Iterator[Any]:
-        for item in console.track(items, f"{view.data}: {title}"):
-            sizes.append(len(item["labels"]))
-            yield item
-
-    if "tenants.common" in inputs.starts(view):
+    if "tenants.common" in starts:
         model = banks.extended(base, view, task)
+        rows = list[Row]()
     else:
-        plan = planning.resolve(view, base)
-        read = statistics.read(base, plan, view, task, partial(tokens.load_tokens, "train"), track)
-        model = adapters.add_adapter(base, plan, read)
-        if isinstance(section, params.LsrParams):
-            rows = started(model, plan, read, view.model)
+        model, rows = initialized(view, task, base, sizes)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
     write_reports(rows, sizes)
 
 
+def initialized(
+    view: params.FactorizeInitView, task: Task, base: PreTrainedModel, sizes: list[int]
+) -> tuple[PeftModel, list[Row]]:
+    """Return a base model with an initialized adapter, and the rows of the report; add the sizes of batches read."""
+
+    def track(items: Sequence[Any], title: str) -> Iterator[Any]:
+        for item in console.track(items, f"{view.data}: {title}"):
+            sizes.append(len(item["labels"]))
+            yield item
+
+    plan = planning.resolve(view, base)
+    train = partial(tokens.load_tokens, "train")
+    read = statistics.read(base, plan, view, task, train, track)
+    model = adapters.add_adapter(base, plan, read)
+    rows = list[Row]()
+    if isinstance(view.section, params.LsrParams):
+        rows = started(model, plan, read, view.model)
+    return model, rows
+
+
 def write_reports(rows: Sequence[Row], sizes: Sequence[int]) -> None:
     """Write the report and the metrics of an initialization that has read batches of these sizes; print its rows."""
     metrics: dict[str, float] = {"start_batches": len(sizes), "start_read": sum(sizes)}
     if rows:
-        metrics["energy"] = fmean(energy for *_, energy in rows)
-    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics, shown=("energy", "start_read"))
+        energies = [energy for *_, energy in rows]
+        metrics["energy"] = fmean(energies)
+    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics, SHOWN_METRICS)
     artifacts.write_csv(artifacts.FACTORIZE_START, COLUMNS, rows)
     if rows:
         console.table("share of the energy that the start captures", COLUMNS, rows[:SHOWN])

@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # it takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 BINS = 30
-
+SHARES = (50, 95, 99)  # of texts, in percent, that have at most a length
+CONFLICTING = "duplicate with another label"
 
 Counts = dict[str, artifacts.Value]
 
@@ -45,15 +46,24 @@ def main(view: params.TokenizeView) -> None:
     splits = tokenize(view, loaded, tokenizer)
     artifacts.write_metrics(artifacts.INPUTS, named)
     write_lengths(splits["train"].lengths)
-    if rare := loaded.task.rare(loaded.splits["train"]["label"]):
+    labels = loaded.splits["train"]["label"]
+    rare = loaded.task.description.rare(labels)
+    if rare:
         console.warn(f"rare classes in train: {rare}")
-    dropped = dict(loaded.dropped)
+    left_out = left_out_of(loaded, splits)
+    write_splits(splits, {**left_out, CONFLICTING: loaded.conflicting})
+    print_splits(view, splits, left_out, loaded.conflicting)
+
+
+def left_out_of(loaded: datasets.Loaded, splits: Mapping[str, Tokenized]) -> dict[str, int]:
+    """Return how many rows are left out, by reason."""
+    left_out = dict[str, int]()
+    for reason, count in loaded.dropped.items():
+        left_out[reason.replace("_", " ")] = count
     too_long = sum(split.too_long for split in splits.values())
     if too_long:
-        dropped["too_long"] = too_long
-    left_out = {reason.replace("_", " "): count for reason, count in dropped.items()}
-    write_splits(splits, left_out, loaded.conflicting)
-    print_splits(view, splits, left_out, loaded.conflicting)
+        left_out["too long"] = too_long
+    return left_out
 
 
 def tokenizer_of(view: params.TokenizeView, task: Task) -> "PreTrainedTokenizerBase":
@@ -75,62 +85,79 @@ def tokenize(
         UserError: if an example cannot become tokens, or none of a split fits.
     """
     max_length = view.tokenize.max_length
-    total = sum(len(examples) for examples in loaded.splits.values())
+    task = loaded.task
+    total = sum(map(len, loaded.splits.values()))
     tokenized = dict[str, Tokenized]()
-    with artifacts.replacing(artifacts.TOKENS) as folder, console.progress("tokenize", total, "texts") as advance:
+    with (
+        artifacts.replacing(artifacts.TOKENS) as folder,
+        console.progress("tokenize", total, "texts") as advance,
+    ):
         folder.mkdir()
         for split, examples in loaded.splits.items():
-            with sources.explained(f"{view.dataset.where}: {view.data}: {split}"):
-                batches = loaded.task.tokenized(examples.batches(BATCH, advance), tokenizer, max_length)
-                lengths = write(batches, folder / artifacts.tokens(split).name)
+            where = f"{view.dataset.where}: {view.data}: {split}"
+            with sources.explained(where):
+                batches = examples.batches(BATCH, advance)
+                tokens = task.preprocessor.tokenized(batches, tokenizer, max_length)
+                lengths = write(tokens, folder / artifacts.tokens(split).name)
             if not len(lengths):
                 reason = f"no completion of {split} fits {max_length} tokens"
                 raise UserError(f"{params.PARAMS}: tokenize.max_length: {reason}")
-            counts = summarize(examples["label"], lengths, loaded.task, max_length)
-            tokenized[split] = Tokenized(lengths, len(examples) - len(lengths), counts)
-        loaded.task.facts.write(folder)
+            counts = summarize(examples["label"], lengths, task, max_length)
+            too_long = len(examples) - len(lengths)
+            tokenized[split] = Tokenized(lengths, too_long, counts)
+        task.facts.write(folder)
     return tokenized
 
 
 def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: int) -> Counts:
     """Return what a split holds: rows, lengths in tokens, the share of truncated texts, and labels."""
     counts: Counts = {"rows": len(lengths)}
-    for share in (50, 95, 99):
+    for share in SHARES:
         # "higher": a length that occurs, not one between two.
-        counts[f"tokens_p{share}"] = int(np.percentile(lengths, share, method="higher"))
+        length = np.percentile(lengths, share, method="higher")
+        counts[f"tokens_p{share}"] = int(length)
+    is_truncated = lengths > max_length
     counts["tokens_max"] = int(lengths.max())
-    counts["truncated_share"] = float((lengths > max_length).mean())
-    return {**counts, **task.counts(labels)}
+    counts["truncated_share"] = float(is_truncated.mean())
+    return {**counts, **task.description.counts(labels)}
 
 
 def write_lengths(lengths: np.ndarray) -> None:
     """Write how many texts have lengths in each of BINS bins, which begin at 0."""
-    width = -(-(int(lengths.max()) + 1) // BINS)  # tokens
-    rows = np.bincount(lengths // width)
-    bins = [(number * width, int(count)) for number, count in enumerate(rows)]
+    longest = int(lengths.max())
+    width = 1 + longest // BINS  # tokens
+    counts = np.bincount(lengths // width)
+    bins = list[tuple[int, int]]()
+    for number, rows in enumerate(counts.tolist()):
+        bins.append((number * width, rows))
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), bins)
 
 
-def write_splits(splits: Mapping[str, Tokenized], left_out: Mapping[str, int], conflicting: int) -> None:
+def write_splits(splits: Mapping[str, Tokenized], left_out: Mapping[str, int]) -> None:
     """Write a row for each split, and one for each reason for which rows are left out."""
-    columns = list(splits["train"].counts)
+    first, *others = splits["train"].counts
+    empty = [""] * len(others)
     rows = list[list[artifacts.Value]]()
     for split, tokenized in splits.items():
         rows.append([split, *tokenized.counts.values()])
-    for reason, count in {**left_out, "duplicate with another label": conflicting}.items():
-        rows.append([f"left out: {reason}", count, *[""] * (len(columns) - 1)])
-    artifacts.write_csv(artifacts.TOKENIZE_SPLITS, ["part", *columns], rows)
+    for reason, count in left_out.items():
+        rows.append([f"left out: {reason}", count, *empty])
+    artifacts.write_csv(artifacts.TOKENIZE_SPLITS, ["part", first, *others], rows)
 
 
 def print_splits(
-    view: params.TokenizeView, splits: Mapping[str, Tokenized], left_out: Mapping[str, int], conflicting: int
+    view: params.TokenizeView,
+    splits: Mapping[str, Tokenized],
+    left_out: Mapping[str, int],
+    conflicting: int,
 ) -> None:
     """Print the main figures of each split, and what is left out."""
     rows = []
     for split, tokenized in splits.items():
         counts = tokenized.counts
+        shown = [counts[name] for name in ("rows", "tokens_p50", "tokens_p95")]
         truncated = f"{counts['truncated_share']:.1%}"
-        rows.append((split, counts["rows"], counts["tokens_p50"], counts["tokens_p95"], truncated))
+        rows.append((split, *shown, truncated))
     title = f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}"
     console.table(title, ("split", "rows", "p50", "p95", "truncated"), rows)
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())

@@ -24,6 +24,7 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
 from pipeline.tasks import Task
+from pipeline.tasks.scoring import selecting
 from pipeline.training import checkpoints, processes, run
 
 CURVES = {  # by key in the Trainer's log
@@ -32,6 +33,7 @@ CURVES = {  # by key in the Trainer's log
     "eval_score": artifacts.TRAIN_VALIDATION_SCORE,
 }
 NO_BANK = "There is no bank: the data has no column of tenants. What was trained is in artifacts/adapter.\n"
+SHOWN = ("best_epoch", "best_score", "read", "steps")  # by DVC
 
 
 def main(view: params.TrainView) -> None:
@@ -50,13 +52,13 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     run.check_epochs(view, splits["train"])
     model = load_initialized(view, task, splits["train"])
     tokenizer = tokenizer_of(model.get_base_model(), view.base_model)
-    collate = task.collator(tokenizer)
+    collate = task.head.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
     trainer = fit(view, task, model, splits, collate, folder)
     if not console.IS_FIRST:
         return
-    if task.has_thresholds:  # by the best checkpoint
-        outputs = evaluation.outputs(task, model, splits["validation"], collate, view.train.batch_size)
+    if task.scoring.has_thresholds:  # by the best checkpoint
+        outputs = evaluation.outputs(task.head, model, splits["validation"], collate, view.train.batch_size)
         task = task.settled(evaluation.outcome(outputs, splits["validation"]))
     write_adapter(view, task, model, tokenizer, cast("float", trainer.state.best_metric))
     write_bank(view, task)
@@ -132,9 +134,9 @@ def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
         "steps": trainer.state.global_step,
         "read": len(scores) * len(cast("Dataset", trainer.train_dataset)),
     }
-    artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, shown=("best_epoch", "best_score", "read", "steps"))
+    artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, SHOWN)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]
-    console.table("train", ["epoch", f"validation {task.selects}", "loss"], rows)
+    console.table("train", ["epoch", f"validation {selecting(task.scoring)}", "loss"], rows)
     for name, points in curves.items():
         values = [value for _, value in points]
         console.line(f"{name.replace('_', ' '):16} {console.sparkline(values)} {values[0]:.4g} to {values[-1]:.4g}")

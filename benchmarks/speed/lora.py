@@ -121,4 +121,5 @@ def first_batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str,
     data = params.load_row("data", DATA)
     texts = datasets.load(data, DATA).splits["train"].batches(examples * count)
     table, _ = next(encoding.tokenize(texts, tokenizer, MAX_LENGTH))
-    return list(tokens.sample(Dataset(table), tasks.of(data).collator(tokenizer), len(table), seed=0, size=examples))
+    collate = tasks.of(data).head.collator(tokenizer)
+    return list(tokens.sample(Dataset(table), collate, len(table), seed=0, size=examples))

@@ -32,7 +32,7 @@ from pipeline.params.reading import check_rows
 from pipeline.params.schema import TABLES
 from pipeline.params.sources import COMPRESSED, EXCEL, NAME, SEPARATED, Split, TableSource, check_encoding, ending_of
 from pipeline.params.yaml_file import read_yaml
-from pipeline.tasks.classes import of_class
+from pipeline.tasks.cells import has_mirrors
 
 OWN = TABLES["data"].own
 LOCK = Path(".cache/add.lock")  # not beside the file, in a folder whose files are inputs of the pipeline
@@ -196,14 +196,14 @@ def _append(name: str, row: dict[str, Any]) -> None:
 
 def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str], written: str) -> None:
     """Print what was decided of a table, each after a word; `written` says how its file is written, if not as usual."""
-    task = loaded.task
-    row = task.row
+    description = loaded.task.description
+    row = loaded.task.row
     splits = loaded.splits
     labels = np.concatenate([split["label"] for split in splits.values()])
     shown = {
         "text": " and ".join(row.text) + (", read together" if len(row.text) > 1 else ""),
-        "label": f"{row.label.column}, {task.shown(labels)}",
-        "scores": ", ".join(f"{metric}{of_class(metric, task)}" for metric in row.metrics),
+        "label": f"{row.label.column}, {description.of_data(labels)}",
+        "scores": ", ".join(f"{metric}{description.of_class(metric)}" for metric in row.metrics),
         "splits": _sizes(loaded, len(table)),
         **notes,
     }
@@ -213,7 +213,7 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
     if row.tenant is None and named:
         column = quote(named[0])
         shown["tenants"] = f"none; if the column {column} says whose row it is: --tenant {column}"
-    rare = task.rare(splits["train"]["label"])
+    rare = description.rare(splits["train"]["label"])
     if rare:
         shown["rare"] = rare
     for word, decided in shown.items():
@@ -225,7 +225,7 @@ def _show_commands(name: str, files: Sequence[Path], loaded: datasets.Loaded) ->
     console.line(f"To change it, edit {OWN}, or remove the row there and give --text, --label, --tenant or --name")
     for line in _to_keep(files):
         console.line(line)
-    more = "model=smollm2" if loaded.task.writes else "train.steps=auto"  # smollm2 writes, as others do
+    more = loaded.task.description.first_change
     console.line(f"To train: dvc exp run -S data={name} -S {more}")
     warn_without_identity()
 
@@ -270,7 +270,7 @@ def _sizes(loaded: datasets.Loaded, rows: int) -> str:
     left_out = rows - sum(sizes.values())
     if left_out <= 0:
         return f"{shown}{how}"
-    twice = "texts that come twice, or that two splits have" if loaded.task.has_mirrors else "a text that comes twice"
+    twice = "texts that come twice, or that two splits have" if has_mirrors(row) else "a text that comes twice"
     return f"{shown}{how}; {left_out:,} rows left out: no text or label, or {twice}"
 
 

@@ -44,7 +44,7 @@ def check(training: Training) -> None:
     Raises:
         UserError: if it is one.
     """
-    if not tasks.of(training.view.dataset).has_one_class_each:
+    if not tasks.of(training.view.dataset).scoring.has_one_class_each:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
@@ -103,11 +103,11 @@ def _read(
     """Return the features of all examples by split."""
     row = training.view.base_model
     base = base_models.load_base_model(row, task)
-    collate = task.collator(tokenizer_of(base, row))
+    collate = task.head.collator(tokenizer_of(base, row))
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
     parts = {}
     for split, examples in splits.items():
-        features = evaluation.outputs(task, model, examples, collate, at_once)
+        features = evaluation.outputs(task.head, model, examples, collate, at_once)
         outcome = evaluation.outcome(features, examples)
         tenants = outcome.groups if task.facts.tenants else np.zeros(len(examples))
         parts[split] = Read(outcome, np.asarray(tenants))

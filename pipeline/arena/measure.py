@@ -29,13 +29,14 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
-from pipeline.tasks import CompletionTask, Outcome, Task
+from pipeline.tasks import Outcome, Task
 from pipeline.tasks.cells import rounded
-from pipeline.tasks.completion import LOSS
+from pipeline.tasks.prompts import Prompts
 from pipeline.training import run
 from pipeline.training.run import DivergedError
 
 AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
+SCORED = ("validation", "test")
 LOGITS_AT_ONCE = 16  # examples, of whose tokens all logits are in memory
 ALONE: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 DIGITS = 6  # of scores and predictions in a record
@@ -130,7 +131,7 @@ class Run(TrainerCallback):
                     self.task,
                     self.model,
                     self.splits,
-                    self.task.collator(self.tokenizer),
+                    self.task.head.collator(self.tokenizer),
                     Path(folder),
                     [run.StopAtDivergence(), self],
                     report_to=[],
@@ -168,25 +169,33 @@ class Run(TrainerCallback):
         self.test.append(test)
 
     def _outcomes(self) -> dict[str, Outcome]:
-        """Return what the model as it is says of validation and test, or writes for the prompts of test."""
-        held_out = self.splits["validation"]
-        test = self.splits["test"]
-        collate = self.task.collator(self.tokenizer)
+        """Return what the model as it is answers to validation and test."""
+        return self.task.scoring.answers(self)
 
-        def outcome(examples: Dataset, at_once: int) -> Outcome:
-            outputs = evaluation.outputs(self.task, self.model, examples, collate, at_once)
-            return evaluation.outcome(outputs, examples)
+    def by_outputs(self) -> dict[str, Outcome]:
+        """Return its outputs for both splits."""
+        return {split: self._outcome(split, AT_ONCE) for split in SCORED}
 
-        if not isinstance(self.task, CompletionTask):
-            return {"validation": outcome(held_out, AT_ONCE), "test": outcome(test, AT_ONCE)}
-        prompts = self.task.prompts(self.tokenizer)
+    def by_bank(self) -> dict[str, Outcome]:
+        """Return its outputs, for which a bank of its tenants is not needed."""
+        return self.by_outputs()
+
+    def by_texts(self) -> dict[str, Outcome]:
+        """Return the loss of the completions of validation, and the texts that are generated for test."""
+        prompts = Prompts(self.tokenizer, self.task.row.template)
         count = self.training.reads.new_tokens
         assert count is not None  # the tokens are read before
         is_bf16 = self.training.view.train.precision == "bf16"
-        # As the Trainer has it: that of a model which no Trainer has is no other.
+        # The precision of the Trainer, which does not set it for a model that is not trained.
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=is_bf16):
-            written = evaluation.written(self.task, self.model, test, prompts, count, AT_ONCE)
-            return {"validation": outcome(held_out, LOGITS_AT_ONCE), "test": written}
+            written = evaluation.written(self.task, self.model, self.splits["test"], prompts, count, AT_ONCE)
+            return {"validation": self._outcome("validation", LOGITS_AT_ONCE), "test": written}
+
+    def _outcome(self, split: str, at_once: int) -> Outcome:
+        examples = self.splits[split]
+        head = self.task.head
+        outputs = evaluation.outputs(head, self.model, examples, head.collator(self.tokenizer), at_once)
+        return evaluation.outcome(outputs, examples)
 
     def _scores(self, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
         """Return the validation score, the test metrics, and the answers on the test split.
@@ -199,10 +208,11 @@ class Run(TrainerCallback):
         for split, outcome in outcomes.items():
             if not outcome.outputs.isfinite().all():
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
-            scores[split] = {name: rounded(value, DIGITS) for name, value in task.scores(outcome).items()}
-        predicted = [rounded(value, DIGITS) for value in task.predicted(outcomes["test"]).ravel().tolist()]
-        decides = LOSS if self.training.writes else self.task.row.metrics[0]
-        return scores["validation"][decides], scores["test"], predicted
+            scored = task.scoring.scores(outcome)
+            scores[split] = {name: rounded(value, DIGITS) for name, value in scored.items()}
+        answers = task.scoring.predicted(outcomes["test"]).ravel().tolist()
+        predicted = [rounded(value, DIGITS) for value in answers]
+        return scores["validation"][task.scoring.decides], scores["test"], predicted
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -1,8 +1,10 @@
 """The tokens of a task, as many as a preset reads, computed once for all processes and later runs."""
 
 import hashlib
+from collections.abc import Iterable
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, sources, tokens
 from pipeline.tasks import Facts, Task, facts
+from pipeline.tasks.cells import has_mirrors
 from pipeline.tasks.encoding import BATCH, write
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
@@ -26,7 +29,11 @@ KEPT = (*tokens.INPUTS, GROUP, EXPECTED)
 def splits(training: Training) -> dict[str, Dataset]:
     """Return the tokens of train, validation and test."""
     folder = folder_of(training)
-    return {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in datasets.SPLITS}
+    tables = dict[str, Dataset]()
+    for split in datasets.SPLITS:
+        path = folder / f"{split}.arrow"
+        tables[split] = Dataset.from_file(str(path))
+    return tables
 
 
 def task_of(training: Training) -> Task:
@@ -38,14 +45,18 @@ def write_labels(training: Training, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
     task = task_of(training)
-    known = task.known(tokens.labels_of(test), tokens.groups_of(test))
-    columns = {"label": known.tolist()}
-    if known.ndim > 1:
-        columns = {f"label_{number}": labels for number, labels in enumerate(known.T.tolist())}
-    if task.facts.tenants:
+    known = task.scoring.known(tokens.labels_of(test), tokens.groups_of(test))
+    columns = dict[str, list[Any]]()
+    if known.ndim == 1:
+        columns["label"] = known.tolist()
+    else:
+        for number, labels in enumerate(known.T):
+            columns[f"label_{number}"] = labels.tolist()
+    if TENANT in test.column_names:
         names = list(task.facts.tenants)
         columns[TENANT] = [names[number] for number in test[TENANT][:]]
-    artifacts.write_csv(path, list(columns), zip(*columns.values(), strict=True))
+    rows = zip(*columns.values(), strict=True)
+    artifacts.write_csv(path, list(columns), rows)
 
 
 def folder_of(training: Training) -> Path:
@@ -55,10 +66,12 @@ def folder_of(training: Training) -> Path:
         folder.mkdir()
         known, tables = _tables(training)
         for split, table in tables.items():
-            write([(table, table["length"].to_numpy())], folder / f"{split}.arrow")
+            lengths = table["length"].to_numpy()
+            write([(table, lengths)], folder / f"{split}.arrow")
         known.write(folder)
 
-    key = hashlib.sha256(repr(_determining(training)).encode()).hexdigest()[:16]
+    known = repr(_determining(training))
+    key = hashlib.sha256(known.encode()).hexdigest()[:16]
     return artifacts.made_once(FOLDER / f"tokens-{key}", make)
 
 
@@ -78,7 +91,7 @@ def _determining(training: Training) -> tuple[object, ...]:
         facts.FILE,
     )
     # Older tokens of texts of several columns may have, in two splits, the same texts in another order.
-    return (*known, datasets.MIRRORED) if tasks.of(row).has_mirrors else known
+    return (*known, datasets.MIRRORED) if has_mirrors(row) else known
 
 
 def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
@@ -91,7 +104,9 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     task = training.task
     view = training.view
     reads = training.reads
-    most = {name: inf if amount == "all" else amount for name, amount in reads.model_dump().items()}
+    most = dict[str, float]()
+    for name, amount in reads.model_dump().items():
+        most[name] = inf if amount == "all" else amount
     tokenizer = base_models.load_tokenizer(view.base_model)
     loaded = datasets.load(view.dataset, task)
     texts = loaded.splits
@@ -99,13 +114,10 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
         texts[split] = texts[split].in_order_of_hashes()
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
-        parts = []
-        batches = texts[split].batches(BATCH)
         with sources.explained(f"{task}: {split}"):
-            for part, lengths in loaded.task.tokenized(batches, tokenizer, view.tokenize.max_length):
-                kept = part.select([name for name in part.column_names if name in KEPT])
-                parts.append(kept.filter(pa.array(lengths <= most["longest"])))
-        tables[split] = pa.concat_tables(parts)
+            batches = texts[split].batches(BATCH)
+            tokenized = loaded.task.preprocessor.tokenized(batches, tokenizer, view.tokenize.max_length)
+            tables[split] = _short(tokenized, most["longest"])
     if view.dataset.select_on == "validation":
         held_out = tables["validation"]
         spare = _first(tables["train"], most["train"], rest=True)
@@ -114,9 +126,21 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     for name, table in first.items():
         if not len(table):
             raise UserError(f"{task}: {name} has no text of at most {reads.longest} tokens; raise reads.longest")
-    if TENANT not in first["train"].column_names:
-        return loaded.task.facts, first
-    return loaded.task.facts.counted(first["train"][TENANT].to_numpy()), first
+    known = loaded.task.facts
+    train = first["train"]
+    if TENANT in train.column_names:
+        known = known.counted(train[TENANT].to_numpy())
+    return known, first
+
+
+def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], longest: float) -> pa.Table:
+    """Return the tokens of examples whose whole texts have at most so many, in the columns that are kept."""
+    parts = []
+    for part, lengths in tokenized:
+        kept = [name for name in part.column_names if name in KEPT]
+        is_short = pa.array(lengths <= longest)
+        parts.append(part.select(kept).filter(is_short))
+    return pa.concat_tables(parts)
 
 
 def _check_reads(training: Training) -> None:
@@ -128,14 +152,17 @@ def _check_reads(training: Training) -> None:
     reads = training.reads
     if training.writes and reads.new_tokens is None:
         raise UserError(f"{training.task}: completions are compared by what is written: set reads.new_tokens")
-    if training.view.dataset.is_grouped and any(amount != "all" for amount in reads.model_dump().values()):
+    amounts = reads.model_dump().values()
+    if training.view.dataset.is_grouped and any(amount != "all" for amount in amounts):
         reason = "examples are scored in groups, which must stay whole"
         raise UserError(f"{training.task}: {reason}: set all of reads to all")
 
 
 def _first(table: pa.Table, amount: float, *, rest: bool = False) -> pa.Table:
     """Return so many first rows of a table, of each tenant if there are some, or the rest."""
-    tenants = table[TENANT].to_numpy() if TENANT in table.column_names else np.zeros(len(table))
+    tenants = np.zeros(len(table))
+    if TENANT in table.column_names:
+        tenants = table[TENANT].to_numpy()
     places = pd.Series(tenants).groupby(tenants).cumcount()
     is_first = (places < amount).to_numpy()
     return table.filter(pa.array(is_first != rest))

@@ -44,9 +44,9 @@ def load_base_model(row: ModelRow, task: Task) -> "PreTrainedModel":
     All weights are float32, whatever the dtype of the checkpoint: in half precision most steps of training are rounded
     away. `train.precision` is that of matrix products alone.
     """
-    auto_class = getattr(transformers, task.auto_class)
-    model: PreTrainedModel = _pretrained(row, auto_class, use_safetensors=True, dtype="float32", **task.head())
-    loss = task.loss()
+    auto_class = getattr(transformers, task.head.auto_class)
+    model: PreTrainedModel = _pretrained(row, auto_class, use_safetensors=True, dtype="float32", **task.head.fields())
+    loss = task.head.loss()
     if loss:
         use_loss(model, task, loss)
     return model
@@ -59,19 +59,20 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
     calls `forward` past all hooks, and a copy of the model, on another GPU too, has the method of its own weights.
     """
     kind = type(model)
+    head = task.head
 
     @wraps(kind.forward)
     def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **inputs: Any) -> Any:
-        beside = {name: inputs.pop(name) for name in task.beside if name in inputs}
+        beside = {name: inputs.pop(name) for name in head.beside if name in inputs}
         output = kind.forward(self, *args, **inputs)
-        if len(beside) == len(task.beside):
-            output["logits"] = task.own(output["logits"], **beside)
+        if len(beside) == len(head.beside):
+            output["logits"] = head.own(output["logits"], **beside)
         if labels is not None:
             output["loss"] = loss(output["logits"], labels, **beside)
         return output
 
     columns = signature(kind.forward)  # from which the Trainer reads which columns the model takes
-    added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in task.beside]
+    added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in head.beside]
     sorted_by_kind = sorted([*columns.parameters.values(), *added], key=lambda parameter: parameter.kind)
     forward.__signature__ = columns.replace(parameters=sorted_by_kind)  # type: ignore[attr-defined]
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
@@ -82,8 +83,9 @@ def outline(row: ModelRow, task: Task) -> "PreTrainedModel":
     import torch
 
     config = load_config(row, task)
+    auto_class = getattr(transformers, task.head.auto_class)
     with explained(row), torch.device("meta"):
-        model: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=False)
     return model
 
 
@@ -95,8 +97,8 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
     """
     config: PreTrainedConfig = _pretrained(row, AutoConfig)
     known = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-    needed = task.auto_class
-    if task.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
+    needed = task.head.auto_class
+    if task.head.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
         known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
         needed += ", which must read from left to right,"
     if config.model_type not in known:

@@ -30,7 +30,7 @@ from pipeline.data import files, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.cells import Record, spelled_alike
+from pipeline.tasks.cells import Record, has_mirrors, spelled_alike
 from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -128,12 +128,12 @@ def load(row: DatasetRow, name: str) -> Loaded:
     examples |= _cut(train, task)
     examples, left_out = _disjoint(examples, task)
     dropped.update(left_out)
-    facts = task.facts_of_examples(examples["train"])
+    facts = task.preprocessor.facts_of_examples(examples["train"])
     task = task.with_facts(facts)
     kept = Tables()
     for split in SPLITS:
         if split in examples:
-            kept[split], left_out = task.after_cut(examples[split], split)
+            kept[split], left_out = task.preprocessor.after_cut(examples[split], split)
             dropped.update(left_out)
     _check_filled(task, kept, where, dropped)
     splits = {split: Examples(part, texts) for split, part in kept.items()}
@@ -154,11 +154,11 @@ def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Drop
         file = f"{where}: {split}: {names[split]}"
         with sources.explained(file):
             if split == "train":
-                rows = sources.read(row.source, split, task.reads, file)
-                facts = task.facts_of_rows(rows)
+                rows = sources.read(row.source, split, task.preprocessor.reads, file)
+                facts = task.preprocessor.facts_of_rows(rows)
                 task = task.with_facts(facts)
-            rows = sources.read(row.source, split, task.reads, file)
-            alike = spelled_alike(rows, task.names_in)
+            rows = sources.read(row.source, split, task.preprocessor.reads, file)
+            alike = spelled_alike(rows, task.preprocessor.names_in)
             examples[split], left_out = _examples(task, alike, texts)
         dropped.update(left_out)
     return task, examples, dropped
@@ -170,7 +170,7 @@ def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.Data
     dropped = Dropped()
     before = 0
     for batch in batched(rows, files.ROWS):
-        part, left_out = task.examples(batch, before)
+        part, left_out = task.preprocessor.examples(batch, before)
         for name in TEXTS:
             if name in part:
                 part = part.assign(**{name: texts.put(part[name])})
@@ -206,7 +206,7 @@ def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
 def _cut(train: pd.DataFrame, task: Task) -> Tables:
     """Cut splits by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
     row = task.row
-    position = _even_positions(train, task) if task.strata else train["position"]
+    position = _even_positions(train, task) if task.preprocessor.strata else train["position"]
     test = row.cut.get("test", 0.0)
     validation = row.cut.get("validation", 0.0) if row.select_on == "validation" else 0.0
     held_out = test + validation
@@ -222,9 +222,9 @@ def _cut(train: pd.DataFrame, task: Task) -> Tables:
 
 def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
     """Return positions evenly spaced over the rows of each class, in order, so that shares of a class are exact."""
-    keys = [train[name] for name in task.strata]
+    keys = [train[name] for name in task.preprocessor.strata]
     of_class = train["position"].groupby(keys)
-    offsets = pd.Series([task.offset(key, len(positions)) for key, positions in of_class])
+    offsets = pd.Series([task.preprocessor.offset(key, len(positions)) for key, positions in of_class])
     offset = offsets.iloc[of_class.ngroup()].to_numpy()
     place = of_class.rank(method="first") - 1 + offset
     return place / of_class.transform("size")
@@ -233,10 +233,10 @@ def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
 def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
     """Return splits without texts that another split has, of another tenant or in another order; and how many."""
     dropped = Dropped()
-    if task.row.tenant:  # no tenant may train on a text that another one of them is scored on
+    if task.preprocessor.shares_texts:  # no tenant may train on a text that another one of them is scored on
         others = [split for split in examples if split != "train"]
         examples, dropped["duplicate"] = _without_shared(examples, "position", others)
-    if task.has_mirrors:
+    if has_mirrors(task.row):
         provided = [split for split in task.row.source.names if split != "train"]
         examples, dropped[MIRRORED] = _without_shared(examples, MIRROR, provided)
     return examples, dropped
@@ -278,7 +278,7 @@ def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str
         own = "; no text has a hash in its share: set stratify, or name a file for it" if split in task.row.cut else ""
         counts = f"rows: {_listed(sizes)}; dropped: {_listed(dropped)}"
         raise UserError(f"{where}: {split} is empty; {counts}; of {file}{own}")
-    lacks = task.lacks(examples["train"])
+    lacks = task.preprocessor.lacks(examples["train"])
     if lacks:
         raise UserError(f"{where}: train has {lacks}")
 

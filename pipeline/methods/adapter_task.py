@@ -13,7 +13,7 @@ from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.mistakes import validated
 from pipeline.params.sources import Row
-from pipeline.tasks import Task
+from pipeline.tasks import Task, TaskType
 
 FILE = "task.json"
 Names = tuple[str, ...]
@@ -46,11 +46,13 @@ class AdapterTask(Row):
     @classmethod
     def of(cls, task: Task, max_length: int, tokenizer: Any = None) -> Self:
         """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
-        return cls(kind=task.kind, columns=task.columns, max_length=max_length, **task.note(tokenizer))
+        description = task.description
+        note = description.note(tokenizer)
+        return cls(kind=task.type.kind, columns=description.columns, max_length=max_length, **note)
 
     @property
-    def task(self) -> type[Task]:
-        """The kind of task, which answers without a row of data."""
+    def task(self) -> TaskType:
+        """The task type, which answers without a data set entry."""
         return tasks.kinds()[self.kind]
 
     def write(self, folder: Path) -> None:

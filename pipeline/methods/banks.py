@@ -40,7 +40,7 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
     with as_user_error(ValueError, before=where):
         common, _ = split(adapter_folder(str(view.tenants.folder)))
         _check_type(view, common)
-    collate = task.collator(tokenizer_of(base, view.base_model))
+    collate = task.head.collator(tokenizer_of(base, view.base_model))
     train = tokens.load_tokens("train")
     batches = list(tokens.sample(train, collate, FITTED, view.seed, BATCH))
     with as_user_error(ValueError, before=where):

@@ -6,7 +6,7 @@ stage, which may not change that folder; it writes the same card with the test s
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,7 @@ from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import Task
-from pipeline.tasks.classes import of_class
+from pipeline.tasks.scoring import selecting
 
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
 
@@ -34,40 +34,42 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]
     package = config.__module__.partition(".")[0]
     is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
-    read = " and ".join(f"`{name}`" for name in task.columns)
+    description = task.description
+    read = " and ".join(f"`{name}`" for name in description.columns)
+    target = description.predicts()
+    selects = selecting(task.scoring)
     return Card(
         base,
         revision,
         fields["task_type"],
-        task.names,
-        is_pair=len(task.columns) > 1,
-        is_several=task.has_thresholds,
+        task.head.names,
+        is_pair=len(description.columns) > 1,
         dtype=None if of_checkpoint in (None, torch.float32) else "float32",
-        tenant=next(iter(task.facts.tenants), None),
+        **description.card(),
         method=fields["peft_type"],
         module=package if package in ("lsr", "peft") else config.__module__,
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
-        summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {task.says()}.",
+        summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {target}.",
         sections={
-            "Score": f"{task.selects}{of_class(task.selects, task)} {score:.4g} on the {view.dataset.select_on} split, "
+            "Score": f"{selects}{description.of_class(selects)} {score:.4g} on the {view.dataset.select_on} split, "
             "which chose the checkpoint.",
             "Parameters": f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} "
             f"are stored, plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base "
             "model are frozen.",
-            "Training": _training(view),
+            "Training": _training(view, description.sections),
         },
         header={"datasets": [_dataset(view)], "metrics": list(task.row.metrics)},
     )
 
 
-def _training(view: TrainView) -> str:
+def _training(view: TrainView, more: Sequence[str]) -> str:
     sections = {
         view.adapter: view.section,
         "tokenize": view.tokenize,
         "train": view.train,
     }
-    if view.dataset.tenant:
-        sections["tenants"] = view.tenants
+    for word in more:
+        sections[word] = getattr(view, word)
     values = ""
     for word, section in sections.items():
         chosen = section.model_dump(mode="json")
@@ -84,7 +86,7 @@ def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], 
     data.model_name = f"{view.model} on {view.data}"
     data.eval_results = [
         EvalResult(
-            task_type=task.hub_task,
+            task_type=task.description.hub_task,
             dataset_type=_dataset(view),
             dataset_name=view.data,
             dataset_split="test",
@@ -98,7 +100,7 @@ def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], 
         low = metrics[f"{name}_low"]
         high = metrics[f"{name}_high"]
         score = f"{metrics[name]:.4g} | {low:.4g} to {high:.4g}"
-        lines.append(f"| {name}{of_class(name, task)} | {score} |")
+        lines.append(f"| {name}{task.description.of_class(name)} | {score} |")
     lines += ["", f"of {metrics['examples']:,} examples."]
     card.text = SCORE.sub("\n".join(lines), card.text)
     return str(card)

@@ -29,7 +29,7 @@ from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FactorizeInitView, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.sections import OWN_LOOP, HeadParams
 from pipeline.params.sources import ModelRow
-from pipeline.tasks import Task
+from pipeline.tasks.head import Head
 
 # PEFT warns about layers that it does adapt.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
@@ -84,7 +84,7 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
     whole = head
     if isinstance(section, FullParams):
         whole = beside_head(base, head) + head
-    task_type = tasks.of(view.dataset).peft_task
+    task_type = tasks.of(view.dataset).head.peft_task
     targets = _targets(section, base, row)
     config = configured(section, view.seed, targets, whole, task_type)
     plan = Plan(section, config, (), tuple(head))
@@ -145,7 +145,7 @@ def configured(
     seed: int,
     targets: Any,
     trained_whole: list[str],
-    task_type: str = Task.peft_task,
+    task_type: str = Head.peft_task,
 ) -> PeftConfig:
     """Return the PEFT configuration of a section, with the layers that it adapts and the modules that it trains whole.
 

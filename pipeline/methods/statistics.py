@@ -51,7 +51,7 @@ def read(
         return of_adapter(section.source, base, plan, view, task)
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return {}
-    collate = task.collator(tokenizer_of(base, view.base_model))
+    collate = task.head.collator(tokenizer_of(base, view.base_model))
     size = BATCH[section.init]
     batches = list(tokens.sample(train(), collate, section.examples, view.seed, size))
     layers = {name: base.get_submodule(name) for name in plan.layers}
@@ -97,7 +97,7 @@ def of_adapter(
         files = read_files(adapter_folder(source))
         contents = read_contents(files)
         check_layers(contents.shapes, modules)
-        heads = contents.heads_on(modules, task.width(task.names))
+        heads = contents.heads_on(modules, task.head.width(task.head.names))
         order = order_of_outputs(task, contents, view.data) if heads else None
         if order:
             layer = last_layer(files)

@@ -79,7 +79,8 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
     identity = artifacts.identity(options.adapter)
     previous.print_note_of(options.adapter)
     task, tenants = _tasks(options)
-    streams = task.task.writes and _is_for_one_text(options)
+    generates = task.task.head.generates
+    streams = generates and _is_for_one_text(options)
     opened = None
     count = 0
     truncated = 0
@@ -93,7 +94,7 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
                 advise_on_threads(console.note)
                 opened = Opened(options.adapter, options.base, task, options.batch_size)
                 artifacts.check_not_replaced(options.adapter, identity)
-            if task.task.writes:
+            if generates:
                 answers, cut = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
             else:
                 several = list(tenants.values()) if options.tenant is None else []

@@ -22,7 +22,7 @@ from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
-from pipeline.tasks.completion import CompletionTask
+from pipeline.tasks.completion import CompletionDescription
 from pipeline.tasks.completion import asked as asked_of
 from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.prompts import Prompts
@@ -43,8 +43,9 @@ class Opened:
         getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
         model: nn.Module
         if artifacts.is_bank(folder):
-            if task.task.writes:
-                raise UserError(f"{folder}: a bank of adapters that write; it answers by: lsr serve {folder}")
+            reason = task.task.head.misfit_of_bank(folder)
+            if reason:
+                raise UserError(f"{folder}: {reason}")
             bank = AdapterBank.load(base, folder)
             model = banks.Served(bank, bank.names)
             base_model = bank.model
@@ -58,7 +59,7 @@ class Opened:
             if fields["peft_type"] not in known:
                 needed = " or ".join(known)
                 raise UserError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {needed}")
-            reason = task.task.misfit(fitted, task.labels)
+            reason = task.task.head.misfit(fitted, task.labels)
             if reason:
                 raise UserError(f"{folder / FILE}: {reason}")
         tokenizer = base_models.load_tokenizer(fields, folder, base)
@@ -85,9 +86,9 @@ class Opened:
         longest = self.task.max_length
         with as_user_error(ValueError):
             ((table, lengths),) = tokenize([texts], self.tokenizer, longest)
-        kind = self.task.task
-        collate = kind.collator(self.tokenizer)
-        outputs = evaluation.outputs(kind, self.model, Dataset(table), collate, self.batch_size, advance)
+        head = self.task.task.head
+        collate = head.collator(self.tokenizer)
+        outputs = evaluation.outputs(head, self.model, Dataset(table), collate, self.batch_size, advance)
         are_finite = outputs.isfinite().reshape(len(table), -1).all(dim=1)
         if not are_finite.all():
             row = rows[int(are_finite.int().argmin())]
@@ -133,14 +134,14 @@ class Opened:
         check_positions(cast("PreTrainedModel", self.model), room, "--new-tokens")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
         written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
-        return CompletionTask.printed(written, None), truncated
+        return CompletionDescription.printed(written, None), truncated
 
 
 def _printed(outputs: Tensor, task: AdapterTask) -> Columns:
     """Return the columns to print of outputs of one task."""
     kind = task.task
-    width = kind.width(task.labels)
-    return kind.printed(outputs[:, :width], task.labels, task.thresholds or ())
+    width = kind.head.width(task.labels)
+    return kind.description.printed(outputs[:, :width], task.labels, task.thresholds or ())
 
 
 def _of_tenants(outputs: Tensor, tasks: Iterable[AdapterTask]) -> Columns:

@@ -1,45 +1,71 @@
-"""Kinds of tasks: `tasks.of(row, facts)` is the one place that knows what kind of task a row of data is."""
+"""Task types: `tasks.of(row, facts)` is the one place that chooses the task type of a data set entry."""
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Several, Threshold
-from pipeline.tasks.classes import ChoicesTask, ClassesTask, PairsTask
-from pipeline.tasks.completion import CompletionTask
+from pipeline.tasks.classes import (
+    ChoicesScoring,
+    ClassesDescription,
+    ClassesHead,
+    ClassesPreprocessor,
+    ClassesScoring,
+    PairsDescription,
+    PairsPreprocessor,
+)
+from pipeline.tasks.completion import (
+    CompletionDescription,
+    CompletionHead,
+    CompletionPreprocessor,
+    CompletionScoring,
+    ConversationDescription,
+    ConversationPreprocessor,
+    with_prompt,
+)
 from pipeline.tasks.facts import Facts
-from pipeline.tasks.number import NumberTask
-from pipeline.tasks.several import SeveralTask
-from pipeline.tasks.task import Outcome, Task
-from pipeline.tasks.tenants import TenantsTask
+from pipeline.tasks.number import NumberDescription, NumberHead, NumberPreprocessor, NumberScoring
+from pipeline.tasks.several import MultiLabelDescription, MultiLabelHead, MultiLabelPreprocessor, MultiLabelScoring
+from pipeline.tasks.task import Outcome, Task, TaskType
+from pipeline.tasks.tenants import TenantsDescription, TenantsHead, TenantsPreprocessor, TenantsScoring, is_number
 
-__all__ = ["TASKS", "CompletionTask", "Facts", "Outcome", "SeveralTask", "Task", "TenantsTask", "kinds", "of"]
+__all__ = ["TASKS", "Facts", "Outcome", "Task", "TaskType", "kinds", "of"]
 
-TASKS: dict[type[Form], type[Task]] = {
-    Classes: ClassesTask,
-    Threshold: ClassesTask,
-    Several: SeveralTask,
-    Number: NumberTask,
-    Completion: CompletionTask,
-    Conversation: CompletionTask,
+CLASSES = TaskType("classes", ClassesPreprocessor, ClassesHead, ClassesScoring, ClassesDescription)
+CHOICES = CLASSES._replace(scoring=ChoicesScoring)
+PAIRS = CLASSES._replace(preprocessor=PairsPreprocessor, description=PairsDescription)
+MULTI_LABEL = TaskType("several", MultiLabelPreprocessor, MultiLabelHead, MultiLabelScoring, MultiLabelDescription)
+NUMBER = TaskType("number", NumberPreprocessor, NumberHead, NumberScoring, NumberDescription)
+COMPLETION = TaskType("completion", CompletionPreprocessor, CompletionHead, CompletionScoring, CompletionDescription)
+CONVERSATION = COMPLETION._replace(preprocessor=ConversationPreprocessor, description=ConversationDescription)
+TENANTS_OF_CLASSES = TaskType("classes", TenantsPreprocessor, TenantsHead, TenantsScoring, TenantsDescription)
+TENANTS_OF_NUMBERS = TENANTS_OF_CLASSES._replace(kind="number")
+
+TASKS: dict[type[Form], TaskType] = {
+    Classes: CLASSES,
+    Threshold: CLASSES,
+    Several: MULTI_LABEL,
+    Number: NUMBER,
+    Completion: COMPLETION,
+    Conversation: CONVERSATION,
 }
 
 
 def of(row: DatasetRow, facts: Facts = Facts()) -> Task:  # noqa: B008 it is immutable
-    """Return the task of a row: that of its label's form, unless tenants, choices or pairs make more of it.
+    """Return the task of a data set entry: that of its label's form, unless it has tenants, choices or pairs.
 
-    `facts` are what was found in its data; until they are read there are none.
+    `facts` are what were found in its data; until they are read there are none.
     """
-    return _kind_of(row)(row, facts)
+    return Task(_type_of(row), with_prompt(row), facts)
 
 
-def _kind_of(row: DatasetRow) -> type[Task]:
+def _type_of(row: DatasetRow) -> TaskType:
     if row.tenant is not None:
-        return TenantsTask
+        return TENANTS_OF_NUMBERS if is_number(row) else TENANTS_OF_CLASSES
     if row.choices:
-        return ChoicesTask
+        return CHOICES
     if row.pairs is not None:
-        return PairsTask
+        return PAIRS
     return TASKS[type(row.label)]
 
 
-def kinds() -> dict[str, type[Task]]:
-    """Return the kinds by the words that task.json has for them."""
-    return {task.kind: task for task in reversed(TASKS.values())}  # of several with one word, the first
+def kinds() -> dict[str, TaskType]:
+    """Return the task types by the words that task.json has for them."""
+    return {task_type.kind: task_type for task_type in reversed(TASKS.values())}  # of several with one word, the first

@@ -109,6 +109,11 @@ def text_columns(row: DatasetRow) -> list[str]:
     return list(dict.fromkeys([*names, *row.choices]))
 
 
+def has_mirrors(row: DatasetRow) -> bool:
+    """Return whether two rows can have the same texts in another order, which takes several columns."""
+    return len(text_columns(row)) > 1
+
+
 def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
     """Return the text of each column that the texts of a row are made of, with its marks.
 

@@ -13,14 +13,20 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError, nearest
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
 from pipeline.tasks.cells import Cells, plain_text, rounded
+from pipeline.tasks.description import Description
 from pipeline.tasks.facts import Facts, missing
-from pipeline.tasks.number import HIDDEN, IS_HIDDEN, NumberTask, finite
-from pipeline.tasks.task import Columns, Groups, Kept, Numbers, Outcome, Scores, Task
+from pipeline.tasks.head import Head
+from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite, number_in
+from pipeline.tasks.preprocessing import Preprocessor
+from pipeline.tasks.scoring import Scoring
+from pipeline.tasks.task import Columns, Groups, Kept, Numbers, Outcome, Part, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN = 12  # classes
 # A class with less of either is rare.
@@ -28,35 +34,64 @@ RARE_SHARE = 0.1
 RARE_TEXTS = 50
 
 
-class ClassesTask(Task):
-    """Classes by number or name."""
+def names_of(row: DatasetRow, facts: Facts) -> tuple[str, ...]:
+    """Return the classes or labels of an entry in the order of the outputs.
 
-    kind = "classes"
-    target = "int64"
-    can_balance = True
-    has_one_class_each = True
+    Raises:
+        UserError: if only the data determine the order, and they were not read.
+    """
+    if row.choices:
+        return CHOSEN
+    if row.pairs is not None:
+        return COMPARED
+    label: Any = row.label
+    names: tuple[str, ...] = label.names
+    return names[::-1] if is_turned(row, facts) else names
+
+
+def is_turned(row: DatasetRow, facts: Facts) -> bool:
+    """Return whether f1 is about the first of two classes in an entry, which then is the second output.
+
+    Raises:
+        UserError: if only the data determine which class that is, and they were not read.
+    """
+    label: Any = row.label
+    positive = getattr(label, "positive", None)  # which labels of classes have alone
+    if positive is None:
+        return False
+    if positive == RARER:
+        positive = facts.positive
+        if positive is None:
+            raise UserError(missing("which class is rarer"))
+    return bool(label.names[0] == positive)
+
+
+class OfClasses(Part):
+    """A part of a task with classes or labels."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        if self.is_turned:
-            return self.label.names[::-1]
-        return self.label.names
+        """The classes or labels in the order of the outputs."""
+        return names_of(self.row, self.facts)
 
-    @property
-    def is_turned(self) -> bool:
-        """Whether f1 is about the first of two classes in the row, which then is the second output.
 
-        Raises:
-            UserError: if only the data say which class that is, and they were not read.
-        """
-        positive = getattr(self.label, "positive", None)  # which labels of classes have alone
-        if positive is None:
-            return False
-        if positive == RARER:
-            positive = self.facts.positive
-            if positive is None:
-                raise UserError(missing("which class is rarer"))
-        return bool(self.label.names[0] == positive)
+def counted(labels: Numbers, names: Sequence[str]) -> Numbers:
+    """Return the number of examples of each class, or with each label."""
+    if labels.ndim == 2:
+        return labels.sum(axis=0).astype(np.int64)
+    return np.bincount(labels, minlength=len(names))
+
+
+def listed(labels: Numbers, names: Sequence[str]) -> str:
+    """Return the classes and how many examples each has."""
+    counts = zip(names, counted(labels, names), strict=True)
+    return some_of([f"{name} {count:,}" for name, count in counts])
+
+
+class ClassesPreprocessor(Preprocessor):
+    """Classes by number or name."""
+
+    target = "int64"
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         column = self.label.column
@@ -75,142 +110,32 @@ class ClassesTask(Task):
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
         """Bring labels into the order of the outputs."""
-        if self.is_turned:
+        if is_turned(self.row, self.facts):
             examples = examples.assign(label=1 - examples["label"])
         return examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
         labels = np.array(train["label"].tolist())
-        if self.counted(labels).all():
+        names = names_of(self.row, self.facts)
+        if counted(labels, names).all():
             return ""
-        return f"no row of a class; rows per class: {self.listed(labels)}"
-
-    def counted(self, labels: Numbers) -> Numbers:
-        """Return the number of examples of each class."""
-        return np.bincount(labels, minlength=len(self.names))
-
-    def rare(self, labels: Numbers) -> str:
-        enough = max(RARE_SHARE * len(labels), RARE_TEXTS)
-        few = list[str]()
-        for name, count in zip(self.names, self.counted(labels), strict=True):
-            if count < enough:
-                few.append(f"{name} {count:,} ({count / len(labels):.1%})")
-        if not few:
-            return ""
-        return f"{some_of(few)}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
-
-    def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
-        """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.
-
-        It is the plain mean of weight times loss over a batch. Divided by the sum of the batch's own weights, the loss
-        would depend on which examples share a batch: a rare class would weigh less the smaller batches are.
-        """
-        import torch
-
-        counts = self.counted(labels)
-        weights = torch.from_numpy(len(labels) / (len(counts) * counts)).float()
-
-        def loss(outputs: "Tensor", wanted: "Tensor") -> "Tensor":  # (n, classes), (n,)
-            each = torch.nn.functional.cross_entropy(outputs, wanted, reduction="none")
-            return (weights.to(outputs.device)[wanted] * each).mean()
-
-        return loss
-
-    def counts(self, labels: Numbers) -> Scores:
-        shares = self.counted(labels) / len(labels)
-        return {f"share_{name}": float(share) for name, share in zip(self.names, shares, strict=True)}
-
-    def head(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.names),
-            "problem_type": "single_label_classification",
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: number for number, name in enumerate(self.names)},
-        }
-
-    def predicted(self, outcome: Outcome) -> Numbers:
-        return outcome.outputs.numpy().argmax(axis=1)
-
-    def constants(self, labels: Numbers) -> Iterable[Any]:
-        """Return the classes that occur: of any other, a constant has the least of all scores."""
-        return np.unique(labels)
-
-    def losses(self, outcome: Outcome) -> tuple[float, float]:
-        import torch
-        from scipy import stats
-
-        labels = torch.from_numpy(outcome.labels)
-        loss = torch.nn.functional.cross_entropy(outcome.outputs, labels)  # in nats
-        entropy = stats.entropy(np.bincount(outcome.labels))
-        return float(loss), float(entropy)
-
-    def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
-        from pipeline.tasks import scores
-
-        return scores.by_class(self.names, self.of_examples(outcome), outcome.labels)
-
-    def of_examples(self, outcome: Outcome) -> Numbers:
-        """Return the predicted class of each example, also where several examples have one answer."""
-        return self.predicted(outcome)
-
-    def table(self, outcome: Outcome) -> Columns:
-        names = self.names
-        actual = [names[number] for number in outcome.labels]
-        predicted = [names[number] for number in self.of_examples(outcome)]
-        confidence = outcome.outputs.softmax(dim=1).amax(dim=1).tolist()
-        return {
-            "actual": actual,
-            "predicted": predicted,
-            "actual_group": actual,
-            "predicted_group": predicted,
-            # Two digits are what a confidence means; more of them differ between processors.
-            "confidence": [round(value, 2) for value in confidence],
-        }
-
-    @classmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        shares = outputs.double().softmax(dim=1).numpy()
-        names = labels or ()
-        likeliest = [names[number] for number in shares.argmax(axis=1)]
-        return {"label": likeliest, **by_label(shares, names)}
-
-    def says(self) -> str:
-        return f"one of {len(self.names)} labels, {', '.join(self.names)}"
-
-    def shown(self, labels: Numbers) -> str:
-        names = self.names
-        classes = f"{len(names)} classes: {self.listed(labels)}"
-        are_numbers = all(name.lstrip("-").isdecimal() for name in names)
-        if len(names) <= 2 or not are_numbers:
-            return classes
-        instead = f"low: {names[0]} and high: {names[-1]} in place of names, metrics: [pearson]"
-        return f"{classes}; as a number: {instead}"
-
-    def listed(self, labels: Numbers) -> str:
-        """Return the classes and how many examples each has."""
-        counts = zip(self.names, self.counted(labels), strict=True)
-        return some_of([f"{name} {count:,}" for name, count in counts])
+        return f"no row of a class; rows per class: {listed(labels, names)}"
 
 
-class PairsTask(ClassesTask):
+class PairsPreprocessor(ClassesPreprocessor):
     """Two classes of numbers: the first of two rated texts has the larger one, or the second.
 
-    Pairs are formed within a split, so no text occurs in pairs of two splits. Hashes of the texts say which are paired,
-    and in which order: this reveals nothing about the numbers, and the two classes are about equally frequent.
+    Pairs are formed within a split, so no text occurs in pairs of two splits. Hashes of the texts determine which are
+    paired, and in which order: this reveals nothing about the numbers, and the two classes are about equally frequent.
     """
 
-    names = COMPARED
     target = "float64"  # of the examples that are paired
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.row.text[0], f"{self.row.text[0]}_pair"
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         return ()  # numbers that are compared
 
     def label_of(self, cells: Cells) -> Any:
-        return NumberTask(self.row, self.facts).label_of(cells)
+        return number_in(cells, self.label)
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
         """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
@@ -232,7 +157,8 @@ class PairsTask(ClassesTask):
                 "label": (difference < 0).astype(np.int64),
             }
         )
-        kept = pairs[difference.abs() >= self.row.pairs.margin]
+        is_clear = difference.abs() >= self.row.pairs.margin
+        kept = pairs[is_clear]
         left_out = Counter(
             within_margin=len(pairs) - len(kept),
             duplicate=len(examples) - len(texts),
@@ -240,30 +166,173 @@ class PairsTask(ClassesTask):
         return kept, left_out
 
 
-class ChoicesTask(ClassesTask):
+class ClassesHead(OfClasses, Head):
+    """An output for each class."""
+
+    can_balance = True
+
+    def fields(self) -> dict[str, Any]:
+        names = self.names
+        return {
+            "num_labels": len(names),
+            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+        }
+
+    def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
+        """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.
+
+        It is the plain mean of weight times loss over a batch. Divided by the sum of the batch's own weights, the loss
+        would depend on which examples share a batch: a rare class would weigh less the smaller batches are.
+        """
+        import torch
+
+        counts = counted(labels, self.names)
+        of_classes = len(labels) / (len(counts) * counts)
+        weights = torch.from_numpy(of_classes).float()
+
+        def loss(outputs: "Tensor", wanted: "Tensor") -> "Tensor":  # (n, classes), (n,)
+            each = torch.nn.functional.cross_entropy(outputs, wanted, reduction="none")
+            return (weights.to(outputs.device)[wanted] * each).mean()
+
+        return loss
+
+
+class ClassesScoring(OfClasses, Scoring):
+    """The likeliest class of each example."""
+
+    has_one_class_each = True
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        return outcome.outputs.numpy().argmax(axis=1)
+
+    def of_examples(self, outcome: Outcome) -> Numbers:
+        """Return the predicted class of each example, also where several examples have one answer."""
+        return self.predicted(outcome)
+
+    def constants(self, labels: Numbers) -> Iterable[Any]:
+        """Return the classes that occur: of any other, a constant has the least of all scores."""
+        return np.unique(labels)
+
+    def losses(self, outcome: Outcome) -> tuple[float, float]:
+        import torch
+        from scipy import stats
+
+        labels = torch.from_numpy(outcome.labels)
+        loss = torch.nn.functional.cross_entropy(outcome.outputs, labels)  # in nats
+        entropy = stats.entropy(np.bincount(outcome.labels))
+        return float(loss), float(entropy)
+
+    def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
+        from pipeline.tasks import scores
+
+        return scores.by_class(self.names, self.of_examples(outcome), outcome.labels)
+
+    def table(self, outcome: Outcome) -> Columns:
+        names = self.names
+        actual = [names[number] for number in outcome.labels]
+        predicted = [names[number] for number in self.of_examples(outcome)]
+        confidence = outcome.outputs.softmax(dim=1).amax(dim=1).tolist()
+        return {
+            "actual": actual,
+            "predicted": predicted,
+            "actual_group": actual,
+            "predicted_group": predicted,
+            # Two digits are what a confidence means; more of them differ between processors.
+            "confidence": [round(value, 2) for value in confidence],
+        }
+
+
+class ChoicesScoring(ClassesScoring):
     """Texts to choose from: each is an example, right or wrong, and the likeliest of a row is the answer."""
 
-    names = CHOSEN
     has_one_class_each = False  # the examples of a row share an answer
 
     def predicted(self, outcome: Outcome) -> Numbers:
         wrong, right = outcome.outputs.numpy().T
-        return (right - wrong)[self._members(outcome.groups)].argmax(axis=1)
+        members = _members(outcome.groups, len(self.row.choices))
+        return (right - wrong)[members].argmax(axis=1)
 
     def known(self, labels: Numbers, groups: Groups) -> Numbers:
-        return labels[self._members(groups)].argmax(axis=1)
+        members = _members(groups, len(self.row.choices))
+        return labels[members].argmax(axis=1)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
-        groups = self._members(outcome.groups)
-        chosen = groups[np.arange(len(groups)), self.predicted(outcome)]
+        members = _members(outcome.groups, len(self.row.choices))
+        groups = np.arange(len(members))
+        chosen = members[groups, self.predicted(outcome)]
         predicted = np.zeros(len(outcome.labels), np.int64)
         predicted[chosen] = 1
         return predicted
 
-    def _members(self, groups: Groups) -> Numbers:  # (groups, choices)
-        """Return the positions of the examples of each group; all groups have the same size."""
-        assert groups is not None
-        return np.argsort(groups, kind="stable").reshape(-1, len(self.row.choices))
+
+def _members(groups: Groups, choices: int) -> Numbers:  # (groups, choices)
+    """Return the positions of the examples of each group; all groups have as many examples as there are choices."""
+    assert groups is not None
+    return np.argsort(groups, kind="stable").reshape(-1, choices)
+
+
+class ClassesDescription(OfClasses, Description):
+    """Classes by name, with how many examples each has."""
+
+    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        return super().note(tokenizer) | {"labels": self.names}
+
+    @classmethod
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+        shares = outputs.double().softmax(dim=1).numpy()
+        names = labels or ()
+        likeliest = [names[number] for number in shares.argmax(axis=1)]
+        return {"label": likeliest, **by_label(shares, names)}
+
+    def predicts(self) -> str:
+        return f"one of {len(self.names)} labels, {', '.join(self.names)}"
+
+    def of_data(self, labels: Numbers) -> str:
+        names = self.names
+        classes = f"{len(names)} classes: {listed(labels, names)}"
+        are_numbers = all(name.lstrip("-").isdecimal() for name in names)
+        if len(names) <= 2 or not are_numbers:
+            return classes
+        instead = f"low: {names[0]} and high: {names[-1]} in place of names, metrics: [pearson]"
+        return f"{classes}; as a number: {instead}"
+
+    def counts(self, labels: Numbers) -> Scores:
+        shares = counted(labels, self.names) / len(labels)
+        columns = [f"share_{name}" for name in self.names]
+        return dict(zip(columns, shares.tolist(), strict=True))
+
+    def rare(self, labels: Numbers) -> str:
+        names = self.names
+        enough = max(RARE_SHARE * len(labels), RARE_TEXTS)
+        few = list[str]()
+        for name, count in zip(names, counted(labels, names), strict=True):
+            if count < enough:
+                share = count / len(labels)
+                few.append(f"{name} {count:,} ({share:.1%})")
+        if not few:
+            return ""
+        return f"{some_of(few)}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
+
+    def of_class(self, metric: str) -> str:
+        return positive_of(metric, self.row, self.facts)
+
+
+class PairsDescription(ClassesDescription):
+    """The classes of a comparison of two texts of one column."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.row.text[0], f"{self.row.text[0]}_pair"
+
+
+def positive_of(metric: str, row: DatasetRow, facts: Facts) -> str:
+    """Return of which class a metric is, as words after it; an empty text if it is of all."""
+    if metric != "f1":
+        return ""
+    _, positive = names_of(row, facts)
+    return f" of {positive}"
 
 
 def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
@@ -281,14 +350,6 @@ def some_of(words: Sequence[str], most: int = SHOWN) -> str:
     return f"{first} and {more} more" if more > 0 else first
 
 
-def of_class(metric: str, task: Task) -> str:
-    """Return of which class a metric is, as words after it; an empty text if it is of all."""
-    if metric != "f1":
-        return ""
-    names = task.names or ClassesTask(task.row, task.facts).names
-    return f" of {names[1]}"
-
-
 def class_of(value: Any, label: Any) -> int | None:
     """Return the class of a value: by its number or name, or whether it is above a threshold; None within the margin.
 
@@ -298,7 +359,8 @@ def class_of(value: Any, label: Any) -> int | None:
     above = getattr(label, "above", None)
     if above is not None:
         number = finite(value)
-        return None if abs(number - above) < label.margin else int(number > above)
+        is_near = abs(number - above) < label.margin
+        return None if is_near else int(number > above)
     known = _known(label.names)
     plain = plain_text(value)
     if plain in known:

@@ -1,26 +1,32 @@
-"""A language model writes a text: the completion of a prompt, or the assistant's last answer in a conversation.
+"""Text generation: a language model completes a prompt, or continues a conversation as the assistant.
 
-What it learns is the loss of completions and their end token alone. What it writes is compared with what was expected,
-and with what the base model writes without the adapter.
+It is trained on the loss of completions and their end token alone. The texts that it generates are compared with the
+expected ones, and with those that the base model generates without the adapter.
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.core import artifacts
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
 from pipeline.tasks.cells import Cells, Record, folded, hash_of, is_missing, plain_text, text_columns, text_in
 from pipeline.tasks.classes import class_of
-from pipeline.tasks.facts import Facts
+from pipeline.tasks.description import Description, Line, ReadTable
+from pipeline.tasks.head import Head
+from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
-from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores, Task
+from pipeline.tasks.scoring import Answering, Answers_co, Scoring
+from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,62 +45,47 @@ TOKENS = pa.schema(
         EXPECTED: pa.string(),
     }
 )
+SHOWN = 3  # texts on the last screen
+LONGEST_SHOWN = 80  # characters of these
+
+
+def with_prompt(row: DatasetRow) -> DatasetRow:
+    """Return a data set entry whose text is the prompt of each row, also where a conversation holds it."""
+    if isinstance(row.label, Conversation):
+        return row.model_copy(update={"text": (PROMPT,)})
+    return row
 
 
 @dataclass(frozen=True)
 class Written(Outcome):
-    """What a model has written for the prompts of a split; `outputs` are (examples, 2): loss and tokens of each."""
+    """The texts that a model has generated for a split; `outputs` are (examples, 2): loss and tokens of each."""
 
     texts: Sequence[str] = ()
     base_outputs: "Tensor | None" = None  # without the adapter, as are
     base_texts: Sequence[str] = ()
 
 
-class CompletionTask(Task):
-    """A prompt and its completion, or a conversation whose end is one: then the prompt is all before it, as JSON."""
+class CompletionPreprocessor(Preprocessor):
+    """A prompt and its completion."""
 
-    kind = "completion"
     target = "object"
-    names = ()
-    hub_task: ClassVar[str] = "text-generation"
-    peft_task: ClassVar[str] = "CAUSAL_LM"
-    auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    writes: ClassVar[bool] = True
-    judged: ClassVar[tuple[str, ...]] = ("label",)
-    baseline: ClassVar[str] = "without the adapter"
-
-    def __init__(self, row: DatasetRow, facts: Facts) -> None:
-        self.is_conversation = isinstance(row.label, Conversation)
-        if self.is_conversation:
-            row = row.model_copy(update={"text": (PROMPT,)})
-        super().__init__(row, facts)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.label.column,) if self.is_conversation else super().reads
 
     def prepared(self, cells: Cells) -> Cells:
-        column = self.label.column
-        if self.is_conversation:
-            prompt, answer = _prompt_and_answer(cells[column])
-            cells = {PROMPT: prompt, column: answer}
-        if is_missing(cells[column]):
+        if is_missing(cells[self.label.column]):
             raise ValueError("the completion is empty")
         return cells
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         column = self.label.column
-        is_class = not self.is_conversation and self.label.names and self.label.above is None
+        is_class = self.label.names and self.label.above is None
         return [(column, cells[column])] if is_class else []
 
     def label_of(self, cells: Cells) -> Any:
         value = cells[self.label.column]
-        if not self.is_conversation and self.label.names:
+        if self.label.names:
             number = class_of(value, self.label)
             return None if number is None else self.label.names[number]
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = plain_text(value)
-        return text_in(value)
+        return _completion_in(value)
 
     def examples(self, rows: Sequence[Record], before: int) -> Kept:
         examples, left_out = super().examples(rows, before)
@@ -111,31 +102,71 @@ class CompletionTask(Task):
     def tokenized(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> Iterator[tuple[pa.Table, Numbers]]:
-        if self.is_conversation and not tokenizer.chat_template:
-            raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
-        prompts = self.prompts(tokenizer)
-        for batch in batches:
-            rows = list[dict[str, Any]]()
-            lengths = list[int]()
-            for text, answer in zip(batch["text"].to_pylist(), batch[EXPECTED].to_pylist(), strict=True):
-                turns = json.loads(text) if self.is_conversation else asked(text)
-                example = prompts.example(turns, answer)
-                if example.answer >= max_length:  # of the prompt, one token stays
-                    continue
-                lengths.append(len(example.ids))
-                row = {
-                    "input_ids": example.ids[-max_length:],
-                    "length": min(max_length, len(example.ids)),
-                    "label": example.labels[-max_length:],
-                    PROMPT: text,
-                    EXPECTED: answer,
-                }
-                rows.append(row)
-            yield pa.Table.from_pylist(rows, TOKENS), np.array(lengths, int)
+        return _tokenized(batches, Prompts(tokenizer, self.row.template), asked, max_length)
 
-    def prompts(self, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
-        """Return how prompts become tokens."""
-        return Prompts(tokenizer, self.row.template)
+
+class ConversationPreprocessor(CompletionPreprocessor):
+    """A conversation whose end is a completion: the prompt is all before it, as JSON."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.label.column,)
+
+    def prepared(self, cells: Cells) -> Cells:
+        column = self.label.column
+        prompt, answer = _prompt_and_answer(cells[column])
+        return super().prepared({PROMPT: prompt, column: answer})
+
+    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        return ()
+
+    def label_of(self, cells: Cells) -> Any:
+        return _completion_in(cells[self.label.column])
+
+    def tokenized(
+        self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    ) -> Iterator[tuple[pa.Table, Numbers]]:
+        if not tokenizer.chat_template:
+            raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
+        return _tokenized(batches, Prompts(tokenizer, self.row.template), json.loads, max_length)
+
+
+def _tokenized(
+    batches: Iterable[pa.Table], prompts: Prompts, turns: Callable[[str], list[Message]], max_length: int
+) -> Iterator[tuple[pa.Table, Numbers]]:
+    """Yield the tokens of examples that fit, and their lengths; `turns` returns the messages of a prompt."""
+    for batch in batches:
+        rows = list[dict[str, Any]]()
+        lengths = list[int]()
+        for text, answer in zip(batch["text"].to_pylist(), batch[EXPECTED].to_pylist(), strict=True):
+            example = prompts.example(turns(text), answer)
+            if example.answer >= max_length:  # of the prompt, one token stays
+                continue
+            lengths.append(len(example.ids))
+            row = {
+                "input_ids": example.ids[-max_length:],
+                "length": min(max_length, len(example.ids)),
+                "label": example.labels[-max_length:],
+                PROMPT: text,
+                EXPECTED: answer,
+            }
+            rows.append(row)
+        yield pa.Table.from_pylist(rows, TOKENS), np.array(lengths, int)
+
+
+def _completion_in(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = plain_text(value)
+    return text_in(value)
+
+
+class CompletionHead(Head):
+    """A language model as it is: its outputs are the loss of each example's completion."""
+
+    peft_task = "CAUSAL_LM"
+    auto_class = "AutoModelForCausalLM"
+    judged = ("label",)
+    generates = True
 
     @classmethod
     def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
@@ -143,7 +174,11 @@ class CompletionTask(Task):
             return ""
         return "kind: the model writes no text"
 
-    def head(self) -> dict[str, Any]:
+    @classmethod
+    def misfit_of_bank(cls, folder: Path) -> str:
+        return f"a bank of adapters that write; it answers by: lsr serve {folder}"
+
+    def fields(self) -> dict[str, Any]:
         return {}
 
     @classmethod
@@ -183,9 +218,21 @@ class CompletionTask(Task):
         counts = (wanted != SILENT).sum(dim=1).float()
         return torch.stack([torch.stack(sums), counts], dim=1)
 
+
+class CompletionScoring(Scoring):
+    """Compares generated texts with expected ones; without texts, their loss."""
+
+    @staticmethod
+    def answers(model: Answering[Answers_co]) -> Answers_co:
+        return model.by_texts()
+
+    @property
+    def decides(self) -> str:
+        return LOSS
+
     def predicted(self, outcome: Outcome) -> Numbers:
-        """Return the row's first metric of each text, in [0, 1]."""
-        return _each(self.row.metrics[0], cast("Written", outcome).texts, outcome.labels)
+        """Return the entry's first metric of each text, in [0, 1]."""
+        return compare(self.row.metrics[0], cast("Written", outcome).texts, outcome.labels)
 
     def known(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
@@ -196,17 +243,13 @@ class CompletionTask(Task):
         loss = mean_loss(*outcome.outputs.numpy().T)
         return loss, mean_loss(*base.numpy().T)
 
-    @property
-    def selects(self) -> str:
-        return "exact_match" if self.row.select else LOSS
-
     def scores(self, outcome: Outcome) -> Scores:
         loss = mean_loss(*outcome.outputs.double().numpy().T)
         if not isinstance(outcome, Written):
             return {LOSS: -loss}
         scores = Scores()
         for name in self.row.metrics:
-            each = _each(name, outcome.texts, outcome.labels)
+            each = compare(name, outcome.texts, outcome.labels)
             scores[name] = float(each.mean())
         return scores | {"loss": loss}
 
@@ -216,8 +259,8 @@ class CompletionTask(Task):
         written = cast("Written", outcome)
         metrics = Scores()
         for name in self.row.metrics:
-            each = _each(name, written.texts, outcome.labels)
-            base = _each(name, written.base_texts, outcome.labels)
+            each = compare(name, written.texts, outcome.labels)
+            base = compare(name, written.base_texts, outcome.labels)
             metrics[name] = float(each.mean())
             metrics[f"{name}_baseline"] = float(base.mean())
             metric = "accuracy" if name == "exact_match" else name
@@ -239,7 +282,7 @@ class CompletionTask(Task):
 
     def table(self, outcome: Outcome) -> Columns:
         texts = list(cast("Written", outcome).texts)
-        is_right = _each("exact_match", texts, outcome.labels)
+        is_right = compare("exact_match", texts, outcome.labels)
         right = ["yes" if is_equal else "no" for is_equal in is_right]
         return {
             "said": texts,
@@ -248,6 +291,15 @@ class CompletionTask(Task):
             "predicted_group": right,
         }
 
+
+class CompletionDescription(Description):
+    """Generated texts, next to the expected ones."""
+
+    hub_task = "text-generation"
+    baseline = "without the adapter"
+    first_change = "model=smollm2"  # a model that generates, as others do
+    scored_by = "what is written is scored by the stage evaluate"
+
     @classmethod
     def printed(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"answer": list(outputs)}  # texts
@@ -255,13 +307,30 @@ class CompletionTask(Task):
     def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         note = super().note(tokenizer)
         if tokenizer is not None:
-            prompts = self.prompts(tokenizer)
+            prompts = Prompts(tokenizer, self.row.template)
             note["template"] = prompts.template
             note["ends"] = prompts.ends
         return note
 
-    def says(self) -> str:
-        return "what the assistant says next" if self.is_conversation else "its completion"
+    def predicts(self) -> str:
+        return "its completion"
+
+    def results(self, metrics: Mapping[str, float], table: ReadTable) -> Iterable[Line]:
+        loss = f"{metrics['loss']:.4g} per token of a completion"
+        yield "loss", f"{loss}; {metrics['loss_baseline']:.4g} {self.baseline}"
+        for row in table(artifacts.EVALUATE_PREDICTIONS)[:SHOWN].itertuples():
+            prompt = textwrap.shorten(row.prompt, LONGEST_SHOWN)
+            shown = f"{prompt} -> {textwrap.shorten(row.said, LONGEST_SHOWN)}"
+            if row.right == "no":
+                shown += f" (expected: {textwrap.shorten(row.expected, LONGEST_SHOWN)})"
+            yield "e.g.", shown
+
+
+class ConversationDescription(CompletionDescription):
+    """Generated answers of the assistant."""
+
+    def predicts(self) -> str:
+        return "what the assistant says next"
 
 
 def asked(prompt: str) -> list[Message]:
@@ -274,7 +343,7 @@ def mean_loss(sums: Numbers, counts: Numbers) -> float:
     return float(sums.sum() / counts.sum())
 
 
-def _each(metric: str, texts: Sequence[str], expected: Sequence[str] | Numbers) -> Numbers:
+def compare(metric: str, texts: Sequence[str], expected: Sequence[str] | Numbers) -> Numbers:
     """Return a metric of each text: whether it is the expected one but for whitespace around it; or ROUGE-L.
 
     That is the F-measure of the longest common subsequence of words, without regard to case and signs: Lin, "ROUGE: a

@@ -33,7 +33,8 @@ def tokenize(
     names = [name for name in kinds if name in tokenizer.model_input_names]
     options: Any = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
     for batch in batches:
-        given: Any = [batch[name].to_pylist() for name in TEXT_COLUMNS if name in batch.column_names]
+        columns = [batch[name] for name in TEXT_COLUMNS if name in batch.column_names]
+        given: Any = [column.to_pylist() for column in columns]
         encoded = tokenizer(*given, **options)
         whole = [len(ids) for ids in encoded["input_ids"]]
         if 0 in whole:  # it would be classified at a padding position
@@ -48,9 +49,12 @@ def tokenize(
                 encoded[name][number] = shorter[name]
         arrays = dict[str, Any]()
         for name in names:
-            arrays[name] = pa.array(encoded[name], pa.list_(kinds[name]))
-        arrays["length"] = pa.array(map(len, encoded["input_ids"]), pa.int32())
-        for name in sorted(batch.column_names, key=lambda name: name != "label"):
+            numbers = pa.list_(kinds[name])
+            arrays[name] = pa.array(encoded[name], numbers)
+        lengths = map(len, encoded["input_ids"])
+        arrays["length"] = pa.array(lengths, pa.int32())
+        others = sorted(batch.column_names, key=lambda name: name != "label")
+        for name in others:
             arrays[name] = batch[name]
         yield pa.table(arrays), np.array(whole)
 
@@ -64,6 +68,8 @@ def write(tokens: Iterable[tuple[pa.Table, np.ndarray]], path: Path) -> np.ndarr
             tables, of_tables = zip(*some, strict=True)
             lengths += of_tables
             table = pa.concat_tables(tables).combine_chunks()
-            writer = writer or stack.enter_context(pa.ipc.new_stream(file, table.schema))
+            if writer is None:
+                stream = pa.ipc.new_stream(file, table.schema)
+                writer = stack.enter_context(stream)
             writer.write_table(table, max_chunksize=TOGETHER * BATCH)
     return np.concatenate(lengths)

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.tasks.cells import Cells, rounded
-from pipeline.tasks.task import Columns, Numbers, Outcome, Scores, Task
+from pipeline.tasks.description import Description
+from pipeline.tasks.head import Head
+from pipeline.tasks.preprocessing import Preprocessor
+from pipeline.tasks.scoring import Scoring
+from pipeline.tasks.task import Columns, Numbers, Outcome, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,27 +22,24 @@ IS_HIDDEN = "the label is -1: the labels of this split are hidden; choose anothe
 BINS = 10  # equal parts of the scale, for the plot of actual against predicted
 
 
-class NumberTask(Task):
+class NumberPreprocessor(Preprocessor):
     """A number on a scale."""
 
-    kind = "number"
     target = "float64"
-    names = ()
 
     def label_of(self, cells: Cells) -> Any:
-        label = self.label
-        number = finite(cells[label.column])
-        if label.low <= number <= label.high:
-            return number
-        if number == HIDDEN:
-            raise ValueError(IS_HIDDEN)
-        raise ValueError(f"label {number:g} is not in the row's range, {label.low:g} to {label.high:g}")
+        return number_in(cells, self.label)
 
-    def counts(self, labels: Numbers) -> Scores:
-        return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
 
-    def head(self) -> dict[str, Any]:
+class NumberHead(Head):
+    """One output, which is the number."""
+
+    def fields(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
+
+
+class NumberScoring(Scoring):
+    """The number of each example."""
 
     def predicted(self, outcome: Outcome) -> Numbers:
         return outcome.outputs.numpy()[:, 0]
@@ -60,25 +61,47 @@ class NumberTask(Task):
         return {
             "actual": actual,
             "predicted": predicted,
-            "actual_group": self._bins_of(actual),
-            "predicted_group": self._bins_of(predicted),
+            "actual_group": bins_of(actual, self.label),
+            "predicted_group": bins_of(predicted, self.label),
         }
 
-    def _bins_of(self, values: Sequence[float]) -> list[str]:
-        """Return the name of the part of the scale that each value is in, or is nearest to; names sort as parts."""
-        edges = np.linspace(self.label.low, self.label.high, BINS + 1)
-        names = list[str]()
-        for low, high in pairwise(edges):
-            names.append(f"{len(names)}: {low:g} to {high:g}")
-        places = np.digitize(values, edges) - 1
-        return [names[place] for place in places.clip(0, BINS - 1)]
+
+class NumberDescription(Description):
+    """A number, with the ends of its scale."""
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"number": [rounded(value, 6) for value in outputs[:, 0].tolist()]}
 
-    def says(self) -> str:
+    def predicts(self) -> str:
         return f"a number from {self.label.low:g} to {self.label.high:g}"
+
+    def counts(self, labels: Numbers) -> Scores:
+        return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
+
+
+def number_in(cells: Cells, label: Any) -> float:
+    """Return the number in the cells of a row.
+
+    Raises:
+        ValueError: if it is none, is not on the scale, or stands for a hidden label.
+    """
+    number = finite(cells[label.column])
+    if label.low <= number <= label.high:
+        return number
+    if number == HIDDEN:
+        raise ValueError(IS_HIDDEN)
+    raise ValueError(f"label {number:g} is not in the row's range, {label.low:g} to {label.high:g}")
+
+
+def bins_of(values: Sequence[float], label: Any) -> list[str]:
+    """Return the name of the part of the scale that each value is in, or is nearest to; names sort as parts."""
+    edges = np.linspace(label.low, label.high, BINS + 1)
+    names = list[str]()
+    for low, high in pairwise(edges):
+        names.append(f"{len(names)}: {low:g} to {high:g}")
+    places = np.digitize(values, edges) - 1
+    return [names[place] for place in places.clip(0, BINS - 1)]
 
 
 def finite(value: Any) -> float:

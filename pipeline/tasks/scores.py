@@ -67,7 +67,8 @@ def interval(name: str, predictions: Numbers, labels: Numbers, resamples: int, g
     if has_exact_interval(name, in_groups=groups is not None):
         return _exact(name, predictions, labels, groups)
     units = Units.of(predictions, labels, groups)
-    if name in sums.METRICS and sums.size_of(name, labels, predictions) <= MOST_TERMS:
+    has_sums = name in sums.METRICS
+    if has_sums and sums.size_of(name, labels, predictions) <= MOST_TERMS:
         of_drawn = _by_sums(name, predictions, labels, units)
     elif name == "spearman" and groups is None:
         of_drawn = _by_ranks(predictions, labels, units)
@@ -81,8 +82,9 @@ def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Groups) -> 
     if name == "f1":
         is_actual = labels == 1
         is_predicted = predictions == 1
-        hits = int((is_actual & is_predicted).sum())
-        low, high = share(hits, int((is_actual | is_predicted).sum()))
+        hits = is_actual & is_predicted
+        either = is_actual | is_predicted
+        low, high = share(int(hits.sum()), int(either.sum()))
         return 2 * low / (1 + low), 2 * high / (1 + high)
     right = _are_right(labels, predictions, groups)
     return share(int(right.sum()), len(right))
@@ -96,11 +98,10 @@ def by_class(
         flags = np.eye(len(names))
         labels = flags[labels]
         predictions = flags[predictions]
-    scored = precision_recall_fscore_support(labels, predictions, average=None, zero_division=0.0)
-    rows = list[tuple[str | float, ...]]()
-    for name, answers, precision, recall, f1, texts in zip(names, predictions.sum(axis=0), *scored, strict=True):
-        rows.append((name, float(precision), float(recall), float(f1), int(texts), int(answers)))
-    return rows
+    *scored, texts = precision_recall_fscore_support(labels, predictions, average=None, zero_division=0.0)
+    shares = [column.tolist() for column in scored]
+    counts = [column.astype(int).tolist() for column in (texts, predictions.sum(axis=0))]
+    return list(zip(names, *shares, *counts, strict=True))
 
 
 def share(count: int, of: int) -> Interval:
@@ -127,7 +128,7 @@ class Units(NamedTuple):
     @classmethod
     def of(cls, predictions: Numbers, labels: Numbers, groups: Groups) -> "Units":
         """Return single examples, or groups of them by number."""
-        keys = (*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T))
+        keys = [*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T)]
         if groups is None:
             return cls(np.lexsort(keys), np.arange(len(labels)))
         order = np.lexsort((*keys, groups))
@@ -143,14 +144,16 @@ def _one_by_one(metric: Metric, predictions: Numbers, labels: Numbers, units: Un
         scores = list[float]()
         for numbers in drawn:
             rows = np.concatenate([parts[number] for number in numbers])
-            scores.append(float(metric(labels[rows], predictions[rows])))
+            value = metric(labels[rows], predictions[rows])
+            scores.append(float(value))
         return np.array(scores)
 
     return of_drawn
 
 
 def _by_sums(name: str, predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
-    columns = sums.columns_of(name, labels[units.order], predictions[units.order])
+    order = units.order
+    columns = sums.columns_of(name, labels[order], predictions[order])
     of_units = np.add.reduceat(columns, units.first)
 
     def of_drawn(drawn: Numbers) -> Numbers:
@@ -167,8 +170,11 @@ def _by_ranks(predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
         rows = units.order[drawn]
         x = _centered_ranks(predictions[rows])
         y = _centered_ranks(labels[rows])
-        spread = (x * x).sum(axis=1) * (y * y).sum(axis=1)
-        return sums.correlation((x * y).sum(axis=1), spread, spread > 0)
+        x_spread = (x * x).sum(axis=1)
+        y_spread = (y * y).sum(axis=1)
+        shared = (x * y).sum(axis=1)
+        spread = x_spread * y_spread
+        return sums.correlation(shared, spread, spread > 0)
 
     return of_drawn
 
@@ -215,7 +221,13 @@ def _macro_f1(labels: Numbers, predictions: Numbers) -> float:
     occurs = texts + answers > 0
     if not occurs.any():
         return 0.0
-    return float(sums.f1(hits, texts, answers)[occurs].mean())
+    of_labels = sums.f1(hits, texts, answers)
+    return float(of_labels[occurs].mean())
+
+
+def _micro_f1(labels: Numbers, predictions: Numbers) -> float:
+    hits = (labels * predictions).sum()
+    return float(sums.f1(hits, labels.sum(), predictions.sum()))
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
@@ -234,15 +246,14 @@ def _correlation(of: Callable[[Numbers, Numbers], Any]) -> Metric:
 
 
 def _is_constant(values: Numbers) -> bool:
-    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
+    largest = np.abs(values).max()
+    return bool(np.ptp(values) <= ROUNDING * largest)
 
 
 EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "accuracy": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
-    "micro_f1": lambda labels, predictions: float(
-        sums.f1((labels * predictions).sum(), labels.sum(), predictions.sum())
-    ),
+    "micro_f1": _micro_f1,
     "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),

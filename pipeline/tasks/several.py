@@ -1,16 +1,25 @@
-"""A text has any number of labels, or none: a model says of each whether it applies, by a threshold of its own."""
+"""Multi-label classification: a text has any number of labels, or none, each of which has a threshold of its own."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.core.errors import nearest
 from pipeline.tasks import sums
 from pipeline.tasks.cells import Cells, is_missing, plain_text
-from pipeline.tasks.classes import SHOWN, ClassesTask, by_label
+from pipeline.tasks.classes import (
+    SHOWN,
+    ClassesDescription,
+    ClassesHead,
+    ClassesPreprocessor,
+    ClassesScoring,
+    by_label,
+    counted,
+    listed,
+)
 from pipeline.tasks.task import Columns, Numbers, Outcome
 
 if TYPE_CHECKING:
@@ -22,43 +31,41 @@ FEW = 10  # texts of the validation split
 TRIED = np.arange(1, 100) / 100  # thresholds
 
 
-class SeveralTask(ClassesTask):
+class MultiLabelPreprocessor(ClassesPreprocessor):
     """Labels that are right or wrong one by one; examples have a 1 for each that applies, else a 0."""
 
-    kind = "several"
     target = "object"  # tuples of these numbers
-    has_thresholds = True
-    has_one_class_each = False
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         column = self.label.column
         return [(column, part) for part in parts_in(cells[column], self.label.separator)]
 
     def prepared(self, cells: Cells) -> Cells:
-        # An empty cell says that no label applies.
+        # No label applies to a text with an empty cell.
         column = self.label.column
         labels = labels_in(cells[column], self.label.separator)
         return {**cells, column: labels}
 
     def label_of(self, cells: Cells) -> Any:
         labels: tuple[str, ...] = cells[self.label.column]
-        names = self.names
+        names = self.label.names
         for label in labels:
             if label not in names:
                 raise ValueError(f"label {label!r} is none of {', '.join(names)}{nearest(label, names)}")
         return _applying(labels, names)
 
-    def counted(self, labels: Numbers) -> Numbers:
-        return labels.sum(axis=0).astype(np.int64)
 
-    def head(self) -> dict[str, Any]:
-        return super().head() | {"problem_type": "multi_label_classification"}
+class MultiLabelHead(ClassesHead):
+    """An output for each label, whose sigmoid is the probability that it applies."""
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {"problem_type": "multi_label_classification"}
 
     def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the loss in which, for each label, texts of a whole split with it and those without weigh the same."""
         import torch
 
-        with_label = self.counted(labels)
+        with_label = counted(labels, self.names)
         without_label = (len(labels) - with_label).clip(min=1)  # where every text has a label, no text needs the other
         if_applies = torch.from_numpy(len(labels) / (2 * with_label)).float()
         if_not = torch.from_numpy(len(labels) / (2 * without_label)).float()
@@ -69,27 +76,39 @@ class SeveralTask(ClassesTask):
 
         return loss
 
-    def settled(self, validation: Outcome) -> Self:
-        """Choose for each label the threshold with the best F1: of several such the one in their middle.
 
-        Labels that too few texts have share one, which would else be that of a text or two.
+class MultiLabelScoring(ClassesScoring):
+    """The labels whose probabilities reach their thresholds."""
+
+    has_thresholds = True
+    has_one_class_each = False
+
+    def best_thresholds(self, validation: Outcome) -> tuple[float, ...]:
+        """Return for each label the threshold with the best F1: the middle one of ties.
+
+        Labels that too few texts have share a threshold, which would else be that of a text or two.
         """
         actual = validation.labels
         predicted = shares_of(validation.outputs)[:, :, None] >= TRIED  # (examples, labels, thresholds)
         texts = actual.sum(axis=0)
         answers = predicted.sum(axis=0)
         hits = (predicted * actual[:, :, None]).sum(axis=0)
-        thresholds = np.empty(len(texts))
         few = texts < FEW
-        for labels in (few, *np.eye(len(texts), dtype=bool)[~few]):
-            f1 = sums.f1(hits[labels].sum(axis=0), texts[labels].sum(), answers[labels].sum(axis=0))
-            best = TRIED[f1 == f1.max()]
-            thresholds[labels] = best[(len(best) - 1) // 2]
-        return self.with_thresholds(tuple(thresholds.tolist()))
+        single = np.eye(len(texts), dtype=bool)[~few]
+        thresholds = np.empty(len(texts))
+        for labels in (few, *single):
+            counts = (
+                hits[labels].sum(axis=0),
+                texts[labels].sum(),
+                answers[labels].sum(axis=0),
+            )
+            thresholds[labels] = _best(sums.f1(*counts))
+        return tuple(thresholds.tolist())
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        assert self.facts.thresholds is not None, "the validation split says from which probability a label applies"
-        return (shares_of(outcome.outputs) >= self.facts.thresholds).astype(np.int64)
+        thresholds = self.facts.thresholds
+        assert thresholds is not None, "a label applies from a probability that the validation split determines"
+        return (shares_of(outcome.outputs) >= thresholds).astype(np.int64)
 
     def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
         return labels.astype(np.int64)
@@ -99,8 +118,9 @@ class SeveralTask(ClassesTask):
 
         Of as many labels, micro_f1 has the most hits with the most frequent ones; macro_f1 gains with each that occurs.
         """
-        constant = np.zeros(len(self.names), np.int64)
-        for label in np.argsort(-self.counted(labels), kind="stable"):
+        counts = labels.sum(axis=0).astype(np.int64)
+        constant = np.zeros(len(counts), np.int64)
+        for label in np.argsort(-counts, kind="stable"):
             constant[label] = 1
             yield constant.copy()
 
@@ -114,8 +134,9 @@ class SeveralTask(ClassesTask):
         return float(loss), float(baseline)
 
     def table(self, outcome: Outcome) -> Columns:
-        actual = [joined(row, self.names) for row in outcome.labels]
-        predicted = [joined(row, self.names) for row in self.predicted(outcome)]
+        names = self.names
+        actual = [joined(row, names) for row in outcome.labels]
+        predicted = [joined(row, names) for row in self.predicted(outcome)]
         usual = {labels for labels, _ in Counter(actual).most_common(SHOWN)}
         return {
             "actual": actual,
@@ -124,6 +145,13 @@ class SeveralTask(ClassesTask):
             "predicted_group": [_group(labels, usual) for labels in predicted],
         }
 
+
+class MultiLabelDescription(ClassesDescription):
+    """Labels by name, with their thresholds."""
+
+    def card(self) -> dict[str, Any]:
+        return {"is_several": True}
+
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         shares = shares_of(outputs)
@@ -131,19 +159,21 @@ class SeveralTask(ClassesTask):
         answers = [joined(row, names) for row in shares >= thresholds]
         return {"label": answers, **by_label(shares, names)}
 
-    def says(self) -> str:
-        question = f"which of {len(self.names)} labels apply"
+    def predicts(self) -> str:
+        names = self.names
+        question = f"which of {len(names)} labels apply"
         if self.facts.thresholds is None:
-            return f"{question}, {', '.join(self.names)}"
-        thresholds = zip(self.names, self.facts.thresholds, strict=True)
+            return f"{question}, {', '.join(names)}"
+        thresholds = zip(names, self.facts.thresholds, strict=True)
         each = ", ".join(f"{name} from {threshold:g}" for name, threshold in thresholds)
         return f"{question}, by their probabilities: {each}"
 
-    def shown(self, labels: Numbers) -> str:
+    def of_data(self, labels: Numbers) -> str:
+        names = self.names
         of_texts = labels.sum(axis=1)
         without = np.count_nonzero(of_texts == 0)
         texts = f"{of_texts.sum() / len(labels):.2g} a text, {without:,} texts without"
-        return f"several of {len(self.names)} labels: {self.listed(labels)}; {texts}"
+        return f"several of {len(names)} labels: {listed(labels, names)}; {texts}"
 
 
 def labels_in(cell: object, separator: str) -> tuple[str, ...]:
@@ -164,6 +194,12 @@ def parts_in(cell: object, separator: str) -> Sequence[object]:
 @cache  # many texts have the same labels, and memory has those once
 def _applying(labels: tuple[str, ...], names: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(float(name in labels) for name in names)
+
+
+def _best(f1: Numbers) -> float:  # (thresholds,)
+    """Return the threshold with the best F1: the middle one of ties."""
+    best = TRIED[f1 == f1.max()]
+    return float(best[(len(best) - 1) // 2])
 
 
 def shares_of(outputs: "Tensor") -> Numbers:  # (n, labels)

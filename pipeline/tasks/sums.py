@@ -5,6 +5,7 @@ and for many predictions, are one matrix product, instead of a million calls of 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,9 +21,9 @@ def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  #
 
     Labels and predictions are (n,), or (n, labels) of 0 and 1.
     """
-    terms, _ = METRICS[metric]
+    terms_of = METRICS[metric].terms
     classes = _classes_of(metric, labels, *predicted)
-    columns = [terms(labels, predictions, classes) for predictions in predicted]
+    columns = [terms_of(labels, predictions, classes) for predictions in predicted]
     return np.stack(columns, axis=1)
 
 
@@ -41,90 +42,143 @@ def _classes_of(metric: str, *values: Numbers) -> Numbers:
     if metric not in OF_CLASSES:
         return np.arange(0)
     largest = max(numbers.max() for numbers in values)
-    return np.arange(1 + max(1, int(largest)))
+    count = max(2, 1 + int(largest))
+    return np.arange(count)
 
 
 def weights_of(drawn: Numbers, count: int) -> Numbers:  # (resamples, count)
     """Return how often each of `count` units is in each resample, whose numbers are (resamples, count)."""
-    first = count * np.arange(len(drawn))[:, None]
+    resamples = np.arange(len(drawn))
+    first = count * resamples[:, None]
     numbers = (drawn + first).ravel()
     times = np.bincount(numbers, minlength=drawn.size)
-    return times.reshape(-1, count).astype(np.float64)
+    by_resample = times.reshape(-1, count)
+    return by_resample.astype(np.float64)
 
 
 def scores_of(metric: str, weights: Numbers, columns: Numbers) -> Numbers:  # (resamples, ...)
     """Return a metric on resamples: of how often each unit is in them, and what is summed of each unit."""
-    _, scored = METRICS[metric]
     totals = np.tensordot(weights, columns, axes=1)
-    return scored(*np.moveaxis(totals, -1, 0))
+    terms = np.moveaxis(totals, -1, 0)
+    return METRICS[metric].score(terms)
 
 
 def _counts(labels: Numbers, predicted: Numbers, classes: Numbers) -> Numbers:
     """Return for each example and class or label whether it is a hit, the label, the prediction: (n, classes, 3)."""
     actual = _flags(labels, classes)
     taken = _flags(predicted, classes)
-    return np.stack([actual & taken, actual, taken], axis=2).astype(np.float64)
+    flags = np.stack([actual & taken, actual, taken], axis=2)
+    return flags.astype(np.float64)
 
 
 def _flags(values: Numbers, classes: Numbers) -> Numbers:  # (n, classes)
-    return values > 0 if values.ndim == 2 else values[:, None] == classes
+    if values.ndim == 2:
+        return values > 0
+    return values[:, None] == classes
 
 
 def f1(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
     """Return the F1 of classes or labels by their counts; 0 of one that does not occur."""
-    return 2 * hits / np.maximum(actual + taken, 1)
+    either = np.maximum(actual + taken, 1)
+    return 2 * hits / either
 
 
-def _macro_f1(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
-    occurring = (actual + taken > 0).sum(-1)
-    return f1(hits, actual, taken).sum(-1) / occurring.clip(min=1)
+# Scores by the counts of classes, (3, ..., classes): hits, labels and predictions.
 
 
-def _matthews(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
+def _accuracy(counts: Numbers) -> Numbers:
+    hits, actual, _ = counts
+    return hits.sum(-1) / actual.sum(-1)
+
+
+def _f1_of_positive(counts: Numbers) -> Numbers:
+    of_classes = f1(*counts)
+    return of_classes[..., 1]
+
+
+def _micro_f1(counts: Numbers) -> Numbers:
+    totals = [count.sum(-1) for count in counts]
+    return f1(*totals)
+
+
+def _macro_f1(counts: Numbers) -> Numbers:
+    _, actual, taken = counts
+    occurs = actual + taken > 0
+    occurring = occurs.sum(-1)
+    total = f1(*counts).sum(-1)
+    return total / occurring.clip(min=1)
+
+
+def _matthews(counts: Numbers) -> Numbers:
+    hits, actual, taken = counts
     total = actual.sum(-1)
-    shared = hits.sum(-1) * total - (actual * taken).sum(-1)
-    actual_spread = total**2 - (actual**2).sum(-1)
-    taken_spread = total**2 - (taken**2).sum(-1)
-    spread = actual_spread * taken_spread
+    by_chance = (actual * taken).sum(-1)
+    shared = hits.sum(-1) * total - by_chance
+    spread = _spread(actual, total) * _spread(taken, total)
     return correlation(shared, spread, spread > 0)
 
 
+def _spread(counts: Numbers, total: Numbers) -> Numbers:
+    squares = counts**2
+    return total**2 - squares.sum(-1)
+
+
 def _with_count(_labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
-    return np.stack([np.ones(len(predicted)), predicted], axis=1)
+    ones = np.ones(len(predicted))
+    return np.stack([ones, predicted], axis=1)
+
+
+def _mean(terms: Numbers) -> Numbers:
+    count, total = terms
+    return total / count
 
 
 def _moments(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
     x = labels - labels.mean()
     y = predicted - predicted.mean()
-    terms = [np.ones(len(x)), x, y, x * x, y * y, x * y]
-    return np.stack(terms, axis=1)
+    ones = np.ones(len(x))
+    squares = [x * x, y * y, x * y]
+    return np.stack([ones, x, y, *squares], axis=1)
 
 
-def _pearson(count: Numbers, x: Numbers, y: Numbers, xx: Numbers, yy: Numbers, xy: Numbers) -> Numbers:
+def _pearson(moments: Numbers) -> Numbers:
+    count, x, y, xx, yy, xy = moments
     x_spread = np.maximum(count * xx - x * x, 0)
     y_spread = np.maximum(count * yy - y * y, 0)
     spread = x_spread * y_spread
-    varies = spread > (ROUNDING * count * count * np.maximum(xx, yy)) ** 2
-    return correlation(count * xy - x * y, spread, varies)
+    largest = np.maximum(xx, yy)
+    least = ROUNDING * count * count * largest
+    varies = spread > least**2
+    shared = count * xy - x * y
+    return correlation(shared, spread, varies)
 
 
 def correlation(shared: Numbers, spread: Numbers, varies: Numbers) -> Numbers:
     """Return covariances over roots of products of variances; 0 where one of these does not vary."""
-    return np.where(varies, shared / np.sqrt(np.where(varies, spread, 1)), 0.0)
+    root = np.sqrt(np.where(varies, spread, 1))
+    return np.where(varies, shared / root, 0.0)
 
 
-Terms = Callable[[Numbers, Numbers, Numbers], Numbers]
-OF_CLASSES: dict[str, Terms] = {  # of hits, labels and predictions, (..., classes)
-    "accuracy": lambda hits, actual, taken: hits.sum(-1) / actual.sum(-1),
-    "f1": lambda hits, actual, taken: f1(hits, actual, taken)[..., 1],
-    "micro_f1": lambda *counts: f1(*(count.sum(-1) for count in counts)),
-    "macro_f1": _macro_f1,
-    "matthews_correlation": _matthews,
+class Metric(NamedTuple):
+    """A metric that is a function of sums over examples."""
+
+    terms: Callable[[Numbers, Numbers, Numbers], Numbers]  # what is summed: of labels, predictions and classes
+    score: Callable[[Numbers], Numbers]  # the metric by these sums, (terms, ...)
+
+
+OF_CLASSES = {
+    "accuracy": Metric(_counts, _accuracy),
+    "f1": Metric(_counts, _f1_of_positive),
+    "micro_f1": Metric(_counts, _micro_f1),
+    "macro_f1": Metric(_counts, _macro_f1),
+    "matthews_correlation": Metric(_counts, _matthews),
 }
-# What is summed over examples, of labels, predictions and classes; and what makes a score of the sums.
-METRICS: dict[str, tuple[Terms, Callable[..., Numbers]]] = {
-    **{name: (_counts, score) for name, score in OF_CLASSES.items()},
-    # What is known of each text by itself.
-    **dict.fromkeys(("exact_match", "rouge_l"), (_with_count, lambda count, total: total / count)),
-    PEARSON: (_moments, _pearson),
+OF_TEXTS = {  # whose predictions are the metric of each text by itself
+    "exact_match": Metric(_with_count, _mean),
+    "rouge_l": Metric(_with_count, _mean),
+}
+METRICS = {
+    **OF_CLASSES,
+    **OF_TEXTS,
+    PEARSON: Metric(_moments, _pearson),
 }

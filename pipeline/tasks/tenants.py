@@ -1,26 +1,32 @@
 """Tenants: one model for all, in whose head the labels of one tenant follow those of another.
 
-A label is one of the classes that the tenant's own rows have, or a number, as the form of `label` says. A score is the
-mean of the tenants' scores, and so is the loss: a tenant with few texts counts as much as one with many.
+A label is one of the classes that the tenant's own rows have, or a number, depending on the form of `label`. A score is
+the mean of the tenants' scores, and so is the loss: a tenant with few texts counts as much as one with many.
 """
 
 import re
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number, check_names
 from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
-from pipeline.tasks.classes import ClassesTask, some_of
+from pipeline.tasks.classes import ClassesDescription, ClassesScoring, names_of, positive_of, some_of
+from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
-from pipeline.tasks.number import NumberTask
-from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores, Task
+from pipeline.tasks.head import Head
+from pipeline.tasks.number import NumberScoring, number_in
+from pipeline.tasks.preprocessing import Preprocessor
+from pipeline.tasks.scoring import Answering, Answers_co, Scoring
+from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,42 +37,49 @@ LEAST_LABELS = 2  # of a tenant
 # A tenant's name is that of a folder, and part of an address.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
 FEW = 10  # rows of a label
-SHOWN = 3  # tenants in a message
+SHOWN = 3  # tenants in a message, or at each end of a list
 
 
-class TenantsTask(Task):
-    """A kind of task that each tenant has for itself; only what says so is about all of them."""
+def tenants_of(facts: Facts) -> Mapping[str, Tenant]:
+    """Return the tenants by name, in the order of their outputs.
 
-    beside = (TENANT,)
-    names = ()  # each tenant has its own
+    Raises:
+        UserError: if the data were not read.
+    """
+    if not facts.tenants:
+        raise UserError(missing("who the tenants are"))
+    return facts.tenants
+
+
+def is_number(row: DatasetRow) -> bool:
+    """Return whether tenants have numbers, not classes."""
+    return isinstance(row.label, Number)
+
+
+def widths_of(facts: Facts) -> Numbers:
+    """Return the number of outputs of each tenant."""
+    tenants = tenants_of(facts).values()
+    return np.array([Head.width(tenant.labels) for tenant in tenants])
+
+
+class TenantsPreprocessor(Preprocessor):
+    """Rows of which each is a tenant's, with a label that is one of this tenant's."""
+
+    shares_texts = True
 
     def __init__(self, row: DatasetRow, facts: Facts) -> None:
         super().__init__(row, facts)
-        self.is_number = isinstance(row.label, Number)
-        self._kind: type[Task] = NumberTask if self.is_number else ClassesTask
-        self.kind = self._kind.kind
-        self.target = self._kind.target
-        self.has_one_class_each = not self.is_number
+        self.column = str(row.tenant)
+        self.is_number = is_number(row)
+        self.target = "float64" if self.is_number else "int64"
+        self.tenants = list(facts.tenants)
+        self.numbers = {name: number for number, name in enumerate(self.tenants)}
 
     @property
-    def tenants(self) -> Mapping[str, Tenant]:
-        """The tenants by name, in the order of their outputs.
-
-        Raises:
-            UserError: if the data were not read.
-        """
-        if not self.facts.tenants:
-            raise UserError(missing("who the tenants are"))
-        return self.facts.tenants
-
-    @cached_property
-    def _single(self) -> Task:
-        """The task of a tenant for itself, but for the names of its labels."""
-        return self._kind(self.row, Facts())
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return list(self.tenants)
+    def reads(self) -> tuple[str, ...]:
+        *names, label = super().reads
+        columns = [*names, self.column, label]
+        return tuple(dict.fromkeys(columns))
 
     @property
     def strata(self) -> list[str]:
@@ -76,9 +89,16 @@ class TenantsTask(Task):
         # Drawn where shares are below a row, so that each split has its share of many tenants; an only row is in train.
         if not 1 < rows < FEW:
             return 0.5
-        number, *labels = stratum  # no label if it is a number
-        named = [self._names[number], *map(str, labels or [""])]
-        return place_of("\n".join(named))
+        number, *labels = stratum
+        label = str(labels[0]) if labels else ""  # none if it is a number
+        return place_of(f"{self.tenants[number]}\n{label}")
+
+    def unit_of(self, cells: Cells, number: int) -> int:
+        return self.numbers[plain_text(cells[self.column])]
+
+    def told_apart(self, cells: Cells, alike: str) -> str:
+        """Add the tenant: a text may be one of several tenants."""
+        return f"{alike}\n{plain_text(cells[self.column])}"
 
     def facts_of_rows(self, train: Iterable[Record]) -> Facts:
         """Find who the tenants are.
@@ -90,15 +110,15 @@ class TenantsTask(Task):
         for where, cells in train:
             if any(map(is_missing, cells.values())):
                 continue
-            tenant, label = self._plain(cells)
+            tenant, label = _tenant_and_label(cells, self.row)
             if FORBIDDEN.fullmatch(tenant):
                 raise ValueError(f"{where}: tenant {tenant!r}: no name of a folder, which a tenant's must be")
             counts[tenant][label] += 1
-        counts = dict(sorted(counts.items()))
-        self._check_enough(counts)
+        _check_enough(counts, 0 if self.is_number else LEAST_LABELS)
+        given = () if self.is_number else names_of(self.row, Facts())
         tenants = dict[str, Tenant]()
-        for name, labels in counts.items():
-            names = None if self.is_number else self._single.names or in_order(labels)
+        for name, labels in sorted(counts.items()):
+            names = None if self.is_number else given or in_order(labels)
             try:
                 check_names(names or ())
             except ValueError as error:
@@ -106,47 +126,35 @@ class TenantsTask(Task):
             tenants[name] = Tenant(labels=names, train=labels.total())
         return Facts(tenants=tenants)
 
-    def _check_enough(self, counts: Mapping[str, Counter[str]]) -> None:  # texts by tenant and label
-        least = 0 if self.is_number else LEAST_LABELS
-        few = list[str]()
-        for name, labels in counts.items():
-            if labels.total() < LEAST_TEXTS or len(labels) < least:
-                few.append(f"{name} has {labels.total()} and {len(labels)}")
-        if few:
-            tenants = " tenants" if len(few) > SHOWN else ""
-            needed = f"{LEAST_TEXTS} texts and {least} different labels"
-            raise ValueError(f"a tenant needs {needed}; {some_of(few, SHOWN)}{tenants}")
-
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant."""
         return self.facts.counted(train[TENANT].to_numpy())
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
-        columns = [str(self.row.tenant)] if self.is_number else [str(self.row.tenant), self.label.column]
+        columns = [self.column]
+        if not self.is_number:
+            columns.append(self.label.column)
         return [(column, cells[column]) for column in columns]
 
-    def _plain(self, cells: Cells) -> tuple[str, str]:
-        tenant = cells[str(self.row.tenant)]
-        label = cells[self.label.column]
-        return plain_text(tenant), plain_text(label)
-
     def label_of(self, cells: Cells) -> Any:
-        tenant, label = self._plain(cells)
-        if tenant not in self.tenants:
+        tenant, label = _tenant_and_label(cells, self.row)
+        tenants = tenants_of(self.facts)
+        if tenant not in tenants:
             raise ValueError(f"tenant {tenant!r} has no rows in train")
         if self.is_number:
-            return self._single.label_of(cells)
-        labels = self.tenants[tenant].labels or ()
+            return number_in(cells, self.label)
+        labels = tenants[tenant].labels or ()
         if label in labels:
             return labels.index(label)
         value = cells[self.label.column]
-        near = nearest(value, labels)
-        raise ValueError(f"label {value!r} is not a class of tenant {tenant}: {', '.join(labels)}{near}")
+        allowed = f"{', '.join(labels)}{nearest(value, labels)}"
+        raise ValueError(f"label {value!r} is not a class of tenant {tenant}: {allowed}")
 
     def lacks(self, train: pd.DataFrame) -> str:
         there = train.groupby(TENANT)["label"].unique()
         reason = "but for texts that another row or split has, too"
-        for number, (name, tenant) in enumerate(self.tenants.items()):
+        tenants = tenants_of(self.facts).items()
+        for number, (name, tenant) in enumerate(tenants):
             if number not in there:
                 return f"no row of tenant {name}, {reason}"
             if tenant.labels is None or self.label.names:
@@ -156,14 +164,39 @@ class TenantsTask(Task):
                     return f"no row of tenant {name} labelled {label_name}, {reason}"
         return ""
 
+
+def _tenant_and_label(cells: Cells, row: DatasetRow) -> tuple[str, str]:
+    tenant = cells[str(row.tenant)]
+    label = cells[row.label.column]
+    return plain_text(tenant), plain_text(label)
+
+
+def _check_enough(counts: Mapping[str, Counter[str]], least: int) -> None:  # texts by tenant and label; labels
+    few = list[str]()
+    for name, labels in sorted(counts.items()):
+        texts = labels.total()
+        if texts < LEAST_TEXTS or len(labels) < least:
+            few.append(f"{name} has {texts} and {len(labels)}")
+    if few:
+        tenants = " tenants" if len(few) > SHOWN else ""
+        needed = f"{LEAST_TEXTS} texts and {least} different labels"
+        raise ValueError(f"a tenant needs {needed}; {some_of(few, SHOWN)}{tenants}")
+
+
+class TenantsHead(Head):
+    """The outputs of all tenants, of which a row has those of its own."""
+
+    beside = (TENANT,)
+
     @cached_property
     def widths(self) -> Numbers:
         """The number of outputs of each tenant."""
-        return np.array([self.width(tenant.labels) for tenant in self.tenants.values()])
+        return widths_of(self.facts)
 
-    def head(self) -> dict[str, Any]:
-        kind = "regression" if self.is_number else "single_label_classification"
-        return {"num_labels": int(self.widths.sum()), "problem_type": kind}
+    def fields(self) -> dict[str, Any]:
+        kind = "regression" if is_number(self.row) else "single_label_classification"
+        count = int(self.widths.sum())
+        return {"num_labels": count, "problem_type": kind}
 
     def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":  # (n, outputs) -> (n, most)
         """Return of each row the outputs of its tenant alone, and after its last the least number."""
@@ -174,38 +207,91 @@ class TenantsTask(Task):
         places = torch.arange(int(widths.max()), device=logits.device)
         tenant = beside[TENANT][:, None]
         columns = first[tenant] + places
-        own = logits.gather(1, columns.clamp(max=logits.shape[1] - 1))
-        return own.masked_fill(places >= widths[tenant], torch.finfo(logits.dtype).min)
+        last = logits.shape[1] - 1
+        own = logits.gather(1, columns.clamp(max=last))
+        is_beyond = places >= widths[tenant]
+        least = torch.finfo(logits.dtype).min
+        return own.masked_fill(is_beyond, least)
 
     def loss(self) -> "Callable[..., Tensor]":
         import torch
+        from torch.nn import functional
 
-        rows = np.array([tenant.train for tenant in self.tenants.values()])
-        weights = torch.from_numpy(rows.sum() / (len(rows) * rows)).float()
+        tenants = tenants_of(self.facts).values()
+        rows = np.array([tenant.train for tenant in tenants])
+        of_rows = rows.sum() / (len(rows) * rows)
+        weights = torch.from_numpy(of_rows).float()
+        has_numbers = is_number(self.row)
 
         def loss(logits: "Tensor", labels: "Tensor", tenant: "Tensor") -> "Tensor":
-            if self.is_number:
-                each = torch.nn.functional.mse_loss(logits[:, 0], labels.to(logits), reduction="none")
+            if has_numbers:
+                numbers = logits[:, 0]
+                each = functional.mse_loss(numbers, labels.to(logits), reduction="none")
             else:
-                each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-            return (weights.to(each)[tenant] * each).mean()
+                each = functional.cross_entropy(logits, labels, reduction="none")
+            own = weights.to(each)[tenant]
+            return (own * each).mean()
 
         return loss
 
-    def predicted(self, outcome: Outcome) -> Numbers:
-        return self._single.predicted(outcome)
 
-    def losses(self, outcome: Outcome) -> tuple[float, float]:
-        each = [task.losses(own) for _, task, _, own in self._apart(outcome)]
-        losses, baselines = np.array(each).T
-        return float(losses.mean()), float(baselines.mean())
+class OfTenant(NamedTuple):
+    """The examples of a tenant, and what scores them."""
+
+    name: str
+    scoring: Scoring
+    rows: Numbers  # positions of the examples
+    outcome: Outcome
+
+
+class TenantsScoring(Scoring):
+    """Scores each tenant as its label alone is scored; a score of all is the mean over the tenants."""
+
+    def __init__(self, row: DatasetRow, facts: Facts) -> None:
+        super().__init__(row, facts)
+        self.single: type[Scoring] = NumberScoring if is_number(row) else ClassesScoring
+        self.has_one_class_each = self.single.has_one_class_each
+
+    @staticmethod
+    def answers(model: Answering[Answers_co]) -> Answers_co:
+        return model.by_bank()  # what is scored is what is served
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        return self.single(self.row, Facts()).predicted(outcome)
 
     def scores(self, outcome: Outcome) -> Scores:
-        each = [task.scores(own) for _, task, _, own in self._apart(outcome)]
+        parts = self.of_tenants(outcome)
+        each = [part.scoring.scores(part.outcome) for part in parts]
         return {name: _mean_of(name, each) for name in self.row.metrics}
 
     def metrics(self, outcome: Outcome, resamples: int) -> Scores:
-        return self.parts(outcome, resamples)[0]
+        whole, _ = self.parts(outcome, resamples)
+        return whole
+
+    def rows_of_parts(self, outcome: Outcome) -> dict[str, Numbers]:
+        """Return the positions of the examples of each tenant that has some, by name."""
+        assert outcome.groups is not None
+        names = list(tenants_of(self.facts))
+        order = np.argsort(outcome.groups, kind="stable")
+        changes = np.diff(outcome.groups[order])
+        first = 1 + np.flatnonzero(changes)
+        parts = dict[str, Numbers]()
+        for rows in np.split(order, first):
+            name = names[int(outcome.groups[rows[0]])]
+            parts[name] = rows
+        return parts
+
+    def of_tenants(self, outcome: Outcome) -> list[OfTenant]:
+        """Return the examples of each tenant that has some, as those of a data set of its own."""
+        parts = list[OfTenant]()
+        for name, rows in self.rows_of_parts(outcome).items():
+            tenant = self.facts.tenants[name]
+            width = Head.width(tenant.labels)
+            outputs = outcome.outputs[rows][:, :width]
+            own = Outcome(outputs, outcome.labels[rows])
+            scoring = self.single(_row_of_tenant(self.row, tenant), Facts())
+            parts.append(OfTenant(name, scoring, rows, own))
+        return parts
 
     def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
         """Return the mean over tenants, with an interval for that of other such tenants and texts; and each.
@@ -216,59 +302,87 @@ class TenantsTask(Task):
         the ends of means of independent scores add (Zou and Donner, "Construction of confidence limits about effect
         measures: A general approach", 2008). Of a single tenant it is the tenant's own.
         """
-        parts = {name: task.metrics(own, resamples) for name, task, _, own in self._apart(outcome)}
+        parts = dict[str, Scores]()
+        for part in self.of_tenants(outcome):
+            parts[part.name] = part.scoring.metrics(part.outcome, resamples)
         each = list(parts.values())
         metrics = {name: _mean_of(name, each) for name in each[0]}
         if len(each) > 1:
             for name in self.row.metrics:
                 metrics |= _interval_of_mean(name, each)
-        metrics["examples"] = sum(int(own["examples"]) for own in each)
-        metrics["tenants"] = len(self.tenants)
+        counts = [int(own["examples"]) for own in each]
+        metrics["examples"] = sum(counts)
+        metrics["tenants"] = len(tenants_of(self.facts))
         return metrics, parts
 
     def table(self, outcome: Outcome) -> Columns:
-        columns: dict[str, Any] = {TENANT: np.empty(len(outcome.labels), object)}
-        for name, task, rows, own in self._apart(outcome):
-            columns[TENANT][rows] = name
-            for column, values in task.table(own).items():
-                whole = columns.setdefault(column, np.empty(len(outcome.labels), object))
-                whole[rows] = np.array(values, object)
+        columns = dict[str, Any]()
+        count = len(outcome.labels)
+        for part in self.of_tenants(outcome):
+            names = [part.name] * len(part.rows)
+            table = {TENANT: names, **part.scoring.table(part.outcome)}
+            for column, values in table.items():
+                whole = columns.setdefault(column, np.empty(count, object))
+                whole[part.rows] = np.array(values, object)
         return columns
 
-    def _apart(self, outcome: Outcome) -> Iterator[tuple[str, Task, Numbers, Outcome]]:
-        """Yield the tenants that have examples: name, task, the positions of its examples, and their outcome."""
-        assert outcome.groups is not None
-        order = np.argsort(outcome.groups, kind="stable")
-        first = np.flatnonzero(np.diff(outcome.groups[order])) + 1
-        for rows in np.split(order, first):
-            number = int(outcome.groups[rows[0]])
-            name = self._names[number]
-            outputs = outcome.outputs[rows][:, : self.widths[number]]
-            yield name, self._of_tenant(name), rows, Outcome(outputs, outcome.labels[rows])
 
-    def _of_tenant(self, name: str) -> Task:
-        """Return the task of a tenant for itself."""
-        labels = self.tenants[name].labels
-        if labels is None:
-            return self._single
-        label = self.row.label.model_copy(update={"names": labels})
-        return self._kind(self.row.model_copy(update={"label": label}), Facts())
+def _row_of_tenant(row: DatasetRow, tenant: Tenant) -> DatasetRow:
+    """Return a data set entry in which the labels are those of a tenant."""
+    if tenant.labels is None:
+        return row
+    label = row.label.model_copy(update={"names": tenant.labels})
+    return row.model_copy(update={"label": label})
+
+
+class TenantsDescription(Description):
+    """Tenants by name, each with its labels."""
+
+    sections = ("tenants",)
+    scored_by = f"{artifacts.EVALUATE_TENANTS} has the score of each tenant"
 
     def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        labels = {name: tenant.labels for name, tenant in self.tenants.items()}
+        tenants = tenants_of(self.facts)
+        labels = {name: tenant.labels for name, tenant in tenants.items()}
         return super().note(tokenizer) | {"tenants": labels, "tenant": self.row.tenant}
 
-    printed = ClassesTask.printed  # of one tenant; of a number, its kind prints
+    def card(self) -> dict[str, Any]:
+        return {"tenant": next(iter(self.facts.tenants))}
 
-    def says(self) -> str:
-        what = "a number" if self.is_number else "one of its labels"
-        return f"for each of {len(self.tenants):,} tenants {what}"
+    printed = ClassesDescription.printed  # of one tenant; of a number, its kind prints
 
-    def shown(self, labels: Numbers) -> str:
-        if self.is_number:
-            return self.says()
-        ends = sorted({self.widths.min(), self.widths.max()})
-        return f"{self.says()}, {' to '.join(map(str, ends))} labels each"
+    def predicts(self) -> str:
+        what = "a number" if is_number(self.row) else "one of its labels"
+        count = len(tenants_of(self.facts))
+        return f"for each of {count:,} tenants {what}"
+
+    def of_data(self, labels: Numbers) -> str:
+        if is_number(self.row):
+            return self.predicts()
+        widths = widths_of(self.facts)
+        ends = sorted({widths.min(), widths.max()})
+        shown = " to ".join(map(str, ends))
+        return f"{self.predicts()}, {shown} labels each"
+
+    def of_class(self, metric: str) -> str:
+        return positive_of(metric, self.row, self.facts)
+
+    def results(self, metrics: Mapping[str, float], table: ReadTable) -> Iterable[Line]:
+        scores = table(artifacts.EVALUATE_TENANTS)
+        scored = sorted(zip(scores["score"], scores["tenant"], strict=True))
+        worst = [f"{name} {score:.4g}" for score, name in scored]
+        best = worst[::-1]
+        few = max(1, min(SHOWN, len(scored) // 2))
+        count = metrics["tenants"]
+        each = metrics["bank_bytes"] / count
+        yield "best", ", ".join(best[:few])
+        yield "worst", ", ".join(worst[:few])
+        yield "tenants", f"{count:,}, {each:,.0f} bytes each in {artifacts.BANK}"
+
+    def commands(self, table: ReadTable) -> Iterable[Line]:
+        name = shlex.quote(table(artifacts.EVALUATE_TENANTS)["tenant"][0])
+        yield "predict", f"python -m pipeline.predict --tenant {name} {self.asked_texts()}"
+        yield "serve", f"lsr serve {artifacts.BANK}"
 
 
 def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
@@ -278,14 +392,17 @@ def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
     from pipeline.tasks import scores
 
     values = _values_of(name, each)
+    lows = _values_of(f"{name}_low", each)
+    highs = _values_of(f"{name}_high", each)
     count = len(values)
     quantile = stats.t.ppf((1 + scores.CONFIDENCE) / 2, count - 1)
     with_tenants = stats.sem(values) * quantile
-    below = np.linalg.norm(_values_of(f"{name}_low", each) - values) / count
-    above = np.linalg.norm(_values_of(f"{name}_high", each) - values) / count
+    below = np.linalg.norm(lows - values) / count
+    above = np.linalg.norm(highs - values) / count
     least = -1.0 if name in scores.SIGNED else 0.0
-    low = max(least, values.mean() - max(with_tenants, below))
-    high = min(1.0, values.mean() + max(with_tenants, above))
+    mean = values.mean()
+    low = max(least, mean - max(with_tenants, below))
+    high = min(1.0, mean + max(with_tenants, above))
     return {
         f"{name}_low": float(low),
         f"{name}_high": float(high),
@@ -302,5 +419,6 @@ def _mean_of(name: str, each: Sequence[Mapping[str, float]]) -> float:
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Return labels in their order: that of numbers, if all are."""
-    are_numbers = pd.to_numeric(pd.Series([*labels]), errors="coerce").notna().all()
-    return tuple(sorted(labels, key=float if are_numbers else None))
+    numbers = pd.to_numeric(pd.Series([*labels]), errors="coerce")
+    key = float if numbers.notna().all() else None
+    return tuple(sorted(labels, key=key))

@@ -37,7 +37,9 @@ from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, FullParams, TrainView, effects
 from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
-from pipeline.tasks import CompletionTask, Outcome, Task
+from pipeline.tasks import Outcome, Task
+from pipeline.tasks.prompts import Prompts
+from pipeline.tasks.scoring import selecting
 from pipeline.tasks.task import Scores
 from pipeline.training import checkpoints, processes
 
@@ -126,7 +128,7 @@ def check_class_weights(view: TrainView) -> None:
     Raises:
         UserError: if it has none.
     """
-    if view.train.class_weights == "balanced" and not tasks.of(view.dataset).can_balance:
+    if view.train.class_weights == "balanced" and not tasks.of(view.dataset).head.can_balance:
         needed = "balanced needs a label of classes, and no tenants"
         raise UserError(f"{PARAMS}: train.class_weights: {needed}")
 
@@ -135,7 +137,8 @@ def weigh_classes(view: TrainView, task: Task, model: PreTrainedModel, train: Da
     """Have a base model compute its loss with the weights of classes that a view chooses, by their rows of train."""
     check_class_weights(view)
     if view.train.class_weights == "balanced":
-        base_models.use_loss(model, task, task.balanced(np.array(train["label"][:])))
+        labels = np.array(train["label"][:])
+        base_models.use_loss(model, task, task.head.balanced(labels))
 
 
 def trainer_of(
@@ -158,12 +161,12 @@ def trainer_of(
         validation = splits["validation"]
         outputs = torch.from_numpy(np.asarray(prediction.predictions))
         outcome = Outcome(outputs, np.asarray(prediction.label_ids), tokens.groups_of(validation))
-        scored = task.settled(outcome).scores(outcome)
-        if isinstance(task, CompletionTask) and task.row.select:
-            prompts = task.prompts(tokenizer_of(model, view.base_model))
+        scored = task.settled(outcome).scoring.scores(outcome)
+        if task.row.select:
+            prompts = Prompts(tokenizer_of(model, view.base_model), task.row.template)
             size = chosen.per_device_eval_batch_size
             scored |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
-        return {"score": scored[task.selects], **scored}
+        return {"score": scored[selecting(task.scoring)], **scored}
 
     trainer = BatchingTrainer(
         model=model,
@@ -172,7 +175,7 @@ def trainer_of(
         eval_dataset=splits.get("validation"),
         data_collator=collate,
         compute_metrics=scores,
-        preprocess_logits_for_metrics=task.measured if isinstance(task, CompletionTask) else None,
+        preprocess_logits_for_metrics=task.head.measured,
         optimizers=(adapters.optimizer(model, view), None),
         callbacks=list(watching),
     )
@@ -204,7 +207,7 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
         per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
-        per_device_eval_batch_size=(4 if task.head() else 1) * view.train.batch_size,
+        per_device_eval_batch_size=(4 if task.head.fields() else 1) * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",

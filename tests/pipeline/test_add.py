@@ -162,7 +162,7 @@ def loaded(name):
     row = params.load_row("data", name)
     data = datasets.load(row, name)
     table = pd.concat(frames(data).values())
-    return dict(zip(table["text"], table["label"].map(dict(enumerate(data.task.names))), strict=True))
+    return dict(zip(table["text"], table["label"].map(dict(enumerate(data.task.head.names))), strict=True))
 
 
 WRITTEN_IN_WAYS = ["email", "EMAIL", "Email ", "email", "phone  call", "phone call", "phone call", "N/A", "nan", ""]

@@ -71,8 +71,8 @@ def outcome(view, split):
     """The task of a view, and what its trained adapter answers to a split beside what is right."""
     task, rows = tokens.load_task(view.dataset), tokens.load_tokens(split)
     model = trained(view)
-    collate = task.collator(tokenizer_of(model, view.base_model))
-    return task, evaluation.outcome(evaluation.outputs(task, model, rows, collate, 16), rows)
+    collate = task.head.collator(tokenizer_of(model, view.base_model))
+    return task, evaluation.outcome(evaluation.outputs(task.head, model, rows, collate, 16), rows)
 
 
 def added(base, view):

@@ -16,7 +16,7 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.predict.__main__ import main as predict
-from pipeline.tasks import CompletionTask
+from pipeline.tasks.completion import CompletionScoring
 from pipeline.training.run import Progress
 from tests import architectures, workspace, writers
 from tests.kit import said, table
@@ -187,13 +187,13 @@ def test_what_is_written_without_the_adapter_is_what_the_checkpoint_writes(adapt
     monkeypatch.chdir(writers.make(tmp_path, adapter=adapter, **changes))
     architectures.save(Path(BASE), "opt")  # whose layers have biases
     workspace.change(model=BASE, tokenize={"max_length": 30})
-    outcomes, metrics = [], CompletionTask.metrics
+    outcomes, metrics = [], CompletionScoring.metrics
 
     def note(self, outcome, resamples):
         outcomes.append(outcome)
         return metrics(self, outcome, resamples)
 
-    monkeypatch.setattr(CompletionTask, "metrics", note)
+    monkeypatch.setattr(CompletionScoring, "metrics", note)
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE).eval(), AutoTokenizer.from_pretrained(BASE)
     split, losses, counts = tokens.load_tokens("test"), [], []

@@ -11,23 +11,13 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.predict import __main__ as predict
-from pipeline.tasks import TenantsTask
 from tests import workspace
 from tests.kit import digests, refused, said, table, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, outcome, report, run
+from tests.stages.shops import LABELS, rows
 
 ROW = workspace.ROWS["shops"]
-LABELS = {"acme": ["no", "yes"], "bolt": ["x", "y", "z"], "cast": ["no", "yes"]}
 PRECISE = {"common": "trained", "precision": "float32"}
-
-
-def rows(names):
-    pairs = workspace.sentences(120)
-    return [
-        {"shop": name, "text": f"{pairs[at][at % 2]} {name}", "label": LABELS[name][at % len(LABELS[name])]}
-        for name in names
-        for at in range(30 + 10 * len(name))
-    ]
 
 
 @pytest.fixture
@@ -47,12 +37,13 @@ def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, s
     workspace.change(adapter=adapter)
     run(FACTORIZE, TRAIN, EVALUATE)
     task, wide = outcome(params.load(params.EvaluateView), "test")  # by the adapter with the heads of all
-    assert isinstance(task, TenantsTask)
     found = report(artifacts.EVALUATE_METRICS)
-    assert found["accuracy"] == pytest.approx(task.scores(wide)["accuracy"], abs=1e-6)
+    assert found["accuracy"] == pytest.approx(task.scoring.scores(wide)["accuracy"], abs=1e-6)
     assert (found["tenants"], found["examples"]) == (3, len(wide.labels))
     each = {row["tenant"]: float(row["score"]) for row in table(artifacts.EVALUATE_TENANTS)}
-    assert each == pytest.approx({name: its["score"] for name, its in task.parts(wide, 100)[1].items()}, abs=1e-6)
+    assert each == pytest.approx(
+        {name: its["score"] for name, its in task.scoring.parts(wide, 100)[1].items()}, abs=1e-6
+    )
     said_of = {row["text"]: (row["tenant"], row["predicted"]) for row in table(artifacts.EVALUATE_PREDICTIONS)}
     for name, labels in LABELS.items():
         text, (_, label) = next((text, its) for text, its in said_of.items() if its[0] == name)
@@ -72,9 +63,7 @@ def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
     run(FACTORIZE, TRAIN)
     shutil.copytree(artifacts.ADAPTER, "models/common")
     before = load_file(Path("models/common") / WEIGHTS)
-    LABELS["late"] = ["a", "b"]
-    write("data/late.csv", rows(["late"]))
-    del LABELS["late"]
+    write("data/late.csv", rows({"late": ["a", "b"]}))
     write("data/datasets.yaml", {"late": ROW | {"source": {"kind": "files", "files": {"train": "data/late.csv"}}}})
     workspace.change(data="late", tenants={"common": "models/common"})
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)

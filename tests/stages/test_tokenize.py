@@ -47,12 +47,13 @@ def test_f1_in_a_row_of_ones_own_is_that_of_the_class_which_train_has_less_of(he
     workspace.change(data="own")
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     task, found = outcome(params.load(params.EvaluateView), "test")
-    assert (task.names, found.labels.tolist()) == (("positive", "negative"), [1, 1])
+    assert (task.head.names, found.labels.tolist()) == (("positive", "negative"), [1, 1])
     assert [(one["class"], one["texts"]) for one in kit.table(artifacts.EVALUATE_CLASSES)][1] == ("negative", "2")
     assert "| f1 of negative |" in artifacts.CARD.read_text()
     fill("train", [("the cat", 1), ("the dog", 0)])
     run(TOKENIZE)
-    assert tokens.load_task(params.load(params.TrainView).dataset).names == ("negative", "positive")
+    task = tokens.load_task(params.load(params.TrainView).dataset)
+    assert task.head.names == ("negative", "positive")
 
 
 def test_tokens_are_those_of_the_tokenizer_and_the_report_counts_them_and_what_is_left_out(here):
@@ -135,7 +136,7 @@ def test_groups_are_cut_together_and_scored_while_training_as_afterwards(tmp_pat
     assert len(texts["validation"]) > 1
     assert not texts["train"] & texts["validation"]
     task, found = outcome(params.load(params.TrainView), "validation")
-    assert task.scores(found)["f1"] == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)
+    assert task.scoring.scores(found)["f1"] == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)
     metrics = report(artifacts.EVALUATE_METRICS)
     assert metrics["examples"] == 3 * 12
     assert metrics["exact_match_low"] <= metrics["exact_match"] <= metrics["exact_match_high"]

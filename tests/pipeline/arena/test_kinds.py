@@ -55,7 +55,7 @@ def test_each_tenant_has_as_many_rows_and_its_own_name_beside_the_labels(tenants
     splits = task_tokens.splits(chosen)
     counts = {split: np.bincount(rows["tenant"][:]).tolist() for split, rows in splits.items()}
     assert counts == {"train": [20, 18], "validation": [6, 6], "test": [9, 6]}
-    assert task_tokens.task_of(chosen).tenants["bolt"] == Tenant(labels=("cat", "dog", "owl"), train=18)
+    assert task_tokens.task_of(chosen).facts.tenants["bolt"] == Tenant(labels=("cat", "dog", "owl"), train=18)
     task_tokens.write_labels(chosen, tmp_path / "few.csv")
     assert pd.read_csv(tmp_path / "few.csv")["tenant"].value_counts().to_dict() == {"acme": 9, "bolt": 6}
 
@@ -67,7 +67,7 @@ def test_a_cached_row_of_ones_own_knows_its_rarer_class(arena):
     small.use(tasks={"shops": {}}, methods=METHODS)
     for chosen in (training("head", "shops"), training("head", "shops")):
         task_tokens.splits(chosen)
-        assert task_tokens.task_of(chosen).names == ("b", "a")
+        assert task_tokens.task_of(chosen).head.names == ("b", "a")
 
 
 def labels_of(task, found, path):

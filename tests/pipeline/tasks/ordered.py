@@ -1,4 +1,4 @@
-"""A kind of task that the pipeline does not have: classes in an order. An output for each limit says: above, or not."""
+"""A task type that the pipeline does not have: classes in an order. An output is positive above its limit."""
 
 import numpy as np
 import torch
@@ -8,6 +8,10 @@ from torch.nn import functional as F
 from pipeline import tasks
 from pipeline.params import labels
 from pipeline.tasks import scores
+from pipeline.tasks.description import Description
+from pipeline.tasks.head import Head
+from pipeline.tasks.preprocessing import Preprocessor
+from pipeline.tasks.scoring import Scoring
 
 
 class Ordered(labels.Form):
@@ -17,52 +21,65 @@ class Ordered(labels.Form):
     order: tuple[str, ...]
 
 
-class OrderedTask(tasks.Task):
-    kind = "ordered"
+class OrderedPreprocessor(Preprocessor):
     target = "int64"
 
+    def label_of(self, cells):
+        return self.label.order.index(cells[self.label.column])
+
+
+class OrderedHead(Head):
     @property
     def names(self):
-        return self.row.label.order
-
-    def label_of(self, cells):
-        return self.names.index(cells[self.row.label.column])
+        return self.label.order
 
     @classmethod
     def width(cls, labels):
         return len(labels) - 1
 
-    def head(self):
+    def fields(self):
         return {"num_labels": self.width(self.names)}
 
     def loss(self):
-        def above_limits(outputs, labels):
-            limits = torch.arange(outputs.shape[1], device=outputs.device)
-            return F.binary_cross_entropy_with_logits(outputs, (labels[:, None] > limits).to(outputs.dtype))
-
         return above_limits
 
+
+class OrderedScoring(Scoring):
     def predicted(self, outcome):
         return (outcome.outputs > 0).sum(dim=1).numpy()
 
     def constants(self, labels):
-        return range(len(self.names))
+        return range(len(self.label.order))
 
     def losses(self, outcome):
-        shares = torch.from_numpy((outcome.labels[:, None] > np.arange(outcome.outputs.shape[1])).mean(axis=0))
-        found = self.loss()(outcome.outputs, torch.from_numpy(outcome.labels))
-        return found.item(), F.binary_cross_entropy(shares, shares).item()
+        limits = np.arange(outcome.outputs.shape[1])
+        shares = torch.from_numpy((outcome.labels[:, None] > limits).mean(axis=0))
+        loss = above_limits(outcome.outputs, torch.from_numpy(outcome.labels))
+        return loss.item(), F.binary_cross_entropy(shares, shares).item()
 
     def table(self, outcome):
-        both = {"actual": outcome.labels, "predicted": self.predicted(outcome)}
-        return {f"{name}{end}": [self.names[at] for at in both[name]] for name in both for end in ("", "_group")}
+        levels = {"actual": outcome.labels, "predicted": self.predicted(outcome)}
+        columns = {}
+        for name, numbers in levels.items():
+            columns[name] = columns[f"{name}_group"] = [self.label.order[number] for number in numbers]
+        return columns
+
+
+class OrderedDescription(Description):
+    def note(self, tokenizer):
+        return super().note(tokenizer) | {"labels": self.label.order}
 
     @classmethod
     def printed(cls, outputs, labels, thresholds=()):
-        return {"level": [labels[at] for at in (outputs > 0).sum(dim=1)]}
+        return {"level": [labels[number] for number in (outputs > 0).sum(dim=1)]}
 
-    def says(self):
-        return f"a level from {self.names[0]} to {self.names[-1]}"
+    def predicts(self):
+        return f"a level from {self.label.order[0]} to {self.label.order[-1]}"
+
+
+def above_limits(outputs, labels):
+    limits = torch.arange(outputs.shape[1], device=outputs.device)
+    return F.binary_cross_entropy_with_logits(outputs, (labels[:, None] > limits).to(outputs.dtype))
 
 
 def kappa(labels, predictions):
@@ -70,7 +87,8 @@ def kappa(labels, predictions):
 
 
 def register(patch):
-    """Have the pipeline know the kind."""
+    """Have the pipeline know the task type."""
+    task_type = tasks.TaskType("ordered", OrderedPreprocessor, OrderedHead, OrderedScoring, OrderedDescription)
     patch.setattr(labels, "FORMS", [Ordered, *labels.FORMS])
-    patch.setitem(tasks.TASKS, Ordered, OrderedTask)
+    patch.setitem(tasks.TASKS, Ordered, task_type)
     patch.setitem(scores.EXAMPLES, "kappa", kappa)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from pipeline import tasks
 from pipeline.tasks.cells import texts_of
-from pipeline.tasks.classes import of_class
 from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
 NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"))
@@ -15,7 +14,7 @@ NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1
 
 def read(label, *values):
     label = {"column": "label", "names": label} if isinstance(label, tuple) else label
-    task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label))
+    task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label)).preprocessor
     labels = [task.label_of({"label": value}) for value in values]
     return task.after_cut(pd.DataFrame({"label": labels}), "train")[0]["label"].tolist()
 
@@ -47,9 +46,9 @@ def test_the_positive_one_of_two_classes_is_the_second_output():
     assert read(label | {"positive": "good"}, 0, "1", "bad", "good") == [0, 1, 0, 1]
     assert read(label | {"positive": "bad", "above": 3.0, "margin": 1.0}, 2, 5) == [1, 0]
     task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label | {"positive": "bad"}))
-    assert task.names == ("good", "bad")
-    assert of_class("f1", task) == " of bad"
-    assert of_class("macro_f1", task) == ""
+    assert task.head.names == ("good", "bad")
+    assert task.description.of_class("f1") == " of bad"
+    assert task.description.of_class("macro_f1") == ""
 
 
 @pytest.mark.parametrize("value", ["01", "1.5", float("inf"), [1], 2])

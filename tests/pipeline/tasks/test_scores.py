@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pipeline import tasks
 from pipeline.tasks import Facts, Outcome, scores
 from pipeline.tasks.scores import interval, share
+from pipeline.tasks.scoring import compared
 from tests.kit import refused
 from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
@@ -168,11 +169,11 @@ REFERENCES = {
 def test_choices_are_answers_to_questions_and_classes_of_examples():
     logits = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, -2.0]])
     outcome = Outcome(logits, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
-    predicted, labels, _ = CHOICES.answers(outcome)
+    predicted, labels, _ = compared(CHOICES.scoring, outcome)
     assert (predicted.tolist(), labels.tolist()) == ([1, 0], [1, 1])
     expected = ["wrong", "right", "right", "wrong"]  # not what each would be by itself
-    assert CHOICES.table(outcome)["predicted"] == expected
-    metrics = CHOICES.metrics(outcome, 100)
+    assert CHOICES.scoring.table(outcome)["predicted"] == expected
+    metrics = CHOICES.scoring.metrics(outcome, 100)
     assert (metrics["accuracy"], metrics["accuracy_baseline"]) == (0.5, 1.0)
     assert metrics["accuracy_low"] == pytest.approx(0.01258, abs=1e-5)  # 1 of 2 questions, not 2 of 4 examples
 
@@ -180,12 +181,12 @@ def test_choices_are_answers_to_questions_and_classes_of_examples():
 def test_a_score_stands_beside_what_one_answer_for_all_has():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
     task = tasks.of(row_of(FILES, metrics=["accuracy", "f1", "matthews_correlation"]))
-    metrics = task.metrics(Outcome(logits, np.array([0, 1, 1, 0])), 100)
+    metrics = task.scoring.metrics(Outcome(logits, np.array([0, 1, 1, 0])), 100)
     assert metrics["accuracy"] == 0.75
     assert (metrics["accuracy_baseline"], metrics["f1_baseline"]) == (0.5, pytest.approx(2 / 3))
     assert metrics["matthews_correlation_baseline"] == 0.0
     assert metrics["loss_baseline"] == pytest.approx(np.log(2))
-    numbers = RATING.metrics(Outcome(torch.tensor([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 5.0])), 100)
+    numbers = RATING.scoring.metrics(Outcome(torch.tensor([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 5.0])), 100)
     assert (numbers["pearson_baseline"], numbers["loss_baseline"]) == (0.0, pytest.approx(8 / 3))
 
 
@@ -221,7 +222,7 @@ def test_a_baseline_is_the_best_constant_of_scikit_learn_for_its_metric(shares, 
         task = tasks.of(row_of(FILES, {"column": "label", "names": names}, group=["text"], metrics=metrics))
     else:
         task = tasks.of(row_of(FILES, {"column": "label", "names": names}, metrics=metrics))
-    found = task.metrics(Outcome(outputs, labels, groups), 100)
+    found = task.scoring.metrics(Outcome(outputs, labels, groups), 100)
     for metric in metrics:
         if metric == "exact_match":  # of groups as wholes
             pairs = labels.reshape(60, 2)
@@ -236,7 +237,7 @@ def test_a_baseline_of_multi_label_rows_is_the_best_of_all_sets_of_labels(shares
     label = {"several": "label", "names": ["a", "b", "c"]}
     task = tasks.of(row_of(FILES, label, metrics=["micro_f1", "macro_f1"]), Facts(thresholds=(0.5, 0.5, 0.5)))
     labels = (np.random.default_rng(0).random((80, 3)) < shares).astype(float)
-    found = task.metrics(Outcome(torch.zeros(80, 3), labels), 100)
+    found = task.scoring.metrics(Outcome(torch.zeros(80, 3), labels), 100)
     occurs = labels.any(axis=0)
     constants = [np.tile(one, (80, 1)) for one in product((0.0, 1.0), repeat=3)]
     for average in ("micro", "macro"):
@@ -256,6 +257,6 @@ def test_the_balanced_loss_is_the_mean_of_the_means_of_classes():
     logits = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     each = F.cross_entropy(logits, labels, reduction="none")
     expected = (each[:5].mean() + each[5:].mean()) / 2
-    torch.testing.assert_close(task.balanced(labels.numpy())(logits, labels), expected)
-    assert task.rare(labels.numpy()).startswith("bad 5 (10.0%), good 45 (90.0%): ")
-    assert not task.rare(labels.repeat(20).numpy())
+    torch.testing.assert_close(task.head.balanced(labels.numpy())(logits, labels), expected)
+    assert task.description.rare(labels.numpy()).startswith("bad 5 (10.0%), good 45 (90.0%): ")
+    assert not task.description.rare(labels.repeat(20).numpy())

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from lsr import AdapterBank
 from lsr.__main__ import main as lsr
 from lsr.serve.passes import Passes
-from pipeline import params, score
+from pipeline import params, score, tasks
 from pipeline.arena import features
 from pipeline.core import artifacts
 from pipeline.data import base_models
@@ -19,24 +19,15 @@ from pipeline.methods import adapter_task
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.__main__ import main as predict
 from pipeline.summary import main as summary
-from pipeline.tasks import Facts, Outcome, SeveralTask
+from pipeline.tasks import Outcome
 from tests import kit, workspace
 from tests.kit import refused, said, table
 from tests.pipeline.arena import small
+from tests.pipeline.tasks.animals import NAMES, animal
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run, run_in
 
-NAMES = ("awake", "cat", "wet")
 ROW = workspace.ROWS["animals"]
 START = {"init": "warm", "examples": 16, "head_steps": 3, "learning_rate": 0.05}
-
-
-def animal(number):
-    """A text, and what is said in it."""
-    words = ("rests", "runs"), ("dog", "cat"), ("garden", "river")
-    bits = [number >> place & 1 for place in range(3)]
-    does, what, where = (pair[bit] for pair, bit in zip(words, bits, strict=True))
-    tags = [name for name, bit in zip(NAMES, bits, strict=True) if bit]
-    return f"the {what} number {number} {does} in the {where}", tags
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +101,13 @@ def test_lists_are_split_and_read_as_texts_are():
 
 
 def test_a_threshold_is_the_one_with_the_best_f1_and_rare_labels_share_one():
-    task = SeveralTask(DatasetRow.model_validate(ROW), Facts())
+    task = tasks.of(DatasetRow.model_validate(ROW))
     shares = torch.tensor([[0.105, 0.905, 0.505], [0.305, 0.805, 0.505], [0.205, 0.705, 0.505], [0.405, 0.605, 0.505]])
     labels = np.array([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
     outcome = Outcome(shares.repeat(5, 1).logit(), np.tile(labels, (5, 1)))
     task = task.settled(outcome)
     assert task.facts.thresholds == (0.25, 0.75, 0.5)  # in the middle of those with the best F1; without a text of all
-    assert task.scores(outcome) == {"micro_f1": 2 * 4 / (4 + 4 + 4), "macro_f1": pytest.approx(2 / 3)}
+    assert task.scoring.scores(outcome) == {"micro_f1": 2 * 4 / (4 + 4 + 4), "macro_f1": pytest.approx(2 / 3)}
     few = task.settled(Outcome(shares.logit(), labels))
     assert len(set(few.facts.thresholds)) == 1
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn import metrics
 from torch.nn import functional as F
 
 from pipeline import tasks
 from pipeline.data import datasets
-from pipeline.tasks import Facts, Outcome, scores
+from pipeline.tasks import Facts, Outcome
 from pipeline.tasks.facts import Tenant
 from tests.kit import refused, write
 from tests.pipeline.data.rows import frames, row_of
@@ -47,12 +46,15 @@ def load(*words, **settings):
 
 def test_each_tenant_has_the_labels_and_exact_shares_of_its_own_rows():
     task, splits, _ = load(BOTH)
-    assert {name: its.labels for name, its in task.tenants.items()} == {"acme": ("no", "yes"), "bolt": ("x", "y", "z")}
+    assert {name: its.labels for name, its in task.facts.tenants.items()} == {
+        "acme": ("no", "yes"),
+        "bolt": ("x", "y", "z"),
+    }
     counts = {name: table.groupby(["tenant", "label"]).size().to_dict() for name, table in splits.items()}
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     each = {"train": 14, "validation": 2, "test": 4}
     assert counts == {name: dict.fromkeys(pairs, count) for name, count in each.items()}
-    assert task.head() == {"num_labels": 5, "problem_type": "single_label_classification"}
+    assert task.head.fields() == {"num_labels": 5, "problem_type": "single_label_classification"}
 
 
 def test_the_split_of_a_tenant_does_not_depend_on_the_others():
@@ -83,10 +85,10 @@ def test_a_text_of_several_tenants_stays_with_each_and_is_trained_on_by_none_whe
 def test_numbers_and_common_names_are_labels_of_tenants_too():
     train, label = rows("a", [1, 2.5], 20) + rows("b", [3, 4], 20, 50), OWN | {"low": 0, "high": 5}
     task, splits, _ = load(train, label, metrics=["pearson"])
-    assert (task.kind, task.head()) == ("number", {"num_labels": 2, "problem_type": "regression"})
+    assert (task.type.kind, task.head.fields()) == ("number", {"num_labels": 2, "problem_type": "regression"})
     assert splits["train"]["label"].dtype == float
     task, *_ = load(BOTH[60:], {"column": "label", "names": ["no", "perhaps", "yes"]})
-    assert task.tenants["acme"].labels == ("no", "perhaps", "yes")
+    assert task.facts.tenants["acme"].labels == ("no", "perhaps", "yes")
 
 
 MANY = [one for at in range(9) for one in rows(f"t{at}", ["no"], 5, 9 * at)]
@@ -139,31 +141,10 @@ def test_the_loss_over_all_rows_is_the_mean_of_the_means_of_tenants(task):
     draws = torch.Generator().manual_seed(0)
     tenant = torch.tensor([0] * 10 + [1] * 30)
     logits, labels = torch.randn(40, 5, generator=draws), torch.randint(2, (40,), generator=draws)
-    own = task.own(logits, tenant=tenant)
-    found = task.loss()(own, labels, tenant=tenant)
+    own = task.head.own(logits, tenant=tenant)
+    found = task.head.loss()(own, labels, tenant=tenant)
     means = [F.cross_entropy(logits[:10, :3], labels[:10]), F.cross_entropy(logits[10:, 3:], labels[10:])]
     torch.testing.assert_close(found, torch.stack(means).mean())
-
-
-def test_scores_are_means_over_tenants_with_the_interval_of_t(task):
-    draws = np.random.default_rng(0)
-    groups = np.array([0, 1, 1, 0, 1, 0, 1, 1] * 5)
-    outcome = Outcome(torch.from_numpy(draws.normal(size=(40, 3))), draws.integers(2, size=40), groups)
-    outcome.outputs[groups == 1, 2] = -1e9
-    right = outcome.outputs.argmax(dim=1).numpy() == outcome.labels
-    each = {name: right[groups == number].mean() for number, name in enumerate("ab")}
-    whole, parts = task.parts(outcome, 100)
-    assert {name: its["accuracy"] for name, its in parts.items()} == pytest.approx(each)
-    assert {name: its["examples"] for name, its in parts.items()} == {"a": 15, "b": 25}
-    mean = np.mean([*each.values()])
-    assert whole["score"] == whole["accuracy"] == task.scores(outcome)["accuracy"] == pytest.approx(mean)
-    low, high = stats.t.interval(scores.CONFIDENCE, 1, mean, stats.sem([*each.values()]))
-    assert (whole["accuracy_low"], whole["accuracy_high"]) == pytest.approx((max(low, 0), min(high, 1)))
-    assert (whole["examples"], whole["tenants"]) == (40, 2)
-    table = task.table(outcome)
-    assert table["tenant"].tolist() == ["ab"[number] for number in groups]
-    answers = [("xyz", "uv")[group][label] for group, label in zip(groups, outcome.labels, strict=True)]
-    assert table["actual"].tolist() == answers
 
 
 def many(count, texts, right, classes=2, metrics=("accuracy",)):
@@ -180,7 +161,7 @@ def many(count, texts, right, classes=2, metrics=("accuracy",)):
 def test_tenants_that_agree_by_chance_do_not_make_their_mean_certain():
     """All have 20 of 20 right: the interval is no narrower than that of 160 of 160 texts."""
     task, outcome = many(8, 20, np.ones((8, 20), bool))
-    whole, _ = task.parts(outcome, 100)
+    whole, _ = task.scoring.parts(outcome, 100)
     assert whole["accuracy"] == whole["accuracy_high"] == 1
     assert whole["accuracy_low"] <= stats.binomtest(160, 160).proportion_ci(method="exact").low
 
@@ -192,7 +173,7 @@ def test_the_interval_of_the_mean_covers_that_of_all_such_tenants(spread):
     for _ in range(trials):
         shares = 0.95 + draws.choice([-spread, spread], size=(8, 1))
         task, outcome = many(8, 20, draws.random((8, 20)) < shares)
-        whole, _ = task.parts(outcome, 100)
+        whole, _ = task.scoring.parts(outcome, 100)
         covered += whole["accuracy_low"] <= 0.95 <= whole["accuracy_high"]
     assert covered / trials > 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
 
@@ -201,23 +182,10 @@ def test_a_tenant_among_many_has_the_interval_that_it_has_alone():
     """All resamples are drawn for each, however many tenants there are."""
     right = np.random.default_rng(1).random((40, 12)) < 0.7
     task, outcome = many(40, 12, right, 3, ("macro_f1", "matthews_correlation"))
-    whole, parts = task.parts(outcome, 2000)
+    whole, parts = task.scoring.parts(outcome, 2000)
     alone, _ = many(1, 12, right[:1], 3, ("macro_f1", "matthews_correlation"))
     first = Outcome(outcome.outputs[:12], outcome.labels[:12], outcome.groups[:12])
-    expected, _ = alone.parts(first, 2000)
+    expected, _ = alone.scoring.parts(first, 2000)
     for end in ("macro_f1_low", "macro_f1_high", "matthews_correlation_low", "matthews_correlation_high"):
         assert parts["t00000"][end] == expected[end]
     assert whole["tenants"] == 40
-
-
-def test_a_baseline_is_the_mean_of_the_best_constants_of_tenants():
-    task, outcome = many(6, 9, np.ones((6, 9), bool), 3, ("accuracy", "macro_f1"))
-    found, _ = task.parts(outcome, 100)
-    labels = outcome.labels.reshape(6, 9)
-    for name, score in (("accuracy", metrics.accuracy_score), ("macro_f1", macro_f1)):
-        best = [max(score(of, np.full(9, one)) for one in range(3)) for of in labels]
-        assert found[f"{name}_baseline"] == pytest.approx(np.mean(best))
-
-
-def macro_f1(labels, predicted):
-    return metrics.f1_score(labels, predicted, average="macro", zero_division=0)

@@ -1,0 +1,84 @@
+"""What is written and printed about a task: task.json, the model card, predictions, data, and the end of a run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from pipeline.params.sources import is_template
+from pipeline.tasks.cells import TEXT_COLUMNS
+from pipeline.tasks.task import Columns, Numbers, Part, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Line = tuple[str, str]  # a word at the beginning, and the text after it
+ReadTable = Callable[[Path], pd.DataFrame]  # reads a report
+
+
+class Description(Part, ABC):
+    """Words and files about a task."""
+
+    hub_task = "text-classification"  # on a model card
+    baseline = "for one answer to all"  # what baselines are, on the last screen
+    first_change = "train.steps=auto"  # of params.yaml, for a first training run
+    sections: ClassVar[tuple[str, ...]] = ()  # of params.yaml, on which training depends in addition to those of all
+    scored_by = ""  # where such adapters are scored, if not by pipeline.score
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the one or two texts that the model reads: columns of the source, or stand-ins for derived texts."""
+        named = zip(TEXT_COLUMNS, self.row.text, strict=False)
+        return tuple(name if is_template(entry) else entry for name, entry in named)
+
+    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        """Return the fields of task.json, but for its kind, columns and lengths.
+
+        Only text generation needs the tokenizer; without one it leaves out how prompts become tokens.
+        """
+        return {"labels": None, "thresholds": self.facts.thresholds}
+
+    def card(self) -> dict[str, Any]:
+        """Return the fields of a model card that differ between task types."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+        """Return the columns that pipeline.predict prints; `labels` and `thresholds` are those of task.json."""
+
+    @abstractmethod
+    def predicts(self) -> str:
+        """Return what is predicted, for a card: an object of a sentence."""
+
+    def of_data(self, labels: Numbers) -> str:
+        """Return what the labels of all splits are, for pipeline.add."""
+        return self.predicts()
+
+    def counts(self, labels: Numbers) -> Scores:
+        """Return what the stage tokenize reports of the labels of a split, by name."""
+        return {}
+
+    def rare(self, labels: Numbers) -> str:
+        """Return which classes are so rare that accuracy hides them; an empty text if none, or there are no classes."""
+        return ""
+
+    def of_class(self, metric: str) -> str:
+        """Return of which class a metric is, as words after it; an empty text if it is of all."""
+        return ""
+
+    def results(self, metrics: Mapping[str, float], table: ReadTable) -> Iterable[Line]:
+        """Return lines about the scores of a run, in addition to those of its metrics."""
+        return ()
+
+    def commands(self, table: ReadTable) -> Iterable[Line]:
+        """Return the commands that use the adapter of a run."""
+        yield "predict", f"python -m pipeline.predict {self.asked_texts()}"
+
+    def asked_texts(self) -> str:
+        """Return as many texts as the model reads, as words of a command."""
+        second = ' "Another one."' if len(self.columns) > 1 else ""
+        return f'"A text of yours."{second}'

@@ -1,0 +1,79 @@
+"""What a model needs for a task: its head, its batches, its loss, and what counts as its output."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.tasks.task import Numbers, Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Head(Part, ABC):
+    """The head of a model, with the batches that it takes and the loss that trains it."""
+
+    peft_task = "SEQ_CLS"  # PEFT's task_type
+    auto_class = "AutoModelForSequenceClassification"  # of transformers, for a model with its head
+    beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
+    judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
+    can_balance = False  # there are classes that a loss can give equal weights
+    generates = False  # its answer is a text, which a language model generates
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes or labels in the order of the head's outputs; none if outputs have no names."""
+        return ()
+
+    @classmethod
+    def width(cls, labels: Sequence[str] | None) -> int:
+        """Return the number of the head's outputs: one for each label or, if they have no names, one."""
+        return len(labels or ()) or 1
+
+    @classmethod
+    def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
+        """Return why a model cannot answer with these labels of task.json; an empty text if it can."""
+        outputs = model.config.num_labels
+        if cls.width(labels) == outputs:
+            return ""
+        return f"labels: {outputs} names are needed, one per output of the head"
+
+    @classmethod
+    def misfit_of_bank(cls, folder: Path) -> str:
+        """Return why a bank of such adapters cannot answer here; an empty text if it can."""
+        return ""
+
+    @abstractmethod
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the model's configuration that determine its head; none if it has none of its own."""
+
+    @classmethod
+    def collator(cls, tokenizer: "PreTrainedTokenizerBase") -> "DataCollatorWithPadding":
+        """Return the collator that makes a batch of examples, padded to the longest one, with an attention mask."""
+        from transformers import DataCollatorWithPadding
+
+        return DataCollatorWithPadding(tokenizer)
+
+    def loss(self) -> "Callable[..., Tensor] | None":
+        """Return the loss of a batch as a function of outputs, labels, and `beside` by name; None for the model's."""
+        return None
+
+    def balanced(self, labels: Numbers) -> "Callable[..., Tensor]":
+        """Return the loss in which the classes of a whole split, whose labels these are, weigh the same."""
+        raise NotImplementedError  # see `can_balance`
+
+    def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":
+        """Return the logits that are about each row of a batch, according to its columns `beside`."""
+        return logits
+
+    @classmethod
+    def outputs(cls, model: "PreTrainedModel", batch: Mapping[str, "Tensor"]) -> "Tensor":  # (examples, ...)
+        """Return what a model predicts for a batch without labels; behind the first axis, batches have one shape."""
+        return model(**batch).logits
+
+    @classmethod
+    def measured(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, ...)
+        """Return the part of the logits of a batch with labels that scores are made of, as `outputs` does."""
+        return logits

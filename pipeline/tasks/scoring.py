@@ -1,0 +1,132 @@
+"""From the outputs of a model to its predictions, metrics, baselines and tables."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from pipeline.tasks.task import Columns, Groups, Numbers, Outcome, Part, Scores
+
+Answers_co = TypeVar("Answers_co", covariant=True)
+
+
+class Answering(Protocol[Answers_co]):
+    """How a trained model can be made to answer; a task takes one of the ways."""
+
+    def by_outputs(self) -> Answers_co:
+        """Return what the model and its head predict."""
+        ...
+
+    def by_bank(self) -> Answers_co:
+        """Return what the bank of its tenants predicts."""
+        ...
+
+    def by_texts(self) -> Answers_co:
+        """Return what it generates."""
+        ...
+
+
+class Scoring(Part, ABC):
+    """Compares what a model predicts for a split with what is right."""
+
+    has_one_class_each = False  # each example has one class, of its own or of its tenant's
+    has_thresholds = False  # a label applies from a probability that validation chooses
+
+    @staticmethod
+    def answers(model: Answering[Answers_co]) -> Answers_co:
+        """Return what a trained model answers, in the way that its task is scored by."""
+        return model.by_outputs()
+
+    @property
+    def decides(self) -> str:
+        """The score of a validation split that decides between models, by their outputs: the entry's first metric."""
+        return self.row.metrics[0]
+
+    def best_thresholds(self, validation: Outcome) -> tuple[float, ...] | None:
+        """Return the thresholds that are best for a validation split, by label; None where there are none."""
+        return None
+
+    @abstractmethod
+    def predicted(self, outcome: Outcome) -> Numbers:
+        """Return what is predicted of each example or, for choices, of each group."""
+
+    def known(self, labels: Numbers, groups: Groups) -> Numbers:
+        """Return what predictions are compared with."""
+        return labels
+
+    def constants(self, labels: Numbers) -> Iterable[Any]:
+        """Return constant predictions, one of which is the best constant for each metric of the entry on the labels."""
+        raise NotImplementedError
+
+    def losses(self, outcome: Outcome) -> tuple[float, float]:
+        """Return the mean loss, and that of the best constant output."""
+        raise NotImplementedError
+
+    def scores(self, outcome: Outcome) -> Scores:
+        """Return the entry's metrics; predictions that are no finite numbers are refused."""
+        from pipeline.tasks import scores
+
+        return scores.score(self.row.metrics, *compared(self, outcome))
+
+    def metrics(self, outcome: Outcome, resamples: int) -> Scores:
+        """Return the entry's metrics with 95 % intervals and baselines, the first as `score` too, and the loss."""
+        from pipeline.tasks import scores
+
+        names = self.row.metrics
+        predicted, labels, groups = compared(self, outcome)
+        scored = scores.score(names, predicted, labels, groups)
+        metrics = {"score": scored[names[0]], **scored, **baselines(self, labels, groups)}
+        for name in names:
+            low, high = scores.interval(name, predicted, labels, resamples, groups)
+            metrics[f"{name}_low"] = low
+            metrics[f"{name}_high"] = high
+        loss, baseline = self.losses(outcome)
+        metrics["loss"] = loss
+        metrics["loss_baseline"] = baseline
+        metrics["examples"] = len(labels)
+        return metrics
+
+    def rows_of_parts(self, outcome: Outcome) -> dict[str, Numbers]:
+        """Return the positions of the examples of each part that is scored by itself: a tenant, or all."""
+        return {"all": np.arange(len(outcome.labels))}
+
+    def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
+        """Return the metrics of all examples, and of each part that is scored by itself."""
+        metrics = self.metrics(outcome, resamples)
+        return metrics, {"all": metrics}
+
+    @abstractmethod
+    def table(self, outcome: Outcome) -> Columns:
+        """Return columns for each example: actual, predicted, and both as groups that a plot can count."""
+
+    def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
+        """Return a row of `scores.BY_CLASS` for each class or label; none if there are no common ones."""
+        return ()
+
+
+def selecting(scoring: Scoring) -> str:
+    """Return the score of the validation split that chooses the checkpoint: of texts, if the entry selects by them."""
+    return "exact_match" if scoring.row.select else scoring.decides
+
+
+def compared(scoring: Scoring, outcome: Outcome) -> tuple[Numbers, Numbers, Groups]:
+    """Return what the metrics of an entry score: predictions, labels, and the groups that are scored as wholes."""
+    groups = outcome.groups if scoring.row.group else None
+    labels = scoring.known(outcome.labels, outcome.groups)
+    return scoring.predicted(outcome), labels, groups
+
+
+def baselines(scoring: Scoring, labels: Numbers, groups: Groups) -> Scores:
+    """Return the score of the best constant prediction for each metric of an entry: for each, it may be another.
+
+    It is the best on the very labels that are scored, so no constant that is chosen without them scores more.
+    """
+    from pipeline.tasks import scores
+
+    best = Scores()
+    for constant in scoring.constants(labels):
+        predictions = np.full(labels.shape, constant)
+        for name, value in scores.score(scoring.row.metrics, predictions, labels, groups).items():
+            best[f"{name}_baseline"] = max(value, best.get(f"{name}_baseline", value))
+    return best
