@@ -16,7 +16,7 @@ from transformers.utils import logging
 from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
 from lsr.convert.smaller import round_adapter, squeeze_adapter
-from lsr.convert.writing import COMMON, check_output, writing
+from lsr.convert.writing import COMMON, GRAPHS, check_output, writing
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE
@@ -31,10 +31,14 @@ FAILED = 1
 STOPPED = 130
 MODULE = "python -m lsr"
 SCRIPT = "lsr"
+ONNX = "onnx"
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
 
 def _export(options: Namespace) -> None:
+    if options.to == ONNX:
+        _export_graphs(options)
+        return
     # A LoRA does not need the base model: without it, the outputs are not compared.
     sources = [options.adapter]
     if options.base:
@@ -74,6 +78,23 @@ def _written(options: Namespace, folder: Path, model: PeftModel | None) -> list[
     lines.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(folder)}")
     lines.append(f"rounding error of the update in {options.dtype}: {lost}")
     return lines
+
+
+def _export_graphs(options: Namespace) -> None:
+    if options.dtype != "float32":
+        raise InputError(f"--dtype {options.dtype} has no effect with --to {ONNX}, which writes float32 and int8")
+    from lsr.convert.graph import export_graphs  # it traces models, which no other command needs
+
+    print(f"tracing {options.adapter}, which takes some ten seconds", file=sys.stderr)
+    differences = export_graphs(options.adapter, options.output, base=options.base, force=options.force)
+    say(f"{options.output}: graphs in float32 and int8")
+    for path in sorted((options.output / GRAPHS).iterdir()):
+        say(f"{GRAPHS}/{path.name}: {path.stat().st_size:,} bytes")
+    say(f"float32: logits differ from torch by {differences.logits:.2g} at most")
+    int8 = f"int8: logits differ from torch by {differences.quantized_logits:.2g} at most"
+    if differences.quantized_probability is not None:
+        int8 += f", probabilities by {differences.quantized_probability:.2g}"
+    say(int8)
 
 
 def _compared(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
@@ -162,12 +183,13 @@ FORMS = "rank:R in each layer, directions:N in all, or shared:R between frames o
 COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[str, Any]]]] = {
     "export": (
         _export,
-        "write an adapter as plain LoRA, or merged into its base model",
-        "Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, and compare "
-        "the outputs of what was written with those of the adapter.",
+        "write an adapter as plain LoRA, merged into its base model, or as a graph in ONNX",
+        "Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, or an adapter "
+        "of any method with its base model as a graph in ONNX, in float32 and int8, which transformers.js and optimum "
+        "read; and compare the outputs of what was written with those of the adapter.",
         {
             **ADAPTER,
-            "--to": {"choices": ("lora", "merged"), "required": True, "help": "what to write"},
+            "--to": {"choices": ("lora", "merged", ONNX), "required": True, "help": "what to write"},
             **OUTPUT,
             "--force": {"action": "store_true", "help": LOSSY},
             "--dtype": {"choices": tuple(DTYPES), "default": "float32", "help": "of what is written (float32)"},

@@ -105,13 +105,7 @@ def export_merged(
     config = config_of(model, adapter_name)
     task = None if config.folder is None else read_task(config.folder)
     note = task or {}
-    names = note.get("labels")
-    if names is not None:
-        if len(names) != model.config.num_labels or len(set(names)) != len(names):
-            needed = f"{model.config.num_labels} different names"
-            raise InputError(f"{config.folder}/{TASK}: labels must be {needed}, got {' '.join(names)}")
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: index for index, name in enumerate(names)}
+    describe_labels(model.config, note, config.folder)
     if note.get("thresholds"):
         model.config.problem_type = "multi_label_classification"  # a pipeline then takes labels one by one
     model.set_adapter(adapter_name)
@@ -127,6 +121,22 @@ def export_merged(
             tokenizer.save_pretrained(str(new))
         write_task(new, task)
     return lost
+
+
+def describe_labels(config: Any, task: Mapping[str, Any], folder: Path | None) -> None:
+    """Give a model's configuration the names of labels in a note about its task, if it has some.
+
+    Raises:
+        InputError: unless it has one name for each label; names the folder of the note.
+    """
+    names = task.get("labels")
+    if names is None:
+        return
+    if len(names) != config.num_labels or len(set(names)) != len(names):
+        needed = f"{config.num_labels} different names"
+        raise InputError(f"{folder}/{TASK}: labels must be {needed}, got {' '.join(names)}")
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def _of_model(model: PeftModel, adapter_name: str) -> Contents:

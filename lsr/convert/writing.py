@@ -36,6 +36,8 @@ EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
 COMMON = "common"  # the folder in a bank with the adapter that its tenants share
+GRAPHS = "onnx"  # the folder with graphs, where transformers.js looks for them
+FOLDERS = {COMMON: ENDINGS, GRAPHS: (".onnx",)}  # that a command writes in a folder, with the endings of their files
 MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 
@@ -136,10 +138,17 @@ def check_output(path: Path, sources: Iterable[Path], *, replace: bool) -> None:
     files = sorted(path.glob("*"))
     if files and not any(file.name in MARKS for file in files):
         raise InputError(f"{path}: no adapter, bank or checkpoint, so it is not replaced")
-    for file in (*files, *path.glob(f"{COMMON}/*")):
-        is_common = file.is_dir() and file == path / COMMON
-        if not is_common and (file.suffix not in ENDINGS or not file.is_file()):
-            raise InputError(f"{path}: holds {file.name}, which no adapter or checkpoint has, so it is not replaced")
+    for file in files:
+        if file.is_dir() and file.name in FOLDERS:
+            for inner in sorted(file.iterdir()):
+                _check_written(path, inner, FOLDERS[file.name])
+        else:
+            _check_written(path, file, ENDINGS)
+
+
+def _check_written(path: Path, file: Path, endings: tuple[str, ...]) -> None:
+    if file.suffix not in endings or not file.is_file():
+        raise InputError(f"{path}: holds {file.name}, which no adapter or checkpoint has, so it is not replaced")
 
 
 @contextmanager

@@ -1,0 +1,270 @@
+"""An adapter with its base model and head as a graph in ONNX, in float32 and in 8 bits.
+
+The folder has the layout that transformers.js and optimum read: config.json, the tokenizer's files, onnx/model.onnx and
+onnx/model_quantized.onnx; and task.json. The extra `onnx` installs what this module needs.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lsr.convert.export import describe_labels
+from lsr.convert.writing import GRAPHS, check_output, write_task, writing
+from lsr.loading.adapters import load_adapter, merged
+from lsr.loading.base_models import load_tokenizer
+from lsr.loading.contents import read_task
+from lsr.loading.padding import prepare_batches
+from lsr.tuner.files import read_files
+from lsr.tuner.mistakes import InputError
+
+FLOAT32 = "model.onnx"
+INT8 = "model_quantized.onnx"
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 20
+MAX_BYTES = 2 * 10**9  # of the weights: a file of protobuf cannot be larger
+MAX_LENGTH = 128  # tokens of a text that is compared
+MAX_DIFFERENCE = 1e-4  # of logits, relative to the largest one if that is above 1
+LOGITS = "logits"
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+# Of different lengths, so that shorter ones are padded where they are in one batch.
+TEXTS = (
+    "Yes.",
+    "A warm, funny and generous film about two sisters who have not spoken for years.",
+    "It broke after two days, and nobody answered my letters.",
+    "The first half takes its time. " * 12,
+)
+
+
+class Differences(NamedTuple):
+    """How far the outputs of graphs are from those of the adapter in torch, at most, on TEXTS in one batch."""
+
+    logits: float  # of the graph in float32
+    quantized_logits: float
+    quantized_probability: float | None  # None for a regression, which has no probabilities
+
+
+def export_graphs(
+    adapter: str | Path, folder: str | Path, *, base: str | None = None, force: bool = False
+) -> Differences:
+    """Write an adapter of any method that PEFT merges, a classifier or a regression, as graphs, and compare outputs.
+
+    `base` is a folder or hub repository in place of the base model that the adapter names. The graphs take input_ids
+    and attention_mask, and token_type_ids if the tokenizer makes them, each (batch, length) of int64; they return
+    logits (batch, labels) of float32. The tokenizer truncates to the length that task.json names. The same adapter
+    gives the same bytes.
+
+    Raises:
+        InputError: if a package is missing, the adapter is no classifier, has tenants or no fast tokenizer, the model
+            is too large or cannot be traced, or the graph in float32 does not compute what torch does; if the folder
+            exists and `force` is false.
+    """
+    folder = Path(folder)
+    adapter = Path(adapter)
+    check_output(folder, (adapter, *([Path(base)] if base else [])), replace=force)
+    check_installed()
+    files = read_files(adapter, None)
+    task = read_task(files.folder) or {}
+    check_exportable(files.fields.get("task_type"), task, files.folder)
+    tokenizer = _fast_tokenizer(files, base)
+    model = load_adapter(files, base, None)
+    prepare_batches(tokenizer, model.config, files.folder)
+    _check_size(model, files.folder)
+    if task.get("max_length"):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, task["max_length"])
+    inputs = _encoded(tokenizer)
+    expected = _logits(model, inputs)
+    plain = merged(model, files)
+    _describe(plain.config, task, files.folder)
+    with writing(folder) as new:
+        graphs = new / GRAPHS
+        graphs.mkdir()
+        tokenizer.save_pretrained(str(new))
+        plain.config.save_pretrained(str(new))
+        write_task(new, task or None)
+        with _quiet():
+            _trace(plain, inputs, graphs / FLOAT32)
+            _quantize(graphs / FLOAT32, graphs / INT8)
+        found = {name: run_graph(graphs / name, inputs) for name in (FLOAT32, INT8)}
+        return _compare(expected, found, plain.config.problem_type)
+
+
+def check_installed() -> None:
+    """Check that the packages of the extra `onnx` are there.
+
+    Raises:
+        InputError: names the extra.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)}: not installed; in a clone of lsr-adapt: pip install '.[onnx]'")
+
+
+def check_exportable(task_type: str | None, task: Mapping[str, Any], folder: Path) -> None:
+    """Check the type of an adapter's task before anything is computed.
+
+    Raises:
+        InputError: if it does not classify texts or predict numbers of them, or has tenants.
+    """
+    if task_type != "SEQ_CLS":
+        remedy = "write it with --to merged, which llama.cpp, optimum and others convert"
+        raise InputError(f"{folder}: only classifiers and regressions become graphs, not {task_type}; {remedy}")
+    if task.get("tenants"):
+        raise InputError(f"{folder}: has tenants, whose labels share one head; only adapters of one task become graphs")
+
+
+def _fast_tokenizer(files: Any, base: str | None) -> Any:
+    tokenizer = load_tokenizer(files.fields, files.folder, base)
+    if tokenizer is None:
+        raise InputError(f"{files.folder}: neither it nor its base model has a tokenizer, which readers of ONNX need")
+    if not tokenizer.is_fast:
+        raise InputError(f"{files.folder}: its tokenizer has no tokenizer.json, which readers of ONNX need")
+    return tokenizer
+
+
+def _check_size(model: Any, folder: Path) -> None:
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if size > MAX_BYTES:
+        limit = f"a file of ONNX holds at most {MAX_BYTES / 1e9:.0f} GB; write it with --to merged"
+        raise InputError(f"{folder}: base model and adapter have {size / 1e9:.1f} GB in float32, and {limit}")
+
+
+def _describe(config: Any, task: Mapping[str, Any], folder: Path) -> None:
+    """Name the labels and the type of the problem in a model's configuration, as transformers.js reads them."""
+    describe_labels(config, task, folder)
+    if task.get("thresholds"):
+        config.problem_type = MULTI_LABEL
+    elif config.num_labels == 1:
+        config.problem_type = REGRESSION
+    else:
+        config.problem_type = SINGLE_LABEL
+
+
+def _encoded(tokenizer: Any) -> dict[str, Tensor]:
+    """Return the inputs of TEXTS in one batch, in the order in which the graph takes them."""
+    longest = min(tokenizer.model_max_length, MAX_LENGTH)
+    encoded = tokenizer(list(TEXTS), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    return {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+
+
+@torch.no_grad()
+def _logits(model: Any, inputs: Mapping[str, Tensor]) -> np.ndarray:
+    return np.asarray(model(**inputs).logits.numpy())
+
+
+class _ByPosition(nn.Module):
+    """A classifier that takes its inputs by position and returns a tensor, as a graph does."""
+
+    def __init__(self, model: Any, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        named = dict(zip(self.names, inputs, strict=True))
+        logits: Tensor = self.model(**named, return_dict=True).logits
+        return logits
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what packages advise those who write graphs themselves: operators of torchvision, other ways to quantize."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@torch.no_grad()
+def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
+    """Write a model as a graph whose batch and length may be any.
+
+    Raises:
+        InputError: if its architecture has a form that torch cannot trace.
+    """
+    names = list(inputs)
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    try:
+        program = torch.onnx.export(
+            _ByPosition(model, names),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=names,
+            output_names=[LOGITS],
+            dynamic_shapes=(tuple(free for _ in names),),
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError:
+        reason = f"torch cannot trace the architecture {model.config.model_type}"
+        raise InputError(f"{reason}, so it becomes no graph; write it with --to merged") from None
+    assert program is not None
+    graph = program.model_proto
+    _remove_places(graph)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _remove_places(graph: Any) -> None:
+    """Remove the names of source files from a graph, which depend on where packages are installed."""
+    del graph.metadata_props[:]
+    nodes = list(graph.graph.node)
+    for function in graph.functions:
+        del function.metadata_props[:]
+        nodes += function.node
+    for node in nodes:
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def _quantize(source: Path, path: Path) -> None:
+    """Write a graph with the weights of its matrix products in 8 bits, whose scale is found for each input."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=False)
+
+
+def _compare(expected: np.ndarray, found: Mapping[str, np.ndarray], problem_type: str) -> Differences:
+    """Return how far the outputs of graphs are from those of torch.
+
+    Raises:
+        InputError: if the graph in float32 differs by more than rounding.
+    """
+    difference = _largest(found[FLOAT32] - expected)
+    allowed = MAX_DIFFERENCE * max(1.0, _largest(expected))
+    if not difference <= allowed:  # it may be nan
+        raise InputError(f"the graph differs by {difference:.2g} from torch in its logits; {allowed:.1g} is allowed")
+    probability = None
+    if problem_type != REGRESSION:
+        exact = _probabilities(expected, problem_type)
+        quantized = _probabilities(found[INT8], problem_type)
+        probability = _largest(quantized - exact)
+    return Differences(difference, _largest(found[INT8] - expected), probability)
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max())
+
+
+def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    tensor = torch.from_numpy(logits)
+    probabilities = tensor.sigmoid() if problem_type == MULTI_LABEL else tensor.softmax(-1)
+    return probabilities.numpy()
+
+
+def run_graph(path: Path, inputs: Mapping[str, Tensor]) -> np.ndarray:
+    """Return the logits (batch, labels) of a graph by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run([LOGITS], {name: value.numpy() for name, value in inputs.items()})
+    return np.asarray(logits)

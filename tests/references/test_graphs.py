@@ -1,0 +1,142 @@
+"""A graph in ONNX answers to each text as the adapter in plain transformers does, whatever else is in the batch.
+
+The reference is that of test_padding.py: plain transformers in float32, the base model with the update added by hand,
+each text alone and without padding. Graphs are run by ONNX Runtime on what the exported tokenizer makes.
+"""
+
+import json
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from lsr.__main__ import main as lsr
+from tests import architectures
+from tests.kit import digests, refused, said, write
+from tests.references.test_padding import LABELS, plain, save_lora, texts
+
+EXPORT = ("export", "lora", "--base", "base", "--to", "onnx", "-o", "graph")
+
+
+def logits_of(graph, asked, pairs=None):
+    """Return the logits (texts, labels) of a graph in the folder `graph` for texts, in one batch, as its users ask."""
+    tokenizer = AutoTokenizer.from_pretrained("graph")
+    encoded = tokenizer(asked, pairs, padding=True, truncation=True, return_tensors="np")
+    session = onnxruntime.InferenceSession(f"graph/onnx/{graph}", providers=["CPUExecutionProvider"])
+    names = [graph_input.name for graph_input in session.get_inputs()]
+    (logits,) = session.run(["logits"], {name: encoded[name].astype(np.int64) for name in names})
+    return torch.from_numpy(logits)
+
+
+UNTRACED = {"xlnet"}  # by torch.export
+QUICK = {"bert"}  # the others take some three seconds each
+ARCHITECTURES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly)
+    for name in architectures.PADDED
+    if name not in UNTRACED
+]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def world(request, tmp_path_factory):
+    """A folder with the graphs of a LoRA on a model of an architecture, and plain transformers' logits."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with chdir(folder):
+        architectures.save_padded(folder / "base", request.param)
+        save_lora(request.param)
+        said(lsr, *EXPORT)
+        return folder, plain()
+
+
+def test_a_graph_answers_to_each_text_of_a_batch_as_plain_transformers_does_alone(world):
+    folder, logits = world
+    with chdir(folder):
+        expected = logits(texts())
+        assert_close(logits_of("model.onnx", texts()), expected, atol=1e-4, rtol=0)
+        assert_close(logits_of("model.onnx", texts()[:1]), expected[:1], atol=1e-4, rtol=0)
+        quantized = logits_of("model_quantized.onnx", texts())
+        assert 0 < float((quantized.softmax(1) - expected.softmax(1)).abs().max()) < 0.1
+        config = AutoConfig.from_pretrained("graph")
+        assert [config.id2label[number] for number in range(len(LABELS))] == LABELS
+        assert config.problem_type == "single_label_classification"
+        assert Path("graph/tokenizer.json").is_file()
+        assert json.loads(Path("graph/task.json").read_text())["labels"] == LABELS
+
+
+def save_bert(outputs, note):
+    """Save a LoRA of BERT with a head of so many outputs, and a note about its task."""
+    architectures.save_padded(Path("base"), "bert")
+    torch.manual_seed(1)
+    base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=outputs, dtype=torch.float32)
+    targets = ["query", "value"]
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=targets, init_lora_weights=False)
+    model = get_peft_model(base, config).eval()
+    model.save_pretrained("lora")
+    write("lora/task.json", {"max_length": 24} | note)
+    return model
+
+
+TASKS = {
+    "multi-label": (3, {"labels": ["a", "b", "c"], "thresholds": [0.5, 0.4, 0.3]}, "multi_label_classification"),
+    "number": (1, {"kind": "number"}, "regression"),
+    "pairs": (2, {"labels": ["no", "yes"], "columns": ["first", "second"]}, "single_label_classification"),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", TASKS)
+def test_so_do_those_of_each_task_type(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs, note, problem_type = TASKS[name]
+    model = save_bert(outputs, note)
+    printed = said(lsr, *EXPORT)
+    assert ("probabilities" in printed) == (name != "number")
+    asked = texts()[:9]
+    pairs = asked[::-1] if name == "pairs" else None
+    tokenizer = AutoTokenizer.from_pretrained("base")
+    expected = []
+    for number, text in enumerate(asked):
+        pair = None if pairs is None else pairs[number]
+        encoded = tokenizer(text, pair, truncation=True, max_length=24, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(model(**encoded).logits)
+    assert_close(logits_of("model.onnx", asked, pairs), torch.cat(expected), atol=1e-4, rtol=0)
+    assert json.loads(Path("graph/config.json").read_text())["problem_type"] == problem_type
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", UNTRACED)
+def test_an_architecture_that_torch_cannot_trace_is_refused_in_a_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    architectures.save_padded(tmp_path / "base", name)
+    save_lora(name)
+    refused(lsr, list(EXPORT), says=f"torch cannot trace the architecture {name}")
+    assert not Path("graph").exists()
+
+
+@pytest.mark.nightly
+def test_the_same_adapter_gives_the_same_bytes_which_name_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_bert(2, {"labels": ["no", "yes"]})
+    said(lsr, *EXPORT)
+    first = digests("graph")
+    said(lsr, *EXPORT, "--force")
+    assert digests("graph") == first
+    assert b"site-packages" not in Path("graph/onnx/model.onnx").read_bytes()
+
+
+def test_what_cannot_become_a_graph_is_refused_in_a_line_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_bert(2, {"labels": ["no", "yes"]})
+    refused(lsr, [*EXPORT, "--dtype", "float16"], says="--dtype float16 has no effect with --to onnx")
+    write("lora/task.json", {"tenants": {"a": ["no", "yes"]}})
+    refused(lsr, list(EXPORT), says="has tenants")
+    write("lora/task.json", {"labels": ["no"]})
+    refused(lsr, list(EXPORT), says="labels must be 2 different names")
+    assert not Path("graph").exists()
