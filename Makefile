@@ -11,7 +11,8 @@ RUN := $(VENV)/.with-pipeline,demo
 PRESET ?= offline
 ARENA := $(VENV)/.with-pipeline,$(if $(filter base,$(PRESET)),base-model,demo)
 PLOTS := $(VENV)/.with-pipeline,demo,plots
-ALL := $(VENV)/.with-pipeline,demo,plots,server,smollm2,docs,dev
+ONNX := $(VENV)/.with-pipeline,demo,onnx
+ALL := $(VENV)/.with-pipeline,demo,plots,server,smollm2,onnx,docs,dev
 # One worker a core, each with the neighboring tests of one file, which share what they set up.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
@@ -26,7 +27,7 @@ ifneq ($(TORCH),$(filter cpu,$(TORCH)))
 $(error TORCH: must be cpu, or be left out for the build of the package index, got $(TORCH))
 endif
 
-.PHONY: help setup repro experiments undo plots test types check nightly audit docs arena bench capabilities clean
+.PHONY: help setup repro experiments undo plots test types check nightly audit docs arena bench browser capabilities clean
 
 ## help: this list
 help:
@@ -89,6 +90,11 @@ arena: $(ARENA)
 ## bench: what an adapter costs in time and memory: a step of LoRA beside PEFT's, and many adapters in one batch
 bench: $(ALL)
 	python -m benchmarks.speed
+
+## browser: a page that classifies texts with the last adapter, in build/browser; needs npm
+browser: $(ONNX)
+	lsr export artifacts/adapter --to onnx -o build/onnx --force
+	python examples/browser/build.py build/onnx -o build/browser
 
 ## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
 capabilities: $(ALL)

@@ -85,7 +85,6 @@ def _export_graphs(options: Namespace) -> None:
         raise InputError(f"--dtype {options.dtype} has no effect with --to {ONNX}, which writes float32 and int8")
     from lsr.convert.graph import export_graphs  # it traces models, which no other command needs
 
-    print(f"tracing {options.adapter}, which takes some ten seconds", file=sys.stderr)
     differences = export_graphs(options.adapter, options.output, base=options.base, force=options.force)
     say(f"{options.output}: graphs in float32 and int8")
     for path in sorted((options.output / GRAPHS).iterdir()):

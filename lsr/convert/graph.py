@@ -29,6 +29,7 @@ INT8 = "model_quantized.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 MAX_BYTES = 2 * 10**9  # of the weights: a file of protobuf cannot be larger
+UNLIMITED = 10**9  # tokens, from which on transformers means that a tokenizer has no limit
 MAX_LENGTH = 128  # tokens of a text that is compared
 MAX_DIFFERENCE = 1e-4  # of logits, relative to the largest one if that is above 1
 LOGITS = "logits"
@@ -59,8 +60,8 @@ def export_graphs(
 
     `base` is a folder or hub repository in place of the base model that the adapter names. The graphs take input_ids
     and attention_mask, and token_type_ids if the tokenizer makes them, each (batch, length) of int64; they return
-    logits (batch, labels) of float32. The tokenizer truncates to the length that task.json names. The same adapter
-    gives the same bytes.
+    logits (batch, labels) of float32. The tokenizer truncates to the length that task.json names, and pads a batch. The
+    same adapter gives the same bytes.
 
     Raises:
         InputError: if a package is missing, the adapter is no classifier, has tenants or no fast tokenizer, the model
@@ -87,6 +88,7 @@ def export_graphs(
     with writing(folder) as new:
         graphs = new / GRAPHS
         graphs.mkdir()
+        _fix_length_and_padding(tokenizer)
         tokenizer.save_pretrained(str(new))
         plain.config.save_pretrained(str(new))
         write_task(new, task or None)
@@ -146,6 +148,20 @@ def _describe(config: Any, task: Mapping[str, Any], folder: Path) -> None:
         config.problem_type = REGRESSION
     else:
         config.problem_type = SINGLE_LABEL
+
+
+def _fix_length_and_padding(tokenizer: Any) -> None:
+    """Have tokenizer.json truncate and pad, for readers that have nothing but the package tokenizers."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    if tokenizer.model_max_length < UNLIMITED:
+        backend.enable_truncation(tokenizer.model_max_length)
+    backend.enable_padding(
+        direction=tokenizer.padding_side,
+        pad_id=tokenizer.pad_token_id,
+        pad_type_id=tokenizer.pad_token_type_id,
+        pad_token=tokenizer.pad_token,
+    )
 
 
 def _encoded(tokenizer: Any) -> dict[str, Tensor]:

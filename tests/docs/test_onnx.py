@@ -1,0 +1,91 @@
+"""What docs/how-to/onnx.md shows runs without torch, and its page answers in a browser as the adapter does in PEFT."""
+
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lsr.__main__ import main as lsr
+from tests.browser import chromium
+from tests.kit import said, write
+from tests.references.test_graphs import save_bert
+from tests.workspace import ROOT
+
+WITHOUT_TORCH = "import sys\nsys.modules |= dict.fromkeys(['torch', 'transformers', 'lsr'])\n"
+QUANTIZED = 0.02  # of a probability, by weights in 8 bits
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """An adapter of BERT for two labels, whose graphs are at build/onnx of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    model = save_bert(2, {"labels": ["no", "yes"], "columns": ["text"]})
+    said(lsr, "export", "lora", "--base", "base", "--to", "onnx", "-o", "build/onnx")
+    return model
+
+
+@torch.no_grad()
+def probabilities(model, text):
+    encoded = AutoTokenizer.from_pretrained("base")(text, truncation=True, max_length=24, return_tensors="pt")
+    return model(**encoded).logits[0].softmax(0).tolist()
+
+
+def test_the_python_of_the_page_runs_without_torch(model):
+    page = (ROOT / "docs/how-to/onnx.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    write("shown.py", WITHOUT_TORCH + code)
+    run = subprocess.run([sys.executable, "shown.py"], capture_output=True, text=True, check=True)
+    shares = [float(number) for number in re.findall(r"\d\.\d+", run.stdout)]
+    (texts,) = re.findall(r"encode_batch\(\[(.*?)\]\)", code)
+    expected = [share for text in re.findall('"(.*?)"', texts) for share in probabilities(model, text)]
+    assert shares == pytest.approx(expected, abs=QUANTIZED)
+
+
+@contextmanager
+def served(folder):
+    """Yield the address at which a web server has the files of a folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.nightly
+def test_the_page_answers_in_a_browser_as_the_adapter_does_and_asks_nobody_else(model):
+    build = [sys.executable, ROOT / "examples/browser/build.py", "build/onnx", "-o", "build/browser"]
+    subprocess.run(build, check=True)
+    asked = []
+    with chromium() as browser, served("build/browser") as address:
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: asked.append(str(error)))
+        page.goto(address)
+        for text in ("the cat sleeps in the garden", "x"):
+            page.fill("#text", text, timeout=60_000)
+            page.wait_for_function("document.getElementById('state').textContent.startsWith('answered')")
+            page.wait_for_timeout(500)
+            labels = page.locator("#answer th").all_inner_texts()
+            shares = [float(share) for share in page.locator("#answer td.share").all_inner_texts()]
+            assert labels == ["no", "yes"]
+            assert shares == pytest.approx(probabilities(model, text), abs=QUANTIZED)
+        page.fill("#text", " ")
+        assert page.inner_text("#state") == "type a text"
+    assert all(url.startswith((address, "data:")) for url in asked), asked
+
+
+def test_a_folder_without_graphs_is_refused_in_a_line(tmp_path):
+    build = [sys.executable, ROOT / "examples/browser/build.py", tmp_path, "-o", tmp_path / "site"]
+    run = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "no config.json; needed: a folder that `lsr export --to onnx` has written" in run.stderr
+    assert not Path(tmp_path / "site").exists()
