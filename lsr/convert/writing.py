@@ -237,7 +237,11 @@ def _trained_whole(contents: Contents) -> list[str]:
     for name in contents.heads:
         module, _, _ = name.rpartition(".")
         inside.update(outer_names(module))
-    return sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in inside)})
+    whole = set[str]()
+    for entry in contents.endings:
+        if any(name.endswith(entry) for name in inside):
+            whole.add(entry)
+    return sorted(whole)
 
 
 def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:

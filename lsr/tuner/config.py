@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import InitVar, asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -192,7 +193,7 @@ class LsrConfig(PeftConfig):
     def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
         """Return the configuration of an adapter with dense frames of these ranks, on these layers only."""
         usual, others = usual_and_others({name: (rank,) for name, rank in ranks.items()})
-        alphas = {key: a for key, a in self.alpha_pattern.items() if any(matches(key, name) for name in ranks)}
+        alphas = {key: alpha for key, alpha in self.alpha_pattern.items() if any(map(partial(matches, key), ranks))}
         return replace(
             self,
             rank_shape=usual,

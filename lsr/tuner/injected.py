@@ -52,8 +52,12 @@ class Resolved:
 
 
 def _shapes(fields: Fields) -> LayerShapes:
-    out_shape, in_shape = (tuple(int(size) for size in fields[side]) for side in ("out_shape", "in_shape"))
-    return LayerShapes(int(fields["out_features"]), int(fields["in_features"]), out_shape, in_shape)
+    return LayerShapes(
+        int(fields["out_features"]),
+        int(fields["in_features"]),
+        tuple(map(int, fields["out_shape"])),
+        tuple(map(int, fields["in_shape"])),
+    )
 
 
 @dataclass

@@ -22,12 +22,11 @@ def parameter_groups(
     Raises:
         ValueError: if there is no such adapter, or nothing of it is trainable.
     """
-    adapters = [layer.adapter(adapter_name) for layer in layers_of(model, adapter_name).values()]
-    rates = {
-        parameter: learning_rate * rate_factor(name, adapter.form.separation_rank)
-        for adapter in adapters
-        for name, parameter in adapter.named_parameters()
-    }
+    rates = {}
+    for layer in layers_of(model, adapter_name).values():
+        adapter = layer.adapter(adapter_name)
+        for name, parameter in adapter.named_parameters():
+            rates[parameter] = learning_rate * rate_factor(name, adapter.form.separation_rank)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if rates.keys().isdisjoint(trainable):
         raise ValueError(f"no parameter of the adapter {adapter_name!r} is trainable: is another one active?")
