@@ -1,6 +1,10 @@
-"""Adapters that clients send as the files of a form, which may hold anything."""
+"""Adapters that clients send as the files of a form, which may hold anything.
+
+A large form takes long to parse. So its body goes to a file while it comes, and a thread parses it, with rests.
+"""
 
 import asyncio
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -10,6 +14,7 @@ from tempfile import TemporaryDirectory
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Message, Scope
 
 from lsr.loading.contents import Contents, read_on
 from lsr.loading.prompts import NO_TEMPLATE
@@ -20,6 +25,7 @@ from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
 MOST_ADAPTER_BYTES = 16 << 20  # maximum size of a request with an adapter
+PIECE = 1 << 20  # bytes of a body that are held in memory
 JSON = (CONFIG, TASK)
 FILES = (*JSON, WEIGHTS, ROUNDED)
 
@@ -34,33 +40,16 @@ class Uploads:
 
     async def read(self, request: Request, name: str) -> Contents:
         """Return the adapter in the form of a request; errors name the adapter in place of its folder."""
-        with TemporaryDirectory() as folder:
-            await self._receive(request, Path(folder))
+        with TemporaryDirectory() as body_folder, TemporaryDirectory() as folder:
+            body = Path(body_folder, "body")
+            await save_body(request.stream(), body)
+            await self._aside.run(partial(write_files, request.scope, body, Path(folder)))
             try:
                 loop = asyncio.get_running_loop()
                 contents = await loop.run_in_executor(self._thread, self._read, Path(folder))
             except InputError as error:
                 raise InputError(str(error).replace(folder, name)) from None
         return replace(contents, source=name)
-
-    async def _receive(self, request: Request, folder: Path) -> None:
-        """Write the files of a form to a folder."""
-        async with request.form(max_files=len(FILES), max_fields=0) as form:
-            for file, part in form.multi_items():
-                if file not in FILES:
-                    raise HTTPException(422, f"{file[:100]!r}: the parts of the form are {', '.join(FILES)}")
-                assert isinstance(part, UploadFile)  # as max_fields is 0
-                content = await part.read()
-                if file in JSON:
-                    await self._check_json(file, content)
-                else:
-                    await self._check_json(f"the header of {file}", header_of(content))
-                (folder / file).write_bytes(content)
-
-    async def _check_json(self, name: str, content: bytes) -> None:
-        if len(content) > MOST_JSON_BYTES:
-            raise HTTPException(413, f"{name} has {len(content):,} bytes; at most {MOST_JSON_BYTES:,} are allowed")
-        await self._aside.run(partial(check_values, content.decode(errors="replace"), name))
 
     def _read(self, folder: Path) -> Contents:
         contents = read_on(self._passes.bank.of_base, folder)
@@ -69,3 +58,46 @@ class Uploads:
         if template and template not in (NO_TEMPLATE, own):
             raise InputError(f"{folder}: task.json: template must be none or that of the base model's tokenizer")
         return contents
+
+
+async def save_body(stream: AsyncIterator[bytes], path: Path) -> None:
+    """Write the body of a request to a file while it comes."""
+    piece = bytearray()
+    with path.open("wb") as file:
+        async for chunk in stream:
+            piece += chunk
+            if len(piece) >= PIECE:
+                await asyncio.to_thread(file.write, piece)
+                piece = bytearray()
+        await asyncio.to_thread(file.write, piece)
+
+
+def write_files(scope: Scope, body: Path, folder: Path) -> None:
+    """Write the files of a form to a folder, of a request whose body is in a file; for a thread of its own."""
+    asyncio.run(_write_files(scope, body, folder))
+
+
+async def _write_files(scope: Scope, body: Path, folder: Path) -> None:
+    with body.open("rb") as file:
+
+        async def receive() -> Message:
+            piece = file.read(PIECE)
+            return {"type": "http.request", "body": piece, "more_body": len(piece) == PIECE}
+
+        async with Request(scope, receive).form(max_files=len(FILES), max_fields=0) as form:
+            for name, part in form.multi_items():
+                if name not in FILES:
+                    raise HTTPException(422, f"{name[:100]!r}: the parts of the form are {', '.join(FILES)}")
+                assert isinstance(part, UploadFile)  # as max_fields is 0
+                content = part.file.read()
+                if name in JSON:
+                    _check_json(name, content)
+                else:
+                    _check_json(f"the header of {name}", header_of(content))
+                (folder / name).write_bytes(content)
+
+
+def _check_json(name: str, content: bytes) -> None:
+    if len(content) > MOST_JSON_BYTES:
+        raise HTTPException(413, f"{name} has {len(content):,} bytes; at most {MOST_JSON_BYTES:,} are allowed")
+    check_values(content.decode(errors="replace"), name)

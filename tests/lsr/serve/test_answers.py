@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from transformers import AutoTokenizer
 
 from lsr import AdapterBank
@@ -23,7 +24,7 @@ from lsr.serve.passes import Passes
 from tests import architectures
 from tests.kit import refused
 from tests.lsr.saved import save_lora
-from tests.lsr.serve.asking import ask_passes, posted, predict
+from tests.lsr.serve.asking import ask_passes, files, posted, predict
 
 WORST = [f"{at:03}" + "\x01" * 197 for at in range(320)]  # 64,000 bytes, of which JSON makes 6 times as many
 LABELS = {
@@ -126,6 +127,28 @@ def test_health_answers_while_a_large_answer_is_rendered_or_a_large_body_is_pars
         health = await client.get("/health")
         asked.set()
         return health, await answer
+
+    assert [response.status_code for response in ask_passes(passes, call)] == [200, 200]
+
+
+def test_health_answers_while_the_form_of_an_adapter_is_parsed(passes, there, monkeypatch):
+    begun, asked, real = threading.Event(), threading.Event(), MultiPartParser.parse
+
+    async def slow(parser):
+        begun.set()
+        assert asked.wait(5)  # whoever parses in the event loop waits in vain
+        return await real(parser)
+
+    monkeypatch.setattr(MultiPartParser, "parse", slow)
+    monkeypatch.setenv("LSR_TOKEN", "secret")
+
+    async def call(client):
+        headers = {"Authorization": "Bearer secret"}
+        sent = asyncio.create_task(client.put("/v1/adapters/guest", files=files(there / "0/anna"), headers=headers))
+        await asyncio.to_thread(begun.wait, 30)
+        health = await client.get("/health")
+        asked.set()
+        return health, await sent
 
     assert [response.status_code for response in ask_passes(passes, call)] == [200, 200]
 
