@@ -40,7 +40,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     tenants = note.pop(TENANTS, {})
     if not tenants:
         raise InputError(f"{files.folder / TASK}: names no tenants; needed: tenants with the names of their labels")
-    sizes = [1 if labels is None else len(labels) for labels in tenants.values()]
+    sizes = list(map(_outputs, tenants.values()))
     count = sum(sizes)
     layer = last_layer(files)
     rows = _rows_of(layer, files)
@@ -64,6 +64,12 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
             task={**note, "labels": tenants[name]},
         )
     return _with_zeros(files, shapes), own
+
+
+def _outputs(labels: Sequence[str] | None) -> int:
+    if labels is None:  # a number
+        return 1
+    return len(labels)
 
 
 def _rows_of(layer: str, files: Files) -> dict[str, Tensor]:
@@ -155,8 +161,9 @@ def on_plain_base(common: Files | None, own: Contents) -> Contents:
     shared = read_contents(common, with_biases=True)
     updates = dict(shared.updates)
     for name, update in own.updates.items():
-        common_update = updates.get(name)
-        updates[name] = common_update.plus(update) if common_update else update
+        if name in updates:
+            update = updates[name].plus(update)
+        updates[name] = update
     return replace(
         shared,
         source=own.source,

@@ -125,7 +125,8 @@ class BankLayer(Stacked):
         else:
             update = update.plain()
             frames = update.frames
-            rows = {DIRECTIONS: torch.cat([frames.a, frames.b.T], dim=1)}
+            directions = torch.cat([frames.a, frames.b.T], dim=1)
+            rows = {DIRECTIONS: directions}
         return {**rows, SCALING: torch.tensor([[update.scaling]])}
 
     def _takes(self, frames: Frames, core_size: int) -> bool:

@@ -51,10 +51,11 @@ class Prompts:
         self.end = tokenizer.eos_token_id  # unless the template sets another special token after an answer
         if self.template != NONE:
             turns = [{"role": role, "content": SAMPLE} for role in ("user", "assistant")]
-            _, _, after = self._template.render(turns, asks=False).rpartition(SAMPLE)
-            first = self._template.tokens(after)[:1]
-            if first and first[0] in tokenizer.all_special_ids:
-                self.end = first[0]
+            rendered = self._template.render(turns, asks=False)
+            _, _, after = rendered.rpartition(SAMPLE)
+            ids = self._template.tokens(after)
+            if ids and ids[0] in tokenizer.all_special_ids:
+                self.end = ids[0]
         if self.end is None:
             raise UserError("the tokenizer has no end token, eos_token, with which an answer could end")
 
@@ -84,7 +85,9 @@ class Prompts:
                 asked = self._template.tokens(prompt, begins=True)
                 silent = [SILENT] * len(asked)
             before = prompt
-            last = turn["content"] if self.template == NONE else turn["content"].strip()
+            last = turn["content"]
+            if self.template != NONE:
+                last = last.strip()
             answered = self._template.tokens(last)
             ids += asked + answered
             labels += silent + answered
