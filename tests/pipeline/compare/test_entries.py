@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
-from pipeline.compare.rows import Entry, entries, smallest
+from pipeline.compare.rows import Entry, entries, estimate, smallest
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
 
 
@@ -122,3 +123,10 @@ def test_without_a_rounded_seed_on_a_task_all_is_as_trained():
     assert (file.precision, file.bytes, file.scores) == ("as trained", 4100, [pytest.approx(mean)])
     unfinished = smallest(of(record(status="failed", file_bytes=7)))
     assert (unfinished.precision, unfinished.bytes, unfinished.scores) == ("as trained", 7, ())
+
+
+def test_a_mean_over_seeds_has_the_interval_of_student():
+    values = [81.0, 84.5, 83.0]
+    student = stats.t.interval(0.95, len(values) - 1, loc=stats.tmean(values), scale=stats.sem(values))
+    mean = estimate("score", values)
+    assert (mean["score_low"], mean["score_high"]) == pytest.approx(student)

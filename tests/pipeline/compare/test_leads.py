@@ -243,6 +243,44 @@ def test_seeds_are_paired_and_one_in_common_has_no_error():
     assert mean([]) == unknown
 
 
+def without_labels(leads):
+    """A task on which a method has these leads by seed."""
+    mine = {seed: Scores(80 + lead, np.full(2, 80 + lead)) for seed, lead in enumerate(leads)}
+    theirs = {seed: Scores(80.0, np.full(2, 80.0)) for seed in range(len(leads))}
+    return mine, theirs
+
+
+def test_a_mean_over_two_tasks_has_the_interval_of_welch():
+    """Half the difference of one mean and minus the other, by scipy."""
+    first = RNG.normal(1, 3, 5)
+    second = RNG.normal(2, 0.5, 3)
+    lead = mean([on_task([without_labels(first)]), on_task([without_labels(second)])])
+    welch = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
+    assert lead.interval(0.95) == pytest.approx((welch.low / 2, welch.high / 2))
+
+
+def test_errors_of_seeds_and_of_tenants_are_those_of_their_sum_without_a_rest():
+    tenants = np.array([0.0, 1.0, 5.0, -2.0])
+    seeds = np.array([0.0, 3.0, -4.0])
+    lead = on_task([without_labels(tenant + seeds) for tenant in tenants])
+    of_tenants, of_seeds = lead.drawn
+    assert of_tenants.variance == pytest.approx(stats.sem(tenants) ** 2)
+    assert of_seeds.variance == pytest.approx(stats.sem(seeds) ** 2)
+
+
+@pytest.mark.parametrize(("share", "word"), [(1.01, "close"), (0.99, None)])
+def test_a_lead_is_within_the_margin_if_two_one_sided_tests_at_five_percent_say_so(share, word):
+    """By scipy's tests of the leads by seed."""
+    leads = np.array([-0.5, 0.8, 0.1, -0.2, 0.4])
+    margin = share * (leads.mean() + stats.sem(leads) * stats.t.ppf(0.95, len(leads) - 1))
+    below = stats.ttest_1samp(leads, margin, alternative="less")
+    above = stats.ttest_1samp(leads, -margin, alternative="greater")
+    assert (max(below.pvalue, above.pvalue) < 0.05) == (word == "close")
+    mine, theirs = without_labels(leads)
+    judge = Judge({"rte": {"rte": {"a": mine, "b": theirs}}}, {"rte": ("rte",)}, margin)
+    assert judge.against("b", "rte", ["a"])["a"]["these"]["word"] == word
+
+
 def test_holm_corrects_as_in_the_book():
     # 0.005 * 4; 0.01 * 3; 0.03 * 2; and 0.04, which is no smaller than the one before
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

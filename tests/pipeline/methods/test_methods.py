@@ -106,6 +106,10 @@ def test_the_update_of_kadaptation_is_the_sum_of_kronecker_products():
         s, u, v = (factor.data.normal_() for factor in layer.factors("default"))
         expected = sum(torch.kron(s[k], u[k] @ v[k]) for k in range(len(s)))
         assert torch.allclose(layer.get_delta_weight("default"), expected, atol=1e-4)
+        x = torch.randn(5, WIDTH)
+        base = layer.get_base_layer()
+        whole = torch.nn.functional.linear(x, base.weight + expected, base.bias)
+        assert torch.allclose(layer(x), whole, rtol=1e-4, atol=1e-4)
 
 
 META = torch.device("meta")

@@ -120,6 +120,8 @@ def test_resamples_that_are_scored_at_once_have_the_interval_of_those_scored_one
         predictions, labels = random.integers(0, 2, (2, 50, 3))
     else:
         predictions, labels = random.integers(0, 2 if kind == "f1" else 4, (2, 50))
+        if kind == "macro_f1":
+            labels[0] = 4  # a class that many resamples lack
     groups = random.integers(0, 20, 50) if is_grouped else None
     order = np.lexsort((*np.atleast_2d(predictions.T), *np.atleast_2d(labels.T), *([groups] if is_grouped else [])))
     units = [order[groups[order] == one] for one in np.unique(groups)] if is_grouped else [[one] for one in order]
