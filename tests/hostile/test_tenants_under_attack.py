@@ -146,5 +146,6 @@ def test_tenants_and_health_are_answered_and_memory_returns(kind, attack, reques
     measured = f"{attack.__name__}: p99 of {TENANTS} tenants {ratio:.2f} of that without ({p99} ms); "
     measured += f"/health at most {health} s; memory {before >> 20} -> {after >> 20} MB"
     record_property("measured", measured)
-    assert max(attacked.health for attacked in with_it) < SLOWEST, measured
+    of_machine = max(quiet.health for quiet in without)  # which other programs may hold for as long
+    assert max(attacked.health for attacked in with_it) < SLOWEST + of_machine, measured
     assert after <= GROWN * before, measured
