@@ -6,6 +6,7 @@ inputs and labels; README.md, its card), artifacts/bank/ (what is served, if the
 Not a DVC out: runs/, where trackers write.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,14 +70,19 @@ def load_initialized(view: params.TrainView, task: Task, train: Dataset) -> Peft
     """Return the model with its initialized adapter, and the loss of the task and its classes."""
     base = base_models.load_base_model(view.base_model, task)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
-    if view.tenants.folder and task.facts.tenants:
+    if view.tenants.folder:
         banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     run.weigh_classes(view, task, base, train)
     return model
 
 
 def fit(
-    view: params.TrainView, task: Task, model: PeftModel, splits: dict[str, Dataset], collate: Any, folder: Path
+    view: params.TrainView,
+    task: Task,
+    model: PeftModel,
+    splits: dict[str, Dataset],
+    collate: Any,
+    folder: Path,
 ) -> Trainer:
     """Fit the model, and return the Trainer that did it; the model has the weights of the best checkpoint then."""
     each = run.steps_an_epoch(view, splits["train"])
@@ -122,27 +128,43 @@ def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
     log = trainer.state.log_history
     curves = dict[str, list[tuple[int, float]]]()
     for key, path in CURVES.items():
-        curves[path.stem] = [(int(entry["step"]), float(entry[key])) for entry in log if key in entry]
-        artifacts.write_csv(path, ["step", path.stem], curves[path.stem])
-    scores, losses = dict(curves["validation_score"]), dict(curves["validation_loss"])
+        logged = [entry for entry in log if key in entry]
+        points = [(int(entry["step"]), float(entry[key])) for entry in logged]
+        curves[path.stem] = points
+        artifacts.write_csv(path, ["step", path.stem], points)
+    scores = dict(curves["validation_score"])
+    rows = cast("Dataset", trainer.train_dataset)
     best = cast("int", trainer.state.best_global_step)
+    _, last_loss = curves["loss"][-1]
+    _, last_score = curves["validation_score"][-1]
     metrics = {
         "best_epoch": 1 + list(scores).index(best),
         "best_score": scores[best],
-        "last_score": list(scores.values())[-1],
-        "last_loss": curves["loss"][-1][1],
+        "last_score": last_score,
+        "last_loss": last_loss,
         "steps": trainer.state.global_step,
-        "read": len(scores) * len(cast("Dataset", trainer.train_dataset)),
+        "read": len(scores) * len(rows),
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, SHOWN)
-    rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]
-    console.table("train", ["epoch", f"validation {selecting(task.scoring)}", "loss"], rows)
+    print_curves(curves, selecting(task.scoring))
+    if len(scores) < view.train.epochs:
+        done = f"{len(scores)} of {view.train.epochs} epochs"
+        console.line(f"train: stopped after {done}, by train.patience: {view.train.patience}")
+
+
+def print_curves(curves: Mapping[str, Sequence[tuple[int, float]]], selects: str) -> None:
+    """Print the score, by its name, and the loss of each epoch, and how all curves run."""
+    scores = dict(curves["validation_score"])
+    losses = dict(curves["validation_loss"])
+    rows = list[tuple[int, float, float]]()
+    for epoch, (step, score) in enumerate(scores.items(), start=1):
+        rows.append((epoch, score, losses[step]))
+    console.table("train", ["epoch", f"validation {selects}", "loss"], rows)
     for name, points in curves.items():
         values = [value for _, value in points]
-        console.line(f"{name.replace('_', ' '):16} {console.sparkline(values)} {values[0]:.4g} to {values[-1]:.4g}")
-    if len(rows) < view.train.epochs:
-        done, patience = f"{len(rows)} of {view.train.epochs} epochs", view.train.patience
-        console.line(f"train: stopped after {done}, by train.patience: {patience}")
+        ends = f"{values[0]:.4g} to {values[-1]:.4g}"
+        word = name.replace("_", " ")
+        console.line(f"{word:16} {console.sparkline(values)} {ends}")
 
 
 if __name__ == "__main__":

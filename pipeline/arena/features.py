@@ -52,13 +52,13 @@ class Read(NamedTuple):
     """The features of the examples of a split, as outputs."""
 
     outcome: Outcome
-    tenants: Values  # the number of each example's; without tenants, all are of number 0
+    tenants: Mapping[str, Values]  # positions of the examples of each; without tenants, of all
 
-    def rows(self, tenant: int) -> Values:
-        """Return the numbers of a tenant's examples."""
-        return np.flatnonzero(self.tenants == tenant)
+    def rows(self, tenant: str) -> Values:
+        """Return the positions of a tenant's examples."""
+        return self.tenants.get(tenant, np.arange(0))
 
-    def of(self, tenant: int) -> XY:
+    def of(self, tenant: str) -> XY:
         """Return the features and labels of a tenant's examples."""
         rows = self.rows(tenant)
         features = self.outcome.outputs[rows]
@@ -78,11 +78,11 @@ def outcomes(
     least = torch.finfo(torch.float32).min
     logs = {}
     for split in SCORED:
-        count = len(parts[split].tenants)
+        count = len(parts[split].outcome.labels)
         logs[split] = torch.full((count, width), least)
     parameters = 0
     train = parts["train"]
-    for tenant in np.unique(train.tenants):  # each has its own regression
+    for tenant in train.tenants:  # each has its own regression
         fitted = _fitted(training.chosen.features, train.of(tenant), parts["validation"].of(tenant))
         parameters += _count(fitted)
         for split in SCORED:
@@ -109,8 +109,7 @@ def _read(
     for split, examples in splits.items():
         features = evaluation.outputs(task.head, model, examples, collate, at_once)
         outcome = evaluation.outcome(features, examples)
-        tenants = outcome.groups if task.facts.tenants else np.zeros(len(examples))
-        parts[split] = Read(outcome, np.asarray(tenants))
+        parts[split] = Read(outcome, task.scoring.rows_of_parts(outcome))
     return parts
 
 

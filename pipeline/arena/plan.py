@@ -20,7 +20,6 @@ from pipeline.data.content import Source
 from pipeline.methods.planning import known_types
 from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Completion, Conversation
 from pipeline.params.reading import changed
 from pipeline.params.sections import HeadParams
 from pipeline.params.sources import Split
@@ -58,7 +57,7 @@ class Training:
     @property
     def writes(self) -> bool:
         """Whether what a language model writes is scored."""
-        return isinstance(self.view.dataset.label, Completion | Conversation)
+        return self.view.dataset.label.has_new_tokens
 
     @property
     def is_alone(self) -> bool:

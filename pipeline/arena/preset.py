@@ -13,7 +13,6 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Completion, Conversation
 from pipeline.params.mistakes import validated
 from pipeline.params.reading import load_row
 from pipeline.params.sections import Count, Section
@@ -242,7 +241,7 @@ class Preset(Section):
     def _check_new_tokens(self, rows: Datasets) -> None:
         writing = set()
         for name, row in rows.items():
-            if isinstance(row.label, Completion | Conversation):
+            if row.label.has_new_tokens:
                 writing.add(name)
         if self.reads.new_tokens is not None and not writing:
             raise ValueError(f"reads: {WRITES_NOTHING}")

@@ -150,7 +150,7 @@ def _check_reads(training: Training) -> None:
         UserError: if it cannot.
     """
     reads = training.reads
-    if training.writes and reads.new_tokens is None:
+    if training.view.dataset.label.has_new_tokens and reads.new_tokens is None:
         raise UserError(f"{training.task}: completions are compared by what is written: set reads.new_tokens")
     amounts = reads.model_dump().values()
     if training.view.dataset.is_grouped and any(amount != "all" for amount in amounts):

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Completion, Conversation, has_exact_interval
+from pipeline.params.labels import has_exact_interval
 from pipeline.params.schema import Params
 from pipeline.params.sections import MOST_EPOCHS, READ, LsrParams, MethodParams, TrainParams
 
@@ -46,7 +46,7 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
     reasons = dict[str, str]()
     if not is_of_tenants:
         reasons["tenants.common"] = reasons["tenants.precision"] = "the data have no column of tenants"
-    if isinstance(row.label, Completion | Conversation):
+    if row.label.has_new_tokens:
         reasons["train.head_learning_rate"] = "a language model has no head of its own to train"
     else:
         reasons["evaluate.new_tokens"] = "the data have no completions"

@@ -80,6 +80,7 @@ class Form(Row):
     told_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
     scored_by: ClassVar[tuple[str, ...]]  # the metrics that may score it
     goes_with: ClassVar[frozenset[str]] = frozenset()  # keys of ONLY
+    has_new_tokens: ClassVar[bool] = False  # a text of at most so many is generated, by a model without a head
 
     column: str
 
@@ -212,6 +213,7 @@ class Completion(Form):
     told_by = frozenset({"completion"})
     scored_by = OF_COMPLETIONS
     goes_with = frozenset({"template", "select"})
+    has_new_tokens = True
 
     column: str = Field(alias="completion", description="the column with what is to be written")
     names: Names = Field(
@@ -240,6 +242,7 @@ class Conversation(Form):
     told_by = frozenset({"messages"})
     scored_by = OF_COMPLETIONS
     goes_with = frozenset({"select"})
+    has_new_tokens = True
 
     column: str = Field(alias="messages", description="the column with a list of messages: role and content")
 
