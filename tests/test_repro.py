@@ -145,7 +145,12 @@ def test_a_temporary_copy_says_which_file_git_does_not_track(restored):
     shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
     add_row(restored, "data/datasets.yaml", "mine", files_row("data/mine.csv"))
     output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", "tokenize", code=255)
-    assert "no row 'mine'; rows: glue, ratings; a temporary copy has data/datasets.yaml only after `git add`" in output
+    assert (
+        "no row 'mine' in this temporary copy, which has only what Git tracks: run `git add data/datasets.yaml`"
+        in output
+    )
+    typo = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mime", "tokenize", code=255)
+    assert "no row 'mime'; rows: glue, ratings; python -m pipeline.add FILE makes one" in typo
     quick(restored, "git", "add", "data/datasets.yaml")
     output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", "tokenize", code=255)
     assert "mine: data/mine.csv: not found; " in output

@@ -48,17 +48,20 @@ def described(table: pd.DataFrame, source: TableSource, choice: Choice, where: s
             read or predicted, or the column to predict holds neither classes nor numbers.
     """
     _check_columns(table, choice, where)
-    content: dict[str, Any] = {"source": source.model_dump(mode="json", exclude_defaults=True)}
+    keys = source.model_dump(mode="json", exclude_defaults=True)
+    content: dict[str, Any] = {"source": keys}
     cut = {split: share for split, share in CUT.items() if split not in source.files}
     table = table.drop(columns=choice.tenant or [])
     written = _written(table, choice)
     if written:
-        return Description({**content, **written, "cut": cut}, {})
+        content |= written
+        content["cut"] = cut
+        return Description(content, {})
     label = choice.label or _label(table, choice.text, where)
     column = table[label]
     replaced = {} if choice.keeps_labels else _replaced(column)
     if replaced:
-        content["source"]["replace"] = {label: replaced}
+        keys["replace"] = {label: replaced}
     read = spellings.respelled(column, replaced)
     scored = _scored(read, choice.tenant, where)
     if not cut:
@@ -68,7 +71,8 @@ def described(table: pd.DataFrame, source: TableSource, choice: Choice, where: s
         content["tenant"] = choice.tenant
     content |= scored
     content["cut"] = cut
-    return Description(content, spellings.notes_of(column, replaced))
+    notes = spellings.notes_of(column, replaced)
+    return Description(content, notes)
 
 
 def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
@@ -78,14 +82,16 @@ def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
         UserError: if it has not.
     """
     for name in table:
-        if kinds.is_text(pd.Series([name])):
+        as_cell = pd.Series([name])
+        if kinds.is_text(as_cell):
             needed = "put one above it with names of columns, such as text,label"
             raise UserError(f"{where}: the first line is a row; {needed}")
     chosen = [*choice.text]
     chosen += [name for name in (choice.label, choice.tenant) if name]
     sources.check_columns(table.columns, chosen, where)
-    if choice.tenant is not None and choice.tenant == choice.label:
-        raise UserError(f"{where}: --tenant and --label name the same column, {choice.tenant}; they must be two")
+    tenant = choice.tenant
+    if tenant is not None and tenant == choice.label:
+        raise UserError(f"{where}: --tenant and --label name the same column, {tenant}; they must be two")
 
 
 def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
@@ -105,10 +111,13 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
 def _written(table: pd.DataFrame, choice: Choice) -> dict[str, Any]:
     """Return text, label and metrics of a table with conversations or completions; nothing of any other."""
     metrics = ["exact_match", "rouge_l"]
-    if choice.label in (None, MESSAGES) and MESSAGES in table and not choice.text:
+    may_be_messages = choice.label in (None, MESSAGES) and not choice.text
+    if may_be_messages and MESSAGES in table:
         return {"label": {"messages": MESSAGES}, "metrics": metrics}
-    if choice.label in (None, COMPLETION) and COMPLETION in table and (choice.text or PROMPT in table):
-        text = list(choice.text or [PROMPT])
+    may_be_completion = choice.label in (None, COMPLETION)
+    has_prompt = bool(choice.text) or PROMPT in table
+    if may_be_completion and COMPLETION in table and has_prompt:
+        text = list(choice.text) or [PROMPT]
         return {"text": text, "label": {"completion": COMPLETION}, "metrics": metrics}
     return {}
 
@@ -128,7 +137,8 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
         if column in text or kinds.is_running_text(values):
             continue
         columns.append(column)
-        if kinds.joined_labels(values) or 1 < values.map(str).nunique() <= most:
+        different = values.map(str).nunique()
+        if kinds.joined_labels(values) or 1 < different <= most:
             few.append(column)
         elif kinds.may_be_scale(values):
             numbers.append(column)
@@ -142,9 +152,10 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
     if possible:
         shown = " or ".join(map(quote, possible))
         raise UserError(f"{where}: which column is to be predicted? --label {shown}")
-    have = "each has text, or another value in nearly every row"
+    shown = ", ".join(table)
+    have = f"each has text, or another value in nearly every row: {shown}"
     needed = "needed: one with a few classes, or with numbers"
-    raise UserError(f"{where}: no column could be a label; {have}: {', '.join(table)}; {needed}")
+    raise UserError(f"{where}: no column could be a label; {have}; {needed}")
 
 
 def _replaced(column: pd.Series) -> dict[str, str | None]:
@@ -154,9 +165,11 @@ def _replaced(column: pd.Series) -> dict[str, str | None]:
     counts = spellings.counts_of(column)
     missing = spellings.missing_words(counts)
     others = {spelling: count for spelling, count in counts.items() if spelling not in missing}
-    if kinds.numbers_to_predict(spellings.respelled(column, missing)) is not None:
+    without = spellings.respelled(column, missing)
+    if kinds.numbers_to_predict(without) is not None:
         return {**missing}
-    return {**spellings.one_spelling(others), **missing}
+    merged = spellings.one_spelling(others)
+    return {**merged, **missing}
 
 
 def _scored(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]:
@@ -167,15 +180,20 @@ def _scored(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]
     Raises:
         UserError: if it holds neither classes nor numbers.
     """
+    name = column.name
     scale = kinds.numbers_to_predict(column)
     if scale is not None:
-        ends = {"low": float(scale.min()), "high": float(scale.max())}
-        return {"label": {"column": column.name, **ends}, "metrics": ["pearson", "spearman"]}
+        low = float(scale.min())
+        high = float(scale.max())
+        label = {"column": name, "low": low, "high": high}
+        return {"label": label, "metrics": ["pearson", "spearman"]}
     parts = kinds.joined_labels(column)
     if parts:
-        return {"label": {"several": column.name, **parts}, "metrics": ["macro_f1", "micro_f1"]}
+        label = {"several": name, **parts}
+        return {"label": label, "metrics": ["macro_f1", "micro_f1"]}
     if tenant is not None:
-        return {"label": {"column": column.name}, "metrics": ["accuracy", "macro_f1"]}
+        label = {"column": name}
+        return {"label": label, "metrics": ["accuracy", "macro_f1"]}
     values = kinds.known(column)
     counts = Counter(map(plain_text, values))
     most = min(kinds.MOST_CLASSES, len(values) / 2)
@@ -183,12 +201,13 @@ def _scored(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]
         has = f"it has {len(counts):,} different values in {len(values):,} rows"
         numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
         needed = f"needed are {numbers} or 2 to {kinds.MOST_CLASSES} values with several rows each"
-        raise UserError(f"{where}: {column.name} is no label: {has}; {needed}; choose another --label")
+        raise UserError(f"{where}: {name} is no label: {has}; {needed}; choose another --label")
     if all(isinstance(value, bool) for value in values):
-        return _of_classes(column.name, {"false": counts["0"], "true": counts["1"]})
-    are_numbers = kinds.as_numbers(pd.Series(list(counts))) is not None
+        return _of_classes(name, {"false": counts["0"], "true": counts["1"]})
+    spelled = pd.Series(list(counts))
+    are_numbers = kinds.as_numbers(spelled) is not None
     names = sorted(counts, key=float if are_numbers else None)
-    return _of_classes(column.name, {name: counts[name] for name in names})
+    return _of_classes(name, {label: counts[label] for label in names})
 
 
 def _have_commas(values: Collection[str]) -> bool:
@@ -203,10 +222,12 @@ def _of_classes(column: Any, counts: Mapping[str, int]) -> dict[str, Any]:
     f1 = list[str]()
     if len(names) == 2:
         first, second = names
-        label["positive"] = first if counts[first] < counts[second] else second  # the rarer class
+        is_first_rarer = counts[first] < counts[second]
+        label["positive"] = first if is_first_rarer else second
         f1 = ["f1"]
     least = min(counts.values())
-    enough = RARE_SHARE * sum(counts.values())
+    total = sum(counts.values())
+    enough = RARE_SHARE * total
     metrics = ["accuracy", *(f1 or ["macro_f1"])]
     if least < max(RARE_TEXTS, enough):  # accuracy hardly changes if a rare class is never answered
         metrics = ["macro_f1", *f1, "accuracy"]

@@ -99,7 +99,8 @@ def as_numbers(column: pd.Series) -> pd.Series | None:
     values = known(column)
     if any(isinstance(value, bool) for value in values):
         return None
-    numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
+    as_they_are = pd.Series(values, dtype=object)
+    numbers = pd.to_numeric(as_they_are, errors="coerce")
     return numbers if numbers.notna().all() else None
 
 

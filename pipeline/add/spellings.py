@@ -21,28 +21,32 @@ def counts_of(column: pd.Series) -> Counter[str]:
 
 
 def _is_name(value: object) -> bool:
-    is_flag = isinstance(value, bool)
-    return isinstance(value, str | int | float) and not is_flag and not is_missing(value)
+    if isinstance(value, bool) or is_missing(value):
+        return False
+    return isinstance(value, str | int | float)
 
 
 def missing_words(counts: Iterable[str]) -> dict[str, None]:
     """Return the spellings that stand for a missing label, each with None, which it is to be read as."""
-    return {spelling: None for spelling in counts if spelling.casefold() in MISSING}
+    missing = [spelling for spelling in counts if spelling.casefold() in MISSING]
+    return dict.fromkeys(missing)
 
 
 def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
     """Return spellings that differ from a more frequent one in case, inner space, or as 1 and 1.0 do; and that one."""
     groups = dict[str, list[str]]()
     for spelling in sorted(counts):
-        groups.setdefault(_folded(spelling), []).append(spelling)
+        folded = _folded(spelling)
+        groups.setdefault(folded, []).append(spelling)
     replaced = dict[str, str]()
     for alike in groups.values():
         if len(alike) == 1:
             continue
-        most = max(counts[spelling] for spelling in alike)
-        frequent = next(spelling for spelling in alike if counts[spelling] == most)
+        frequent = max(alike, key=counts.__getitem__)  # of equals the first
         label = plain_text(frequent)
-        replaced |= {spelling: label for spelling in alike if spelling != label}
+        for spelling in alike:
+            if spelling != label:
+                replaced[spelling] = label
     return replaced
 
 
@@ -60,27 +64,38 @@ def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str,
     spaced = sum(map(_has_space_around, column))
     notes = dict[str, str]()
     if merged:
-        notes["merged"] = f"{some_of(merged)}; --keep-labels leaves them as they are"
+        shown = some_of(merged)
+        notes["merged"] = f"{shown}; --keep-labels leaves them as they are"
     if missing:
-        notes["missing"] = f"{some_of(missing)}, taken for no label; --keep-labels makes classes of them"
+        shown = some_of(missing)
+        notes["missing"] = f"{shown}, taken for no label; --keep-labels makes classes of them"
     if spaced:
-        notes["spaces"] = f"around {_counted(spaced, 'label')} are left out"
+        labels = _counted(spaced, "label")
+        notes["spaces"] = f"around {labels} are left out"
     return notes
 
 
 def _has_space_around(value: object) -> bool:
-    return isinstance(value, str) and value != value.strip() and not is_missing(value)
+    if not isinstance(value, str) or is_missing(value):
+        return False
+    return value != value.strip()
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}s"
 
 
 def respelled(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Series:
     """Return a column as it is read when some spellings are replaced."""
-    values = [replaced.get(spelling_of(value), value) for value in column]
+    values = list[object]()
+    for value in column:
+        spelling = spelling_of(value)
+        values.append(replaced.get(spelling, value))
     return pd.Series(values, column.index, dtype=object, name=column.name)
 
 
 def _folded(spelling: str) -> str:
-    return " ".join(plain_text(spelling).casefold().split())
+    words = plain_text(spelling).casefold().split()
+    return " ".join(words)

@@ -25,7 +25,8 @@ def named(source: Source) -> Iterator[Path]:
         yield from map(Path, source.files.values())
     elif isinstance(source, TableSource | HubModel | str):
         path = Path(source if isinstance(source, str) else str(source.path))
-        if path.is_dir() or path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, ".."))):
+        can_only_be_path = path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, "..")))
+        if can_only_be_path or path.is_dir():
             yield path
 
 
@@ -43,8 +44,9 @@ def files(path: Path) -> list[Path]:
 
 def sha256_of(row: Row) -> str:
     """Return the digest of a row, independent of the order of its keys, as in DVC."""
-    content = json.dumps(row.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    keys = row.model_dump(mode="json")
+    content = json.dumps(keys, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def digests(source: Source, where: str) -> dict[str, str]:

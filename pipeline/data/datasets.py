@@ -34,6 +34,7 @@ from pipeline.tasks.cells import Record, has_mirrors, spelled_alike
 from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+BY_PRECEDENCE: tuple[Split, ...] = ("test", "validation", "train")  # of splits that share a text, the first keeps it
 TEXTS = ("text", "text_pair", EXPECTED)  # columns of texts
 Tables = dict[Split, pd.DataFrame]  # of examples, with numbers in place of texts
 Dropped = Counter[str]  # how many rows are left out, by reason
@@ -48,11 +49,15 @@ class Texts:
 
     def put(self, texts: Sequence[str]) -> np.ndarray:  # (texts,)
         """Add texts, and return their numbers."""
-        lines = [f"{json.dumps(text, ensure_ascii=False)}\n".encode() for text in texts]
-        sizes = np.array([len(line) for line in lines], np.int64)
+        lines = list[bytes]()
+        for text in texts:
+            line = json.dumps(text, ensure_ascii=False)
+            lines.append(f"{line}\n".encode())
+        sizes = np.array([*map(len, lines)], np.int64)
         first = self._file.seek(0, SEEK_END)
         self._file.writelines(lines)
-        return first + sizes.cumsum() - sizes
+        ends = first + sizes.cumsum()
+        return ends - sizes
 
     def get(self, number: int) -> str:
         """Return the text for which a number stands."""
@@ -64,7 +69,8 @@ class Examples:
     """The examples of a split: texts by batches, and the columns of numbers."""
 
     def __init__(self, table: pd.DataFrame, texts: Texts) -> None:
-        self.column_names = [name for name in (*TEXTS, "label", GROUP, TENANT) if name in table]
+        names = (*TEXTS, "label", GROUP, TENANT)
+        self.column_names = [name for name in names if name in table]
         self._table = table
         self._texts = texts
 
@@ -74,8 +80,9 @@ class Examples:
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a column of numbers: labels, of which an example may have several, or group or tenant."""
         column = self._table[name]
-        is_list = column.dtype == object
-        return np.array(column.tolist() if is_list else column)
+        if column.dtype == object:  # of lists
+            return np.array(column.tolist())
+        return np.array(column)
 
     def in_order_of_hashes(self) -> "Examples":
         """Return the same examples in an order that does not depend on that of the source; not of pairs, which have it.
@@ -83,7 +90,8 @@ class Examples:
         Of equal texts, the one with the lower label comes first.
         """
         by_label = self._table.sort_values("label", kind="stable")
-        return Examples(by_label.sort_values("hash", kind="stable"), self._texts)
+        by_hash = by_label.sort_values("hash", kind="stable")
+        return Examples(by_hash, self._texts)
 
     def batches(self, size: int, advance: Callable[[int], None] = lambda done: None) -> Iterator[pa.Table]:
         """Yield all columns of so many examples at a time, with texts."""
@@ -91,7 +99,9 @@ class Examples:
         for first in range(0, len(self), size):
             end = first + size
             rows = table.iloc[first:end]
-            columns = {name: self._cells(name, values) for name, values in rows.items()}
+            columns = dict[Any, pa.Array]()
+            for name, values in rows.items():
+                columns[name] = self._cells(name, values)
             yield pa.table(columns)
             advance(len(rows))
 
@@ -136,10 +146,12 @@ def load(row: DatasetRow, name: str) -> Loaded:
             kept[split], left_out = task.preprocessor.after_cut(examples[split], split)
             dropped.update(left_out)
     _check_filled(task, kept, where, dropped)
-    splits = {split: Examples(part, texts) for split, part in kept.items()}
-    # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
-    all_splits: dict[str, Examples] = {split: splits.get(split, splits["test"]) for split in SPLITS}
-    return Loaded(task, all_splits, dict(dropped), conflicting)
+    splits = dict[str, Examples]()
+    for split in SPLITS:
+        # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
+        part = kept.get(split, kept["test"])
+        splits[split] = Examples(part, texts)
+    return Loaded(task, splits, dict(dropped), conflicting)
 
 
 def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
@@ -193,14 +205,16 @@ def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
     held_out = len(whole) - len(train)
     # Of equal texts the first one stays: of other splits, then of train in its order.
     is_again = whole.duplicated("hash").to_numpy()
+    is_left_out = is_again[held_out:]
+    kept = train[~is_left_out].sort_values("hash")
     is_equal = whole.duplicated("hash", keep=False)
     equal = whole[is_equal]
-    first_labels = equal.groupby("hash")["label"].transform("first")
-    differs = equal["label"] != first_labels
+    labels = equal["label"]
+    first_labels = labels.groupby(equal["hash"]).transform("first")
+    differs = labels != first_labels
     of_train = equal.index >= held_out
-    conflicting = int(differs[of_train].sum())
-    kept = train[~is_again[held_out:]]
-    return kept.sort_values("hash"), conflicting
+    conflicting = differs[of_train].sum()
+    return kept, int(conflicting)
 
 
 def _cut(train: pd.DataFrame, task: Task) -> Tables:
@@ -224,10 +238,15 @@ def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
     """Return positions evenly spaced over the rows of each class, in order, so that shares of a class are exact."""
     keys = [train[name] for name in task.preprocessor.strata]
     of_class = train["position"].groupby(keys)
-    offsets = pd.Series([task.preprocessor.offset(key, len(positions)) for key, positions in of_class])
-    offset = offsets.iloc[of_class.ngroup()].to_numpy()
-    place = of_class.rank(method="first") - 1 + offset
-    return place / of_class.transform("size")
+    offsets = list[float]()
+    for key, positions in of_class:
+        offset = task.preprocessor.offset(key, len(positions))
+        offsets.append(offset)
+    class_numbers = of_class.ngroup()
+    row_offsets = pd.Series(offsets).iloc[class_numbers].to_numpy()
+    place = of_class.rank(method="first") - 1 + row_offsets
+    sizes = of_class.transform("size")
+    return place / sizes
 
 
 def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
@@ -249,8 +268,7 @@ def _without_shared(examples: Tables, column: str, kept: Iterable[Split]) -> tup
     Where the others meet, test keeps its rows, then validation; train loses them.
     """
     disjoint = {split: examples[split] for split in kept}
-    by_precedence: tuple[Split, ...] = ("test", "validation", "train")
-    for split in by_precedence:
+    for split in BY_PRECEDENCE:
         if split in disjoint or split not in examples:
             continue
         part = examples[split]
@@ -275,13 +293,17 @@ def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str
         if not part.empty:
             continue
         file = names.get(split, names["train"])
-        own = "; no text has a hash in its share: set stratify, or name a file for it" if split in task.row.cut else ""
-        counts = f"rows: {_listed(sizes)}; dropped: {_listed(dropped)}"
-        raise UserError(f"{where}: {split} is empty; {counts}; of {file}{own}")
+        remedy = ""
+        if split in task.row.cut:
+            remedy = "; no text has a hash in its share: set stratify, or name a file for it"
+        rows = _listed(sizes)
+        lost = _listed(dropped)
+        raise UserError(f"{where}: {split} is empty; rows: {rows}; dropped: {lost}; of {file}{remedy}")
     lacks = task.preprocessor.lacks(examples["train"])
     if lacks:
         raise UserError(f"{where}: train has {lacks}")
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    parts = [f"{name} {count}" for name, count in counts.items()]
+    return ", ".join(parts)

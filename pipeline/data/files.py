@@ -97,8 +97,8 @@ def _records(path: Path, ending: str, source: TableSource) -> Iterator[Record]:
     if ending == EXCEL:
         yield from _sheet(path, source)
         return
-    each = source.each.split(".") if source.each else []
     records = _parquet(path) if ending == PARQUET else _json(path, source.encoding)
+    each = source.each.split(".") if source.each else []
     for place, record in records:
         for item in _items(record, each, place):
             yield place, item
@@ -225,6 +225,8 @@ def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, buffer_size=2**20) as file:  # without, a group of rows is read whole
-        rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(ROWS))
-        for number, row in enumerate(rows, start=1):
-            yield f"row {number}", row
+        number = 0
+        for batch in file.iter_batches(ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row

@@ -66,15 +66,28 @@ def joined(parts: Mapping[Split, TableSource]) -> TableSource:
     files_of = {split: part.files["train"] for split, part in parts.items()}
     keys = dict[str, str | None]()
     for key, endings in ONLY_FOR.items():
-        values = {file: getattr(parts[split], key) for split, file in files_of.items() if ending_of(file) in endings}
+        values = dict[str, str | None]()
+        for split, file in files_of.items():
+            if ending_of(file) in endings:
+                values[file] = getattr(parts[split], key)
         if key == "encoding":
             values = _without_ascii(values)
-        different = list(dict.fromkeys(values.values()))
-        if len(different) > 1:
-            shown = " and ".join(f"{file} has {value or 'the default'}" for file, value in values.items())
-            raise UserError(f"{key}: {shown}; save the files in the same way")
-        keys[key] = different[0] if different else None
+        keys[key] = _common(key, values)
     return _source(files_of, keys)
+
+
+def _common(key: str, values: Mapping[str, str | None]) -> str | None:
+    """Return the value of a key that all files have; None if there are no files.
+
+    Raises:
+        UserError: if they have different ones.
+    """
+    different = set(values.values())
+    if len(different) > 1:
+        parts = [f"{file} has {value or 'the default'}" for file, value in values.items()]
+        shown = " and ".join(parts)
+        raise UserError(f"{key}: {shown}; save the files in the same way")
+    return different.pop() if different else None
 
 
 def _source(files_of: Mapping[Split, str], keys: Mapping[str, str | None]) -> TableSource:
@@ -83,8 +96,8 @@ def _source(files_of: Mapping[Split, str], keys: Mapping[str, str | None]) -> Ta
 
 def _without_ascii(encodings: Mapping[str, str | None]) -> dict[str, str | None]:
     """Return the encodings of files, without files in ASCII if others have an encoding that contains it."""
-    names = {encoding for encoding in encodings.values() if encoding is not None}
-    if not names or any(name.startswith("utf") for name in names):
+    names = set(encodings.values()) - {None}
+    if not names or any(str(name).startswith("utf") for name in names):
         return dict(encodings)
     others = dict[str, str | None]()
     for file, encoding in encodings.items():
@@ -103,9 +116,11 @@ def words_of(source: TableSource) -> str:
     path = Path(next(iter(source.files.values())))
     words = list[str]()
     if source.encoding is not None:
-        words.append(f"{source.encoding}{_example(path, source.encoding)}")
+        example = _example(path, source.encoding)
+        words.append(f"{source.encoding}{example}")
     if source.delimiter is not None:
-        words.append(f"{DELIMITERS[source.delimiter]} between columns")
+        delimiter = DELIMITERS[source.delimiter]
+        words.append(f"{delimiter} between columns")
     if ending_of(path) == EXCEL:
         names = excel.sheets(path)
         if len(names) > 1 and source.sheet is None:
@@ -181,13 +196,16 @@ def _misfit(match: CharsetMatch) -> tuple[bool, float, int]:
     text = str(match)
     beyond = BEYOND_ASCII.findall(text)
     hiragana = HIRAGANA.findall(text)
-    is_japanese = match.encoding in JAPANESE and len(hiragana) >= LEAST_HIRAGANA * len(beyond)
-    return not is_japanese, round(match.chaos, 2), _preference(match)
+    has_hiragana = len(hiragana) >= LEAST_HIRAGANA * len(beyond)
+    is_japanese = match.encoding in JAPANESE and has_hiragana
+    mess = round(match.chaos, 2)
+    return not is_japanese, mess, _preference(match)
 
 
 def _preference(match: CharsetMatch) -> int:
     """Return the place in ENCODINGS of the first encoding in which a text is the same."""
-    return min(ENCODINGS.index(name) for name in match.could_be_from_charset if name in ENCODINGS)
+    alike = set(match.could_be_from_charset).intersection(ENCODINGS)
+    return min(map(ENCODINGS.index, alike))
 
 
 def delimiter_of(path: Path, encoding: str | None) -> str | None:
@@ -231,7 +249,8 @@ def _first_rows(path: Path, ending: str, encoding: str | None, delimiter: str | 
 
 
 def _is_regular(rows: Rows) -> bool:
-    return len({len(fields) for fields in rows}) == 1 and _width(rows) > 1
+    widths = set(map(len, rows))
+    return len(widths) == 1 and min(widths) > 1
 
 
 def _width(rows: Rows) -> int:

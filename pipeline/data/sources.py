@@ -28,7 +28,8 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     replaced = _replacements(source, columns, where)
     there = dict[str, None]()
     batches = batched(_records(source, split), files.ROWS)
-    for batch, following in pairwise(chain(batches, [[]])):
+    ended = chain(batches, [[]])
+    for batch, following in pairwise(ended):
         flat = [(place, dict(_flat(cells))) for place, cells in batch]
         for _, cells in flat:
             there |= dict.fromkeys(cells)
@@ -93,7 +94,9 @@ def values(source: TableSource, where: str, *, flat: bool = False) -> Iterator[p
         path = Path(source.files["train"])
         records = files.read_file(path, source)
         for batch in batched(records, files.ROWS):
-            rows = [dict(_flat(cells)) if flat else cells for _, cells in batch]
+            rows = [cells for _, cells in batch]
+            if flat:
+                rows = [dict(_flat(cells)) for cells in rows]
             table = pd.DataFrame(rows, dtype=object)
             is_there = table.notna()
             yield table.where(is_there, None)
@@ -167,7 +170,8 @@ def _loaded(source: TableSource, options: Mapping[str, Any]) -> Any:
     try:
         return datasets.load_dataset(source.path, source.config, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"cannot be loaded: {first_line(error.__cause__ or error)}") from None
+        reason = first_line(error.__cause__ or error)
+        raise ValueError(f"cannot be loaded: {reason}") from None
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
@@ -178,7 +182,8 @@ def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
 def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the cells of a record; the key of an object within another one comes after that one's, and a dot."""
     for key, value in record.items():
+        name = f"{before}{key}"
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
+            yield from _flat(value, f"{name}.")
         else:
-            yield f"{before}{key}", value
+            yield name, value

@@ -27,7 +27,8 @@ def load_task(row: DatasetRow) -> Task:
 def load_tokens(split: str) -> Dataset:
     """Return a tokenized split for the Trainer, without the text that was read; rows are read on demand."""
     whole = _mapped(split)
-    kept = [name for name in whole.column_names if name in (*INPUTS, GROUP, EXPECTED)]
+    needed = (*INPUTS, GROUP, EXPECTED)
+    kept = [name for name in whole.column_names if name in needed]
     return whole.select_columns(kept)
 
 
@@ -62,11 +63,14 @@ def sample(
     split: Dataset, collate: DataCollatorWithPadding, count: int, seed: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield labeled batches of at most `count` examples drawn from a tokenized split; each has similar lengths."""
-    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
-    examples = split.select(drawn.tolist())
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    drawn = order[:count].tolist()
+    examples = split.select(drawn)
     lengths = torch.tensor(examples["length"][:])
     batches = torch.argsort(lengths, stable=True).split(size)
     inputs = [name for name in examples.column_names if name in INPUTS and name != "length"]
     tokens = examples.select_columns(inputs)
-    for place in torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist():
-        yield dict(collate(tokens[batches[place].tolist()]))
+    places = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
+    for place in places.tolist():
+        numbers = batches[place].tolist()
+        yield dict(collate(tokens[numbers]))

@@ -186,7 +186,10 @@ class Registry:
         if self.word == "model":
             what = "row or folder"
             other = "or a hub repository such as owner/name"
-        if artifacts.is_temporary_copy():
-            other = f"a temporary copy has {self.table.own} only after `git add`"
+        own = self.table.own
+        in_repository = artifacts.repository() / own
+        if artifacts.is_temporary_copy() and in_repository.is_file() and name in read_yaml(in_repository):
+            remedy = f"run `git add {own}`, also for the files that it names, and then the experiment again"
+            return f"no {what} {name!r} in this temporary copy, which has only what Git tracks: {remedy}"
         rows = ", ".join(self.names)
         return f"no {what} {name!r}{nearest(name, self.names)}; rows: {rows}; {other}"
