@@ -14,6 +14,7 @@ mkdir -p "$3/bin" "$3/lib/python3.11/site-packages"
 printf '#!/bin/sh\\necho "pip $*${PYTHONDONTWRITEBYTECODE:+, and compiles nothing}"\\n' > "$3/bin/pip"
 chmod +x "$3/bin/pip"
 """
+NEWEST = "pip install --quiet --upgrade pip"
 INSTALL = "install --no-compile"
 PINNED = "--constraint constraints.txt"
 FROM_CPU_INDEX = f"pip {INSTALL} --no-deps {PINNED} --index-url https://download.pytorch.org/whl/cpu torch"
@@ -35,14 +36,15 @@ def set_up(folder, *words, code=0):
 
 
 def test_it_says_what_pip_will_fetch_and_how_to_fetch_less_before_pip_shows_its_progress(folder):
-    *said, asked = set_up(folder)
+    upgraded, *said, asked = set_up(folder)
+    assert upgraded == NEWEST
     assert "3 GB, 2.7 GB of it torch with CUDA" in said[0]
     assert "TORCH=cpu" in said[1]
     assert asked == ALL  # not --quiet; and whatever runs may compile, or each process would do so again
 
 
 def test_the_cpu_build_comes_first_from_its_own_index(folder):
-    said, *asked = set_up(folder, "TORCH=cpu")
+    _, said, *asked = set_up(folder, "TORCH=cpu")
     assert "160 MB of it torch without CUDA" in said
     assert asked == [FROM_CPU_INDEX, ALL]
 
