@@ -104,9 +104,11 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
     of_head = f"{metrics['head_parameters']:,} of the head"
     yield "parameters", f"{of_adapter} and {of_head} trained, {metrics['base_parameters']:,} frozen"
     yield "bytes", f"{metrics['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
-    yield "training", f"{metrics['steps']:,} optimizer steps, {metrics['read']:,} examples read"
+    steps = f"{metrics['steps']:,} optimizer steps"
+    yield "training", f"{steps}, {metrics['read']:,} examples read"
     if metrics["start_batches"]:
-        yield "its start", f"{metrics['start_batches']:,} batches, {metrics['start_read']:,} examples read"
+        batches = f"{metrics['start_batches']:,} batches"
+        yield "its start", f"{batches}, {metrics['start_read']:,} examples read"
     if metrics["steps"] < SHORT:
         yield "", _advice(params.train)
 
@@ -149,7 +151,9 @@ def _edits() -> list[str]:
     edits = list[str]()
     for key in {**before, **after}:
         if before.get(key) != after.get(key):
-            edits.append(f"{key} {_value(before, key)} -> {_value(after, key)}")
+            old = _value(before, key)
+            new = _value(after, key)
+            edits.append(f"{key} {old} -> {new}")
     return edits
 
 

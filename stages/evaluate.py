@@ -100,10 +100,12 @@ class Run:
     def outcome(self, base: nn.Module, model: nn.Module) -> Outcome:
         """Return the outputs of a model for the test split; the tokenizer pads for `base`, the model inside it."""
         head = self.task.head
-        collate = head.collator(tokenizer_of(base, self.view.base_model))
+        tokenizer = tokenizer_of(base, self.view.base_model)
+        collate = head.collator(tokenizer)
         size = self.view.evaluate.batch_size
         with console.progress("evaluate", len(self.test), "examples") as advance:
-            outputs = evaluation.outputs(head, model.to(fastest()), self.test, collate, size, advance)
+            model.to(fastest())
+            outputs = evaluation.outputs(head, model, self.test, collate, size, advance)
         return evaluation.outcome(outputs, self.test)
 
     def written(self, model: nn.Module, title: str) -> Written:
@@ -135,15 +137,17 @@ def write_metrics(view: params.EvaluateView, metrics: Scores) -> None:
     """Write the metrics, and the details of which DVC's tables have no column."""
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
     named: dict[str, artifacts.Value] = {"data": view.data, **metrics}
-    artifacts.write_metrics(artifacts.EVALUATE_METRICS, named, {*SHOWN, *view.dataset.metrics})
+    shown = {*SHOWN, *view.dataset.metrics}
+    artifacts.write_metrics(artifacts.EVALUATE_METRICS, named, shown)
 
 
 def write_predictions(task: Task, outcome: Outcome) -> None:
     """Write a row for each text, and one for each class."""
-    columns = {**tokens.load_texts("test"), **task.scoring.table(outcome)}
+    scoring = task.scoring
+    columns = {**tokens.load_texts("test"), **scoring.table(outcome)}
     rows = zip(*columns.values(), strict=True)
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), rows)
-    artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, task.scoring.by_class(outcome))
+    artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, scoring.by_class(outcome))
 
 
 def write_parts(metric: str, parts: Mapping[str, Scores]) -> None:

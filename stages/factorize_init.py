@@ -119,7 +119,10 @@ def initialized(
 
 def write_reports(rows: Sequence[Row], sizes: Sequence[int]) -> None:
     """Write the report and the metrics of an initialization that has read batches of these sizes; print its rows."""
-    metrics: dict[str, float] = {"start_batches": len(sizes), "start_read": sum(sizes)}
+    metrics: dict[str, float] = {
+        "start_batches": len(sizes),
+        "start_read": sum(sizes),
+    }
     if rows:
         energies = [energy for *_, energy in rows]
         metrics["energy"] = fmean(energies)

@@ -60,7 +60,8 @@ def left_out_of(loaded: datasets.Loaded, splits: Mapping[str, Tokenized]) -> dic
     left_out = dict[str, int]()
     for reason, count in loaded.dropped.items():
         left_out[reason.replace("_", " ")] = count
-    too_long = sum(split.too_long for split in splits.values())
+    counts = [split.too_long for split in splits.values()]
+    too_long = sum(counts)
     if too_long:
         left_out["too long"] = too_long
     return left_out
@@ -86,7 +87,8 @@ def tokenize(
     """
     max_length = view.tokenize.max_length
     task = loaded.task
-    total = sum(map(len, loaded.splits.values()))
+    sizes = map(len, loaded.splits.values())
+    total = sum(sizes)
     tokenized = dict[str, Tokenized]()
     with (
         artifacts.replacing(artifacts.TOKENS) as folder,
@@ -98,7 +100,8 @@ def tokenize(
             with sources.explained(where):
                 batches = examples.batches(BATCH, advance)
                 tokens = task.preprocessor.tokenized(batches, tokenizer, max_length)
-                lengths = write(tokens, folder / artifacts.tokens(split).name)
+                name = artifacts.tokens(split).name
+                lengths = write(tokens, folder / name)
             if not len(lengths):
                 reason = f"no completion of {split} fits {max_length} tokens"
                 raise UserError(f"{params.PARAMS}: tokenize.max_length: {reason}")
@@ -142,7 +145,8 @@ def write_splits(splits: Mapping[str, Tokenized], left_out: Mapping[str, int]) -
         rows.append([split, *tokenized.counts.values()])
     for reason, count in left_out.items():
         rows.append([f"left out: {reason}", count, *empty])
-    artifacts.write_csv(artifacts.TOKENIZE_SPLITS, ["part", first, *others], rows)
+    columns = ["part", first, *others]
+    artifacts.write_csv(artifacts.TOKENIZE_SPLITS, columns, rows)
 
 
 def print_splits(
@@ -160,7 +164,8 @@ def print_splits(
         rows.append((split, *shown, truncated))
     title = f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}"
     console.table(title, ("split", "rows", "p50", "p95", "truncated"), rows)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    counted = [f"{count} {reason}" for reason, count in left_out.items()]
+    reasons = ", ".join(counted)
     console.line(f"rows left out: {reasons}; of duplicates {conflicting} with another label than the row kept")
 
 

@@ -6,7 +6,7 @@ inputs and labels; README.md, its card), artifacts/bank/ (what is served, if the
 Not a DVC out: runs/, where trackers write.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ CURVES = {  # by key in the Trainer's log
     "eval_score": artifacts.TRAIN_VALIDATION_SCORE,
 }
 NO_BANK = "There is no bank: the data has no column of tenants. What was trained is in artifacts/adapter.\n"
+Curve = list[tuple[int, float]]  # optimizer steps and values
 SHOWN = ("best_epoch", "best_score", "read", "steps")  # by DVC
 
 
@@ -59,9 +60,11 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     if not console.IS_FIRST:
         return
     if task.scoring.has_thresholds:  # by the best checkpoint
-        outputs = evaluation.outputs(task.head, model, splits["validation"], collate, view.train.batch_size)
-        task = task.settled(evaluation.outcome(outputs, splits["validation"]))
-    write_adapter(view, task, model, tokenizer, cast("float", trainer.state.best_metric))
+        validation = splits["validation"]
+        outputs = evaluation.outputs(task.head, model, validation, collate, view.train.batch_size)
+        task = task.settled(evaluation.outcome(outputs, validation))
+    score = cast("float", trainer.state.best_metric)
+    write_adapter(view, task, model, tokenizer, score)
     write_bank(view, task)
     write_reports(view, task, trainer)
 
@@ -86,10 +89,11 @@ def fit(
 ) -> Trainer:
     """Fit the model, and return the Trainer that did it; the model has the weights of the best checkpoint then."""
     each = run.steps_an_epoch(view, splits["train"])
-    steps = view.train.epochs * each
+    epochs = view.train.epochs
+    steps = epochs * each
     patience = None if view.train.patience == "none" else view.train.patience
     if view.train.steps == "auto":
-        console.line(f"train: {view.train.epochs} epochs of {each} steps, {steps:,}, by train.steps: auto")
+        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}, by train.steps: auto")
     with console.progress("train", steps, "steps") as advance:
         watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
         trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)
@@ -104,8 +108,10 @@ def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenize
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-        AdapterTask.of(task, view.tokenize.max_length, tokenizer).write(folder)
-        cards.of_training(view, task, counts, score, folder).write(folder)
+        note = AdapterTask.of(task, view.tokenize.max_length, tokenizer)
+        note.write(folder)
+        card = cards.of_training(view, task, counts, score, folder)
+        card.write(folder)
 
 
 def write_bank(view: params.TrainView, task: Task) -> None:
@@ -126,10 +132,13 @@ def write_bank(view: params.TrainView, task: Task) -> None:
 def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
     """Write metrics and curves, and print a summary table."""
     log = trainer.state.log_history
-    curves = dict[str, list[tuple[int, float]]]()
+    curves = dict[str, Curve]()
     for key, path in CURVES.items():
         logged = [entry for entry in log if key in entry]
-        points = [(int(entry["step"]), float(entry[key])) for entry in logged]
+        points = Curve()
+        for entry in logged:
+            point = (int(entry["step"]), float(entry[key]))
+            points.append(point)
         curves[path.stem] = points
         artifacts.write_csv(path, ["step", path.stem], points)
     scores = dict(curves["validation_score"])
@@ -152,7 +161,7 @@ def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
         console.line(f"train: stopped after {done}, by train.patience: {view.train.patience}")
 
 
-def print_curves(curves: Mapping[str, Sequence[tuple[int, float]]], selects: str) -> None:
+def print_curves(curves: Mapping[str, Curve], selects: str) -> None:
     """Print the score, by its name, and the loss of each epoch, and how all curves run."""
     scores = dict(curves["validation_score"])
     losses = dict(curves["validation_loss"])
@@ -162,9 +171,11 @@ def print_curves(curves: Mapping[str, Sequence[tuple[int, float]]], selects: str
     console.table("train", ["epoch", f"validation {selects}", "loss"], rows)
     for name, points in curves.items():
         values = [value for _, value in points]
-        ends = f"{values[0]:.4g} to {values[-1]:.4g}"
+        first = values[0]
+        last = values[-1]
         word = name.replace("_", " ")
-        console.line(f"{word:16} {console.sparkline(values)} {ends}")
+        line = console.sparkline(values)
+        console.line(f"{word:16} {line} {first:.4g} to {last:.4g}")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,11 @@ def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
     values = column_texts(cells, row)
     if not row.choices:
         return [_filled_texts(row, values)]
-    return [_filled_texts(row, values | {CHOICE: values[choice]}) for choice in row.choices]
+    texts = list[dict[str, str]]()
+    for choice in row.choices:
+        chosen = values | {CHOICE: values[choice]}
+        texts.append(_filled_texts(row, chosen))
+    return texts
 
 
 def folded(texts: Iterable[str]) -> str:
@@ -186,7 +190,8 @@ def _part(text: str, mark: Mark, record: Cells) -> tuple[int, int]:  # where it 
         word = bisect_right(words, part.start()) - 1
         return abs(word - number)
 
-    part = min(re.finditer(pattern, text, re.IGNORECASE), key=astray, default=None)
+    parts = re.finditer(pattern, text, re.IGNORECASE)
+    part = min(parts, key=astray, default=None)
     if part is None or part.start() == part.end() or astray(part) > ASTRAY:
         raise ValueError(f"{mark.says} {phrase!r} is not at word {number} of {mark.column}: {text!r}")
     return part.span()

@@ -14,14 +14,13 @@ from pipeline.tasks.cells import TEXT_COLUMNS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Part = tuple[pa.Table, np.ndarray]  # tokens, and lengths of whole texts, (rows,)
 BATCH = 1000  # texts per call of the tokenizer
 SHOWN = 40  # characters of a text in a message
 TOGETHER = 10  # such batches become one of a file
 
 
-def tokenize(
-    batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Iterator[tuple[pa.Table, np.ndarray]]:  # lengths: (rows,), before truncation
+def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Part]:
     """Yield the tokens of each batch of texts (text, perhaps text_pair), at most `max_length`, and full lengths.
 
     There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
@@ -59,7 +58,7 @@ def tokenize(
         yield pa.table(arrays), np.array(whole)
 
 
-def write(tokens: Iterable[tuple[pa.Table, np.ndarray]], path: Path) -> np.ndarray:
+def write(tokens: Iterable[Part], path: Path) -> np.ndarray:
     """Write tokens to an Arrow file, which is mapped into memory where it is read; return the lengths beside them."""
     lengths = list[np.ndarray]()
     writer = None
