@@ -72,6 +72,8 @@ def described(table: pd.DataFrame, source: TableSource, choice: Choice, where: s
     content |= scored
     content["cut"] = cut
     notes = spellings.notes_of(column, replaced)
+    if "several" in scored["label"]:
+        notes |= spellings.notes_of_names(scored["label"]["names"])
     return Description(content, notes)
 
 

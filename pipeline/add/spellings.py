@@ -75,6 +75,15 @@ def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str,
     return notes
 
 
+def notes_of_names(names: Iterable[str]) -> dict[str, str]:
+    """Return in words which labels of a multi-label column differ in case or space alone: these are not merged."""
+    alike = one_spelling(Counter(names))
+    if not alike:
+        return {}
+    shown = some_of([f"{label} and {spelling}" for spelling, label in alike.items()])
+    return {"apart": f"{shown} are different labels; write them in one way to merge them"}
+
+
 def _has_space_around(value: object) -> bool:
     if not isinstance(value, str) or is_missing(value):
         return False

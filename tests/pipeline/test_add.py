@@ -183,6 +183,16 @@ def test_labels_that_differ_in_case_or_space_are_merged_and_words_for_none_are_m
     assert "; 36 rows left out: no text or label, or " in shown
 
 
+def test_labels_of_a_multi_label_column_that_differ_in_case_are_named_and_stay_apart():
+    cells = ["paper;ink", "Paper;ink", "paper;slow", "slow"]
+    write("data/cells.csv", [{"text": text(row), "tags": cells[row % 4]} for row in ROWS])
+    shown = said(main, "data/cells.csv")
+    table = pd.read_csv("data/cells.csv")
+    names = table["tags"].str.split(";").explode().unique()
+    assert read_yaml(OWN)["cells"]["label"]["names"] == sorted(names)
+    assert "\n  apart   Paper and paper are different labels; write them in one way to merge them\n" in shown
+
+
 def test_labels_that_differ_are_kept_where_the_user_says_so():
     write("data/ways.csv", [{"text": text(row), "label": WRITTEN_IN_WAYS[row % 10]} for row in ROWS])
     shown = said(main, "data/ways.csv", "--keep-labels")
