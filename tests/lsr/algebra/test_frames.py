@@ -132,13 +132,13 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
 
 
 def test_large_matrices_have_joint_frames_that_lead_in_none_of_them(monkeypatch):
-    """Each has a direction of its own that is larger than the one that all of them share."""
+    """Each has a direction of its own that is larger than the one that all of them share; their norms differ."""
     monkeypatch.setattr(spectrum, "LARGE", 1)
     columns = torch.linalg.qr(normal(20, 5)).Q.T
     rows = torch.linalg.qr(normal(24, 5, seed=1)).Q.T
     shared = torch.outer(columns[0], rows[0])
-    own = [1.2 * torch.outer(columns[i], rows[i]) for i in range(1, 5)]
-    left, right = leading_frames([shared + matrix for matrix in own], 1)
+    matrices = [10.0**i * (shared + 1.2 * torch.outer(columns[i], rows[i])) for i in range(1, 5)]
+    left, right = leading_frames(matrices, 1)
     assert_close((columns[0] @ left).abs(), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
     assert_close((right @ rows[0]).abs(), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
 

@@ -93,6 +93,23 @@ def test_a_head_is_fitted_as_by_steps_through_the_whole_model(name):
     assert_close(fitted_values(model, head, [examples()], steps=5), fitted_in_full(model, head, examples(), steps=5))
 
 
+def test_a_head_is_fitted_to_all_batches_over_and_over_each_time_in_another_order():
+    model, _, head = made("bert")
+    listed = batches(1, 1, 1, 1, 1, 1)
+    places = {id(batch): place for place, batch in enumerate(listed)}
+    steps = []
+
+    def track(items, title):
+        steps.extend(places[id(batch)] for batch in items)
+        return items
+
+    with fitted_head(model, head, listed, steps=18, track=track):
+        pass
+    rounds = {tuple(steps[first : first + 6]) for first in (0, 6, 12)}
+    assert len(rounds) == 3
+    assert all(sorted(order) == [*range(6)] for order in rounds)
+
+
 @pytest.mark.parametrize("name", ["llama-causal", "gpt2-causal"])
 def test_the_head_of_a_language_model_is_fitted_if_asked_unless_it_is_tied(name):
     model = tiny(name).double()

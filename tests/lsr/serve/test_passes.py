@@ -261,6 +261,14 @@ def test_a_text_of_which_the_tokenizer_makes_no_token_is_refused(passes, monkeyp
     refused(passes.rows, "anna", Version({}, {}, 2), ["a cat", "\u200b"], 0, says=says)
 
 
+def test_a_text_may_have_as_many_tokens_as_its_adapter_reads(passes):
+    count = len(passes.tokenizer("a cat")["input_ids"])
+    (row,) = passes.rows("anna", Version({"max_length": count}, {}, 2), ["a cat"], 0)
+    assert len(row.inputs["input_ids"]) == count
+    says = f"texts[0]: {count} tokens; this adapter reads at most {count - 1}"
+    refused(passes.rows, "anna", Version({"max_length": count - 1}, {}, 2), ["a cat"], 0, says=says)
+
+
 END = "<|endoftext|>"
 
 

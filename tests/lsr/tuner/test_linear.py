@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.tuner.adapter import adapted_linear
+from lsr.tuner.adapter import adapted_linear, times_core
 from tests.kit import refused
 from tests.lsr.layers import adapt, add, base, config, normal
 from tests.tiny.models import logits, tiny
@@ -169,6 +169,15 @@ def test_low_precision_activations_give_the_fused_factors_full_precision_gradien
     assert_close(output.double(), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
     for gradient, right in zip(gradients, wanted, strict=True):
         assert_close(gradient.double(), right, atol=tolerance * float(right.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "core", [normal(3, 3, dtype=torch.bfloat16), normal(3, dtype=torch.bfloat16)], ids=["full", "diagonal"]
+)
+def test_a_core_and_bases_of_another_precision_are_multiplied_in_the_higher_one(core):
+    bases = normal(3, 7)
+    dense = core.double() if core.dim() == 2 else core.double().diag()
+    assert_close(times_core(core, bases), dense @ bases)
 
 
 def quantized(kind):
