@@ -53,13 +53,17 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
         sections={
             "Score": f"{selects}{description.of_class(selects)} {score:.4g} on the {view.dataset.select_on} split, "
             "which chose the checkpoint.",
-            "Parameters": f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} "
-            f"are stored, plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base "
-            "model are frozen.",
+            "Parameters": _parameters(counts),
             "Training": _training(view, description.sections),
         },
         header={"datasets": [_dataset(view)], "metrics": list(task.row.metrics)},
     )
+
+
+def _parameters(counts: Mapping[str, int]) -> str:
+    trained = f"{counts['adapter_trained']:,} of the adapter were trained"
+    stored = f"{counts['adapter_stored']:,} are stored, plus {counts['head_parameters']:,} of the head"
+    return f"{trained} and {stored}; {counts['base_parameters']:,} of the base model are frozen."
 
 
 def _training(view: TrainView, more: Sequence[str]) -> str:

@@ -55,10 +55,7 @@ class Opened:
             model = fitted
             base_model = fitted.get_base_model()
             fields = vars(fitted.peft_config["default"])
-            known = planning.known_types()
-            if fields["peft_type"] not in known:
-                needed = " or ".join(known)
-                raise UserError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {needed}")
+            _check_method(fields["peft_type"], folder)
             reason = task.task.head.misfit(fitted, task.labels)
             if reason:
                 raise UserError(f"{folder / FILE}: {reason}")
@@ -135,6 +132,18 @@ class Opened:
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
         written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
         return CompletionDescription.printed(written, None), truncated
+
+
+def _check_method(name: str, folder: Path) -> None:
+    """Check that the method of an adapter is one that this pipeline trains.
+
+    Raises:
+        UserError: if it is not; lists those that are.
+    """
+    known = planning.known_types()
+    if name not in known:
+        needed = " or ".join(known)
+        raise UserError(f"{folder}: an adapter of the method {name}; needed: {needed}")
 
 
 def _printed(outputs: Tensor, task: AdapterTask) -> Columns:
