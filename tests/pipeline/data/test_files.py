@@ -122,7 +122,6 @@ def test_a_list_in_json_is_read_as_lines_are(tmp_path, name):
 @pytest.fixture
 def workbook(tmp_path):
     """An xlsx file of two sheets, with numbers, dates, flags, and cells and rows without content."""
-    pytest.importorskip("openpyxl", reason="the extra excel, which CI installs with dev")
     table = table_of("French")
     table["stars"] = [number / 2 for number in range(ROWS)]
     table["day"] = pd.Timestamp("2024-01-02 03:04:05")
