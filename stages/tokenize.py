@@ -45,7 +45,8 @@ def main(view: params.TokenizeView) -> None:
     tokenizer = tokenizer_of(view, loaded.task)
     splits = tokenize(view, loaded, tokenizer)
     artifacts.write_metrics(artifacts.INPUTS, named)
-    write_lengths(splits["train"].lengths)
+    train = splits["train"]
+    write_lengths(train.lengths)
     labels = loaded.splits["train"]["label"]
     rare = loaded.task.description.rare(labels)
     if rare:

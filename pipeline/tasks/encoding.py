@@ -29,7 +29,8 @@ def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", 
         ValueError: if a text has no token.
     """
     kinds = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
-    names = [name for name in kinds if name in tokenizer.model_input_names]
+    needed = tokenizer.model_input_names
+    names = [name for name in kinds if name in needed]
     options: Any = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
     for batch in batches:
         columns = [batch[name] for name in TEXT_COLUMNS if name in batch.column_names]
@@ -55,7 +56,8 @@ def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", 
         others = sorted(batch.column_names, key=lambda name: name != "label")
         for name in others:
             arrays[name] = batch[name]
-        yield pa.table(arrays), np.array(whole)
+        table = pa.table(arrays)
+        yield table, np.array(whole)
 
 
 def write(tokens: Iterable[Part], path: Path) -> np.ndarray:

@@ -23,7 +23,10 @@ def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  #
     """
     terms_of = METRICS[metric].terms
     classes = _classes_of(metric, labels, *predicted)
-    columns = [terms_of(labels, predictions, classes) for predictions in predicted]
+    columns = list[Numbers]()
+    for predictions in predicted:
+        terms = terms_of(labels, predictions, classes)
+        columns.append(terms)
     return np.stack(columns, axis=1)
 
 
@@ -41,7 +44,8 @@ def _classes_of(metric: str, *values: Numbers) -> Numbers:
     """Return all classes up to the largest that occurs; none for a metric of numbers."""
     if metric not in OF_CLASSES:
         return np.arange(0)
-    largest = max(numbers.max() for numbers in values)
+    maxima = [numbers.max() for numbers in values]
+    largest = max(maxima)
     count = max(2, 1 + int(largest))
     return np.arange(count)
 
@@ -67,7 +71,8 @@ def _counts(labels: Numbers, predicted: Numbers, classes: Numbers) -> Numbers:
     """Return for each example and class or label whether it is a hit, the label, the prediction: (n, classes, 3)."""
     actual = _flags(labels, classes)
     taken = _flags(predicted, classes)
-    flags = np.stack([actual & taken, actual, taken], axis=2)
+    hits = actual & taken
+    flags = np.stack([hits, actual, taken], axis=2)
     return flags.astype(np.float64)
 
 
@@ -114,7 +119,9 @@ def _matthews(counts: Numbers) -> Numbers:
     total = actual.sum(-1)
     by_chance = (actual * taken).sum(-1)
     shared = hits.sum(-1) * total - by_chance
-    spread = _spread(actual, total) * _spread(taken, total)
+    actual_spread = _spread(actual, total)
+    taken_spread = _spread(taken, total)
+    spread = actual_spread * taken_spread
     return correlation(shared, spread, spread > 0)
 
 
@@ -155,7 +162,8 @@ def _pearson(moments: Numbers) -> Numbers:
 
 def correlation(shared: Numbers, spread: Numbers, varies: Numbers) -> Numbers:
     """Return covariances over roots of products of variances; 0 where one of these does not vary."""
-    root = np.sqrt(np.where(varies, spread, 1))
+    positive = np.where(varies, spread, 1)
+    root = np.sqrt(positive)
     return np.where(varies, shared / root, 0.0)
 
 

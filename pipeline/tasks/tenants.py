@@ -73,7 +73,8 @@ class TenantsPreprocessor(Preprocessor):
         self.is_number = is_number(row)
         self.target = "float64" if self.is_number else "int64"
         self.tenants = list(facts.tenants)
-        self.numbers = {name: number for number, name in enumerate(self.tenants)}
+        numbers = range(len(self.tenants))
+        self.numbers = dict(zip(self.tenants, numbers, strict=True))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -380,7 +381,8 @@ class TenantsDescription(Description):
         yield "tenants", f"{count:,}, {each:,.0f} bytes each in {artifacts.BANK}"
 
     def commands(self, table: ReadTable) -> Iterable[Line]:
-        name = shlex.quote(table(artifacts.EVALUATE_TENANTS)["tenant"][0])
+        tenants = table(artifacts.EVALUATE_TENANTS)["tenant"]
+        name = shlex.quote(tenants[0])
         yield "predict", f"python -m pipeline.predict --tenant {name} {self.asked_texts()}"
         yield "serve", f"lsr serve {artifacts.BANK}"
 
@@ -395,7 +397,8 @@ def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
     lows = _values_of(f"{name}_low", each)
     highs = _values_of(f"{name}_high", each)
     count = len(values)
-    quantile = stats.t.ppf((1 + scores.CONFIDENCE) / 2, count - 1)
+    share = (1 + scores.CONFIDENCE) / 2
+    quantile = stats.t.ppf(share, count - 1)
     with_tenants = stats.sem(values) * quantile
     below = np.linalg.norm(lows - values) / count
     above = np.linalg.norm(highs - values) / count
