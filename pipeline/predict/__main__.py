@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import pandas as pd
 
@@ -20,9 +20,13 @@ from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.predict import texts
+from pipeline.predict import graphs, texts
+from pipeline.predict.graphs import OpenedGraph
 from pipeline.predict.texts import STDIN
 from pipeline.tasks.task import Columns
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from pipeline.predict.answering import Opened
 
 CSV = ".csv"
 JSON_LINES = ".jsonl"
@@ -38,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--adapter", type=Path, metavar="FOLDER", default=last, help="an adapter or a bank of tenants (%(default)s)")
     add("--tenant", metavar="NAME", help="of a bank, who asks; of --file by default the column of training")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
+    runtimes = (graphs.TORCH, *graphs.GRAPHS)
+    about = "of --adapter, or of what `lsr export --to onnx` has written, in float32 or 8 bits (%(default)s)"
+    add("--runtime", choices=runtimes, default=graphs.TORCH, help=about)
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl, json, xlsx or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
     add("--skip-empty", action="store_true", help="skip rows without text and count them, instead of failing")
@@ -67,6 +74,7 @@ def _check(options: Namespace) -> None:
         raise UserError("--file: texts are taken from the file or from the arguments, got both")
     if options.file is None and options.column is not None:
         raise UserError("--column: names columns of --file, and there is none")
+    graphs.check_runtime(options.adapter, options.runtime)
     out = options.out
     if out is not None and out.suffix not in FORMATS:
         raise UserError(f"--out: {out}: the extension must be one of {', '.join(FORMATS)}")
@@ -86,15 +94,12 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
     truncated = 0
     with console.progress("predict", None, "texts", console.errors) as advance:
         for table, asked in texts.read(options, task, tenants):
-            # These take seconds: after what can be checked without.
-            from pipeline.methods.device import advise_on_threads
-            from pipeline.predict.answering import Opened
-
             if opened is None:
-                advise_on_threads(console.note)
-                opened = Opened(options.adapter, options.base, task, options.batch_size)
+                opened = _opened(options, task)
                 artifacts.check_not_replaced(options.adapter, identity)
-            if generates:
+            if isinstance(opened, OpenedGraph):
+                answers, cut = opened.answers(asked, table.index, advance)
+            elif generates:
                 answers, cut = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
             else:
                 several = list(tenants.values()) if options.tenant is None else []
@@ -105,6 +110,17 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
                 yield _beside(table, answers)
     if truncated:
         console.note(f"{truncated} of {count} texts truncated to {task.max_length} tokens")
+
+
+def _opened(options: Namespace, task: AdapterTask) -> "Opened | OpenedGraph":
+    if options.runtime != graphs.TORCH:
+        return OpenedGraph(options.adapter, task, options.runtime, options.batch_size)
+    # These take seconds: after what can be checked without.
+    from pipeline.methods.device import advise_on_threads
+    from pipeline.predict.answering import Opened
+
+    advise_on_threads(console.note)
+    return Opened(options.adapter, options.base, task, options.batch_size)
 
 
 def _is_for_one_text(options: Namespace) -> bool:
@@ -120,6 +136,8 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
     Raises:
         UserError: if there is no such adapter, or it needs a bank.
     """
+    if options.runtime != graphs.TORCH:
+        return _task_of_graphs(options), {}
     tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
     if tenants:
         first = next(iter(tenants.values()))
@@ -128,6 +146,18 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
     if options.tenant is not None or task.tenants is not None:
         raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
     return task, {}
+
+
+def _task_of_graphs(options: Namespace) -> AdapterTask:
+    """Return the task of graphs.
+
+    Raises:
+        UserError: if an option has no effect on them.
+    """
+    for name in ("base", "tenant"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: has no effect with --runtime {options.runtime}")
+    return graphs.read_task(options.adapter)
 
 
 def _beside(table: pd.DataFrame, answers: Columns) -> pd.DataFrame:

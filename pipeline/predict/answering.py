@@ -150,7 +150,7 @@ def _printed(outputs: Tensor, task: AdapterTask) -> Columns:
     """Return the columns to print of outputs of one task."""
     kind = task.task
     width = kind.head.width(task.labels)
-    return kind.description.printed(outputs[:, :width], task.labels, task.thresholds or ())
+    return kind.description.printed(outputs[:, :width].numpy(), task.labels, task.thresholds or ())
 
 
 def _of_tenants(outputs: Tensor, tasks: Iterable[AdapterTask]) -> Columns:

@@ -280,8 +280,10 @@ class ClassesDescription(OfClasses, Description):
         return super().note(tokenizer) | {"labels": self.names}
 
     @classmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        shares = outputs.double().softmax(dim=1).numpy()
+    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+        from scipy.special import softmax
+
+        shares = softmax(outputs.astype(np.float64), axis=1)
         names = labels or ()
         likeliest = [names[number] for number in shares.argmax(axis=1)]
         return {"label": likeliest, **by_label(shares, names)}

@@ -12,7 +12,6 @@ from pipeline.tasks.cells import TEXT_COLUMNS
 from pipeline.tasks.task import Columns, Numbers, Part, Scores
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 Line = tuple[str, str]  # a word at the beginning, and the text after it
@@ -47,8 +46,11 @@ class Description(Part, ABC):
 
     @classmethod
     @abstractmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        """Return the columns that pipeline.predict prints; `labels` and `thresholds` are those of task.json."""
+    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+        """Return the columns that pipeline.predict prints of outputs (texts, ...), as of Head.outputs.
+
+        `labels` and `thresholds` are those of task.json.
+        """
 
     @abstractmethod
     def predicts(self) -> str:

@@ -15,7 +15,7 @@ from pipeline.tasks.scoring import Scoring
 from pipeline.tasks.task import Columns, Numbers, Outcome, Scores
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 HIDDEN = -1  # GLUE's placeholder in the label column of a test split
 IS_HIDDEN = "the label is -1: the labels of this split are hidden; choose another split"
@@ -70,7 +70,7 @@ class NumberDescription(Description):
     """A number, with the ends of its scale."""
 
     @classmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"number": [rounded(value, 6) for value in outputs[:, 0].tolist()]}
 
     def predicts(self) -> str:

@@ -89,7 +89,7 @@ class MultiLabelScoring(ClassesScoring):
         Labels that too few texts have share a threshold, which would else be that of a text or two.
         """
         actual = validation.labels
-        predicted = shares_of(validation.outputs)[:, :, None] >= TRIED  # (examples, labels, thresholds)
+        predicted = shares_of(validation.outputs.numpy())[:, :, None] >= TRIED  # (examples, labels, thresholds)
         texts = actual.sum(axis=0)
         answers = predicted.sum(axis=0)
         hits = (predicted * actual[:, :, None]).sum(axis=0)
@@ -108,7 +108,7 @@ class MultiLabelScoring(ClassesScoring):
     def predicted(self, outcome: Outcome) -> Numbers:
         thresholds = self.facts.thresholds
         assert thresholds is not None, "a label applies from a probability that the validation split determines"
-        return (shares_of(outcome.outputs) >= thresholds).astype(np.int64)
+        return (shares_of(outcome.outputs.numpy()) >= thresholds).astype(np.int64)
 
     def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
         return labels.astype(np.int64)
@@ -153,7 +153,7 @@ class MultiLabelDescription(ClassesDescription):
         return {"is_several": True}
 
     @classmethod
-    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         shares = shares_of(outputs)
         names = labels or ()
         answers = [joined(row, names) for row in shares >= thresholds]
@@ -202,9 +202,12 @@ def _best(f1: Numbers) -> float:  # (thresholds,)
     return float(best[(len(best) - 1) // 2])
 
 
-def shares_of(outputs: "Tensor") -> Numbers:  # (n, labels)
+def shares_of(outputs: Numbers) -> Numbers:  # (n, labels)
     """Return the probability of each label."""
-    return outputs.double().sigmoid().numpy()
+    from scipy.special import expit
+
+    shares: Numbers = expit(outputs.astype(np.float64))
+    return shares
 
 
 def joined(applies: Numbers, names: Sequence[str]) -> str:

@@ -5,6 +5,10 @@ each text alone and without padding. Graphs are run by ONNX Runtime on what the 
 """
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import chdir
 from pathlib import Path
 
@@ -17,9 +21,11 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr.__main__ import main as lsr
+from pipeline.predict.__main__ import main as predict
 from tests import architectures
-from tests.kit import digests, refused, said, write
-from tests.references.test_padding import LABELS, plain, save_lora, texts
+from tests.kit import digests, edit, refused, said, table, write
+from tests.references.test_padding import LABELS, LENGTH, plain, save_lora, texts
+from tests.workspace import ROOT
 
 EXPORT = ("export", "lora", "--base", "base", "--to", "onnx", "-o", "graph")
 
@@ -67,6 +73,28 @@ def test_a_graph_answers_to_each_text_of_a_batch_as_plain_transformers_does_alon
         assert config.problem_type == "single_label_classification"
         assert Path("graph/tokenizer.json").is_file()
         assert json.loads(Path("graph/task.json").read_text())["labels"] == LABELS
+
+
+PREDICT = """
+import sys
+sys.modules |= dict.fromkeys(["torch", "transformers", "datasets", "lsr"])
+from pipeline.predict.__main__ import main
+main()
+"""
+
+
+def test_predict_answers_by_a_graph_without_torch_as_plain_transformers_does_alone(world):
+    folder, logits = world
+    with chdir(folder):
+        write("asked.csv", [{"text": text} for text in texts()])
+        options = ["--adapter", "graph", "--runtime", "onnx", "--file", "asked.csv", "--batch-size", "7"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-c", PREDICT, *options]
+        run = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        found = [[float(row[f"p({label})"]) for label in LABELS] for row in table(run.stdout)]
+        assert_close(torch.tensor(found), logits(texts()).softmax(1), atol=1e-4, rtol=0)
+        truncated = sum(len(AutoTokenizer.from_pretrained("base")(text)["input_ids"]) > LENGTH for text in texts())
+        assert f"{truncated} of {len(texts())} texts truncated to {LENGTH} tokens" in run.stderr
 
 
 def save_bert(outputs, note):
@@ -140,3 +168,54 @@ def test_what_cannot_become_a_graph_is_refused_in_a_line_and_nothing_is_written(
     write("lora/task.json", {"labels": ["no"]})
     refused(lsr, list(EXPORT), says="labels must be 2 different names")
     assert not Path("graph").exists()
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """A folder with the graphs of an adapter with two labels."""
+    folder = tmp_path_factory.mktemp("graphs")
+    with chdir(folder):
+        save_bert(2, {"kind": "classes", "labels": ["no", "yes"], "columns": ["text"]})
+        said(lsr, *EXPORT)
+    return folder
+
+
+def cut(name):
+    def change():
+        path = Path("graph") / name
+        path.write_bytes(path.read_bytes()[:-100])
+
+    return change
+
+
+MISTAKES = {
+    "graph/onnx/model.onnx: ": cut("onnx/model.onnx"),
+    "graph/tokenizer.json: ": cut("tokenizer.json"),
+    "graph/task.json: ": cut("task.json"),
+    "graph: the graph has 2 outputs, but task.json names 3 labels": lambda: edit(
+        "graph/task.json", labels=["a", "b", "c"]
+    ),
+    "--runtime onnx: graph has no tokenizer.json; needed: a folder that": Path("graph/tokenizer.json").unlink,
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_broken_folder_of_graphs_is_a_line(graphs, line, tmp_path, monkeypatch):
+    shutil.copytree(graphs / "graph", tmp_path / "graph")
+    monkeypatch.chdir(tmp_path)
+    MISTAKES[line]()
+    refused(predict, ["--adapter", "graph", "--runtime", "onnx", "the cat"], says=f"predict: {line}")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--adapter", "graph"], "graph: holds graphs in ONNX; needed: --runtime onnx or onnx-int8"),
+        (["--adapter", "lora", "--runtime", "onnx"], "--runtime onnx: lora has no onnx/model.onnx"),
+        (["--adapter", "graph", "--runtime", "onnx", "--base", "base"], "--base: has no effect with --runtime onnx"),
+        (["--adapter", "graph", "--runtime", "onnx", "--tenant", "a"], "--tenant: has no effect with --runtime onnx"),
+    ],
+)
+def test_an_option_that_does_not_fit_a_runtime_is_refused(graphs, options, line, monkeypatch):
+    monkeypatch.chdir(graphs)
+    refused(predict, [*options, "the cat"], says=line)

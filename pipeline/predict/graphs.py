@@ -1,0 +1,142 @@
+"""Answer with a graph in ONNX, as `lsr export --to onnx` writes it, without torch and transformers.
+
+ONNX Runtime, tokenizers and numpy start in a tenth of the time of torch.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.batches import batched
+from pipeline.core.console import Advance
+from pipeline.core.errors import UserError, as_user_error
+from pipeline.methods.adapter_task import FILE, AdapterTask
+from pipeline.params.mistakes import validated
+from pipeline.tasks.cells import TEXT_COLUMNS
+from pipeline.tasks.encoding import SHOWN
+from pipeline.tasks.task import Columns
+
+TORCH = "torch"
+GRAPHS = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_quantized.onnx"}  # by runtime
+TOKENIZER = "tokenizer.json"
+LOGITS = "logits"
+MAX_NOTE_BYTES = 2**20
+
+
+def is_folder_of_graphs(folder: Path) -> bool:
+    """Return whether a folder holds graphs in place of an adapter."""
+    return any((folder / graph).is_file() for graph in GRAPHS.values())
+
+
+def check_runtime(folder: Path, runtime: str) -> None:
+    """Check that a folder holds what a runtime runs.
+
+    Raises:
+        UserError: names the runtime that fits, or what is missing.
+    """
+    if runtime == TORCH:
+        if is_folder_of_graphs(folder):
+            raise UserError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
+        return
+    for name in (GRAPHS[runtime], TOKENIZER, FILE):
+        if not (folder / name).is_file():
+            needed = "a folder that `lsr export --to onnx` has written"
+            raise UserError(f"--runtime {runtime}: {folder} has no {name}; needed: {needed}")
+
+
+def read_task(folder: Path) -> AdapterTask:
+    """Return the task of the adapter whose graphs a folder holds.
+
+    Raises:
+        UserError: if its file is broken, one line per mistake.
+    """
+    path = folder / FILE
+    if path.stat().st_size > MAX_NOTE_BYTES:
+        raise UserError(f"{path}: has over {MAX_NOTE_BYTES:,} bytes")
+    with as_user_error(OSError, ValueError, RecursionError, before=f"{path}: "):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return validated(AdapterTask, content, path, ())
+
+
+class OpenedGraph:
+    """A graph and its tokenizer, which answer some texts at a time.
+
+    Raises:
+        UserError: if a package is missing, or a file is broken or needs a newer runtime.
+    """
+
+    def __init__(self, folder: Path, task: AdapterTask, runtime: str, batch_size: int) -> None:
+        try:
+            import onnxruntime
+            from onnxruntime.capi import onnxruntime_pybind11_state as state
+        except ImportError:
+            raise UserError(f"--runtime {runtime}: onnxruntime is not installed; pip install '.[onnx]'") from None
+        from tokenizers import Tokenizer
+
+        self.folder = folder
+        self.task = task
+        self.batch_size = batch_size
+        failures = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.InvalidArgument)
+        path = folder / GRAPHS[runtime]
+        with as_user_error(*failures, before=f"{path}: "):
+            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.inputs = [graph_input.name for graph_input in self.session.get_inputs()]
+        path = folder / TOKENIZER
+        with as_user_error(Exception, before=f"{path}: "):  # what the package raises has no class of its own
+            self.tokenizer = Tokenizer.from_file(str(path))
+        if self.tokenizer.padding is None:
+            raise UserError(f"{path}: does not pad; export the adapter again: lsr export --to onnx")
+        self.tokenizer.enable_truncation(task.max_length)
+
+    def outputs(self, texts: Mapping[str, Sequence[str]], rows: Sequence[int], advance: Advance) -> tuple[Any, int]:
+        """Return the outputs (texts, labels) for texts (text, perhaps text_pair), and how many it truncated.
+
+        `rows` are the numbers of the texts, for messages.
+
+        Raises:
+            FloatingPointError: if an answer is not finite; names the first row.
+            UserError: if a text has no token, or the graph does not have an output for each label.
+        """
+        columns = [texts[name] for name in TEXT_COLUMNS if name in texts]
+        asked = list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+        parts = []
+        truncated = 0
+        for batch in batched(asked, self.batch_size):
+            encoded = self.tokenizer.encode_batch(batch)
+            for text, tokens in zip(batch, encoded, strict=True):
+                if not any(tokens.attention_mask):
+                    raise UserError(f"the tokenizer makes no token of the text {str(text)[:SHOWN]!r}")
+                truncated += bool(tokens.overflowing)
+            parts.append(self._run(encoded))
+            advance(len(batch))
+        outputs = np.concatenate(parts)
+        self._check_width(outputs.shape[1])
+        are_finite = np.isfinite(outputs).all(axis=1)
+        if not are_finite.all():
+            row = rows[int(are_finite.argmin())]
+            raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {self.folder} overflow")
+        return outputs, truncated
+
+    def answers(self, asked: Mapping[str, Sequence[str]], rows: Sequence[int], advance: Advance) -> tuple[Columns, int]:
+        """Return the columns to print for texts, and how many it truncated."""
+        outputs, truncated = self.outputs(asked, rows, advance)
+        task = self.task
+        return task.task.description.printed(outputs, task.labels, task.thresholds or ()), truncated
+
+    def _run(self, encoded: Sequence[Any]) -> Any:
+        tokens = {
+            "input_ids": [text.ids for text in encoded],
+            "attention_mask": [text.attention_mask for text in encoded],
+            "token_type_ids": [text.type_ids for text in encoded],
+        }
+        given = {name: np.array(tokens[name], dtype=np.int64) for name in self.inputs}
+        (logits,) = self.session.run([LOGITS], given)
+        return logits
+
+    def _check_width(self, width: int) -> None:
+        wanted = self.task.task.head.width(self.task.labels)
+        if width != wanted:
+            raise UserError(f"{self.folder}: the graph has {width} outputs, but {FILE} names {wanted} labels")
