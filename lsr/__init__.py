@@ -19,11 +19,11 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.model import LsrModel
 from lsr.tuner.rates import parameter_groups
-from lsr.tuner.start import start_from_examples
+from lsr.tuner.start import initialize_from_data
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.export import export_lora, export_merged, from_lora
-    from lsr.convert.smaller import round_adapter, squeeze_adapter
+    from lsr.convert.smaller import compress_adapter, quantize_adapter
     from lsr.serve.bank import AdapterBank
 
 ON_FIRST_USE = {
@@ -31,8 +31,8 @@ ON_FIRST_USE = {
     "export_lora": "convert.export",
     "export_merged": "convert.export",
     "from_lora": "convert.export",
-    "round_adapter": "convert.smaller",
-    "squeeze_adapter": "convert.smaller",
+    "quantize_adapter": "convert.smaller",
+    "compress_adapter": "convert.smaller",
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
@@ -41,13 +41,13 @@ __all__ = [
     "AdapterBank",
     "LsrConfig",
     "LsrModel",
+    "compress_adapter",
     "export_lora",
     "export_merged",
     "from_lora",
+    "initialize_from_data",
     "parameter_groups",
-    "round_adapter",
-    "squeeze_adapter",
-    "start_from_examples",
+    "quantize_adapter",
 ]
 
 

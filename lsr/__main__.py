@@ -1,4 +1,4 @@
-"""The commands of `lsr`, or `python -m lsr`: convert, round and squeeze adapters, put many into one file, serve it."""
+"""The commands of `lsr`, or `python -m lsr`: convert, quantize, compress, put many adapters into one file, serve it."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
-from lsr.convert.smaller import round_adapter, squeeze_adapter
+from lsr.convert.smaller import compress_adapter, quantize_adapter
 from lsr.convert.writing import COMMON, GRAPHS, check_output, writing
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
@@ -128,17 +128,17 @@ def _import(options: Namespace) -> None:
     say(f"{options.output}: LSR with rank_shape {list(config.rank_shape)}, {_size(options.output)}")
 
 
-def _round(options: Namespace) -> None:
-    lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
+def _quantize(options: Namespace) -> None:
+    lost = quantize_adapter(options.adapter, options.output, options.to, force=options.force)
     say(f"{options.output}: {options.to}, {_sizes(options.adapter, options.output)}")
     say(f"rounding error of the tensors: {lost.tensors}")
     if lost.update is not None:
         say(f"rounding error of the update: {lost.update}")
 
 
-def _squeeze(options: Namespace) -> None:
+def _compress(options: Namespace) -> None:
     folder = adapter_folder(options.adapter)
-    lost = squeeze_adapter(folder, options.output, options.to, bits=options.bits, force=options.force)
+    lost = compress_adapter(folder, options.output, options.to, bits=options.bits, force=options.force)
     for name, error in lost.layers.items():
         say(f"{error:7.2%}  {name}")
     say(f"relative error of the update: {lost}")
@@ -202,22 +202,22 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
         "does, and export --to lora gives the LoRA back.",
         {"lora": {"metavar": "LORA", "type": Path, "help": "folder of a LoRA"}, **OUTPUT, **FORCE},
     ),
-    "round": (
-        _round,
+    "quantize": (
+        _quantize,
         "write an adapter of any method in fewer bits",
         "Write an adapter of any method in bfloat16, or in 8, 4, 3 or 2 bits with a scale for each 64 entries. Every "
         "command takes such a folder; PEFT itself needs it back in float32. No base model is read.",
         {**ADAPTER, "--to": {"choices": PRECISIONS, "required": True, "help": "the precision"}, **OUTPUT, **FORCE},
     ),
-    "squeeze": (
-        _squeeze,
+    "compress": (
+        _compress,
         "write an adapter as a small one",
         "Write an adapter of LSR or LoRA, in a folder or a hub repository, as the small LSR adapter that is nearest to "
         "it, and say how near. No base model is read. To train it on, name it in lsr.init of the pipeline.",
         {
             **ADAPTER,
             "--to": {"default": "rank:1", "metavar": "FORM", "help": FORMS},
-            "--bits": {"type": int, "choices": tuple(BITS.values()), "help": "round it, as `round` does"},
+            "--bits": {"type": int, "choices": tuple(BITS.values()), "help": "quantize it, as `quantize` does"},
             **OUTPUT,
             **FORCE,
         },
@@ -257,7 +257,7 @@ class Parser(argparse.ArgumentParser):
 def parser(called: str = MODULE) -> Parser:
     """Return the parser of the whole command line; messages show its name."""
     top = Parser(
-        prog=called, description="Export, import, round and squeeze adapters, put many into one file, serve it."
+        prog=called, description="Export, import, quantize and compress adapters, put many into one file, serve it."
     )
     added = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, summary, description, arguments) in COMMANDS.items():

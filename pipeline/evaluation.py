@@ -63,12 +63,12 @@ def write(
     model: Any,
     prompts: Prompts,
     asked: Sequence[Sequence[int]],
-    new_tokens: int,
+    max_new_tokens: int,
     batch_size: int,
     advance: Advance = lambda *_: None,
     streamer: Any = None,
 ) -> list[str]:
-    """Return what a model writes for each prompt in tokens, `new_tokens` at most; prompts of one length go together."""
+    """Return what a model writes for each prompt in tokens, `max_new_tokens` at most; prompts of one length go together."""
     model.eval()
     order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
     texts = [""] * len(asked)
@@ -77,7 +77,7 @@ def write(
     for indices in order.split(batch_size):
         places = indices.tolist()
         rows = [asked[place] for place in places]
-        generated = continuations(model, prompts.tokenizer, rows, new_tokens, prompts.ends, streamer=streamer)
+        generated = continuations(model, prompts.tokenizer, rows, max_new_tokens, prompts.ends, streamer=streamer)
         for place, ids in zip(places, generated.tolist(), strict=True):
             answer = prompts.answer(ids)
             texts[place] = prompts.text(answer)
@@ -114,13 +114,13 @@ def written(
     model: Any,
     split: Dataset,
     prompts: Prompts,
-    new_tokens: int,
+    max_new_tokens: int,
     batch_size: int,
     advance: Advance = lambda *_: None,
 ) -> Written:
     """Return what a model writes for a tokenized split and the loss of what is expected."""
     asked, _ = _apart(split)
-    texts = write(model, prompts, asked, new_tokens, batch_size, advance)
+    texts = write(model, prompts, asked, max_new_tokens, batch_size, advance)
     fewer = max(1, batch_size // 4)  # with the logits of all words
     judged = outputs(task.head, model, split, task.head.collator(prompts.tokenizer), fewer)
     return Written(judged, tokens.labels_of(split), None, texts)

@@ -1,6 +1,6 @@
 """`python -m pipeline.score mrpc artifacts/adapter build/small`: what adapters score on the test split of a data set.
 
-It says what rounding or squeezing an adapter costs. The adapters may be of any method, on any base model.
+It says what quantizing or compressing an adapter costs. The adapters may be of any method, on any base model.
 """
 
 import argparse

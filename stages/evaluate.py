@@ -27,7 +27,7 @@ from pipeline.tasks.task import Scores
 
 Answered = tuple[Outcome, Scores]  # and the sizes of what has answered
 SHOWN = ("data", "score", "loss", "adapter_trained")  # by DVC, as are the metrics of the data
-LENGTHS = f"{base_models.LENGTH} and evaluate.new_tokens"
+LENGTHS = f"{base_models.LENGTH} and evaluate.max_new_tokens"
 OF_TENANTS = ("tenant", "texts", "score", "low", "high", "baseline")
 
 
@@ -77,7 +77,7 @@ class Run:
     def by_texts(self) -> Answered:
         """Return the texts that the model generates with the adapter and without it."""
         lengths = self.test["length"][:]
-        longest = max(lengths) + self.view.evaluate.new_tokens
+        longest = max(lengths) + self.view.evaluate.max_new_tokens
         base_models.check_positions(self.base, longest, LENGTHS)
         # Before the adapter is loaded: PiSSA, OLoRA and trained biases change weights of the base model itself.
         without_adapter = self.written(self.base, "evaluate, without the adapter")
@@ -125,7 +125,7 @@ class Run:
                 model,
                 self.test,
                 prompts,
-                chosen.new_tokens,
+                chosen.max_new_tokens,
                 chosen.batch_size,
                 advance,
             )

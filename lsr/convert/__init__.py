@@ -1,1 +1,1 @@
-"""Adapters written to files: exports, imports, rounding and squeezing."""
+"""Adapters written to files: exports, imports, quantization and compression."""

@@ -85,7 +85,7 @@ class RoundingErrors(NamedTuple):
     update: Errors | None  # by layer; None for methods other than LSR and plain LoRA
 
 
-def round_adapter(
+def quantize_adapter(
     folder: str | Path,
     output: str | Path,
     precision: str,
@@ -106,7 +106,7 @@ def round_adapter(
     files = read_files(folder)
     exact = {name: tensor.double() for name, tensor in files.tensors.items() if tensor.is_floating_point()}
     if not exact:
-        raise InputError(f"{folder}: there is no floating-point tensor to round")
+        raise InputError(f"{folder}: there is no floating-point tensor to quantize")
     with writing(output) as new:
         write_files(new, str(folder), files.fields, files.tensors, precision)
         write_task(new, read_task(folder))
@@ -128,7 +128,7 @@ def _errors_of_updates(written: Files, exact: Files) -> Errors | None:
         return None  # other methods may do more than add an update
 
 
-def squeeze_adapter(
+def compress_adapter(
     folder: str | Path,
     output: str | Path,
     to: str = "rank:1",
@@ -147,7 +147,7 @@ def squeeze_adapter(
 
     It begins as `init_weights="warm"` does with the update of a short training run, so it may be trained on. A layer
     gets no more directions than its update has, and one without an update is left out. The head is kept. With `bits` of
-    8, 4, 3 or 2, all is rounded as by `lsr.round_adapter`.
+    8, 4, 3 or 2, all is rounded as by `lsr.quantize_adapter`.
 
     Raises:
         InputError: if the folder is no adapter of LSR or LoRA, or does more than add an update to linear layers; if its
@@ -164,7 +164,7 @@ def squeeze_adapter(
         if norm_of(product):
             updates[name] = product
     if not updates:
-        raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
+        raise InputError(f"{folder}: its update is zero: there is nothing to compress")
     with explained(f"{folder}: --to {to}", ValueError):
         small = _small(updates, form, number)
     with writing(output) as new:  # which is there when it has been read

@@ -72,7 +72,7 @@ def continuations(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
-    new_tokens: int,
+    max_new_tokens: int,
     ends: Sequence[int],
     **options: Any,
 ) -> Tensor:  # (prompts, new tokens)
@@ -84,7 +84,7 @@ def continuations(
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
     batch = padded.to(next(model.parameters()).device)
     greedy = GenerationConfig(
-        max_new_tokens=new_tokens,
+        max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         num_return_sequences=1,

@@ -55,7 +55,7 @@ class AdapterBank(nn.Module):
 
     An adapter takes the memory of its own directions and of its head, which may have any number of labels. Where it has
     a core between frames that the bank holds, those of the first such adapter on the layer, it takes that of the core.
-    `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit and 2bit, rounded as by `lsr.round_adapter`.
+    `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit and 2bit, rounded as by `lsr.quantize_adapter`.
 
     Tenants may share one adapter, `common`, which is merged into the base model; what they have of their own comes on
     top: see `of_tenants`.

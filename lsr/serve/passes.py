@@ -34,14 +34,14 @@ class Row(NamedTuple):
     adapter: str
     version: Version
     inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
-    new_tokens: int  # to write; 0 where an adapter predicts
+    max_new_tokens: int  # to write; 0 where an adapter predicts
     ends: tuple[int, ...] = ()  # tokens after which nothing is written
 
 
 class Passes:
     """A bank and its tokenizer; it writes after prompts if the base model is a decoder with a head for that.
 
-    A text has at most so many tokens, or a prompt and `new_tokens` after it.
+    A text has at most so many tokens, or a prompt and `max_new_tokens` after it.
 
     Raises:
         InputError: if the base model does not take so many, or batches for it cannot be padded.
@@ -52,7 +52,7 @@ class Passes:
         bank: AdapterBank,
         tokenizer: Any,
         tokens: int,
-        new_tokens: int,
+        max_new_tokens: int,
     ) -> None:
         self.bank = bank
         self.tokenizer = tokenizer
@@ -61,11 +61,13 @@ class Passes:
         tokenizer(["any"])  # a first call changes the tokenizer; later ones, of several threads, do not
         tokens = min(tokens, tokenizer.model_max_length)
         writes = model.can_generate() and not model.config.is_encoder_decoder
-        if writes and not 0 < new_tokens < tokens:
-            raise InputError(f"--new-tokens: needed: some of the {tokens} tokens, but not all, got {new_tokens}")
+        if writes and not 0 < max_new_tokens < tokens:
+            raise InputError(
+                f"--max-new-tokens: needed: some of the {tokens} tokens, but not all, got {max_new_tokens}"
+            )
         self.field = "prompts" if writes else "texts"  # of a request
-        self.new_tokens = new_tokens if writes else 0
-        self.tokens = tokens - self.new_tokens  # of a text or prompt
+        self.max_new_tokens = max_new_tokens if writes else 0
+        self.tokens = tokens - self.max_new_tokens  # of a text or prompt
         end = model.generation_config.eos_token_id if writes else None
         self.ends: list[int] = [end] if isinstance(end, int) else end or []
         no_padding = int(tokenizer.pad_token_id == 0)
@@ -73,14 +75,14 @@ class Passes:
             with torch.no_grad():
                 bank(input_ids=torch.full((1, tokens), no_padding), adapter_names=[BASE])
         except (IndexError, RuntimeError):
-            raise InputError(f"--max-tokens: the base model does not take {tokens}") from None
+            raise InputError(f"--max-length: the base model does not take {tokens}") from None
 
     def rows(
         self,
         name: str,
         version: Version,
         texts: Sequence[Any],
-        new_tokens: int,
+        max_new_tokens: int,
     ) -> list[Row]:
         """Return the rows of texts, of pairs of texts if the note of their adapter says so, or of prompts.
 
@@ -93,12 +95,12 @@ class Passes:
         most = min(self.tokens, note.get("max_length") or self.tokens)
         template = Template(self.tokenizer, note.get("template") or NO_TEMPLATE)
         form = TEXT
-        if self.new_tokens and not template.is_none:
+        if self.max_new_tokens and not template.is_none:
             form = PROMPT
-        elif not self.new_tokens and len(note.get("columns") or ()) == 2:
+        elif not self.max_new_tokens and len(note.get("columns") or ()) == 2:
             form = PAIR
         parts = self._each(texts, partial(_parts, form, CHARACTERS * most))
-        if self.new_tokens:
+        if self.max_new_tokens:
             encoded = {"input_ids": self._each(texts, template.prompt)}
         else:
             columns = map(list, zip(*parts, strict=True))
@@ -108,7 +110,7 @@ class Passes:
         rows = list[Row]()
         for values in zip(*encoded.values(), strict=True):
             inputs = dict(zip(encoded, values, strict=True))
-            rows.append(Row(name, version, inputs, new_tokens, ends))
+            rows.append(Row(name, version, inputs, max_new_tokens, ends))
         return rows
 
     def _each(
@@ -142,7 +144,7 @@ class Passes:
     def _answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
         if not rows:
             return []
-        answer = self._written if self.new_tokens else self._predicted
+        answer = self._written if self.max_new_tokens else self._predicted
         try:
             return [*answer(rows)]
         except Exception as error:
@@ -171,7 +173,7 @@ class Passes:
     def _continued(self, rows: Sequence[Row], ends: Sequence[int]) -> list[Result]:
         prompts = [row.inputs["input_ids"] for row in rows]
         width = max(map(len, prompts))
-        counts = torch.tensor([row.new_tokens for row in rows])
+        counts = torch.tensor([row.max_new_tokens for row in rows])
         end_ids = torch.tensor(ends, dtype=torch.int64)
         are_finite = torch.ones(len(rows), dtype=torch.bool)
 

@@ -71,7 +71,7 @@ class LsrConfig(PeftConfig):
         True,
         "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and B's frame "
         "from the weight, from the gradient over examples, or from the update of a short training on them; 'warm': "
-        "that update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B are orthonormal "
+        "that update, and the head as trained; see `lsr.initialize_from_data`. Around a core A and B are orthonormal "
         "frames, random or leading singular vectors, and the core is zero, with 'warm' the update between them. "
         "False: all random, for tests. Only it and 'warm' change the output of a fresh model.",
     )

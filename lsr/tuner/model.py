@@ -105,7 +105,7 @@ class LsrModel(WholeHeads):
                 injected.awaits_examples = False
                 warnings.warn(
                     f"LSR: init_weights={injected.init_weights!r} reads examples, and has been given none: training "
-                    "begins from random factors; call lsr.start_from_examples(model, batches) first",
+                    "begins from random factors; call lsr.initialize_from_data(model, batches) first",
                     stacklevel=2,
                 )
         names = cast("list[str] | None", kwargs.get("adapter_names"))

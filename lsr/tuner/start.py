@@ -29,7 +29,7 @@ def initialize_factors(
 
     `get_peft_model` does this by itself; callers that show progress build the model with random factors, and name the
     initialization here. `statistics` holds what it reads of examples, an (m, n) matrix by layer name: see
-    `start_from_examples`.
+    `initialize_from_data`.
 
     Raises:
         ValueError: if there is no such initialization, or it fails on a base weight or gradient; names the layer.
@@ -40,7 +40,7 @@ def initialize_factors(
     if not chosen.needs_examples:
         statistics = None
     elif not layers_of(model, adapter_name).keys() <= (statistics or {}).keys():
-        raise ValueError("this initialization needs examples: see lsr.start_from_examples")
+        raise ValueError("this initialization needs examples: see lsr.initialize_from_data")
     for name, layers in groups.items():
         initialize_group(layers, adapter_name, chosen, chosen.start, statistics)
         done(name)
@@ -99,7 +99,7 @@ def _generator(config: LsrConfig, name: str) -> torch.Generator | None:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def start_from_examples(
+def initialize_from_data(
     model: nn.Module,
     batches: Iterable[Batch],
     adapter_name: str = "default",

@@ -20,7 +20,7 @@ COMMITTED = {
     "tenants.common": "trained",
     "tenants.precision": "8bit",
     "evaluate.resamples": 2000,
-    "evaluate.new_tokens": 64,
+    "evaluate.max_new_tokens": 64,
 }
 
 
@@ -49,7 +49,7 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
     if row.label.has_new_tokens:
         reasons["train.head_learning_rate"] = "a language model has no head of its own to train"
     else:
-        reasons["evaluate.new_tokens"] = "the data have no completions"
+        reasons["evaluate.max_new_tokens"] = "the data have no completions"
         in_groups = row.group is not None
         if all(has_exact_interval(metric, in_groups=in_groups) for metric in row.metrics):
             reasons["evaluate.resamples"] = f"intervals of {' and '.join(row.metrics)} are exact"

@@ -158,7 +158,7 @@ class EvaluateParams(Section):
 
     batch_size: Count
     resamples: StrictInt = Field(ge=100, le=100_000, description="bootstrap resamples")
-    new_tokens: Count = Field(description="at most so many are written for a prompt, if the label is a completion")
+    max_new_tokens: Count = Field(description="at most so many are written for a prompt, if the label is a completion")
 
 
 class MethodParams(Section):

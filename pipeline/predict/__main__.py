@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by extension, instead of printing")
     add("--force", action="store_true", help="replace --out if it exists")
     add("--json", action="store_true", help="print JSON lines")
-    add("--new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help="written at most (%(default)s)")
+    add("--max-new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help="written at most (%(default)s)")
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
     with parser.parsed(arguments, "stopped; --out was not half written", f"{parser.prog}: ") as options:
         _check(options)
@@ -100,7 +100,7 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
             if isinstance(opened, OpenedGraph):
                 answers, cut = opened.answers(asked, table.index, advance)
             elif generates:
-                answers, cut = opened.written(asked["text"], options.new_tokens, advance, shown=streams)
+                answers, cut = opened.written(asked["text"], options.max_new_tokens, advance, shown=streams)
             else:
                 several = list(tenants.values()) if options.tenant is None else []
                 answers, cut = opened.answers(asked, table.index, several, advance)

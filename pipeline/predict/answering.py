@@ -128,7 +128,7 @@ class Opened:
             cut.append(tokens[-longest:])
             truncated += len(tokens) > longest
         room = max(map(len, cut)) + most
-        check_positions(cast("PreTrainedModel", self.model), room, "--new-tokens")
+        check_positions(cast("PreTrainedModel", self.model), room, "--max-new-tokens")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
         written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
         return CompletionDescription.printed(written, None), truncated

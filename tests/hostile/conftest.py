@@ -19,7 +19,7 @@ def start(tmp_path_factory):
 
         def start_server(bank, folder):
             log = tmp_path_factory.mktemp("log") / "log"
-            limits = ("--max-tokens", "40", "--new-tokens", "20")
+            limits = ("--max-length", "40", "--max-new-tokens", "20")
             running = stack.enter_context(started(bank, log, *limits, is_new=True))
             return Server(running.process.pid, running.port, folder)
 

@@ -25,12 +25,12 @@ FACTOR = ".factor_A1"
 CORE = ".core"
 HEAD = "classifier.out_proj.bias"
 # Readers that do not look at a part of a folder, and so do not mind.
-NO_HEADS = ("read_contents", "round", "squeeze")
+NO_HEADS = ("read_contents", "quantize", "compress")
 NO_TASK = ("load_adapter", "load_onto")
 # Readers that do not let the base model end an answer.
-NO_MODEL = (*NO_TASK, "read_contents", "export", "merged", "round", "squeeze", "predict", "score", "init")
-ROUND = ("round",)  # what it takes for tensors alone, if they are not LSR's
-BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "round")  # a LoRA of which PEFT makes something
+NO_MODEL = (*NO_TASK, "read_contents", "export", "merged", "quantize", "compress", "predict", "score", "init")
+ROUND = ("quantize",)  # what it takes for tensors alone, if they are not LSR's
+BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "quantize")  # a LoRA of which PEFT makes something
 BOTH = ("lsr", "lora")
 LORA = ("lora",)
 SUMS = ("sums",)

@@ -11,7 +11,7 @@ import torch
 from peft import RandLoraConfig, VeraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from lsr import AdapterBank, round_adapter
+from lsr import AdapterBank, quantize_adapter
 from lsr.__main__ import main as lsr_command
 from lsr.loading.adapters import load_adapter, load_onto
 from lsr.loading.contents import read_contents
@@ -49,8 +49,8 @@ READERS = {
     "export": command("export", IT, "--to", "lora"),
     "merged": command("export", IT, "--to", "merged"),
     "import": command("import", IT),
-    "round": command("round", IT, "--to", "3bit"),
-    "squeeze": command("squeeze", IT, "--to", "rank:1"),
+    "quantize": command("quantize", IT, "--to", "3bit"),
+    "compress": command("compress", IT, "--to", "rank:1"),
     "bank": command("bank", "--from", IT),
     "bank.add": lambda: AdapterBank(base()).add("it", IT),
     "predict": lambda: predict(["a text", "and another", "--adapter", IT]),
@@ -73,7 +73,7 @@ def whole(done, tmp_path_factory):
     shutil.copytree(folder / "workspace/artifacts/adapter", folder / "lsr")
     shutil.copytree(done("lora") / "artifacts/adapter", folder / "lora")
     shutil.copytree(done() / "artifacts/adapter", folder / "sums")
-    round_adapter(folder / "lsr", folder / "rounded", "3bit")
+    quantize_adapter(folder / "lsr", folder / "rounded", "3bit")
     (folder / "workspace/models").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "workspace")

@@ -129,20 +129,20 @@ def many_stop_tokens(server):
     sent = files(server.folder / "a")
     put = server.put(sent | {"task.json": b'{"ends": [' + b"7, " * 2_600_000 + b"7]}"})
     assert put[0] in REFUSED
-    prompts = body("guest", *["the cat"] * 64, field="prompts", new_tokens=20)
+    prompts = body("guest", *["the cat"] * 64, field="prompts", max_new_tokens=20)
     return put, server.post("/v1/generate", prompts)
 
 
 def a_stop_token_that_no_integer_holds(server):
     put = server.put(files(server.folder / "a") | {"task.json": json.dumps({"ends": [10**30]}).encode()})
     assert put[0] in REFUSED
-    return put, server.post("/v1/generate", body("guest", "the cat", field="prompts", new_tokens=20))
+    return put, server.post("/v1/generate", body("guest", "the cat", field="prompts", max_new_tokens=20))
 
 
 def long_roles(server):
     message = {"role": "x" * 900_000, "content": "the cat"}
-    content = body("t", [message], field="prompts", new_tokens=2)
-    many = body("t", *[[{"role": "x" * 15_000, "content": "a"}]] * 64, field="prompts", new_tokens=2)
+    content = body("t", [message], field="prompts", max_new_tokens=2)
+    many = body("t", *[[{"role": "x" * 15_000, "content": "a"}]] * 64, field="prompts", max_new_tokens=2)
     return at_once(lambda sent: server.post("/v1/generate", sent), *[content, many] * CLIENTS)
 
 
@@ -167,7 +167,7 @@ ON = {
 def test_others_are_answered_and_memory_is_what_it_was(kind, attack, request, trials, record_property):
     server = request.getfixturevalue(kind)
     trials["trials"] += 1
-    path, name, more = ("/v1/predict", "anna", {}) if kind == "says" else ("/v1/generate", "a", {"new_tokens": 2})
+    path, name, more = ("/v1/predict", "anna", {}) if kind == "says" else ("/v1/generate", "a", {"max_new_tokens": 2})
     ordinary = body(name, "a cat", field="prompts" if more else "texts", **more)
     for _ in range(20):
         assert server.post(path, ordinary)[0] == 200

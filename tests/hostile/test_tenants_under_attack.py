@@ -57,7 +57,7 @@ def writes(start, writers):
     bank.add_all(dict.fromkeys(map(str, range(TENANTS)), read_contents(writers / "a")))
     bank.save(writers / "many", force=True)
     running = start(writers / "many", writers)
-    return running, b"/v1/generate", lambda name: body(name, "the cat", field="prompts", new_tokens=2)
+    return running, b"/v1/generate", lambda name: body(name, "the cat", field="prompts", max_new_tokens=2)
 
 
 async def ask_tenants(server, path, content):

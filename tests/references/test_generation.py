@@ -83,7 +83,7 @@ def trained(request, tmp_path_factory):
     """A workspace after all stages, the checkpoint's folder in it, and whether it has a chat template."""
     dtype, chat, adapter = CASES[request.param]
     usual = {"data": "writing", "model": "models/base", "tokenize": {"max_length": 80 if chat else 48}}
-    own = {"train": {"epochs": 4, "batch_size": 8}, "evaluate": {"new_tokens": NEW_TOKENS, "batch_size": 5}}
+    own = {"train": {"epochs": 4, "batch_size": 8}, "evaluate": {"max_new_tokens": NEW_TOKENS, "batch_size": 5}}
     folder = workspace.make(tmp_path_factory.mktemp("writing"), {"writing": ROW}, **usual, **own, **adapter)
     save(folder / "models/base", request.param, dtype, chat)
     kit.write(folder / "writing.jsonl", rows())
@@ -112,10 +112,10 @@ class Plain:
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
         )
 
-    def writes(self, text, new_tokens, ends=None):
+    def writes(self, text, max_new_tokens, ends=None):
         """Return the tokens that follow a prompt, up to the first end token."""
         ids = torch.tensor([self.prompt(text)])
-        options = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": 0}
         options |= {"attention_mask": torch.ones_like(ids), "eos_token_id": ends or self.ends}
         return self.model.generate(ids, **options)[0, ids.shape[1] :].tolist()
 
@@ -155,18 +155,27 @@ def test_what_the_stage_scores_is_what_plain_generate_writes_for_each_prompt_alo
     assert actual["exact_match_baseline"] == pytest.approx(sum(alone) / len(alone), abs=1e-6)
 
 
-@pytest.mark.parametrize(("new_tokens", "size"), [(3, 4), (MOST, 64)])
+@pytest.mark.parametrize(("max_new_tokens", "size"), [(3, 4), (MOST, 64)])
 def test_predict_writes_what_plain_generate_writes_for_each_prompt_alone(
-    trained, monkeypatch, tmp_path, new_tokens, size
+    trained, monkeypatch, tmp_path, max_new_tokens, size
 ):
     folder, chat = trained
     monkeypatch.chdir(folder)
     reference = Plain(chat)
     prompts = [row["prompt"] for row in table(artifacts.EVALUATE_PREDICTIONS)]
     file = kit.write(tmp_path / "prompts.csv", [{"text": prompt} for prompt in prompts])
-    words = ["--file", str(file), "--column", "text", "--new-tokens", str(new_tokens), "--batch-size", str(size)]
+    words = [
+        "--file",
+        str(file),
+        "--column",
+        "text",
+        "--max-new-tokens",
+        str(max_new_tokens),
+        "--batch-size",
+        str(size),
+    ]
     actual = [row["answer"] for row in table(said(predict, *words))]
-    assert actual == [reference.text(reference.writes(prompt, new_tokens)) for prompt in prompts]
+    assert actual == [reference.text(reference.writes(prompt, max_new_tokens)) for prompt in prompts]
 
 
 def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(trained, monkeypatch):

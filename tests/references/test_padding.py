@@ -361,7 +361,7 @@ def test_predict_writes_after_each_prompt_what_plain_transformers_writes_alone(w
     folder, alone = writer
     with chdir(folder):
         write("asked.csv", [{"text": text} for text in prompts()])
-        words = "--adapter", "lora", "--file", "asked.csv", "--batch-size", "64", "--new-tokens", str(NEW)
+        words = "--adapter", "lora", "--file", "asked.csv", "--batch-size", "64", "--max-new-tokens", str(NEW)
         found = table(said(predict, *words))
         assert [row["answer"] for row in found] == [alone(text) for text in prompts()]
 

@@ -183,7 +183,7 @@ METHODS = [  # whose adapters change weights of the base model itself, or have n
 
 @pytest.mark.parametrize(("adapter", "section"), METHODS, ids=["pissa", "olora", "trained biases", "bitfit", "lsr"])
 def test_what_is_written_without_the_adapter_is_what_the_checkpoint_writes(adapter, section, tmp_path, monkeypatch):
-    changes = {"evaluate": {"new_tokens": 5}, "train": {"epochs": 1}, **({adapter: section} if section else {})}
+    changes = {"evaluate": {"max_new_tokens": 5}, "train": {"epochs": 1}, **({adapter: section} if section else {})}
     monkeypatch.chdir(writers.make(tmp_path, adapter=adapter, **changes))
     architectures.save(Path(BASE), "opt")  # whose layers have biases
     workspace.change(model=BASE, tokenize={"max_length": 30})

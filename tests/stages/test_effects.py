@@ -69,7 +69,7 @@ def tokenized(tmp_path_factory):
     def made(kind):
         folder = root / kind
         if kind == "writing":
-            writers.make(folder, train={"epochs": 1}, evaluate={"new_tokens": 64})
+            writers.make(folder, train={"epochs": 1}, evaluate={"max_new_tokens": 64})
         else:
             workspace.make(folder, {"shops": workspace.ROWS["shops"]}, data=kind)
             kit.write(folder / "data/shops.csv", rows(LABELS))

@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lsr import AdapterBank, export_lora, export_merged, round_adapter, squeeze_adapter
+from lsr import AdapterBank, compress_adapter, export_lora, export_merged, quantize_adapter
 from lsr.init import INITIALIZATIONS
 from lsr.init.random_factors import fresh_core
 from lsr.tuner.files import WEIGHTS
@@ -122,8 +122,8 @@ def test_two_options_of_the_family_go_together_from_texts_to_answers(
     train, section = OPTIONS["trainings"][training]
     read = {"examples": 16, "head_steps": 2} if start in READ else {}
     section = {"init": start, **read, "learning_rate": 0.02, **models[model], **section}
-    new_tokens = {"evaluate": {"new_tokens": 4}} if kind == "writing" else {}
-    view = go(data=kind, model=model, train=train, lsr=forms[form] | section, **new_tokens)
+    max_new_tokens = {"evaluate": {"max_new_tokens": 4}} if kind == "writing" else {}
+    view = go(data=kind, model=model, train=train, lsr=forms[form] | section, **max_new_tokens)
     check(view, changes_nothing=INITIALIZATIONS[start].core is fresh_core)
     # Eight bits keep an update within some hundredths; anything else is rounding in float32.
     found = used(view, use, tmp_path)
@@ -173,7 +173,7 @@ def check_answers(kind):
     scored = table(artifacts.EVALUATE_PREDICTIONS)
     columns = [name for name in ("prompt", "text", "text_pair") if name in scored[0]]
     asked = [{name: row[name] for name in columns} | {"shop": row.get("tenant", "")} for row in scored]
-    more = ["--new-tokens", "4"] if kind == "writing" else []
+    more = ["--max-new-tokens", "4"] if kind == "writing" else []
     answers = table(said(predict, "--file", write("asked.csv", asked).as_posix(), "--column", *columns, *more))
     assert len(answers) == len(scored) > 3
     for row, expected in zip(answers, scored, strict=True):
@@ -220,7 +220,7 @@ def used(view, use, folder):
         bank.add("it", artifacts.ADAPTER)
         return logits(bank, adapter_names=["it"] * 3)
     if use == "rounded":
-        round_adapter(artifacts.ADAPTER, folder / "small", "8bit")
+        quantize_adapter(artifacts.ADAPTER, folder / "small", "8bit")
     else:
-        squeeze_adapter(artifacts.ADAPTER, folder / "small", "directions:9999")
+        compress_adapter(artifacts.ADAPTER, folder / "small", "directions:9999")
     return logits(adapters.load_adapter(base_of(view), folder / "small", trainable=False))

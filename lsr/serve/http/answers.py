@@ -37,15 +37,15 @@ def longest_token(tokenizer: Any) -> int:
 
 def most_bytes(
     version: Version,
-    new_tokens: int,
+    max_new_tokens: int,
     token_bytes: int,
 ) -> int:
     """Return the most bytes that the answer to a text can have, with a comma after it.
 
-    `new_tokens` are those that it may have, 0 if it has labels or a number; `token_bytes` are those of the longest.
+    `max_new_tokens` are those that it may have, 0 if it has labels or a number; `token_bytes` are those of the longest.
     """
-    if new_tokens:
-        return len('{"text":""},') + new_tokens * token_bytes
+    if max_new_tokens:
+        return len('{"text":""},') + max_new_tokens * token_bytes
     labels = version.note.get("labels") or numbered_labels(version.size)  # at most so many
     names = len(json_bytes(labels))
     longest = 6 * max(map(len, labels), default=0) + len('""')  # of a control character JSON makes six
@@ -58,7 +58,7 @@ def check_answers(
     texts: int,
     size: int,
     token_bytes: int,
-    new_tokens: int,
+    max_new_tokens: int,
 ) -> None:
     """Refuse so many texts whose answers can have `size` bytes each, if that is too much together."""
     if texts * size <= MOST_ANSWER_BYTES:
@@ -66,8 +66,8 @@ def check_answers(
     reason = f"the answers could have {texts * size:,} bytes; at most {MOST_ANSWER_BYTES:,} are allowed"
     if size <= MOST_ANSWER_BYTES:
         raise HTTPException(422, f"{reason}: at most {MOST_ANSWER_BYTES // size} at once for this adapter")
-    fewer = min(new_tokens, MOST_ANSWER_BYTES // token_bytes - 1)
-    raise HTTPException(422, f"{reason}: at most {fewer:,} new_tokens")
+    fewer = min(max_new_tokens, MOST_ANSWER_BYTES // token_bytes - 1)
+    raise HTTPException(422, f"{reason}: at most {fewer:,} max_new_tokens")
 
 
 class Room:

@@ -44,7 +44,7 @@ class Service:
         self.bank = passes.bank
         self.batches = Batches(passes, rows, room, wait)
         self._answer_room = Room()
-        self._token_bytes = longest_token(passes.tokenizer) if passes.new_tokens else 0
+        self._token_bytes = longest_token(passes.tokenizer) if passes.max_new_tokens else 0
         self._aside = Aside()
         self._uploads = Uploads(passes, self._aside)
         ADAPTERS.set_function(lambda: len(self.bank.versions))
@@ -52,7 +52,7 @@ class Service:
     async def answer(self, request: Request) -> Response:
         """Answer each of the `texts` with what an adapter predicts, or continue `prompts` with the likeliest tokens."""
         with SECONDS.time():
-            question = read_question(await self._json(request), self.passes.new_tokens)
+            question = read_question(await self._json(request), self.passes.max_new_tokens)
             # Answers of one version of an adapter: if it is replaced before the last of them, all is read again.
             while True:
                 version = self.bank.versions.get(question.adapter)
@@ -75,10 +75,10 @@ class Service:
 
     def _rows(self, version: Version, question: Question) -> tuple[list[Row], int]:
         """Return the rows of a question, and the most bytes of the response."""
-        name, texts, new_tokens = question
-        each = most_bytes(version, new_tokens, self._token_bytes)
-        check_answers(len(texts), each, self._token_bytes, new_tokens)
-        rows = self.passes.rows(name, version, texts, new_tokens)
+        name, texts, max_new_tokens = question
+        each = most_bytes(version, max_new_tokens, self._token_bytes)
+        check_answers(len(texts), each, self._token_bytes, max_new_tokens)
+        rows = self.passes.rows(name, version, texts, max_new_tokens)
         return rows, len(rendered(name, [])) + len(texts) * each
 
     async def _json(self, request: Request) -> Any:
@@ -107,7 +107,7 @@ class Service:
 
     async def refuse(self, _: Request) -> Response:
         """Refuse to predict with a base model that writes, and the other way round."""
-        writes = "writes: ask /v1/generate" if self.passes.new_tokens else "does not write: ask /v1/predict"
+        writes = "writes: ask /v1/generate" if self.passes.max_new_tokens else "does not write: ask /v1/predict"
         raise HTTPException(422, f"the base model of this bank {writes}")
 
     @asynccontextmanager
@@ -120,7 +120,7 @@ class Service:
     def application(self) -> Starlette:
         """Return the application, which passes batches through the bank while it runs."""
         description = DESCRIPTION.read_bytes()
-        writes = bool(self.passes.new_tokens)
+        writes = bool(self.passes.max_new_tokens)
         routes = [
             Route("/v1/predict", self.refuse if writes else self.answer, methods=["POST"]),
             Route("/v1/generate", self.answer if writes else self.refuse, methods=["POST"]),

@@ -82,7 +82,7 @@ def _passes(options: Namespace) -> Passes:
     tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
     if tokenizer is None:
         raise InputError(f"{options.bank}: the base model has no tokenizer")
-    return Passes(bank, tokenizer, options.max_tokens, options.new_tokens)
+    return Passes(bank, tokenizer, options.max_length, options.max_new_tokens)
 
 
 def _config(
@@ -90,7 +90,7 @@ def _config(
     passes: Passes,
     connections: Connections,
 ) -> uvicorn.Config:
-    service = Service(passes, options.rows, options.queue, options.wait / 1000)
+    service = Service(passes, options.max_batch_size, options.max_queue, options.max_wait_ms / 1000)
     protocol: Any = partial(Protocol, connections)  # uvicorn calls it for each connection
     return uvicorn.Config(
         OneLength(service.application()),

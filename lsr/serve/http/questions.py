@@ -15,24 +15,24 @@ class Question(NamedTuple):
 
     adapter: str
     texts: list[Any]  # or prompts
-    new_tokens: int  # to write; 0 where an adapter predicts
+    max_new_tokens: int  # to write; 0 where an adapter predicts
 
 
-def read_question(content: Any, new_tokens: int) -> Question:
-    """Return the question in a request; `new_tokens` are the most that it may ask for, 0 where adapters predict."""
-    field = "prompts" if new_tokens else "texts"
-    fields = {"adapter", field, "new_tokens"} if new_tokens else {"adapter", field}
+def read_question(content: Any, max_new_tokens: int) -> Question:
+    """Return the question in a request; `max_new_tokens` are the most that it may ask for, 0 where adapters predict."""
+    field = "prompts" if max_new_tokens else "texts"
+    fields = {"adapter", field, "max_new_tokens"} if max_new_tokens else {"adapter", field}
     if isinstance(content, dict) and content.keys() == fields:
         name = content["adapter"]
         texts = content[field]
-        count = content.get("new_tokens", 0)
-        is_count = type(count) is int and bool(new_tokens) <= count <= new_tokens
+        count = content.get("max_new_tokens", 0)
+        is_count = type(count) is int and bool(max_new_tokens) <= count <= max_new_tokens
         are_texts = isinstance(texts, list) and 0 < len(texts) <= MOST_TEXTS
         if isinstance(name, str) and are_texts and is_count:
             return Question(name, texts, count)
     example = f'"{field}": [TEXT, ...]'
-    if new_tokens:
-        example += f', "new_tokens": 1 to {new_tokens}'
+    if max_new_tokens:
+        example += f', "max_new_tokens": 1 to {max_new_tokens}'
     raise HTTPException(422, f'needed: {{"adapter": NAME, {example}}}, a list of 1 to {MOST_TEXTS}')
 
 

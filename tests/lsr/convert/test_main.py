@@ -118,8 +118,8 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
 @pytest.mark.parametrize(
     ("words", "part", "value", "message"),
     [
-        (["round", "adapter", "--to", "3bit"], "", 1, "adapter: there is no floating-point tensor to round"),
-        (["squeeze", "adapter"], "factor", 3e19, "over the examples, is not finite"),
+        (["quantize", "adapter", "--to", "3bit"], "", 1, "adapter: there is no floating-point tensor to quantize"),
+        (["compress", "adapter"], "factor", 3e19, "over the examples, is not finite"),
         (["bank", "--from", "adapter", "--precision", "bfloat16"], "classifier", 3.4e38, "overflows in bfloat16"),
         (["export", "adapter", "--to", "lora"], "none", 1.0, "out: does not fit"),
     ],

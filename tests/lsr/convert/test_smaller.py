@@ -1,4 +1,4 @@
-"""Adapters that are rounded or squeezed: read like any other, by everything, and what is lost is what is said."""
+"""Adapters that are quantized or compressed: read like any other, by everything, and what is lost is what is said."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from peft import LoKrConfig, LoraConfig
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from lsr import export_lora, round_adapter, squeeze_adapter
+from lsr import compress_adapter, export_lora, quantize_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS
 from lsr.loading.adapters import load_adapter
@@ -39,10 +39,10 @@ def same(one, other):
 def test_what_is_loaded_is_what_was_rounded(case, tmp_path):
     model, fields = CASES.get(case, ("bert", {"config": OTHERS.get(case)}))
     save_with_base(tmp_path, model, **fields)
-    round_adapter(tmp_path / "adapter", tmp_path / "rounded", "4bit")
+    quantize_adapter(tmp_path / "adapter", tmp_path / "rounded", "4bit")
     expected = unpack(pack(load_file(tmp_path / "adapter" / WEIGHTS), "4bit"))
     assert same(read_files(tmp_path / "rounded").tensors, expected)
-    round_adapter(tmp_path / "rounded", tmp_path / "again", "float32")
+    quantize_adapter(tmp_path / "rounded", tmp_path / "again", "float32")
     assert same(load_file(tmp_path / "again" / WEIGHTS), expected)
     loaded = logits(load_adapter(tmp_path / "rounded", method=None))
     assert torch.equal(loaded, logits(load_adapter(tmp_path / "again", method=None)))
@@ -52,8 +52,8 @@ def test_what_is_loaded_is_what_was_rounded(case, tmp_path):
 def test_rounding_again_changes_no_byte_of_the_packed_tensors(beside):
     write("adapter/task.json", {"labels": ["bad", "fair", "good"]})
     for precision in FEW_BITS:
-        round_adapter("adapter", "one", precision, force=True)
-        round_adapter("one", "two", precision, force=True)
+        quantize_adapter("adapter", "one", precision, force=True)
+        quantize_adapter("one", "two", precision, force=True)
         assert {path.name for path in (beside / "one").iterdir()} == {CONFIG, ROUNDED, "task.json"}
         for path in (beside / "one").iterdir():
             assert path.read_bytes() == (beside / "two" / path.name).read_bytes()
@@ -63,7 +63,7 @@ def test_rounding_again_changes_no_byte_of_the_packed_tensors(beside):
 
 def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
     save_with_base(tmp_path)
-    report = round_adapter(tmp_path / "adapter", tmp_path / "rounded", "3bit")
+    report = quantize_adapter(tmp_path / "adapter", tmp_path / "rounded", "3bit")
     (before, after), pairs = (read_files(tmp_path / name).tensors for name in ("adapter", "rounded")), {}
     flat = [torch.cat([value.flatten().double() for value in its.values()]) for its in (before, after)]
     assert report.tensors.total == pytest.approx(float((flat[1] - flat[0]).norm() / flat[0].norm()))
@@ -75,7 +75,7 @@ def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
 
 
 def test_the_command_says_sizes_and_errors(beside):
-    lines = said(main, "round", "adapter", "-o", "out", "--to", "3bit").splitlines()
+    lines = said(main, "quantize", "adapter", "-o", "out", "--to", "3bit").splitlines()
     assert lines[0].startswith("out: 3bit, tensors in ")
     assert lines[1].startswith("rounding error of the tensors: 0.")
     assert " at most, in bert.encoder.layer." in lines[2]
@@ -85,7 +85,7 @@ def test_the_command_says_sizes_and_errors(beside):
 
 
 def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside):
-    words = ("round", "adapter", "-o", "out", "--to", "3bit")
+    words = ("quantize", "adapter", "-o", "out", "--to", "3bit")
     overflowing = {name: value * 1e38 for name, value in load_file("adapter/" + WEIGHTS).items()}
     nested = {"a": torch.ones(1), "a.b": torch.ones(1)}
     for tensors, message in (
@@ -121,17 +121,17 @@ def dense(folder):
 def test_at_full_rank_only_rounding_is_lost(form, adapter, tmp_path):
     before = dense(adapter)
     most = 999 if form == "directions" else min(min(update.shape) for update in before.values())
-    squeezed = squeeze_adapter(adapter, tmp_path / "small", f"{form}:{most}")
+    compressed = compress_adapter(adapter, tmp_path / "small", f"{form}:{most}")
     after = dense(tmp_path / "small")
     assert before.keys() == after.keys()
     for name, update in before.items():
         assert_close(after[name], update, rtol=0, atol=1e-6 * float(update.norm()))
-    assert squeezed.total < 1e-6
+    assert compressed.total < 1e-6
 
 
 @pytest.mark.parametrize(("to", "kept"), [("rank:1", None), ("rank:2", None), ("directions:7", 7)])
 def test_what_is_lost_is_the_discarded_singular_values(to, kept, adapter, tmp_path):
-    squeezed = squeeze_adapter(adapter, tmp_path / "small", to)
+    compressed = compress_adapter(adapter, tmp_path / "small", to)
     pairs = {name: update.product() for name, update in read_contents(adapter).updates.items()}
     values = {name: torch.linalg.svdvals(left @ right)[: left.shape[1]] for name, (left, right) in pairs.items()}
     every = torch.cat(list(values.values()))
@@ -139,18 +139,18 @@ def test_what_is_lost_is_the_discarded_singular_values(to, kept, adapter, tmp_pa
     lost = {}
     for name, its in values.items():
         lost[name] = its[its < least * (1 - 1e-9)] if least else its[int(to[-1]) :]
-        assert squeezed.layers[name] == pytest.approx(float(lost[name].norm() / its.norm()), rel=1e-4, abs=1e-6)
-    assert squeezed.total == pytest.approx(float(torch.cat(list(lost.values())).norm() / every.norm()), rel=1e-4)
+        assert compressed.layers[name] == pytest.approx(float(lost[name].norm() / its.norm()), rel=1e-4, abs=1e-6)
+    assert compressed.total == pytest.approx(float(torch.cat(list(lost.values())).norm() / every.norm()), rel=1e-4)
     assert sum(update.frames.a.shape[0] for update in read_contents(tmp_path / "small").updates.values()) == (
         kept or int(to[-1]) * len(pairs)
     )
 
 
 @pytest.mark.parametrize("to", ["rank:2", "directions:9", "shared:3"])
-def test_a_squeezed_adapter_keeps_its_head_and_exports_as_any_other(to, tmp_path):
+def test_a_compressed_adapter_keeps_its_head_and_exports_as_any_other(to, tmp_path):
     folder = save_lora(tmp_path / "lora", labels=5, r=4)
     write(folder / "task.json", {"labels": list("abcde")})
-    squeeze_adapter(folder, tmp_path / "small", to)
+    compress_adapter(folder, tmp_path / "small", to)
     export_lora(tmp_path / "small", tmp_path / "plain")
     actual = says("bert", tmp_path / "small", labels=5)
     assert_close(says("bert", tmp_path / "plain", labels=5), actual, rtol=1e-6, atol=1e-7)
@@ -166,7 +166,7 @@ def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny("bert-wide").save_pretrained("base")
     save_lora("lora", "bert-wide", base="./base", r=6)
-    text = said(main, "squeeze", "lora", "-o", "small", "--to", "shared:4", "--bits", "3")
+    text = said(main, "compress", "lora", "-o", "small", "--to", "shared:4", "--bits", "3")
     *rows, total, sizes = text.splitlines()
     names = [f"bert.encoder.layer.{i}.attention.self.{x}" for i in (0, 1) for x in ("query", "value")]
     assert [row.split()[1] for row in rows] == names
@@ -174,7 +174,7 @@ def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch):
     before, after = (Path(name).stat().st_size for name in (f"lora/{WEIGHTS}", f"small/{ROUNDED}"))
     assert sizes == f"small: tensors in {after:,} bytes, before in {before:,}"
     assert logits(load_adapter(tmp_path / "small")).isfinite().all()
-    assert said(main, "squeeze", "lora", "-o", "whole", "--to", "rank:6").endswith("; this has made it larger\n")
+    assert said(main, "compress", "lora", "-o", "whole", "--to", "rank:6").endswith("; this has made it larger\n")
 
 
 def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
         ("lora", "rank:1", 1, "--bits of 8, 4, 3, 2"),
         ("biases", "rank:1", None, "trains biases of the base model (bias='lora_only'), which is not supported"),
         ("huge", "rank:1", 3, "huge: base_model.model.classifier.bias holds values that are not finite, or of 2^127"),
-        ("zero", "rank:1", None, "zero: its update is zero: there is nothing to squeeze"),
+        ("zero", "rank:1", None, "zero: its update is zero: there is nothing to compress"),
     ):
-        refused(squeeze_adapter, folder, "small", to, bits=bits, says=message)
+        refused(compress_adapter, folder, "small", to, bits=bits, says=message)
         assert not (tmp_path / "small").exists()

@@ -29,8 +29,8 @@ def save_tokenizer(folder, **more):
 
 COMMANDS = {
     "export": ["export", "adapter", "--to", "lora", "-o", "out"],
-    "round": ["round", "adapter", "--to", "4bit", "-o", "out"],
-    "squeeze": ["squeeze", "adapter", "--to", "rank:1", "-o", "out"],
+    "quantize": ["quantize", "adapter", "--to", "4bit", "-o", "out"],
+    "compress": ["compress", "adapter", "--to", "rank:1", "-o", "out"],
     "import": ["import", "lora", "-o", "out"],
 }
 

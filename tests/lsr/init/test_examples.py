@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
-from lsr import start_from_examples
+from lsr import initialize_from_data
 from lsr.init.examples import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_gradients, examples_updates
 from lsr.init.passes import fitted_head
 from lsr.tuner.layer import adapted_layers
@@ -263,7 +263,7 @@ def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, sha
     config = Subject(name, {**DENSE, **fields}).config()
     model = get_peft_model(tiny(name), config).eval()
     listed = batches(2, 2, 2, name=name)
-    start_from_examples(model, listed, head_steps=3, seed=3)
+    initialize_from_data(model, listed, head_steps=3, seed=3)
     expected = tiny(name)
     layers = {layer: expected.get_submodule(layer) for layer in adapted_layers(model)}
     head = [expected.get_submodule(part) for part in HEADS[name]]

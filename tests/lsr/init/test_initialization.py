@@ -13,7 +13,7 @@ from peft import get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch.testing import assert_close
 
-from lsr import LsrConfig, start_from_examples
+from lsr import LsrConfig, initialize_from_data
 from lsr.algebra.separable import Form, kron_sum, split_width
 from lsr.algebra.spectrum import leading_frames
 from lsr.init import INITIALIZATIONS
@@ -206,7 +206,7 @@ def test_factors_that_are_initialized_later_are_those_of_the_usual_ways(name, in
     initialize_factors(later, init_weights=init, statistics=gradients, done=started.append)
     assert started == list(adapted_layers(later))
     if gradients is not None:
-        start_from_examples(usual, BATCHES)
+        initialize_from_data(usual, BATCHES)
     assert_same(later, usual, tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
 
 def test_examples_are_for_the_gradient_alone():
     says = "init_weights must be 'gradient' or 'update' or 'warm' to start from examples, got 'principal'"
-    refused(start_from_examples, made("bert", "principal"), BATCHES, kind=ValueError, says=says)
+    refused(initialize_from_data, made("bert", "principal"), BATCHES, kind=ValueError, says=says)
 
 
 OTHER = {"task_type": "SEQ_CLS", "target_modules": ["query"], "rank_shape": (3,), "seed": 0}
@@ -245,5 +245,5 @@ def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples():
     model.add_adapter("b", LsrConfig(**OTHER, init_weights="warm"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     says = "adapter 'b' must be the active one, and 'a' is: call model.set_adapter('b') first"
-    refused(start_from_examples, model, BATCHES, "b", kind=ValueError, says=says)
+    refused(initialize_from_data, model, BATCHES, "b", kind=ValueError, says=says)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

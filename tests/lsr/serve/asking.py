@@ -71,5 +71,5 @@ def predict(name, *texts):
     return "/v1/predict", {"adapter": name, "texts": texts}
 
 
-def generate(name, new_tokens, *prompts):
-    return "/v1/generate", {"adapter": name, "prompts": prompts, "new_tokens": new_tokens}
+def generate(name, max_new_tokens, *prompts):
+    return "/v1/generate", {"adapter": name, "prompts": prompts, "max_new_tokens": max_new_tokens}

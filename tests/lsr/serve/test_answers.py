@@ -78,7 +78,7 @@ def test_what_is_written_has_no_more_bytes_than_its_tokens_can_have(tmp_path):
         assert len(json.dumps({"text": text}, ensure_ascii=False).encode()) <= most_bytes(
             Version({}, {}, 2), 3, token_bytes
         )
-    with pytest.raises(HTTPException, match="at most 4,095 new_tokens"):
+    with pytest.raises(HTTPException, match="at most 4,095 max_new_tokens"):
         check_answers(1, most_bytes(Version({}, {}, 2), 5000, 1024), 1024, 5000)
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lsr import AdapterBank, round_adapter
+from lsr import AdapterBank, quantize_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import BITS
 from lsr.loading.contents import read_contents
@@ -76,7 +76,7 @@ def test_a_bank_in_few_bits_answers_as_peft_with_the_nearest_values(precision, t
     save(tmp_path / "a", "bert-wide", **DENSE)
     save_lora(tmp_path / "b", "bert-wide", seed=2)
     for name in "ab":
-        round_adapter(tmp_path / name, tmp_path / f"rounded-{name}", precision)
+        quantize_adapter(tmp_path / name, tmp_path / f"rounded-{name}", precision)
         bank.add(name, tmp_path / name)
         whole.add(name, tmp_path / f"rounded-{name}")
     bank.save(tmp_path / "bank")

@@ -63,11 +63,11 @@ def server(there):
         there / "bank",
         "--port",
         "0",
-        "--rows",
+        "--max-batch-size",
         "8",
-        "--queue",
+        "--max-queue",
         "400",
-        "--max-tokens",
+        "--max-length",
         "30",
         "--client-connections",
         "512",
@@ -217,7 +217,7 @@ def test_files_that_cannot_be_served_change_nothing(file, change, status, reason
 def test_every_path_is_described_and_answers(server):
     assert {(path, method) for path, its in DESCRIBED["paths"].items() for method in its.keys() - {"parameters"}} == {
         (route.path, method.lower())
-        for route in Service(mock.Mock(new_tokens=0), 1, 1, 0).application().routes
+        for route in Service(mock.Mock(max_new_tokens=0), 1, 1, 0).application().routes
         for method in route.methods - {"HEAD"}
     }
     assert request(server, "GET", "/openapi.json").json() == DESCRIBED
@@ -293,7 +293,7 @@ def test_a_stop_answers_what_was_asked(server, expected):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["bank", "--rows", "0"], "argument --rows: needed: a whole number above 0, got '0'"),
+        (["bank", "--max-batch-size", "0"], "argument --max-batch-size: needed: a whole number above 0, got '0'"),
         (["bank", "--port", "70000"], "--port: needed: 0 to 65535, got 70000"),
         (["nothing"], "nothing/bank.safetensors: no such file"),
     ],

@@ -352,8 +352,8 @@ def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versio
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        (generate("a", 13, "the cat"), '"new_tokens": 1 to 12'),
-        (generate("a", True, "the cat"), '"new_tokens": 1 to 12'),
+        (generate("a", 13, "the cat"), '"max_new_tokens": 1 to 12'),
+        (generate("a", True, "the cat"), '"max_new_tokens": 1 to 12'),
         (generate("a", 2), "a list of 1 to 64"),
         (generate("a", 2, ["the", "cat"]), "prompts[0]: needed: a text"),
         (generate("a", 2, [{"role": "user", "content": "the cat"}]), "prompts[0]: needed: a text of whole"),
@@ -375,4 +375,4 @@ def test_what_cannot_be_written_has_its_reason(asked, reason, writers):
     (response,) = ask_passes(writers[1], posted(asked))
     assert response.status_code == 422
     assert reason in response.json()["error"]
-    refused(Passes, writers[1].bank, writers[1].tokenizer, 30, 30, says="--new-tokens: needed: some of the 30")
+    refused(Passes, writers[1].bank, writers[1].tokenizer, 30, 30, says="--max-new-tokens: needed: some of the 30")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from lsr import LsrConfig, parameter_groups, start_from_examples
+from lsr import LsrConfig, initialize_from_data, parameter_groups
 from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.kit import edit, refused
@@ -129,7 +129,7 @@ def test_what_one_model_has_read_is_not_taken_for_read_by_another_with_the_same_
     config = LsrConfig(**AWAITING, task_type="SEQ_CLS")
     first, second = (get_peft_model(tiny("bert"), config).train() for _ in range(2))
     batch = {**tokens(), "labels": torch.arange(4) % LABELS}
-    start_from_examples(first, [batch], head_steps=1)
+    initialize_from_data(first, [batch], head_steps=1)
     with warnings.catch_warnings(action="error"):
         first(**batch)
     with pytest.warns(UserWarning, match="has been given none"):

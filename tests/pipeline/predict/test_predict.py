@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lsr import round_adapter
+from lsr import quantize_adapter
 from lsr.__main__ import main as lsr_main
 from lsr.tuner.files import WEIGHTS
 from pipeline import score
@@ -236,7 +236,7 @@ def test_a_label_does_not_command_the_terminal():
 
 def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
     folder = after()
-    round_adapter(artifacts.ADAPTER, folder / "rounded", "8bit")
+    quantize_adapter(artifacts.ADAPTER, folder / "rounded", "8bit")
     _, trained, rounded = said(score.main, "glue", str(artifacts.ADAPTER), str(folder / "rounded")).splitlines()
     metrics = artifacts.read_metrics(artifacts.EVALUATE_METRICS)
     expected = [f"{metrics[name]:.4f}" for name in ("accuracy", "f1")]

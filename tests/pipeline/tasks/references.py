@@ -163,13 +163,13 @@ def logits_alone(plain, tokenizer, texts, max_length):
     return np.array(rows)
 
 
-def written_alone(plain, tokenizer, prompt, new_tokens):
+def written_alone(plain, tokenizer, prompt, max_new_tokens):
     """The text that plain transformers generates after a prompt of the user, by itself."""
     turns = [{"role": "user", "content": prompt}]
     given = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = given["input_ids"]
     generated = plain.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
     )
     return tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
 

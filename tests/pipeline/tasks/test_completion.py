@@ -161,7 +161,7 @@ def test_an_encoder_a_head_and_a_length_that_nothing_fits_are_refused(here):
 def test_prompts_are_cut_from_the_left_and_answers_that_do_not_fit_are_left_out(here):
     rows = writers.rows()
     rows[3]["place"] = "far " * 40
-    view = here(written=rows, row={**writers.ROW, "template": "none"}, evaluate={"new_tokens": 4})
+    view = here(written=rows, row={**writers.ROW, "template": "none"}, evaluate={"max_new_tokens": 4})
     workspace.change(tokenize={"max_length": 14})
     run(TOKENIZE)
     splits = {line["part"]: line for line in table(artifacts.TOKENIZE_SPLITS)}
@@ -179,16 +179,20 @@ def test_prompts_are_cut_from_the_left_and_answers_that_do_not_fit_are_left_out(
 
 
 def test_a_model_without_a_template_or_padding_writes_as_far_as_its_positions_reach(here):
-    here(lsr={"target_modules": "all-linear", "learning_rate": 0.02}, evaluate={"new_tokens": 4})
+    here(lsr={"target_modules": "all-linear", "learning_rate": 0.02}, evaluate={"max_new_tokens": 4})
     architectures.save(Path("plain"), "gpt2")
     workspace.change(model="plain", tokenize={"max_length": 30})
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     found = report(artifacts.EVALUATE_METRICS)
     assert found["loss"] < found["loss_baseline"]
     assert report(artifacts.ADAPTER / "task.json")["template"] == "none"
-    refused(predict, ["Where?", "--new-tokens", "60"], says="--new-tokens: the model takes at most 64 tokens, got ")
-    workspace.change(evaluate={"new_tokens": 60})
-    refused(run, EVALUATE, says="tokenize.max_length and evaluate.new_tokens: the model takes at most 64 tokens, got ")
+    refused(
+        predict, ["Where?", "--max-new-tokens", "60"], says="--max-new-tokens: the model takes at most 64 tokens, got "
+    )
+    workspace.change(evaluate={"max_new_tokens": 60})
+    refused(
+        run, EVALUATE, says="tokenize.max_length and evaluate.max_new_tokens: the model takes at most 64 tokens, got "
+    )
 
 
 LEARNS = {"rank_shape": [12], "separation_rank": "auto", "target_modules": "all-linear", "learning_rate": 0.02}
@@ -214,7 +218,7 @@ def test_what_is_written_chooses_the_checkpoint_and_a_killed_run_ends_with_the_s
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder after all stages in which an adapter has learned where animals are."""
-    changes = {"evaluate": {"new_tokens": 12, "batch_size": 7}, "train": {"epochs": 16, "weight_decay": 0.0}}
+    changes = {"evaluate": {"max_new_tokens": 12, "batch_size": 7}, "train": {"epochs": 16, "weight_decay": 0.0}}
     folder = writers.make(tmp_path_factory.mktemp("writing"), lsr=LEARNS, **changes)
     return run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
 
@@ -235,7 +239,7 @@ def test_rouge_l_is_the_longest_common_subsequence_of_words(text, expected, scor
 def test_predict_prints_an_answer_as_it_is_or_adds_a_column(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained)
     scored = table(artifacts.EVALUATE_PREDICTIONS)
-    few = ["--new-tokens", "12"]
+    few = ["--max-new-tokens", "12"]
     assert said(predict, scored[0]["prompt"], *few) == scored[0]["said"] + "\n"
     kit.write(tmp_path / "in.csv", [{"id": at, "text": row["prompt"]} for at, row in enumerate(scored)])
     out = tmp_path / "out.csv"
