@@ -68,7 +68,7 @@ def write(
     advance: Advance = lambda *_: None,
     streamer: Any = None,
 ) -> list[str]:
-    """Return what a model writes for each prompt in tokens, `max_new_tokens` at most; prompts of one length go together."""
+    """Return what a model generates for each prompt, at most `max_new_tokens`; prompts of one length go together."""
     model.eval()
     order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
     texts = [""] * len(asked)

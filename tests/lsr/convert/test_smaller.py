@@ -90,7 +90,7 @@ def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside):
     nested = {"a": torch.ones(1), "a.b": torch.ones(1)}
     for tensors, message in (
         (overflowing, "not finite, or of 2^127 and more"),
-        ({}, "no floating-point tensor to round"),
+        ({}, "no floating-point tensor to quantize"),
         (nested, "list indices must be"),
     ):
         write("adapter/" + WEIGHTS, tensors)
