@@ -1,11 +1,13 @@
 """`python -m pipeline.score mrpc artifacts/adapter build/small`: what adapters score on the test split of a data set.
 
-It says what quantizing or compressing an adapter costs. The adapters may be of any method, on any base model.
+It says what quantizing or compressing an adapter costs, or a graph in ONNX, in float32 and 8 bits. The adapters may be
+of any method, on any base model.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from pipeline.data.datasets import Examples, load
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import load_params, load_row
+from pipeline.predict import graphs
 from pipeline.predict.answering import Opened
 from pipeline.tasks import Task
 from pipeline.tasks.encoding import BATCH
@@ -33,7 +36,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = Parser("python -m pipeline.score", __doc__)
     add = parser.add_argument
     add("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
-    add("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")
+    add(
+        "adapters",
+        nargs="+",
+        type=Path,
+        metavar="ADAPTER",
+        help="folders of adapters, or of graphs of `lsr export --to onnx`",
+    )
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not that of the adapters")
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
     with parser.parsed(words, before=f"{parser.prog}: ") as options:
@@ -45,8 +54,11 @@ def main(words: Sequence[str] | None = None) -> None:
         test = loaded.splits["test"]
         rows = []
         for folder in options.adapters:
-            scores = _scores(folder, loaded.task, test, options)
-            rows.append([str(folder), *scores])
+            if graphs.is_folder_of_graphs(folder):
+                rows += _scores_of_graphs(folder, loaded.task, test, options)
+            else:
+                scores = _scores(folder, loaded.task, test, options)
+                rows.append([str(folder), *scores])
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
 
@@ -65,32 +77,72 @@ def _scores(
     identity = artifacts.identity(folder)
     previous.print_note_of(folder)
     own = adapter_task.read(folder)
+    _check_answers(folder, own, task, options.data)
+    opened = Opened(folder, options.base, own, options.batch_size)
+    artifacts.check_not_replaced(folder, identity)
+    outputs = _outputs(str(folder), opened.outputs, texts)
+    size = weights_of(folder).stat().st_size
+    return [f"{size:,}", *_metrics(outputs, task.with_thresholds(own.thresholds), texts)]
+
+
+def _scores_of_graphs(
+    folder: Path,
+    task: Task,
+    texts: Examples,
+    options: argparse.Namespace,
+) -> list[list[str]]:
+    """Return for each graph in a folder what `_scores` returns, after its path.
+
+    Raises:
+        UserError: if --base is given, or the graphs are for other labels or texts.
+    """
+    if options.base is not None:
+        raise UserError(f"--base: has no effect on {folder}, which holds graphs")
+    rows = []
+    for runtime, name in graphs.GRAPHS.items():
+        graphs.check_runtime(folder, runtime)
+        own = graphs.read_task(folder)
+        _check_answers(folder, own, task, options.data)
+        opened = graphs.OpenedGraph(folder, own, runtime, options.batch_size)
+        path = folder / name
+        outputs = _outputs(str(path), opened.outputs, texts)
+        metrics = _metrics(outputs, task.with_thresholds(own.thresholds), texts)
+        rows.append([str(path), f"{path.stat().st_size:,}", *metrics])
+    return rows
+
+
+def _check_answers(folder: Path, own: AdapterTask, task: Task, data: str) -> None:
+    """Check that an adapter answers the question of a data set.
+
+    Raises:
+        UserError: says what each is about.
+    """
     wanted = AdapterTask.of(task, own.max_length)
     if _answers(own) != _answers(wanted):
         answer = f"{_labels(own)} of {' and '.join(own.columns)}"
-        raise UserError(f"{folder}: says {answer}, but {options.data} has {_labels(wanted)}")
-    task = task.with_thresholds(own.thresholds)
-    opened = Opened(folder, options.base, own, options.batch_size)
-    artifacts.check_not_replaced(folder, identity)
-    outcome = evaluation.outcome(_outputs(opened, texts), texts)
+        raise UserError(f"{folder}: says {answer}, but {data} has {_labels(wanted)}")
+
+
+def _metrics(outputs: Tensor, task: Task, texts: Examples) -> list[str]:
+    """Return the metrics of outputs, the interval of the first, and the number of examples."""
+    outcome = evaluation.outcome(outputs, texts)
     metrics = task.scoring.metrics(outcome, load_params().evaluate.resamples)
     names = task.row.metrics
     scores = [f"{metrics[name]:.4f}" for name in names]
     low = metrics[f"{names[0]}_low"]
     high = metrics[f"{names[0]}_high"]
-    size = weights_of(folder).stat().st_size
-    return [f"{size:,}", *scores, f"{low:.4f} to {high:.4f}", f"{len(texts):,}"]
+    return [*scores, f"{low:.4f} to {high:.4f}", f"{len(texts):,}"]
 
 
-def _outputs(opened: Opened, texts: Examples) -> Tensor:
-    """Return the outputs of an adapter for all texts."""
+def _outputs(name: str, answer: Callable[..., tuple[Any, int]], texts: Examples) -> Tensor:
+    """Return what a function answers to all texts: outputs of some of them, and how many were truncated."""
     parts = []
     first = 1
-    with console.progress(str(opened.folder), len(texts), "texts", console.errors) as advance:
+    with console.progress(name, len(texts), "texts", console.errors) as advance:
         for batch in texts.batches(BATCH):
             rows = range(first, first + len(batch))
-            outputs, _ = opened.outputs(batch, rows, advance)
-            parts.append(outputs)
+            outputs, _ = answer(batch, rows, advance)
+            parts.append(torch.as_tensor(outputs))
             first += len(batch)
     return torch.cat(parts)
 

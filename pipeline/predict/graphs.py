@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.core.batches import batched
 from pipeline.core.console import Advance
@@ -20,7 +21,8 @@ from pipeline.tasks.encoding import SHOWN
 from pipeline.tasks.task import Columns
 
 TORCH = "torch"
-GRAPHS = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_quantized.onnx"}  # by runtime
+INT8 = "onnx-int8"
+GRAPHS = {"onnx": "onnx/model.onnx", INT8: "onnx/model_quantized.onnx"}  # by runtime
 TOKENIZER = "tokenizer.json"
 LOGITS = "logits"
 MAX_NOTE_BYTES = 2**20
@@ -78,7 +80,8 @@ class OpenedGraph:
 
         self.folder = folder
         self.task = task
-        self.batch_size = batch_size
+        # In 8 bits, the scale of activations is that of a batch: an answer would depend on the other texts in it.
+        self.batch_size = 1 if runtime == INT8 else batch_size
         failures = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.InvalidArgument)
         path = folder / GRAPHS[runtime]
         with as_user_error(*failures, before=f"{path}: "):
@@ -91,7 +94,9 @@ class OpenedGraph:
             raise UserError(f"{path}: does not pad; export the adapter again: lsr export --to onnx")
         self.tokenizer.enable_truncation(task.max_length)
 
-    def outputs(self, texts: Mapping[str, Sequence[str]], rows: Sequence[int], advance: Advance) -> tuple[Any, int]:
+    def outputs(
+        self, texts: Mapping[str, Sequence[str]] | pa.Table, rows: Sequence[int], advance: Advance
+    ) -> tuple[Any, int]:
         """Return the outputs (texts, labels) for texts (text, perhaps text_pair), and how many it truncated.
 
         `rows` are the numbers of the texts, for messages.
@@ -100,7 +105,8 @@ class OpenedGraph:
             FloatingPointError: if an answer is not finite; names the first row.
             UserError: if a text has no token, or the graph does not have an output for each label.
         """
-        columns = [texts[name] for name in TEXT_COLUMNS if name in texts]
+        given: Mapping[str, Sequence[str]] = texts.to_pydict() if isinstance(texts, pa.Table) else texts
+        columns = [given[name] for name in TEXT_COLUMNS if name in given]
         asked = list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
         parts = []
         truncated = 0

@@ -17,12 +17,15 @@ import onnxruntime
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from sklearn.metrics import accuracy_score
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr.__main__ import main as lsr
+from pipeline import score
+from pipeline.core import artifacts
 from pipeline.predict.__main__ import main as predict
-from tests import architectures
+from tests import architectures, workspace
 from tests.kit import digests, edit, refused, said, table, write
 from tests.references.test_padding import LABELS, LENGTH, plain, save_lora, texts
 from tests.workspace import ROOT
@@ -95,6 +98,15 @@ def test_predict_answers_by_a_graph_without_torch_as_plain_transformers_does_alo
         assert_close(torch.tensor(found), logits(texts()).softmax(1), atol=1e-4, rtol=0)
         truncated = sum(len(AutoTokenizer.from_pretrained("base")(text)["input_ids"]) > LENGTH for text in texts())
         assert f"{truncated} of {len(texts())} texts truncated to {LENGTH} tokens" in run.stderr
+
+
+def test_an_answer_in_8_bits_does_not_depend_on_the_other_texts(world):
+    folder, _ = world
+    with chdir(folder):
+        options = ["--adapter", "graph", "--runtime", "onnx-int8"]
+        together = said(predict, *options, *texts()[:4]).splitlines()[1:]
+        alone = [said(predict, *options, text).splitlines()[1] for text in texts()[:4]]
+        assert together == alone
 
 
 def save_bert(outputs, note):
@@ -219,3 +231,19 @@ def test_a_broken_folder_of_graphs_is_a_line(graphs, line, tmp_path, monkeypatch
 def test_an_option_that_does_not_fit_a_runtime_is_refused(graphs, options, line, monkeypatch):
     monkeypatch.chdir(graphs)
     refused(predict, [*options, "the cat"], says=line)
+
+
+def test_score_of_a_graph_is_that_of_scikit_learn_on_what_onnx_runtime_answers(after):
+    after()
+    said(lsr, "export", str(artifacts.ADAPTER), "--to", "onnx", "-o", "graph")
+    *_, float32, quantized = said(score.main, "glue", "graph").splitlines()
+    first, second, labels = zip(*workspace.sentences(200)[160:], strict=True)
+    for line, name in ((float32, "model.onnx"), (quantized, "model_quantized.onnx")):
+        logits = [logits_of(name, [left], [right]) for left, right in zip(first, second, strict=True)]
+        answers = torch.cat(logits).argmax(1)
+        path, size, accuracy, *_ = line.strip().split(" | ")
+        assert path == f"graph/onnx/{name}"
+        assert int(size.replace(",", "")) == Path(path).stat().st_size
+        names = AutoConfig.from_pretrained("graph").id2label
+        numbers = [int(names[int(answer)] == "equivalent") for answer in answers]
+        assert float(accuracy) == pytest.approx(accuracy_score(labels, numbers), abs=1e-4)
