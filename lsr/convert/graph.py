@@ -245,8 +245,8 @@ def _remove_places(graph: Any) -> None:
 def _quantize(source: Path, path: Path) -> None:
     """Write a graph with the weights of its matrix products in 8 bits, with a scale for each output.
 
-    In batches of 32, one scale for a whole matrix loses 1.5 points of accuracy on movie reviews with MiniLM, one for each
-    output .4.
+    In batches of 32, one scale for a whole matrix loses 1.5 points of accuracy on movie reviews with MiniLM, and one
+    for each output .4.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
