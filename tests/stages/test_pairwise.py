@@ -122,8 +122,7 @@ def test_two_options_of_the_family_go_together_from_texts_to_answers(
     train, section = OPTIONS["trainings"][training]
     read = {"examples": 16, "head_steps": 2} if start in READ else {}
     section = {"init": start, **read, "learning_rate": 0.02, **models[model], **section}
-    max_new_tokens = {"evaluate": {"max_new_tokens": 4}} if kind == "writing" else {}
-    view = go(data=kind, model=model, train=train, lsr=forms[form] | section, **max_new_tokens)
+    view = go(data=kind, model=model, train=train, lsr=forms[form] | section, **answering(kind))
     check(view, changes_nothing=INITIALIZATIONS[start].core is fresh_core)
     # Eight bits keep an update within some hundredths; anything else is rounding in float32.
     found = used(view, use, tmp_path)
@@ -133,9 +132,15 @@ def test_two_options_of_the_family_go_together_from_texts_to_answers(
 
 @pytest.mark.parametrize(("word", "section", "kind", "model"), OTHERS, ids=["-".join((w, m)) for w, _, _, m in OTHERS])
 def test_a_method_of_others_goes_from_texts_to_answers(go, word, section, kind, model):
-    view = go(data=kind, model=model, adapter=word, **({word: section} if section else {}))
+    changed = {word: section} if section else {}
+    view = go(data=kind, model=model, adapter=word, **changed, **answering(kind))
     moves = word == "directions" or section.get("init_lora_weights") == "pissa"  # a part of the weight, and back
     check(view, changes_nothing=not moves)
+
+
+def answering(kind):
+    """Changes of params.yaml with which a completion fits the positions of a tiny model."""
+    return {"evaluate": {"max_new_tokens": 4}} if kind == "writing" else {}
 
 
 def check(view, *, changes_nothing):

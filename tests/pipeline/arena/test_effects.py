@@ -69,7 +69,7 @@ KEYS = {
     "tenants.precision": [({}, "4bit", "params: tenants.precision has no effect: the arena does not read it")],
     "evaluate.batch_size": [({}, 7, "params: evaluate.batch_size has no effect: the arena does not read it")],
     "evaluate.resamples": [({}, 300, "params: evaluate.resamples has no effect: the arena does not read it")],
-    "evaluate.new_tokens": [({}, 7, "params: evaluate.new_tokens has no effect: the arena does not read it")],
+    "evaluate.max_new_tokens": [({}, 7, "params: evaluate.max_new_tokens has no effect: the arena does not read it")],
     "lora.r": [({}, 3, None)],
     "lora.lora_alpha": [({}, 5, None)],
     "vera.r": [({}, 3, "small: params: vera.r has no effect: no method has this adapter")],

@@ -71,7 +71,7 @@ class OrderedDescription(Description):
 
     @classmethod
     def printed(cls, outputs, labels, thresholds=()):
-        return {"level": [labels[number] for number in (outputs > 0).sum(dim=1)]}
+        return {"level": [labels[number] for number in (outputs > 0).sum(axis=1)]}
 
     def predicts(self):
         return f"a level from {self.label.order[0]} to {self.label.order[-1]}"
