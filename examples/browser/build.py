@@ -7,6 +7,7 @@ once; the SHA-256 of both is checked here.
 
 import argparse
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -40,12 +41,15 @@ def main() -> None:
     missing = [name for name in MODEL if not (options.graphs / name).is_file()]
     if missing:
         parser.exit(2, f"{options.graphs}: no {missing[0]}; needed: a folder that `lsr export --to onnx` has written\n")
-    if shutil.which("npm") is None:
-        parser.exit(2, "npm is not installed; it fetches transformers.js: https://nodejs.org\n")
     options.output.mkdir(parents=True, exist_ok=True)
-    for package, (sha256, files) in PACKAGES.items():
-        if not all((options.output / file).is_file() for file in files):
+    stamp = options.output / "packages.json"  # of the packages whose files are there
+    pinned = json.dumps(PACKAGES, indent=2)
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != pinned:
+        if shutil.which("npm") is None:
+            parser.exit(2, "npm, a part of Node.js, is not installed; it fetches transformers.js\n")
+        for package, (sha256, files) in PACKAGES.items():
             fetch(package, sha256, files, options.output)
+        stamp.write_text(pinned, encoding="utf-8")
     shutil.copy(HERE / "index.html", options.output)
     for name in MODEL:
         target = options.output / "model" / name

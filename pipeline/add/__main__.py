@@ -30,7 +30,17 @@ from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.mistakes import validated
 from pipeline.params.reading import check_rows
 from pipeline.params.schema import TABLES
-from pipeline.params.sources import COMPRESSED, EXCEL, NAME, SEPARATED, Split, TableSource, check_encoding, ending_of
+from pipeline.params.sources import (
+    COMPRESSED,
+    EXCEL,
+    NAME,
+    SEPARATED,
+    TEXTUAL,
+    Split,
+    TableSource,
+    check_encoding,
+    ending_of,
+)
 from pipeline.params.yaml_file import read_yaml
 from pipeline.tasks.cells import has_mirrors
 
@@ -133,10 +143,14 @@ def _source(files: Mapping[Split, Path], encoding: str | None, sheet: str | None
             check_encoding(encoding)
     if sheet is not None and EXCEL not in map(ending_of, files.values()):
         raise UserError(f"--sheet: has no effect; it is for {EXCEL}")
+    if encoding is not None and not any(ending_of(path) in TEXTUAL for path in files.values()):
+        raise UserError(f"--encoding: has no effect; it is for {', '.join(TEXTUAL)}")
     parts = dict[Split, TableSource]()
     for split, path in files.items():
+        of_text = encoding if ending_of(path) in TEXTUAL else None
+        of_excel = sheet if ending_of(path) == EXCEL else None
         with sources.explained(str(path)):
-            parts[split] = recognition.source_of(path, encoding, sheet if ending_of(path) == EXCEL else None)
+            parts[split] = recognition.source_of(path, of_text, of_excel)
     return recognition.joined(parts)
 
 

@@ -13,6 +13,7 @@ from pipeline.data import opening
 
 MOST_ROWS = 1_048_576  # of a sheet in Excel
 MOST_CELLS = 100_000_000  # of the rows together: a short row may name a cell far to the right
+NEEDED = ("openpyxl", "defusedxml")  # with the second, the first expands no entities
 INSTALL = "pip install -c constraints.txt -e '.[excel]'"
 
 
@@ -54,8 +55,9 @@ def _opened(path: Path) -> Any:
     Raises:
         ValueError: as of `sheets`.
     """
-    if importlib.util.find_spec("openpyxl") is None:
-        raise ValueError(f"the package openpyxl is not installed; install the extra excel with: {INSTALL}")
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"the package {package} is not installed; install the extra excel with: {INSTALL}")
     _check_size(path)
     from openpyxl import load_workbook
 

@@ -1,6 +1,7 @@
 """Open a file of data as bytes or as text, also a compressed one, of which a limited size is unpacked."""
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -48,8 +49,10 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def open_text(path: Path, encoding: str | None = None) -> TextIO:
-    """Open a file to read lines of text, which only a line feed ends; by default it is UTF-8."""
-    return io.TextIOWrapper(open_bytes(path), encoding=encoding or "utf-8-sig", newline="\n")
+    """Open a file to read lines of text, which only a line feed ends; by default it is UTF-8, perhaps with its mark."""
+    if encoding is None or codecs.lookup(encoding).name == "utf-8":
+        encoding = "utf-8-sig"
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="\n")
 
 
 class _Unpacked(io.RawIOBase):

@@ -144,10 +144,11 @@ def encoding_of(path: Path) -> str | None:
     """Return the encoding of a file of text: None for UTF-8, of which ASCII is a part.
 
     Raises:
-        ValueError: if some lines are UTF-8 and others are not, or it is none that is recognized.
+        ValueError: if at least as many lines are UTF-8, beyond ASCII, as are not, or it is none that is recognized.
     """
     with opening.open_bytes(path) as file:
-        begin = file.read(4)
+        first = file.readline()
+        begin = first[:4]
         for mark, encoding in MARKS.items():
             if begin.startswith(mark):
                 return encoding
@@ -157,7 +158,7 @@ def encoding_of(path: Path) -> str | None:
         sample = bytearray()
         first_other = 0
         others = 0
-        for number, line in enumerate(chain([begin + file.readline()], file), start=1):
+        for number, line in enumerate(chain([first], file), start=1):
             if line.isascii():
                 continue
             if files.is_utf_8(line):
@@ -169,7 +170,7 @@ def encoding_of(path: Path) -> str | None:
                 sample += line
     if not others:
         return None
-    if count > others:
+    if count >= others:
         raise ValueError(f"line {first_other} is not UTF-8, but {count:,} others are; mend it, or name the encoding")
     return _likeliest(bytes(sample))
 

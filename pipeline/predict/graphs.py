@@ -3,6 +3,7 @@
 ONNX Runtime, tokenizers and numpy start in a tenth of the time of torch.
 """
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ GRAPHS = {"onnx": "onnx/model.onnx", INT8: "onnx/model_quantized.onnx"}  # by ru
 TOKENIZER = "tokenizer.json"
 LOGITS = "logits"
 MAX_NOTE_BYTES = 2**20
+MAX_LENGTH = 2**31  # tokens
+KINDS_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def is_folder_of_graphs(folder: Path) -> bool:
@@ -60,7 +63,27 @@ def read_task(folder: Path) -> AdapterTask:
         raise UserError(f"{path}: has over {MAX_NOTE_BYTES:,} bytes")
     with as_user_error(OSError, ValueError, RecursionError, before=f"{path}: "):
         content = json.loads(path.read_text(encoding="utf-8"))
-    return validated(AdapterTask, content, path, ())
+    task = validated(AdapterTask, content, path, ())
+    reason = _misfit(task)
+    if reason:
+        raise UserError(f"{path}: {reason}")
+    return task
+
+
+def _misfit(task: AdapterTask) -> str:
+    """Return why a graph cannot answer for a task; an empty text if it can.
+
+    `lsr.loading.task`, which checks the files of adapters, imports torch.
+    """
+    if task.task.head.generates or task.tenants is not None:
+        return "is for completions or tenants; needed: that of a classifier or a regression"
+    if not 0 < task.max_length < MAX_LENGTH:
+        return f"max_length must be from 1 to {MAX_LENGTH - 1:,}, got {task.max_length}"
+    if not 0 < len(task.columns) <= len(TEXT_COLUMNS):
+        return f"columns must be one or two, got {len(task.columns)}"
+    if task.thresholds is not None and len(task.thresholds) != len(task.labels or ()):
+        return f"thresholds must be one for each label, got {len(task.thresholds)}"
+    return ""
 
 
 class OpenedGraph:
@@ -75,24 +98,33 @@ class OpenedGraph:
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as state
         except ImportError:
-            raise UserError(f"--runtime {runtime}: onnxruntime is not installed; pip install '.[onnx]'") from None
+            remedy = "pip install -c constraints.txt -e '.[onnx]'"
+            raise UserError(f"--runtime {runtime}: onnxruntime is not installed; {remedy}") from None
         from tokenizers import Tokenizer
 
         self.folder = folder
         self.task = task
         # In 8 bits, the scale of activations is that of a batch: an answer would depend on the other texts in it.
         self.batch_size = 1 if runtime == INT8 else batch_size
-        failures = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.InvalidArgument)
-        path = folder / GRAPHS[runtime]
-        with as_user_error(*failures, before=f"{path}: "):
+        failures = [getattr(state, name) for name in dir(state) if inspect.isclass(getattr(state, name))]
+        self.failures = [failure for failure in failures if issubclass(failure, Exception)]
+        self.path = path = folder / GRAPHS[runtime]
+        with as_user_error(*self.failures, before=f"{path}: "):
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.inputs = [graph_input.name for graph_input in self.session.get_inputs()]
+        outputs = [graph_output.name for graph_output in self.session.get_outputs()]
+        if not set(self.inputs) <= set(KINDS_OF_TOKENS) or outputs != [LOGITS]:
+            needed = f"takes some of {', '.join(KINDS_OF_TOKENS)} and returns {LOGITS}"
+            raise UserError(
+                f"{path}: takes {', '.join(self.inputs)} and returns {', '.join(outputs)}; needed: {needed}"
+            )
         path = folder / TOKENIZER
         with as_user_error(Exception, before=f"{path}: "):  # what the package raises has no class of its own
             self.tokenizer = Tokenizer.from_file(str(path))
         if self.tokenizer.padding is None:
             raise UserError(f"{path}: does not pad; export the adapter again: lsr export --to onnx")
-        self.tokenizer.enable_truncation(task.max_length)
+        direction = (self.tokenizer.truncation or {}).get("direction", "right")
+        self.tokenizer.enable_truncation(task.max_length, direction=direction)
 
     def outputs(
         self, texts: Mapping[str, Sequence[str]] | pa.Table, rows: Sequence[int], advance: Advance
@@ -139,7 +171,10 @@ class OpenedGraph:
             "token_type_ids": [text.type_ids for text in encoded],
         }
         given = {name: np.array(tokens[name], dtype=np.int64) for name in self.inputs}
-        (logits,) = self.session.run([LOGITS], given)
+        with as_user_error(*self.failures, before=f"{self.path}: "):
+            (logits,) = self.session.run([LOGITS], given)
+        if logits.ndim != 2:
+            raise UserError(f"{self.path}: {LOGITS} have {logits.ndim} axes; needed: texts and labels")
         return logits
 
     def _check_width(self, width: int) -> None:

@@ -31,7 +31,7 @@ def check_machine(train: TrainParams) -> None:
         console.warn("train: this machine has no instructions for bf16, so train.precision: fp32 would be faster")
     for word in train.report_to:
         if importlib.util.find_spec(word) is None:
-            install = f"install it with: pip install 'lsr-adapt[{word}]'"
+            install = f"install it with: pip install -c constraints.txt -e '.[{word}]'"
             raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
     if "WORLD_SIZE" not in os.environ:  # otherwise torchrun has started them, on other machines too
         _check_room(train.processes)

@@ -160,6 +160,21 @@ def test_an_architecture_that_torch_cannot_trace_is_refused_in_a_line(name, tmp_
     assert not Path("graph").exists()
 
 
+def test_a_long_text_loses_the_end_that_its_tokenizer_cuts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = save_bert(2, {"kind": "classes", "labels": ["no", "yes"], "columns": ["text"]})
+    edit("base/tokenizer_config.json", truncation_side="left")
+    said(lsr, *EXPORT)
+    text = "the owl sleeps in the barn and " * 9 + "the fox rests"
+    tokenizer = AutoTokenizer.from_pretrained("base")
+    assert tokenizer.truncation_side == "left"
+    encoded = tokenizer(text, truncation=True, max_length=24, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**encoded).logits.softmax(1)
+    (row,) = table(said(predict, "--adapter", "graph", "--runtime", "onnx", text))
+    assert [float(row["p(no)"]), float(row["p(yes)"])] == pytest.approx(expected[0].tolist(), abs=1e-4)
+
+
 @pytest.mark.nightly
 def test_the_same_adapter_gives_the_same_bytes_which_name_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -207,6 +222,9 @@ MISTAKES = {
     "graph: the graph has 2 outputs, but task.json names 3 labels": lambda: edit(
         "graph/task.json", labels=["a", "b", "c"]
     ),
+    "graph/task.json: max_length must be from 1 to": lambda: edit("graph/task.json", max_length=-1),
+    "graph/task.json: columns must be one or two, got 3": lambda: edit("graph/task.json", columns=["a", "b", "c"]),
+    "graph/task.json: thresholds must be one for each label": lambda: edit("graph/task.json", thresholds=[0.5]),
     "--runtime onnx: graph has no tokenizer.json; needed: a folder that": Path("graph/tokenizer.json").unlink,
 }
 

@@ -126,8 +126,11 @@ def test_two_options_of_the_family_go_together_from_texts_to_answers(
     check(view, changes_nothing=INITIALIZATIONS[start].core is fresh_core)
     # Eight bits keep an update within some hundredths; anything else is rounding in float32.
     found = used(view, use, tmp_path)
-    expected = logits(trained(view))[..., : found.shape[-1]]  # of tenants, the first one's
-    assert torch.allclose(found, expected, atol=0.05 if use == "rounded" else 1e-4)
+    expected = logits(trained(view))
+    if use == "bank" and kind == "shops":  # of tenants, the first one's
+        expected = expected[..., : found.shape[-1]]
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=0.05 if use == "quantized" else 1e-4)
 
 
 @pytest.mark.parametrize(("word", "section", "kind", "model"), OTHERS, ids=["-".join((w, m)) for w, _, _, m in OTHERS])
@@ -161,6 +164,8 @@ def check(view, *, changes_nothing):
     low, high = (scores[f"{metric}_{end}"] for end in ("low", "high"))
     assert low <= scores[metric] == scores["score"] <= high
     assert scores["adapter_bytes"] == (artifacts.ADAPTER / WEIGHTS).stat().st_size
+    if view.data == "writing":
+        assert scores["loss"] < scores["loss_baseline"]
     counts = adapters.count_parameters(trained(view, trainable=True), view.base_model)
     assert counts.items() <= scores.items()
     check_answers(view.data)
@@ -188,9 +193,10 @@ def check_answers(kind):
             assert float(row["number"]) == pytest.approx(float(expected["predicted"]), abs=1e-3)
         elif kind != "copa":  # where choices are scored beside each other, and asked one by one
             assert row["label"] == expected["predicted"]
-            confidence = row["p"] if kind == "shops" else row.get(f"p({row['label']})")
-            if "confidence" in expected:
-                assert float(confidence) == pytest.approx(float(expected["confidence"]), abs=0.0051)
+            if kind == "animals":  # multi-label answers have no confidence
+                continue
+            confidence = row["p"] if kind == "shops" else row[f"p({row['label']})"]
+            assert float(confidence) == pytest.approx(float(expected["confidence"]), abs=0.0051)
 
 
 def run_card(folder, base):
@@ -224,7 +230,7 @@ def used(view, use, folder):
         bank = AdapterBank(base_of(view))
         bank.add("it", artifacts.ADAPTER)
         return logits(bank, adapter_names=["it"] * 3)
-    if use == "rounded":
+    if use == "quantized":
         quantize_adapter(artifacts.ADAPTER, folder / "small", "8bit")
     else:
         compress_adapter(artifacts.ADAPTER, folder / "small", "directions:9999")

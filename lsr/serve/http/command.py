@@ -23,11 +23,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
     "--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "the base model, if not the one that the adapters name"},
     "--host": {"default": "127.0.0.1", "help": "(%(default)s)"},
     "--port": {"type": int, "metavar": "N", "default": 8000, "help": "0: one that is free (%(default)s)"},
-    "--max-batch-size": {**COUNT, "default": 64, "help": "texts in a batch (%(default)s)"},
-    "--max-queue": {**COUNT, "default": 1024, "help": "texts that wait; more are refused with 429 (%(default)s)"},
-    "--max-wait-ms": {**COUNT, "metavar": "MS", "default": 3, "help": "how long a batch is gathered (%(default)s)"},
-    "--max-length": {**COUNT, "default": 512, "help": "of a text, if model and adapter take more (%(default)s)"},
-    "--max-new-tokens": {**COUNT, "default": 256, "help": "of these, left for what is written at most (%(default)s)"},
+    "--max-batch-size": {**COUNT, "default": 64, "help": "maximum texts per batch (%(default)s)"},
+    "--max-queue": {**COUNT, "default": 1024, "help": "maximum waiting texts; beyond it 429 (%(default)s)"},
+    "--max-wait-ms": {**COUNT, "metavar": "MS", "default": 3, "help": "maximum time to fill a batch (%(default)s)"},
+    "--max-length": {**COUNT, "default": 512, "help": "tokens of a text, or of prompt and completion (%(default)s)"},
+    "--max-new-tokens": {**COUNT, "default": 256, "help": "of these, for the completion of a prompt (%(default)s)"},
     "--connections": {**COUNT, "default": 512, "help": "at most; one more has the longest idle closed (%(default)s)"},
     "--client-connections": {**COUNT, "help": "of one address, such as that of a proxy (half of --connections)"},
     "--head-seconds": {**SECONDS, "default": 10, "help": "for the head of a request (%(default)s)"},
@@ -48,7 +48,9 @@ def run(options: Namespace) -> None:
     """Serve a bank until a signal stops it; what was asked is answered, for at most 30 seconds."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise InputError(f"needs {', '.join(missing)}: pip install 'lsr-adapt[server]'")
+        raise InputError(
+            f"needs {', '.join(missing)}; in a clone of lsr-adapt: pip install -c constraints.txt -e '.[server]'"
+        )
     from lsr.serve.http.process import serve  # it imports them
 
     serve(options)

@@ -306,4 +306,4 @@ def test_what_cannot_be_served_is_one_line(words, says, there, monkeypatch):
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "uvicorn" else name)
     line = refused(main, ["serve", "bank"])
-    assert line.endswith("serve: needs uvicorn: pip install 'lsr-adapt[server]'")
+    assert line.endswith("serve: needs uvicorn; in a clone of lsr-adapt: pip install -c constraints.txt -e '.[server]'")

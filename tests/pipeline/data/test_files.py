@@ -71,6 +71,16 @@ def of_pandas(table):
     return table.fillna("").to_numpy().tolist()
 
 
+def test_the_mark_of_utf_8_is_no_text_where_the_encoding_is_named(tmp_path):
+    path = tmp_path / "marked.csv"
+    path.write_text("text,label\ncaf\u00e9,good\n", encoding="utf-8-sig")
+    source = recognition.source_of(path, "utf-8")
+    table = pd.concat(list(sources.values(source, str(path))))
+    expected = pd.read_csv(path)
+    assert list(table.columns) == list(expected.columns)
+    assert of_pandas(table) == of_pandas(expected)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize(("encoding", "language"), ENCODED)
 def test_encoding_and_delimiter_are_recognized(tmp_path, encoding, language, delimiter):
