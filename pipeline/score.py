@@ -98,15 +98,17 @@ def _scores_of_graphs(
     """
     if options.base is not None:
         raise UserError(f"--base: has no effect on {folder}, which holds graphs")
+    for runtime in graphs.GRAPHS:
+        graphs.check_runtime(folder, runtime)
+    own = graphs.read_task(folder)
+    _check_answers(folder, own, task, options.data)
+    task = task.with_thresholds(own.thresholds)
     rows = []
     for runtime, name in graphs.GRAPHS.items():
-        graphs.check_runtime(folder, runtime)
-        own = graphs.read_task(folder)
-        _check_answers(folder, own, task, options.data)
         opened = graphs.OpenedGraph(folder, own, runtime, options.batch_size)
         path = folder / name
         outputs = _outputs(str(path), opened.outputs, texts)
-        metrics = _metrics(outputs, task.with_thresholds(own.thresholds), texts)
+        metrics = _metrics(outputs, task, texts)
         rows.append([str(path), f"{path.stat().st_size:,}", *metrics])
     return rows
 

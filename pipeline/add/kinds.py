@@ -12,7 +12,7 @@ from pipeline.tasks.several import labels_in
 SEEN = 1000  # rows that say whether a column is text
 WORDS = 3  # a column with at least as many a row, on average, is text
 MOST_CLASSES = 100
-SEPARATORS = ";|,"  # of several labels in a cell
+SEPARATORS = ";|,"  # between the labels of a cell, if they are multi-label
 LONGEST = 30  # characters of a label
 MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
 Labels = tuple[str, ...]  # in a cell
@@ -73,7 +73,7 @@ def _names(cells: Sequence[Labels]) -> list[str]:
 
 
 def _are_several(cells: Sequence[Labels]) -> bool:
-    """Return whether a cell has several labels, of which there are few."""
+    """Return whether cells hold multi-label text: labels between separators, few different ones in all."""
     names = _names(cells)
     most = min(MOST_CLASSES, len(cells) / 5)
     return 1 < len(names) <= most and max(map(len, cells)) > 1

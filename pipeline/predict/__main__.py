@@ -83,7 +83,7 @@ def _check(options: Namespace) -> None:
 
 
 def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
-    """Yield rows, some at a time, with answers in columns beside theirs; a single text that is written is printed."""
+    """Yield rows, some at a time, with answers in further columns; a single completion is printed alone."""
     identity = artifacts.identity(options.adapter)
     previous.print_note_of(options.adapter)
     task, tenants = _tasks(options)

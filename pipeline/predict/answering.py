@@ -22,6 +22,7 @@ from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
+from pipeline.predict.texts import check_finite
 from pipeline.tasks.completion import CompletionDescription
 from pipeline.tasks.completion import asked as asked_of
 from pipeline.tasks.encoding import tokenize
@@ -86,10 +87,7 @@ class Opened:
         head = self.task.task.head
         collate = head.collator(self.tokenizer)
         outputs = evaluation.outputs(head, self.model, Dataset(table), collate, self.batch_size, advance)
-        are_finite = outputs.isfinite().reshape(len(table), -1).all(dim=1)
-        if not are_finite.all():
-            row = rows[int(are_finite.int().argmin())]
-            raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {self.folder} overflow")
+        check_finite(outputs.numpy(), rows, self.folder)
         truncated = (lengths > longest).sum()
         return outputs, int(truncated)
 

@@ -17,6 +17,7 @@ from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.params.mistakes import validated
+from pipeline.predict.texts import check_finite
 from pipeline.tasks.cells import TEXT_COLUMNS
 from pipeline.tasks.encoding import SHOWN
 from pipeline.tasks.task import Columns
@@ -100,34 +101,23 @@ class OpenedGraph:
         except ImportError:
             remedy = "pip install -c constraints.txt -e '.[onnx]'"
             raise UserError(f"--runtime {runtime}: onnxruntime is not installed; {remedy}") from None
-        from tokenizers import Tokenizer
-
         self.folder = folder
         self.task = task
         # In 8 bits, the scale of activations is that of a batch: an answer would depend on the other texts in it.
         self.batch_size = 1 if runtime == INT8 else batch_size
-        failures = [getattr(state, name) for name in dir(state) if inspect.isclass(getattr(state, name))]
-        self.failures = [failure for failure in failures if issubclass(failure, Exception)]
-        self.path = path = folder / GRAPHS[runtime]
-        with as_user_error(*self.failures, before=f"{path}: "):
-            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.path = folder / GRAPHS[runtime]
+        self.failures = [kind for _, kind in inspect.getmembers(state, inspect.isclass) if issubclass(kind, Exception)]
+        with as_user_error(*self.failures, before=f"{self.path}: "):
+            self.session = onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
         self.inputs = [graph_input.name for graph_input in self.session.get_inputs()]
-        outputs = [graph_output.name for graph_output in self.session.get_outputs()]
-        if not set(self.inputs) <= set(KINDS_OF_TOKENS) or outputs != [LOGITS]:
-            needed = f"takes some of {', '.join(KINDS_OF_TOKENS)} and returns {LOGITS}"
-            raise UserError(
-                f"{path}: takes {', '.join(self.inputs)} and returns {', '.join(outputs)}; needed: {needed}"
-            )
-        path = folder / TOKENIZER
-        with as_user_error(Exception, before=f"{path}: "):  # what the package raises has no class of its own
-            self.tokenizer = Tokenizer.from_file(str(path))
-        if self.tokenizer.padding is None:
-            raise UserError(f"{path}: does not pad; export the adapter again: lsr export --to onnx")
-        direction = (self.tokenizer.truncation or {}).get("direction", "right")
-        self.tokenizer.enable_truncation(task.max_length, direction=direction)
+        self._check_names()
+        self.tokenizer = _opened_tokenizer(folder / TOKENIZER, task.max_length)
 
     def outputs(
-        self, texts: Mapping[str, Sequence[str]] | pa.Table, rows: Sequence[int], advance: Advance
+        self,
+        texts: pa.Table,
+        rows: Sequence[int],
+        advance: Advance,
     ) -> tuple[Any, int]:
         """Return the outputs (texts, labels) for texts (text, perhaps text_pair), and how many it truncated.
 
@@ -137,9 +127,8 @@ class OpenedGraph:
             FloatingPointError: if an answer is not finite; names the first row.
             UserError: if a text has no token, or the graph does not have an output for each label.
         """
-        given: Mapping[str, Sequence[str]] = texts.to_pydict() if isinstance(texts, pa.Table) else texts
-        columns = [given[name] for name in TEXT_COLUMNS if name in given]
-        asked = list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+        columns = [texts[name].to_pylist() for name in TEXT_COLUMNS if name in texts.column_names]
+        asked = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
         parts = []
         truncated = 0
         for batch in batched(asked, self.batch_size):
@@ -152,17 +141,27 @@ class OpenedGraph:
             advance(len(batch))
         outputs = np.concatenate(parts)
         self._check_width(outputs.shape[1])
-        are_finite = np.isfinite(outputs).all(axis=1)
-        if not are_finite.all():
-            row = rows[int(are_finite.argmin())]
-            raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {self.folder} overflow")
+        check_finite(outputs, rows, self.folder)
         return outputs, truncated
 
-    def answers(self, asked: Mapping[str, Sequence[str]], rows: Sequence[int], advance: Advance) -> tuple[Columns, int]:
+    def answers(
+        self,
+        asked: Mapping[str, Sequence[str]],
+        rows: Sequence[int],
+        advance: Advance,
+    ) -> tuple[Columns, int]:
         """Return the columns to print for texts, and how many it truncated."""
-        outputs, truncated = self.outputs(asked, rows, advance)
+        outputs, truncated = self.outputs(pa.table(asked), rows, advance)
         task = self.task
         return task.task.description.printed(outputs, task.labels, task.thresholds or ()), truncated
+
+    def _check_names(self) -> None:
+        outputs = [graph_output.name for graph_output in self.session.get_outputs()]
+        if set(self.inputs) <= set(KINDS_OF_TOKENS) and outputs == [LOGITS]:
+            return
+        actual = f"takes {', '.join(self.inputs)} and returns {', '.join(outputs)}"
+        needed = f"takes some of {', '.join(KINDS_OF_TOKENS)} and returns {LOGITS}"
+        raise UserError(f"{self.path}: {actual}; needed: {needed}")
 
     def _run(self, encoded: Sequence[Any]) -> Any:
         tokens = {
@@ -181,3 +180,20 @@ class OpenedGraph:
         wanted = self.task.task.head.width(self.task.labels)
         if width != wanted:
             raise UserError(f"{self.folder}: the graph has {width} outputs, but {FILE} names {wanted} labels")
+
+
+def _opened_tokenizer(path: Path, max_length: int) -> Any:
+    """Return the tokenizer in a file, which pads batches and truncates texts to so many tokens.
+
+    Raises:
+        UserError: if the file is broken, or does not pad.
+    """
+    from tokenizers import Tokenizer
+
+    with as_user_error(Exception, before=f"{path}: "):  # what the package raises has no class of its own
+        tokenizer = Tokenizer.from_file(str(path))
+    if tokenizer.padding is None:
+        raise UserError(f"{path}: does not pad; export the adapter again: lsr export --to onnx")
+    direction = (tokenizer.truncation or {}).get("direction", "right")
+    tokenizer.enable_truncation(max_length, direction=direction)
+    return tokenizer

@@ -4,8 +4,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pipeline.core import console
@@ -62,6 +64,18 @@ def read(
         console.note(f"rows without text skipped: {skipped} of {count}")
     if skipped == count:
         raise UserError("no row has text")
+
+
+def check_finite(outputs: np.ndarray, rows: Sequence[int], folder: Path) -> None:
+    """Check the outputs (texts, ...) of what a folder holds; `rows` are the numbers of the texts.
+
+    Raises:
+        FloatingPointError: if an answer is not finite; names the first row.
+    """
+    are_finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
+    if not are_finite.all():
+        row = rows[int(are_finite.argmin())]
+        raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {folder} overflow")
 
 
 def _asked(table: pd.DataFrame, texts: Texts) -> Asked:

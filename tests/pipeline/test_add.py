@@ -257,7 +257,7 @@ def test_files_that_are_written_in_different_ways_are_refused_and_ascii_is_a_par
     refused(main, ["data/excel.csv", "--test", "data/semicolons.csv", "--name", "a"], says=says)
 
 
-WAYS = {  # how a file is written, and what is said of it
+WAYS = {  # how a file is written, and the words that are printed for it
     ("cp1252", ";"): "read as cp1252 (as in café), semicolons between columns",
     ("utf-16", "\t"): "read as utf-16 (as in café), tabs between columns",
     ("utf-8", "|"): "read as vertical bars between columns",

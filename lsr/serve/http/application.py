@@ -36,13 +36,11 @@ class Service:
     def __init__(
         self,
         passes: Passes,
-        rows: int,
-        room: int,
-        wait: float,
+        batches: Batches,
     ) -> None:
         self.passes = passes
         self.bank = passes.bank
-        self.batches = Batches(passes, rows, room, wait)
+        self.batches = batches
         self._answer_room = Room()
         self._token_bytes = longest_token(passes.tokenizer) if passes.max_new_tokens else 0
         self._aside = Aside()

@@ -13,6 +13,7 @@ import uvicorn
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.http.application import Service
+from lsr.serve.http.batches import Batches
 from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
 from lsr.serve.http.limits import Awaited, Connections, Limits
 from lsr.serve.http.memory import BETWEEN, give_back, take_from_few_arenas
@@ -90,7 +91,8 @@ def _config(
     passes: Passes,
     connections: Connections,
 ) -> uvicorn.Config:
-    service = Service(passes, options.max_batch_size, options.max_queue, options.max_wait_ms / 1000)
+    batches = Batches(passes, options.max_batch_size, options.max_queue, options.max_wait_ms / 1000)
+    service = Service(passes, batches)
     protocol: Any = partial(Protocol, connections)  # uvicorn calls it for each connection
     return uvicorn.Config(
         OneLength(service.application()),

@@ -1,4 +1,4 @@
-"""Adapters that are quantized or compressed: read like any other, by everything, and what is lost is what is said."""
+"""Adapters that are quantized or compressed: read like any other, by everything, with the errors that are printed."""
 
 import shutil
 from pathlib import Path
