@@ -107,11 +107,21 @@ def answer(asked: socket.socket) -> None:
 
 
 def run(words: list[str]) -> None:
-    """Do as `python -m` does."""
-    _, module, *words = [word for word in words if word != "-u"]
-    sys.path[:0] = [str(Path.cwd()), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = [module, *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    """Do as `python -m MODULE` and `python FILE` do."""
+    first, *words = [word for word in words if word != "-u"]
+    if first == "-m":
+        module, *words = words
+        sys.path[:0] = [str(Path.cwd()), *_named_paths()]
+        sys.argv = [module, *words]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[:0] = [str(Path(first).parent.resolve()), *_named_paths()]
+        sys.argv = [first, *words]
+        runpy.run_path(first, run_name="__main__")
+
+
+def _named_paths() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 if __name__ == "__main__":
