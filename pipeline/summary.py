@@ -26,9 +26,9 @@ from pipeline.tasks.description import Description, Line
 WIDTH = 88  # characters
 INDENT = 12  # characters
 FEW = 3  # classes
-MOST_CLASSES = 10  # whose scores are shown one by one
+MAX_CLASSES = 10  # whose scores are shown one by one
 SHORT = 200  # optimizer steps
-MOST_EDITS = 6  # of params.yaml that are shown
+MAX_EDITS = 6  # of params.yaml that are shown
 TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are no numbers
 
 
@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for word, result in results:
             console.line(_filled(word, result))
         classes = _table(artifacts.EVALUATE_CLASSES)
-        if 0 < len(classes) <= MOST_CLASSES:
+        if 0 < len(classes) <= MAX_CLASSES:
             console.table("the test split by class", list(classes), classes.itertuples(index=False))
         if artifacts.is_temporary_copy():
             return  # what follows is about files that are gone when it is read
@@ -60,9 +60,9 @@ def _filled(word: str, text: str) -> str:
 def _print_edits(edits: Sequence[str]) -> None:
     if not edits:
         return
-    shown = ", ".join(edits[:MOST_EDITS])
-    if len(edits) > MOST_EDITS:
-        shown += f", and {len(edits) - MOST_EDITS} more"
+    shown = ", ".join(edits[:MAX_EDITS])
+    if len(edits) > MAX_EDITS:
+        shown += f", and {len(edits) - MAX_EDITS} more"
     shown += f"; these stay in {PARAMS}, and later runs use them"
     console.line("\n" + _filled("edited", shown))
     console.line(f"{'to undo':{INDENT}}git checkout HEAD {PARAMS}")

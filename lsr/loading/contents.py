@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
-from lsr.loading.task import MOST_LABELS, TENANTS, are_names, checked_note
+from lsr.loading.task import MAX_LABELS, TENANTS, are_names, checked_note
 from lsr.loading.updates import LORA_FACTOR, LSR, Updates, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
 from lsr.tuner.forms import form_in_file
@@ -94,8 +94,8 @@ class Contents:
             held = self.heads[key].shape
             if held != shape:
                 raise ValueError(f"{key} of a head is {by(held)}, needed: {by(shape)}")
-        if count > MOST_LABELS:
-            raise ValueError(f"its head has {count:,} outputs; at most {MOST_LABELS:,} are allowed")
+        if count > MAX_LABELS:
+            raise ValueError(f"its head has {count:,} outputs; at most {MAX_LABELS:,} are allowed")
         check_labels((self.task or {}).get("labels"), count)
         for name, state in states.items():
             states[name] = {key: self.heads[f"{name}.{key}"] for key in state}

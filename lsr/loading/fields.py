@@ -17,9 +17,9 @@ from peft.utils import PeftType
 from lsr.tuner.mistakes import shortened
 from lsr.tuner.options import Fields
 
-MOST_STEPS = 64  # of a loop whose length is a field, such as the layers of an encoder
-MOST_VALUES = 100_000  # in the lists and objects of a field
-MOST_LAYERS = 1_000  # that `layer_replication` may make
+MAX_STEPS = 64  # of a loop whose length is a field, such as the layers of an encoder
+MAX_VALUES = 100_000  # in the lists and objects of a field
+MAX_LAYERS = 1_000  # that `layer_replication` may make
 
 # Of each method that has them.
 SHARED = (
@@ -145,7 +145,7 @@ START = "init_lora_weights"  # of LoRA: some initializations change the base wei
 STARTS = ("gaussian", "orthogonal", "olora", "mica", "pissa", "loftq")
 UNUSED_STARTS = ("eva", "lora_ga")  # by data that are not here: PEFT initializes as usual, and the file replaces it
 ITERATIONS = re.compile(r"pissa_niter_(\d{1,9})")
-LOFTQ = {"loftq_bits": (2, 4, 8), "loftq_iter": range(1, MOST_STEPS + 1)}
+LOFTQ = {"loftq_bits": (2, 4, 8), "loftq_iter": range(1, MAX_STEPS + 1)}
 
 
 def allow(method: str, *fields: str) -> None:
@@ -211,22 +211,22 @@ def _misfit(name: str, value: Any) -> str | None:
         return _misfit_of_start(value)
     if name == "loftq_config":
         is_right = isinstance(value, dict) and all(value.get(key) in allowed for key, allowed in LOFTQ.items())
-        return None if is_right else f"2, 4 or 8 loftq_bits and 1 to {MOST_STEPS} loftq_iter"
+        return None if is_right else f"2, 4 or 8 loftq_bits and 1 to {MAX_STEPS} loftq_iter"
     if name == "layer_replication" and value is not None:
-        return None if _replicates_few(value) else f"pairs of whole numbers, for at most {MOST_LAYERS:,} layers in all"
-    if name in STEPS and value is not None and not _is_whole(value, MOST_STEPS):
-        return f"a whole number of at most {MOST_STEPS}"
-    if name == "theta_d_length" and not _is_whole(value, MOST_VALUES):
-        return f"a whole number of at most {MOST_VALUES:,}"
-    return None if _count(value) <= MOST_VALUES else f"at most {MOST_VALUES:,} values"
+        return None if _replicates_few(value) else f"pairs of whole numbers, for at most {MAX_LAYERS:,} layers in all"
+    if name in STEPS and value is not None and not _is_whole(value, MAX_STEPS):
+        return f"a whole number of at most {MAX_STEPS}"
+    if name == "theta_d_length" and not _is_whole(value, MAX_VALUES):
+        return f"a whole number of at most {MAX_VALUES:,}"
+    return None if _count(value) <= MAX_VALUES else f"at most {MAX_VALUES:,} values"
 
 
 def _misfit_of_start(value: Any) -> str | None:
     word = value.lower() if isinstance(value, str) else ""
     steps = ITERATIONS.fullmatch(word)
-    if isinstance(value, bool) or word in STARTS or (steps and int(steps[1]) <= MOST_STEPS):
+    if isinstance(value, bool) or word in STARTS or (steps and int(steps[1]) <= MAX_STEPS):
         return None
-    return f"a bool or one of {', '.join(STARTS)}, or pissa_niter_N with N of at most {MOST_STEPS}"
+    return f"a bool or one of {', '.join(STARTS)}, or pissa_niter_N with N of at most {MAX_STEPS}"
 
 
 def _is_whole(value: Any, most: int) -> bool:
@@ -236,9 +236,9 @@ def _is_whole(value: Any, most: int) -> bool:
 def _replicates_few(pairs: Any) -> bool:
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         return False
-    if len(pairs) > MOST_LAYERS or not all(_is_whole(index, MOST_LAYERS) for index in chain(*pairs)):
+    if len(pairs) > MAX_LAYERS or not all(_is_whole(index, MAX_LAYERS) for index in chain(*pairs)):
         return False
-    return sum(max(0, end - start) for start, end in pairs) <= MOST_LAYERS
+    return sum(max(0, end - start) for start, end in pairs) <= MAX_LAYERS
 
 
 def _count(value: Any) -> int:

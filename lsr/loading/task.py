@@ -14,13 +14,13 @@ from lsr.tuner.options import Fields
 
 TENANTS = "tenants"  # by the name of each tenant the names of its labels, in place of `labels` of all
 LONGEST_NAME = 200  # characters of a label, a tenant or a column
-MOST_LABELS = 10_000  # labels per adapter
-MOST_LABEL_BYTES = 64_000  # of the labels of an adapter together, in UTF-8
-MOST_TENANTS = 100_000  # tenants per adapter
-MOST_ENDS = 16  # tokens that end an answer
+MAX_LABELS = 10_000  # labels per adapter
+MAX_LABEL_BYTES = 64_000  # of the labels of an adapter together, in UTF-8
+MAX_TENANTS = 100_000  # tenants per adapter
+MAX_STOP_TOKENS = 16  # tokens that end an answer
 LARGEST = 2**31 - 1  # number of a token, or of tokens
 LONGEST_TEMPLATE = 100_000  # characters of a chat template; those of published models have up to some 20,000
-MOST_OTHER_BYTES = 4_000  # of all fields together that no reader knows, as JSON
+MAX_OTHER_BYTES = 4_000  # of all fields together that no reader knows, as JSON
 
 
 def checked_note(note: Any, where: object) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def _check_others(fields: Fields, where: object) -> None:
         size = len(json.dumps(fields))
     except (TypeError, ValueError, RecursionError):
         raise InputError(f"{place} hold something that is not JSON") from None
-    if size > MOST_OTHER_BYTES:
-        reason = f"{size:,} bytes in fields that nothing reads; at most {MOST_OTHER_BYTES:,} are allowed"
+    if size > MAX_OTHER_BYTES:
+        reason = f"{size:,} bytes in fields that nothing reads; at most {MAX_OTHER_BYTES:,} are allowed"
         raise InputError(f"{place}: {reason}")
 
 
@@ -110,11 +110,11 @@ def _check_count(values: Collection[Any], most: int, what: str) -> None:
 def _check_names(value: Any) -> None:
     if not are_names(value):
         raise ValueError(f"must be a list of names, or null, got {shortened(value)}")
-    _check_count(value, MOST_LABELS, "names")
+    _check_count(value, MAX_LABELS, "names")
     _check_each(value)
     size = sum(len(name.encode()) for name in value)
-    if size > MOST_LABEL_BYTES:
-        most = f"at most {MOST_LABEL_BYTES:,} are allowed"
+    if size > MAX_LABEL_BYTES:
+        most = f"at most {MAX_LABEL_BYTES:,} are allowed"
         raise ValueError(f"has names of {size:,} bytes together, in UTF-8; {most}")
 
 
@@ -122,7 +122,7 @@ def _check_tenants(value: Any) -> None:
     if not isinstance(value, dict) or not all(labels is None or are_names(labels) for labels in value.values()):
         needed = "an object with a list of names, or null, for each"
         raise ValueError(f"must be {needed}, got {shortened(value)}")
-    _check_count(value, MOST_TENANTS, "tenants")
+    _check_count(value, MAX_TENANTS, "tenants")
     _check_each(value)
     for name, labels in value.items():
         try:
@@ -156,7 +156,7 @@ def _check_template(value: Any) -> None:
 def _check_tokens(value: Any) -> None:
     if not _is_list(value, _is_token):
         raise ValueError(f"must be a list of tokens by number, got {shortened(value)}")
-    _check_count(value, MOST_ENDS, "tokens")
+    _check_count(value, MAX_STOP_TOKENS, "tokens")
 
 
 # By field: a function that raises a ValueError with what is wrong with a value that is not null.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lsr.init.passes import widths
 from lsr.loading.contents import by_label
-from lsr.loading.task import MOST_LABELS
+from lsr.loading.task import MAX_LABELS
 from lsr.loading.updates import Frames, Update
 from lsr.serve.stack import Change, Stack
 from lsr.tuner.forms import SMALL
@@ -269,8 +269,8 @@ class BankHead(Stacked):
             if not stack.counts.equal(needed):
                 raise ValueError(f"{name} does not have the rows of a head for each adapter")
         most = int(counts.max())
-        if self.labelled and most > MOST_LABELS:
-            raise ValueError(f"a head has {most:,} outputs; at most {MOST_LABELS:,} are allowed")
+        if self.labelled and most > MAX_LABELS:
+            raise ValueError(f"a head has {most:,} outputs; at most {MAX_LABELS:,} are allowed")
 
     def put(self, place: int, state: State | None) -> None:
         """Store the state of the adapter at a place, instead of what is there; None if it has the base model's."""

@@ -16,7 +16,7 @@ NOBODY = 0  # the place for rows of a batch without an adapter
 ZERO = 0  # the row of zeros, for adapters that have fewer rows than others
 # Both are small, so that a bank takes the memory of a new one with the same adapters, whatever it held before.
 ROOM = 1 + 1 / 40  # rows of a stack after it has grown or shrunk, for each one in use
-MOST_ROOM = 1 + 1 / 20  # likewise before it shrinks
+MAX_ROOM = 1 + 1 / 20  # likewise before it shrinks
 
 
 Change = Callable[[Tensor], Tensor]  # of a tensor, such as a copy on another device
@@ -39,7 +39,7 @@ class Stack:
 
     `is_single`: no run has more than one row. How rows are stored depends on their parts: see `rows_as`.
 
-    The memory depends on the rows that are there, and not on those that were: at most a share of MOST_ROOM is free.
+    The memory depends on the rows that are there, and not on those that were: at most a share of MAX_ROOM is free.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Stack:
         if old.stop == self._end:  # it was the last run
             self._end = old.start
         rows = len(self.values)
-        if self._end + count > rows or rows > MOST_ROOM * self._used:
+        if self._end + count > rows or rows > MAX_ROOM * self._used:
             room = int(ROOM * self._used)
             self.values = self._runs_of(self.counts, self.firsts, room)
             self.firsts = firsts_of(self.counts)
@@ -157,7 +157,7 @@ class Stack:
 
     def set_places(self, places: int) -> None:
         """Make room for so many places; those after them must be empty."""
-        if not places <= len(self.firsts) <= MOST_ROOM * places:
+        if not places <= len(self.firsts) <= MAX_ROOM * places:
             room = int(ROOM * places)
             self.firsts = _of_length(self.firsts, room)
             self.counts = _of_length(self.counts, room)

@@ -33,7 +33,7 @@ WITH_VOCABULARY = ("*token*.json", "merges.txt", "chat_template.jinja", "chat_te
 PREVIOUS = ".previous-run"  # next to an adapter that a training run is about to replace: which run it is from
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")  # in the names of what PEFT trains in full
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
-MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
+MAX_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 DEEPEST = 50  # values within values: far more than a configuration has, and less than Python's stack holds
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
@@ -123,7 +123,7 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the contents of a regular JSON file of at most MOST_BYTES; endless pipes and devices are rejected.
+    """Return the contents of a regular JSON file of at most MAX_BYTES; endless pipes and devices are rejected.
 
     Raises:
         InputError: if it is not a regular file, is too large or too deep, or is not standard JSON of whole characters;
@@ -131,9 +131,9 @@ def read_json(path: Path) -> Any:
     """
     _check_is_file(path)
     with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise InputError(f"{path}: a file of over {MOST_BYTES:,} bytes; at most that is allowed")
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path}: a file of over {MAX_BYTES:,} bytes; at most that is allowed")
     return parse_json(content, path)
 
 

@@ -14,8 +14,8 @@ from lsr.tuner.mistakes import explained
 from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
 
-MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
-MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
+MAX_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
+MAX_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
 SMALL = 64  # a rank that sums may have on a layer that is narrower
 
 
@@ -55,7 +55,7 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
 def _check_split(field: str, shape: Shape, width: int, count: int) -> None:
     most = width
     if count > 1:
-        most *= MOST_PADDED
+        most *= MAX_PADDED
     if len(shape) != count or not width <= prod(shape) <= most:
         needed = f"as many sizes as rank_shape, with a product from {width} to {most}"
         raise ValueError(f"{field} must hold {needed}, got {list(shape)}")
@@ -100,5 +100,5 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
                 raise ValueError(f"its configuration says {form.parameters:,} entries, but the file holds {held:,}")
             if form.rank > SMALL:
                 check_rank(form.rank, form.out_features, form.in_features)
-            if used > MOST_ENTRIES:
-                raise ValueError(f"its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
+            if used > MAX_ENTRIES:
+                raise ValueError(f"its A and B have {used:,} entries; at most {MAX_ENTRIES:,} are allowed")

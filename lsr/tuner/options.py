@@ -32,11 +32,11 @@ TERMS = 16  # the default separation rank of two factors
 LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
 # Of a configuration of any method: what PEFT matches with names, how often and in how many ways it may do so at most.
 PLACES = re.compile("pattern|modules|parameters|svd_config")
-MOST_ENTRIES = 2_000
-MOST_WAYS = 100_000
+MAX_ENTRIES = 2_000
+MAX_WAYS = 100_000
 WIDTH = 60  # about the length of a layer's name
 DEEPEST = 20
-MOST_CHARACTERS = 500_000  # of a field, to compile which takes a second
+MAX_CHARACTERS = 500_000  # of a field, to compile which takes a second
 # What matches one character, by the names of re's parser.
 SINGLE = (
     "LITERAL",
@@ -132,7 +132,7 @@ def matches(pattern: str, layer_name: str) -> bool:
     return _compiled(pattern).match(layer_name) is not None
 
 
-@lru_cache(maxsize=2 * MOST_ENTRIES)
+@lru_cache(maxsize=2 * MAX_ENTRIES)
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})$")
 
@@ -154,32 +154,32 @@ def check_patterns(fields: Fields) -> None:
         if not isinstance(entries, list | tuple | set | dict):
             continue
         length = sum(map(len, map(str, entries)))
-        is_long = len(entries) > MOST_ENTRIES or length > MOST_CHARACTERS
+        is_long = len(entries) > MAX_ENTRIES or length > MAX_CHARACTERS
         if is_long and isinstance(value, str | dict):
-            most = f"at most {MOST_ENTRIES:,} of {MOST_CHARACTERS:,} are allowed"
+            most = f"at most {MAX_ENTRIES:,} of {MAX_CHARACTERS:,} are allowed"
             raise ValueError(f"{field}: {len(entries):,} patterns of {length:,} characters; {most}")
         for entry in entries:
             if isinstance(entry, str):
                 ways += _ways(entry)
-            if ways > MOST_WAYS:
+            if ways > MAX_WAYS:
                 allowed = "names, dots, digits and (one|other), with few * and +, and none of a group"
                 raise ValueError(f"{field}: {entry[:80]!r} is not a valid regular expression of {allowed}")
 
 
 def _ways(pattern: str) -> int:
-    """Return in how many ways a pattern can match a name at most, or MOST_WAYS + 1 if it is more or not allowed."""
+    """Return in how many ways a pattern can match a name at most, or MAX_WAYS + 1 if it is more or not allowed."""
     try:
         parsed = _parser.parse(pattern)  # what re will match, so that nothing is read in another way than it does
     except (re.error, RecursionError, OverflowError):
-        return MOST_WAYS + 1
+        return MAX_WAYS + 1
     if parsed.state.flags != re.UNICODE:
-        return MOST_WAYS + 1
+        return MAX_WAYS + 1
     return _ways_of(parsed)
 
 
 def _ways_of(parsed: Any, depth: int = 0) -> int:
     if depth > DEEPEST:
-        return MOST_WAYS + 1
+        return MAX_WAYS + 1
     ways = 1
     for kind, node in parsed:
         match kind.name:
@@ -192,8 +192,8 @@ def _ways_of(parsed: Any, depth: int = 0) -> int:
             case "MAX_REPEAT" | "MIN_REPEAT":
                 ways *= _ways_of_repeat(depth + 1, *node)
             case _:
-                return MOST_WAYS + 1
-        ways = min(ways, MOST_WAYS + 1)
+                return MAX_WAYS + 1
+        ways = min(ways, MAX_WAYS + 1)
     return ways
 
 
@@ -203,7 +203,7 @@ def _ways_of_repeat(depth: int, least: int, most: int, repeated: Any) -> int:
         return max(1, min(most, WIDTH) - least + 1)
     if (least, most) == (0, 1):
         return 1 + _ways_of(repeated, depth)
-    return MOST_WAYS + 1
+    return MAX_WAYS + 1
 
 
 def _ways_of_one(branches: Any, depth: int) -> int:

@@ -35,8 +35,8 @@ from lsr.algebra.rounding import (
 
 PARTS = ("values", "small", "int64")  # with the entries of tensors
 LARGEST = 2.0**127  # from here on a rounded value may overflow
-MOST_BYTES = 1_000_000  # of the index: enough for 20,000 tensors of a LoRA
-MOST_AXES = 8
+MAX_BYTES = 1_000_000  # of the index: enough for 20,000 tensors of a LoRA
+MAX_AXES = 8
 
 Tensors = Mapping[str, Tensor]  # by name
 Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and the tensor's shape
@@ -175,9 +175,9 @@ def _read_index(stored: Tensors) -> tuple[str, Rooms]:
         raise ValueError("no rounded adapter: it has no index of uint8")
     inflate = zlib.decompressobj()
     try:
-        text = inflate.decompress(index.numpy().tobytes(), MOST_BYTES)
+        text = inflate.decompress(index.numpy().tobytes(), MAX_BYTES)
         if not inflate.eof:
-            raise ValueError(f"cut off, or over {MOST_BYTES:,} bytes")
+            raise ValueError(f"cut off, or over {MAX_BYTES:,} bytes")
         precision, tree = json.loads(text)
         check_precision(precision)
         return precision, dict(sorted(_leaves(tree, "")))
@@ -193,7 +193,7 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Room]]:
             continue
         part, *shape = value
         are_sizes = all(type(size) is int and size > 0 for size in shape)
-        if part not in PARTS or len(shape) > MOST_AXES or not are_sizes:
+        if part not in PARTS or len(shape) > MAX_AXES or not are_sizes:
             raise ValueError(f"{name}: {value} is not one of {', '.join(PARTS)} and a shape")
         yield name, (part, tuple(shape))
 

@@ -133,7 +133,7 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
     columns = list[str]()
     few = list[str]()
     numbers = list[str]()
-    most = min(kinds.MOST_CLASSES, len(table) / 5)
+    most = min(kinds.MAX_CLASSES, len(table) / 5)
     for column in table:
         values = table[column]
         if column in text or kinds.is_running_text(values):
@@ -198,11 +198,11 @@ def _scored(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]
         return {"label": label, "metrics": ["accuracy", "macro_f1"]}
     values = kinds.known(column)
     counts = Counter(map(plain_text, values))
-    most = min(kinds.MOST_CLASSES, len(values) / 2)
+    most = min(kinds.MAX_CLASSES, len(values) / 2)
     if not 1 < len(counts) <= most:
         has = f"it has {len(counts):,} different values in {len(values):,} rows"
         numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
-        needed = f"needed are {numbers} or 2 to {kinds.MOST_CLASSES} values with several rows each"
+        needed = f"needed are {numbers} or 2 to {kinds.MAX_CLASSES} values with several rows each"
         raise UserError(f"{where}: {name} is no label: {has}; {needed}; choose another --label")
     if all(isinstance(value, bool) for value in values):
         return _of_classes(name, {"false": counts["0"], "true": counts["1"]})

@@ -11,10 +11,10 @@ from pipeline.tasks.several import labels_in
 
 SEEN = 1000  # rows that say whether a column is text
 WORDS = 3  # a column with at least as many a row, on average, is text
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 SEPARATORS = ";|,"  # between the labels of a cell, if they are multi-label
 LONGEST = 30  # characters of a label
-MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
+MAX_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
 Labels = tuple[str, ...]  # in a cell
 
 
@@ -75,7 +75,7 @@ def _names(cells: Sequence[Labels]) -> list[str]:
 def _are_several(cells: Sequence[Labels]) -> bool:
     """Return whether cells hold multi-label text: labels between separators, few different ones in all."""
     names = _names(cells)
-    most = min(MOST_CLASSES, len(cells) / 5)
+    most = min(MAX_CLASSES, len(cells) / 5)
     return 1 < len(names) <= most and max(map(len, cells)) > 1
 
 
@@ -111,7 +111,7 @@ def numbers_to_predict(column: pd.Series) -> pd.Series | None:
         return None
     has_fractions = bool((numbers % 1 != 0).any())
     different = set(map(plain_text, known(column)))
-    return numbers if has_fractions or len(different) > MOST_DIGITS else None
+    return numbers if has_fractions or len(different) > MAX_DIGITS else None
 
 
 def may_be_scale(column: pd.Series) -> bool:

@@ -59,7 +59,7 @@ BEHIND = "behind"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
 KINDS = ("these", "new")  # of tasks, on which there is a lead; new: with the tasks drawn too
-LEAST_P = 1e-100  # smaller p-values are 0
+MIN_P = 1e-100  # smaller p-values are 0
 Values = NDArray[Any]
 Verdict = dict[str, Any]  # the ends of an interval, and a word
 
@@ -146,7 +146,7 @@ def _p(errors: Sequence[Error], mean: float) -> float:
 
     if mean == 0:
         return 1.0
-    least = math.log(LEAST_P)
+    least = math.log(MIN_P)
     if beyond(least) < 0:
         return 0.0
     return math.exp(optimize.brentq(beyond, least, 0.0))

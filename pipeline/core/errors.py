@@ -21,7 +21,7 @@ OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of packages in Rust:
 TORCH_SAVE = ("inline_container.cc", "iostream error")  # in torch's messages
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and halves of characters
 LONGEST_LINE = 300  # characters
-MOST_LINES = 20
+MAX_LINES = 20
 # Words that a cut leaves incomplete, but no long values.
 CUT_FIRST = re.compile(r"^\S{1,40}(?!\S)")
 CUT_LAST = re.compile(r"(?<!\S)\S{1,40}$")
@@ -36,8 +36,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         lines = [line for line in super().__str__().split("\n") if line]
-        more = [f"and {len(lines) - MOST_LINES} more mistakes"] if len(lines) > MOST_LINES else []
-        return "\n".join([*map(clipped, lines[:MOST_LINES]), *more])
+        more = [f"and {len(lines) - MAX_LINES} more mistakes"] if len(lines) > MAX_LINES else []
+        return "\n".join([*map(clipped, lines[:MAX_LINES]), *more])
 
 
 def escaped(text: str, but: str = "") -> str:

@@ -11,8 +11,8 @@ from zipfile import BadZipFile, ZipFile
 from pipeline.core.errors import first_line, nearest
 from pipeline.data import opening
 
-MOST_ROWS = 1_048_576  # of a sheet in Excel
-MOST_CELLS = 100_000_000  # of the rows together: a short row may name a cell far to the right
+MAX_ROWS = 1_048_576  # of a sheet in Excel
+MAX_CELLS = 100_000_000  # of the rows together: a short row may name a cell far to the right
 NEEDED = ("openpyxl", "defusedxml")  # with the second, the first expands no entities
 INSTALL = "pip install -c constraints.txt -e '.[excel]'"
 
@@ -93,7 +93,7 @@ def _values(sheet: Any) -> Iterator[tuple[Any, ...]]:
     sheet.reset_dimensions()  # which a file may state wrongly
     rows = iter(sheet.iter_rows(values_only=True))
     count = 0
-    for number in range(MOST_ROWS + 1):
+    for number in range(MAX_ROWS + 1):
         try:
             row = next(rows, None)
         except Exception as error:  # of any kind, as when it is opened
@@ -101,8 +101,8 @@ def _values(sheet: Any) -> Iterator[tuple[Any, ...]]:
         if row is None:
             return
         count += len(row)
-        if number == MOST_ROWS or count > MOST_CELLS:
-            raise ValueError(f"a sheet has at most {MOST_ROWS:,} rows, and {MOST_CELLS:,} cells")
+        if number == MAX_ROWS or count > MAX_CELLS:
+            raise ValueError(f"a sheet has at most {MAX_ROWS:,} rows, and {MAX_CELLS:,} cells")
         yield row
 
 

@@ -31,7 +31,7 @@ JAPANESE = ("cp932", "euc_jp")
 SAMPLE = 65_536  # bytes of lines that are not UTF-8
 HIRAGANA = re.compile("[\u3041-\u3096]")
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
-LEAST_HIRAGANA = 0.1  # of the characters beyond ASCII in a Japanese text
+MIN_HIRAGANA = 0.1  # of the characters beyond ASCII in a Japanese text
 WORD = re.compile(r"\w*[^\W\x00-\x7f]\w*")  # with a character beyond ASCII
 DELIMITERS = {",": "commas", ";": "semicolons", files.TAB: "tabs", "|": "vertical bars"}
 SHOWN = 3  # words
@@ -197,7 +197,7 @@ def _misfit(match: CharsetMatch) -> tuple[bool, float, int]:
     text = str(match)
     beyond = BEYOND_ASCII.findall(text)
     hiragana = HIRAGANA.findall(text)
-    has_hiragana = len(hiragana) >= LEAST_HIRAGANA * len(beyond)
+    has_hiragana = len(hiragana) >= MIN_HIRAGANA * len(beyond)
     is_japanese = match.encoding in JAPANESE and has_hiragana
     mess = round(match.chaos, 2)
     return not is_japanese, mess, _preference(match)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import has_exact_interval
 from pipeline.params.schema import Params
-from pipeline.params.sections import MOST_EPOCHS, READ, LsrParams, MethodParams, TrainParams
+from pipeline.params.sections import MAX_EPOCHS, READ, LsrParams, MethodParams, TrainParams
 
 # Of keys without a default in the schema, the values of the committed params.yaml.
 COMMITTED = {
@@ -61,7 +61,7 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
 
 def idle_in_training(train: TrainParams) -> Iterator[Idle]:
     """Yield what is set and has no effect on training, whatever the method and the data are."""
-    most = train.epochs if train.steps == "epochs" else max(train.epochs, MOST_EPOCHS)
+    most = train.epochs if train.steps == "epochs" else max(train.epochs, MAX_EPOCHS)
     yield from _idle_patience(train, most)
 
 

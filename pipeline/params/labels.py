@@ -25,8 +25,8 @@ RARER = "rarer"  # in place of a class: the one that train has less of
 # What lsr.loading.task allows in the task.json of an adapter, which a test compares: characters of a label, labels of
 # an adapter or a tenant, and bytes of these labels together.
 LONGEST_NAME = 200
-MOST_LABELS = 10_000
-MOST_LABEL_BYTES = 64_000
+MAX_LABELS = 10_000
+MAX_LABEL_BYTES = 64_000
 LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # which the name of a second text may add
 
 
@@ -60,14 +60,14 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         ValueError: if they are too many or too long.
     """
-    if len(names) > MOST_LABELS:
-        raise ValueError(f"{len(names):,} labels; an adapter has at most {MOST_LABELS:,}")
+    if len(names) > MAX_LABELS:
+        raise ValueError(f"{len(names):,} labels; an adapter has at most {MAX_LABELS:,}")
     for name in names:
         if len(name) > LONGEST_NAME:
             raise ValueError(f"label {name[:20]!r}... of {len(name):,} characters; at most {LONGEST_NAME} are allowed")
     size = sum(len(name.encode(errors="replace")) for name in names)
-    if size > MOST_LABEL_BYTES:
-        raise ValueError(f"labels of {size:,} bytes together, in UTF-8; at most {MOST_LABEL_BYTES:,} are allowed")
+    if size > MAX_LABEL_BYTES:
+        raise ValueError(f"labels of {size:,} bytes together, in UTF-8; at most {MAX_LABEL_BYTES:,} are allowed")
     return names
 
 

@@ -48,8 +48,8 @@ Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies produ
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
 # Of train.steps: auto.
-LEAST_STEPS = 300
-MOST_EPOCHS = 30
+MIN_STEPS = 300
+MAX_EPOCHS = 30
 RATE = "learning_rate"
 NUMBERS = re.compile("r|n|(.*_)?(alpha|dropout)")  # keys of methods of PEFT, which need not be loaded to know this
 DROPOUTS = re.compile("(.*_)?dropout")
@@ -102,7 +102,7 @@ class TrainParams(Section):
     steps: Literal["epochs", "auto"] = Field(
         "epochs",
         exclude_if=lambda chosen: chosen == "epochs",
-        description=f"auto: more epochs, until they have {LEAST_STEPS} optimizer steps, but at most {MOST_EPOCHS}",
+        description=f"auto: more epochs, until they have {MIN_STEPS} optimizer steps, but at most {MAX_EPOCHS}",
     )
     patience: Literal["none"] | Count = Field(
         "none",

@@ -25,7 +25,7 @@ BY_CLASS = ("class", "precision", "recall", "f1", "texts", "answers")
 SIGNED = ("matthews_correlation", "pearson", "spearman")  # in [-1, 1]; the others are in [0, 1]
 NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
 # Numbers that are summed over examples, 80 MB: of many classes, resamples are scored one by one.
-MOST_TERMS = 10_000_000
+MAX_TERMS = 10_000_000
 
 
 def score(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Groups = None) -> Scores:
@@ -68,7 +68,7 @@ def interval(name: str, predictions: Numbers, labels: Numbers, resamples: int, g
         return _exact(name, predictions, labels, groups)
     units = Units.of(predictions, labels, groups)
     has_sums = name in sums.METRICS
-    if has_sums and sums.size_of(name, labels, predictions) <= MOST_TERMS:
+    if has_sums and sums.size_of(name, labels, predictions) <= MAX_TERMS:
         of_drawn = _by_sums(name, predictions, labels, units)
     elif name == "spearman" and groups is None:
         of_drawn = _by_ranks(predictions, labels, units)

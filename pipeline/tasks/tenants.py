@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-LEAST_TEXTS = 5  # of a tenant
-LEAST_LABELS = 2  # of a tenant
+MIN_TEXTS = 5  # of a tenant
+MIN_LABELS = 2  # of a tenant
 # A tenant's name is that of a folder, and part of an address.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
 FEW = 10  # rows of a label
@@ -115,7 +115,7 @@ class TenantsPreprocessor(Preprocessor):
             if FORBIDDEN.fullmatch(tenant):
                 raise ValueError(f"{where}: tenant {tenant!r}: no name of a folder, which a tenant's must be")
             counts[tenant][label] += 1
-        _check_enough(counts, 0 if self.is_number else LEAST_LABELS)
+        _check_enough(counts, 0 if self.is_number else MIN_LABELS)
         given = () if self.is_number else names_of(self.row, Facts())
         tenants = dict[str, Tenant]()
         for name, labels in sorted(counts.items()):
@@ -176,11 +176,11 @@ def _check_enough(counts: Mapping[str, Counter[str]], least: int) -> None:  # te
     few = list[str]()
     for name, labels in sorted(counts.items()):
         texts = labels.total()
-        if texts < LEAST_TEXTS or len(labels) < least:
+        if texts < MIN_TEXTS or len(labels) < least:
             few.append(f"{name} has {texts} and {len(labels)}")
     if few:
         tenants = " tenants" if len(few) > SHOWN else ""
-        needed = f"{LEAST_TEXTS} texts and {least} different labels"
+        needed = f"{MIN_TEXTS} texts and {least} different labels"
         raise ValueError(f"a tenant needs {needed}; {some_of(few, SHOWN)}{tenants}")
 
 

@@ -36,7 +36,7 @@ from pipeline.methods import adapters
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, FullParams, TrainView, effects
-from pipeline.params.sections import LEAST_STEPS, MOST_EPOCHS
+from pipeline.params.sections import MAX_EPOCHS, MIN_STEPS
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scoring import selecting
@@ -97,7 +97,7 @@ def steps_an_epoch(view: TrainView, train: Dataset) -> int:
 
 def enough_epochs(view: TrainView, train: Dataset) -> int:
     """Return the epochs of a train split that `train.steps: auto` trains for at least."""
-    return min(MOST_EPOCHS, math.ceil(LEAST_STEPS / steps_an_epoch(view, train)))
+    return min(MAX_EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch(view, train)))
 
 
 def check_epochs(view: TrainView, train: Dataset) -> None:

@@ -243,7 +243,7 @@ def test_few_texts_get_as_many_epochs_as_make_300_steps_but_30_at_most(after, ro
 
 def test_a_line_says_how_many_epochs_make_enough_steps(after, monkeypatch, capfd):
     after(train={"steps": "auto"})
-    monkeypatch.setattr(training, "LEAST_STEPS", 20)
+    monkeypatch.setattr(training, "MIN_STEPS", 20)
     run(TRAIN)
     assert "train: 3 epochs of 9 steps, 27, by train.steps: auto" in capfd.readouterr().out
     assert report(artifacts.TRAIN_METRICS)["steps"] == 27

@@ -16,8 +16,8 @@ from lsr.loading.contents import numbered_labels
 from lsr.serve.modules import Version
 
 SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: it takes about a millisecond
-MOST_ANSWER_BYTES = 4 << 20  # maximum size of the answers to a request
-MOST_COMPUTED_BYTES = 64 << 20  # maximum size of all larger answers that wait for a batch or are computed
+MAX_ANSWER_BYTES = 4 << 20  # maximum size of the answers to a request
+MAX_COMPUTED_BYTES = 64 << 20  # maximum size of all larger answers that wait for a batch or are computed
 LONGEST_NUMBER = len("-2.2250738585072014e-308")
 HELD = Gauge("lsr_answer_bytes", "Most bytes of the large answers that wait for a batch or are computed")
 
@@ -61,12 +61,12 @@ def check_answers(
     max_new_tokens: int,
 ) -> None:
     """Refuse so many texts whose answers can have `size` bytes each, if that is too much together."""
-    if texts * size <= MOST_ANSWER_BYTES:
+    if texts * size <= MAX_ANSWER_BYTES:
         return
-    reason = f"the answers could have {texts * size:,} bytes; at most {MOST_ANSWER_BYTES:,} are allowed"
-    if size <= MOST_ANSWER_BYTES:
-        raise HTTPException(422, f"{reason}: at most {MOST_ANSWER_BYTES // size} at once for this adapter")
-    fewer = min(max_new_tokens, MOST_ANSWER_BYTES // token_bytes - 1)
+    reason = f"the answers could have {texts * size:,} bytes; at most {MAX_ANSWER_BYTES:,} are allowed"
+    if size <= MAX_ANSWER_BYTES:
+        raise HTTPException(422, f"{reason}: at most {MAX_ANSWER_BYTES // size} at once for this adapter")
+    fewer = min(max_new_tokens, MAX_ANSWER_BYTES // token_bytes - 1)
     raise HTTPException(422, f"{reason}: at most {fewer:,} max_new_tokens")
 
 
@@ -76,7 +76,7 @@ class Room:
     What clients have not read is counted with their connections.
     """
 
-    def __init__(self, most: int = MOST_COMPUTED_BYTES) -> None:
+    def __init__(self, most: int = MAX_COMPUTED_BYTES) -> None:
         self._most = most
         self._held = 0
         HELD.set_function(lambda: self._held)

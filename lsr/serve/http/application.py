@@ -17,10 +17,10 @@ from starlette.routing import Route
 from lsr.serve.http.answers import SMALL, Room, check_answers, longest_token, most_bytes, rendered
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.batches import Batches
-from lsr.serve.http.bodies import MOST_JSON_BYTES, parsed
+from lsr.serve.http.bodies import MAX_JSON_BYTES, parsed
 from lsr.serve.http.questions import Question, check_body, check_token, read_question
 from lsr.serve.http.refusals import refusal
-from lsr.serve.http.uploads import MOST_ADAPTER_BYTES, Uploads
+from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
 from lsr.serve.modules import Version
 from lsr.serve.passes import Passes, ReplacedError, Row
 from lsr.tuner.mistakes import InputError
@@ -80,14 +80,14 @@ class Service:
         return rows, len(rendered(name, [])) + len(texts) * each
 
     async def _json(self, request: Request) -> Any:
-        check_body(request, MOST_JSON_BYTES)
+        check_body(request, MAX_JSON_BYTES)
         body = await request.body()
         return parsed(body) if len(body) <= SMALL else await self._aside.run(partial(parsed, body))
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter."""
         check_token(request)
-        check_body(request, MOST_ADAPTER_BYTES)
+        check_body(request, MAX_ADAPTER_BYTES)
         name = request.path_params["name"]
         contents = await self._uploads.read(request, name)
         await self.batches.in_turn(partial(self.bank.add, name, contents, replace=True))

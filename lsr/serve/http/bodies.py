@@ -5,10 +5,10 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-MOST_JSON_BYTES = 1 << 20  # maximum size of a request, or of a file of an adapter, that is JSON
+MAX_JSON_BYTES = 1 << 20  # maximum size of a request, or of a file of an adapter, that is JSON
 # Maximum number of values in it, counted by the signs around them: objects with many keys and lists of lists take the
 # longest to parse. A conversation of 10,000 messages has as many.
-MOST_VALUES = 50_000
+MAX_VALUES = 50_000
 SIGNS = ",:[{"
 
 
@@ -30,8 +30,8 @@ def header_of(content: bytes) -> bytes:
 
 def check_values(text: str, name: str) -> None:
     """Refuse JSON that may take long to parse; the error says what has this name."""
-    if count_of_signs(text) > MOST_VALUES:
-        raise HTTPException(422, f"{name} has over {MOST_VALUES:,} JSON values; at most that is allowed")
+    if count_of_signs(text) > MAX_VALUES:
+        raise HTTPException(422, f"{name} has over {MAX_VALUES:,} JSON values; at most that is allowed")
 
 
 def count_of_signs(text: str) -> int:

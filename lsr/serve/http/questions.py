@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-MOST_TEXTS = 64  # maximum number of texts of a request
+MAX_TEXTS = 64  # maximum number of texts of a request
 
 
 class Question(NamedTuple):
@@ -27,13 +27,13 @@ def read_question(content: Any, max_new_tokens: int) -> Question:
         texts = content[field]
         count = content.get("max_new_tokens", 0)
         is_count = type(count) is int and bool(max_new_tokens) <= count <= max_new_tokens
-        are_texts = isinstance(texts, list) and 0 < len(texts) <= MOST_TEXTS
+        are_texts = isinstance(texts, list) and 0 < len(texts) <= MAX_TEXTS
         if isinstance(name, str) and are_texts and is_count:
             return Question(name, texts, count)
     example = f'"{field}": [TEXT, ...]'
     if max_new_tokens:
         example += f', "max_new_tokens": 1 to {max_new_tokens}'
-    raise HTTPException(422, f'needed: {{"adapter": NAME, {example}}}, a list of 1 to {MOST_TEXTS}')
+    raise HTTPException(422, f'needed: {{"adapter": NAME, {example}}}, a list of 1 to {MAX_TEXTS}')
 
 
 def check_body(request: Request, most: int) -> None:

@@ -19,12 +19,12 @@ from starlette.types import Message, Scope
 from lsr.loading.contents import Contents, read_on
 from lsr.loading.prompts import NO_TEMPLATE
 from lsr.serve.http.aside import Aside
-from lsr.serve.http.bodies import MOST_JSON_BYTES, check_values, header_of
+from lsr.serve.http.bodies import MAX_JSON_BYTES, check_values, header_of
 from lsr.serve.passes import Passes
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
-MOST_ADAPTER_BYTES = 16 << 20  # maximum size of a request with an adapter
+MAX_ADAPTER_BYTES = 16 << 20  # maximum size of a request with an adapter
 PIECE = 1 << 20  # bytes of a body that are held in memory
 JSON = (CONFIG, TASK)
 FILES = (*JSON, WEIGHTS, ROUNDED)
@@ -98,6 +98,6 @@ async def _write_files(scope: Scope, body: Path, folder: Path) -> None:
 
 
 def _check_json(name: str, content: bytes) -> None:
-    if len(content) > MOST_JSON_BYTES:
-        raise HTTPException(413, f"{name} has {len(content):,} bytes; at most {MOST_JSON_BYTES:,} are allowed")
+    if len(content) > MAX_JSON_BYTES:
+        raise HTTPException(413, f"{name} has {len(content):,} bytes; at most {MAX_JSON_BYTES:,} are allowed")
     check_values(content.decode(errors="replace"), name)

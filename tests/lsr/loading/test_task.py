@@ -57,7 +57,7 @@ def test_tokens_that_end_an_answer_are_in_the_vocabulary_of_the_base_model():
 
 def test_the_pipeline_allows_what_readers_of_an_adapter_allow():
     assert of_pipeline.LONGEST_NAME == task.LONGEST_NAME
-    assert (of_pipeline.MOST_LABELS, of_pipeline.MOST_LABEL_BYTES) == (task.MOST_LABELS, task.MOST_LABEL_BYTES)
+    assert (of_pipeline.MAX_LABELS, of_pipeline.MAX_LABEL_BYTES) == (task.MAX_LABELS, task.MAX_LABEL_BYTES)
     for labels in (["x" * 201], [str(at) for at in range(10_001)], [f"{at:05}" + "é" * 150 for at in range(220)]):
         refused(task.checked_note, {"labels": labels}, "here", kind=InputError)
         refused(of_pipeline.check_names, tuple(labels), kind=ValueError)

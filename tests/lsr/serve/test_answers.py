@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from lsr import AdapterBank
 from lsr.serve.http import application, bodies
 from lsr.serve.http.answers import (
-    MOST_ANSWER_BYTES,
-    MOST_COMPUTED_BYTES,
+    MAX_ANSWER_BYTES,
+    MAX_COMPUTED_BYTES,
     SMALL,
     check_answers,
     longest_token,
@@ -65,7 +65,7 @@ def test_a_request_for_too_many_bytes_is_refused_with_how_many_texts_are_allowed
     for texts, status in ((5, 200), (6, 422)):
         (response,) = ask_passes(passes, posted(predict("at the limits", *["a cat"] * texts)))
         assert response.status_code == status, response.text
-    assert MOST_ANSWER_BYTES * 0.75 < 5 * most_bytes(passes.bank.versions["at the limits"], 0, 0) <= MOST_ANSWER_BYTES
+    assert MAX_ANSWER_BYTES * 0.75 < 5 * most_bytes(passes.bank.versions["at the limits"], 0, 0) <= MAX_ANSWER_BYTES
     assert response.json()["error"].endswith("at most 4,194,304 are allowed: at most 5 at once for this adapter")
 
 
@@ -86,7 +86,7 @@ def test_large_answers_have_room_in_all_and_small_ones_need_none(passes, monkeyp
     begun, real = threading.Event(), passes.answers
     monkeypatch.setattr(passes, "answers", lambda rows: real(rows) if begun.wait(30) else [])
     each = 5 * most_bytes(passes.bank.versions["at the limits"], 0, 0)
-    fits = MOST_COMPUTED_BYTES // each
+    fits = MAX_COMPUTED_BYTES // each
 
     async def call(client):
         path, body = predict("at the limits", *["a cat"] * 5)

@@ -22,7 +22,7 @@ ROW = {
     "metrics": ["accuracy"],
 }
 READS = {"train": 60, "validation": 60, "test": 100, "longest": "all"}
-LEAST_P = 0.01  # of a random sample, which is drawn once; the first rows of a sorted file have less than 1e-9
+MIN_P = 0.01  # of a random sample, which is drawn once; the first rows of a sorted file have less than 1e-9
 
 
 def moods(split, count):
@@ -63,9 +63,9 @@ def test_of_a_file_sorted_by_label_a_random_sample_is_read(split, arena):
     assert len(read) == len(set(read)) == READS[split] < len(whole)
     assert set(read) < set(whole)
     of_labels, of_all = (np.bincount([label for label, *_ in rows], minlength=3) for rows in (read, whole))
-    assert stats.chisquare(of_labels, of_all * len(read) / len(whole)).pvalue > LEAST_P
+    assert stats.chisquare(of_labels, of_all * len(read) / len(whole)).pvalue > MIN_P
     lengths, all_lengths = ([length for _, length, _ in rows] for rows in (read, whole))
-    assert stats.ks_2samp(lengths, all_lengths).pvalue > LEAST_P
+    assert stats.ks_2samp(lengths, all_lengths).pvalue > MIN_P
 
 
 def test_each_place_in_a_file_is_as_likely_to_be_read(arena):
@@ -76,7 +76,7 @@ def test_each_place_in_a_file_is_as_likely_to_be_read(arena):
         examples = datasets.load(small.training("moods: head").view.dataset, "moods").splits["test"]
         (batch,) = examples.in_order_of_hashes().batches(400)
         read += np.bincount([place[text] // 100 for text in batch["text"].to_pylist()[:100]], minlength=4)
-    assert stats.chisquare(read).pvalue > LEAST_P
+    assert stats.chisquare(read).pvalue > MIN_P
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -108,7 +108,7 @@ def test_of_each_tenant_a_random_sample_is_read(arena):
     assert np.bincount(read["tenant"][:]).tolist() == [100, 100]
     for number in range(2):
         labels = np.array(read["label"][:])[np.array(read["tenant"][:]) == number]
-        assert stats.chisquare(np.bincount(labels, minlength=3)).pvalue > LEAST_P
+        assert stats.chisquare(np.bincount(labels, minlength=3)).pvalue > MIN_P
 
 
 def test_without_a_validation_split_it_is_the_same_sample_as_test(arena):
