@@ -16,14 +16,14 @@ from transformers.utils import logging
 from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
 from lsr.convert.smaller import compress_adapter, quantize_adapter
-from lsr.convert.writing import COMMON, GRAPHS, check_output, writing
+from lsr.convert.writing import COMMON, GRAPHS, check_output, replace_folder
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE
 from lsr.serve.http import command as server
-from lsr.serve.joining import joined
+from lsr.serve.joining import join_banks
 from lsr.tuner.files import adapter_folder, previous_run, read_config, weights_of
-from lsr.tuner.mistakes import InputError, NoBaseError, escaped
+from lsr.tuner.mistakes import InputError, NoBaseError, escape
 
 # Exit codes.
 MISTAKE = 2
@@ -53,18 +53,18 @@ def _export(options: Namespace) -> None:
             raise
         why = f"without its base model: {error}"
     expected = None if model is None else outputs(model)
-    with writing(options.output) as new:  # which is there when it has been compared
+    with replace_folder(options.output) as new:  # which is there when it has been compared
         new.rmdir()
-        lines = _written(options, new, model)
+        lines = _write_export(options, new, model)
         if expected is None:
             lines.append(f"the outputs are not compared: {why}")
         else:
-            lines += _compared(options, new, expected)
+            lines += _compare_outputs(options, new, expected)
     for line in lines:
         say(line)
 
 
-def _written(options: Namespace, folder: Path, model: PeftModel | None) -> list[str]:
+def _write_export(options: Namespace, folder: Path, model: PeftModel | None) -> list[str]:
     # Write an export; lines with what was written.
     lines = []
     dtype = DTYPES[options.dtype]
@@ -96,7 +96,7 @@ def _export_graphs(options: Namespace) -> None:
     say(int8)
 
 
-def _compared(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
+def _compare_outputs(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
     # Lines with the largest difference of an export's outputs from the adapter's, for each way to load it.
     if options.to == "merged":
         kind = class_of(read_config(options.adapter))
@@ -120,7 +120,7 @@ def _compared(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
 
 def say(line: str) -> None:
     """Print a line, which may quote what a stranger has written."""
-    print(escaped(line))
+    print(escape(line))
 
 
 def _import(options: Namespace) -> None:
@@ -147,7 +147,7 @@ def _compress(options: Namespace) -> None:
 
 def _bank(options: Namespace) -> None:
     check_output(options.output, options.sources, replace=options.force)
-    bank = joined(options.sources, options.base, options.precision)
+    bank = join_banks(options.sources, options.base, options.precision)
     bank.save(options.output, force=options.force)
     size = (options.output / FILE).stat().st_size
     count = len(bank.names)
@@ -288,15 +288,15 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     try:
         options.run(options)
     except InputError as error:
-        return _failed(f"{called} {options.command}: {error}", MISTAKE)
+        return _report_failure(f"{called} {options.command}: {error}", MISTAKE)
     except KeyboardInterrupt:
-        return _failed("stopped; nothing was half written", STOPPED)
+        return _report_failure("stopped; nothing was half written", STOPPED)
     except OSError as error:
-        return _failed(escaped(f"{called} {options.command}: {error}"), FAILED)
+        return _report_failure(escape(f"{called} {options.command}: {error}"), FAILED)
     return 0
 
 
-def _failed(line: str, code: int) -> int:
+def _report_failure(line: str, code: int) -> int:
     print(line, file=sys.stderr)
     return code
 

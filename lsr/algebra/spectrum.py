@@ -180,12 +180,12 @@ def leading_frames(
     if len(matrices) == 1:
         left, _, right = leading_svd(matrices[0], rank, seed)
         return left * canonical_signs(left), right
-    stack, outer, inner = _compressed(matrices, rank, seed)
+    stack, outer, inner = _compress(matrices, rank, seed)
     columns, rows = _tucker(stack, rank, seed)
     return _in_convention(columns, rows, outer, inner)
 
 
-def paired_frames(
+def diagonalize_jointly(
     matrices: Sequence[Matrix],  # (m, n) each, or (m, k) and (k, n) whose product it is
     rank: int,
     seed: int = 0,
@@ -200,7 +200,7 @@ def paired_frames(
     matrices = _nonzero(matrices, rank)
     if len(matrices) == 1:
         return leading_frames(matrices, rank, seed)
-    stack, outer, inner = _compressed(matrices, rank, seed)
+    stack, outer, inner = _compress(matrices, rank, seed)
     before = _tucker(stack, rank, seed)
     draws = np.random.default_rng(seed).standard_normal((len(stack), rank))
     factors = [draws, *(side.numpy().copy() for side in before)]
@@ -305,7 +305,7 @@ def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
     return (left.T @ outer) @ (inner @ right.T)
 
 
-def _compressed(
+def _compress(
     matrices: Sequence[Matrix],
     rank: int,
     seed: int,

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from lsr.convert.smaller import Errors, errors_of, relative
-from lsr.convert.writing import check_output, write, write_task, writing
+from lsr.convert.writing import check_output, replace_folder, write, write_task
 from lsr.loading.base_models import is_classifier
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.padding import set_padding
@@ -18,7 +18,7 @@ from lsr.loading.updates import LORA, LSR, Frames
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files
 from lsr.tuner.layer import LsrLinear
-from lsr.tuner.lookup import config_of, injected_in, layers_of
+from lsr.tuner.lookup import config_of, find_injected, layers_of
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.packing import dtype_name
 
@@ -55,11 +55,11 @@ def export_lora(
     exact = {name: update.plain() for name, update in contents.updates.items()}
     updates = {}
     for name, update in exact.items():
-        a, b = (_rounded(name, side, dtype) for side in (update.frames.a, update.frames.b))
+        a, b = (_cast_weights(name, side, dtype) for side in (update.frames.a, update.frames.b))
         updates[name] = update._replace(frames=Frames(a=a, b=b))
     lost = errors_of(updates, exact)
     _check(lost, dtype, force)
-    heads = {name: _rounded(name, value, dtype) for name, value in contents.heads.items()}
+    heads = {name: _cast_weights(name, value, dtype) for name, value in contents.heads.items()}
     write(replace(contents, updates=updates, heads=heads), folder, LORA, with_tokenizer_of=source)
     return lost
 
@@ -100,7 +100,7 @@ def export_merged(
     """
     folder = Path(folder)
     check_output(folder, (), replace=force)
-    lost = _lost_by_merging(layers_of(model, adapter_name), adapter_name, dtype)
+    lost = _measure_merge_errors(layers_of(model, adapter_name), adapter_name, dtype)
     _check(lost, dtype, force)
     config = config_of(model, adapter_name)
     task = None if config.folder is None else read_task(config.folder)
@@ -113,9 +113,9 @@ def export_merged(
     if tokenizer is not None and is_classifier(plain):
         set_padding(tokenizer, plain.config)
     for name, parameter in plain.named_parameters():
-        parameter.data = _rounded(name, parameter.data, dtype)
+        parameter.data = _cast_weights(name, parameter.data, dtype)
     plain.to(dtype)  # buffers, and the dtype in the configuration
-    with writing(folder) as new:
+    with replace_folder(folder) as new:
         plain.save_pretrained(str(new))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(new))
@@ -151,24 +151,24 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
         contents,
         base={**contents.base, "auto_mapping": own},
         modules=[name.removeprefix(PREFIX) for name, _ in model.named_modules()],
-        model_labels=injected_in(model)[adapter_name].labels,
+        model_labels=find_injected(model)[adapter_name].labels,
         is_transposed=any(layer.is_transposed for layer in layers.values()),
     )
 
 
-def _lost_by_merging(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Errors:
+def _measure_merge_errors(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Errors:
     """Measure ||round(W + ΔW) - W - ΔW||: an entry of ΔW below half a rounding step of W's entry vanishes."""
     sizes = {}
     for name, layer in layers.items():
-        weight = layer.pretrained_weight().float()
+        weight = layer.get_pretrained_weight().float()
         update = layer.get_delta_weight(adapter_name).detach()
-        written = _rounded(name, weight + update, dtype).double()
+        written = _cast_weights(name, weight + update, dtype).double()
         difference = written - weight.double() - update.double()
         sizes[name] = float(difference.norm()), float(update.double().norm())
     return relative(sizes)
 
 
-def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _cast_weights(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     written = tensor.to(dtype)
     if not torch.isfinite(written).all():
         raise InputError(f"{dtype_name(dtype)} cannot hold the weights of {name}: they overflow; use float32")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lsr.convert.export import describe_labels
-from lsr.convert.writing import GRAPHS, check_output, write_task, writing
-from lsr.loading.adapters import load_adapter, merged
+from lsr.convert.writing import GRAPHS, check_output, replace_folder, write_task
+from lsr.loading.adapters import load_adapter, merge_adapter
 from lsr.loading.base_models import load_tokenizer
 from lsr.loading.contents import read_task
 from lsr.loading.padding import prepare_batches
@@ -81,11 +81,11 @@ def export_graphs(
     _check_size(model, files.folder)
     if task.get("max_length"):
         tokenizer.model_max_length = min(tokenizer.model_max_length, task["max_length"])
-    inputs = _encoded(tokenizer)
+    inputs = _encode_texts(tokenizer)
     expected = _logits(model, inputs)
-    plain = merged(model, files)
+    plain = merge_adapter(model, files)
     _describe(plain.config, task, files.folder)
-    with writing(folder) as new:
+    with replace_folder(folder) as new:
         graphs = new / GRAPHS
         graphs.mkdir()
         _fix_length_and_padding(tokenizer)
@@ -165,7 +165,7 @@ def _fix_length_and_padding(tokenizer: Any) -> None:
     )
 
 
-def _encoded(tokenizer: Any) -> dict[str, Tensor]:
+def _encode_texts(tokenizer: Any) -> dict[str, Tensor]:
     """Return the inputs of TEXTS in one batch, in the order in which the graph takes them."""
     longest = min(tokenizer.model_max_length, MAX_LENGTH)
     encoded = tokenizer(list(TEXTS), padding=True, truncation=True, max_length=longest, return_tensors="pt")

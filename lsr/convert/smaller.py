@@ -14,16 +14,16 @@ import torch
 from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Pair, norm_of, shape_of
-from lsr.convert.writing import check_output, copy_files, write, write_files, write_task, writing
+from lsr.convert.writing import check_output, copy_files, replace_folder, write, write_files, write_task
 from lsr.init.budget import MOST, allocate
-from lsr.init.directions import directed_frames
+from lsr.init.directions import singular_frames
 from lsr.init.source import Source
 from lsr.init.warm import warm_core, warm_start
 from lsr.loading.contents import read_contents, read_task
 from lsr.loading.updates import LSR, Frames, Update, Updates, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import Files, adapter_folder, read_files, tokenizer_files
-from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
@@ -107,7 +107,7 @@ def quantize_adapter(
     exact = {name: tensor.double() for name, tensor in files.tensors.items() if tensor.is_floating_point()}
     if not exact:
         raise InputError(f"{folder}: there is no floating-point tensor to quantize")
-    with writing(output) as new:
+    with replace_folder(output) as new:
         write_files(new, str(folder), files.fields, files.tensors, precision)
         write_task(new, read_task(folder))
         copy_files(tokenizer_files(folder), new)
@@ -165,9 +165,9 @@ def compress_adapter(
             updates[name] = product
     if not updates:
         raise InputError(f"{folder}: its update is zero: there is nothing to compress")
-    with explained(f"{folder}: --to {to}", ValueError):
+    with wrap_errors(f"{folder}: --to {to}", ValueError):
         small = _small(updates, form, number)
-    with writing(output) as new:  # which is there when it has been read
+    with replace_folder(output) as new:  # which is there when it has been read
         new.rmdir()
         precision = None if bits is None else f"{bits}bit"
         write(replace(contents, updates=small), new, precision=precision, with_tokenizer_of=folder)
@@ -210,7 +210,7 @@ def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:
     small = {}
     for sources in kinds.values():
         every = list(sources.values())
-        start = warm_start(every[0]) if form == "rank" else directed_frames(every)
+        start = warm_start(every[0]) if form == "rank" else singular_frames(every)
         (a,) = start.a
         (b,) = start.b
         frames = Frames(a=a[0].float(), b=b[0].float())

@@ -24,7 +24,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS, tokenizer_files
 from lsr.tuner.forms import form_of
 from lsr.tuner.injected import Resolved
-from lsr.tuner.mistakes import InputError, explained, first_line
+from lsr.tuner.mistakes import InputError, first_line, wrap_errors
 from lsr.tuner.options import Fields, exactly, usual_and_others
 from lsr.tuner.packing import Tensors, pack, unpack
 from lsr.tuner.sharing import kind_of
@@ -75,7 +75,7 @@ def write(
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
         card = changed(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
-    with writing(folder) as new:
+    with replace_folder(folder) as new:
         write_files(new, contents.source, fields, tensors, precision)
         write_task(new, contents.task)
         copy_files(tokenizer, new)
@@ -91,7 +91,7 @@ def write_files(
 ) -> None:
     """Write the two files of an adapter of any method into a folder; errors name `source`, where it comes from."""
     _write_json(fields, folder / CONFIG)
-    with explained(source, ValueError, TypeError, AttributeError):
+    with wrap_errors(source, ValueError, TypeError, AttributeError):
         stored = tensors if precision is None else pack(tensors, precision)
         if precision == EXACT:
             stored = unpack(stored)
@@ -152,14 +152,14 @@ def _check_written(path: Path, file: Path, endings: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `path` if all goes well; otherwise nothing changes.
 
     Raises:
         InputError: if the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = _moved_aside(path)
+    old = _locate_backup(path)
     try:
         _recover(path)
         temporary.mkdir(parents=True)
@@ -181,14 +181,14 @@ def writing(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _moved_aside(path: Path) -> Path:
+def _locate_backup(path: Path) -> Path:
     """Return where a folder is while another one takes its place."""
     return path.with_name(f".{path.name}.old")
 
 
 def _recover(path: Path) -> None:
     """Move a folder back that a killed command has moved aside."""
-    old = _moved_aside(path)
+    old = _locate_backup(path)
     if old.exists() and not path.exists():
         old.rename(path)
 
@@ -220,7 +220,7 @@ def _fields_of_lora(contents: Contents, updates: Updates) -> dict[str, Any]:
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "target_modules": _targets(contents),
-        "modules_to_save": _trained_whole(contents) or None,
+        "modules_to_save": _list_full_modules(contents) or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         "bias": BIASES[contents.bias],
@@ -231,7 +231,7 @@ def _fields_of_lora(contents: Contents, updates: Updates) -> dict[str, Any]:
     }
 
 
-def _trained_whole(contents: Contents) -> list[str]:
+def _list_full_modules(contents: Contents) -> list[str]:
     """Return only entries that have tensors: PEFT adds the names of all common heads."""
     inside = set[str]()
     for name in contents.heads:
@@ -281,7 +281,7 @@ def _as_lsr(contents: Contents) -> tuple[Fields, Tensors]:
     frames = {update.frames for update in updates.values()}
     has_cores = 0 not in axes and len(axes) == 1
     is_shared = has_cores and len(frames) == len(owners) < len(updates)
-    with explained(contents.source, ValueError, TypeError, AttributeError):
+    with wrap_errors(contents.source, ValueError, TypeError, AttributeError):
         config = _config(contents, updates, is_shared)
     tensors = {}
     for name, update in updates.items():

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lsr.algebra.separable import Form, kron_sum, nearest_kron_sum
-from lsr.algebra.spectrum import leading_frames, paired_frames
+from lsr.algebra.spectrum import diagonalize_jointly, leading_frames
 from lsr.init.source import Source, Start, matrices_of
 
 
-def directed_start(source: Source) -> Start:
+def singular_start(source: Source) -> Start:
     """Return A and B's frame as the sums nearest to the leading directions of a matrix, with LoRA's scale.
 
     With B1 = 0 the first step moves B along the gradient times A^T: of a gradient, its gain is that of its energy in
@@ -55,7 +55,7 @@ def nearest_factors(
     return a, b
 
 
-def directed_frames(sources: Sequence[Source]) -> Start:
+def singular_frames(sources: Sequence[Source]) -> Start:
     """Return the leading singular vectors of a matrix, or joint ones over several layers.
 
     Only the directions are kept: frames scaled by the singular values learned less.
@@ -64,7 +64,7 @@ def directed_frames(sources: Sequence[Source]) -> Start:
     2024, arXiv 2411.19557), of the first full gradient.
     """
     first = sources[0]
-    find = paired_frames if first.paired else leading_frames
+    find = diagonalize_jointly if first.paired else leading_frames
     matrices = matrices_of(sources)
     left, right = find(matrices, first.form.rank, first.seed)
     return Start.dense(right, left)

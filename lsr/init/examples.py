@@ -22,14 +22,14 @@ from lsr.init.passes import (
     STEPS,
     Batch,
     Track,
-    copied_values,
+    copy_values,
     descend,
-    fitted_head,
+    fit_head,
     head_parameters,
+    hide_progress,
     loss_of,
+    preserve_state,
     set_values,
-    undisturbed,
-    untracked,
     widths,
 )
 from lsr.init.source import Matrices
@@ -56,7 +56,7 @@ def examples_gradients(
     *,
     steps: int = STEPS,
     seed: int = 0,
-    track: Track = untracked,
+    track: Track = hide_progress,
 ) -> Matrices:  # (m, n) each
     """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
 
@@ -69,7 +69,7 @@ def examples_gradients(
     give equal bytes.
 
     Raises:
-        ValueError: as `fitted_head`; or if there are no examples or no loss, a layer is never called, or its gradient
+        ValueError: as `fit_head`; or if there are no examples or no loss, a layer is never called, or its gradient
             is not finite; names the layer.
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
@@ -86,8 +86,8 @@ def examples_gradients(
         weight.grad = None  # free it before the next layer's is computed
 
     with (
-        fitted_head(model, head, listed, steps=steps, seed=seed, track=track),
-        undisturbed(model, weights),
+        fit_head(model, head, listed, steps=steps, seed=seed, track=track),
+        preserve_state(model, weights),
         torch.enable_grad(),
         ExitStack() as hooks,
     ):
@@ -126,13 +126,13 @@ def examples_updates(
     rank: int = RANK,
     seed: int = 0,
     keep_head: bool = False,
-    track: Track = untracked,
+    track: Track = hide_progress,
 ) -> Matrices:  # (m, k) and (k, n) each
     """Return each layer's update as a product of two factors of rank `rank`.
 
     The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
 
-    First `steps` steps fit the head, as `fitted_head` does. Then LoRA and head take one AdamW step per batch, in order,
+    First `steps` steps fit the head, as `fit_head` does. Then LoRA and head take one AdamW step per batch, in order,
     without dropout, with learning rates that decay linearly to zero. If there is a head and the loss hardly falls over
     at least `JUDGED_STEPS` steps, this is done again with rates that first rise linearly, and once more with half of
     these rates if that fails, too; the run that ends lowest is used, and a warning says which. Without a head, as in a
@@ -141,7 +141,7 @@ def examples_updates(
     gradient, so they may be quantized.
 
     Raises:
-        ValueError: as `fitted_head`; or if there are no examples, the loss is not finite, or it does not depend on a
+        ValueError: as `fit_head`; or if there are no examples, the loss is not finite, or it does not depend on a
             layer; names the layer.
 
     Reference: LoRA (Hu et al. 2021, arXiv 2106.09685), used here only to find the update.
@@ -151,9 +151,9 @@ def examples_updates(
     pairs = _pairs(layers, rank, seed)
     trained = [*chain(*pairs.values()), *parameters]
     with (
-        fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, track=track),
-        undisturbed(model, trained),
-        _added(layers, pairs),
+        fit_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, track=track),
+        preserve_state(model, trained),
+        _add_updates(layers, pairs),
     ):
         _train(model, pairs, parameters, listed, track)
     updates = {}
@@ -177,7 +177,7 @@ def _pairs(layers: Layers, rank: int, seed: int) -> dict[str, Pair]:
 
 
 @contextmanager
-def _added(layers: Layers, pairs: Mapping[str, Pair]) -> Iterator[None]:
+def _add_updates(layers: Layers, pairs: Mapping[str, Pair]) -> Iterator[None]:
     """Have each layer add the update of its pair to its output."""
 
     def add(pair: Pair, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def _train(
     # Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest.
     trained = [*chain(*pairs.values()), *head]
     is_judged = bool(head) and len(batches) >= JUDGED_STEPS
-    begin = copied_values(trained)
+    begin = copy_values(trained)
     first = math.inf  # the mean loss of the first quarter of the first run
     ends: list[float] = []  # that of the last quarter of each run; infinity if it diverged
     values = []  # what each ends with
@@ -216,7 +216,7 @@ def _train(
         if not ends:
             first = fmean(losses[:quarter])
         ends.append(fmean(losses[-quarter:]))
-        values.append(copied_values(trained))
+        values.append(copy_values(trained))
         if not is_judged or min(ends) <= FAILED * first:
             break
     best = ends.index(min(ends))

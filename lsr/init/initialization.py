@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from lsr.init.directions import directed_frames, directed_start
+from lsr.init.directions import singular_frames, singular_start
 from lsr.init.examples import examples_gradients, examples_updates
 from lsr.init.random_factors import fresh_core, random_frames, random_start
 from lsr.init.source import Matrices, Source, Start
@@ -36,11 +36,11 @@ class Initialization(NamedTuple):
 
 INITIALIZATIONS = {
     "random": Initialization("seed", random_start, random_frames),
-    "principal": Initialization("weight", directed_start, directed_frames),
-    "gradient": Initialization("gradient", directed_start, directed_frames, read=examples_gradients),
-    "update": Initialization("update", directed_start, directed_frames, read=examples_updates),
+    "principal": Initialization("weight", singular_start, singular_frames),
+    "gradient": Initialization("gradient", singular_start, singular_frames, read=examples_gradients),
+    "update": Initialization("update", singular_start, singular_frames, read=examples_updates),
     "warm": Initialization(
-        "update", warm_start, directed_frames, warm_core, read=partial(examples_updates, keep_head=True)
+        "update", warm_start, singular_frames, warm_core, read=partial(examples_updates, keep_head=True)
     ),
 }
 

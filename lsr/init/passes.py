@@ -21,7 +21,7 @@ Group = tuple[Sequence[nn.Parameter], float]  # parameters, and their learning r
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
-def untracked(items: Sequence[Any], title: str) -> Iterable[Any]:
+def hide_progress(items: Sequence[Any], title: str) -> Iterable[Any]:
     """Return the items: shows no progress."""
     return items
 
@@ -47,7 +47,7 @@ def widths(layer: nn.Module) -> tuple[int, int]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def preserve_state(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Let only the given parameters accumulate gradients, starting from none and without dropout.
 
     Restores train/eval modes, which may differ between submodules, `requires_grad`, `grad` and torch's random states,
@@ -123,7 +123,7 @@ def descend(
         yield loss.item(), gradients
 
 
-def copied_values(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def copy_values(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Return copies of the values of parameters, for `set_values`."""
     return [parameter.detach().clone() for parameter in parameters]
 
@@ -136,7 +136,7 @@ def set_values(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> 
 
 
 @contextmanager
-def fitted_head(
+def fit_head(
     model: nn.Module,
     head: Sequence[nn.Module],
     batches: Sequence[Batch],
@@ -144,7 +144,7 @@ def fitted_head(
     steps: int = STEPS,
     seed: int = 0,
     keep: bool = False,
-    track: Track = untracked,
+    track: Track = hide_progress,
 ) -> Iterator[None]:
     """Fit the parameters of a head by AdamW, one batch per step and without dropout; restore them, or `keep` them.
 
@@ -161,13 +161,13 @@ def fitted_head(
     if not batches:
         raise ValueError("no examples: there are no batches")
     parameters = head_parameters(model, head)
-    begin = copied_values(parameters)
+    begin = copy_values(parameters)
     is_kept = False
     try:
         if steps and parameters:
             _check_labels(batches)
             planned = _in_rounds(batches, steps, seed)
-            with undisturbed(model, parameters):
+            with preserve_state(model, parameters):
                 for rate in RATES:
                     set_values(parameters, begin)
                     if not _is_dead_after(rate, model, parameters, planned, track):

@@ -23,7 +23,7 @@ from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.fields import START, config_of
 from lsr.loading.updates import LSR, check_config
 from lsr.tuner.files import CONFIG, PREFIX, WRAPPED, Files, read_files
-from lsr.tuner.mistakes import check_held, explained
+from lsr.tuner.mistakes import check_held, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors, dtype_name
 
@@ -76,7 +76,7 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
     is_empty = not changes_base and HALF.isdisjoint(dtypes.values())
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     entries = sum(tensor.numel() for tensor in (*base.parameters(), *files.tensors.values()))
-    with explained(f"{files.folder}: does not fit the base model", *MISFITS):
+    with wrap_errors(f"{files.folder}: does not fit the base model", *MISFITS):
         with _Bounded(entries + ROOM):
             model = kind(base, config, low_cpu_mem_usage=is_empty)
         _check_complete(model, files.tensors)
@@ -94,14 +94,14 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
 
 
 @torch.no_grad()
-def merged(model: PeftModel, files: Files) -> Any:
+def merge_adapter(model: PeftModel, files: Files) -> Any:
     """Return the base model of an adapter of any method with the adapter, which these files hold, merged by PEFT.
 
     Raises:
         InputError: if it cannot be merged.
     """
     base = model.get_base_model()
-    with explained(f"{files.folder}: {files.method} cannot be merged", *MISFITS):
+    with wrap_errors(f"{files.folder}: {files.method} cannot be merged", *MISFITS):
         for name, module in list(base.named_modules()):
             if isinstance(module, ModulesToSaveWrapper):  # most methods leave a head of several layers in its wrapper
                 head = module.unload_and_optionally_merge_module(True, False, None)
@@ -148,7 +148,7 @@ def _config_of(files: Files, base: nn.Module) -> PeftConfig:  # checked before a
         return check_config(files)
     sides = [min(parameter.shape) for parameter in base.parameters() if parameter.dim() == 2]
     widest = max(sides, default=0)
-    with explained(files.folder / CONFIG, *MISFITS):
+    with wrap_errors(files.folder / CONFIG, *MISFITS):
         return config_of(deepcopy(files.fields), widest)
 
 
@@ -171,13 +171,13 @@ class _Bounded(TorchDispatchMode):
     ) -> Any:
         options = kwargs or {}
         if str(options.get("device")) != "meta":
-            self.left -= _created(func.overloadpacket, args)
+            self.left -= _count_new_entries(func.overloadpacket, args)
             if self.left < 0:
                 raise ValueError(f"it creates over {self.most:,} entries, more than the base model and its file have")
         return func(*args, **options)
 
 
-def _created(operation: Any, args: tuple[Any, ...]) -> int:
+def _count_new_entries(operation: Any, args: tuple[Any, ...]) -> int:
     """Return how many entries an operation creates of sizes that it is given, and not of the shape of a tensor."""
     if any(isinstance(value, Tensor) for value in args):
         if operation not in FROM_TENSOR:

@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 from lsr.loading.padding import set_padding
 from lsr.tuner.card import CLASSES
 from lsr.tuner.files import CONFIG, PREFIX, VOCABULARIES
-from lsr.tuner.mistakes import InputError, NoBaseError, explained
+from lsr.tuner.mistakes import InputError, NoBaseError, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors
 
@@ -143,13 +143,13 @@ def locate(fields: Fields, base: str | None) -> tuple[str, str | None]:
     if base is not None or Path(name).is_dir():
         return name, None
     revision = fields.get("revision")
-    folder = _packaged(name, revision)
+    folder = _find_package(name, revision)
     if folder is None:
         return name, revision
     return folder, None
 
 
-def _packaged(name: str, revision: str | None) -> str | None:
+def _find_package(name: str, revision: str | None) -> str | None:
     """Return the folder of an installed package that holds a model of the hub; another revision is another model."""
     for entry in entry_points(group=PACKAGED):
         declared, _, pinned = entry.name.partition("@")
@@ -195,7 +195,7 @@ def class_of(fields: Fields) -> Any:
 def explain_base(name: str) -> AbstractContextManager[None]:
     """Turn what transformers raises while it loads a model into one line, a NoBaseError."""
     needed = "needed: a folder or hub repository with config.json and model.safetensors"
-    return explained(f"base model {name}: cannot be loaded ({needed})", *MISFITS, to=NoBaseError)
+    return wrap_errors(f"base model {name}: cannot be loaded ({needed})", *MISFITS, to=NoBaseError)
 
 
 def by(shape: Sequence[int]) -> str:

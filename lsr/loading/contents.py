@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
-from lsr.loading.task import MAX_LABELS, TENANTS, are_names, checked_note
+from lsr.loading.task import MAX_LABELS, TENANTS, are_names, validate_task_info
 from lsr.loading.updates import LORA_FACTOR, LSR, Updates, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
 from lsr.tuner.forms import form_in_file
-from lsr.tuner.mistakes import InputError, check_held, explained
+from lsr.tuner.mistakes import InputError, check_held, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
@@ -54,7 +54,7 @@ class Contents:
             return None
         if outputs == 1:
             return []
-        return numbered_labels(outputs)
+        return make_label_names(outputs)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -140,7 +140,7 @@ def check_labels(names: Sequence[str] | None, outputs: int) -> None:
         raise ValueError(f"its task names {different} different labels, but its head has {outputs} outputs")
 
 
-def numbered_labels(count: int) -> list[str]:
+def make_label_names(count: int) -> list[str]:
     """Return the names of labels that have none, as transformers has them."""
     return [f"LABEL_{number}" for number in range(count)]
 
@@ -196,14 +196,14 @@ def read_on(modules: Modules, folder: str | Path) -> Contents:
         for name in factors_by_layer(files.tensors):
             form = form_in_file(config, name)
             shapes[name] = form.out_features, form.in_features
-        with explained(files.folder, TypeError, ValueError):
+        with wrap_errors(files.folder, TypeError, ValueError):
             check_layers(shapes, modules)
     return read_contents(files)
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:
-    """Return the note in an adapter's folder, with the errors of `checked_note`; None if there is none."""
+    """Return the note in an adapter's folder, with the errors of `validate_task_info`; None if there is none."""
     path = folder / TASK
     if not path.exists():
         return None
-    return checked_note(read_json(path), folder)
+    return validate_task_info(read_json(path), folder)

@@ -159,14 +159,14 @@ def methods() -> frozenset[str]:
 
 
 def config_of(fields: Fields, widest: int) -> PeftConfig:
-    """Return PEFT's configuration of allowed fields, with the errors of `allowed_fields` and those that PEFT raises."""
-    seen = allowed_fields(fields, widest)
+    """Return PEFT's configuration of allowed fields, with the errors of `filter_fields` and those that PEFT raises."""
+    seen = filter_fields(fields, widest)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(seen["peft_type"])]
     config: PeftConfig = kind.from_peft_type(**kind.check_kwargs(**seen))
     return config
 
 
-def allowed_fields(fields: Fields, widest: int) -> dict[str, Any]:
+def filter_fields(fields: Fields, widest: int) -> dict[str, Any]:
     """Return what PEFT may see of the fields of a configuration of any method but LSR.
 
     `widest` is the largest rank that a matrix of the base model can have.

@@ -23,7 +23,7 @@ LONGEST_TEMPLATE = 100_000  # characters of a chat template; those of published 
 MAX_OTHER_BYTES = 4_000  # of all fields together that no reader knows, as JSON
 
 
-def checked_note(note: Any, where: object) -> dict[str, Any]:
+def validate_task_info(note: Any, where: object) -> dict[str, Any]:
     """Return a note about an adapter's task.
 
     Raises:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lsr.algebra.separable import Form, Shape
 from lsr.algebra.spectrum import Pair, check_rank
-from lsr.tuner.adapter import stored_matrices, times_core
+from lsr.tuner.adapter import build_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of
 from lsr.tuner.forms import check_room, form_in_file
-from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.options import Fields, override
 from lsr.tuner.packing import Tensors
 from lsr.tuner.sharing import Kind, kind_of
@@ -114,9 +114,9 @@ class Update(NamedTuple):
         """Return the same update without a core: itself, or folded if it has one."""
         if self.core is None:
             return self
-        return self.folded()
+        return self.fold()
 
-    def folded(self) -> "Update":
+    def fold(self) -> "Update":
         """Return the same update with R A in place of A, and the scaling folded into B."""
         a = self._right()
         b = self.scaling * self.frames.b
@@ -124,8 +124,8 @@ class Update(NamedTuple):
 
     def plus(self, other: "Update") -> "Update":
         """Return the sum with another update of the same layer, whose rank is the sum of theirs."""
-        first = self.folded().frames
-        second = other.folded().frames
+        first = self.fold().frames
+        second = other.fold().frames
         a = torch.cat([first.a, second.a])
         b = torch.cat([first.b, second.b], dim=1)
         return Update(Frames(a=a, b=b), len(a))
@@ -166,21 +166,21 @@ def check_config(files: Files) -> LsrConfig:
         InputError: if a field is wrong, there are no factors, or the shapes need more than the file holds.
     """
     path = files.folder / CONFIG
-    with explained(path, ValueError, TypeError, KeyError, AttributeError):
+    with wrap_errors(path, ValueError, TypeError, KeyError, AttributeError):
         config = LsrConfig.read(files.fields, files.folder)
     states = factors_by_layer(files.tensors)
     if not states:
         raise InputError(f"{weights_of(files.folder)}: holds no LSR factors")
     if config.resolved is None:
         raise InputError(f"{path}: resolved: the configuration does not contain the shapes of the layers")
-    with _fitting(files):
+    with _wrap_mismatches(files):
         check_room(config, states)
     return config
 
 
-def _fitting(files: Files) -> AbstractContextManager[None]:  # or it says in one line how the two files disagree
+def _wrap_mismatches(files: Files) -> AbstractContextManager[None]:  # or it says in one line how the two files disagree
     where = f"{files.folder}: {WEIGHTS} and {CONFIG} do not fit together"
-    return explained(where, ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)
+    return wrap_errors(where, ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)
 
 
 def _lsr_updates(files: Files) -> Updates:
@@ -191,13 +191,13 @@ def _lsr_updates(files: Files) -> Updates:
     updates = {}
     for name in sorted(states, key=lambda name: not states[name]):  # first those that store what others share
         stored = states[name]
-        with _fitting(files), explained(f"layer {name!r}", ValueError):
+        with _wrap_mismatches(files), wrap_errors(f"layer {name!r}", ValueError):
             form = form_in_file(config, name)
             kind = kind_of(name, form, config.share)
             if stored and kind in held:
                 raise ValueError(f"{min(stored)} is no part of this adapter, whose layers share theirs")
             if kind not in held:
-                a, b = stored_matrices(form, stored)
+                a, b = build_matrices(form, stored)
                 held[kind] = Frames(a=a, b=b)
             updates[name] = _lsr_update(config, name, held[kind], cores[name])
     return {name: updates[name] for name in states}
@@ -214,7 +214,7 @@ def _lsr_update(config: LsrConfig, name: str, frames: Frames, core: Tensor | Non
     alpha = override(config.alpha_pattern, name, config.alpha)
     update = Update(frames, alpha, core)
     if config.train == "all" or len(config.ranks(name)) > 1:
-        return update.folded()
+        return update.fold()
     return update
 
 
@@ -243,7 +243,7 @@ def _lora_updates(files: Files) -> Updates:
         raise InputError(f"{files.folder}: holds no LoRA factors")
     updates = {}
     for name, side in sides.items():
-        with explained(f"{files.folder}: layer {name!r}", ValueError):
+        with wrap_errors(f"{files.folder}: layer {name!r}", ValueError):
             updates[name] = _lora_update(files.fields, name, side)
     return updates
 
@@ -254,7 +254,7 @@ def _lora_update(lora: Fields, name: str, side: Tensors) -> Update:
     if not 0 < rank == frames.b.shape[1]:
         raise ValueError("lora_A and lora_B do not fit together, or one is missing")
     check_rank(rank, *frames.shape)
-    with explained(f"its rank or alpha in {CONFIG}", re.error, AttributeError, TypeError, OverflowError):
+    with wrap_errors(f"its rank or alpha in {CONFIG}", re.error, AttributeError, TypeError, OverflowError):
         expected = override(lora.get("rank_pattern") or {}, name, lora.get("r", rank))
         alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig.lora_alpha))
         if expected != rank:

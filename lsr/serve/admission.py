@@ -16,7 +16,7 @@ from lsr.loading.adapters import outputs
 from lsr.loading.contents import Contents, check_layer, check_layers
 from lsr.loading.task import TENANTS, check_ends
 from lsr.loading.updates import Update
-from lsr.tuner.mistakes import CONTROL, InputError, explained
+from lsr.tuner.mistakes import CONTROL, InputError, wrap_errors
 from lsr.tuner.model import BASE
 from lsr.tuner.targets import heads_of
 
@@ -118,7 +118,7 @@ def admit(
     all_whole = {*whole}
     heads = dict[str, Heads]()
     for name, contents in adapters.items():
-        with explained(contents.source, TypeError, ValueError):
+        with wrap_errors(contents.source, TypeError, ValueError):
             check_name(name, taken)
             if TENANTS in (contents.task or {}):
                 raise InputError("its head is that of many tenants; AdapterBank.of_tenants adds each of them")
@@ -134,7 +134,7 @@ def admit(
     answering = _with_finite_last_rows(base, adapters, heads)
     for name, contents in adapters.items():
         if name not in answering:
-            with explained(contents.source, TypeError, ValueError):
+            with wrap_errors(contents.source, TypeError, ValueError):
                 _check_answers(base, contents.updates, heads[name])
     return heads
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, check_labels, check_layers, numbered_labels, read_on
-from lsr.loading.task import check_ends, checked_note
+from lsr.loading.contents import Contents, check_labels, check_layers, make_label_names, read_on
+from lsr.loading.task import check_ends, validate_task_info
 from lsr.loading.updates import Update
 from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.common import base_with, on_plain_base, split
@@ -22,9 +22,9 @@ from lsr.serve.file import HEADS, LAYERS, BankFile, FramesOfLayers, Notes
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, Shared, Version
-from lsr.serve.stack import NOBODY, Stack, StoredStack, largest, rounded_up
+from lsr.serve.stack import NOBODY, Stack, StoredStack, largest, round_up
 from lsr.tuner.files import Files
-from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.model import BASE, copies_of_a_row
 
 
@@ -171,7 +171,7 @@ class AdapterBank(nn.Module):
         """
         contents = adapter if isinstance(adapter, Contents) else read_on(self.of_base, adapter)
         if note is not None:
-            contents = changed(contents, task=checked_note(note, contents.source))
+            contents = changed(contents, task=validate_task_info(note, contents.source))
         self.add_all({name: contents}, replace=replace)
 
     def add_all(
@@ -267,7 +267,7 @@ class AdapterBank(nn.Module):
         return self.places[name]
 
     @contextmanager
-    def _passing(
+    def _pass_batch(
         self,
         names: Sequence[str],
         given: Iterable[Any],
@@ -302,7 +302,7 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is not one name for each row, or one is unknown.
         """
-        with self._passing(adapter_names, (*args, *kwargs.values())):
+        with self._pass_batch(adapter_names, (*args, *kwargs.values())):
             return self.model(*args, **kwargs)
 
     def generate(
@@ -312,7 +312,7 @@ class AdapterBank(nn.Module):
         **kwargs: Any,
     ) -> Any:
         """Call the model's `generate`, each prompt with the adapter it names, and so its beams or several answers."""
-        with self._passing(adapter_names, (*args, *kwargs.values()), copies_of_a_row(kwargs)):
+        with self._pass_batch(adapter_names, (*args, *kwargs.values()), copies_of_a_row(kwargs)):
             return self.model.generate(*args, **kwargs)
 
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
@@ -324,7 +324,7 @@ class AdapterBank(nn.Module):
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
             note = self.versions[name].note if name in self.versions else {}
-            labels = tuple(note.get("labels") or numbered_labels(count)) if count != 1 else None
+            labels = tuple(note.get("labels") or make_label_names(count)) if count != 1 else None
             thresholds = tuple(note.get("thresholds") or ()) or None
             answers.append(Answer(name, labels, row[:count], thresholds))
         return answers
@@ -340,7 +340,7 @@ class AdapterBank(nn.Module):
         size = self.shared.size
         counts = [stack.counts[:size] for stack in self._direction_stacks() + self._label_stacks()]
         most = torch.stack(counts).amax(dim=0).tolist() if counts else [0] * size
-        return list(map(rounded_up, most))
+        return list(map(round_up, most))
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
@@ -410,7 +410,7 @@ class AdapterBank(nn.Module):
         places = [NOBODY, *self.places.values()]
         stacks = {}
         for name, stack in self.stacks().items():
-            stacks[name] = stack.stored(places)
+            stacks[name] = stack.copy_rows(places)
             if not stack.form.are_bounded(stacks[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
         frames = FramesOfLayers()
@@ -439,7 +439,7 @@ class AdapterBank(nn.Module):
                 fit.
         """
         contents = read_file(Path(folder))
-        with explained(folder, ValueError, TypeError):
+        with wrap_errors(folder, ValueError, TypeError):
             bank = cls(_base_of(contents, base), precision=contents.precision)
             bank._fill(contents)
         return bank
@@ -460,7 +460,7 @@ class AdapterBank(nn.Module):
         self._restore(contents.stacks)
         sizes = self.sizes()
         for name, note in contents.notes.items():
-            with explained(name, ValueError):
+            with wrap_errors(name, ValueError):
                 check_ends(note, self._base.vocabulary)
                 check_labels(note.get("labels"), self.outputs(name))
             self.versions[name] = Version(note, contents.base, sizes[self.places[name]])
@@ -470,10 +470,10 @@ class AdapterBank(nn.Module):
         for name in sorted(stored.keys() ^ stacks.keys()):
             raise InputError(f"{name} is {'missing' if name in stacks else 'no part of its layers and heads'}")
         for name, stack in stacks.items():
-            with explained(name, ValueError):
+            with wrap_errors(name, ValueError):
                 stack.restore(stored[name])
         for name, module in self._wrappers().items():
-            with explained(name, ValueError):
+            with wrap_errors(name, ValueError):
                 module.check_counts()
 
 

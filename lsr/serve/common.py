@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lsr.loading.adapters import load_adapter, load_onto, merged
+from lsr.loading.adapters import load_adapter, load_onto, merge_adapter
 from lsr.loading.contents import BASE_FIELDS, Contents, read_contents, read_task
 from lsr.loading.task import TENANTS
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
@@ -121,14 +121,14 @@ def base_with(common: Files, base: nn.Module | str | None) -> nn.Module:
     `merged`.
     """
     if not isinstance(base, nn.Module):
-        return merged(load_adapter(common, base, None), common)
+        return merge_adapter(load_adapter(common, base, None), common)
     own = base.state_dict()
     rows = _rows_of(last_layer(common), common)
     shapes = Shapes()
     for key, value in rows.items():
         tensor = own.get(key, value)
         shapes[key] = tensor.shape
-    return merged(load_onto(base, _with_zeros(common, shapes)), common)
+    return merge_adapter(load_onto(base, _with_zeros(common, shapes)), common)
 
 
 def fingerprint(common: Files | None) -> str | None:

@@ -29,16 +29,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.convert.writing import COMMON, write_files, writing
+from lsr.convert.writing import COMMON, replace_folder, write_files
 from lsr.loading.base_models import by
 from lsr.loading.contents import BASE_FIELDS
-from lsr.loading.task import are_names, checked_note
+from lsr.loading.task import are_names, validate_task_info
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_name
 from lsr.serve.common import bytes_of
 from lsr.serve.stack import StoredStack
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
-from lsr.tuner.mistakes import InputError, explained
+from lsr.tuner.mistakes import InputError, wrap_errors
 
 FILE = "bank.safetensors"
 HEADERS = "lsr_bank_"  # and a version
@@ -77,8 +77,8 @@ def read(folder: Path) -> BankFile:
     """
     path = folder / FILE
     tensors = read_weights(path)
-    header = _checked_header(path)
-    with explained(path, ValueError):
+    header = _parse_header(path)
+    with wrap_errors(path, ValueError):
         _check_tensors(header["checksums"], tensors)
         frames = _frames(header["frames"], header["layers"], tensors)
         stacks = _stacks(tensors)
@@ -105,7 +105,7 @@ def write(contents: BankFile, folder: Path) -> None:
     for layer, (frames, _) in contents.frames.items():
         owners.setdefault(frames, layer)
     tensors = _tensors(contents, owners)
-    with writing(folder) as new:
+    with replace_folder(folder) as new:
         common = contents.common
         if common is not None:
             (new / COMMON).mkdir()
@@ -151,7 +151,7 @@ def _header_bytes(file: BinaryIO) -> bytes:
     return length + file.read(int.from_bytes(length, "little"))
 
 
-def _checked_header(path: Path) -> dict[str, Any]:
+def _parse_header(path: Path) -> dict[str, Any]:
     """Return the header of a file that safetensors can read.
 
     Raises:
@@ -251,7 +251,7 @@ def _notes(entries: Mapping[str, Any]) -> Notes:
     notes = Notes()
     for name, note in entries.items():
         check_name(name)
-        notes[name] = checked_note(note, name)
+        notes[name] = validate_task_info(note, name)
     return notes
 
 

@@ -26,7 +26,7 @@ class Part(NamedTuple):
     precision: str | None = None  # of a bank
 
 
-def joined(
+def join_banks(
     sources: Sequence[Path],
     base: str | None = None,
     precision: str | None = None,

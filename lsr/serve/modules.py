@@ -285,10 +285,10 @@ class BankHead(Stacked):
             return {}
         state = dict[str, Tensor]()
         for name, stack in self.stacks.items():
-            state[name] = self._shaped(name, stack.rows(place))
+            state[name] = self._reshape(name, stack.rows(place))
         return state
 
-    def _shaped(self, name: str, rows: Tensor) -> Tensor:  # (..., most, width)
+    def _reshape(self, name: str, rows: Tensor) -> Tensor:  # (..., most, width)
         like = self.like[name]
         shape = [*rows.shape[:-2]]
         if like.dim():
@@ -318,8 +318,8 @@ class BankHead(Stacked):
         counts = counts.reshape(-1, *[1] * (outputs.dim() - 1))
         if self.labelled:
             most = max(len(stack.steps), self.shared.labels)
-            of_base = _padded(of_base, most)
-            outputs = _padded(outputs, most)
+            of_base = _pad(of_base, most)
+            outputs = _pad(outputs, most)
             steps = torch.arange(most, device=outputs.device)
             outputs = outputs.masked_fill(steps >= counts, -torch.inf)
         return torch.where(counts > 0, outputs, of_base)
@@ -330,7 +330,7 @@ class BankHead(Stacked):
         for name, stack in self.stacks.items():
             most = max(1, self.shared.outputs) if name in self.labelled else None
             rows = stack.take(places, most)
-            states[name] = self._shaped(name, rows)
+            states[name] = self._reshape(name, rows)
         return states
 
 
@@ -340,6 +340,6 @@ def _as_rows(value: Tensor) -> Tensor:
     return value.reshape(len(value), -1)
 
 
-def _padded(outputs: Tensor, most: int) -> Tensor:
+def _pad(outputs: Tensor, most: int) -> Tensor:
     missing = most - outputs.shape[-1]
     return F.pad(outputs, (0, missing), value=-torch.inf)

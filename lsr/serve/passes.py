@@ -11,7 +11,7 @@ from lsr.loading.padding import prepare_batches
 from lsr.loading.prompts import NO_TEMPLATE, Template, continuations
 from lsr.serve.bank import AdapterBank, Answer
 from lsr.serve.modules import Version
-from lsr.tuner.mistakes import HALVES, InputError, explained
+from lsr.tuner.mistakes import HALVES, InputError, wrap_errors
 from lsr.tuner.model import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
@@ -121,7 +121,7 @@ class Passes:
         """Return what `read` returns for each text; its errors name the text."""
         results = []
         for number, value in enumerate(values):
-            with explained(f"{self.field}[{number}]", ValueError):
+            with wrap_errors(f"{self.field}[{number}]", ValueError):
                 results.append(read(value))
         return results
 
@@ -144,7 +144,7 @@ class Passes:
     def _answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
         if not rows:
             return []
-        answer = self._written if self.max_new_tokens else self._predicted
+        answer = self._generate if self.max_new_tokens else self._predict
         try:
             return [*answer(rows)]
         except Exception as error:
@@ -153,24 +153,24 @@ class Passes:
         half = len(rows) // 2
         return self._answers(rows[:half]) + self._answers(rows[half:])
 
-    def _predicted(self, rows: Sequence[Row]) -> list[Result]:
+    def _predict(self, rows: Sequence[Row]) -> list[Result]:
         names = [row.adapter for row in rows]
         inputs = self.tokenizer.pad([row.inputs for row in rows], return_tensors="pt")
         with torch.no_grad():
             logits = self.bank(**inputs, adapter_names=names).logits
         return [_result(answer) for answer in self.bank.answers(logits, names)]
 
-    def _written(self, rows: Sequence[Row]) -> list[Result]:
+    def _generate(self, rows: Sequence[Row]) -> list[Result]:
         # Rows with other ends, of which there are few, pass by themselves.
         results: list[Result] = [None] * len(rows)
         for ends in {row.ends for row in rows}:
             numbers = [number for number, row in enumerate(rows) if row.ends == ends]
-            written = self._continued([rows[number] for number in numbers], ends)
+            written = self._generate_batch([rows[number] for number in numbers], ends)
             for number, result in zip(numbers, written, strict=True):
                 results[number] = result
         return results
 
-    def _continued(self, rows: Sequence[Row], ends: Sequence[int]) -> list[Result]:
+    def _generate_batch(self, rows: Sequence[Row], ends: Sequence[int]) -> list[Result]:
         prompts = [row.inputs["input_ids"] for row in rows]
         width = max(map(len, prompts))
         counts = torch.tensor([row.max_new_tokens for row in rows])

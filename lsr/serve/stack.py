@@ -174,7 +174,7 @@ class Stack:
         """Whether no place has rows."""
         return self._used == 1
 
-    def stored(self, places: Sequence[int]) -> StoredStack:
+    def copy_rows(self, places: Sequence[int]) -> StoredStack:
         """Return copies of the rows of these places alone, in this order."""
         order = list(places)
         counts = self.counts[order]
@@ -232,10 +232,10 @@ def largest(stacks: Sequence[Stack], places: Tensor) -> int:
     counts = [stack.counts.index_select(0, places).max() for stack in stacks]
     if not counts:
         return 0
-    return rounded_up(int(torch.stack(counts).max()))
+    return round_up(int(torch.stack(counts).max()))
 
 
-def rounded_up(count: int) -> int:
+def round_up(count: int) -> int:
     """Return the least power of two that is not less; 0 of 0."""
     return 1 << (count - 1).bit_length() if count else 0
 

@@ -67,7 +67,7 @@ class LsrAdapter(nn.Module):
         factors = [getattr(self.owner or self, name) for name in self.form.factor_shapes]
         if self.owner is not None:  # whose layer may be on another device
             factors = [factor.to(self.core.device) for factor in factors]
-        return _cropped(self.form, factors)
+        return _build_cropped(self.form, factors)
 
     def collapse(self) -> Pair:  # (r, in_features), (out_features, r)
         """Return the LoRA that is the same update: R A and B, without the scaling."""
@@ -96,7 +96,7 @@ def times_core(
     return core @ a
 
 
-def stored_matrices(form: Form, tensors: Tensors) -> Pair:
+def build_matrices(form: Form, tensors: Tensors) -> Pair:
     """Return the matrices A (r, in_features) and B (out_features, r) of stored factors, in at least float32.
 
     Raises:
@@ -111,10 +111,10 @@ def stored_matrices(form: Form, tensors: Tensors) -> Pair:
             raise ValueError(f"{name} is {tuple(factor.shape)}, needed: {shape}")
         precise = torch.promote_types(factor.dtype, torch.float32)
         factors.append(factor.to(precise))
-    return _cropped(form, factors)
+    return _build_cropped(form, factors)
 
 
-def _cropped(form: Form, factors: Sequence[Tensor]) -> Pair:  # those of A, then those of B
+def _build_cropped(form: Form, factors: Sequence[Tensor]) -> Pair:  # those of A, then those of B
     count = len(form.rank_shape)
     a = kron_sum(*factors[:count])
     b = kron_sum(*factors[count:])
@@ -140,7 +140,7 @@ def add_low_rank(
     return total.view(result.shape)
 
 
-def adapted_linear(
+def apply_with_update(
     x: Tensor,  # (..., n)
     weight: Tensor,  # (m, n)
     bias: Tensor | None,  # (m,)
@@ -199,7 +199,7 @@ def _is_full_precision(device_type: str) -> bool:
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """See `adapted_linear`. Skinny products are computed as (r, n) (n, T), which is two to three times faster."""
+    """See `apply_with_update`. Skinny products are computed as (r, n) (n, T), which is two to three times faster."""
 
     # No setup_context: with it apply() binds its arguments by name, which for few tokens takes as long as everything
     # else here. The price is that torch.func rejects this node.
@@ -215,7 +215,7 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:  # (T, m)
         if _is_cheaper_in_weight(x, weight):
             hidden = None
-            output = F.linear(x, _updated(weight, a, b, scaling), bias)
+            output = F.linear(x, _add_update(weight, a, b, scaling), bias)
         else:
             hidden = a @ x.T  # (r, T)
             output = F.linear(x, weight, bias).addmm_(hidden.T, b.T, alpha=scaling)
@@ -233,7 +233,7 @@ class _AdaptedLinear(torch.autograd.Function):
         down = b.T @ gradient.T * ctx.scaling  # (r, T)
         x_gradient = b_gradient = None
         if of_x and _is_cheaper_in_weight(x, weight):
-            x_gradient = gradient @ _updated(weight, a, b, ctx.scaling)
+            x_gradient = gradient @ _add_update(weight, a, b, ctx.scaling)
         elif of_x:
             x_gradient = (gradient @ weight).addmm_(down.T, a)
         if of_b:
@@ -250,5 +250,5 @@ class _AdaptedLinear(torch.autograd.Function):
         )
 
 
-def _updated(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:  # (m, n), (r, n), (m, r) -> (m, n)
+def _add_update(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:  # (m, n), (r, n), (m, r) -> (m, n)
     return weight.clone().addmm_(b, a, alpha=scaling)  # torch.addmm takes twice as long on CPUs

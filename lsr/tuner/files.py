@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lsr.tuner.mistakes import HALVES, LONGEST_LINE, InputError, escaped, explained
+from lsr.tuner.mistakes import HALVES, LONGEST_LINE, InputError, escape, wrap_errors
 from lsr.tuner.options import check_patterns
 from lsr.tuner.packing import Tensors, dtype_name, unpack
 
@@ -69,7 +69,7 @@ def previous_run(folder: Path) -> str | None:
     if not path.is_file():  # a pipe would never end
         return None
     with path.open(encoding="utf-8", errors="replace") as file:
-        return escaped(file.readline(LONGEST_LINE).strip())
+        return escape(file.readline(LONGEST_LINE).strip())
 
 
 def adapter_folder(source: str | Path) -> Path:
@@ -81,7 +81,7 @@ def adapter_folder(source: str | Path) -> Path:
     name = str(source)
     if Path(source).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return Path(source)
-    with explained(f"{name}: no such adapter here, and from the hub", OSError, ValueError):
+    with wrap_errors(f"{name}: no such adapter here, and from the hub", OSError, ValueError):
         return Path(
             snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, ROUNDED, TASK, *VOCABULARIES, *WITH_VOCABULARY])
         )
@@ -115,7 +115,7 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     for name in ("base_model_name_or_path", "revision", "task_type"):
         if not isinstance(fields.get(name), str | None):
             raise InputError(f"{path}: {name}: must be a string or null, got {fields[name]!r}")
-    with explained(path, ValueError):
+    with wrap_errors(path, ValueError):
         check_patterns(fields)
     if method is not None and fields["peft_type"] != method:
         raise InputError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {method}")
@@ -149,7 +149,7 @@ def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
     Raises:
         InputError: if it is too deep, or not standard JSON of whole characters; says where.
     """
-    with explained(f"{where}: not valid JSON", ValueError, RecursionError):
+    with wrap_errors(f"{where}: not valid JSON", ValueError, RecursionError):
         value = json.loads(content.decode("utf-8"))
         if HALVES.search(json.dumps(value, ensure_ascii=False)):
             raise InputError("it holds half a character")
@@ -193,7 +193,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 reason = "a pickle, which can run any code when read, so it is not read"
                 raise InputError(f"{pickled}: {reason}; save the adapter as {WEIGHTS}")
     _check_is_file(path)
-    with explained(f"{path}: corrupt or cut off", SafetensorError, OSError, ValueError, KeyError):  # for unknown dtypes
+    # An unknown dtype is a KeyError.
+    with wrap_errors(f"{path}: corrupt or cut off", SafetensorError, OSError, ValueError, KeyError):
         tensors = load_file(path, device="cpu")
         tensors = unpack(tensors) if path.name == ROUNDED else tensors
     for name, tensor in tensors.items():

@@ -10,7 +10,7 @@ from lsr.algebra.separable import Form, Shape, split_width
 from lsr.algebra.spectrum import check_rank
 from lsr.init.passes import widths
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.mistakes import explained
+from lsr.tuner.mistakes import wrap_errors
 from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
 
@@ -27,7 +27,7 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
     """
     ranks = config.ranks(layer_name)
     terms = config.terms(layer_name)
-    with explained(f"layer {layer_name!r}", ValueError):
+    with wrap_errors(f"layer {layer_name!r}", ValueError):
         if config.resolved is None:
             in_shape = split_width(in_features, ranks)
             out_shape = split_width(out_features, ranks)
@@ -95,7 +95,7 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
     for name in tensors:
         form = form_in_file(config, name)
         used = form.rank * (form.in_width + form.out_width)
-        with explained(f"layer {name!r}", ValueError):
+        with wrap_errors(f"layer {name!r}", ValueError):
             if form.parameters > held:
                 raise ValueError(f"its configuration says {form.parameters:,} entries, but the file holds {held:,}")
             if form.rank > SMALL:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.separable import Form
 from lsr.init.passes import widths
-from lsr.tuner.adapter import LsrAdapter, adapted_linear, add_low_rank
+from lsr.tuner.adapter import LsrAdapter, add_low_rank, apply_with_update
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.targets import ADAPTABLE, check_adaptable, is_quantized
 
@@ -62,7 +62,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
     ) -> Tensor:
         """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`.
 
-        A single adapter on a plain layer is fused with it into one autograd node (`adapted_linear`). Several active
+        A single adapter on a plain layer is fused with it into one autograd node (`apply_with_update`). Several active
         adapters, dropout, further arguments, and a hooked, patched or quantized base layer use `add_low_rank`.
         """
         if adapter_names is not None:
@@ -76,7 +76,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             (adapter,) = active
             weight = self.in_layout(self.weight)
             bias = cast("Tensor | None", self.base_layer.bias)
-            return adapted_linear(x, weight, bias, *adapter.collapse(), adapter.scaling)
+            return apply_with_update(x, weight, bias, *adapter.collapse(), adapter.scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         for adapter in active:
             result = add_low_rank(result, adapter.dropout(x), *adapter.collapse(), adapter.scaling)
@@ -94,7 +94,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
 
     def base_matrix(self) -> Tensor:  # (out_features, in_features)
         """Return the pretrained weight in the layout of y = W x."""
-        return self.in_layout(self.pretrained_weight())
+        return self.in_layout(self.get_pretrained_weight())
 
     def in_layout(self, matrix: Tensor) -> Tensor:
         """Convert a matrix between the layout of y = W x and that of the base layer, in either direction."""
@@ -102,16 +102,16 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             return matrix.T
         return matrix
 
-    def pretrained_weight(self) -> Tensor:
+    def get_pretrained_weight(self) -> Tensor:
         """Return the pretrained weight in the base layer's layout, also while adapters are merged into it."""
         if self._pretrained_weight is not None:
             return self._pretrained_weight
         base = self.get_base_layer()
         if is_quantized(base):
-            return self._dequantized(base)
+            return self._dequantize(base)
         return self.weight.detach()
 
-    def _dequantized(self, base: nn.Module) -> Tensor:
+    def _dequantize(self, base: nn.Module) -> Tensor:
         state = getattr(base.weight, "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             # bitsandbytes would silently unpack it as if it were in the usual order.
@@ -138,7 +138,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
 
     def _weight_with(self, adapter_names: Sequence[str]) -> Tensor:
         """Return the pretrained weight plus updates, which are added in at least float32."""
-        pretrained = self.pretrained_weight()
+        pretrained = self.get_pretrained_weight()
         precise = torch.promote_types(pretrained.dtype, torch.float32)
         total = pretrained.to(precise)
         for name in adapter_names:
@@ -190,7 +190,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         if self._lent:
             weight.data = total
         else:
-            self._pretrained_weight = self.pretrained_weight()
+            self._pretrained_weight = self.get_pretrained_weight()
             self._lent = (weight,)
             merged = nn.Parameter(total, requires_grad=weight.requires_grad)
             # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
@@ -205,7 +205,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         self.restore_base_weight()
 
 
-def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
+def find_lsr_layers(model: nn.Module) -> dict[str, LsrLinear]:
     """Return the LSR layers of a model by their names in the base model, in the model's order."""
     return {module.layer_name: module for module in model.modules() if isinstance(module, LsrLinear)}
 

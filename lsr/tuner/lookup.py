@@ -7,7 +7,7 @@ from torch import nn
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.injected import Injected
-from lsr.tuner.layer import LsrLinear, adapted_layers
+from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.sharing import kind_of
 
@@ -20,10 +20,10 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
     Raises:
         InputError: if there is none.
     """
-    layers = adapted_layers(model)
+    layers = find_lsr_layers(model)
     adapted = {name: layer for name, layer in layers.items() if adapter_name in layer.lsr_adapters}
     if not adapted:
-        known = ", ".join(injected_in(model)) or "none"
+        known = ", ".join(find_injected(model)) or "none"
         raise InputError(f"the model has no LSR adapter {adapter_name!r}; it has {known}")
     return adapted
 
@@ -50,6 +50,6 @@ def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
     return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
 
 
-def injected_in(model: nn.Module) -> dict[str, Injected]:
+def find_injected(model: nn.Module) -> dict[str, Injected]:
     """Return the records of a model's adapters by name; the base model has them, next to PEFT's configurations."""
     return getattr(model, RECORDS, {})

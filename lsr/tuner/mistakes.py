@@ -21,14 +21,14 @@ class InputError(ValueError):
     """
 
     def __str__(self) -> str:
-        line = escaped(super().__str__().replace("\n", " "))
+        line = escape(super().__str__().replace("\n", " "))
         if len(line) <= LONGEST_LINE:
             return line
         half = (LONGEST_LINE - 3) // 2
         return f"{line[:half]}...{line[-half:]}"
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Return a text, which may be a stranger's, as a terminal can show it in a line."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
@@ -38,7 +38,7 @@ class NoBaseError(InputError):
 
 
 @contextmanager
-def explained(where: object, *kinds: type[BaseException], to: type[InputError] = InputError) -> Iterator[None]:
+def wrap_errors(where: object, *kinds: type[BaseException], to: type[InputError] = InputError) -> Iterator[None]:
     """Turn errors of these kinds into one line that says where they are.
 
     Raises:

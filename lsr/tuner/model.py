@@ -19,13 +19,13 @@ from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_forms
 from lsr.tuner.injected import Injected, Resolved
-from lsr.tuner.layer import LsrLinear, adapted_layers
-from lsr.tuner.lookup import RECORDS, config_of, groups_of, injected_in, layers_of
-from lsr.tuner.mistakes import check_held, explained
+from lsr.tuner.layer import LsrLinear, find_lsr_layers
+from lsr.tuner.lookup import RECORDS, config_of, find_injected, groups_of, layers_of
+from lsr.tuner.mistakes import check_held, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.sharing import Kind, kind_of
 from lsr.tuner.start import initialize_group
-from lsr.tuner.targets import DEFAULTS, adapted_names, check_names, is_quantized
+from lsr.tuner.targets import DEFAULTS, check_names, is_quantized, select_layers
 
 BASE = "__base__"  # PEFT's name for a row without an adapter
 
@@ -66,7 +66,7 @@ class LsrModel(WholeHeads):
         names = check_names(config, model)
         # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
-        adapted = adapted_names(model, config, names)
+        adapted = select_layers(model, config, names)
         state = kwargs.get("state_dict")
         if state is not None:  # PEFT then adapts its layers, whatever the configuration names
             held = {key.rsplit(f".{self.prefix}", 1)[0] for key in state}
@@ -91,16 +91,16 @@ class LsrModel(WholeHeads):
         for layers in groups_of(self, adapter_name).values():
             initialize_group(layers, adapter_name, config, word)
         config.injected = injected
-        setattr(model, RECORDS, injected_in(model) | {adapter_name: injected})
+        setattr(model, RECORDS, find_injected(model) | {adapter_name: injected})
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, as PEFT does, and the record of it."""
         super().delete_adapter(adapter_name)
-        del injected_in(self)[adapter_name]
+        del find_injected(self)[adapter_name]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
-        for injected in injected_in(self).values() if self.training else ():
+        for injected in find_injected(self).values() if self.training else ():
             if injected.awaits_examples:
                 injected.awaits_examples = False
                 warnings.warn(
@@ -115,7 +115,7 @@ class LsrModel(WholeHeads):
         self._check_known(names, BASE)
         if self.training:
             raise ValueError("adapter_names is for evaluation only: call eval() on the model first")
-        if any(layer.merged for layer in adapted_layers(self).values()):
+        if any(layer.merged for layer in find_lsr_layers(self).values()):
             raise ValueError("adapter_names: adapters are merged into the base weights; call unmerge_adapter() first")
         choose = partial(_choose, names, copies_of_a_row(kwargs))
         with ExitStack() as hooks:
@@ -173,9 +173,9 @@ class LsrModel(WholeHeads):
                 expected.extend([f"{name}.lsr_adapters.{key}" for key in layer.adapter(adapter_name).state_dict()])
         own = f".lsr_adapters.{adapter_name}."
         held = [key.replace(own, ".lsr_adapters.") for key in remapped if ".lsr_adapters." in key]
-        with explained("the adapter's file", ValueError):
+        with wrap_errors("the adapter's file", ValueError):
             check_held(held, expected, "this adapter on this base model")
-        injected_in(model)[adapter_name].awaits_examples = False
+        find_injected(model)[adapter_name].awaits_examples = False
         return remapped
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
@@ -190,7 +190,7 @@ class LsrModel(WholeHeads):
 
     def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         self._check_known(adapter_names if isinstance(adapter_names, list) else [])  # PEFT itself rejects other types
-        for layer in adapted_layers(self).values():
+        for layer in find_lsr_layers(self).values():
             layer.check_merge(safe_merge, adapter_names)
 
     def _unload_and_optionally_merge(
@@ -203,7 +203,7 @@ class LsrModel(WholeHeads):
         if merge:
             self._check_merge(adapter_names, safe_merge)
         else:
-            for layer in adapted_layers(self).values():
+            for layer in find_lsr_layers(self).values():
                 layer.restore_base_weight()
         plain = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         vars(plain).pop(RECORDS, None)  # as PEFT does with its configurations

@@ -129,11 +129,11 @@ def exactly(values: Mapping[str, Value]) -> dict[str, Value]:
 
 def matches(pattern: str, layer_name: str) -> bool:
     """Return whether a pattern for values of single layers matches a layer, by PEFT's rule: at its end."""
-    return _compiled(pattern).match(layer_name) is not None
+    return _compile_pattern(pattern).match(layer_name) is not None
 
 
 @lru_cache(maxsize=2 * MAX_ENTRIES)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})$")
 
 

@@ -14,8 +14,8 @@ from lsr.init.passes import STEPS, Batch
 from lsr.init.source import Matrices, Source
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLinear
-from lsr.tuner.lookup import config_of, groups_of, injected_in, layers_of
-from lsr.tuner.mistakes import explained
+from lsr.tuner.lookup import config_of, find_injected, groups_of, layers_of
+from lsr.tuner.mistakes import wrap_errors
 
 
 def initialize_factors(
@@ -44,7 +44,7 @@ def initialize_factors(
     for name, layers in groups.items():
         initialize_group(layers, adapter_name, chosen, chosen.start, statistics)
         done(name)
-    injected = injected_in(model)[adapter_name]
+    injected = find_injected(model)[adapter_name]
     injected.init_weights = chosen.init_weights
     injected.awaits_examples = False
 
@@ -68,7 +68,7 @@ def initialize_group(
         return
     initialization = INITIALIZATIONS[word]
     sources = [_source(layer, adapter_name, config, statistics) for layer in layers]
-    with explained(f"layer {layers[0].layer_name!r}", ValueError):
+    with wrap_errors(f"layer {layers[0].layer_name!r}", ValueError):
         start = initialization.frames(sources) if owner.has_core else initialization.start(sources[0])
     owner.set_factors([*start.a, *start.b])
     if owner.has_core:

@@ -46,8 +46,8 @@ def check_names(
     tuners = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     inside = tuple(f"{name}." for name in tuners)
     names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
-    targets = _matched("target_modules", config, model, names)
-    _matched("exclude_modules", config, model, names)
+    targets = _match_names("target_modules", config, model, names)
+    _match_names("exclude_modules", config, model, names)
     for entry, matched in targets.items():
         if all(is_trained_whole(config, name) for name in matched):
             whole = "part of the head, or of another module that is trained in full"
@@ -60,7 +60,7 @@ def check_names(
     return names
 
 
-def _matched(
+def _match_names(
     field: str,
     config: PeftConfig,
     model: nn.Module,
@@ -85,7 +85,7 @@ def _matched(
     return matched
 
 
-def adapted_names(
+def select_layers(
     model: nn.Module,
     config: LsrConfig,
     names: list[str],

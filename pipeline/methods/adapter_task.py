@@ -61,9 +61,9 @@ class AdapterTask(Row):
         Raises:
             InputError: if a field is not within the limits of all readers; names it, and what is allowed.
         """
-        from lsr.loading.task import checked_note  # it imports torch, which takes seconds
+        from lsr.loading.task import validate_task_info  # it imports torch, which takes seconds
 
-        checked_note(self.model_dump(mode="json", exclude_defaults=True), folder)
+        validate_task_info(self.model_dump(mode="json", exclude_defaults=True), folder)
         (folder / FILE).write_text(self.model_dump_json(indent=2, exclude_defaults=True) + "\n", encoding="utf-8")
 
 

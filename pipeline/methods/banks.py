@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lsr.init.passes import fitted_head
+from lsr.init.passes import fit_head
 from lsr.loading.adapters import load_onto
 from lsr.serve.bank import AdapterBank
 from lsr.serve.common import last_layer, split
@@ -52,7 +52,7 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
         model = load_onto(base, common._replace(tensors=tensors), trainable=True)
         freeze_common(model, layer)
         own = [_own_layer(model, layer)]
-        with fitted_head(model, own, batches, seed=view.seed, keep=True, track=console.track):
+        with fit_head(model, own, batches, seed=view.seed, keep=True, track=console.track):
             return model
 
 

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig, LsrModel
-from lsr.loading.fields import START, allowed_fields, methods
+from lsr.loading.fields import START, filter_fields, methods
 from lsr.loading.updates import LSR
 from lsr.tuner.files import PREFIX
 from lsr.tuner.forms import check_forms
 from lsr.tuner.options import check_patterns
-from lsr.tuner.targets import adapted_names, check_indices, check_names, heads_of, linear_layers
+from lsr.tuner.targets import check_indices, check_names, heads_of, linear_layers, select_layers
 from pipeline import tasks
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import outline, public_name
@@ -99,7 +99,7 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
             _check_start(config, base, adapted)
             return plan
         lsr = cast("LsrConfig", config)
-        layers = adapted_names(base, lsr, names)
+        layers = select_layers(base, lsr, names)
         if section.budget != "none":  # it chooses the ranks later, from 1 on
             lsr = replace(lsr, rank_shape=(1,))
         check_forms(base, layers, lsr)
@@ -201,7 +201,7 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
     in_silence = {"progressbar": False} if "progressbar" in known else {}  # of FRoD: it is not a bar of ours
     fields = in_silence | seeds | section.options | _layers(section) | chosen
     check_patterns(fields)  # as whoever reads the adapter does
-    allowed_fields({"peft_type": section.type, **fields}, widest=sys.maxsize)  # and so the stages that follow
+    filter_fields({"peft_type": section.type, **fields}, widest=sys.maxsize)  # and so the stages that follow
     return kind(**fields)
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import read_examples
-from lsr.init.passes import Track, untracked
+from lsr.init.passes import Track, hide_progress
 from lsr.init.source import Matrices
 from lsr.loading.contents import Contents, check_layers, read_contents
 from lsr.loading.task import TENANTS
@@ -38,7 +38,7 @@ def read(
     view: FactorizeInitView,
     task: Task,
     train: Callable[[], Dataset],  # returns the tokens of that split
-    track: Track = untracked,
+    track: Track = hide_progress,
 ) -> Matrices:
     """Return the gradients or updates of layers that the initialization of a plan reads; nothing if it reads none.
 

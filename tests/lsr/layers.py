@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig
 from lsr.tuner.forms import form_of
-from lsr.tuner.layer import LsrLinear, adapted_layers
+from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from lsr.tuner.start import initialize_group
 
 SEEDS = st.integers(0, 999)
@@ -56,4 +56,4 @@ def add(layer, adapter_name, config, word="random"):
 
 def adapters(model, name="default"):
     """The adapters of this name by the names of their layers."""
-    return {key: layer.adapter(name) for key, layer in adapted_layers(model).items() if name in layer.lsr_adapters}
+    return {key: layer.adapter(name) for key, layer in find_lsr_layers(model).items() if name in layer.lsr_adapters}

@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import Gauge
 from starlette.exceptions import HTTPException
 
-from lsr.loading.contents import numbered_labels
+from lsr.loading.contents import make_label_names
 from lsr.serve.modules import Version
 
 SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: it takes about a millisecond
@@ -46,7 +46,7 @@ def most_bytes(
     """
     if max_new_tokens:
         return len('{"text":""},') + max_new_tokens * token_bytes
-    labels = version.note.get("labels") or numbered_labels(version.size)  # at most so many
+    labels = version.note.get("labels") or make_label_names(version.size)  # at most so many
     names = len(json_bytes(labels))
     longest = 6 * max(map(len, labels), default=0) + len('""')  # of a control character JSON makes six
     probabilities = names + len(labels) * (len(":") + LONGEST_NUMBER)
@@ -95,7 +95,7 @@ class Room:
             self._held -= held
 
 
-def rendered(adapter: str, answers: Sequence[Any]) -> bytes:
+def encode_response(adapter: str, answers: Sequence[Any]) -> bytes:
     """Return the body of a response. Python's threads take turns between two answers, but not within one."""
     parts = b",".join(json_bytes(answer) for answer in answers)
     return b'{"adapter":%s,"answers":[%s]}' % (json_bytes(adapter), parts)

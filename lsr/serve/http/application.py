@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lsr.serve.http.answers import SMALL, Room, check_answers, longest_token, most_bytes, rendered
+from lsr.serve.http.answers import SMALL, Room, check_answers, encode_response, longest_token, most_bytes
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.batches import Batches
-from lsr.serve.http.bodies import MAX_JSON_BYTES, parsed
+from lsr.serve.http.bodies import MAX_JSON_BYTES, parse_json
 from lsr.serve.http.questions import Question, check_body, check_token, read_question
 from lsr.serve.http.refusals import refusal
 from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
@@ -55,7 +55,7 @@ class Service:
             while True:
                 version = self.bank.versions.get(question.adapter)
                 if version is None:
-                    raise _unknown(question.adapter)
+                    raise _make_not_found_error(question.adapter)
                 with suppress(ReplacedError):
                     return await self._answer_by(version, question)
 
@@ -67,7 +67,7 @@ class Service:
             if None in answers:
                 reason = "the answer is not finite: the weights of this adapter overflow"
                 raise HTTPException(422, f"{self.passes.field}[{answers.index(None)}]: {reason}")
-            render = partial(rendered, question.adapter, answers)
+            render = partial(encode_response, question.adapter, answers)
             body = render() if size <= SMALL else await self._aside.run(render)
         return Response(body, media_type="application/json")
 
@@ -77,12 +77,12 @@ class Service:
         each = most_bytes(version, max_new_tokens, self._token_bytes)
         check_answers(len(texts), each, self._token_bytes, max_new_tokens)
         rows = self.passes.rows(name, version, texts, max_new_tokens)
-        return rows, len(rendered(name, [])) + len(texts) * each
+        return rows, len(encode_response(name, [])) + len(texts) * each
 
     async def _json(self, request: Request) -> Any:
         check_body(request, MAX_JSON_BYTES)
         body = await request.body()
-        return parsed(body) if len(body) <= SMALL else await self._aside.run(partial(parsed, body))
+        return parse_json(body) if len(body) <= SMALL else await self._aside.run(partial(parse_json, body))
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter."""
@@ -100,7 +100,7 @@ class Service:
         try:
             await self.batches.in_turn(self.bank.remove, name)
         except InputError:
-            raise _unknown(name) from None
+            raise _make_not_found_error(name) from None
         return Response(status_code=204)
 
     async def refuse(self, _: Request) -> Response:
@@ -109,7 +109,7 @@ class Service:
         raise HTTPException(422, f"the base model of this bank {writes}")
 
     @asynccontextmanager
-    async def running(self, _: Starlette) -> AsyncIterator[None]:
+    async def run_batches(self, _: Starlette) -> AsyncIterator[None]:
         """Pass batches through the bank until uvicorn has answered the last request."""
         task = asyncio.create_task(self.batches.run())
         yield
@@ -128,10 +128,10 @@ class Service:
             Route("/metrics", lambda _: Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})),
             Route("/openapi.json", lambda _: Response(description, media_type="application/json")),
         ]
-        return Starlette(routes=routes, lifespan=self.running, exception_handlers=HANDLERS)
+        return Starlette(routes=routes, lifespan=self.run_batches, exception_handlers=HANDLERS)
 
 
-def _unknown(adapter: str) -> HTTPException:  # the bank's own error may suggest the name of another tenant
+def _make_not_found_error(adapter: str) -> HTTPException:  # the bank's own error may suggest the name of another tenant
     return HTTPException(404, f"no adapter is named {adapter[:100]!r}")
 
 

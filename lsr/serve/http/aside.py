@@ -31,9 +31,9 @@ class Aside:
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Return what a call returns, made when those before it have been made and the thread has rested."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._rested, call)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._call_after_rest, call)
 
-    def _rested(self, call: Callable[[], Any]) -> Any:
+    def _call_after_rest(self, call: Callable[[], Any]) -> Any:
         rest = self._rests_until - self._now()
         if rest > 0:
             self._sleep(rest)

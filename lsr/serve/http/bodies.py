@@ -12,7 +12,7 @@ MAX_VALUES = 50_000
 SIGNS = ",:[{"
 
 
-def parsed(content: bytes) -> Any:
+def parse_json(content: bytes) -> Any:
     """Return what the JSON in a body stands for."""
     try:
         text = content.decode()

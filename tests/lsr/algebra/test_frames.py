@@ -14,10 +14,10 @@ from lsr.algebra.separable import nearest_kron_sum
 from lsr.algebra.spectrum import (
     core_between,
     diagonal_between,
+    diagonalize_jointly,
     energy_between,
     leading_frames,
     leading_svd,
-    paired_frames,
 )
 from tests.lsr.layers import decaying, normal
 
@@ -69,7 +69,7 @@ def gives_up(monkeypatch):
     [
         lambda: leading_svd(normal(9, 6), 3),
         lambda: leading_frames([(normal(9, 2, seed=seed), normal(2, 6, seed=9 + seed)) for seed in range(3)], 4),
-        lambda: paired_frames([normal(9, 6, seed=seed) for seed in range(3)], 2),
+        lambda: diagonalize_jointly([normal(9, 6, seed=seed) for seed in range(3)], 2),
         lambda: nearest_kron_sum(normal(6, 6), (2, 3), (3, 2), 2),
     ],
 )
@@ -143,7 +143,7 @@ def test_large_matrices_have_joint_frames_that_lead_in_none_of_them(monkeypatch)
     assert_close((right @ rows[0]).abs(), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("of", [leading_frames, paired_frames])
+@pytest.mark.parametrize("of", [leading_frames, diagonalize_jointly])
 def test_zero_matrices_do_not_count(of):
     for zero in (torch.zeros(6, 8), (torch.zeros(6, 3), normal(3, 8))):
         for count in (1, 2):

@@ -21,7 +21,7 @@ from lsr import LsrConfig, export_lora, export_merged, from_lora
 from lsr.convert.export import TOLERATED_LOSS
 from lsr.loading.adapters import load_adapter
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, read_config
-from lsr.tuner.layer import adapted_layers
+from lsr.tuner.layer import find_lsr_layers
 from tests.kit import refused, write
 from tests.lsr.saved import CASES, save_lora, save_with_base
 from tests.repository import command
@@ -135,7 +135,7 @@ def test_the_merged_checkpoint_says_the_same_to_plain_transformers(exported, cas
 
 def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
     model = save_with_base(tmp_path)
-    deltas = {n: layer.get_delta_weight("default").detach().double() for n, layer in adapted_layers(model).items()}
+    deltas = {n: layer.get_delta_weight("default").detach().double() for n, layer in find_lsr_layers(model).items()}
     actual = export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True)
     written = load_file(tmp_path / "merged/model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
@@ -150,7 +150,7 @@ def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
 
 
 def shrink(model, factor):
-    for layer in adapted_layers(model).values():
+    for layer in find_lsr_layers(model).values():
         layer.adapter("default").factor_B1.data *= factor
     return model
 

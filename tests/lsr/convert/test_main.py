@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lsr import __main__ as commands
 from lsr.__main__ import main
-from lsr.convert.writing import writing
+from lsr.convert.writing import replace_folder
 from lsr.tuner.files import WEIGHTS
 from lsr.tuner.mistakes import InputError
 from tests.kit import edit, refused, said, write
@@ -106,7 +106,7 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
     (tmp_path / "out/old").touch()
 
     def write_half(folder):
-        with writing(folder) as new:
+        with replace_folder(folder) as new:
             (new / "half").touch()
             raise ZeroDivisionError
 

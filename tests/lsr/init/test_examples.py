@@ -14,8 +14,8 @@ from torch.testing import assert_close
 
 from lsr import initialize_from_data
 from lsr.init.examples import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_gradients, examples_updates
-from lsr.init.passes import fitted_head
-from lsr.tuner.layer import adapted_layers
+from lsr.init.passes import fit_head
+from lsr.tuner.layer import find_lsr_layers
 from tests.kit import refused
 from tests.lsr.init.models import HEADS, LAYERS, Titles, batches, examples, in_use, made, state, values_of, wrapped
 from tests.tiny.models import logits, tiny, tokens
@@ -43,7 +43,7 @@ def test_gradients_are_those_through_the_fitted_head_in_a_peft_wrapper_too(name)
     titles = Titles()
     actual = examples_gradients(model, layers, iter(listed), head, steps=20, seed=4, track=titles)
     assert titles.passes == [*([("fit the head", 20)] if head else []), ("gradients", 2)]
-    with fitted_head(model, head, listed, steps=20, seed=4):
+    with fit_head(model, head, listed, steps=20, seed=4):
         expected = examples_gradients(model, layers, listed)
     assert_close(actual, expected, rtol=0, atol=0)
     if head:
@@ -68,7 +68,7 @@ each_head = pytest.mark.parametrize("name", [name for name, head in HEADS.items(
 
 
 def fitted_values(model, head, given, **options):
-    with fitted_head(model, head, given, **options):
+    with fit_head(model, head, given, **options):
         return values_of(head)
 
 
@@ -88,7 +88,7 @@ def fitted_in_full(model, head, batch, steps, rate=0.01):
 def test_a_head_is_fitted_as_by_steps_through_the_whole_model(name):
     model, _, head = made(name)
     before = model(**examples()).loss.item()
-    with fitted_head(model, head, [examples()], steps=60):
+    with fit_head(model, head, [examples()], steps=60):
         assert model(**examples()).loss.item() < before - 0.1
     assert_close(fitted_values(model, head, [examples()], steps=5), fitted_in_full(model, head, examples(), steps=5))
 
@@ -103,7 +103,7 @@ def test_a_head_is_fitted_to_all_batches_over_and_over_each_time_in_another_orde
         steps.extend(places[id(batch)] for batch in items)
         return items
 
-    with fitted_head(model, head, listed, steps=18, track=track):
+    with fit_head(model, head, listed, steps=18, track=track):
         pass
     rounds = {tuple(steps[first : first + 6]) for first in (0, 6, 12)}
     assert len(rounds) == 3
@@ -158,7 +158,7 @@ def trained_by_peft(name, listed, head_steps, rising=0, share=1.0):
         fan_in_fan_out=name.startswith("gpt2"),
         task_type="CAUSAL_LM" if name.endswith("causal") else "SEQ_CLS",
     )
-    with fitted_head(model, head, listed, steps=head_steps, seed=5):
+    with fit_head(model, head, listed, steps=head_steps, seed=5):
         outer = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
     (layer,) = (module for module in outer.modules() if hasattr(module, "lora_A"))
     a = layer.lora_A["default"].weight
@@ -265,7 +265,7 @@ def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, sha
     listed = batches(2, 2, 2, name=name)
     initialize_from_data(model, listed, head_steps=3, seed=3)
     expected = tiny(name)
-    layers = {layer: expected.get_submodule(layer) for layer in adapted_layers(model)}
+    layers = {layer: expected.get_submodule(layer) for layer in find_lsr_layers(model)}
     head = [expected.get_submodule(part) for part in HEADS[name]]
     updates = examples_updates(expected, layers, listed, head, steps=3, seed=3, keep_head=True)
     with torch.no_grad():

@@ -18,11 +18,11 @@ from lsr.algebra.separable import Form, kron_sum, split_width
 from lsr.algebra.spectrum import leading_frames
 from lsr.init import INITIALIZATIONS
 from lsr.init.budget import allocate
-from lsr.init.directions import directed_start
+from lsr.init.directions import singular_start
 from lsr.init.examples import examples_gradients
 from lsr.init.random_factors import fresh_core, random_start
 from lsr.init.source import Source
-from lsr.tuner.layer import adapted_layers
+from lsr.tuner.layer import find_lsr_layers
 from lsr.tuner.lookup import groups_of
 from lsr.tuner.start import initialize_factors
 from tests.kit import refused
@@ -131,7 +131,7 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
     vectors = torch.linalg.svd(weight).Vh[:4].T
     for terms in (1, 2, 4, 8):
         form = form_of(24, 26, (2, 2), terms, in_shape=(7, 4))
-        rows = kron_sum(*directed_start(Source(form, lambda: weight)).a)[:, :26]
+        rows = kron_sum(*singular_start(Source(form, lambda: weight)).a)[:, :26]
         held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
     assert held == sorted(held)
     assert_close(held[-1], 1.0, atol=1e-9, rtol=0)
@@ -179,7 +179,7 @@ def made(name, init, **fields):
 
 def collected(model, batches):
     """The gradients of the base layers through a fitted head."""
-    layers = {name: layer.get_base_layer() for name, layer in adapted_layers(model).items()}
+    layers = {name: layer.get_base_layer() for name, layer in find_lsr_layers(model).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     return examples_gradients(model, layers, batches, heads)
 
@@ -204,7 +204,7 @@ def test_factors_that_are_initialized_later_are_those_of_the_usual_ways(name, in
     gradients = collected(later, BATCHES) if init == "gradient" else None
     started = []
     initialize_factors(later, init_weights=init, statistics=gradients, done=started.append)
-    assert started == list(adapted_layers(later))
+    assert started == list(find_lsr_layers(later))
     if gradients is not None:
         initialize_from_data(usual, BATCHES)
     assert_same(later, usual, tmp_path)

@@ -11,7 +11,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
 from peft.utils import PeftType
 
 from lsr.loading.adapters import load_onto
-from lsr.loading.fields import STEPS, allowed_fields
+from lsr.loading.fields import STEPS, filter_fields
 from lsr.tuner.files import CONFIG, WEIGHTS
 from tests.kit import edit, refused
 from tests.lsr.methods import METHODS, SECONDS, UNREAD, in_time, logits, model_of, save
@@ -58,9 +58,9 @@ def test_a_lora_of_any_initialization_and_variant_answers_as_peft_loads_it(name,
 def test_every_method_of_peft_is_loaded_or_listed_with_a_reason():
     for method in METHODS:
         if method != "LSR":
-            assert allowed_fields({"peft_type": method}, 24) == {"peft_type": method}
+            assert filter_fields({"peft_type": method}, 24) == {"peft_type": method}
     for method in UNREAD.keys() - {"KADAPTATION"}:
-        refused(allowed_fields, {"peft_type": method}, 24, kind=ValueError, says=f"adapters of the method {method} are")
+        refused(filter_fields, {"peft_type": method}, 24, kind=ValueError, says=f"adapters of the method {method} are")
 
 
 OPENED = []

@@ -32,7 +32,7 @@ def test_a_task_at_all_limits_is_read_as_it_is(tmp_path):
     (tmp_path / "task.json").write_text(json.dumps(AT_LIMITS, ensure_ascii=False), encoding="utf-8")
     assert read_task(tmp_path) == AT_LIMITS
     for labels in ([f"{at:04}" for at in range(10_000)], ["x" * 200, ""]):
-        assert task.checked_note({"labels": labels}, "here") == {"labels": labels}
+        assert task.validate_task_info({"labels": labels}, "here") == {"labels": labels}
 
 
 @pytest.mark.parametrize("field", AT_LIMITS)
@@ -45,7 +45,7 @@ def test_a_little_more_is_refused_with_the_field(field):
         if isinstance(value, list)
         else f"{value}{'x' * 200}"
     )
-    refused(task.checked_note, AT_LIMITS | {field: more}, "here", says=field)
+    refused(task.validate_task_info, AT_LIMITS | {field: more}, "here", says=field)
 
 
 def test_tokens_that_end_an_answer_are_in_the_vocabulary_of_the_base_model():
@@ -59,7 +59,7 @@ def test_the_pipeline_allows_what_readers_of_an_adapter_allow():
     assert of_pipeline.LONGEST_NAME == task.LONGEST_NAME
     assert (of_pipeline.MAX_LABELS, of_pipeline.MAX_LABEL_BYTES) == (task.MAX_LABELS, task.MAX_LABEL_BYTES)
     for labels in (["x" * 201], [str(at) for at in range(10_001)], [f"{at:05}" + "é" * 150 for at in range(220)]):
-        refused(task.checked_note, {"labels": labels}, "here", kind=InputError)
+        refused(task.validate_task_info, {"labels": labels}, "here", kind=InputError)
         refused(of_pipeline.check_names, tuple(labels), kind=ValueError)
     assert of_pipeline.check_names(tuple(AT_LIMITS["labels"])) == tuple(AT_LIMITS["labels"])
 

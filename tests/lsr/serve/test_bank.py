@@ -184,7 +184,7 @@ def test_factors_of_wider_layers_are_refused_before_a_and_b_are_computed_of_them
     factors = load_file(tmp_path / "new" / WEIGHTS)
     wide = {key: value[:, :1].expand(-1, 1000, -1) for key, value in factors.items() if "factor_B" in key}
     edit(tmp_path / "new" / WEIGHTS, **{key: value.contiguous() for key, value in wide.items()})
-    monkeypatch.setattr(updates, "stored_matrices", None)
+    monkeypatch.setattr(updates, "build_matrices", None)
     refused(bank.add, "new", tmp_path / "new", says="the adapter is for a layer of 1000000 x 24, this one is 24 x 24")
 
 

@@ -15,7 +15,7 @@ from lsr.init import INITIALIZATIONS
 from lsr.loading.contents import read_contents
 from lsr.tuner.forms import check_room
 from lsr.tuner.injected import Resolved
-from lsr.tuner.layer import LsrLinear, adapted_layers
+from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from tests.kit import edit, refused
 from tests.tiny.models import logits, tiny
 from tests.tiny.subjects import CASES
@@ -106,7 +106,7 @@ def test_a_file_of_before_with_frames_of_its_own_is_read_as_one_of_now(tmp_path)
     edit(tmp_path / "adapter_config.json", lambda held: held["resolved"].update(frames_hash=None), frames="own")
     with warnings.catch_warnings(action="error"):  # such as PEFT's of keys that it does not know
         assert "frames" not in PeftConfig.from_pretrained(str(tmp_path)).to_dict()
-    assert read_contents(tmp_path).updates.keys() == adapted_layers(model).keys()
+    assert read_contents(tmp_path).updates.keys() == find_lsr_layers(model).keys()
     assert logits(PeftModel.from_pretrained(tiny("distilbert"), str(tmp_path))).equal(logits(model))
 
 
@@ -184,8 +184,8 @@ def test_a_layer_that_cannot_be_adapted_is_refused_by_name_and_type(layer, reaso
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_all_linear_layers_of_some_indices_are_those_alone(name, tmp_path):
     fields = {"task_type": "SEQ_CLS", "rank_shape": (2,), "target_modules": "all-linear"}
-    every = adapted_layers(get_peft_model(tiny(name), LsrConfig(**fields))).keys()
+    every = find_lsr_layers(get_peft_model(tiny(name), LsrConfig(**fields))).keys()
     model = get_peft_model(tiny(name), LsrConfig(**fields, layers_to_transform=[1]))
-    assert adapted_layers(model).keys() == {layer for layer in every if ".1." in layer} != set()
+    assert find_lsr_layers(model).keys() == {layer for layer in every if ".1." in layer} != set()
     model.save_pretrained(str(tmp_path))
-    assert adapted_layers(PeftModel.from_pretrained(tiny(name), str(tmp_path))).keys() == adapted_layers(model).keys()
+    assert find_lsr_layers(PeftModel.from_pretrained(tiny(name), str(tmp_path))).keys() == find_lsr_layers(model).keys()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.tuner.adapter import adapted_linear, times_core
+from lsr.tuner.adapter import apply_with_update, times_core
 from tests.kit import refused
 from tests.lsr.layers import adapt, add, base, config, normal
 from tests.tiny.models import logits, tiny
@@ -107,7 +107,7 @@ def sides(m, n, dtype=torch.float64):
 
 
 def fused(x, weight, bias, a, b):
-    return adapted_linear(x, weight, bias, a, b, 0.7)
+    return apply_with_update(x, weight, bias, a, b, 0.7)
 
 
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
@@ -148,7 +148,7 @@ def test_nothing_is_lost_of_an_update_that_is_small_beside_the_weight(dtype):
     b = torch.full((4, 1), 2**-10, dtype=dtype)
     x[:, 0], x[:, 1] = 1, -1
     a[0, 1] = -1
-    total = adapted_linear(x, weight, None, a, b, 1.0)
+    total = apply_with_update(x, weight, None, a, b, 1.0)
     assert_close(total, torch.full_like(total, 2**-9))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig, initialize_from_data, parameter_groups
-from lsr.tuner.layer import LsrLinear, adapted_layers
+from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from lsr.tuner.start import initialize_factors
 from tests.kit import edit, refused
 from tests.lsr.layers import adapters
@@ -44,8 +44,8 @@ def in_file(name):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_factors_cores_heads_and_chosen_biases_train_move_within_two_steps_and_are_the_file(case, tmp_path):
     model = case.fresh()
-    assert len(adapted_layers(model)) == case.layers
-    assert list(adapted_layers(model)) == model.base_model.targeted_module_names
+    assert len(find_lsr_layers(model)) == case.layers
+    assert list(find_lsr_layers(model)) == model.base_model.targeted_module_names
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (is_factor(name) or is_head(case, name) or is_chosen_bias(case, name)), name
     grouped = [id(parameter) for group in parameter_groups(model) for parameter in group["params"]]
@@ -74,7 +74,7 @@ def test_small_factors_turn_no_faster_than_others():
 
 def chosen_by_patterns(model):
     actual = {}
-    for name, layer in adapted_layers(model).items():
+    for name, layer in find_lsr_layers(model).items():
         adapter = layer.adapter("default")
         short = name.removeprefix("bert.encoder.layer.").replace("attention.self.", "")
         actual[short] = adapter.form.rank_shape, adapter.scaling
@@ -165,7 +165,7 @@ def test_layers_that_a_state_dict_names_are_adapted_whatever_the_configuration_n
     state = {name.removeprefix("base_model.model."): value for name, value in get_peft_model_state_dict(every).items()}
     with pytest.warns(RuntimeWarning, match="inconsistency"):
         model = inject_adapter_in_model(LsrConfig(**fields, target_modules=["query"]), tiny("bert"), state_dict=state)
-    assert adapted_layers(model).keys() == adapted_layers(every).keys()
+    assert find_lsr_layers(model).keys() == find_lsr_layers(every).keys()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.tuner.layer import adapted_layers
+from lsr.tuner.layer import find_lsr_layers
 from lsr.tuner.start import initialize_group
 from tests.lsr.layers import adapt, base, normal
 from tests.tiny.models import LABELS, logits, tiny, tokens
@@ -39,12 +39,12 @@ def test_with_one_factor_a_side_it_is_lora_step_for_step(name):
     """Reference: PEFT's LoRA with the same numbers, Hu et al. 2021 (arXiv 2106.09685)."""
     task = {"task_type": "CAUSAL_LM" if name.endswith("causal") else "SEQ_CLS"}
     ours = lsr(name, **task)
-    targets = sorted({layer.rpartition(".")[2] for layer in adapted_layers(ours)})
+    targets = sorted({layer.rpartition(".")[2] for layer in find_lsr_layers(ours)})
     config = LoraConfig(r=4, lora_alpha=7, target_modules=targets, **task)
     theirs = get_peft_model(tiny(name).double(), config, autocast_adapter_dtype=False)
     theirs = theirs.double()
     pairs = []
-    for layer_name, layer in adapted_layers(ours).items():
+    for layer_name, layer in find_lsr_layers(ours).items():
         adapter = layer.adapter("default")
         lora = theirs.base_model.model.get_submodule(layer_name)
         own = (adapter.factor_A1, adapter.factor_B1)
@@ -100,7 +100,7 @@ def test_shared_layers_are_lotr_and_have_its_gradients():
     factors = {}  # factors by who holds them: leaves of the plain model
     for position, parameter in enumerate(trainable(model).values()):
         parameter.data += 0.1 * normal(*parameter.shape) * (1 + position % 3)
-    for name, layer in adapted_layers(model).items():
+    for name, layer in find_lsr_layers(model).items():
         adapter = layer.adapter("default")
         holder = adapter.owner or adapter
         if holder not in factors:
