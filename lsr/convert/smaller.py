@@ -145,9 +145,9 @@ def compress_adapter(
                       too, but with at most 64 a layer
         shared:R      a core of R x R in each layer, between frames that all layers of a kind share
 
-    It begins as `init_weights="warm"` does with the update of a short training run, so it may be trained on. A layer
-    gets no more directions than its update has, and one without an update is left out. The head is kept. With `bits` of
-    8, 4, 3 or 2, all is rounded as by `lsr.quantize_adapter`.
+    It begins as `init_weights="warm_start"` does with the update of a short training run, so it may be trained on. A
+    layer gets no more directions than its update has, and one without an update is left out. The head is kept. With
+    `bits` of 8, 4, 3 or 2, all is rounded as by `lsr.quantize_adapter`.
 
     Raises:
         InputError: if the folder is no adapter of LSR or LoRA, or does more than add an update to linear layers; if its

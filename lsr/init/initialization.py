@@ -39,7 +39,7 @@ INITIALIZATIONS = {
     "principal": Initialization("weight", singular_start, singular_frames),
     "gradient": Initialization("gradient", singular_start, singular_frames, read=examples_gradients),
     "update": Initialization("update", singular_start, singular_frames, read=examples_updates),
-    "warm": Initialization(
+    "warm_start": Initialization(
         "update", warm_start, singular_frames, warm_core, read=partial(examples_updates, keep_head=True)
     ),
 }

@@ -70,10 +70,11 @@ class LsrConfig(PeftConfig):
     init_weights: bool | str = _option(
         True,
         "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and B's frame "
-        "from the weight, from the gradient over examples, or from the update of a short training on them; 'warm': "
-        "that update, and the head as trained; see `lsr.initialize_from_data`. Around a core A and B are orthonormal "
-        "frames, random or leading singular vectors, and the core is zero, with 'warm' the update between them. "
-        "False: all random, for tests. Only it and 'warm' change the output of a fresh model.",
+        "from the weight, from the gradient over examples, or from the update of a short training on them; "
+        "'warm_start': that update, and the head as trained; see `lsr.initialize_from_data`. Around a core A and "
+        "B are orthonormal frames, random or leading singular vectors, and the core is zero, with 'warm_start' the "
+        "update between them. False: all random, for tests. Only it and 'warm_start' change the output of a fresh "
+        "model.",
     )
     train: str = _option(
         "factors",

@@ -66,6 +66,8 @@ def check_options(config: "LsrConfig") -> None:
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
     start = config.init_weights
+    if start == "warm":  # in files of earlier versions
+        raise ValueError("init_weights: 'warm' is now called 'warm_start'; change it, in a file adapter_config.json")
     if not isinstance(start, bool) and start not in INITIALIZATIONS:
         raise ValueError(f"init_weights must be a bool or one of {[*INITIALIZATIONS]}, got {start!r}")
     for name, words in WORDS.items():

@@ -27,7 +27,7 @@ from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
 
-BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
+BATCH = {"gradient": 32, "update": 8, "warm_start": 8}  # examples per batch; training takes one step per batch
 NUMBER = "a number"  # in place of a label
 SHOWN = 4  # labels in a message
 

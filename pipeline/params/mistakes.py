@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import UserError, nearest
-from pipeline.params import labels
+from pipeline.params import labels, renamed
 
 Place = tuple[str, ...]  # keys, from the outermost
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -57,11 +57,27 @@ def _lines(by_place: Mapping[Place, list[Any]], schema: type[BaseModel]) -> Iter
     for place in by_place:
         outer |= {place[:length] for length in range(1, len(place))}
     for place, mistakes in by_place.items():
-        if mistakes[0]["type"] == "extra_forbidden":
+        renaming = _renaming(place, mistakes[0])
+        if renaming:
+            yield place, renaming
+        elif mistakes[0]["type"] == "extra_forbidden":
             known = _inner_keys(schema) if len(place) > 1 else schema.model_fields
             yield place, f"no such key{nearest(place[-1], known)}"
         elif place not in outer:  # the line about the inner place is enough
             yield place, _rules(mistakes)
+
+
+def _renaming(place: Place, mistake: Any) -> str | None:
+    """Return the line for a key or a value that an earlier version had under another name; None for any other."""
+    if not place:
+        return None
+    key = place[-1]
+    value = mistake["input"]
+    if mistake["type"] == "extra_forbidden" and key in renamed.KEYS:
+        return f"this key is now called {renamed.KEYS[key]}"
+    if isinstance(value, str) and (key, value) in renamed.VALUES:
+        return f"{value} is now called {renamed.VALUES[key, value]}"
+    return None
 
 
 def _inner_keys(schema: type[BaseModel]) -> set[str]:

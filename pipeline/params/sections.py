@@ -46,7 +46,8 @@ Layers = (  # indices of the base model's layers
 Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
-READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
+LsrInit = Literal["random", "principal", "gradient", "update", "warm_start"] | Annotated[StrictStr, Field(pattern="/")]
+READ = ("gradient", "update", "warm_start")  # initializations of LSR that read examples
 # Of train.steps: auto.
 MIN_STEPS = 300
 MAX_EPOCHS = 30
@@ -191,17 +192,15 @@ class LsrParams(MethodParams):
         "factors", description="trainable: all factors; a core between frozen frames; the core and the frames"
     )
     core: Literal["full", "diagonal"] = "full"
-    init: Literal["random", "principal", "gradient", "update", "warm"] | Annotated[StrictStr, Field(pattern="/")] = (
-        Field(
-            "random",
-            description="or the folder or hub repository of an adapter of LSR or LoRA, which training goes on from; "
-            "its head must be for the same labels, in any order",
-        )
+    init: LsrInit = Field(
+        "random",
+        description="or the folder or hub repository of an adapter of LSR or LoRA, which training goes on from; "
+        "its head must be for the same labels, in any order",
     )
     alpha: Alpha = 16.0
-    examples: Count = Field(1024, description="from the train split, for gradient, update and warm")
+    examples: Count = Field(1024, description="from the train split, for gradient, update and warm_start")
     head_steps: Annotated[StrictInt, Field(ge=0)] = Field(
-        60, description="steps to fit the head before gradient, update and warm"
+        60, description="steps to fit the head before gradient, update and warm_start"
     )
     budget: Literal["none"] | Count = Field(
         "none", description="directions of diagonal cores, distributed over the target layers by gradient or update"
@@ -219,7 +218,7 @@ class LsrParams(MethodParams):
     @property
     def scheme(self) -> str:
         """The name of the initialization: that of another adapter takes its update for that of a short training run."""
-        return "warm" if self.source else self.init
+        return "warm_start" if self.source else self.init
 
     @property
     def reads_examples(self) -> bool:

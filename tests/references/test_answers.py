@@ -29,7 +29,7 @@ ADAPTERS = {
     "sums": {"adapter": "lsr", "lsr": {"dropout": 0.1, "learning_rate": 0.02}},
     "shared": {
         "adapter": "lsr",
-        "lsr": {"rank_shape": [3], "separation_rank": 1, "share": "layers", "train": "all", "init": "warm"}
+        "lsr": {"rank_shape": [3], "separation_rank": 1, "share": "layers", "train": "all", "init": "warm_start"}
         | {"examples": 16, "head_steps": 2, "learning_rate": 0.02},
     },
 }

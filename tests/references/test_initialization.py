@@ -59,9 +59,9 @@ CASES = [  # the initialization, the form, labels, the architecture, its dtype, 
     ("gradient", "shared", "several", "modernbert", torch.bfloat16, ONE_BATCH),
     ("update", "sums", "three", "distilbert", torch.float32, ONE_BATCH),
     ("update", "cores", "number", "qwen2", torch.bfloat16, ALL),
-    ("warm", "factors", "several", "gpt2", torch.float32, ALL),
-    ("warm", "shared", "three", "roberta", torch.float32, ALL),
-    ("warm", "directions", "three", "qwen2", torch.float32, ONE_BATCH),
+    ("warm_start", "factors", "several", "gpt2", torch.float32, ALL),
+    ("warm_start", "shared", "three", "roberta", torch.float32, ALL),
+    ("warm_start", "directions", "three", "qwen2", torch.float32, ONE_BATCH),
 ]
 # Of the short run, as docs/explanation/initialization.md has it.
 RANK = 16
@@ -130,10 +130,10 @@ def test_an_initialization_is_that_of_dense_definitions(go, word, form, labels, 
         read = mean_gradients(model, names, HEADS[architecture], batches, labels, examples["head_steps"])
     else:
         read, head = short_run(model, names, HEADS[architecture], batches, labels, examples["head_steps"])
-    check = {"warm": WARM, "update": COLD, "gradient": COLD, "principal": COLD}[word][form]
+    check = {"warm_start": WARM, "update": COLD, "gradient": COLD, "principal": COLD}[word][form]
     check(read, factors, fields)
     for name, tensor in head_in(artifacts.INIT).items():
-        expected = head[name] if word == "warm" or word == "principal" else tensor
+        expected = head[name] if word == "warm_start" or word == "principal" else tensor
         torch.testing.assert_close(tensor.double(), expected.double(), rtol=1e-4, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from tests import workspace
 from tests.kit import refused, table, write
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, logits, report, run
 
-SHARED = {"rank_shape": [3], "separation_rank": 1, "share": "layers", "train": "core", "init": "warm"}
+SHARED = {"rank_shape": [3], "separation_rank": 1, "share": "layers", "train": "core", "init": "warm_start"}
 OTHER = "models/other"
 
 

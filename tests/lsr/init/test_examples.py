@@ -258,7 +258,14 @@ def test_a_run_that_ends_in_no_number_is_refused(monkeypatch):
 )
 def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, share, train, core):
     """Its update is added to the weights, and the head is as trained; a language model's stays as it is."""
-    fields = {"rank_shape": (24,), "share": share, "train": train, "core": core, "init_weights": "warm", "alpha": 5}
+    fields = {
+        "rank_shape": (24,),
+        "share": share,
+        "train": train,
+        "core": core,
+        "init_weights": "warm_start",
+        "alpha": 5,
+    }
     fields["target_modules"] = ["q_proj"] if name == "llama-causal" else None  # its values are narrower than the rank
     config = Subject(name, {**DENSE, **fields}).config()
     model = get_peft_model(tiny(name), config).eval()

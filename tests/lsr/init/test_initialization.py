@@ -233,7 +233,7 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
 
 
 def test_examples_are_for_the_gradient_alone():
-    says = "init_weights must be 'gradient' or 'update' or 'warm' to start from examples, got 'principal'"
+    says = "init_weights must be 'gradient' or 'update' or 'warm_start' to start from examples, got 'principal'"
     refused(initialize_from_data, made("bert", "principal"), BATCHES, kind=ValueError, says=says)
 
 
@@ -242,7 +242,7 @@ OTHER = {"task_type": "SEQ_CLS", "target_modules": ["query"], "rank_shape": (3,)
 
 def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples():
     model = get_peft_model(tiny("bert"), LsrConfig(**OTHER), adapter_name="a")
-    model.add_adapter("b", LsrConfig(**OTHER, init_weights="warm"))
+    model.add_adapter("b", LsrConfig(**OTHER, init_weights="warm_start"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     says = "adapter 'b' must be the active one, and 'a' is: call model.set_adapter('b') first"
     refused(initialize_from_data, model, BATCHES, "b", kind=ValueError, says=says)

@@ -63,7 +63,8 @@ def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, a
 
 
 def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena):
-    small.use(methods={"alone": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}, "trained": False}})
+    params = {**small.LSR, "lsr.init": "warm_start"}
+    small.use(methods={"alone": {"adapter": "lsr", "params": params, "trained": False}})
     record = measure(training("glue: alone"))
     assert record.status == "finished", record.reason
     assert (len(record.test), record.trained, record.rate) == (1, 0, None)
@@ -151,7 +152,7 @@ def test_methods_start_with_the_same_head(arena):
 
 
 def test_a_warm_start_goes_on_from_a_short_run_with_its_head_the_same_each_time(arena):
-    small.use(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}}})
+    small.use(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm_start"}}})
     chosen = training("glue: warm")
     fresh, first, again = (start(one).state_dict() for one in (training(), chosen, chosen))
     heads = [name for name in first if HEAD in name]
@@ -163,7 +164,7 @@ def test_a_warm_start_goes_on_from_a_short_run_with_its_head_the_same_each_time(
 
 
 def test_an_adapter_that_training_goes_on_from_is_read_and_is_in_the_key(arena, tmp_path):
-    inits = {"warm": "warm", "on": str(tmp_path)}
+    inits = {"warm": "warm_start", "on": str(tmp_path)}
     keys = set()
     small.use(methods={one: {"adapter": "lsr", "params": {**small.LSR, "lsr.init": its}} for one, its in inits.items()})
     for seed in (0, 1):

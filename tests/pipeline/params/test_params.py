@@ -68,7 +68,7 @@ def test_a_mistake_is_one_line(root, key, value, message):
 
 
 def test_words_that_do_not_go_together_are_one_line(root):
-    says = "lsr: budget: needs init: gradient, update, warm, share: none and core: diagonal; got init: "
+    says = "lsr: budget: needs init: gradient, update, warm_start, share: none and core: diagonal; got init: "
     refused(seen, {"lsr.budget": 9}, says=says)
     says = "lora: layers: needs target_modules to be default or a list; got target_modules: all-linear"
     refused(seen, {"lora.layers": [1], "lora.target_modules": "all-linear"}, says=says)

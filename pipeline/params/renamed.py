@@ -1,0 +1,4 @@
+"""Names that earlier versions had for keys and values of YAML files, so that messages can say the present ones."""
+
+KEYS: dict[str, str] = {}
+VALUES = {("init", "warm"): "warm_start"}  # by key and value
