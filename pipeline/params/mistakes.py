@@ -1,7 +1,7 @@
 """Values as a model of pydantic, whose errors become lines in the file's terms, each with the nearest match."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +56,10 @@ def _lines(by_place: Mapping[Place, list[Any]], schema: type[BaseModel]) -> Iter
     outer = set[Place]()
     for place in by_place:
         outer |= {place[:length] for length in range(1, len(place))}
+    under_former_names = _under_former_names(by_place)
     for place, mistakes in by_place.items():
+        if place in under_former_names:
+            continue  # it is not missing
         renaming = _renaming(place, mistakes[0])
         if renaming:
             yield place, renaming
@@ -65,6 +68,15 @@ def _lines(by_place: Mapping[Place, list[Any]], schema: type[BaseModel]) -> Iter
             yield place, f"no such key{nearest(place[-1], known)}"
         elif place not in outer:  # the line about the inner place is enough
             yield place, _rules(mistakes)
+
+
+def _under_former_names(places: Iterable[Place]) -> set[Place]:
+    """Return the places of keys that a file has under the names of an earlier version."""
+    present = set()
+    for *outer, key in filter(None, places):
+        if key in renamed.KEYS:
+            present.add((*outer, renamed.KEYS[key]))
+    return present
 
 
 def _renaming(place: Place, mistake: Any) -> str | None:

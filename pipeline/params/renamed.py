@@ -1,4 +1,6 @@
 """Names that earlier versions had for keys and values of YAML files, so that messages can say the present ones."""
 
-KEYS: dict[str, str] = {}
+KEYS = {
+    "warmup_share": "warmup_ratio",
+}
 VALUES = {("init", "warm"): "warm_start"}  # by key and value

@@ -119,7 +119,7 @@ class TrainParams(Section):
         description="decoupled, for matrices and factors but not biases and norms: a step multiplies them by 1 - the "
         "learning rate times this, which must not be negative",
     )
-    warmup_share: StrictFloat = Field(ge=0, le=1, description="share of all optimizer steps")
+    warmup_ratio: StrictFloat = Field(ge=0, le=1, description="share of all optimizer steps")
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         exclude_if=lambda chosen: chosen == "none",

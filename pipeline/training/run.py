@@ -208,7 +208,7 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
         num_train_epochs=view.train.epochs,
         per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
         per_device_eval_batch_size=(4 if task.head.fields() else 1) * view.train.batch_size,
-        warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
+        warmup_steps=round(view.train.warmup_ratio * view.train.epochs * steps_an_epoch),
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="epoch",

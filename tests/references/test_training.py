@@ -55,7 +55,7 @@ def world(tmp_path_factory):
         "batch_size": 8,
         "head_learning_rate": HEAD_RATE,
         "weight_decay": DECAY,
-        "warmup_share": WARMUP,
+        "warmup_ratio": WARMUP,
     }
     folder = workspace.make(
         tmp_path_factory.mktemp("training"), texts.ROWS, tokenize={"max_length": LENGTH}, train=changes

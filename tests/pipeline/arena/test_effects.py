@@ -61,7 +61,7 @@ KEYS = {
     "train.processes": [({}, 2, "params: train.processes is set by the arena itself")],
     "train.head_learning_rate": [({}, 0.01, None)],
     "train.weight_decay": [({}, 0.9, None)],
-    "train.warmup_share": [({}, 0.9, None)],
+    "train.warmup_ratio": [({}, 0.9, None)],
     "train.class_weights": [({}, "balanced", None)],  # of 47 rows, so that a class has fewer
     "train.precision": [({}, "bf16", None), ({}, "fp16", "small.tasks.glue: train.precision: fp16 needs a GPU")],
     "train.report_to": [({}, ["tensorboard"], "params: train.report_to has no effect: the arena does not read it")],

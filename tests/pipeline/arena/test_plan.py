@@ -107,7 +107,7 @@ def test_a_key_stands_for_all_that_a_training_sees(arena):
         {"methods": {"LoRA r=1": {"adapter": "lora", "params": {"lora.r": 2, "lora.lora_alpha": 2}}}},
         {"reads": {"train": 40}},
         {"tasks": {"glue": {"reads": {"longest": 20}}}},
-        {"tasks": {"glue": {"params": {"train.warmup_share": 0.5}}}},
+        {"tasks": {"glue": {"params": {"train.warmup_ratio": 0.5}}}},
     ):
         small.use(**changes)
         keys.append(key())

@@ -67,6 +67,26 @@ def test_a_mistake_is_one_line(root, key, value, message):
     refused(seen, {key: value}, says=f"params.yaml: {message}")
 
 
+RENAMED = [
+    (
+        "params.yaml",
+        "warmup_ratio",
+        "warmup_share",
+        "params.yaml: train.warmup_share: this key is now called warmup_ratio",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "present", "former", "message"), RENAMED)
+def test_a_key_of_an_earlier_version_is_one_line_with_its_present_name(workspace, path, present, former, message):
+    text = Path(path).read_text(encoding="utf-8")
+    assert f"{present}:" in text
+    Path(path).write_text(text.replace(f"{present}:", f"{former}:"), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        params.load(params.TrainView)
+    assert set(str(caught.value).split("\n")) == {message}
+
+
 def test_words_that_do_not_go_together_are_one_line(root):
     says = "lsr: budget: needs init: gradient, update, warm_start, share: none and core: diagonal; got init: "
     refused(seen, {"lsr.budget": 9}, says=says)
