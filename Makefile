@@ -29,78 +29,78 @@ endif
 
 .PHONY: help setup repro experiments undo plots test types check nightly audit docs arena bench browser capabilities clean
 
-## help: this list
+## help: list the targets
 help:
 	@sed -n 's/^## //p' Makefile
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate; with TORCH=cpu,
-##        .venv gets the build of torch without CUDA, as it does with every target that sets it up
+##        this and every target that creates .venv installs torch without CUDA
 repro: $(RUN)
 	@echo 'repro: step 1 of 5, check params.yaml and the tables'
 	python -m pipeline.check
 	@echo 'repro: steps 2 to 5, tokenize, factorize-init, train, which takes most of the time, and evaluate'
 	dvc repro
 
-## experiments: those of DVC and the committed run: state, score, examples that training has read, trained parameters,
-##              and the params that differ; of all commits with COMMITS=--all-commits; those that failed have no score
+## experiments: list DVC's experiments and the committed run with score, number of examples read, trained parameters
+##              and the parameters that differ; COMMITS=--all-commits lists those of all commits
 experiments: $(RUN)
 	@python -m pipeline.experiments $(COMMITS)
 
-## undo: go back to the committed run: params.yaml, dvc.lock, reports/ and artifacts/ of the stages, and nothing else
+## undo: restore params.yaml, dvc.lock, reports/ and artifacts/ of the committed run, and nothing else
 undo: $(RUN)
 	git checkout HEAD -- params.yaml dvc.lock $(addprefix reports/,tokenize factorize_init train evaluate)
 	dvc checkout --force tokenize factorize-init train evaluate
 
-## plots: all plots as one page, dvc_plots/index.html, which needs no connection
+## plots: draw all plots on one page, dvc_plots/index.html, which opens offline
 plots: $(PLOTS)
 	python -m docs.plots
 	dvc plots show --html-template dvc_plots/template.html
 
-## test: the test suite
+## test: run the test suite
 test: $(ALL)
 	$(PYTEST)
 
-## types: mypy and import-linter
+## types: run mypy and import-linter
 types: $(ALL)
 	mypy
 	lint-imports
 
-## check: the test suite, and what keeps the code in shape: ruff, mypy, import-linter
+## check: run ruff, mypy, import-linter and the test suite, as CI does
 check: $(ALL)
 	ruff check .
 	ruff format --check .
 	$(MAKE) --jobs 2 types test # mypy has one core: the suite does not wait for it
 
-## nightly: all tests, with many kills, several processes, full disks, a browser and more random inputs
+## nightly: run all tests, with many kills, several processes, full disks, a browser and more random inputs
 nightly: $(ALL)
 	LSR_NIGHTLY=1 $(PYTEST) -m 'nightly or not nightly'
 
-## audit: known vulnerabilities of the pinned versions; exit status 1 if there are any, or if nobody can be asked
+## audit: list known vulnerabilities of the pinned versions; exit status 1 if there are any or the index is unreachable
 audit: $(ALL)
 	.ci/audit
 
-## docs: the documentation, in build/site/index.html
+## docs: build the documentation, build/site/index.html
 docs: $(ALL)
 	python -m mkdocs build
 
-## arena: every method on every task of a preset: make arena PRESET=offline; goes on where it was stopped
+## arena: run the benchmark PRESET (default: offline); an interrupted one resumes
 arena: $(ARENA)
 	python -m pipeline.arena $(PRESET)
 
-## bench: what an adapter costs in time and memory: a step of LoRA beside PEFT's, and many adapters in one batch
+## bench: measure the time and memory that adapters take, compared with PEFT's LoRA
 bench: $(ALL)
 	python -m benchmarks.speed
 
-## browser: a page that classifies texts with the last adapter, in build/browser; needs npm
+## browser: build a page that classifies texts with the last adapter, in build/browser; needs npm
 browser: $(ONNX)
 	lsr export artifacts/adapter --to onnx -o build/onnx --force
 	python examples/browser/build.py build/onnx -o build/browser
 
-## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
+## capabilities: test PEFT's features with LSR and other methods, and write docs/reference/capabilities.md
 capabilities: $(ALL)
 	python -m docs.capabilities
 
-## setup: the environment with everything
+## setup: create .venv with all extras
 setup: $(ALL)
 
 # The pip of Python 3.11 takes twice the processor time of a new one for what follows.
@@ -129,6 +129,6 @@ $(VENV)/.with-%: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) install --no-compile --constraint constraints.txt --editable '.[$*]'
 	@touch '$@'
 
-## clean: remove the environment and what is not tracked by Git; DVC's cache stays
+## clean: remove .venv, checkpoints and caches of tools; DVC's cache stays
 clean:
 	rm -rf $(VENV) .checkpoints *.egg-info .mypy_cache .pytest_cache .ruff_cache

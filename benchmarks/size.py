@@ -231,27 +231,7 @@ def print_longest(files: Sequence[Source], count: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the size by package, the densest files, the longest bodies, and habits that make code hard to read."""
-    parser = Parser("python -m benchmarks.size", __doc__)
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=Path(),
-        help="of a checkout (this one)",
-    )
-    parser.add_argument(
-        "--longest",
-        type=whole_number(1, 1000),
-        default=10,
-        metavar="N",
-        help="how many files and functions to list (%(default)s)",
-    )
-    parser.add_argument(
-        "--places",
-        action="store_true",
-        help="list each place that the table of habits counts",
-    )
-    with parser.parsed(arguments) as options:
+    with _parser().parsed(arguments) as options:
         files = sources(options.folder)
         print_packages(files)
         print_densest(files, options.longest)
@@ -260,6 +240,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.table("habits", ["what", "count"], list(counts.items()))
         if options.places:
             console.table("places", ["what", "where"], sorted(places(files)))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m benchmarks.size",
+        "Count the code by package in syntax nodes and code lines, and list the densest files and the longest "
+        "functions. A code line holds code outside docstrings and comments.",
+    )
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=Path,
+        default=Path(),
+        help="checkout to measure (default: this one)",
+    )
+    parser.add_argument(
+        "--longest",
+        type=whole_number(1, 1000),
+        default=10,
+        metavar="N",
+        help="number of files and functions to list (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--places",
+        action="store_true",
+        help="list each place counted in the table of habits",
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.core import artifacts, console
+from pipeline.core.console import Parser
 from tests.capabilities.probes import BEHAVIORS
 from tests.tiny.subjects import METHODS, Subject
 
@@ -93,4 +94,8 @@ def _cell(text: str, reasons: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    about = (
+        "Test PEFT's features with LSR, LoRA, LoKr and VeRA on tiny models, and write docs/reference/capabilities.md."
+    )
+    with Parser("python -m docs.capabilities", about).parsed():
+        main()

@@ -1,4 +1,4 @@
-"""The tables of the reference pages that are made from the code: parameters, commands, requests and fields.
+"""The tables of the reference pages that are made from the code: parameters, requests and fields.
 
 `python -m docs.tables` writes them into the pages. What they read of files comes as text, so that a test can give them
 the committed ones.
@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,7 +16,6 @@ from ruamel.yaml import YAML
 
 import lsr
 from docs.markdown import table
-from lsr.__main__ import COMMANDS
 from pipeline.params.schema import Params
 from pipeline.params.sections import PeftParams, Section
 
@@ -136,36 +135,6 @@ def bounds_of(schema: Mapping[str, Any]) -> str:
     opening = "[" if "minimum" in schema else "("
     closing = "]" if "maximum" in schema else ")"
     return f" in {opening}{low:,.15g}, {high:,.15g}{closing}"
-
-
-def commands() -> Iterator[str]:
-    """Yield a section for each command of `lsr`: what it does, and a table of its arguments.
-
-    Not the text of --help, whose lines depend on the version of Python.
-    """
-    for name, (_, _, description, arguments) in COMMANDS.items():
-        yield from (f"## {name}", "", description, "")
-        rows = []
-        for flags, options in arguments.items():
-            is_needed = options.get("required") or not flags.startswith("-")
-            meaning = options["help"] % {"default": options.get("default")}
-            rows.append((usage_of(flags.split(), options), "required" if is_needed else "", meaning))
-        yield from table(("argument", "", ""), rows)
-        yield ""
-
-
-def usage_of(flags: Iterable[str], options: Mapping[str, Any]) -> str:
-    """Return how an argument is typed, by its flags, or its name, and the options of argparse's add_argument."""
-    *short, last = flags
-    value = options.get("metavar") or last.lstrip("-").upper()
-    if "choices" in options:
-        value = f"{{{','.join(map(str, options['choices']))}}}"
-    if options.get("nargs") == "+":
-        value = f"{value} ..."
-    if not last.startswith("-"):
-        return f"`{value}`"
-    typed = last if options.get("action") == "store_true" else f"{last} {value}"
-    return ", ".join(f"`{flag}`" for flag in (*short, typed))
 
 
 def routes(text: str) -> Iterator[str]:

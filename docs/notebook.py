@@ -1,4 +1,4 @@
-"""Execute the notebook of examples/ and write it with its outputs: python docs/notebook.py.
+"""Execute the notebook of examples/ and write it with its outputs: python -m docs.notebook.
 
 What would differ at every run is left out: times, and the version of Python.
 """
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+
+from pipeline.core.console import Parser
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples/quickstart.ipynb"
@@ -30,4 +32,6 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 if __name__ == "__main__":
-    nbformat.write(execute(NOTEBOOK), NOTEBOOK)
+    about = "Run examples/quickstart.ipynb and save it with its outputs, without times and versions."
+    with Parser("python -m docs.notebook", about).parsed():
+        nbformat.write(execute(NOTEBOOK), NOTEBOOK)

@@ -5,6 +5,8 @@ from pathlib import Path
 from dvc_render.html import PAGE_HTML
 from vl_convert import javascript_bundle
 
+from pipeline.core.console import Parser
+
 TEMPLATE = Path("dvc_plots", "template.html")
 VEGA_LITE = "5.20"  # DVC's plots are written for 5
 
@@ -18,4 +20,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    about = (
+        "Write the template of DVC's page of plots with the chart library inside it, so that `make plots` makes a "
+        "page that opens offline."
+    )
+    with Parser("python -m docs.plots", about).parsed():
+        main()

@@ -13,10 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from docs import definitions, picture
+from docs import commands, definitions, picture
 from docs.markdown import table
 from docs.picture import Result
 from pipeline.arena import record as arena_records
+from pipeline.core.console import Parser
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import ModelRow
 
@@ -335,10 +336,15 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "params": of_text(definitions.params, "params.yaml"),
     "dataset_row": partial(definitions.keys_of, DatasetRow, DatasetRow.model_fields),
     "model_row": partial(definitions.keys_of, ModelRow, ModelRow.model_fields),
-    "commands": definitions.commands,
+    "commands": of_text(commands.commands, "Makefile"),
     "routes": of_text(definitions.routes, "lsr/serve/http/openapi.json"),
 }
 
 
 if __name__ == "__main__":
-    main()
+    about = (
+        "Fill the tables of README.md and docs/ from the committed reports and from the code, and draw the figure "
+        "of methods. Run it after changes of parameters, options or reports."
+    )
+    with Parser("python -m docs.tables", about).parsed():
+        main()

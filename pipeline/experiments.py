@@ -33,13 +33,17 @@ NOT_RUN = "not run"
 
 def main(words: Sequence[str] | None = None) -> None:
     """Print the table, or with --best a name, and on standard error why."""
-    parser = Parser("python -m pipeline.experiments", __doc__)
-    parser.add_argument("--all-commits", action="store_true", help="experiments since any commit")
+    parser = Parser(
+        "python -m pipeline.experiments",
+        "List DVC's experiments since the last commit with scores, sizes and the parameters that differ, or print the "
+        "name of the best one. Experiments that failed or are still running have no score.",
+    )
+    parser.add_argument("--all-commits", action="store_true", help="include the experiments of all commits")
     parser.add_argument(
         "--best",
         action="store_true",
-        help="print the name of the experiment with the best validation score, of those that succeeded on the data of "
-        f"{PARAMS}; for: dvc exp apply NAME",
+        help="print only the name of the best one, for `dvc exp apply NAME`: it has the best validation score of the "
+        f"successful experiments on the data set of {PARAMS}",
     )
     with parser.parsed(words) as options:
         since = ["--all-commits"] * options.all_commits

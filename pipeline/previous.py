@@ -25,7 +25,12 @@ OUTPUTS = (artifacts.ADAPTER, artifacts.BANK)
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command."""
-    with Parser("python -m pipeline.previous", __doc__).parsed(words):
+    parser = Parser(
+        "python -m pipeline.previous",
+        "Restore the last trained adapter and bank from DVC's cache after DVC has removed them, so that they can be "
+        "used until a new training run replaces them. The stage train does this first.",
+    )
+    with parser.parsed(words):
         restore()
 
 

@@ -33,18 +33,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         UserError: if the data are not of a kind that is scored so.
     """
-    parser = Parser("python -m pipeline.score", __doc__)
-    add = parser.add_argument
-    add("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
-    add(
-        "adapters",
-        nargs="+",
-        type=Path,
-        metavar="ADAPTER",
-        help="folders of adapters, or of graphs of `lsr export --to onnx`",
-    )
-    add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not that of the adapters")
-    add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
+    parser = _parser()
     with parser.parsed(words, before=f"{parser.prog}: ") as options:
         row = load_row("data", options.data)
         elsewhere = tasks.of(row).description.scored_by
@@ -61,6 +50,27 @@ def main(words: Sequence[str] | None = None) -> None:
                 rows.append([str(folder), *scores])
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m pipeline.score",
+        "Print the scores of adapters on the test split of a data set, with 95 % confidence intervals, for example to "
+        "see the cost of quantization, compression or ONNX. The adapters may use any PEFT method and any base model.",
+    )
+    add = parser.add_argument
+    add("data", metavar="DATA", help="name of a data set, as in params.yaml")
+    add(
+        "adapters",
+        nargs="+",
+        type=Path,
+        metavar="ADAPTER",
+        help="folders of adapters, or of ONNX graphs from `lsr export --to onnx`",
+    )
+    add("--base", metavar="FOLDER_OR_HUB_ID", help="base model (default: the one that each adapter names)")
+    size = "texts per batch (default: %(default)s)"
+    add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="N", help=size)
+    return parser
 
 
 def _scores(

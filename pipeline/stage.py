@@ -1,4 +1,4 @@
-"""How a stage runs: `if __name__ == "__main__": stage.run(main, View)`."""
+"""How a stage runs: `if __name__ == "__main__": stage.run(main, View, description)`."""
 
 import os
 import subprocess
@@ -16,17 +16,17 @@ from pipeline.params.reading import AnyView
 from pipeline.params.schema import View
 
 
-def run(main: Callable[[AnyView], None], view: type[AnyView], then: str | None = None) -> None:
+def run(main: Callable[[AnyView], None], view: type[AnyView], description: str, then: str | None = None) -> None:
     """Check the whole of params.yaml, run the stage and say how long it took; a mistake ends as of `exit_on_error`.
 
-    `then` is a module that prints something at the end, in a process of its own. Its time comes before the comparison
-    of the inputs, after which DVC hashes them at once.
+    `description` is for --help. `then` is a module that prints something at the end, in a process of its own. Its time
+    comes before the comparison of the inputs, after which DVC hashes them at once.
     """
     module = sys.modules[main.__module__]
     name = module.__spec__.name if module.__spec__ else module.__name__
     stage = name.rpartition(".")[2].replace("_", "-")
-    about = "It takes no arguments: all values are in params.yaml."
-    with Parser(f"python -m {name}", module.__doc__, about).parsed():
+    note = "All settings are in params.yaml; `dvc repro` runs a stage whose inputs have changed."
+    with Parser(f"python -m {name}", description, note).parsed():
         start = time.monotonic()
         with unchanged(stage, view) as loaded:
             main(loaded)

@@ -34,7 +34,12 @@ TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Print the summary."""
-    with Parser("python -m pipeline.summary", __doc__).parsed(words):
+    parser = Parser(
+        "python -m pipeline.summary",
+        "Print the last run on one screen: scores with 95 % confidence intervals, sizes, warnings, and what to do "
+        "next. The stage evaluate prints it as well.",
+    )
+    with parser.parsed(words):
         params = load_params()
         row = load_row("data", params.data)
         results = list(_results(params, row, _metrics(params)))

@@ -162,4 +162,10 @@ def write_parts(metric: str, parts: Mapping[str, Scores]) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, params.EvaluateView, then="pipeline.summary")
+    stage.run(
+        main,
+        params.EvaluateView,
+        "Score the trained adapter on the test split and print the summary of the run. Writes reports/evaluate/ and "
+        "the model card artifacts/card.md.",
+        then="pipeline.summary",
+    )

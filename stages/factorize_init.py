@@ -133,4 +133,9 @@ def write_reports(rows: Sequence[Row], sizes: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, params.FactorizeInitView)
+    stage.run(
+        main,
+        params.FactorizeInitView,
+        "Initialize the adapter and its head: at random, or from the base weights, gradients, a short LoRA run or "
+        "another adapter. Writes artifacts/init/ and reports/factorize_init/.",
+    )

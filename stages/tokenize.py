@@ -171,4 +171,9 @@ def print_splits(
 
 
 if __name__ == "__main__":
-    stage.run(main, params.TokenizeView)
+    stage.run(
+        main,
+        params.TokenizeView,
+        "Split the data set into train, validation and test, and tokenize it. Writes artifacts/tokens/, "
+        "artifacts/inputs.json (SHA-256 of the registry entries and the data files) and reports/tokenize/.",
+    )

@@ -179,4 +179,9 @@ def print_curves(curves: Mapping[str, Curve], selects: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, params.TrainView)
+    stage.run(
+        main,
+        params.TrainView,
+        "Train the adapter and its head; an interrupted run resumes from its last complete epoch. Writes "
+        "artifacts/adapter/, with tenants also artifacts/bank/, and reports/train/.",
+    )

@@ -18,7 +18,7 @@ if module == os.environ.get("HELD"):
     folder = Path(os.environ["HELD_IN"])
     start = stage.run
 
-    def run(main, view):
+    def run(main, view, description):
         def wait(loaded):
             (folder / "begun").touch()
             while not (folder / "go").exists():
@@ -26,7 +26,7 @@ if module == os.environ.get("HELD"):
             main(loaded)
 
         wait.__module__ = main.__module__
-        start(wait, view)
+        start(wait, view, description)
 
     stage.run = run
 sys.argv = [module, *words]

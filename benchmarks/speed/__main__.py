@@ -31,10 +31,15 @@ RESULTS = Path("benchmarks/results/speed.json")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the chosen parts."""
-    parser = Parser("python -m benchmarks.speed", __doc__)
+    parser = Parser(
+        "python -m benchmarks.speed",
+        "Measure the time and memory that adapters take: training steps compared with PEFT's LoRA, many adapters in a "
+        f"batch, loading and serving a bank, and generation. Writes {RESULTS}.",
+    )
     count = os.cpu_count() or 1
-    parser.add_argument("part", nargs="?", choices=PARTS, help="(all)")
-    parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help="(%(default)s)")
+    parser.add_argument("part", nargs="?", choices=PARTS, help="part to measure (default: all)")
+    threads = "number of CPU threads (default: one per core)"
+    parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help=threads)
     with parser.parsed(arguments, "stopped; parts that are done are kept") as options:
         torch.set_num_threads(options.threads)
         threadpool_limits(options.threads)  # of the BLAS of numpy

@@ -58,19 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         UserError: if a file cannot be read or is not in data/, there is a row of this name, or the row would not do.
     """
-    parser = Parser("python -m pipeline.add", __doc__)
-    add = parser.add_argument
-    add("file", help="csv, tsv, jsonl, json, xlsx or parquet, in data/; texts also as gz, bz2, xz or zst")
-    add("--validation", metavar="FILE", help="a file with the validation split; by default it is cut from the first")
-    add("--test", metavar="FILE", help="a file with the test split; by default it is cut from the first")
-    add("--text", nargs="+", default=(), metavar="COLUMN", help="the column with the text, or two for pairs")
-    add("--label", metavar="COLUMN", help="the column to predict")
-    add("--tenant", metavar="COLUMN", help="the column that says whose row it is, if each has own labels")
-    add("--keep-labels", action="store_true", help="merge no labels that differ in case or space; N/A is a label")
-    add("--encoding", metavar="NAME", help="of the files, such as cp1252; by default it is recognized")
-    add("--sheet", metavar="NAME", help="of xlsx; by default the first")
-    add("--name", help="of the row; by default the file's")
-    with parser.parsed(words) as options:
+    with _parser().parsed(words) as options:
         files = _files(options)
         name = _name(options.name, files["train"])
         _check_new(name, check_rows("data"))
@@ -88,6 +76,29 @@ def main(words: Sequence[str] | None = None) -> None:
         console.line(f"{OWN}: added {name}: {len(table):,} rows of {where}")
         _show(table, loaded, notes, recognition.words_of(source))
         _show_commands(name, list(files.values()), loaded)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m pipeline.add",
+        "Register a file as a data set: infer its encoding, columns, labels, metrics and splits, and write an entry to "
+        f"{OWN}, which you can edit. Nothing is written if the file or the entry is invalid.",
+    )
+    add = parser.add_argument
+    formats = "CSV, TSV, JSONL, JSON, XLSX or Parquet file in data/; text formats also compressed (gz, bz2, xz, zst)"
+    add("file", metavar="FILE", help=formats)
+    add("--validation", metavar="FILE", help="file with the validation split (default: a part of FILE)")
+    add("--test", metavar="FILE", help="file with the test split (default: a part of FILE)")
+    columns = "column with the text, or two columns for text pairs (default: inferred)"
+    add("--text", nargs="+", default=(), metavar="COLUMN", help=columns)
+    add("--label", metavar="COLUMN", help="column to predict (default: inferred)")
+    add("--tenant", metavar="COLUMN", help="column with the tenant, if each has its own labels (default: no tenants)")
+    separate = "keep labels that differ only in case or space separate, and take N/A and nan as labels"
+    add("--keep-labels", action="store_true", help=separate)
+    add("--encoding", metavar="NAME", help="encoding of the files, such as cp1252 (default: detected)")
+    add("--sheet", metavar="NAME", help="sheet of an XLSX file (default: the first)")
+    add("--name", help="name of the data set (default: from the name of FILE)")
+    return parser
 
 
 def _files(options: argparse.Namespace) -> dict[Split, Path]:

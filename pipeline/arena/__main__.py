@@ -15,25 +15,42 @@ from pipeline.core.console import Parser, whole_number
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = Parser("python -m pipeline.arena", __doc__)
-    add = parser.add_argument
-    add("preset", nargs="?", default="offline", help="preset in pipeline/arena.yaml (%(default)s)")
-    add(
-        "--only",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="only entries whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them",
-    )
-    add("--jobs", type=whole_number(1, 64), default=2, metavar="N", help="trainings in parallel (%(default)s)")
-    add("--write", default="records", metavar="NAME", help="name of the file for new records (%(default)s)")
-    with parser.parsed(words, "stopped; finished trainings are kept") as options:
+    with _parser().parsed(words, "stopped; finished training runs are kept") as options:
         folder = record.FOLDER / options.preset
         chosen = preset.load(options.preset)
         entries = plan.entries(options.preset, chosen, options.only)
         new = folder / f"{options.write}{record.ENDING}"
         compete(entries, record.read(folder), new, options.jobs)
         console.line(f"compare: python -m pipeline.compare {options.preset}")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m pipeline.arena",
+        "Run a benchmark: train all methods of a preset on its tasks, with tuned learning rates and several seeds. "
+        "Finished training runs are kept in reports/arena/PRESET/, and an interrupted benchmark resumes from them.",
+    )
+    add = parser.add_argument
+    add(
+        "preset",
+        nargs="?",
+        metavar="PRESET",
+        default="offline",
+        help="preset in pipeline/arena.yaml (default: %(default)s)",
+    )
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="run only entries TASK: METHOD that contain TEXT, such as 'tweets: LoRA r=1' (default: all); may be "
+        "repeated to require several",
+    )
+    parallel = "number of training runs in parallel (default: %(default)s)"
+    add("--jobs", type=whole_number(1, 64), default=2, metavar="N", help=parallel)
+    file = "name of the file for new records, without extension (default: %(default)s)"
+    add("--write", default="records", metavar="NAME", help=file)
+    return parser
 
 
 if __name__ == "__main__":

@@ -20,11 +20,16 @@ COLUMNS = ("method", "score", "lead", "these tasks", "new tasks", "trained", "by
 
 def main(words: Sequence[str] | None = None) -> None:
     """Compare the methods of a preset, write the results, and print a summary."""
-    parser = Parser("python -m pipeline.compare", __doc__)
+    parser = Parser(
+        "python -m pipeline.compare",
+        "Compare the methods of a benchmark: print scores and their differences from the baseline's, and write one "
+        "HTML report with its figures as JSON.",
+    )
     add = parser.add_argument
-    add("preset", metavar="PRESET", help=f"a preset of {PATH} that has records in {FOLDER}")
-    add("--baseline", metavar="METHOD", help="method to compare others with (that of the preset)")
-    add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
+    add("preset", metavar="PRESET", help=f"preset in {PATH} that has records in {FOLDER}")
+    add("--baseline", metavar="METHOD", help="method to compare with (default: the preset's baseline)")
+    parent = "folder in which PRESET/ is written (default: %(default)s)"
+    add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help=parent)
     with parser.parsed(words) as options:
         name = options.preset
         preset = load(name)
@@ -36,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> None:
         write(folder / "comparison.json", with_a_line_each(comparison))
         write(folder / "index.html", page(comparison))
         show(comparison)
-        console.line(f"written: {folder / 'index.html'}, with its JSON beside it")
+        console.line(f"written: {folder / 'index.html'}, and comparison.json in the same folder")
 
 
 def write(path: Path, text: str) -> None:

@@ -31,10 +31,10 @@ Advance = Callable[..., None]  # counts units just done; a note stands behind th
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that keeps the lines of its description, and reports errors in one line."""
+    """An argument parser whose description is for users, and which reports errors in one line."""
 
-    def __init__(self, prog: str, description: str | None, epilog: str | None = None) -> None:
-        super().__init__(prog, None, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(prog, None, description, epilog)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit."""

@@ -35,24 +35,7 @@ FORMATS = (CSV, JSON_LINES)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = Parser("python -m pipeline.predict", __doc__)
-    add = parser.add_argument
-    add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
-    last = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
-    add("--adapter", type=Path, metavar="FOLDER", default=last, help="an adapter or a bank of tenants (%(default)s)")
-    add("--tenant", metavar="NAME", help="of a bank, who asks; of --file by default the column of training")
-    add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
-    runtimes = (graphs.TORCH, *graphs.GRAPHS)
-    about = "of --adapter, or of graphs of `lsr export --to onnx` in float32 or, text by text, 8 bits (%(default)s)"
-    add("--runtime", choices=runtimes, default=graphs.TORCH, help=about)
-    add("--file", type=Path, help="read the texts from csv, tsv, jsonl, json, xlsx or parquet, by extension")
-    add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
-    add("--skip-empty", action="store_true", help="skip rows without text and count them, instead of failing")
-    add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by extension, instead of printing")
-    add("--force", action="store_true", help="replace --out if it exists")
-    add("--json", action="store_true", help="print JSON lines")
-    add("--max-new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help="written at most (%(default)s)")
-    add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
+    parser = _parser()
     with parser.parsed(arguments, "stopped; --out was not half written", f"{parser.prog}: ") as options:
         _check(options)
         tables = _answered(options)
@@ -62,6 +45,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _write(tables, sys.stdout, JSON_LINES if options.json else CSV)
         else:
             _show(tables, str(options.adapter))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m pipeline.predict",
+        "Predict labels, numbers or completions for texts with a trained adapter. Prints a table on a terminal, CSV "
+        "otherwise, and only the completion of a single prompt; all columns of a file are kept. For text pairs, give "
+        "two arguments, two columns, or lines of standard input with a tab between the texts.",
+    )
+    add = parser.add_argument
+    add("texts", nargs="*", metavar="TEXT", help="texts (default, or -: lines of standard input)")
+    last = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
+    folder = f"folder of an adapter or bank (default: {artifacts.BANK} if there is one, or else {artifacts.ADAPTER})"
+    add("--adapter", type=Path, metavar="FOLDER", default=last, help=folder)
+    tenant = "tenant to predict for, with a bank (default with --file: the tenant column used in training)"
+    add("--tenant", metavar="NAME", help=tenant)
+    add("--base", metavar="FOLDER_OR_HUB_ID", help="base model (default: the one that the adapter names)")
+    about = (
+        "torch, or a graph from `lsr export --to onnx`: float32, or 8 bits one text at a time (default: %(default)s)"
+    )
+    add("--runtime", choices=(graphs.TORCH, *graphs.GRAPHS), default=graphs.TORCH, help=about)
+    add("--file", type=Path, help="read the texts from a CSV, TSV, JSONL, JSON, XLSX or Parquet file")
+    column = "text column of --file, or two columns for text pairs (default: as in training, or the only column)"
+    add("--column", nargs="+", metavar="NAME", help=column)
+    add("--skip-empty", action="store_true", help="skip rows without text and count them (default: stop at the first)")
+    add("--out", type=Path, metavar="FILE", help="write a .csv or .jsonl file instead of printing")
+    add("--force", action="store_true", help="overwrite --out if it exists")
+    add("--json", action="store_true", help="print JSON Lines")
+    longest = "maximum number of generated tokens per prompt (default: %(default)s)"
+    add("--max-new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help=longest)
+    size = "texts per batch (default: %(default)s)"
+    add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="N", help=size)
+    return parser
 
 
 def _check(options: Namespace) -> None:

@@ -19,27 +19,73 @@ def _count(text: str) -> int:
 COUNT = {"type": _count, "metavar": "N"}
 SECONDS = {"type": _count, "metavar": "S"}
 ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, by name
-    "bank": {"metavar": "BANK", "type": Path, "help": "folder of a bank, from `lsr bank`"},
-    "--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "the base model, if not the one that the adapters name"},
-    "--host": {"default": "127.0.0.1", "help": "(%(default)s)"},
-    "--port": {"type": int, "metavar": "N", "default": 8000, "help": "0: one that is free (%(default)s)"},
-    "--max-batch-size": {**COUNT, "default": 64, "help": "maximum texts per batch (%(default)s)"},
-    "--max-queue": {**COUNT, "default": 1024, "help": "maximum waiting texts; beyond it 429 (%(default)s)"},
-    "--max-wait-ms": {**COUNT, "metavar": "MS", "default": 3, "help": "maximum time to fill a batch (%(default)s)"},
-    "--max-length": {**COUNT, "default": 512, "help": "tokens of a text, or of prompt and completion (%(default)s)"},
-    "--max-new-tokens": {**COUNT, "default": 256, "help": "of these, for the completion of a prompt (%(default)s)"},
-    "--connections": {**COUNT, "default": 512, "help": "at most; one more has the longest idle closed (%(default)s)"},
-    "--client-connections": {**COUNT, "help": "of one address, such as that of a proxy (half of --connections)"},
-    "--head-seconds": {**SECONDS, "default": 10, "help": "for the head of a request (%(default)s)"},
-    "--body-seconds": {**SECONDS, "default": 60, "help": "for the body of a request (%(default)s)"},
-    "--answer-seconds": {**SECONDS, "default": 60, "help": "in which a client reads an answer (%(default)s)"},
+    "bank": {"metavar": "BANK", "type": Path, "help": "folder of the bank, from `lsr bank`"},
+    "--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "base model (default: the one that the adapters name)"},
+    "--host": {"default": "127.0.0.1", "help": "address to listen on (default: %(default)s)"},
+    "--port": {
+        "type": int,
+        "metavar": "N",
+        "default": 8000,
+        "help": "TCP port, 0 for any (default: %(default)s)",
+    },
+    "--max-batch-size": {**COUNT, "default": 64, "help": "maximum texts per batch (default: %(default)s)"},
+    "--max-queue": {
+        **COUNT,
+        "default": 1024,
+        "help": "maximum number of waiting texts; above it requests get 429 (default: %(default)s)",
+    },
+    "--max-wait-ms": {
+        **COUNT,
+        "metavar": "MS",
+        "default": 3,
+        "help": "maximum wait for a batch to fill, in milliseconds (default: %(default)s)",
+    },
+    "--max-length": {
+        **COUNT,
+        "default": 512,
+        "help": "maximum tokens per text, or per prompt and completion together (default: %(default)s)",
+    },
+    "--max-new-tokens": {
+        **COUNT,
+        "default": 256,
+        "help": "of these, the maximum for a completion (default: %(default)s)",
+    },
+    "--connections": {
+        **COUNT,
+        "default": 512,
+        "help": "maximum open connections; one more closes the one idle for longest (default: %(default)s)",
+    },
+    "--client-connections": {
+        **COUNT,
+        "help": "maximum open connections per client address, such as a proxy's (default: half of --connections)",
+    },
+    "--head-seconds": {
+        **SECONDS,
+        "default": 10,
+        "help": "seconds to receive the head of a request (default: %(default)s)",
+    },
+    "--body-seconds": {
+        **SECONDS,
+        "default": 60,
+        "help": "seconds to receive the body of a request (default: %(default)s)",
+    },
+    "--answer-seconds": {
+        **SECONDS,
+        "default": 60,
+        "help": "seconds for a client to read an answer (default: %(default)s)",
+    },
     # Clients close connections that they leave idle: if the server did so first, it might lose a request.
-    "--idle-seconds": {**SECONDS, "default": 75, "help": "between the requests of a connection (%(default)s)"},
+    "--idle-seconds": {
+        **SECONDS,
+        "default": 75,
+        "help": "seconds between two requests of a connection (default: %(default)s)",
+    },
     "--held": {
         **COUNT,
         "metavar": "MIB",
         "default": 128,
-        "help": "of unfinished bodies and unread answers, of one address half of it (%(default)s)",
+        "help": "MiB of memory for unfinished bodies and unread answers; half of it per client address "
+        "(default: %(default)s)",
     },
 }
 

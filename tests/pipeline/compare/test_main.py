@@ -51,7 +51,7 @@ def test_the_same_records_give_the_same_bytes(made, capsys):
         assert any(line.strip().rstrip(",") == json.dumps(result, ensure_ascii=False) for line in lines)
     (best,) = [row for row in results if (row["task"], row["method"]) == ("average", "LoRA r=8")]
     assert f"LoRA r=8 | {best['score']:.2f} ± {best['score_high'] - best['score']:.2f} | " in said
-    assert said.endswith("written: again/small/index.html, with its JSON beside it\n")
+    assert said.endswith("written: again/small/index.html, and comparison.json in the same folder\n")
 
 
 def test_texts_of_others_are_shown_as_they_are(made):

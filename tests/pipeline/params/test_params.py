@@ -208,7 +208,7 @@ def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(ow
 
 
 def test_the_command_says_what_would_run_and_what_is_not_there(workspace):
-    assert said(main) == "params.yaml: fine: lsr on minilm, movie-reviews, seed 0\n"
+    assert said(main) == "params.yaml: OK: lsr on minilm, movie-reviews, seed 0\n"
     write("data/datasets.yaml", {"mine": edited(DATASETS["sst2"], "source.kind", "files")})
     write("params.yaml", edited(edited(PARAMS, "model", "owner/nope"), "data", "mine"))
     data, model = refused(main, [], lines=2).splitlines()
