@@ -16,7 +16,7 @@ from transformers.utils import logging
 from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
 from lsr.convert.smaller import compress_adapter, quantize_adapter
-from lsr.convert.writing import COMMON, GRAPHS, check_output, replace_folder
+from lsr.convert.writing import GRAPHS, SHARED_ADAPTER, check_output, replace_folder
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE
@@ -154,8 +154,8 @@ def _bank(options: Namespace) -> None:
     adapters = "1 adapter" if count == 1 else f"{count} adapters"
     each = f"{size / count:,.0f} an adapter"
     say(f"{options.output}: {adapters} in {bank.shared.precision}, {size:,} bytes, {each}")
-    if bank.common is not None:
-        say(f"what they share: {_size(options.output / COMMON)}")
+    if bank.shared_adapter is not None:
+        say(f"what they share: {_size(options.output / SHARED_ADAPTER)}")
 
 
 def _sizes(source: Path, output: Path) -> str:

@@ -86,7 +86,7 @@ def main(view: params.FactorizeInitView) -> None:
     base_models.check_positions(base, view.tokenize.max_length)
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
     sizes = list[int]()  # of the batches of examples that are read
-    if "tenants.common" in starts:
+    if "tenants.shared_adapter" in starts:
         model = banks.extended(base, view, task)
         rows = list[Row]()
     else:

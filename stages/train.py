@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import Trainer, set_seed
 
 from lsr.serve.bank import AdapterBank
-from lsr.serve.common import last_layer
+from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import read_files
 from pipeline import evaluation, params, stage
 from pipeline.core import artifacts, console
@@ -74,7 +74,7 @@ def load_initialized(view: params.TrainView, task: Task, train: Dataset) -> Peft
     base = base_models.load_base_model(view.base_model, task)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     if view.tenants.folder:
-        banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
+        banks.freeze_shared_adapter(model, last_layer(read_files(artifacts.INIT)))
     run.weigh_classes(view, task, base, train)
     return model
 

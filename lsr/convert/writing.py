@@ -35,9 +35,12 @@ BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
 EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
-COMMON = "common"  # the folder in a bank with the adapter that its tenants share
+SHARED_ADAPTER = "shared_adapter"  # the folder in a bank with the adapter that its tenants share
 GRAPHS = "onnx"  # the folder with graphs, where transformers.js looks for them
-FOLDERS = {COMMON: ENDINGS, GRAPHS: (".onnx",)}  # that a command writes in a folder, with the endings of their files
+FOLDERS = {
+    SHARED_ADAPTER: ENDINGS,
+    GRAPHS: (".onnx",),
+}  # that a command writes in a folder, with the endings of their files
 MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 

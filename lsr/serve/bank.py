@@ -17,11 +17,11 @@ from lsr.loading.contents import Contents, check_labels, check_layers, make_labe
 from lsr.loading.task import check_ends, validate_task_info
 from lsr.loading.updates import Update
 from lsr.serve.admission import BaseModel, admit, check_modules
-from lsr.serve.common import base_with, on_plain_base, split
 from lsr.serve.file import HEADS, LAYERS, BankFile, FramesOfLayers, Notes
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, Shared, Version
+from lsr.serve.shared_adapter import base_with, on_plain_base, split
 from lsr.serve.stack import NOBODY, Stack, StoredStack, largest, round_up
 from lsr.tuner.files import Files
 from lsr.tuner.mistakes import InputError, wrap_errors
@@ -57,12 +57,12 @@ class AdapterBank(nn.Module):
     a core between frames that the bank holds, those of the first such adapter on the layer, it takes that of the core.
     `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit and 2bit, rounded as by `lsr.quantize_adapter`.
 
-    Tenants may share one adapter, `common`, which is merged into the base model; what they have of their own comes on
-    top: see `of_tenants`.
+    Tenants may share one adapter, `shared_adapter`, which is merged into the base model; what they have of their own
+    comes on top: see `of_tenants`.
 
     The base model is modified in place: its adapted layers and heads are wrapped, its parameters frozen, and it is put
     into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank; with a
-    common adapter those of the base model with it, and zeros as logits.
+    shared adapter those of the base model with it, and zeros as logits.
 
     Threads may share a bank, also to add and remove adapters: they wait for each other. The memory is that of the
     adapters that are in it, and at most 5 % more, whatever it held before.
@@ -83,7 +83,7 @@ class AdapterBank(nn.Module):
         self.model: Any = base.requires_grad_(False).eval()
         self._base = BaseModel.of(base)
         self.shared = Shared(precision, self._base.labels)
-        self.common: Files | None = None  # the adapter that tenants share, merged into the base model
+        self.shared_adapter: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self.versions: dict[str, Version] = {}  # by adapter: the one that answers now
         self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
@@ -109,9 +109,9 @@ class AdapterBank(nn.Module):
             InputError: if there is no such adapter, the rows are not the tenants', it cannot be merged, or the base
                 model is missing or does not fit.
         """
-        common, tenants = split(folder)
-        bank = cls(base_with(common, base), precision=precision)
-        bank.common = common
+        shared_adapter, tenants = split(folder)
+        bank = cls(base_with(shared_adapter, base), precision=precision)
+        bank.shared_adapter = shared_adapter
         bank.add_all(tenants)
         return bank
 
@@ -358,18 +358,18 @@ class AdapterBank(nn.Module):
     ) -> None:
         """Write an adapter as a folder of LORA or LSR, with its head and its task.json, for the plain base model.
 
-        As LSR it has cores and the frames around them, if the bank holds cores for all of its layers. A common adapter
+        As LSR it has cores and the frames around them, if the bank holds cores for all of its layers. A shared adapter
         is added to it exactly, by concatenating their ranks.
 
         Raises:
-            InputError: if the bank has no such adapter, or a common one that is neither LSR nor plain LoRA; or as
+            InputError: if the bank has no such adapter, or a shared one that is neither LSR nor plain LoRA; or as
                 `lsr.convert.writing` raises it.
         """
         check_output(Path(folder), (), replace=force)
-        write(on_plain_base(self.common, self.contents(name)), Path(folder), method)
+        write(on_plain_base(self.shared_adapter, self.contents(name)), Path(folder), method)
 
     def contents(self, name: str) -> Contents:
-        """Return a copy of what the bank has of an adapter, for `add`: on top of the common one, if there is any.
+        """Return a copy of what the bank has of an adapter, for `add`: on top of the shared one, if there is any.
 
         Raises:
             InputError: if the bank has no adapter of this name.
@@ -396,7 +396,7 @@ class AdapterBank(nn.Module):
         *,
         force: bool = False,
     ) -> None:
-        """Write the whole bank to a single file in a folder, and a common adapter to a folder beside it, for `load`.
+        """Write the whole bank to a single file in a folder, and a shared adapter to a folder beside it, for `load`.
 
         The errors are those of `lsr.convert.writing`.
         """
@@ -425,7 +425,7 @@ class AdapterBank(nn.Module):
             heads=[*self.heads],
             frames=frames,
             stacks=stacks,
-            common=self.common,
+            shared_adapter=self.shared_adapter,
         )
 
     @classmethod
@@ -448,7 +448,7 @@ class AdapterBank(nn.Module):
         # Take what a file holds, which anybody may have made, into a bank without adapters.
         check_modules(self._base, contents.layers, contents.heads)
         check_layers({name: frames.shape for name, (frames, _) in contents.frames.items()}, self.of_base)
-        self.common = contents.common
+        self.shared_adapter = contents.shared_adapter
         self.base_fields = contents.base
         self.places = {name: place for place, name in enumerate(contents.notes, start=NOBODY + 1)}
         self.shared.size += len(self.places)
@@ -479,8 +479,8 @@ class AdapterBank(nn.Module):
 
 def _base_of(contents: BankFile, base: nn.Module | str | None) -> nn.Module:
     """Return the base model of a bank in a file, with what tenants share; `base` is as in `AdapterBank.load`."""
-    if contents.common is not None:
-        return base_with(contents.common, base)
+    if contents.shared_adapter is not None:
+        return base_with(contents.shared_adapter, base)
     if isinstance(base, nn.Module):
         return base
     names = (name.partition("/")[2].replace("/", ".") for name in contents.stacks)

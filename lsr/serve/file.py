@@ -3,15 +3,15 @@
 It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../counts`, likewise those of `heads`, and
 `frames/MODULE/a` and `b`, once for all layers that share them. Its header has a single entry of metadata, HEADER, JSON:
 
-    checksum   SHA-256 of the file up to the first tensor, with BLANK in place of this checksum
-    checksums  by tensor: SHA-256 of its bytes
-    base       the base model according to the adapters' configurations
-    precision  of the stacks
-    notes      by adapter, in the order of their places: the contents of its task.json
-    layers     the modules of the base model that are adapted
-    heads      those that are trained in full
-    frames     by layer with cores: the layer after which its frames are named, and the entries of a core
-    common     by file of the folder of the adapter that all tenants share: its SHA-256; null without such an adapter
+    checksum       SHA-256 of the file up to the first tensor, with BLANK in place of this checksum
+    checksums      by tensor: SHA-256 of its bytes
+    base           the base model according to the adapters' configurations
+    precision      of the stacks
+    notes          by adapter, in the order of their places: the contents of its task.json
+    layers         the modules of the base model that are adapted
+    heads          those that are trained in full
+    frames         by layer with cores: the layer after which its frames are named, and the entries of a core
+    shared_adapter by file of the folder of the adapter that all tenants share: its SHA-256; null without one
 
 So a change of any byte is noticed. Whoever can compute the checksums anew can write what they like; therefore all
 that is read is checked as if there were none.
@@ -29,20 +29,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.convert.writing import COMMON, replace_folder, write_files
+from lsr.convert.writing import SHARED_ADAPTER, replace_folder, write_files
 from lsr.loading.base_models import by
 from lsr.loading.contents import BASE_FIELDS
 from lsr.loading.task import are_names, validate_task_info
 from lsr.loading.updates import Frames
 from lsr.serve.admission import check_name
-from lsr.serve.common import bytes_of
+from lsr.serve.shared_adapter import bytes_of
 from lsr.serve.stack import StoredStack
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
 from lsr.tuner.mistakes import InputError, wrap_errors
 
 FILE = "bank.safetensors"
 HEADERS = "lsr_bank_"  # and a version
-HEADER = f"{HEADERS}8"
+HEADER = f"{HEADERS}9"
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors
 BLANK = "0" * 64
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -66,7 +66,7 @@ class BankFile:
     heads: list[str]
     frames: FramesOfLayers  # of layers with cores
     stacks: dict[str, StoredStack]  # by name: layers/MODULE/STACK or heads/MODULE/STACK
-    common: Files | None  # the adapter that all tenants share
+    shared_adapter: Files | None  # the adapter that all tenants share
 
 
 def read(folder: Path) -> BankFile:
@@ -91,12 +91,12 @@ def read(folder: Path) -> BankFile:
         heads=header["heads"],
         frames=frames,
         stacks=stacks,
-        common=None if header["common"] is None else _common(folder / COMMON, header["common"]),
+        shared_adapter=_read_shared_adapter(folder / SHARED_ADAPTER, header["shared_adapter"]),
     )
 
 
 def write(contents: BankFile, folder: Path) -> None:
-    """Write a bank's file, and the folder of a common adapter next to it; an existing folder is replaced.
+    """Write a bank's file, and the folder of a shared adapter next to it; an existing folder is replaced.
 
     Raises:
         InputError: as `lsr.convert.writing`.
@@ -106,10 +106,10 @@ def write(contents: BankFile, folder: Path) -> None:
         owners.setdefault(frames, layer)
     tensors = _tensors(contents, owners)
     with replace_folder(folder) as new:
-        common = contents.common
-        if common is not None:
-            (new / COMMON).mkdir()
-            write_files(new / COMMON, str(folder), common.fields, common.tensors)
+        shared_adapter = contents.shared_adapter
+        if shared_adapter is not None:
+            (new / SHARED_ADAPTER).mkdir()
+            write_files(new / SHARED_ADAPTER, str(folder), shared_adapter.fields, shared_adapter.tensors)
         header = {
             "checksum": BLANK,
             "checksums": {name: _digest(tensor) for name, tensor in tensors.items()},
@@ -119,7 +119,7 @@ def write(contents: BankFile, folder: Path) -> None:
             "layers": contents.layers,
             "heads": contents.heads,
             "frames": {layer: (owners[frames], size) for layer, (frames, size) in contents.frames.items()},
-            "common": None if common is None else _digests_in(new / COMMON),
+            "shared_adapter": None if shared_adapter is None else _digests_in(new / SHARED_ADAPTER),
         }
         metadata = {HEADER: json.dumps(header)}
         save_file(tensors, new / FILE, metadata=metadata)
@@ -255,12 +255,14 @@ def _notes(entries: Mapping[str, Any]) -> Notes:
     return notes
 
 
-def _common(folder: Path, digests: Mapping[str, str]) -> Files:
-    """Return the adapter that all tenants share.
+def _read_shared_adapter(folder: Path, digests: Mapping[str, str] | None) -> Files | None:
+    """Return the adapter that all tenants share; None if a bank has no checksums of one.
 
     Raises:
         InputError: as `read_files`, or if its files do not have these checksums.
     """
+    if digests is None:
+        return None
     files = read_files(folder)
     if _digests_in(folder) != digests:
         raise InputError(f"{folder}: not the adapter that the tenants of this bank share; {REMEDY}")
@@ -318,5 +320,5 @@ FIELDS = {
     "layers": (_are_different_names, "a list of different names"),
     "heads": (_are_different_names, "a list of different names"),
     "frames": (_are_frames, "an object with a name and a number for each layer"),
-    "common": (lambda value: value is None or _are_digests(value), "null or an object of SHA-256"),
+    "shared_adapter": (lambda value: value is None or _are_digests(value), "null or an object of SHA-256"),
 }

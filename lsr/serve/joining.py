@@ -10,8 +10,8 @@ from lsr.loading.base_models import load_base, locate, tokenizer_in
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.task import TENANTS
 from lsr.serve.bank import AdapterBank
-from lsr.serve.common import base_with, fingerprint, split
 from lsr.serve.file import FILE
+from lsr.serve.shared_adapter import base_with, fingerprint, split
 from lsr.tuner.files import CONFIG, Files, tokenizer_files
 from lsr.tuner.mistakes import InputError
 
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """The adapters in a folder."""
 
     adapters: dict[str, Contents]  # by name
-    common: Files | None = None  # the adapter that they share
+    shared_adapter: Files | None = None  # the adapter that they share
     precision: str | None = None  # of a bank
 
 
@@ -43,13 +43,13 @@ def join_banks(
     """
     folders = [folder for source in sources for folder in _folders(source)]
     parts = list[Part]()
-    shared = set[str | None]()  # fingerprints of common adapters
+    shared = set[str | None]()  # fingerprints of shared adapters
     for folder in folders:
         part = _part(folder, base)
         parts.append(part)
-        shared.add(fingerprint(part.common))
+        shared.add(fingerprint(part.shared_adapter))
         if len(shared) > 1:
-            raise InputError(f"{folder}: its adapters do not share the common one of those in {folders[0]}")
+            raise InputError(f"{folder}: its adapters do not share the shared one of those in {folders[0]}")
     precisions = sorted({part.precision for part in parts if part.precision})
     if precision is None and len(precisions) > 1:
         raise InputError(f"banks in {' and '.join(precisions)}: choose a precision with --precision")
@@ -57,11 +57,11 @@ def join_banks(
     if not contents:
         raise InputError(f"{folders[0]}: a bank without adapters")
     first = contents[0]
-    common = parts[0].common
-    model = load_base(first.base, first.heads, base) if common is None else base_with(common, base)
+    shared_adapter = parts[0].shared_adapter
+    model = load_base(first.base, first.heads, base) if shared_adapter is None else base_with(shared_adapter, base)
     _check_tokenizers(folders, tokenizer_in(*locate(first.base, base)))
     bank = AdapterBank(model, precision=precision or next(iter(precisions), "float32"))
-    bank.common = common
+    bank.shared_adapter = shared_adapter
     for part in parts:
         bank.add_all(part.adapters)
     return bank
@@ -71,10 +71,10 @@ def _part(folder: Path, base: str | None) -> Part:
     if (folder / FILE).exists():
         bank = AdapterBank.load(base, folder)
         adapters = {name: replace(bank.contents(name), source=f"{folder}: {name}") for name in bank.names}
-        return Part(adapters, bank.common, bank.shared.precision)
+        return Part(adapters, bank.shared_adapter, bank.shared.precision)
     if TENANTS in (read_task(folder) or {}):
-        common, adapters = split(folder)
-        return Part(adapters, common)
+        shared_adapter, adapters = split(folder)
+        return Part(adapters, shared_adapter)
     return Part({folder.absolute().name: read_contents(folder)})  # not the name of what a link leads to
 
 

@@ -162,7 +162,7 @@ class Entry:
         overrides = {
             **{key: value for key, value in values.items() if section_of(key) not in others},
             "train.processes": 1,  # workers share the machine instead
-            "tenants.common": "trained",
+            "tenants.shared_adapter": "trained",
             "adapter": adapter,
             "data": self.preset.row_of(self.task),
             "model": self.preset.model,
@@ -253,7 +253,7 @@ def key_of(
         **({"by_hash": sorted(by_hash)} if by_hash else {}),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
-        **({} if view.dataset.tenant is None else {"tenants": view.tenants.common}),
+        **({} if view.dataset.tenant is None else {"tenants": view.tenants.shared_adapter}),
     }
     text = json.dumps(known, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

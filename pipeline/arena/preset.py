@@ -29,7 +29,14 @@ Amount = Literal["all"] | Count
 Datasets = Mapping[str, DatasetRow]  # by task
 Features = Literal["mean", "first", "nearest", "words"]  # states: their mean twice, the first; counts of tokens
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
-OWN_KEYS = {"data", "model", "seed", "adapter", "train.processes", "tenants.common"}  # the arena sets them itself
+OWN_KEYS = {
+    "data",
+    "model",
+    "seed",
+    "adapter",
+    "train.processes",
+    "tenants.shared_adapter",
+}  # the arena sets them itself
 UNREAD_KEYS = {"train.report_to", "tenants.precision"}  # and the section evaluate: the arena scores in its own way
 NEW_TOKENS = "new_tokens"  # the key of reads that has no value `all`
 WRITES_NOTHING = "new_tokens has no effect: the data have no completions"

@@ -80,7 +80,7 @@ def starts(view: FactorizeInitView) -> dict[str, str]:
     """Return the folders of the adapters from which an initialization starts, by the key of params.yaml."""
     folders = {}
     if view.tenants.folder:  # where the data have no tenants, params.yaml must not set it
-        folders["tenants.common"] = view.tenants.folder
+        folders["tenants.shared_adapter"] = view.tenants.folder
     if isinstance(view.section, LsrParams) and view.section.source:
         folders[f"{view.section.word}.init"] = view.section.source
     return folders

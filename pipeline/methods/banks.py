@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lsr.init.passes import fit_head
 from lsr.loading.adapters import load_onto
 from lsr.serve.bank import AdapterBank
-from lsr.serve.common import last_layer, split
+from lsr.serve.shared_adapter import last_layer, split
 from lsr.tuner.files import PREFIX, Files, adapter_folder
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
@@ -36,40 +36,40 @@ def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> Peft
     Raises:
         UserError: if there is no such adapter, or it does not fit the base model.
     """
-    where = f"{PARAMS}: tenants.common: "
+    where = f"{PARAMS}: tenants.shared_adapter: "
     with as_user_error(ValueError, before=where):
-        common, _ = split(adapter_folder(str(view.tenants.folder)))
-        _check_type(view, common)
+        shared_adapter, _ = split(adapter_folder(str(view.tenants.folder)))
+        _check_type(view, shared_adapter)
     collate = task.head.collator(tokenizer_of(base, view.base_model))
     train = tokens.load_tokens("train")
     batches = list(tokens.sample(train, collate, FITTED, view.seed, BATCH))
     with as_user_error(ValueError, before=where):
-        layer = last_layer(common)
-        tensors = dict(common.tensors)
+        layer = last_layer(shared_adapter)
+        tensors = dict(shared_adapter.tensors)
         for key, value in base.state_dict().items():
             if key.startswith(f"{layer}."):
                 tensors[f"{PREFIX}{key}"] = value
-        model = load_onto(base, common._replace(tensors=tensors), trainable=True)
-        freeze_common(model, layer)
+        model = load_onto(base, shared_adapter._replace(tensors=tensors), trainable=True)
+        freeze_shared_adapter(model, layer)
         own = [_own_layer(model, layer)]
         with fit_head(model, own, batches, seed=view.seed, keep=True, track=console.track):
             return model
 
 
-def _check_type(view: FactorizeInitView, common: Files) -> None:
+def _check_type(view: FactorizeInitView, shared_adapter: Files) -> None:
     """Check that params.yaml names an adapter of the type that the tenants share: reports name it.
 
     Raises:
         UserError: if it is of another type.
     """
     section = load_params().sections[view.adapter]
-    shared = common.fields["peft_type"]
+    shared = shared_adapter.fields["peft_type"]
     if isinstance(section, LsrParams | PeftParams) and section.type != shared:
         given = f"{PARAMS}: adapter: {view.adapter} is not of the type of {view.tenants.folder}"
-        raise UserError(f"{given}, in which tenants.common has an adapter of {shared}; choose one that is")
+        raise UserError(f"{given}, in which tenants.shared_adapter has an adapter of {shared}; choose one that is")
 
 
-def freeze_common(model: PeftModel, layer: str) -> None:
+def freeze_shared_adapter(model: PeftModel, layer: str) -> None:
     """Leave the rows of tenants in the head's last layer trainable alone."""
     model.requires_grad_(False)
     _own_layer(model, layer).requires_grad_(True)

@@ -14,7 +14,7 @@ from lsr.init.passes import Track, hide_progress
 from lsr.init.source import Matrices
 from lsr.loading.contents import Contents, check_layers, read_contents
 from lsr.loading.task import TENANTS
-from lsr.serve.common import last_layer
+from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import TASK, adapter_folder, read_files
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error

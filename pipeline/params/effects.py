@@ -17,7 +17,7 @@ from pipeline.params.sections import MAX_EPOCHS, READ, LsrParams, MethodParams, 
 COMMITTED = {
     "train.epochs": 2,
     "train.head_learning_rate": 0.002,
-    "tenants.common": "trained",
+    "tenants.shared_adapter": "trained",
     "tenants.precision": "8bit",
     "evaluate.resamples": 2000,
     "evaluate.max_new_tokens": 64,
@@ -45,7 +45,7 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
     is_of_tenants = row.tenant is not None
     reasons = dict[str, str]()
     if not is_of_tenants:
-        reasons["tenants.common"] = reasons["tenants.precision"] = "the data have no column of tenants"
+        reasons["tenants.shared_adapter"] = reasons["tenants.precision"] = "the data have no column of tenants"
     if row.label.has_new_tokens:
         reasons["train.head_learning_rate"] = "a language model has no head of its own to train"
     else:

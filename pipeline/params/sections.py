@@ -139,7 +139,7 @@ class TrainParams(Section):
 class TenantsParams(Section):
     """The adapter that tenants share, and their bank, if the row of data has a column of them."""
 
-    common: StrictStr = Field(
+    shared_adapter: StrictStr = Field(
         pattern="^trained$|/",
         description="trained: one adapter for all; or the folder of an adapter of tenants, which stays as it is and "
         "gets heads for those of the row",
@@ -151,7 +151,7 @@ class TenantsParams(Section):
     @property
     def folder(self) -> str | None:
         """The folder of the adapter that stays as it is."""
-        return None if self.common == "trained" else self.common
+        return None if self.shared_adapter == "trained" else self.shared_adapter
 
 
 class EvaluateParams(Section):

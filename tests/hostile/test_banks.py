@@ -22,7 +22,7 @@ from tests.kit import LONGEST, NIGHTLY, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.lsr.serve import decoding
 from tests.lsr.serve.sealing import seal
-from tests.lsr.serve.test_common import TENANTS, rows_of, save_tenants
+from tests.lsr.serve.test_shared_adapter import TENANTS, rows_of, save_tenants
 from tests.tiny.models import tiny
 from tests.tiny.subjects import DENSE
 
@@ -88,10 +88,10 @@ BANKS = {  # a function that saves adapters in a folder, and returns their bank,
     "cores on shared frames": of_form("diagonal cores on shared frames"),
     "a head of two modules": of_form("a head of two modules"),
     "generated text": of_form("no head"),
-    "tenants with a common adapter": of_tenants,
+    "tenants with a shared adapter": of_tenants,
     "the same tenants in 3 bits": lambda folder: of_tenants(folder, "3bit"),
 }
-QUICK = ("classes, pairs and numbers", "tenants with a common adapter")
+QUICK = ("classes, pairs and numbers", "tenants with a shared adapter")
 
 
 def loaded(base, folder):
@@ -108,12 +108,12 @@ def loaded(base, folder):
 def test_a_bank_answers_as_peft_and_any_change_of_its_bytes_is_refused_in_a_line(kind, tmp_path, trials):
     held, model, expected = BANKS[kind](tmp_path)
     held.save(tmp_path / "bank")
-    base = None if held.common else tiny(model)
+    base = None if held.shared_adapter else tiny(model)
     again = AdapterBank.load(base and tiny(model), tmp_path / "bank")
     for name, row in zip(expected, asked(again, [*expected]), strict=True):
         assert_close(row[..., : expected[name].shape[-1]], expected[name], rtol=1e-5, atol=1e-5)
     whole = {path: path.read_bytes() for path in sorted((tmp_path / "bank").rglob("*")) if path.is_file()}
-    assert len(whole) == 1 + 2 * bool(held.common)
+    assert len(whole) == 1 + 2 * bool(held.shared_adapter)
     chance = random.Random(kind)
     for turn in range(CHANGES):
         path = chance.choice([*whole])

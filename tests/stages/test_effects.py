@@ -80,7 +80,7 @@ def tokenized(tmp_path_factory):
                 workspace.change(adapter="lora")
                 run(FACTORIZE, TRAIN)  # what later tenants may share
                 workspace.change(adapter="lsr")
-            (folder / artifacts.ADAPTER).rename(folder / "models/common")
+            (folder / artifacts.ADAPTER).rename(folder / "models/shared")
         return run_in(folder, TOKENIZE)
 
     return made

@@ -17,7 +17,7 @@ from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, outcome, 
 from tests.stages.shops import LABELS, rows
 
 ROW = workspace.ROWS["shops"]
-PRECISE = {"common": "trained", "precision": "float32"}
+PRECISE = {"shared_adapter": "trained", "precision": "float32"}
 
 
 @pytest.fixture
@@ -61,11 +61,11 @@ def test_two_runs_write_the_same_bytes(shops):
 
 def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
     run(FACTORIZE, TRAIN)
-    shutil.copytree(artifacts.ADAPTER, "models/common")
-    before = load_file(Path("models/common") / WEIGHTS)
+    shutil.copytree(artifacts.ADAPTER, "models/shared")
+    before = load_file(Path("models/shared") / WEIGHTS)
     write("data/late.csv", rows({"late": ["a", "b"]}))
     write("data/datasets.yaml", {"late": ROW | {"source": {"kind": "files", "files": {"train": "data/late.csv"}}}})
-    workspace.change(data="late", tenants={"common": "models/common"})
+    workspace.change(data="late", tenants={"shared_adapter": "models/shared"})
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     after = load_file(artifacts.ADAPTER / WEIGHTS)
     changed = {name.split(".")[-2] for name, value in after.items() if not value.equal(before[name])}

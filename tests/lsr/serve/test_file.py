@@ -158,8 +158,11 @@ WORDS = "bert.embeddings.word_embeddings"
         (lambda header, tensors: header["notes"].update(a={"labels": ["x", "y", "\ud800"]}), "half a character"),
         (lambda header, tensors: header["notes"].update(a=deep(51)), "more than 52 values within one another"),
         (lambda header, tensors: header.update(notes=[]), "notes must be an object with the note of each adapter"),
-        (lambda header, tensors: header.pop("common"), "common must be null or an object"),
-        (lambda header, tensors: header.update(common={"adapter_config.json": ""}), "common must be null or an obj"),
+        (lambda header, tensors: header.pop("shared_adapter"), "shared_adapter must be null or an object"),
+        (
+            lambda header, tensors: header.update(shared_adapter={"adapter_config.json": ""}),
+            "shared_adapter must be null or an obj",
+        ),
         (lambda header, tensors: header["base"].update(task_type=["SEQ_CLS"]), "base must be an object of base_model"),
         (lambda header, tensors: header["base"].update(more="x"), "base must be an object of base_model"),
         (lambda header, tensors: move(tensors, HEAD), "bias does not have the rows of a head for each adapter"),
@@ -319,8 +322,8 @@ def test_frames_that_overflow_for_the_rows_of_others_are_refused(saved, tmp_path
 def test_a_bank_of_another_version_is_refused_with_what_to_do(saved, tmp_path):
     saved("factors")
     tensors = load_file(tmp_path / "bank" / file.FILE)
-    save_file(tensors, tmp_path / "bank" / file.FILE, metadata={"lsr_bank_7": "{}"})
-    says = "bank.safetensors: lsr_bank_7, needed: lsr_bank_8; write the bank again from its adapters"
+    save_file(tensors, tmp_path / "bank" / file.FILE, metadata={"lsr_bank_8": "{}"})
+    says = "bank.safetensors: lsr_bank_8, needed: lsr_bank_9; write the bank again from its adapters"
     refused(AdapterBank.load, tiny("bert"), tmp_path / "bank", says=says)
 
 

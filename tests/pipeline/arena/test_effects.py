@@ -65,7 +65,7 @@ KEYS = {
     "train.class_weights": [({}, "balanced", None)],  # of 47 rows, so that a class has fewer
     "train.precision": [({}, "bf16", None), ({}, "fp16", "small.tasks.glue: train.precision: fp16 needs a GPU")],
     "train.report_to": [({}, ["tensorboard"], "params: train.report_to has no effect: the arena does not read it")],
-    "tenants.common": [({}, "models/common", "params: tenants.common is set by the arena itself")],
+    "tenants.shared_adapter": [({}, "models/shared", "params: tenants.shared_adapter is set by the arena itself")],
     "tenants.precision": [({}, "4bit", "params: tenants.precision has no effect: the arena does not read it")],
     "evaluate.batch_size": [({}, 7, "params: evaluate.batch_size has no effect: the arena does not read it")],
     "evaluate.resamples": [({}, 300, "params: evaluate.resamples has no effect: the arena does not read it")],

@@ -177,7 +177,10 @@ BROKEN = [
     ({"tuning": {"rates": [1.0, 1.0]}}, "small.tuning.rates: "),
     ({"rounded": [1, 7]}, "small: rounded: no '7' here"),
     ({"params": {"seed": 3}}, "params: seed is set by the arena itself"),
-    ({"params": {"tenants.common": "models/common"}}, "params: tenants.common is set by the arena itself"),
+    (
+        {"params": {"tenants.shared_adapter": "models/shared"}},
+        "params: tenants.shared_adapter is set by the arena itself",
+    ),
     ({"averages": {"main": ["glue", "rating"]}}, "averages: main: no 'rating' here; did you mean ratings?"),
     ({"averages": {"glue": ["glue", "ratings"]}}, "averages: glue is the name of a task"),
     ({"tasks": {"comparisons": {}}, "averages": {"main": ALL}}, "ratings and comparisons share their texts; keep"),

@@ -68,6 +68,7 @@ def test_a_mistake_is_one_line(root, key, value, message):
 
 
 RENAMED = [
+    ("params.yaml", "shared_adapter", "common", "params.yaml: tenants.common: this key is now called shared_adapter"),
     (
         "params.yaml",
         "warmup_ratio",

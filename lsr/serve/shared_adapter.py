@@ -1,6 +1,6 @@
 """What tenants share: one adapter, trained with a head that has the rows of all of them, one after another.
 
-The rows of the head's last layer are each tenant's own, and all else is common: it is merged into the base model once.
+The rows of the head's last layer are each tenant's own, and all else is shared: it is merged into the base model once.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ Shapes = dict[str, Sequence[int]]  # of tensors, by name
 
 
 def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
-    """Return the common part of a tenants' adapter, and each tenant's part, by name.
+    """Return the shared part of a tenants' adapter, and each tenant's part, by name.
 
-    The common part is an adapter of the same method: its head's last layer has two rows of zeros. A tenant has the rows
+    The shared part is an adapter of the same method: its head's last layer has two rows of zeros. A tenant has the rows
     of this layer for its own labels, the note with their names, and no update.
 
     Raises:
@@ -44,7 +44,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     count = sum(sizes)
     layer = last_layer(files)
     rows = _rows_of(layer, files)
-    shapes = Shapes()  # of the common part
+    shapes = Shapes()  # of the shared part
     pieces = list[Sequence[Tensor]]()  # of each tensor, by tenant
     for key, value in rows.items():
         if not value.dim() or len(value) != count:
@@ -114,33 +114,33 @@ def last_layer(files: Files) -> str:
     raise InputError(f"{files.folder}: an adapter of the method {files.method} has no head with rows of tenants")
 
 
-def base_with(common: Files, base: nn.Module | str | None) -> nn.Module:
-    """Return a base model, or that in a folder or hub repository, with a common adapter merged into it by PEFT.
+def base_with(shared_adapter: Files, base: nn.Module | str | None) -> nn.Module:
+    """Return a base model, or that in a folder or hub repository, with a shared adapter merged into it by PEFT.
 
     Its head's last layer has zeros. A model that is given is modified. The errors are those of `load_adapter` and
     `merged`.
     """
     if not isinstance(base, nn.Module):
-        return merge_adapter(load_adapter(common, base, None), common)
+        return merge_adapter(load_adapter(shared_adapter, base, None), shared_adapter)
     own = base.state_dict()
-    rows = _rows_of(last_layer(common), common)
+    rows = _rows_of(last_layer(shared_adapter), shared_adapter)
     shapes = Shapes()
     for key, value in rows.items():
         tensor = own.get(key, value)
         shapes[key] = tensor.shape
-    return merge_adapter(load_onto(base, _with_zeros(common, shapes)), common)
+    return merge_adapter(load_onto(base, _with_zeros(shared_adapter, shapes)), shared_adapter)
 
 
-def fingerprint(common: Files | None) -> str | None:
-    """Return a hash of what a common adapter computes: its method, its scaling, and its tensors."""
-    if common is None:
+def fingerprint(shared_adapter: Files | None) -> str | None:
+    """Return a hash of what a shared adapter computes: its method, its scaling, and its tensors."""
+    if shared_adapter is None:
         return None
     scaling = dict[str, Any]()
-    for key, value in common.fields.items():
+    for key, value in shared_adapter.fields.items():
         if "alpha" in key or key in SCALED_BY:
             scaling[key] = value
     text = json.dumps(scaling, sort_keys=True)
-    content = text.encode() + save(common.tensors)
+    content = text.encode() + save(shared_adapter.tensors)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -150,15 +150,15 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return entries.view(torch.uint8).numpy().data
 
 
-def on_plain_base(common: Files | None, own: Contents) -> Contents:
-    """Return what a bank has of an adapter as one of the plain base model: the common update, if any, plus its own.
+def on_plain_base(shared_adapter: Files | None, own: Contents) -> Contents:
+    """Return what a bank has of an adapter as one of the plain base model: the shared update, if any, plus its own.
 
-    The errors are those of `read_contents`: the common adapter may be none of LSR or plain LoRA.
+    The errors are those of `read_contents`: the shared adapter may be none of LSR or plain LoRA.
     """
-    if common is None:
+    if shared_adapter is None:
         endings = [ending.removeprefix(".") for ending in own.endings]
         return replace(own, endings=tuple(endings))
-    shared = read_contents(common, with_biases=True)
+    shared = read_contents(shared_adapter, with_biases=True)
     updates = dict(shared.updates)
     for name, update in own.updates.items():
         if name in updates:

@@ -16,7 +16,7 @@ from lsr import AdapterBank
 from lsr.__main__ import main
 from lsr.loading.contents import read_contents
 from lsr.serve import file
-from lsr.serve.common import PLACEHOLDER, base_with, split
+from lsr.serve.shared_adapter import PLACEHOLDER, base_with, split
 from lsr.tuner.files import TASK, WEIGHTS
 from tests.kit import edit, refused, said, write
 from tests.lsr.saved import asked, save_lora, says, with_labels
@@ -104,15 +104,19 @@ def test_each_tenant_has_its_rows_of_the_wide_head_also_from_a_file_and_as_lora(
 def test_the_common_adapter_is_one_of_peft_and_holds_no_row_of_a_tenant(tmp_path):
     model = save_tenants(tmp_path / "adapter")
     AdapterBank.of_tenants(tmp_path / "adapter", precision="3bit").save(tmp_path / "bank")
-    common = PeftModel.from_pretrained(with_labels(tiny("roberta"), PLACEHOLDER), str(tmp_path / "bank/common"))
-    tensors, whole = (load_file(folder / WEIGHTS) for folder in (tmp_path / "bank/common", tmp_path / "adapter"))
+    shared_adapter = PeftModel.from_pretrained(
+        with_labels(tiny("roberta"), PLACEHOLDER), str(tmp_path / "bank/shared_adapter")
+    )
+    tensors, whole = (
+        load_file(folder / WEIGHTS) for folder in (tmp_path / "bank/shared_adapter", tmp_path / "adapter")
+    )
     last = [f"base_model.model.classifier.out_proj.{kind}" for kind in ("weight", "bias")]
     assert tensors.keys() == whole.keys()
     assert all(torch.equal(tensors[name], whole[name]) for name in tensors.keys() - {*last})
     assert all(len(tensors[name]) == PLACEHOLDER and not tensors[name].any() for name in last)
     with torch.no_grad():
         actual, expected = (
-            one(**tokens(), output_hidden_states=True).hidden_states[-1] for one in (common.eval(), model)
+            one(**tokens(), output_hidden_states=True).hidden_states[-1] for one in (shared_adapter.eval(), model)
         )
     assert_close(actual, expected)
 
@@ -156,7 +160,10 @@ def test_a_tenant_who_comes_later_is_joined_and_changes_no_bit(tmp_path, monkeyp
     first, shared = said(main, "bank", "--from", "first", "later", "-o", "both").splitlines()
     size = Path("both", file.FILE).stat().st_size
     assert first == f"both: 4 adapters in 4bit, {size:,} bytes, {size / 4:,.0f} an adapter"
-    assert shared == f"what they share: {sum(path.stat().st_size for path in Path('both/common').iterdir()):,} bytes"
+    assert (
+        shared
+        == f"what they share: {sum(path.stat().st_size for path in Path('both/shared_adapter').iterdir()):,} bytes"
+    )
     one, both = (AdapterBank.load(None, tmp_path / name) for name in ("first", "both"))
     assert both.names == [*TENANTS, "late"]
     assert torch.equal(asked(both, WIDE), asked(one, WIDE))
@@ -176,21 +183,21 @@ def test_what_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
     for precision in ("3bit", "float32"):
         said(main, "bank", "--from", "adapter", "-o", precision, "--precision", precision)
     for names, line in (
-        (("adapter", "other"), "other: its adapters do not share the common one of those in adapter"),
-        (("float32", "plain"), "plain: its adapters do not share the common one of those in float32"),
-        (("plain", "float32"), "float32: its adapters do not share the common one of those in plain"),
+        (("adapter", "other"), "other: its adapters do not share the shared one of those in adapter"),
+        (("float32", "plain"), "plain: its adapters do not share the shared one of those in float32"),
+        (("plain", "float32"), "float32: its adapters do not share the shared one of those in plain"),
         (("float32", "adapter"), "adapter: acme: an adapter named 'acme' is in the bank"),
         (("float32", "3bit"), "banks in 3bit and float32: choose a precision with --precision"),
     ):
         refused(main, ("bank", "--from", *names, "-o", "new"), says=line)
-    write("float32/common/mine.txt", "")
-    write("float32/common/notes.doc", "")
+    write("float32/shared_adapter/mine.txt", "")
+    write("float32/shared_adapter/notes.doc", "")
     refused(main, ("bank", "--from", "adapter", "-o", "float32", "--force"), says="holds notes.doc")
     assert not Path("new").exists()
 
 
 def later(source, folder, **tenants):
-    """Write the adapter of other tenants on the same common one, with random rows."""
+    """Write the adapter of other tenants on the same shared one, with random rows."""
     shutil.copytree(source, folder)
     rows = sum(len(labels) for labels in tenants.values())
     layer = "base_model.model.classifier"
@@ -244,18 +251,23 @@ def test_another_common_adapter_than_the_banks_is_refused(tmp_path):
     for seed, name in enumerate(("one", "two")):
         save_tenants(tmp_path / name, seed=seed)
         AdapterBank.of_tenants(tmp_path / name).save(tmp_path / "bank" / name)
-    shutil.rmtree(tmp_path / "bank/one/common")
-    refused(AdapterBank.load, None, tmp_path / "bank/one", says="common: no such folder")
-    shutil.copytree(tmp_path / "bank/two/common", tmp_path / "bank/one/common")
-    refused(AdapterBank.load, None, tmp_path / "bank/one", says="common: not the adapter that the tenants of this bank")
+    shutil.rmtree(tmp_path / "bank/one/shared_adapter")
+    refused(AdapterBank.load, None, tmp_path / "bank/one", says="shared_adapter: no such folder")
+    shutil.copytree(tmp_path / "bank/two/shared_adapter", tmp_path / "bank/one/shared_adapter")
+    refused(
+        AdapterBank.load,
+        None,
+        tmp_path / "bank/one",
+        says="shared_adapter: not the adapter that the tenants of this bank",
+    )
 
 
 def test_rows_that_overflow_are_named_by_their_tenant_and_nobody_is_added(tmp_path):
     save_tenants(tmp_path / "adapter")
-    common, tenants = split(tmp_path / "adapter")
+    shared_adapter, tenants = split(tmp_path / "adapter")
     heads = {name: torch.full_like(its, 3e38) for name, its in tenants["corp"].heads.items()}
     heads["classifier.out_proj.weight"][1] *= -1
-    bank = AdapterBank(base_with(common, None))
+    bank = AdapterBank(base_with(shared_adapter, None))
     refused(bank.add_all, {**tenants, "corp": replace(tenants["corp"], heads=heads)}, says="corp: its answers are not")
     assert bank.names == []
     refused(bank.remove, "__base__", says="no adapter is named '__base__'")
