@@ -204,3 +204,50 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     values = {"score", "read", "adapter_trained", "adapter", "model", "seed", "params.yaml:data", "vera.r"}
     assert sorted(header.split(" | ")) == sorted(["Experiment", "State", *values])  # `data` once: no dep
     assert all(len(line) <= 120 and "…" not in line for line in lines)
+
+
+def test_a_kept_adapter_answers_and_lists_as_the_run_it_is_from_and_outlives_the_next_run(restored):
+    assert "none is kept" in quick(restored, "python", "-m", "pipeline.keep")
+    predict = ("python", "-m", "pipeline.predict", "the cat sleeps", "the cat rests", "--adapter")
+    before = quick(restored, *predict, "artifacts/adapter")
+    scores = json.loads((restored / artifacts.EVALUATE_METRICS).read_text())
+    card = (restored / artifacts.CARD).read_text()
+    assert "models/first: kept" in quick(restored, "python", "-m", "pipeline.keep", "first")
+    quick(restored, "git", "add", "models/first")  # a run of a queue sees it only so
+    change_params(restored, seed=7)
+    assert "train" in ran(quick(restored, "dvc", "repro"))
+    assert quick(restored, *predict, "models/first") == before
+    assert (restored / "models/first/README.md").read_text() == card
+    table = quick(restored, "python", "-m", "pipeline.keep")
+    assert re.search(rf"first .*accuracy {scores['accuracy']:.4g}", table)
+    change_params(restored, lsr={"init": "models/first"})
+    quick(restored, "dvc", "repro")
+    assert json.loads((restored / artifacts.EVALUATE_METRICS).read_text())["data"] == "glue"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("a/b", (), "'a/b'"),
+        ("..", (), "a name begins with a letter or digit"),
+        ("tiny-roberta", (), "models/tiny-roberta: exists and is not a kept adapter; choose another name"),
+        ("tiny-roberta", ("--force",), "models/tiny-roberta: exists and is not a kept adapter; choose another name"),
+    ],
+)
+def test_a_name_that_is_none_or_taken_is_refused_in_a_line(restored, name, options, line):
+    printed = quick(restored, "python", "-m", "pipeline.keep", name, *options, code=2)
+    assert line in printed
+    assert printed.count("\n") == 1
+
+
+def test_only_the_adapter_that_was_evaluated_last_is_kept(restored):
+    keep = ("python", "-m", "pipeline.keep", "first")
+    quick(restored, *keep)
+    assert "models/first: exists; " in quick(restored, *keep, code=2)
+    quick(restored, *keep, "--force")
+    weights = restored / artifacts.ADAPTER / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    line = "artifacts/adapter: modified since the last evaluation; run dvc repro first"
+    assert line in quick(restored, *keep, "--force", code=2)
+    shutil.rmtree(restored / artifacts.ADAPTER)
+    assert "artifacts/adapter: deleted since" in quick(restored, *keep, "--force", code=2)

@@ -1,1 +1,0 @@
-lsr export artifacts/adapter --to lora -o models/trained
