@@ -16,7 +16,7 @@ from pipeline.core import console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError
 
-PACKAGES = ("lsr", "pipeline", "stages", "benchmarks")
+PACKAGES = ("lsr", "lsr_onnx", "pipeline", "stages", "benchmarks")
 LONG_BODY = 30  # code lines
 LONG_FILE = 200  # lines
 # Words that say nothing of the thing that they name.

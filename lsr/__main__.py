@@ -83,9 +83,14 @@ def _write_export(options: Namespace, folder: Path, model: PeftModel | None) -> 
 def _export_graphs(options: Namespace) -> None:
     if options.dtype != "float32":
         raise InputError(f"--dtype {options.dtype} has no effect with --to {ONNX}, which writes float32 and int8")
-    from lsr.convert.graph import export_graphs  # it traces models, which no other command needs
+    if (options.adapter / FILE).is_file():
+        from lsr.serve.graph import export_bank_graphs  # it traces models, which no other command needs
 
-    differences = export_graphs(options.adapter, options.output, base=options.base, force=options.force)
+        differences = export_bank_graphs(options.adapter, options.output, base=options.base, force=options.force)
+    else:
+        from lsr.convert.graph import export_graphs
+
+        differences = export_graphs(options.adapter, options.output, base=options.base, force=options.force)
     say(f"{options.output}: graphs in float32 and int8")
     for path in sorted((options.output / GRAPHS).iterdir()):
         say(f"{GRAPHS}/{path.name}: {path.stat().st_size:,} bytes")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lsr.tuner.files import weights_of
+from lsr_onnx.folder import GRAPHS
 from pipeline import evaluation, previous, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
@@ -108,13 +109,13 @@ def _scores_of_graphs(
     """
     if options.base is not None:
         raise UserError(f"--base: has no effect on {folder}, which holds graphs")
-    for runtime in graphs.GRAPHS:
+    for runtime in GRAPHS:
         graphs.check_runtime(folder, runtime)
     own = graphs.read_task(folder)
     _check_answers(folder, own, task, options.data)
     task = task.with_thresholds(own.thresholds)
     rows = []
-    for runtime, name in graphs.GRAPHS.items():
+    for runtime, name in GRAPHS.items():
         opened = graphs.OpenedGraph(folder, own, runtime, options.batch_size)
         path = folder / name
         outputs = _outputs(str(path), opened.outputs, texts)

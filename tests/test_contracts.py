@@ -21,10 +21,10 @@ from tests.workspace import ROOT, read_yaml
 DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model"}
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = {name: stage for name, stage in DVC["stages"].items() if "outs" in stage}
-OURS = ("lsr", "pipeline", "stages", "benchmarks")
+OURS = ("lsr", "lsr_onnx", "pipeline", "stages", "benchmarks")
 TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
 IGNORED = Repo(str(ROOT)).dvcignore
-IMPORTS = grimp.build_graph("lsr", "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None)
+IMPORTS = grimp.build_graph("lsr", "lsr_onnx", "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None)
 
 
 def view_of(stage):

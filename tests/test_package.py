@@ -13,6 +13,7 @@ from tests.kit import refused
 from tests.repository import command
 from tests.workspace import ROOT
 
+PACKAGES = ("lsr/", "lsr_onnx/")
 # What the extras bring, by the names that are imported. accelerate is left out: PEFT needs it.
 OTHERS = ("dvc", "datasets", "pydantic", "rich", "ruamel", "sklearn", "matplotlib", "pandas", "pyarrow")
 ALONE = f"""
@@ -53,7 +54,7 @@ def wheel(tmp_path_factory):
     """The names in the wheel of the files that Git tracks, and its metadata; built without a connection."""
     source = tmp_path_factory.mktemp("source")
     for name in filter(None, command(ROOT, "git", "ls-files", "-z").split("\0")):
-        if name.startswith("lsr/") or "/" not in name:
+        if name.startswith(PACKAGES) or "/" not in name:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -64,9 +65,10 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_lsr_and_nothing_else(wheel):
-    names = {name for name in wheel if name.startswith("lsr/")}
+    names = {name for name in wheel if name.startswith(PACKAGES)}
     others = {"lsr/py.typed", "lsr/serve/http/openapi.json"}
-    assert names == {path.relative_to(ROOT).as_posix() for path in (ROOT / "lsr").rglob("*.py")} | others
+    modules = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert names == {path.relative_to(ROOT).as_posix() for path in modules} | others
 
 
 def test_the_wheel_asks_for_the_packages_of_the_method_alone(wheel):

@@ -6,7 +6,7 @@ onnx/model_quantized.onnx; and task.json. The extra `onnx` installs what this mo
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +23,17 @@ from lsr.loading.contents import read_task
 from lsr.loading.padding import prepare_batches
 from lsr.tuner.files import read_files
 from lsr.tuner.mistakes import InputError
+from lsr.tuner.options import Fields
+from lsr_onnx.folder import FLOAT32, INT8
+from lsr_onnx.graph import LOGITS, Graph
+from lsr_onnx.mistakes import GraphError
 
-FLOAT32 = "model.onnx"
-INT8 = "model_quantized.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 MAX_BYTES = 2 * 10**9  # of the weights: a file of protobuf cannot be larger
 UNLIMITED = 10**9  # tokens, from which on transformers means that a tokenizer has no limit
 MAX_LENGTH = 128  # tokens of a text that is compared
 MAX_DIFFERENCE = 1e-4  # of logits, relative to the largest one if that is above 1
-LOGITS = "logits"
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
@@ -51,6 +52,14 @@ class Differences(NamedTuple):
     logits: float  # of the graph in float32
     quantized_logits: float
     quantized_probability: float | None  # None for a regression, which has no probabilities
+
+
+class Comparison(NamedTuple):
+    """What graphs are compared with."""
+
+    inputs: dict[str, Tensor]  # of TEXTS in one batch, in the order in which a graph takes them
+    logits: np.ndarray  # (texts, outputs), by torch
+    probabilities: Callable[[np.ndarray], np.ndarray | None]  # of such logits
 
 
 def export_graphs(
@@ -75,28 +84,38 @@ def export_graphs(
     files = read_files(adapter, None)
     task = read_task(files.folder) or {}
     check_exportable(files.fields.get("task_type"), task, files.folder)
-    tokenizer = _fast_tokenizer(files, base)
+    tokenizer = fast_tokenizer(files.fields, files.folder, base)
     model = load_adapter(files, base, None)
     prepare_batches(tokenizer, model.config, files.folder)
-    _check_size(model, files.folder)
-    if task.get("max_length"):
-        tokenizer.model_max_length = min(tokenizer.model_max_length, task["max_length"])
-    inputs = _encode_texts(tokenizer)
-    expected = _logits(model, inputs)
+    check_size(model, files.folder)
+    limit_length(tokenizer, task.get("max_length"))
+    inputs = encode_texts(tokenizer)
+    expected = run_model(model, inputs)
     plain = merge_adapter(model, files)
     _describe(plain.config, task, files.folder)
+    problem_type = plain.config.problem_type
+    comparison = Comparison(inputs, expected, lambda logits: _probabilities(logits, problem_type))
     with replace_folder(folder) as new:
-        graphs = new / GRAPHS
-        graphs.mkdir()
-        _fix_length_and_padding(tokenizer)
-        tokenizer.save_pretrained(str(new))
-        plain.config.save_pretrained(str(new))
         write_task(new, task or None)
-        with _quiet():
-            _trace(plain, inputs, graphs / FLOAT32)
-            _quantize(graphs / FLOAT32, graphs / INT8)
-        found = {name: run_graph(graphs / name, inputs) for name in (FLOAT32, INT8)}
-        return _compare(expected, found, plain.config.problem_type)
+        return write_graphs(new, plain, tokenizer, comparison)
+
+
+def write_graphs(folder: Path, model: Any, tokenizer: Any, comparison: Comparison) -> Differences:
+    """Write a classifier as graphs into a folder, with its tokenizer and configuration, and compare outputs.
+
+    Raises:
+        InputError: if it cannot be traced, or the graph in float32 does not compute what torch does.
+    """
+    (folder / GRAPHS).mkdir()
+    _fix_length_and_padding(tokenizer)
+    tokenizer.save_pretrained(str(folder))
+    model.config.save_pretrained(str(folder))
+    with _quiet():
+        _trace(model, comparison.inputs, folder / FLOAT32)
+        _quantize(folder / FLOAT32, folder / INT8)
+    exact = run_graph(folder / FLOAT32, comparison.inputs)
+    quantized = run_graph(folder / INT8, comparison.inputs)
+    return _compare(comparison, exact, quantized)
 
 
 def check_installed() -> None:
@@ -121,19 +140,35 @@ def check_exportable(task_type: str | None, task: Mapping[str, Any], folder: Pat
         remedy = "write it with --to merged, which llama.cpp, optimum and others convert"
         raise InputError(f"{folder}: only classifiers and regressions become graphs, not {task_type}; {remedy}")
     if task.get("tenants"):
-        raise InputError(f"{folder}: has tenants, whose labels share one head; only adapters of one task become graphs")
+        raise InputError(f"{folder}: has tenants; make a bank of it by `lsr bank`, and export that")
 
 
-def _fast_tokenizer(files: Any, base: str | None) -> Any:
-    tokenizer = load_tokenizer(files.fields, files.folder, base)
+def fast_tokenizer(fields: Fields, folder: Path, base: str | None) -> Any:
+    """Return the tokenizer in the folder of an adapter or a bank, or that of its base model.
+
+    Raises:
+        InputError: if there is none, or it is not of the package tokenizers.
+    """
+    tokenizer = load_tokenizer(fields, folder, base)
     if tokenizer is None:
-        raise InputError(f"{files.folder}: neither it nor its base model has a tokenizer, which readers of ONNX need")
+        raise InputError(f"{folder}: neither it nor its base model has a tokenizer, which readers of ONNX need")
     if not tokenizer.is_fast:
-        raise InputError(f"{files.folder}: its tokenizer has no tokenizer.json, which readers of ONNX need")
+        raise InputError(f"{folder}: its tokenizer has no tokenizer.json, which readers of ONNX need")
     return tokenizer
 
 
-def _check_size(model: Any, folder: Path) -> None:
+def limit_length(tokenizer: Any, max_length: int | None) -> None:
+    """Have a tokenizer truncate texts to so many tokens, if it does not to fewer; None: to as many as before."""
+    if max_length:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
+
+
+def check_size(model: Any, folder: Path) -> None:
+    """Check that a model fits into a file of ONNX; errors name the folder of its adapter or bank.
+
+    Raises:
+        InputError: if it does not.
+    """
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if size > MAX_BYTES:
         limit = f"a file of ONNX holds at most {MAX_BYTES / 1e9:.0f} GB; write it with --to merged"
@@ -165,7 +200,7 @@ def _fix_length_and_padding(tokenizer: Any) -> None:
     )
 
 
-def _encode_texts(tokenizer: Any) -> dict[str, Tensor]:
+def encode_texts(tokenizer: Any) -> dict[str, Tensor]:
     """Return the inputs of TEXTS in one batch, in the order in which the graph takes them."""
     longest = min(tokenizer.model_max_length, MAX_LENGTH)
     encoded = tokenizer(list(TEXTS), padding=True, truncation=True, max_length=longest, return_tensors="pt")
@@ -173,7 +208,8 @@ def _encode_texts(tokenizer: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _logits(model: Any, inputs: Mapping[str, Tensor]) -> np.ndarray:
+def run_model(model: Any, inputs: Mapping[str, Tensor]) -> np.ndarray:
+    """Return the logits (texts, outputs) of a model in torch."""
     return np.asarray(model(**inputs).logits.numpy())
 
 
@@ -210,6 +246,7 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
         InputError: if its architecture has a form that torch cannot trace.
     """
     names = list(inputs)
+    model.set_attn_implementation("eager")  # in 8 bits a tenth faster on one text: fewer operators, the same result
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     try:
         program = torch.onnx.export(
@@ -254,38 +291,44 @@ def _quantize(source: Path, path: Path) -> None:
     quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True)
 
 
-def _compare(expected: np.ndarray, found: Mapping[str, np.ndarray], problem_type: str) -> Differences:
-    """Return how far the outputs of graphs are from those of torch.
+def _compare(comparison: Comparison, exact: np.ndarray, quantized: np.ndarray) -> Differences:
+    """Return how far the logits of graphs in float32 and in 8 bits are from those of torch.
 
     Raises:
         InputError: if the graph in float32 differs by more than rounding.
     """
-    difference = _largest(found[FLOAT32] - expected)
+    expected = comparison.logits
+    difference = _largest(exact - expected)
     allowed = MAX_DIFFERENCE * max(1.0, _largest(expected))
     if not difference <= allowed:  # it may be nan
         raise InputError(f"the graph differs by {difference:.2g} from torch in its logits; {allowed:.1g} is allowed")
     probability = None
-    if problem_type != REGRESSION:
-        exact = _probabilities(expected, problem_type)
-        quantized = _probabilities(found[INT8], problem_type)
-        probability = _largest(quantized - exact)
-    return Differences(difference, _largest(found[INT8] - expected), probability)
+    shares = comparison.probabilities(expected)
+    if shares is not None:
+        quantized_shares = comparison.probabilities(quantized)
+        probability = _largest(quantized_shares - shares)
+    return Differences(difference, _largest(quantized - expected), probability)
 
 
 def _largest(values: np.ndarray) -> float:
     return float(np.abs(values).max())
 
 
-def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray | None:
+    if problem_type == REGRESSION:
+        return None
     tensor = torch.from_numpy(logits)
     probabilities = tensor.sigmoid() if problem_type == MULTI_LABEL else tensor.softmax(-1)
     return probabilities.numpy()
 
 
 def run_graph(path: Path, inputs: Mapping[str, Tensor]) -> np.ndarray:
-    """Return the logits (batch, labels) of a graph by ONNX Runtime on the CPU."""
-    import onnxruntime
+    """Return the logits (batch, labels) of a graph by ONNX Runtime on the CPU.
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run([LOGITS], {name: value.numpy() for name, value in inputs.items()})
-    return np.asarray(logits)
+    Raises:
+        InputError: if the runtime cannot run it.
+    """
+    try:
+        return Graph(path).run({name: value.numpy() for name, value in inputs.items()})
+    except GraphError as error:
+        raise InputError(str(error)) from None

@@ -75,10 +75,18 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     """
     from lsr.serve.file import read as read_bank_file  # it imports torch, which takes seconds
 
-    notes = read_bank_file(folder).notes
+    return tasks_of_notes(read_bank_file(folder).notes, folder)
+
+
+def tasks_of_notes(notes: Mapping[str, Mapping[str, Any]], where: Path) -> dict[str, AdapterTask]:
+    """Return the task in each note of tenants, by name; `where` they are.
+
+    Raises:
+        UserError: if a note is not a task.
+    """
     for name, note in notes.items():
-        _check_complete(name, note, folder)
-    return {name: validated(AdapterTask, note, folder, (name,)) for name, note in notes.items()}
+        _check_complete(name, note, where)
+    return {name: validated(AdapterTask, note, where, (name,)) for name, note in notes.items()}
 
 
 def _check_complete(name: str, note: Mapping[str, Any], folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import pandas as pd
 
+from lsr_onnx.folder import GRAPHS
 from pipeline import previous
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
@@ -65,7 +66,7 @@ def _parser() -> Parser:
     about = (
         "torch, or a graph from `lsr export --to onnx`: float32, or 8 bits one text at a time (default: %(default)s)"
     )
-    add("--runtime", choices=(graphs.TORCH, *graphs.GRAPHS), default=graphs.TORCH, help=about)
+    add("--runtime", choices=(graphs.TORCH, *GRAPHS), default=graphs.TORCH, help=about)
     add("--file", type=Path, help="read the texts from a CSV, TSV, JSONL, JSON, XLSX or Parquet file")
     column = "text column of --file, or two columns for text pairs (default: as in training, or the only column)"
     add("--column", nargs="+", metavar="NAME", help=column)
@@ -113,9 +114,7 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
             if opened is None:
                 opened = _opened(options, task)
                 artifacts.check_not_replaced(options.adapter, identity)
-            if isinstance(opened, OpenedGraph):
-                answers, cut = opened.answers(asked, table.index, advance)
-            elif generates:
+            if generates and not isinstance(opened, OpenedGraph):
                 answers, cut = opened.written(asked["text"], options.max_new_tokens, advance, shown=streams)
             else:
                 several = list(tenants.values()) if options.tenant is None else []
@@ -153,27 +152,34 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
         UserError: if there is no such adapter, or it needs a bank.
     """
     if options.runtime != graphs.TORCH:
-        return _task_of_graphs(options), {}
-    tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
+        tenants = _tenants_of_graphs(options)
+    elif artifacts.is_bank(options.adapter):
+        tenants = adapter_task.read_bank(options.adapter)
+    else:
+        tenants = {}
     if tenants:
         first = next(iter(tenants.values()))
         return tenants.get(options.tenant, first), tenants
+    if options.runtime != graphs.TORCH:
+        return graphs.read_task(options.adapter), {}
     task = adapter_task.read(options.adapter)
     if options.tenant is not None or task.tenants is not None:
         raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
     return task, {}
 
 
-def _task_of_graphs(options: Namespace) -> AdapterTask:
-    """Return the task of graphs.
+def _tenants_of_graphs(options: Namespace) -> dict[str, AdapterTask]:
+    """Return the tasks of all tenants of graphs; none, if they are those of one task.
 
     Raises:
         UserError: if an option has no effect on them.
     """
-    for name in ("base", "tenant"):
+    tenants = graphs.read_tenants(options.adapter)
+    without_effect = ["base"] if tenants else ["base", "tenant"]
+    for name in without_effect:
         if getattr(options, name) is not None:
             raise UserError(f"--{name}: has no effect with --runtime {options.runtime}")
-    return graphs.read_task(options.adapter)
+    return tenants
 
 
 def _beside(table: pd.DataFrame, answers: Columns) -> pd.DataFrame:

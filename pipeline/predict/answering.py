@@ -1,7 +1,6 @@
 """Open a trained adapter on its base model and run it over texts, for predictions and for scores."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +21,7 @@ from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
+from pipeline.predict.columns import columns_of_tenants, columns_of_texts
 from pipeline.predict.texts import check_finite
 from pipeline.tasks.completion import CompletionDescription
 from pipeline.tasks.completion import asked as asked_of
@@ -101,9 +101,9 @@ class Opened:
         """Return the columns to print for texts, and how many it truncated; if `tenants`, each answers as its own."""
         outputs, truncated = self.outputs(pa.table(asked), rows, advance)
         if not tenants:
-            return _printed(outputs, self.task), truncated
+            return columns_of_texts(outputs.numpy(), self.task), truncated
         tasks = [tenants[number] for number in asked[TENANT]]
-        return _of_tenants(outputs, tasks), truncated
+        return columns_of_tenants(outputs.numpy(), tasks), truncated
 
     def written(
         self,
@@ -142,22 +142,3 @@ def _check_method(name: str, folder: Path) -> None:
     if name not in known:
         needed = " or ".join(known)
         raise UserError(f"{folder}: an adapter of the method {name}; needed: {needed}")
-
-
-def _printed(outputs: Tensor, task: AdapterTask) -> Columns:
-    """Return the columns to print of outputs of one task."""
-    kind = task.task
-    width = kind.head.width(task.labels)
-    return kind.description.printed(outputs[:, :width].numpy(), task.labels, task.thresholds or ())
-
-
-def _of_tenants(outputs: Tensor, tasks: Iterable[AdapterTask]) -> Columns:
-    """Return the columns to print of outputs, each of a task of its own: answer and its probability."""
-    columns = defaultdict[str, list[Any]](list)
-    for row, task in zip(outputs, tasks, strict=True):
-        first, *shares = _printed(row[None], task).items()
-        name, (answer,) = first
-        columns[name].append(answer)
-        if shares:
-            columns["p"].append(max(share for _, (share,) in shares))
-    return columns

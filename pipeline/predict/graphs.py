@@ -3,33 +3,40 @@
 ONNX Runtime, tokenizers and numpy start in a tenth of the time of torch.
 """
 
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from lsr_onnx import folder as layout
+from lsr_onnx.folder import GRAPHS, TASK, TENANTS, TOKENIZER
+from lsr_onnx.graph import Graph
+from lsr_onnx.mistakes import GraphError
 from pipeline.core.batches import batched
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
-from pipeline.methods.adapter_task import FILE, AdapterTask
+from pipeline.methods.adapter_task import AdapterTask, tasks_of_notes
 from pipeline.params.mistakes import validated
+from pipeline.predict.columns import columns_of_tenants, columns_of_texts
 from pipeline.predict.texts import check_finite
 from pipeline.tasks.cells import TEXT_COLUMNS
 from pipeline.tasks.encoding import SHOWN
-from pipeline.tasks.task import Columns
+from pipeline.tasks.task import TENANT, Columns
 
 TORCH = "torch"
 INT8 = "onnx-int8"
-GRAPHS = {"onnx": "onnx/model.onnx", INT8: "onnx/model_quantized.onnx"}  # by runtime
-TOKENIZER = "tokenizer.json"
-LOGITS = "logits"
 MAX_NOTE_BYTES = 2**20
 MAX_LENGTH = 2**31  # tokens
-KINDS_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Slice(NamedTuple):
+    """The outputs of a tenant: from `first` up to but without `end`."""
+
+    first: int
+    end: int
 
 
 def is_folder_of_graphs(folder: Path) -> bool:
@@ -47,34 +54,59 @@ def check_runtime(folder: Path, runtime: str) -> None:
         if is_folder_of_graphs(folder):
             raise UserError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
         return
-    for name in (GRAPHS[runtime], TOKENIZER, FILE):
-        if not (folder / name).is_file():
-            needed = "a folder that `lsr export --to onnx` has written"
-            raise UserError(f"--runtime {runtime}: {folder} has no {name}; needed: {needed}")
+    with as_user_error(GraphError):
+        layout.check_files(folder, runtime)
 
 
 def read_task(folder: Path) -> AdapterTask:
     """Return the task of the adapter whose graphs a folder holds.
 
     Raises:
-        UserError: if its file is broken, one line per mistake.
+        UserError: if the graphs are those of tenants, or the file is broken, one line per mistake.
     """
-    path = folder / FILE
+    if layout.has_tenants(folder):
+        raise UserError(f"{folder}: the graphs have tenants; needed: those of an adapter of one task")
+    path = folder / TASK
     if path.stat().st_size > MAX_NOTE_BYTES:
         raise UserError(f"{path}: has over {MAX_NOTE_BYTES:,} bytes")
     with as_user_error(OSError, ValueError, RecursionError, before=f"{path}: "):
         content = json.loads(path.read_text(encoding="utf-8"))
     task = validated(AdapterTask, content, path, ())
+    _check_task(task, str(path))
+    return task
+
+
+def read_tenants(folder: Path) -> dict[str, AdapterTask]:
+    """Return the task of each tenant of the graphs in a folder; none, if they are those of one task.
+
+    Raises:
+        UserError: if the file is broken, or the outputs of a tenant are not its labels.
+    """
+    if not layout.has_tenants(folder):
+        return {}
+    with as_user_error(GraphError):
+        tenants = layout.read_tenants(folder)
+    path = folder / TENANTS
+    tasks = tasks_of_notes({name: tenant.task for name, tenant in tenants.items()}, path)
+    for name, task in tasks.items():
+        _check_task(task, f"{path}: {name}")
+        outputs = tenants[name].end - tenants[name].first
+        labels = task.task.head.width(task.labels)
+        if outputs != labels:
+            raise UserError(f"{path}: {name}: has {outputs} outputs, but {labels} labels")
+    return tasks
+
+
+def _check_task(task: AdapterTask, where: str) -> None:
     reason = _misfit(task)
     if reason:
-        raise UserError(f"{path}: {reason}")
-    return task
+        raise UserError(f"{where}: {reason}")
 
 
 def _misfit(task: AdapterTask) -> str:
     """Return why a graph cannot answer for a task; an empty text if it can.
 
-    `lsr.loading.task`, which checks the files of adapters, imports torch.
+    `lsr.loading.task`, which checks the files of adapters, is a part of `lsr`, which imports torch.
     """
     if task.task.head.generates or task.tenants is not None:
         return "is for completions or tenants; needed: that of a classifier or a regression"
@@ -88,29 +120,23 @@ def _misfit(task: AdapterTask) -> str:
 
 
 class OpenedGraph:
-    """A graph and its tokenizer, which answer some texts at a time.
+    """A graph and its tokenizer, which answer some texts at a time, in a bank those of several tenants.
 
     Raises:
-        UserError: if a package is missing, or a file is broken or needs a newer runtime.
+        UserError: if a package is missing, a file is broken or needs a newer runtime, or the graph does not have an
+            output for each label.
     """
 
     def __init__(self, folder: Path, task: AdapterTask, runtime: str, batch_size: int) -> None:
-        try:
-            import onnxruntime
-            from onnxruntime.capi import onnxruntime_pybind11_state as state
-        except ImportError:
-            remedy = "pip install -c constraints.txt -e '.[onnx]'"
-            raise UserError(f"--runtime {runtime}: onnxruntime is not installed; {remedy}") from None
         self.folder = folder
         self.task = task
         # In 8 bits, the scale of activations is that of a batch: an answer would depend on the other texts in it.
         self.batch_size = 1 if runtime == INT8 else batch_size
-        self.path = folder / GRAPHS[runtime]
-        self.failures = [kind for _, kind in inspect.getmembers(state, inspect.isclass) if issubclass(kind, Exception)]
-        with as_user_error(*self.failures, before=f"{self.path}: "):
-            self.session = onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
-        self.inputs = [graph_input.name for graph_input in self.session.get_inputs()]
-        self._check_names()
+        with as_user_error(GraphError):
+            self.graph = Graph(folder / GRAPHS[runtime])
+            tenants = layout.read_tenants(folder) if layout.has_tenants(folder) else {}
+        self.slices = [Slice(tenant.first, tenant.end) for tenant in tenants.values()]
+        self._check_width()
         self.tokenizer = _opened_tokenizer(folder / TOKENIZER, task.max_length)
 
     def outputs(
@@ -119,67 +145,76 @@ class OpenedGraph:
         rows: Sequence[int],
         advance: Advance,
     ) -> tuple[Any, int]:
-        """Return the outputs (texts, labels) for texts (text, perhaps text_pair), and how many it truncated.
+        """Return the outputs for texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
 
-        `rows` are the numbers of the texts, for messages.
+        They are (texts, labels); in a bank as many as the longest of its tenants has labels, with zeros after those of
+        a shorter one. `rows` are the numbers of the texts, for messages.
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
-            UserError: if a text has no token, or the graph does not have an output for each label.
+            UserError: if a text has no token.
         """
         columns = [texts[name].to_pylist() for name in TEXT_COLUMNS if name in texts.column_names]
         asked = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+        numbers = texts[TENANT].to_pylist() if self.slices else [0] * len(asked)
         parts = []
         truncated = 0
-        for batch in batched(asked, self.batch_size):
+        batches = zip(batched(asked, self.batch_size), batched(numbers, self.batch_size), strict=True)
+        for batch, owners in batches:
             encoded = self.tokenizer.encode_batch(batch)
             for text, tokens in zip(batch, encoded, strict=True):
                 if not any(tokens.attention_mask):
                     raise UserError(f"the tokenizer makes no token of the text {str(text)[:SHOWN]!r}")
                 truncated += bool(tokens.overflowing)
-            parts.append(self._run(encoded))
+            logits = self._run(encoded)
+            parts.append(self._of_tenants(logits, owners) if self.slices else logits)
             advance(len(batch))
         outputs = np.concatenate(parts)
-        self._check_width(outputs.shape[1])
         check_finite(outputs, rows, self.folder)
         return outputs, truncated
 
     def answers(
         self,
-        asked: Mapping[str, Sequence[str]],
+        asked: Mapping[str, Sequence[Any]],
         rows: Sequence[int],
+        tenants: Sequence[AdapterTask],
         advance: Advance,
     ) -> tuple[Columns, int]:
-        """Return the columns to print for texts, and how many it truncated."""
+        """Return the columns to print for texts, and how many it truncated; if `tenants`, each answers as its own."""
         outputs, truncated = self.outputs(pa.table(asked), rows, advance)
-        task = self.task
-        return task.task.description.printed(outputs, task.labels, task.thresholds or ()), truncated
+        if not tenants:
+            return columns_of_texts(outputs, self.task), truncated
+        tasks = [tenants[number] for number in asked[TENANT]]
+        return columns_of_tenants(outputs, tasks), truncated
 
-    def _check_names(self) -> None:
-        outputs = [graph_output.name for graph_output in self.session.get_outputs()]
-        if set(self.inputs) <= set(KINDS_OF_TOKENS) and outputs == [LOGITS]:
-            return
-        actual = f"takes {', '.join(self.inputs)} and returns {', '.join(outputs)}"
-        needed = f"takes some of {', '.join(KINDS_OF_TOKENS)} and returns {LOGITS}"
-        raise UserError(f"{self.path}: {actual}; needed: {needed}")
-
-    def _run(self, encoded: Sequence[Any]) -> Any:
+    def _run(self, encoded: Sequence[Any]) -> np.ndarray:
         tokens = {
             "input_ids": [text.ids for text in encoded],
             "attention_mask": [text.attention_mask for text in encoded],
             "token_type_ids": [text.type_ids for text in encoded],
         }
-        given = {name: np.array(tokens[name], dtype=np.int64) for name in self.inputs}
-        with as_user_error(*self.failures, before=f"{self.path}: "):
-            (logits,) = self.session.run([LOGITS], given)
-        if logits.ndim != 2:
-            raise UserError(f"{self.path}: {LOGITS} have {logits.ndim} axes; needed: texts and labels")
-        return logits
+        with as_user_error(GraphError):
+            return self.graph.run({name: np.array(ids, dtype=np.int64) for name, ids in tokens.items()})
 
-    def _check_width(self, width: int) -> None:
+    def _of_tenants(self, outputs: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        """Return of each row the outputs of its tenant."""
+        longest = max(end - first for first, end in self.slices)
+        own = np.zeros((len(outputs), longest), outputs.dtype)
+        for row, number in enumerate(numbers):
+            first, end = self.slices[number]
+            own[row, : end - first] = outputs[row, first:end]
+        return own
+
+    def _check_width(self) -> None:
+        width = self.graph.width
+        if self.slices:
+            largest = max(end for _, end in self.slices)
+            if largest > width:
+                raise UserError(f"{self.folder}: the graph has {width} outputs, but {TENANTS} names {largest}")
+            return
         wanted = self.task.task.head.width(self.task.labels)
         if width != wanted:
-            raise UserError(f"{self.folder}: the graph has {width} outputs, but {FILE} names {wanted} labels")
+            raise UserError(f"{self.folder}: the graph has {width} outputs, but {TASK} names {wanted} labels")
 
 
 def _opened_tokenizer(path: Path, max_length: int) -> Any:

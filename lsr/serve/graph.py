@@ -1,0 +1,176 @@
+"""A bank as one graph in ONNX: the base model with what tenants share, and a last layer with the rows of all of them.
+
+The folder is that of `lsr.convert.graph`, but for tenants.json in place of task.json: it names the outputs of each
+tenant, and holds the note about its task.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lsr.convert.graph import (
+    TEXTS,
+    Comparison,
+    Differences,
+    check_exportable,
+    check_installed,
+    check_size,
+    encode_texts,
+    fast_tokenizer,
+    limit_length,
+    run_model,
+    write_graphs,
+)
+from lsr.convert.writing import check_output, replace_folder
+from lsr.loading.padding import prepare_batches
+from lsr.serve.bank import AdapterBank
+from lsr.tuner.mistakes import InputError
+from lsr_onnx.folder import TENANTS, Tenant, tenants_as_json
+
+COMPARED = 16  # tenants, whose logits are compared with those of the bank
+MAX_ROUNDING = 1e-4  # of a logit, relative to the largest one if that is above 1
+
+
+def export_bank_graphs(
+    bank: str | Path,
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    force: bool = False,
+) -> Differences:
+    """Write a bank, of classifiers and regressions, as graphs whose outputs are those of all tenants; compare outputs.
+
+    The arguments, inputs and bytes are as of `export_graphs`; the tokenizer truncates to the longest text of a tenant.
+
+    Raises:
+        InputError: as `AdapterBank.load` and `export_graphs`; if tenants have more of their own than rows of the last
+            layer.
+    """
+    source = Path(bank)
+    folder = Path(folder)
+    sources = [source]
+    if base:
+        sources.append(Path(base))
+    check_output(folder, sources, replace=force)
+    check_installed()
+    loaded = AdapterBank.load(base, source)
+    check_exportable(loaded.base_fields.get("task_type"), {}, source)
+    layer = _shared_layer(loaded, source)
+    tokenizer = fast_tokenizer(loaded.base_fields, source, base)
+    prepare_batches(tokenizer, loaded.model.config, source)
+    limit_length(tokenizer, _longest(loaded))
+    inputs = encode_texts(tokenizer)
+    tenants = _tenants(loaded)
+    expected = _logits_of_bank(loaded, inputs)
+    _widen(loaded, layer)
+    check_size(loaded.model, source)
+    logits = run_model(loaded.model, inputs)
+    _check_logits(logits, tenants, expected, source)
+    comparison = Comparison(inputs, logits, lambda values: _probabilities(values, tenants))
+    with replace_folder(folder) as new:
+        (new / TENANTS).write_text(tenants_as_json(tenants), encoding="utf-8")
+        return write_graphs(new, loaded.model, tokenizer, comparison)
+
+
+def _longest(bank: AdapterBank) -> int | None:
+    """Return the most tokens of a text of any tenant; None if one has no limit."""
+    longest = 0
+    for note in bank.notes.values():
+        length = note.get("max_length")
+        if length is None:
+            return None
+        longest = max(longest, length)
+    return longest
+
+
+def _shared_layer(bank: AdapterBank, folder: Path) -> str:
+    """Return the one layer of which tenants have rows of their own, the last.
+
+    Raises:
+        InputError: if they have others, or the bank has none.
+    """
+    if bank.layers:
+        first = next(iter(bank.layers))
+        reason = f"its adapters have updates of their own, as of {first}, which one graph cannot have for each"
+        raise InputError(f"{folder}: {reason}; needed: a bank of tenants that share one adapter")
+    if len(bank.heads) != 1:
+        names = ", ".join(bank.heads) or "none"
+        raise InputError(f"{folder}: needed: adapters that differ in the last layer alone, got {names}")
+    (layer,) = bank.heads
+    if not isinstance(bank.of_base[layer], nn.Linear):
+        raise InputError(f"{folder}: {layer}: needed: a linear layer, with rows for each tenant")
+    return layer
+
+
+def _tenants(bank: AdapterBank) -> dict[str, Tenant]:
+    """Return the outputs and the note of each tenant, one after another."""
+    tenants = dict[str, Tenant]()
+    first = 0
+    for name, note in bank.notes.items():
+        end = first + bank.outputs(name)
+        tenants[name] = Tenant(first, end, note)
+        first = end
+    return tenants
+
+
+@torch.no_grad()
+def _logits_of_bank(bank: AdapterBank, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return the logits (texts, labels) of some tenants by name, as the bank computes them."""
+    names = bank.names
+    step = max(1, len(names) // COMPARED)
+    logits = dict[str, np.ndarray]()
+    for name in {*names[::step], names[-1]}:
+        owners = [name] * len(TEXTS)
+        values = bank(**inputs, adapter_names=owners).logits
+        logits[name] = values[:, : bank.outputs(name)].numpy()
+    return logits
+
+
+def _widen(bank: AdapterBank, layer: str) -> None:
+    """Give the base model of a bank, in place of a layer, one with the rows of all its adapters, one after another."""
+    states = [bank.contents(name).heads for name in bank.names]
+    rows = dict[str, Tensor]()
+    for key in bank.of_base[layer].state_dict():
+        parts = [state[f"{layer}.{key}"] for state in states]
+        rows[key] = torch.cat(parts).float()
+    outputs, width = rows["weight"].shape
+    wide = nn.Linear(width, outputs, bias="bias" in rows)
+    wide.load_state_dict(rows)
+    bank.model.set_submodule(layer, wide.eval())
+    bank.model.config.num_labels = outputs
+    if hasattr(bank.model, "num_labels"):
+        bank.model.num_labels = outputs
+
+
+def _check_logits(
+    logits: np.ndarray,
+    tenants: dict[str, Tenant],
+    expected: dict[str, np.ndarray],
+    folder: Path,
+) -> None:
+    """Check that some tenants have the logits that the bank computes.
+
+    Raises:
+        InputError: names the first tenant that has not.
+    """
+    for name, values in expected.items():
+        tenant = tenants[name]
+        own = logits[:, tenant.first : tenant.end]
+        difference = float(np.abs(own - values).max())
+        largest = float(np.abs(values).max())
+        if not difference <= MAX_ROUNDING * max(1.0, largest):
+            raise InputError(f"{folder}: {name}: the graph differs by {difference:.2g} from the bank in its logits")
+
+
+def _probabilities(logits: np.ndarray, tenants: dict[str, Tenant]) -> np.ndarray | None:
+    """Return the probabilities (texts, ...) of all tenants that have some; None if all predict numbers."""
+    parts = []
+    for first, end, note in tenants.values():
+        own = torch.from_numpy(logits[:, first:end]).double()
+        if note.get("thresholds"):
+            parts.append(own.sigmoid())
+        elif end - first > 1:
+            parts.append(own.softmax(-1))
+    return torch.cat(parts, dim=1).numpy() if parts else None

@@ -1,0 +1,85 @@
+"""The folder that `lsr export --to onnx` writes: the names of its files, and the outputs of each tenant."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lsr_onnx.mistakes import GraphError
+
+FLOAT32 = "onnx/model.onnx"
+INT8 = "onnx/model_quantized.onnx"
+GRAPHS = {"onnx": FLOAT32, "onnx-int8": INT8}  # by runtime
+TOKENIZER = "tokenizer.json"
+TASK = "task.json"  # of a single task
+TENANTS = "tenants.json"  # in its place, of the tenants of a bank
+REMEDY = "needed: a folder that `lsr export --to onnx` has written"
+NEEDED = "must have outputs, [FIRST, END], and a task"
+MAX_TENANTS_BYTES = 64 << 20
+MAX_OUTPUTS = 2_000_000
+
+
+class Tenant(NamedTuple):
+    """The outputs of a tenant, from `first` up to but without `end`, and what its task.json held."""
+
+    first: int
+    end: int
+    task: dict[str, Any]
+
+
+def has_tenants(folder: Path) -> bool:
+    """Return whether the graphs in a folder are those of a bank."""
+    return (folder / TENANTS).is_file()
+
+
+def check_files(folder: Path, runtime: str) -> None:
+    """Check that a folder holds what a runtime runs.
+
+    Raises:
+        GraphError: names the first file that is missing.
+    """
+    note = TENANTS if has_tenants(folder) else TASK
+    for name in (GRAPHS[runtime], TOKENIZER, note):
+        if not (folder / name).is_file():
+            raise GraphError(f"--runtime {runtime}: {folder} has no {name}; {REMEDY}")
+
+
+def tenants_as_json(tenants: Mapping[str, Tenant]) -> str:
+    """Return the content of tenants.json."""
+    content = {}
+    for name, tenant in tenants.items():
+        content[name] = {"outputs": [tenant.first, tenant.end], "task": tenant.task}
+    return json.dumps(content, sort_keys=True) + "\n"
+
+
+def read_tenants(folder: Path) -> dict[str, Tenant]:
+    """Return the tenants of the graphs in a folder, by name.
+
+    Raises:
+        GraphError: if the file is too large, is not JSON, or a tenant has no outputs.
+    """
+    path = folder / TENANTS
+    size = path.stat().st_size
+    if size > MAX_TENANTS_BYTES:
+        raise GraphError(f"{path}: has {size:,} bytes; at most {MAX_TENANTS_BYTES:,} are allowed")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise GraphError(f"{path}: {error}") from None
+    if not isinstance(content, dict) or not content:
+        raise GraphError(f"{path}: must be an object with an entry for each tenant")
+    return {name: _tenant_of(entry, f"{path}: {name!r:.60}") for name, entry in content.items()}
+
+
+def _tenant_of(entry: Any, where: str) -> Tenant:
+    if not isinstance(entry, dict) or entry.keys() != {"outputs", "task"}:
+        raise GraphError(f"{where}: {NEEDED}")
+    outputs = entry["outputs"]
+    task = entry["task"]
+    are_numbers = isinstance(outputs, list) and [type(number) for number in outputs] == [int, int]
+    if not are_numbers or not isinstance(task, dict):
+        raise GraphError(f"{where}: {NEEDED}")
+    first, end = outputs
+    if not 0 <= first < end <= MAX_OUTPUTS:
+        raise GraphError(f"{where}: outputs must be at least one, from 0 to {MAX_OUTPUTS:,}, got {first} to {end}")
+    return Tenant(first, end, task)

@@ -1,0 +1,79 @@
+"""A graph of a classifier or a regression, opened by ONNX Runtime on the CPU."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from lsr_onnx.mistakes import GraphError
+
+LOGITS = "logits"
+KINDS_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Graph:
+    """A graph, which takes tokens and returns logits.
+
+    `threads` compute each operator; 0 stands for all cores.
+
+    Raises:
+        GraphError: if ONNX Runtime is not installed, the file is broken or needs an operator that the runtime lacks, or
+            the graph takes or returns something else.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        try:
+            import onnxruntime
+            from onnxruntime.capi import onnxruntime_pybind11_state as state
+        except ImportError:
+            remedy = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"
+            raise GraphError(f"{path}: needs onnxruntime, which is not installed; {remedy}") from None
+        self.path = path
+        self._failures = tuple(
+            kind for _, kind in inspect.getmembers(state, inspect.isclass) if issubclass(kind, Exception)
+        )
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 4  # what it logs of an error is in the error, too
+        with self._explained():
+            self._session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        self.inputs = [graph_input.name for graph_input in self._session.get_inputs()]
+        self._check_names()
+        probe = np.ones((1, 2), dtype=np.int64)
+        self.width = self.run(dict.fromkeys(self.inputs, probe)).shape[1]  # outputs
+
+    def run(self, tokens: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the logits (texts, outputs) of tokens, each kind (texts, length) of int64; other kinds are left out.
+
+        Raises:
+            GraphError: if the runtime fails, or the logits have other axes.
+        """
+        with self._explained():
+            (logits,) = self._session.run([LOGITS], {name: tokens[name] for name in self.inputs})
+        values = np.asarray(logits)
+        if values.ndim != 2:
+            raise GraphError(f"{self.path}: {LOGITS} have {values.ndim} axes; needed: texts and labels")
+        return values
+
+    def _check_names(self) -> None:
+        outputs = [graph_output.name for graph_output in self._session.get_outputs()]
+        if set(self.inputs) <= set(KINDS_OF_TOKENS) and outputs == [LOGITS]:
+            return
+        actual = f"takes {', '.join(self.inputs)} and returns {', '.join(outputs)}"
+        needed = f"takes some of {', '.join(KINDS_OF_TOKENS)} and returns {LOGITS}"
+        raise GraphError(f"{self.path}: {actual}; needed: {needed}")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what ONNX Runtime raises into a line that names the file.
+
+        Raises:
+            GraphError: in place of it.
+        """
+        try:
+            yield
+        except self._failures as error:
+            first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+            raise GraphError(f"{self.path}: {first}") from None

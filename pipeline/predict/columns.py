@@ -1,0 +1,29 @@
+"""The columns that are printed of outputs, for a task or for tenants with tasks of their own."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from pipeline.methods.adapter_task import AdapterTask
+from pipeline.tasks.task import Columns
+
+
+def columns_of_texts(outputs: np.ndarray, task: AdapterTask) -> Columns:
+    """Return the columns to print of outputs (texts, ...) of one task: the first ones are its own."""
+    kind = task.task
+    width = kind.head.width(task.labels)
+    return kind.description.printed(outputs[:, :width], task.labels, task.thresholds or ())
+
+
+def columns_of_tenants(outputs: np.ndarray, tasks: Iterable[AdapterTask]) -> Columns:
+    """Return the columns to print of outputs (texts, ...), each of a task of its own: answer and its probability."""
+    columns = defaultdict[str, list[Any]](list)
+    for row, task in zip(outputs, tasks, strict=True):
+        first, *shares = columns_of_texts(row[None], task).items()
+        name, (answer,) = first
+        columns[name].append(answer)
+        if shares:
+            columns["p"].append(max(share for _, (share,) in shares))
+    return columns
