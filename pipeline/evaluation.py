@@ -77,7 +77,9 @@ def write(
     for indices in order.split(batch_size):
         places = indices.tolist()
         rows = [asked[place] for place in places]
-        generated = continuations(model, prompts.tokenizer, rows, max_new_tokens, prompts.ends, streamer=streamer)
+        generated = continuations(
+            model, prompts.tokenizer, rows, max_new_tokens, prompts.stop_token_ids, streamer=streamer
+        )
         for place, ids in zip(places, generated.tolist(), strict=True):
             answer = prompts.answer(ids)
             texts[place] = prompts.text(answer)

@@ -73,10 +73,10 @@ def continuations(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    ends: Sequence[int],
+    stop_token_ids: Sequence[int],
     **options: Any,
 ) -> Tensor:  # (prompts, new tokens)
-    """Return the tokens that a model writes after each prompt, greedily, up to one of the tokens `ends`.
+    """Return the tokens that a model writes after each prompt, greedily, up to one of the tokens `stop_token_ids`.
 
     Prompts are padded on the left; what is shorter than the longest continuation is padded on the right. `options` are
     those of the model's `generate`.
@@ -89,7 +89,7 @@ def continuations(
         num_beams=1,
         num_return_sequences=1,
         repetition_penalty=1.0,
-        eos_token_id=list(ends) or None,
+        eos_token_id=list(stop_token_ids) or None,
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
     )

@@ -20,6 +20,7 @@ MAX_TENANTS = 100_000  # tenants per adapter
 MAX_STOP_TOKENS = 16  # tokens that end an answer
 LARGEST = 2**31 - 1  # number of a token, or of tokens
 LONGEST_TEMPLATE = 100_000  # characters of a chat template; those of published models have up to some 20,000
+FORMER_NAMES = {"ends": "stop_token_ids"}  # of fields in files of earlier versions
 MAX_OTHER_BYTES = 4_000  # of all fields together that no reader knows, as JSON
 
 
@@ -32,6 +33,9 @@ def validate_task_info(note: Any, where: object) -> dict[str, Any]:
     """
     if not isinstance(note, dict):
         raise InputError(f"{where}: {TASK}: must be an object, got {shortened(note)}")
+    for former, present in FORMER_NAMES.items():
+        if former in note:
+            raise InputError(f"{where}: {TASK}: {former} is now called {present}; rename it in the file")
     for field, check in CHECKS.items():
         value = note.get(field)
         if value is None:
@@ -47,15 +51,17 @@ def validate_task_info(note: Any, where: object) -> dict[str, Any]:
     return note
 
 
-def check_ends(note: Fields | None, vocabulary: int | None) -> None:
+def check_stop_tokens(note: Fields | None, vocabulary: int | None) -> None:
     """Check that the tokens that end an answer are in the vocabulary of a base model; None: it has none.
 
     Raises:
         ValueError: names the first that is not.
     """
-    for token in (note or {}).get("ends") or ():
+    for token in (note or {}).get("stop_token_ids") or ():
         if vocabulary is not None and token >= vocabulary:
-            raise ValueError(f"{TASK}: ends has token {token}; the base model has tokens from 0 to {vocabulary - 1}")
+            raise ValueError(
+                f"{TASK}: stop_token_ids has token {token}; the base model has tokens from 0 to {vocabulary - 1}"
+            )
 
 
 def _check_others(fields: Fields, where: object) -> None:
@@ -169,5 +175,5 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "max_length": _check_length,
     "columns": _check_columns,
     "template": _check_template,
-    "ends": _check_tokens,
+    "stop_token_ids": _check_tokens,
 }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lsr.loading.adapters import outputs
 from lsr.loading.contents import Contents, check_layer, check_layers
-from lsr.loading.task import TENANTS, check_ends
+from lsr.loading.task import TENANTS, check_stop_tokens
 from lsr.loading.updates import Update
 from lsr.tuner.mistakes import CONTROL, InputError, wrap_errors
 from lsr.tuner.model import BASE
@@ -123,7 +123,7 @@ def admit(
             if TENANTS in (contents.task or {}):
                 raise InputError("its head is that of many tenants; AdapterBank.of_tenants adds each of them")
             _check_base(contents.base, known)
-            check_ends(contents.task, base.vocabulary)
+            check_stop_tokens(contents.task, base.vocabulary)
             check_layers(contents.shapes, base.modules)
             own = contents.whole(base.modules)
             check_heads(base.heads, own)

@@ -14,7 +14,7 @@ from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, check_labels, check_layers, make_label_names, read_on
-from lsr.loading.task import check_ends, validate_task_info
+from lsr.loading.task import check_stop_tokens, validate_task_info
 from lsr.loading.updates import Update
 from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.file import HEADS, LAYERS, BankFile, FramesOfLayers, Notes
@@ -461,7 +461,7 @@ class AdapterBank(nn.Module):
         sizes = self.sizes()
         for name, note in contents.notes.items():
             with wrap_errors(name, ValueError):
-                check_ends(note, self._base.vocabulary)
+                check_stop_tokens(note, self._base.vocabulary)
                 check_labels(note.get("labels"), self.outputs(name))
             self.versions[name] = Version(note, contents.base, sizes[self.places[name]])
 

@@ -29,13 +29,13 @@ class ReplacedError(Exception):
 
 
 class Row(NamedTuple):
-    """A text for an adapter, read with what one version of it requires: its columns, length, template and ends."""
+    """A text for an adapter, read with what its version requires: its columns, length, template and stop tokens."""
 
     adapter: str
     version: Version
     inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
     max_new_tokens: int  # to write; 0 where an adapter predicts
-    ends: tuple[int, ...] = ()  # tokens after which nothing is written
+    stop_token_ids: tuple[int, ...] = ()  # tokens after which nothing is written
 
 
 class Passes:
@@ -69,7 +69,7 @@ class Passes:
         self.max_new_tokens = max_new_tokens if writes else 0
         self.tokens = tokens - self.max_new_tokens  # of a text or prompt
         end = model.generation_config.eos_token_id if writes else None
-        self.ends: list[int] = [end] if isinstance(end, int) else end or []
+        self.stop_token_ids: list[int] = [end] if isinstance(end, int) else end or []
         no_padding = int(tokenizer.pad_token_id == 0)
         try:
             with torch.no_grad():
@@ -106,11 +106,11 @@ class Passes:
             columns = map(list, zip(*parts, strict=True))
             encoded = self.tokenizer(*columns, verbose=False)
         self._each(encoded["input_ids"], partial(_check_tokens, most))
-        ends = tuple(note.get("ends") or self.ends)
+        stop_token_ids = tuple(note.get("stop_token_ids") or self.stop_token_ids)
         rows = list[Row]()
         for values in zip(*encoded.values(), strict=True):
             inputs = dict(zip(encoded, values, strict=True))
-            rows.append(Row(name, version, inputs, max_new_tokens, ends))
+            rows.append(Row(name, version, inputs, max_new_tokens, stop_token_ids))
         return rows
 
     def _each(
@@ -161,20 +161,20 @@ class Passes:
         return [_result(answer) for answer in self.bank.answers(logits, names)]
 
     def _generate(self, rows: Sequence[Row]) -> list[Result]:
-        # Rows with other ends, of which there are few, pass by themselves.
+        # Rows with other stop tokens, of which there are few, pass by themselves.
         results: list[Result] = [None] * len(rows)
-        for ends in {row.ends for row in rows}:
-            numbers = [number for number, row in enumerate(rows) if row.ends == ends]
-            written = self._generate_batch([rows[number] for number in numbers], ends)
+        for stop_token_ids in {row.stop_token_ids for row in rows}:
+            numbers = [number for number, row in enumerate(rows) if row.stop_token_ids == stop_token_ids]
+            written = self._generate_batch([rows[number] for number in numbers], stop_token_ids)
             for number, result in zip(numbers, written, strict=True):
                 results[number] = result
         return results
 
-    def _generate_batch(self, rows: Sequence[Row], ends: Sequence[int]) -> list[Result]:
+    def _generate_batch(self, rows: Sequence[Row], stop_token_ids: Sequence[int]) -> list[Result]:
         prompts = [row.inputs["input_ids"] for row in rows]
         width = max(map(len, prompts))
         counts = torch.tensor([row.max_new_tokens for row in rows])
-        end_ids = torch.tensor(ends, dtype=torch.int64)
+        end_ids = torch.tensor(stop_token_ids, dtype=torch.int64)
         are_finite = torch.ones(len(rows), dtype=torch.bool)
 
         def watch(ids: Tensor, scores: Tensor) -> Tensor:  # of each row's next token
@@ -191,7 +191,7 @@ class Passes:
             self.tokenizer,
             prompts,
             int(counts.max()),
-            ends,
+            stop_token_ids,
             adapter_names=[row.adapter for row in rows],
             logits_processor=[watch],
         )

@@ -33,7 +33,7 @@ class AdapterTask(Row):
     thresholds: tuple[float, ...] | None = None  # the probability from which on each label of several applies
     max_length: int  # tokens; longer texts were truncated
     template: str | None = None  # of prompts, if it writes: a chat template in Jinja, or none
-    ends: tuple[int, ...] | None = None  # tokens, by number, that end what it writes
+    stop_token_ids: tuple[int, ...] | None = None  # tokens, by number, that end what it writes
 
     @field_validator("kind")
     @classmethod

@@ -309,7 +309,7 @@ class CompletionDescription(Description):
         if tokenizer is not None:
             prompts = Prompts(tokenizer, self.row.template)
             note["template"] = prompts.template
-            note["ends"] = prompts.ends
+            note["stop_token_ids"] = prompts.stop_token_ids
         return note
 
     def predicts(self) -> str:

@@ -102,15 +102,15 @@ class Prompts:
         return ids
 
     @property
-    def ends(self) -> list[int]:
+    def stop_token_ids(self) -> list[int]:
         """The tokens after which a model writes nothing more."""
         return sorted({self.end, self.tokenizer.eos_token_id} - {None})
 
     def answer(self, ids: Sequence[int]) -> Sequence[int]:
-        """Return the tokens of an answer, up to and with the first of `ends`; all if there is none."""
-        ends = self.ends
+        """Return the tokens of an answer, up to and with the first of `stop_token_ids`; all if there is none."""
+        stop_token_ids = self.stop_token_ids
         for place, token in enumerate(ids, start=1):
-            if token in ends:
+            if token in stop_token_ids:
                 return ids[:place]
         return ids
 

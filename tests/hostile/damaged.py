@@ -230,8 +230,13 @@ DAMAGES = {
                 {"labels": None, "tenants": dict.fromkeys(map(str, range(100_001)))},
                 "at most 100,000 are",
             ),
-            ("many ends", {"ends": [7] * 100_000}, "100,000 tokens; at most 16 are allowed"),
-            ("an end that no integer holds", {"ends": [10**30]}, "ends must be a list of tokens by number"),
+            ("ends as in earlier versions", {"ends": [7]}, "ends is now called stop_token_ids; rename it in the file"),
+            ("many ends", {"stop_token_ids": [7] * 100_000}, "100,000 tokens; at most 16 are allowed"),
+            (
+                "an end that no integer holds",
+                {"stop_token_ids": [10**30]},
+                "stop_token_ids must be a list of tokens by number",
+            ),
             ("a long template", {"template": "x" * 100_001}, "100,001 characters; at most 100,000 are allowed"),
             ("a huge length", {"max_length": 10**300}, "max_length must be a positive whole number of at most"),
             ("columns that are no names", {"columns": [["text"]]}, "columns must be a list of names"),
@@ -240,7 +245,9 @@ DAMAGES = {
             ("a large field that nobody reads", {"more": ["x"] * 100_000}, "in fields that nothing reads"),
         ]
     },
-    "an end that is not in the vocabulary": Damage(task(ends=[10**6]), "ends has token 1000000", unseen=NO_MODEL),
+    "an end that is not in the vocabulary": Damage(
+        task(stop_token_ids=[10**6]), "stop_token_ids has token 1000000", unseen=NO_MODEL
+    ),
     # LoRA
     "magnitudes": Damage(config(use_dora=True), ("use_dora=True is not supported", "magnitude_vector"), LORA, ROUND),
     "an option of tomorrow": Damage(config(tomorrow=3), "tomorrow=3 is not supported", LORA, BY_PEFT),

@@ -127,14 +127,14 @@ def an_index_of_many_values(server):
 
 def many_stop_tokens(server):
     sent = files(server.folder / "a")
-    put = server.put(sent | {"task.json": b'{"ends": [' + b"7, " * 2_600_000 + b"7]}"})
+    put = server.put(sent | {"task.json": b'{"stop_token_ids": [' + b"7, " * 2_600_000 + b"7]}"})
     assert put[0] in REFUSED
     prompts = body("guest", *["the cat"] * 64, field="prompts", max_new_tokens=20)
     return put, server.post("/v1/generate", prompts)
 
 
 def a_stop_token_that_no_integer_holds(server):
-    put = server.put(files(server.folder / "a") | {"task.json": json.dumps({"ends": [10**30]}).encode()})
+    put = server.put(files(server.folder / "a") | {"task.json": json.dumps({"stop_token_ids": [10**30]}).encode()})
     assert put[0] in REFUSED
     return put, server.post("/v1/generate", body("guest", "the cat", field="prompts", max_new_tokens=20))
 

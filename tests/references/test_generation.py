@@ -101,9 +101,9 @@ class Plain:
         if adapter:
             self.model = plain.adapted(self.model, artifacts.ADAPTER)
             self.model = self.model.merge_and_unload() if hasattr(self.model, "merge_and_unload") else self.model
-        self.ends = [self.tokenizer.eos_token_id]
+        self.stop_token_ids = [self.tokenizer.eos_token_id]
         if chat:
-            self.ends.append(self.tokenizer.convert_tokens_to_ids(writers.END))
+            self.stop_token_ids.append(self.tokenizer.convert_tokens_to_ids(writers.END))
 
     def prompt(self, text):
         if not self.chat:
@@ -112,11 +112,11 @@ class Plain:
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
         )
 
-    def writes(self, text, max_new_tokens, ends=None):
+    def writes(self, text, max_new_tokens, stop_token_ids=None):
         """Return the tokens that follow a prompt, up to the first end token."""
         ids = torch.tensor([self.prompt(text)])
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": 0}
-        options |= {"attention_mask": torch.ones_like(ids), "eos_token_id": ends or self.ends}
+        options |= {"attention_mask": torch.ones_like(ids), "eos_token_id": stop_token_ids or self.stop_token_ids}
         return self.model.generate(ids, **options)[0, ids.shape[1] :].tolist()
 
     def text(self, written):
@@ -128,7 +128,7 @@ class Plain:
         losses = []
         for prompt, completion in pairs:
             before = self.prompt(prompt)
-            end = self.ends[-1]
+            end = self.stop_token_ids[-1]
             answer = [*self.tokenizer(completion, add_special_tokens=False)["input_ids"], end]
             logits = self.model(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1]
             losses.append(F.cross_entropy(logits.double(), torch.tensor(answer), reduction="none"))
@@ -188,12 +188,12 @@ def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(traine
     written = [reference.writes(prompt, MOST) for prompt in prompts]
     places = {token: {(*ids, token).index(token) for ids in written} for token in sorted(set().union(*written))}
     token = max(places, key=lambda token: len(places[token]))  # in most places, so that answers have many lengths
-    early = [*reference.ends, token]
+    early = [*reference.stop_token_ids, token]
     of_base = [reference.model.generation_config.eos_token_id]
-    ends = {"usual": reference.ends, "early": early, "base's": of_base}
+    stop_token_ids = {"usual": reference.stop_token_ids, "early": early, "base's": of_base}
     bank = AdapterBank(AutoModelForCausalLM.from_pretrained("models/base", dtype=torch.float32))
     bank.add("usual", artifacts.ADAPTER)
-    bank.add("early", artifacts.ADAPTER, note=note | {"ends": early})
+    bank.add("early", artifacts.ADAPTER, note=note | {"stop_token_ids": early})
     bank.add("base's", artifacts.ADAPTER, note={"template": note["template"]})
     passes = Passes(bank, reference.tokenizer, 64, MOST)
     asked = list(itertools.product(("usual", "early", "base's"), (2, MOST)))
@@ -202,7 +202,7 @@ def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(traine
     for (name, count), answer in zip(asked, answers, strict=True):
         assert answer.status_code == 200, answer.json()
         actual = [one["text"] for one in answer.json()["answers"]]
-        assert actual == [reference.text(reference.writes(prompt, count, ends[name])) for prompt in prompts]
+        assert actual == [reference.text(reference.writes(prompt, count, stop_token_ids[name])) for prompt in prompts]
 
 
 def test_an_export_writes_with_plain_transformers_or_peft_what_the_reference_writes(trained, monkeypatch, tmp_path):

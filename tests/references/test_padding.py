@@ -341,7 +341,7 @@ def writer(request, tmp_path_factory):
         tokenizer = AutoTokenizer.from_pretrained("base")
         end = tokenizer.eos_token_id
         note = {"kind": "completion", "columns": ["text"], "labels": None, "max_length": LENGTH}
-        write("lora/task.json", note | {"template": "none", "ends": [end]})
+        write("lora/task.json", note | {"template": "none", "stop_token_ids": [end]})
         merged = model.merge_and_unload().eval()
 
     def alone(prompt):

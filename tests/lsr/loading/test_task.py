@@ -23,7 +23,7 @@ AT_LIMITS = {
     "max_length": 2**31 - 1,
     "columns": ["x" * 200, "é" * 200],
     "template": "x" * 100_000,
-    "ends": [2**31 - 1] * 16,
+    "stop_token_ids": [2**31 - 1] * 16,
     "more": "x" * 3_900,
 }
 
@@ -51,8 +51,14 @@ def test_a_little_more_is_refused_with_the_field(field):
 def test_tokens_that_end_an_answer_are_in_the_vocabulary_of_the_base_model():
     model = tiny("gpt2")
     last = model.get_input_embeddings().num_embeddings - 1
-    task.check_ends({"ends": [0, last]}, vocabulary_of(model))
-    refused(task.check_ends, {"ends": [last + 1]}, vocabulary_of(model), kind=ValueError, says=f"from 0 to {last}")
+    task.check_stop_tokens({"stop_token_ids": [0, last]}, vocabulary_of(model))
+    refused(
+        task.check_stop_tokens,
+        {"stop_token_ids": [last + 1]},
+        vocabulary_of(model),
+        kind=ValueError,
+        says=f"from 0 to {last}",
+    )
 
 
 def test_the_pipeline_allows_what_readers_of_an_adapter_allow():

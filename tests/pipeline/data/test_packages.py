@@ -192,7 +192,7 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
     alone = [evaluation.write(model, prompts, [prompts.prompt(asked(one))], 12, 1)[0] for one in questions]
     assert together == alone
     assert together[0] == "The capital of France is Paris."
-    note = {"template": prompts.template, "ends": prompts.ends}
+    note = {"template": prompts.template, "stop_token_ids": prompts.stop_token_ids}
     bank = AdapterBank(AutoModelForCausalLM.from_pretrained(folder))
     said = []
     for seed, config in enumerate((LoraConfig(r=4, **QUERIES), LsrConfig(rank_shape=(8,), **QUERIES))):
