@@ -231,7 +231,7 @@ def print_longest(files: Sequence[Source], count: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the size by package, the densest files, the longest bodies, and habits that make code hard to read."""
-    with _parser().parsed(arguments) as options:
+    with _parser().parse(arguments) as options:
         files = sources(options.folder)
         print_packages(files)
         print_densest(files, options.longest)

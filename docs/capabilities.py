@@ -26,7 +26,7 @@ LONGEST_REASON = 120
 def main() -> None:
     """Probe all methods and write the page."""
     columns = {method: column(method) for method in console.track(list(METHODS), "capabilities", "methods")}
-    with artifacts.replacing(PAGE) as temporary:
+    with artifacts.replace_atomically(PAGE) as temporary:
         temporary.write_text(page(columns), encoding="utf-8")
 
 

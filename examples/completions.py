@@ -77,7 +77,7 @@ def main() -> None:
         content = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in make()).encode()
         if (actual := hashlib.sha256(content).hexdigest()) != sha256:
             raise UserError(f"{path}: would have the SHA-256 {actual}, not {sha256}; it is left as it is")
-        with artifacts.replacing(Path(path)) as temporary:
+        with artifacts.replace_atomically(Path(path)) as temporary:
             temporary.write_bytes(content)
         console.line(f"written: {path}, {content.count(NEWLINE)} lines")
 

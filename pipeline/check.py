@@ -19,7 +19,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f"Validate {PARAMS} and the registries of data sets and models, check that the chosen model and data exist "
         "and that the settings fit them and this machine, and print what would run. Nothing is trained.",
     )
-    with parser.parsed(words):
+    with parser.parse(words):
         view = load(TrainView)
         from pipeline.data import content  # these take seconds, so after what can be checked without them
         from pipeline.methods import planning

@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
         help="print only the name of the best one, for `dvc exp apply NAME`: it has the best validation score of the "
         f"successful experiments on the data set of {PARAMS}",
     )
-    with parser.parsed(words) as options:
+    with parser.parse(words) as options:
         since = ["--all-commits"] * options.all_commits
         if options.best:
             data = read_yaml(PARAMS).get("data")

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser
-from pipeline.core.errors import LONGEST_LINE, UserError, clipped
+from pipeline.core.errors import LONGEST_LINE, UserError, truncate_line
 from pipeline.params.yaml_file import read_yaml
 
 LOCK = Path("dvc.lock")
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "Restore the last trained adapter and bank from DVC's cache after DVC has removed them, so that they can be "
         "used until a new training run replaces them. The stage train does this first.",
     )
-    with parser.parsed(words):
+    with parser.parse(words):
         restore()
 
 
@@ -54,7 +54,7 @@ def restore() -> None:
         return
     note = f"{_origin(train, adapter)}\n"
     for path in OUTPUTS:
-        files = _listed(cache, hashes.get(str(path)))
+        files = _list_files(cache, hashes.get(str(path)))
         if files:
             try:
                 _put(path, cache, files, note)
@@ -68,7 +68,7 @@ def note_of(folder: Path) -> str | None:
     if not path.is_file():  # a pipe would never end
         return None
     with path.open(encoding="utf-8", errors="replace") as file:
-        return clipped(file.readline(LONGEST_LINE).strip())
+        return truncate_line(file.readline(LONGEST_LINE).strip())
 
 
 def print_note_of(folder: Path) -> None:
@@ -79,10 +79,10 @@ def print_note_of(folder: Path) -> None:
 
 
 def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
-    with artifacts.replacing(path) as folder:
+    with artifacts.replace_atomically(path) as folder:
         folder.mkdir()
         for name, md5 in files.items():
-            _copy(_cached(cache, md5), folder / name, md5)
+            _copy(_locate_in_cache(cache, md5), folder / name, md5)
         (folder / NOTE).write_text(note, encoding="utf-8")
 
 
@@ -93,17 +93,17 @@ def _cache() -> Path | None:
     return Path(run.stdout.strip()) if run.returncode == 0 else None
 
 
-def _cached(cache: Path, md5: str) -> Path:
+def _locate_in_cache(cache: Path, md5: str) -> Path:
     return cache.joinpath("files", "md5", md5[:2], md5[2:])
 
 
-def _listed(cache: Path, md5: str | None) -> dict[str, str]:
+def _list_files(cache: Path, md5: str | None) -> dict[str, str]:
     """Return the MD5 hashes of the files of a folder by relative path; none if the cache lacks some of it."""
-    if md5 is None or not _cached(cache, md5).is_file():
+    if md5 is None or not _locate_in_cache(cache, md5).is_file():
         return {}
     files = {}
-    for entry in json.loads(_cached(cache, md5).read_text(encoding="utf-8")):
-        if not _cached(cache, entry["md5"]).is_file():
+    for entry in json.loads(_locate_in_cache(cache, md5).read_text(encoding="utf-8")):
+        if not _locate_in_cache(cache, entry["md5"]).is_file():
             return {}
         files[entry["relpath"]] = entry["md5"]
     return files
@@ -126,7 +126,7 @@ def _origin(train: dict[str, Any], md5: str) -> str:
 
 
 def _commit(md5: str) -> str:
-    if md5.encode() not in (git.committed(LOCK) or b""):
+    if md5.encode() not in (git.read_committed(LOCK) or b""):
         return "not committed"
     shown = "--format=commit %h of %cs"
     commit = git.output("log", "-1", shown, f"-S{md5}", "--", str(LOCK)) or b""

@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
         UserError: if the data are not of a kind that is scored so.
     """
     parser = _parser()
-    with parser.parsed(words, before=f"{parser.prog}: ") as options:
+    with parser.parse(words, before=f"{parser.prog}: ") as options:
         row = load_row("data", options.data)
         elsewhere = tasks.of(row).description.scored_by
         if elsewhere:

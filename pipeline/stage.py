@@ -26,9 +26,9 @@ def run(main: Callable[[AnyView], None], view: type[AnyView], description: str, 
     name = module.__spec__.name if module.__spec__ else module.__name__
     stage = name.rpartition(".")[2].replace("_", "-")
     note = "All settings are in params.yaml; `dvc repro` runs a stage whose inputs have changed."
-    with Parser(f"python -m {name}", description, note).parsed():
+    with Parser(f"python -m {name}", description, note).parse():
         start = time.monotonic()
-        with unchanged(stage, view) as loaded:
+        with guard_inputs(stage, view) as loaded:
             main(loaded)
             if "RANK" not in os.environ:
                 console.line(f"{name.rpartition('.')[2]}: {time.monotonic() - start:,.0f} seconds")
@@ -55,7 +55,7 @@ def _print(module: str) -> None:
 
 
 @contextmanager
-def unchanged(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
+def guard_inputs(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
     """Yield the view of a stage, whose outputs are removed if what it reads is another one at the end.
 
     Raises:

@@ -19,7 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sections import TrainParams
-from pipeline.params.yaml_file import by_dotted_key, parsed, read_yaml
+from pipeline.params.yaml_file import by_dotted_key, parse_yaml, read_yaml
 from pipeline.tasks import facts
 from pipeline.tasks.description import Description, Line
 
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "Print the last run on one screen: scores with 95 % confidence intervals, sizes, warnings, and what to do "
         "next. The stage evaluate prints it as well.",
     )
-    with parser.parsed(words):
+    with parser.parse(words):
         params = load_params()
         row = load_row("data", params.data)
         results = list(_results(params, row, _metrics(params)))
@@ -148,10 +148,10 @@ def _next(params: Params, row: DatasetRow) -> Iterator[Line]:
 
 def _edits() -> list[str]:
     """Return the values of params.yaml that differ from those of the last commit, each with both."""
-    committed = git.committed(PARAMS)
+    committed = git.read_committed(PARAMS)
     if committed is None:
         return []
-    before = _by_key(parsed(committed, PARAMS))
+    before = _by_key(parse_yaml(committed, PARAMS))
     after = _by_key(read_yaml(PARAMS))
     edits = list[str]()
     for key in {**before, **after}:

@@ -39,7 +39,7 @@ def main(view: params.EvaluateView) -> None:
     write_metrics(view, metrics)
     write_predictions(task, outcome)
     write_parts(view.dataset.metrics[0], parts)
-    with artifacts.replacing(artifacts.CARD) as temporary:
+    with artifacts.replace_atomically(artifacts.CARD) as temporary:
         card = cards.of_evaluation(view, task, metrics, artifacts.ADAPTER)
         temporary.write_text(card, encoding="utf-8")
 

@@ -91,7 +91,7 @@ def main(view: params.FactorizeInitView) -> None:
         rows = list[Row]()
     else:
         model, rows = initialized(view, task, base, sizes)
-    with artifacts.replacing(artifacts.INIT) as folder:
+    with artifacts.replace_atomically(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
     write_reports(rows, sizes)

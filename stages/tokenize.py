@@ -39,7 +39,7 @@ class Tokenized(NamedTuple):
 
 
 def main(view: params.TokenizeView) -> None:
-    named = inputs.recorded(view)
+    named = inputs.compute_digests(view)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     loaded = datasets.load(view.dataset, view.data)
     tokenizer = tokenizer_of(view, loaded.task)
@@ -92,13 +92,13 @@ def tokenize(
     total = sum(sizes)
     tokenized = dict[str, Tokenized]()
     with (
-        artifacts.replacing(artifacts.TOKENS) as folder,
+        artifacts.replace_atomically(artifacts.TOKENS) as folder,
         console.progress("tokenize", total, "texts") as advance,
     ):
         folder.mkdir()
         for split, examples in loaded.splits.items():
             where = f"{view.dataset.where}: {view.data}: {split}"
-            with sources.explained(where):
+            with sources.wrap_reading_errors(where):
                 batches = examples.batches(BATCH, advance)
                 tokens = task.preprocessor.tokenized(batches, tokenizer, max_length)
                 name = artifacts.tokens(split).name

@@ -105,7 +105,7 @@ def fit(
 def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenizer: Any, score: float) -> None:
     """Write the adapter with its head, its note and its card; `score` is that of the validation split."""
     counts = adapters.count_parameters(model, view.base_model)
-    with artifacts.replacing(artifacts.ADAPTER) as folder:
+    with artifacts.replace_atomically(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
         note = AdapterTask.of(task, view.tokenize.max_length, tokenizer)
@@ -119,7 +119,7 @@ def write_bank(view: params.TrainView, task: Task) -> None:
 
     DVC warns of an output that is an empty folder.
     """
-    with artifacts.replacing(artifacts.BANK) as folder:
+    with artifacts.replace_atomically(artifacts.BANK) as folder:
         if not task.facts.tenants:
             folder.mkdir()
             (folder / "README.md").write_text(NO_BANK, encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from lsr.convert.writing import check_output, replace_folder
 from pipeline.core import artifacts
 
-WRITERS = {"pipeline": artifacts.replacing, "lsr": replace_folder}
+WRITERS = {"pipeline": artifacts.replace_atomically, "lsr": replace_folder}
 CHANGES = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}  # audit events
 FILES = ("adapter_config.json", "deeper/adapter_model.safetensors")
 KILLED = 9

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("part", nargs="?", choices=PARTS, help="part to measure (default: all)")
     threads = "number of CPU threads (default: one per core)"
     parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help=threads)
-    with parser.parsed(arguments, "stopped; parts that are done are kept") as options:
+    with parser.parse(arguments, "stopped; parts that are done are kept") as options:
         torch.set_num_threads(options.threads)
         threadpool_limits(options.threads)  # of the BLAS of numpy
         for part in [options.part] if options.part else PARTS:
@@ -58,7 +58,7 @@ def measure(part: str, threads: int) -> None:
         "machine": {**made(), "threads": threads, "load_average": load, "python": python_version()},
         "figures": json.loads(json.dumps(rows), parse_float=lambda text: rounded(float(text), DIGITS)),
     }
-    with artifacts.replacing(RESULTS) as temporary:
+    with artifacts.replace_atomically(RESULTS) as temporary:
         temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

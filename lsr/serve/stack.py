@@ -183,7 +183,7 @@ class Stack:
         return StoredStack(values, counts.long())
 
     def restore(self, stored: StoredStack) -> None:
-        """Set what `stored` returned, perhaps read from a file that anything has changed.
+        """Set what `copy_rows` returned, perhaps read from a file that anything has changed.
 
         Raises:
             ValueError: if it does not fit this stack, the first row is not zeros, or a scale of codes is out of bounds.

@@ -27,7 +27,7 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import datasets, opening, recognition, sources
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.mistakes import validated
+from pipeline.params.mistakes import validate
 from pipeline.params.reading import check_rows
 from pipeline.params.schema import TABLES
 from pipeline.params.sources import (
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         UserError: if a file cannot be read or is not in data/, there is a row of this name, or the row would not do.
     """
-    with _parser().parsed(words) as options:
+    with _parser().parse(words) as options:
         files = _files(options)
         name = _name(options.name, files["train"])
         _check_new(name, check_rows("data"))
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> None:
         table = pd.concat([_read(path, source, choice) for path in files.values()], ignore_index=True)
         where = ", ".join(map(str, files.values()))
         content, notes = described(table, source, choice, where)
-        row = validated(DatasetRow, content, OWN, (name,))
+        row = validate(DatasetRow, content, OWN, (name,))
         row._where = str(OWN)
         loaded = datasets.load(row, name)
         LOCK.parent.mkdir(exist_ok=True)
@@ -160,9 +160,9 @@ def _source(files: Mapping[Split, Path], encoding: str | None, sheet: str | None
     for split, path in files.items():
         of_text = encoding if ending_of(path) in TEXTUAL else None
         of_excel = sheet if ending_of(path) == EXCEL else None
-        with sources.explained(str(path)):
+        with sources.wrap_reading_errors(str(path)):
             parts[split] = recognition.source_of(path, of_text, of_excel)
-    return recognition.joined(parts)
+    return recognition.join_sources(parts)
 
 
 def _read(path: Path, source: TableSource, choice: Choice) -> pd.DataFrame:
@@ -208,7 +208,7 @@ def _append(name: str, row: dict[str, Any]) -> None:
         known = read_yaml(OWN)
         before = OWN.read_text(encoding="utf-8")
     _check_new(name, known)
-    with artifacts.replacing(OWN) as new:
+    with artifacts.replace_atomically(OWN) as new:
         new.write_text(f"{before.rstrip()}\n{dumped.getvalue()}", encoding="utf-8")
         try:
             is_added = read_yaml(new) == known | rows

@@ -110,7 +110,7 @@ def _check_task(entry: Entry) -> None:
     view = entry.first().view
     source = view.dataset.source
     pinned = entry.preset.files
-    paths = map(str, content.named(source))
+    paths = map(str, content.iter_local_paths(source))
     for path, digests in zip(paths, plan.digests([source]), strict=True):
         if path in pinned and digests != {".": pinned[path]}:
             raise UserError(f"{path}: not the file of the preset: its SHA-256 must be {pinned[path]}")

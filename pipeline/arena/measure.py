@@ -22,7 +22,7 @@ from pipeline import evaluation, tasks
 from pipeline.arena import features, record, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
-from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
+from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
 from pipeline.data import base_models
 from pipeline.methods import adapters, banks, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask
@@ -58,9 +58,9 @@ def measure(training: Training) -> Record:
     except UserError as error:
         outcome = {"status": "failed", "reason": str(error).replace("\n", "; ")}
     except BROKEN as error:
-        if refused_by_machine(error):
+        if describe_machine_error(error):
             raise
-        reason = clipped(f"{type(error).__name__}: {first_line(error)}")
+        reason = truncate_line(f"{type(error).__name__}: {first_line(error)}")
         outcome = {"status": "failed", "reason": reason}
     return Record.model_validate(
         vars(training)  # of which a record has the names, rates, seed and key

@@ -20,7 +20,7 @@ from pipeline.data.content import Source
 from pipeline.methods.planning import known_types
 from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import changed
+from pipeline.params.reading import apply_overrides
 from pipeline.params.sections import HeadParams
 from pipeline.params.sources import Split
 
@@ -169,7 +169,7 @@ class Entry:
             "seed": self.preset.seeds[0],
         }
         place = (self.name, "methods", self.method)
-        view = changed(overrides, TrainView, PATH, place)
+        view = apply_overrides(overrides, TrainView, PATH, place)
         row = view.dataset
         source = changes.source_of(row)
         dataset = row.model_copy(update={"source": source})
@@ -273,7 +273,7 @@ def digests(
 
     Those of `pinned` files, by path, are taken as they are: the files may be elsewhere.
     """
-    paths = chain.from_iterable(map(content.named, sources))
+    paths = chain.from_iterable(map(content.iter_local_paths, sources))
     return [{".": pinned[path]} if path in pinned else digests_of(path) for path in map(str, paths)]
 
 

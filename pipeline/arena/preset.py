@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.mistakes import validated
+from pipeline.params.mistakes import validate
 from pipeline.params.reading import load_row
 from pipeline.params.sections import Count, Section
 from pipeline.params.sources import Named, PackageSource, Sha256, TableSource, Word, all_different
@@ -269,7 +269,7 @@ class Preset(Section):
     def _check_files(self, rows: Datasets) -> None:
         named = set[str]()
         for name, task in self.tasks.items():
-            paths = content.named(task.source_of(rows[name]))
+            paths = content.iter_local_paths(task.source_of(rows[name]))
             named.update(map(str, paths))
         for path in self.files:
             if path not in named:
@@ -301,7 +301,7 @@ def load(name: str, path: Path = PATH) -> Preset:
     """
     presets = {}
     for word, values in read_yaml(path).items():
-        presets[word] = validated(Preset, values, path, (word,))
+        presets[word] = validate(Preset, values, path, (word,))
     if name not in presets:
         known = ", ".join(presets)
         raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {known}")

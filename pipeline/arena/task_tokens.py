@@ -72,7 +72,7 @@ def folder_of(training: Training) -> Path:
 
     known = repr(_determining(training))
     key = hashlib.sha256(known.encode()).hexdigest()[:16]
-    return artifacts.made_once(FOLDER / f"tokens-{key}", make)
+    return artifacts.build_once(FOLDER / f"tokens-{key}", make)
 
 
 def _determining(training: Training) -> tuple[object, ...]:
@@ -114,7 +114,7 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
         texts[split] = texts[split].in_order_of_hashes()
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
-        with sources.explained(f"{task}: {split}"):
+        with sources.wrap_reading_errors(f"{task}: {split}"):
             batches = texts[split].batches(BATCH)
             tokenized = loaded.task.preprocessor.tokenized(batches, tokenizer, view.tokenize.max_length)
             tables[split] = _short(tokenized, most["longest"])

@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--baseline", metavar="METHOD", help="method to compare with (default: the preset's baseline)")
     parent = "folder in which PRESET/ is written (default: %(default)s)"
     add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help=parent)
-    with parser.parsed(words) as options:
+    with parser.parse(words) as options:
         name = options.preset
         preset = load(name)
         records = read(FOLDER / name)
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a text to a file, whole or not at all."""
-    with artifacts.replacing(path) as temporary:
+    with artifacts.replace_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

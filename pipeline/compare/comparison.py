@@ -58,7 +58,7 @@ def compare(
         "methods": methods,  # smallest first
         "margin": preset.margin,
         "hypotheses": judge.outcomes(preset.hypotheses),
-        "made": _made(records.values()),  # where the records come from
+        "made": _collect_provenance(records.values()),  # where the records come from
         "notes": notes,
         "results": _results(tasks, judge, preset.baseline, methods),
     }
@@ -133,7 +133,7 @@ def _scores(
 
     The parts of a task are those of its labels, or itself if they are not known.
     """
-    trainings = examples.finished(entries)
+    trainings = examples.select_finished(entries)
     if not trainings:
         return {part: {} for part in known or (task,)}
     whole = [training.score() for training in trainings]
@@ -145,8 +145,8 @@ def _scores(
     for part, labels in known.items():
         if len(known) > 1:
             whole = [examples.score(metric, training, {part: labels}) for training in trainings]
-        predicted = [examples.predicted_of(training, labels) for training in trainings]
-        drawn = examples.resampled(part, metric, labels.to_numpy(), predicted, resamples)
+        predicted = [examples.get_predictions(training, labels) for training in trainings]
+        drawn = examples.resample(part, metric, labels.to_numpy(), predicted, resamples)
         parts[part] = _by_method(trainings, whole, drawn)
     return parts
 
@@ -164,7 +164,7 @@ def _by_method(
     return by_method
 
 
-def _made(records: Iterable[Record]) -> dict[str, list[str]]:
+def _collect_provenance(records: Iterable[Record]) -> dict[str, list[str]]:
     """Return all values of each field of the records' `made`, by name; of dates only the first and the last."""
     made = pd.DataFrame([record.made for record in records])
     values = {}

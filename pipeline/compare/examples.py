@@ -33,7 +33,7 @@ def read(tasks: Entries) -> tuple[dict[str, Parts], list[str]]:
     for task, methods in tasks.items():
         entries = list(methods.values())
         path = entries[0].labels
-        trainings = finished(entries)
+        trainings = select_finished(entries)
         if not path.is_file():
             if trainings:
                 notes.append(_note(task, f"{path} is not there"))
@@ -49,7 +49,7 @@ def read(tasks: Entries) -> tuple[dict[str, Parts], list[str]]:
     return usable, notes
 
 
-def finished(entries: Iterable[Entry]) -> list[Record]:
+def select_finished(entries: Iterable[Entry]) -> list[Record]:
     """Return the training runs that means are taken over."""
     trainings = list[Record]()
     for entry in entries:
@@ -74,7 +74,7 @@ def parts_of(task: str, table: pd.DataFrame) -> Parts:
     return parts
 
 
-def predicted_of(training: Record, labels: Labels) -> Values:
+def get_predictions(training: Record, labels: Labels) -> Values:
     """Return what a training run predicted for the examples of these labels, in their shape."""
     shape = (-1, *labels.shape[1:])
     predicted = np.array(training.predicted).reshape(shape)
@@ -85,7 +85,7 @@ def score(metric: str, training: Record, parts: Parts) -> float:
     """Return a metric of what a training run predicted for all labels of a task: the mean over its parts."""
     of_parts = []
     for labels in parts.values():
-        predicted = predicted_of(training, labels)
+        predicted = get_predictions(training, labels)
         scored = scores.score((metric,), predicted, labels.to_numpy())
         of_parts.append(scored[metric])
     return fmean(of_parts)
@@ -109,7 +109,7 @@ def _mismatch(parts: Parts, training: Record) -> str:
     return ""
 
 
-def resampled(
+def resample(
     task: str,
     metric: str,
     labels: Values,

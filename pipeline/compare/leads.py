@@ -292,8 +292,8 @@ class Judge:
             lead = Lead()
             if name != baseline:
                 lead = self._lead(place, name, baseline)
-            verdicts = [self._explored(lead, kind) for kind in KINDS]
-            leads[name] = _shown(lead, verdicts)
+            verdicts = [self._judge_exploratory(lead, kind) for kind in KINDS]
+            leads[name] = _summarize(lead, verdicts)
         return leads
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[Verdict]:
@@ -305,7 +305,7 @@ class Judge:
         leads = []
         for hypothesis in hypotheses:
             leads.append(self._lead(hypothesis.on, hypothesis.method, hypothesis.against))
-        by_kind = [self._tested(leads, kind) for kind in KINDS]
+        by_kind = [self._test_hypotheses(leads, kind) for kind in KINDS]
         by_lead = zip(*by_kind, strict=True)
         outcomes = []
         for hypothesis, lead, verdicts in zip(hypotheses, leads, by_lead, strict=True):
@@ -319,7 +319,7 @@ class Judge:
             outcome = {
                 **hypothesis.model_dump(),
                 "held": held,
-                **_shown(lead, verdicts),
+                **_summarize(lead, verdicts),
             }
             outcomes.append(outcome)
         return outcomes
@@ -335,7 +335,7 @@ class Judge:
             leads.append(on_task(parts))
         return mean(leads)
 
-    def _explored(self, lead: Lead, kind: str) -> Verdict:
+    def _judge_exploratory(self, lead: Lead, kind: str) -> Verdict:
         low, high = lead.interval(CONFIDENCE, kind)
         word = None
         if low > 0:
@@ -344,9 +344,9 @@ class Judge:
             word = BEHIND
         elif self._is_within(lead, kind):
             word = CLOSE
-        return {**_known(low=low, high=high), "word": word}
+        return {**_replace_nan(low=low, high=high), "word": word}
 
-    def _tested(self, leads: Sequence[Lead], kind: str) -> Iterator[Verdict]:
+    def _test_hypotheses(self, leads: Sequence[Lead], kind: str) -> Iterator[Verdict]:
         """Yield better or worse where the corrected test says so, else equivalent if within the margin."""
         corrected = holm([lead.p(kind) for lead in leads])
         for lead, p in zip(leads, corrected, strict=True):
@@ -356,7 +356,7 @@ class Judge:
                 word = BETTER if lead.mean > 0 else WORSE
             elif self._is_within(lead, kind):
                 word = EQUIVALENT
-            yield {**_known(low=low, high=high, p_holm=p), "word": word}
+            yield {**_replace_nan(low=low, high=high, p_holm=p), "word": word}
 
     def _is_within(self, lead: Lead, kind: str) -> bool:
         """Whether two one-sided tests at 5 % each find the lead above -margin and below margin.
@@ -367,16 +367,16 @@ class Judge:
         return -self.margin <= low and high <= self.margin
 
 
-def _known(**values: float) -> dict[str, float | None]:
+def _replace_nan(**values: float) -> dict[str, float | None]:
     known = {}
     for name, value in values.items():
         known[name] = None if math.isnan(value) else value
     return known
 
 
-def _shown(lead: Lead, verdicts: Iterable[Verdict]) -> Verdict:
+def _summarize(lead: Lead, verdicts: Iterable[Verdict]) -> Verdict:
     """Return a lead and its standard errors in percentage points, and its verdicts; what is unknown is None."""
-    known = _known(
+    known = _replace_nan(
         lead=lead.mean,
         error_seeds=lead.error_seeds,
         error_examples=lead.error_examples,

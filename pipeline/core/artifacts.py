@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from pipeline.core.errors import UserError, refused_by_disk
+from pipeline.core.errors import UserError, describe_disk_error
 
 INPUTS = Path("artifacts/inputs.json")
 TOKENS = Path("artifacts/tokens")
@@ -75,7 +75,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[st
             details[name] = rounded
     if shown is not None:
         written["details"] = [details]
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
@@ -87,7 +87,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:
     """Write a table with a header line; floats have six digits."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with replace_atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writers = {style: csv.writer(file, lineterminator="\n", quoting=style) for style in QUOTING}
         writers[quoting_of(columns)].writerow(columns)
         for row in rows:
@@ -105,7 +105,7 @@ def quoting_of(values: Iterable[object]) -> Literal[0, 2]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder, that replaces `path` when all went well.
 
     Raises:
@@ -151,12 +151,12 @@ def check_not_replaced(folder: Path, before: tuple[int, int] | None) -> None:
         raise UserError(f"{folder}: was replaced while it was read; run the command again")
 
 
-def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+def build_once(path: Path, make: Callable[[Path], object]) -> Path:
     """Return a file or folder that `make` makes, at another path, if it is not there; other processes wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            with replacing(path) as temporary:
+            with replace_atomically(path) as temporary:
                 make(temporary)
     return path
 
@@ -171,7 +171,7 @@ def name_path_on_error(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = refused_by_disk(error)
+        reason = describe_disk_error(error)
         if reason is None or getattr(error, "filename", None) is not None:
             raise
         raise UserError(f"{path}: cannot be written: {reason}") from None

@@ -7,7 +7,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def iter_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield items in lists of at most `size`; an empty list if there are none."""
     rest = iter(items)
     batch = list(islice(rest, size))

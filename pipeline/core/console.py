@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from pipeline.core import artifacts, git
-from pipeline.core.errors import MISTAKE, STOPPED, escaped, exit_on_error
+from pipeline.core.errors import MISTAKE, STOPPED, escape, exit_on_error
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of a training, that which prints and writes
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     @contextmanager
-    def parsed(
+    def parse(
         self, words: Sequence[str] | None = None, stopped: str = "stopped", before: str = ""
     ) -> Iterator[argparse.Namespace]:
         """Yield the options in words; what fails then ends as of `exit_on_error`, with what is next if DVC runs it.
@@ -62,12 +62,12 @@ class Parser(argparse.ArgumentParser):
 def whole_number(least: int, most: int) -> Callable[[str], int]:
     """Return the type of an argument that is a whole number within these bounds."""
 
-    def parsed(word: str) -> int:
+    def parse(word: str) -> int:
         if not word.isdecimal() or not least <= int(word) <= most:
             raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}, got {word}")
         return int(word)
 
-    return parsed
+    return parse
 
 
 @contextmanager
@@ -119,13 +119,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     if not console.is_terminal:
         line(f"{title}: {' | '.join(columns)}")
         for row in rows:
-            line(f"  {' | '.join(map(_shown, row))}")
+            line(f"  {' | '.join(map(_format_cell, row))}")
         return
     grid = Table(title=_clean(title), title_justify="left")
     for column in columns:
         grid.add_column(_clean(column), justify="right" if grid.columns else "left")
     for row in rows:
-        grid.add_row(*map(_shown, row))
+        grid.add_row(*map(_format_cell, row))
     console.print(grid)
 
 
@@ -169,7 +169,7 @@ def warn_without_identity() -> None:
             return
 
 
-def _shown(cell: object) -> str:
+def _format_cell(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
     if isinstance(cell, int):
@@ -178,4 +178,4 @@ def _shown(cell: object) -> str:
 
 
 def _clean(text: str) -> str:
-    return escaped(text, but="\n\t")
+    return escape(text, but="\n\t")

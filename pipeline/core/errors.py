@@ -37,20 +37,20 @@ class UserError(Exception):
     def __str__(self) -> str:
         lines = [line for line in super().__str__().split("\n") if line]
         more = [f"and {len(lines) - MAX_LINES} more mistakes"] if len(lines) > MAX_LINES else []
-        return "\n".join([*map(clipped, lines[:MAX_LINES]), *more])
+        return "\n".join([*map(truncate_line, lines[:MAX_LINES]), *more])
 
 
-def escaped(text: str, but: str = "") -> str:
+def escape(text: str, but: str = "") -> str:
     """Return a text, which may be a stranger's, as a terminal can show it: control characters escaped but these."""
     return CONTROL.sub(lambda match: match[0] if match[0] in but else ascii(match[0])[1:-1], text)
 
 
-def clipped(line: str) -> str:
+def truncate_line(line: str) -> str:
     """Return a line of at most LONGEST_LINE characters, beginning and end, with control characters escaped.
 
     It is cut between words.
     """
-    line = escaped(line)
+    line = escape(line)
     if len(line) <= LONGEST_LINE:
         return line
     half = (LONGEST_LINE - len(" ... ")) // 2
@@ -95,11 +95,11 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
                 code = MISTAKE
                 lines = f"{before}{error}"
             else:
-                reason = refused_by_machine(error)
+                reason = describe_machine_error(error)
                 if not reason:
                     raise
                 code = FAILED
-                lines = clipped(f"{program}: {reason}")
+                lines = truncate_line(f"{program}: {reason}")
         if _is_first_to_fail():
             print(lines, file=sys.stderr)
         raise SystemExit(code)
@@ -139,18 +139,18 @@ def _is_first_to_fail() -> bool:
     return True
 
 
-def refused_by_machine(error: Exception) -> str | None:
+def describe_machine_error(error: Exception) -> str | None:
     """Return in one line what a file, a stream or memory has refused; None for an error of the program."""
     if isinstance(error, FloatingPointError):
         return str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "not enough memory"
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    reason = refused_by_disk(error)
+    reason = describe_disk_error(error)
     return None if reason is None else f"{where}{reason}"
 
 
-def refused_by_disk(error: Exception) -> str | None:
+def describe_disk_error(error: Exception) -> str | None:
     """Return why a file cannot be read or written, without its name; None for any other error.
 
     Packages that write files in C++ or Rust raise no OSError.

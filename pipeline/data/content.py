@@ -19,7 +19,7 @@ WATCHED = ("data", MODELS)  # and both as deps of `tokenize`
 Source = TableSource | PackageSource | HubModel | PackageModel | GgufModel | str
 
 
-def named(source: Source) -> Iterator[Path]:
+def iter_local_paths(source: Source) -> Iterator[Path]:
     """Yield local files and folders. A hub repository counts only if a folder has its name or it can only be a path."""
     if isinstance(source, TableSource) and source.kind == "files":
         yield from map(Path, source.files.values())
@@ -61,7 +61,7 @@ def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[
     Raises:
         UserError: if one does not exist, or is where DVC would not notice changes.
     """
-    paths = list(named(source))
+    paths = list(iter_local_paths(source))
     for path in paths:
         if not path.exists():
             copies = "whose temporary copies have only what was added with `git add`"

@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline import tasks
-from pipeline.core.batches import batched
+from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError
 from pipeline.data import files, sources
 from pipeline.params.dataset_row import DatasetRow
@@ -164,7 +164,7 @@ def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Drop
         if split not in names:
             continue
         file = f"{where}: {split}: {names[split]}"
-        with sources.explained(file):
+        with sources.wrap_reading_errors(file):
             if split == "train":
                 rows = sources.read(row.source, split, task.preprocessor.reads, file)
                 facts = task.preprocessor.facts_of_rows(rows)
@@ -181,7 +181,7 @@ def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.Data
     parts = list[pd.DataFrame]()
     dropped = Dropped()
     before = 0
-    for batch in batched(rows, files.ROWS):
+    for batch in iter_batches(rows, files.ROWS):
         part, left_out = task.preprocessor.examples(batch, before)
         for name in TEXTS:
             if name in part:
@@ -296,14 +296,14 @@ def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str
         remedy = ""
         if split in task.row.cut:
             remedy = "; no text has a hash in its share: set stratify, or name a file for it"
-        rows = _listed(sizes)
-        lost = _listed(dropped)
+        rows = _format_counts(sizes)
+        lost = _format_counts(dropped)
         raise UserError(f"{where}: {split} is empty; rows: {rows}; dropped: {lost}; of {file}{remedy}")
     lacks = task.preprocessor.lacks(examples["train"])
     if lacks:
         raise UserError(f"{where}: train has {lacks}")
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     parts = [f"{name} {count}" for name, count in counts.items()]
     return ", ".join(parts)

@@ -23,7 +23,7 @@ def sheets(path: Path) -> list[str]:
     Raises:
         ValueError: if it cannot be read, would unpack to too much, or the package that reads it is not there.
     """
-    with closing(_opened(path)) as book:
+    with closing(_open_workbook(path)) as book:
         return [sheet.title for sheet in book.worksheets]
 
 
@@ -35,7 +35,7 @@ def rows(path: Path, sheet: str | None) -> Iterator[tuple[int, list[str | None]]
     Raises:
         ValueError: if it cannot be read, has no such sheet, or would unpack to too much.
     """
-    with closing(_opened(path)) as book:
+    with closing(_open_workbook(path)) as book:
         names = [known.title for known in book.worksheets]
         if not names:
             raise ValueError("no sheet with rows")
@@ -49,7 +49,7 @@ def rows(path: Path, sheet: str | None) -> Iterator[tuple[int, list[str | None]]
                 yield number, row
 
 
-def _opened(path: Path) -> Any:
+def _open_workbook(path: Path) -> Any:
     """Return a workbook as openpyxl reads it, some rows at a time.
 
     Raises:

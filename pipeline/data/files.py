@@ -26,7 +26,7 @@ def read_file(path: Path, source: TableSource) -> Iterator[Record]:
     """Yield the rows of a file of a source, with all cells that they have.
 
     Raises:
-        ValueError: or an OSError, if it cannot be read, to be `sources.explained`.
+        ValueError: or an OSError, if it cannot be read, to be `sources.wrap_reading_errors`.
     """
     opening.check_is_file(path, "the root of the repository")
     ending = ending_of(path)
@@ -38,7 +38,7 @@ def read_file(path: Path, source: TableSource) -> Iterator[Record]:
         raise ValueError(_undecodable(path, error)) from None
 
 
-def separated(
+def read_separated(
     lines: Lines, names: Sequence[str] | None, *, drops_broken: bool = False, unit: str = "line"
 ) -> Iterator[Record]:
     """Yield rows by the names of their columns, which by default are in the first line.
@@ -66,7 +66,7 @@ def fields_of(ending: str, delimiter: str | None) -> Callable[[Iterable[str]], L
     """Return what splits lines into fields: with quotes, unless it is a tsv file of which no delimiter is given."""
     if delimiter is None and ending != CSV:
         return tab_separated
-    return lambda lines: _quoted(lines, delimiter or ",")
+    return lambda lines: _split_quoted(lines, delimiter or ",")
 
 
 def tab_separated(lines: Iterable[str]) -> Lines:
@@ -77,7 +77,7 @@ def tab_separated(lines: Iterable[str]) -> Lines:
             yield number, content.split(TAB)
 
 
-def _quoted(lines: Iterable[str], delimiter: str) -> Lines:
+def _split_quoted(lines: Iterable[str], delimiter: str) -> Lines:
     csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     begin = 1
@@ -92,7 +92,7 @@ def _quoted(lines: Iterable[str], delimiter: str) -> Lines:
 
 def _records(path: Path, ending: str, source: TableSource) -> Iterator[Record]:
     if ending in SEPARATED:
-        yield from _separated_file(path, ending, source)
+        yield from _read_separated_file(path, ending, source)
         return
     if ending == EXCEL:
         yield from _sheet(path, source)
@@ -104,11 +104,11 @@ def _records(path: Path, ending: str, source: TableSource) -> Iterator[Record]:
             yield place, item
 
 
-def _separated_file(path: Path, ending: str, source: TableSource) -> Iterator[Record]:
+def _read_separated_file(path: Path, ending: str, source: TableSource) -> Iterator[Record]:
     split = fields_of(ending, source.delimiter)
     drops_broken = source.broken_lines == "drop"
     with opening.open_text(path, source.encoding) as file:
-        yield from separated(split(file), source.columns, drops_broken=drops_broken)
+        yield from read_separated(split(file), source.columns, drops_broken=drops_broken)
 
 
 def _sheet(path: Path, source: TableSource) -> Iterator[Record]:
@@ -116,11 +116,11 @@ def _sheet(path: Path, source: TableSource) -> Iterator[Record]:
     names: Sequence[str] | None = source.columns
     if names is None:
         names = _header(rows)
-    whole = _padded(rows, len(names))
-    yield from separated(whole, names, unit="row")
+    whole = _pad_rows(rows, len(names))
+    yield from read_separated(whole, names, unit="row")
 
 
-def _padded(rows: Lines, width: int) -> Lines:
+def _pad_rows(rows: Lines, width: int) -> Lines:
     """Yield rows that are no shorter than a width: a sheet has no cells after the last one with content."""
     for number, row in rows:
         lacking = width - len(row)
@@ -147,17 +147,17 @@ def _json(path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any
             return
         for number, line in chain([first], lines):
             place = f"line {number}"
-            yield place, _checked(_parsed(line, number), place, line)
+            yield place, _check_record(_parse_json(line, number), place, line)
 
 
 def _json_list(text: str, begin: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    records = _parsed(text, begin)
+    records = _parse_json(text, begin)
     for position, record in enumerate(records, start=1):
         place = f"item {position}"
-        yield place, _checked(record, place, text)
+        yield place, _check_record(record, place, text)
 
 
-def _parsed(text: str, begin: int) -> Any:
+def _parse_json(text: str, begin: int) -> Any:
     """Return the value of a JSON text that begins in this line of a file.
 
     Raises:
@@ -171,7 +171,7 @@ def _parsed(text: str, begin: int) -> Any:
         raise ValueError(f"line {begin} is not JSON: {error}") from None
 
 
-def _checked(record: Any, place: str, text: str) -> dict[str, Any]:
+def _check_record(record: Any, place: str, text: str) -> dict[str, Any]:
     """Return a record of a JSON text.
 
     Raises:

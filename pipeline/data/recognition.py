@@ -44,7 +44,7 @@ def source_of(path: Path, encoding: str | None = None, sheet: str | None = None)
     """Return a source with a file as its train split; an encoding that is not given is recognized.
 
     Raises:
-        ValueError: or an OSError, if it cannot be read, to be `sources.explained`.
+        ValueError: or an OSError, if it cannot be read, to be `sources.wrap_reading_errors`.
     """
     opening.check_is_file(path, "the current folder")
     ending = ending_of(path)
@@ -57,7 +57,7 @@ def source_of(path: Path, encoding: str | None = None, sheet: str | None = None)
     return _source(files_of, {"encoding": encoding, "delimiter": delimiter, "sheet": sheet})
 
 
-def joined(parts: Mapping[Split, TableSource]) -> TableSource:
+def join_sources(parts: Mapping[Split, TableSource]) -> TableSource:
     """Return one source with the file of each part as a split.
 
     Raises:

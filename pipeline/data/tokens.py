@@ -26,7 +26,7 @@ def load_task(row: DatasetRow) -> Task:
 
 def load_tokens(split: str) -> Dataset:
     """Return a tokenized split for the Trainer, without the text that was read; rows are read on demand."""
-    whole = _mapped(split)
+    whole = _open_split(split)
     needed = (*INPUTS, GROUP, EXPECTED)
     kept = [name for name in whole.column_names if name in needed]
     return whole.select_columns(kept)
@@ -34,7 +34,7 @@ def load_tokens(split: str) -> Dataset:
 
 def load_texts(split: str) -> dict[str, Sequence[str]]:
     """Return the columns of texts of a tokenized split, such as text and text_pair (for pairs); they stay on disk."""
-    whole = _mapped(split)
+    whole = _open_split(split)
     return {name: whole[name] for name in TEXTS if name in whole.column_names}
 
 
@@ -52,7 +52,7 @@ def labels_of(split: Dataset) -> np.ndarray:
     return np.array(split[column][:])
 
 
-def _mapped(split: str) -> Dataset:
+def _open_split(split: str) -> Dataset:
     path = artifacts.tokens(split)
     if not path.is_file():
         raise UserError(f"{path}: not found; run python -m stages.tokenize first, or dvc repro")

@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.mistakes import validated
+from pipeline.params.mistakes import validate
 from pipeline.params.sources import Row
 from pipeline.tasks import Task, TaskType
 
@@ -86,7 +86,7 @@ def tasks_of_notes(notes: Mapping[str, Mapping[str, Any]], where: Path) -> dict[
     """
     for name, note in notes.items():
         _check_complete(name, note, where)
-    return {name: validated(AdapterTask, note, where, (name,)) for name, note in notes.items()}
+    return {name: validate(AdapterTask, note, where, (name,)) for name, note in notes.items()}
 
 
 def _check_complete(name: str, note: Mapping[str, Any], folder: Path) -> None:
@@ -111,4 +111,4 @@ def read(folder: Path) -> AdapterTask:
     if content is None:
         read_config(folder)  # says more where there is no adapter either
         raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
-    return validated(AdapterTask, content, folder / FILE, ())
+    return validate(AdapterTask, content, folder / FILE, ())

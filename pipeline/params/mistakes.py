@@ -24,7 +24,7 @@ OURS = "Value error, "  # before a message of a validator of ours
 EXPECTED = "input should be "
 
 
-def validated(
+def validate(
     schema: type[AnyModel],
     content: Any,
     path: Path,

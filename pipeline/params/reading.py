@@ -14,7 +14,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.effects import idle_in_file
-from pipeline.params.mistakes import Place, validated
+from pipeline.params.mistakes import Place, validate
 from pipeline.params.schema import PARAMS, TABLES, Params, View
 from pipeline.params.sources import NAME, ModelRow, TableRow
 from pipeline.params.yaml_file import read_yaml
@@ -31,7 +31,7 @@ def load(view: type[AnyView]) -> AnyView:
     content = read_yaml(PARAMS)
     params, datasets, models = all_of(
         [
-            partial(validated, Params, content, PARAMS, ()),
+            partial(validate, Params, content, PARAMS, ()),
             partial(check_rows, "data", content.get("data")),
             partial(check_rows, "model", content.get("model")),
         ]
@@ -40,7 +40,7 @@ def load(view: type[AnyView]) -> AnyView:
     idle = [f"{PARAMS}: {value.line}" for value in idle_in_file(params, dataset)]
     if idle:
         raise UserError("\n".join(idle))
-    return seen_by(view, params, dataset, models[params.model])
+    return build_view(view, params, dataset, models[params.model])
 
 
 def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
@@ -64,10 +64,10 @@ def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
 
 def load_params() -> Params:
     """Return the checked params.yaml."""
-    return validated(Params, read_yaml(PARAMS), PARAMS, ())
+    return validate(Params, read_yaml(PARAMS), PARAMS, ())
 
 
-def changed(
+def apply_overrides(
     overrides: Mapping[str, Any],
     view: type[AnyView],
     path: Path = PARAMS,
@@ -86,11 +86,11 @@ def changed(
             keys = ".".join((*place, key))
             raise UserError(f"{path}: {keys}: {section} of {PARAMS} has no keys")
         inner[field] = value
-    params = validated(Params, content, path, place)
-    return seen_by(view, params, load_row("data", params.data), load_row("model", params.model))
+    params = validate(Params, content, path, place)
+    return build_view(view, params, load_row("data", params.data), load_row("model", params.model))
 
 
-def seen_by(
+def build_view(
     view: type[AnyView],
     params: Params,
     dataset: DatasetRow,
@@ -157,17 +157,17 @@ class Registry:
         if name in self.own:
             if name in self.built_in:
                 raise UserError(f"{table.own}: {name}: {table.built_in} has a row of this name too; rename yours")
-            row = self._validated(name, self.own, table.own)
+            row = self._validate(name, self.own, table.own)
             return row.of_ones_own() if isinstance(row, DatasetRow) else row
         if name in self.built_in:
-            return self._validated(name, self.built_in, table.built_in)
+            return self._validate(name, self.built_in, table.built_in)
         where = f"{PARAMS}: {self.word}"
-        unlisted = ModelRow.named(name, where) if self.word == "model" else None
+        unlisted = ModelRow.from_name(name, where) if self.word == "model" else None
         if unlisted is None:
             raise UserError(f"{where}: {self._no_row(name)}")
         return unlisted
 
-    def _validated(
+    def _validate(
         self,
         name: str,
         rows: Mapping[str, Any],
@@ -175,7 +175,7 @@ class Registry:
     ) -> TableRow:
         if self.word == "data" and not re.fullmatch(NAME, str(name)):
             raise UserError(f"{path}: {name!r}: the name of a row of data has letters, digits, - and _ only")
-        row = validated(self.table.schema, rows[name], path, (str(name),))
+        row = validate(self.table.schema, rows[name], path, (str(name),))
         row._where = str(path)
         return row
 

@@ -228,7 +228,7 @@ class ModelRow(TableRow):
     _where: str = PrivateAttr("pipeline/models.yaml")
 
     @classmethod
-    def named(cls, name: str, where: str) -> Self | None:
+    def from_name(cls, name: str, where: str) -> Self | None:
         """Return a row for a folder or repository, `owner/name` or `owner/name@revision`; None if it can be neither."""
         folder = os.path.isdir(name)  # noqa: PTH112 False for an invalid file name, where Path raises
         path, _, revision = (name, "", "") if folder else name.partition("@")

@@ -21,19 +21,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: if there is none, or it is not a mapping.
     """
     try:
-        return parsed(path.read_bytes(), path)
+        return parse_yaml(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
 
 
-def parsed(text: bytes, path: Path) -> dict[str, Any]:
+def parse_yaml(text: bytes, path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file; the result is cached, so copy it before changing it.
 
     Raises:
         UserError: if it is not a mapping.
     """
     try:
-        content = _parsed(text)
+        content = _parse(text)
     except MaxDepthExceededError as error:
         line = error.problem_mark.line + 1
         raise UserError(f"{path}: line {line}: {TOO_DEEP}") from None
@@ -50,7 +50,7 @@ def parsed(text: bytes, path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _parsed(text: bytes) -> Any:
+def _parse(text: bytes) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = DEEPEST
     content = yaml.load(text)

@@ -37,9 +37,9 @@ FORMATS = (CSV, JSON_LINES)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = _parser()
-    with parser.parsed(arguments, "stopped; --out was not half written", f"{parser.prog}: ") as options:
+    with parser.parse(arguments, "stopped; --out was not half written", f"{parser.prog}: ") as options:
         _check(options)
-        tables = _answered(options)
+        tables = _answer_rows(options)
         if options.out is not None:
             _save(tables, options.out)
         elif options.json or not sys.stdout.isatty():
@@ -99,7 +99,7 @@ def _check(options: Namespace) -> None:
         raise UserError(f"--out: {out}: exists; choose another file, or replace it with --force")
 
 
-def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
+def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
     """Yield rows, some at a time, with answers in further columns; a single completion is printed alone."""
     identity = artifacts.identity(options.adapter)
     previous.print_note_of(options.adapter)
@@ -112,10 +112,10 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
     with console.progress("predict", None, "texts", console.errors) as advance:
         for table, asked in texts.read(options, task, tenants):
             if opened is None:
-                opened = _opened(options, task)
+                opened = _open_predictor(options, task)
                 artifacts.check_not_replaced(options.adapter, identity)
             if generates and not isinstance(opened, OpenedGraph):
-                answers, cut = opened.written(asked["text"], options.max_new_tokens, advance, shown=streams)
+                answers, cut = opened.generate(asked["text"], options.max_new_tokens, advance, shown=streams)
             else:
                 several = list(tenants.values()) if options.tenant is None else []
                 answers, cut = opened.answers(asked, table.index, several, advance)
@@ -127,7 +127,7 @@ def _answered(options: Namespace) -> Iterator[pd.DataFrame]:
         console.note(f"{truncated} of {count} texts truncated to {task.max_length} tokens")
 
 
-def _opened(options: Namespace, task: AdapterTask) -> "Opened | OpenedGraph":
+def _open_predictor(options: Namespace, task: AdapterTask) -> "Opened | OpenedGraph":
     if options.runtime != graphs.TORCH:
         return OpenedGraph(options.adapter, task, options.runtime, options.batch_size)
     # These take seconds: after what can be checked without.
@@ -192,7 +192,7 @@ def _beside(table: pd.DataFrame, answers: Columns) -> pd.DataFrame:
 
 
 def _save(tables: Iterable[pd.DataFrame], path: Path) -> None:
-    with artifacts.replacing(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+    with artifacts.replace_atomically(path) as new, new.open("w", encoding="utf-8", newline="") as file:
         count = _write(tables, file, path.suffix)
     console.note(f"{path}: {count} row{'s' * (count != 1)}")
 

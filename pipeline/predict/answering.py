@@ -105,7 +105,7 @@ class Opened:
         tasks = [tenants[number] for number in asked[TENANT]]
         return columns_of_tenants(outputs.numpy(), tasks), truncated
 
-    def written(
+    def generate(
         self,
         texts: Sequence[str],
         most: int,

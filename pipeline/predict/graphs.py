@@ -15,11 +15,11 @@ from lsr_onnx import folder as layout
 from lsr_onnx.folder import GRAPHS, TASK, TENANTS, TOKENIZER
 from lsr_onnx.graph import Graph
 from lsr_onnx.mistakes import GraphError
-from pipeline.core.batches import batched
+from pipeline.core.batches import iter_batches
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.methods.adapter_task import AdapterTask, tasks_of_notes
-from pipeline.params.mistakes import validated
+from pipeline.params.mistakes import validate
 from pipeline.predict.columns import columns_of_tenants, columns_of_texts
 from pipeline.predict.texts import check_finite
 from pipeline.tasks.cells import TEXT_COLUMNS
@@ -71,7 +71,7 @@ def read_task(folder: Path) -> AdapterTask:
         raise UserError(f"{path}: has over {MAX_NOTE_BYTES:,} bytes")
     with as_user_error(OSError, ValueError, RecursionError, before=f"{path}: "):
         content = json.loads(path.read_text(encoding="utf-8"))
-    task = validated(AdapterTask, content, path, ())
+    task = validate(AdapterTask, content, path, ())
     _check_task(task, str(path))
     return task
 
@@ -159,7 +159,7 @@ class OpenedGraph:
         numbers = texts[TENANT].to_pylist() if self.slices else [0] * len(asked)
         parts = []
         truncated = 0
-        batches = zip(batched(asked, self.batch_size), batched(numbers, self.batch_size), strict=True)
+        batches = zip(iter_batches(asked, self.batch_size), iter_batches(numbers, self.batch_size), strict=True)
         for batch, owners in batches:
             encoded = self.tokenizer.encode_batch(batch)
             for text, tokens in zip(batch, encoded, strict=True):
@@ -217,7 +217,7 @@ class OpenedGraph:
             raise UserError(f"{self.folder}: the graph has {width} outputs, but {TASK} names {wanted} labels")
 
 
-def _opened_tokenizer(path: Path, max_length: int) -> Any:
+def _open_tokenizer(path: Path, max_length: int) -> Any:
     """Return the tokenizer in a file, which pads batches and truncates texts to so many tokens.
 
     Raises:

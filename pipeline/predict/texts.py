@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core import console
-from pipeline.core.batches import batched
+from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data import recognition, sources
 from pipeline.methods.adapter_task import AdapterTask
@@ -55,7 +55,7 @@ def read(
             raise UserError(f"{texts.before}row {empty.idxmax()}: is empty; needed: a text, or --skip-empty")
         skipped += empty.sum()
         full = whole[~empty]
-        asked = _asked(full, texts)
+        asked = _extract_texts(full, texts)
         if tenants:
             asked[TENANT] = _tenants_of(full, options.tenant, list(tenants), str(task.tenant))
         if not full.empty:
@@ -78,7 +78,7 @@ def check_finite(outputs: np.ndarray, rows: Sequence[int], folder: Path) -> None
         raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {folder} overflow")
 
 
-def _asked(table: pd.DataFrame, texts: Texts) -> Asked:
+def _extract_texts(table: pd.DataFrame, texts: Texts) -> Asked:
     for number, *row in table[texts.columns].itertuples(name=None):
         with as_user_error(ValueError, before=f"{texts.before}row {number}: "):
             for text in row:
@@ -116,7 +116,7 @@ def _texts(options: Namespace, task: AdapterTask) -> Texts:
     else:
         where = f"--file: {options.file}"
         before = f"{where}: "
-        with sources.explained(where):
+        with sources.wrap_reading_errors(where):
             source = recognition.source_of(options.file)
             written = recognition.words_of(source)
         if written:
@@ -134,7 +134,7 @@ def _texts(options: Namespace, task: AdapterTask) -> Texts:
 
 def _tables(options: Namespace, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
     words = _words(options.texts, len(columns))
-    for lines in batched(words, options.batch_size):
+    for lines in iter_batches(words, options.batch_size):
         yield pd.DataFrame(lines, columns=list(columns), dtype=object)
 
 
@@ -147,11 +147,11 @@ def _words(given: Sequence[str], width: int) -> Iterator[list[str]]:
     if given not in ([], [STDIN]):
         if len(given) % width:
             raise UserError(f"the adapter reads pairs: needed: an even number of texts, got {len(given)}")
-        yield from batched(given, width)
+        yield from iter_batches(given, width)
         return
     if sys.stdin.isatty():
         console.note("one text per line; Ctrl-D ends")
-    with sources.explained("standard input"):
+    with sources.wrap_reading_errors("standard input"):
         for number, line in enumerate(sys.stdin, start=1):
             row = line.removesuffix("\n").split("\t", width - 1)
             if len(row) != width:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.batches import batched
+from pipeline.core.batches import iter_batches
 from pipeline.tasks.cells import TEXT_COLUMNS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def write(tokens: Iterable[Part], path: Path) -> np.ndarray:
     lengths = list[np.ndarray]()
     writer = None
     with pa.OSFile(str(path), "wb") as file, ExitStack() as stack:
-        for some in batched(tokens, TOGETHER):
+        for some in iter_batches(tokens, TOGETHER):
             tables, of_tables = zip(*some, strict=True)
             lengths += of_tables
             table = pa.concat_tables(tables).combine_chunks()

@@ -23,11 +23,11 @@ def names(folder):
 def test_a_folder_is_the_whole_old_one_until_it_is_the_whole_new_one(tmp_path):
     old = tmp_path / "tokens"
     write(old / "kept.csv", "old")
-    with suppress(RuntimeError), artifacts.replacing(old) as folder:
+    with suppress(RuntimeError), artifacts.replace_atomically(old) as folder:
         write(folder / "half.csv", "new")
         raise RuntimeError
     assert [names(old), names(tmp_path)] == [["kept.csv"], ["tokens"]]
-    with artifacts.replacing(old) as folder:
+    with artifacts.replace_atomically(old) as folder:
         write(folder / "fresh.csv", "new")
         assert names(old) == ["kept.csv"]
     assert [names(old), names(tmp_path)] == [["fresh.csv"], ["tokens"]]
@@ -37,7 +37,7 @@ def test_a_folder_is_the_whole_old_one_until_it_is_the_whole_new_one(tmp_path):
 def test_files_of_a_folder_follow_the_umask(tmp_path, mask, mode):
     before = os.umask(mask)
     try:
-        with artifacts.replacing(tmp_path / "adapter") as folder:
+        with artifacts.replace_atomically(tmp_path / "adapter") as folder:
             (folder / "deeper").mkdir(parents=True)
             for name, own in (("a", 0o600), ("deeper/b", 0o444), ("c", 0o755)):
                 (folder / name).touch()

@@ -117,7 +117,7 @@ def test_smollm2_is_found_where_the_pipeline_puts_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ImportError, match="not found"):
         base_models.smollm2()
-    folder = packages.cached(params.load_row("model", "smollm2").source.package.replace("==", "-"))
+    folder = packages.locate_in_cache(params.load_row("model", "smollm2").source.package.replace("==", "-"))
     folder.mkdir(parents=True)
     assert base_models.smollm2() == str(folder)
 

@@ -103,7 +103,9 @@ def test_the_labels_of_a_text_that_has_several_are_drawn_together(arena):
     assert actual.shape == (20, 6)
     assert found.score() > 0
     assert found.score() == pytest.approx(examples.score("macro_f1", found, parts), abs=1e-6)
-    (drawn,) = examples.resampled("tagged", "macro_f1", actual.to_numpy(), [examples.predicted_of(found, actual)], 400)
+    (drawn,) = examples.resample(
+        "tagged", "macro_f1", actual.to_numpy(), [examples.get_predictions(found, actual)], 400
+    )
     assert drawn.std() > 0
 
 

@@ -299,7 +299,7 @@ def test_scores_of_resamples_are_those_of_the_examples_that_were_drawn(metric, c
     if metric == "pearson":
         predicted[0] += 1e4  # of which the variance is a small rest
     rows = np.random.default_rng(zlib.crc32(b"rte")).integers(examples, size=(6, examples))
-    found = of_examples.resampled("rte", metric, labels, predicted, 6)
+    found = of_examples.resample("rte", metric, labels, predicted, 6)
     expected = [[SCORES[metric](labels[row], one[row]) for row in rows] for one in predicted]
     assert found == pytest.approx(np.array(expected), abs=1e-6)
 

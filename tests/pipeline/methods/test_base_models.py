@@ -87,7 +87,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def named(saved):
     """A function that returns the row of a tiny model that is named itself."""
-    return lambda kind: ModelRow.named(str(saved(kind)), "params.yaml: model")
+    return lambda kind: ModelRow.from_name(str(saved(kind)), "params.yaml: model")
 
 
 POSITIONS = {"gpt2", "opt", "deberta-v2", "mpnet"}  # that have learned 64 of them; the others turn by any angle
@@ -142,7 +142,7 @@ def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
 
 def test_a_repository_may_be_named_with_its_revision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = ModelRow.named("Qwen/Qwen2.5-0.5B@abc", "here").source
+    source = ModelRow.from_name("Qwen/Qwen2.5-0.5B@abc", "here").source
     assert (source.path, source.revision) == ("Qwen/Qwen2.5-0.5B", "abc")
-    assert ModelRow.named("Qwen/Qwen2.5-0.5B", "here").source.revision is None
-    assert ModelRow.named("roberta-bsae", "here") is None
+    assert ModelRow.from_name("Qwen/Qwen2.5-0.5B", "here").source.revision is None
+    assert ModelRow.from_name("roberta-bsae", "here") is None

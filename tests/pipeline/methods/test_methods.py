@@ -14,7 +14,7 @@ from pipeline import params
 from pipeline.data import base_models
 from pipeline.methods import adapters, device, planning
 from pipeline.methods.kadaptation import KAdaptationLinear
-from pipeline.params.reading import changed
+from pipeline.params.reading import apply_overrides
 from pipeline.params.sections import FIXED
 from tests import workspace
 from tests.kit import refused, write
@@ -56,7 +56,7 @@ def here(tmp_path_factory):
 
 def seen(word, overrides=None):
     """What training sees of params.yaml where a section is chosen."""
-    return changed({"adapter": word, **(overrides or {})}, params.TrainView)
+    return apply_overrides({"adapter": word, **(overrides or {})}, params.TrainView)
 
 
 def fresh(view):
@@ -163,7 +163,7 @@ def test_olora_is_refused_on_layers_that_peft_cannot_initialize_by_it(start, lay
 def test_any_method_is_reached_by_its_type(monkeypatch):
     monkeypatch.chdir(workspace.ROOT)
     for name in planning.known_types().keys() - {"LSR"}:
-        section = changed({"adapter": "peft", "peft.type": name}, params.TrainView).section
+        section = apply_overrides({"adapter": "peft", "peft.type": name}, params.TrainView).section
         assert planning.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
 
 

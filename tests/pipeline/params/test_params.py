@@ -12,7 +12,7 @@ from pipeline.arena import preset
 from pipeline.check import main
 from pipeline.core.errors import UserError
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import changed, validated
+from pipeline.params.reading import apply_overrides, validate
 from tests.kit import refused, said, write
 from tests.workspace import ROOT, copy_committed, read_yaml
 
@@ -44,7 +44,7 @@ def edited(content, key, value):
 
 def seen(overrides):
     """What training would see of params.yaml with some keys overridden."""
-    return changed(overrides, params.TrainView)
+    return apply_overrides(overrides, params.TrainView)
 
 
 def test_an_lsr_section_has_the_defaults_of_the_library():
@@ -128,7 +128,7 @@ KEYS = [
 def test_any_value_is_valid_or_refused_in_short_lines(root, trials, key, value):
     trials["trials"] += 1
     try:
-        changed({key: value}, params.TrainView)
+        apply_overrides({key: value}, params.TrainView)
     except UserError as error:
         assert all(0 < len(line) <= 300 and line.startswith("params.yaml: ") for line in str(error).splitlines())  # noqa: PT017
 
@@ -161,7 +161,7 @@ def test_a_mistake_in_a_row_is_one_line(key, value, message):
     if name == "mrpc":
         row = edited(edited(row, "source.splits.validation", "test"), "cut", {})
     path = params.TABLES["data"].built_in
-    line = refused(validated, DatasetRow, row, path, (name,), says=message)
+    line = refused(validate, DatasetRow, row, path, (name,), says=message)
     assert line.startswith(f"{path}: {name}")
 
 

@@ -93,9 +93,9 @@ def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
         ({"stratify": True}, "stratify: needs a label of classes"),
         ({"label": {**ROW["label"], "names": ["a", "b"]}}, "label.names: no such key"),
     ):
-        refused(params.reading.validated, DatasetRow, ROW | changes, "t.yaml", ("levels",), says=says)
+        refused(params.reading.validate, DatasetRow, ROW | changes, "t.yaml", ("levels",), says=says)
     monkeypatch.undo()
-    refused(params.reading.validated, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key")
+    refused(params.reading.validate, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key")
 
 
 def test_a_note_of_an_unknown_kind_is_refused(tmp_path):

@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(tmp_path):
         ({"group": ["text"]}, "group: needs a label of classes or of a number"),
         ({"metrics": ["accuracy"]}, "metrics: accuracy does not fit this label; allowed are micro_f1, macro_f1"),
     ):
-        refused(params.reading.validated, DatasetRow, ROW | changes, "t.yaml", ("animals",), says=says)
+        refused(params.reading.validate, DatasetRow, ROW | changes, "t.yaml", ("animals",), says=says)
     kit.write("animals.csv", "text,tags\na,cat\nb,awake|cta\n")
     refused(run, TOKENIZE, says="animals.csv: line 3: label 'cta' is none of awake, cat, wet; did you mean cat?")
     small.use(tasks={"animals": {}}, methods={"mean": {"adapter": "head", "features": "mean"}})
