@@ -111,7 +111,7 @@ def _apart(split: Dataset) -> tuple[list[list[int]], list[list[int]]]:
     return asked, answers
 
 
-def written(
+def evaluate_generation(
     task: Task,
     model: Any,
     split: Dataset,

@@ -49,18 +49,18 @@ def main(words: Sequence[str] | None = None) -> None:
         since = ["--all-commits"] * options.all_commits
         if options.best:
             data = read_yaml(PARAMS).get("data")
-            name, reason = best(shown(*since, "--precision", "10"), str(data))
+            name, reason = best(read_experiments(*since, "--precision", "10"), str(data))
             print(name)
             console.note(reason)
         else:
-            experiments = shown(*since, "--only-changed", "--drop", DROPPED, "--keep", KEPT)
-            rows = listed(experiments)
+            experiments = read_experiments(*since, "--only-changed", "--drop", DROPPED, "--keep", KEPT)
+            rows = tabulate(experiments)
             console.table("experiments", list(rows.columns), rows.itertuples(index=False))
             if not experiments[NAME].ne("").any():
                 console.line("no experiments since the last commit; to run one: dvc exp run -S adapter=lora")
 
 
-def shown(*options: str) -> pd.DataFrame:
+def read_experiments(*options: str) -> pd.DataFrame:
     """Return DVC's table of experiments, each cell as text.
 
     Raises:
@@ -103,7 +103,7 @@ def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
     return str(named[NAME][first]), reason
 
 
-def listed(experiments: pd.DataFrame) -> pd.DataFrame:
+def tabulate(experiments: pd.DataFrame) -> pd.DataFrame:
     """Return a table of experiments, and of commits by the same heading; what has not succeeded has no scores."""
     rows = experiments.copy()
     rows.loc[(rows["rev"] == WORKSPACE) & (not _is_of_last_run()), STATE] = NOT_RUN

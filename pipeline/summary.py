@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
         chosen = f"{params.adapter} on {params.model}, {params.data}, seed {params.seed}"
         console.line(f"\n{chosen}\n")
         for word, result in results:
-            console.line(_filled(word, result))
+            console.line(_wrap_line(word, result))
         classes = _table(artifacts.EVALUATE_CLASSES)
         if 0 < len(classes) <= MAX_CLASSES:
             console.table("the test split by class", list(classes), classes.itertuples(index=False))
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
         warn_without_identity()
 
 
-def _filled(word: str, text: str) -> str:
+def _wrap_line(word: str, text: str) -> str:
     return textwrap.fill(f"{word:{INDENT}}{text}", WIDTH, subsequent_indent=" " * INDENT)
 
 
@@ -69,7 +69,7 @@ def _print_edits(edits: Sequence[str]) -> None:
     if len(edits) > MAX_EDITS:
         shown += f", and {len(edits) - MAX_EDITS} more"
     shown += f"; these stay in {PARAMS}, and later runs use them"
-    console.line("\n" + _filled("edited", shown))
+    console.line("\n" + _wrap_line("edited", shown))
     console.line(f"{'to undo':{INDENT}}git checkout HEAD {PARAMS}")
 
 
@@ -88,7 +88,7 @@ def _metrics(params: Params) -> dict[str, Any]:
 
 
 def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Iterator[Line]:
-    description = _described(row)
+    description = _load_description(row)
     for name in row.metrics:
         low = metrics[f"{name}_low"]
         high = metrics[f"{name}_high"]
@@ -118,7 +118,7 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
         yield "", _advice(params.train)
 
 
-def _described(row: DatasetRow) -> Description:
+def _load_description(row: DatasetRow) -> Description:
     return tasks.of(row, facts.read(artifacts.TOKENS)).description
 
 
@@ -136,7 +136,7 @@ def _table(path: Path) -> pd.DataFrame:
 def _next(params: Params, row: DatasetRow) -> Iterator[Line]:
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
-    yield from _described(row).commands(_table)
+    yield from _load_description(row).commands(_table)
     if isinstance(params.sections[params.adapter], LsrParams):  # the others are PEFT's own as they are
         yield "export", f"lsr export {artifacts.ADAPTER} --to lora -o build/lora"
     yield "compare", f"dvc exp run -S adapter={other} && make experiments"

@@ -61,13 +61,13 @@ class Run:
 
     def by_outputs(self) -> Answered:
         """Return the outputs of the adapter and its head."""
-        trained = self.trained()
+        trained = self.load_trained()
         outcome = self.outcome(self.base, trained)
         return outcome, self.sizes_of(trained)
 
     def by_bank(self) -> Answered:
         """Return the outputs of the bank of its tenants."""
-        sizes = self.sizes_of(self.trained())
+        sizes = self.sizes_of(self.load_trained())
         base = banks.base_of(self.view.base_model)
         bank = AdapterBank.load(base, artifacts.BANK)
         sizes["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
@@ -80,15 +80,15 @@ class Run:
         longest = max(lengths) + self.view.evaluate.max_new_tokens
         base_models.check_positions(self.base, longest, LENGTHS)
         # Before the adapter is loaded: PiSSA, OLoRA and trained biases change weights of the base model itself.
-        without_adapter = self.written(self.base, "evaluate, without the adapter")
-        trained = self.trained()
+        without_adapter = self.generate(self.base, "evaluate, without the adapter")
+        trained = self.load_trained()
         sizes = self.sizes_of(trained)
-        written = self.written(trained, "evaluate, with the adapter")
+        written = self.generate(trained, "evaluate, with the adapter")
         base_outputs = without_adapter.outputs
         outcome = replace(written, base_outputs=base_outputs, base_texts=without_adapter.texts)
         return outcome, sizes
 
-    def trained(self) -> PeftModel:
+    def load_trained(self) -> PeftModel:
         """Return the base model with the adapter; its parameters are trainable only to be counted."""
         return adapters.load_adapter(self.base, artifacts.ADAPTER, trainable=True)
 
@@ -108,7 +108,7 @@ class Run:
             outputs = evaluation.outputs(head, model, self.test, collate, size, advance)
         return evaluation.outcome(outputs, self.test)
 
-    def written(self, model: nn.Module, title: str) -> Written:
+    def generate(self, model: nn.Module, title: str) -> Written:
         """Return the texts of a language model for the prompts of the test split.
 
         It runs on the fastest device, and is moved back. An initialization that is computed again when its adapter is
@@ -120,7 +120,7 @@ class Run:
         device = next(model.parameters()).device
         with console.progress(title, len(self.test), "prompts") as advance:
             model.to(fastest())
-            written = evaluation.written(
+            written = evaluation.evaluate_generation(
                 self.task,
                 model,
                 self.test,

@@ -33,7 +33,7 @@ SHOWN_METRICS = ("energy", "start_read")  # by DVC
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
-def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> list[Row]:
+def initialize(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> list[Row]:
     """Initialize LSR by what was read; return a row of the report for each layer, or kind whose layers share frames."""
     section = cast("params.LsrParams", plan.section)
     groups = groups_of(model, "default")
@@ -47,7 +47,7 @@ def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -
             layers = groups[name]
             # A weight is not finite, unless the initialization has rejected it.
             with as_user_error(ValueError, before=f"{of}: {name}: "):
-                energy = captured_energy(layers, read)
+                energy = compute_captured_energy(layers, read)
             rank = layers[0].adapter("default").form.rank
             rows.append((name, len(layers), rank, captured, energy))
             advance(1)
@@ -56,7 +56,7 @@ def started(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -
     return rows
 
 
-def captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> float:
+def compute_captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> float:
     """Return the share of the energy of what was read, or else of the weights, that A and B of layers can reach.
 
     It is the mean over the layers. Without a core B begins at zero, and the rows of A alone count.
@@ -87,17 +87,17 @@ def main(view: params.FactorizeInitView) -> None:
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
     sizes = list[int]()  # of the batches of examples that are read
     if "tenants.shared_adapter" in starts:
-        model = banks.extended(base, view, task)
+        model = banks.add_tenant_heads(base, view, task)
         rows = list[Row]()
     else:
-        model, rows = initialized(view, task, base, sizes)
+        model, rows = build_initialized_model(view, task, base, sizes)
     with artifacts.replace_atomically(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
     write_reports(rows, sizes)
 
 
-def initialized(
+def build_initialized_model(
     view: params.FactorizeInitView, task: Task, base: PreTrainedModel, sizes: list[int]
 ) -> tuple[PeftModel, list[Row]]:
     """Return a base model with an initialized adapter, and the rows of the report; add the sizes of batches read."""
@@ -113,7 +113,7 @@ def initialized(
     model = adapters.add_adapter(base, plan, read)
     rows = list[Row]()
     if isinstance(view.section, params.LsrParams):
-        rows = started(model, plan, read, view.model)
+        rows = initialize(model, plan, read, view.model)
     return model, rows
 
 

@@ -100,7 +100,7 @@ def tokenize(
             where = f"{view.dataset.where}: {view.data}: {split}"
             with sources.wrap_reading_errors(where):
                 batches = examples.batches(BATCH, advance)
-                tokens = task.preprocessor.tokenized(batches, tokenizer, max_length)
+                tokens = task.preprocessor.tokenize(batches, tokenizer, max_length)
                 name = artifacts.tokens(split).name
                 lengths = write(tokens, folder / name)
             if not len(lengths):

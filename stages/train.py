@@ -25,7 +25,7 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
 from pipeline.tasks import Task
-from pipeline.tasks.scoring import selecting
+from pipeline.tasks.scoring import choose_selection_metric
 from pipeline.training import checkpoints, processes, run
 
 CURVES = {  # by key in the Trainer's log
@@ -62,7 +62,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     if task.scoring.has_thresholds:  # by the best checkpoint
         validation = splits["validation"]
         outputs = evaluation.outputs(task.head, model, validation, collate, view.train.batch_size)
-        task = task.settled(evaluation.outcome(outputs, validation))
+        task = task.tune_thresholds(evaluation.outcome(outputs, validation))
     score = cast("float", trainer.state.best_metric)
     write_adapter(view, task, model, tokenizer, score)
     write_bank(view, task)
@@ -155,7 +155,7 @@ def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
         "read": len(scores) * len(rows),
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, SHOWN)
-    print_curves(curves, selecting(task.scoring))
+    print_curves(curves, choose_selection_metric(task.scoring))
     if len(scores) < view.train.epochs:
         done = f"{len(scores)} of {view.train.epochs} epochs"
         console.line(f"train: stopped after {done}, by train.patience: {view.train.patience}")

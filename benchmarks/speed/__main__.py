@@ -13,10 +13,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.speed import generate, loading, lora, many
-from pipeline.arena.record import made
+from pipeline.arena.record import describe_provenance
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
-from pipeline.tasks.cells import rounded
+from pipeline.tasks.cells import round_significant
 
 PARTS = {
     "lora": lora.run,
@@ -55,8 +55,8 @@ def measure(part: str, threads: int) -> None:
         console.table(part, list(rows[0]), [list(row.values()) for row in rows])
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     known[part] = {
-        "machine": {**made(), "threads": threads, "load_average": load, "python": python_version()},
-        "figures": json.loads(json.dumps(rows), parse_float=lambda text: rounded(float(text), DIGITS)),
+        "machine": {**describe_provenance(), "threads": threads, "load_average": load, "python": python_version()},
+        "figures": json.loads(json.dumps(rows), parse_float=lambda text: round_significant(float(text), DIGITS)),
     }
     with artifacts.replace_atomically(RESULTS) as temporary:
         temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -118,7 +118,7 @@ def over_http() -> Iterator[Row]:
         filled.save(f"{folder}/bank")
         base().save_pretrained(f"{folder}/base")
         tokenizer.save_pretrained(f"{folder}/base")
-        with served(f"{folder}/bank", f"{folder}/base") as port:
+        with serve(f"{folder}/bank", f"{folder}/base") as port:
             times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(port, seconds))}, ROUNDS)
     percentiles = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
     yield {
@@ -133,7 +133,7 @@ def over_http() -> Iterator[Row]:
 
 
 @contextmanager
-def served(bank: str, base: str) -> Iterator[int]:
+def serve(bank: str, base: str) -> Iterator[int]:
     """Yield the port of `lsr serve` with a bank on a base model; it has as many threads as torch has here."""
     command = [sys.executable, "-m", "lsr", "serve", bank, "--base", base, "--port", "0"]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))

@@ -118,7 +118,7 @@ def base_with(shared_adapter: Files, base: nn.Module | str | None) -> nn.Module:
     """Return a base model, or that in a folder or hub repository, with a shared adapter merged into it by PEFT.
 
     Its head's last layer has zeros. A model that is given is modified. The errors are those of `load_adapter` and
-    `merged`.
+    `merge_adapter`.
     """
     if not isinstance(base, nn.Module):
         return merge_adapter(load_adapter(shared_adapter, base, None), shared_adapter)

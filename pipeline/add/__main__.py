@@ -21,7 +21,7 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 
 from pipeline.add import kinds
-from pipeline.add.columns import Choice, described
+from pipeline.add.columns import Choice, infer_entry
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
         source = _source(files, options.encoding, options.sheet)
         table = pd.concat([_read(path, source, choice) for path in files.values()], ignore_index=True)
         where = ", ".join(map(str, files.values()))
-        content, notes = described(table, source, choice, where)
+        content, notes = infer_entry(table, source, choice, where)
         row = validate(DatasetRow, content, OWN, (name,))
         row._where = str(OWN)
         loaded = datasets.load(row, name)
@@ -271,9 +271,11 @@ def _to_keep(files: Sequence[Path]) -> list[str]:
         is_for_git = _is_ignored(path.with_name(f"{path.name}.dvc"))
         (for_git if is_for_git else for_dvc).append(path)
     force = "--force " if any(map(_is_ignored, for_git)) else ""
-    command = f"git add {force}{_quoted(for_git)}"
+    command = f"git add {force}{_quote_paths(for_git)}"
     if for_dvc:
-        return [f"To keep both with the repository, the file by its digest: {command} && dvc add {_quoted(for_dvc)}"]
+        return [
+            f"To keep both with the repository, the file by its digest: {command} && dvc add {_quote_paths(for_dvc)}"
+        ]
     if len(for_git) > 1:
         return [f"To keep both with the repository: {command}"]
     return [f"To keep the row with the repository, where Git has its data: {command}"]
@@ -283,7 +285,7 @@ def _is_ignored(path: Path) -> bool:
     return git.output("check-ignore", "--", str(path)) is not None
 
 
-def _quoted(files: Sequence[Path]) -> str:
+def _quote_paths(files: Sequence[Path]) -> str:
     return " ".join(quote(str(path)) for path in files)
 
 

@@ -40,7 +40,7 @@ class Description(NamedTuple):
     notes: dict[str, str]
 
 
-def described(table: pd.DataFrame, source: TableSource, choice: Choice, where: str) -> Description:
+def infer_entry(table: pd.DataFrame, source: TableSource, choice: Choice, where: str) -> Description:
     """Return the row of data of a table that was read from a source, with the columns that are chosen, or else seen.
 
     Raises:
@@ -52,18 +52,18 @@ def described(table: pd.DataFrame, source: TableSource, choice: Choice, where: s
     content: dict[str, Any] = {"source": keys}
     cut = {split: share for split, share in CUT.items() if split not in source.files}
     table = table.drop(columns=choice.tenant or [])
-    written = _written(table, choice)
+    written = _infer_completion(table, choice)
     if written:
         content |= written
         content["cut"] = cut
         return Description(content, {})
     label = choice.label or _label(table, choice.text, where)
     column = table[label]
-    replaced = {} if choice.keeps_labels else _replaced(column)
+    replaced = {} if choice.keeps_labels else _find_respellings(column)
     if replaced:
         keys["replace"] = {label: replaced}
-    read = spellings.respelled(column, replaced)
-    scored = _scored(read, choice.tenant, where)
+    read = spellings.respell(column, replaced)
+    scored = _infer_target(read, choice.tenant, where)
     if not cut:
         scored.pop("stratify", None)  # nothing is cut
     content["text"] = list(choice.text) or _texts(table, label, where)
@@ -110,7 +110,7 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
     raise UserError(f"{where}: which one or two columns are the text? --text {columns}")
 
 
-def _written(table: pd.DataFrame, choice: Choice) -> dict[str, Any]:
+def _infer_completion(table: pd.DataFrame, choice: Choice) -> dict[str, Any]:
     """Return text, label and metrics of a table with conversations or completions; nothing of any other."""
     metrics = ["exact_match", "rouge_l"]
     may_be_messages = choice.label in (None, MESSAGES) and not choice.text
@@ -140,7 +140,7 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
             continue
         columns.append(column)
         different = values.map(str).nunique()
-        if kinds.joined_labels(values) or 1 < different <= most:
+        if kinds.detect_joined_labels(values) or 1 < different <= most:
             few.append(column)
         elif kinds.may_be_scale(values):
             numbers.append(column)
@@ -160,21 +160,21 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
     raise UserError(f"{where}: no column could be a label; {have}; {needed}")
 
 
-def _replaced(column: pd.Series) -> dict[str, str | None]:
+def _find_respellings(column: pd.Series) -> dict[str, str | None]:
     """Return which spellings of labels are to be read in another way, of a column with one label a cell."""
-    if kinds.joined_labels(column):
+    if kinds.detect_joined_labels(column):
         return {}
     counts = spellings.counts_of(column)
     missing = spellings.missing_words(counts)
     others = {spelling: count for spelling, count in counts.items() if spelling not in missing}
-    without = spellings.respelled(column, missing)
+    without = spellings.respell(column, missing)
     if kinds.numbers_to_predict(without) is not None:
         return {**missing}
     merged = spellings.one_spelling(others)
     return {**merged, **missing}
 
 
-def _scored(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]:
+def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]:
     """Return what of a row follows from the column to predict: label, metrics, strata.
 
     The classes of tenants are found later.
@@ -189,14 +189,14 @@ def _scored(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]
         high = float(scale.max())
         label = {"column": name, "low": low, "high": high}
         return {"label": label, "metrics": ["pearson", "spearman"]}
-    parts = kinds.joined_labels(column)
+    parts = kinds.detect_joined_labels(column)
     if parts:
         label = {"several": name, **parts}
         return {"label": label, "metrics": ["macro_f1", "micro_f1"]}
     if tenant is not None:
         label = {"column": name}
         return {"label": label, "metrics": ["accuracy", "macro_f1"]}
-    values = kinds.known(column)
+    values = kinds.drop_missing(column)
     counts = Counter(map(plain_text, values))
     most = min(kinds.MAX_CLASSES, len(values) / 2)
     if not 1 < len(counts) <= most:

@@ -18,20 +18,20 @@ MAX_DIGITS = 10  # whole numbers with at most as many values are classes, others
 Labels = tuple[str, ...]  # in a cell
 
 
-def known(column: pd.Series) -> list[Any]:
+def drop_missing(column: pd.Series) -> list[Any]:
     """Return the values of a column that are not missing."""
     return [value for value in column if not is_missing(value)]
 
 
 def is_running_text(column: pd.Series) -> bool:
     """Return whether a column holds texts, and no labels that are joined."""
-    return is_text(column) and not joined_labels(column)
+    return is_text(column) and not detect_joined_labels(column)
 
 
 def is_text(column: pd.Series) -> bool:
     """Return whether a column holds running text, with words or, as in Chinese, long enough without."""
     beginning = column.head(SEEN)
-    values = known(beginning)
+    values = drop_missing(beginning)
     if {type(value) for value in values} != {str}:
         return False
     text = "".join(values)
@@ -46,13 +46,13 @@ def _count_words(text: str) -> int:
     return max(len(words), len(text) // 12)
 
 
-def joined_labels(column: pd.Series) -> dict[str, Any]:
+def detect_joined_labels(column: pd.Series) -> dict[str, Any]:
     """Return the separator, if it is no column of lists, and the names of labels of which cells hold several, if any.
 
     Texts that hold a separator are classes, or running text, unless their parts are short and have letters, most of
     them are in several different cells, and there are few of them.
     """
-    values = known(column)
+    values = drop_missing(column)
     types = {type(value) for value in values}
     if types == {list}:
         cells = [labels_in(value, "") for value in values]
@@ -96,7 +96,7 @@ def _is_name(part: str) -> bool:
 
 def as_numbers(column: pd.Series) -> pd.Series | None:
     """Return the values of a column as numbers; None if one is not a number."""
-    values = known(column)
+    values = drop_missing(column)
     if any(isinstance(value, bool) for value in values):
         return None
     as_they_are = pd.Series(values, dtype=object)
@@ -110,7 +110,7 @@ def numbers_to_predict(column: pd.Series) -> pd.Series | None:
     if numbers is None:
         return None
     has_fractions = bool((numbers % 1 != 0).any())
-    different = set(map(plain_text, known(column)))
+    different = set(map(plain_text, drop_missing(column)))
     return numbers if has_fractions or len(different) > MAX_DIGITS else None
 
 

@@ -36,7 +36,7 @@ def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
     """Return spellings that differ from a more frequent one in case, inner space, or as 1 and 1.0 do; and that one."""
     groups = dict[str, list[str]]()
     for spelling in sorted(counts):
-        folded = _folded(spelling)
+        folded = _fold_spelling(spelling)
         groups.setdefault(folded, []).append(spelling)
     replaced = dict[str, str]()
     for alike in groups.values():
@@ -56,7 +56,7 @@ def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str,
     missing = list[str]()
     merged = list[str]()
     for spelling, label in replaced.items():
-        rows = _counted(counts[spelling], "row")
+        rows = _format_count(counts[spelling], "row")
         if label is None:
             missing.append(f"{spelling} ({rows})")
         else:
@@ -70,7 +70,7 @@ def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str,
         shown = some_of(missing)
         notes["missing"] = f"{shown}, taken for no label; --keep-labels makes classes of them"
     if spaced:
-        labels = _counted(spaced, "label")
+        labels = _format_count(spaced, "label")
         notes["spaces"] = f"around {labels} are left out"
     return notes
 
@@ -90,13 +90,13 @@ def _has_space_around(value: object) -> bool:
     return value != value.strip()
 
 
-def _counted(count: int, noun: str) -> str:
+def _format_count(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,} {noun}s"
 
 
-def respelled(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Series:
+def respell(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Series:
     """Return a column as it is read when some spellings are replaced."""
     values = list[object]()
     for value in column:
@@ -105,6 +105,6 @@ def respelled(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Serie
     return pd.Series(values, column.index, dtype=object, name=column.name)
 
 
-def _folded(spelling: str) -> str:
+def _fold_spelling(spelling: str) -> str:
     words = plain_text(spelling).casefold().split()
     return " ".join(words)

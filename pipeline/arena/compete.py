@@ -14,7 +14,7 @@ from threading import Thread
 
 from pipeline import params
 from pipeline.arena import features, plan, record, task_tokens, tuning
-from pipeline.arena.measure import measure, planned
+from pipeline.arena.measure import build_plan, measure
 from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
 from pipeline.arena.record import Record
@@ -124,7 +124,7 @@ def _check_method(entry: Entry) -> None:
     if entry.chosen.features:
         features.check(entry.first())
     elif not entry.first().is_alone:
-        planned(entry.first(), task_tokens.task_of(entry.first()))
+        build_plan(entry.first(), task_tokens.task_of(entry.first()))
 
 
 def _check_epochs(entry: Entry) -> None:

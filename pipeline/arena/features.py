@@ -83,7 +83,7 @@ def outcomes(
     parameters = 0
     train = parts["train"]
     for tenant in train.tenants:  # each has its own regression
-        fitted = _fitted(training.chosen.features, train.of(tenant), parts["validation"].of(tenant))
+        fitted = _fit(training.chosen.features, train.of(tenant), parts["validation"].of(tenant))
         parameters += _count(fitted)
         for split in SCORED:
             rows = parts[split].rows(tenant)
@@ -120,7 +120,7 @@ def _count(fitted: Pipeline) -> int:
     return sum(map(np.count_nonzero, learned))
 
 
-def _fitted(features: str | None, train: XY, validation: XY) -> Pipeline:
+def _fit(features: str | None, train: XY, validation: XY) -> Pipeline:
     """Return the regression with the least loss on validation, the first of several, or the nearest mean."""
     if features == "nearest":
         return make_pipeline(NearestCentroid()).fit(*train)

@@ -30,7 +30,7 @@ from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.tasks import Outcome, Task
-from pipeline.tasks.cells import rounded
+from pipeline.tasks.cells import round_significant
 from pipeline.tasks.prompts import Prompts
 from pipeline.training import run
 from pipeline.training.run import DivergedError
@@ -68,7 +68,7 @@ def measure(training: Training) -> Record:
         | {
             "metrics": training.view.dataset.metrics,
             "seconds": {name: round(value, 2) for name, value in measured.seconds.items()},
-            "made": record.made(),
+            "made": record.describe_provenance(),
         }
     )
 
@@ -90,11 +90,11 @@ class Run(TrainerCallback):
     def result(self) -> dict[str, Any]:
         """Do what is to be done; return the sizes and scores as fields of a record."""
         sizes: dict[str, Any] = {}
-        with self._timed("load"):
+        with self._measure_time("load"):
             self.splits = task_tokens.splits(self.training)
             self.task = task_tokens.task_of(self.training)
         if self.training.chosen.features:
-            with self._timed("train"):
+            with self._measure_time("train"):
                 outcomes, parameters = features.outcomes(self.training, self.task, self.splits, AT_ONCE)
                 self._add(outcomes)
             sizes = {"stored": parameters, "file_bytes": 4 * parameters}  # in float32
@@ -103,22 +103,22 @@ class Run(TrainerCallback):
             self.model = base_models.load_base_model(view.base_model, self.task)
             self.tokenizer = tokenizer_of(self.model, view.base_model)
             self.model.to(fastest())
-            with self._timed("score"):
+            with self._measure_time("score"):
                 self._add(self._outcomes())
         else:
             self._train()
             sizes |= sizes_of(self.model, self.task, self.training)
             if self.training.is_rounded:
-                with self._timed("round"):
+                with self._measure_time("round"):
                     sizes["rounded"] = dict(self._in_precisions())
         return {**sizes, "validation": self.validation, "test": self.test, "predicted": self.predicted}
 
     def _train(self) -> None:
         """Fit an adapter and the head, unless they are scored as they are initialized."""
-        with self._timed("start"):
-            self.model = started(self.training, self.task, self.splits["train"])
+        with self._measure_time("start"):
+            self.model = build_model(self.training, self.task, self.splits["train"])
             self.tokenizer = tokenizer_of(self.model, self.training.view.base_model)
-        with self._timed("train"):
+        with self._measure_time("train"):
             if not self.training.chosen.trained:
                 self._add(self._outcomes())
                 return
@@ -142,7 +142,7 @@ class Run(TrainerCallback):
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Score the model, whose time is not that of training."""
         before = self.seconds["score"]
-        with self._timed("score"):
+        with self._measure_time("score"):
             self._add(self._outcomes())
             self.model.train()
         self.seconds["train"] -= self.seconds["score"] - before
@@ -188,7 +188,9 @@ class Run(TrainerCallback):
         is_bf16 = self.training.view.train.precision == "bf16"
         # The precision of the Trainer, which does not set it for a model that is not trained.
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=is_bf16):
-            written = evaluation.written(self.task, self.model, self.splits["test"], prompts, count, AT_ONCE)
+            written = evaluation.evaluate_generation(
+                self.task, self.model, self.splits["test"], prompts, count, AT_ONCE
+            )
             return {"validation": self._outcome("validation", LOGITS_AT_ONCE), "test": written}
 
     def _outcome(self, split: str, at_once: int) -> Outcome:
@@ -204,18 +206,18 @@ class Run(TrainerCallback):
             DivergedError: if an output is not finite.
         """
         scores = dict[str, dict[str, float]]()
-        task = self.task.settled(outcomes["validation"])
+        task = self.task.tune_thresholds(outcomes["validation"])
         for split, outcome in outcomes.items():
             if not outcome.outputs.isfinite().all():
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
             scored = task.scoring.scores(outcome)
-            scores[split] = {name: rounded(value, DIGITS) for name, value in scored.items()}
-        answers = task.scoring.predicted(outcomes["test"]).ravel().tolist()
-        predicted = [rounded(value, DIGITS) for value in answers]
+            scores[split] = {name: round_significant(value, DIGITS) for name, value in scored.items()}
+        answers = task.scoring.predict(outcomes["test"]).ravel().tolist()
+        predicted = [round_significant(value, DIGITS) for value in answers]
         return scores["validation"][task.scoring.decides], scores["test"], predicted
 
     @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
+    def _measure_time(self, what: str) -> Iterator[None]:
         begin = record.clock()
         try:
             yield
@@ -223,16 +225,16 @@ class Run(TrainerCallback):
             self.seconds[what] += record.clock() - begin
 
 
-def planned(training: Training, task: Task) -> Plan:
+def build_plan(training: Training, task: Task) -> Plan:
     """Return what the section of a training run makes of its base model."""
     view = training.view
     return planning.resolve(view, base_models.outline(view.base_model, task))
 
 
-def started(training: Training, task: Task, train: Dataset) -> PeftModel:
+def build_model(training: Training, task: Task, train: Dataset) -> PeftModel:
     """Return the base model with its adapter, before training; its initialization may read tokens of `train`."""
     view = training.view
-    plan = planned(training, task)
+    plan = build_plan(training, task)
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, task)
     read = statistics.read(base, plan, view, task, lambda: train)

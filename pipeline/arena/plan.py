@@ -17,7 +17,7 @@ from pipeline.core.digests import sha256
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.data.content import Source
-from pipeline.methods.planning import known_types
+from pipeline.methods.planning import list_types
 from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import apply_overrides
@@ -142,7 +142,7 @@ class Entry:
         Raises:
             UserError: if the preset keeps the order of a file where none would be changed.
         """
-        in_order_of_source = sampled_in_order_of_source(self._view.dataset, reads)
+        in_order_of_source = find_unshuffled_splits(self._view.dataset, reads)
         if self.preset.tasks[self.task].order == "hash":
             return in_order_of_source
         if not in_order_of_source:
@@ -200,7 +200,7 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
-def sampled_in_order_of_source(row: DatasetRow, reads: Reads) -> tuple[Split, ...]:
+def find_unshuffled_splits(row: DatasetRow, reads: Reads) -> tuple[Split, ...]:
     """Return the splits of which a part is read, and which have the order of the source: it provides them.
 
     Splits that are cut from train, and pairs, are in the order of hashes.
@@ -261,7 +261,7 @@ def key_of(
 
 @cache
 def _defaults_in_peft(method: str) -> dict[str, Any]:
-    config = known_types().get(method)
+    config = list_types().get(method)
     return {field.name: field.default for field in fields(config)} if config else {}
 
 

@@ -119,7 +119,7 @@ def _whole(content: bytes) -> bytes:
 
 
 @cache
-def made() -> dict[str, str]:
+def describe_provenance() -> dict[str, str]:
     """Return the commit, the date, the processor, the GPU if there is one, and versions."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []

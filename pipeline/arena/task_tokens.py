@@ -45,7 +45,7 @@ def write_labels(training: Training, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
     task = task_of(training)
-    known = task.scoring.known(tokens.labels_of(test), tokens.groups_of(test))
+    known = task.scoring.extract_targets(tokens.labels_of(test), tokens.groups_of(test))
     columns = dict[str, list[Any]]()
     if known.ndim == 1:
         columns["label"] = known.tolist()
@@ -70,12 +70,12 @@ def folder_of(training: Training) -> Path:
             write([(table, lengths)], folder / f"{split}.arrow")
         known.write(folder)
 
-    known = repr(_determining(training))
+    known = repr(_compute_key(training))
     key = hashlib.sha256(known.encode()).hexdigest()[:16]
     return artifacts.build_once(FOLDER / f"tokens-{key}", make)
 
 
-def _determining(training: Training) -> tuple[object, ...]:
+def _compute_key(training: Training) -> tuple[object, ...]:
     """Return all that determines the tokens of a training run."""
     view = training.view
     row = view.dataset
@@ -116,7 +116,7 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     for split in datasets.SPLITS:
         with sources.wrap_reading_errors(f"{task}: {split}"):
             batches = texts[split].batches(BATCH)
-            tokenized = loaded.task.preprocessor.tokenized(batches, tokenizer, view.tokenize.max_length)
+            tokenized = loaded.task.preprocessor.tokenize(batches, tokenizer, view.tokenize.max_length)
             tables[split] = _short(tokenized, most["longest"])
     if view.dataset.select_on == "validation":
         held_out = tables["validation"]
@@ -129,7 +129,7 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     known = loaded.task.facts
     train = first["train"]
     if TENANT in train.column_names:
-        known = known.counted(train[TENANT].to_numpy())
+        known = known.with_counts(train[TENANT].to_numpy())
     return known, first
 
 

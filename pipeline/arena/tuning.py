@@ -98,16 +98,16 @@ def _tries(entry: Entry, records: Records) -> Steps:
             break
         tried.append(further)
         yield [entry.training(further, first)]
-    best = yield from _settled(entry, tried, records, set())
+    best = yield from _confirm_best(entry, tried, records, set())
     if best is None:
         return None
     heads = [best._replace(head_factor=factor) for factor in _head_factors(entry)]
     yield [entry.training(setting, first) for setting in heads]
-    best = yield from _settled(entry, [best, *heads], records, {best})
+    best = yield from _confirm_best(entry, [best, *heads], records, {best})
     return best
 
 
-def _settled(
+def _confirm_best(
     entry: Entry,
     tried: Sequence[Setting],
     records: Records,

@@ -14,7 +14,7 @@ from pipeline.compare.examples import Parts, Values
 from pipeline.compare.leads import ByMethod, ByPart, Judge, Places, Scores
 from pipeline.compare.rows import PERCENT, Entries, Entry, Row, entries, row
 from pipeline.core.errors import UserError, nearest
-from pipeline.tasks.cells import rounded
+from pipeline.tasks.cells import round_significant
 
 RESAMPLES = 10_000
 DIGITS = 7  # significant ones
@@ -66,7 +66,7 @@ def compare(
 
 
 def _shorter(number: str) -> float:
-    return rounded(float(number), DIGITS)
+    return round_significant(float(number), DIGITS)
 
 
 def _metrics(tasks: Entries) -> dict[str, str]:

@@ -30,7 +30,7 @@ from pipeline.data import files, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.cells import Record, has_mirrors, spelled_alike
+from pipeline.tasks.cells import Record, has_mirrors, unify_spellings
 from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -170,7 +170,7 @@ def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Drop
                 facts = task.preprocessor.facts_of_rows(rows)
                 task = task.with_facts(facts)
             rows = sources.read(row.source, split, task.preprocessor.reads, file)
-            alike = spelled_alike(rows, task.preprocessor.names_in)
+            alike = unify_spellings(rows, task.preprocessor.names_in)
             examples[split], left_out = _examples(task, alike, texts)
         dropped.update(left_out)
     return task, examples, dropped

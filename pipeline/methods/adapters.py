@@ -45,7 +45,7 @@ def add_adapter(
     """
     section = plan.section
     config = plan.config
-    with planning.explained(section):
+    with planning.wrap_method_errors(section):
         if isinstance(section, LsrParams) and section.budget != "none":
             lsr = cast("LsrConfig", config)
             ranks = allocate(statistics or {}, section.budget, lsr.seed or 0)

@@ -30,7 +30,7 @@ def base_of(row: ModelRow) -> str | None:
     return None if isinstance(row.source, HubModel) else base_models.source(row)[0]
 
 
-def extended(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> PeftModel:
+def add_tenant_heads(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> PeftModel:
     """Return a base model with the adapter that other tenants share, and in its head rows fitted to those of the data.
 
     Raises:

@@ -21,7 +21,7 @@ from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import Task
-from pipeline.tasks.scoring import selecting
+from pipeline.tasks.scoring import choose_selection_metric
 
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
 
@@ -37,7 +37,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     description = task.description
     read = " and ".join(f"`{name}`" for name in description.columns)
     target = description.predicts()
-    selects = selecting(task.scoring)
+    selects = choose_selection_metric(task.scoring)
     return Card(
         base,
         revision,

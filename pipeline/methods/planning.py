@@ -58,7 +58,7 @@ class Plan:
 
 
 @contextmanager
-def explained(section: MethodParams) -> Iterator[None]:
+def wrap_method_errors(section: MethodParams) -> Iterator[None]:
     """Turn what a section's method raises where a value is not allowed or does not fit a model into one line.
 
     So it does with PEFT's warnings of keys that have no effect.
@@ -86,11 +86,11 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
         whole = beside_head(base, head) + head
     task_type = tasks.of(view.dataset).head.peft_task
     targets = _targets(section, base, row)
-    config = configured(section, view.seed, targets, whole, task_type)
+    config = build_config(section, view.seed, targets, whole, task_type)
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
         return plan
-    with explained(section):
+    with wrap_method_errors(section):
         names = check_names(config, base)
         if not isinstance(section, LsrParams):  # names and indices that match nothing, which PEFT skips
             opened = _maybe_include_all_linear_layers(copy.copy(config), base)
@@ -137,10 +137,10 @@ def check_options(section: MethodParams) -> None:
     Raises:
         UserError: if a value is not allowed, one line each.
     """
-    configured(section, seed=0, targets=_named_targets(section) or ["query"], trained_whole=[])
+    build_config(section, seed=0, targets=_read_targets(section) or ["query"], trained_whole=[])
 
 
-def configured(
+def build_config(
     section: MethodParams,
     seed: int,
     targets: Any,
@@ -157,7 +157,7 @@ def configured(
         "target_modules": targets,
         "modules_to_save": trained_whole or None,
     }
-    with explained(section):
+    with wrap_method_errors(section):
         match section:
             case LsrParams():  # the initialization comes later
                 fields = {name: value for name, value in section if name in LsrConfig.__dataclass_fields__}
@@ -175,7 +175,7 @@ def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
 
 def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConfig:
     # Returns PEFT's configuration, with what else is chosen, and the seed for all that PEFT draws by one.
-    types = known_types()
+    types = list_types()
     kind = types.get(section.type)
     if kind is None:
         raise ValueError(
@@ -205,7 +205,7 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
     return kind(**fields)
 
 
-def known_types() -> dict[str, type[PeftConfig]]:
+def list_types() -> dict[str, type[PeftConfig]]:
     """Return the configurations of methods that adapt layers, need no loop of their own and are loaded, by name."""
     types = {}
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
@@ -223,13 +223,13 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any
     """Return the layers that a section names; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams) or section.target_modules == "none":
         return DUMMY_TARGET_MODULES
-    named = _named_targets(section)
+    named = _read_targets(section)
     if named is None and section.type not in OWN_TABLES:
         return _as_list(targets_of(row, base))
     return named
 
 
-def _named_targets(section: MethodParams) -> str | list[str] | None:
+def _read_targets(section: MethodParams) -> str | list[str] | None:
     """Return the layers that a section names itself; None if the method or the model names them."""
     named = getattr(section, "target_modules", "default")
     return None if named in ("default", "none") else _as_list(named)

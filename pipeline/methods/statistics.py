@@ -66,7 +66,7 @@ def read(
                 section.init,
                 base,
                 layers,
-                _moved(batches, device),
+                _move_to_device(batches, device),
                 head,
                 steps=section.head_steps,
                 seed=view.seed,
@@ -76,7 +76,7 @@ def read(
         model.to(before)
 
 
-def _moved(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
+def _move_to_device(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
     for batch in batches:
         yield {name: value.to(device) for name, value in batch.items()}
 

@@ -24,7 +24,7 @@ from pipeline.methods.device import fastest
 from pipeline.predict.columns import columns_of_tenants, columns_of_texts
 from pipeline.predict.texts import check_finite
 from pipeline.tasks.completion import CompletionDescription
-from pipeline.tasks.completion import asked as asked_of
+from pipeline.tasks.completion import to_user_message as asked_of
 from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.task import TENANT, Columns
@@ -129,7 +129,7 @@ class Opened:
         check_positions(cast("PreTrainedModel", self.model), room, "--max-new-tokens")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
         written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
-        return CompletionDescription.printed(written, None), truncated
+        return CompletionDescription.to_columns(written, None), truncated
 
 
 def _check_method(name: str, folder: Path) -> None:
@@ -138,7 +138,7 @@ def _check_method(name: str, folder: Path) -> None:
     Raises:
         UserError: if it is not; lists those that are.
     """
-    known = planning.known_types()
+    known = planning.list_types()
     if name not in known:
         needed = " or ".join(known)
         raise UserError(f"{folder}: an adapter of the method {name}; needed: {needed}")

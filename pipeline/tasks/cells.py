@@ -53,7 +53,7 @@ def spelling_of(value: object) -> str:
     return str(value).strip() if isinstance(value, str | bool) else plain_text(value)
 
 
-def spelled_alike(
+def unify_spellings(
     rows: Iterable[Record], names_in: Callable[[Cells], Iterable[tuple[str, object]]]
 ) -> Iterator[Record]:
     """Yield the rows of a file in which each name, such as of a class, is spelled in one way.
@@ -94,7 +94,7 @@ def fold(text: str) -> str:
     return " ".join(words)
 
 
-def rounded(value: float, digits: int) -> float:
+def round_significant(value: float, digits: int) -> float:
     """Return a number rounded to significant digits."""
     return float(f"{value:.{digits}g}")
 
@@ -125,7 +125,7 @@ def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
     for mark in row.mark:
         marks.setdefault(mark.column, []).append(mark)
     for name, own in marks.items():
-        values[name] = _marked(cells, name, own)
+        values[name] = _insert_marks(cells, name, own)
     return values
 
 
@@ -137,31 +137,31 @@ def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
     """
     values = column_texts(cells, row)
     if not row.choices:
-        return [_filled_texts(row, values)]
+        return [_fill_texts(row, values)]
     texts = list[dict[str, str]]()
     for choice in row.choices:
         chosen = values | {CHOICE: values[choice]}
-        texts.append(_filled_texts(row, chosen))
+        texts.append(_fill_texts(row, chosen))
     return texts
 
 
-def folded(texts: Iterable[str]) -> str:
+def fold_texts(texts: Iterable[str]) -> str:
     """Return a text that is equal where all texts are."""
     return "\n".join(map(fold, texts))
 
 
-def _filled_texts(row: DatasetRow, values: Mapping[str, str]) -> dict[str, str]:
+def _fill_texts(row: DatasetRow, values: Mapping[str, str]) -> dict[str, str]:
     named = zip(TEXT_COLUMNS, row.text, strict=False)
-    return {name: _filled(entry, values) for name, entry in named}
+    return {name: _fill(entry, values) for name, entry in named}
 
 
-def _filled(entry: str, values: Mapping[str, str]) -> str:
+def _fill(entry: str, values: Mapping[str, str]) -> str:
     if is_template(entry):
         return FIELD.sub(lambda field: values[field[1]], entry)
     return values[entry]
 
 
-def _marked(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
+def _insert_marks(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
     text: str = cells[column]
     signs = list[tuple[int, str]]()
     for mark in marks:

@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
-from pipeline.tasks.cells import Cells, plain_text, rounded
+from pipeline.tasks.cells import Cells, plain_text, round_significant
 from pipeline.tasks.description import Description
 from pipeline.tasks.facts import Facts, missing
 from pipeline.tasks.head import Head
@@ -75,16 +75,16 @@ class OfClasses(Part):
         return names_of(self.row, self.facts)
 
 
-def counted(labels: Numbers, names: Sequence[str]) -> Numbers:
+def count_classes(labels: Numbers, names: Sequence[str]) -> Numbers:
     """Return the number of examples of each class, or with each label."""
     if labels.ndim == 2:
         return labels.sum(axis=0).astype(np.int64)
     return np.bincount(labels, minlength=len(names))
 
 
-def listed(labels: Numbers, names: Sequence[str]) -> str:
+def format_counts(labels: Numbers, names: Sequence[str]) -> str:
     """Return the classes and how many examples each has."""
-    counts = zip(names, counted(labels, names), strict=True)
+    counts = zip(names, count_classes(labels, names), strict=True)
     return some_of([f"{name} {count:,}" for name, count in counts])
 
 
@@ -117,9 +117,9 @@ class ClassesPreprocessor(Preprocessor):
     def lacks(self, train: pd.DataFrame) -> str:
         labels = np.array(train["label"].tolist())
         names = names_of(self.row, self.facts)
-        if counted(labels, names).all():
+        if count_classes(labels, names).all():
             return ""
-        return f"no row of a class; rows per class: {listed(labels, names)}"
+        return f"no row of a class; rows per class: {format_counts(labels, names)}"
 
 
 class PairsPreprocessor(ClassesPreprocessor):
@@ -180,7 +180,7 @@ class ClassesHead(OfClasses, Head):
             "label2id": {name: number for number, name in enumerate(names)},
         }
 
-    def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
+    def build_balanced_loss(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.
 
         It is the plain mean of weight times loss over a batch. Divided by the sum of the batch's own weights, the loss
@@ -188,7 +188,7 @@ class ClassesHead(OfClasses, Head):
         """
         import torch
 
-        counts = counted(labels, self.names)
+        counts = count_classes(labels, self.names)
         of_classes = len(labels) / (len(counts) * counts)
         weights = torch.from_numpy(of_classes).float()
 
@@ -204,12 +204,12 @@ class ClassesScoring(OfClasses, Scoring):
 
     has_one_class_each = True
 
-    def predicted(self, outcome: Outcome) -> Numbers:
+    def predict(self, outcome: Outcome) -> Numbers:
         return outcome.outputs.numpy().argmax(axis=1)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
         """Return the predicted class of each example, also where several examples have one answer."""
-        return self.predicted(outcome)
+        return self.predict(outcome)
 
     def constants(self, labels: Numbers) -> Iterable[Any]:
         """Return the classes that occur: of any other, a constant has the least of all scores."""
@@ -249,19 +249,19 @@ class ChoicesScoring(ClassesScoring):
 
     has_one_class_each = False  # the examples of a row share an answer
 
-    def predicted(self, outcome: Outcome) -> Numbers:
+    def predict(self, outcome: Outcome) -> Numbers:
         wrong, right = outcome.outputs.numpy().T
         members = _members(outcome.groups, len(self.row.choices))
         return (right - wrong)[members].argmax(axis=1)
 
-    def known(self, labels: Numbers, groups: Groups) -> Numbers:
+    def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         members = _members(groups, len(self.row.choices))
         return labels[members].argmax(axis=1)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
         members = _members(outcome.groups, len(self.row.choices))
         groups = np.arange(len(members))
-        chosen = members[groups, self.predicted(outcome)]
+        chosen = members[groups, self.predict(outcome)]
         predicted = np.zeros(len(outcome.labels), np.int64)
         predicted[chosen] = 1
         return predicted
@@ -280,7 +280,7 @@ class ClassesDescription(OfClasses, Description):
         return super().note(tokenizer) | {"labels": self.names}
 
     @classmethod
-    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+    def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         from scipy.special import softmax
 
         shares = softmax(outputs.astype(np.float64), axis=1)
@@ -293,7 +293,7 @@ class ClassesDescription(OfClasses, Description):
 
     def of_data(self, labels: Numbers) -> str:
         names = self.names
-        classes = f"{len(names)} classes: {listed(labels, names)}"
+        classes = f"{len(names)} classes: {format_counts(labels, names)}"
         are_numbers = all(name.lstrip("-").isdecimal() for name in names)
         if len(names) <= 2 or not are_numbers:
             return classes
@@ -301,7 +301,7 @@ class ClassesDescription(OfClasses, Description):
         return f"{classes}; as a number: {instead}"
 
     def counts(self, labels: Numbers) -> Scores:
-        shares = counted(labels, self.names) / len(labels)
+        shares = count_classes(labels, self.names) / len(labels)
         columns = [f"share_{name}" for name in self.names]
         return dict(zip(columns, shares.tolist(), strict=True))
 
@@ -309,7 +309,7 @@ class ClassesDescription(OfClasses, Description):
         names = self.names
         enough = max(RARE_SHARE * len(labels), RARE_TEXTS)
         few = list[str]()
-        for name, count in zip(names, counted(labels, names), strict=True):
+        for name, count in zip(names, count_classes(labels, names), strict=True):
             if count < enough:
                 share = count / len(labels)
                 few.append(f"{name} {count:,} ({share:.1%})")
@@ -341,7 +341,7 @@ def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
     """Return the probabilities of each label, (n, labels), in columns to print."""
     columns = dict[str, list[float]]()
     for name, probabilities in zip(names, shares.T.tolist(), strict=True):
-        columns[f"p({name})"] = [rounded(probability, 6) for probability in probabilities]
+        columns[f"p({name})"] = [round_significant(probability, 6) for probability in probabilities]
     return columns
 
 
@@ -363,7 +363,7 @@ def class_of(value: Any, label: Any) -> int | None:
         number = finite(value)
         is_near = abs(number - above) < label.margin
         return None if is_near else int(number > above)
-    known = _known(label.names)
+    known = _number_names(label.names)
     plain = plain_text(value)
     if plain in known:
         return known[plain]
@@ -374,7 +374,7 @@ def class_of(value: Any, label: Any) -> int | None:
 
 
 @cache
-def _known(names: tuple[str, ...]) -> dict[str, int]:
+def _number_names(names: tuple[str, ...]) -> dict[str, int]:
     known = dict[str, int]()
     for number, name in enumerate(names):
         if known.setdefault(plain_text(name), number) != number:

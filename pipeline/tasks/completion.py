@@ -19,7 +19,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Conversation
-from pipeline.tasks.cells import Cells, Record, folded, hash_of, is_missing, plain_text, text_columns, text_in
+from pipeline.tasks.cells import Cells, Record, fold_texts, hash_of, is_missing, plain_text, text_columns, text_in
 from pipeline.tasks.classes import class_of
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.head import Head
@@ -70,7 +70,7 @@ class CompletionPreprocessor(Preprocessor):
 
     target = "object"
 
-    def prepared(self, cells: Cells) -> Cells:
+    def parse_cells(self, cells: Cells) -> Cells:
         if is_missing(cells[self.label.column]):
             raise ValueError("the completion is empty")
         return cells
@@ -97,12 +97,12 @@ class CompletionPreprocessor(Preprocessor):
         """Leave out what a template adds: a text is in the split that it is in without one."""
         if self.row.mark:
             return super().alike(cells, made)
-        return folded(cells[name] for name in text_columns(self.row))
+        return fold_texts(cells[name] for name in text_columns(self.row))
 
-    def tokenized(
+    def tokenize(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> Iterator[tuple[pa.Table, Numbers]]:
-        return _tokenized(batches, Prompts(tokenizer, self.row.template), asked, max_length)
+        return _tokenize(batches, Prompts(tokenizer, self.row.template), to_user_message, max_length)
 
 
 class ConversationPreprocessor(CompletionPreprocessor):
@@ -112,10 +112,10 @@ class ConversationPreprocessor(CompletionPreprocessor):
     def reads(self) -> tuple[str, ...]:
         return (self.label.column,)
 
-    def prepared(self, cells: Cells) -> Cells:
+    def parse_cells(self, cells: Cells) -> Cells:
         column = self.label.column
         prompt, answer = _prompt_and_answer(cells[column])
-        return super().prepared({PROMPT: prompt, column: answer})
+        return super().parse_cells({PROMPT: prompt, column: answer})
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         return ()
@@ -123,15 +123,15 @@ class ConversationPreprocessor(CompletionPreprocessor):
     def label_of(self, cells: Cells) -> Any:
         return _completion_in(cells[self.label.column])
 
-    def tokenized(
+    def tokenize(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> Iterator[tuple[pa.Table, Numbers]]:
         if not tokenizer.chat_template:
             raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
-        return _tokenized(batches, Prompts(tokenizer, self.row.template), json.loads, max_length)
+        return _tokenize(batches, Prompts(tokenizer, self.row.template), json.loads, max_length)
 
 
-def _tokenized(
+def _tokenize(
     batches: Iterable[pa.Table], prompts: Prompts, turns: Callable[[str], list[Message]], max_length: int
 ) -> Iterator[tuple[pa.Table, Numbers]]:
     """Yield the tokens of examples that fit, and their lengths; `turns` returns the messages of a prompt."""
@@ -198,10 +198,10 @@ class CompletionHead(Head):
     @classmethod
     def outputs(cls, model: "PreTrainedModel", batch: Mapping[str, "Tensor"]) -> "Tensor":  # (examples, 2)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return cls.measured(model(**inputs).logits, batch["labels"])
+        return cls.evaluate_batch(model(**inputs).logits, batch["labels"])
 
     @classmethod
-    def measured(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, 2)
+    def evaluate_batch(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, 2)
         """Return the sum of the loss over the completion tokens of each example, in nats, and their number."""
         import torch
 
@@ -230,11 +230,11 @@ class CompletionScoring(Scoring):
     def decides(self) -> str:
         return LOSS
 
-    def predicted(self, outcome: Outcome) -> Numbers:
+    def predict(self, outcome: Outcome) -> Numbers:
         """Return the entry's first metric of each text, in [0, 1]."""
         return compare(self.row.metrics[0], cast("Written", outcome).texts, outcome.labels)
 
-    def known(self, labels: Numbers, groups: Groups) -> Numbers:
+    def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
@@ -301,7 +301,7 @@ class CompletionDescription(Description):
     scored_by = "what is written is scored by the stage evaluate"
 
     @classmethod
-    def printed(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+    def to_columns(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"answer": list(outputs)}  # texts
 
     def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
@@ -333,7 +333,7 @@ class ConversationDescription(CompletionDescription):
         return "what the assistant says next"
 
 
-def asked(prompt: str) -> list[Message]:
+def to_user_message(prompt: str) -> list[Message]:
     """Return a prompt as what a user says."""
     return [{"role": "user", "content": prompt}]
 

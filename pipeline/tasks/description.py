@@ -46,7 +46,7 @@ class Description(Part, ABC):
 
     @classmethod
     @abstractmethod
-    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+    def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         """Return the columns that pipeline.predict prints of outputs (texts, ...), as of Head.outputs.
 
         `labels` and `thresholds` are those of task.json.
@@ -78,9 +78,9 @@ class Description(Part, ABC):
 
     def commands(self, table: ReadTable) -> Iterable[Line]:
         """Return the commands that use the adapter of a run."""
-        yield "predict", f"python -m pipeline.predict {self.asked_texts()}"
+        yield "predict", f"python -m pipeline.predict {self.format_texts()}"
 
-    def asked_texts(self) -> str:
+    def format_texts(self) -> str:
         """Return as many texts as the model reads, as words of a command."""
         second = ' "Another one."' if len(self.columns) > 1 else ""
         return f'"A text of yours."{second}'

@@ -30,7 +30,7 @@ class Facts(Row):
     tenants: Mapping[str, Tenant] = {}
     thresholds: tuple[float, ...] | None = None  # by label, from which it applies; the stage train chooses them
 
-    def counted(self, tenants: Sequence[int]) -> Self:
+    def with_counts(self, tenants: Sequence[int]) -> Self:
         """Return them with the number of examples of each tenant, of which `tenants` has that of each example."""
         counts = np.bincount(tenants, minlength=len(self.tenants)).tolist()
         known = {}

@@ -60,7 +60,7 @@ class Head(Part, ABC):
         """Return the loss of a batch as a function of outputs, labels, and `beside` by name; None for the model's."""
         return None
 
-    def balanced(self, labels: Numbers) -> "Callable[..., Tensor]":
+    def build_balanced_loss(self, labels: Numbers) -> "Callable[..., Tensor]":
         """Return the loss in which the classes of a whole split, whose labels these are, weigh the same."""
         raise NotImplementedError  # see `can_balance`
 
@@ -74,6 +74,6 @@ class Head(Part, ABC):
         return model(**batch).logits
 
     @classmethod
-    def measured(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, ...)
+    def evaluate_batch(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, ...)
         """Return the part of the logits of a batch with labels that scores are made of, as `outputs` does."""
         return logits

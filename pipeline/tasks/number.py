@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.tasks.cells import Cells, rounded
+from pipeline.tasks.cells import Cells, round_significant
 from pipeline.tasks.description import Description
 from pipeline.tasks.head import Head
 from pipeline.tasks.preprocessing import Preprocessor
@@ -41,7 +41,7 @@ class NumberHead(Head):
 class NumberScoring(Scoring):
     """The number of each example."""
 
-    def predicted(self, outcome: Outcome) -> Numbers:
+    def predict(self, outcome: Outcome) -> Numbers:
         return outcome.outputs.numpy()[:, 0]
 
     def constants(self, labels: Numbers) -> Iterable[Any]:
@@ -57,7 +57,7 @@ class NumberScoring(Scoring):
 
     def table(self, outcome: Outcome) -> Columns:
         actual = outcome.labels.tolist()
-        predicted = [rounded(value, 3) for value in self.predicted(outcome).tolist()]
+        predicted = [round_significant(value, 3) for value in self.predict(outcome).tolist()]
         return {
             "actual": actual,
             "predicted": predicted,
@@ -70,8 +70,8 @@ class NumberDescription(Description):
     """A number, with the ends of its scale."""
 
     @classmethod
-    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        return {"number": [rounded(value, 6) for value in outputs[:, 0].tolist()]}
+    def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+        return {"number": [round_significant(value, 6) for value in outputs[:, 0].tolist()]}
 
     def predicts(self) -> str:
         return f"a number from {self.label.low:g} to {self.label.high:g}"

@@ -16,7 +16,7 @@ from pipeline.tasks.cells import (
     Record,
     column_texts,
     fold,
-    folded,
+    fold_texts,
     has_mirrors,
     hash_of,
     is_missing,
@@ -66,7 +66,7 @@ class Preprocessor(Part, ABC):
         """Return where in its interval of a cut the first of the rows of a stratum lies, in [0, 1)."""
         return 0.5
 
-    def prepared(self, cells: Cells) -> Cells:
+    def parse_cells(self, cells: Cells) -> Cells:
         """Return the cells of a row as they are read; a row that then lacks one is dropped."""
         return cells
 
@@ -84,7 +84,7 @@ class Preprocessor(Part, ABC):
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Return a text that is equal where the texts `made` of rows count as the same."""
-        return folded(chain.from_iterable(texts.values() for texts in made))
+        return fold_texts(chain.from_iterable(texts.values() for texts in made))
 
     def unit_of(self, cells: Cells, number: int) -> int:
         """Return the number of the group or tenant that a row is scored with, or else of the row in its split."""
@@ -93,7 +93,7 @@ class Preprocessor(Part, ABC):
         keys = [plain_text(cells[name]) for name in self.row.group]
         return hash_of("\0".join(keys)) >> 1  # signed, later
 
-    def told_apart(self, cells: Cells, alike: str) -> str:
+    def extend_dedup_key(self, cells: Cells, alike: str) -> str:
         """Return a text that is equal where rows are duplicates, of rows for which `alike` returns this text."""
         return alike
 
@@ -111,7 +111,7 @@ class Preprocessor(Part, ABC):
         examples = list[tuple[Any, ...]]()
         for number, (where, read) in enumerate(rows, before):
             try:
-                cells = self.prepared(read)
+                cells = self.parse_cells(read)
                 is_lacking = any(map(is_missing, cells.values()))
                 label = None if is_lacking else self.label_of(cells)
                 texts = [] if label is None else texts_of(cells, self.row)
@@ -133,7 +133,7 @@ class Preprocessor(Part, ABC):
         """Return what the examples of train lack, so that nothing could be learned; an empty text if nothing."""
         return ""
 
-    def tokenized(
+    def tokenize(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> Iterator[tuple[pa.Table, Numbers]]:
         """Yield for each batch of examples the tokens of those that fit, and the lengths of their whole texts.
@@ -157,7 +157,7 @@ def _examples_of(
     group = row.group
     together = fold(str(cells[group[0]])) if group else alike  # of which all are in one split
     position = place_of(together)
-    own = preprocessor.told_apart(cells, alike)
+    own = preprocessor.extend_dedup_key(cells, alike)
     unit = preprocessor.unit_of(cells, number)
     mirror = _hash_in_any_order(cells, row) if has_mirrors(row) else 0
     for place, part in enumerate(texts):

@@ -168,8 +168,8 @@ def _by_ranks(predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
 
     def of_drawn(drawn: Numbers) -> Numbers:
         rows = units.order[drawn]
-        x = _centered_ranks(predictions[rows])
-        y = _centered_ranks(labels[rows])
+        x = _center_ranks(predictions[rows])
+        y = _center_ranks(labels[rows])
         x_spread = (x * x).sum(axis=1)
         y_spread = (y * y).sum(axis=1)
         shared = (x * y).sum(axis=1)
@@ -179,7 +179,7 @@ def _by_ranks(predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
     return of_drawn
 
 
-def _centered_ranks(values: Numbers) -> Numbers:  # (resamples, examples), of each resample by itself
+def _center_ranks(values: Numbers) -> Numbers:  # (resamples, examples), of each resample by itself
     ranks = stats.rankdata(values, axis=1)
     return ranks - ranks.mean(axis=1, keepdims=True)
 

@@ -48,10 +48,10 @@ class Scoring(Part, ABC):
         return None
 
     @abstractmethod
-    def predicted(self, outcome: Outcome) -> Numbers:
+    def predict(self, outcome: Outcome) -> Numbers:
         """Return what is predicted of each example or, for choices, of each group."""
 
-    def known(self, labels: Numbers, groups: Groups) -> Numbers:
+    def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         """Return what predictions are compared with."""
         return labels
 
@@ -67,14 +67,14 @@ class Scoring(Part, ABC):
         """Return the entry's metrics; predictions that are no finite numbers are refused."""
         from pipeline.tasks import scores
 
-        return scores.score(self.row.metrics, *compared(self, outcome))
+        return scores.score(self.row.metrics, *collect_predictions(self, outcome))
 
     def metrics(self, outcome: Outcome, resamples: int) -> Scores:
         """Return the entry's metrics with 95 % intervals and baselines, the first as `score` too, and the loss."""
         from pipeline.tasks import scores
 
         names = self.row.metrics
-        predicted, labels, groups = compared(self, outcome)
+        predicted, labels, groups = collect_predictions(self, outcome)
         scored = scores.score(names, predicted, labels, groups)
         metrics = {"score": scored[names[0]], **scored, **baselines(self, labels, groups)}
         for name in names:
@@ -105,16 +105,16 @@ class Scoring(Part, ABC):
         return ()
 
 
-def selecting(scoring: Scoring) -> str:
+def choose_selection_metric(scoring: Scoring) -> str:
     """Return the score of the validation split that chooses the checkpoint: of texts, if the entry selects by them."""
     return "exact_match" if scoring.row.select else scoring.decides
 
 
-def compared(scoring: Scoring, outcome: Outcome) -> tuple[Numbers, Numbers, Groups]:
+def collect_predictions(scoring: Scoring, outcome: Outcome) -> tuple[Numbers, Numbers, Groups]:
     """Return what the metrics of an entry score: predictions, labels, and the groups that are scored as wholes."""
     groups = outcome.groups if scoring.row.group else None
-    labels = scoring.known(outcome.labels, outcome.groups)
-    return scoring.predicted(outcome), labels, groups
+    labels = scoring.extract_targets(outcome.labels, outcome.groups)
+    return scoring.predict(outcome), labels, groups
 
 
 def baselines(scoring: Scoring, labels: Numbers, groups: Groups) -> Scores:

@@ -17,8 +17,8 @@ from pipeline.tasks.classes import (
     ClassesPreprocessor,
     ClassesScoring,
     by_label,
-    counted,
-    listed,
+    count_classes,
+    format_counts,
 )
 from pipeline.tasks.task import Columns, Numbers, Outcome
 
@@ -40,7 +40,7 @@ class MultiLabelPreprocessor(ClassesPreprocessor):
         column = self.label.column
         return [(column, part) for part in parts_in(cells[column], self.label.separator)]
 
-    def prepared(self, cells: Cells) -> Cells:
+    def parse_cells(self, cells: Cells) -> Cells:
         # No label applies to a text with an empty cell.
         column = self.label.column
         labels = labels_in(cells[column], self.label.separator)
@@ -52,7 +52,7 @@ class MultiLabelPreprocessor(ClassesPreprocessor):
         for label in labels:
             if label not in names:
                 raise ValueError(f"label {label!r} is none of {', '.join(names)}{nearest(label, names)}")
-        return _applying(labels, names)
+        return _encode_labels(labels, names)
 
 
 class MultiLabelHead(ClassesHead):
@@ -61,11 +61,11 @@ class MultiLabelHead(ClassesHead):
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"problem_type": "multi_label_classification"}
 
-    def balanced(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
+    def build_balanced_loss(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the loss in which, for each label, texts of a whole split with it and those without weigh the same."""
         import torch
 
-        with_label = counted(labels, self.names)
+        with_label = count_classes(labels, self.names)
         without_label = (len(labels) - with_label).clip(min=1)  # where every text has a label, no text needs the other
         if_applies = torch.from_numpy(len(labels) / (2 * with_label)).float()
         if_not = torch.from_numpy(len(labels) / (2 * without_label)).float()
@@ -105,12 +105,12 @@ class MultiLabelScoring(ClassesScoring):
             thresholds[labels] = _best(sums.f1(*counts))
         return tuple(thresholds.tolist())
 
-    def predicted(self, outcome: Outcome) -> Numbers:
+    def predict(self, outcome: Outcome) -> Numbers:
         thresholds = self.facts.thresholds
         assert thresholds is not None, "a label applies from a probability that the validation split determines"
         return (shares_of(outcome.outputs.numpy()) >= thresholds).astype(np.int64)
 
-    def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
+    def extract_targets(self, labels: Numbers, groups: Numbers | None) -> Numbers:
         return labels.astype(np.int64)
 
     def constants(self, labels: Numbers) -> Iterable[Any]:
@@ -135,8 +135,8 @@ class MultiLabelScoring(ClassesScoring):
 
     def table(self, outcome: Outcome) -> Columns:
         names = self.names
-        actual = [joined(row, names) for row in outcome.labels]
-        predicted = [joined(row, names) for row in self.predicted(outcome)]
+        actual = [format_labels(row, names) for row in outcome.labels]
+        predicted = [format_labels(row, names) for row in self.predict(outcome)]
         usual = {labels for labels, _ in Counter(actual).most_common(SHOWN)}
         return {
             "actual": actual,
@@ -153,10 +153,10 @@ class MultiLabelDescription(ClassesDescription):
         return {"is_several": True}
 
     @classmethod
-    def printed(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
+    def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         shares = shares_of(outputs)
         names = labels or ()
-        answers = [joined(row, names) for row in shares >= thresholds]
+        answers = [format_labels(row, names) for row in shares >= thresholds]
         return {"label": answers, **by_label(shares, names)}
 
     def predicts(self) -> str:
@@ -173,7 +173,7 @@ class MultiLabelDescription(ClassesDescription):
         of_texts = labels.sum(axis=1)
         without = np.count_nonzero(of_texts == 0)
         texts = f"{of_texts.sum() / len(labels):.2g} a text, {without:,} texts without"
-        return f"several of {len(names)} labels: {listed(labels, names)}; {texts}"
+        return f"several of {len(names)} labels: {format_counts(labels, names)}; {texts}"
 
 
 def labels_in(cell: object, separator: str) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def parts_in(cell: object, separator: str) -> Sequence[object]:
 
 
 @cache  # many texts have the same labels, and memory has those once
-def _applying(labels: tuple[str, ...], names: tuple[str, ...]) -> tuple[float, ...]:
+def _encode_labels(labels: tuple[str, ...], names: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(float(name in labels) for name in names)
 
 
@@ -210,7 +210,7 @@ def shares_of(outputs: Numbers) -> Numbers:  # (n, labels)
     return shares
 
 
-def joined(applies: Numbers, names: Sequence[str]) -> str:
+def format_labels(applies: Numbers, names: Sequence[str]) -> str:
     """Return the labels that apply, in one text."""
     labels = zip(names, applies, strict=True)
     return JOINED.join(name for name, is_right in labels if is_right)

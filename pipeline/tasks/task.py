@@ -84,7 +84,7 @@ class Task:
         """Return the task with other thresholds."""
         return self.with_facts(self.facts.model_copy(update={"thresholds": thresholds}))
 
-    def settled(self, validation: Outcome) -> Self:
+    def tune_thresholds(self, validation: Outcome) -> Self:
         """Return the task with thresholds chosen on a validation split; without thresholds, itself."""
         thresholds = self.scoring.best_thresholds(validation)
         return self if thresholds is None else self.with_thresholds(thresholds)

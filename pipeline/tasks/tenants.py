@@ -97,7 +97,7 @@ class TenantsPreprocessor(Preprocessor):
     def unit_of(self, cells: Cells, number: int) -> int:
         return self.numbers[plain_text(cells[self.column])]
 
-    def told_apart(self, cells: Cells, alike: str) -> str:
+    def extend_dedup_key(self, cells: Cells, alike: str) -> str:
         """Add the tenant: a text may be one of several tenants."""
         return f"{alike}\n{plain_text(cells[self.column])}"
 
@@ -129,7 +129,7 @@ class TenantsPreprocessor(Preprocessor):
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant."""
-        return self.facts.counted(train[TENANT].to_numpy())
+        return self.facts.with_counts(train[TENANT].to_numpy())
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         columns = [self.column]
@@ -257,8 +257,8 @@ class TenantsScoring(Scoring):
     def answers(model: Answering[Answers_co]) -> Answers_co:
         return model.by_bank()  # what is scored is what is served
 
-    def predicted(self, outcome: Outcome) -> Numbers:
-        return self.single(self.row, Facts()).predicted(outcome)
+    def predict(self, outcome: Outcome) -> Numbers:
+        return self.single(self.row, Facts()).predict(outcome)
 
     def scores(self, outcome: Outcome) -> Scores:
         parts = self.of_tenants(outcome)
@@ -350,7 +350,7 @@ class TenantsDescription(Description):
     def card(self) -> dict[str, Any]:
         return {"tenant": next(iter(self.facts.tenants))}
 
-    printed = ClassesDescription.printed  # of one tenant; of a number, its kind prints
+    to_columns = ClassesDescription.to_columns  # of one tenant; of a number, its kind prints
 
     def predicts(self) -> str:
         what = "a number" if is_number(self.row) else "one of its labels"
@@ -383,7 +383,7 @@ class TenantsDescription(Description):
     def commands(self, table: ReadTable) -> Iterable[Line]:
         tenants = table(artifacts.EVALUATE_TENANTS)["tenant"]
         name = shlex.quote(tenants[0])
-        yield "predict", f"python -m pipeline.predict --tenant {name} {self.asked_texts()}"
+        yield "predict", f"python -m pipeline.predict --tenant {name} {self.format_texts()}"
         yield "serve", f"lsr serve {artifacts.BANK}"
 
 

@@ -39,7 +39,7 @@ from pipeline.params import PARAMS, FullParams, TrainView, effects
 from pipeline.params.sections import MAX_EPOCHS, MIN_STEPS
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.prompts import Prompts
-from pipeline.tasks.scoring import selecting
+from pipeline.tasks.scoring import choose_selection_metric
 from pipeline.tasks.task import Scores
 from pipeline.training import checkpoints, processes
 
@@ -138,7 +138,7 @@ def weigh_classes(view: TrainView, task: Task, model: PreTrainedModel, train: Da
     check_class_weights(view)
     if view.train.class_weights == "balanced":
         labels = np.array(train["label"][:])
-        base_models.use_loss(model, task, task.head.balanced(labels))
+        base_models.use_loss(model, task, task.head.build_balanced_loss(labels))
 
 
 def trainer_of(
@@ -161,12 +161,12 @@ def trainer_of(
         validation = splits["validation"]
         outputs = torch.from_numpy(np.asarray(prediction.predictions))
         outcome = Outcome(outputs, np.asarray(prediction.label_ids), tokens.groups_of(validation))
-        scored = task.settled(outcome).scoring.scores(outcome)
+        scored = task.tune_thresholds(outcome).scoring.scores(outcome)
         if task.row.select:
             prompts = Prompts(tokenizer_of(model, view.base_model), task.row.template)
             size = chosen.per_device_eval_batch_size
             scored |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
-        return {"score": scored[selecting(task.scoring)], **scored}
+        return {"score": scored[choose_selection_metric(task.scoring)], **scored}
 
     trainer = BatchingTrainer(
         model=model,
@@ -175,7 +175,7 @@ def trainer_of(
         eval_dataset=splits.get("validation"),
         data_collator=collate,
         compute_metrics=scores,
-        preprocess_logits_for_metrics=task.head.measured,
+        preprocess_logits_for_metrics=task.head.evaluate_batch,
         optimizers=(adapters.optimizer(model, view), None),
         callbacks=list(watching),
     )

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.core import artifacts
-from pipeline.methods.planning import known_types
+from pipeline.methods.planning import list_types
 from tests import workspace
 from tests.kit import LONGEST, MISTAKE, NIGHTLY
 from tests.lsr.methods import in_time
@@ -26,12 +26,12 @@ def tokenized(tmp_path_factory):
     return run_in(workspace.make(tmp_path_factory.mktemp("sections") / "made"), TOKENIZE)
 
 
-@pytest.mark.parametrize("method", known_types())
+@pytest.mark.parametrize("method", list_types())
 def test_whatever_a_key_of_any_method_holds_the_stage_ends_well_or_in_one_line(
     tokenized, tmp_path, monkeypatch, trials, method
 ):
     chance = random.Random(method)
-    keys = sorted(known_types()[method].__dataclass_fields__)
+    keys = sorted(list_types()[method].__dataclass_fields__)
     monkeypatch.setattr(sys, "argv", ["stage"])
     stage, view = FACTORIZE
     for turn in range(TRIALS):

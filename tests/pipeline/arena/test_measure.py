@@ -18,7 +18,7 @@ from transformers import Trainer
 from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import __main__ as arena_command
 from pipeline.arena import compete, plan, record, task_tokens
-from pipeline.arena.measure import measure, started
+from pipeline.arena.measure import build_model, measure
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from pipeline.tasks import scores
@@ -32,7 +32,7 @@ HEAD = "modules_to_save"
 
 
 def start(chosen):
-    return started(chosen, task_tokens.task_of(chosen), task_tokens.splits(chosen)["train"])
+    return build_model(chosen, task_tokens.task_of(chosen), task_tokens.splits(chosen)["train"])
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):

@@ -161,7 +161,7 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     planned = set()
     for its in plan.entries(name, chosen):
         assert its.first().view.seed == 0
-        planning.configured(its.first().view.section, 0, ["query"], ["classifier"])
+        planning.build_config(its.first().view.section, 0, ["query"], ["classifier"])
         is_begun = (its.task, its.method) in {(one.task, one.method) for one in records.values()}
         assert not is_begun or tuning.missing(its, records) == [], its.title
         planned |= {training.key for trainings in tuning.steps(its, records) for training in trainings}

@@ -23,7 +23,7 @@ from pipeline.core import digests
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, packages
 from pipeline.params.sources import Archive, GgufModel, ModelRow
-from pipeline.tasks.completion import asked
+from pipeline.tasks.completion import to_user_message
 from pipeline.tasks.prompts import Prompts
 from tests.kit import refused
 from tests.pipeline.data.rows import package_index, tar_gz
@@ -182,14 +182,14 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
     prompts = Prompts(tokenizer)
     assert tokenizer.decode(prompts.end) == "<|im_end|>" == tokenizer.eos_token
     assert not [word for word in tokenizer.get_vocab() if re.fullmatch(r".?[0-9]{2,}", word)]  # a digit is a token
-    example = prompts.example(asked("What is 12 + 30?"), "42")
+    example = prompts.example(to_user_message("What is 12 + 30?"), "42")
     assert tokenizer.decode(example.ids) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n42<|im_end|>"
     )
     questions = ["What is the capital of France?", "Say hello to the world, please, in one short sentence."]
-    together = evaluation.write(model, prompts, [prompts.prompt(asked(one)) for one in questions], 12, 2)
-    alone = [evaluation.write(model, prompts, [prompts.prompt(asked(one))], 12, 1)[0] for one in questions]
+    together = evaluation.write(model, prompts, [prompts.prompt(to_user_message(one)) for one in questions], 12, 2)
+    alone = [evaluation.write(model, prompts, [prompts.prompt(to_user_message(one))], 12, 1)[0] for one in questions]
     assert together == alone
     assert together[0] == "The capital of France is Paris."
     note = {"template": prompts.template, "stop_token_ids": prompts.stop_token_ids}
@@ -202,7 +202,9 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
             parameter.data = torch.randn(parameter.shape, generator=generator) / 14
         adapted.save_pretrained(tmp_path / str(seed))
         bank.add(str(seed), tmp_path / str(seed), note=note)
-        said += [evaluation.write(adapted, prompts, [prompts.prompt(asked(one))], 24, 1)[0] for one in questions]
+        said += [
+            evaluation.write(adapted, prompts, [prompts.prompt(to_user_message(one))], 24, 1)[0] for one in questions
+        ]
     assert len({*said, *together}) > 3
     passes = Passes(bank, tokenizer, 128, 24)
     rows = [passes.rows(name, bank.versions[name], questions, 24) for name in "01"]

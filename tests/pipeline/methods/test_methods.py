@@ -152,7 +152,7 @@ def test_olora_is_refused_on_layers_that_peft_cannot_initialize_by_it(start, lay
     row = view.base_model.model_copy(update={"head": None})
     view = view.model_copy(update={"base_model": row})
     base = tiny("gpt2")
-    config = planning.configured(view.section, 0, [layer], None)
+    config = planning.build_config(view.section, 0, [layer], None)
     with suppress(RuntimeError):
         expected = logits(base)
         assert not torch.allclose(logits(get_peft_model(tiny("gpt2"), config)), expected, atol=1e-3)
@@ -162,14 +162,14 @@ def test_olora_is_refused_on_layers_that_peft_cannot_initialize_by_it(start, lay
 
 def test_any_method_is_reached_by_its_type(monkeypatch):
     monkeypatch.chdir(workspace.ROOT)
-    for name in planning.known_types().keys() - {"LSR"}:
+    for name in planning.list_types().keys() - {"LSR"}:
         section = apply_overrides({"adapter": "peft", "peft.type": name}, params.TrainView).section
-        assert planning.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
+        assert planning.build_config(section, 0, ["dense"], ["classifier"]).peft_type == name
 
 
 @pytest.mark.parametrize("key", FIXED)
 def test_a_key_that_the_pipeline_or_the_training_decides_is_refused_with_what_to_do(key):
-    kinds = [kind for kind in planning.known_types().values() if key in kind.__dataclass_fields__]
+    kinds = [kind for kind in planning.list_types().values() if key in kind.__dataclass_fields__]
     assert kinds, "PEFT has no such key"
     value = {"modules_to_save": ["query"]}.get(key, "x")
     refused(seen, "lora", {f"lora.{key}": value}, says=f"params.yaml: lora: {key}: cannot be set here: {FIXED[key]}")

@@ -45,7 +45,7 @@ class OrderedHead(Head):
 
 
 class OrderedScoring(Scoring):
-    def predicted(self, outcome):
+    def predict(self, outcome):
         return (outcome.outputs > 0).sum(dim=1).numpy()
 
     def constants(self, labels):
@@ -58,7 +58,7 @@ class OrderedScoring(Scoring):
         return loss.item(), F.binary_cross_entropy(shares, shares).item()
 
     def table(self, outcome):
-        levels = {"actual": outcome.labels, "predicted": self.predicted(outcome)}
+        levels = {"actual": outcome.labels, "predicted": self.predict(outcome)}
         columns = {}
         for name, numbers in levels.items():
             columns[name] = columns[f"{name}_group"] = [self.label.order[number] for number in numbers]
@@ -70,7 +70,7 @@ class OrderedDescription(Description):
         return super().note(tokenizer) | {"labels": self.label.order}
 
     @classmethod
-    def printed(cls, outputs, labels, thresholds=()):
+    def to_columns(cls, outputs, labels, thresholds=()):
         return {"level": [labels[number] for number in (outputs > 0).sum(axis=1)]}
 
     def predicts(self):

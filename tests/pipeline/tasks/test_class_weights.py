@@ -42,7 +42,7 @@ def test_batches_of_any_size_have_the_gradient_of_the_whole_split_in_which_class
     balanced = compute_class_weight("balanced", classes=np.arange(len(counts)), y=labels.numpy())
     weight = torch.from_numpy(balanced).float()
     whole = gradient(lambda *given: F.cross_entropy(*given, weight=weight), logits, labels, [slice(None)])
-    loss = task.head.balanced(labels.numpy())
+    loss = task.head.build_balanced_loss(labels.numpy())
     found = gradient(loss, logits, labels, torch.arange(ROWS).split(size))
     torch.testing.assert_close(found, whole)
     # Where all outputs are alike, each example's gradient is as long as its weight.
@@ -55,7 +55,7 @@ def test_batches_of_any_size_have_the_gradient_of_the_whole_split_in_which_class
 def test_processes_with_a_part_of_each_batch_have_the_gradient_of_one_with_all_of_it(processes):
     """The Trainer takes the mean of the processes' losses; accelerate gives each as many rows, of a last batch too."""
     task, labels, logits = of_classes(CLASSES["two"])
-    loss = task.head.balanced(labels.numpy())
+    loss = task.head.build_balanced_loss(labels.numpy())
     for batch in torch.arange(ROWS).split(32):
         alone = gradient(loss, logits, labels, [batch])
         torch.testing.assert_close(gradient(loss, logits, labels, batch.chunk(processes)), alone)
@@ -84,5 +84,5 @@ def test_texts_with_a_label_weigh_as_much_as_those_without_it_for_each_of_severa
         return (weights * each).mean()
 
     whole = gradient(of_rows, logits, labels, [slice(None)])
-    found = gradient(task.head.balanced(labels.numpy()), logits, labels, torch.arange(ROWS).split(size))
+    found = gradient(task.head.build_balanced_loss(labels.numpy()), logits, labels, torch.arange(ROWS).split(size))
     torch.testing.assert_close(found, whole)

@@ -208,7 +208,7 @@ def test_what_is_written_chooses_the_checkpoint_and_a_killed_run_ends_with_the_s
     model, prompts = adapters.load_adapter(artifacts.ADAPTER, "writer"), Prompts(writers.tokenizer())
     texts = tokens.load_texts("validation")
     step = math.ceil(len(texts["prompt"]) / 9)
-    asked = [prompts.prompt(completion.asked(prompt)) for prompt in texts["prompt"][::step]]
+    asked = [prompts.prompt(completion.to_user_message(prompt)) for prompt in texts["prompt"][::step]]
     found = [evaluation.write(model, prompts, [one], 12, 1)[0] for one in asked]
     right = [one == other for one, other in zip(found, texts["expected"][::step], strict=True)]
     assert 0 < report(artifacts.TRAIN_METRICS)["best_score"] == pytest.approx(sum(right) / len(right), abs=1e-6)
@@ -271,7 +271,7 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     said = [[answer["text"] for answer in response.json()["answers"]] for response in (own, talk, bare, cut)]
     assert said[:2] == [texts, texts]
     model, prompts = adapters.load_adapter(artifacts.ADAPTER, "writer"), Prompts(tokenizer, NONE)
-    alone = [prompts.prompt(completion.asked(one)) for one in asked]
+    alone = [prompts.prompt(completion.to_user_message(one)) for one in asked]
     assert said[2] == evaluation.write(model, prompts, alone, 12, 1) != texts
     assert said[3][0] == tokenizer.decode(tokenizer(texts[0]).input_ids[:2])
     assert shouts.json() == {"error": "prompts[0]: the chat template refuses it: no roles"}

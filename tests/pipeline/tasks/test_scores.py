@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pipeline import tasks
 from pipeline.tasks import Facts, Outcome, scores
 from pipeline.tasks.scores import interval, share
-from pipeline.tasks.scoring import compared
+from pipeline.tasks.scoring import collect_predictions
 from tests.kit import refused
 from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
@@ -171,7 +171,7 @@ REFERENCES = {
 def test_choices_are_answers_to_questions_and_classes_of_examples():
     logits = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, -2.0]])
     outcome = Outcome(logits, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
-    predicted, labels, _ = compared(CHOICES.scoring, outcome)
+    predicted, labels, _ = collect_predictions(CHOICES.scoring, outcome)
     assert (predicted.tolist(), labels.tolist()) == ([1, 0], [1, 1])
     expected = ["wrong", "right", "right", "wrong"]  # not what each would be by itself
     assert CHOICES.scoring.table(outcome)["predicted"] == expected
@@ -259,6 +259,6 @@ def test_the_balanced_loss_is_the_mean_of_the_means_of_classes():
     logits = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     each = F.cross_entropy(logits, labels, reduction="none")
     expected = (each[:5].mean() + each[5:].mean()) / 2
-    torch.testing.assert_close(task.head.balanced(labels.numpy())(logits, labels), expected)
+    torch.testing.assert_close(task.head.build_balanced_loss(labels.numpy())(logits, labels), expected)
     assert task.description.rare(labels.numpy()).startswith("bad 5 (10.0%), good 45 (90.0%): ")
     assert not task.description.rare(labels.repeat(20).numpy())

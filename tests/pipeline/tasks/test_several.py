@@ -105,10 +105,10 @@ def test_a_threshold_is_the_one_with_the_best_f1_and_rare_labels_share_one():
     shares = torch.tensor([[0.105, 0.905, 0.505], [0.305, 0.805, 0.505], [0.205, 0.705, 0.505], [0.405, 0.605, 0.505]])
     labels = np.array([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
     outcome = Outcome(shares.repeat(5, 1).logit(), np.tile(labels, (5, 1)))
-    task = task.settled(outcome)
+    task = task.tune_thresholds(outcome)
     assert task.facts.thresholds == (0.25, 0.75, 0.5)  # in the middle of those with the best F1; without a text of all
     assert task.scoring.scores(outcome) == {"micro_f1": 2 * 4 / (4 + 4 + 4), "macro_f1": pytest.approx(2 / 3)}
-    few = task.settled(Outcome(shares.logit(), labels))
+    few = task.tune_thresholds(Outcome(shares.logit(), labels))
     assert len(set(few.facts.thresholds)) == 1
 
 

@@ -298,7 +298,7 @@ class Answered:
 
 def tokens_of(task, loaded, tokenizer, length):
     batches = loaded.splits["test"].batches(1000)
-    return Dataset(pa.concat_tables([table for table, _ in task.preprocessor.tokenized(batches, tokenizer, length)]))
+    return Dataset(pa.concat_tables([table for table, _ in task.preprocessor.tokenize(batches, tokenizer, length)]))
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +356,7 @@ def test_the_table_has_the_labels_of_the_file_and_the_likeliest_answers(answered
 def test_answers_are_printed_with_their_probabilities(answered):
     task_type = tasks.kinds()[answered.task.type.kind]
     for part, names in zip(answered.parts, answered.reference.names_of_parts, strict=True):
-        printed = task_type.description.printed(part.outputs, names, THRESHOLDS)
+        printed = task_type.description.to_columns(part.outputs, names, THRESHOLDS)
         expected = answered.reference.printed(part, names)
         assert list(printed) == list(expected)
         for column, values in expected.items():
@@ -430,8 +430,8 @@ class Completed:
         model = base_models.load_base_model(model_entry, self.task)
         prompts = Prompts(tokenizer_of(model, model_entry))
         split = tokens_of(self.task, loaded, prompts.tokenizer, 64)
-        outcome = evaluation.written(self.task, model, split, prompts, NEW_TOKENS, 7)
-        without_adapter = evaluation.written(self.task, self.base, split, prompts, NEW_TOKENS, 7)
+        outcome = evaluation.evaluate_generation(self.task, model, split, prompts, NEW_TOKENS, 7)
+        without_adapter = evaluation.evaluate_generation(self.task, self.base, split, prompts, NEW_TOKENS, 7)
         outputs = without_adapter.outputs
         self.outcome = replace(outcome, base_outputs=outputs, base_texts=without_adapter.texts)
         self.prompts = split["prompt"][:]
@@ -459,7 +459,7 @@ def test_completions_are_tabled_and_printed_as_plain_transformers_writes_them(wr
     assert 0 < sum(is_right) < len(is_right)
     table = written.task.scoring.table(written.outcome)
     assert (table["said"], table["right"]) == (texts, ["yes" if right else "no" for right in is_right])
-    assert written.task.description.printed(texts, None) == {"answer": texts}
+    assert written.task.description.to_columns(texts, None) == {"answer": texts}
 
 
 def test_completions_have_scores_intervals_and_the_base_model_as_baseline(written):
