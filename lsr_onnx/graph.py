@@ -37,7 +37,7 @@ class Graph:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 4  # what it logs of an error is in the error, too
-        with self._explained():
+        with self._wrap_errors():
             self._session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         self.inputs = [graph_input.name for graph_input in self._session.get_inputs()]
         self._check_names()
@@ -50,7 +50,7 @@ class Graph:
         Raises:
             GraphError: if the runtime fails, or the logits have other axes.
         """
-        with self._explained():
+        with self._wrap_errors():
             (logits,) = self._session.run([LOGITS], {name: tokens[name] for name in self.inputs})
         values = np.asarray(logits)
         if values.ndim != 2:
@@ -66,7 +66,7 @@ class Graph:
         raise GraphError(f"{self.path}: {actual}; needed: {needed}")
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _wrap_errors(self) -> Iterator[None]:
         """Turn what ONNX Runtime raises into a line that names the file.
 
         Raises:

@@ -57,7 +57,7 @@ def export_bank_graphs(
     check_installed()
     loaded = AdapterBank.load(base, source)
     check_exportable(loaded.base_fields.get("task_type"), {}, source)
-    layer = _shared_layer(loaded, source)
+    layer = _find_common_layer(loaded, source)
     tokenizer = fast_tokenizer(loaded.base_fields, source, base)
     prepare_batches(tokenizer, loaded.model.config, source)
     limit_length(tokenizer, _longest(loaded))
@@ -85,7 +85,7 @@ def _longest(bank: AdapterBank) -> int | None:
     return longest
 
 
-def _shared_layer(bank: AdapterBank, folder: Path) -> str:
+def _find_common_layer(bank: AdapterBank, folder: Path) -> str:
     """Return the one layer of which tenants have rows of their own, the last.
 
     Raises:

@@ -14,7 +14,7 @@ def columns_of_texts(outputs: np.ndarray, task: AdapterTask) -> Columns:
     """Return the columns to print of outputs (texts, ...) of one task: the first ones are its own."""
     kind = task.task
     width = kind.head.width(task.labels)
-    return kind.description.printed(outputs[:, :width], task.labels, task.thresholds or ())
+    return kind.description.to_columns(outputs[:, :width], task.labels, task.thresholds or ())
 
 
 def columns_of_tenants(outputs: np.ndarray, tasks: Iterable[AdapterTask]) -> Columns:

@@ -137,7 +137,7 @@ class OpenedGraph:
             tenants = layout.read_tenants(folder) if layout.has_tenants(folder) else {}
         self.slices = [Slice(tenant.first, tenant.end) for tenant in tenants.values()]
         self._check_width()
-        self.tokenizer = _opened_tokenizer(folder / TOKENIZER, task.max_length)
+        self.tokenizer = _open_tokenizer(folder / TOKENIZER, task.max_length)
 
     def outputs(
         self,
