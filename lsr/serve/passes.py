@@ -10,6 +10,7 @@ from torch import Tensor
 from lsr.loading.padding import prepare_batches
 from lsr.loading.prompts import NO_TEMPLATE, Template, continuations
 from lsr.serve.bank import AdapterBank, Answer
+from lsr.serve.completions import Completion, Wanted, Writing
 from lsr.serve.modules import Version
 from lsr.tuner.mistakes import HALVES, InputError, wrap_errors
 from lsr.tuner.model import BASE
@@ -21,11 +22,15 @@ TEXT = "a text"
 PAIR = "a list of two texts, each"
 PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
 
-Result = dict[str, Any] | None  # as JSON; None: not finite
+Result = dict[str, Any] | Completion | None  # what is predicted, as JSON, or written; None: not finite
 
 
 class ReplacedError(Exception):
     """The adapter of a row has been replaced or removed since the row was read, so the row must be read again."""
+
+
+def _never() -> bool:
+    return False
 
 
 class Row(NamedTuple):
@@ -34,8 +39,8 @@ class Row(NamedTuple):
     adapter: str
     version: Version
     inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
-    max_new_tokens: int  # to write; 0 where an adapter predicts
-    stop_token_ids: tuple[int, ...] = ()  # tokens after which nothing is written
+    wanted: Wanted | None = None  # to be written; None where an adapter predicts
+    is_unwanted: Callable[[], bool] = _never  # whether nobody awaits the answer any more: then nothing more is written
 
 
 class Passes:
@@ -82,48 +87,42 @@ class Passes:
         name: str,
         version: Version,
         texts: Sequence[Any],
-        max_new_tokens: int,
+        wanted: Wanted | None = None,
+        *,
+        template: str | None = None,
+        names: Sequence[str] = (),
     ) -> list[Row]:
         """Return the rows of texts, of pairs of texts if the note of their adapter says so, or of prompts.
 
-        A prompt is a text or, where the note has a template, perhaps a conversation: a list of messages.
+        A prompt is a text or, where the note has a template, perhaps a conversation: a list of messages. Another
+        `template` takes the place of that in the note. `names` are those of the texts in errors, if they are others.
 
         Raises:
             InputError: names the first one that cannot be read.
         """
         note = version.note
         most = min(self.tokens, note.get("max_length") or self.tokens)
-        template = Template(self.tokenizer, note.get("template") or NO_TEMPLATE)
+        reader = Template(self.tokenizer, template or note.get("template") or NO_TEMPLATE)
+        each = partial(_each, names or [f"{self.field}[{number}]" for number in range(len(texts))])
         form = TEXT
-        if self.max_new_tokens and not template.is_none:
+        if wanted is not None and not reader.is_none:
             form = PROMPT
-        elif not self.max_new_tokens and len(note.get("columns") or ()) == 2:
+        elif wanted is None and len(note.get("columns") or ()) == 2:
             form = PAIR
-        parts = self._each(texts, partial(_parts, form, CHARACTERS * most))
-        if self.max_new_tokens:
-            encoded = {"input_ids": self._each(texts, template.prompt)}
+        parts = each(texts, partial(_parts, form, CHARACTERS * most))
+        if wanted is not None:
+            encoded = {"input_ids": each(texts, reader.prompt)}
         else:
             columns = map(list, zip(*parts, strict=True))
             encoded = self.tokenizer(*columns, verbose=False)
-        self._each(encoded["input_ids"], partial(_check_tokens, most))
-        stop_token_ids = tuple(note.get("stop_token_ids") or self.stop_token_ids)
+        each(encoded["input_ids"], partial(_check_tokens, most))
+        if wanted is not None:
+            wanted = wanted._replace(stop_token_ids=tuple(note.get("stop_token_ids") or self.stop_token_ids))
         rows = list[Row]()
         for values in zip(*encoded.values(), strict=True):
             inputs = dict(zip(encoded, values, strict=True))
-            rows.append(Row(name, version, inputs, max_new_tokens, stop_token_ids))
+            rows.append(Row(name, version, inputs, wanted))
         return rows
-
-    def _each(
-        self,
-        values: Sequence[Any],
-        read: Callable[[Any], Any],
-    ) -> list[Any]:
-        """Return what `read` returns for each text; its errors name the text."""
-        results = []
-        for number, value in enumerate(values):
-            with wrap_errors(f"{self.field}[{number}]", ValueError):
-                results.append(read(value))
-        return results
 
     def answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
         """Return the result of each row: a ReplacedError if its version has left the bank, which holds still.
@@ -163,46 +162,59 @@ class Passes:
     def _generate(self, rows: Sequence[Row]) -> list[Result]:
         # Rows with other stop tokens, of which there are few, pass by themselves.
         results: list[Result] = [None] * len(rows)
-        for stop_token_ids in {row.stop_token_ids for row in rows}:
-            numbers = [number for number, row in enumerate(rows) if row.stop_token_ids == stop_token_ids]
+        stop_tokens = [row.wanted.stop_token_ids for row in rows if row.wanted is not None]
+        for stop_token_ids in set(stop_tokens):
+            numbers = [number for number, own in enumerate(stop_tokens) if own == stop_token_ids]
             written = self._generate_batch([rows[number] for number in numbers], stop_token_ids)
             for number, result in zip(numbers, written, strict=True):
                 results[number] = result
         return results
 
-    def _generate_batch(self, rows: Sequence[Row], stop_token_ids: Sequence[int]) -> list[Result]:
+    def _generate_batch(self, rows: Sequence[Row], stop_token_ids: Sequence[int]) -> list[Completion | None]:
         prompts = [row.inputs["input_ids"] for row in rows]
-        width = max(map(len, prompts))
-        counts = torch.tensor([row.max_new_tokens for row in rows])
-        end_ids = torch.tensor(stop_token_ids, dtype=torch.int64)
-        are_finite = torch.ones(len(rows), dtype=torch.bool)
+        wanted = [row.wanted for row in rows if row.wanted is not None]
+        writings = []
+        for row, own in zip(rows, wanted, strict=True):
+            writings.append(Writing(own, self.tokenizer, row.is_unwanted))
 
-        def watch(ids: Tensor, scores: Tensor) -> Tensor:  # of each row's next token
-            written = ids[:, width:].cpu()
-            # The others in the batch may be longer: what a row would go on with is not its answer.
-            has_ended = torch.isin(written, end_ids).any(dim=1)
-            is_over = has_ended | (written.shape[1] >= counts)
-            highest = scores.amax(dim=-1).cpu()  # NaN is larger than any; some scores are -inf
-            are_finite.logical_and_(is_over | highest.isfinite())
+        def choose(_: Tensor, scores: Tensor) -> Tensor:
+            are_finite = scores.amax(dim=-1).isfinite().tolist()  # NaN is larger than any; some scores are -inf
+            for writing, own, is_finite in zip(writings, scores, are_finite, strict=True):
+                writing.choose(own, is_finite)
             return scores
 
-        written = continuations(
+        def take(ids: Tensor, *_: Any, **__: Any) -> Tensor:  # (rows, tokens) -> (rows,): whether each is over
+            for writing, token in zip(writings, ids[:, -1].tolist(), strict=True):
+                writing.add(token)
+            return torch.tensor([writing.is_over for writing in writings], device=ids.device)
+
+        continuations(
             self.bank,
             self.tokenizer,
             prompts,
-            int(counts.max()),
+            max(own.max_new_tokens for own in wanted),
             stop_token_ids,
             adapter_names=[row.adapter for row in rows],
-            logits_processor=[watch],
+            logits_processor=[choose],
+            stopping_criteria=[take],
         )
-        results = list[Result]()
-        for ids, count, is_finite in zip(written, counts, are_finite, strict=True):
-            text = self.tokenizer.decode(ids[:count], skip_special_tokens=True)
-            results.append({"text": text} if is_finite else None)
-        return results
+        return [writing.completion() for writing in writings]
 
 
-def _result(answer: Answer) -> Result:
+def _each(
+    names: Sequence[str],
+    values: Sequence[Any],
+    read: Callable[[Any], Any],
+) -> list[Any]:
+    """Return what `read` returns for each text; its errors name the text."""
+    results = []
+    for name, value in zip(names, values, strict=True):
+        with wrap_errors(name, ValueError):
+            results.append(read(value))
+    return results
+
+
+def _result(answer: Answer) -> dict[str, Any] | None:
     """Return an answer as JSON; None if it is not finite."""
     if not answer.logits.isfinite().all():
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from prometheus_client import Gauge
+from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 
 from lsr.loading.contents import make_label_names
@@ -19,6 +19,7 @@ SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: i
 MAX_ANSWER_BYTES = 4 << 20  # maximum size of the answers to a request
 MAX_COMPUTED_BYTES = 64 << 20  # maximum size of all larger answers that wait for a batch or are computed
 LONGEST_NUMBER = len("-2.2250738585072014e-308")
+SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
 HELD = Gauge("lsr_answer_bytes", "Most bytes of the large answers that wait for a batch or are computed")
 
 

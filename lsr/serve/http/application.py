@@ -1,24 +1,26 @@
 """The routes of the server, which openapi.json describes. Every error is JSON, {"error": REASON}."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lsr.serve.http.answers import SMALL, Room, check_answers, encode_response, longest_token, most_bytes
+from lsr.serve.completions import Completion, Wanted
+from lsr.serve.http import openai
+from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, encode_response, longest_token, most_bytes
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.batches import Batches
-from lsr.serve.http.bodies import MAX_JSON_BYTES, parse_json
-from lsr.serve.http.questions import Question, check_body, check_token, read_question
+from lsr.serve.http.openai_fields import FieldError
+from lsr.serve.http.questions import Question, check_body, check_token, read_json, read_question
 from lsr.serve.http.refusals import refusal
 from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
 from lsr.serve.modules import Version
@@ -26,7 +28,6 @@ from lsr.serve.passes import Passes, ReplacedError, Row
 from lsr.tuner.mistakes import InputError
 
 DESCRIPTION = Path(__file__).with_name("openapi.json")
-SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
 
 
@@ -45,12 +46,13 @@ class Service:
         self._token_bytes = longest_token(passes.tokenizer) if passes.max_new_tokens else 0
         self._aside = Aside()
         self._uploads = Uploads(passes, self._aside)
+        self._openai = openai.Endpoints(passes, batches, self._answer_room, self._aside, self._token_bytes)
         ADAPTERS.set_function(lambda: len(self.bank.versions))
 
     async def answer(self, request: Request) -> Response:
         """Answer each of the `texts` with what an adapter predicts, or continue `prompts` with the likeliest tokens."""
         with SECONDS.time():
-            question = read_question(await self._json(request), self.passes.max_new_tokens)
+            question = read_question(await read_json(request, self._aside), self.passes.max_new_tokens)
             # Answers of one version of an adapter: if it is replaced before the last of them, all is read again.
             while True:
                 version = self.bank.versions.get(question.adapter)
@@ -67,7 +69,7 @@ class Service:
             if None in answers:
                 reason = "the answer is not finite: the weights of this adapter overflow"
                 raise HTTPException(422, f"{self.passes.field}[{answers.index(None)}]: {reason}")
-            render = partial(encode_response, question.adapter, answers)
+            render = partial(encode_response, question.adapter, list(map(_format_answer, answers)))
             body = render() if size <= SMALL else await self._aside.run(render)
         return Response(body, media_type="application/json")
 
@@ -76,13 +78,9 @@ class Service:
         name, texts, max_new_tokens = question
         each = most_bytes(version, max_new_tokens, self._token_bytes)
         check_answers(len(texts), each, self._token_bytes, max_new_tokens)
-        rows = self.passes.rows(name, version, texts, max_new_tokens)
+        wanted = Wanted(max_new_tokens) if max_new_tokens else None
+        rows = self.passes.rows(name, version, texts, wanted)
         return rows, len(encode_response(name, [])) + len(texts) * each
-
-    async def _json(self, request: Request) -> Any:
-        check_body(request, MAX_JSON_BYTES)
-        body = await request.body()
-        return parse_json(body) if len(body) <= SMALL else await self._aside.run(partial(parse_json, body))
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter."""
@@ -127,6 +125,7 @@ class Service:
             Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank.versions)})),
             Route("/metrics", lambda _: Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})),
             Route("/openapi.json", lambda _: Response(description, media_type="application/json")),
+            *self._openai.routes(),
         ]
         return Starlette(routes=routes, lifespan=self.run_batches, exception_handlers=HANDLERS)
 
@@ -135,9 +134,25 @@ def _make_not_found_error(adapter: str) -> HTTPException:  # the bank's own erro
     return HTTPException(404, f"no adapter is named {adapter[:100]!r}")
 
 
+def _format_answer(answer: Any) -> Any:
+    return {"text": answer.text} if isinstance(answer, Completion) else answer
+
+
+def _refuse(
+    request: Request,
+    reason: str,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    if request.url.path in openai.PATHS:
+        return openai.refusal(reason, status, headers)
+    return refusal(reason, status, headers)
+
+
 HANDLERS: Any = {
-    InputError: lambda _, error: refusal(str(error), 422),
-    HTTPException: lambda _, error: refusal(error.detail, error.status_code, error.headers),
-    ClientDisconnect: lambda *_: refusal("nobody reads this", 499),
-    Exception: lambda *_: refusal("the server failed; its log says why", 500),
+    FieldError: lambda _, error: openai.refusal(error.detail, error.status_code, None, error.field),
+    InputError: lambda request, error: _refuse(request, str(error), 422),
+    HTTPException: lambda request, error: _refuse(request, error.detail, error.status_code, error.headers),
+    ClientDisconnect: lambda request, _: _refuse(request, "nobody reads this", 499),
+    Exception: lambda request, _: _refuse(request, "the server failed; its log says why", 500),
 }

@@ -104,7 +104,8 @@ class Batches:
 
     async def _pass(self, batch: list[Waiting]) -> None:
         BATCHES.observe(len(batch))
-        values = await self.in_turn(self._passes.answers, [waiting.row for waiting in batch])
+        rows = [waiting.row._replace(is_unwanted=waiting.result.done) for waiting in batch]
+        values = await self.in_turn(self._passes.answers, rows)
         for waiting, value in zip(batch, values, strict=True):
             result = waiting.result
             if result.done():  # cancelled

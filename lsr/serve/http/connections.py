@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from lsr.serve.http.limits import FULL, Awaited, Connections, client_of
 from lsr.serve.http.refusals import refusal
+from lsr.serve.http.streaming import STREAMED
 
 ACCEPTED = 16  # connections per turn of the event loop; one that is refused is closed four turns later
 QUEUE = 2048  # connections that the kernel keeps until they are accepted
@@ -134,7 +135,7 @@ class Protocol(H11Protocol):
 
     def _next(self) -> tuple[Awaited, RequestResponseCycle | None] | None:
         # What the client has to do, after the head of which request; None while it waits for the server.
-        if self.flow.write_paused or self.conn.our_state is h11.SEND_BODY:  # also between two pieces of an answer
+        if self.flow.write_paused or self._is_between_pieces():
             return Awaited.READING, self.cycle
         if self.transport.is_closing():
             return None
@@ -145,6 +146,12 @@ class Protocol(H11Protocol):
             is_new = self.cycle is None
             return (Awaited.HEAD if is_new or has_begun else Awaited.REQUEST), self.cycle
         return (Awaited.TURN, None) if has_begun else None
+
+    def _is_between_pieces(self) -> bool:
+        # Of an answer that the server has; it still writes those of a stream.
+        if self.conn.our_state is not h11.SEND_BODY or self.cycle is None:
+            return False
+        return not self.cycle.scope["state"].get(STREAMED)
 
     def _is_awaited(self, awaited: Awaited) -> bool:
         return self._awaited is not None and self._awaited[0] is awaited

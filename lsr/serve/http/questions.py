@@ -2,10 +2,15 @@
 
 import os
 import secrets
+from functools import partial
 from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+
+from lsr.serve.http.answers import SMALL
+from lsr.serve.http.aside import Aside
+from lsr.serve.http.bodies import MAX_JSON_BYTES, parse_json
 
 MAX_TEXTS = 64  # maximum number of texts of a request
 
@@ -34,6 +39,13 @@ def read_question(content: Any, max_new_tokens: int) -> Question:
     if max_new_tokens:
         example += f', "max_new_tokens": 1 to {max_new_tokens}'
     raise HTTPException(422, f'needed: {{"adapter": NAME, {example}}}, a list of 1 to {MAX_TEXTS}')
+
+
+async def read_json(request: Request, aside: Aside) -> Any:
+    """Return what the JSON in the body of a request stands for; a large body is parsed aside."""
+    check_body(request, MAX_JSON_BYTES)
+    body = await request.body()
+    return parse_json(body) if len(body) <= SMALL else await aside.run(partial(parse_json, body))
 
 
 def check_body(request: Request, most: int) -> None:

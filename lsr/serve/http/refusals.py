@@ -1,6 +1,7 @@
 """The answer to a request that is refused."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import Counter
 from starlette.responses import JSONResponse, Response
@@ -14,5 +15,14 @@ def refusal(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return the answer {"error": REASON} with this status, and count it."""
+    return refuse_with({"error": reason}, status, headers)
+
+
+def refuse_with(
+    content: Any,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the answer to a refused request in any form, and count it."""
     REFUSED.labels(status).inc()
-    return JSONResponse({"error": reason}, status, headers)
+    return JSONResponse(content, status, headers)

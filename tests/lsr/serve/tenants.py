@@ -51,9 +51,9 @@ def save_bank(folder):
     bank.save(folder / "bank")
 
 
-def save_writers(folder, names):
-    """Save a decoder and a LoRA of each name with random values, and return a bank of them."""
-    architectures.save(folder / "base", "gpt2")
+def save_writers(folder, names, **changes):
+    """Save a decoder, with changes of its configuration, and a LoRA of each name, and return a bank of them."""
+    architectures.save(folder / "base", "gpt2", **changes)
     bank = AdapterBank(AutoModelForCausalLM.from_pretrained(folder / "base"))
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], init_lora_weights=False)
     for seed, name in enumerate(names):

@@ -10,7 +10,7 @@ from starlette.formparsers import MultiPartParser
 from transformers import AutoTokenizer
 
 from lsr import AdapterBank
-from lsr.serve.http import application, bodies
+from lsr.serve.http import application, bodies, questions
 from lsr.serve.http.answers import (
     MAX_ANSWER_BYTES,
     MAX_COMPUTED_BYTES,
@@ -109,7 +109,8 @@ def test_large_answers_have_room_in_all_and_small_ones_need_none(passes, monkeyp
 
 @pytest.mark.parametrize("busy", ["encode_response", "parse_json"])
 def test_health_answers_while_a_large_answer_is_rendered_or_a_large_body_is_parsed(busy, passes, monkeypatch):
-    begun, asked, real = threading.Event(), threading.Event(), getattr(application, busy)
+    module = {"encode_response": application, "parse_json": questions}[busy]
+    begun, asked, real = threading.Event(), threading.Event(), getattr(module, busy)
 
     def slow(*arguments):
         if busy == "parse_json" or arguments[1]:
@@ -117,7 +118,7 @@ def test_health_answers_while_a_large_answer_is_rendered_or_a_large_body_is_pars
             assert asked.wait(30)
         return real(*arguments)
 
-    monkeypatch.setattr(application, busy, slow)
+    monkeypatch.setattr(module, busy, slow)
 
     async def call(client):
         path, body = predict("many", "a cat")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lsr import AdapterBank
 from lsr.loading.padding import prepare_batches
+from lsr.serve.completions import Wanted
 from lsr.serve.http.batches import Batches
 from lsr.serve.modules import Version
 from lsr.serve.passes import Passes, Row
@@ -75,7 +76,7 @@ def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_b
     async def call():
         batches = Batches(SimpleNamespace(bank=SimpleNamespace(versions=versions), answers=answers), 6, 40, 0)
         counts = {"wide": 8, "anna": 15, "ben": 2, "high": 2}
-        rows = {name: Row(name, version, {}, 0) for name, version in versions.items()}
+        rows = {name: Row(name, version, {}) for name, version in versions.items()}
         asked = [asyncio.create_task(batches.answers([rows[name]] * count)) for name, count in counts.items()]
         await asyncio.sleep(0.1)
         with pytest.raises(HTTPException, match="too many texts are waiting"):  # half of the room are its own
@@ -250,7 +251,7 @@ def test_what_overflows_after_an_answer_has_ended_is_not_about_it(writers, monke
 
     monkeypatch.setattr(passes.bank.model, "forward", forward)
     short, long = passes.answers(
-        [passes.rows("a", passes.bank.versions["a"], ["the cat"], count)[0] for count in (2, 5)]
+        [passes.rows("a", passes.bank.versions["a"], ["the cat"], Wanted(count))[0] for count in (2, 5)]
     )
     assert (short is None, long) == (False, None)
 
@@ -258,15 +259,15 @@ def test_what_overflows_after_an_answer_has_ended_is_not_about_it(writers, monke
 def test_a_text_of_which_the_tokenizer_makes_no_token_is_refused(passes, monkeypatch):
     monkeypatch.setattr(passes, "tokenizer", lambda texts, **_: {"input_ids": [[5], []]})
     says = "texts[1]: has no token; needed: a text of which the tokenizer makes some"
-    refused(passes.rows, "anna", Version({}, {}, 2), ["a cat", "\u200b"], 0, says=says)
+    refused(passes.rows, "anna", Version({}, {}, 2), ["a cat", "\u200b"], says=says)
 
 
 def test_a_text_may_have_as_many_tokens_as_its_adapter_reads(passes):
     count = len(passes.tokenizer("a cat")["input_ids"])
-    (row,) = passes.rows("anna", Version({"max_length": count}, {}, 2), ["a cat"], 0)
+    (row,) = passes.rows("anna", Version({"max_length": count}, {}, 2), ["a cat"])
     assert len(row.inputs["input_ids"]) == count
     says = f"texts[0]: {count} tokens; this adapter reads at most {count - 1}"
-    refused(passes.rows, "anna", Version({"max_length": count - 1}, {}, 2), ["a cat"], 0, says=says)
+    refused(passes.rows, "anna", Version({"max_length": count - 1}, {}, 2), ["a cat"], says=says)
 
 
 END = "<|endoftext|>"

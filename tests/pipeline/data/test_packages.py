@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lsr import AdapterBank, LsrConfig
 from lsr.loading.base_models import locate
+from lsr.serve.completions import Wanted
 from lsr.serve.passes import Passes
 from pipeline import evaluation, params
 from pipeline.core import digests
@@ -207,5 +208,5 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
         ]
     assert len({*said, *together}) > 3
     passes = Passes(bank, tokenizer, 128, 24)
-    rows = [passes.rows(name, bank.versions[name], questions, 24) for name in "01"]
-    assert [answer["text"] for answer in passes.answers([*rows[0], *rows[1]])] == said
+    rows = [passes.rows(name, bank.versions[name], questions, Wanted(24)) for name in "01"]
+    assert [answer.text for answer in passes.answers([*rows[0], *rows[1]])] == said

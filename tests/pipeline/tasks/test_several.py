@@ -84,7 +84,7 @@ def test_predict_score_export_and_a_bank_give_the_same_answers():
     said(lsr, "bank", "--from", "artifacts/adapter", "-o", "bank")
     bank = AdapterBank.load(None, "bank")
     passes = Passes(bank, base_models.load_tokenizer(params.load(params.TrainView).base_model), 24, 1)
-    answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts, 0))
+    answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
     assert ["; ".join(one["labels"]) for one in answers] == [row["predicted"] for row in scored]
     assert any(sum(one["probabilities"].values()) > 1.2 for one in answers)
     card = (artifacts.ADAPTER / "README.md").read_text()

@@ -1,0 +1,113 @@
+"""Completions while a batch writes them: which token is next in each row, what text that makes, and when it ends."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+UNFINISHED = "\ufffd"  # a tokenizer decodes the first bytes of a character as this, until the others follow
+
+
+class Sampling(NamedTuple):
+    """How the tokens of a completion are drawn: from the softmax of the logits divided by the temperature."""
+
+    temperature: float  # above 0
+    seed: int  # of a generator of its own, so that other rows of a batch change nothing
+
+
+class Wanted(NamedTuple):
+    """What a completion has to be."""
+
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...] = ()  # each ends it
+    stop_texts: Sequence[str] = ()  # likewise; they are no part of it
+    sampling: Sampling | None = None  # None: the likeliest tokens
+    # Called with all of the text that later tokens leave as it is; if a batch fails, again from the beginning.
+    listen: Callable[[str], None] | None = None
+
+
+class Completion(NamedTuple):
+    """What a language model has written after a prompt."""
+
+    text: str
+    tokens: int  # written, with the one that ended it
+    has_stopped: bool  # at a stop token or text; otherwise it has as many tokens as it may have
+
+
+class Writing:
+    """The completion of one prompt, token by token."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        tokenizer: Any,
+        is_unwanted: Callable[[], bool],
+    ) -> None:
+        self._wanted = wanted
+        self._decoder = tokenizer
+        self._is_unwanted = is_unwanted
+        self._tokens: list[int] = []
+        self._text = ""
+        self._has_stopped = False
+        self._is_finite = True
+        self.is_over = False
+        self._generator = torch.Generator()
+        if wanted.sampling is not None:
+            self._generator.manual_seed(wanted.sampling.seed)
+
+    def choose(self, scores: Tensor, is_finite: bool) -> None:  # (vocabulary,)
+        """Leave only the score of the next token in `scores` if it is drawn; otherwise the highest one is the next."""
+        if self.is_over:
+            return
+        if not is_finite:
+            self._is_finite = False
+            self.is_over = True
+            return
+        sampling = self._wanted.sampling
+        if sampling is None:
+            return
+        logits = scores.double().cpu()
+        logits = (logits - logits.max()) / sampling.temperature  # a low temperature does not overflow
+        token = torch.multinomial(logits.softmax(dim=0), 1, generator=self._generator)
+        scores.fill_(-torch.inf)
+        scores[int(token)] = 0
+
+    def add(self, token: int) -> None:
+        """Take the next token, unless the completion is over."""
+        if self.is_over:
+            return
+        wanted = self._wanted
+        self._tokens.append(token)
+        self._has_stopped = token in wanted.stop_token_ids
+        self.is_over = self._has_stopped or len(self._tokens) >= wanted.max_new_tokens or self._is_unwanted()
+        if self.is_over or wanted.stop_texts or wanted.listen is not None:
+            self._decode()
+
+    def _decode(self) -> None:
+        wanted = self._wanted
+        text = self._decoder.decode(self._tokens, skip_special_tokens=True)
+        starts = [text.index(stop) for stop in wanted.stop_texts if stop in text]
+        if starts:
+            text = text[: min(starts)]
+            self._has_stopped = True
+            self.is_over = True
+        self._text = text
+        if wanted.listen is not None:
+            wanted.listen(text if self.is_over else text[: count_settled(text, wanted.stop_texts)])
+
+    def completion(self) -> Completion | None:
+        """Return what has been written; None if the logits were not finite."""
+        if not self._is_finite:
+            return None
+        return Completion(self._text, len(self._tokens), self._has_stopped)
+
+
+def count_settled(text: str, stop_texts: Sequence[str]) -> int:
+    """Return how many characters of an unfinished text stay: not those that may become another one or a stop text."""
+    length = len(text.rstrip(UNFINISHED))
+    for stop in stop_texts:
+        for count in range(1, len(stop)):
+            if text.endswith(stop[:count]):
+                length = min(length, len(text) - count)
+    return length

@@ -1,0 +1,365 @@
+"""The routes that clients of OpenAI's API ask, and /classify as vLLM has it: a model is an adapter of the bank.
+
+Every error has OpenAI's form, {"error": {"message": REASON, ...}}.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from lsr.loading.prompts import NO_TEMPLATE
+from lsr.serve.completions import Completion
+from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, json_bytes, most_bytes
+from lsr.serve.http.aside import Aside
+from lsr.serve.http.batches import Batches
+from lsr.serve.http.openai_fields import Asked, FieldError, read_chat, read_classify, read_completion
+from lsr.serve.http.questions import check_token, read_json
+from lsr.serve.http.refusals import refuse_with
+from lsr.serve.http.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
+from lsr.serve.modules import Version
+from lsr.serve.passes import Passes, ReplacedError, Result, Row
+
+PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
+MAX_HEAD = 512  # bytes of an answer, or of one of its choices, in addition to its texts and the name of the adapter
+NOT_FINITE = "the answer is not finite: the weights of this adapter overflow"
+UNREAD = "the answer is not read as fast as it is written"
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
+
+
+def refusal(
+    reason: str,
+    status: int,
+    headers: Mapping[str, str] | None = None,
+    field: str | None = None,
+) -> Response:
+    """Return the answer to a refused request in OpenAI's form; what is 422 elsewhere is 400 there."""
+    status = 400 if status == 422 else status
+    return refuse_with(format_error(reason, status, field), status, headers)
+
+
+def format_error(reason: str, status: int, field: str | None = None) -> dict[str, Any]:
+    """Return an error in OpenAI's form."""
+    code = "model_not_found" if status == 404 and field == "model" else None
+    kind = TYPES.get(status, "invalid_request_error")
+    return {"error": {"message": reason, "type": kind, "param": field, "code": code}}
+
+
+class Endpoints:
+    """The answers to these requests."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        batches: Batches,
+        room: Room,
+        aside: Aside,
+        token_bytes: int,
+    ) -> None:
+        self._passes = passes
+        self._batches = batches
+        self._room = room
+        self._aside = aside
+        self._token_bytes = token_bytes
+        self._created = int(time.time())
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/v1/models", self.models),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/classify", self.classify, methods=["POST"]),
+        ]
+
+    async def models(self, request: Request) -> Response:
+        """List the adapters, for whoever may change them: they are other tenants'."""
+        check_token(request)
+        names = list(self._passes.bank.versions)
+        body = await self._aside.run(partial(self._list_models, names))
+        return Response(body, media_type="application/json")
+
+    def _list_models(self, names: Sequence[str]) -> bytes:
+        data = []
+        for name in names:
+            data.append({"id": name, "object": "model", "created": self._created, "owned_by": "lsr"})
+        return json_bytes({"object": "list", "data": data})
+
+    async def complete(self, request: Request) -> Response:
+        """Continue prompts as they are, without a chat template."""
+        self._check_writes("/v1/predict or /classify")
+        asked = read_completion(await read_json(request, self._aside), self._passes.max_new_tokens)
+        return await self._write(request, asked)
+
+    async def chat(self, request: Request) -> Response:
+        """Answer the last message of a conversation."""
+        self._check_writes("/v1/predict or /classify")
+        asked = read_chat(await read_json(request, self._aside), self._passes.max_new_tokens)
+        return await self._write(request, asked)
+
+    def _check_writes(self, instead: str) -> None:
+        if not self._passes.max_new_tokens:
+            raise HTTPException(400, f"the base model of this bank does not write: ask {instead}")
+
+    async def _write(self, request: Request, asked: Asked) -> Response:
+        with SECONDS.time():
+            while True:
+                version = self._version(asked.model)
+                with suppress(ReplacedError):  # the adapter: all is read again
+                    return await self._write_by(request, version, asked)
+
+    def _version(self, model: str) -> Version:
+        version = self._passes.bank.versions.get(model)
+        if version is None:
+            raise FieldError("model", f"no adapter is named {model[:100]!r}", 404)
+        return version
+
+    async def _write_by(
+        self,
+        request: Request,
+        version: Version,
+        asked: Asked,
+    ) -> Response:
+        rows, size = await asyncio.to_thread(self._rows, version, asked)
+        if asked.is_streamed:
+            return await self._stream(request, asked, rows[0], size)
+        completions = await run_unless_left(request, self._answers(rows, size))
+        for number, completion in enumerate(completions):
+            if completion is None:
+                raise FieldError(asked.names[number], NOT_FINITE)
+        form = Form(asked, rows)
+        return await self._respond(partial(form.answer, completions), size)
+
+    async def _respond(self, content: Any, size: int) -> Response:
+        def render() -> bytes:
+            return json_bytes(content())
+
+        body = render() if size <= SMALL else await self._aside.run(render)
+        return Response(body, media_type="application/json")
+
+    async def _answers(self, rows: list[Row], size: int) -> Any:
+        with self._room.hold(size):
+            return await self._batches.answers(rows)
+
+    def _rows(self, version: Version, asked: Asked) -> tuple[list[Row], int]:
+        """Return the rows of a request, and the most bytes of the response."""
+        wanted = asked.wanted
+        each = most_bytes(version, wanted.max_new_tokens, self._token_bytes) + MAX_HEAD
+        check_answers(len(asked.prompts), each, self._token_bytes, wanted.max_new_tokens)
+        rows = self._passes.rows(
+            asked.model,
+            version,
+            asked.prompts,
+            wanted,
+            template=self._template(version, asked),
+            names=asked.names,
+        )
+        if wanted.sampling is not None and not asked.is_seeded:
+            rows = [_draw_seed(row) for row in rows]
+        return rows, MAX_HEAD + len(rows) * each
+
+    def _template(self, version: Version, asked: Asked) -> str:
+        if not asked.is_chat:
+            return NO_TEMPLATE
+        template = version.note.get("template") or self._passes.tokenizer.chat_template
+        if not isinstance(template, str) or template == NO_TEMPLATE:
+            raise FieldError("messages", "this adapter has no chat template: ask /v1/completions")
+        return template
+
+    async def _stream(
+        self,
+        request: Request,
+        asked: Asked,
+        row: Row,
+        size: int,
+    ) -> Response:
+        """Return a stream once its first piece is there: an error before that is a response of its own."""
+        loop = asyncio.get_running_loop()
+        text = GrowingText()
+
+        def grow(longer: str) -> None:
+            text.grow(longer)
+            if text.is_left:
+                task.cancel()
+
+        def listen(longer: str) -> None:  # in the thread of batches
+            loop.call_soon_threadsafe(grow, longer)
+
+        assert row.wanted is not None
+        listening = row.wanted._replace(listen=listen)
+        task = asyncio.create_task(self._answers([row._replace(wanted=listening)], size))
+        task.add_done_callback(lambda _: text.end())
+        try:
+            await run_unless_left(request, text.more())
+            if task.done() and task.result() == [None]:
+                raise FieldError(asked.names[0], NOT_FINITE)
+        except BaseException:
+            task.cancel()
+            raise
+        setattr(request.state, STREAMED, True)
+        events = _stream_events(task, text, Form(asked, [row]))
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def classify(self, request: Request) -> Response:
+        """Return the probabilities of an adapter's labels."""
+        if self._passes.max_new_tokens:
+            raise HTTPException(400, "the base model of this bank writes: ask /v1/completions")
+        with SECONDS.time():
+            model, texts = read_classify(await read_json(request, self._aside))
+            while True:
+                version = self._version(model)
+                with suppress(ReplacedError):
+                    return await self._classify_by(request, version, model, texts)
+
+    async def _classify_by(
+        self,
+        request: Request,
+        version: Version,
+        model: str,
+        texts: list[Any],
+    ) -> Response:
+        each = most_bytes(version, 0, 0) + MAX_HEAD
+        check_answers(len(texts), each, 0, 0)
+        names = [f"input[{number}]" for number in range(len(texts))]
+        rows = await asyncio.to_thread(self._passes.rows, model, version, texts, names=names)
+        size = MAX_HEAD + len(texts) * each
+        answers = await run_unless_left(request, self._answers(rows, size))
+        if None in answers:
+            raise FieldError(names[answers.index(None)], NOT_FINITE)
+        if "number" in answers[0]:
+            raise FieldError("model", "this adapter predicts a number: ask /v1/predict")
+        return await self._respond(partial(_format_classes, model, rows, answers), size)
+
+
+def _draw_seed(row: Row) -> Row:
+    assert row.wanted is not None
+    assert row.wanted.sampling is not None
+    sampling = row.wanted.sampling._replace(seed=secrets.randbits(63))
+    return row._replace(wanted=row.wanted._replace(sampling=sampling))
+
+
+def _format_classes(
+    model: str,
+    rows: Sequence[Row],
+    answers: Sequence[Result],
+) -> dict[str, Any]:
+    data = []
+    for number, answer in enumerate(answers):
+        assert isinstance(answer, dict)
+        chances = answer["probabilities"]
+        label = max(chances, key=lambda label: chances[label])
+        probs = list(chances.values())
+        data.append({"index": number, "label": label, "probs": probs, "num_classes": len(probs)})
+    return {
+        "id": f"classify-{secrets.token_hex(16)}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": model,
+        "data": data,
+        "usage": _count_tokens(rows, []),
+    }
+
+
+def _count_tokens(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str, int]:
+    asked = sum(len(row.inputs["input_ids"]) for row in rows)
+    written = sum(completion.tokens for completion in completions)
+    return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
+
+
+class Form:
+    """The form of the answers to a request, whole or in pieces."""
+
+    def __init__(self, asked: Asked, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._is_chat = asked.is_chat
+        self._has_usage = asked.has_usage
+        self._head = {
+            "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{secrets.token_hex(16)}",
+            "created": int(time.time()),
+            "model": asked.model,
+        }
+
+    def answer(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Return a whole answer."""
+        choices = []
+        for number, completion in enumerate(completions):
+            text: dict[str, Any] = {"text": completion.text}
+            if self._is_chat:
+                text = {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
+            reason = _reason_of(completion)
+            choices.append({"index": number, **text, "logprobs": None, "finish_reason": reason})
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices, "usage": _count_tokens(self._rows, completions)}
+
+    def begin(self) -> list[dict[str, Any]]:
+        """Return the piece before the text, if there is one."""
+        return [self._piece({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return a piece of an answer."""
+        return self._piece({"delta": {"content": text}} if self._is_chat else {"text": text})
+
+    def end(self, completion: Completion) -> list[dict[str, Any]]:
+        """Return the pieces after the text."""
+        text: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
+        pieces = [self._piece(text, _reason_of(completion))]
+        if self._has_usage:
+            pieces.append({**self._begin_piece(), "choices": [], "usage": _count_tokens(self._rows, [completion])})
+        return pieces
+
+    def _piece(self, text: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, **text, "logprobs": None, "finish_reason": reason}
+        return {**self._begin_piece(), "choices": [choice]}
+
+    def _begin_piece(self) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return {**self._head, "object": kind}
+
+
+def _reason_of(completion: Completion) -> str:
+    return "stop" if completion.has_stopped else "length"
+
+
+async def _stream_events(
+    task: "asyncio.Task[list[Completion | None]]",
+    text: GrowingText,
+    form: Form,
+) -> AsyncIterator[bytes]:
+    """Yield the events of a stream; whatever ends it early frees its place in the batch."""
+    try:
+        for content in form.begin():
+            yield encode_event(content)
+        while not task.done():
+            piece = text.take()
+            if piece:
+                yield encode_event(form.piece(piece))
+            await text.more()
+        completion = _result(task)
+        if isinstance(completion, str):
+            yield encode_event(format_error(completion, 500))
+            return
+        rest = completion.text[text.sent :]
+        if rest:
+            yield encode_event(form.piece(rest))
+        for content in form.end(completion):
+            yield encode_event(content)
+        yield DONE
+    finally:
+        task.cancel()
+
+
+def _result(task: "asyncio.Task[list[Completion | None]]") -> Completion | str:
+    """Return the completion of a task that is done, or why there is none."""
+    if task.cancelled():
+        return UNREAD
+    if task.exception() is not None:
+        return "the server failed"
+    return task.result()[0] or NOT_FINITE
