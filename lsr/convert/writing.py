@@ -72,7 +72,7 @@ def write(
         base.get("revision"),
         base.get("task_type"),
         contents.labels,
-        is_several=bool((contents.task or {}).get("thresholds")),
+        is_multi_label=bool((contents.task or {}).get("thresholds")),
         has_tokenizer=bool(tokenizer),
     )
     if method == LORA:

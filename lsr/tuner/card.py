@@ -72,7 +72,7 @@ class Card:
     task_type: str | None
     labels: Sequence[str] | None  # of the head in order, none if it predicts a number; None: unknown
     is_pair: bool = False
-    is_several: bool = False  # whether any number of the labels may apply
+    is_multi_label: bool = False  # whether any number of the labels may apply
     dtype: str | None = None  # in which it was trained, if that is not the one of the base model's checkpoint
     has_tokenizer: bool = False  # in the same folder, which then replaces the base model's
     tenant: str | None = None  # one of those whose labels the head has, if it is of tenants
@@ -107,7 +107,7 @@ class Card:
         if self.task_type in LABELLED and self.labels is not None:
             labels = f"id2label={dict(enumerate(map(str, self.labels)))!r}"
             base += f", {labels if self.labels else REGRESSION}"
-            if self.is_several:
+            if self.is_multi_label:
                 base += ', problem_type="multi_label_classification"'
         if self.dtype:
             base += f', dtype="{self.dtype}"'
@@ -117,7 +117,7 @@ class Card:
             snippet = f"import {self.module}  # {origin}before PEFT reads the adapter, or it knows no {self.method}\n"
         if self.task_type != "SEQ_CLS":
             return snippet + PLAIN.format(kind=kind, base=base)
-        ask = f"{ASK[self.is_pair]}, top_k=None" if self.is_several else ASK[self.is_pair]
+        ask = f"{ASK[self.is_pair]}, top_k=None" if self.is_multi_label else ASK[self.is_pair]
         merged = ".merge_and_unload()" if self.method in MERGED else ""
         return snippet + CLASSIFIER.format(kind=kind, base=base, name=tokenizer, merged=merged, ask=ask)
 

@@ -72,7 +72,7 @@ def infer_entry(table: pd.DataFrame, source: TableSource, choice: Choice, where:
     content |= scored
     content["cut"] = cut
     notes = spellings.notes_of(column, replaced)
-    if "several" in scored["label"]:
+    if "multi_label" in scored["label"]:
         notes |= spellings.notes_of_names(scored["label"]["names"])
     return Description(content, notes)
 
@@ -191,7 +191,7 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
         return {"label": label, "metrics": ["pearson", "spearman"]}
     parts = kinds.detect_joined_labels(column)
     if parts:
-        label = {"several": name, **parts}
+        label = {"multi_label": name, **parts}
         return {"label": label, "metrics": ["macro_f1", "micro_f1"]}
     if tenant is not None:
         label = {"column": name}

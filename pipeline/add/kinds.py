@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.tasks.cells import is_missing, plain_text
-from pipeline.tasks.several import labels_in
+from pipeline.tasks.multi_label import labels_in
 
 SEEN = 1000  # rows that say whether a column is text
 WORDS = 3  # a column with at least as many a row, on average, is text

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
-from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_NUMBERS, OF_SEVERAL, RARER, Classes, Label, Pairs
+from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_MULTI_LABEL, OF_NUMBERS, RARER, Classes, Label, Pairs
 from pipeline.params.sources import Added, Columns, Mark, Names, PackageSource, TableRow, TableSource
 
 SELECT_PROMPTS = 64
@@ -26,7 +26,7 @@ class DatasetRow(TableRow):
         description="the column with the tenant of each row: tenants have labels, splits and scores of their own"
     )
     label: Label = Field(
-        description="column and names; with above and perhaps margin; or several, separator and names, for any "
+        description="column and names; with above and perhaps margin; or multi_label, separator and names, for any "
         "number of labels a text; or column, low and high; or the column of a completion, which a language model "
         "writes; or that of messages, of which it writes the assistant's"
     )
@@ -35,8 +35,9 @@ class DatasetRow(TableRow):
     )
     metrics: tuple[str, ...] = Field(
         min_length=1,
-        description=f"of classes {', '.join(OF_CLASSES)}; of several labels {' and '.join(OF_SEVERAL)}; of a number "
-        f"{' and '.join(OF_NUMBERS)}; of completions {' and '.join(OF_COMPLETIONS)}; "
+        description=f"of classes {', '.join(OF_CLASSES)}; of multi-label classification "
+        f"{' and '.join(OF_MULTI_LABEL)}; of a number {' and '.join(OF_NUMBERS)}; "
+        f"of completions {' and '.join(OF_COMPLETIONS)}; "
         "the first selects the best checkpoint, or of completions the loss",
     )
     select: Annotated[str, Field(pattern=r"^exact_match(:[1-9]\d{0,5})?$")] | None = Added(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
 
 from pipeline.core.errors import nearest
+from pipeline.params import renamed
 from pipeline.params.sources import CHOICE, Added, Names, Row, all_different, fields, is_template
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 # The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
 OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match")
-OF_SEVERAL = ("micro_f1", "macro_f1")
+OF_MULTI_LABEL = ("micro_f1", "macro_f1")
 OF_NUMBERS = ("pearson", "spearman")
 OF_COMPLETIONS = ("exact_match", "rouge_l")
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
@@ -168,13 +169,13 @@ class Threshold(Classes):
     margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
 
 
-class Several(Form):
+class MultiLabel(Form):
     """Any number of labels for a text, or none: a list of names, or a text that joins them."""
 
-    told_by = frozenset({"several", "separator"})
-    scored_by = OF_SEVERAL
+    told_by = frozenset({"multi_label", "separator"})
+    scored_by = OF_MULTI_LABEL
 
-    column: str = Field(alias="several", description="the column with a list of labels, or a text that joins them")
+    column: str = Field(alias="multi_label", description="the column with a list of labels, or a text that joins them")
     separator: str = Field(";", min_length=1, description="what joins labels in a text")
     names: LabelNames = Field(min_length=2, description="of all labels, in the order of the outputs")
 
@@ -260,15 +261,16 @@ class Pairs(Row):
 
 
 # A label has no `kind`, its keys decide: the first form that is told by one of them, else the last.
-FORMS: list[type[Form]] = [Completion, Conversation, Several, Number, Threshold, Classes]
+FORMS: list[type[Form]] = [Completion, Conversation, MultiLabel, Number, Threshold, Classes]
 
 
 def _in_its_form(label: Any) -> Any:
     """Return a label as its form. Only one form is checked, so that a mistake is reported once."""
     if isinstance(label, Form):
         return label
-    keys = label.keys() if isinstance(label, dict) else ()
-    form = next((form for form in FORMS if form.told_by & set(keys)), FORMS[-1])
+    given = label if isinstance(label, dict) else {}
+    keys = {renamed.KEYS.get(key, key) for key in given}
+    form = next((form for form in FORMS if form.told_by & keys), FORMS[-1])
     return form.model_validate(label)
 
 

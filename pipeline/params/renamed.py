@@ -2,6 +2,10 @@
 
 KEYS = {
     "common": "shared_adapter",
+    "several": "multi_label",
     "warmup_share": "warmup_ratio",
 }
-VALUES = {("init", "warm"): "warm_start"}  # by key and value
+VALUES = {  # by key and value
+    ("init", "warm"): "warm_start",
+    ("kind", "several"): "multi_label",
+}

@@ -1,7 +1,7 @@
 """Task types: `tasks.of(row, facts)` is the one place that chooses the task type of a data set entry."""
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import Classes, Completion, Conversation, Form, Number, Several, Threshold
+from pipeline.params.labels import Classes, Completion, Conversation, Form, MultiLabel, Number, Threshold
 from pipeline.tasks.classes import (
     ChoicesScoring,
     ClassesDescription,
@@ -21,8 +21,8 @@ from pipeline.tasks.completion import (
     with_prompt,
 )
 from pipeline.tasks.facts import Facts
+from pipeline.tasks.multi_label import MultiLabelDescription, MultiLabelHead, MultiLabelPreprocessor, MultiLabelScoring
 from pipeline.tasks.number import NumberDescription, NumberHead, NumberPreprocessor, NumberScoring
-from pipeline.tasks.several import MultiLabelDescription, MultiLabelHead, MultiLabelPreprocessor, MultiLabelScoring
 from pipeline.tasks.task import Outcome, Task, TaskType
 from pipeline.tasks.tenants import TenantsDescription, TenantsHead, TenantsPreprocessor, TenantsScoring, is_number
 
@@ -31,7 +31,7 @@ __all__ = ["TASKS", "Facts", "Outcome", "Task", "TaskType", "kinds", "of"]
 CLASSES = TaskType("classes", ClassesPreprocessor, ClassesHead, ClassesScoring, ClassesDescription)
 CHOICES = CLASSES._replace(scoring=ChoicesScoring)
 PAIRS = CLASSES._replace(preprocessor=PairsPreprocessor, description=PairsDescription)
-MULTI_LABEL = TaskType("several", MultiLabelPreprocessor, MultiLabelHead, MultiLabelScoring, MultiLabelDescription)
+MULTI_LABEL = TaskType("multi_label", MultiLabelPreprocessor, MultiLabelHead, MultiLabelScoring, MultiLabelDescription)
 NUMBER = TaskType("number", NumberPreprocessor, NumberHead, NumberScoring, NumberDescription)
 COMPLETION = TaskType("completion", CompletionPreprocessor, CompletionHead, CompletionScoring, CompletionDescription)
 CONVERSATION = COMPLETION._replace(preprocessor=ConversationPreprocessor, description=ConversationDescription)
@@ -41,7 +41,7 @@ TENANTS_OF_NUMBERS = TENANTS_OF_CLASSES._replace(kind="number")
 TASKS: dict[type[Form], TaskType] = {
     Classes: CLASSES,
     Threshold: CLASSES,
-    Several: MULTI_LABEL,
+    MultiLabel: MULTI_LABEL,
     Number: NUMBER,
     Completion: COMPLETION,
     Conversation: CONVERSATION,

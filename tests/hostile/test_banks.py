@@ -37,7 +37,7 @@ def of_classes(folder, precision="float32"):
     notes = {
         "classes": {"kind": "classes", "columns": ["text"], "labels": ["a", "b", "c"]},
         "pairs": {"kind": "classes", "columns": ["premise", "hypothesis"], "labels": ["no", "yes"]},
-        "several": {"columns": ["text"], "labels": list("vwxyz"), "thresholds": [0.1, 0.2, 0.3, 0.4, 0.5]},
+        "multi_label": {"columns": ["text"], "labels": list("vwxyz"), "thresholds": [0.1, 0.2, 0.3, 0.4, 0.5]},
         "number": {"kind": "number", "columns": ["text"], "labels": None},
     }
     held = AdapterBank(tiny("bert-wide"), precision=precision)

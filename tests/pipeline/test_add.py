@@ -74,8 +74,8 @@ DECIDED = [
     (SPAM, ["review"], {"column": "spam", **two("false", "true")}, ["accuracy", "f1"]),
     (["data/asked.jsonl"], ["prompt"], {"completion": "completion"}, WRITTEN),
     (["data/talks.jsonl"], None, {"messages": "messages"}, WRITTEN),
-    (["data/tags.jsonl"], ["text"], {"several": "tags", "names": TAGS}, SEVERAL),
-    (ABOUT, ["text"], {"several": "About", "separator": "|", "names": TAGS}, SEVERAL),
+    (["data/tags.jsonl"], ["text"], {"multi_label": "tags", "names": TAGS}, SEVERAL),
+    (ABOUT, ["text"], {"multi_label": "About", "separator": "|", "names": TAGS}, SEVERAL),
     (["data/commas.csv"], ["text"], {"column": "area", "names": COMMAS}, ["macro_f1", "accuracy"]),
     (["data/stars.parquet"], ["text"], {"column": "n", "names": list("12345")}, ["macro_f1", "accuracy"]),
 ]  # fmt: skip

@@ -97,7 +97,7 @@ def test_scores_and_predictions_are_what_plain_transformers_say_of_each_text_alo
 
 
 def logits_of(folder, task, asked):
-    kind = {"several": "multi_label_classification", "number": "regression"}
+    kind = {"multi_label": "multi_label_classification", "number": "regression"}
     head = {"num_labels": len(task["labels"] or [0]), "problem_type": kind.get(task["kind"])}
     model = plain.adapted(plain.base_model(folder, **head), artifacts.ADAPTER)
     return plain.logits_alone(model, folder, asked, LENGTH)
@@ -238,7 +238,7 @@ JUDGED = {
     "two": classes(of_file("weather"), {"accuracy": accuracy, "f1": f1_of("wet")}),
     "three": classes(of_file("size"), {"accuracy": accuracy, "macro_f1": macro_f1}),
     "pairs": classes(of_file("weather"), {"accuracy": accuracy, "f1": f1_of("dry"), "matthews_correlation": matthews}),
-    "several": several,
+    "multi_label": several,
     "number": number,
     "comparisons": classes(larger, {"accuracy": accuracy, "f1": f1_of("second")}),
     "grouped": classes(of_file("weather"), {"exact_match": of_herds, "macro_f1": macro_f1}),

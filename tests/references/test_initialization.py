@@ -56,10 +56,10 @@ CASES = [  # the initialization, the form, labels, the architecture, its dtype, 
     ("principal", "shared", "three", "qwen2", torch.float32, ALL),
     ("gradient", "factors", "number", "qwen2", torch.float32, ALL),
     ("gradient", "cores", "three", "gpt2", torch.float32, ONE_BATCH),
-    ("gradient", "shared", "several", "modernbert", torch.bfloat16, ONE_BATCH),
+    ("gradient", "shared", "multi_label", "modernbert", torch.bfloat16, ONE_BATCH),
     ("update", "sums", "three", "distilbert", torch.float32, ONE_BATCH),
     ("update", "cores", "number", "qwen2", torch.bfloat16, ALL),
-    ("warm_start", "factors", "several", "gpt2", torch.float32, ALL),
+    ("warm_start", "factors", "multi_label", "gpt2", torch.float32, ALL),
     ("warm_start", "shared", "three", "roberta", torch.float32, ALL),
     ("warm_start", "directions", "three", "qwen2", torch.float32, ONE_BATCH),
 ]
@@ -146,7 +146,7 @@ def loss_of(model, batch, labels):
         wanted = torch.tensor([label])
         if labels == "number":
             losses.append(F.mse_loss(logits[:, 0], wanted.double()))
-        elif labels == "several":
+        elif labels == "multi_label":
             losses.append(F.binary_cross_entropy_with_logits(logits, wanted.double()))
         else:
             losses.append(F.cross_entropy(logits, wanted))

@@ -42,7 +42,7 @@ CASES = [  # the method, labels, the architecture and its dtype
     ("balanced", "three", "roberta", torch.float32),
     ("sums", "number", "gpt2", torch.float32),
     ("cores", "pairs", "bert", torch.bfloat16),
-    ("shared", "several", "qwen2", torch.float32),
+    ("shared", "multi_label", "qwen2", torch.float32),
     ("full", "two", "modernbert", torch.bfloat16),
 ]
 
@@ -215,7 +215,7 @@ LOSSES = {  # of the logits of a text, by the names or the number that the file 
     "two": of_class("weather"),
     "three": of_class("size"),
     "pairs": of_class("weather"),
-    "several": of_several,
+    "multi_label": of_several,
     "number": lambda logits, example, names: (logits[0] - example["rating"]) ** 2,
 }
 

@@ -17,8 +17,8 @@ ROWS = {  # the names of classes are in no alphabetical order
         "label": {"column": "weather", "names": ["wet", "dry"]},
         "metrics": ["accuracy", "f1", "matthews_correlation"],
     },
-    "several": {
-        "label": {"several": "tags", "separator": "|", "names": ["wet", "awake", "cat"]},
+    "multi_label": {
+        "label": {"multi_label": "tags", "separator": "|", "names": ["wet", "awake", "cat"]},
         "metrics": ["micro_f1", "macro_f1"],
     },
     "number": {"label": NUMBER, "metrics": ["pearson", "spearman"]},

@@ -68,7 +68,7 @@ CUT = {"validation": 0.2, "test": 0.2}
 ROW = {"source": {"kind": "files", "files": {"train": "animals.csv"}}, "text": ["text"], "cut": CUT}
 LABELS = {  # a row of data without the names of its labels
     "classes": {**ROW, "label": {"column": "label"}, "metrics": ["accuracy"]},
-    "several": {**ROW, "label": {"several": "label"}, "metrics": ["micro_f1"]},
+    "multi_label": {**ROW, "label": {"multi_label": "label"}, "metrics": ["micro_f1"]},
     "tenants": {**ROW, "label": {"column": "label"}, "metrics": ["accuracy"], "tenant": "shop"},
     "number": {**ROW, "label": {"column": "at", "low": 0.0, "high": 120.0}, "metrics": ["pearson"]},
 }
@@ -111,7 +111,7 @@ def by_name(values, note):
     return {name: values[:, at].tolist() for at, name in enumerate(names)}
 
 
-@pytest.mark.parametrize("kind", ["classes", "several", "tenants"])
+@pytest.mark.parametrize("kind", ["classes", "multi_label", "tenants"])
 def test_the_outputs_of_another_head_come_into_the_order_of_the_labels(kind, learned):
     learned(kind)
     note = report(Path(OTHER) / "task.json")

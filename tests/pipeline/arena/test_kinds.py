@@ -94,7 +94,7 @@ def test_the_labels_of_a_text_that_has_several_are_drawn_together(arena):
     made = [{"text": f"{one['text']} of late", "tags": [one["kind"]] * (n % 4 > 0)} for n, one in enumerate(SHOPS)]
     write("tagged.jsonl", made)
     names = ["blue", "cat", "dog", "green", "owl", "red"]
-    row = {**ROW, "label": {"several": "tags", "names": names}, "metrics": ["macro_f1", "micro_f1"]}
+    row = {**ROW, "label": {"multi_label": "tags", "names": names}, "metrics": ["macro_f1", "micro_f1"]}
     write("data/datasets.yaml", {"tagged": {**row, "source": {"kind": "files", "files": {"train": "tagged.jsonl"}}}})
     small.use(tasks={"tagged": {}})
     found = measure(small.training("tagged: head"))

@@ -340,7 +340,7 @@ def test_numbers_that_are_equal_are_one_class_whichever_type_a_file_gives_them(t
     [
         (CLASSES | {"names": ["1", "1.0", "2"]}, {}, [("a", "1")], "label.names: '1' and '1.0' would be one class"),
         (
-            {"several": "label", "names": ["1", "2"]},
+            {"multi_label": "label", "names": ["1", "2"]},
             {"metrics": ["micro_f1"]},
             [("a", "1; 2"), ("b", "2;1.0")],
             "row 2: label is '1.0' here and '1' in row 1, which would be one name, 1: write it in one way",
@@ -352,7 +352,7 @@ def test_numbers_that_are_equal_are_one_class_whichever_type_a_file_gives_them(t
             "row 2: text is '1.0' here and '1' in row 1, which would be one name, 1: write it in one way",
         ),
     ],
-    ids=["names", "several", "tenants"],
+    ids=["names", "multi_label", "tenants"],
 )
 def test_names_of_labels_and_tenants_are_spelled_in_one_way(tmp_path, label, settings, rows, says):
     content = pd.DataFrame(rows, columns=("text", "label")).astype({"text": str}).to_parquet(index=False)

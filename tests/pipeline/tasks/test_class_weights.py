@@ -68,7 +68,7 @@ def test_texts_with_a_label_weigh_as_much_as_those_without_it_for_each_of_severa
     labels = (torch.rand(ROWS, 3, generator=drawn) < often).float()
     labels = torch.cat([labels, torch.ones(ROWS, 1)], dim=1)  # a label that every text has
     logits = torch.randn(ROWS, 4, generator=drawn)
-    label = {"several": "label", "separator": "|", "names": ["rare", "half", "often", "always"]}
+    label = {"multi_label": "label", "separator": "|", "names": ["rare", "half", "often", "always"]}
     task = tasks.of(row_of(FILES, label=label, metrics=["micro_f1"]))
     weights = torch.ones(ROWS, 4)
     for number in range(3):

@@ -236,7 +236,7 @@ def test_a_baseline_is_the_best_constant_of_scikit_learn_for_its_metric(shares, 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.4, 0.1), (0.05, 0.9, 0.3), (0.2, 0.0, 0.01)])
 def test_a_baseline_of_multi_label_rows_is_the_best_of_all_sets_of_labels(shares):
-    label = {"several": "label", "names": ["a", "b", "c"]}
+    label = {"multi_label": "label", "names": ["a", "b", "c"]}
     task = tasks.of(row_of(FILES, label, metrics=["micro_f1", "macro_f1"]), Facts(thresholds=(0.5, 0.5, 0.5)))
     labels = (np.random.default_rng(0).random((80, 3)) < shares).astype(float)
     found = task.scoring.metrics(Outcome(torch.zeros(80, 3), labels), 100)

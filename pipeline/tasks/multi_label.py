@@ -150,7 +150,7 @@ class MultiLabelDescription(ClassesDescription):
     """Labels by name, with their thresholds."""
 
     def card(self) -> dict[str, Any]:
-        return {"is_several": True}
+        return {"is_multi_label": True}
 
     @classmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
