@@ -148,7 +148,7 @@ ROW_MISTAKES = [
     ("movie-pairs.text", ["text", "id"], "movie-pairs: pairs are made of one text column, got text, id"),
     ("multirc.group", ..., "multirc: exact_match scores groups: define them with `group`"),
     ("stsb.stratify", True, "stsb: stratify: needs a label of classes"),
-    ("cola.label", {"several": "a", "names": ["b"]}, "label.several: this key is now called multi_label"),
+    ("cola.label", {"several": "a", "names": ["b", "c"]}, "label.several: this key is now called multi_label"),
     ("cola.source.splits", {}, "cola.source: kind: hub needs path and splits"),
     ("cola.source.path", "data/$HOME", "cola.source: path: $ in data/$HOME is read as a pattern or variable"),
     ("mrpc.select_on", "test", "select_on: test leaves no use for the validation split; remove it from the source"),
