@@ -22,6 +22,7 @@ from pipeline.params.sections import TrainParams
 from pipeline.params.yaml_file import by_dotted_key, parse_yaml, read_yaml
 from pipeline.tasks import facts
 from pipeline.tasks.description import Description, Line
+from pipeline.tasks.verdicts import verdicts
 
 WIDTH = 88  # characters
 INDENT = 12  # characters
@@ -98,6 +99,7 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
         score = f"{metrics[name]:.4g}{description.of_class(name)}"
         baseline = metrics[f"{name}_baseline"]
         yield name, f"{score}, {ends}; {baseline:.4g} {description.baseline}"
+    yield from verdicts(row.metrics[0], metrics, description)
     yield from description.results(metrics, _table)
     classes = _table(artifacts.EVALUATE_CLASSES)
     is_silent = (classes["texts"] > 0) & (classes["answers"] == 0)

@@ -13,13 +13,13 @@ from torch import nn
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
-from pipeline import evaluation, params, stage
+from pipeline import evaluation, params, regression, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
-from pipeline.tasks import Outcome, Task
+from pipeline.tasks import Outcome, Task, paired
 from pipeline.tasks.completion import Written
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scores import BY_CLASS
@@ -35,13 +35,24 @@ def main(view: params.EvaluateView) -> None:
     task = task_of(view)
     outcome, sizes = task.scoring.answers(Run(view, task))
     whole, parts = task.scoring.parts(outcome, view.evaluate.resamples)
-    metrics = sizes | whole
+    metrics = sizes | whole | compare(view, task, outcome)
     write_metrics(view, metrics)
     write_predictions(task, outcome)
     write_parts(view.dataset.metrics[0], parts)
     with artifacts.replace_atomically(artifacts.CARD) as temporary:
         card = cards.of_evaluation(view, task, metrics, artifacts.ADAPTER)
         temporary.write_text(card, encoding="utf-8")
+
+
+def compare(view: params.EvaluateView, task: Task, outcome: Outcome) -> Scores:
+    """Return by how much the outputs score above those of the constant baseline, and of a regression."""
+    resamples = view.evaluate.resamples
+    metrics = paired.over_constant(task.scoring, outcome, resamples)
+    baseline = regression.of_task(view, task)
+    if baseline is None:
+        return metrics
+    metrics |= paired.over_regression(task.scoring, outcome, baseline.scoring, baseline.outcome, resamples)
+    return metrics | {"regression_examples": baseline.examples}
 
 
 def task_of(view: params.EvaluateView) -> Task:

@@ -6,19 +6,16 @@ classes' means. There is no training loop, and nothing depends on a seed.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
-from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
 
 from pipeline import evaluation, tasks
 from pipeline.arena.plan import Training
@@ -27,13 +24,10 @@ from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
+from pipeline.regression import STEPS, STRENGTHS, XY, Pooled, Values
 from pipeline.tasks import Outcome, Task
 
-STRENGTHS = [1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0]  # of fitting train: the inverse of the penalty's
 OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # where a text has a few features that are not 0
-STEPS = 1000  # of the solver, at most
-Values = NDArray[Any]
-XY = tuple[Values, Values]  # features (n, width), and labels (n,)
 SCORED = ("validation", "test")
 LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's classifiers
 
@@ -147,37 +141,3 @@ def _fit(features: str | None, train: XY, validation: XY) -> Pipeline:
 def _logs(fitted: Pipeline, x: Values) -> Values:
     least = np.finfo(np.float32).tiny
     return np.log(fitted.predict_proba(x).clip(min=least))
-
-
-class Pooled(nn.Module):
-    """An encoder whose `logits` are features of a text: the mean of its last states over tokens, or that of the first.
-
-    For "words" they are how often each token of the vocabulary occurs, and the encoder only says how many there are.
-    """
-
-    def __init__(self, encoder: Any, features: str | None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.features = features
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        tenant: Tensor | None = None,
-        **inputs: Tensor,
-    ) -> SimpleNamespace:
-        """Return the features of each text, (n, width)."""
-        if self.features == "words":
-            none = torch.zeros(len(input_ids), self.encoder.config.vocab_size)
-            counts = none.scatter_add(1, input_ids, attention_mask.float())
-            return SimpleNamespace(logits=counts)
-        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        states = encoded.last_hidden_state
-        if self.features == "first":
-            texts = torch.arange(len(states), device=states.device)
-            first = attention_mask.argmax(dim=1)  # not 0 where padding comes before the text
-            return SimpleNamespace(logits=states[texts, first])
-        shares = attention_mask / attention_mask.sum(dim=1, keepdim=True)
-        weighted = shares[:, :, None] * states
-        return SimpleNamespace(logits=weighted.sum(dim=1))

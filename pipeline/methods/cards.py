@@ -22,6 +22,7 @@ from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import Task
 from pipeline.tasks.scoring import choose_selection_metric
+from pipeline.tasks.verdicts import verdicts
 
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
 
@@ -106,6 +107,8 @@ def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], 
         score = f"{metrics[name]:.4g} | {low:.4g} to {high:.4g}"
         lines.append(f"| {name}{task.description.of_class(name)} | {score} |")
     lines += ["", f"of {metrics['examples']:,} examples."]
+    for _, words in verdicts(names[0], metrics, task.description):
+        lines += ["", f"By {names[0]}, it is {words}."]
     card.text = SCORE.sub("\n".join(lines), card.text)
     return str(card)
 

@@ -9,7 +9,6 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.labels import has_exact_interval
 from pipeline.params.schema import Params
 from pipeline.params.sections import MAX_EPOCHS, READ, LsrParams, MethodParams, TrainParams
 
@@ -19,8 +18,8 @@ COMMITTED = {
     "train.head_learning_rate": 0.002,
     "tenants.shared_adapter": "trained",
     "tenants.precision": "8bit",
-    "evaluate.resamples": 2000,
     "evaluate.max_new_tokens": 64,
+    "evaluate.regression_baseline": 2048,
 }
 
 
@@ -48,11 +47,9 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
         reasons["tenants.shared_adapter"] = reasons["tenants.precision"] = "the data have no column of tenants"
     if row.label.has_new_tokens:
         reasons["train.head_learning_rate"] = "a language model has no head of its own to train"
+        reasons["evaluate.regression_baseline"] = "no regression predicts a text"
     else:
         reasons["evaluate.max_new_tokens"] = "the data have no completions"
-        in_groups = row.group is not None
-        if all(has_exact_interval(metric, in_groups=in_groups) for metric in row.metrics):
-            reasons["evaluate.resamples"] = f"intervals of {' and '.join(row.metrics)} are exact"
     for key, reason in reasons.items():
         yield from _set(key, attrgetter(key)(params), reason)
     if not (is_of_tenants and params.tenants.folder):  # in which the adapter is

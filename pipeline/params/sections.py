@@ -160,6 +160,11 @@ class EvaluateParams(Section):
     batch_size: Count
     resamples: StrictInt = Field(ge=100, le=100_000, description="bootstrap resamples")
     max_new_tokens: Count = Field(description="at most so many are written for a prompt, if the label is a completion")
+    regression_baseline: Literal["none", "all"] | Count = Field(
+        2048,
+        description="training examples, of each tenant, to which a regression on the frozen base model's states is "
+        "fitted, as a baseline",
+    )
 
 
 class MethodParams(Section):

@@ -237,6 +237,16 @@ class CompletionScoring(Scoring):
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
 
+    def predicted_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
+        """Return each metric of each text."""
+        texts = cast("Written", outcome).texts
+        return {name: compare(name, texts, outcome.labels) for name in self.row.metrics}
+
+    def baseline_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
+        """Return each metric of each text that the model generates without the adapter."""
+        texts = cast("Written", outcome).base_texts
+        return {name: compare(name, texts, outcome.labels) for name in self.row.metrics}
+
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         base = cast("Written", outcome).base_outputs
         assert base is not None
@@ -297,6 +307,7 @@ class CompletionDescription(Description):
 
     hub_task = "text-generation"
     baseline = "without the adapter"
+    baseline_name = "the model without the adapter"
     first_change = "model=smollm2"  # a model that generates, as others do
     scored_by = "what is written is scored by the stage evaluate"
 

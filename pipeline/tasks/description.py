@@ -23,6 +23,7 @@ class Description(Part, ABC):
 
     hub_task = "text-classification"  # on a model card
     baseline = "for one answer to all"  # what baselines are, on the last screen
+    baseline_name = "the constant baseline"  # where a difference from it is given
     first_change = "train.steps=auto"  # of params.yaml, for a first training run
     sections: ClassVar[tuple[str, ...]] = ()  # of params.yaml, on which training depends in addition to those of all
     scored_by = ""  # where such adapters are scored, if not by pipeline.score

@@ -67,14 +67,39 @@ def interval(name: str, predictions: Numbers, labels: Numbers, resamples: int, g
     if has_exact_interval(name, in_groups=groups is not None):
         return _exact(name, predictions, labels, groups)
     units = Units.of(predictions, labels, groups)
-    has_sums = name in sums.METRICS
-    if has_sums and sums.size_of(name, labels, predictions) <= MAX_TERMS:
-        of_drawn = _by_sums(name, predictions, labels, units)
-    elif name == "spearman" and groups is None:
-        of_drawn = _by_ranks(predictions, labels, units)
-    else:
-        of_drawn = _one_by_one(EXAMPLES[name], predictions, labels, units)
+    of_drawn = _of_drawn(name, predictions, labels, groups, units)
     return _percentiles(of_drawn, len(units.first), resamples)
+
+
+def difference(
+    name: str,
+    predictions: Numbers,
+    baseline: Numbers,
+    labels: Numbers,
+    resamples: int,
+    groups: Groups = None,
+) -> Interval:
+    """Return the 95 % interval of the metric of `predictions` minus that of a `baseline`, both for the same examples.
+
+    It is a paired bootstrap: each resample of examples, or of whole groups, scores both.
+    """
+    both = np.column_stack([predictions, baseline])
+    units = Units.of(both, labels, groups)
+    of_predictions = _of_drawn(name, predictions, labels, groups, units)
+    of_baseline = _of_drawn(name, baseline, labels, groups, units)
+    return _percentiles(lambda drawn: of_predictions(drawn) - of_baseline(drawn), len(units.first), resamples)
+
+
+def _of_drawn(name: str, predictions: Numbers, labels: Numbers, groups: Groups, units: "Units") -> OfDrawn:
+    """Return what scores resamples of units by a metric."""
+    if name == "exact_match" and groups is not None:
+        right = _are_right(labels, predictions, groups)
+        return lambda drawn: right[drawn].mean(axis=1)
+    if name in sums.METRICS and sums.size_of(name, labels, predictions) <= MAX_TERMS:
+        return _by_sums(name, predictions, labels, units)
+    if name == "spearman" and groups is None:
+        return _by_ranks(predictions, labels, units)
+    return _one_by_one(EXAMPLES[name], predictions, labels, units)
 
 
 def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Groups) -> Interval:
@@ -88,6 +113,21 @@ def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Groups) -> 
         return 2 * low / (1 + low), 2 * high / (1 + high)
     right = _are_right(labels, predictions, groups)
     return share(int(right.sum()), len(right))
+
+
+def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval:
+    """Return the 95 % interval of the mean of the scores of some parts, such as tenants, that are drawn as well.
+
+    It is Student's, of the scores, but no end is nearer than with these parts and other examples, of which each score
+    has the interval from its low to its high: see `TenantsScoring.parts`.
+    """
+    count = len(values)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+    with_parts = stats.sem(values) * quantile
+    below = np.linalg.norm(lows - values) / count
+    above = np.linalg.norm(highs - values) / count
+    mean = values.mean()
+    return float(mean - max(with_parts, below)), float(mean + max(with_parts, above))
 
 
 def by_class(

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,15 @@ class Answering(Protocol[Answers_co]):
     def by_texts(self) -> Answers_co:
         """Return what it generates."""
         ...
+
+
+class OfPart(NamedTuple):
+    """The examples of a part that is scored by itself, and what scores them."""
+
+    name: str
+    scoring: "Scoring"
+    rows: Numbers  # positions of the examples
+    outcome: Outcome
 
 
 class Scoring(Part, ABC):
@@ -91,6 +100,19 @@ class Scoring(Part, ABC):
         """Return the positions of the examples of each part that is scored by itself: a tenant, or all."""
         return {"all": np.arange(len(outcome.labels))}
 
+    def of_parts(self, outcome: Outcome) -> list[OfPart]:
+        """Return the examples of each part that is scored by itself."""
+        return [OfPart(name, self, rows, outcome) for name, rows in self.rows_of_parts(outcome).items()]
+
+    def predicted_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
+        """Return what is predicted, by the name of the metric that scores it."""
+        return dict.fromkeys(self.row.metrics, self.predict(outcome))
+
+    def baseline_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
+        """Return what the constant baseline predicts, by the name of the metric for which it is the best constant."""
+        _, labels, groups = collect_predictions(self, outcome)
+        return best_constants(self, labels, groups)
+
     def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
         """Return the metrics of all examples, and of each part that is scored by itself."""
         metrics = self.metrics(outcome, resamples)
@@ -117,16 +139,29 @@ def collect_predictions(scoring: Scoring, outcome: Outcome) -> tuple[Numbers, Nu
     return scoring.predict(outcome), labels, groups
 
 
-def baselines(scoring: Scoring, labels: Numbers, groups: Groups) -> Scores:
-    """Return the score of the best constant prediction for each metric of an entry: for each, it may be another.
+def best_constants(scoring: Scoring, labels: Numbers, groups: Groups) -> dict[str, Numbers]:
+    """Return the predictions of the best constant for each metric of an entry: for each, it may be another.
 
     It is the best on the very labels that are scored, so no constant that is chosen without them scores more.
     """
     from pipeline.tasks import scores
 
-    best = Scores()
+    best = dict[str, Numbers]()
+    highest = Scores()
     for constant in scoring.constants(labels):
         predictions = np.full(labels.shape, constant)
         for name, value in scores.score(scoring.row.metrics, predictions, labels, groups).items():
-            best[f"{name}_baseline"] = max(value, best.get(f"{name}_baseline", value))
+            if name not in best or value > highest[name]:
+                best[name] = predictions
+                highest[name] = value
     return best
+
+
+def baselines(scoring: Scoring, labels: Numbers, groups: Groups) -> Scores:
+    """Return the score of the constant baseline for each metric of an entry."""
+    from pipeline.tasks import scores
+
+    baselines = Scores()
+    for name, predictions in best_constants(scoring, labels, groups).items():
+        baselines[f"{name}_baseline"] = scores.score([name], predictions, labels, groups)[name]
+    return baselines

@@ -9,7 +9,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.head import Head
 from pipeline.tasks.number import NumberScoring, number_in
 from pipeline.tasks.preprocessing import Preprocessor
-from pipeline.tasks.scoring import Answering, Answers_co, Scoring
+from pipeline.tasks.scoring import Answering, Answers_co, OfPart, Scoring
 from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores
 
 if TYPE_CHECKING:
@@ -236,15 +236,6 @@ class TenantsHead(Head):
         return loss
 
 
-class OfTenant(NamedTuple):
-    """The examples of a tenant, and what scores them."""
-
-    name: str
-    scoring: Scoring
-    rows: Numbers  # positions of the examples
-    outcome: Outcome
-
-
 class TenantsScoring(Scoring):
     """Scores each tenant as its label alone is scored; a score of all is the mean over the tenants."""
 
@@ -261,7 +252,7 @@ class TenantsScoring(Scoring):
         return self.single(self.row, Facts()).predict(outcome)
 
     def scores(self, outcome: Outcome) -> Scores:
-        parts = self.of_tenants(outcome)
+        parts = self.of_parts(outcome)
         each = [part.scoring.scores(part.outcome) for part in parts]
         return {name: _mean_of(name, each) for name in self.row.metrics}
 
@@ -282,16 +273,16 @@ class TenantsScoring(Scoring):
             parts[name] = rows
         return parts
 
-    def of_tenants(self, outcome: Outcome) -> list[OfTenant]:
+    def of_parts(self, outcome: Outcome) -> list[OfPart]:
         """Return the examples of each tenant that has some, as those of a data set of its own."""
-        parts = list[OfTenant]()
+        parts = list[OfPart]()
         for name, rows in self.rows_of_parts(outcome).items():
             tenant = self.facts.tenants[name]
             width = Head.width(tenant.labels)
             outputs = outcome.outputs[rows][:, :width]
             own = Outcome(outputs, outcome.labels[rows])
             scoring = self.single(_row_of_tenant(self.row, tenant), Facts())
-            parts.append(OfTenant(name, scoring, rows, own))
+            parts.append(OfPart(name, scoring, rows, own))
         return parts
 
     def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
@@ -304,7 +295,7 @@ class TenantsScoring(Scoring):
         measures: A general approach", 2008). Of a single tenant it is the tenant's own.
         """
         parts = dict[str, Scores]()
-        for part in self.of_tenants(outcome):
+        for part in self.of_parts(outcome):
             parts[part.name] = part.scoring.metrics(part.outcome, resamples)
         each = list(parts.values())
         metrics = {name: _mean_of(name, each) for name in each[0]}
@@ -319,7 +310,7 @@ class TenantsScoring(Scoring):
     def table(self, outcome: Outcome) -> Columns:
         columns = dict[str, Any]()
         count = len(outcome.labels)
-        for part in self.of_tenants(outcome):
+        for part in self.of_parts(outcome):
             names = [part.name] * len(part.rows)
             table = {TENANT: names, **part.scoring.table(part.outcome)}
             for column, values in table.items():
@@ -389,26 +380,16 @@ class TenantsDescription(Description):
 
 def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
     """Return the ends of the interval of a metric's mean over tenants, within what the metric can be."""
-    from scipy import stats
-
     from pipeline.tasks import scores
 
     values = _values_of(name, each)
     lows = _values_of(f"{name}_low", each)
     highs = _values_of(f"{name}_high", each)
-    count = len(values)
-    share = (1 + scores.CONFIDENCE) / 2
-    quantile = stats.t.ppf(share, count - 1)
-    with_tenants = stats.sem(values) * quantile
-    below = np.linalg.norm(lows - values) / count
-    above = np.linalg.norm(highs - values) / count
+    low, high = scores.interval_of_mean(values, lows, highs)
     least = -1.0 if name in scores.SIGNED else 0.0
-    mean = values.mean()
-    low = max(least, mean - max(with_tenants, below))
-    high = min(1.0, mean + max(with_tenants, above))
     return {
-        f"{name}_low": float(low),
-        f"{name}_high": float(high),
+        f"{name}_low": max(least, low),
+        f"{name}_high": min(1.0, high),
     }
 
 

@@ -82,6 +82,28 @@ def test_the_screen_is_the_same_without_git_but_for_its_name(monkeypatch, tmp_pa
     assert said(main).startswith(f"\n{screen}Git does not know your name")
 
 
+DIFFERENCES = [  # an interval, and what the screen says of it
+    ((0.1, 0.05, 0.15), "better than {} by 0.1 (95 % interval 0.05 to 0.15)"),
+    ((-0.1, -0.15, -0.05), "worse than {} by 0.1 (95 % interval -0.15 to -0.05)"),
+    ((0.02, -0.01, 0.05), "not better than {}: the difference is 0.02 (95 % interval -0.01 to 0.05)"),
+    ((0.0, 0.0, 0.0), "not better than {}: the difference is 0 (95 % interval 0 to 0)"),
+]
+
+
+@pytest.mark.parametrize(("ends", "words"), DIFFERENCES)
+def test_words_say_whether_a_run_is_better_than_the_constant_and_a_regression(ends, words):
+    metrics = {"data": "movie-reviews"} | SCORES | F1 | COUNTS | {"accuracy_regression": 0.78}
+    for baseline in ("baseline", "regression"):
+        for end, value in zip(("", "_low", "_high"), ends, strict=True):
+            metrics[f"accuracy_over_{baseline}{end}"] = value
+    write(artifacts.EVALUATE_METRICS, metrics | {"regression_examples": 2048})
+    screen = " ".join(said(main).split())
+    assert f"constant {words.format('the constant baseline')}" in screen
+    comma = "," if ends[1] > 0 or ends[2] < 0 else ""
+    regression = f"a regression on the frozen base model, 0.78{comma}"
+    assert f"regression {words.format(regression)}; fitted to 2,048 training examples" in screen
+
+
 def test_nothing_to_show_is_one_line():
     artifacts.EVALUATE_METRICS.unlink()
     refused(main, [], says="reports/evaluate/metrics.json: not found; run dvc repro first")

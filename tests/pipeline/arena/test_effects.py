@@ -69,6 +69,9 @@ KEYS = {
     "tenants.precision": [({}, "4bit", "params: tenants.precision has no effect: the arena does not read it")],
     "evaluate.batch_size": [({}, 7, "params: evaluate.batch_size has no effect: the arena does not read it")],
     "evaluate.resamples": [({}, 300, "params: evaluate.resamples has no effect: the arena does not read it")],
+    "evaluate.regression_baseline": [
+        ({}, 7, "params: evaluate.regression_baseline has no effect: the arena does not read it")
+    ],
     "evaluate.max_new_tokens": [({}, 7, "params: evaluate.max_new_tokens has no effect: the arena does not read it")],
     "lora.r": [({}, 3, None)],
     "lora.lora_alpha": [({}, 5, None)],

@@ -1,0 +1,263 @@
+"""A regression on the states of an encoder as it is, by scikit-learn: the baseline of a run.
+
+It is logistic for classes, for each label of a text, and for each tenant's classes, and a ridge regression for a
+number. Its inputs are standardized; validation chooses the strength of the penalty. No model is trained.
+"""
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline import evaluation
+from pipeline.core import console
+from pipeline.data import base_models, tokens
+from pipeline.methods.batches import tokenizer_of
+from pipeline.methods.device import fastest
+from pipeline.params import EvaluateView
+from pipeline.tasks import Outcome, Task
+from pipeline.tasks.head import Head
+from pipeline.tasks.scoring import Scoring
+from pipeline.tasks.task import Groups
+
+STRENGTHS = [1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0]  # of fitting train: the inverse of the penalty's
+USUAL = 0.01  # of a tenant without validation examples
+STEPS = 1000  # of the solver, at most
+ABSENT = -100.0  # the logit of a class that the training examples do not have
+SPLITS = ("train", "validation", "test")
+Values = NDArray[Any]
+XY = tuple[Values, Values]  # features (n, width), and labels (n,), or (n, labels)
+
+
+class Linear(NamedTuple):
+    """A linear layer."""
+
+    weight: Values  # (outputs, width)
+    bias: Values  # (outputs,)
+
+    def outputs(self, features: Values) -> Tensor:  # (n, outputs)
+        """Return the outputs for features (n, width)."""
+        outputs = features @ self.weight.T + self.bias
+        return torch.from_numpy(outputs).float()
+
+
+Fit = Callable[[Values, Values, int, float], Linear]  # of features, labels, number of outputs, and strength
+
+
+def fit_classes(features: Values, labels: Values, outputs: int, strength: float) -> Linear:
+    """Return the logistic regression of labels (n,): a logit for each class."""
+    known = np.unique(labels)
+    weight = np.zeros((outputs, features.shape[1]))
+    bias = np.full(outputs, ABSENT)
+    if len(known) == 1:
+        bias[known] = 0.0
+        return Linear(weight, bias)
+    fitted = LogisticRegression(C=strength, max_iter=STEPS).fit(features, labels)
+    if len(known) == 2:  # whose difference is fitted
+        weight[known] = np.concatenate([-fitted.coef_, fitted.coef_]) / 2
+        bias[known] = np.concatenate([-fitted.intercept_, fitted.intercept_]) / 2
+    else:
+        weight[known] = fitted.coef_
+        bias[known] = fitted.intercept_
+    return Linear(weight, bias)
+
+
+def fit_labels(features: Values, labels: Values, outputs: int, strength: float) -> Linear:
+    """Return a logistic regression for each column of labels (n, labels) of 0 and 1."""
+    weight = np.zeros((outputs, features.shape[1]))
+    bias = np.zeros(outputs)
+    for number, applies in enumerate(labels.T):
+        of_label = fit_classes(features, applies.astype(int), 2, strength)
+        weight[number] = np.diff(of_label.weight, axis=0)[0]
+        bias[number] = np.diff(of_label.bias)[0]
+    return Linear(weight, bias)
+
+
+def fit_number(features: Values, labels: Values, outputs: int, strength: float) -> Linear:
+    """Return the ridge regression of labels (n,)."""
+    fitted = Ridge(alpha=1 / strength).fit(features, labels)
+    return Linear(fitted.coef_[None], np.array([fitted.intercept_]))
+
+
+class Kind(NamedTuple):
+    """What fits a kind of label, and its loss of outputs and labels."""
+
+    fit: Fit
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+
+def mean_squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of numbers (n, 1)."""
+    return functional.mse_loss(outputs[:, 0], labels.float())
+
+
+def binary_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of logits (n, labels)."""
+    return functional.binary_cross_entropy_with_logits(outputs, labels.float())
+
+
+KINDS = {  # by problem_type of transformers
+    "single_label_classification": Kind(fit_classes, functional.cross_entropy),
+    "multi_label_classification": Kind(fit_labels, binary_cross_entropy),
+    "regression": Kind(fit_number, mean_squared_error),
+}
+
+
+def fit(kind: Kind, outputs: int, train: XY, validation: XY) -> Linear:
+    """Return the regression with the least loss on validation, the first of ties."""
+    features, labels = train
+    held_out, wanted = validation
+    scaler = StandardScaler().fit(features)
+    standardized = scaler.transform(features)
+    candidates = list[Linear]()
+    for strength in STRENGTHS if len(wanted) else [USUAL]:
+        weight, bias = kind.fit(standardized, labels, outputs, strength)
+        unscaled = weight / scaler.scale_
+        candidates.append(Linear(unscaled, bias - unscaled @ scaler.mean_))
+
+    def loss(candidate: Linear) -> float:
+        return float(kind.loss(candidate.outputs(held_out), torch.from_numpy(wanted)))
+
+    return min(candidates, key=loss)
+
+
+class Pooled(nn.Module):
+    """An encoder whose `logits` are features of a text: the mean of its last states over tokens, or that of the first.
+
+    For "words" they are how often each token of the vocabulary occurs, and the encoder only says how many there are.
+    """
+
+    def __init__(self, encoder: Any, features: str | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.features = features
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tenant: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> SimpleNamespace:
+        """Return the features of each text, (n, width)."""
+        if self.features == "words":
+            none = torch.zeros(len(input_ids), self.encoder.config.vocab_size)
+            counts = none.scatter_add(1, input_ids, attention_mask.float())
+            return SimpleNamespace(logits=counts)
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        states = encoded.last_hidden_state
+        if self.features == "first":
+            texts = torch.arange(len(states), device=states.device)
+            first = attention_mask.argmax(dim=1)  # not 0 where padding comes before the text
+            return SimpleNamespace(logits=states[texts, first])
+        shares = attention_mask / attention_mask.sum(dim=1, keepdim=True)
+        weighted = shares[:, :, None] * states
+        return SimpleNamespace(logits=weighted.sum(dim=1))
+
+
+class Part(NamedTuple):
+    """The features of the examples of a split, with what is right for each."""
+
+    features: Values  # (n, width)
+    labels: Values
+    groups: Groups
+    rows: Mapping[str, Values]  # positions of the examples of each tenant; without tenants, of all
+
+    def of(self, name: str) -> XY:
+        """Return the features and labels of a tenant's examples."""
+        rows = self.rows_of(name)
+        return self.features[rows], self.labels[rows]
+
+    def rows_of(self, name: str) -> Values:
+        """Return the positions of a tenant's examples."""
+        return self.rows.get(name, np.arange(0))
+
+
+class Baseline(NamedTuple):
+    """What a regression predicts for the test split."""
+
+    scoring: Scoring  # with thresholds of its own
+    outcome: Outcome
+    examples: int  # of train, to which it is fitted
+
+
+def of_task(view: EvaluateView, task: Task) -> Baseline | None:
+    """Return the regression on the mean of the last states of the base model, which is not changed.
+
+    None if `evaluate.regression_baseline` wants none, or the model generates texts.
+    """
+    count = view.evaluate.regression_baseline
+    if count == "none" or task.head.generates:
+        return None
+    parts = _read(view, task, count)
+    train = parts["train"]
+    validation = parts["validation"]
+    layers = dict[str, Linear]()
+    for name in train.rows:
+        layers[name] = fit(kind_of(task), width_of(task, name), train.of(name), validation.of(name))
+    tuned = task.tune_thresholds(_outcome(layers, validation))
+    return Baseline(tuned.scoring, _outcome(layers, parts["test"]), len(train.labels))
+
+
+def kind_of(task: Task) -> Kind:
+    """Return what fits the labels of a task."""
+    return KINDS[task.head.fields()["problem_type"]]
+
+
+def width_of(task: Task, name: str) -> int:
+    """Return the number of outputs of a tenant or, without tenants, of the head."""
+    if name in task.facts.tenants:
+        return Head.width(task.facts.tenants[name].labels)
+    return Head.width(task.head.names)
+
+
+def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[str, Part]:
+    """Return the features of the test split, and of at most so many examples of train and validation.
+
+    Of tenants, so many of each.
+    """
+    splits = {}
+    for split in SPLITS:
+        whole = tokens.load_tokens(split)
+        splits[split] = whole if split == "test" or count == "all" else whole.select(_sample(task, whole, count))
+    base = base_models.load_base_model(view.base_model, task)
+    collate = task.head.collator(tokenizer_of(base, view.base_model))
+    model = Pooled(base.base_model, "mean").to(fastest())
+    total = sum(map(len, splits.values()))
+    parts = {}
+    with console.progress("evaluate, regression on the frozen encoder", total, "examples") as advance:
+        for split, examples in splits.items():
+            features = evaluation.outputs(task.head, model, examples, collate, view.evaluate.batch_size, advance)
+            outcome = evaluation.outcome(features, examples)
+            rows = task.scoring.rows_of_parts(outcome)
+            parts[split] = Part(features.numpy(), outcome.labels, outcome.groups, rows)
+    return parts
+
+
+def _sample(task: Task, examples: Dataset, count: int) -> list[int]:
+    """Return the positions of at most so many examples, or of each tenant so many, which are drawn."""
+    labels = tokens.labels_of(examples)
+    whole = Outcome(torch.empty(len(labels), 0), labels, tokens.groups_of(examples))
+    drawn = list[int]()
+    for rows in task.scoring.rows_of_parts(whole).values():
+        drawn += np.random.default_rng(0).permutation(rows)[:count].tolist()
+    return sorted(drawn)
+
+
+def _outcome(layers: Mapping[str, Linear], part: Part) -> Outcome:
+    """Return what the regressions of tenants, or of all, predict: after the last output of each the least number."""
+    width = max(len(layer.bias) for layer in layers.values())
+    outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
+    for name, layer in layers.items():
+        rows = part.rows_of(name)
+        features, _ = part.of(name)
+        outputs[rows, : len(layer.bias)] = layer.outputs(features)
+    return Outcome(outputs, part.labels, part.groups)

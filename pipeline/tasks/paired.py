@@ -1,0 +1,86 @@
+"""How much better predictions are than those of a baseline on the same examples: differences with paired intervals.
+
+One baseline is the constant one, or of a language model itself without the adapter; the other is a regression.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.tasks import scores
+from pipeline.tasks.scoring import OfPart, Scoring, collect_predictions
+from pipeline.tasks.task import Numbers, Outcome, Scores
+
+CONSTANT = "baseline"  # the baselines, as in names of metrics
+REGRESSION = "regression"
+
+
+class Difference(NamedTuple):
+    """By how much a score is above that of a baseline."""
+
+    baseline: float  # its score
+    mean: float
+    low: float
+    high: float
+
+
+def over_constant(scoring: Scoring, outcome: Outcome, resamples: int) -> Scores:
+    """Return by how much each metric is above the constant baseline: `NAME_over_baseline`, with `_low` and `_high`."""
+    each = list[dict[str, Difference]]()
+    for part in scoring.of_parts(outcome):
+        baseline = part.scoring.baseline_by_metric(part.outcome)
+        each.append(_differences(part, baseline, resamples))
+    return _by_name(CONSTANT, each)
+
+
+def over_regression(
+    scoring: Scoring, outcome: Outcome, regression: Scoring, of_regression: Outcome, resamples: int
+) -> Scores:
+    """Return the metrics of a regression, `NAME_regression`, and by how much each metric is above: `..._over_...`.
+
+    `regression` scores what it predicts, as it may have thresholds of its own.
+    """
+    each = list[dict[str, Difference]]()
+    known = Scores()
+    for part, rival in zip(scoring.of_parts(outcome), regression.of_parts(of_regression), strict=True):
+        baseline = rival.scoring.predicted_by_metric(rival.outcome)
+        each.append(_differences(part, baseline, resamples))
+    for name in each[0]:
+        of_parts = [differences[name].baseline for differences in each]
+        known[f"{name}_{REGRESSION}"] = float(np.mean(of_parts))
+    return known | _by_name(REGRESSION, each)
+
+
+def _differences(part: OfPart, baseline: Mapping[str, Numbers], resamples: int) -> dict[str, Difference]:
+    """Return by how much each metric of a part is above that of a baseline's predictions."""
+    _, labels, groups = collect_predictions(part.scoring, part.outcome)
+    differences = dict[str, Difference]()
+    for name, predicted in part.scoring.predicted_by_metric(part.outcome).items():
+        other = baseline[name]
+        own_score = scores.score([name], predicted, labels, groups)[name]
+        other_score = scores.score([name], other, labels, groups)[name]
+        low, high = scores.difference(name, predicted, other, labels, resamples, groups)
+        differences[name] = Difference(other_score, own_score - other_score, low, high)
+    return differences
+
+
+def _by_name(baseline: str, each: Sequence[Mapping[str, Difference]]) -> Scores:
+    """Return the mean differences of parts, with their intervals, by names of metrics."""
+    metrics = Scores()
+    for name in each[0]:
+        mean, low, high = _mean([differences[name] for differences in each])
+        key = f"{name}_over_{baseline}"
+        metrics[key] = mean
+        metrics[f"{key}_low"] = low
+        metrics[f"{key}_high"] = high
+    return metrics
+
+
+def _mean(differences: Iterable[Difference]) -> tuple[float, float, float]:
+    """Return the mean of differences, and the ends of its interval: of a single one its own."""
+    _, means, lows, highs = np.array(list(differences)).T
+    mean = float(means.mean())
+    if len(means) == 1:
+        return mean, float(lows[0]), float(highs[0])
+    return mean, *scores.interval_of_mean(means, lows, highs)
