@@ -24,6 +24,17 @@ STAGES = {name: stage for name, stage in DVC["stages"].items() if "outs" in stag
 OURS = ("lsr", "lsr_onnx", "pipeline", "stages", "benchmarks")
 TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
 IGNORED = Repo(str(ROOT)).dvcignore
+# A participle as the first word of a function's name leaves open what the function does: `joined` does not say what it
+# joins, `join_banks` does. Words in -ed are participles, too, but for those of the second list.
+PARTICIPLES = """
+begun bound broken brought built caught chosen done drawn driven fallen felt forgotten found frozen given gone got grown
+had heard held hidden kept known laid led lent lost made meant met paid risen said seen sent shaken shown sold sought
+spent spoken stolen stood swept taken taught thought told torn understood unknown won worn wound written
+applying asking being counting determining doing finding fitting giving having holding joining keeping knowing making
+passing reading replacing running saying selecting showing taking telling using working writing
+"""
+NOT_PARTICIPLES = ("bed", "embed", "exceed", "feed", "need", "proceed", "red", "seed", "speed", "succeed")
+NAMED_BY_PARTICIPLES = set()  # exceptions, of which there are none
 IMPORTS = grimp.build_graph("lsr", "lsr_onnx", "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None)
 
 
@@ -173,6 +184,24 @@ def test_no_test_reads_a_private_name_of_ours():
             for name in private.intersection(names_read(node)):
                 read.add(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
     assert not read
+
+
+def is_property(function):
+    return any("property" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def is_participle(word):
+    return word in PARTICIPLES.split() or (word.endswith("ed") and word not in NOT_PARTICIPLES)
+
+
+def test_functions_are_named_by_verbs_and_never_by_participles():
+    names = set()
+    for _, tree in trees(*OURS):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property(node):
+                names.add(node.name)
+    assert len(names) > 1000
+    assert {name for name in names if is_participle(name.lstrip("_").partition("_")[0])} == NAMED_BY_PARTICIPLES
 
 
 def test_every_test_that_a_claim_names_is_there():

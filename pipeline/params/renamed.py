@@ -2,6 +2,7 @@
 
 KEYS = {
     "common": "shared_adapter",
+    "says": "text",
     "several": "multi_label",
     "warmup_share": "warmup_ratio",
 }

@@ -261,7 +261,7 @@ class Mark(Row):
     start: str | None = Field(None, description="column of the part's first character, counted from 0")
     end: str | None = Field(None, description="column of the character after the part")
     word: str | None = Field(None, description="column of the part's first word, counted from 0")
-    says: str | None = Field(None, description="column of the part's own text")
+    text: str | None = Field(None, description="column of the part's own text")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -272,6 +272,6 @@ class Mark(Row):
     @model_validator(mode="after")
     def _is_by_characters_or_by_words(self) -> Self:
         given = list(self.model_dump(exclude={"column", "sign"}, exclude_none=True))
-        if given not in (["start", "end"], ["word", "says"]):
-            raise ValueError(f"a mark needs start and end, or word and says, got {' and '.join(given) or 'neither'}")
+        if given not in (["start", "end"], ["word", "text"]):
+            raise ValueError(f"a mark needs start and end, or word and text, got {' and '.join(given) or 'neither'}")
         return self

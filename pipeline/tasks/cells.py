@@ -174,14 +174,14 @@ def _insert_marks(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
 
 
 def _part(text: str, mark: Mark, record: Cells) -> tuple[int, int]:  # where it begins, and ends exclusively
-    if mark.word is None or mark.says is None:
+    if mark.word is None or mark.text is None:
         begin = _whole(record, str(mark.start))
         end = _whole(record, str(mark.end))
         if not 0 <= begin < end <= len(text):
             raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
         return begin, end
     number = _whole(record, mark.word)
-    phrase = str(record[mark.says])
+    phrase = str(record[mark.text])
     words = [word.start() for word in re.finditer(r"\S+", text)]
     spaced = r"\s+".join(map(re.escape, phrase.split()))
     pattern = rf"(?<!\w){spaced}(?!\w)"
@@ -193,7 +193,7 @@ def _part(text: str, mark: Mark, record: Cells) -> tuple[int, int]:  # where it 
     parts = re.finditer(pattern, text, re.IGNORECASE)
     part = min(parts, key=astray, default=None)
     if part is None or part.start() == part.end() or astray(part) > ASTRAY:
-        raise ValueError(f"{mark.says} {phrase!r} is not at word {number} of {mark.column}: {text!r}")
+        raise ValueError(f"{mark.text} {phrase!r} is not at word {number} of {mark.column}: {text!r}")
     return part.span()
 
 

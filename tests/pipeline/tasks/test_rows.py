@@ -87,7 +87,7 @@ def test_a_number_is_read_exactly_and_must_be_in_the_range(value, message):
         read(NUMBER, value)
 
 
-BY_WORD = {"column": "text", "word": "at", "says": "span"}
+BY_WORD = {"column": "text", "word": "at", "text": "span"}
 BY_CHARACTER = {"column": "text", "start": "start", "end": "end"}
 
 
