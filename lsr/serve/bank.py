@@ -50,6 +50,14 @@ class Answer(NamedTuple):
         return [label for (label, share), threshold in reached if share >= threshold]
 
 
+def make_answer(name: str, note: Mapping[str, Any], logits: Tensor) -> Answer:
+    """Return the answer of an adapter, which has this note about its task and computed the logits (labels,)."""
+    count = len(logits)
+    labels = tuple(note.get("labels") or make_label_names(count)) if count != 1 else None
+    thresholds = tuple(note.get("thresholds") or ()) or None
+    return Answer(name, labels, logits, thresholds)
+
+
 class AdapterBank(nn.Module):
     """A base model with many adapters, of LSR and of LoRA, of any rank and on any layers.
 
@@ -324,9 +332,7 @@ class AdapterBank(nn.Module):
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
             note = self.versions[name].note if name in self.versions else {}
-            labels = tuple(note.get("labels") or make_label_names(count)) if count != 1 else None
-            thresholds = tuple(note.get("thresholds") or ()) or None
-            answers.append(Answer(name, labels, row[:count], thresholds))
+            answers.append(make_answer(name, note, row[:count]))
         return answers
 
     def _direction_stacks(self) -> list[Stack]:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lsr.serve.completions import Completion, Wanted
+from lsr.serve.graph_bank import GraphBank
 from lsr.serve.http import openai
 from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, encode_response, longest_token, most_bytes
 from lsr.serve.http.aside import Aside
@@ -84,6 +85,7 @@ class Service:
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter."""
+        self._check_changes()
         check_token(request)
         check_body(request, MAX_ADAPTER_BYTES)
         name = request.path_params["name"]
@@ -93,6 +95,7 @@ class Service:
 
     async def delete(self, request: Request) -> Response:
         """Remove an adapter."""
+        self._check_changes()
         check_token(request)
         name = request.path_params["name"]
         try:
@@ -100,6 +103,10 @@ class Service:
         except InputError:
             raise _make_not_found_error(name) from None
         return Response(status_code=204)
+
+    def _check_changes(self) -> None:
+        if isinstance(self.bank, GraphBank):
+            raise HTTPException(422, "the adapters of a graph do not change: export the bank again")
 
     async def refuse(self, _: Request) -> Response:
         """Refuse to predict with a base model that writes, and the other way round."""

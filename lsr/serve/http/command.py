@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lsr.tuner.mistakes import InputError
+from lsr_onnx.folder import GRAPHS
 
+TORCH = "torch"
 PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")  # of the extra, as they are imported
 
 
@@ -19,8 +21,13 @@ def _count(text: str) -> int:
 COUNT = {"type": _count, "metavar": "N"}
 SECONDS = {"type": _count, "metavar": "S"}
 ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, by name
-    "bank": {"metavar": "BANK", "type": Path, "help": "folder of the bank, from `lsr bank`"},
+    "bank": {"metavar": "BANK", "type": Path, "help": "folder of the bank, from `lsr bank`, or of graphs"},
     "--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "base model (default: the one that the adapters name)"},
+    "--runtime": {
+        "choices": (TORCH, *GRAPHS),
+        "default": TORCH,
+        "help": "torch for a bank, onnx and onnx-int8 for graphs from `lsr export --to onnx` (default: %(default)s)",
+    },
     "--host": {"default": "127.0.0.1", "help": "address to listen on (default: %(default)s)"},
     "--port": {
         "type": int,

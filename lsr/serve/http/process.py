@@ -8,12 +8,15 @@ from argparse import Namespace
 from functools import partial
 from typing import Any
 
+import torch
 import uvicorn
 
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
+from lsr.serve.graph_bank import GraphBank, check_torch_serves, open_graphs
 from lsr.serve.http.application import Service
 from lsr.serve.http.batches import Batches
+from lsr.serve.http.command import TORCH
 from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
 from lsr.serve.http.limits import Awaited, Connections, Limits
 from lsr.serve.http.memory import BETWEEN, give_back, take_from_few_arenas
@@ -36,7 +39,7 @@ def serve(options: Namespace) -> None:
         gc.collect()
         gc.freeze()  # of a million objects that stay, which each full collection would look at while requests wait
         listening.listen()  # connections that come from now on are answered
-        _announce(options.host, listening, len(passes.bank.names))
+        _announce(options.host, listening, passes)
         server.run([listening])
 
 
@@ -79,10 +82,21 @@ def _bind(listening: socket.socket, host: str, port: int) -> None:
 
 
 def _passes(options: Namespace) -> Passes:
+    if options.runtime != TORCH:
+        return _passes_of_graphs(options)
+    check_torch_serves(options.bank)
     bank = AdapterBank.load(options.base, options.bank)
     tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
     if tokenizer is None:
         raise InputError(f"{options.bank}: the base model has no tokenizer")
+    return Passes(bank, tokenizer, options.max_length, options.max_new_tokens)
+
+
+def _passes_of_graphs(options: Namespace) -> Passes:
+    if options.base is not None:
+        raise InputError(f"--base: has no effect with --runtime {options.runtime}")
+    bank: Any  # in place of an AdapterBank
+    bank, tokenizer = open_graphs(options.bank, options.runtime, torch.get_num_threads())
     return Passes(bank, tokenizer, options.max_length, options.max_new_tokens)
 
 
@@ -112,10 +126,13 @@ def _config(
 def _announce(
     host: str,
     listening: socket.socket,
-    adapters: int,
+    passes: Passes,
 ) -> None:
+    adapters = len(passes.bank.names)
     port = listening.getsockname()[1]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     plural = "s" * (adapters != 1)
     changes = "enabled by LSR_TOKEN" if os.environ.get("LSR_TOKEN") else "disabled: LSR_TOKEN is not set"
+    if isinstance(passes.bank, GraphBank):
+        changes = "disabled: graphs do not change"
     print(f"http://{address}: {adapters:,} adapter{plural}; PUT and DELETE are {changes}", file=sys.stderr)

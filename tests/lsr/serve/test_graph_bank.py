@@ -1,0 +1,126 @@
+"""`lsr serve --runtime onnx` answers over HTTP as plain PEFT does, each text alone, with the limits of a bank."""
+
+import shutil
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lsr.__main__ import main as lsr
+from tests.kit import edit, refused, said
+from tests.lsr.serve.asking import ask, posted, predict
+from tests.lsr.serve.started import started
+from tests.references.test_graphs import save_bert
+from tests.references.test_graphs_of_banks import EXPORT, NOTE, SLICES, TENANTS
+from tests.references.test_padding import texts
+
+LENGTH = 24  # tokens that the adapters read
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with the graphs of a bank and of one adapter, and a function with probabilities of a text by tenant."""
+    folder = tmp_path_factory.mktemp("served")
+    with chdir(folder):
+        model = save_bert(7, NOTE)
+        said(lsr, "bank", "--from", "lora", "--base", "base", "-o", "bank")
+        said(lsr, *EXPORT)
+        tokenizer = AutoTokenizer.from_pretrained("base")
+
+    @torch.no_grad()
+    def probabilities(tenant, text):
+        logits = model(**tokenizer(text, return_tensors="pt")).logits[0, SLICES[tenant]]
+        return dict(zip(TENANTS[tenant], logits.softmax(0).tolist(), strict=True))
+
+    asked = [text for text in texts() if 0 < len(tokenizer(text)["input_ids"]) <= LENGTH]
+    return folder, probabilities, asked
+
+
+@pytest.mark.parametrize(("runtime", "tolerance"), [("onnx", 1e-4), ("onnx-int8", 0.05)])
+def test_a_server_answers_as_peft_does_alone(world, runtime, tolerance, tmp_path):
+    folder, probabilities, asked = world
+    with started(folder / "graph", tmp_path / "log", "--runtime", runtime) as server:
+        address = f"http://127.0.0.1:{server.port}"
+        answers = ask(posted(*(predict(name, *asked) for name in TENANTS)), address)
+        alone = ask(posted(*(predict("bolt", text) for text in asked)), address)
+    for name, answer in zip(TENANTS, answers, strict=True):
+        for text, found in zip(asked, answer.json()["answers"], strict=True):
+            expected = probabilities(name, text)
+            assert found["probabilities"] == pytest.approx(expected, abs=tolerance)
+            assert found["label"] == max(found["probabilities"], key=found["probabilities"].get)
+    bolt = answers[list(TENANTS).index("bolt")].json()["answers"]
+    differences = [
+        abs(together["probabilities"]["mid"] - single.json()["answers"][0]["probabilities"]["mid"])
+        for together, single in zip(bolt, alone, strict=True)
+    ]
+    assert max(differences) < (1e-5 if runtime == "onnx" else 1e-12)
+
+
+def test_limits_are_those_of_a_bank_and_changes_are_refused_in_a_line(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("LSR_TOKEN", "secret")
+    folder, *_ = world
+    with started(folder / "graph", tmp_path / "log", "--runtime", "onnx") as server:
+        address = f"http://127.0.0.1:{server.port}"
+
+        async def call(client):
+            headers = {"Authorization": "Bearer secret"}
+            return [
+                await client.post("/v1/predict", json={"adapter": "nobody", "texts": ["the cat"]}),
+                await client.post("/v1/predict", json={"adapter": "acme", "texts": ["the cat " * 30]}),
+                await client.post("/v1/predict", json={"adapter": "acme", "texts": [" "]}),
+                await client.put("/v1/adapters/acme", headers=headers, files={"task.json": b"{}"}),
+                await client.delete("/v1/adapters/acme", headers=headers),
+                await client.get("/health"),
+            ]
+
+        responses = ask(call, address)
+        log = server.log.read_text()
+    reasons = [response.json().get("error", "") for response in responses]
+    assert [response.status_code for response in responses] == [404, 422, 422, 422, 422, 200]
+    assert f"this adapter reads at most {LENGTH}" in reasons[1]
+    assert reasons[3] == reasons[4] == "the adapters of a graph do not change: export the bank again"
+    assert responses[5].json() == {"status": "ok", "adapters": 3}
+    assert "3 adapters; PUT and DELETE are disabled: graphs do not change" in log
+
+
+MISTAKES = {
+    "graph has no tokenizer.json": Path("graph/tokenizer.json").unlink,
+    "graph has no onnx/model.onnx": Path("graph/onnx/model.onnx").unlink,
+    "graph: acme: its task names 3 different labels, but its head has 2 outputs": lambda: edit(
+        "graph/tenants.json", acme={"outputs": [0, 2], "task": {"labels": ["a", "b", "c"]}}
+    ),
+    "graph: acme: the graph has 7 outputs, but tenants.json names 9": lambda: edit(
+        "graph/tenants.json", acme={"outputs": [7, 9], "task": {}}
+    ),
+    "max_length must be": lambda: edit("graph/tenants.json", acme={"outputs": [0, 2], "task": {"max_length": -1}}),
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_folder_that_does_not_fit_is_a_line(world, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world[0] / "graph", "graph")
+    MISTAKES[line]()
+    refused(lsr, ["serve", "graph", "--runtime", "onnx", "--port", "0"], says=line)
+
+
+def test_an_option_that_does_not_fit_a_runtime_is_refused(world, monkeypatch):
+    monkeypatch.chdir(world[0])
+    serve = ["serve", "graph", "--port", "0"]
+    refused(lsr, serve, says="graph: holds graphs in ONNX; needed: --runtime onnx or onnx-int8")
+    refused(lsr, [*serve, "--runtime", "onnx", "--base", "base"], says="--base: has no effect with --runtime onnx")
+    refused(lsr, ["serve", "bank", "--port", "0", "--runtime", "onnx"], says="bank has no onnx/model.onnx")
+
+
+def test_the_graphs_of_one_adapter_are_served_under_the_name_of_their_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = save_bert(1, {"kind": "number", "columns": ["text"]})
+    said(lsr, "export", "lora", "--base", "base", "--to", "onnx", "-o", "stars")
+    with started(tmp_path / "stars", tmp_path / "log", "--runtime", "onnx") as server:
+        (answer,) = ask(posted(predict("stars", "the cat sleeps")), f"http://127.0.0.1:{server.port}")
+    encoded = AutoTokenizer.from_pretrained("base")("the cat sleeps", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**encoded).logits[0].item()
+    assert answer.json()["answers"][0]["number"] == pytest.approx(expected, abs=1e-4)
