@@ -81,5 +81,5 @@ def test_a_folder_without_code_is_one_line(tmp_path, capsys):
     assert end.value.code == MISTAKE
     assert (
         capsys.readouterr().err
-        == f"{tmp_path}: no Python files in lsr, pipeline, stages, benchmarks; give the folder of a checkout\n"
+        == f"{tmp_path}: no Python files in lsr, lsr_onnx, pipeline, stages, benchmarks; give the folder of a checkout\n"
     )
