@@ -88,7 +88,7 @@ class Size:
     """The size of some files."""
 
     nodes: int
-    lines: int  # that hold code
+    lines: int  # lines that hold code
 
     @property
     def density(self) -> float:

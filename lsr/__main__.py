@@ -32,7 +32,7 @@ STOPPED = 130
 MODULE = "python -m lsr"
 SCRIPT = "lsr"
 ONNX = "onnx"
-MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
+MORE_THAN_ROUNDING = 0.1  # fraction of the largest output; bfloat16 changes about 0.01 of it
 
 
 def _export(options: Namespace) -> None:
@@ -53,7 +53,7 @@ def _export(options: Namespace) -> None:
             raise
         why = f"without its base model: {error}"
     expected = None if model is None else outputs(model)
-    with replace_folder(options.output) as new:  # which is there when it has been compared
+    with replace_folder(options.output) as new:  # the folder appears after the comparison
         new.rmdir()
         lines = _write_export(options, new, model)
         if expected is None:
@@ -112,7 +112,7 @@ def _compare_outputs(options: Namespace, folder: Path, expected: Tensor) -> list
     largest = float(expected.abs().max())
     lines = [f"the largest output for seeded token ids is {largest:.3g}"]
     for name, logits in written.items():
-        assert logits is not None  # as of the adapter
+        assert logits is not None  # the adapter had outputs, so the export has them, too
         difference = float((logits - expected).abs().max())
         lines.append(f"{name}: differs by {difference:.2g} at most")
         if not difference <= MORE_THAN_ROUNDING * largest:  # it may be nan
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     # Leave out what PEFT and transformers say to those who train: a fresh head, progress bars, renamed attributes.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
+    getLogger("huggingface_hub").setLevel(ERROR)  # silences the hub's notes that it retries without a connection
     warnings.simplefilter("ignore")
     for folder in _folders(options):
         note = previous_run(folder)

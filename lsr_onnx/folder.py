@@ -9,10 +9,10 @@ from lsr_onnx.mistakes import GraphError
 
 FLOAT32 = "onnx/model.onnx"
 INT8 = "onnx/model_quantized.onnx"
-GRAPHS = {"onnx": FLOAT32, "onnx-int8": INT8}  # by runtime
+GRAPHS = {"onnx": FLOAT32, "onnx-int8": INT8}  # file of the graph by runtime
 TOKENIZER = "tokenizer.json"
-TASK = "task.json"  # of a single task
-TENANTS = "tenants.json"  # in its place, of the tenants of a bank
+TASK = "task.json"  # the note of a single task
+TENANTS = "tenants.json"  # replaces task.json: the notes of the tenants of a bank
 REMEDY = "needed: a folder that `lsr export --to onnx` has written"
 NEEDED = "must have outputs, [FIRST, END], and a task"
 MAX_TENANTS_BYTES = 64 << 20

@@ -123,6 +123,6 @@ def evaluate_generation(
     """Return what a model writes for a tokenized split and the loss of what is expected."""
     asked, _ = _apart(split)
     texts = write(model, prompts, asked, max_new_tokens, batch_size, advance)
-    fewer = max(1, batch_size // 4)  # with the logits of all words
+    fewer = max(1, batch_size // 4)  # fewer, because logits of all words take memory
     judged = outputs(task.head, model, split, task.head.collator(prompts.tokenizer), fewer)
     return Written(judged, tokens.labels_of(split), None, texts)

@@ -21,9 +21,9 @@ from pipeline.params import PARAMS, load_row
 from pipeline.params.yaml_file import read_yaml
 
 FOLDER = Path("models")
-RECORD = "kept.json"  # in the folder of a kept adapter: from which run it is, and its scores
+RECORD = "kept.json"  # file in the folder of a kept adapter with its run and its scores
 BANK = "bank"
-CARD = "README.md"  # as PEFT and the Hub name it
+CARD = "README.md"  # the name that PEFT and the Hub use
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RULE = "a name begins with a letter or digit and has at most 64 letters, digits, dots, hyphens and underscores"
 CHOSEN = ("adapter", "data", "model", "seed")  # keys of params.yaml that a record has

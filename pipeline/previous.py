@@ -19,7 +19,7 @@ from pipeline.core.errors import LONGEST_LINE, UserError, truncate_line
 from pipeline.params.yaml_file import read_yaml
 
 LOCK = Path("dvc.lock")
-NOTE = ".previous-run"  # in the folder of an adapter or bank: a line, which `lsr` prints too
+NOTE = ".previous-run"  # file in the folder of an adapter or bank with one line, which `lsr` prints, too
 OUTPUTS = (artifacts.ADAPTER, artifacts.BANK)
 
 

@@ -28,9 +28,9 @@ from pipeline.tasks.head import Head
 from pipeline.tasks.scoring import Scoring
 from pipeline.tasks.task import Groups
 
-STRENGTHS = [1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0]  # of fitting train: the inverse of the penalty's
-USUAL = 0.01  # of a tenant without validation examples
-STEPS = 1000  # of the solver, at most
+STRENGTHS = [1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0]  # candidates for the inverse of the penalty's strength
+USUAL = 0.01  # strength for a tenant without validation examples
+STEPS = 1000  # maximum steps of the solver
 ABSENT = -100.0  # the logit of a class that the training examples do not have
 SPLITS = ("train", "validation", "test")
 Values = NDArray[Any]
@@ -49,7 +49,8 @@ class Linear(NamedTuple):
         return torch.from_numpy(outputs).float()
 
 
-Fit = Callable[[Values, Values, int, float], Linear]  # of features, labels, number of outputs, and strength
+# Fits features and labels, given the number of outputs and the strength.
+Fit = Callable[[Values, Values, int, float], Linear]
 
 
 def fit_classes(features: Values, labels: Values, outputs: int, strength: float) -> Linear:
@@ -61,7 +62,7 @@ def fit_classes(features: Values, labels: Values, outputs: int, strength: float)
         bias[known] = 0.0
         return Linear(weight, bias)
     fitted = LogisticRegression(C=strength, max_iter=STEPS).fit(features, labels)
-    if len(known) == 2:  # whose difference is fitted
+    if len(known) == 2:  # with two classes, the difference of their logits is fitted
         weight[known] = np.concatenate([-fitted.coef_, fitted.coef_]) / 2
         bias[known] = np.concatenate([-fitted.intercept_, fitted.intercept_]) / 2
     else:
@@ -104,7 +105,7 @@ def binary_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(outputs, labels.float())
 
 
-KINDS = {  # by problem_type of transformers
+KINDS = {  # fits by problem_type of transformers
     "single_label_classification": Kind(fit_classes, functional.cross_entropy),
     "multi_label_classification": Kind(fit_labels, binary_cross_entropy),
     "regression": Kind(fit_number, mean_squared_error),
@@ -184,9 +185,9 @@ class Part(NamedTuple):
 class Baseline(NamedTuple):
     """What a regression predicts for the test split."""
 
-    scoring: Scoring  # with thresholds of its own
+    scoring: Scoring  # scoring with this fit's thresholds
     outcome: Outcome
-    examples: int  # of train, to which it is fitted
+    examples: int  # number of training examples
 
 
 def of_task(view: EvaluateView, task: Task) -> Baseline | None:

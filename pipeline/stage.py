@@ -72,7 +72,7 @@ def guard_inputs(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
         inputs.check_recorded(loaded, before)
     try:
         yield loaded
-    except SystemExit:  # of processes of a training run, one of which has said why
+    except SystemExit:  # one of the processes of a training run has reported why
         if inputs.differences(before, inputs.at_end(stage, loaded)):
             remove_outputs(stage)
         raise

@@ -27,9 +27,9 @@ from pipeline.tasks.verdicts import verdicts
 WIDTH = 88  # characters
 INDENT = 12  # characters
 FEW = 3  # classes
-MAX_CLASSES = 10  # whose scores are shown one by one
+MAX_CLASSES = 10  # limit to the classes whose scores are shown one by one
 SHORT = 200  # optimizer steps
-MAX_EDITS = 6  # of params.yaml that are shown
+MAX_EDITS = 6  # limit to the changed keys of params.yaml that are shown
 TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are no numbers
 
 

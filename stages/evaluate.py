@@ -25,8 +25,8 @@ from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scores import BY_CLASS
 from pipeline.tasks.task import Scores
 
-Answered = tuple[Outcome, Scores]  # and the sizes of what has answered
-SHOWN = ("data", "score", "loss", "adapter_trained")  # by DVC, as are the metrics of the data
+Answered = tuple[Outcome, Scores]  # outputs of a model, and its sizes
+SHOWN = ("data", "score", "loss", "adapter_trained")  # metrics in DVC's tables, besides those of the data
 LENGTHS = f"{base_models.LENGTH} and evaluate.max_new_tokens"
 OF_TENANTS = ("tenant", "texts", "score", "low", "high", "baseline")
 

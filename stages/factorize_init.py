@@ -29,7 +29,7 @@ from pipeline.tasks import Task
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layer", "layers", "rank", "captured", "energy")
-SHOWN_METRICS = ("energy", "start_read")  # by DVC
+SHOWN_METRICS = ("energy", "start_read")  # metrics in DVC's tables
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
@@ -85,7 +85,7 @@ def main(view: params.FactorizeInitView) -> None:
     base = base_models.load_base_model(view.base_model, task)
     base_models.check_positions(base, view.tokenize.max_length)
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
-    sizes = list[int]()  # of the batches of examples that are read
+    sizes = list[int]()  # sizes of the batches that are read
     if "tenants.shared_adapter" in starts:
         model = banks.add_tenant_heads(base, view, task)
         rows = list[Row]()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # it takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
 BINS = 30
-SHARES = (50, 95, 99)  # of texts, in percent, that have at most a length
+SHARES = (50, 95, 99)  # percentiles of the lengths of texts
 CONFLICTING = "duplicate with another label"
 
 Counts = dict[str, artifacts.Value]

@@ -28,14 +28,14 @@ from pipeline.tasks import Task
 from pipeline.tasks.scoring import choose_selection_metric
 from pipeline.training import checkpoints, processes, run
 
-CURVES = {  # by key in the Trainer's log
+CURVES = {  # names of curves by key in the Trainer's log
     "loss": artifacts.TRAIN_LOSS,
     "eval_loss": artifacts.TRAIN_VALIDATION_LOSS,
     "eval_score": artifacts.TRAIN_VALIDATION_SCORE,
 }
 NO_BANK = "There is no bank: the data has no column of tenants. What was trained is in artifacts/adapter.\n"
 Curve = list[tuple[int, float]]  # optimizer steps and values
-SHOWN = ("best_epoch", "best_score", "read", "steps")  # by DVC
+SHOWN = ("best_epoch", "best_score", "read", "steps")  # metrics in DVC's tables
 
 
 def main(view: params.TrainView) -> None:
@@ -59,7 +59,7 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     trainer = fit(view, task, model, splits, collate, folder)
     if not console.IS_FIRST:
         return
-    if task.scoring.has_thresholds:  # by the best checkpoint
+    if task.scoring.has_thresholds:  # the best checkpoint determines the thresholds
         validation = splits["validation"]
         outputs = evaluation.outputs(task.head, model, validation, collate, view.train.batch_size)
         task = task.tune_thresholds(evaluation.outcome(outputs, validation))

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help=threads)
     with parser.parse(arguments, "stopped; parts that are done are kept") as options:
         torch.set_num_threads(options.threads)
-        threadpool_limits(options.threads)  # of the BLAS of numpy
+        threadpool_limits(options.threads)  # limits the threads of numpy's BLAS
         for part in [options.part] if options.part else PARTS:
             measure(part, options.threads)
 

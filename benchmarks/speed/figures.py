@@ -13,7 +13,7 @@ from pipeline.training.processes import has_fast_bf16
 
 Times = dict[str, list[float]]  # seconds, one per round, by method
 Row = dict[str, Any]  # figures by name
-RATE = 0.002  # as in params.yaml
+RATE = 0.002  # learning rate; the same in params.yaml
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:

@@ -30,7 +30,7 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 ROUNDS = 5
-EXAMPLES = 16  # in a batch
+EXAMPLES = 16  # examples per batch
 LENGTH = 48  # tokens of an example, or of a prompt
 NEW = 24  # tokens that are written after a prompt
 USUAL: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}

@@ -27,7 +27,7 @@ DATA = "movie-reviews"
 MAX_LENGTH = 128
 BATCHES = {"minilm": 32, "mpnet-base": 16}  # examples per step, by row of pipeline/models.yaml
 RANKS = (8, 16)
-ALPHA = 16  # as in params.yaml
+ALPHA = 16  # the same as in params.yaml
 ALL_LINEAR = "all linear"
 ROUNDS = 6
 PEFT = "PEFT"
@@ -94,7 +94,7 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
     """Return a model with a LoRA, and another with the LSR adapter that its folder becomes."""
     set_seed(0)
     base = base_models.load_base_model(row, tasks.of(params.load_row("data", DATA)))
-    inside = f"{base.base_model_prefix}."  # and not in the head
+    inside = f"{base.base_model_prefix}."  # selects the encoder, not the head
     linear = []
     for name, module in base.named_modules():
         if isinstance(module, nn.Linear) and name.startswith(inside):

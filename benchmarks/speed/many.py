@@ -86,7 +86,7 @@ def bank(form: str, count: int) -> AdapterBank:
         get_peft_model(base(), FORMS[form](**COMMON)).save_pretrained(folder, save_embedding_layers=False)
         reading = read_contents(folder)
     filled = AdapterBank(base())
-    for number in range(count):  # with equal values, each in its own slot
+    for number in range(count):  # all with the same values, each in its own slot
         filled.add(str(number), reading)
     return filled
 

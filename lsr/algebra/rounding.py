@@ -24,7 +24,7 @@ PRECISIONS = (*WHOLE, *BITS)
 GROUP = 64  # entries
 # If a few entries are much larger than the others, it costs least to clip them: tried are factors down to an eighth.
 CLIPPINGS = tuple(0.9**power for power in range(21))
-SMALLEST = torch.finfo(torch.bfloat16).tiny  # of scales
+SMALLEST = torch.finfo(torch.bfloat16).tiny  # smallest scale of a group
 
 
 def group_lengths(width: int) -> list[int]:
@@ -48,7 +48,7 @@ def to_codes(
     zeros = values.new_zeros(len(lengths))
     largest = zeros.scatter_reduce(0, group, values.abs(), "amax")
     outermost = largest / largest_level(bits)
-    unit = outermost.clamp(min=SMALLEST)[group]  # in units of it, squares neither overflow nor vanish
+    unit = outermost.clamp(min=SMALLEST)[group]  # divided by this unit, squares neither overflow nor vanish
     scales = zeros
     least = zeros + torch.inf
     for clipping in CLIPPINGS:

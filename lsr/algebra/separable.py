@@ -132,7 +132,7 @@ def nearest_kron_sum(
     matrix: Tensor,  # (p_1 * p_2, q_1 * q_2), float64
     row_shape: Shape,  # (p_1, p_2)
     column_shape: Shape,  # (q_1, q_2)
-    separation_rank: int,  # at most Form.max_separation_rank
+    separation_rank: int,  # limit: Form.max_separation_rank
 ) -> list[Tensor]:  # (s, p_i, q_i)
     """Return factors that minimize `||matrix - kron_sum(*factors)||_F`, largest term first; one factor: the matrix.
 

@@ -30,10 +30,10 @@ from lsr_onnx.mistakes import GraphError
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
-MAX_BYTES = 2 * 10**9  # of the weights: a file of protobuf cannot be larger
+MAX_BYTES = 2 * 10**9  # limit for the weights: a protobuf file cannot be larger
 UNLIMITED = 10**9  # tokens, from which on transformers means that a tokenizer has no limit
 MAX_LENGTH = 128  # tokens of a text that is compared
-MAX_DIFFERENCE = 1e-4  # of logits, relative to the largest one if that is above 1
+MAX_DIFFERENCE = 1e-4  # largest accepted difference of a logit, relative to the largest logit if that is above 1
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
@@ -49,7 +49,7 @@ TEXTS = (
 class Differences(NamedTuple):
     """How far the outputs of graphs are from those of the adapter in torch, at most, on TEXTS in one batch."""
 
-    logits: float  # of the graph in float32
+    logits: float  # largest difference between the logits of the float32 graph and the model's
     quantized_logits: float
     quantized_probability: float | None  # None for a regression, which has no probabilities
 
@@ -57,9 +57,10 @@ class Differences(NamedTuple):
 class Comparison(NamedTuple):
     """What graphs are compared with."""
 
-    inputs: dict[str, Tensor]  # of TEXTS in one batch, in the order in which a graph takes them
+    inputs: dict[str, Tensor]  # the tokens of TEXTS in one batch, in the order of the graph's inputs
     logits: np.ndarray  # (texts, outputs), by torch
-    probabilities: Callable[[np.ndarray], np.ndarray | None]  # of such logits
+    # Maps the logits of TEXTS to probabilities; None for regression.
+    probabilities: Callable[[np.ndarray], np.ndarray | None]
 
 
 def export_graphs(
@@ -246,7 +247,8 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
         InputError: if its architecture has a form that torch cannot trace.
     """
     names = list(inputs)
-    model.set_attn_implementation("eager")  # in 8 bits a tenth faster on one text: fewer operators, the same result
+    # Fewer operators with the same result: the 8-bit graph is a tenth faster on one text.
+    model.set_attn_implementation("eager")
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     try:
         program = torch.onnx.export(

@@ -35,7 +35,7 @@ class Errors:
     """Relative errors, ||written - exact||_F / ||exact||_F."""
 
     layers: dict[str, float]
-    total: float  # of all layers as one long vector
+    total: float  # relative error of all layers as one long vector
 
     @property
     def worst(self) -> str:
@@ -59,7 +59,7 @@ def errors_of(written: Updates, exact: Updates) -> Errors:
     return relative(sizes)
 
 
-def _distance(written: Pair, exact: Pair) -> float:  # of products, neither is formed
+def _distance(written: Pair, exact: Pair) -> float:  # the distance of the products B A, neither of which is formed
     if all(map(torch.equal, written, exact)):
         return 0.0  # rather than roundoff
     left = torch.cat([written[0], -exact[0]], dim=1)
@@ -81,8 +81,8 @@ def _share(error: float, length: float) -> float:
 class RoundingErrors(NamedTuple):
     """What rounding has changed."""
 
-    tensors: Errors  # by tensor
-    update: Errors | None  # by layer; None for methods other than LSR and plain LoRA
+    tensors: Errors  # relative errors by name of the tensor
+    update: Errors | None  # relative errors by layer; None for methods other than LSR and plain LoRA
 
 
 def quantize_adapter(
@@ -167,7 +167,7 @@ def compress_adapter(
         raise InputError(f"{folder}: its update is zero: there is nothing to compress")
     with wrap_errors(f"{folder}: --to {to}", ValueError):
         small = _small(updates, form, number)
-    with replace_folder(output) as new:  # which is there when it has been read
+    with replace_folder(output) as new:  # the folder appears after it has been read back
         new.rmdir()
         precision = None if bits is None else f"{bits}bit"
         write(replace(contents, updates=small), new, precision=precision, with_tokenizer_of=folder)
@@ -219,4 +219,4 @@ def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:
             if form != "rank":
                 core = warm_core(source, frames.b, frames.a).float()
             small[name] = Update(frames, ALPHA, core)
-    return {name: small[name] for name in ranks}  # in the order of the model
+    return {name: small[name] for name in ranks}  # keeps the model's order of layers

@@ -40,8 +40,8 @@ GRAPHS = "onnx"  # the folder with graphs, where transformers.js looks for them
 FOLDERS = {
     SHARED_ADAPTER: ENDINGS,
     GRAPHS: (".onnx",),
-}  # that a command writes in a folder, with the endings of their files
-MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
+}  # subfolders that a command writes, with the extensions of their files
+MARKS = (CONFIG, "config.json", "bank.safetensors")  # files that identify a folder of ours: each has at least one
 
 
 def write(
@@ -171,7 +171,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(temporary.stat().st_mode & 0o666)
         if path.is_dir():
-            shutil.rmtree(old, ignore_errors=True)  # of a command that was killed before it had removed it
+            shutil.rmtree(old, ignore_errors=True)  # left by a command that was killed before it removed it
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
@@ -249,7 +249,7 @@ def _list_full_modules(contents: Contents) -> list[str]:
 
 def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
-    in_order = sorted(values.items(), key=itemgetter(1))  # of equally common values the smallest
+    in_order = sorted(values.items(), key=itemgetter(1))  # ties go to the smallest value
     usual, others = usual_and_others(dict(in_order))
     pattern: dict[str, float] = {}
     for name, value in others.items():

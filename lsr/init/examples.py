@@ -38,13 +38,13 @@ RANK = 16
 RATE = 0.001
 HEAD_RATE = 0.002
 SCALING = 2.0
-LARGEST_NORM = 1.0  # of a step's gradient
-FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it shows that the run has learned nothing
-JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of quarters are mostly noise
+LARGEST_NORM = 1.0  # limit to the gradient norm of a step
+FAILED = 0.95  # a run failed if the mean loss of its last quarter is above this fraction of the first quarter's
+JUDGED_STEPS = 32  # shortest run with a head that is judged: in shorter ones, the means of quarters are mostly noise
 # The share of the learning rates, and that of the steps over which they rise; each follows if those before have failed.
 ATTEMPTS = ((1.0, 0.0), (1.0, 0.1), (0.5, 0.1))
 
-Layers = Mapping[str, nn.Module]  # by name
+Layers = Mapping[str, nn.Module]  # adapted layers by name
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
 
 
@@ -201,7 +201,7 @@ def _train(
     is_judged = bool(head) and len(batches) >= JUDGED_STEPS
     begin = copy_values(trained)
     first = math.inf  # the mean loss of the first quarter of the first run
-    ends: list[float] = []  # that of the last quarter of each run; infinity if it diverged
+    ends: list[float] = []  # mean loss of each run's last quarter; infinity if the run diverged
     values = []  # what each ends with
     for slower, warm_up in ATTEMPTS:
         set_values(trained, begin)

@@ -30,7 +30,7 @@ class Initialization(NamedTuple):
     reads: Literal["seed", "weight", "gradient", "update"]
     start: Callable[[Source], Start]
     frames: Callable[[Sequence[Source]], Start]
-    core: Callable[[Source, Tensor, Tensor], Tensor] = fresh_core  # of B (m, r) and A (r, n)
+    core: Callable[[Source, Tensor, Tensor], Tensor] = fresh_core  # makes the core for B (m, r) and A (r, n)
     read: Callable[..., Matrices] | None = None
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-STEPS = 60  # of a fit of the head
+STEPS = 60  # default number of steps to fit a head
 RATES = (0.01, 0.001, 0.0001)  # each follows if the head is dead after the one before
 
 Batch = Mapping[str, Tensor]  # (examples, ...) each

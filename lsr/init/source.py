@@ -22,8 +22,8 @@ class Source:
     # function, because a quantized weight is dequantized only where it is read.
     matrix: Callable[[], Matrix]
     scaling: float = 1.0
-    seed: int = 0  # of randomized decompositions
-    generator: torch.Generator | None = None  # for random factors; None: torch's global one
+    seed: int = 0  # seeds randomized decompositions
+    generator: torch.Generator | None = None  # draws random factors; None: torch's global generator
     core_generator: torch.Generator | None = None  # likewise for a random core
     zero: bool = True  # B1 = 0 where B is drawn
     paired: bool = False  # frames for a diagonal core: the i-th direction of B belongs to the i-th of A

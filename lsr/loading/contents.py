@@ -21,7 +21,7 @@ from lsr.tuner.targets import check_adaptable
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
-Modules = Mapping[str, nn.Module]  # by name
+Modules = Mapping[str, nn.Module]  # modules of a base model by name
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Contents:
 
     source: str
     base: Fields  # the configuration's BASE_FIELDS, which describe the base model
-    updates: Updates  # by layer
+    updates: Updates  # updates of adapted layers by name
     heads: Tensors  # the tensors that it trained in full, by name in the base model
-    endings: tuple[str, ...]  # of the names of the modules that it trained in full; with a dot before it a whole name
+    endings: tuple[str, ...]  # name endings of the fully trained modules; after a dot, a whole name
     task: Fields | None  # what task.json says, such as the names of labels; None if there is no such file
-    bias: str = "none"  # which biases are in `heads`, too: "lsr_only" for those of adapted layers, or "all"
+    bias: str = "none"  # biases that `heads` has in addition: "lsr_only" for those of adapted layers, or "all"
     dropout: float = 0.0
     # Known of an adapter in a model but not of one in a folder:
-    modules: Sequence[str] | None = None  # of the base model, by name
+    modules: Sequence[str] | None = None  # names of all modules of the base model
     model_labels: Sequence[str] | None = None
     is_transposed: bool = False  # whether the weights of adapted layers are stored so
 

@@ -17,9 +17,9 @@ from peft.utils import PeftType
 from lsr.tuner.mistakes import shortened
 from lsr.tuner.options import Fields
 
-MAX_STEPS = 64  # of a loop whose length is a field, such as the layers of an encoder
-MAX_VALUES = 100_000  # in the lists and objects of a field
-MAX_LAYERS = 1_000  # that `layer_replication` may make
+MAX_STEPS = 64  # limit to a loop whose length is a field, such as the layers of an encoder
+MAX_VALUES = 100_000  # limit to the values in the lists and objects of a field
+MAX_LAYERS = 1_000  # limit to the layers that `layer_replication` makes
 
 # Of each method that has them.
 SHARED = (
@@ -141,9 +141,10 @@ STEPS = (
     "num_cayley_neumann_terms",
     "psoft_svd_lowrank_niter",
 )
-START = "init_lora_weights"  # of LoRA: some initializations change the base weights, and so have to run
+START = "init_lora_weights"  # LoRA's field: some initializations change the base weights, and so have to run
 STARTS = ("gaussian", "orthogonal", "olora", "mica", "pissa", "loftq")
-UNUSED_STARTS = ("eva", "lora_ga")  # by data that are not here: PEFT initializes as usual, and the file replaces it
+# Initializations that need data: PEFT initializes as usual instead, and the file's tensors replace that.
+UNUSED_STARTS = ("eva", "lora_ga")
 ITERATIONS = re.compile(r"pissa_niter_(\d{1,9})")
 LOFTQ = {"loftq_bits": (2, 4, 8), "loftq_iter": range(1, MAX_STEPS + 1)}
 
@@ -189,7 +190,7 @@ def filter_fields(fields: Fields, widest: int) -> dict[str, Any]:
         if needed:
             raise ValueError(f"{name} must be {needed}, {got}")
     rank = seen.get("r", 1)
-    if method == "UNILORA" and not _is_whole(rank, widest):  # which draws as many indices as a LoRA has
+    if method == "UNILORA" and not _is_whole(rank, widest):  # UNILORA draws as many indices as a LoRA has entries
         needed = f"a whole number of at most {widest:,}, the largest rank here"
         raise ValueError(f"r must be {needed}, got {shortened(rank)}")
     return seen

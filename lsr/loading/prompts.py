@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from lsr.tuner.mistakes import first_line
 
-NO_TEMPLATE = "none"  # in place of a chat template: a prompt is its text
+NO_TEMPLATE = "none"  # stands for no chat template: a prompt is its text
 
 Message = Mapping[str, str]  # role and content
 

@@ -12,16 +12,16 @@ from lsr.tuner.files import TASK
 from lsr.tuner.mistakes import HALVES, InputError, shortened
 from lsr.tuner.options import Fields
 
-TENANTS = "tenants"  # by the name of each tenant the names of its labels, in place of `labels` of all
+TENANTS = "tenants"  # key that replaces `labels`: names of labels by tenant
 LONGEST_NAME = 200  # characters of a label, a tenant or a column
 MAX_LABELS = 10_000  # labels per adapter
-MAX_LABEL_BYTES = 64_000  # of the labels of an adapter together, in UTF-8
+MAX_LABEL_BYTES = 64_000  # limit to all labels of an adapter together, in UTF-8
 MAX_TENANTS = 100_000  # tenants per adapter
 MAX_STOP_TOKENS = 16  # tokens that end an answer
 LARGEST = 2**31 - 1  # number of a token, or of tokens
 LONGEST_TEMPLATE = 100_000  # characters of a chat template; those of published models have up to some 20,000
-FORMER_NAMES = {"ends": "stop_token_ids"}  # of fields in files of earlier versions
-MAX_OTHER_BYTES = 4_000  # of all fields together that no reader knows, as JSON
+FORMER_NAMES = {"ends": "stop_token_ids"}  # names that fields have in files of earlier versions
+MAX_OTHER_BYTES = 4_000  # limit to all unknown fields together, as JSON
 
 
 def validate_task_info(note: Any, where: object) -> dict[str, Any]:

@@ -53,7 +53,7 @@ KNOWN = (
     "runtime_config",
     "qalora_group_size",
 )
-EMPTY = torch.empty(0, 0)  # in place of a missing side
+EMPTY = torch.empty(0, 0)  # stands for a missing factor
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
@@ -89,7 +89,7 @@ class Update(NamedTuple):
     """
 
     frames: Frames
-    alpha: float  # of a rank-stabilized LoRA sqrt(r) times its own
+    alpha: float  # LoRA's alpha; for a rank-stabilized LoRA, sqrt(r) times it
     core: Tensor | None = None  # (r, r), or (r,) for a diagonal
 
     @property
@@ -140,7 +140,7 @@ class Update(NamedTuple):
         return times_core(self.core, self.frames.a)
 
 
-Updates = dict[str, Update]  # by layer
+Updates = dict[str, Update]  # updates by name of the layer
 
 
 def updates_in(files: Files) -> Updates:
@@ -178,7 +178,7 @@ def check_config(files: Files) -> LsrConfig:
     return config
 
 
-def _wrap_mismatches(files: Files) -> AbstractContextManager[None]:  # or it says in one line how the two files disagree
+def _wrap_mismatches(files: Files) -> AbstractContextManager[None]:  # reports in one line how the two files disagree
     where = f"{files.folder}: {WEIGHTS} and {CONFIG} do not fit together"
     return wrap_errors(where, ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)
 

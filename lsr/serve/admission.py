@@ -76,7 +76,7 @@ class BaseModel:
     """The base model of a bank, and what it was before the bank wrapped some of its modules."""
 
     model: Any
-    modules: Mapping[str, nn.Module]  # by name
+    modules: Mapping[str, nn.Module]  # modules by name
     heads: Sequence[str]  # the modules that adapters may train in full
     labels: int
     vocabulary: int | None  # tokens; None if it is not a language model of transformers
@@ -91,7 +91,7 @@ class BaseModel:
 def vocabulary_of(model: nn.Module) -> int | None:
     """Return the number of tokens that a model knows; None if it is not a language model of transformers."""
     config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):  # that of a part, in a model of texts and images
+    if hasattr(config, "get_text_config"):  # in a model of texts and images, the text model has its own configuration
         config = config.get_text_config()
     return getattr(config, "vocab_size", None)
 

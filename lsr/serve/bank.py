@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     adapter: str
     labels: tuple[str, ...] | None
     logits: Tensor  # (labels,), or (1,)
-    thresholds: tuple[float, ...] | None = None  # of probabilities, if any number of the labels may apply
+    thresholds: tuple[float, ...] | None = None  # multi-label tasks: the probability from which each label applies
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -93,11 +93,11 @@ class AdapterBank(nn.Module):
         self.shared = Shared(precision, self._base.labels)
         self.shared_adapter: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
-        self.versions: dict[str, Version] = {}  # by adapter: the one that answers now
-        self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
+        self.versions: dict[str, Version] = {}  # current version by adapter
+        self.layers: dict[str, BankLayer] = {}  # layers by the name of the module that each wraps
         self.heads: dict[str, BankHead] = {}
         self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
-        self.places: dict[str, int] = {}  # by adapter: 1, 2, ..., without a gap
+        self.places: dict[str, int] = {}  # index of each adapter in the stacks: 1, 2, ..., without a gap
 
     @classmethod
     def of_tenants(
@@ -141,7 +141,7 @@ class AdapterBank(nn.Module):
     @property
     def nbytes(self) -> int:
         """The bytes in addition to the base model."""
-        tensors = list(self.model.buffers())  # with frames
+        tensors = list(self.model.buffers())  # includes the frames
         for stack in self.stacks().values():
             tensors += stack.tensors()
         return sum(tensor.nbytes for tensor in tensors) - self._base_bytes
@@ -265,7 +265,7 @@ class AdapterBank(nn.Module):
         name: str,
         *,
         own: bool = False,
-    ) -> int:  # in the stacks
+    ) -> int:  # index in the stacks
         if name == BASE and not own:
             return NOBODY
         if name not in self.places:
@@ -383,7 +383,7 @@ class AdapterBank(nn.Module):
         with self.shared.one_thread:
             place = self._place(name, own=True)
             updates = dict[str, Update]()
-            for module in self.of_base:  # in the order of the model
+            for module in self.of_base:  # keeps the model's order of modules
                 update = self.layers[module].update(place) if module in self.layers else None
                 if update is not None:
                     updates[module] = update

@@ -13,7 +13,7 @@ class Sampling(NamedTuple):
     """How the tokens of a completion are drawn: from the softmax of the logits divided by the temperature."""
 
     temperature: float  # above 0
-    seed: int  # of a generator of its own, so that other rows of a batch change nothing
+    seed: int  # seeds a generator of this row, so that other rows of a batch change nothing
 
 
 class Wanted(NamedTuple):
@@ -32,7 +32,7 @@ class Completion(NamedTuple):
 
     text: str
     tokens: int  # written, with the one that ended it
-    has_stopped: bool  # at a stop token or text; otherwise it has as many tokens as it may have
+    has_stopped: bool  # whether it ended at a stop token or text rather than at the token limit
 
 
 class Writing:

@@ -41,7 +41,7 @@ from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_fi
 from lsr.tuner.mistakes import InputError, wrap_errors
 
 FILE = "bank.safetensors"
-HEADERS = "lsr_bank_"  # and a version
+HEADERS = "lsr_bank_"  # prefix of the header's key, before the version
 HEADER = f"{HEADERS}9"
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors
 BLANK = "0" * 64
@@ -51,7 +51,7 @@ OF_LENGTH = 8  # bytes before the header of a safetensors file, which hold its l
 REMEDY = "write the bank again from its adapters"
 
 Notes = dict[str, dict[str, Any]]
-FramesOfLayers = dict[str, tuple[Frames, int]]  # and the entries of a core between them
+FramesOfLayers = dict[str, tuple[Frames, int]]  # frames by layer, with the number of entries of a core between them
 Tensors = Mapping[str, Tensor]
 
 
@@ -61,11 +61,11 @@ class BankFile:
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
     precision: str
-    notes: Notes  # by adapter, in the order of their places: the contents of its task.json
+    notes: Notes  # contents of task.json by adapter, in the order of their places
     layers: list[str]
     heads: list[str]
-    frames: FramesOfLayers  # of layers with cores
-    stacks: dict[str, StoredStack]  # by name: layers/MODULE/STACK or heads/MODULE/STACK
+    frames: FramesOfLayers  # frames of the layers that have cores
+    stacks: dict[str, StoredStack]  # stacks by name: layers/MODULE/STACK or heads/MODULE/STACK
     shared_adapter: Files | None  # the adapter that all tenants share
 
 

@@ -30,7 +30,7 @@ from lsr.tuner.mistakes import InputError
 from lsr_onnx.folder import TENANTS, Tenant, tenants_as_json
 
 COMPARED = 16  # tenants, whose logits are compared with those of the bank
-MAX_ROUNDING = 1e-4  # of a logit, relative to the largest one if that is above 1
+MAX_ROUNDING = 1e-4  # largest accepted difference of a logit, relative to the largest logit if that is above 1
 
 
 def export_bank_graphs(

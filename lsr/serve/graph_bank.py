@@ -31,7 +31,7 @@ from lsr_onnx.folder import FLOAT32, GRAPHS, INT8, TASK, TENANTS, Tenant
 from lsr_onnx.graph import KINDS_OF_TOKENS, Graph
 from lsr_onnx.mistakes import GraphError
 
-*_, KINDS = KINDS_OF_TOKENS  # of the first or the second text of a pair
+*_, KINDS = KINDS_OF_TOKENS  # token types: of the first or the second text of a pair
 
 
 class Outputs(NamedTuple):
@@ -44,7 +44,7 @@ class Outputs(NamedTuple):
 class GraphModel:
     """What stands for the base model of a graph."""
 
-    config: Any  # of transformers
+    config: Any  # configuration of transformers
 
     @staticmethod
     def can_generate() -> bool:

@@ -15,15 +15,15 @@ from lsr.serve.shared_adapter import base_with, fingerprint, split
 from lsr.tuner.files import CONFIG, Files, tokenizer_files
 from lsr.tuner.mistakes import InputError
 
-PROBE = "A text: naïve, 東京 and 1,234."  # of which two tokenizers make the same tokens, or not
+PROBE = "A text: naïve, 東京 and 1,234."  # text on which two tokenizers are compared
 
 
 class Part(NamedTuple):
     """The adapters in a folder."""
 
-    adapters: dict[str, Contents]  # by name
+    adapters: dict[str, Contents]  # adapters by name
     shared_adapter: Files | None = None  # the adapter that they share
-    precision: str | None = None  # of a bank
+    precision: str | None = None  # precision, if the source is a bank
 
 
 def join_banks(

@@ -33,7 +33,7 @@ class Version(NamedTuple):
 
     note: dict[str, Any]  # the contents of its task.json
     base: Mapping[str, Any]  # the base model according to its configuration
-    size: int  # at least its largest rank or number of labels: what its rows cost in a batch grows with it
+    size: int  # upper bound of its ranks and labels; the cost of its rows in a batch grows with it
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Shared:
     """How a bank stores adapters, and whose the rows of a batch are; as all threads see them, one waits for another."""
 
     precision: str
-    labels: int  # of the base model
+    labels: int  # number of labels of the base model
     size: int = 1  # places, that of NOBODY included
     places: Tensor | None = None  # (rows,), while a batch passes through the bank
-    rank: int = 0  # at least the largest of theirs: what a layer computes for each row
+    rank: int = 0  # upper bound of the ranks in this batch, which a layer computes for each row
     outputs: int = 0  # likewise of the labels in their heads
     one_thread: Any = field(default_factory=RLock)
 
@@ -242,7 +242,7 @@ class BankHead(Stacked):
 
     def __init__(self, base: nn.Module, shared: Shared) -> None:
         super().__init__(base, shared)
-        self.like = dict[str, Tensor]()  # on the device "meta", without values
+        self.like = dict[str, Tensor]()  # shapes and dtypes only: tensors on the device "meta"
         for name, value in base.state_dict().items():
             self.like[name] = value.detach().to("meta")
             self.add_stack(name, _as_rows(value).shape[1])
@@ -314,7 +314,7 @@ class BankHead(Stacked):
         of_adapters = vmap(of_adapter, randomness="different")
         outputs: Tensor = of_adapters(self._states(places), x)
         stack = self._counted
-        counts = stack.counts.index_select(0, places)  # of labels
+        counts = stack.counts.index_select(0, places)  # labels per row
         counts = counts.reshape(-1, *[1] * (outputs.dim() - 1))
         if self.labelled:
             most = max(len(stack.steps), self.shared.labels)
@@ -326,7 +326,7 @@ class BankHead(Stacked):
 
     def _states(self, places: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the module, each with an axis of rows before it."""
-        states: dict[str, Tensor] = {}  # as torch can compile it
+        states: dict[str, Tensor] = {}  # an annotated literal, which torch can compile
         for name, stack in self.stacks.items():
             most = max(1, self.shared.outputs) if name in self.labelled else None
             rows = stack.take(places, most)

@@ -16,7 +16,7 @@ from lsr.tuner.mistakes import HALVES, InputError, wrap_errors
 from lsr.tuner.model import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
-ROLES = ("system", "user", "assistant")  # of messages, as in training
+ROLES = ("system", "user", "assistant")  # roles of messages, the same as in training
 # What a text of a request must be:
 TEXT = "a text"
 PAIR = "a list of two texts, each"
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     adapter: str
     version: Version
     inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
-    wanted: Wanted | None = None  # to be written; None where an adapter predicts
+    wanted: Wanted | None = None  # settings of a completion; None where an adapter predicts
     is_unwanted: Callable[[], bool] = _never  # whether nobody awaits the answer any more: then nothing more is written
 
 
@@ -70,9 +70,9 @@ class Passes:
             raise InputError(
                 f"--max-new-tokens: needed: some of the {tokens} tokens, but not all, got {max_new_tokens}"
             )
-        self.field = "prompts" if writes else "texts"  # of a request
+        self.field = "prompts" if writes else "texts"  # name of the request's field, for messages
         self.max_new_tokens = max_new_tokens if writes else 0
-        self.tokens = tokens - self.max_new_tokens  # of a text or prompt
+        self.tokens = tokens - self.max_new_tokens  # maximum tokens of a text or prompt
         end = model.generation_config.eos_token_id if writes else None
         self.stop_token_ids: list[int] = [end] if isinstance(end, int) else end or []
         no_padding = int(tokenizer.pad_token_id == 0)

@@ -25,7 +25,7 @@ class WholeRows:
     def __init__(self, columns: int, dtype: torch.dtype) -> None:
         self.columns = columns
         self.dtype = dtype
-        self.lengths = torch.empty(0, dtype=torch.int64)  # of the groups of codes
+        self.lengths = torch.empty(0, dtype=torch.int64)  # lengths of the groups of codes
 
     def pack(self, rows: Tensor) -> Tensor:  # (n, width) -> (n, columns)
         """Return rows as they are stored."""

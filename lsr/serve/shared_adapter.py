@@ -23,7 +23,7 @@ from lsr.tuner.mistakes import InputError
 SCALED_BY = ("peft_type", "use_rslora")  # fields that determine an adapter's scaling, in addition to its alpha
 PLACEHOLDER = 2  # rows of zeros of the last layer, where no tenant's are
 
-Shapes = dict[str, Sequence[int]]  # of tensors, by name
+Shapes = dict[str, Sequence[int]]  # shapes of tensors by name
 
 
 def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
@@ -44,8 +44,8 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     count = sum(sizes)
     layer = last_layer(files)
     rows = _rows_of(layer, files)
-    shapes = Shapes()  # of the shared part
-    pieces = list[Sequence[Tensor]]()  # of each tensor, by tenant
+    shapes = Shapes()  # shapes of the shared tensors
+    pieces = list[Sequence[Tensor]]()  # for each tensor, its pieces by tenant
     for key, value in rows.items():
         if not value.dim() or len(value) != count:
             shape = tuple(value.shape)

@@ -19,7 +19,7 @@ ROOM = 1 + 1 / 40  # rows of a stack after it has grown or shrunk, for each one 
 MAX_ROOM = 1 + 1 / 20  # likewise before it shrinks
 
 
-Change = Callable[[Tensor], Tensor]  # of a tensor, such as a copy on another device
+Change = Callable[[Tensor], Tensor]  # changes a tensor, for example by a copy to another device
 
 
 class StoredStack(NamedTuple):

@@ -65,7 +65,7 @@ class LsrAdapter(nn.Module):
     def matrices(self) -> Pair:
         """Return the matrices A (r, in_features) and B (out_features, r), without padding."""
         factors = [getattr(self.owner or self, name) for name in self.form.factor_shapes]
-        if self.owner is not None:  # whose layer may be on another device
+        if self.owner is not None:  # the owner's layer may be on another device
             factors = [factor.to(self.core.device) for factor in factors]
         return _build_cropped(self.form, factors)
 

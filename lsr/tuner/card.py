@@ -10,8 +10,8 @@ from huggingface_hub import ModelCardData
 
 FILE = "README.md"
 MARK = "<!-- Written by lsr when the adapter is saved; without this line it stays as you edit it. -->"
-UNFILLED = "[More Information Needed]"  # of PEFT's template
-CLASSES = {  # of transformers, by PEFT's task_type
+UNFILLED = "[More Information Needed]"  # placeholder in PEFT's template
+CLASSES = {  # classes of transformers by PEFT's task_type
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -67,20 +67,20 @@ ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one.
 class Card:
     """The contents of a card, with defaults for an adapter of this package."""
 
-    base: str | None  # of the hub, or a path; None: a model without a name, of one's own class
+    base: str | None  # repository or path of the base model; None: a model without a name
     revision: str | None
     task_type: str | None
-    labels: Sequence[str] | None  # of the head in order, none if it predicts a number; None: unknown
+    labels: Sequence[str] | None  # labels in the order of the head's outputs, empty for regression; None: unknown
     is_pair: bool = False
     is_multi_label: bool = False  # whether any number of the labels may apply
-    dtype: str | None = None  # in which it was trained, if that is not the one of the base model's checkpoint
-    has_tokenizer: bool = False  # in the same folder, which then replaces the base model's
+    dtype: str | None = None  # dtype of the base model in training, if it is not its checkpoint's
+    has_tokenizer: bool = False  # whether the folder has a tokenizer, which then replaces the base model's
     tenant: str | None = None  # one of those whose labels the head has, if it is of tenants
     method: str = "LSR"  # PEFT's name
     module: str = "lsr"  # the one that registers the method with PEFT, or "peft" itself
     called: str = "LSR adapter"
     summary: str = "It is a fine-tuned adapter."  # what it does, in a sentence or two
-    sections: Mapping[str, str] = field(default_factory=dict)  # by heading
+    sections: Mapping[str, str] = field(default_factory=dict)  # sections of the card by heading
     header: Mapping[str, Any] = field(default_factory=dict)  # additional metadata fields for the hub
 
     def text(self) -> str:

@@ -111,7 +111,7 @@ class LsrConfig(PeftConfig):
 
     resolved: Resolved | None = _option(None, "Of a saved adapter: the shapes of its layers. Not to be set by hand.")
 
-    frames: InitVar[str] = "own"  # in files of early adapters, some of which hold a core alone
+    frames: InitVar[str] = "own"  # field of files of early versions, some of which hold a core alone
 
     def __post_init__(self, frames: str) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from lsr.tuner.packing import Tensors, dtype_name, unpack
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TASK = "task.json"  # written next to an adapter by the pipeline's stage train
-ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
+ROUNDED = "adapter_rounded.safetensors"  # replaces WEIGHTS: PEFT would open a file of that name and find no factors
 # Of a tokenizer in an adapter's folder: its vocabulary, one of these; and what goes with it, if it is there.
 VOCABULARIES = (
     "tokenizer.json",
@@ -31,9 +31,10 @@ VOCABULARIES = (
 )
 WITH_VOCABULARY = ("*token*.json", "merges.txt", "chat_template.jinja", "chat_template.json")
 PREVIOUS = ".previous-run"  # next to an adapter that a training run is about to replace: which run it is from
-WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")  # in the names of what PEFT trains in full
+# Parts that PEFT adds to the names of fully trained modules.
+WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
-MAX_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
+MAX_BYTES = 8_000_000  # limit to a JSON file: enough for the names and hashes of 20,000 layers
 DEEPEST = 50  # values within values: far more than a configuration has, and less than Python's stack holds
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
@@ -47,7 +48,7 @@ class Files(NamedTuple):
 
     folder: Path
     fields: dict[str, Any]
-    tensors: dict[str, Tensor]  # by their names in the file
+    tensors: dict[str, Tensor]  # tensors by their names in the file
 
     @property
     def method(self) -> str:

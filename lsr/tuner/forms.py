@@ -15,7 +15,7 @@ from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
 
 MAX_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
-MAX_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
+MAX_ENTRIES = 2**30  # limit to the entries of A and B together: a 23,000 x 23,000 layer has as many at full rank
 SMALL = 64  # a rank that sums may have on a layer that is narrower
 
 

@@ -70,5 +70,5 @@ class Injected:
 
     resolved: Resolved
     init_weights: bool | str  # what the factors were initialized by
-    labels: tuple[str, ...]  # of the base model's head
+    labels: tuple[str, ...]  # labels of the base model's head
     awaits_examples: bool  # whether it is to be initialized from examples, and is not yet

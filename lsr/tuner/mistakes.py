@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
+HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold and UTF-8 cannot
 # And what a terminal interprets as a command or a line break.
 CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029]|{HALVES.pattern}")
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
@@ -54,7 +54,7 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is no heading, or the error's type if there is no message."""
     message = str(error).strip() or type(error).__name__
     first, *others = message.splitlines()
-    if others and first.endswith(":"):  # as torch has them
+    if others and first.endswith(":"):  # torch's messages begin with such headings
         return others[0].strip()
     return first
 

@@ -34,8 +34,9 @@ BASE = "__base__"  # PEFT's name for a row without an adapter
 class Injection:
     """What an injection in progress passes to `_create_and_replace`, whose arguments are PEFT's."""
 
-    forms: dict[str, Form]  # by layer
-    owners: dict[Kind, LsrAdapter] = field(default_factory=dict)  # of the factors of each kind of layers
+    forms: dict[str, Form]  # forms by name of the layer
+    # The adapter that owns the shared factors of each kind of layers.
+    owners: dict[Kind, LsrAdapter] = field(default_factory=dict)
 
 
 class WholeHeads(BaseTuner):
@@ -206,7 +207,7 @@ class LsrModel(WholeHeads):
             for layer in find_lsr_layers(self).values():
                 layer.restore_base_weight()
         plain = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        vars(plain).pop(RECORDS, None)  # as PEFT does with its configurations
+        vars(plain).pop(RECORDS, None)  # PEFT removes its configurations likewise
         return plain
 
     @classmethod

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lsr.tuner.config import LsrConfig
 
 Value = TypeVar("Value")
-Fields = Mapping[str, Any]  # of a configuration, or of another object in JSON
+Fields = Mapping[str, Any]  # fields of a configuration or of another JSON object
 
 CORED = ("core", "all")  # the values of `train` that add a core
 WORDS = {
@@ -36,7 +36,7 @@ MAX_ENTRIES = 2_000
 MAX_WAYS = 100_000
 WIDTH = 60  # about the length of a layer's name
 DEEPEST = 20
-MAX_CHARACTERS = 500_000  # of a field, to compile which takes a second
+MAX_CHARACTERS = 500_000  # limit to a pattern: this many characters take a second to compile
 # What matches one character, by the names of re's parser.
 SINGLE = (
     "LITERAL",
@@ -55,7 +55,7 @@ def check_options(config: "LsrConfig") -> None:
     for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
         if len(shape) not in (1, 2) or not all(map(_is_count, shape)):
             raise ValueError(f"{name} must hold one or two ranks >= 1, got {list(shape)}")
-        if config.has_core and len(shape) > 1:  # which is between dense frames
+        if config.has_core and len(shape) > 1:  # a core is between dense frames
             raise ValueError(f"train={config.train!r} needs one rank in {name}, got {list(shape)}")
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
         if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
@@ -66,7 +66,7 @@ def check_options(config: "LsrConfig") -> None:
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
     start = config.init_weights
-    if start == "warm":  # in files of earlier versions
+    if start == "warm":  # name of warm_start in files of earlier versions
         raise ValueError("init_weights: 'warm' is now called 'warm_start'; change it, in a file adapter_config.json")
     if not isinstance(start, bool) and start not in INITIALIZATIONS:
         raise ValueError(f"init_weights must be a bool or one of {[*INITIALIZATIONS]}, got {start!r}")

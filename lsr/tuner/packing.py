@@ -33,14 +33,14 @@ from lsr.algebra.rounding import (
     to_codes,
 )
 
-PARTS = ("values", "small", "int64")  # with the entries of tensors
-LARGEST = 2.0**127  # from here on a rounded value may overflow
-MAX_BYTES = 1_000_000  # of the index: enough for 20,000 tensors of a LoRA
+PARTS = ("values", "small", "int64")  # keys of the tensors that hold packed entries
+LARGEST = 2.0**127  # from this magnitude on a quantized value may overflow
+MAX_BYTES = 1_000_000  # limit to the index: enough for 20,000 tensors of a LoRA
 MAX_AXES = 8
 
-Tensors = Mapping[str, Tensor]  # by name
+Tensors = Mapping[str, Tensor]  # tensors by name
 Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and the tensor's shape
-Rooms = dict[str, Room]  # by the tensor's name
+Rooms = dict[str, Room]  # places of packed tensors by name
 
 
 def pack(tensors: Tensors, precision: str) -> dict[str, Tensor]:

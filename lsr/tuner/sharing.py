@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lsr.algebra.separable import Form
 
-INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # of a layer, in its name
+INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # the index of a layer in its name
 
 
 class Kind(NamedTuple):

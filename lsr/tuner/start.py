@@ -36,7 +36,7 @@ def initialize_factors(
     """
     groups = groups_of(model, adapter_name)
     config = config_of(model, adapter_name)
-    chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
+    chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # `replace` checks the name
     if not chosen.needs_examples:
         statistics = None
     elif not layers_of(model, adapter_name).keys() <= (statistics or {}).keys():
@@ -72,7 +72,8 @@ def initialize_group(
         start = initialization.frames(sources) if owner.has_core else initialization.start(sources[0])
     owner.set_factors([*start.a, *start.b])
     if owner.has_core:
-        a, b = (side.detach().to("cpu", torch.float64) for side in owner.matrices())  # as they are stored
+        # The stored factors, without the scaling.
+        a, b = (side.detach().to("cpu", torch.float64) for side in owner.matrices())
         for layer, source in zip(layers, sources, strict=True):
             layer.adapter(adapter_name).core.data.copy_(initialization.core(source, b, a))
 

@@ -27,7 +27,8 @@ DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODUL
     "modernbert": ["Wqkv"],
 }
 SHOWN = 8  # names of a message
-ADDED = {*SEQ_CLS_HEAD_NAMES, "qa_outputs"}  # to modules_to_save by PEFT, by the task_type, whatever the model has
+# Names that PEFT adds to modules_to_save for a task_type, whether or not the model has them.
+ADDED = {*SEQ_CLS_HEAD_NAMES, "qa_outputs"}
 ADAPTABLE = (nn.Linear, Conv1D)
 
 

@@ -15,7 +15,7 @@ MAX_CLASSES = 100
 SEPARATORS = ";|,"  # between the labels of a cell, if they are multi-label
 LONGEST = 30  # characters of a label
 MAX_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
-Labels = tuple[str, ...]  # in a cell
+Labels = tuple[str, ...]  # labels in one cell
 
 
 def drop_missing(column: pd.Series) -> list[Any]:

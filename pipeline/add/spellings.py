@@ -8,7 +8,8 @@ import pandas as pd
 from pipeline.tasks.cells import is_missing, plain_text, spelling_of
 from pipeline.tasks.classes import some_of
 
-MISSING = {"n/a", "#n/a", "na", "<na>", "nan", "null"}  # in lower case; "none" often is a class
+# Lower-case spellings; "none" is not among them, because it often is a class.
+MISSING = {"n/a", "#n/a", "na", "<na>", "nan", "null"}
 
 
 def counts_of(column: pd.Series) -> Counter[str]:
@@ -42,7 +43,7 @@ def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
     for alike in groups.values():
         if len(alike) == 1:
             continue
-        frequent = max(alike, key=counts.__getitem__)  # of equals the first
+        frequent = max(alike, key=counts.__getitem__)  # ties go to the first
         label = plain_text(frequent)
         for spelling in alike:
             if spelling != label:

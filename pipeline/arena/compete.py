@@ -39,7 +39,7 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
     for entry in {entry.task: entry for entry in left}.values():
         task_tokens.write_labels(entry.first(), entry.labels)
     most = sum(tuning.most_left(entry, records) for entry in left)
-    busy: dict[str, Future[Record]] = {}  # by key
+    busy: dict[str, Future[Record]] = {}  # running training runs by key
     with workers(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
         try:
             while True:

@@ -39,7 +39,7 @@ AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
 SCORED = ("validation", "test")
 LOGITS_AT_ONCE = 16  # examples, of whose tokens all logits are in memory
 ALONE: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-DIGITS = 6  # of scores and predictions in a record
+DIGITS = 6  # significant digits of scores and predictions in a record
 # Exceptions of a method during training, which become a record as well, unless the machine is their cause.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -63,7 +63,7 @@ def measure(training: Training) -> Record:
         reason = truncate_line(f"{type(error).__name__}: {first_line(error)}")
         outcome = {"status": "failed", "reason": reason}
     return Record.model_validate(
-        vars(training)  # of which a record has the names, rates, seed and key
+        vars(training)  # a record has its names, rates, seed and key
         | outcome
         | {
             "metrics": training.view.dataset.metrics,
@@ -79,10 +79,10 @@ class Run(TrainerCallback):
     def __init__(self, training: Training) -> None:
         self.training = training
         self.task = tasks.of(training.view.dataset)  # its facts are read with the tokens
-        self.seconds = defaultdict[str, float](float)  # by what they were spent on
+        self.seconds = defaultdict[str, float](float)  # seconds by activity
         self.splits: Mapping[str, Dataset] = {}
         self.model: Any = None
-        self.tokenizer: Any = None  # which pads batches for the model
+        self.tokenizer: Any = None  # pads batches for the model
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
         self.predicted: list[float] = []
@@ -97,7 +97,7 @@ class Run(TrainerCallback):
             with self._measure_time("train"):
                 outcomes, parameters = features.outcomes(self.training, self.task, self.splits, AT_ONCE)
                 self._add(outcomes)
-            sizes = {"stored": parameters, "file_bytes": 4 * parameters}  # in float32
+            sizes = {"stored": parameters, "file_bytes": 4 * parameters}  # 4 bytes per float32
         elif self.training.is_alone:
             view = self.training.view
             self.model = base_models.load_base_model(view.base_model, self.task)

@@ -52,7 +52,7 @@ class Training:
     chosen: Method  # what the preset says of the method
     by_hash: tuple[Split, ...] = ()  # the splits to bring into the order of hashes before their first rows are read
     is_rounded: bool = False  # scored at all precisions, too
-    is_tuned: bool = False  # at the setting that tuning decided
+    is_tuned: bool = False  # whether it has the tuned setting
 
     @property
     def writes(self) -> bool:
@@ -73,9 +73,9 @@ class Entry:
         self.preset = preset
         self.task = task
         self.method = method
-        self.title = f"{task}: {method}"  # in messages and for `--only`
+        self.title = f"{task}: {method}"  # name in messages and for `--only`
         self.chosen = preset.methods[method]
-        self.seeds = preset.seeds[: self.chosen.seeds]  # that the method is repeated with
+        self.seeds = preset.seeds[: self.chosen.seeds]  # seeds with which the method is repeated
         averaged = chain.from_iterable(preset.means.values())
         is_rounded = task in averaged and not self.chosen.features
         self.rounded = preset.rounded if is_rounded else ()  # seeds whose tuned trainings are, in all precisions

@@ -20,13 +20,13 @@ from pipeline.params.sources import Named, PackageSource, Sha256, TableSource, W
 from pipeline.params.yaml_file import read_yaml
 
 PATH = Path("pipeline/arena.yaml")
-VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
+VERSION = 1  # increase it when a change of code invalidates old records: all are then run again
 # A name in tables and plots, without characters that a file name or a table cannot contain.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
-Datasets = Mapping[str, DatasetRow]  # by task
+Datasets = Mapping[str, DatasetRow]  # data set entries by task
 Features = Literal["mean", "first", "nearest", "words"]  # states: their mean twice, the first; counts of tokens
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 OWN_KEYS = {
@@ -37,7 +37,8 @@ OWN_KEYS = {
     "train.processes",
     "tenants.shared_adapter",
 }  # the arena sets them itself
-UNREAD_KEYS = {"train.report_to", "tenants.precision"}  # and the section evaluate: the arena scores in its own way
+# Keys without effect here, like the section evaluate: the arena scores in its own way.
+UNREAD_KEYS = {"train.report_to", "tenants.precision"}
 NEW_TOKENS = "new_tokens"  # the key of reads that has no value `all`
 WRITES_NOTHING = "new_tokens has no effect: the data have no completions"
 OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not those of methods

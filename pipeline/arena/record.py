@@ -30,7 +30,7 @@ ENDING = ".jsonl"
 class Rounded(Row):
     """A trained adapter and its head as stored in a lower precision, see `lsr.tuner.packing`."""
 
-    bytes: int  # of the file, including the head
+    bytes: int  # size of the file, including the head
     validation: float
     test: dict[str, float]
 
@@ -52,18 +52,20 @@ class Record(Row, extra="ignore"):
 
     status: Literal["finished", "diverged", "failed"]
     reason: str  # why it did not finish, in one line; otherwise empty
-    metrics: tuple[str, ...]  # of the task; the first one is its score
+    metrics: tuple[str, ...]  # metrics of the task; the first one is its score
     validation: tuple[float, ...] = ()  # score on the held-out part of train, by epoch
     test: tuple[dict[str, float], ...] = ()  # metrics on the test split, for GLUE the validation split, by epoch
-    predicted: tuple[float, ...] = ()  # on the test split, in its order, at the selected epoch: classes or numbers
-    rounded: dict[str, Rounded] = Field(default_factory=dict)  # by precision, after the last epoch, of tuned trainings
+    # Predicted classes or numbers for the test split, in its order, at the selected epoch.
+    predicted: tuple[float, ...] = ()
+    # Scores of quantized adapters by precision, after the last epoch of tuned training runs.
+    rounded: dict[str, Rounded] = Field(default_factory=dict)
 
     trained: int = 0  # trained parameters of the adapter
     stored: int = 0  # parameters in its file
-    file_bytes: int = 0  # of the adapter's file, including the head, or of the bank of all tenants
-    tenant_bytes: int = 0  # of these for a tenant: the mean
+    file_bytes: int = 0  # size of the adapter's file, including the head, or of the bank of all tenants
+    tenant_bytes: int = 0  # mean number of these bytes per tenant
 
-    seconds: dict[str, float]  # by what they were spent on: load, start, train, score, round; see clock
+    seconds: dict[str, float]  # CPU seconds by activity: load, start, train, score, round; see clock
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property
@@ -125,7 +127,8 @@ def describe_provenance() -> dict[str, str]:
     lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
     cpus = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     try:
-        commit = Repo.discover().head().decode()[:12]  # that is checked out, whether or not files have changed since
+        # The commit that is checked out, whether or not files have changed since.
+        commit = Repo.discover().head().decode()[:12]
     except (NotGitRepository, KeyError):
         commit = "none"
     return {

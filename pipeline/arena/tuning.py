@@ -14,8 +14,8 @@ from statistics import fmean
 from pipeline.arena.plan import Entry, Setting, Training
 from pipeline.arena.record import Record
 
-Records = Mapping[str, Record]  # by key
-Steps = Generator[list[Training], None, Setting | None]  # which return a setting
+Records = Mapping[str, Record]  # records by key
+Steps = Generator[list[Training], None, Setting | None]  # yield training runs to do next, and return a setting
 
 
 def missing(entry: Entry, records: Records) -> list[Training]:

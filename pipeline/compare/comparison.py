@@ -62,7 +62,7 @@ def compare(
         "notes": notes,
         "results": _results(tasks, judge, preset.baseline, methods),
     }
-    return json.loads(json.dumps(comparison), parse_float=_shorter)  # as a program reads it
+    return json.loads(json.dumps(comparison), parse_float=_shorter)  # equals what a program reads from the file
 
 
 def _shorter(number: str) -> float:

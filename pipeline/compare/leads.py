@@ -58,7 +58,7 @@ CLOSE = "close"
 BEHIND = "behind"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
-KINDS = ("these", "new")  # of tasks, on which there is a lead; new: with the tasks drawn too
+KINDS = ("these", "new")  # populations of tasks to which a lead applies; new: tasks are drawn, too
 MIN_P = 1e-100  # smaller p-values are 0
 Values = NDArray[Any]
 Verdict = dict[str, Any]  # the ends of an interval, and a word
@@ -67,13 +67,13 @@ Verdict = dict[str, Any]  # the ends of an interval, and a word
 class Scores(NamedTuple):
     """The score of a training, in percent."""
 
-    whole: float  # on all test examples
-    resampled: Values  # on each resample of them, (resamples,); without labels always that on all
+    whole: float  # score on all test examples
+    resampled: Values  # score on each resample of them, (resamples,); without labels always the score on all
 
 
 BySeed = Mapping[int, Scores]
 Seeds = Sequence[int]
-Part = tuple[BySeed, BySeed]  # of a task, all of it or a tenant: the scores of a method, and those of its rival
+Part = tuple[BySeed, BySeed]  # scores of a method and of its rival, on a whole task or a tenant
 
 
 class Error(NamedTuple):
@@ -92,10 +92,10 @@ class Lead:
 
     mean: float = math.nan  # without a seed in common
     these: tuple[Error, ...] = ()  # independent errors with the tasks fixed: of seeds, and of examples
-    alone: tuple[Error, ...] = ()  # with the seeds fixed too: of examples alone
-    drawn: tuple[Error, ...] = ()  # with tasks or tenants drawn too; of a single one nothing is known
+    alone: tuple[Error, ...] = ()  # errors with seeds fixed too, due to examples alone
+    drawn: tuple[Error, ...] = ()  # errors with tasks or tenants drawn too; unknown for a single one
     error_seeds: float = math.nan  # standard error with tasks and examples fixed
-    error_examples: float = math.nan  # with tasks and seeds fixed; unknown without labels
+    error_examples: float = math.nan  # standard error with tasks and seeds fixed; unknown without labels
 
     def half(self, confidence: float, kind: str = "these") -> float:
         """Return half of the interval on tasks of a kind."""
@@ -193,7 +193,7 @@ def _leads(part: Part, seeds: Seeds) -> list[float]:
 def _of_examples(part: Part, seeds: Seeds) -> tuple[float, float]:
     """Return the variance of the mean over seeds over draws of the examples, and the covariance of two seeds."""
     mine, theirs = part
-    leads = [mine[seed].resampled - theirs[seed].resampled for seed in seeds]  # of each resample
+    leads = [mine[seed].resampled - theirs[seed].resampled for seed in seeds]  # differences on each resample
     if not np.ptp(leads, axis=1).any():  # without labels, or without a difference
         return 0.0, 0.0
     covariances = np.cov(leads)
@@ -268,7 +268,7 @@ def _mean_of(errors: Sequence[Error]) -> Error:
 
 
 ByMethod = Mapping[str, BySeed]
-ByPart = Mapping[str, ByMethod]  # of a task
+ByPart = Mapping[str, ByMethod]  # scores of a task's parts by method
 Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
 
 
@@ -276,7 +276,7 @@ Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an
 class Judge:
     """All scores of a comparison, from which methods are judged."""
 
-    scores: Mapping[str, ByPart]  # by task; a part is a tenant's, or all of it
+    scores: Mapping[str, ByPart]  # scores by task; a part is a tenant, or the whole task
     places: Places
     margin: float  # percentage points within which methods are equivalent
 

@@ -21,19 +21,19 @@ MISSING = "not run"
 PERCENT = 100.0
 FULL = "float32"
 AS_TRAINED = "as trained"  # the only precision known of training runs that were not quantized
-LOSS = 0.002  # of the validation score, a fraction, of which page.html tells
+LOSS = 0.002  # largest loss of validation score, as a fraction; page.html states it
 Row = dict[str, Any]
 ByTask = Sequence[Sequence[Record]]  # training runs
 BySeed = dict[int, float]  # scores
-Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method first
-OnTasks = Mapping[str, "Entry | None"]  # of a method by task; None: not run
+Entries = dict[str, dict[str, "Entry"]]  # entries by task and method, smallest method first
+OnTasks = Mapping[str, "Entry | None"]  # entries of a method by task; None: not run
 
 
 class Entry(NamedTuple):
     """A method on a task. Without a tuned setting there is no chosen record, and `trainings` are all records."""
 
-    tries: tuple[Record, ...]  # with the first seed, one per pair of rates
-    trainings: tuple[Record, ...]  # at the tuned setting, by seed, including those that did not finish
+    tries: tuple[Record, ...]  # tuning runs with the first seed, one per pair of rates
+    trainings: tuple[Record, ...]  # training runs at the tuned setting by seed, including those that did not finish
     chosen: Record | None
     labels: Path
 
@@ -159,14 +159,14 @@ def row(
         "status": _status(known, bool(scores)) if is_run else MISSING,
         "reason": _reason(entries),
         "trainings": max((len(entry.trainings) for entry in known), default=0),  # finished or not
-        "scores": scores,  # by seed
+        "scores": scores,  # scores by seed
         **estimate("score", list(scores.values())),
         "trained": max((entry.shown.trained for entry in known), default=None),  # parameters of the adapter
         "stored": max((entry.shown.stored for entry in known), default=None),  # parameters in its file
-        "bytes": file.bytes,  # of the smallest file that costs next to nothing
+        "bytes": file.bytes,  # size of the smallest file that loses at most LOSS
         "precision": file.precision,
         **estimate("score_at_bytes", file.scores),
-        "seconds": _seconds(known),  # of a whole training run, mean over seeds
+        "seconds": _seconds(known),  # CPU seconds of a whole training run, mean over seeds
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
@@ -256,8 +256,8 @@ class File(NamedTuple):
     """The file of a method's trained adapter in a precision, over some tasks and seeds."""
 
     precision: str | None = None  # None if there is no file
-    bytes: int | None = None  # of the largest
-    scores: Sequence[float] = ()  # on test, in percent, of each seed that all tasks have
+    bytes: int | None = None  # size of the largest file
+    scores: Sequence[float] = ()  # test scores in percent for each seed that all tasks have
 
 
 def _files(training: Record) -> dict[str, Rounded]:

@@ -116,7 +116,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)  # a run was killed after it had moved the folder aside
-    for left in (temporary, old):  # by a killed run
+    for left in (temporary, old):  # left by a killed run
         remove(left)
     try:
         with name_path_on_error(path):

@@ -17,14 +17,14 @@ from pipeline.core import artifacts, git
 from pipeline.core.errors import MISTAKE, STOPPED, escape, exit_on_error
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
-IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of a training, that which prints and writes
+IS_FIRST = os.environ.get("RANK", "0") == "0"  # whether this process prints and writes, if several train
 console = Console(**PLAIN, quiet=not IS_FIRST)
-errors = Console(**PLAIN, stderr=True)  # for commands whose output others read
+errors = Console(**PLAIN, stderr=True)  # console for commands whose standard output is data
 SECONDS_BETWEEN_LINES = 5.0
 AGAIN = "run it again: a training goes on from its last complete epoch"
 UNDO = """undo the change and run `dvc repro` to restore what DVC has removed
 -S leaves params.yaml edited; to undo all edits of it: git checkout HEAD params.yaml"""
-BARS = "▁▂▃▄▅▆▇█"  # of a curve in one line
+BARS = "▁▂▃▄▅▆▇█"  # heights of a curve drawn in one line
 LONGEST = 60  # bars
 Item = TypeVar("Item")
 Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another

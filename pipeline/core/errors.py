@@ -17,9 +17,9 @@ from typing import Any
 MISTAKE = 2
 FAILED = 1
 STOPPED = 130
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of packages in Rust: safetensors and tokenizers
-TORCH_SAVE = ("inline_container.cc", "iostream error")  # in torch's messages
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and halves of characters
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # error number in messages of Rust packages: safetensors and tokenizers
+TORCH_SAVE = ("inline_container.cc", "iostream error")  # parts of torch's messages about files
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters and lone surrogates
 LONGEST_LINE = 300  # characters
 MAX_LINES = 20
 # Words that a cut leaves incomplete, but no long values.
@@ -129,7 +129,7 @@ def _warnings_at_the_end() -> Iterator[None]:
 
 def _is_first_to_fail() -> bool:
     """Return whether no other process of those that torchrun has started here has said what went wrong."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder for each process, in one for all
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun gives each process a folder, all of them in one folder
     if not file:
         return True
     try:

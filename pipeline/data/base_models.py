@@ -73,7 +73,7 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
             output["loss"] = loss(output["logits"], labels, **beside)
         return output
 
-    columns = signature(kind.forward)  # from which the Trainer reads which columns the model takes
+    columns = signature(kind.forward)  # the Trainer reads from the signature which columns the model takes
     added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in head.beside]
     sorted_by_kind = sorted([*columns.parameters.values(), *added], key=lambda parameter: parameter.kind)
     forward.__signature__ = columns.replace(parameters=sorted_by_kind)  # type: ignore[attr-defined]

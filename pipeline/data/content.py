@@ -13,7 +13,7 @@ from pipeline.core.errors import UserError
 from pipeline.params.sources import GgufModel, HubModel, PackageModel, PackageSource, Row, TableSource
 
 MODELS = "models"  # dvc.yaml has it as a dep of the stages `tokenize` and `factorize-init`,
-WATCHED = ("data", MODELS)  # and both as deps of `tokenize`
+WATCHED = ("data", MODELS)  # folders of users, both deps of `tokenize`
 
 # A source of a row, or the name of a folder or hub repository.
 Source = TableSource | PackageSource | HubModel | PackageModel | GgufModel | str

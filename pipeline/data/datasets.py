@@ -34,9 +34,9 @@ from pipeline.tasks.cells import Record, has_mirrors, unify_spellings
 from pipeline.tasks.task import EXPECTED, GROUP, MIRROR, TENANT
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-BY_PRECEDENCE: tuple[Split, ...] = ("test", "validation", "train")  # of splits that share a text, the first keeps it
+BY_PRECEDENCE: tuple[Split, ...] = ("test", "validation", "train")  # the first of the splits that share a text keeps it
 TEXTS = ("text", "text_pair", EXPECTED)  # columns of texts
-Tables = dict[Split, pd.DataFrame]  # of examples, with numbers in place of texts
+Tables = dict[Split, pd.DataFrame]  # tables of examples, with numbers in place of texts
 Dropped = Counter[str]  # how many rows are left out, by reason
 MIRRORED = "in_another_order"  # the reason for which rows are dropped whose texts another split has in another order
 
@@ -80,7 +80,7 @@ class Examples:
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a column of numbers: labels, of which an example may have several, or group or tenant."""
         column = self._table[name]
-        if column.dtype == object:  # of lists
+        if column.dtype == object:  # a column of lists
             return np.array(column.tolist())
         return np.array(column)
 

@@ -11,9 +11,9 @@ from zipfile import BadZipFile, ZipFile
 from pipeline.core.errors import first_line, nearest
 from pipeline.data import opening
 
-MAX_ROWS = 1_048_576  # of a sheet in Excel
-MAX_CELLS = 100_000_000  # of the rows together: a short row may name a cell far to the right
-NEEDED = ("openpyxl", "defusedxml")  # with the second, the first expands no entities
+MAX_ROWS = 1_048_576  # limit of a sheet in Excel
+MAX_CELLS = 100_000_000  # limit to all rows together: a short row may name a cell far to the right
+NEEDED = ("openpyxl", "defusedxml")  # with defusedxml, openpyxl expands no XML entities
 INSTALL = "pip install -c constraints.txt -e '.[excel]'"
 
 
@@ -61,7 +61,7 @@ def _open_workbook(path: Path) -> Any:
     _check_size(path)
     from openpyxl import load_workbook
 
-    with warnings.catch_warnings(action="ignore"):  # of styles and filters, which no cell is read from
+    with warnings.catch_warnings(action="ignore"):  # warnings concern styles and filters, which hold no cell
         try:
             return load_workbook(path, read_only=True, data_only=True, keep_links=False)
         except Exception as error:  # what a damaged file makes it raise is of any kind
@@ -90,13 +90,13 @@ def _values(sheet: Any) -> Iterator[tuple[Any, ...]]:
     Raises:
         ValueError: if they are damaged, or too many.
     """
-    sheet.reset_dimensions()  # which a file may state wrongly
+    sheet.reset_dimensions()  # a file may state its dimensions wrongly
     rows = iter(sheet.iter_rows(values_only=True))
     count = 0
     for number in range(MAX_ROWS + 1):
         try:
             row = next(rows, None)
-        except Exception as error:  # of any kind, as when it is opened
+        except Exception as error:  # openpyxl raises errors of any kind, as on opening
             raise ValueError(f"cannot be read as xlsx: {first_line(error)}") from None
         if row is None:
             return

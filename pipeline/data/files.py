@@ -15,7 +15,7 @@ from pipeline.data import excel, opening
 from pipeline.params.sources import CSV, EXCEL, JSON, PARQUET, SEPARATED, TableSource, ending_of
 from pipeline.tasks.cells import HALVES, Record
 
-ROWS = 1000  # of a table in memory
+ROWS = 1000  # rows per table in memory
 TAB = "\t"
 ENDINGS = (*SEPARATED, *JSON, EXCEL, PARQUET)
 Line = tuple[int, Sequence[str | None]]  # its number, or that of a row, and its fields

@@ -18,7 +18,7 @@ from pipeline.params.schema import View
 from pipeline.params.sources import TableRow
 from pipeline.params.yaml_file import by_dotted_key, read_yaml
 
-Inputs = dict[str, str | None]  # by name: a digest, or a value in JSON; None for what is not there
+Inputs = dict[str, str | None]  # inputs by name: a digest, or a value in JSON; None if it is missing
 TOKENIZE = "tokenize"  # the stage that records rows and files
 
 

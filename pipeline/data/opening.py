@@ -16,7 +16,7 @@ from pipeline.core.errors import first_line
 # three to ten times, and of a file that is made to fill a disk or memory a thousand times and more.
 UNPACKED_BYTES = 100_000_000
 UNPACKED_TIMES = 100
-DAMAGED = (EOFError, lzma.LZMAError, zlib.error)  # beside OSErrors and ValueErrors
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error)  # errors of damaged files besides OSError and ValueError
 
 
 def check_is_file(path: Path, start: str) -> None:
@@ -83,7 +83,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def _open_zstandard(path: Path) -> IO[bytes]:
-    import pyarrow as pa  # which is there anyway; Python has it from 3.14
+    import pyarrow as pa  # pyarrow is installed anyway; Python has zstd from 3.14
 
     return pa.input_stream(str(path), compression="zstd")
 

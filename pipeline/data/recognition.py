@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import excel, files, opening
 from pipeline.params.sources import CSV, EXCEL, ONLY_FOR, SEPARATED, TEXTUAL, Split, TableSource, ending_of
 
-MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
+MARKS = {  # byte order marks; UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: None,
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -31,12 +31,12 @@ JAPANESE = ("cp932", "euc_jp")
 SAMPLE = 65_536  # bytes of lines that are not UTF-8
 HIRAGANA = re.compile("[\u3041-\u3096]")
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
-MIN_HIRAGANA = 0.1  # of the characters beyond ASCII in a Japanese text
-WORD = re.compile(r"\w*[^\W\x00-\x7f]\w*")  # with a character beyond ASCII
+MIN_HIRAGANA = 0.1  # smallest share of hiragana among the non-ASCII characters of a Japanese text
+WORD = re.compile(r"\w*[^\W\x00-\x7f]\w*")  # a word with a character beyond ASCII
 DELIMITERS = {",": "commas", ";": "semicolons", files.TAB: "tabs", "|": "vertical bars"}
 SHOWN = 3  # words
 LONGEST = 20  # characters of one
-ROWS = 1000  # that decide which of these it is
+ROWS = 1000  # number of rows that decide between these formats
 Rows = list[list[str | None]]
 
 

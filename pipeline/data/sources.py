@@ -24,7 +24,7 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     has no null. Errors are to be wrapped by `wrap_reading_errors`; that of a missing column begins with `where`.
     """
     renamed = _get_renames(source)
-    names = {column: renamed.get(column, column) for column in columns}  # in the file
+    names = {column: renamed.get(column, column) for column in columns}  # names in the file
     replaced = _replacements(source, columns, where)
     there = dict[str, None]()
     batches = iter_batches(_records(source, split), files.ROWS)
@@ -60,7 +60,7 @@ def _get_renames(source: TableSource | PackageSource) -> Mapping[str, str]:
     return {}
 
 
-Replacements = Mapping[str, Mapping[str, str | None]]  # by column: what a value is read as
+Replacements = Mapping[str, Mapping[str, str | None]]  # the value that replaces a value, by column
 
 
 def _replacements(source: TableSource | PackageSource, columns: Sequence[str], where: str) -> Replacements:

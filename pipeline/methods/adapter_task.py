@@ -25,14 +25,14 @@ class AdapterTask(Row):
     What a field may hold is checked by `lsr.loading.task`, for all readers and writers of the file.
     """
 
-    kind: str  # of task, as classes or number
-    columns: Names  # of the text, or of a pair of texts
-    labels: Names | None  # in the order of the head's outputs; null for a number
+    kind: str  # task type, such as classes or number
+    columns: Names  # columns of the text or the pair of texts
+    labels: Names | None  # labels in the order of the head's outputs; null for regression
     tenants: dict[str, Names | None] | None = None  # labels by tenant, in place of `labels`, in the same order
     tenant: str | None = None  # the column that names the tenant
     thresholds: tuple[float, ...] | None = None  # the probability from which on each label of several applies
     max_length: int  # tokens; longer texts were truncated
-    template: str | None = None  # of prompts, if it writes: a chat template in Jinja, or none
+    template: str | None = None  # template of prompts for text generation: a chat template in Jinja, or none
     stop_token_ids: tuple[int, ...] | None = None  # tokens, by number, that end what it writes
 
     @field_validator("kind")

@@ -103,7 +103,7 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     norms = [kind for kind in types if kind.__name__.endswith("Norm")]
     decaying = set(get_parameter_names(model, norms, UNDECAYED))
     in_head = head_parameters(model, view.base_model)
-    groups = dict[tuple[float, float], dict[str, Any]]()  # by learning rate and weight decay
+    groups = dict[tuple[float, float], dict[str, Any]]()  # parameter groups by learning rate and weight decay
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -168,7 +168,7 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     of_heads = tuple(f"{PREFIX}{name}." for name in heads)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     stored = [value.numel() for name, value in saved.items() if not name.startswith(of_heads)]
-    sizes = Counter[tuple[bool, bool]]()  # by whether they are in the head and trained
+    sizes = Counter[tuple[bool, bool]]()  # parameters by (is in the head, is trained)
     for parameter in model.parameters():
         sizes[id(parameter) in in_head, parameter.requires_grad] += parameter.numel()
     return {

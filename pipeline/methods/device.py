@@ -18,7 +18,7 @@ def fastest() -> torch.device:
 def advise_on_threads(say: Callable[[str], None]) -> None:
     """Print a line by `say` if other programs keep the cores busy, so that threads of torch wait for each other."""
     threads = torch.get_num_threads()
-    if threads == 1 or fastest().type != "cpu" or not hasattr(os, "getloadavg"):  # which Windows lacks
+    if threads == 1 or fastest().type != "cpu" or not hasattr(os, "getloadavg"):  # Windows lacks getloadavg
         return
     cores = os.cpu_count() or 1
     load, *_ = os.getloadavg()

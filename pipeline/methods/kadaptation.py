@@ -66,7 +66,7 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
         bound = math.sqrt(n / self.in_features)  # kaiming_uniform with a = sqrt(5), as for LoRA's A
         v = torch.empty(n, config.r, self.in_features // n)
         v.uniform_(-bound, bound)
-        u = torch.zeros(n, self.out_features // n, config.r)  # so the layer is unchanged, but U gets a gradient
+        u = torch.zeros(n, self.out_features // n, config.r)  # a zero U leaves the layer unchanged, but gets a gradient
         self.kadaptation_u = nn.ParameterDict({name: nn.Parameter(u)})
         self.kadaptation_v = nn.ParameterDict({name: nn.Parameter(v)})
         self._move_adapter_to_device_of_base_layer(name)
@@ -131,7 +131,7 @@ class KAdaptationModel(WholeHeads):
         **__: Any,
     ) -> None:
         n = peft_config.n
-        if adapter_name not in self.kadaptation_s:  # by the first of its layers
+        if adapter_name not in self.kadaptation_s:  # the first layer creates the shared factors
             s = torch.randn(n, n, n) / n  # n terms of n products: unit gain
             self.kadaptation_s[adapter_name] = nn.Parameter(s)
         layer = KAdaptationLinear(target, self.kadaptation_s, adapter_name, peft_config)

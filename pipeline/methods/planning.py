@@ -37,7 +37,7 @@ warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft"
 FROM_EXAMPLES = ("eva", "corda", "lora_ga")  # initializations of PEFT
 OLORA = "olora"  # another one
 SIZES = ("r", "n")  # keys of ranks and numbers of terms; a method whose default is 0 computes them
-OWN_TABLES = ("IA3", "LN_TUNING")  # for which PEFT has a table by architecture, not that of LoRA
+OWN_TABLES = ("IA3", "LN_TUNING")  # methods for which PEFT has tables of target layers other than LoRA's
 # What PEFT warns of a key that it overrides or does not use.
 UNUSED = ".*(ignored|only supported|no parameter was matched|no tied modules|fan_in_fan_out is set to True but)"
 MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
@@ -53,7 +53,7 @@ class Plan:
 
     section: MethodParams
     config: PeftConfig
-    layers: tuple[str, ...]  # that LSR adapts, by name; other methods of PEFT find theirs themselves
+    layers: tuple[str, ...]  # names of the layers that LSR adapts; other methods of PEFT find theirs themselves
     head: tuple[str, ...]  # the modules of the base model's head
 
 
@@ -198,10 +198,11 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
             continue
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name}: must be a whole number of at least 1, got {size}")
-    in_silence = {"progressbar": False} if "progressbar" in known else {}  # of FRoD: it is not a bar of ours
+    in_silence = {"progressbar": False} if "progressbar" in known else {}  # FRoD would draw its own progress bar
     fields = in_silence | seeds | section.options | _layers(section) | chosen
-    check_patterns(fields)  # as whoever reads the adapter does
-    filter_fields({"peft_type": section.type, **fields}, widest=sys.maxsize)  # and so the stages that follow
+    check_patterns(fields)  # readers of the adapter make the same check
+    # The stages that follow make the same check.
+    filter_fields({"peft_type": section.type, **fields}, widest=sys.maxsize)
     return kind(**fields)
 
 
@@ -211,7 +212,7 @@ def list_types() -> dict[str, type[PeftConfig]]:
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         if kind.value in OWN_LOOP or issubclass(config, PromptLearningConfig):
             continue
-        if kind.value != LSR and kind.value not in methods():  # which the stages that follow load
+        if kind.value != LSR and kind.value not in methods():  # the stages that follow can load only these
             continue
         names = {field.name for field in fields(config) if field.init}
         if {"target_modules", "modules_to_save"} <= names:

@@ -28,7 +28,7 @@ from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
 
 BATCH = {"gradient": 32, "update": 8, "warm_start": 8}  # examples per batch; training takes one step per batch
-NUMBER = "a number"  # in place of a label
+NUMBER = "a number"  # stands for a label in regression
 SHOWN = 4  # labels in a message
 
 

@@ -28,7 +28,7 @@ class Idle(NamedTuple):
 
     key: str
     value: Any
-    usual: Any  # with which nothing is set
+    usual: Any  # the value that sets nothing
     reason: str
 
     @property
@@ -52,7 +52,7 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
         reasons["evaluate.max_new_tokens"] = "the data have no completions"
     for key, reason in reasons.items():
         yield from _set(key, attrgetter(key)(params), reason)
-    if not (is_of_tenants and params.tenants.folder):  # in which the adapter is
+    if not (is_of_tenants and params.tenants.folder):  # the folder with the adapter
         yield from idle_in_section(params.sections[params.adapter])
 
 

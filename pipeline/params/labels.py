@@ -21,14 +21,14 @@ OF_NUMBERS = ("pearson", "spearman")
 OF_COMPLETIONS = ("exact_match", "rouge_l")
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
 CHOSEN = ("wrong", "right")  # the classes of a choice
-RARER = "rarer"  # in place of a class: the one that train has less of
+RARER = "rarer"  # stands for the class that is rarer in train
 
 # What lsr.loading.task allows in the task.json of an adapter, which a test compares: characters of a label, labels of
 # an adapter or a tenant, and bytes of these labels together.
 LONGEST_NAME = 200
 MAX_LABELS = 10_000
 MAX_LABEL_BYTES = 64_000
-LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # which the name of a second text may add
+LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # the column of a second text may add this ending
 
 
 def has_exact_interval(metric: str, *, in_groups: bool) -> bool:

@@ -6,7 +6,7 @@ KEYS = {
     "several": "multi_label",
     "warmup_share": "warmup_ratio",
 }
-VALUES = {  # by key and value
+VALUES = {  # present value by key and former value
     ("init", "warm"): "warm_start",
     ("kind", "several"): "multi_label",
 }

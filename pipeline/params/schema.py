@@ -31,7 +31,7 @@ class Table(NamedTuple):
     """The rows that a word of params.yaml can name: those that come with the pipeline, and its user's own."""
 
     built_in: Path
-    own: Path  # in a folder on which the stage tokenize depends; it need not be there
+    own: Path  # the user's registry, on whose folder the stage tokenize depends; it need not exist
     schema: type[TableRow]
 
 
@@ -109,7 +109,7 @@ class FactorizeInitView(View):
     seed: int
     tokenize: TokenizeParams
     tenants: TenantsParams
-    section: SerializeAsAny[MethodParams]  # with all fields of the method's own section
+    section: SerializeAsAny[MethodParams]  # serialized with all fields of the method's own section
 
 
 class TrainView(FactorizeInitView):

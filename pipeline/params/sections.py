@@ -54,7 +54,7 @@ MAX_EPOCHS = 30
 RATE = "learning_rate"
 NUMBERS = re.compile("r|n|(.*_)?(alpha|dropout)")  # keys of methods of PEFT, which need not be loaded to know this
 DROPOUTS = re.compile("(.*_)?dropout")
-LARGEST = 2**32  # of a number that PEFT takes: as a seed is, and far more than any width or scale
+LARGEST = 2**32  # limit to numbers for PEFT: that of seeds, and far above any width or scale
 # Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
 OWN_LOOP = {
     "ADALORA": "calls that move ranks between layers",
@@ -271,7 +271,7 @@ class PeftParams(MethodParams):
     @model_validator(mode="after")
     def _every_key_has_an_effect_and_a_value_in_its_range(self) -> Self:
         for name, value in self.options.items():
-            if name in FIXED and value not in (None, False):  # which say that nothing is set
+            if name in FIXED and value not in (None, False):  # None and False set nothing
                 raise ValueError(f"{name}: cannot be set here: {FIXED[name]}")
             if name == "layers_to_transform" and self.layers != "all":
                 raise ValueError(f"{name}: layers says which, {list(self.layers)}; leave out one of both")

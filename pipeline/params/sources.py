@@ -31,7 +31,7 @@ Word = Annotated[str, Field(pattern=NAME, description="DVC splits keys on dots, 
 Named = Annotated[
     str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
 ]
-FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
+FIELD = re.compile(r"\{([^{}]+)\}")  # field of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
 # Of a key that older rows lack, which keep their digest.
 Added = partial(Field, None, exclude_if=lambda value: value is None)

@@ -27,7 +27,7 @@ class Texts(NamedTuple):
     """A table with texts, and where they are in it."""
 
     tables: Iterator[pd.DataFrame]  # some rows at a time
-    columns: list[str]  # with the texts
+    columns: list[str]  # names of the columns with the texts
     before: str  # the number of a row in messages
 
 

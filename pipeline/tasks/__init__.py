@@ -68,4 +68,5 @@ def _type_of(row: DatasetRow) -> TaskType:
 
 def kinds() -> dict[str, TaskType]:
     """Return the task types by the words that task.json has for them."""
-    return {task_type.kind: task_type for task_type in reversed(TASKS.values())}  # of several with one word, the first
+    # If several have one name, the first stays.
+    return {task_type.kind: task_type for task_type in reversed(TASKS.values())}

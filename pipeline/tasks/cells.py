@@ -11,11 +11,11 @@ from typing import Any
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
 
-Cells = Mapping[str, Any]  # of a row, by column
+Cells = Mapping[str, Any]  # cells of a row by column
 Record = tuple[str, Cells]  # where a row is, such as line 7, and its cells
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
-HALVES = re.compile("[\ud800-\udfff]")  # of characters, which jsonl can hold and a tokenizer cannot
-TEXT_COLUMNS = ("text", "text_pair")  # of examples
+HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold and a tokenizer cannot take
+TEXT_COLUMNS = ("text", "text_pair")  # text columns of examples
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
 
@@ -64,7 +64,7 @@ def unify_spellings(
     Raises:
         ValueError: for the first row that spells a name in another way than a row before it; names both.
     """
-    first: dict[tuple[str, str], tuple[str, str]] = {}  # by column and name: the spelling, and where it is
+    first: dict[tuple[str, str], tuple[str, str]] = {}  # first spelling and its location, by column and name
     for where, cells in rows:
         for column, value in names_in(cells):
             name = plain_text(value)

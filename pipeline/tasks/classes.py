@@ -56,7 +56,7 @@ def is_turned(row: DatasetRow, facts: Facts) -> bool:
         UserError: if only the data determine which class that is, and they were not read.
     """
     label: Any = row.label
-    positive = getattr(label, "positive", None)  # which labels of classes have alone
+    positive = getattr(label, "positive", None)  # only labels of classes have it
     if positive is None:
         return False
     if positive == RARER:
@@ -95,7 +95,8 @@ class ClassesPreprocessor(Preprocessor):
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         column = self.label.column
-        return [] if isinstance(self.label, Threshold) else [(column, cells[column])]  # or else it holds a number
+        # With a threshold, the column holds a number.
+        return [] if isinstance(self.label, Threshold) else [(column, cells[column])]
 
     def label_of(self, cells: Cells) -> Any:
         return class_of(cells[self.label.column], self.label)
@@ -129,7 +130,7 @@ class PairsPreprocessor(ClassesPreprocessor):
     paired, and in which order: this reveals nothing about the numbers, and the two classes are about equally frequent.
     """
 
-    target = "float64"  # of the examples that are paired
+    target = "float64"  # target of the examples that are paired
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         return ()  # numbers that are compared
@@ -220,7 +221,7 @@ class ClassesScoring(OfClasses, Scoring):
         from scipy import stats
 
         labels = torch.from_numpy(outcome.labels)
-        loss = torch.nn.functional.cross_entropy(outcome.outputs, labels)  # in nats
+        loss = torch.nn.functional.cross_entropy(outcome.outputs, labels)  # unit: nats
         entropy = stats.entropy(np.bincount(outcome.labels))
         return float(loss), float(entropy)
 

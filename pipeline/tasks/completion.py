@@ -140,7 +140,7 @@ def _tokenize(
         lengths = list[int]()
         for text, answer in zip(batch["text"].to_pylist(), batch[EXPECTED].to_pylist(), strict=True):
             example = prompts.example(turns(text), answer)
-            if example.answer >= max_length:  # of the prompt, one token stays
+            if example.answer >= max_length:  # at least one token of the prompt must fit
                 continue
             lengths.append(len(example.ids))
             row = {

@@ -28,7 +28,8 @@ class Facts(Row):
 
     positive: str | None = None  # the class of f1: the rarer one of two
     tenants: Mapping[str, Tenant] = {}
-    thresholds: tuple[float, ...] | None = None  # by label, from which it applies; the stage train chooses them
+    # Probability from which each label applies; the stage train chooses them.
+    thresholds: tuple[float, ...] | None = None
 
     def with_counts(self, tenants: Sequence[int]) -> Self:
         """Return them with the number of examples of each tenant, of which `tenants` has that of each example."""

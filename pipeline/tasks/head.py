@@ -16,7 +16,7 @@ class Head(Part, ABC):
     """The head of a model, with the batches that it takes and the loss that trains it."""
 
     peft_task = "SEQ_CLS"  # PEFT's task_type
-    auto_class = "AutoModelForSequenceClassification"  # of transformers, for a model with its head
+    auto_class = "AutoModelForSequenceClassification"  # class of transformers for a model with this head
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     can_balance = False  # there are classes that a loss can give equal weights

@@ -129,7 +129,7 @@ class MultiLabelScoring(ClassesScoring):
 
         wanted = torch.from_numpy(outcome.labels).float()
         shares = wanted.mean(dim=0)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(outcome.outputs, wanted)  # in nats
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(outcome.outputs, wanted)  # unit: nats
         baseline = torch.nn.functional.binary_cross_entropy(shares, shares)
         return float(loss), float(baseline)
 

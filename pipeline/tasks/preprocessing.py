@@ -149,13 +149,13 @@ def _examples_of(
     cells: Cells,
     label: Any,
     texts: Sequence[Mapping[str, str]],
-    number: int,  # of the row in its split
+    number: int,  # number of the row in its split
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the examples of a row, as `_table` takes them: one for each of its texts."""
     row = preprocessor.row
     alike = preprocessor.alike(cells, texts)
     group = row.group
-    together = fold(str(cells[group[0]])) if group else alike  # of which all are in one split
+    together = fold(str(cells[group[0]])) if group else alike  # rows with the same text are all in one split
     position = place_of(together)
     own = preprocessor.extend_dedup_key(cells, alike)
     unit = preprocessor.unit_of(cells, number)

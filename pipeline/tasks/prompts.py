@@ -9,7 +9,7 @@ from pipeline.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NONE = "none"  # in place of a chat template: a prompt is its text; lsr.loading.prompts has it as NO_TEMPLATE
+NONE = "none"  # stands for no chat template: a prompt is its text; the same as NO_TEMPLATE in lsr.loading.prompts
 SILENT = -100  # the label of a token that no loss is about, as transformers has it
 SAMPLE = "Q7z"  # an answer that no template holds
 ROLES = ("system", "user", "assistant")
@@ -73,7 +73,7 @@ class Prompts:
         ids = list[int]()
         labels = list[int]()
         before = ""  # the prompt of the last answer
-        last = ""  # that answer
+        last = ""  # last answer
         for number, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue

@@ -16,13 +16,13 @@ from pipeline.tasks import sums
 from pipeline.tasks.sums import ROUNDING
 from pipeline.tasks.task import Groups, Numbers, Scores
 
-Metric = Callable[[Numbers, Numbers], float]  # of labels and predictions
+Metric = Callable[[Numbers, Numbers], float]  # computes a score from labels and predictions
 Interval = tuple[float, float]
 OfDrawn = Callable[[Numbers], Numbers]  # numbers of drawn units, (resamples, units), to scores, (resamples,)
 
 CONFIDENCE = 0.95
 BY_CLASS = ("class", "precision", "recall", "f1", "texts", "answers")
-SIGNED = ("matthews_correlation", "pearson", "spearman")  # in [-1, 1]; the others are in [0, 1]
+SIGNED = ("matthews_correlation", "pearson", "spearman")  # metrics in [-1, 1]; the others are in [0, 1]
 NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
 # Numbers that are summed over examples, 80 MB: of many classes, resamples are scored one by one.
 MAX_TERMS = 10_000_000
@@ -132,7 +132,7 @@ def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval
 
 def by_class(
     names: Sequence[str], predictions: Numbers, labels: Numbers
-) -> list[tuple[str | float, ...]]:  # of BY_CLASS
+) -> list[tuple[str | float, ...]]:  # columns: BY_CLASS
     """Return a row for each class or label: precision, recall, F1, texts that have it, and answers that name it."""
     if labels.ndim == 1:
         flags = np.eye(len(names))
@@ -272,7 +272,7 @@ def _micro_f1(labels: Numbers, predictions: Numbers) -> float:
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
     if _is_constant(np.concatenate([labels, predictions])):
-        return 0.0  # which scikit-learn returns with a warning
+        return 0.0  # scikit-learn returns the same with a warning
     return matthews_corrcoef(labels, predictions)
 
 
@@ -298,5 +298,5 @@ EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),
-    "rouge_l": lambda labels, predictions: float(predictions.mean()),  # which are that of each text
+    "rouge_l": lambda labels, predictions: float(predictions.mean()),  # predictions are the metric of each text
 }

@@ -181,7 +181,7 @@ OF_CLASSES = {
     "macro_f1": Metric(_counts, _macro_f1),
     "matthews_correlation": Metric(_counts, _matthews),
 }
-OF_TEXTS = {  # whose predictions are the metric of each text by itself
+OF_TEXTS = {  # metrics whose predictions are one score per text
     "exact_match": Metric(_with_count, _mean),
     "rouge_l": Metric(_with_count, _mean),
 }

@@ -51,7 +51,7 @@ class Part:
     def __init__(self, row: DatasetRow, facts: Facts) -> None:
         self.row = row
         self.facts = facts
-        self.label: Any = row.label  # in the form that chose the task type
+        self.label: Any = row.label  # label in the form that chose the task type
 
 
 class TaskType(NamedTuple):

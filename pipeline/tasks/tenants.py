@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-MIN_TEXTS = 5  # of a tenant
-MIN_LABELS = 2  # of a tenant
+MIN_TEXTS = 5  # minimum per tenant
+MIN_LABELS = 2  # minimum per tenant
 # A tenant's name is that of a folder, and part of an address.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
 FEW = 10  # rows of a label
@@ -341,7 +341,7 @@ class TenantsDescription(Description):
     def card(self) -> dict[str, Any]:
         return {"tenant": next(iter(self.facts.tenants))}
 
-    to_columns = ClassesDescription.to_columns  # of one tenant; of a number, its kind prints
+    to_columns = ClassesDescription.to_columns  # outputs of one tenant; tenants with numbers use their own task type
 
     def predicts(self) -> str:
         what = "a number" if is_number(self.row) else "one of its labels"

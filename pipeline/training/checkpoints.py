@@ -22,7 +22,7 @@ from pipeline.core import artifacts, console, digests
 from pipeline.data import inputs
 from pipeline.params import TrainView, load
 
-CHECKSUMS = "checksums.json"  # of a checkpoint's other files, after which it is complete
+CHECKSUMS = "checksums.json"  # checksums of a checkpoint's other files; written last, it marks the checkpoint complete
 
 
 @contextmanager
@@ -68,7 +68,8 @@ class Keep(TrainerCallback):
         self.folder = folder
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        if state.best_global_step is not None:  # of a resumed run: the path in its state is where it was written
+        # After resuming, the path in the state is the one at which it was written.
+        if state.best_global_step is not None:
             state.best_model_checkpoint = str(path_of(self.folder, state.best_global_step))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:

@@ -17,7 +17,7 @@ from pipeline.core.errors import FAILED, UserError
 from pipeline.params import PARAMS
 from pipeline.params.sections import TrainParams
 
-HEX_DIGITS = 15  # of a digest, which fit 64 bits
+HEX_DIGITS = 15  # hexadecimal digits of a digest that fit into 64 bits
 
 
 def check_machine(train: TrainParams) -> None:
@@ -118,7 +118,7 @@ def check_same(digest: str) -> None:
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
-    os._exit(FAILED)  # at once, whatever the training does
+    os._exit(FAILED)  # exits at once, whatever the training run does
 
 
 def launch(module: str, wanted: int) -> None:

@@ -44,7 +44,8 @@ from pipeline.tasks.task import Scores
 from pipeline.training import checkpoints, processes
 
 LOGS_A_RUN = 100  # points of the loss curve
-LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
+# Names of curves by key in the Trainer's log.
+LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}
 DVCLIVE = "dvclive"
 
 
@@ -226,7 +227,7 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
         run_name=name_of(view),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=isinstance(view.section, FullParams),  # in adapters and heads none are unused
+        ddp_find_unused_parameters=isinstance(view.section, FullParams),  # adapters and heads have no unused parameters
     )
 
 

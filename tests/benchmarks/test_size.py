@@ -79,7 +79,5 @@ def test_a_folder_without_code_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path)])
     assert end.value.code == MISTAKE
-    assert (
-        capsys.readouterr().err
-        == f"{tmp_path}: no Python files in lsr, lsr_onnx, pipeline, stages, benchmarks; give the folder of a checkout\n"
-    )
+    packages = "lsr, lsr_onnx, pipeline, stages, benchmarks"
+    assert capsys.readouterr().err == f"{tmp_path}: no Python files in {packages}; give the folder of a checkout\n"

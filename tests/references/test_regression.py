@@ -138,7 +138,11 @@ KINDS = {
     "two": (predicted_classes, "accuracy", metrics.accuracy_score),
     "three": (predicted_classes, "accuracy", metrics.accuracy_score),
     "pairs": (predicted_classes, "matthews_correlation", metrics.matthews_corrcoef),
-    "multi_label": (predicted_labels, "micro_f1", lambda actual, given: metrics.f1_score(actual, given, average="micro")),
+    "multi_label": (
+        predicted_labels,
+        "micro_f1",
+        lambda actual, given: metrics.f1_score(actual, given, average="micro"),
+    ),
     "number": (predicted_numbers, "pearson", lambda actual, given: stats.pearsonr(actual, given).statistic),
 }
 

@@ -47,9 +47,10 @@ def most_bytes(
     """
     if max_new_tokens:
         return len('{"text":""},') + max_new_tokens * token_bytes
-    labels = version.note.get("labels") or make_label_names(version.size)  # at most so many
+    # Without names, at most as many labels as its size.
+    labels = version.note.get("labels") or make_label_names(version.size)
     names = len(json_bytes(labels))
-    longest = 6 * max(map(len, labels), default=0) + len('""')  # of a control character JSON makes six
+    longest = 6 * max(map(len, labels), default=0) + len('""')  # JSON writes a control character as six
     probabilities = names + len(labels) * (len(":") + LONGEST_NUMBER)
     applying = names if version.note.get("thresholds") else longest
     return len('{"labels":[],"probabilities":{}},') + probabilities + applying

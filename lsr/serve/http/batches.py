@@ -45,7 +45,8 @@ class Batches:
         self._rows = rows
         self._room = room
         self._wait = wait
-        self._waiting: dict[str, deque[Waiting]] = {}  # by adapter, the next one first
+        # Waiting rows by adapter; the adapter whose turn it is comes first.
+        self._waiting: dict[str, deque[Waiting]] = {}
         self._came = asyncio.Event()
         self._was_large = False
         self._thread = ThreadPoolExecutor(1)

@@ -9,7 +9,8 @@ from lsr.tuner.mistakes import InputError
 from lsr_onnx.folder import GRAPHS
 
 TORCH = "torch"
-PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")  # of the extra, as they are imported
+# Import names of the packages of the extra `server`.
+PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def _count(text: str) -> int:

@@ -38,7 +38,7 @@ class Protocol(H11Protocol):
         """Admit the connection, or refuse it at once."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # pause_writing is called whenever something is left to be read
-        if self.client is not None:  # or else it has left already
+        if self.client is not None:  # without a client, it has left already
             self.address = client_of(self.client[0])
         if self._connections.admit(self, self.loop.time()):
             self._await_client()
@@ -55,7 +55,8 @@ class Protocol(H11Protocol):
         """Read on, for as long as the client has for it."""
         super().data_received(data)
         self._await_client()
-        if self._is_awaited(Awaited.BODY) and self.conn.our_state is h11.SEND_RESPONSE:  # or else it is not kept
+        # Only then does the connection stay open.
+        if self._is_awaited(Awaited.BODY) and self.conn.our_state is h11.SEND_RESPONSE:
             self._body_size += len(data)
             self._connections.hold(self, self._body_size)
 
@@ -101,7 +102,7 @@ class Protocol(H11Protocol):
             self._send(status, reason)
         self._forget()
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # so the application does not answer, too
+            self.cycle.disconnected = True  # keeps the application from answering as well
             self.cycle.message_event.set()
         if self.transport.get_write_buffer_size():
             self.transport.abort()

@@ -20,7 +20,7 @@ class Awaited(Enum):
     HEAD = "the head of a request"
     BODY = "the body of a request"
     READING = "the reading of an answer"
-    TURN = "nothing"  # but further requests have been sent without waiting for this answer
+    TURN = "nothing"  # the client has sent further requests without waiting for this answer
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,16 @@ class Limits:
     """What clients may take of the server."""
 
     connections: int
-    client_connections: int  # of one address
+    client_connections: int  # limit per client address
     held: int  # bytes of unfinished bodies and unread answers; those of one client are at most half of it
-    seconds: dict[Awaited, int]  # for head, body and reading; uvicorn limits the time between requests
+    # Limits for sending the head, sending the body and reading the answer; uvicorn limits the time between requests.
+    seconds: dict[Awaited, int]
 
 
 class Connection(Protocol):
     """A connection of a client."""
 
-    address: str  # of the client: see client_of
+    address: str  # the client's address, as `client_of` returns it
 
     def end(self, status: int, reason: str) -> None:
         """Close the connection, with an answer if a request may await one, and leave all groups."""

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 
 ARENA_MAX = -8  # glibc's number of the option
-ARENAS = 2  # of memory, from which threads take; by default there are eight for each core, and each keeps pieces
+ARENAS = 2  # memory arenas shared by all threads; glibc's default is eight per core, and each keeps freed pieces
 BETWEEN = 5  # seconds; looking for free memory takes less than a millisecond where there is none
 
 

@@ -190,7 +190,7 @@ class Endpoints:
             if text.is_left:
                 task.cancel()
 
-        def listen(longer: str) -> None:  # in the thread of batches
+        def listen(longer: str) -> None:  # runs in the thread of batches
             loop.call_soon_threadsafe(grow, longer)
 
         assert row.wanted is not None

@@ -51,12 +51,12 @@ class Asked(NamedTuple):
 
     model: str
     prompts: list[Any]
-    names: list[str]  # of the prompts, in errors
+    names: list[str]  # names of the prompts in error messages
     is_chat: bool
     wanted: Wanted
     is_seeded: bool
     is_streamed: bool
-    has_usage: bool  # in a stream
+    has_usage: bool  # whether a stream ends with the token counts
 
 
 def read_completion(content: Any, max_new_tokens: int) -> Asked:

@@ -37,7 +37,7 @@ def serve(options: Namespace) -> None:
         passes = _passes(options)
         server = Server(_config(options, passes, connections))
         gc.collect()
-        gc.freeze()  # of a million objects that stay, which each full collection would look at while requests wait
+        gc.freeze()  # a million objects stay; each full collection would visit them while requests wait
         listening.listen()  # connections that come from now on are answered
         _announce(options.host, listening, passes)
         server.run([listening])
@@ -95,7 +95,7 @@ def _passes(options: Namespace) -> Passes:
 def _passes_of_graphs(options: Namespace) -> Passes:
     if options.base is not None:
         raise InputError(f"--base: has no effect with --runtime {options.runtime}")
-    bank: Any  # in place of an AdapterBank
+    bank: Any  # stands for an AdapterBank
     bank, tokenizer = open_graphs(options.bank, options.runtime, torch.get_num_threads())
     return Passes(bank, tokenizer, options.max_length, options.max_new_tokens)
 

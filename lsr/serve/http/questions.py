@@ -19,8 +19,8 @@ class Question(NamedTuple):
     """What is asked of an adapter."""
 
     adapter: str
-    texts: list[Any]  # or prompts
-    max_new_tokens: int  # to write; 0 where an adapter predicts
+    texts: list[Any]  # texts to classify, or prompts
+    max_new_tokens: int  # limit to the generated tokens; 0 where an adapter predicts
 
 
 def read_question(content: Any, max_new_tokens: int) -> Question:

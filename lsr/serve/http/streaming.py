@@ -12,7 +12,7 @@ from lsr.serve.http.answers import SMALL, json_bytes
 Answer = TypeVar("Answer")
 
 MAX_UNSENT = SMALL  # characters of a stream that its client has not read; with more, it is ended
-STREAMED = "is_streamed"  # in the state of a request: between two pieces of its answer, the server is awaited
+STREAMED = "is_streamed"  # key in a request's state: between two pieces of its answer, the client waits for the server
 DONE = b"data: [DONE]\n\n"
 
 

@@ -88,7 +88,7 @@ async def _write_files(scope: Scope, body: Path, folder: Path) -> None:
             for name, part in form.multi_items():
                 if name not in FILES:
                     raise HTTPException(422, f"{name[:100]!r}: the parts of the form are {', '.join(FILES)}")
-                assert isinstance(part, UploadFile)  # as max_fields is 0
+                assert isinstance(part, UploadFile)  # max_fields=0 allows files only
                 content = part.file.read()
                 if name in JSON:
                     _check_json(name, content)
