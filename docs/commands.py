@@ -14,7 +14,7 @@ from lsr.__main__ import COMMANDS, SCRIPT, parser
 WIDTH = 100  # characters
 MODULES = (
     *("pipeline.add", "pipeline.check", "pipeline.predict", "pipeline.score", "pipeline.summary"),
-    *("pipeline.experiments", "pipeline.previous", "pipeline.arena", "pipeline.compare"),
+    *("pipeline.keep", "pipeline.previous", "pipeline.experiments", "pipeline.arena", "pipeline.compare"),
     *("stages.tokenize", "stages.factorize_init", "stages.train", "stages.evaluate"),
     *("benchmarks.speed", "benchmarks.size"),
     *("docs.tables", "docs.capabilities", "docs.plots", "docs.notebook", "examples.completions"),

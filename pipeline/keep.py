@@ -37,9 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: if it cannot be kept, or an option has no effect.
     """
-    parser = Parser("python -m pipeline.keep", __doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of the folder in models/; none: list kept adapters")
-    parser.add_argument("--force", action="store_true", help="replace an adapter that was kept under this name")
+    parser = Parser(
+        "python -m pipeline.keep",
+        "Keep the last trained adapter with its card, test scores and bank in models/NAME; without NAME, list the kept "
+        "ones. Predict with --adapter models/NAME, or continue training with -S lsr.init=models/NAME.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the new folder in models/ (default: list)")
+    parser.add_argument("--force", action="store_true", help="overwrite the adapter kept under this name")
     with parser.parse(arguments, before=f"{parser.prog}: ") as options:
         if options.name is not None:
             keep(options.name, replaces=options.force)

@@ -40,7 +40,7 @@ MERGED = "LSR [8], merged"
 FORMS: dict[str, Callable[..., PeftConfig]] = {
     LORA: partial(LoraConfig, r=8, lora_alpha=16, **USUAL),
     "LSR [8]": partial(LsrConfig, rank_shape=(8,), separation_rank=None, **USUAL),
-    "LSR [8], shared frames": partial(LsrConfig, rank_shape=(8,), share="layers", train="all", **USUAL),
+    "LSR [8], shared bases": partial(LsrConfig, rank_shape=(8,), share="layers", train="all", **USUAL),
 }
 TRAIN = "train"
 WRITE = "write"

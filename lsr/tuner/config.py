@@ -46,8 +46,8 @@ class LsrConfig(PeftConfig):
     Separable sums: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k) (sum_k A1_k ⊗ A2_k), of rank r = r1 * r2, the product of
     `rank_shape`; all factors are trained. With a single rank, A and B are dense.
 
-    A core: ΔW = alpha / r * B R A, if `train` is `core` or `all`, with r x r entries between dense frames A and B. With
-    `share="layers"` all layers of a kind, which differ only in their index, share A and B, and each has its own core.
+    A core: ΔW = alpha / r * B R A, if `train` is `core` or `all`, with r x r entries between dense bases A and B. With
+    `share="layers"` all layers of a group, whose names differ only in the index, share A and B; each has its own core.
 
     Raises:
         ValueError: if a value is out of bounds; names the field and what is allowed.
@@ -64,22 +64,21 @@ class LsrConfig(PeftConfig):
         f"None: {TERMS}, or 1 with a single factor.",
     )
     share: str = _option(
-        "none", "'none': each layer has its own A and B. 'layers': those of a kind share them; each has a core."
+        "none", "'none': each layer has its own A and B. 'layers': the layers of a group share them; each has a core."
     )
     alpha: float = _option(16, "Numerator of the scaling, alpha / rank.")
     init_weights: bool | str = _option(
         True,
-        "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and B's frame "
-        "from the weight, from the gradient over examples, or from the update of a short training on them; "
-        "'warm_start': that update, and the head as trained; see `lsr.initialize_from_data`. Around a core A and "
-        "B are orthonormal frames, random or leading singular vectors, and the core is zero, with 'warm_start' the "
-        "update between them. False: all random, for tests. Only it and 'warm_start' change the output of a fresh "
-        "model.",
+        "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and B from the "
+        "weight, from the gradient over examples, or from the update of a short LoRA run on them; 'warm_start': that "
+        "update and the head of that run; see `lsr.initialize_from_data`. Around a core, A and B are orthonormal "
+        "bases, random or leading singular vectors, and the core is zero, or with 'warm_start' the update between "
+        "them. False: all random, for tests. Only False and 'warm_start' change the output of a fresh model.",
     )
     train: str = _option(
         "factors",
-        "What to train. 'factors': all factors. 'core': a core between A and B, which are frozen frames. 'all': the "
-        "core, A and B. A core needs one rank in rank_shape.",
+        "What to train. 'factors': all factors. 'core': a core between the frozen bases A and B. 'all': the core, "
+        "A and B. A core needs one rank in rank_shape.",
     )
     core: str = _option(
         "full",
@@ -109,7 +108,7 @@ class LsrConfig(PeftConfig):
     bias: str = _option("none", "Biases to train: 'none', 'all', or 'lsr_only' for those of adapted layers.")
     modules_to_save: list[str] | None = _option(None, "Modules to train and save in full, such as a new head.")
 
-    resolved: Resolved | None = _option(None, "Of a saved adapter: the shapes of its layers. Not to be set by hand.")
+    resolved: Resolved | None = _option(None, "Shapes of the layers of a saved adapter. Not to be set by hand.")
 
     frames: InitVar[str] = "own"  # field of files of early versions, some of which hold a core alone
 

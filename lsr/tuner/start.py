@@ -112,10 +112,10 @@ def initialize_from_data(
 
     Each batch, including labels, is passed to `model(**batch)` and must be on the model's device. A head that is
     trained with the adapter (`modules_to_save`) is first fitted to the examples for `head_steps` steps, because the
-    gradient through a fresh head says little about the task; training still starts from the fresh head, but with
-    `warm_start`. `update` and `warm_start` take one training step per batch, so give them many small batches, for
-    example of eight. With `warm_start` the model then predicts what it has learned: adapter and head hold it. Call
-    this before training; without it, the adapter keeps the random factors that `get_peft_model` gives it.
+    gradient through a fresh head carries little information about the task. Training then starts from the fresh
+    head, with `warm_start` from the head of the short LoRA run. `update` and `warm_start` take one training step per
+    batch, so give them many small batches, for example of eight. Call this before training; without it, the adapter
+    keeps the random factors that `get_peft_model` gives it.
 
     Raises:
         ValueError: if the adapter has another initialization, is not the active one or does not exist, or the examples

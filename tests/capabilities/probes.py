@@ -238,7 +238,7 @@ def _mixed_methods(subject: Subject, folder: Path) -> None:
 
 def _typo(subject: Subject, folder: Path) -> None:
     names = [*TARGETS[subject.model], "typo"]
-    rejects(lambda: subject.fresh(target_modules=names), "a wrong name beside a right one is passed over")
+    rejects(lambda: subject.fresh(target_modules=names), "a wrong name next to a right one is ignored")
 
 
 def _rank_pattern(subject: Subject, folder: Path) -> None:
