@@ -38,7 +38,7 @@ class DatasetRow(TableRow):
         min_length=1,
         description=f"for classes {', '.join(OF_CLASSES)}; for multi-label "
         f"{' and '.join(OF_MULTI_LABEL)}; for a number {' and '.join(OF_NUMBERS)}; "
-        f"for completions {' and '.join(OF_COMPLETIONS)}; the first selects the best checkpoint, for completions the loss does",
+        f"for completions {' and '.join(OF_COMPLETIONS)}; the first selects the checkpoint, for completions the loss",
     )
     select: Annotated[str, Field(pattern=r"^exact_match(:[1-9]\d{0,5})?$")] | None = Added(
         description="exact_match: for completions, select the checkpoint by the text generated after each epoch for "
