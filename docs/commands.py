@@ -26,26 +26,26 @@ def commands(makefile: str) -> Iterator[str]:
     with mock.patch.dict(os.environ, COLUMNS=str(WIDTH + 2)):  # argparse leaves two columns free
         yield from _section(SCRIPT, parser(SCRIPT).format_help())
         for name in COMMANDS:
-            yield from _section(f"{SCRIPT} {name}", help_of_subcommand(name))
+            yield from _section(f"{SCRIPT} {name}", get_subcommand_help(name))
         for module in MODULES:
-            yield from _section(f"python -m {module}", help_of_module(module))
+            yield from _section(f"python -m {module}", get_module_help(module))
     targets = [line.removeprefix("## ") for line in makefile.splitlines() if line.startswith("## ")]
     yield from _section("make", "\n".join(targets))
 
 
-def help_of_subcommand(name: str) -> str:
+def get_subcommand_help(name: str) -> str:
     """Return what `lsr NAME --help` prints."""
-    return printed_by_help(lambda: parser(SCRIPT).parse_args([name, "--help"]))
+    return capture_help(lambda: parser(SCRIPT).parse_args([name, "--help"]))
 
 
-def help_of_module(name: str) -> str:
+def get_module_help(name: str) -> str:
     """Return what `python -m NAME --help` prints."""
     with mock.patch.object(sys, "argv", [name, "--help"]), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that the module has been imported already
-        return printed_by_help(lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
+        return capture_help(lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
 
 
-def printed_by_help(call: Callable[[], object]) -> str:
+def capture_help(call: Callable[[], object]) -> str:
     """Return what a call prints that ends as `--help` does.
 
     Raises:

@@ -57,7 +57,7 @@ def test_help_is_written_for_users(name, monkeypatch):
     """One to three sentences, and for each option what it is, and its default or that it is required."""
     shown = []
     monkeypatch.setattr(ArgumentParser, "print_help", lambda parser: shown.append(parser))
-    ask = commands.help_of_subcommand if name in COMMANDS else commands.help_of_module
+    ask = commands.get_subcommand_help if name in COMMANDS else commands.get_module_help
     ask(name)
     (parser,) = shown
     sentences = re.findall(r"[.;](?= [A-Z]|$)", parser.description)
