@@ -210,12 +210,12 @@ def _interval(said: Result, word: str | None = None) -> str:
 def hypotheses(preset: str) -> Iterator[str]:
     """Yield what a preset expected before its trainings, and the verdicts."""
     found = _comparison(preset)["hypotheses"]
-    keys = ["method", "expected", "against", *(["on"] if len({one["on"] for one in found}) > 1 else [])]
+    keys = ["method", "expected", "versus", *(["on"] if len({one["on"] for one in found}) > 1 else [])]
     rows = [
         [*(one[key] for key in keys), *(_judged(one) if one["these"]["word"] else ("not tested yet", "–"))]
         for one in found
     ]
-    return table([*("vs" if key == "against" else key for key in keys), *JUDGED], rows)
+    return table([*("vs" if key == "versus" else key for key in keys), *JUDGED], rows)
 
 
 def tenants() -> Iterator[str]:

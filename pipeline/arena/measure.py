@@ -21,7 +21,7 @@ from lsr.tuner.packing import pack, unpack
 from pipeline import evaluation, tasks
 from pipeline.arena import features, record, task_tokens
 from pipeline.arena.plan import Training
-from pipeline.arena.record import Record, Rounded
+from pipeline.arena.record import Quantized, Record
 from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
 from pipeline.data import base_models
 from pipeline.methods import adapters, banks, planning, statistics
@@ -108,9 +108,9 @@ class Run(TrainerCallback):
         else:
             self._train()
             sizes |= sizes_of(self.model, self.task, self.training)
-            if self.training.is_rounded:
-                with self._measure_time("round"):
-                    sizes["rounded"] = dict(self._in_precisions())
+            if self.training.is_quantized:
+                with self._measure_time("quantize"):
+                    sizes["quantized"] = dict(self._in_precisions())
         return {**sizes, "validation": self.validation, "test": self.test, "predicted": self.predicted}
 
     def _train(self) -> None:
@@ -150,7 +150,7 @@ class Run(TrainerCallback):
         if patience != "none":
             control.should_training_stop |= run.lacks_gain(self.validation, patience)
 
-    def _in_precisions(self) -> Iterator[tuple[str, Rounded]]:
+    def _in_precisions(self) -> Iterator[tuple[str, Quantized]]:
         """Yield each precision and what the trained adapter, with its head, takes and scores in it."""
         trained = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         state = {name: value.clone() for name, value in trained.items()}
@@ -158,7 +158,7 @@ class Run(TrainerCallback):
             stored = pack(state, precision)
             set_peft_model_state_dict(self.model, unpack(stored))
             validation, test, _ = self._scores(self._outcomes())
-            yield precision, Rounded(bytes=len(save(stored)), validation=validation, test=test)
+            yield precision, Quantized(bytes=len(save(stored)), validation=validation, test=test)
 
     def _add(self, outcomes: Mapping[str, Outcome]) -> None:
         """Add the scores of what a model says. Among epochs with equal scores the last is the best."""
@@ -183,7 +183,7 @@ class Run(TrainerCallback):
     def by_texts(self) -> dict[str, Outcome]:
         """Return the loss of the completions of validation, and the texts that are generated for test."""
         prompts = Prompts(self.tokenizer, self.task.row.template)
-        count = self.training.reads.new_tokens
+        count = self.training.sample_sizes.max_new_tokens
         assert count is not None  # the tokens are read before
         is_bf16 = self.training.view.train.precision == "bf16"
         # The precision of the Trainer, which does not set it for a model that is not trained.

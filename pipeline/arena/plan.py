@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pipeline import params
-from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads, section_of
+from pipeline.arena.preset import PATH, VERSION, Method, Preset, SampleSizes, section_of
 from pipeline.arena.record import FOLDER
 from pipeline.core.digests import sha256
 from pipeline.core.errors import UserError, nearest
@@ -32,8 +32,8 @@ UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name wh
 class Setting(NamedTuple):
     """What tuning decides: factors of the learning rates in params.yaml."""
 
-    factor: float = 1.0
-    head_factor: float = 1.0
+    multiplier: float = 1.0
+    head_multiplier: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Training:
     method: str
     seed: int
     view: TrainView
-    reads: Reads
+    sample_sizes: SampleSizes
     rate: float | None
     head_rate: float
     key: str
     chosen: Method  # what the preset says of the method
     by_hash: tuple[Split, ...] = ()  # the splits to bring into the order of hashes before their first rows are read
-    is_rounded: bool = False  # scored at all precisions, too
+    is_quantized: bool = False  # scored at all precisions, too
     is_tuned: bool = False  # whether it has the tuned setting
 
     @property
@@ -77,8 +77,9 @@ class Entry:
         self.chosen = preset.methods[method]
         self.seeds = preset.seeds[: self.chosen.seeds]  # seeds with which the method is repeated
         averaged = chain.from_iterable(preset.means.values())
-        is_rounded = task in averaged and not self.chosen.features
-        self.rounded = preset.rounded if is_rounded else ()  # seeds whose tuned trainings are, in all precisions
+        is_quantized = task in averaged and not self.chosen.features
+        # Seeds whose tuned training runs are scored at all precisions.
+        self.quantized_seeds = preset.quantized_seeds if is_quantized else ()
         self._trainings: dict[tuple[Setting, int], Training] = {}
 
     def first(self) -> Training:
@@ -110,39 +111,39 @@ class Entry:
     def _training(self, setting: Setting, seed: int) -> Training:
         section = self._view.section
         train = self._view.train
-        rates = {name: _times(getattr(section, name), setting.factor) for name in self.rates}
+        rates = {name: _times(getattr(section, name), setting.multiplier) for name in self.rates}
         # If only the head is trained, its rate is tuned in place of the adapter's.
-        head_rate = _times(train.head_learning_rate, setting.head_factor if rates else setting.factor)
+        head_rate = _times(train.head_learning_rate, setting.head_multiplier if rates else setting.multiplier)
         changes = {
             "seed": seed,
             "section": section.model_copy(update=rates),
             "train": train.model_copy(update={"head_learning_rate": head_rate}),
         }
         view = self._view.model_copy(update=changes)
-        usual = self.preset.reads.model_dump()
-        reads = Reads.model_validate(usual | self.preset.tasks[self.task].reads)
-        by_hash = self._by_hash(reads)
+        usual = self.preset.sample_sizes.model_dump()
+        sample_sizes = SampleSizes.model_validate(usual | self.preset.tasks[self.task].sample_sizes)
+        by_hash = self._by_hash(sample_sizes)
         return Training(
             preset=self.name,
             task=self.task,
             method=self.method,
             seed=seed,
             view=view,
-            reads=reads,
+            sample_sizes=sample_sizes,
             rate=rates[self.rates[0]] if rates else None,
             head_rate=head_rate,
-            key=key_of(view, reads, by_hash, self.preset.files, self.chosen),
+            key=key_of(view, sample_sizes, by_hash, self.preset.files, self.chosen),
             chosen=self.chosen,
             by_hash=by_hash,
         )
 
-    def _by_hash(self, reads: Reads) -> tuple[Split, ...]:
+    def _by_hash(self, sample_sizes: SampleSizes) -> tuple[Split, ...]:
         """Return the splits that must be brought into the order of hashes.
 
         Raises:
             UserError: if the preset keeps the order of a file where none would be changed.
         """
-        in_order_of_source = find_unshuffled_splits(self._view.dataset, reads)
+        in_order_of_source = find_unshuffled_splits(self._view.dataset, sample_sizes)
         if self.preset.tasks[self.task].order == "hash":
             return in_order_of_source
         if not in_order_of_source:
@@ -200,7 +201,7 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
-def find_unshuffled_splits(row: DatasetRow, reads: Reads) -> tuple[Split, ...]:
+def find_unshuffled_splits(row: DatasetRow, sample_sizes: SampleSizes) -> tuple[Split, ...]:
     """Return the splits of which a part is read, and which have the order of the source: it provides them.
 
     Splits that are cut from train, and pairs, are in the order of hashes.
@@ -209,19 +210,19 @@ def find_unshuffled_splits(row: DatasetRow, reads: Reads) -> tuple[Split, ...]:
         return ()
     provided = row.source.names.keys()
     in_part = list[Split]()
-    if "validation" in provided and reads.validation != "all":
+    if "validation" in provided and sample_sizes.validation != "all":
         in_part.append("validation")
-    if "test" in provided and reads.test != "all":
+    if "test" in provided and sample_sizes.test != "all":
         in_part.append("test")
     # Without a validation split, the checkpoint is chosen on test.
-    if row.select_on == "test" and "test" in provided and reads.validation != "all":
+    if row.select_on == "test" and "test" in provided and sample_sizes.validation != "all":
         in_part.append("validation")
     return tuple(in_part)
 
 
 def key_of(
     view: TrainView,
-    reads: Reads,
+    sample_sizes: SampleSizes,
     by_hash: Sequence[Split],
     pinned: Mapping[str, str],
     method: Method,
@@ -248,7 +249,7 @@ def key_of(
         **view.model_dump(mode="json", exclude=UNREAD, exclude_defaults=True),
         "section": {"type": view.adapter} | values,  # the sections without a type have fixed names
         "version": VERSION,
-        "reads": reads.model_dump(mode="json"),
+        "sample_sizes": sample_sizes.model_dump(mode="json"),
         "files": digests(sources, pinned),
         **({"by_hash": sorted(by_hash)} if by_hash else {}),
         **({} if method.trained else {"trained": False}),
@@ -293,5 +294,5 @@ def digests_of(path: str) -> Digests:
     return digests
 
 
-def _times(rate: float, factor: float) -> float:
-    return min(1.0, float(f"{rate * factor:.6g}"))  # spurious digits would change the key; 1 is the maximum
+def _times(rate: float, multiplier: float) -> float:
+    return min(1.0, float(f"{rate * multiplier:.6g}"))  # spurious digits would change the key; 1 is the maximum

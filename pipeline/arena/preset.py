@@ -39,8 +39,8 @@ OWN_KEYS = {
 }  # the arena sets them itself
 # Keys without effect here, like the section evaluate: the arena scores in its own way.
 UNREAD_KEYS = {"train.report_to", "tenants.precision"}
-NEW_TOKENS = "new_tokens"  # the key of reads that has no value `all`
-WRITES_NOTHING = "new_tokens has no effect: the data have no completions"
+MAX_NEW_TOKENS = "max_new_tokens"  # the key of sample_sizes that has no value `all`
+WRITES_NOTHING = "max_new_tokens has no effect: the data have no completions"
 OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not those of methods
 
 
@@ -62,7 +62,7 @@ Key = Annotated[str, Field(pattern=r"^[a-z0-9_.]+$", description="a dotted key o
 Overrides = Annotated[dict[Key, JsonValue], AfterValidator(_without_own_keys)]
 
 
-class Reads(Section):
+class SampleSizes(Section):
     """How much of each split a training run reads: the first rows in the order of hashes, which is a random sample.
 
     It is the same sample for all methods and seeds, whatever the order of the source is. If there are tenants, it is as
@@ -73,22 +73,22 @@ class Reads(Section):
     train: Amount
     validation: Amount
     test: Amount
-    longest: Amount = Field(description="tokens; longer texts are left out")
-    new_tokens: Count | None = Field(
+    max_tokens: Amount = Field(description="tokens; longer texts are left out")
+    max_new_tokens: Count | None = Field(
         None,
         exclude_if=lambda count: count is None,
         description="of completions, at most so many are written for a prompt of test",
     )
 
 
-def _are_amounts(reads: dict[str, Amount]) -> dict[str, Amount]:
-    if reads.get(NEW_TOKENS) == "all":
-        raise ValueError(f"{NEW_TOKENS}: must be a number of tokens, got all")
-    return reads
+def _are_amounts(sample_sizes: dict[str, Amount]) -> dict[str, Amount]:
+    if sample_sizes.get(MAX_NEW_TOKENS) == "all":
+        raise ValueError(f"{MAX_NEW_TOKENS}: must be a number of tokens, got all")
+    return sample_sizes
 
 
-ReadsOfTask = Annotated[
-    dict[Literal["train", "validation", "test", "longest", "new_tokens"], Amount], AfterValidator(_are_amounts)
+SampleSizesOfTask = Annotated[
+    dict[Literal["train", "validation", "test", "max_tokens", "max_new_tokens"], Amount], AfterValidator(_are_amounts)
 ]
 
 
@@ -98,7 +98,7 @@ class TaskChanges(Section):
     row: Word | None = Field(None, description="of pipeline/datasets.yaml, if the task has another name")
     kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
     params: Overrides = Field(default_factory=dict)
-    reads: ReadsOfTask = Field(default_factory=dict)
+    sample_sizes: SampleSizesOfTask = Field(default_factory=dict)
     order: Literal["hash", "file"] = Field(
         "hash",
         description="in which a split that the source provides is read, if not all of it is. file: that of the file, "
@@ -118,7 +118,7 @@ class Tuning(Section):
     """
 
     rates: Annotated[Factors, Field(min_length=1)] = Field(description="factors of the learning rates of the method")
-    wider: Annotated[StrictInt, Field(ge=0, le=10)] = Field(
+    extra_rates: Annotated[StrictInt, Field(ge=0, le=10)] = Field(
         description="further tries beyond an end of the rates, one by one, as long as the best one is at that end"
     )
     seeds: Annotated[StrictInt, Field(ge=1, le=5)] = Field(1, description="of the best of the tries")
@@ -164,7 +164,7 @@ class Hypothesis(Section):
 
     method: Name
     expected: Literal["equivalent", "better"]
-    against: Name
+    versus: Name
     on: Name = Field(description="one of the averages or tasks")
 
 
@@ -176,7 +176,7 @@ class Preset(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(all_different)]
     baseline: Name = Field(description="the method that others are compared with")
     tuning: Tuning
-    reads: Reads
+    sample_sizes: SampleSizes
     params: Overrides = Field(description="overrides for all")
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     averages: dict[Name, Annotated[tuple[Word, ...], Field(min_length=2), AfterValidator(all_different)]] = Field(
@@ -188,7 +188,7 @@ class Preset(Section):
         default_factory=dict, description="the SHA-256 of files that tasks name, by path: records are of these alone"
     )
     margin: Factor = Field(1.0, description="percentage points within which methods are equivalent")
-    rounded: tuple[Seed, ...] = Field(
+    quantized_seeds: tuple[Seed, ...] = Field(
         (), description="the seeds with which a tuned method is scored in all precisions too, on the tasks of averages"
     )
     hypotheses: tuple[Hypothesis, ...] = ()
@@ -202,7 +202,7 @@ class Preset(Section):
         self._check_keys()
         self._check_seeds()
         rows = {name: load_row("data", self.row_of(name)) for name in self.tasks}
-        self._check_new_tokens(rows)
+        self._check_max_new_tokens(rows)
         self._check_kinds(rows)
         self._check_files(rows)
         self._check_averages(rows)
@@ -218,12 +218,12 @@ class Preset(Section):
             for task in tasks:
                 yield f"averages: {name}", task, self.tasks
         seeds = [str(seed) for seed in self.seeds]
-        for seed in self.rounded:
-            yield "rounded", str(seed), seeds
+        for seed in self.quantized_seeds:
+            yield "quantized_seeds", str(seed), seeds
         for number, hypothesis in enumerate(self.hypotheses, start=1):
             where = f"hypotheses: {number}"
             yield f"{where}: method", hypothesis.method, self.methods
-            yield f"{where}: against", hypothesis.against, self.methods
+            yield f"{where}: versus", hypothesis.versus, self.methods
             places = [*self.means, *self.tasks]
             yield f"{where}: on", hypothesis.on, places
 
@@ -246,16 +246,16 @@ class Preset(Section):
             if count > most:
                 raise ValueError(f"{place}: must be at most {most}, as many as seeds has, got {count}")
 
-    def _check_new_tokens(self, rows: Datasets) -> None:
+    def _check_max_new_tokens(self, rows: Datasets) -> None:
         writing = set()
         for name, row in rows.items():
             if row.label.has_new_tokens:
                 writing.add(name)
-        if self.reads.new_tokens is not None and not writing:
-            raise ValueError(f"reads: {WRITES_NOTHING}")
+        if self.sample_sizes.max_new_tokens is not None and not writing:
+            raise ValueError(f"sample_sizes: {WRITES_NOTHING}")
         for name, task in self.tasks.items():
-            if NEW_TOKENS in task.reads and name not in writing:
-                raise ValueError(f"tasks: {name}: reads: {WRITES_NOTHING}")
+            if MAX_NEW_TOKENS in task.sample_sizes and name not in writing:
+                raise ValueError(f"tasks: {name}: sample_sizes: {WRITES_NOTHING}")
 
     def _check_kinds(self, rows: Datasets) -> None:
         for name, task in self.tasks.items():

@@ -12,12 +12,12 @@ from functools import cache
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from dulwich.errors import NotGitRepository
 from dulwich.repo import Repo
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
@@ -27,7 +27,7 @@ FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
 
 
-class Rounded(Row):
+class Quantized(Row):
     """A trained adapter and its head as stored in a lower precision, see `lsr.tuner.packing`."""
 
     bytes: int  # size of the file, including the head
@@ -58,15 +58,22 @@ class Record(Row, extra="ignore"):
     # Predicted classes or numbers for the test split, in its order, at the selected epoch.
     predicted: tuple[float, ...] = ()
     # Scores of quantized adapters by precision, after the last epoch of tuned training runs.
-    rounded: dict[str, Rounded] = Field(default_factory=dict)
+    quantized: dict[str, Quantized] = Field(default_factory=dict)
 
     trained: int = 0  # trained parameters of the adapter
     stored: int = 0  # parameters in its file
     file_bytes: int = 0  # size of the adapter's file, including the head, or of the bank of all tenants
     tenant_bytes: int = 0  # mean number of these bytes per tenant
 
-    seconds: dict[str, float]  # CPU seconds by activity: load, start, train, score, round; see clock
+    seconds: dict[str, float]  # CPU seconds by activity: load, start, train, score, quantize; see clock
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_present_names(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "rounded" in values:
+            raise ValueError("it is of an earlier version, whose keys no plan has")
+        return values
 
     @property
     def selected(self) -> int:
@@ -93,7 +100,7 @@ def read(folder: Path) -> dict[str, Record]:
     for path in sorted(folder.glob(f"*{ENDING}")):
         for record in _lines(path):
             known = records.get(record.key)
-            if known is None or known.status != "finished" or len(known.rounded) < len(record.rounded):
+            if known is None or known.status != "finished" or len(known.quantized) < len(record.quantized):
                 records[record.key] = record
     return records
 
@@ -112,7 +119,7 @@ def _lines(path: Path) -> Iterator[Record]:
         try:
             yield Record.model_validate_json(line)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"{path}: line {number} is not a record of the arena: {reason}; delete the line") from None
 
 

@@ -84,7 +84,7 @@ def _compute_key(training: Training) -> tuple[object, ...]:
         row.model_dump_json(),
         view.base_model.model_dump_json(),
         view.tokenize.max_length,
-        training.reads,
+        training.sample_sizes,
         training.by_hash,
         digests((row.source, view.base_model.source)),
         VERSION,
@@ -103,9 +103,9 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     _check_reads(training)
     task = training.task
     view = training.view
-    reads = training.reads
+    sample_sizes = training.sample_sizes
     most = dict[str, float]()
-    for name, amount in reads.model_dump().items():
+    for name, amount in sample_sizes.model_dump().items():
         most[name] = inf if amount == "all" else amount
     tokenizer = base_models.load_tokenizer(view.base_model)
     loaded = datasets.load(view.dataset, task)
@@ -117,7 +117,7 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
         with sources.wrap_reading_errors(f"{task}: {split}"):
             batches = texts[split].batches(BATCH)
             tokenized = loaded.task.preprocessor.tokenize(batches, tokenizer, view.tokenize.max_length)
-            tables[split] = _short(tokenized, most["longest"])
+            tables[split] = _short(tokenized, most["max_tokens"])
     if view.dataset.select_on == "validation":
         held_out = tables["validation"]
         spare = _first(tables["train"], most["train"], rest=True)
@@ -125,7 +125,9 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     first = {split: _first(table, most[split]) for split, table in tables.items()}
     for name, table in first.items():
         if not len(table):
-            raise UserError(f"{task}: {name} has no text of at most {reads.longest} tokens; raise reads.longest")
+            raise UserError(
+                f"{task}: {name} has no text of at most {sample_sizes.max_tokens} tokens; raise sample_sizes.max_tokens"
+            )
     known = loaded.task.facts
     train = first["train"]
     if TENANT in train.column_names:
@@ -133,12 +135,12 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     return known, first
 
 
-def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], longest: float) -> pa.Table:
+def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], max_tokens: float) -> pa.Table:
     """Return the tokens of examples whose whole texts have at most so many, in the columns that are kept."""
     parts = []
     for part, lengths in tokenized:
         kept = [name for name in part.column_names if name in KEPT]
-        is_short = pa.array(lengths <= longest)
+        is_short = pa.array(lengths <= max_tokens)
         parts.append(part.select(kept).filter(is_short))
     return pa.concat_tables(parts)
 
@@ -149,13 +151,15 @@ def _check_reads(training: Training) -> None:
     Raises:
         UserError: if it cannot.
     """
-    reads = training.reads
-    if training.view.dataset.label.has_new_tokens and reads.new_tokens is None:
-        raise UserError(f"{training.task}: completions are compared by what is written: set reads.new_tokens")
-    amounts = reads.model_dump().values()
+    sample_sizes = training.sample_sizes
+    if training.view.dataset.label.has_new_tokens and sample_sizes.max_new_tokens is None:
+        raise UserError(
+            f"{training.task}: completions are compared by what is written: set sample_sizes.max_new_tokens"
+        )
+    amounts = sample_sizes.model_dump().values()
     if training.view.dataset.is_grouped and any(amount != "all" for amount in amounts):
         reason = "examples are scored in groups, which must stay whole"
-        raise UserError(f"{training.task}: {reason}: set all of reads to all")
+        raise UserError(f"{training.task}: {reason}: set all of sample_sizes to all")
 
 
 def _first(table: pa.Table, amount: float, *, rest: bool = False) -> pa.Table:

@@ -38,7 +38,7 @@ def _is_known(training: Training, records: Records) -> bool:
     known = records.get(training.key)
     if known is None:
         return False
-    lacks_precisions = training.is_rounded and not known.rounded
+    lacks_precisions = training.is_quantized and not known.quantized
     return not lacks_precisions or known.status != "finished"
 
 
@@ -47,17 +47,17 @@ def most_left(entry: Entry, records: Records) -> int:
     tuning = entry.preset.tuning
     most = len(entry.seeds)
     if entry.chosen.is_trained:
-        most += len(tuning.rates) + tuning.wider + len(_head_factors(entry)) - 1
+        most += len(tuning.rates) + tuning.extra_rates + len(_head_multipliers(entry)) - 1
     trainings = chain.from_iterable(steps(entry, records))
     known = {training.key for training in trainings if _is_known(training, records)}
     next_step = missing(entry, records)
     return max(most - len(known), len(next_step))
 
 
-def _head_factors(entry: Entry) -> list[float]:
+def _head_multipliers(entry: Entry) -> list[float]:
     """Return the factors of the head's learning rate to try at the best rate, besides 1, with which that was found."""
-    factors = set(entry.preset.tuning.head_rates) if entry.rates else set()
-    return sorted(factors - {1.0})
+    multipliers = set(entry.preset.tuning.head_rates) if entry.rates else set()
+    return sorted(multipliers - {1.0})
 
 
 def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
@@ -81,8 +81,8 @@ def _all_steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
     trainings = []
     for seed in entry.seeds:
         training = entry.training(tuned, seed)
-        is_rounded = seed in entry.rounded
-        trainings.append(replace(training, is_rounded=is_rounded, is_tuned=True))
+        is_quantized = seed in entry.quantized_seeds
+        trainings.append(replace(training, is_quantized=is_quantized, is_tuned=True))
     yield trainings
 
 
@@ -90,9 +90,9 @@ def _tries(entry: Entry, records: Records) -> Steps:
     """Yield the trainings that tune an entry; return the best setting, or None if no training finished."""
     tuning = entry.preset.tuning
     first = entry.seeds[0]
-    tried = [Setting(factor) for factor in sorted(tuning.rates)]
+    tried = [Setting(multiplier) for multiplier in sorted(tuning.rates)]
     yield [entry.training(setting, first) for setting in tried]
-    for _ in range(tuning.wider):
+    for _ in range(tuning.extra_rates):
         further = _beyond(entry, tried, records)
         if further is None:
             break
@@ -101,7 +101,7 @@ def _tries(entry: Entry, records: Records) -> Steps:
     best = yield from _confirm_best(entry, tried, records, set())
     if best is None:
         return None
-    heads = [best._replace(head_factor=factor) for factor in _head_factors(entry)]
+    heads = [best._replace(head_multiplier=multiplier) for multiplier in _head_multipliers(entry)]
     yield [entry.training(setting, first) for setting in heads]
     best = yield from _confirm_best(entry, [best, *heads], records, {best})
     return best
@@ -121,8 +121,8 @@ def _confirm_best(
         for seed in entry.seeds[: entry.preset.tuning.seeds]:
             training = entry.training(best, seed)
             # Rounded at once where it is new, for it is one of the tuned training runs if this setting stays the best.
-            is_rounded = seed in entry.rounded and training.key not in records
-            trainings.append(replace(training, is_rounded=is_rounded))
+            is_quantized = seed in entry.quantized_seeds and training.key not in records
+            trainings.append(replace(training, is_quantized=is_quantized))
         yield trainings
         best = _best(entry, tried, records, tested)
     return best
@@ -155,13 +155,13 @@ def _beyond(
 ) -> Setting | None:
     """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
     best = _best(entry, tried, records)
-    factors = sorted(setting.factor for setting in tried)
-    if len(factors) == 1:
-        return Setting(factors[0] / 2)
-    lowest, second, *_ = factors
-    *_, last_but_one, highest = factors
-    if best is None or best.factor == lowest:
+    multipliers = sorted(setting.multiplier for setting in tried)
+    if len(multipliers) == 1:
+        return Setting(multipliers[0] / 2)
+    lowest, second, *_ = multipliers
+    *_, last_but_one, highest = multipliers
+    if best is None or best.multiplier == lowest:
         return Setting(lowest / (second / lowest))
-    if best.factor == highest:
+    if best.multiplier == highest:
         return Setting(highest * highest / last_but_one)
     return None

@@ -304,7 +304,7 @@ class Judge:
         """
         leads = []
         for hypothesis in hypotheses:
-            leads.append(self._lead(hypothesis.on, hypothesis.method, hypothesis.against))
+            leads.append(self._lead(hypothesis.on, hypothesis.method, hypothesis.versus))
         by_kind = [self._test_hypotheses(leads, kind) for kind in KINDS]
         by_lead = zip(*by_kind, strict=True)
         outcomes = []

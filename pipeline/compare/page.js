@@ -228,7 +228,7 @@ $("margin").textContent = data.margin;
 $("notes").append(...data.notes.map(note => element("li", note)));
 for (const place of places) $("task").append(new Option(place in data.averages ? `${place}: mean of ${data.averages[place].length} tasks` : `${place}, ${data.metrics[place]}`, place));
 for (const one of data.hypotheses) {
-  const line = element("li", `${one.method} is ${one.expected} ${one.expected === "better" ? "than" : "to"} ${one.against} on ${one.on}: `);
+  const line = element("li", `${one.method} is ${one.expected} ${one.expected === "better" ? "than" : "to"} ${one.versus} on ${one.on}: `);
   const kinds = [["these", "on these tasks"], ["new", "on new ones"]].filter(([kind]) => one[kind].word);
   const found = kinds.map(([kind, on]) => `${on} ${one.held.includes(kind) ? "it holds" : "it does not hold"} (${said(one[kind])}, p ${probable(one[kind].p_holm)})`);
   line.append(element("b", found.join("; ") || "not tested"), none(one.lead) ? "" : `; lead ${signed(one.lead)}, errors ${errors(one)}`);

@@ -10,7 +10,7 @@ from scipy import stats
 
 from pipeline.arena import plan, tuning
 from pipeline.arena.preset import Preset
-from pipeline.arena.record import Record, Rounded
+from pipeline.arena.record import Quantized, Record
 from pipeline.compare.leads import CONFIDENCE
 from pipeline.tasks.sums import ROUNDING
 
@@ -198,7 +198,7 @@ def _seconds(entries: Iterable[Entry]) -> float | None:
     for entry in entries:
         for training in entry.finished or entry.trainings:
             total = sum(training.seconds.values())
-            seconds.append(total - training.seconds.get("round", 0))
+            seconds.append(total - training.seconds.get("quantize", 0))
     return fmean(seconds) if seconds else None
 
 
@@ -260,15 +260,15 @@ class File(NamedTuple):
     scores: Sequence[float] = ()  # test scores in percent for each seed that all tasks have
 
 
-def _files(training: Record) -> dict[str, Rounded]:
+def _files(training: Record) -> dict[str, Quantized]:
     """Return the files of a training run by precision, full precision first and AS_TRAINED last."""
     epoch = training.selected
-    as_trained = Rounded(
+    as_trained = Quantized(
         bytes=training.file_bytes,
         validation=training.validation[epoch],
         test=training.test[epoch],
     )
-    return {**training.rounded, AS_TRAINED: as_trained}
+    return {**training.quantized, AS_TRAINED: as_trained}
 
 
 def _largest(precision: str, by_task: ByTask) -> int:
@@ -307,8 +307,8 @@ def smallest(entries: Sequence[Entry]) -> File:
         return File(AS_TRAINED, max(entry.shown.file_bytes for entry in entries))
     by_task = list[Sequence[Record]]()
     for entry in entries:
-        rounded = [training for training in entry.finished if training.rounded]
-        by_task.append(rounded)
+        quantized = [training for training in entry.finished if training.quantized]
+        by_task.append(quantized)
     if not all(by_task):
         by_task = [entry.finished for entry in entries]
     first, *others = map(_files, chain.from_iterable(by_task))

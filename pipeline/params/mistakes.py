@@ -85,7 +85,8 @@ def _renaming(place: Place, mistake: Any) -> str | None:
         return None
     key = place[-1]
     value = mistake["input"]
-    if mistake["type"] == "extra_forbidden" and key in renamed.KEYS:
+    is_key = mistake["type"] == "extra_forbidden" or mistake["loc"][-1] == "[key]"
+    if is_key and key in renamed.KEYS:
         return f"this key is now called {renamed.KEYS[key]}"
     if isinstance(value, str) and (key, value) in renamed.VALUES:
         return f"{value} is now called {renamed.VALUES[key, value]}"

@@ -1,10 +1,16 @@
 """Names that earlier versions had for keys and values of YAML files, so that messages can say the present ones."""
 
 KEYS = {
+    "against": "versus",
     "common": "shared_adapter",
+    "longest": "max_tokens",
+    "new_tokens": "max_new_tokens",
+    "reads": "sample_sizes",
+    "rounded": "quantized_seeds",
     "says": "text",
     "several": "multi_label",
     "warmup_share": "warmup_ratio",
+    "wider": "extra_rates",
 }
 VALUES = {  # present value by key and former value
     ("init", "warm"): "warm_start",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.arena import plan, preset
-from pipeline.arena.record import Record, Rounded
+from pipeline.arena.record import Quantized, Record
 from tests import kit, workspace
 
 SMALL: dict[str, Any] = workspace.read_yaml(Path(__file__).with_suffix(".yaml"))
@@ -36,7 +36,9 @@ def recorded(training, score):
         status="finished" if scores else "diverged",
         reason="" if scores else "the loss is nan",
         metrics=("accuracy",),
-        rounded={"2bit": Rounded(bytes=200, validation=0.5, test={"accuracy": 0.5})} if training.is_rounded else {},
+        quantized={"2bit": Quantized(bytes=200, validation=0.5, test={"accuracy": 0.5})}
+        if training.is_quantized
+        else {},
         seconds={},
         made={},
     )

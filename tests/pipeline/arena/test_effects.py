@@ -90,7 +90,7 @@ def test_every_key_of_a_section_of_all_methods_has_a_case():
 def use(values):
     """Write the preset with values of params, and without those of the method that would come before them."""
     lora = {key: value for key, value in small.SMALL["methods"]["LoRA r=1"]["params"].items() if key not in values}
-    content = workspace.merged(small.SMALL, {"params": values, "reads": READS})
+    content = workspace.merged(small.SMALL, {"params": values, "sample_sizes": READS})
     methods = content["methods"] | {"LoRA r=1": {"adapter": "lora", "params": lora}}
     kit.write(preset.PATH, {"small": content | {"methods": methods}})
 
@@ -133,8 +133,14 @@ IDLE = [
     ),
     (method(seeds=3), "small: methods: odd: seeds: must be at most 2, as many as seeds has, got 3"),
     ({"tuning": {"seeds": 3}}, "small: tuning: seeds: must be at most 2, as many as seeds has, got 3"),
-    ({"reads": {"new_tokens": 3}}, "small: reads: new_tokens has no effect: the data have no completions"),
-    ({"tasks": {"glue": {"reads": {"new_tokens": 3}}}}, "small: tasks: glue: reads: new_tokens has no effect"),
+    (
+        {"sample_sizes": {"max_new_tokens": 3}},
+        "small: sample_sizes: max_new_tokens has no effect: the data have no completions",
+    ),
+    (
+        {"tasks": {"glue": {"sample_sizes": {"max_new_tokens": 3}}}},
+        "small: tasks: glue: sample_sizes: max_new_tokens has no effect",
+    ),
     ({"tasks": {"glue": {"params": {"vera.r": 3}}}}, "small: tasks: glue: params: vera.r has no effect"),
     ({"tasks": {"glue": {"kind": "hub"}}}, "small: tasks: glue: kind: hub has no effect: it is the kind of the row"),
     ({"tasks": {"glue": {"kind": "files"}}}, "small: tasks: glue: kind: the row's source describes no files"),
@@ -174,8 +180,8 @@ IDLE = [
         "small.methods.odd: on glue: train.epochs: 30 has no effect: train.steps: auto trains for 30 epochs",
     ),
     (
-        {"tasks": {"glue": {"reads": {"new_tokens": "all"}}}},
-        "pipeline/arena.yaml: small.tasks.glue.reads: new_tokens: must be a number of tokens, got all",
+        {"tasks": {"glue": {"sample_sizes": {"max_new_tokens": "all"}}}},
+        "pipeline/arena.yaml: small.tasks.glue.sample_sizes: max_new_tokens: must be a number of tokens, got all",
     ),
     (
         {"tasks": {"ratings": {"params": {"train.class_weights": "balanced"}}}},
@@ -196,9 +202,9 @@ BASE = {
     "methods": {name: compared.PRESET["methods"][name] for name in ("head alone", "LSR 200", "LoRA r=1")},
     "seeds": [0, 1, 2],
     "averages": {"main": ["rte", "cola"]},
-    "rounded": [1],
-    "hypotheses": [{"method": "LSR 200", "expected": "better", "against": "head alone", "on": "main"}],
-    "tuning": {"rates": [0.25, 1.0, 4.0], "wider": 0, "seeds": 1, "head_rates": []},
+    "quantized_seeds": [1],
+    "hypotheses": [{"method": "LSR 200", "expected": "better", "versus": "head alone", "on": "main"}],
+    "tuning": {"rates": [0.25, 1.0, 4.0], "extra_rates": 0, "seeds": 1, "head_rates": []},
     "margin": 1.0,
 }
 HYPOTHESIS = BASE["hypotheses"][0]
@@ -214,19 +220,19 @@ FIELDS = {
         },
     },
     "tasks.params": {"tasks": {"rte": {}, "cola": {"params": {"train.epochs": 1}}}},
-    "tasks.reads": {"tasks": {"rte": {}, "cola": {"reads": {"train": 5}}}},
+    "tasks.sample_sizes": {"tasks": {"rte": {}, "cola": {"sample_sizes": {"train": 5}}}},
     "tasks.order": {"tasks": {"rte": {}, "cola": {"order": "file"}}},
     "seeds": {"seeds": [0, 1, 3]},
     "baseline": {"baseline": "head alone"},
     "tuning.rates": {"tuning": {"rates": [0.25, 1.0, 2.0]}},
-    "tuning.wider": {"tuning": {"rates": [1.0, 4.0], "wider": 2}},
+    "tuning.extra_rates": {"tuning": {"rates": [1.0, 4.0], "extra_rates": 2}},
     "tuning.seeds": {"tuning": {"seeds": 2}},
     "tuning.head_rates": {"tuning": {"head_rates": [2.0]}},
-    "reads.train": {"reads": {"train": 5}},
-    "reads.validation": {"reads": {"validation": 5}},
-    "reads.test": {"reads": {"test": 5}},
-    "reads.longest": {"reads": {"longest": 5}},
-    "reads.new_tokens": {"reads": {"new_tokens": 5}},
+    "sample_sizes.train": {"sample_sizes": {"train": 5}},
+    "sample_sizes.validation": {"sample_sizes": {"validation": 5}},
+    "sample_sizes.test": {"sample_sizes": {"test": 5}},
+    "sample_sizes.max_tokens": {"sample_sizes": {"max_tokens": 5}},
+    "sample_sizes.max_new_tokens": {"sample_sizes": {"max_new_tokens": 5}},
     "params": {"params": {"train.epochs": 1}},
     "methods": {"methods": {"LoRA r=8": compared.PRESET["methods"]["LoRA r=8"]}},
     "methods.adapter": {"methods": {"head alone": {"adapter": "full"}}},
@@ -238,17 +244,17 @@ FIELDS = {
     "averages": {"averages": {"all": ["rte", "cola"]}, "hypotheses": []},
     "files": {"files": {"data/glue/CoLA/train.tsv": "0" * 64}},
     "margin": {"margin": 40.0},
-    "rounded": {"rounded": [2]},
+    "quantized_seeds": {"quantized_seeds": [2]},
     "hypotheses": {"hypotheses": []},
     "hypotheses.method": {"hypotheses": [HYPOTHESIS | {"method": "LoRA r=1"}]},
     "hypotheses.expected": {"hypotheses": [HYPOTHESIS | {"expected": "equivalent"}]},
-    "hypotheses.against": {"hypotheses": [HYPOTHESIS | {"against": "LoRA r=1"}]},
+    "hypotheses.versus": {"hypotheses": [HYPOTHESIS | {"versus": "LoRA r=1"}]},
     "hypotheses.on": {"hypotheses": [HYPOTHESIS | {"on": "rte"}]},
 }
 INNER = {
     "tasks": preset.TaskChanges,
     "tuning": preset.Tuning,
-    "reads": preset.Reads,
+    "sample_sizes": preset.SampleSizes,
     "methods": preset.Method,
     "hypotheses": preset.Hypothesis,
 }
@@ -256,7 +262,7 @@ INNER = {
 
 def test_every_field_of_a_preset_has_a_case():
     inner = {f"{name}.{field}" for name, schema in INNER.items() for field in schema.model_fields}
-    assert FIELDS.keys() == (preset.Preset.model_fields.keys() - {"tuning", "reads"}) | inner
+    assert FIELDS.keys() == (preset.Preset.model_fields.keys() - {"tuning", "sample_sizes"}) | inner
 
 
 def comparison(values):
@@ -267,9 +273,9 @@ def comparison(values):
     planned = []
 
     def went(one):
-        planned.append((one.key, one.is_rounded))
+        planned.append((one.key, one.is_quantized))
         scores = {"bytes": 200, "validation": 0.5, "test": {"accuracy": 0.5}}
-        return compared.went(one, rounded={"2bit": scores} if one.is_rounded else {})
+        return compared.went(one, quantized={"2bit": scores} if one.is_quantized else {})
 
     records = compared.trainings(chosen, went)
     return planned, compare("small", records, chosen, 100)
@@ -286,7 +292,7 @@ def usual(tmp_path_factory):
 
 REFUSED = {
     "tasks.order": "small.tasks.cola.order: file changes nothing",
-    "reads.new_tokens": "small: reads: new_tokens has no effect",
+    "sample_sizes.max_new_tokens": "small: sample_sizes: max_new_tokens has no effect",
     "files": "small: files: data/glue/CoLA/train.tsv has no effect: no task names this file",
 }
 

@@ -42,8 +42,8 @@ def tenants(arena):
     write("shops.jsonl", SHOPS)
     row = {**ROW, "tenant": "who", "label": {"column": "kind"}, "metrics": ["accuracy"]}
     write("data/datasets.yaml", {"shops": row})
-    reads = {"train": 20, "validation": 6, "test": 9}
-    small.use(tasks={"few": {"row": "shops", "reads": reads}}, methods=METHODS)
+    sample_sizes = {"train": 20, "validation": 6, "test": 9}
+    small.use(tasks={"few": {"row": "shops", "sample_sizes": sample_sizes}}, methods=METHODS)
 
 
 def training(method, task="few", **setting):
@@ -179,5 +179,5 @@ def test_the_base_model_alone_is_what_a_fresh_adapter_leaves_whatever_the_seed(w
 
 def test_what_cannot_be_compared_is_refused_before(writing):
     refused(check, [small.entry("writing: head")], says="small.methods.head: adapter: head: a model that writes has no")
-    writing(reads={"new_tokens": None})
-    refused(check, [small.entry("writing: alone")], says="writing: completions are compared by what is written: set re")
+    writing(sample_sizes={"max_new_tokens": None})
+    refused(check, [small.entry("writing: alone")], says="writing: completions are compared by what is written: set sa")

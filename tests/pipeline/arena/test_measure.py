@@ -52,14 +52,14 @@ def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(aren
 @pytest.mark.parametrize("title", ["glue: LoRA r=1", "glue: LSR shared r=2", "ratings: head"])
 def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, arena):
     plain = measure(training(title))
-    rounded = measure(dataclasses.replace(training(title), is_rounded=True))
-    assert rounded.rounded.keys() == set(PRECISIONS)
-    assert rounded.rounded["float32"].test == rounded.test[-1]
-    assert rounded.rounded["float32"].validation == rounded.validation[-1]
-    sizes = [rounded.rounded[precision].bytes for precision in PRECISIONS]
+    quantized = measure(dataclasses.replace(training(title), is_quantized=True))
+    assert quantized.quantized.keys() == set(PRECISIONS)
+    assert quantized.quantized["float32"].test == quantized.test[-1]
+    assert quantized.quantized["float32"].validation == quantized.validation[-1]
+    sizes = [quantized.quantized[precision].bytes for precision in PRECISIONS]
     assert sizes == sorted(sizes, reverse=True)
-    assert rounded.predicted == plain.predicted
-    assert plain.rounded == {}
+    assert quantized.predicted == plain.predicted
+    assert plain.quantized == {}
 
 
 def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena):
@@ -95,7 +95,7 @@ def test_balanced_classes_have_the_weights_of_scikit_learn_in_every_batch(arena,
     plain = measure(training())
     losses.clear()
     # 35 rows, of which the first class has fewer.
-    small.use(params={"train.class_weights": "balanced", "train.batch_size": 8}, reads={"train": 35})
+    small.use(params={"train.class_weights": "balanced", "train.batch_size": 8}, sample_sizes={"train": 35})
     balanced = measure(training())
     labels = np.array(task_tokens.splits(training())["train"]["label"][:])
     weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
@@ -131,9 +131,9 @@ def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(
 def test_choices_are_compared_as_one_example(arena, tmp_path):
     tasks.use_files(arena, "copa")
     small.use(tasks={"copa": {}})
-    with pytest.raises(UserError, match="in groups, which must stay whole: set all of reads to all"):
+    with pytest.raises(UserError, match="in groups, which must stay whole: set all of sample_sizes to all"):
         task_tokens.splits(training("copa: head"))
-    small.use(tasks={"copa": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
+    small.use(tasks={"copa": {}}, sample_sizes=dict.fromkeys(("train", "validation", "test", "max_tokens"), "all"))
     chosen = training("copa: head")
     task_tokens.write_labels(chosen, tmp_path / "copa.csv")
     table = pd.read_csv(tmp_path / "copa.csv")

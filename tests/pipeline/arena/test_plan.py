@@ -29,10 +29,10 @@ def key(title="glue: LoRA r=1", seed=0, **setting):
     return training(title, seed, **setting).key
 
 
-WIDER = {"tuning": {"wider": 3}}
+WIDER = {"tuning": {"extra_rates": 3}}
 SEEDS = {"tuning": {"seeds": 2}, "seeds": [0, 1, 2]}
 LORA = "glue: LoRA r=1"
-WIDER_SEEDS = {"tuning": {"seeds": 2, "wider": 3}, "seeds": [0, 1, 2]}
+WIDER_SEEDS = {"tuning": {"seeds": 2, "extra_rates": 3}, "seeds": [0, 1, 2]}
 ALONE = {"methods": {"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}}}
 HEADS = {"tuning": {"head_rates": [0.5, 1.0, 2.0]}}
 # A preset, an entry, its validation score by factor of the rate, of the head's rate, and seed; what is asked for so.
@@ -83,16 +83,16 @@ def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(changes, titl
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     records = simulate(entry(), lambda one: one.rate)
-    small.use(rounded=[1])
+    small.use(quantized_seeds=[1])
     again = tuning.missing(entry(), records)
-    assert [(one.seed, one.is_rounded, one.rate) for one in again] == [(1, True, entry().first().rate)]
+    assert [(one.seed, one.is_quantized, one.rate) for one in again] == [(1, True, entry().first().rate)]
     records |= {one.key: recorded(one, one.rate) for one in again}
     assert tuning.missing(entry(), records) == []
-    assert entry("ratings: LoRA r=1").rounded == (1,)
-    small.use(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, rounded=[1])
-    assert [entry(f"{task}: LoRA r=1").rounded for task in ("glue", "ratings")] == [(1,), ()]
-    small.use(methods={"mean": {"adapter": "head", "features": "mean"}}, baseline="mean", rounded=[1])
-    assert entry("glue: mean").rounded == ()  # or what has nothing to round would be run again and again
+    assert entry("ratings: LoRA r=1").quantized_seeds == (1,)
+    small.use(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, quantized_seeds=[1])
+    assert [entry(f"{task}: LoRA r=1").quantized_seeds for task in ("glue", "ratings")] == [(1,), ()]
+    small.use(methods={"mean": {"adapter": "head", "features": "mean"}}, baseline="mean", quantized_seeds=[1])
+    assert entry("glue: mean").quantized_seeds == ()  # or what has nothing to round would be run again and again
 
 
 def test_the_test_score_has_no_say(arena):
@@ -105,14 +105,14 @@ def test_a_key_stands_for_all_that_a_training_sees(arena):
     for changes in (
         {"params": {"train.weight_decay": 0.5}},
         {"methods": {"LoRA r=1": {"adapter": "lora", "params": {"lora.r": 2, "lora.lora_alpha": 2}}}},
-        {"reads": {"train": 40}},
-        {"tasks": {"glue": {"reads": {"longest": 20}}}},
+        {"sample_sizes": {"train": 40}},
+        {"tasks": {"glue": {"sample_sizes": {"max_tokens": 20}}}},
         {"tasks": {"glue": {"params": {"train.warmup_ratio": 0.5}}}},
     ):
         small.use(**changes)
         keys.append(key())
     small.use()
-    keys += [key("ratings: LoRA r=1"), key(head_factor=2.0), key(seed=1)]
+    keys += [key("ratings: LoRA r=1"), key(head_multiplier=2.0), key(seed=1)]
     small.use(**ALONE)
     keys += [key("glue: alone"), key("glue: LSR shared r=2")]
     assert len(set(keys)) == len(keys)
@@ -138,12 +138,19 @@ def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(arena, tmp_
     assert record.read(tmp_path).keys() == {key(), key(seed=1)}
 
 
-@pytest.mark.parametrize("line", ["nothing", '{"key": 3}'])
-def test_a_line_that_is_no_record_is_named(line, arena, tmp_path):
+NO_RECORDS = [
+    ("nothing", "Invalid JSON"),
+    ('{"key": 3}', "Input should be"),
+    ('{"rounded": {}}', "it is of an earlier ver"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), NO_RECORDS)
+def test_a_line_that_is_no_record_is_named(line, reason, arena, tmp_path):
     record.append(tmp_path / "a.jsonl", recorded(training(), 0.5))
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write(f"{line}\n")
-    said = refused(record.read, tmp_path, says="a.jsonl: line 2 is not a record of the arena: ")
+    said = refused(record.read, tmp_path, says="a.jsonl: line 2 is not a record of the arena: " + reason)
     assert said.endswith("; delete the line")
 
 
@@ -170,12 +177,13 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     assert {one.method for one in records.values()} <= chosen.methods.keys()
 
 
-ON_MEAN = {"method": "LoRA r=1", "expected": "better", "against": "head", "on": "mean"}
+ON_MEAN = {"method": "LoRA r=1", "expected": "better", "versus": "head", "on": "mean"}
+FORMER = {"method": "LoRA r=1", "expected": "better", "against": "head", "on": "glue"}
 ALL = ["glue", "ratings", "comparisons"]
 BROKEN = [
     ({"baseline": "LoRA r=3"}, "small: baseline: no 'LoRA r=3' here; did you mean LoRA r=1?"),
     ({"tuning": {"rates": [1.0, 1.0]}}, "small.tuning.rates: "),
-    ({"rounded": [1, 7]}, "small: rounded: no '7' here"),
+    ({"quantized_seeds": [1, 7]}, "small: quantized_seeds: no '7' here"),
     ({"params": {"seed": 3}}, "params: seed is set by the arena itself"),
     (
         {"params": {"tenants.shared_adapter": "models/shared"}},
@@ -185,6 +193,17 @@ BROKEN = [
     ({"averages": {"glue": ["glue", "ratings"]}}, "averages: glue is the name of a task"),
     ({"tasks": {"comparisons": {}}, "averages": {"main": ALL}}, "ratings and comparisons share their texts; keep"),
     ({"hypotheses": [ON_MEAN]}, "hypotheses: 1: on: no 'mean' here"),
+    # Names of earlier versions.
+    ({"reads": {"train": 40}}, "small.reads: this key is now called sample_sizes"),
+    ({"tasks": {"glue": {"reads": {"train": 40}}}}, "small.tasks.glue.reads: this key is now called sample_sizes"),
+    (
+        {"tasks": {"glue": {"sample_sizes": {"longest": 9}}}},
+        "small.tasks.glue.sample_sizes.longest: this key is now called max_tokens",
+    ),
+    ({"sample_sizes": {"new_tokens": 9}}, "small.sample_sizes.new_tokens: this key is now called max_new_tokens"),
+    ({"tuning": {"wider": 2}}, "small.tuning.wider: this key is now called extra_rates"),
+    ({"rounded": [1]}, "small.rounded: this key is now called quantized_seeds"),
+    ({"hypotheses": [FORMER]}, "small.hypotheses.0.against: this key is now called versus"),
 ]
 
 
@@ -213,7 +232,7 @@ MISFITS = [
     (odd("lora", **{"lora.target_modules": ["valeu"]}), "pipeline/arena.yaml: small.methods.odd: lora: "),
     (odd("loha", **{"loha.r": 2}), "small.methods.odd.loha: no such key; the section of a method has a type"),
     ({"params": {"tokenize.max_length": 64}}, "pipeline/arena.yaml: small.tasks.glue: tokenize.max_length"),
-    ({"reads": {"longest": 2}}, "no text of at most 2 tokens"),
+    ({"sample_sizes": {"max_tokens": 2}}, "no text of at most 2 tokens"),
 ]
 
 

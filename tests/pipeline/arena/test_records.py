@@ -38,9 +38,9 @@ def run_of(made, entries):
     """The training run of a preset that has the task, the method, the learning rates and the seed of a record."""
     chosen = entries[f"{made.task}: {made.method}"]
     first = chosen.first()
-    head_factor = made.head_rate / first.head_rate
-    factor = head_factor if made.rate is None else made.rate / first.rate
-    setting = plan.Setting(factor) if made.rate is None else plan.Setting(factor, head_factor)
+    head_multiplier = made.head_rate / first.head_rate
+    multiplier = head_multiplier if made.rate is None else made.rate / first.rate
+    setting = plan.Setting(multiplier) if made.rate is None else plan.Setting(multiplier, head_multiplier)
     return chosen.training(setting, made.seed)
 
 

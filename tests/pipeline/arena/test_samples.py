@@ -21,7 +21,7 @@ ROW = {
     "label": {"column": "mood", "names": NAMES},
     "metrics": ["accuracy"],
 }
-READS = {"train": 60, "validation": 60, "test": 100, "longest": "all"}
+READS = {"train": 60, "validation": 60, "test": 100, "max_tokens": "all"}
 MIN_P = 0.01  # of a random sample, which is drawn once; the first rows of a sorted file have less than 1e-9
 
 
@@ -34,13 +34,13 @@ def moods(split, count):
     return sorted(made, key=lambda row: (row["mood"], len(row["text"])))
 
 
-def use(order=None, row=ROW, reads=READS, **task):
+def use(order=None, row=ROW, sample_sizes=READS, **task):
     """Write the files, in the order that a function gives rows, and the preset with their task."""
     counts = {"train": 240, "validation": 240, "test": 400}
     for split, name in row["source"]["files"].items():
         write(name, (order or list)(moods(split, counts[split])))
     write("data/datasets.yaml", {"moods": row})
-    small.use(tasks={"moods": {"reads": reads, **task}})
+    small.use(tasks={"moods": {"sample_sizes": sample_sizes, **task}})
     plan.digests_of.cache_clear()  # the files have changed in the meantime
 
 
@@ -58,7 +58,7 @@ def sample(split, title="moods: head", seed=0):
 def test_of_a_file_sorted_by_label_a_random_sample_is_read(split, arena):
     use()
     read = sample(split)
-    use(reads=dict.fromkeys(READS, "all"))
+    use(sample_sizes=dict.fromkeys(READS, "all"))
     whole = sample(split)
     assert len(read) == len(set(read)) == READS[split] < len(whole)
     assert set(read) < set(whole)
@@ -94,10 +94,10 @@ def test_of_equal_texts_with_different_labels_the_same_are_read_whatever_the_ord
     def twice(rows):
         return [*rows, *({**row, "mood": NAMES[NAMES.index(row["mood"]) - 1]} for row in rows)]
 
-    reads = {**READS, "validation": 61, "test": 101}  # an odd number ends between two equal texts
-    use(twice, reads=reads)
+    sample_sizes = {**READS, "validation": 61, "test": 101}  # an odd number ends between two equal texts
+    use(twice, sample_sizes=sample_sizes)
     expected = {split: sample(split) for split in ("validation", "test")}
-    use(lambda rows: shuffled(1)(twice(rows)), reads=reads)
+    use(lambda rows: shuffled(1)(twice(rows)), sample_sizes=sample_sizes)
     assert {split: sample(split) for split in expected} == expected
 
 
@@ -114,7 +114,7 @@ def test_of_each_tenant_a_random_sample_is_read(arena):
 def test_without_a_validation_split_it_is_the_same_sample_as_test(arena):
     files = {"train": FILES["train"], "test": FILES["test"]}
     row = {**ROW, "source": {"kind": "files", "files": files}, "select_on": "test"}
-    use(row=row, reads={**READS, "validation": 100})
+    use(row=row, sample_sizes={**READS, "validation": 100})
     assert sample("validation") == sample("test")
     assert {label for label, *_ in sample("test")} == {0, 1, 2}
 
@@ -126,17 +126,17 @@ def test_a_task_may_keep_the_order_of_its_files(arena):
     use()
     by_hash = small.training("moods: head")
     assert by_hash.by_hash == ("validation", "test")
-    small.use(tasks={"moods": {"reads": READS, "order": "file"}})
+    small.use(tasks={"moods": {"sample_sizes": READS, "order": "file"}})
     in_file = small.training("moods: head")
     assert in_file.key != by_hash.key
     assert {label for label, *_ in sample("test")} == {0}  # the file is sorted, so this is what the key must tell apart
 
 
-@pytest.mark.parametrize(("row", "reads"), [(CUT, READS), (ROW, {**READS, "validation": "all", "test": "all"})])
-def test_the_order_of_files_is_refused_where_nothing_depends_on_it(row, reads, arena):
-    use(row=row, reads=reads)
+@pytest.mark.parametrize(("row", "sample_sizes"), [(CUT, READS), (ROW, {**READS, "validation": "all", "test": "all"})])
+def test_the_order_of_files_is_refused_where_nothing_depends_on_it(row, sample_sizes, arena):
+    use(row=row, sample_sizes=sample_sizes)
     assert small.training("moods: head").by_hash == ()
-    small.use(tasks={"moods": {"reads": reads, "order": "file"}})
+    small.use(tasks={"moods": {"sample_sizes": sample_sizes, "order": "file"}})
     says = "pipeline/arena.yaml: small.tasks.moods.order: file changes nothing: "
     refused(lambda: check([small.entry("moods: head")]), says=says)
 

@@ -10,7 +10,7 @@ from pipeline.compare.comparison import compare
 from tests.pipeline.compare import records as made
 
 RESAMPLES = 400
-HELD = {"method": "LoRA r=8", "expected": "better", "against": "LoRA r=1"}
+HELD = {"method": "LoRA r=8", "expected": "better", "versus": "LoRA r=1"}
 
 
 @pytest.fixture(scope="module")

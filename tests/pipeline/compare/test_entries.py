@@ -85,7 +85,7 @@ def of(*records):
     return [Entry((), tuple(of), of[0] if of[0].predicted else None, Path()) for of in tasks.values()]
 
 
-def rounded(test=0.9, bytes_=BYTES, **validation):
+def quantized(test=0.9, bytes_=BYTES, **validation):
     """Files at precisions, of which some validate at a score, in thousandths, and others at 800."""
     return {
         name: {"bytes": size, "validation": validation.get(f"v{name}", 800) / 1000, "test": {"accuracy": test}}
@@ -101,23 +101,23 @@ def rounded(test=0.9, bytes_=BYTES, **validation):
     ({"vfloat32": 810}, "float32"),
 ])  # fmt: skip
 def test_the_smallest_that_loses_at_most_a_fifth_of_a_point(validation, expected):
-    file = smallest(of(record(rounded=rounded(**validation), **WHOLE)))
+    file = smallest(of(record(quantized=quantized(**validation), **WHOLE)))
     assert (file.precision, file.bytes, file.scores) == (expected, BYTES[expected], [pytest.approx(90)])
 
 
 def test_the_mean_over_seeds_and_tasks_decides():
-    seeds = [record(seed=seed, rounded=rounded(v2bit=loss), **WHOLE) for seed, loss in enumerate((794, 802, 800))]
+    seeds = [record(seed=seed, quantized=quantized(v2bit=loss), **WHOLE) for seed, loss in enumerate((794, 802, 800))]
     assert smallest(of(*seeds[:2])).precision == "2bit"
     assert smallest(of(seeds[0])).precision == "3bit"
     larger = {name: 2 * size for name, size in BYTES.items()}
-    other = record(task="cola", metrics=["accuracy"], rounded=rounded(0.7, larger, v2bit=796), **WHOLE)
+    other = record(task="cola", metrics=["accuracy"], quantized=quantized(0.7, larger, v2bit=796), **WHOLE)
     file = smallest(of(*seeds, other))
     assert (file.precision, file.bytes) == ("3bit", 800)
     assert file.scores == [pytest.approx(80)]  # of the only seed that both have
 
 
 def test_without_a_rounded_seed_on_a_task_all_is_as_trained():
-    known, other = record(rounded=rounded(0.7), **WHOLE), record(task="cola", metrics=["accuracy"], **WHOLE)
+    known, other = record(quantized=quantized(0.7), **WHOLE), record(task="cola", metrics=["accuracy"], **WHOLE)
     mean = 50 * (known.score() + other.score())
     file = smallest(of(known, other))
     assert (file.precision, file.bytes, file.scores) == ("as trained", 4100, [pytest.approx(mean)])

@@ -197,7 +197,7 @@ def test_nothing_is_known_better_of_new_tasks_than_of_these(seeds, parts, tasks,
     """Nor of these with other seeds than with the same."""
     design = Design(seeds, parts, tasks, scale * within, within, scale, 20 * within, 10.0 * within)
     judge, _ = draw(design, np.random.default_rng(seed))
-    hypothesis = Hypothesis(method="method", expected="better", against="base", on="here")
+    hypothesis = Hypothesis(method="method", expected="better", versus="base", on="here")
     (found,) = judge.outcomes([hypothesis])
     these, new = (found[kind] for kind in KINDS)
     if parts * tasks > 1:
@@ -344,7 +344,7 @@ def test_what_holds_on_these_tasks_need_not_hold_on_new_ones():
     said = judge.against("base", "mean", ["one"])["one"]
     assert (said["these"]["word"], said["new"]["word"]) == ("ahead", None)
     assert said["new"]["low"] < 0 < said["these"]["low"] < said["these"]["high"] < said["new"]["high"]
-    hypothesis = Hypothesis(method="one", expected="better", against="base", on="mean")
+    hypothesis = Hypothesis(method="one", expected="better", versus="base", on="mean")
     (outcome,) = judge.outcomes([hypothesis])
     assert (outcome["held"], outcome["these"]["word"], outcome["new"]["word"]) == (["these"], "better", "undecided")
 
@@ -361,9 +361,9 @@ def test_a_hypothesis_holds_if_its_own_test_says_so():
         ("noise", "equivalent", "same", False),
         ("absent", "equivalent", "base", False),
     ]
-    outcomes = judge.outcomes([Hypothesis(method=m, expected=e, against=a, on="mean") for m, e, a, _ in said])
+    outcomes = judge.outcomes([Hypothesis(method=m, expected=e, versus=a, on="mean") for m, e, a, _ in said])
     assert [one["held"] for one in outcomes] == [["these", "new"] if held else [] for *_, held in said]
     assert outcomes[2]["lead"] == pytest.approx(10, abs=1)
     assert {*outcomes[-1]["new"].values(), *outcomes[-1]["these"].values()} == {None}
-    (elsewhere,) = judge.outcomes([Hypothesis(method="same", expected="better", against="base", on="glue")])
+    (elsewhere,) = judge.outcomes([Hypothesis(method="same", expected="better", versus="base", on="glue")])
     assert {*elsewhere["these"].values()} == {None}  # an average without records
