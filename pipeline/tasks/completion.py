@@ -237,7 +237,7 @@ class CompletionScoring(Scoring):
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
 
-    def predicted_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
+    def predict_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
         """Return each metric of each text."""
         texts = cast("Written", outcome).texts
         return {name: compare(name, texts, outcome.labels) for name in self.row.metrics}

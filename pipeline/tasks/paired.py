@@ -44,7 +44,7 @@ def over_regression(
     each = list[dict[str, Difference]]()
     known = Scores()
     for part, rival in zip(scoring.of_parts(outcome), regression.of_parts(of_regression), strict=True):
-        baseline = rival.scoring.predicted_by_metric(rival.outcome)
+        baseline = rival.scoring.predict_by_metric(rival.outcome)
         each.append(_differences(part, baseline, resamples))
     for name in each[0]:
         of_parts = [differences[name].baseline for differences in each]
@@ -56,7 +56,7 @@ def _differences(part: OfPart, baseline: Mapping[str, Numbers], resamples: int) 
     """Return by how much each metric of a part is above that of a baseline's predictions."""
     _, labels, groups = collect_predictions(part.scoring, part.outcome)
     differences = dict[str, Difference]()
-    for name, predicted in part.scoring.predicted_by_metric(part.outcome).items():
+    for name, predicted in part.scoring.predict_by_metric(part.outcome).items():
         other = baseline[name]
         own_score = scores.score([name], predicted, labels, groups)[name]
         other_score = scores.score([name], other, labels, groups)[name]

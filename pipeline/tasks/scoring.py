@@ -104,7 +104,7 @@ class Scoring(Part, ABC):
         """Return the examples of each part that is scored by itself."""
         return [OfPart(name, self, rows, outcome) for name, rows in self.rows_of_parts(outcome).items()]
 
-    def predicted_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
+    def predict_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
         """Return what is predicted, by the name of the metric that scores it."""
         return dict.fromkeys(self.row.metrics, self.predict(outcome))
 
