@@ -19,7 +19,7 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
-from pipeline.tasks import Outcome, Task, paired
+from pipeline.tasks import Outcome, Task, paired, reliability
 from pipeline.tasks.completion import Written
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scores import BY_CLASS
@@ -36,6 +36,7 @@ def main(view: params.EvaluateView) -> None:
     outcome, sizes = task.scoring.answers(Run(view, task))
     whole, parts = task.scoring.parts(outcome, view.evaluate.resamples)
     metrics = sizes | whole | compare(view, task, outcome)
+    metrics |= write_reliability(task, outcome, view.evaluate.resamples)
     write_metrics(view, metrics)
     write_predictions(task, outcome)
     write_parts(view.dataset.metrics[0], parts)
@@ -56,9 +57,10 @@ def compare(view: params.EvaluateView, task: Task, outcome: Outcome) -> Scores:
 
 
 def task_of(view: params.EvaluateView) -> Task:
-    """Return the task with the facts of its data, and the thresholds that its training chose."""
-    thresholds = adapter_task.read(artifacts.ADAPTER).thresholds
-    return tokens.load_task(view.dataset).with_thresholds(thresholds)
+    """Return the task with the facts of its data, and the thresholds and temperatures of its training."""
+    own = adapter_task.read(artifacts.ADAPTER)
+    task = tokens.load_task(view.dataset).with_thresholds(own.thresholds)
+    return task.with_temperatures(own.temperatures)
 
 
 class Run:
@@ -159,6 +161,14 @@ def write_predictions(task: Task, outcome: Outcome) -> None:
     rows = zip(*columns.values(), strict=True)
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), rows)
     artifacts.write_csv(artifacts.EVALUATE_CLASSES, BY_CLASS, scoring.by_class(outcome))
+
+
+def write_reliability(task: Task, outcome: Outcome, resamples: int) -> Scores:
+    """Write how well probabilities agree with frequencies, and return the metrics of that."""
+    report = reliability.report(task, outcome, resamples)
+    artifacts.write_csv(artifacts.EVALUATE_RELIABILITY, reliability.RELIABILITY, report.reliability)
+    artifacts.write_csv(artifacts.EVALUATE_COVERAGE, reliability.COVERAGE, report.coverage)
+    return report.metrics
 
 
 def write_parts(metric: str, parts: Mapping[str, Scores]) -> None:

@@ -17,7 +17,7 @@ from transformers import Trainer, set_seed
 from lsr.serve.bank import AdapterBank
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import read_files
-from pipeline import evaluation, params, stage
+from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, banks, cards
@@ -26,7 +26,7 @@ from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
 from pipeline.tasks import Task
 from pipeline.tasks.scoring import choose_selection_metric
-from pipeline.training import checkpoints, processes, run
+from pipeline.training import calibration, checkpoints, processes, run
 
 CURVES = {  # names of curves by key in the Trainer's log
     "loss": artifacts.TRAIN_LOSS,
@@ -59,10 +59,8 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     trainer = fit(view, task, model, splits, collate, folder)
     if not console.IS_FIRST:
         return
-    if task.scoring.has_thresholds:  # the best checkpoint determines the thresholds
-        validation = splits["validation"]
-        outputs = evaluation.outputs(task.head, model, validation, collate, view.train.batch_size)
-        task = task.tune_thresholds(evaluation.outcome(outputs, validation))
+    # The model has the weights of the best checkpoint.
+    task = calibration.calibrate(task, model, splits["validation"], collate, view.train.batch_size)
     score = cast("float", trainer.state.best_metric)
     write_adapter(view, task, model, tokenizer, score)
     write_bank(view, task)

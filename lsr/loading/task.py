@@ -17,6 +17,9 @@ LONGEST_NAME = 200  # characters of a label, a tenant or a column
 MAX_LABELS = 10_000  # labels per adapter
 MAX_LABEL_BYTES = 64_000  # limit to all labels of an adapter together, in UTF-8
 MAX_TENANTS = 100_000  # tenants per adapter
+# A temperature that a head was divided by: beyond these, probabilities are all alike, or all 0 and 1.
+MIN_TEMPERATURE = 0.1
+MAX_TEMPERATURE = 10.0
 MAX_STOP_TOKENS = 16  # tokens that end an answer
 LARGEST = 2**31 - 1  # number of a token, or of tokens
 LONGEST_TEMPLATE = 100_000  # characters of a chat template; those of published models have up to some 20,000
@@ -47,6 +50,7 @@ def validate_task_info(note: Any, where: object) -> dict[str, Any]:
     thresholds = note.get("thresholds") or []
     if thresholds and len(thresholds) != len(note.get("labels") or ()):
         raise InputError(f"{where}: {TASK}: thresholds must be one for each label, got {shortened(thresholds)}")
+    _check_temperatures_count(note, where)
     _check_others({field: value for field, value in note.items() if field not in CHECKS}, where)
     return note
 
@@ -62,6 +66,14 @@ def check_stop_tokens(note: Fields | None, vocabulary: int | None) -> None:
             raise ValueError(
                 f"{TASK}: stop_token_ids has token {token}; the base model has tokens from 0 to {vocabulary - 1}"
             )
+
+
+def _check_temperatures_count(note: Fields, where: object) -> None:
+    temperatures = note.get("temperatures") or []
+    owners = note.get(TENANTS) or note.get("labels") or []
+    if len(temperatures) not in (0, 1, len(owners)):
+        needed = "one for all, or one for each label or tenant"
+        raise InputError(f"{where}: {TASK}: temperatures must be {needed}, got {shortened(temperatures)}")
 
 
 def _check_others(fields: Fields, where: object) -> None:
@@ -142,6 +154,17 @@ def _check_thresholds(value: Any) -> None:
         raise ValueError(f"must be a list of probabilities, got {shortened(value)}")
 
 
+def _is_temperature(value: Any) -> bool:
+    return type(value) in (int, float) and MIN_TEMPERATURE <= value <= MAX_TEMPERATURE
+
+
+def _check_temperatures(value: Any) -> None:
+    if not _is_list(value, _is_temperature):
+        allowed = f"numbers from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+        raise ValueError(f"must be a list of {allowed}, got {shortened(value)}")
+    _check_count(value, MAX_TENANTS, "numbers")
+
+
 def _check_length(value: Any) -> None:
     if not _is_token(value) or value == 0:
         raise ValueError(f"must be a positive whole number of at most {LARGEST:,}, got {shortened(value)}")
@@ -172,6 +195,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     TENANTS: _check_tenants,
     "tenant": _check_name,
     "thresholds": _check_thresholds,
+    "temperatures": _check_temperatures,
     "max_length": _check_length,
     "columns": _check_columns,
     "template": _check_template,

@@ -5,7 +5,7 @@ The rows of the head's last layer are each tenant's own, and all else is shared:
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lsr.loading.contents import BASE_FIELDS, Contents, read_contents, read_task
 from lsr.loading.task import TENANTS
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.mistakes import InputError
+from lsr.tuner.options import Fields
 
 SCALED_BY = ("peft_type", "use_rslora")  # fields that determine an adapter's scaling, in addition to its alpha
 PLACEHOLDER = 2  # rows of zeros of the last layer, where no tenant's are
@@ -38,6 +39,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     files = read_files(folder)
     note = read_task(files.folder) or {}
     tenants = note.pop(TENANTS, {})
+    temperatures = note.pop("temperatures", None)
     if not tenants:
         raise InputError(f"{files.folder / TASK}: names no tenants; needed: tenants with the names of their labels")
     sizes = list(map(_outputs, tenants.values()))
@@ -53,6 +55,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
         shapes[key] = (PLACEHOLDER, *value.shape[1:])
         pieces.append(value.split(sizes))
     base = {field: files.fields.get(field) for field in BASE_FIELDS}
+    notes = _notes_of(note, tenants, temperatures)
     own = dict[str, Contents]()
     for name, *values in zip(tenants, *pieces, strict=True):
         own[name] = Contents(
@@ -61,9 +64,21 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
             updates={},
             heads=dict(zip(rows, values, strict=True)),
             endings=(f".{layer}",),
-            task={**note, "labels": tenants[name]},
+            task=notes[name],
         )
     return _with_zeros(files, shapes), own
+
+
+def _notes_of(
+    note: Fields, tenants: Mapping[str, Any], temperatures: Sequence[float] | None
+) -> dict[str, dict[str, Any]]:
+    """Return the note of each tenant's task: that of all, with its own labels, and its temperature if there is one."""
+    notes = {name: {**note, "labels": labels} for name, labels in tenants.items()}
+    if temperatures:
+        each = temperatures if len(temperatures) > 1 else [*temperatures] * len(notes)
+        for own, temperature in zip(notes.values(), each, strict=True):
+            own["temperatures"] = [temperature]
+    return notes
 
 
 def _outputs(labels: Sequence[str] | None) -> int:

@@ -31,6 +31,8 @@ TRAIN_VALIDATION_SCORE = Path("reports/train/curves/validation_score.csv")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 EVALUATE_CLASSES = Path("reports/evaluate/classes.csv")
+EVALUATE_RELIABILITY = Path("reports/evaluate/reliability.csv")
+EVALUATE_COVERAGE = Path("reports/evaluate/coverage.csv")
 EVALUATE_TENANTS = Path("reports/evaluate/tenants.csv")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
 

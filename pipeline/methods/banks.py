@@ -16,6 +16,7 @@ from lsr.tuner.files import PREFIX, Files, adapter_folder
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import base_models, tokens
+from pipeline.methods import heads
 from pipeline.methods.batches import tokenizer_of
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams, PeftParams, load_params
 from pipeline.params.sources import HubModel, ModelRow
@@ -51,7 +52,7 @@ def add_tenant_heads(base: PreTrainedModel, view: FactorizeInitView, task: Task)
                 tensors[f"{PREFIX}{key}"] = value
         model = load_onto(base, shared_adapter._replace(tensors=tensors), trainable=True)
         freeze_shared_adapter(model, layer)
-        own = [_own_layer(model, layer)]
+        own = [heads.last_layer_of(model, layer)]
         with fit_head(model, own, batches, seed=view.seed, keep=True, track=console.track):
             return model
 
@@ -72,16 +73,7 @@ def _check_type(view: FactorizeInitView, shared_adapter: Files) -> None:
 def freeze_shared_adapter(model: PeftModel, layer: str) -> None:
     """Leave the rows of tenants in the head's last layer trainable alone."""
     model.requires_grad_(False)
-    _own_layer(model, layer).requires_grad_(True)
-
-
-def _own_layer(model: PeftModel, layer: str) -> nn.Module:
-    """Return the head's last layer as it is trained: PEFT has it inside a wrapper."""
-    named = {}
-    for name, module in model.named_modules():
-        name_in_base = name.replace(".modules_to_save.default", "")
-        named[name_in_base] = module
-    return named[f"{PREFIX}{layer}"]
+    heads.last_layer_of(model, layer).requires_grad_(True)
 
 
 class Served(nn.Module):

@@ -15,6 +15,7 @@ import pandas as pd
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
+from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, plain_text, round_significant
 from pipeline.tasks.description import Description
 from pipeline.tasks.facts import Facts, missing
@@ -171,6 +172,7 @@ class ClassesHead(OfClasses, Head):
     """An output for each class."""
 
     can_balance = True
+    has_probabilities = True
 
     def fields(self) -> dict[str, Any]:
         names = self.names
@@ -180,6 +182,9 @@ class ClassesHead(OfClasses, Head):
             "id2label": dict(enumerate(names)),
             "label2id": {name: number for number, name in enumerate(names)},
         }
+
+    def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:
+        return [Classified(outcome.outputs.numpy(), outcome.labels)]
 
     def build_balanced_loss(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.

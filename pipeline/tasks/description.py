@@ -39,7 +39,11 @@ class Description(Part, ABC):
 
         Only text generation needs the tokenizer; without one it leaves out how prompts become tokens.
         """
-        return {"labels": None, "thresholds": self.facts.thresholds}
+        return {
+            "labels": None,
+            "thresholds": self.facts.thresholds,
+            "temperatures": self.facts.temperatures,
+        }
 
     def card(self) -> dict[str, Any]:
         """Return the fields of a model card that differ between task types."""

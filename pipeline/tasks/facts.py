@@ -1,7 +1,7 @@
 """What is found in the data of a task, and not said by its row.
 
 The stage tokenize finds it and writes it next to the tokens, once; later stages read it, once, and pass it on. Only
-thresholds come later, from the stage train.
+thresholds and temperatures come later, from the stage train.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,8 @@ class Facts(Row):
     tenants: Mapping[str, Tenant] = {}
     # Probability from which each label applies; the stage train chooses them.
     thresholds: tuple[float, ...] | None = None
+    # Temperature of all outputs, or of each label or tenant; the stage train fits them.
+    temperatures: tuple[float, ...] | None = None
 
     def with_counts(self, tenants: Sequence[int]) -> Self:
         """Return them with the number of examples of each tenant, of which `tenants` has that of each example."""

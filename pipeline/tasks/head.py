@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.tasks.task import Numbers, Part
+from pipeline.tasks.calibration import Classified
+from pipeline.tasks.task import Numbers, Outcome, Part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,7 @@ class Head(Part, ABC):
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     can_balance = False  # there are classes that a loss can give equal weights
+    has_probabilities = False  # which temperatures calibrate
     generates = False  # its answer is a text, which a language model generates
 
     @property
@@ -67,6 +69,10 @@ class Head(Part, ABC):
     def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":
         """Return the logits that are about each row of a batch, according to its columns `beside`."""
         return logits
+
+    def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:
+        """Return what temperatures calibrate: one part of all examples, or one for each label or tenant."""
+        raise NotImplementedError  # see `has_probabilities`
 
     @classmethod
     def outputs(cls, model: "PreTrainedModel", batch: Mapping[str, "Tensor"]) -> "Tensor":  # (examples, ...)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.core.errors import nearest
 from pipeline.tasks import sums
+from pipeline.tasks.calibration import Classified, as_binary
 from pipeline.tasks.cells import Cells, is_missing, plain_text
 from pipeline.tasks.classes import (
     SHOWN,
@@ -60,6 +61,10 @@ class MultiLabelHead(ClassesHead):
 
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"problem_type": "multi_label_classification"}
+
+    def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:
+        columns = zip(outcome.outputs.numpy().T, outcome.labels.T, strict=True)
+        return [as_binary(logits, applies) for logits, applies in columns]
 
     def build_balanced_loss(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the loss in which, for each label, texts of a whole split with it and those without weigh the same."""

@@ -270,6 +270,12 @@ def _micro_f1(labels: Numbers, predictions: Numbers) -> float:
     return float(sums.f1(hits, labels.sum(), predictions.sum()))
 
 
+def _of_sums(name: str, labels: Numbers, predictions: Numbers) -> float:
+    columns = sums.columns_of(name, labels, predictions)
+    once = np.ones((1, len(columns)))
+    return float(sums.scores_of(name, once, columns)[0, 0])
+
+
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
     if _is_constant(np.concatenate([labels, predictions])):
         return 0.0  # scikit-learn returns the same with a warning
@@ -298,5 +304,7 @@ EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),
+    "ece": lambda labels, predictions: _of_sums("ece", labels, predictions),
+    "brier": lambda labels, predictions: float(predictions.mean()),  # predictions are the scores of each text
     "rouge_l": lambda labels, predictions: float(predictions.mean()),  # predictions are the metric of each text
 }

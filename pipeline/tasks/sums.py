@@ -14,6 +14,8 @@ from pipeline.tasks.task import Numbers
 ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
 PEARSON = "pearson"
 MOMENTS = 6  # the terms of it
+ECE = "ece"
+BINS = 15  # of equal width, of probabilities
 
 
 def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  # (n, predictions, ..., terms)
@@ -32,6 +34,8 @@ def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  #
 
 def size_of(metric: str, labels: Numbers, predicted: Numbers) -> int:
     """Return how many numbers `columns_of` has for one of the predictions."""
+    if metric == ECE:
+        return (BINS + 1) * len(labels)
     if metric not in OF_CLASSES:
         return MOMENTS * len(labels)
     if labels.ndim == 2:
@@ -160,6 +164,28 @@ def _pearson(moments: Numbers) -> Numbers:
     return correlation(shared, spread, varies)
 
 
+def bins_of(probabilities: Numbers) -> Numbers:
+    """Return the number of the bin that each probability is in."""
+    numbers = (probabilities * BINS).astype(np.int64)
+    return numbers.clip(max=BINS - 1)
+
+
+def _gaps(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
+    """Return by how much frequency exceeds probability in each bin, and the number of answers: (n, BINS + 1)."""
+    gaps = (labels - predicted).reshape(len(labels), -1)
+    numbers = bins_of(predicted).reshape(gaps.shape)
+    terms = np.zeros((len(labels), BINS + 1))
+    for number in range(BINS):
+        terms[:, number] = np.where(numbers == number, gaps, 0.0).sum(axis=1)
+    terms[:, BINS] = gaps.shape[1]
+    return terms
+
+
+def _calibration_error(terms: Numbers) -> Numbers:
+    *gaps, count = terms
+    return np.abs(gaps).sum(axis=0) / count
+
+
 def correlation(shared: Numbers, spread: Numbers, varies: Numbers) -> Numbers:
     """Return covariances over roots of products of variances; 0 where one of these does not vary."""
     positive = np.where(varies, spread, 1)
@@ -189,4 +215,6 @@ METRICS = {
     **OF_CLASSES,
     **OF_TEXTS,
     PEARSON: Metric(_moments, _pearson),
+    ECE: Metric(_gaps, _calibration_error),
+    "brier": Metric(_with_count, _mean),  # of the score of each text
 }

@@ -84,6 +84,10 @@ class Task:
         """Return the task with other thresholds."""
         return self.with_facts(self.facts.model_copy(update={"thresholds": thresholds}))
 
+    def with_temperatures(self, temperatures: Sequence[float] | None) -> Self:
+        """Return the task with other temperatures."""
+        return self.with_facts(self.facts.model_copy(update={"temperatures": temperatures}))
+
     def tune_thresholds(self, validation: Outcome) -> Self:
         """Return the task with thresholds chosen on a validation split; without thresholds, itself."""
         thresholds = self.scoring.best_thresholds(validation)

@@ -18,6 +18,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.labels import Number, check_names
+from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
 from pipeline.tasks.classes import ClassesDescription, ClassesScoring, names_of, positive_of, some_of
 from pipeline.tasks.description import Description, Line, ReadTable
@@ -189,6 +190,10 @@ class TenantsHead(Head):
 
     beside = (TENANT,)
 
+    def __init__(self, row: DatasetRow, facts: Facts) -> None:
+        super().__init__(row, facts)
+        self.has_probabilities = not is_number(row)
+
     @cached_property
     def widths(self) -> Numbers:
         """The number of outputs of each tenant."""
@@ -198,6 +203,17 @@ class TenantsHead(Head):
         kind = "regression" if is_number(self.row) else "single_label_classification"
         count = int(self.widths.sum())
         return {"num_labels": count, "problem_type": kind}
+
+    def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:
+        """Return the examples of each tenant; none of one that has no text in the split."""
+        logits = outcome.outputs.numpy()
+        positions = pd.Series(outcome.groups).groupby(outcome.groups).indices
+        nobody = np.empty(0, np.int64)
+        parts = list[Classified]()
+        for number, width in enumerate(self.widths):
+            rows = positions.get(number, nobody)
+            parts.append(Classified(logits[rows, :width], outcome.labels[rows]))
+        return parts
 
     def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":  # (n, outputs) -> (n, most)
         """Return of each row the outputs of its tenant alone, and after its last the least number."""

@@ -20,6 +20,7 @@ AT_LIMITS = {
     "labels": [f"{at:06}" + "é" * 97 for at in range(320)],  # 200 bytes each: 64,000 together
     "tenant": "x" * 200,
     "thresholds": [1.0] * 320,
+    "temperatures": [10.0] * 320,
     "max_length": 2**31 - 1,
     "columns": ["x" * 200, "é" * 200],
     "template": "x" * 100_000,
@@ -77,3 +78,22 @@ def test_the_pipeline_writes_no_more(labels, tmp_path):
     assert not list(tmp_path.iterdir())
     long = SimpleNamespace(get_chat_template=lambda: "x" * 100_001, chat_template="x", eos_token_id=0)
     refused(prompts.Prompts, long, says="the tokenizer's chat template has 100,001 characters; at most 100,000 are")
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "says"),
+    [
+        ([0.0999], "temperatures must be a list of numbers from 0.1 to 10, got [0.0999]"),
+        ([10.1], "temperatures must be a list of numbers from 0.1 to 10, got [10.1]"),
+        ([float("nan")], "temperatures must be a list of numbers from 0.1 to 10, got [nan]"),
+        ([True], "temperatures must be a list of numbers from 0.1 to 10, got [True]"),
+        (1.5, "temperatures must be a list of numbers from 0.1 to 10, got 1.5"),
+        ([1.5, 1.5], "temperatures must be one for all, or one for each label or tenant, got [1.5, 1.5]"),
+    ],
+)
+def test_temperatures_are_finite_and_as_many_as_labels_or_tenants(temperatures, says):
+    labels = ["a", "b", "c"]
+    refused(task.validate_task_info, {"labels": labels, "temperatures": temperatures}, "here", says=says)
+    refused(task.validate_task_info, {"tenants": {"x": labels}, "temperatures": [1.5, 1.5]}, "here", says="one for all")
+    for right in ([1.5], [1, 2.5, 0.1]):
+        assert task.validate_task_info({"labels": labels, "temperatures": right}, "here")["temperatures"] == right

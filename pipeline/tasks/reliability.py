@@ -1,0 +1,117 @@
+"""How well probabilities agree with frequencies: calibration error, Brier score, and the tables of two plots."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from pipeline.tasks import scores
+from pipeline.tasks.calibration import Classified
+from pipeline.tasks.sums import BINS, bins_of
+from pipeline.tasks.task import Numbers, Outcome, Scores, Task
+
+RELIABILITY = ("probability", "frequency", "answers", "head")
+COVERAGE = ("coverage", "accuracy", "min_probability")
+POINTS = 100  # of the curve of coverage
+METRICS = ("ece", "brier")
+UNCALIBRATED = "uncalibrated"
+
+Cells = tuple[float | str, ...]
+
+
+class Judged(NamedTuple):
+    """Probabilities of answers, and whether they are right."""
+
+    probabilities: Numbers  # (texts,) of the likeliest class, or (texts, labels)
+    is_right: Numbers  # the same shape: whether it is right, or the label applies
+    squares: Numbers  # (texts,): Brier scores
+
+    @property
+    def values(self) -> dict[str, Numbers]:
+        """What each of METRICS is a function of, in addition to what is right."""
+        return {"ece": self.probabilities, "brier": self.squares}
+
+
+class Report(NamedTuple):
+    """What a stage writes about probabilities."""
+
+    metrics: Scores
+    reliability: list[Cells]  # rows of RELIABILITY
+    coverage: list[Cells]  # rows of COVERAGE
+
+
+def report(task: Task, outcome: Outcome, resamples: int) -> Report:
+    """Return the errors of probabilities with 95 % intervals, and without the temperatures; nothing where are none.
+
+    The expected calibration error (ece) is the mean distance between probability and frequency in BINS bins of equal
+    width (Guo et al., 2017), of the likeliest class or, of multi-label, of each label. Noise makes it larger, and each
+    resample has more of it than the sample: the interval lies above the error of few texts. The Brier score is that of
+    scikit-learn, of multi-label the mean over labels.
+    """
+    if not task.head.has_probabilities:
+        return Report({}, [], [])
+    parts = task.head.collect_logits(outcome)
+    in_groups = task.row.group or task.row.choices
+    groups = outcome.groups if in_groups else None
+    judged = judge(parts, [1.0] * len(parts))
+    before = judge(parts, task.facts.temperatures or [1.0] * len(parts))
+    metrics = Scores()
+    for prefix, probabilities in (("", judged), (f"{UNCALIBRATED}_", before)):
+        for name, values in probabilities.values.items():
+            right = probabilities.is_right
+            low, high = scores.interval(name, values, right, resamples, groups)
+            metrics[f"{prefix}{name}"] = float(scores.EXAMPLES[name](right, values))
+            metrics[f"{prefix}{name}_low"] = low
+            metrics[f"{prefix}{name}_high"] = high
+    reliability = [*list_bins(judged, "calibrated"), *list_bins(before, UNCALIBRATED)]
+    return Report(metrics, reliability, list(list_coverage(judged)))
+
+
+def judge(parts: Sequence[Classified], temperatures: Sequence[float]) -> Judged:
+    """Return the probabilities of logits times temperatures: of labels beside each other, else of part after part."""
+    judged = [_judge_part(part, temperature) for part, temperature in zip(parts, temperatures, strict=True)]
+    probabilities, is_right, squares = zip(*judged, strict=True)
+    if parts[0].is_label:
+        return Judged(np.stack(probabilities, axis=1), np.stack(is_right, axis=1), np.mean(squares, axis=0))
+    return Judged(np.concatenate(probabilities), np.concatenate(is_right), np.concatenate(squares))
+
+
+def _judge_part(part: Classified, temperature: float) -> Judged:
+    shares = softmax(part.logits.astype(np.float64) * temperature, axis=1)
+    count = shares.shape[1]
+    distances = (shares - np.eye(count)[part.classes]) ** 2
+    squares = distances.sum(axis=1)
+    if count == 2:  # scikit-learn has the squares of one of two classes, and the sum over more
+        squares /= 2
+    if part.is_label:
+        return Judged(shares[:, 1], part.classes, squares)
+    is_right = shares.argmax(axis=1) == part.classes
+    return Judged(shares.max(axis=1), is_right.astype(np.int64), squares)
+
+
+def list_bins(judged: Judged, head: str) -> Iterator[Cells]:
+    """Yield for each bin that has answers the mean probability, the frequency and the number of its answers."""
+    probabilities = judged.probabilities.ravel()
+    is_right = judged.is_right.ravel()
+    numbers = bins_of(probabilities)
+    for number in range(BINS):
+        inside = numbers == number
+        if inside.any():
+            yield float(probabilities[inside].mean()), float(is_right[inside].mean()), int(inside.sum()), head
+
+
+def list_coverage(judged: Judged) -> Iterator[Cells]:
+    """Yield which share of texts has an answer, and which share of these is right, if answers need a probability.
+
+    Multi-label has no single answer that could be left out.
+    """
+    probabilities = judged.probabilities
+    if probabilities.ndim > 1:
+        return
+    count = len(probabilities)
+    descending = np.sort(probabilities)[::-1]
+    places = np.linspace(0, count - 1, min(count, POINTS)).astype(int)
+    for least in np.unique(descending[places])[::-1]:
+        answered = probabilities >= least
+        yield float(answered.mean()), float(judged.is_right[answered].mean()), float(least)

@@ -1,0 +1,40 @@
+"""Calibrate a trained head: its last layer is divided by the temperatures that the validation split determines.
+
+So whoever loads the adapter, or an export of it, has calibrated probabilities, and no reader divides again.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import DataCollatorWithPadding
+
+from pipeline import evaluation
+from pipeline.methods import heads
+from pipeline.tasks import Task
+from pipeline.tasks.calibration import fit_temperatures
+from pipeline.tasks.tenants import widths_of
+
+
+def calibrate(
+    task: Task, model: PeftModel, validation: Dataset, collate: DataCollatorWithPadding, batch_size: int
+) -> Task:
+    """Scale the head of a trained model, and return the task with its temperatures, and thresholds if it has some.
+
+    A task without probabilities is returned as it is.
+    """
+    head = task.head
+    if not head.has_probabilities:
+        return task
+    outputs = evaluation.outputs(head, model, validation, collate, batch_size)
+    outcome = evaluation.outcome(outputs, validation)
+    temperatures = fit_temperatures(head.collect_logits(outcome))
+    widths = widths_of(task.facts) if task.facts.tenants else 1
+    repeated = np.repeat(temperatures, widths)
+    of_outputs = torch.from_numpy(repeated).float()
+    heads.scale_head(model, of_outputs)
+    if task.scoring.has_thresholds:
+        outcome = replace(outcome, outputs=outputs / of_outputs)
+    return task.tune_thresholds(outcome).with_temperatures(temperatures)
