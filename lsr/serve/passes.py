@@ -22,7 +22,7 @@ TEXT = "a text"
 PAIR = "a list of two texts, each"
 PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
 
-Result = dict[str, Any] | Completion | None  # what is predicted, as JSON, or written; None: not finite
+Result = Answer | Completion | None  # what is predicted or written; None: not finite
 
 
 class ReplacedError(Exception):
@@ -157,7 +157,8 @@ class Passes:
         inputs = self.tokenizer.pad([row.inputs for row in rows], return_tensors="pt")
         with torch.no_grad():
             logits = self.bank(**inputs, adapter_names=names).logits
-        return [_result(answer) for answer in self.bank.answers(logits, names)]
+        answers = self.bank.answers(logits, names)
+        return [answer if answer.logits.isfinite().all() else None for answer in answers]
 
     def _generate(self, rows: Sequence[Row]) -> list[Result]:
         # Rows with other stop tokens, of which there are few, pass by themselves.
@@ -212,19 +213,6 @@ def _each(
         with wrap_errors(name, ValueError):
             results.append(read(value))
     return results
-
-
-def _result(answer: Answer) -> dict[str, Any] | None:
-    """Return an answer as JSON; None if it is not finite."""
-    if not answer.logits.isfinite().all():
-        return None
-    if answer.labels is None:
-        return {"number": float(answer.logits[0])}
-    probabilities = answer.probabilities
-    if answer.thresholds is not None:
-        return {"labels": answer.applying, "probabilities": probabilities}
-    label = max(probabilities, key=lambda label: probabilities[label])
-    return {"label": label, "probabilities": probabilities}
 
 
 def _parts(form: str, characters: int, text: Any) -> list[str]:

@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from http.client import HTTPConnection
@@ -17,7 +18,7 @@ import uvicorn
 
 from lsr.__main__ import main
 from lsr.serve.http.connections import Protocol, Server
-from lsr.serve.http.limits import GRACE, Awaited, Connections, Limits, client_of
+from lsr.serve.http.limits import GRACE, Awaited, Connections, Limits, Pace, client_of
 from tests.hostile.connections import CHUNKED, HEAD, HEALTH, LONG, another_address, connect
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED
@@ -229,7 +230,7 @@ def test_an_answer_in_many_pieces_is_read_within_the_time_of_one(trials):
         await noting
 
     async def reading(listening):
-        limits = Limits(2, 2, 1 << 30, {Awaited.HEAD: 9, Awaited.BODY: 9, Awaited.READING: 1})
+        limits = Limits(2, 2, 1 << 30, 1 << 30, {Awaited.HEAD: 9, Awaited.BODY: 9, Awaited.READING: 1})
         protocol = partial(Protocol, Connections(limits))
         server = Server(uvicorn.Config(answering, http=protocol, lifespan="off", log_level="error"))
         running = asyncio.create_task(server.serve([listening]))
@@ -249,6 +250,32 @@ def test_an_answer_in_many_pieces_is_read_within_the_time_of_one(trials):
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         assert 0.9 < asyncio.run(asyncio.wait_for(reading(listening), 10)) < 2
+
+
+def test_large_bodies_are_read_at_a_pace_and_delay_no_small_one(there, trials):
+    large = HEAD % (1 << 20) + b" " * (1 << 20)
+    with started(there / "bank", there / "paced", "--body-rate", "2") as paced, ExitStack() as opened:
+        trials["trials"] += 1
+        begin = time.monotonic()
+        sent = opened.enter_context(connect(paced))
+        sending = opened.enter_context(ThreadPoolExecutor(1)).submit(sent.sendall, large)
+        slowest = 0
+        while is_open(sent):
+            slowest = max(slowest, health(paced))
+        seconds = time.monotonic() - begin
+        sending.result()
+    # A client has half of the rate, 1 MiB/s, and a quarter of a second of it at once.
+    assert 0.7 < seconds < 3
+    assert slowest < AT_ONCE
+
+
+def test_a_pace_is_that_of_its_rate_after_a_quarter_of_a_second_at_once():
+    pace = Pace(1000)
+    assert pace.take(250, now=100) == 0
+    assert pace.take(500, now=100) == pytest.approx(0.5)
+    assert pace.take(100, now=100.5) == pytest.approx(0.1)
+    assert pace.take(250, now=200) == 0  # what was not used before is lost
+    assert pace.take(1, now=200) == pytest.approx(0.001)
 
 
 def test_unfinished_bodies_of_a_client_take_little_memory(hasty, trials):

@@ -13,6 +13,8 @@ from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 
 from lsr.loading.contents import make_label_names
+from lsr.serve.bank import Answer
+from lsr.serve.completions import Completion
 from lsr.serve.modules import Version
 
 SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: it takes about a millisecond
@@ -97,7 +99,20 @@ class Room:
             self._held -= held
 
 
-def encode_response(adapter: str, answers: Sequence[Any]) -> bytes:
+def encode_response(adapter: str, results: Sequence[Answer | Completion]) -> bytes:
     """Return the body of a response. Python's threads take turns between two answers, but not within one."""
-    parts = b",".join(json_bytes(answer) for answer in answers)
+    parts = b",".join(json_bytes(_content_of(result)) for result in results)
     return b'{"adapter":%s,"answers":[%s]}' % (json_bytes(adapter), parts)
+
+
+def _content_of(result: Answer | Completion) -> dict[str, Any]:
+    """Return what JSON has for the answer to a text, or for what is written after a prompt."""
+    if isinstance(result, Completion):
+        return {"text": result.text}
+    if result.labels is None:
+        return {"number": float(result.logits[0])}
+    probabilities = result.probabilities
+    if result.thresholds is not None:
+        return {"labels": result.applying, "probabilities": probabilities}
+    label = max(probabilities, key=lambda label: probabilities[label])
+    return {"label": label, "probabilities": probabilities}

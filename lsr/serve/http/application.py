@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lsr.serve.completions import Completion, Wanted
+from lsr.serve.completions import Wanted
 from lsr.serve.graph_bank import GraphBank
 from lsr.serve.http import openai
 from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, encode_response, longest_token, most_bytes
@@ -46,7 +46,7 @@ class Service:
         self._answer_room = Room()
         self._token_bytes = longest_token(passes.tokenizer) if passes.max_new_tokens else 0
         self._aside = Aside()
-        self._uploads = Uploads(passes, self._aside)
+        self._uploads = Uploads(passes)
         self._openai = openai.Endpoints(passes, batches, self._answer_room, self._aside, self._token_bytes)
         ADAPTERS.set_function(lambda: len(self.bank.versions))
 
@@ -66,11 +66,12 @@ class Service:
         # Not in the event loop, which one long text would stop.
         rows, size = await asyncio.to_thread(self._rows, version, question)
         with self._answer_room.hold(size):
-            answers = await self.batches.answers(rows)
-            if None in answers:
+            results = await self.batches.answers(rows)
+            finite = [result for result in results if result is not None]
+            if len(finite) < len(results):
                 reason = "the answer is not finite: the weights of this adapter overflow"
-                raise HTTPException(422, f"{self.passes.field}[{answers.index(None)}]: {reason}")
-            render = partial(encode_response, question.adapter, list(map(_format_answer, answers)))
+                raise HTTPException(422, f"{self.passes.field}[{results.index(None)}]: {reason}")
+            render = partial(encode_response, question.adapter, finite)
             body = render() if size <= SMALL else await self._aside.run(render)
         return Response(body, media_type="application/json")
 
@@ -90,7 +91,7 @@ class Service:
         check_body(request, MAX_ADAPTER_BYTES)
         name = request.path_params["name"]
         contents = await self._uploads.read(request, name)
-        await self.batches.in_turn(partial(self.bank.add, name, contents, replace=True))
+        await self.batches.change(partial(self.bank.add, name, contents, replace=True))
         return JSONResponse({"adapter": name})
 
     async def delete(self, request: Request) -> Response:
@@ -99,7 +100,7 @@ class Service:
         check_token(request)
         name = request.path_params["name"]
         try:
-            await self.batches.in_turn(self.bank.remove, name)
+            await self.batches.change(self.bank.remove, name)
         except InputError:
             raise _make_not_found_error(name) from None
         return Response(status_code=204)
@@ -139,10 +140,6 @@ class Service:
 
 def _make_not_found_error(adapter: str) -> HTTPException:  # the bank's own error may suggest the name of another tenant
     return HTTPException(404, f"no adapter is named {adapter[:100]!r}")
-
-
-def _format_answer(answer: Any) -> Any:
-    return {"text": answer.text} if isinstance(answer, Completion) else answer
 
 
 def _refuse(

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# A rest lasts this many times as long as the call before it has computed. Python runs one thread at a time: without
-# rests, clients that send large requests all the time would have half of it, and with them a quarter.
-REST = 3.0
+from lsr.serve.http.rests import REST, Rest
 
 
 class Aside:
-    """A thread for large texts in JSON, which are parsed and rendered without a pause.
+    """A thread for what is large: texts in JSON and files of adapters, which are read and written without a pause.
 
     `computed` returns the seconds that the thread has computed, and `now` those of a clock; `sleep` lets some pass.
     """
@@ -24,21 +22,20 @@ class Aside:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._computed = computed
-        self._now = now
         self._sleep = sleep
         self._thread = ThreadPoolExecutor(1)
-        self._rests_until = now()
+        self._rest = Rest(REST, now)
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Return what a call returns, made when those before it have been made and the thread has rested."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._call_after_rest, call)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run_after_rest, call)
 
-    def _call_after_rest(self, call: Callable[[], Any]) -> Any:
-        rest = self._rests_until - self._now()
-        if rest > 0:
-            self._sleep(rest)
+    def _run_after_rest(self, call: Callable[[], Any]) -> Any:
+        remaining = self._rest.remaining
+        if remaining:
+            self._sleep(remaining)
         begin = self._computed()
         try:
             return call()
         finally:
-            self._rests_until = self._now() + REST * (self._computed() - begin)
+            self._rest.begin(self._computed() - begin)

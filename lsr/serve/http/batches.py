@@ -1,22 +1,28 @@
 """The batches in which rows of different tenants pass through a bank, each tenant in turn."""
 
 import asyncio
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Any, NamedTuple
 
 from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 
+from lsr.serve.http.rests import REST, Rest
 from lsr.serve.passes import Passes, ReplacedError, Result, Row
 
 WAITING = Gauge("lsr_waiting_rows", "Rows that wait for a batch")
 BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
 # All rows of a batch take the time and memory of the largest of their adapters. So those with a rank or a number of
-# labels above LARGE pass apart, in every other batch at most, and there rows times that are at most ROOM.
+# labels above LARGE pass apart, and there rows times that are at most ROOM. While others are asked, large batches rest
+# LARGE_REST times as long as they take, so they get a fifth of the time.
 LARGE = 64
 ROOM = 1024
+LARGE_REST = 4.0
+ASKED = 1.0  # seconds after a batch of others in which they are taken to be asked
 MOST = 64 * 64  # texts of a request times the size of their adapter: their answers are made between two batches
 
 
@@ -31,7 +37,7 @@ class Batches:
     """A bank and the rows that wait for it.
 
     All that reads or changes the bank's tensors runs in one thread, so an adapter comes, goes or is replaced between
-    two batches and never within one.
+    two batches and never within one. `now` returns the seconds of a clock.
     """
 
     def __init__(
@@ -40,15 +46,21 @@ class Batches:
         rows: int,
         room: int,
         wait: float,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._passes = passes
         self._rows = rows
         self._room = room
         self._wait = wait
+        self._now = now
         # Waiting rows by adapter; the adapter whose turn it is comes first.
-        self._waiting: dict[str, deque[Waiting]] = {}
+        self._waiting = OrderedDict[str, deque[Waiting]]()
         self._came = asyncio.Event()
         self._was_large = False
+        self._large_rest = Rest(LARGE_REST, now)
+        self._others_passed = -inf  # when the last batch of adapters that are not large has passed
+        self._changing = asyncio.Lock()
+        self._change_rest = Rest(REST, now)
         self._thread = ThreadPoolExecutor(1)
         WAITING.set_function(self._count)
 
@@ -86,8 +98,25 @@ class Batches:
         if self._count() + count > self._room or (own and 2 * (own + count) > self._room):
             raise HTTPException(429, "too many texts are waiting; try again later", {"Retry-After": "1"})
 
-    async def in_turn(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Return the result of a call that reads or changes the bank, made between two batches."""
+    async def change(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Return the result of a call that changes the bank, made between two batches after a rest."""
+        async with self._changing:
+            await asyncio.sleep(self._change_rest.remaining)
+            return await self._in_turn(self._add_rest(self._change_rest, call), *args)
+
+    def _add_rest(self, rest: Rest, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a call after which a rest begins, as long as it took."""
+
+        def call_and_rest(*args: Any) -> Any:
+            begin = self._now()
+            try:
+                return call(*args)
+            finally:
+                rest.begin(self._now() - begin)
+
+        return call_and_rest
+
+    async def _in_turn(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     async def run(self) -> None:
@@ -97,16 +126,24 @@ class Batches:
             if self._count() < self._rows:
                 await asyncio.sleep(self._wait)
             self._drop()
-            batch = self._next() if self._waiting else []
-            if not self._waiting:
-                self._came.clear()
+            batch = self._next()
             if batch:
                 await self._pass(batch)
+            elif self._waiting:  # large ones that rest, until others come
+                self._came.clear()
+                asyncio.get_running_loop().call_later(self._seconds_until_large(), self._came.set)
+            if not self._waiting:
+                self._came.clear()
 
     async def _pass(self, batch: list[Waiting]) -> None:
         BATCHES.observe(len(batch))
+        answers = self._passes.answers
+        if self._was_large:
+            answers = self._add_rest(self._large_rest, answers)
         rows = [waiting.row._replace(is_unwanted=waiting.result.done) for waiting in batch]
-        values = await self.in_turn(self._passes.answers, rows)
+        values = await self._in_turn(answers, rows)
+        if not self._was_large:
+            self._others_passed = self._now()
         for waiting, value in zip(batch, values, strict=True):
             result = waiting.result
             if result.done():  # cancelled
@@ -119,9 +156,8 @@ class Batches:
     def _drop(self) -> None:
         """Drop rows whose result nobody awaits, and those whose adapter has been replaced: it may be larger now."""
         versions = self._passes.bank.versions
-        waiting_before = self._waiting
-        self._waiting = {}
-        for name, own in waiting_before.items():
+        waiting_after = OrderedDict[str, deque[Waiting]]()  # in the place of the other at once: another thread counts
+        for name, own in self._waiting.items():
             left = deque[Waiting]()
             for waiting in own:
                 if waiting.result.done():
@@ -131,13 +167,24 @@ class Batches:
                 else:
                     waiting.result.set_exception(ReplacedError())
             if left:
-                self._waiting[name] = left
+                waiting_after[name] = left
+        self._waiting = waiting_after
+
+    def _seconds_until_large(self) -> float:
+        """Return how long large batches rest: not at all if no others are asked."""
+        asked = self._others_passed + ASKED - self._now()
+        return min(max(0.0, asked), self._large_rest.remaining)
+
+    def _is_next_large(self, kinds: set[bool]) -> bool:
+        """Return whether the next batch is of large adapters: each batch is of one of the kinds that wait."""
+        if True not in kinds or self._seconds_until_large() > 0:
+            return False
+        return len(kinds) == 1 or not self._was_large
 
     def _next(self) -> list[Waiting]:
-        """Take the rows of a batch, one of each adapter in turn; those of large adapters apart."""
+        """Take the rows of a batch, one of each adapter in turn; those of large adapters apart; none if all rest."""
         sizes = {name: own[0].row.version.size for name, own in self._waiting.items()}
-        kinds = {size > LARGE for size in sizes.values()}
-        is_large = kinds.pop() if len(kinds) == 1 else not self._was_large
+        is_large = self._is_next_large({size > LARGE for size in sizes.values()})
         self._was_large = is_large
         names = deque(name for name, size in sizes.items() if (size > LARGE) == is_large)
         batch = list[Waiting]()
@@ -147,9 +194,11 @@ class Batches:
             largest = max(largest, sizes[name])
             if batch and is_large and largest * (len(batch) + 1) > ROOM:
                 break
-            own = self._waiting.pop(name)
+            own = self._waiting[name]
             batch.append(own.popleft())
             if own:  # it is the last now
-                self._waiting[name] = own
+                self._waiting.move_to_end(name)
                 names.append(name)
+            else:
+                del self._waiting[name]
         return batch

@@ -95,6 +95,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
         "help": "MiB of memory for unfinished bodies and unread answers; half of it per client address "
         "(default: %(default)s)",
     },
+    "--body-rate": {
+        **COUNT,
+        "metavar": "MIB",
+        "default": 16,
+        "help": "MiB per second of request bodies above 64 KiB; half of it per client address (default: %(default)s)",
+    },
 }
 
 

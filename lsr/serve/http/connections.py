@@ -12,14 +12,46 @@ from typing import Any
 import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from lsr.serve.http.answers import SMALL
 from lsr.serve.http.limits import FULL, Awaited, Connections, client_of
 from lsr.serve.http.refusals import refusal
 from lsr.serve.http.streaming import STREAMED
 
 ACCEPTED = 16  # connections per turn of the event loop; one that is refused is closed four turns later
 QUEUE = 2048  # connections that the kernel keeps until they are accepted
+
+
+class PacedFlow(FlowControl):
+    """Pauses of reading: those that uvicorn wants, and those that keep a client to its pace."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._is_resting = False
+
+    def pause_reading(self) -> None:
+        """Pause until uvicorn resumes."""
+        self.read_paused = True
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Resume, now or after the rest."""
+        self.read_paused = False
+        if not self._is_resting:
+            self._transport.resume_reading()
+
+    def rest(self) -> None:
+        """Read nothing until the rest ends."""
+        self._is_resting = True
+        self._transport.pause_reading()
+
+    def end_rest(self) -> None:
+        """Read on, unless uvicorn has paused."""
+        self._is_resting = False
+        if not self.read_paused:
+            self._transport.resume_reading()
 
 
 class Protocol(H11Protocol):
@@ -37,6 +69,7 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Admit the connection, or refuse it at once."""
         super().connection_made(transport)
+        self.flow: PacedFlow = PacedFlow(transport)
         transport.set_write_buffer_limits(high=0)  # pause_writing is called whenever something is left to be read
         if self.client is not None:  # without a client, it has left already
             self.address = client_of(self.client[0])
@@ -52,13 +85,23 @@ class Protocol(H11Protocol):
         self._forget()
 
     def data_received(self, data: bytes) -> None:
-        """Read on, for as long as the client has for it."""
+        """Read on, for as long as the client has for it, and no faster than its pace."""
+        body_size = self._body_size + len(data)
         super().data_received(data)
         self._await_client()
-        # Only then does the connection stay open.
-        if self._is_awaited(Awaited.BODY) and self.conn.our_state is h11.SEND_RESPONSE:
-            self._body_size += len(data)
-            self._connections.hold(self, self._body_size)
+        if body_size > SMALL:
+            self._rest(self._connections.pace(self, len(data), self.loop.time()))
+        if self._is_awaited(Awaited.BODY):
+            self._body_size = body_size
+            # Only then does the connection keep what it has received.
+            if self.conn.our_state is h11.SEND_RESPONSE:
+                self._connections.hold(self, body_size)
+
+    def _rest(self, seconds: float) -> None:
+        # Read nothing for some seconds.
+        if seconds > 0:
+            self.flow.rest()
+            self.loop.call_later(seconds, self.flow.end_rest)
 
     def handle_events(self) -> None:
         """Answer what was received, but not before the last answer is read: of each connection one answer waits."""

@@ -1,4 +1,7 @@
-"""How many connections there may be, of one client and of all, and which one is closed to make room for another."""
+"""How many connections there may be, of one client and of all, and which one is closed to make room for another.
+
+And how many bytes of large bodies are read per second: whoever sends more waits.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -9,6 +12,7 @@ from prometheus_client import Gauge
 
 OPEN = Gauge("lsr_connections", "Open connections")
 GRACE = 0.01  # seconds in which a connection is not closed to make room: its request may lie in the kernel
+BURST = 0.25  # seconds of the rate of bodies that may come at once
 FULL = "there are too many connections; try again later"
 TOO_MUCH = "too many bytes wait to be sent or read; try again later"
 
@@ -30,6 +34,7 @@ class Limits:
     connections: int
     client_connections: int  # limit per client address
     held: int  # bytes of unfinished bodies and unread answers; those of one client are at most half of it
+    body_rate: int  # bytes of large bodies that are read per second; those of one client are at most half of it
     # Limits for sending the head, sending the body and reading the answer; uvicorn limits the time between requests.
     seconds: dict[Awaited, int]
 
@@ -43,10 +48,24 @@ class Connection(Protocol):
         """Close the connection, with an answer if a request may await one, and leave all groups."""
 
 
+class Pace:
+    """A number of bytes per second, and BURST seconds of it at once after a pause."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._due = 0.0  # when all bytes that have come are within the rate
+
+    def take(self, size: int, now: float) -> float:
+        """Count bytes that have come, and return for how many seconds no more should."""
+        self._due = max(self._due, now - BURST) + size / self._rate
+        return max(0.0, self._due - now)
+
+
 class Group:
     """The connections that share limits: those of one client, or all."""
 
-    def __init__(self, connections: int, held: int) -> None:
+    def __init__(self, connections: int, held: int, body_rate: float) -> None:
+        self.pace = Pace(body_rate)
         self._most = connections
         self._most_held = held
         self._open: set[Connection] = set()
@@ -99,19 +118,27 @@ class Connections:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._all = Group(limits.connections, limits.held)
+        self._all = Group(limits.connections, limits.held, limits.body_rate)
         self._by_client: dict[str, Group] = {}
         OPEN.set_function(lambda: len(self._all))
 
     def admit(self, connection: Connection, now: float) -> bool:
         """Count a new connection as open, or return that there is no room for it."""
-        own = self._by_client.get(connection.address) or Group(self.limits.client_connections, self.limits.held // 2)
+        own = self._by_client.get(connection.address) or self._make_group()
         if not (own.has_room(now) and self._all.has_room(now)):
             return False
         self._by_client[connection.address] = own  # again, if the one that made room was the client's last
         for group in self._groups(connection):
             group.add(connection)
         return True
+
+    def _make_group(self) -> Group:
+        limits = self.limits
+        return Group(limits.client_connections, limits.held // 2, limits.body_rate / 2)
+
+    def pace(self, connection: Connection, size: int, now: float) -> float:
+        """Count bytes of a large body, and return for how many seconds no more of it should be read."""
+        return max(group.pace.take(size, now) for group in self._groups(connection))
 
     def wait(self, connection: Connection, since: float) -> None:
         """Note that a connection waits for its client from now on."""

@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from lsr.loading.prompts import NO_TEMPLATE
+from lsr.serve.bank import Answer
 from lsr.serve.completions import Completion
 from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, json_bytes, most_bytes
 from lsr.serve.http.aside import Aside
@@ -234,7 +235,7 @@ class Endpoints:
         answers = await run_unless_left(request, self._answers(rows, size))
         if None in answers:
             raise FieldError(names[answers.index(None)], NOT_FINITE)
-        if "number" in answers[0]:
+        if answers[0].labels is None:
             raise FieldError("model", "this adapter predicts a number: ask /v1/predict")
         return await self._respond(partial(_format_classes, model, rows, answers), size)
 
@@ -253,8 +254,8 @@ def _format_classes(
 ) -> dict[str, Any]:
     data = []
     for number, answer in enumerate(answers):
-        assert isinstance(answer, dict)
-        chances = answer["probabilities"]
+        assert isinstance(answer, Answer)
+        chances = answer.probabilities
         label = max(chances, key=lambda label: chances[label])
         probs = list(chances.values())
         data.append({"index": number, "label": label, "probs": probs, "num_classes": len(probs)})

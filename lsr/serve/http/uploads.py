@@ -1,11 +1,11 @@
 """Adapters that clients send as the files of a form, which may hold anything.
 
-A large form takes long to parse. So its body goes to a file while it comes, and a thread parses it, with rests.
+A large form takes long to parse, and its adapter to check. So its body goes to a file while it comes, and a thread does
+both, with rests.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,25 +33,23 @@ FILES = (*JSON, WEIGHTS, ROUNDED)
 class Uploads:
     """Reads the adapters that clients send for a bank, one at a time."""
 
-    def __init__(self, passes: Passes, aside: Aside) -> None:
+    def __init__(self, passes: Passes) -> None:
         self._passes = passes
-        self._aside = aside
-        self._thread = ThreadPoolExecutor(1)
+        self._aside = Aside()
 
     async def read(self, request: Request, name: str) -> Contents:
         """Return the adapter in the form of a request; errors name the adapter in place of its folder."""
         with TemporaryDirectory() as body_folder, TemporaryDirectory() as folder:
             body = Path(body_folder, "body")
             await save_body(request.stream(), body)
-            await self._aside.run(partial(write_files, request.scope, body, Path(folder)))
             try:
-                loop = asyncio.get_running_loop()
-                contents = await loop.run_in_executor(self._thread, self._read, Path(folder))
+                contents = await self._aside.run(partial(self._read, request.scope, body, Path(folder)))
             except InputError as error:
                 raise InputError(str(error).replace(folder, name)) from None
         return replace(contents, source=name)
 
-    def _read(self, folder: Path) -> Contents:
+    def _read(self, scope: Scope, body: Path, folder: Path) -> Contents:
+        write_files(scope, body, folder)
         contents = read_on(self._passes.bank.of_base, folder)
         template = (contents.task or {}).get("template")
         own = self._passes.tokenizer.chat_template  # another is a program, which may take time and memory of all

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 
 import pytest
 from starlette.exceptions import HTTPException
@@ -10,6 +11,7 @@ from starlette.formparsers import MultiPartParser
 from transformers import AutoTokenizer
 
 from lsr import AdapterBank
+from lsr.serve.bank import Answer
 from lsr.serve.http import application, bodies, questions
 from lsr.serve.http.answers import (
     MAX_ANSWER_BYTES,
@@ -130,6 +132,32 @@ def test_health_answers_while_a_large_answer_is_rendered_or_a_large_body_is_pars
         return health, await answer
 
     assert [response.status_code for response in ask_passes(passes, call)] == [200, 200]
+
+
+def test_the_next_batch_passes_while_a_large_answer_is_made(passes, monkeypatch):
+    answered, real = threading.Event(), Answer.probabilities
+
+    def slow(answer):
+        if answer.adapter == "many":
+            answered.wait(5)
+        return real.fget(answer)
+
+    monkeypatch.setattr(Answer, "probabilities", property(slow))
+
+    async def call(client):
+        path, body = predict("many", "a cat")
+        large = asyncio.create_task(client.post(path, json=body))
+        await asyncio.sleep(0.2)
+        path, body = predict("of few bytes", "a cat")
+        begin = time.monotonic()
+        small = await client.post(path, json=body)
+        seconds = time.monotonic() - begin
+        answered.set()
+        return seconds, small, await large
+
+    seconds, small, large = ask_passes(passes, call)
+    assert (small.status_code, large.status_code) == (200, 200)
+    assert seconds < 3  # whoever makes it in the thread of the batches makes others wait for 5
 
 
 def test_health_answers_while_the_form_of_an_adapter_is_parsed(passes, there, monkeypatch):

@@ -4,21 +4,18 @@ import asyncio
 import re
 import threading
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
-from starlette.exceptions import HTTPException
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.loading.padding import prepare_batches
 from lsr.serve.completions import Wanted
-from lsr.serve.http.batches import Batches
 from lsr.serve.modules import Version
-from lsr.serve.passes import Passes, Row
+from lsr.serve.passes import Passes
 from tests.kit import refused
 from tests.lsr.serve.asking import ask_passes, generate, posted, predict
 from tests.lsr.serve.tenants import save, save_writers
@@ -62,33 +59,6 @@ def test_what_breaks_a_batch_is_an_error_of_its_row_alone(passes, monkeypatch):
     found = ask_passes(passes, posted(*(predict(name, "a cat") for name in names)))
     assert [response.status_code for response in found] == [500 if name == "ben" else 200 for name in names]
     assert sorted(sizes) == [1, 1, 2, 2, 4, 4, 8]  # the halves with ben in them, and the others as a whole
-
-
-def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_batch():
-    sizes = {"wide": 512, "high": 300, "anna": 8, "ben": 64}
-    passed = []
-    versions = {name: Version({}, {}, size) for name, size in sizes.items()}
-
-    def answers(rows):
-        passed.append("".join(row.adapter[0] for row in rows))
-        return [None] * len(rows)
-
-    async def call():
-        batches = Batches(SimpleNamespace(bank=SimpleNamespace(versions=versions), answers=answers), 6, 40, 0)
-        counts = {"wide": 8, "anna": 15, "ben": 2, "high": 2}
-        rows = {name: Row(name, version, {}) for name, version in versions.items()}
-        asked = [asyncio.create_task(batches.answers([rows[name]] * count)) for name, count in counts.items()]
-        await asyncio.sleep(0.1)
-        with pytest.raises(HTTPException, match="too many texts are waiting"):  # half of the room are its own
-            await batches.answers([rows["anna"]] * 6)
-        with pytest.raises(HTTPException, match="at most 8 at once for an adapter of this size"):
-            await batches.answers([rows["wide"]] * 9)
-        running = asyncio.create_task(batches.run())
-        await asyncio.gather(*asked)
-        running.cancel()
-
-    asyncio.run(call())
-    assert passed == ["wh", "ababaa", "wh", "aaaaaa", "ww", "aaaaa", "ww", "ww"]
 
 
 def test_who_leaves_before_the_pass_is_unknown_and_nobody_else_is_named(passes, there, monkeypatch):

@@ -85,8 +85,8 @@ def test_predict_score_export_and_a_bank_give_the_same_answers():
     bank = AdapterBank.load(None, "bank")
     passes = Passes(bank, base_models.load_tokenizer(params.load(params.TrainView).base_model), 24, 1)
     answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
-    assert ["; ".join(one["labels"]) for one in answers] == [row["predicted"] for row in scored]
-    assert any(sum(one["probabilities"].values()) > 1.2 for one in answers)
+    assert ["; ".join(answer.applying) for answer in answers] == [row["predicted"] for row in scored]
+    assert any(sum(answer.probabilities.values()) > 1.2 for answer in answers)
     card = (artifacts.ADAPTER / "README.md").read_text()
     assert 'problem_type="multi_label_classification"' in card
     assert f"it predicts which of 3 labels apply, by their probabilities: awake from {task.thresholds[0]:g}, " in card
