@@ -77,7 +77,7 @@ def test_the_chosen_row_is_what_all_stages_depend_on_and_going_back_runs_nothing
     add_row(restored, "pipeline/datasets.yaml", "glue", row)
     assert ran(quick(restored, "dvc", "repro")) == []
     assert outputs(restored) == before
-    output = quick(restored, "dvc", "exp", "run", "-S", "pipeline/datasets.yaml:glue.cut.validation=0.3", "tokenize")
+    output = quick(restored, "dvc", "exp", "run", "-S", "pipeline/datasets.yaml:glue.split.validation=0.3", "tokenize")
     assert ran(output) == ["tokenize"]
     assert changed_stages(restored) == {"factorize-init", "train", "evaluate"}
 

@@ -293,7 +293,7 @@ def _sizes(loaded: datasets.Loaded, rows: int) -> str:
     row = loaded.task.row
     sizes = {split: len(texts) for split, texts in loaded.splits.items()}
     shown = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-    how = ", by a hash of the text" if row.cut else ""
+    how = ", by a hash of the text" if row.split else ""
     left_out = rows - sum(sizes.values())
     if left_out <= 0:
         return f"{shown}{how}"

@@ -50,12 +50,12 @@ def infer_entry(table: pd.DataFrame, source: TableSource, choice: Choice, where:
     _check_columns(table, choice, where)
     keys = source.model_dump(mode="json", exclude_defaults=True)
     content: dict[str, Any] = {"source": keys}
-    cut = {split: share for split, share in CUT.items() if split not in source.files}
+    fractions = {split: share for split, share in CUT.items() if split not in source.files}
     table = table.drop(columns=choice.tenant or [])
     written = _infer_completion(table, choice)
     if written:
         content |= written
-        content["cut"] = cut
+        content["split"] = fractions
         return Description(content, {})
     label = choice.label or _label(table, choice.text, where)
     column = table[label]
@@ -64,13 +64,13 @@ def infer_entry(table: pd.DataFrame, source: TableSource, choice: Choice, where:
         keys["replace"] = {label: replaced}
     read = spellings.respell(column, replaced)
     scored = _infer_target(read, choice.tenant, where)
-    if not cut:
+    if not fractions:
         scored.pop("stratify", None)  # nothing is cut
     content["text"] = list(choice.text) or _texts(table, label, where)
     if choice.tenant is not None:
         content["tenant"] = choice.tenant
     content |= scored
-    content["cut"] = cut
+    content["split"] = fractions
     notes = spellings.notes_of(column, replaced)
     if "multi_label" in scored["label"]:
         notes |= spellings.notes_of_names(scored["label"]["names"])

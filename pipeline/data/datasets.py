@@ -221,8 +221,8 @@ def _cut(train: pd.DataFrame, task: Task) -> Tables:
     """Cut splits by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
     row = task.row
     position = _even_positions(train, task) if task.preprocessor.strata else train["position"]
-    test = row.cut.get("test", 0.0)
-    validation = row.cut.get("validation", 0.0) if row.select_on == "validation" else 0.0
+    test = row.split.get("test", 0.0)
+    validation = row.split.get("validation", 0.0) if row.select_on == "validation" else 0.0
     held_out = test + validation
     parts: Tables = {"train": train[position >= held_out]}
     if test:
@@ -294,7 +294,7 @@ def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str
             continue
         file = names.get(split, names["train"])
         remedy = ""
-        if split in task.row.cut:
+        if split in task.row.split:
             remedy = "; no text has a hash in its share: set stratify, or name a file for it"
         rows = _format_counts(sizes)
         lost = _format_counts(dropped)

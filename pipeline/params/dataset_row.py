@@ -27,7 +27,7 @@ class DatasetRow(TableRow):
         description="column with the tenant of each example: each tenant has its own labels, splits and scores"
     )
     label: Label = Field(
-        description="column and names; with above and perhaps margin; or multi_label, separator and names, for any "
+        description="column and names; with threshold and perhaps margin; or multi_label, separator and names, for any "
         "number of labels per text; or column, low and high; or the column of a completion, which a language model "
         "generates; or the column of messages, of which it generates the assistant's"
     )
@@ -45,7 +45,7 @@ class DatasetRow(TableRow):
         f"{SELECT_PROMPTS} validation prompts; exact_match:16: for 16",
     )
     pairs: Pairs | None = Field(None, description="compare the numbers of two examples instead of predicting them")
-    cut: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(ge=0, lt=1)]] = Field(
+    split: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(ge=0, lt=1)]] = Field(
         {}, description="splits to take from train, as fractions"
     )
     stratify: StrictBool = Field(
@@ -83,15 +83,15 @@ class DatasetRow(TableRow):
         have = self.source.names.keys()
         if "train" not in have:
             raise ValueError("the source must provide train")
-        both = ", ".join(sorted(have & self.cut.keys()))
+        both = ", ".join(sorted(have & self.split.keys()))
         if both:
             raise ValueError(f"{both} is both in the source and cut from train; keep one")
         needed = {self.select_on, "test"}
-        missing = ", ".join(sorted(needed - have - self.cut.keys()))
+        missing = ", ".join(sorted(needed - have - self.split.keys()))
         if missing:
             raise ValueError(f"nothing provides {missing}: name it in the source, or cut it from train")
         if self.select_on == "test" and "validation" in have:
             raise ValueError("select_on: test leaves no use for the validation split; remove it from the source")
-        if sum(self.cut.values()) >= 1:
-            raise ValueError(f"the cut shares must leave rows for train, got a sum of {sum(self.cut.values()):g}")
+        if sum(self.split.values()) >= 1:
+            raise ValueError(f"the cut shares must leave rows for train, got a sum of {sum(self.split.values()):g}")
         return self

@@ -159,14 +159,14 @@ class Classes(Form):
 class Threshold(Classes):
     """Two classes derived from a number: above the threshold or not. Numbers too close to it are dropped."""
 
-    told_by = frozenset({"above", "margin"})
+    told_by = frozenset({"threshold", "margin"})
     goes_with = frozenset({"group", "stratify"})
 
     names: Annotated[tuple[str, str], AfterValidator(all_different), AfterValidator(check_names)] = Field(
         description="not above, above"
     )
-    above: StrictFloat
-    margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
+    threshold: StrictFloat
+    margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - threshold| < margin are dropped")
 
 
 class MultiLabel(Form):
@@ -219,16 +219,16 @@ class Completion(Form):
     has_new_tokens = True
 
     column: str = Field(alias="completion", description="column with the text to generate")
-    names: Names = Field((), description="the text for each class; with above, for not above and above")
-    above: StrictFloat | None = None
-    margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
+    names: Names = Field((), description="the text for each class; with threshold, for not above and above")
+    threshold: StrictFloat | None = None
+    margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - threshold| < margin are dropped")
 
     @model_validator(mode="after")
     def _names_go_with_what_they_are_of(self) -> Self:
-        if self.above is not None and len(self.names) != 2:
-            raise ValueError("above: needs two names: that of numbers not above, and of those above")
-        if self.margin and self.above is None:
-            raise ValueError("margin: needs above, which it is around")
+        if self.threshold is not None and len(self.names) != 2:
+            raise ValueError("threshold: needs two names: that of numbers not above, and of those above")
+        if self.margin and self.threshold is None:
+            raise ValueError("margin: needs threshold, which it is around")
         return self
 
     def _check_text(self, row: "DatasetRow") -> None:

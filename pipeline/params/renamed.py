@@ -1,8 +1,10 @@
 """Names that earlier versions had for keys and values of YAML files, so that messages can say the present ones."""
 
 KEYS = {
+    "above": "threshold",
     "against": "versus",
     "common": "shared_adapter",
+    "cut": "split",
     "longest": "max_tokens",
     "new_tokens": "max_new_tokens",
     "reads": "sample_sizes",

@@ -364,11 +364,11 @@ def class_of(value: Any, label: Any) -> int | None:
     Raises:
         ValueError: if it is no class, or no number to compare.
     """
-    above = getattr(label, "above", None)
-    if above is not None:
+    threshold = getattr(label, "threshold", None)
+    if threshold is not None:
         number = finite(value)
-        is_near = abs(number - above) < label.margin
-        return None if is_near else int(number > above)
+        is_near = abs(number - threshold) < label.margin
+        return None if is_near else int(number > threshold)
     known = _number_names(label.names)
     plain = plain_text(value)
     if plain in known:

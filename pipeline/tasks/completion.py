@@ -77,7 +77,7 @@ class CompletionPreprocessor(Preprocessor):
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         column = self.label.column
-        is_class = self.label.names and self.label.above is None
+        is_class = self.label.names and self.label.threshold is None
         return [(column, cells[column])] if is_class else []
 
     def label_of(self, cells: Cells) -> Any:

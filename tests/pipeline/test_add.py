@@ -87,7 +87,7 @@ def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, tex
     ((name, row),) = read_yaml(OWN).items()
     assert row["source"] == {"kind": "files", "files": {"train": words[0]}}
     assert (row.get("text"), row["label"], row["metrics"]) == (text, label, metrics)
-    assert row["cut"] == {"validation": 0.1, "test": 0.2}
+    assert row["split"] == {"validation": 0.1, "test": 0.2}
     assert row.get("stratify", False) == (
         "column" in label and len(label.get("names", "")) > 2
     )  # 40 and 24 rows of a class are few
@@ -123,7 +123,7 @@ first: # yes
     text: [text]
     label: {column: n, low: 1, high: 5}
     metrics: [pearson]
-    cut: {test: 0.2,
+    split: {test: 0.2,
       validation: 0.1}
 """
     OWN.write_text(before)
@@ -230,11 +230,11 @@ def test_splits_of_ones_own_are_taken_as_they_are():
     shown = said(main, "data/train.csv", "--validation", "data/held.csv", "--test", "data/final.csv")
     row = read_yaml(OWN)["train"]
     files = {"train": "data/train.csv", "validation": "data/held.csv", "test": "data/final.csv"}
-    assert (row["source"]["files"], row["cut"]) == (files, {})
+    assert (row["source"]["files"], row["split"]) == (files, {})
     assert "added train: 120 rows of data/train.csv, data/held.csv, data/final.csv\n" in shown
     assert "\n  splits  train 80, validation 30, test 10\n" in shown
     main(["data/train.csv", "--test", "data/final.csv", "--name", "other"])
-    assert read_yaml(OWN)["other"]["cut"] == {"validation": 0.1}
+    assert read_yaml(OWN)["other"]["split"] == {"validation": 0.1}
     sizes = {
         split: len(table) for split, table in frames(datasets.load(params.load_row("data", "other"), "other")).items()
     }

@@ -74,7 +74,7 @@ SOURCE = {"kind": "files", "files": {name: f"{name}.csv" for name in ("train", "
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A workspace with 32 texts to train on, in which nothing has run."""
-    rows = {name: {**row, "source": SOURCE, "cut": {}} for name, row in texts.ROWS.items()}
+    rows = {name: {**row, "source": SOURCE, "split": {}} for name, row in texts.ROWS.items()}
     folder = workspace.make(tmp_path_factory.mktemp("initialization"), rows, adapter="lsr")
     examples = texts.examples(48)
     for split, some in (("train", examples[:32]), ("validation", examples[32:40]), ("test", examples[40:])):

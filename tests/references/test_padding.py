@@ -83,7 +83,7 @@ def world(request, tmp_path_factory):
         "text": ["text"],
         "label": {"column": "sign", "names": LABELS},
         "metrics": ["accuracy"],
-        "cut": cut,
+        "split": cut,
     }
     usual = {"model": "base", "data": "signs", "tokenize": {"max_length": LENGTH}, "evaluate": {"batch_size": 16}}
     workspace.make(folder, {"shops": workspace.ROWS["shops"], "signs": signs}, **usual)

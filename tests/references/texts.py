@@ -5,7 +5,7 @@ ENDINGS = ("", " at night", " and nobody saw it", " while the owl sleeps in the 
 USUAL = {
     "source": {"kind": "files", "files": {"train": FILE}},
     "text": ["text"],
-    "cut": {"validation": 0.2, "test": 0.2},
+    "split": {"validation": 0.2, "test": 0.2},
 }
 NUMBER = {"column": "rating", "low": 0.0, "high": 4.0}
 OF_CLASSES = ["accuracy", "macro_f1"]

@@ -65,7 +65,7 @@ def test_an_adapter_from_which_nothing_can_go_on_is_refused_in_a_line(section, s
 ANIMALS = ("cat", "dog", "owl")
 TURNED = ("owl", "cat", "dog")
 CUT = {"validation": 0.2, "test": 0.2}
-ROW = {"source": {"kind": "files", "files": {"train": "animals.csv"}}, "text": ["text"], "cut": CUT}
+ROW = {"source": {"kind": "files", "files": {"train": "animals.csv"}}, "text": ["text"], "split": CUT}
 LABELS = {  # a row of data without the names of its labels
     "classes": {**ROW, "label": {"column": "label"}, "metrics": ["accuracy"]},
     "multi_label": {**ROW, "label": {"multi_label": "label"}, "metrics": ["micro_f1"]},

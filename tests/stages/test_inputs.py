@@ -237,7 +237,7 @@ def test_the_comparison_takes_little_of_the_time_of_tokenize_on_300_000_rows(aft
         "label": {"column": "label", "names": ["even", "odd"]},
         "metrics": ["accuracy"],
     }
-    add_row(Path(), "data/datasets.yaml", "large", row | {"cut": {"validation": 0.1, "test": 0.1}})
+    add_row(Path(), "data/datasets.yaml", "large", row | {"split": {"validation": 0.1, "test": 0.1}})
     seconds = []
     for name in ("values", "at_start", "at_end"):
         monkeypatch.setattr(inputs, name, timed(getattr(inputs, name), seconds))

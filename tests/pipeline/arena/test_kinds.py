@@ -32,7 +32,7 @@ SHOPS = [*rows("acme", ["red", "green", "blue"], 90), *rows("bolt", ["cat", "dog
 ROW = {
     "source": {"kind": "files", "files": {"train": "shops.jsonl"}},
     "text": ["text"],
-    "cut": {"validation": 0.2, "test": 0.2},
+    "split": {"validation": 0.2, "test": 0.2},
 }
 
 

@@ -119,7 +119,11 @@ def test_without_a_validation_split_it_is_the_same_sample_as_test(arena):
     assert {label for label, *_ in sample("test")} == {0, 1, 2}
 
 
-CUT = {**ROW, "source": {"kind": "files", "files": {"train": FILES["train"]}}, "cut": {"validation": 0.2, "test": 0.2}}
+CUT = {
+    **ROW,
+    "source": {"kind": "files", "files": {"train": FILES["train"]}},
+    "split": {"validation": 0.2, "test": 0.2},
+}
 
 
 def test_a_task_may_keep_the_order_of_its_files(arena):

@@ -63,17 +63,17 @@ def make(tmp_path):
 
 
 def test_a_cut_depends_on_no_other_row_and_not_on_the_order_of_the_source(make):
-    whole = load(make(train=sentences(500), cut=CUT))
+    whole = load(make(train=sentences(500), split=CUT))
     half = sentences(500)[::2] + sentences(500)[1:100:2]
     random.Random(0).shuffle(half)
-    part = load(make(train=half, cut=CUT))
+    part = load(make(train=half, split=CUT))
     chosen = {text for text, _ in half}
     for split, table in whole.items():
         pd.testing.assert_frame_equal(part[split], table[table["text"].isin(chosen)].reset_index(drop=True))
 
 
 def test_a_cut_follows_the_sha256_of_the_text_and_orders_by_it(make):
-    found = load(make(train=sentences(200), cut=CUT))
+    found = load(make(train=sentences(200), split=CUT))
     assert sorted(pd.concat(found.values())["text"]) == sorted(text for text, _ in sentences(200))
     place = {
         split: [int(hashlib.sha256(text.encode()).hexdigest(), 16) / 2**256 for text in table["text"]]
@@ -85,14 +85,14 @@ def test_a_cut_follows_the_sha256_of_the_text_and_orders_by_it(make):
 
 
 def test_select_on_test_chooses_on_the_test_split_and_leaves_all_other_rows_to_train(make):
-    found = load(make(train=sentences(10), test=sentences(60)[10:], cut={"validation": 0.5}, select_on="test"))
+    found = load(make(train=sentences(10), test=sentences(60)[10:], split={"validation": 0.5}, select_on="test"))
     pd.testing.assert_frame_equal(found["validation"], found["test"])
     assert {split: len(table) for split, table in found.items()} == {"train": 10, "validation": 50, "test": 50}
 
 
 def test_strata_take_the_share_of_each_class_in_the_order_of_the_hash(make):
     train = [(f"sentence number {number}", int(number % 10 == 0)) for number in range(400)]
-    found = load(make(train=train, cut=CUT, stratify=True))
+    found = load(make(train=train, split=CUT, stratify=True))
     assert {split: table["label"].value_counts().to_dict() for split, table in found.items()} == {
         "train": {0: 252, 1: 28},
         "validation": {0: 36, 1: 4},
@@ -146,7 +146,7 @@ def test_texts_in_another_order_are_not_in_another_split_and_what_is_left_out_is
     held_out = 80 * len(given)
     splits = {split: rows[80 * place : 80 * place + 80] for place, split in enumerate(given)}
     cut = {split: 0.3 for split in ("validation", "test") if split not in given}
-    row = make(columns=columns, text=text, cut=cut, train=rows[held_out:], **splits, **settings)
+    row = make(columns=columns, text=text, split=cut, train=rows[held_out:], **splits, **settings)
     loaded = datasets.load(row, "mine")
     found = {split: [*map(words, table.itertuples(index=False))] for split, table in frames(loaded).items()}
     each = len(row.choices) or 1  # examples of a row
@@ -182,11 +182,11 @@ def test_of_marked_texts_the_marks_are_a_part(make):
 def test_rows_without_mirrors_have_the_cut_of_before_whatever_comes_in_another_order(make):
     pairs = [(f"sentence {number}", f"number {number}", number % 2) for number in range(400)]
     text = ("first", "second")
-    alone = load(make(columns=text, text=text, train=pairs, cut=CUT))
+    alone = load(make(columns=text, text=text, train=pairs, split=CUT))
     place = {first: hashlib.sha256(f"{first}\n{second}".encode()).hexdigest() for first, second, _ in pairs}
     assert {*alone["test"]["text"]} == {first for first, digits in place.items() if int(digits, 16) / 2**256 < 0.2}
     mirrors = [(second, first, label) for first, second, label in pairs[:100]]
-    found = load(make(columns=text, text=text, train=pairs + mirrors, cut=CUT))
+    found = load(make(columns=text, text=text, train=pairs + mirrors, split=CUT))
     rest = {f"{kind} {number}" for kind in ("sentence", "number") for number in range(100, 400)}
     for split, table in found.items():
         expected = alone[split][alone[split]["text"].isin(rest)].reset_index(drop=True)
@@ -198,7 +198,7 @@ def test_an_empty_split_is_refused_with_counts(make):
     message = refusal(row)
     assert "validation is empty; rows: train 20, validation 0, test 1; dropped: missing 1, within_margin 0" in message
     assert message.endswith(", duplicate 0; of " + row.source.files["validation"])
-    assert refusal(make(train=sentences(3), cut=CUT)).endswith("in its share: set stratify, or name a file for it")
+    assert refusal(make(train=sentences(3), split=CUT)).endswith("in its share: set stratify, or name a file for it")
 
 
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):
@@ -216,8 +216,8 @@ def rated_row(make, margin=1.0, **settings):
 
 def test_pairs_are_made_of_the_rows_of_each_split(make):
     cut = {"validation": 0.2, "test": 0.2}
-    single = load(make(label=NUMBER, train=rated(300), cut=cut))
-    loaded = datasets.load(rated_row(make, train=rated(300), cut=cut), "mine")
+    single = load(make(label=NUMBER, train=rated(300), split=cut))
+    loaded = datasets.load(rated_row(make, train=rated(300), split=cut), "mine")
     left_out = 0
     for split, table in frames(loaded).items():
         rows = list(single[split].itertuples(index=False, name=None))  # in the order of their hashes
@@ -357,7 +357,7 @@ def test_numbers_that_are_equal_are_one_class_whichever_type_a_file_gives_them(t
 def test_names_of_labels_and_tenants_are_spelled_in_one_way(tmp_path, label, settings, rows, says):
     content = pd.DataFrame(rows, columns=("text", "label")).astype({"text": str}).to_parquet(index=False)
     path = write(tmp_path / "a.parquet", content)
-    assert says in refusal(row_of({"train": str(path)}, label, cut=CUT, **settings))
+    assert says in refusal(row_of({"train": str(path)}, label, split=CUT, **settings))
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
@@ -366,7 +366,7 @@ def test_texts_are_never_all_in_memory(tmp_path, monkeypatch, ending):
     monkeypatch.setattr(data_files, "ROWS", 50)
 
     def read(path):
-        for examples in datasets.load(row_of({"train": str(path)}, cut=CUT), "mine").splits.values():
+        for examples in datasets.load(row_of({"train": str(path)}, split=CUT), "mine").splits.values():
             assert sum(map(len, examples.batches(50))) == len(examples) > 0
 
     read(write(f"first.{ending}", [{"text": f"{number}", "label": number % 2} for number in range(40)]))  # imports
@@ -388,9 +388,9 @@ def test_a_package_file_has_no_quoting_and_no_header(tmp_path, monkeypatch):
             "columns": ["id", "label", "text"],
         },
         text=["text"],
-        label={**CLASSES, "above": 0.0, "margin": 0.5},
+        label={**CLASSES, "threshold": 0.0, "margin": 0.5},
         metrics=["accuracy"],
-        cut={"validation": 0.2, "test": 0.2},
+        split={"validation": 0.2, "test": 0.2},
     )
     loaded = datasets.load(row, "mine")
     texts = [text for table in frames(loaded).values() for text in table["text"]]

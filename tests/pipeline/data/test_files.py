@@ -161,7 +161,7 @@ def test_an_xlsx_file_that_cannot_be_read_is_one_line(workbook, monkeypatch):
         row = row_of(
             {"train": str(workbook)},
             {"column": "label", "names": ["good", "bad"]},
-            cut={"validation": 0.1, "test": 0.1},
+            split={"validation": 0.1, "test": 0.1},
         )
         row = row.model_copy(update={"source": row.source.model_copy(update=keys)})
         return refused(datasets.load, row, "mine", says=f"{workbook}: ")
@@ -258,7 +258,7 @@ def test_an_encoding_that_is_not_recognized_is_one_line(tmp_path, name, content,
 
 def test_a_file_in_another_encoding_than_its_row_has_names_the_line_and_the_key(tmp_path):
     content = "text,label\nowl,good\ncafé,bad\n".encode("cp1252")
-    row = row_of({"train": str(write(tmp_path / "a.csv", content))}, CLASSES, cut={"validation": 0.2, "test": 0.2})
+    row = row_of({"train": str(write(tmp_path / "a.csv", content))}, CLASSES, split={"validation": 0.2, "test": 0.2})
     assert "a.csv: line 3 is not UTF-8; `encoding` in the entry names another" in refused(datasets.load, row, "mine")
 
 
@@ -281,7 +281,7 @@ def test_a_key_of_a_source_is_checked_and_has_an_effect(keys, says):
 def test_values_are_replaced_where_the_row_says_so(tmp_path):
     rows = [{"text": f"text {number}", "label": ("Good", "bad ", "n/a", "good")[number % 4]} for number in range(40)]
     files = {"train": str(write(tmp_path / "a.jsonl", rows))}
-    row = row_of(files, CLASSES, cut={"validation": 0.2, "test": 0.2})
+    row = row_of(files, CLASSES, split={"validation": 0.2, "test": 0.2})
     replace = {"label": {"Good": "good", "n/a": None}}
     replacing = row.model_copy(update={"source": row.source.model_copy(update={"replace": replace})})
     loaded = datasets.load(replacing, "mine")

@@ -143,11 +143,13 @@ ROW_MISTAKES = [
     ("movie-reviews.text", ["x" * 196], "column 'xxxxxxxxxxxxxxxxxxxx'... of 196 characters; at most 195 are allowed"),
     ("movie-reviews.label.positive", "postive", "positive: must be one of exactly two names, got postive; did you "),
     ("movie-reviews.pairs", {"margin": 1}, "movie-reviews: pairs compare numbers: the label needs low and high, and"),
-    ("movie-reviews.cut.tset", 0.1, "cut.tset: input should be 'validation' or 'test', got 'tset'; did you mean test?"),
-    ("movie-reviews.cut.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from tr"),
+    ("movie-reviews.split.tset", 0.1, "split.tset: input should be 'validation' or 'test', got 'tset'; did you mean t"),
+    ("movie-reviews.split.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from tr"),
     ("movie-pairs.text", ["text", "id"], "movie-pairs: pairs are made of one text column, got text, id"),
     ("multirc.group", ..., "multirc: exact_match scores groups: define them with `group`"),
     ("stsb.stratify", True, "stsb: stratify: needs a label of classes"),
+    ("movie-reviews.cut", {"test": 0.1}, "movie-reviews.cut: this key is now called split"),
+    ("movie-reviews.label.above", 0.0, "movie-reviews.label.above: this key is now called threshold"),
     ("cola.label", {"several": "a", "names": ["b", "c"]}, "label.several: this key is now called multi_label"),
     ("cola.source.splits", {}, "cola.source: kind: hub needs path and splits"),
     ("cola.source.path", "data/$HOME", "cola.source: path: $ in data/$HOME is read as a pattern or variable"),
@@ -160,7 +162,7 @@ def test_a_mistake_in_a_row_is_one_line(key, value, message):
     name, _, inner = key.partition(".")
     row = edited(DATASETS[name], inner, value)
     if name == "mrpc":
-        row = edited(edited(row, "source.splits.validation", "test"), "cut", {})
+        row = edited(edited(row, "source.splits.validation", "test"), "split", {})
     path = params.TABLES["data"].built_in
     line = refused(validate, DatasetRow, row, path, (name,), says=message)
     assert line.startswith(f"{path}: {name}")

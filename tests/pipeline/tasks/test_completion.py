@@ -97,7 +97,7 @@ def talk(*roles, content="hm"):
     return {"talk": [{"role": role, "content": content} for role in roles]}
 
 
-OVER = {"names": ["few", "many"], "above": 60.0, "margin": 5.0}
+OVER = {"names": ["few", "many"], "threshold": 60.0, "margin": 5.0}
 IN_WORDS = {**writers.ROW, "text": ["{animal}: how many?"], "label": {"completion": "at", **OVER}}
 TALKS = {**writers.ROW, "label": {"messages": "talk"}}
 del TALKS["text"]
@@ -115,7 +115,7 @@ RATED = workspace.ROWS["ratings"] | {"source": writers.ROW["source"]}
         (TALKS, [talk("user", "assistant", content="")], "message 1: content must be a text that is not empty, got ''"),
         ({**writers.ROW, "label": {"messages": "talk"}}, None, "messages are the whole of a row: leave out text"),
         ({**writers.ROW, "text": ["a", "b"]}, None, "a completion has one text, its prompt"),
-        ({**writers.ROW, "label": {"completion": "at", "above": 1.0}}, None, "above: needs two names: that"),
+        ({**writers.ROW, "label": {"completion": "at", "threshold": 1.0}}, None, "threshold: needs two names: that"),
         (IN_WORDS, [{"at": "x", "animal": "cat"}], "line 1: label 'x' is not a finite number"),
         (RATED | {"template": "none"}, None, "needs a label of compl"),
         (RATED | {"select": "exact_match"}, None, "select: needs a lab"),
@@ -143,7 +143,7 @@ def test_what_is_said_in_words_is_in_the_splits_of_what_is_classified(here):
     rows = workspace.read_yaml(workspace.ROOT / "pipeline/datasets.yaml")
     both = [rows[name] for name in ("movie-reviews", "movie-reviews-in-words")]
     assert both[1]["label"].pop("completion") == both[0]["label"].pop("column")
-    assert all(both[0][key] == both[1][key] for key in ("source", "label", "cut", "select_on"))
+    assert all(both[0][key] == both[1][key] for key in ("source", "label", "split", "select_on"))
 
 
 def test_an_encoder_a_head_and_a_length_that_nothing_fits_are_refused(here):

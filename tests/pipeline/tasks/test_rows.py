@@ -44,7 +44,7 @@ def test_the_positive_one_of_two_classes_is_the_second_output():
     label = {"column": "label", "names": ["bad", "good"]}
     assert read(label | {"positive": "bad"}, 0, "1", "bad", "good") == [1, 0, 1, 0]
     assert read(label | {"positive": "good"}, 0, "1", "bad", "good") == [0, 1, 0, 1]
-    assert read(label | {"positive": "bad", "above": 3.0, "margin": 1.0}, 2, 5) == [1, 0]
+    assert read(label | {"positive": "bad", "threshold": 3.0, "margin": 1.0}, 2, 5) == [1, 0]
     task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label | {"positive": "bad"}))
     assert task.head.names == ("good", "bad")
     assert task.description.of_class("f1") == " of bad"
@@ -67,7 +67,7 @@ def test_hidden_labels_are_explained(label, value):
 
 
 def test_a_threshold_leaves_out_what_is_closer_than_the_margin():
-    label = {"column": "label", "names": ("bad", "good"), "above": 0.0, "margin": 0.5}
+    label = {"column": "label", "names": ("bad", "good"), "threshold": 0.0, "margin": 0.5}
     found = read(label, -0.5, 0.5, -0.49, 0.49, 0, "2", -3)
     assert [None if value != value else value for value in found] == [0, 1, None, None, None, 1, 0]
     assert read(label | {"margin": 0.0}, 0, 0.001, -0.001) == [0, 1, 0]  # 0 itself is not above

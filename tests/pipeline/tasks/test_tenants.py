@@ -27,7 +27,7 @@ BOTH = [*rows("bolt", ["x", "y", "z"], 60), *rows("acme", ["no", "yes"], 40, 100
 
 
 def row(train, label=OWN, test=None, **settings):
-    settings = {"cut": CUT, "tenant": "who", "metrics": ["accuracy", "macro_f1"]} | settings
+    settings = {"split": CUT, "tenant": "who", "metrics": ["accuracy", "macro_f1"]} | settings
     files = {"train": train} if test is None else {"train": train, "test": test}
     return row_of({split: str(write(f"{split}.jsonl", its)) for split, its in files.items()}, label, **settings)
 
@@ -94,7 +94,7 @@ def test_numbers_and_common_names_are_labels_of_tenants_too():
 MANY = [one for at in range(9) for one in rows(f"t{at}", ["no"], 5, 9 * at)]
 NEEDED = "a tenant needs 5 texts and 2 different labels; "
 XYZ, NUMBER = {"label": OWN | {"names": list("xyz")}}, {"label": OWN | {"low": 0, "high": 1}, "metrics": ["pearson"]}
-IN_TEST = {"cut": {"validation": 0.1}, "test": rows("bolt", ["no", "yes"], 9)}
+IN_TEST = {"split": {"validation": 0.1}, "test": rows("bolt", ["no", "yes"], 9)}
 MISTAKES = [
     (rows("acme", ["no", "yes"], 4), {}, NEEDED + "acme has 4 and 2"),
     (rows("acme", ["no"], 9), {}, NEEDED + "acme has 9 and 1"),

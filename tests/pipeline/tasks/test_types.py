@@ -308,7 +308,7 @@ def folder(tmp_path_factory):
     files = {}
     for name in TYPES:
         files[name] = f"{name}.jsonl"
-        entries[name] = ENTRIES[name] | {"cut": CUT, "source": {"kind": "files", "files": {"train": files[name]}}}
+        entries[name] = ENTRIES[name] | {"split": CUT, "source": {"kind": "files", "files": {"train": files[name]}}}
     folder = workspace.make(tmp_path_factory.mktemp("types"), entries)
     for name, reference in TYPES.items():
         write(folder / files[name], reference.rows())
