@@ -52,10 +52,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return `__version__`, that of the installed package, or a name whose module is loaded now.
+    """Return `__version__` of the installed package, or a public name, whose module is imported now.
 
     Raises:
-        AttributeError: for any other name, and for the version of a source tree that is not installed.
+        AttributeError: for any other name, and for `__version__` if the package is not installed.
     """
     if name in ON_FIRST_USE:
         return getattr(import_module(f"lsr.{ON_FIRST_USE[name]}"), name)
@@ -65,5 +65,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names of the module, those that are loaded on first use too."""
+    """Return the names of the module, including those imported on first use."""
     return sorted({*globals(), *__all__})

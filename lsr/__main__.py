@@ -1,4 +1,4 @@
-"""The commands of `lsr`, or `python -m lsr`: convert, quantize, compress, put many adapters into one file, serve it."""
+"""The command line `lsr`, also `python -m lsr`: convert, quantize, compress and bank adapters, and serve banks."""
 
 import argparse
 import sys
@@ -124,7 +124,7 @@ def _compare_outputs(options: Namespace, folder: Path, expected: Tensor) -> list
 
 
 def say(line: str) -> None:
-    """Print a line, which may quote what a stranger has written."""
+    """Print a line, which may quote untrusted text."""
     print(escape(line))
 
 
@@ -261,10 +261,10 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and leave."""
+        """Print one line and exit."""
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 

@@ -1,4 +1,4 @@
-"""The folder that `lsr export --to onnx` writes: the names of its files, and the outputs of each tenant."""
+"""The layout of the folder that `lsr export --to onnx` writes: its files, and the outputs of each tenant."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ MAX_OUTPUTS = 2_000_000
 
 
 class Tenant(NamedTuple):
-    """The outputs of a tenant, from `first` up to but without `end`, and what its task.json held."""
+    """The outputs [first, end) of a tenant, and the contents of its task.json."""
 
     first: int
     end: int
@@ -28,15 +28,15 @@ class Tenant(NamedTuple):
 
 
 def has_tenants(folder: Path) -> bool:
-    """Return whether the graphs in a folder are those of a bank."""
+    """Return whether a folder has the graphs of a bank."""
     return (folder / TENANTS).is_file()
 
 
 def check_files(folder: Path, runtime: str) -> None:
-    """Check that a folder holds what a runtime runs.
+    """Check that a folder has the files that a runtime needs.
 
     Raises:
-        GraphError: names the first file that is missing.
+        GraphError: if a file is missing; names the first.
     """
     note = TENANTS if has_tenants(folder) else TASK
     for name in (GRAPHS[runtime], TOKENIZER, note):
@@ -45,7 +45,7 @@ def check_files(folder: Path, runtime: str) -> None:
 
 
 def tenants_as_json(tenants: Mapping[str, Tenant]) -> str:
-    """Return the content of tenants.json."""
+    """Encode tenants as the contents of tenants.json."""
     content = {}
     for name, tenant in tenants.items():
         content[name] = {"outputs": [tenant.first, tenant.end], "task": tenant.task}
@@ -56,7 +56,7 @@ def read_tenants(folder: Path) -> dict[str, Tenant]:
     """Return the tenants of the graphs in a folder, by name.
 
     Raises:
-        GraphError: if the file is too large, is not JSON, or a tenant has no outputs.
+        GraphError: if the file is too large or not JSON, or a tenant has no outputs.
     """
     path = folder / TENANTS
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""A graph of a classifier or a regression, opened by ONNX Runtime on the CPU."""
+"""Run the graph of a classifier or a regression with ONNX Runtime on the CPU."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,13 @@ KINDS_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Graph:
-    """A graph, which takes tokens and returns logits.
+    """A graph that maps tokens to logits.
 
-    `threads` compute each operator; 0 stands for all cores.
+    `threads` is the number of threads per operator; 0 stands for all cores.
 
     Raises:
         GraphError: if ONNX Runtime is not installed, the file is broken or needs an operator that the runtime lacks, or
-            the graph takes or returns something else.
+            the graph has other inputs or outputs.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
@@ -45,10 +45,10 @@ class Graph:
         self.width = self.run(dict.fromkeys(self.inputs, probe)).shape[1]  # outputs
 
     def run(self, tokens: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the logits (texts, outputs) of tokens, each kind (texts, length) of int64; other kinds are left out.
+        """Return the logits (texts, outputs) for int64 token inputs (texts, length); inputs unknown to it are ignored.
 
         Raises:
-            GraphError: if the runtime fails, or the logits have other axes.
+            GraphError: if the runtime fails, or the logits have another shape.
         """
         with self._wrap_errors():
             (logits,) = self._session.run([LOGITS], {name: tokens[name] for name in self.inputs})
@@ -67,7 +67,7 @@ class Graph:
 
     @contextmanager
     def _wrap_errors(self) -> Iterator[None]:
-        """Turn what ONNX Runtime raises into a line that names the file.
+        """Convert errors of ONNX Runtime into one line that names the file.
 
         Raises:
             GraphError: in place of it.

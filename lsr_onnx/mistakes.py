@@ -1,4 +1,4 @@
-"""The error of what is wrong with a folder of graphs."""
+"""The error for invalid folders of graphs."""
 
 
 class GraphError(ValueError):

@@ -28,7 +28,7 @@ SMALLEST = torch.finfo(torch.bfloat16).tiny  # smallest scale of a group
 
 
 def group_lengths(width: int) -> list[int]:
-    """Return the number of entries in each of the groups into which an axis is cut."""
+    """Return the number of entries in each group of an axis."""
     groups = max(1, round(width / GROUP))
     length, longer = divmod(width, groups)
     return [length + 1] * longer + [length] * (groups - longer)
@@ -41,8 +41,8 @@ def to_codes(
 ) -> tuple[Tensor, Tensor]:  # (n,), uint8; (groups,), bfloat16
     """Return the codes of values and the scale of each group, chosen for the least sum of squared errors.
 
-    The outermost level is at one of CLIPPINGS times the largest magnitude, and so in use: from values that have been
-    rounded, the same scale is found. A scale below SMALLEST is 0, and its group comes back as zeros.
+    The outermost level is at one of CLIPPINGS times the largest magnitude, so that quantizing quantized values finds
+    the same scale. A scale below SMALLEST becomes 0, and its group zeros.
     """
     group = torch.arange(len(lengths)).repeat_interleave(lengths)
     zeros = values.new_zeros(len(lengths))
@@ -71,7 +71,7 @@ def from_codes(
     scales: Tensor,  # (n,), that of each code's group
     bits: int,
 ) -> Tensor:  # (n,), float32
-    """Return the values for which codes stand."""
+    """Return the values that codes encode."""
     return scales.float() * (codes.float() - largest_level(bits))
 
 
@@ -91,7 +91,7 @@ def to_bytes(
     codes: Tensor,  # (..., n)
     bits: int,
 ) -> Tensor:  # (..., ceil(n * bits / 8)), uint8
-    """Return codes one after the other without a gap, the lowest bit first, in bytes filled from their lowest bit."""
+    """Pack codes into bytes without gaps, lowest bit first."""
     apart = codes.numpy()[..., None]
     single = np.unpackbits(apart, axis=-1, count=bits, bitorder="little")
     rows = single.reshape(*codes.shape[:-1], -1)
@@ -104,7 +104,7 @@ def from_bytes(
     bits: int,
     count: int,
 ) -> Tensor:  # (..., count), uint8
-    """Return the first codes in bytes: the inverse of `to_bytes`, on any device and under torch's compiler."""
+    """Unpack the first codes from bytes: the inverse of `to_bytes`, on any device and under torch.compile."""
     step = gcd(8, bits)  # codes of three bits may lie in two bytes, but their single bits do not
     each = bits // step  # pieces of a code
     of_byte = torch.arange(0, 8, step, dtype=torch.uint8, device=packed.device)

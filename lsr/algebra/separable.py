@@ -23,7 +23,7 @@ MAX_PADDING = 0.02  # the padding that a split may add, relative to the width
 
 @lru_cache(maxsize=256)
 def split_width(width: int, rank_shape: Shape) -> Shape:
-    """Return the shape (n1, n2), n1 * n2 >= width, with the fewest parameters, r1*n1 + r2*n2; (width,) of one rank.
+    """Return the shape (n1, n2), n1 * n2 >= width, with the fewest parameters, r1*n1 + r2*n2; (width,) for one rank.
 
     The product exceeds the width by at most 2 %. Ties go to the least padding, then to the longest first factor: on the
     output side the first factor is initialized to zero, and the second is its frame.
@@ -75,7 +75,7 @@ class Form:
 
     @property
     def max_separation_rank(self) -> int:
-        """The number of terms that suffices for any A and B; 1 for a single factor, which is the whole matrix.
+        """The number of terms that suffices to represent any A and B; 1 for a single factor, the whole matrix.
 
         It is min(r1 n1, r2 n2), or for B min(r1 m1, r2 m2) if that is less.
         """

@@ -116,10 +116,10 @@ def _tensors(arrays: Iterable[np.ndarray]) -> tuple[Tensor, ...]:
 
 
 def check_rank(rank: int, rows: int, columns: int) -> None:
-    """Refuse a rank that no matrix of these sizes has.
+    """Reject a rank above the sides of a matrix.
 
     Raises:
-        ValueError: names the ranks that it may have.
+        ValueError: names the allowed ranks.
     """
     most = min(rows, columns)
     if not 1 <= rank <= most:
@@ -145,7 +145,7 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
 def norm_of(matrix: Matrix) -> float:
     """Return the Frobenius norm; it is not finite if an entry is not.
 
-    Of a pair it comes from the R factors of QR decompositions: nothing cancels, nothing large is formed.
+    For a pair it comes from the R factors of QR decompositions: nothing cancels, nothing large is formed.
     """
     if isinstance(matrix, Tensor):
         return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
@@ -260,7 +260,7 @@ def energy_between(
 ) -> float:
     """Return the share of a matrix's energy, `||G||_F^2`, in the span of the rows, and of the columns if given.
 
-    Of a zero matrix, as of a dead layer, it is 1: an update of zero is all of it.
+    For a zero matrix, as of a dead layer, it is 1, because a zero update represents it.
 
     Raises:
         ValueError: if the matrix is not finite.
@@ -284,14 +284,14 @@ def energy_between(
 
 
 def core_between(matrix: Matrix, b: Tensor, a: Tensor) -> Tensor:  # (m, n), (m, r), (r, n) -> (r, r)
-    """Return the core R that minimizes `||matrix - B R A||_F`; of several, the smallest."""
+    """Return the core R that minimizes `||matrix - B R A||_F`, the one of least norm if there are several."""
     left = torch.linalg.pinv(b)
     right = torch.linalg.pinv(a)
     return _between(matrix, left.T, right.T)
 
 
 def diagonal_between(matrix: Matrix, b: Tensor, a: Tensor) -> Tensor:  # (m, n), (m, r), (r, n) -> (r,)
-    """Return the diagonal d that minimizes `||matrix - B diag(d) A||_F`; of several, the smallest."""
+    """Return the diagonal d that minimizes `||matrix - B diag(d) A||_F`, the one of least norm if there are several."""
     gram = (b.T @ b) * (a @ a.T)
     target = _between(matrix, b, a).diagonal()
     solution, *_ = torch.linalg.lstsq(gram, target[:, None], driver="gelsd")

@@ -1,4 +1,4 @@
-"""Adapters for other software: as a plain PEFT LoRA, which comes back too, or as a plain transformers checkpoint."""
+"""Export adapters as a plain PEFT LoRA or a plain transformers checkpoint, and import LoRA adapters."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,15 +34,15 @@ def export_lora(
     adapter_name: str = "default",
     force: bool = False,
 ) -> Errors:
-    """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
+    """Export an LSR adapter exactly as a LoRA folder that PEFT loads without this package, with head and biases.
 
     `adapter` is a model with the adapter, or the adapter's folder, which needs no base model. Each layer has its true
-    rank and scaling 1. Where the adapter is a LoRA (one rank in `rank_shape`, no core), it has the adapter's own A, B
-    and alpha, bit for bit. The bytes are the same every time. A tokenizer in the adapter's folder is copied.
+    rank and scaling 1. If the adapter is a LoRA (one rank in `rank_shape`, no core), A, B and alpha are copied bit for
+    bit. The written bytes are reproducible. A tokenizer in the adapter's folder is copied.
 
     Raises:
-        InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
-            `TOLERATED_LOSS` and `force` is false, or overflows; or the adapter's folder is none.
+        InputError: if the folder exists or the dtype loses more of the update than `TOLERATED_LOSS`, unless `force`; if
+            the dtype overflows; or if the adapter's folder is not an adapter.
     """
     folder = Path(folder)
     check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
@@ -65,10 +65,10 @@ def export_lora(
 
 
 def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> LsrConfig:
-    """Write the LoRA in a folder as an LSR adapter with the same A, B, head and biases, bit for bit.
+    """Import a LoRA folder as an LSR adapter with the same A, B, head and biases, bit for bit.
 
-    With `rank_shape=(r,)` and trained factors LSR is LoRA: it computes the same, goes on training in the same way, and
-    `export_lora` gives the same tensors again. Returns the configuration, which names each layer.
+    With `rank_shape=(r,)` and trained factors LSR equals LoRA: same outputs, same further training, and `export_lora`
+    returns the same tensors. Returns the configuration, which names each layer.
 
     Raises:
         InputError: if the folder is not a LoRA, or does more than add B A to linear layers (DoRA, initializations that
@@ -90,10 +90,10 @@ def export_merged(
     tokenizer: Any = None,
     force: bool = False,
 ) -> Errors:
-    """Write the base model with the update merged into its weights, and the tokenizer if given; modifies `model`.
+    """Write the base model with the adapter merged into its weights, and its tokenizer if given; modifies `model`.
 
-    Its labels have the names in the task.json of the folder from which the adapter was read. A classifier's config.json
-    has the padding token of the tokenizer, which pads on the side that the model needs.
+    Label names come from the task.json of the adapter's folder. A classifier's config.json gets the tokenizer's padding
+    token, and the tokenizer pads on the side that the model needs.
 
     Raises:
         InputError: as `export_lora`, and unless task.json has one name for each label.
@@ -124,10 +124,10 @@ def export_merged(
 
 
 def describe_labels(config: Any, task: Mapping[str, Any], folder: Path | None) -> None:
-    """Give a model's configuration the names of labels in a note about its task, if it has some.
+    """Set the label names of a model's configuration from a note about its task, if the note has names.
 
     Raises:
-        InputError: unless it has one name for each label; names the folder of the note.
+        InputError: unless the note has one name per label; names the folder of the note.
     """
     names = task.get("labels")
     if names is None:

@@ -1,4 +1,4 @@
-"""An adapter with its base model and head as a graph in ONNX, in float32 and in 8 bits.
+"""Export an adapter with its base model and head as an ONNX graph, in float32 and in 8 bits.
 
 The folder has the layout that transformers.js and optimum read: config.json, the tokenizer's files, onnx/model.onnx and
 onnx/model_quantized.onnx; and task.json. The extra `onnx` installs what this module needs.
@@ -47,7 +47,7 @@ TEXTS = (
 
 
 class Differences(NamedTuple):
-    """How far the outputs of graphs are from those of the adapter in torch, at most, on TEXTS in one batch."""
+    """The largest differences between the outputs of graphs and torch on TEXTS, in one batch."""
 
     logits: float  # largest difference between the logits of the float32 graph and the model's
     quantized_logits: float
@@ -55,7 +55,7 @@ class Differences(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What graphs are compared with."""
+    """The inputs and expected outputs with which graphs are compared."""
 
     inputs: dict[str, Tensor]  # the tokens of TEXTS in one batch, in the order of the graph's inputs
     logits: np.ndarray  # (texts, outputs), by torch
@@ -66,12 +66,12 @@ class Comparison(NamedTuple):
 def export_graphs(
     adapter: str | Path, folder: str | Path, *, base: str | None = None, force: bool = False
 ) -> Differences:
-    """Write an adapter of any method that PEFT merges, a classifier or a regression, as graphs, and compare outputs.
+    """Write a classification or regression adapter, of any method that PEFT merges, as graphs, and verify them.
 
-    `base` is a folder or hub repository in place of the base model that the adapter names. The graphs take input_ids
-    and attention_mask, and token_type_ids if the tokenizer makes them, each (batch, length) of int64; they return
-    logits (batch, labels) of float32. The tokenizer truncates to the length that task.json names, and pads a batch. The
-    same adapter gives the same bytes.
+    `base` is the folder or hub repository of the base model; by default the one that the adapter names. The graphs take
+    input_ids and attention_mask, and token_type_ids if the tokenizer makes them, each (batch, length) of int64; they
+    return logits (batch, labels) of float32. The tokenizer truncates to the length that task.json names, and pads a
+    batch. The same adapter gives the same bytes.
 
     Raises:
         InputError: if a package is missing, the adapter is no classifier, has tenants or no fast tokenizer, the model
@@ -102,7 +102,7 @@ def export_graphs(
 
 
 def write_graphs(folder: Path, model: Any, tokenizer: Any, comparison: Comparison) -> Differences:
-    """Write a classifier as graphs into a folder, with its tokenizer and configuration, and compare outputs.
+    """Write a classifier as graphs into a folder, with its tokenizer and configuration, and verify its outputs.
 
     Raises:
         InputError: if it cannot be traced, or the graph in float32 does not compute what torch does.
@@ -120,10 +120,10 @@ def write_graphs(folder: Path, model: Any, tokenizer: Any, comparison: Compariso
 
 
 def check_installed() -> None:
-    """Check that the packages of the extra `onnx` are there.
+    """Check that the packages of the extra `onnx` are installed.
 
     Raises:
-        InputError: names the extra.
+        InputError: if one is missing; if one is missing; names the extra.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -135,7 +135,7 @@ def check_exportable(task_type: str | None, task: Mapping[str, Any], folder: Pat
     """Check the type of an adapter's task before anything is computed.
 
     Raises:
-        InputError: if it does not classify texts or predict numbers of them, or has tenants.
+        InputError: if the task is neither classification nor regression of texts, or the adapter is multi-tenant.
     """
     if task_type != "SEQ_CLS":
         remedy = "write it with --to merged, which llama.cpp, optimum and others convert"
@@ -145,10 +145,10 @@ def check_exportable(task_type: str | None, task: Mapping[str, Any], folder: Pat
 
 
 def fast_tokenizer(fields: Fields, folder: Path, base: str | None) -> Any:
-    """Return the tokenizer in the folder of an adapter or a bank, or that of its base model.
+    """Load the fast tokenizer in the folder of an adapter or a bank, or else its base model's.
 
     Raises:
-        InputError: if there is none, or it is not of the package tokenizers.
+        InputError: if there is none, or it is not a fast tokenizer (package tokenizers).
     """
     tokenizer = load_tokenizer(fields, folder, base)
     if tokenizer is None:
@@ -159,13 +159,13 @@ def fast_tokenizer(fields: Fields, folder: Path, base: str | None) -> Any:
 
 
 def limit_length(tokenizer: Any, max_length: int | None) -> None:
-    """Have a tokenizer truncate texts to so many tokens, if it does not to fewer; None: to as many as before."""
+    """Lower a tokenizer's limit of tokens per text to this one; None keeps its limit."""
     if max_length:
         tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
 
 
 def check_size(model: Any, folder: Path) -> None:
-    """Check that a model fits into a file of ONNX; errors name the folder of its adapter or bank.
+    """Check that a model fits into an ONNX file; errors name the folder of its adapter or bank.
 
     Raises:
         InputError: if it does not.
@@ -177,7 +177,7 @@ def check_size(model: Any, folder: Path) -> None:
 
 
 def _describe(config: Any, task: Mapping[str, Any], folder: Path) -> None:
-    """Name the labels and the type of the problem in a model's configuration, as transformers.js reads them."""
+    """Set labels and problem type in a model's configuration for transformers.js."""
     describe_labels(config, task, folder)
     if task.get("thresholds"):
         config.problem_type = MULTI_LABEL
@@ -188,7 +188,7 @@ def _describe(config: Any, task: Mapping[str, Any], folder: Path) -> None:
 
 
 def _fix_length_and_padding(tokenizer: Any) -> None:
-    """Have tokenizer.json truncate and pad, for readers that have nothing but the package tokenizers."""
+    """Store truncation and padding in tokenizer.json, for readers that only use the package tokenizers."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     if tokenizer.model_max_length < UNLIMITED:
@@ -202,7 +202,7 @@ def _fix_length_and_padding(tokenizer: Any) -> None:
 
 
 def encode_texts(tokenizer: Any) -> dict[str, Tensor]:
-    """Return the inputs of TEXTS in one batch, in the order in which the graph takes them."""
+    """Tokenize TEXTS as one batch, in the order of the graph's inputs."""
     longest = min(tokenizer.model_max_length, MAX_LENGTH)
     encoded = tokenizer(list(TEXTS), padding=True, truncation=True, max_length=longest, return_tensors="pt")
     return {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
@@ -215,7 +215,7 @@ def run_model(model: Any, inputs: Mapping[str, Tensor]) -> np.ndarray:
 
 
 class _ByPosition(nn.Module):
-    """A classifier that takes its inputs by position and returns a tensor, as a graph does."""
+    """Wraps a classifier to take inputs by position and return a tensor, like a graph."""
 
     def __init__(self, model: Any, names: list[str]) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class _ByPosition(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what packages advise those who write graphs themselves: operators of torchvision, other ways to quantize."""
+    """Hide advice of packages to authors of exporters: torchvision's operators, other ways to quantize."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -241,10 +241,10 @@ def _quiet() -> Iterator[None]:
 
 @torch.no_grad()
 def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
-    """Write a model as a graph whose batch and length may be any.
+    """Trace a model into a graph with dynamic batch size and length.
 
     Raises:
-        InputError: if its architecture has a form that torch cannot trace.
+        InputError: if torch cannot trace its architecture.
     """
     names = list(inputs)
     # Fewer operators with the same result: the 8-bit graph is a tenth faster on one text.
@@ -271,7 +271,7 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _remove_places(graph: Any) -> None:
-    """Remove the names of source files from a graph, which depend on where packages are installed."""
+    """Remove the names of source files from a graph, since they depend on where packages are installed."""
     del graph.metadata_props[:]
     nodes = list(graph.graph.node)
     for function in graph.functions:
@@ -294,10 +294,10 @@ def _quantize(source: Path, path: Path) -> None:
 
 
 def _compare(comparison: Comparison, exact: np.ndarray, quantized: np.ndarray) -> Differences:
-    """Return how far the logits of graphs in float32 and in 8 bits are from those of torch.
+    """Return the largest differences between torch's logits and those of the float32 and 8-bit graphs.
 
     Raises:
-        InputError: if the graph in float32 differs by more than rounding.
+        InputError: if the float32 graph differs by more than rounding.
     """
     expected = comparison.logits
     difference = _largest(exact - expected)
@@ -325,7 +325,7 @@ def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray | None:
 
 
 def run_graph(path: Path, inputs: Mapping[str, Tensor]) -> np.ndarray:
-    """Return the logits (batch, labels) of a graph by ONNX Runtime on the CPU.
+    """Return the logits (batch, labels) of a graph, computed by ONNX Runtime on the CPU.
 
     Raises:
         InputError: if the runtime cannot run it.

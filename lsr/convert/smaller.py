@@ -1,4 +1,4 @@
-"""Adapters in fewer bits or fewer directions, and how far what is written is from its original."""
+"""Compress adapters (quantization, rank reduction) and measure the approximation error."""
 
 import re
 from collections import defaultdict
@@ -43,13 +43,13 @@ class Errors:
         return max(self.layers, key=lambda name: self.layers[name])
 
     def __str__(self) -> str:
-        """Return the total error, and the largest with its layer."""
+        """Format the total error and the largest one with its layer."""
         worst = self.worst
         return f"{self.total:.2g} in total, {self.layers[worst]:.2g} at most, in {worst}"
 
 
 def errors_of(written: Updates, exact: Updates) -> Errors:
-    """Return the errors of updates by layer; a missing update counts as zero."""
+    """Return the relative errors of updates by layer; a missing update counts as zero."""
     sizes = {}
     for name, update in exact.items():
         product = update.product()
@@ -68,7 +68,7 @@ def _distance(written: Pair, exact: Pair) -> float:  # the distance of the produ
 
 
 def relative(sizes: Mapping[str, tuple[float, float]]) -> Errors:
-    """Divide the norms of errors by those of the originals, by name; a zero that stays zero has error 0."""
+    """Divide the norms of errors by the norms of the originals, by name; 0 / 0 is 0."""
     layers = {name: _share(error, length) for name, (error, length) in sizes.items()}
     errors, lengths = zip(*sizes.values(), strict=True)
     return Errors(layers, _share(hypot(*errors), hypot(*lengths)))
@@ -79,7 +79,7 @@ def _share(error: float, length: float) -> float:
 
 
 class RoundingErrors(NamedTuple):
-    """What rounding has changed."""
+    """The relative errors of quantization."""
 
     tensors: Errors  # relative errors by name of the tensor
     update: Errors | None  # relative errors by layer; None for methods other than LSR and plain LoRA
@@ -92,13 +92,13 @@ def quantize_adapter(
     *,
     force: bool = False,
 ) -> RoundingErrors:
-    """Write an adapter of any method in a precision: float32, bfloat16, 8bit, 4bit, 3bit or 2bit.
+    """Write an adapter of any PEFT method in float32, bfloat16, 8bit, 4bit, 3bit or 2bit.
 
-    In float32 the folder is one for PEFT. In the others, the tensors are in a file of their own, laid out as
-    `lsr.tuner.packing` says, which all functions and commands of this package take in place of PEFT's.
+    In float32, PEFT can load the folder. In other precisions the tensors are in a file with the layout of
+    `lsr.tuner.packing`, which all functions and commands of this package accept.
 
     Raises:
-        InputError: if the folder is no adapter, there is no such precision, or `output` exists and `force` is false.
+        InputError: if the folder is not an adapter, the precision is unknown, or `output` exists and `force` is false.
     """
     folder = Path(folder)
     output = Path(output)
@@ -136,7 +136,7 @@ def compress_adapter(
     bits: int | None = None,
     force: bool = False,
 ) -> Errors:
-    """Write a small LSR adapter whose update is close to that of an adapter, in a folder or a hub repository.
+    """Compress an LSR or LoRA adapter, in a folder or a hub repository, into a small LSR adapter.
 
     Returns the relative errors of the update.
 
@@ -145,13 +145,13 @@ def compress_adapter(
                       too, but with at most 64 a layer
         shared:R      a core of R x R in each layer, between frames that all layers of a kind share
 
-    It begins as `init_weights="warm_start"` does with the update of a short training run, so it may be trained on. A
-    layer gets no more directions than its update has, and one without an update is left out. The head is kept. With
-    `bits` of 8, 4, 3 or 2, all is rounded as by `lsr.quantize_adapter`.
+    Its factors are those of `init_weights="warm_start"` for this update, so training can continue from it. A layer gets
+    at most as many directions as its update has; layers without an update are left out. The head is kept. With `bits`
+    of 8, 4, 3 or 2, the result is quantized as by `lsr.quantize_adapter`.
 
     Raises:
-        InputError: if the folder is no adapter of LSR or LoRA, or does more than add an update to linear layers; if its
-            update is zero, or no such form of it is possible; or if the output exists and `force` is false.
+        InputError: if the folder is not an LSR or LoRA adapter, or does more than add an update to linear layers; if
+            its update is zero, or the form is not possible for it; or if the output exists and `force` is false.
     """
     folder = adapter_folder(folder)
     output = Path(output)

@@ -1,6 +1,6 @@
-"""Write the folder of an adapter, of LSR or as a LoRA, completely or not at all, with the same bytes every time.
+"""Write an adapter's folder, as LSR or LoRA, atomically and with reproducible bytes.
 
-Both forms are exact, because A and B of LSR are LoRA factors: no SVD is taken.
+Both forms are exact, because LSR's A and B are LoRA factors: no SVD is computed.
 """
 
 import json
@@ -52,14 +52,14 @@ def write(
     *,
     with_tokenizer_of: Path | None = None,
 ) -> None:
-    """Write an adapter's folder, as LSR or LORA: its two files, its card and the note about its task.
+    """Write an adapter's folder, as LSR or LORA: its two files, its model card and its task.json.
 
-    The tokenizer in the folder `with_tokenizer_of`, if it has one, is copied: the adapter is asked with it.
-    Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.tuner.packing`). A folder that is there is
-    replaced: `check_output` says whether it may be.
+    The tokenizer in the folder `with_tokenizer_of`, if there is one, is copied for inference. Tensors are written
+    unchanged, or quantized to one of PRECISIONS (`lsr.tuner.packing`). An existing folder is replaced; `check_output`
+    checks before whether it may be.
 
     Raises:
-        InputError: if there is no such method or precision, or it, or LSR, cannot hold a value.
+        InputError: if the method or the precision is unknown, or cannot represent a value.
     """
     if method not in (LSR, LORA):
         raise InputError(f"method must be {LSR} or {LORA}, got {method!r}")
@@ -92,7 +92,7 @@ def write_files(
     tensors: Tensors,
     precision: str | None = None,
 ) -> None:
-    """Write the two files of an adapter of any method into a folder; errors name `source`, where it comes from."""
+    """Write the two files of an adapter of any method into a folder; errors name `source`, its origin."""
     _write_json(fields, folder / CONFIG)
     with wrap_errors(source, ValueError, TypeError, AttributeError):
         stored = tensors if precision is None else pack(tensors, precision)
@@ -106,7 +106,7 @@ def write_files(
 
 
 def write_task(folder: Path, task: Fields | None) -> None:
-    """Write the note about an adapter's task, such as the names of its labels, if there is one."""
+    """Write task.json, the note about an adapter's task, if there is one."""
     if task is not None:
         _write_json(task, folder / TASK)
 
@@ -123,11 +123,11 @@ def copy_files(paths: Sequence[Path], folder: Path) -> None:
 
 
 def check_output(path: Path, sources: Iterable[Path], *, replace: bool) -> None:
-    """Check that a folder may be written, before anything is computed; one that was moved aside is moved back first.
+    """Check that a folder may be written, before anything is computed; first restore it if a killed command moved it.
 
     Raises:
-        InputError: if it is or contains a source, or if it exists and `replace` is false or it holds anything else than
-            what a command writes: nobody's work is deleted.
+        InputError: if it is or contains a source; or if it exists, and `replace` is false or it contains other files
+            than a command writes, so that no user's work is deleted.
     """
     target = path.resolve()
     for source in (*sources, Path.cwd()):
@@ -156,7 +156,7 @@ def _check_written(path: Path, file: Path, endings: tuple[str, ...]) -> None:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces `path` if all goes well; otherwise nothing changes.
+    """Yield a temporary folder that replaces `path` on success; on an error nothing changes.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -185,12 +185,12 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def _locate_backup(path: Path) -> Path:
-    """Return where a folder is while another one takes its place."""
+    """Return the path to which a folder is moved while it is replaced."""
     return path.with_name(f".{path.name}.old")
 
 
 def _recover(path: Path) -> None:
-    """Move a folder back that a killed command has moved aside."""
+    """Move back a folder that a killed command had moved aside."""
     old = _locate_backup(path)
     if old.exists() and not path.exists():
         old.rename(path)
@@ -235,7 +235,7 @@ def _fields_of_lora(contents: Contents, updates: Updates) -> dict[str, Any]:
 
 
 def _list_full_modules(contents: Contents) -> list[str]:
-    """Return only entries that have tensors: PEFT adds the names of all common heads."""
+    """Return the entries of modules_to_save that have tensors: PEFT adds the names of all common heads."""
     inside = set[str]()
     for name in contents.heads:
         module, _, _ = name.rpartition(".")
@@ -248,7 +248,7 @@ def _list_full_modules(contents: Contents) -> list[str]:
 
 
 def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
+    """Return the most common value of layers, and others by patterns, which PEFT matches as regular expressions."""
     in_order = sorted(values.items(), key=itemgetter(1))  # ties go to the smallest value
     usual, others = usual_and_others(dict(in_order))
     pattern: dict[str, float] = {}
@@ -261,7 +261,7 @@ def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
 
 
 def _targets(contents: Contents) -> Sequence[str] | str:
-    """Return full names, or one regular expression if other modules end in one of them: PEFT matches endings."""
+    """Return full names, or one regular expression if other modules end in such a name: PEFT matches endings."""
     names = sorted(contents.updates)
     if contents.modules is None:  # without the base nobody knows whether other layers end in a short name
         modules = [f"a.{name}" for name in names if name.count(".") < LONG]

@@ -1,4 +1,4 @@
-"""A budget of directions, which go to the layers where they are largest."""
+"""Allocate a budget of directions to the layers with the largest singular values."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def allocate(
     budget: int,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Return each layer's share of the `budget` largest singular values over all layers; layers with none are left out.
+    """Count the `budget` largest singular values of all layers per layer; layers with none are left out.
 
     Raises:
         ValueError: if the budget is not positive or exceeds what the layers can hold, or all gradients are zero.

@@ -13,10 +13,10 @@ from lsr.init.source import Source, Start, matrices_of
 
 
 def singular_start(source: Source) -> Start:
-    """Return A and B's frame as the sums nearest to the leading directions of a matrix, with LoRA's scale.
+    """Return A and the trained frame of B as the sums nearest to a matrix's leading directions, with LoRA's scale.
 
-    With B1 = 0 the first step moves B along the gradient times A^T: of a gradient, its gain is that of its energy in
-    the rows of A.
+    With B1 = 0 the first step moves B along the gradient times A^T, so its gain grows with the gradient's energy in the
+    rows of A.
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
@@ -58,10 +58,10 @@ def nearest_factors(
 def singular_frames(sources: Sequence[Source]) -> Start:
     """Return the leading singular vectors of a matrix, or joint ones over several layers.
 
-    Only the directions are kept: frames scaled by the singular values learned less.
+    Singular values are dropped: frames scaled by them learned less.
 
-    Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), of the weight, whose B is scaled; LoRA-SB (Ponkshe et al.
-    2024, arXiv 2411.19557), of the first full gradient.
+    Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), which uses the weight and scales B; LoRA-SB (Ponkshe et
+    al. 2024, arXiv 2411.19557), which uses the first full gradient.
     """
     first = sources[0]
     find = diagonalize_jointly if first.paired else leading_frames

@@ -1,8 +1,8 @@
-"""What is read of examples: gradients, or the update of a short training run, which says where training ends up.
+"""Statistics from training examples: loss gradients, or the update of a short LoRA run.
 
 The layers are those that `model` calls: in a PEFT wrapper, the base layers. For the update, a LoRA on each layer is
-trained together with the head for one pass over the examples. The initialization reads the product of the LoRA factors;
-nothing of it stays in the model but, if asked for, the head. What is returned is float64, on the CPU.
+trained with the head for one epoch on the examples. The initialization uses the product of the LoRA factors; the model
+is left unchanged, except that the head may be kept. Results are float64 on the CPU.
 """
 
 import math
@@ -60,8 +60,9 @@ def examples_gradients(
 ) -> Matrices:  # (m, n) each
     """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
 
-    `model(**batch).loss` is taken to be the mean over the batch, so each batch is weighted by its size. Takes one pass,
-    without dropout. Only the weights of these layers get a gradient, frozen ones too; all else is left unchanged.
+    `model(**batch).loss` is taken to be the mean over the batch, so each batch is weighted by its size. It takes one
+    epoch, without dropout. Only the weights of these layers, even frozen ones, get a gradient; all else is left
+    unchanged.
 
     Each layer's gradient is added to its total and freed before the backward pass reaches the next layer. The gradients
     are those through a head fitted for `steps` steps, which is restored afterwards: training starts from the original
@@ -130,7 +131,7 @@ def examples_updates(
 ) -> Matrices:  # (m, k) and (k, n) each
     """Return each layer's update as a product of two factors of rank `rank`.
 
-    The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
+    The model is left unchanged, and so is the head, unless `keep_head` is true.
 
     First `steps` steps fit the head, as `fit_head` does. Then LoRA and head take one AdamW step per batch, in order,
     without dropout, with learning rates that decay linearly to zero. If there is a head and the loss hardly falls over
@@ -178,7 +179,7 @@ def _pairs(layers: Layers, rank: int, seed: int) -> dict[str, Pair]:
 
 @contextmanager
 def _add_updates(layers: Layers, pairs: Mapping[str, Pair]) -> Iterator[None]:
-    """Have each layer add the update of its pair to its output."""
+    """Let each layer add the update of its pair to its output."""
 
     def add(pair: Pair, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x = inputs[0]
@@ -265,7 +266,7 @@ def _warn_of_repeated(first: float, ends: Sequence[float], best: int) -> None:
 
 
 def _share(count: int, rising: int, done: int) -> float:
-    """Return the share of the learning rates in a step, which rises, and then falls to zero."""
+    """Return the factor of the learning rates in a step: linear warm-up, then linear decay to zero."""
     if done < rising:
         return (done + 1) / rising
     return 1 - (done - rising) / (count - rising)

@@ -1,7 +1,7 @@
-"""The initializations by name: what they read of a layer, and the functions that return factors, bases and cores.
+"""The initializations by name: the matrix that each reads, and its functions for factors, frames and cores.
 
-The matrix that they read is the weight, or a statistic of examples: the loss gradient, or in its place the update of a
-short training run, which accumulates gradients.
+The matrix is the weight, or a statistic of examples: the loss gradient, or the update of a short LoRA run, which
+accumulates gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from lsr.init.warm import warm_core, warm_start
 class Initialization(NamedTuple):
     """An initialization scheme.
 
-    `start` returns trainable factors with B A = 0, and `frames` the frames around a core, for one layer or for all that
-    share them. `read` gathers what is read of examples, as an (m, n) matrix for each layer.
+    `start` returns trainable factors with B A = 0, and `frames` the frames around a core, for one layer or for all
+    layers that share them. `read` computes an (m, n) matrix per layer from examples.
 
-    `core` returns the core between the frames of a layer: zero, unless the scheme goes on from the short training run
-    whose update it reads. Then the head stays as trained, and `start` and `core` return the nearest to the update.
+    `core` returns the core between a layer's frames: zero, except in a warm start, which continues from the short LoRA
+    run: then the head stays trained, and `start` and `core` return the nearest approximation of its update.
     """
 
     reads: Literal["seed", "weight", "gradient", "update"]
@@ -46,10 +46,10 @@ INITIALIZATIONS = {
 
 
 def read_examples(word: str, *arguments: Any, **options: Any) -> Matrices:
-    """Return what the initialization of this name reads of examples, given the arguments of `examples_gradients`.
+    """Return the statistic that an initialization reads of examples, given the arguments of `examples_gradients`.
 
     Raises:
-        ValueError: as that; or if the initialization reads no examples.
+        ValueError: as `examples_gradients`; or if the initialization reads no examples.
     """
     read = INITIALIZATIONS[word].read
     if read is None:

@@ -1,7 +1,7 @@
-"""Passes of a model over batches of examples, which leave the model unchanged, and short trainings of some parameters.
+"""Forward and backward passes that leave a model unchanged, and short training of some of its parameters.
 
-A head is fitted to the examples first: gradients through a randomly initialized one say little about the task. A batch
-is passed to `model(**batch)` as is, so it must be on the model's device.
+A head is fitted to the examples first, because gradients through a randomly initialized head carry little information
+about the task. A batch is passed to `model(**batch)` unchanged, so it must be on the model's device.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 def hide_progress(items: Sequence[Any], title: str) -> Iterable[Any]:
-    """Return the items: shows no progress."""
+    """Return the items: the default for callers that show no progress."""
     return items
 
 
@@ -90,10 +90,10 @@ def descend(
     """Take a step of AdamW per batch; yield its loss, and each parameter's gradient if the loss depends on it.
 
     AdamW works on copies in at least float32, written back after each step: half precision rounds most updates away.
-    `share` returns that of the learning rates in a step, by the number of steps before it.
+    `share` returns the factor of the learning rates in a step, given the number of steps before it.
 
     Raises:
-        ValueError: if a loss is not finite; names the pass and the step.
+        ValueError: if a loss is not finite; names the run and the step.
     """
     exact = {}
     options = []
@@ -151,8 +151,8 @@ def fit_head(
     `head` lists the modules that are trained in full alongside the adapter: in a PEFT wrapper, its `modules_to_save`
     wrappers, whose active copies are fitted. Leave it empty if the head is pretrained, as in a language model: nothing
     is then fitted. Parameters that other modules use too, such as tied embeddings, are left unchanged. The batches are
-    read over and over, each time in a new order drawn from `seed`. A fit after which no gradient gets through the head
-    (features that say little have driven its ReLUs to zero) is repeated from the beginning with smaller steps.
+    read over and over, each time in a new order drawn from `seed`. A fit that blocks all gradients of the head
+    (uninformative features can drive its ReLUs to zero) is repeated from the beginning with smaller steps.
 
     Raises:
         ValueError: if there are no examples; labels are missing or all equal; the loss is not finite or does not depend
@@ -180,7 +180,7 @@ def fit_head(
 
 
 def _in_rounds(batches: Sequence[Batch], steps: int, seed: int) -> list[Batch]:
-    """Return a batch per step: all of them over and over, each time in a new order."""
+    """Yield a batch per step: all batches again and again, each epoch in a new order."""
     draws = torch.Generator().manual_seed(seed)
     draw = partial(torch.randperm, len(batches), generator=draws)
     first = draw()  # each round is in an order of this order

@@ -1,4 +1,4 @@
-"""What an initialization may read of a layer, and what it returns."""
+"""The input of an initialization for a layer, and its result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Matrices = Mapping[str, Matrix]  # what initializations read of examples, (m, n)
 
 @dataclass(frozen=True)
 class Source:
-    """What an initialization may read; the same source gives the same bytes."""
+    """The input of an initialization; equal sources give equal bytes."""
 
     form: Form
     # (m, n): what it reads, the weight, or of examples the mean of dL/dW or the update of a short training run. It is a
@@ -38,15 +38,15 @@ class Start:
 
     @classmethod
     def dense(cls, a: Tensor, b: Tensor) -> "Start":  # (r, n), (m, r)
-        """Return the initial factors that are these matrices."""
+        """Wrap dense matrices as initial factors."""
         return cls([a[None].contiguous()], [b[None].contiguous()])
 
 
 def matrices_of(sources: Sequence[Source]) -> list[Matrix]:
-    """Read the matrices of sources.
+    """Return the matrices of sources.
 
     Raises:
-        ValueError: if one is not finite, or all are zero.
+        ValueError: if a matrix is not finite, or all are zero.
     """
     matrices = [source.matrix() for source in sources]
     norm = sum(map(norm_of, matrices))

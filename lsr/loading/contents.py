@@ -1,4 +1,4 @@
-"""The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
+"""Read the contents of an LSR or LoRA adapter: the update of each layer, the heads, and the base model's name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Contents:
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """The names of the labels, empty for a number, or else LABEL_0 and so on; None if there is no head either."""
+        """The names of the labels: empty for regression, by default LABEL_0 and so on; None without a head."""
         if self.task is not None and TENANTS not in self.task:
             return self.task.get("labels") or []
         if self.model_labels is not None:
@@ -62,7 +62,7 @@ class Contents:
         return {name: update.frames.shape for name, update in self.updates.items()}
 
     def whole(self, modules: Modules) -> list[str]:
-        """Return the modules of a base model that the adapter trained in full, by PEFT's rule for names."""
+        """Return the fully trained modules of a base model, selected by PEFT's rule for names."""
         whole: list[str] = []
         for name in modules:
             if not f".{name}".endswith(self.endings):
@@ -72,10 +72,10 @@ class Contents:
         return whole
 
     def heads_on(self, modules: Modules, labels: int) -> dict[str, dict[str, Tensor]]:
-        """Return the adapter's tensors for each module of a base model, with so many labels, that it trained in full.
+        """Return the tensors of each fully trained module (`labels` is the base model's number of labels).
 
         Raises:
-            ValueError: if a tensor is missing, is in no such module, or has another shape in anything but the number of
+            ValueError: if a tensor is missing, belongs to no such module, or has a wrong shape apart from the number of
                 labels, or if the task names another number of labels.
         """
         states = {name: modules[name].state_dict() for name in self.whole(modules)}
@@ -103,7 +103,7 @@ class Contents:
 
 
 def check_layers(shapes: Mapping[str, Sequence[int]], modules: Modules) -> None:
-    """Check that a base model has layers of these names and of these shapes, outputs and inputs.
+    """Check that a base model has layers of these names and shapes (outputs, inputs).
 
     Raises:
         ValueError: names a layer that is missing or has other widths; TypeError if it is not a linear layer.
@@ -117,7 +117,7 @@ def check_layers(shapes: Mapping[str, Sequence[int]], modules: Modules) -> None:
 
 
 def check_layer(name: str, modules: Modules) -> None:
-    """Check that a base model has a layer of this name that can be adapted.
+    """Check that a base model has an adaptable layer of this name.
 
     Raises:
         ValueError: if there is no such layer; TypeError if it is not a linear layer.
@@ -128,7 +128,7 @@ def check_layer(name: str, modules: Modules) -> None:
 
 
 def check_labels(names: Sequence[str] | None, outputs: int) -> None:
-    """Check that a head has an output for each of the labels that a task names; None if it names none.
+    """Check that a head has one output per label of the task; None if the task does not name them.
 
     Raises:
         ValueError: if not, or if two labels have the same name.
@@ -141,21 +141,21 @@ def check_labels(names: Sequence[str] | None, outputs: int) -> None:
 
 
 def make_label_names(count: int) -> list[str]:
-    """Return the names of labels that have none, as transformers has them."""
+    """Return default names of labels, as transformers makes them: LABEL_0 and so on."""
     return [f"LABEL_{number}" for number in range(count)]
 
 
 def by_label(head: Tensors, labels: int) -> list[str]:
-    """Return the tensors of a head that have a row for each label."""
+    """Return the tensors of a head that have one row per label."""
     return [name for name, value in head.items() if value.shape[:1] == (labels,)]
 
 
 def read_contents(folder: str | Path | Files, method: str | None = None, *, with_biases: bool = False) -> Contents:
-    """Read the folder or files of an LSR or plain LoRA adapter, or of this method alone; no base model is needed.
+    """Read an LSR or plain LoRA adapter from its folder or files, without its base model.
 
     Raises:
-        InputError: if it is neither, its files are inconsistent, or, unless `with_biases`, it trained biases of the
-            base model.
+        InputError: if it is another method (or not `method`), its files are inconsistent, or, unless `with_biases`, it
+            trained biases of the base model.
     """
     files = read_files(folder, method)
     fields = files.fields
@@ -187,7 +187,7 @@ def read_contents(folder: str | Path | Files, method: str | None = None, *, with
 def read_on(modules: Modules, folder: str | Path) -> Contents:
     """Read an adapter for a base model's modules, by name, with the errors of `read_contents` and `check_layers`.
 
-    A and B of other widths than those of its layers are not computed.
+    If widths do not fit those of the layers, A and B are not computed.
     """
     files = read_files(folder)
     if files.method == LSR:

@@ -1,8 +1,8 @@
-"""Which fields of an untrusted adapter's configuration reach PEFT, by method, and within which bounds.
+"""Filter the fields of an untrusted adapter's configuration before PEFT sees them, by method and within bounds.
 
-Most fields only matter when training begins. Some of them name files that PEFT would open, or ask for steps that would
-never end, to initialize weights which those in the adapter's file then replace. So the fields that PEFT sees are listed
-here. What only initializes is dropped, and every other field must have PEFT's default.
+Most fields only matter when training begins. Some name files that PEFT would open, or ask for endless work, to
+initialize weights that the adapter's file then replaces. So the allowed fields are listed here. Fields that only
+initialize are dropped, and every other field must have PEFT's default.
 """
 
 import re
@@ -150,17 +150,17 @@ LOFTQ = {"loftq_bits": (2, 4, 8), "loftq_iter": range(1, MAX_STEPS + 1)}
 
 
 def allow(method: str, *fields: str) -> None:
-    """Let PEFT see these fields, in addition to those that all methods share, of adapters of a method of one's own."""
+    """Allow these fields for adapters of your own PEFT method, in addition to those that all methods share."""
     _ALLOWED[method] = frozenset((*SHARED, *fields))
 
 
 def methods() -> frozenset[str]:
-    """Return PEFT's names of the methods, besides LSR, whose adapters are loaded."""
+    """Return the names of the PEFT methods, besides LSR, whose adapters can be loaded."""
     return frozenset(_ALLOWED)
 
 
 def config_of(fields: Fields, widest: int) -> PeftConfig:
-    """Return PEFT's configuration of allowed fields, with the errors of `filter_fields` and those that PEFT raises."""
+    """Build PEFT's configuration from allowed fields, with the errors of `filter_fields` and those that PEFT raises."""
     seen = filter_fields(fields, widest)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(seen["peft_type"])]
     config: PeftConfig = kind.from_peft_type(**kind.check_kwargs(**seen))
@@ -168,9 +168,9 @@ def config_of(fields: Fields, widest: int) -> PeftConfig:
 
 
 def filter_fields(fields: Fields, widest: int) -> dict[str, Any]:
-    """Return what PEFT may see of the fields of a configuration of any method but LSR.
+    """Return the fields of a configuration, of any method but LSR, that are passed on to PEFT.
 
-    `widest` is the largest rank that a matrix of the base model can have.
+    `widest` is the largest possible rank of a matrix of the base model.
 
     Raises:
         ValueError: names the field or the method, and what is allowed.
@@ -207,7 +207,7 @@ def _default(field: "Field[Any]") -> Any:
 
 
 def _misfit(name: str, value: Any) -> str | None:
-    """Return what a field must be, if it is not."""
+    """Return the requirement that a field violates; None if it is valid."""
     if name == START:
         return _misfit_of_start(value)
     if name == "loftq_config":

@@ -1,8 +1,8 @@
-"""Padding: the tokenizer that makes batches decides which token pads, and the model's configuration is told.
+"""Set up padding: the tokenizer determines the padding token, and the model's configuration must have the same.
 
-A decoder classifies a text at its last token that is not the padding token of the model's configuration. In batches
-that are padded with another token, shorter texts would be classified at a padding position. So whoever makes batches
-for a model passes the tokenizer and the model's configuration through `prepare_batches` first.
+A decoder classifies a text at its last token that is not the padding token of the model's configuration. If batches
+were padded with another token, shorter texts would be classified at a padding position. So call `prepare_batches` with
+the tokenizer and the model before making batches.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ AFFECTED_BY_PADDING = frozenset({"canine", "convbert", "fnet", "mobilebert", "ny
 
 
 def set_padding(tokenizer: Any, config: Any) -> None:
-    """Have a tokenizer pad batches for classification, and a model's configuration hold the padding token.
+    """Set the padding of a tokenizer for classification, and the padding token of a model's configuration.
 
-    The token is the tokenizer's own or, where it has none, as in GPT-2, its end token. A tokenizer that has neither
-    cannot pad, and nothing changes. Padding comes after the text, whatever the tokenizer's own files say, because many
-    decoders count positions from the left; for XLNet it comes before the text. Batches have an attention mask.
+    The token is the tokenizer's own or, where it has none, as in GPT-2, its end token. A tokenizer with neither cannot
+    pad, and nothing changes. Padding is on the right, whatever the tokenizer's files say, because many decoders count
+    positions from the left; for XLNet it is on the left. Batches have an attention mask.
     """
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -35,11 +35,11 @@ def set_padding(tokenizer: Any, config: Any) -> None:
 
 
 def prepare_batches(tokenizer: Any, config: Any, where: object) -> None:
-    """Set padding as `set_padding` does, and check that batches of texts of different lengths can be made.
+    """Set padding as `set_padding` does, and check that texts of different lengths can be batched.
 
     Raises:
-        InputError: begins with `where`; if the tokenizer has neither a padding nor an end token, the model has no
-            embedding of the padding token, or what the model computes for a text depends on the padding after it.
+        InputError: if the tokenizer has neither a padding nor an end token, the model has no embedding of the padding
+            token, or its output for a text depends on the padding; the message begins with `where`.
     """
     if config.model_type in AFFECTED_BY_PADDING:
         problem = f"the output of the architecture {config.model_type} for a text depends on the padding after it"

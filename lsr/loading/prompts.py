@@ -1,4 +1,4 @@
-"""Prompts as the tokens of a language model, and what it writes after them: the same in training and in serving."""
+"""Tokenize prompts for a language model and generate continuations, alike in training and in serving."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ Message = Mapping[str, str]  # role and content
 
 
 class Template:
-    """A tokenizer with a template, a chat template in Jinja or NO_TEMPLATE, by which prompts become tokens.
+    """A tokenizer with the template that turns prompts into tokens: a Jinja chat template, or NO_TEMPLATE.
 
-    A prompt ends where the template lets the assistant begin.
+    A tokenized prompt ends where the assistant's answer begins.
     """
 
     def __init__(self, tokenizer: Any, template: str) -> None:
@@ -25,7 +25,7 @@ class Template:
         self._template = template
 
     def prompt(self, asked: str | Sequence[Message]) -> list[int]:
-        """Return the tokens of a prompt: of a conversation, or of one message of the user.
+        """Return the tokens of a prompt: a conversation, or a single message of the user.
 
         Raises:
             ValueError: if the template refuses it.
@@ -54,7 +54,7 @@ class Template:
         return str(rendered)
 
     def tokens(self, text: str, *, begins: bool = False) -> list[int]:
-        """Return the tokens of a text, or of its beginning, whose first token a chat template writes itself."""
+        """Tokenize a text, perhaps truncated; a chat template already contains the first special token."""
         adds = begins and self.is_none
         encoded = self.tokenizer(
             text,
@@ -76,10 +76,9 @@ def continuations(
     stop_token_ids: Sequence[int],
     **options: Any,
 ) -> Tensor:  # (prompts, new tokens)
-    """Return the tokens that a model writes after each prompt, greedily, up to one of the tokens `stop_token_ids`.
+    """Return the tokens that a model generates greedily after each prompt, up to one of `stop_token_ids`.
 
-    Prompts are padded on the left; what is shorter than the longest continuation is padded on the right. `options` are
-    those of the model's `generate`.
+    Prompts are padded on the left, shorter continuations on the right. `options` are passed to the model's `generate`.
     """
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
     batch = padded.to(next(model.parameters()).device)

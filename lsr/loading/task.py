@@ -1,7 +1,7 @@
-"""The schema of task.json, the note about an adapter's task: which fields it may have, and how much they may hold.
+"""The schema of task.json, the note about an adapter's task, with limits on its fields.
 
-An adapter may come from anywhere, and every answer repeats the names of its labels. So each field has a limit, and all
-readers and writers of the file check it here.
+An adapter may be untrusted, and every answer repeats the names of its labels. So each field has a limit, which all
+readers and writers of the file check here.
 """
 
 import json
@@ -28,10 +28,10 @@ MAX_OTHER_BYTES = 4_000  # limit to all unknown fields together, as JSON
 
 
 def validate_task_info(note: Any, where: object) -> dict[str, Any]:
-    """Return a note about an adapter's task.
+    """Validate a note about an adapter's task, and return it with present names of fields.
 
     Raises:
-        InputError: if it is not an object, or a field holds something else, or more, than it may; names the place, the
+        InputError: if it is not an object, or a field has a wrong type or exceeds its limit; names the place, the
             field, and what is allowed.
     """
     if not isinstance(note, dict):
@@ -56,10 +56,10 @@ def validate_task_info(note: Any, where: object) -> dict[str, Any]:
 
 
 def check_stop_tokens(note: Fields | None, vocabulary: int | None) -> None:
-    """Check that the tokens that end an answer are in the vocabulary of a base model; None: it has none.
+    """Check that the stop tokens are in a base model's vocabulary (its size; None: not a language model).
 
     Raises:
-        ValueError: names the first that is not.
+        ValueError: if one is not; names the first.
     """
     for token in (note or {}).get("stop_token_ids") or ():
         if vocabulary is not None and token >= vocabulary:

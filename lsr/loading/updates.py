@@ -1,4 +1,4 @@
-"""The updates in the files of an adapter of LSR or plain LoRA: what it adds to the weights of layers, in one form."""
+"""Read the updates that an LSR or plain LoRA adapter adds to the weights of layers, in one form."""
 
 import re
 from collections import defaultdict
@@ -58,7 +58,7 @@ UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializatio
 
 
 class Frames(nn.Module):
-    """A (r, n) and B (m, r), which layers of one kind may share: a module, so that moving it keeps them shared."""
+    """A (r, n) and B (m, r), which layers of one kind may share; a module, so that moving it keeps them shared."""
 
     a: Tensor
     b: Tensor
@@ -70,11 +70,11 @@ class Frames(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the weight that they are around: m and n, its outputs and inputs."""
+        """The shape (m, n) of the adapted weight: outputs and inputs."""
         return len(self.b), self.a.shape[1]
 
     def equals(self, other: "Frames") -> bool:
-        """Return whether these are the same frames, entry by entry."""
+        """Return whether all entries are equal."""
         if self is other:
             return True
         if not self.a.equal(other.a.to(self.a)):
@@ -83,9 +83,9 @@ class Frames(nn.Module):
 
 
 class Update(NamedTuple):
-    """The update of a layer, scaling * B R A, with A and B from `frames`, and R = 1 if there is no core.
+    """The update of a layer, scaling * B R A, with A and B in `frames` and R the core; R = 1 without one.
 
-    It has the alpha of its file rather than the scaling, which would not give back every alpha to the last bit.
+    It stores the file's alpha rather than the scaling, from which alpha could not always be restored exactly.
     """
 
     frames: Frames
@@ -111,19 +111,19 @@ class Update(NamedTuple):
         return Form.dense(len(self.frames.a), n, m)
 
     def plain(self) -> "Update":
-        """Return the same update without a core: itself, or folded if it has one."""
+        """Return the same update without a core: itself, or with the core folded into A."""
         if self.core is None:
             return self
         return self.fold()
 
     def fold(self) -> "Update":
-        """Return the same update with R A in place of A, and the scaling folded into B."""
+        """Return the same update with A replaced by R A, and the scaling folded into B."""
         a = self._right()
         b = self.scaling * self.frames.b
         return Update(Frames(a=a, b=b), len(a))
 
     def plus(self, other: "Update") -> "Update":
-        """Return the sum with another update of the same layer, whose rank is the sum of theirs."""
+        """Return the sum with another update of the same layer; ranks add up."""
         first = self.fold().frames
         second = other.fold().frames
         a = torch.cat([first.a, second.a])
@@ -144,13 +144,14 @@ Updates = dict[str, Update]  # updates by name of the layer
 
 
 def updates_in(files: Files) -> Updates:
-    """Return the update of each layer of an adapter of LSR or plain LoRA.
+    """Return the update of each layer of an LSR or plain LoRA adapter.
 
-    Of LSR, A and B are the adapter's own if they are dense and it trained only them, or only a core between them.
-    Kronecker factors, and a core between trained frames, come as the equal LoRA.
+    LSR adapters with dense A and B, or with a core between frozen frames, are returned as stored; all other forms as
+    the equivalent LoRA.
 
     Raises:
-        InputError: if it is neither, or its files are inconsistent; if a LoRA does more than add B A to linear layers.
+        InputError: if it is another method, or its files are inconsistent; if a LoRA does more than add B A to linear
+            layers.
     """
     if files.method == LSR:
         return _lsr_updates(files)
@@ -160,10 +161,10 @@ def updates_in(files: Files) -> Updates:
 
 
 def check_config(files: Files) -> LsrConfig:
-    """Return an LSR adapter's configuration, with its shapes checked before any memory of that size is taken.
+    """Return an LSR adapter's configuration after checking its shapes, before memory of that size is allocated.
 
     Raises:
-        InputError: if a field is wrong, there are no factors, or the shapes need more than the file holds.
+        InputError: if a field is invalid, there are no factors, or the shapes need more entries than the file has.
     """
     path = files.folder / CONFIG
     with wrap_errors(path, ValueError, TypeError, KeyError, AttributeError):

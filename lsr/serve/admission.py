@@ -1,4 +1,4 @@
-"""What a bank admits: only heads and adapted linear layers, with finite answers; untrusted adapters can hold more."""
+"""Check the adapters that a bank admits: heads and adapted linear layers only, with finite outputs."""
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -26,12 +26,12 @@ NO_NAME = re.compile(rf"{CONTROL.pattern}|[/\\]")  # control characters, halves,
 
 
 def check_name(name: str, taken: Container[str] = ()) -> None:
-    """Refuse a name that no adapter of a bank may have: it may become that of a folder, and is shown on terminals.
+    """Reject names that are not safe as folder names or on terminals.
 
-    Each answer repeats it, too, so it is not longer than the name of a folder.
+    Each answer repeats the name, so its length is limited, too.
 
     Raises:
-        ValueError: if it is taken, or says which are allowed.
+        ValueError: if the name is taken or not allowed; the message says which are.
     """
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         raise ValueError(f"an adapter's name must have at most {LONGEST_NAME} bytes in UTF-8, got {name[:30]!r}...")
@@ -43,10 +43,10 @@ def check_name(name: str, taken: Container[str] = ()) -> None:
 
 
 def heads_in(model: nn.Module) -> list[str]:
-    """Return the modules that adapters of a bank may train in full: the heads, and at last their last linear layer.
+    """Return the modules that a bank's adapters may train in full: the heads and, last, their last linear layer.
 
-    That has a row for each label. A head has weights, and stands beside the model's backbone. In any other module a row
-    of a batch could reach those of others, or the module would be called with more than the rows.
+    The last linear layer has a row per label. A head has weights and is outside the model's backbone. Other modules
+    could mix the rows of a batch, or are called with more than these rows.
     """
     has_backbone = getattr(model, "base_model_prefix", "") in dict(model.named_children())
     heads = heads_of(model) if has_backbone else []
@@ -59,10 +59,10 @@ def heads_in(model: nn.Module) -> list[str]:
 
 
 def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse modules trained in full that are none of these heads.
+    """Reject fully trained modules other than these heads.
 
     Raises:
-        ValueError: names the module, and the heads that there are.
+        ValueError: if there are any; names the module and the model's heads.
     """
     for name in names:
         if name not in heads:
@@ -73,7 +73,7 @@ def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model of a bank, and what it was before the bank wrapped some of its modules."""
+    """The base model of a bank, with its modules as they were before the bank wrapped some of them."""
 
     model: Any
     modules: Mapping[str, nn.Module]  # modules by name
@@ -83,13 +83,13 @@ class BaseModel:
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """Return a model that no bank has wrapped."""
+        """Wrap a model that is not yet in a bank."""
         labels = int(getattr(getattr(model, "config", None), "num_labels", 0))
         return cls(model, dict(model.named_modules()), heads_in(model), labels, vocabulary_of(model))
 
 
 def vocabulary_of(model: nn.Module) -> int | None:
-    """Return the number of tokens that a model knows; None if it is not a language model of transformers."""
+    """Return the size of a model's vocabulary; None if it is not a language model of transformers."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):  # in a model of texts and images, the text model has its own configuration
         config = config.get_text_config()
@@ -105,10 +105,9 @@ def admit(
     adapted: Iterable[str],
     whole: Iterable[str],
 ) -> dict[str, Heads]:
-    """Return the heads of adapters that may be added to a bank, by name, of each module that an adapter trains in full.
+    """Check that adapters may be added to a bank, and return their heads by adapter and fully trained module.
 
-    The bank has a base model that its adapters describe by `fields`, some modules of it are adapted, and some are
-    trained as a whole. Names that are taken are refused.
+    `fields` describe the base model as the bank's adapters do. Names that are taken are rejected.
 
     Raises:
         InputError: as `AdapterBank.add`.
@@ -144,7 +143,7 @@ def check_modules(
     layers: Sequence[str],
     heads: Sequence[str],
 ) -> None:
-    """Check that a bank may adapt these layers of its base model, and hold these heads.
+    """Check that a bank can adapt these layers of its base model and store these heads.
 
     Raises:
         ValueError: names a module that is missing, is not a head, or is inside another one; TypeError if a layer is not
@@ -166,9 +165,9 @@ def _check_base(fields: Mapping[str, Any], known: dict[str, Any]) -> None:
 def _with_finite_last_rows(
     base: BaseModel, adapters: Mapping[str, Contents], heads: Mapping[str, Heads]
 ) -> Container[str]:
-    """Return the adapters that have rows of the last layer alone, if all their answers are finite; else none.
+    """Return the adapters that only have rows of the last layer, if all their outputs are finite; otherwise none.
 
-    One pass is enough for them together, and there may be thousands.
+    One batch checks all of them, and there may be thousands.
     """
     last = base.heads[-1:]
     rows = list[str]()

@@ -1,4 +1,4 @@
-"""AdapterBank: a base model with thousands of adapters, where each row of a batch names its own."""
+"""AdapterBank: one base model with thousands of adapters; each row of a batch names its adapter."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from lsr.tuner.model import BASE, copies_of_a_row
 
 
 class Answer(NamedTuple):
-    """The result of a row: as many logits as its adapter has labels; a number if `labels` is None."""
+    """The result of one row: a logit per label, or a single number if `labels` is None."""
 
     adapter: str
     labels: tuple[str, ...] | None
@@ -38,14 +38,14 @@ class Answer(NamedTuple):
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The probability of each label, all of which add up to 1 unless several may apply; none of a number."""
+        """The probability of each label; they add up to 1 unless the task is multi-label. Empty for regression."""
         logits = self.logits.double()
         shares = logits.softmax(dim=0) if self.thresholds is None else logits.sigmoid()
         return dict(zip(self.labels or (), shares.tolist(), strict=False))
 
     @property
     def applying(self) -> list[str]:
-        """The labels whose probabilities reach their thresholds, if several may apply."""
+        """Multi-label tasks: the labels whose probabilities reach their thresholds."""
         reached = zip(self.probabilities.items(), self.thresholds or (), strict=False)
         return [label for (label, share), threshold in reached if share >= threshold]
 
@@ -59,24 +59,24 @@ def make_answer(name: str, note: Mapping[str, Any], logits: Tensor) -> Answer:
 
 
 class AdapterBank(nn.Module):
-    """A base model with many adapters, of LSR and of LoRA, of any rank and on any layers.
+    """A base model with many LSR and LoRA adapters, of any rank and on any layers.
 
-    An adapter takes the memory of its own directions and of its head, which may have any number of labels. Where it has
-    a core between frames that the bank holds, those of the first such adapter on the layer, it takes that of the core.
-    `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit and 2bit, rounded as by `lsr.quantize_adapter`.
+    An adapter stores its own directions and its head, which may have any number of labels. If its frames equal those of
+    the first core adapter on a layer, it stores only its core there. `precision` is one of float32, bfloat16, 8bit,
+    4bit, 3bit and 2bit; values are quantized as by `lsr.quantize_adapter`.
 
-    Tenants may share one adapter, `shared_adapter`, which is merged into the base model; what they have of their own
-    comes on top: see `of_tenants`.
+    Tenants may share one adapter, `shared_adapter`, which is merged into the base model; each tenant's own parameters
+    are added to it: see `of_tenants`.
 
     The base model is modified in place: its adapted layers and heads are wrapped, its parameters frozen, and it is put
     into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank; with a
-    shared adapter those of the base model with it, and zeros as logits.
+    shared adapter, they give the results of the base model with it, and zeros as logits.
 
-    Threads may share a bank, also to add and remove adapters: they wait for each other. The memory is that of the
-    adapters that are in it, and at most 5 % more, whatever it held before.
+    Threads may share a bank, also to add and remove adapters: they take turns. It uses at most 5 % more memory than its
+    present adapters need, whatever it held before.
 
     Raises:
-        InputError: if there is no such precision.
+        InputError: if the precision is unknown.
     """
 
     def __init__(
@@ -107,14 +107,14 @@ class AdapterBank(nn.Module):
         *,
         precision: str = "float32",
     ) -> Self:
-        """Return a bank of the tenants of an adapter, of any method of PEFT that can be merged into its base model.
+        """Build a bank with one entry per tenant from a multi-tenant adapter of any PEFT method that can be merged.
 
-        The task.json in its folder has `tenants`: by name the names of their labels, or null for a number, in the order
-        of the rows of the head's last layer. `base` is the base model, or a folder or hub repository of it; None stands
-        for what the adapter names.
+        The task.json in its folder has `tenants`: for each tenant the names of its labels, or null for regression, in
+        the order of the rows of the head's last layer. `base` is the base model, or its folder or hub repository; by
+        default the one that the adapter names.
 
         Raises:
-            InputError: if there is no such adapter, the rows are not the tenants', it cannot be merged, or the base
+            InputError: if the adapter is missing, its rows do not match the tenants, it cannot be merged, or the base
                 model is missing or does not fit.
         """
         shared_adapter, tenants = split(folder)
@@ -125,22 +125,22 @@ class AdapterBank(nn.Module):
 
     @property
     def of_base(self) -> Mapping[str, nn.Module]:
-        """The modules of the base model by name, without what wraps them."""
+        """The modules of the base model by name, unwrapped."""
         return self._base.modules
 
     @property
     def names(self) -> list[str]:
-        """The names of the adapters, in the order they were added."""
+        """The names of the adapters, in the order in which they were added."""
         return list(self.places)
 
     @property
     def notes(self) -> Notes:
-        """The contents of the task.json of each adapter."""
+        """The contents of task.json by adapter."""
         return {name: version.note for name, version in self.versions.items()}
 
     @property
     def nbytes(self) -> int:
-        """The bytes in addition to the base model."""
+        """The bytes of all adapters, without the base model."""
         tensors = list(self.model.buffers())  # includes the frames
         for stack in self.stacks().values():
             tensors += stack.tensors()
@@ -167,14 +167,14 @@ class AdapterBank(nn.Module):
         note: Any = None,
         replace: bool = False,
     ) -> None:
-        """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
+        """Load an adapter from its folder; `replace` allows to replace an adapter of the same name.
 
-        On an error the bank is unchanged. `Contents` may be added under several names. `note` stands in for what the
-        folder's task.json says, whose `labels` are the names of the labels.
+        On an error the bank is unchanged. `Contents` may be added under several names. `note` replaces the contents of
+        the folder's task.json; its `labels` are the names of the labels.
 
         Raises:
-            InputError: if the name is taken, the folder holds no adapter of LSR or plain LoRA, or it does not fit the
-                base model or the adapters in the bank; if it trains more than heads and linear layers, or its answers
+            InputError: if the name is taken, the folder is not an LSR or plain LoRA adapter, or it does not fit the
+                base model or the adapters in the bank; if it trains more than heads and linear layers, or its outputs
                 are not finite.
         """
         contents = adapter if isinstance(adapter, Contents) else read_on(self.of_base, adapter)
@@ -188,7 +188,7 @@ class AdapterBank(nn.Module):
         *,
         replace: bool = False,
     ) -> None:
-        """Add adapters by name, all or, on an error, none; with the errors of `add`."""
+        """Add adapters by name: all of them or, on an error, none. The errors are those of `add`."""
         with self.shared.one_thread:
             heads = admit(
                 self._base,
@@ -211,7 +211,7 @@ class AdapterBank(nn.Module):
             self._unwrap_unused()
 
     def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
-        """Make room for adapters of these layers and heads of the base model, which are wrapped."""
+        """Wrap these layers and heads of the base model, so that adapters can be stored for them."""
         new_layers = {name: BankLayer(self.of_base[name], self.shared) for name in layers if name not in self.layers}
         new_heads = {name: BankHead(self.of_base[name], self.shared) for name in heads if name not in self.heads}
         self.layers = self.layers | new_layers
@@ -229,7 +229,7 @@ class AdapterBank(nn.Module):
             stack.set_places(places)
 
     def remove(self, name: str) -> None:
-        """Remove an adapter and free its memory, with the errors of `contents`."""
+        """Remove an adapter and free its memory. The errors are those of `contents`."""
         with self.shared.one_thread:
             place = self._place(name, own=True)
             self._put(place, {})
@@ -303,12 +303,12 @@ class AdapterBank(nn.Module):
         adapter_names: Sequence[str] = (),
         **kwargs: Any,
     ) -> Any:
-        """Call the model, each row with the adapter it names; "__base__" stands for none.
+        """Call the model with one adapter name per row; "__base__" stands for no adapter.
 
-        The logits have as many columns as the largest head; `answers` gives each row its own.
+        The logits have as many columns as the largest head; `answers` selects the columns of each row.
 
         Raises:
-            InputError: if there is not one name for each row, or one is unknown.
+            InputError: if there is not one name per row, or a name is unknown.
         """
         with self._pass_batch(adapter_names, (*args, *kwargs.values())):
             return self.model(*args, **kwargs)
@@ -319,14 +319,14 @@ class AdapterBank(nn.Module):
         adapter_names: Sequence[str],
         **kwargs: Any,
     ) -> Any:
-        """Call the model's `generate`, each prompt with the adapter it names, and so its beams or several answers."""
+        """Call the model's `generate` with one adapter name per prompt, which holds for all its beams or answers."""
         with self._pass_batch(adapter_names, (*args, *kwargs.values()), copies_of_a_row(kwargs)):
             return self.model.generate(*args, **kwargs)
 
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
-        """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone.
+        """Return for each row its adapter, the names of its labels, and its own logits.
 
-        The names are those of the adapter's task, or LABEL_0 and so on; None if it predicts a number.
+        The names come from the adapter's task, or are LABEL_0 and so on; None for regression.
         """
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
@@ -342,14 +342,14 @@ class AdapterBank(nn.Module):
         return [head.stacks[head.labelled[0]] for head in self.heads.values() if head.labelled]
 
     def sizes(self) -> list[int]:
-        """Return for each place the size of the adapter there, as in its version."""
+        """Return the size (see `Version`) of the adapter at each place."""
         size = self.shared.size
         counts = [stack.counts[:size] for stack in self._direction_stacks() + self._label_stacks()]
         most = torch.stack(counts).amax(dim=0).tolist() if counts else [0] * size
         return list(map(round_up, most))
 
     def outputs(self, name: str) -> int:
-        """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
+        """Return the number of outputs of an adapter's head, or of the base model's for "__base__"."""
         place = self._place(name)
         own = next((stack.count(place) for stack in self._label_stacks()), 0)
         return own or self.shared.labels
@@ -362,20 +362,20 @@ class AdapterBank(nn.Module):
         method: str = "LORA",
         force: bool = False,
     ) -> None:
-        """Write an adapter as a folder of LORA or LSR, with its head and its task.json, for the plain base model.
+        """Write an adapter as a LoRA or LSR folder with its head and task.json, for the plain base model.
 
-        As LSR it has cores and the frames around them, if the bank holds cores for all of its layers. A shared adapter
-        is added to it exactly, by concatenating their ranks.
+        As LSR it has cores and their frames if the bank holds cores for all of its layers. A shared adapter is added
+        exactly, by concatenating ranks.
 
         Raises:
-            InputError: if the bank has no such adapter, or a shared one that is neither LSR nor plain LoRA; or as
-                `lsr.convert.writing` raises it.
+            InputError: if the bank has no such adapter, or its shared adapter is neither LSR nor plain LoRA; and as in
+                `lsr.convert.writing`.
         """
         check_output(Path(folder), (), replace=force)
         write(on_plain_base(self.shared_adapter, self.contents(name)), Path(folder), method)
 
     def contents(self, name: str) -> Contents:
-        """Return a copy of what the bank has of an adapter, for `add`: on top of the shared one, if there is any.
+        """Return a copy of an adapter that `add` accepts; it is relative to the shared adapter, if there is one.
 
         Raises:
             InputError: if the bank has no adapter of this name.
@@ -402,7 +402,7 @@ class AdapterBank(nn.Module):
         *,
         force: bool = False,
     ) -> None:
-        """Write the whole bank to a single file in a folder, and a shared adapter to a folder beside it, for `load`.
+        """Write the whole bank to one file in a folder, and a shared adapter to a subfolder, for `load`.
 
         The errors are those of `lsr.convert.writing`.
         """
@@ -436,13 +436,13 @@ class AdapterBank(nn.Module):
 
     @classmethod
     def load(cls, base: nn.Module | str | None, folder: str | Path) -> Self:
-        """Return the bank that `save` wrote; the file is memory-mapped, not copied, after its checksums are compared.
+        """Return the bank that `save` wrote: its file is memory-mapped, not copied, after its checksums are verified.
 
-        `base` is its base model, or a folder or hub repository of it; None stands for what the adapters name.
+        `base` is the base model, or its folder or hub repository; by default the one that the adapters name.
 
         Raises:
-            InputError: if there is no bank, a file is damaged or does not fit, or the base model is missing or does not
-                fit.
+            InputError: if the bank is missing, a file is damaged or does not fit, or the base model is missing or does
+                not fit.
         """
         contents = read_file(Path(folder))
         with wrap_errors(folder, ValueError, TypeError):
@@ -484,7 +484,7 @@ class AdapterBank(nn.Module):
 
 
 def _base_of(contents: BankFile, base: nn.Module | str | None) -> nn.Module:
-    """Return the base model of a bank in a file, with what tenants share; `base` is as in `AdapterBank.load`."""
+    """Return the base model of a bank file with the shared adapter; `base` is as in `AdapterBank.load`."""
     if contents.shared_adapter is not None:
         return base_with(contents.shared_adapter, base)
     if isinstance(base, nn.Module):

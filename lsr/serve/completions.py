@@ -1,4 +1,4 @@
-"""Completions while a batch writes them: which token is next in each row, what text that makes, and when it ends."""
+"""Completions during generation: choose the next token of each row, extend its text, and decide when it ends."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ UNFINISHED = "\ufffd"  # a tokenizer decodes the first bytes of a character as t
 
 
 class Sampling(NamedTuple):
-    """How the tokens of a completion are drawn: from the softmax of the logits divided by the temperature."""
+    """Parameters of sampling: tokens are drawn from the softmax of the logits divided by the temperature."""
 
     temperature: float  # above 0
     seed: int  # seeds a generator of this row, so that other rows of a batch change nothing
 
 
 class Wanted(NamedTuple):
-    """What a completion has to be."""
+    """Settings of a completion."""
 
     max_new_tokens: int
     stop_token_ids: tuple[int, ...] = ()  # each ends it
@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What a language model has written after a prompt."""
+    """The text that a language model has generated for a prompt."""
 
     text: str
     tokens: int  # written, with the one that ended it
@@ -57,7 +57,7 @@ class Writing:
             self._generator.manual_seed(wanted.sampling.seed)
 
     def choose(self, scores: Tensor, is_finite: bool) -> None:  # (vocabulary,)
-        """Leave only the score of the next token in `scores` if it is drawn; otherwise the highest one is the next."""
+        """Sample the next token by masking all other `scores`; without sampling, leave them unchanged."""
         if self.is_over:
             return
         if not is_finite:
@@ -74,7 +74,7 @@ class Writing:
         scores[int(token)] = 0
 
     def add(self, token: int) -> None:
-        """Take the next token, unless the completion is over."""
+        """Append the next token, unless the completion has ended."""
         if self.is_over:
             return
         wanted = self._wanted
@@ -97,14 +97,14 @@ class Writing:
             wanted.listen(text if self.is_over else text[: count_settled(text, wanted.stop_texts)])
 
     def completion(self) -> Completion | None:
-        """Return what has been written; None if the logits were not finite."""
+        """Return the completion; None if the logits were not finite."""
         if not self._is_finite:
             return None
         return Completion(self._text, len(self._tokens), self._has_stopped)
 
 
 def count_settled(text: str, stop_texts: Sequence[str]) -> int:
-    """Return how many characters of an unfinished text stay: not those that may become another one or a stop text."""
+    """Return how many leading characters of an unfinished text are final: the rest may change or be a stop text."""
     length = len(text.rstrip(UNFINISHED))
     for stop in stop_texts:
         for count in range(1, len(stop)):

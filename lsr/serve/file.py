@@ -1,4 +1,4 @@
-"""The file of a bank: the rows of all adapters in stacks, the frames between which they have cores, and a header.
+"""Read and write a bank's file: the rows of all adapters in stacks, the frames of cores, and a header.
 
 It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../counts`, likewise those of `heads`, and
 `frames/MODULE/a` and `b`, once for all layers that share them. Its header has a single entry of metadata, HEADER, JSON:
@@ -13,8 +13,8 @@ It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../
     frames         by layer with cores: the layer after which its frames are named, and the entries of a core
     shared_adapter by file of the folder of the adapter that all tenants share: its SHA-256; null without one
 
-So a change of any byte is noticed. Whoever can compute the checksums anew can write what they like; therefore all
-that is read is checked as if there were none.
+Checksums detect a change of any byte, but not an attacker who recomputes them. Therefore all contents are checked as if
+there were no checksums.
 """
 
 import hashlib
@@ -70,10 +70,10 @@ class BankFile:
 
 
 def read(folder: Path) -> BankFile:
-    """Return the contents of a bank's file, with tensors that are memory-mapped.
+    """Return the contents of a bank's file with memory-mapped tensors.
 
     Raises:
-        InputError: as `read_weights`; if the file holds no bank, one of another version, or one that is damaged.
+        InputError: as `read_weights`; if the file is not a bank, is damaged or of another version.
     """
     path = folder / FILE
     tensors = read_weights(path)
@@ -96,7 +96,7 @@ def read(folder: Path) -> BankFile:
 
 
 def write(contents: BankFile, folder: Path) -> None:
-    """Write a bank's file, and the folder of a shared adapter next to it; an existing folder is replaced.
+    """Write a bank's file and the subfolder of its shared adapter; an existing folder is replaced.
 
     Raises:
         InputError: as `lsr.convert.writing`.
@@ -155,8 +155,8 @@ def _parse_header(path: Path) -> dict[str, Any]:
     """Return the header of a file that safetensors can read.
 
     Raises:
-        InputError: if it is not that of a bank of this version, a field is missing or of another type, or its checksum
-            is another one.
+        InputError: if it is not the header of a bank of this version, a field is missing or of another type, or its
+            checksum is wrong.
     """
     with safe_open(path, framework="pt") as content:
         metadata = content.metadata() or {}
@@ -197,7 +197,7 @@ def _frames(
     layers: list[str],
     tensors: Tensors,
 ) -> FramesOfLayers:
-    """Return by layer its frames, the same object where layers share them, and the entries of a core.
+    """Return the frames and the number of core entries by layer; layers that share frames have the same object.
 
     Raises:
         ValueError: if frames are missing, or do not fit each other or the cores.
@@ -223,10 +223,10 @@ def _frames(
 
 
 def _stacks(tensors: Tensors) -> dict[str, StoredStack]:
-    """Return by name the stacks of layers and heads.
+    """Return the stacks of layers and heads by name.
 
     Raises:
-        ValueError: if a part of one is missing.
+        ValueError: if a part of a stack is missing.
     """
     stacks = dict[str, StoredStack]()
     for name in tensors:
@@ -243,10 +243,10 @@ def _stacks(tensors: Tensors) -> dict[str, StoredStack]:
 
 
 def _notes(entries: Mapping[str, Any]) -> Notes:
-    """Return the notes of adapters, by name.
+    """Return the notes of adapters by name.
 
     Raises:
-        ValueError: if no adapter may have such a name or note.
+        ValueError: if a name or a note is not allowed.
     """
     notes = Notes()
     for name, note in entries.items():
@@ -256,10 +256,10 @@ def _notes(entries: Mapping[str, Any]) -> Notes:
 
 
 def _read_shared_adapter(folder: Path, digests: Mapping[str, str] | None) -> Files | None:
-    """Return the adapter that all tenants share; None if a bank has no checksums of one.
+    """Return the adapter that all tenants share; None if the bank lists no checksums for it.
 
     Raises:
-        InputError: as `read_files`, or if its files do not have these checksums.
+        InputError: as `read_files`, or if a checksum of its files is wrong.
     """
     if digests is None:
         return None
@@ -270,7 +270,7 @@ def _read_shared_adapter(folder: Path, digests: Mapping[str, str] | None) -> Fil
 
 
 def _digests_in(folder: Path) -> dict[str, str]:
-    """Return by name the SHA-256 of the files of an adapter that `write_files` wrote."""
+    """Return the SHA-256 by name of the files of an adapter that `write_files` wrote."""
     digests = dict[str, str]()
     for name in (CONFIG, WEIGHTS):
         if (folder / name).is_file():

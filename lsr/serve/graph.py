@@ -1,7 +1,7 @@
-"""A bank as one graph in ONNX: the base model with what tenants share, and a last layer with the rows of all of them.
+"""Export a bank as one ONNX graph: the shared model, and a last layer with the rows of all tenants.
 
-The folder is that of `lsr.convert.graph`, but for tenants.json in place of task.json: it names the outputs of each
-tenant, and holds the note about its task.
+The folder is as in `lsr.convert.graph`, with tenants.json in place of task.json: it has the range of outputs and the
+task note of each tenant.
 """
 
 from pathlib import Path
@@ -40,13 +40,12 @@ def export_bank_graphs(
     base: str | None = None,
     force: bool = False,
 ) -> Differences:
-    """Write a bank, of classifiers and regressions, as graphs whose outputs are those of all tenants; compare outputs.
+    """Write a bank of classifiers and regressions as graphs with the outputs of all tenants, and verify them.
 
-    The arguments, inputs and bytes are as of `export_graphs`; the tokenizer truncates to the longest text of a tenant.
+    Arguments and inputs are as in `export_graphs`; the tokenizer truncates to the largest limit of a tenant.
 
     Raises:
-        InputError: as `AdapterBank.load` and `export_graphs`; if tenants have more of their own than rows of the last
-            layer.
+        InputError: as `AdapterBank.load` and `export_graphs`; if tenants own more than rows of the last layer.
     """
     source = Path(bank)
     folder = Path(folder)
@@ -75,7 +74,7 @@ def export_bank_graphs(
 
 
 def _longest(bank: AdapterBank) -> int | None:
-    """Return the most tokens of a text of any tenant; None if one has no limit."""
+    """Return the largest limit of tokens per text of all tenants; None if a tenant has no limit."""
     longest = 0
     for note in bank.notes.values():
         length = note.get("max_length")
@@ -86,10 +85,10 @@ def _longest(bank: AdapterBank) -> int | None:
 
 
 def _find_common_layer(bank: AdapterBank, folder: Path) -> str:
-    """Return the one layer of which tenants have rows of their own, the last.
+    """Return the last layer, the only one in which tenants have rows of their own.
 
     Raises:
-        InputError: if they have others, or the bank has none.
+        InputError: if they have rows of other layers, or the bank is empty.
     """
     if bank.layers:
         first = next(iter(bank.layers))
@@ -105,7 +104,7 @@ def _find_common_layer(bank: AdapterBank, folder: Path) -> str:
 
 
 def _tenants(bank: AdapterBank) -> dict[str, Tenant]:
-    """Return the outputs and the note of each tenant, one after another."""
+    """Return the range of outputs and the note of each tenant, in order."""
     tenants = dict[str, Tenant]()
     first = 0
     for name, note in bank.notes.items():
@@ -117,7 +116,7 @@ def _tenants(bank: AdapterBank) -> dict[str, Tenant]:
 
 @torch.no_grad()
 def _logits_of_bank(bank: AdapterBank, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return the logits (texts, labels) of some tenants by name, as the bank computes them."""
+    """Return the bank's logits (texts, labels) of some tenants by name."""
     names = bank.names
     step = max(1, len(names) // COMPARED)
     logits = dict[str, np.ndarray]()
@@ -129,7 +128,7 @@ def _logits_of_bank(bank: AdapterBank, inputs: dict[str, Tensor]) -> dict[str, n
 
 
 def _widen(bank: AdapterBank, layer: str) -> None:
-    """Give the base model of a bank, in place of a layer, one with the rows of all its adapters, one after another."""
+    """Replace a layer of a bank's base model by one with the concatenated rows of all its adapters."""
     states = [bank.contents(name).heads for name in bank.names]
     rows = dict[str, Tensor]()
     for key in bank.of_base[layer].state_dict():
@@ -150,10 +149,10 @@ def _check_logits(
     expected: dict[str, np.ndarray],
     folder: Path,
 ) -> None:
-    """Check that some tenants have the logits that the bank computes.
+    """Check that the model's logits of some tenants equal the bank's.
 
     Raises:
-        InputError: names the first tenant that has not.
+        InputError: if not; names the first such tenant.
     """
     for name, values in expected.items():
         tenant = tenants[name]
@@ -165,7 +164,7 @@ def _check_logits(
 
 
 def _probabilities(logits: np.ndarray, tenants: dict[str, Tenant]) -> np.ndarray | None:
-    """Return the probabilities (texts, ...) of all tenants that have some; None if all predict numbers."""
+    """Return the probabilities (texts, ...) of all tenants with labels; None if all tasks are regression."""
     parts = []
     for first, end, note in tenants.values():
         own = torch.from_numpy(logits[:, first:end]).double()

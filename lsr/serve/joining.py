@@ -31,15 +31,14 @@ def join_banks(
     base: str | None = None,
     precision: str | None = None,
 ) -> AdapterBank:
-    """Return a bank of all adapters in some folders, on the base model that the first names, or on `base`.
+    """Combine the adapters and banks in several folders into one bank on `base`, or on the first one's base model.
 
-    A source is an adapter, named after its folder, an adapter with tenants, a bank, or a folder of these. The precision
-    is that of the banks, or float32.
+    A source is an adapter, named after its folder, a multi-tenant adapter, a bank, or a folder of these. The default
+    precision is that of the banks, or float32.
 
     Raises:
-        InputError: as `AdapterBank.add` and `AdapterBank.of_tenants`; if not all share the same adapter, or none; if
-            banks differ in precision and none is given; if an adapter's folder has another tokenizer than the base
-            model.
+        InputError: as `AdapterBank.add` and `AdapterBank.of_tenants`; if the shared adapters differ; if banks differ in
+            precision and none is given; if an adapter's folder has another tokenizer than the base model.
     """
     folders = [folder for source in sources for folder in _folders(source)]
     parts = list[Part]()
@@ -95,7 +94,7 @@ def _check_tokenizers(folders: Sequence[Path], of_base: Any) -> None:
 
 
 def _hash_of_tokenizer(folder: Path) -> str:
-    """Return a hash of the files of a tokenizer in a folder: many adapters of one base model have the same."""
+    """Return a hash of the tokenizer files in a folder, to load equal tokenizers of many adapters only once."""
     digest = hashlib.sha256()
     for path in tokenizer_files(folder):
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -103,7 +102,7 @@ def _hash_of_tokenizer(folder: Path) -> str:
 
 
 def _difference(own: Any, of_base: Any) -> str:
-    """Return how a tokenizer differs from the base model's; an empty text if in nothing that changes answers."""
+    """Describe how a tokenizer differs from the base model's; empty if outputs are the same."""
     if own.get_vocab() != of_base.get_vocab():
         return "it has another vocabulary"
     if own(PROBE)["input_ids"] != of_base(PROBE)["input_ids"]:
@@ -114,7 +113,7 @@ def _difference(own: Any, of_base: Any) -> str:
 
 
 def _folders(source: Path) -> list[Path]:
-    """Return a folder of an adapter or a bank, or those in it; the folder itself if there are none."""
+    """Return the folders of adapters and banks in a folder, or the folder itself if there are none."""
     if _is_saved(source):
         return [source]
     return [folder for folder in sorted(source.glob("*")) if _is_saved(folder)] or [source]

@@ -1,6 +1,6 @@
-"""The modules of a bank, in place of those of the base model: linear layers and heads, in which each row has its own.
+"""The modules of a bank that replace linear layers and heads, so that each row of a batch has its own adapter.
 
-The parameters of many adapters are in stacks. They are gathered by row of a batch and applied in batched products.
+The parameters of all adapters are in stacks. A batch gathers them by row and applies them in batched products.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ State = Mapping[str, Tensor]  # tensors of a module, or rows of its stacks, by n
 
 
 class Version(NamedTuple):
-    """What a bank has of an adapter in addition to its tensors; another one replaces it with the adapter."""
+    """The metadata of an adapter in a bank; replacing the adapter makes a new version."""
 
     note: dict[str, Any]  # the contents of its task.json
     base: Mapping[str, Any]  # the base model according to its configuration
@@ -38,7 +38,7 @@ class Version(NamedTuple):
 
 @dataclass
 class Shared:
-    """How a bank stores adapters, and whose the rows of a batch are; as all threads see them, one waits for another."""
+    """State shared by a bank's modules: precision, and the adapter of each row of a batch. Threads take turns."""
 
     precision: str
     labels: int  # number of labels of the base model
@@ -50,7 +50,7 @@ class Shared:
 
 
 class Stacked(nn.Module):
-    """A module of the base model, and what adapters have for it: rows in stacks by name, at one place for each."""
+    """A wrapped module of the base model with stacks of rows by name; each adapter has one place in them."""
 
     def __init__(self, base: nn.Module, shared: Shared) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class Stacked(nn.Module):
 
     @property
     def is_unused(self) -> bool:
-        """Whether no adapter has anything here."""
+        """Whether no adapter has rows in this module."""
         return all(stack.is_unused for stack in self.stacks.values())
 
     def fill(self, place: int, rows: State) -> None:
-        """Give a place these rows by stack, and none in the others."""
+        """Set the rows of a place by stack, and clear the place in all other stacks."""
         for name, stack in self.stacks.items():
             stack.put(place, rows.get(name))
 
@@ -97,9 +97,9 @@ class Stacked(nn.Module):
 class BankLayer(Stacked):
     """A layer with low-rank updates of any rank, and cores between one pair of frames.
 
-    `directions` holds a row of A and a column of B in each of its rows, as many as the rank of an adapter. An adapter
-    with a core between the layer's frames, those of the first adapter that has a core, has one row of `cores` instead:
-    the core, or only its diagonal. Both are without the scaling.
+    The stack `directions` has a row of A and a column of B per direction of an adapter. An adapter with a core between
+    the layer's frames, which are those of the first adapter with a core, has one row of `cores` instead: the core, or
+    its diagonal. Neither includes the scaling.
     """
 
     def __init__(self, base: nn.Module, shared: Shared) -> None:
@@ -111,7 +111,7 @@ class BankLayer(Stacked):
         self.add_stack(SCALING, 1, precision="float32", is_single=True)
 
     def put(self, place: int, update: Update | None) -> None:
-        """Store the update of the adapter at a place, instead of what is there; None if it does not adapt the layer."""
+        """Store the update of the adapter at a place, replacing the old one; None if it does not adapt the layer."""
         rows = {} if update is None else self._rows(update)
         self.fill(place, rows)
         if self.frames is not None and self.stacks[CORES].is_unused:  # the last adapter with a core has left
@@ -130,7 +130,7 @@ class BankLayer(Stacked):
         return {**rows, SCALING: torch.tensor([[update.scaling]])}
 
     def _takes(self, frames: Frames, core_size: int) -> bool:
-        """Return whether cores between these frames fit here; the first frames that rows may share are set."""
+        """Return whether cores between these frames can be stored here; the first suitable frames are adopted."""
         if self.frames is None and self.may_share(frames):
             self.set_frames(frames, core_size)
         if self.frames is None or core_size != self.core_size:
@@ -138,13 +138,13 @@ class BankLayer(Stacked):
         return frames.equals(self.frames)
 
     def may_share(self, frames: Frames) -> bool:
-        """Return whether A times the input of any row is finite: rows of others multiply it by zeros."""
+        """Return whether A x is finite for any input x: rows of other adapters multiply it by zeros."""
         dtype = next(self.base.parameters()).dtype
         most = torch.finfo(dtype).max ** 0.5
         return bool((frames.a.abs() <= most).all())
 
     def set_frames(self, frames: Frames, core_size: int) -> None:
-        """Set the frames, and make room for cores of so many entries between them."""
+        """Set the frames, and add a stack for cores with this many entries."""
         device = self.stacks[SCALING].values.device
         self.frames = frames.to(device)
         self.core_size = core_size
@@ -154,7 +154,7 @@ class BankLayer(Stacked):
         """Check that each place has a scaling and either directions or a core, or nothing.
 
         Raises:
-            ValueError: if not, or if it has more directions than an adapter may have.
+            ValueError: if not, or if there are more directions than allowed.
         """
         directions = self.stacks[DIRECTIONS].counts
         updates = (directions > 0).int()
@@ -233,7 +233,7 @@ class BankLayer(Stacked):
 
 
 class BankHead(Stacked):
-    """Any module, with a stack for each tensor of its state dict, in which the tensor's first axis is the rows.
+    """Any module, with one stack per tensor of its state dict; the tensor's first axis becomes rows.
 
     Rows of a batch whose adapter has no such state, or that have no adapter, have the base model's output. An adapter
     may have another number of labels than the base model: each row has as many outputs as the largest head, of which
@@ -250,15 +250,15 @@ class BankHead(Stacked):
 
     @property
     def _counted(self) -> Stack:
-        """The stack whose counts are of the places that have a head, and of its labels."""
+        """The stack whose counts are the labels of each place's head."""
         names = self.labelled or list(self.like)
         return self.stacks[names[0]]
 
     def check_counts(self) -> None:
-        """Check that each place has as many rows of each tensor as the module has, or as it has labels, or none at all.
+        """Check the number of rows of each place and tensor: the module's, one per label, or none at all.
 
         Raises:
-            ValueError: if not, or if it has more labels than an adapter may have; names the tensor.
+            ValueError: if a number is wrong, or there are more labels than allowed; names the tensor.
         """
         counts = self._counted.counts
         for name, stack in self.stacks.items():
@@ -273,14 +273,14 @@ class BankHead(Stacked):
             raise ValueError(f"a head has {most:,} outputs; at most {MAX_LABELS:,} are allowed")
 
     def put(self, place: int, state: State | None) -> None:
-        """Store the state of the adapter at a place, instead of what is there; None if it has the base model's."""
+        """Store the state of the adapter at a place, replacing the present one; None if it uses the base model's."""
         rows = dict[str, Tensor]()
         for name, value in (state or {}).items():
             rows[name] = _as_rows(value)
         self.fill(place, rows)
 
     def state(self, place: int) -> dict[str, Tensor]:
-        """Return a copy of the state of the adapter at a place; nothing if it has that of the base model."""
+        """Return a copy of the state of the adapter at a place; empty if it uses the base model's."""
         if not self._counted.count(place):
             return {}
         state = dict[str, Tensor]()
@@ -301,7 +301,7 @@ class BankHead(Stacked):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Apply to each row its own adapter's module, all rows in one batched call."""
+        """Apply each row's own module, all rows in one batched call."""
         of_base = self.base(x, *args, **kwargs)
         places = self.shared.places
         if places is None:
@@ -325,7 +325,7 @@ class BankHead(Stacked):
         return torch.where(counts > 0, outputs, of_base)
 
     def _states(self, places: Tensor) -> dict[str, Tensor]:
-        """Return the tensors of the module, each with an axis of rows before it."""
+        """Return the tensors of the module with an additional first axis for the rows of the batch."""
         states: dict[str, Tensor] = {}  # an annotated literal, which torch can compile
         for name, stack in self.stacks.items():
             most = max(1, self.shared.outputs) if name in self.labelled else None

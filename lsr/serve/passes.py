@@ -1,4 +1,4 @@
-"""Texts for different adapters in one pass through a bank: what each adapter predicts, or writes after a prompt."""
+"""Run texts for different adapters through a bank in one batch, to classify or to generate."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ Result = Answer | Completion | None  # what is predicted or written; None: not f
 
 
 class ReplacedError(Exception):
-    """The adapter of a row has been replaced or removed since the row was read, so the row must be read again."""
+    """The adapter of a row was replaced or removed after the row was tokenized; it must be tokenized again."""
 
 
 def _never() -> bool:
@@ -34,7 +34,7 @@ def _never() -> bool:
 
 
 class Row(NamedTuple):
-    """A text for an adapter, read with what its version requires: its columns, length, template and stop tokens."""
+    """A tokenized text for one version of an adapter: by its columns, length, template and stop tokens."""
 
     adapter: str
     version: Version
@@ -44,12 +44,12 @@ class Row(NamedTuple):
 
 
 class Passes:
-    """A bank and its tokenizer; it writes after prompts if the base model is a decoder with a head for that.
+    """Runs batches of a bank with its tokenizer; it generates text if the base model is a causal language model.
 
-    A text has at most so many tokens, or a prompt and `max_new_tokens` after it.
+    `tokens` limits a text, or a prompt together with its `max_new_tokens`.
 
     Raises:
-        InputError: if the base model does not take so many, or batches for it cannot be padded.
+        InputError: if the base model has fewer positions, or its batches cannot be padded.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Passes:
         template: str | None = None,
         names: Sequence[str] = (),
     ) -> list[Row]:
-        """Return the rows of texts, of pairs of texts if the note of their adapter says so, or of prompts.
+        """Tokenize texts, pairs of texts (if the adapter's note has two columns) or prompts into rows.
 
-        A prompt is a text or, where the note has a template, perhaps a conversation: a list of messages. Another
-        `template` takes the place of that in the note. `names` are those of the texts in errors, if they are others.
+        A prompt is a text or, if the note has a template, a conversation: a list of messages. `template` overrides the
+        note's. `names` replace the names of the texts in errors.
 
         Raises:
-            InputError: names the first one that cannot be read.
+            InputError: if a text is not valid; names the first one.
         """
         note = version.note
         most = min(self.tokens, note.get("max_length") or self.tokens)
@@ -125,10 +125,10 @@ class Passes:
         return rows
 
     def answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
-        """Return the result of each row: a ReplacedError if its version has left the bank, which holds still.
+        """Return the result of each row: a ReplacedError if its version has left the bank.
 
-        If a pass fails, such as for lack of memory, halves of it pass alone: so the error is that of the row that
-        causes it, and not of other tenants.
+        If a batch fails, for example by lack of memory, its halves run separately, so that only the row that causes the
+        error gets it. The bank must not change meanwhile.
         """
         with self.bank.shared.one_thread:
             versions = self.bank.versions
@@ -207,7 +207,7 @@ def _each(
     values: Sequence[Any],
     read: Callable[[Any], Any],
 ) -> list[Any]:
-    """Return what `read` returns for each text; its errors name the text."""
+    """Apply `read` to each text; its errors name the text."""
     results = []
     for name, value in zip(names, values, strict=True):
         with wrap_errors(name, ValueError):
@@ -216,10 +216,10 @@ def _each(
 
 
 def _parts(form: str, characters: int, text: Any) -> list[str]:
-    """Return the texts in what is asked; of a conversation all roles and contents, as a template may repeat both.
+    """Return the texts of a request; for a conversation all roles and contents, since templates may repeat both.
 
     Raises:
-        ValueError: if it has another form, a text is blank, or they have more characters than that.
+        ValueError: if it has another form, a text is blank, or the texts have too many characters.
     """
     parts = [text]
     if form == PAIR:

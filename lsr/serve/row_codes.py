@@ -1,4 +1,4 @@
-"""How a bank stores rows of numbers: as they are, or in bytes, as codes of a few bits and their scales."""
+"""Storage of a bank's rows: unchanged, or quantized to bytes of codes with their scales."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -20,7 +20,7 @@ from lsr.algebra.rounding import (
 
 
 class WholeRows:
-    """Rows of equal width as they are."""
+    """Rows of equal width, stored unchanged."""
 
     def __init__(self, columns: int, dtype: torch.dtype) -> None:
         self.columns = columns
@@ -28,11 +28,11 @@ class WholeRows:
         self.lengths = torch.empty(0, dtype=torch.int64)  # lengths of the groups of codes
 
     def pack(self, rows: Tensor) -> Tensor:  # (n, width) -> (n, columns)
-        """Return rows as they are stored."""
+        """Encode rows for storage."""
         return rows
 
     def unpack(self, stored: Tensor) -> Tensor:  # (n, columns) -> (n, width)
-        """Return rows from what is stored."""
+        """Decode stored rows."""
         return stored
 
     def are_bounded(self, stored: Tensor) -> bool:  # (n, columns)
@@ -41,9 +41,9 @@ class WholeRows:
 
 
 class RowCodes(WholeRows):
-    """Rows of equal width as bytes, each on its own: codes of a few bits, then the scales of their groups in bfloat16.
+    """Quantized rows of equal width as bytes: each has its codes, then the scales of their groups in bfloat16.
 
-    Each part of a row is cut into groups as an axis is.
+    Each part of a row is divided into groups like an axis of a tensor.
     """
 
     def __init__(self, parts: Sequence[int], bits: int) -> None:
@@ -57,7 +57,7 @@ class RowCodes(WholeRows):
         self.lengths = torch.tensor(lengths)
 
     def pack(self, rows: Tensor) -> Tensor:  # (n, width) -> (n, columns), uint8
-        """Return rows as bytes."""
+        """Quantize rows to bytes."""
         count = len(rows)
         values = rows.cpu().float().flatten()
         codes, scales = to_codes(values, self.lengths.cpu().repeat(count), self.bits)
@@ -66,14 +66,14 @@ class RowCodes(WholeRows):
         return torch.cat([code_bytes, scale_bytes], dim=1)
 
     def unpack(self, stored: Tensor) -> Tensor:  # (n, columns), uint8 -> (n, width), float32
-        """Return the rows for which bytes stand, on any device and under torch's compiler."""
+        """Dequantize rows, on any device and under torch.compile."""
         codes = from_bytes(stored[:, : self.codes], self.bits, self.width)
         scales = self._scales(stored)
         scales = scales.repeat_interleave(self.lengths, dim=1, output_size=self.width)
         return from_codes(codes, scales, self.bits)
 
     def are_bounded(self, stored: Tensor) -> bool:  # (n, columns), uint8
-        """Return whether the scales in rows of bytes are 0 or more, and all values for which they may stand finite."""
+        """Return whether all scales are at least 0 and all values that they can encode are finite."""
         outermost = self._scales(stored).float() * largest_level(self.bits)
         return bool(outermost.isfinite().all()) and bool((outermost >= 0).all())
 
@@ -82,7 +82,7 @@ class RowCodes(WholeRows):
 
 
 def rows_as(precision: str, parts: Sequence[int]) -> WholeRows:
-    """Return how rows of these parts are stored; in few bits, those with a part of fewer than 64 are in bfloat16."""
+    """Return the storage for rows with parts of these widths; in few bits, rows with a part below 64 use bfloat16."""
     if precision in BITS and min(parts) >= GROUP:
         return RowCodes(parts, BITS[precision])
     return WholeRows(sum(parts), WHOLE.get(precision, torch.bfloat16))

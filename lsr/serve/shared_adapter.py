@@ -1,6 +1,6 @@
-"""What tenants share: one adapter, trained with a head that has the rows of all of them, one after another.
+"""The adapter that tenants share, trained with a head that concatenates the rows of all tenants.
 
-The rows of the head's last layer are each tenant's own, and all else is shared: it is merged into the base model once.
+The rows of the head's last layer belong to one tenant each. All else is shared and merged into the base model once.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ Shapes = dict[str, Sequence[int]]  # shapes of tensors by name
 
 
 def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
-    """Return the shared part of a tenants' adapter, and each tenant's part, by name.
+    """Split a multi-tenant adapter into the shared part and the tenants' parts by name.
 
-    The shared part is an adapter of the same method: its head's last layer has two rows of zeros. A tenant has the rows
-    of this layer for its own labels, the note with their names, and no update.
+    The shared part is an adapter of the same method whose head's last layer has two rows of zeros. A tenant's part has
+    the rows of this layer for its labels and the note with their names, but no update.
 
     Raises:
-        InputError: if the folder holds no adapter with tenants, or the last layer has not a row for each of the labels.
+        InputError: if the folder is not a multi-tenant adapter, or the last layer does not have one row per label.
     """
     files = read_files(folder)
     note = read_task(files.folder) or {}
@@ -98,7 +98,7 @@ def _rows_of(layer: str, files: Files) -> dict[str, Tensor]:
 
 
 def _with_zeros(files: Files, shapes: Shapes) -> Files:
-    """Return an adapter with zeros of these shapes in place of these tensors, by their names in the base model."""
+    """Return an adapter in which zeros of these shapes replace the named tensors of the base model."""
     tensors = dict(files.tensors)
     for name, shape in shapes.items():
         key = f"{PREFIX}{name}"
@@ -107,13 +107,13 @@ def _with_zeros(files: Files, shapes: Shapes) -> Files:
 
 
 def last_layer(files: Files) -> str:
-    """Return the last linear layer of an adapter's head, which has a row for each label.
+    """Return the last linear layer of an adapter's head, which has one row per label.
 
-    A file does not keep the order of its tensors. So modules are in the order of `modules_to_save`, and the layers of
-    one in that of their names, such as `dense` and `out_proj`.
+    A file does not keep the order of its tensors, so modules are ordered as in `modules_to_save`, and layers of a
+    module by name, such as `dense` before `out_proj`.
 
     Raises:
-        InputError: if it has no head.
+        InputError: if the adapter has no head.
     """
     layers = list[str]()
     for key, value in files.tensors.items():
@@ -130,9 +130,9 @@ def last_layer(files: Files) -> str:
 
 
 def base_with(shared_adapter: Files, base: nn.Module | str | None) -> nn.Module:
-    """Return a base model, or that in a folder or hub repository, with a shared adapter merged into it by PEFT.
+    """Merge a shared adapter by PEFT into a base model, given as a model, folder or hub repository.
 
-    Its head's last layer has zeros. A model that is given is modified. The errors are those of `load_adapter` and
+    The head's last layer becomes zero. A given model is modified. The errors are those of `load_adapter` and
     `merge_adapter`.
     """
     if not isinstance(base, nn.Module):
@@ -147,7 +147,7 @@ def base_with(shared_adapter: Files, base: nn.Module | str | None) -> nn.Module:
 
 
 def fingerprint(shared_adapter: Files | None) -> str | None:
-    """Return a hash of what a shared adapter computes: its method, its scaling, and its tensors."""
+    """Return a hash of a shared adapter's function: its method, scaling and tensors."""
     if shared_adapter is None:
         return None
     scaling = dict[str, Any]()
@@ -160,15 +160,15 @@ def fingerprint(shared_adapter: Files | None) -> str | None:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor's entries as a safetensors file has them; of one on the CPU no copy is made."""
+    """Return the bytes of a tensor as in a safetensors file, without a copy if it is on the CPU."""
     entries = tensor.detach().cpu().contiguous().flatten()
     return entries.view(torch.uint8).numpy().data
 
 
 def on_plain_base(shared_adapter: Files | None, own: Contents) -> Contents:
-    """Return what a bank has of an adapter as one of the plain base model: the shared update, if any, plus its own.
+    """Return an adapter of a bank relative to the plain base model: the shared update, if any, plus its own.
 
-    The errors are those of `read_contents`: the shared adapter may be none of LSR or plain LoRA.
+    The errors are those of `read_contents`: the shared adapter must be LSR or plain LoRA.
     """
     if shared_adapter is None:
         endings = [ending.removeprefix(".") for ending in own.endings]

@@ -1,4 +1,4 @@
-"""Stacks: rows of equal width in one tensor, of which the adapter at each place of a bank has a run.
+"""Stacks: rows of equal width in one tensor; the adapter at each place of a bank has a run of them.
 
 A row is, for example, a direction of a low-rank update, a core, or the weights of a label in a head.
 """
@@ -23,14 +23,14 @@ Change = Callable[[Tensor], Tensor]  # changes a tensor, for example by a copy t
 
 
 class StoredStack(NamedTuple):
-    """A stack as a file has it: without free rows."""
+    """A stack as stored in a file, without free rows."""
 
     values: Tensor  # (1 + rows of all places, width) in float32 or bfloat16, or (..., bytes): the first row is zeros
     counts: Tensor  # (places,), int64: the rows of each place
 
 
 class Stack:
-    """Rows of equal width, and for each place of a bank its run of them: the rows of its adapter, one after another.
+    """Rows of equal width in one tensor; each place of a bank has a run of consecutive rows.
 
         values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes; the first row is zeros, runs follow
         firsts  (places,): the first row of each run; ZERO of an empty one
@@ -39,7 +39,7 @@ class Stack:
 
     `is_single`: no run has more than one row. How rows are stored depends on their parts: see `rows_as`.
 
-    The memory depends on the rows that are there, and not on those that were: at most a share of MAX_ROOM is free.
+    The memory depends on the present rows only: at most a share of MAX_ROOM is free.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Stack:
         ]
 
     def convert(self, change: Change) -> None:
-        """Replace each tensor by what `change` returns for it, such as a copy on another device."""
+        """Apply `change` to each tensor, for example to copy it to another device."""
         self.values = change(self.values)
         self.firsts = change(self.firsts)
         self.counts = change(self.counts)
@@ -80,7 +80,7 @@ class Stack:
         self._mark_dynamic()
 
     def take(self, places: Tensor, most: int | None = None) -> Tensor:  # (n,) -> (n, most or fewer, width)
-        """Return the rows of places, zeros after their last; `most` leaves out what is zero for all of them."""
+        """Return the rows of places, padded with zeros; `most` is an upper bound of the rows per place."""
         rows = self.firsts.index_select(0, places)[:, None]
         if not self.is_single:
             steps = self.steps[:most]
@@ -101,7 +101,7 @@ class Stack:
 
     @torch.no_grad()
     def put(self, place: int, rows: Tensor | None) -> None:  # (count, width)
-        """Give a place these rows, or none, instead of its own."""
+        """Replace the rows of a place."""
         count = 0 if rows is None else len(rows)
         if count != self.count(place):
             self._resize(place, count)
@@ -114,7 +114,7 @@ class Stack:
         return slice(first, first + self.count(place))
 
     def _resize(self, place: int, count: int) -> None:
-        """Give a place a run of another length; what it held is lost."""
+        """Give a place a run of another length; its rows are lost."""
         old = self._run(place)
         self.firsts[place] = ZERO
         self.counts[place] = 0
@@ -145,7 +145,7 @@ class Stack:
         firsts: Tensor,
         rows: int,
     ) -> Tensor:
-        """Copy the row of zeros and these runs, one after another, into values of so many rows."""
+        """Copy the row of zeros and these runs into a new tensor with this many rows."""
         moved = (firsts - firsts_of(counts)).repeat_interleave(counts)
         end = 1 + len(moved)
         sources = torch.arange(1, end, device=moved.device) + moved
@@ -156,7 +156,7 @@ class Stack:
         return values
 
     def set_places(self, places: int) -> None:
-        """Make room for so many places; those after them must be empty."""
+        """Set the number of places; places beyond it must be empty."""
         if not places <= len(self.firsts) <= MAX_ROOM * places:
             room = int(ROOM * places)
             self.firsts = _of_length(self.firsts, room)
@@ -164,7 +164,7 @@ class Stack:
             self._mark_dynamic()
 
     def move(self, place: int, to: int) -> None:
-        """Move the run of a place to another one, which is empty."""
+        """Move the run of a place to an empty place."""
         for tensor in (self.firsts, self.counts):
             tensor[to] = tensor[place]
             tensor[place] = 0
@@ -175,7 +175,7 @@ class Stack:
         return self._used == 1
 
     def copy_rows(self, places: Sequence[int]) -> StoredStack:
-        """Return copies of the rows of these places alone, in this order."""
+        """Return copies of the rows of these places, in this order."""
         order = list(places)
         counts = self.counts[order]
         rows = 1 + int(counts.sum())
@@ -183,10 +183,10 @@ class Stack:
         return StoredStack(values, counts.long())
 
     def restore(self, stored: StoredStack) -> None:
-        """Set what `copy_rows` returned, perhaps read from a file that anything has changed.
+        """Set the result of `copy_rows`, which may come from an untrusted file.
 
         Raises:
-            ValueError: if it does not fit this stack, the first row is not zeros, or a scale of codes is out of bounds.
+            ValueError: if it does not fit this stack, the first row is not zero, or a scale is out of bounds.
         """
         values, counts = stored
         self._check(values, counts)
@@ -222,13 +222,13 @@ class Stack:
 
 
 def firsts_of(counts: Tensor) -> Tensor:  # (places,) -> (places,), int32
-    """Return the first row of each run, if runs of these lengths follow the row of zeros; ZERO of an empty one."""
+    """Return the first row of each run, for runs of these lengths after the row of zeros; ZERO for an empty run."""
     firsts = counts.cumsum(0) + 1 - counts
     return torch.where(counts > 0, firsts, ZERO).int()
 
 
 def largest(stacks: Sequence[Stack], places: Tensor) -> int:
-    """Return at least the most rows that one of these places has: few values, for a compiled model is made for each."""
+    """Return an upper bound of the rows per place, one of few values, since each value compiles a model."""
     counts = [stack.counts.index_select(0, places).max() for stack in stacks]
     if not counts:
         return 0
@@ -236,12 +236,12 @@ def largest(stacks: Sequence[Stack], places: Tensor) -> int:
 
 
 def round_up(count: int) -> int:
-    """Return the least power of two that is not less; 0 of 0."""
+    """Round up to a power of two; 0 stays 0."""
     return 1 << (count - 1).bit_length() if count else 0
 
 
 def _of_length(tensor: Tensor, length: int) -> Tensor:
-    """Return a copy with zeros after its end, or without its last entries."""
+    """Return a copy of this length, padded with zeros or truncated."""
     kept = tensor[:length]
     zeros = kept.new_zeros(length - len(kept))
     return torch.cat([kept, zeros])

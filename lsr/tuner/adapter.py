@@ -1,4 +1,4 @@
-"""The adapter of a single layer: its own or shared factors, its core, the resulting update, and its part of the output.
+"""The adapter of a single layer: its own or shared factors, its core, its update and its output.
 
 The output has a plain version for every case, and a fused one for the usual case.
 """
@@ -54,7 +54,7 @@ class LsrAdapter(nn.Module):
 
     @property
     def is_meta(self) -> bool:
-        """Whether it holds no values, because they are about to be loaded."""
+        """Whether its tensors have no values yet, because they are about to be loaded."""
         return next(self.parameters()).is_meta
 
     def set_factors(self, values: Sequence[Tensor]) -> None:  # those of A, then those of B
@@ -70,7 +70,7 @@ class LsrAdapter(nn.Module):
         return _build_cropped(self.form, factors)
 
     def collapse(self) -> Pair:  # (r, in_features), (out_features, r)
-        """Return the LoRA that is the same update: R A and B, without the scaling."""
+        """Return the equivalent LoRA factors R A and B, without the scaling."""
         a, b = self.matrices()
         if self.has_core:
             a = times_core(self.core, a)
@@ -87,7 +87,7 @@ def times_core(
     core: Tensor,  # (r, r), or (r,) for a diagonal
     a: Tensor,  # (r, n)
 ) -> Tensor:  # (r, n)
-    """Return R A in the more precise dtype of both: a file may hold frames that are more precise than a core."""
+    """Return R A in the more precise dtype of both: a file may have more precise frames than cores."""
     precise = torch.promote_types(core.dtype, a.dtype)
     core = core.to(precise)
     a = a.to(precise)
@@ -150,12 +150,12 @@ def apply_with_update(
 ) -> Tensor:  # (..., m)
     """Return `W x + bias + scaling * B A x`.
 
-    The time of an adapter goes into passes over activations, not into its products, and in small models into the number
-    of operations. So everything is one autograd node, which saves for the backward pass only x, the small A, B and A x.
+    An adapter's time is spent on passes over activations, not on its products, and in small models on the number of
+    operations. So everything is one autograd node, which saves for the backward pass only x, the small A, B and A x.
     For many tokens in full precision a temporary `W + scaling * B A` replaces W, which saves passes over outputs and
     gradients (`_is_cheaper_in_weight`). Otherwise B A x is added to the output of W inside a product, and likewise the
-    gradient with respect to x. With all layers of a MiniLM adapted, a training step on one processor core takes 5 to
-    8 % less time in float32 than by `add_low_rank`, and up to 4 % less in bfloat16.
+    gradient with respect to x. With all layers of a MiniLM adapted, a training step on one processor core takes 5 to 8
+    % less time in float32 than by `add_low_rank`, and up to 4 % less in bfloat16.
 
     Under autocast x is cast once, for both W and A. A and B are cast to the dtype of x, never the reverse. Double
     backward is exact.

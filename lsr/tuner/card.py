@@ -122,7 +122,7 @@ class Card:
         return snippet + CLASSIFIER.format(kind=kind, base=base, name=tokenizer, merged=merged, ask=ask)
 
     def write(self, folder: Path) -> None:
-        """Write it into an adapter's folder, unless a user has written the one that is there."""
+        """Write the card into an adapter's folder, unless a user has written or edited the existing one."""
         path = folder / FILE
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else MARK
         if MARK in text or UNFILLED in text:

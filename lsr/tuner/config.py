@@ -1,4 +1,4 @@
-"""LsrConfig: the options of an LSR adapter, and of a saved one the shapes of its layers."""
+"""LsrConfig: the options of an LSR adapter, and the shapes of a saved adapter's layers."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -34,7 +34,7 @@ def _as_tuple(sizes: Any) -> tuple[Any, ...]:
 
 
 def _option(default: Any, text: str) -> Any:
-    """Return a field; a type stands for an empty one of it. `text` is what the reference lists."""
+    """Return a dataclass field; a type as default makes empty values. `text` is shown in the reference."""
     default = {"default_factory" if isinstance(default, type) else "default": default}
     return field(**default, metadata={"help": text})
 
@@ -137,7 +137,7 @@ class LsrConfig(PeftConfig):
 
     @property
     def start(self) -> str:
-        """Name of the initialization; False maps to 'random', from which only its B differs."""
+        """Name of the initialization; False maps to 'random', which differs only in B."""
         return self.init_weights if isinstance(self.init_weights, str) else "random"
 
     @property
@@ -152,14 +152,14 @@ class LsrConfig(PeftConfig):
 
     @classmethod
     def read(cls, fields: Fields, folder: Path) -> "LsrConfig":
-        """Return the configuration whose fields have been read from a folder, and remember the folder."""
+        """Build the configuration from fields that were read from a folder, and remember the folder."""
         config = cast("LsrConfig", cls.from_peft_type(**deepcopy(dict(fields))))
         config.folder = folder
         return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
-        """Return the configuration in a folder or hub repository, as PEFT does, and remember the folder."""
+        """Load the configuration of a folder or hub repository, as PEFT does, and remember the folder."""
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         if isinstance(config, cls) and folder.is_dir():
@@ -177,7 +177,7 @@ class LsrConfig(PeftConfig):
         return override(self.rank_pattern, layer_name, self.rank_shape)
 
     def terms(self, layer_name: str) -> int:
-        """Return the separation rank of a layer: the default if it alone is dense, or alone is not."""
+        """Return the separation rank of a layer: the default if it is the only dense or the only factored layer."""
         ranks = self.ranks(layer_name)
         is_usual = (len(ranks) > 1) == (len(self.rank_shape) > 1)  # otherwise no number of terms was chosen for it
         return cast("int", self.separation_rank) if is_usual else usual_terms(ranks)
@@ -191,7 +191,7 @@ class LsrConfig(PeftConfig):
         return alpha / (DIAGONAL if self.core == "diagonal" else form.rank)
 
     def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
-        """Return the configuration of an adapter with dense frames of these ranks, on these layers only."""
+        """Return a copy for an adapter with dense frames of these ranks, on these layers only."""
         usual, others = usual_and_others({name: (rank,) for name, rank in ranks.items()})
         alphas = {key: alpha for key, alpha in self.alpha_pattern.items() if any(map(partial(matches, key), ranks))}
         return replace(
@@ -207,7 +207,7 @@ class LsrConfig(PeftConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON, those of the adapter made from it if there is one; sets become sorted lists."""
+        """Return the fields for JSON, including those of the adapter made from it; sets become sorted lists."""
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
         if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))

@@ -1,4 +1,4 @@
-"""The two files of an adapter, its configuration and its tensors, read within bounds: they may contain anything."""
+"""Read the two untrusted files of an adapter, its configuration and its tensors, within limits."""
 
 import json
 import re
@@ -57,7 +57,7 @@ class Files(NamedTuple):
 
 
 def read_files(folder: str | Path | Files, method: str | None = None) -> Files:
-    """Read an adapter's folder, with the errors of `read_config` and `read_weights`; files are returned as they are."""
+    """Read an adapter's folder, with the errors of `read_config` and `read_weights`; `Files` are returned unchanged."""
     if isinstance(folder, Files):
         return folder
     folder = Path(folder)
@@ -65,7 +65,7 @@ def read_files(folder: str | Path | Files, method: str | None = None) -> Files:
 
 
 def previous_run(folder: Path) -> str | None:
-    """Return the line that says which run an adapter or bank is from, if a training run is about to replace it."""
+    """Return the line that names the run of an adapter or bank, written while a training run replaces it; or None."""
     path = folder / PREVIOUS
     if not path.is_file():  # a pipe would never end
         return None
@@ -74,10 +74,10 @@ def previous_run(folder: Path) -> str | None:
 
 
 def adapter_folder(source: str | Path) -> Path:
-    """Return an adapter's folder; that of a hub repository is downloaded first.
+    """Return an adapter's folder; a hub repository is downloaded first.
 
     Raises:
-        InputError: if there is neither.
+        InputError: if it is neither a folder nor a repository.
     """
     name = str(source)
     if Path(source).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -89,7 +89,7 @@ def adapter_folder(source: str | Path) -> Path:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files of the tokenizer in a folder, in the order of their names; none if it has no vocabulary."""
+    """Return the files of the tokenizer in a folder, ordered by name; empty if it has no vocabulary."""
     vocabularies = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
     if not vocabularies:
         return []
@@ -101,8 +101,8 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     """Return the fields of an adapter's configuration.
 
     Raises:
-        InputError: if the folder is not an adapter, or not one of the PEFT method given, or a pattern in it could take
-            long to match.
+        InputError: if the folder is not an adapter of the given PEFT method, or has a pattern that could take long to
+            match.
     """
     path = folder / CONFIG
     if not path.exists():
@@ -127,8 +127,8 @@ def read_json(path: Path) -> Any:
     """Return the contents of a regular JSON file of at most MAX_BYTES; endless pipes and devices are rejected.
 
     Raises:
-        InputError: if it is not a regular file, is too large or too deep, or is not standard JSON of whole characters;
-            names it.
+        InputError: if it is not a regular file, is too large or too deeply nested, or is not standard JSON without lone
+            surrogates; names it.
     """
     _check_is_file(path)
     with path.open("rb") as file:
@@ -145,10 +145,10 @@ def _check_is_file(path: Path) -> None:
 
 
 def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
-    """Return the value of a JSON text in UTF-8, in which at most `deepest` values are within one another.
+    """Return the value of a JSON text in UTF-8, nested at most `deepest` levels deep.
 
     Raises:
-        InputError: if it is too deep, or not standard JSON of whole characters; says where.
+        InputError: if it is nested too deeply, or is not standard JSON without lone surrogates; begins with `where`.
     """
     with wrap_errors(f"{where}: not valid JSON", ValueError, RecursionError):
         value = json.loads(content.decode("utf-8"))
@@ -173,7 +173,7 @@ def _is_deeper(content: Any, deepest: int) -> bool:
 
 
 def weights_of(folder: Path) -> Path:
-    """Return the path of the tensors of an adapter, which may be rounded; there may be no such file."""
+    """Return the path of an adapter's tensors, quantized or not; the file may not exist."""
     usual = folder / WEIGHTS
     rounded = folder / ROUNDED
     if rounded.exists() and not usual.exists():
@@ -182,11 +182,11 @@ def weights_of(folder: Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name; those of a rounded file in float32.
+    """Return the tensors of a safetensors file by name; those of a quantized file are dequantized to float32.
 
     Raises:
-        InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite or of a dtype that no
-            adapter has; names the file.
+        InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite or of an unsupported
+            dtype; names the file.
     """
     if not path.exists():
         for pickled in map(path.with_name, PICKLES):

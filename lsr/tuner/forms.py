@@ -1,4 +1,4 @@
-"""The shapes of adapters: of each layer that a configuration adapts, and of a saved adapter, checked before use."""
+"""Compute and check the shapes of adapters, for each layer of a configuration and for saved adapters."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -20,10 +20,10 @@ SMALL = 64  # a rank that sums may have on a layer that is narrower
 
 
 def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:
-    """Return the shapes of an adapter of a layer: those of its file, or the smallest ones.
+    """Return the shapes of a layer's adapter: those in its file, or those with the fewest parameters.
 
     Raises:
-        ValueError: if they do not fit the layer; names the layer and what would fit.
+        ValueError: if the shapes do not fit the layer; names the layer and what would fit.
     """
     ranks = config.ranks(layer_name)
     terms = config.terms(layer_name)
@@ -77,19 +77,19 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> di
 
 
 def form_in_file(config: LsrConfig, layer_name: str) -> Form:
-    """Return the form of a layer of a saved adapter, as its file says."""
+    """Return the form of a layer of a saved adapter, as its file states it."""
     assert config.resolved is not None
     shapes = config.resolved.layer(layer_name)
     return form_of(config, layer_name, shapes.in_features, shapes.out_features)
 
 
 def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
-    """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
+    """Reject shapes that need more entries than the file has, before memory is allocated: files are untrusted.
 
-    `tensors` holds the tensors of each layer.
+    `tensors` has the tensors by layer.
 
     Raises:
-        ValueError: names the layer.
+        ValueError: if they do; if they do; names the layer.
     """
     held = sum(tensor.numel() for factors in tensors.values() for tensor in factors.values())
     for name in tensors:

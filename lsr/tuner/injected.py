@@ -1,4 +1,4 @@
-"""What becomes known of an adapter when it is put into a model: shapes of layers, initialization and labels."""
+"""The record of an adapter that was injected into a model: shapes of layers, initialization and labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class LayerShapes:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The most common shapes of layers, and the exceptions by name: a saved adapter keeps them however widths split."""
+    """The most common shapes of layers, and the exceptions by name, which a saved adapter keeps."""
 
     usual: LayerShapes
     others: dict[str, LayerShapes] = field(default_factory=dict)
@@ -36,10 +36,10 @@ class Resolved:
 
     @classmethod
     def from_fields(cls, fields: Any) -> "Resolved":
-        """Build it from what a file of JSON holds.
+        """Build it from the fields of a JSON file.
 
         Raises:
-            ValueError: if that is something else.
+            ValueError: if a field is missing or has a wrong type.
         """
         try:
             return cls(_shapes(fields["usual"]), {name: _shapes(shapes) for name, shapes in fields["others"].items()})
@@ -62,10 +62,10 @@ def _shapes(fields: Fields) -> LayerShapes:
 
 @dataclass
 class Injected:
-    """The record of an adapter in a model, which keeps it by the adapter's name.
+    """The record of an adapter in a model, stored there by the adapter's name.
 
-    PEFT writes the files of an adapter through its configuration alone, which therefore refers to the record of its
-    last injection.
+    PEFT writes the files of an adapter from its configuration alone, which therefore refers to the record of its last
+    injection.
     """
 
     resolved: Resolved

@@ -1,4 +1,4 @@
-"""An adapted linear layer: its adapters by name, what they add to the output, and merging."""
+"""An adapted linear layer: its adapters by name, their output, and merging."""
 
 import warnings
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
     def forward(  # (..., in_features) -> (..., out_features)
         self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`.
+        """Return the base layer's output plus the active adapters', or in row i that of `adapter_names[i]`.
 
         A single adapter on a plain layer is fused with it into one autograd node (`apply_with_update`). Several active
         adapters, dropout, further arguments, and a hooked, patched or quantized base layer use `add_low_rank`.

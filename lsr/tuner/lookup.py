@@ -1,4 +1,4 @@
-"""What a model has of an adapter: its layers, those that share A and B, its configuration and the record of it."""
+"""Look up an adapter in a model: its layers, the groups that share A and B, its configuration and its record."""
 
 from collections import Counter, defaultdict
 from typing import cast
@@ -18,7 +18,7 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
     """Return the layers that have this adapter, by name.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the model has no such adapter.
     """
     layers = find_lsr_layers(model)
     adapted = {name: layer for name, layer in layers.items() if adapter_name in layer.lsr_adapters}
@@ -29,7 +29,7 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
 
 
 def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]:
-    """Return the layers that share factors, first the one that holds them, by name: of a layer, or of a kind."""
+    """Return the groups of layers that share factors by name (a layer or a kind), owners of factors first."""
     share = config_of(model, adapter_name).share
     kinds = defaultdict(list)
     for name, layer in layers_of(model, adapter_name).items():
@@ -46,10 +46,10 @@ def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]
 
 
 def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
-    """Return the configuration of an adapter that a model has."""
+    """Return the configuration of a model's adapter."""
     return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
 
 
 def find_injected(model: nn.Module) -> dict[str, Injected]:
-    """Return the records of a model's adapters by name; the base model has them, next to PEFT's configurations."""
+    """Return the records of a model's adapters by name, which the base model stores next to PEFT's configurations."""
     return getattr(model, RECORDS, {})

@@ -1,4 +1,4 @@
-"""A user's mistakes as one line each: where, what, and what is allowed."""
+"""One-line errors for users' mistakes: where, what, and what is allowed."""
 
 import re
 import reprlib
@@ -17,7 +17,7 @@ shortened = reprlib.repr  # a value as Python writes it, cut short so that it do
 class InputError(ValueError):
     """A mistake that the user can fix: one line that says where, what, and what is allowed.
 
-    Its length is bounded, because it may quote a file that contains anything.
+    Its length is limited, because it may quote an untrusted file.
     """
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 
 def escape(text: str) -> str:
-    """Return a text, which may be a stranger's, as a terminal can show it in a line."""
+    """Escape an untrusted text so that a terminal can show it in one line."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
@@ -39,10 +39,10 @@ class NoBaseError(InputError):
 
 @contextmanager
 def wrap_errors(where: object, *kinds: type[BaseException], to: type[InputError] = InputError) -> Iterator[None]:
-    """Turn errors of these kinds into one line that says where they are.
+    """Convert errors of these types into a one-line error that begins with `where`.
 
     Raises:
-        InputError: in place of them, or the kind of it that is given.
+        InputError: in place of them, or the given subclass of it.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def wrap_errors(where: object, *kinds: type[BaseException], to: type[InputError]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that is no heading, or the error's type if there is no message."""
+    """Return the first informative line of an error's message, or the error's type if there is no message."""
     message = str(error).strip() or type(error).__name__
     first, *others = message.splitlines()
     if others and first.endswith(":"):  # torch's messages begin with such headings
@@ -60,10 +60,10 @@ def first_line(error: BaseException) -> str:
 
 
 def check_held(held: Collection[str], expected: Collection[str], whole: str) -> None:
-    """Check that what is held has exactly the expected names.
+    """Check that the present names are exactly the expected ones.
 
     Raises:
-        ValueError: names the first that is missing, or is no part of the whole.
+        ValueError: if one is missing or unexpected; names the first.
     """
     for name in sorted({*held} ^ {*expected}):
         problem = "is missing" if name in expected else f"is no part of {whole}"

@@ -32,7 +32,7 @@ BASE = "__base__"  # PEFT's name for a row without an adapter
 
 @dataclass
 class Injection:
-    """What an injection in progress passes to `_create_and_replace`, whose arguments are PEFT's."""
+    """State of an injection in progress for `_create_and_replace`, whose arguments PEFT determines."""
 
     forms: dict[str, Form]  # forms by name of the layer
     # The adapter that owns the shared factors of each kind of layers.
@@ -40,7 +40,7 @@ class Injection:
 
 
 class WholeHeads(BaseTuner):
-    """A tuner that comes off models whose head has several layers (RoBERTa's)."""
+    """A tuner that can be unloaded from models whose head has several layers, such as RoBERTa's."""
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's version reads the weight of the child, which such a head does not have.
@@ -58,10 +58,10 @@ class LsrModel(WholeHeads):
     target_module_mapping = DEFAULTS
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Insert the adapter's layers and initialize their factors; further arguments are PEFT's.
+        """Insert the adapter's layers and initialize their factors; further arguments are as in PEFT.
 
         Raises:
-            ValueError: if an entry of the configuration matches no layer; names those of the model.
+            ValueError: if an entry of the configuration matches no layer; names the model's layers.
         """
         config = config_of(self, adapter_name)
         names = check_names(config, model)
@@ -95,7 +95,7 @@ class LsrModel(WholeHeads):
         setattr(model, RECORDS, find_injected(model) | {adapter_name: injected})
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, as PEFT does, and the record of it."""
+        """Delete an adapter, as PEFT does, and its record."""
         super().delete_adapter(adapter_name)
         del find_injected(self)[adapter_name]
 
@@ -183,8 +183,8 @@ class LsrModel(WholeHeads):
         """Merge adapters into the base weights: those with these names, or the active ones.
 
         Raises:
-            ValueError: if there is no adapter of such a name, a base weight is quantized, or, with `safe_merge`, a
-                merged weight would not be finite. All base weights are then unchanged.
+            ValueError: if a name is unknown, a base weight is quantized, or, with `safe_merge`, a merged weight would
+                not be finite. All base weights are then unchanged.
         """
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge=safe_merge)
@@ -223,7 +223,7 @@ class LsrModel(WholeHeads):
 
 
 def _labels_of(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the labels of a model's head, in order; none if it predicts a number."""
+    """Return the names of the labels of a model's head, in order; empty for regression."""
     labels = getattr(getattr(model, "config", None), "id2label", None) or {}
     return tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
 
@@ -239,7 +239,7 @@ def _choose(
 
 
 def copies_of_a_row(arguments: Fields) -> int:
-    """Return how many rows `generate` makes of each input row, given its arguments: beams, or several answers."""
+    """Return how many rows `generate` makes of each input row, given its arguments: beams or returned sequences."""
     given = arguments.get("generation_config")
     counts = [arguments.get(name) or getattr(given, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
     return max(counts)

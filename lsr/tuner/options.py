@@ -1,7 +1,7 @@
-"""The values that the options of an LsrConfig may have, how they go together, and for which layers they are.
+"""Validate the options of an LsrConfig: their values, their combinations, and their patterns for layers.
 
-A pattern holds values of single layers by their names, endings of names or regular expressions. A stranger may have
-written it, and to match some expressions takes years: so there are only those that take no time.
+A pattern has values for single layers by their names, endings of names or regular expressions. It may be untrusted, and
+some expressions take years to match: so only expressions that are fast to match are allowed.
 """
 
 import re
@@ -47,7 +47,7 @@ SINGLE = (
 
 
 def check_options(config: "LsrConfig") -> None:
-    """Check a configuration, whose values have the types that it gives them.
+    """Check a configuration, whose values already have the right types.
 
     Raises:
         ValueError: names the field and what is allowed.
@@ -94,7 +94,7 @@ def _check_together(config: "LsrConfig") -> None:
 
 
 def _with_pattern(config: "LsrConfig", name: str, pattern: str) -> Iterable[tuple[str, Any]]:
-    """Yield the default value and those of single layers, each after its name in error messages."""
+    """Yield the default value and the values of single layers, each with its name for error messages."""
     yield name, getattr(config, name)
     for key, value in getattr(config, pattern).items():
         yield f"{pattern}[{key!r}]", value
@@ -110,7 +110,7 @@ def usual_terms(rank_shape: Sequence[int]) -> int:
 
 
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
-    """Return the value of a pattern of the configuration for a layer, by PEFT's rule the first one, or the default."""
+    """Return the value for a layer: of the first pattern that matches, by PEFT's rule, or the default."""
     for key, value in pattern.items():
         if matches(key, layer_name):
             return value
@@ -118,19 +118,19 @@ def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Val
 
 
 def usual_and_others(values: Mapping[str, Value]) -> tuple[Value, dict[str, Value]]:
-    """Return the most common value of layers, of several the first, and the other values by layer."""
+    """Return the most common value of layers (ties go to the first), and the other values by layer."""
     usual = mode(values.values())
     others = {name: value for name, value in values.items() if value != usual}
     return usual, others
 
 
 def exactly(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return values of layers by patterns, of which each matches only the layer of that name."""
+    """Return values of layers by patterns that match exactly one name each."""
     return {f"^{re.escape(name)}": value for name, value in values.items()}
 
 
 def matches(pattern: str, layer_name: str) -> bool:
-    """Return whether a pattern for values of single layers matches a layer, by PEFT's rule: at its end."""
+    """Return whether a pattern matches a layer, by PEFT's rule: at the end of its name."""
     return _compile_pattern(pattern).match(layer_name) is not None
 
 
@@ -140,10 +140,10 @@ def _compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def check_patterns(fields: Fields) -> None:
-    """Refuse patterns in a configuration of any method that could take long to match.
+    """Reject patterns in a configuration, of any PEFT method, that could take long to match.
 
-    There are names, dots, characters, alternatives in groups and, of single characters, repetitions: what of these is
-    within another repetition, or looks ahead or back, is not.
+    Allowed are names, dots, characters, alternatives in groups, and repetitions of single characters; nested
+    repetitions, lookahead and lookbehind are not.
 
     Raises:
         ValueError: names the field and the pattern.
@@ -169,7 +169,7 @@ def check_patterns(fields: Fields) -> None:
 
 
 def _ways(pattern: str) -> int:
-    """Return in how many ways a pattern can match a name at most, or MAX_WAYS + 1 if it is more or not allowed."""
+    """Return an upper bound of the ways in which a pattern can match a name; MAX_WAYS + 1 if higher or not allowed."""
     try:
         parsed = _parser.parse(pattern)  # what re will match, so that nothing is read in another way than it does
     except (re.error, RecursionError, OverflowError):
@@ -200,7 +200,7 @@ def _ways_of(parsed: Any, depth: int = 0) -> int:
 
 
 def _ways_of_repeat(depth: int, least: int, most: int, repeated: Any) -> int:
-    """Return in how many ways a repetition can match: of a single character, or of anything at most once."""
+    """Return in how many ways a repetition can match: of a single character, or of any pattern at most once."""
     if len(repeated) == 1 and repeated[0][0].name in SINGLE:
         return max(1, min(most, WIDTH) - least + 1)
     if (least, most) == (0, 1):
@@ -209,7 +209,7 @@ def _ways_of_repeat(depth: int, least: int, most: int, repeated: Any) -> int:
 
 
 def _ways_of_one(branches: Any, depth: int) -> int:
-    """Return in how many ways alternatives can match: of those that begin with different letters, only one can."""
+    """Return in how many ways alternatives can match: if they begin with different letters, only one can."""
     any_way = 0
     by_letter = Counter[int]()
     for branch in branches:

@@ -6,9 +6,9 @@
     int64         what is not floating-point and stays as it is: counters of modules saved whole
     index         uint8, deflated JSON: the precision, and in a tree of names where each tensor is, and its shape
 
-Tensors follow one another in the order of their names, each with its longest axis last. That axis is cut evenly into
-groups of about 64, so that a group lies in a row of A or a column of B; a tensor without an axis of 64 is cut as a
-whole. Codes and scales are those of `lsr.algebra.rounding`.
+Tensors are concatenated in the order of their names, each with its longest axis last. That axis is divided evenly into
+groups of about 64, so that a group lies in a row of A or a column of B; a tensor without an axis of 64 is divided as a
+whole. `lsr.algebra.rounding` defines codes and scales.
 """
 
 import json
@@ -44,12 +44,12 @@ Rooms = dict[str, Room]  # places of packed tensors by name
 
 
 def pack(tensors: Tensors, precision: str) -> dict[str, Tensor]:
-    """Return the tensors of a file that holds an adapter's tensors, rounded to one of PRECISIONS.
+    """Quantize an adapter's tensors to one of PRECISIONS, and return the tensors of the file.
 
-    Packing what `unpack` returns, in the same precision, gives the same bytes again.
+    Packing the result of `unpack` in the same precision gives the same bytes again.
 
     Raises:
-        ValueError: if there is no such precision, a value is not finite, or a tensor is of a dtype that no adapter has.
+        ValueError: if the precision is unknown, a value is not finite, or a tensor has an unsupported dtype.
     """
     check_precision(precision)
     rooms: Rooms = {}
@@ -79,7 +79,7 @@ def pack(tensors: Tensors, precision: str) -> dict[str, Tensor]:
 
 
 def check_precision(precision: object) -> None:
-    """Check that there is a precision of this name.
+    """Check that a precision exists.
 
     Raises:
         ValueError: if not.
@@ -101,7 +101,7 @@ def unpack(stored: Tensors) -> dict[str, Tensor]:
     """Return the tensors that `pack` stored, by name; floating-point ones in float32.
 
     Raises:
-        ValueError: if the index is broken, or the other tensors are not what it says.
+        ValueError: if the index is invalid, or the other tensors do not match it.
     """
     precision, rooms = _read_index(stored)
     sizes = Counter[str]()

@@ -16,11 +16,11 @@ def parameter_groups(
     """Return the trainable parameters of a model as groups for a `torch.optim` optimizer, each with its `lr`.
 
     `learning_rate` is for the adapter; the defaults suit `alpha=24`, and `alpha=16` with 0.004 suits Kronecker factors
-    without a core. Among those, A2 and B2 get `learning_rate` / sqrt(separation rank), see `rate_factor`. Everything
-    else that is trained, such as a classification head, gets `head_learning_rate`.
+    without a core. Among those, A2 and B2 get `learning_rate` / sqrt(separation rank), see `rate_factor`. All other
+    trained parameters, such as a classification head, get `head_learning_rate`.
 
     Raises:
-        ValueError: if there is no such adapter, or nothing of it is trainable.
+        ValueError: if there is no such adapter, or it has no trainable parameters.
     """
     rates = {}
     for layer in layers_of(model, adapter_name).values():

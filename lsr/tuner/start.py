@@ -1,4 +1,4 @@
-"""What training begins with: an adapter's factors and cores, from the seed, the weights or examples."""
+"""Initialize an adapter's factors and cores from the seed, the weights or examples."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -25,14 +25,14 @@ def initialize_factors(
     statistics: Matrices | None = None,
     done: Callable[[str], object] = lambda name: None,
 ) -> None:
-    """Initialize the factors of each layer, or of each kind that shares them, and call `done` with its name.
+    """Initialize the factors of each layer or kind of layers, and call `done` with its name.
 
-    `get_peft_model` does this by itself; callers that show progress build the model with random factors, and name the
-    initialization here. `statistics` holds what it reads of examples, an (m, n) matrix by layer name: see
+    `get_peft_model` calls it; callers that show progress build the model with random factors, and name the
+    initialization here. `statistics` has an (m, n) matrix per layer name if the initialization reads examples: see
     `initialize_from_data`.
 
     Raises:
-        ValueError: if there is no such initialization, or it fails on a base weight or gradient; names the layer.
+        ValueError: if the initialization is unknown, or fails on a base weight or gradient; names the layer.
     """
     groups = groups_of(model, adapter_name)
     config = config_of(model, adapter_name)
@@ -56,12 +56,12 @@ def initialize_group(
     word: str,
     statistics: Matrices | None = None,
 ) -> None:
-    """Initialize the layers that share factors, by the initialization of a name: the factors of the first, all cores.
+    """Initialize layers that share factors by a named initialization: the first one's factors, and all cores.
 
-    `statistics` holds what is read of examples in place of weights, (m, n) by layer name.
+    `statistics` replaces the weights, with an (m, n) matrix per layer name.
 
     Raises:
-        ValueError: if a base weight or gradient is not suitable; names the layer.
+        ValueError: if a base weight or statistic is not suitable; names the layer.
     """
     owner = layers[0].adapter(adapter_name)
     if owner.is_meta:
@@ -93,7 +93,7 @@ def _source(layer: LsrLinear, adapter_name: str, config: LsrConfig, statistics: 
 
 
 def _generator(config: LsrConfig, name: str) -> torch.Generator | None:
-    """Mix the seed with a layer's name: initial values do not depend on which other layers are adapted."""
+    """Seed a generator by the seed and a layer's name, so that values do not depend on other adapted layers."""
     if config.seed is None:
         return None
     digest = hashlib.sha256(f"{config.seed}:{name}".encode()).digest()
@@ -118,8 +118,8 @@ def initialize_from_data(
     keeps the random factors that `get_peft_model` gives it.
 
     Raises:
-        ValueError: if the adapter has another initialization, is not the active one or does not exist, or the examples
-            are not suitable; names the layer.
+        ValueError: if the adapter has another initialization, is not active or does not exist, or the examples are not
+            suitable; names the layer.
     """
     layers = layers_of(model, adapter_name)
     config = config_of(model, adapter_name)

@@ -1,6 +1,6 @@
-"""Which layers a configuration adapts, checked before anything changes.
+"""Select the layers that a configuration adapts, and check its entries before the model is changed.
 
-A name that matches nothing is an error here; PEFT ignores it silently.
+An entry that matches no layer is an error here; PEFT ignores it silently.
 """
 
 import difflib
@@ -36,13 +36,13 @@ def check_names(
     config: PeftConfig,
     model: nn.Module,
 ) -> list[str]:
-    """Return the names of a model's modules; refuse entries of the configuration that match none: PEFT skips them.
+    """Check that each entry of a configuration matches a module, and return the names of the model's modules.
 
-    These are entries of target_modules, exclude_modules and modules_to_save. PEFT also skips targets in the modules
-    that are trained in full.
+    The entries are those of target_modules, exclude_modules and modules_to_save. Targets inside fully trained modules
+    do not count: PEFT skips them.
 
     Raises:
-        ValueError: names the entry and what the model has, the nearest first.
+        ValueError: if an entry matches none; names it and the model's modules, the nearest first.
     """
     tuners = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     inside = tuple(f"{name}." for name in tuners)
@@ -94,7 +94,7 @@ def select_layers(
     """Return the layers in `names` that a configuration adapts, without changing the configuration.
 
     Raises:
-        ValueError: if a pattern or an index matches none of them; names the adapted layers, the nearest first.
+        ValueError: if a pattern or an index matches no layer; names the adapted layers, the nearest first.
     """
     opened: Any = _maybe_include_all_linear_layers(replace(config), model)
     adapted = [name for name in names if check_target_module_exists(opened, name)]
@@ -113,24 +113,24 @@ def select_layers(
 
 
 def _is_transformed(config: LsrConfig, name: str) -> bool:
-    """Return whether layers_to_transform has a layer, which PEFT ignores of all-linear ones, but not of endings."""
+    """Return whether layers_to_transform selects a layer; PEFT applies it to endings of names, not to all-linear."""
     *_, ending = name.split(".")
     return bool(check_target_module_exists(replace(config, target_modules=[ending]), name))
 
 
 def is_trained_whole(config: PeftConfig, name: str) -> bool:
-    """Return whether a layer is in modules_to_save or inside such a module, by PEFT's rule: any suffix of a name."""
+    """Return whether a layer is in modules_to_save or in such a module, by PEFT's rule: any suffix of a name."""
     endings = tuple(getattr(config, "modules_to_save", None) or ())
     return any(outer.endswith(endings) for outer in outer_names(name))
 
 
 def outer_names(name: str) -> Iterable[str]:
-    """Return the names of the modules that a module is inside, and its own."""
+    """Return the names of a module and of all modules around it."""
     return accumulate(name.split("."), "{}.{}".format)
 
 
 def check_indices(config: PeftConfig, names: list[str]) -> None:
-    """Refuse an index that none of these layers has: PEFT skips it silently as long as another one matches.
+    """Reject an index that none of these layers has: PEFT skips it silently if another index matches.
 
     Raises:
         ValueError: names the index.
@@ -146,7 +146,7 @@ def check_indices(config: PeftConfig, names: list[str]) -> None:
 def linear_layers(model: nn.Module, config: PeftConfig | None = None) -> list[str]:
     """Return the distinct last parts of the names of a model's linear layers, adapted or not.
 
-    Layers that the configuration trains in full are left out.
+    Fully trained layers are left out.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
     if config is not None:
@@ -156,7 +156,7 @@ def linear_layers(model: nn.Module, config: PeftConfig | None = None) -> list[st
 
 
 def heads_of(model: nn.Module) -> list[str]:
-    """Return the modules with parameters beside a model's backbone."""
+    """Return the modules with parameters outside a model's backbone."""
     backbone = getattr(model, "base_model_prefix", "")
     return [name for name, module in model.named_children() if name != backbone and [*module.parameters()]]
 
@@ -171,7 +171,7 @@ def _there_are(
     what: str,
     word: str,
 ) -> str:
-    """Return what there is in place of a word, as the end of a message, the nearest first."""
+    """Format the possible names, nearest first, as the end of a message about a wrong one."""
     likeness = {name: difflib.SequenceMatcher(None, word, name).ratio() for name in known}
     nearest = sorted(likeness, key=likeness.__getitem__, reverse=True)[:SHOWN]
     listed = ", ".join(nearest)
@@ -185,7 +185,7 @@ def check_adaptable(base: nn.Module, layer_name: str) -> None:
     """Check that a layer can be adapted.
 
     Raises:
-        TypeError: if it cannot; names the layer and the reason.
+        TypeError: if not; names the layer and the reason.
     """
     problem = f"layer {layer_name!r} cannot be adapted"
     if not isinstance(base, ADAPTABLE):

@@ -49,9 +49,9 @@ TASKS: dict[type[Form], TaskType] = {
 
 
 def of(row: DatasetRow, facts: Facts = Facts()) -> Task:  # noqa: B008 it is immutable
-    """Return the task of a data set entry: that of its label's form, unless it has tenants, choices or pairs.
+    """Return the task of a data set entry: by its label's form, unless it has tenants, choices or pairs.
 
-    `facts` are what were found in its data; until they are read there are none.
+    `facts` are the facts found in its data; they are empty until the data are read.
     """
     return Task(_type_of(row), with_prompt(row), facts)
 
@@ -67,6 +67,6 @@ def _type_of(row: DatasetRow) -> TaskType:
 
 
 def kinds() -> dict[str, TaskType]:
-    """Return the task types by the words that task.json has for them."""
+    """Return the task types by their names in task.json."""
     # If several have one name, the first stays.
     return {task_type.kind: task_type for task_type in reversed(TASKS.values())}

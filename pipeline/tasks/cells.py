@@ -1,4 +1,4 @@
-"""The values of a row's cells: what is missing, which text a value stands for; and the texts that are made of them."""
+"""The values of a row's cells: missing values, their text, and the texts composed of several cells."""
 
 import hashlib
 import re
@@ -27,10 +27,10 @@ def is_missing(value: object) -> bool:
 
 
 def text_in(value: object) -> str:
-    """Return a value that is a string of whole characters.
+    """Return a value that is a string without lone surrogates.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not such a string.
     """
     if isinstance(value, str) and not HALVES.search(value):
         return value
@@ -38,7 +38,7 @@ def text_in(value: object) -> str:
 
 
 def plain_text(value: object) -> str:
-    """Return the same stripped text for True, 1, 1.0 and the text 1.0, which depend on the file format; 01 remains."""
+    """Normalize True, 1, 1.0 and the text 1.0, which depend on the file format, to the same stripped text; 01 stays."""
     if isinstance(value, int | float) and value == value // 1:
         return str(int(value))
     text = str(value).strip()
@@ -49,20 +49,20 @@ def plain_text(value: object) -> str:
 
 
 def spelling_of(value: object) -> str:
-    """Return how a file writes a name, without space around; of a number, whose form its format decides, plainly."""
+    """Return a name as the file spells it, stripped; numbers, whose form depends on the file format, are normalized."""
     return str(value).strip() if isinstance(value, str | bool) else plain_text(value)
 
 
 def unify_spellings(
     rows: Iterable[Record], names_in: Callable[[Cells], Iterable[tuple[str, object]]]
 ) -> Iterator[Record]:
-    """Yield the rows of a file in which each name, such as of a class, is spelled in one way.
+    """Check that each name in a file, such as a class, has a single spelling, and yield the rows.
 
-    `plain_text` takes 1 and 1.0 for the same, because it depends on a file's format how a number is written. In one
-    file, as texts, they may be two names. `names_in` gives the columns and values of a row that are names.
+    `plain_text` treats 1 and 1.0 as equal, because file formats write numbers differently. As texts in one file, they
+    may be two names. `names_in` returns the columns and values of a row that are names.
 
     Raises:
-        ValueError: for the first row that spells a name in another way than a row before it; names both.
+        ValueError: for the first row that spells a name differently from an earlier row; names both.
     """
     first: dict[tuple[str, str], tuple[str, str]] = {}  # first spelling and its location, by column and name
     for where, cells in rows:
@@ -77,30 +77,30 @@ def unify_spellings(
 
 
 def hash_of(text: str) -> int:
-    """Return the first eight bytes of the SHA-256 of a text, as a number of the same order."""
+    """Return the first eight bytes of a text's SHA-256 as a big-endian integer: numeric order equals byte order."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8])
 
 
 def place_of(text: str) -> float:
-    """Return a number in [0, 1) that the hash of a text decides, uniform over texts."""
+    """Map a text by its hash to a number in [0, 1), uniform over texts."""
     return (hash_of(text) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
 
 
 def fold(text: str) -> str:
-    """Return the text after NFKC normalization, case folding and whitespace folding, to compare texts."""
+    """Normalize a text for comparisons: NFKC, case folding and whitespace folding."""
     normal = unicodedata.normalize("NFKC", text)
     words = unicodedata.normalize("NFKC", normal.casefold()).split()
     return " ".join(words)
 
 
 def round_significant(value: float, digits: int) -> float:
-    """Return a number rounded to significant digits."""
+    """Round a number to significant digits."""
     return float(f"{value:.{digits}g}")
 
 
 def text_columns(row: DatasetRow) -> list[str]:
-    """Return the columns that the texts of a row are made of, without those of marks."""
+    """Return the columns of which the texts of a row are composed, without the columns of marks."""
     names = list[str]()
     for entry in row.text:
         names += fields(entry)
@@ -110,12 +110,12 @@ def text_columns(row: DatasetRow) -> list[str]:
 
 
 def has_mirrors(row: DatasetRow) -> bool:
-    """Return whether two rows can have the same texts in another order, which takes several columns."""
+    """Return whether two rows can have the same texts in different order, which needs several columns."""
     return len(text_columns(row)) > 1
 
 
 def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
-    """Return the text of each column that the texts of a row are made of, with its marks.
+    """Return the text of each column of which a row's texts are composed, with marks inserted.
 
     Raises:
         ValueError: if a value is not text, or without a part that is to be marked.
@@ -130,7 +130,7 @@ def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
 
 
 def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
-    """Return the texts of a row's examples, text and text_pair (for a pair): of one, or of one for each choice.
+    """Return the texts (text, and text_pair for a pair) of a row's examples: one example, or one per choice.
 
     Raises:
         ValueError: if a value is not text, or without a part that is to be marked.
@@ -146,7 +146,7 @@ def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
 
 
 def fold_texts(texts: Iterable[str]) -> str:
-    """Return a text that is equal where all texts are."""
+    """Combine texts into a key that is equal if and only if all texts are equal after `fold`."""
     return "\n".join(map(fold, texts))
 
 

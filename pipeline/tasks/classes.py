@@ -1,6 +1,6 @@
-"""A model chooses one of several classes.
+"""Classification: a model chooses one of several classes.
 
-A column holds them by number or name, a threshold or a comparison of two texts derives them from numbers, or they are
+A column has them by number or name, a threshold or a comparison of two texts derives them from numbers, or they are
 texts to choose from.
 """
 
@@ -51,10 +51,10 @@ def names_of(row: DatasetRow, facts: Facts) -> tuple[str, ...]:
 
 
 def is_turned(row: DatasetRow, facts: Facts) -> bool:
-    """Return whether f1 is about the first of two classes in an entry, which then is the second output.
+    """Return whether the positive class is listed first, so that classes are swapped and it becomes output 1.
 
     Raises:
-        UserError: if only the data determine which class that is, and they were not read.
+        UserError: if only the data determine the positive class, and they were not read.
     """
     label: Any = row.label
     positive = getattr(label, "positive", None)  # only labels of classes have it
@@ -84,7 +84,7 @@ def count_classes(labels: Numbers, names: Sequence[str]) -> Numbers:
 
 
 def format_counts(labels: Numbers, names: Sequence[str]) -> str:
-    """Return the classes and how many examples each has."""
+    """Format the number of examples of each class."""
     counts = zip(names, count_classes(labels, names), strict=True)
     return some_of([f"{name} {count:,}" for name, count in counts])
 
@@ -111,7 +111,7 @@ class ClassesPreprocessor(Preprocessor):
         return self.facts.model_copy(update={"positive": rarer})
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
-        """Bring labels into the order of the outputs."""
+        """Reorder labels to the order of the outputs."""
         if is_turned(self.row, self.facts):
             examples = examples.assign(label=1 - examples["label"])
         return examples, Counter()
@@ -125,10 +125,11 @@ class ClassesPreprocessor(Preprocessor):
 
 
 class PairsPreprocessor(ClassesPreprocessor):
-    """Two classes of numbers: the first of two rated texts has the larger one, or the second.
+    """Two classes from numbers: whether the first or the second of two rated texts has the larger one.
 
-    Pairs are formed within a split, so no text occurs in pairs of two splits. Hashes of the texts determine which are
-    paired, and in which order: this reveals nothing about the numbers, and the two classes are about equally frequent.
+    Pairs are formed within a split, so no text occurs in pairs of two splits. Hashes of the texts determine which texts
+    are paired, and in which order: this reveals nothing about the numbers, and the two classes are about equally
+    frequent.
     """
 
     target = "float64"  # target of the examples that are paired
@@ -169,7 +170,7 @@ class PairsPreprocessor(ClassesPreprocessor):
 
 
 class ClassesHead(OfClasses, Head):
-    """An output for each class."""
+    """A head with one output per class."""
 
     can_balance = True
     has_probabilities = True
@@ -187,10 +188,11 @@ class ClassesHead(OfClasses, Head):
         return [Classified(outcome.outputs.numpy(), outcome.labels)]
 
     def build_balanced_loss(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
-        """Return the cross-entropy in which the classes of a whole split, whose labels these are, weigh the same.
+        """Return the cross-entropy weighted so that all classes of a split with these labels have equal total weight.
 
-        It is the plain mean of weight times loss over a batch. Divided by the sum of the batch's own weights, the loss
-        would depend on which examples share a batch: a rare class would weigh less the smaller batches are.
+        It is the plain mean of weight times loss over a batch. If it were divided by the sum of the batch's own
+        weights, the loss would depend on which examples share a batch: a rare class would have less weight in smaller
+        batches.
         """
         import torch
 
@@ -214,11 +216,11 @@ class ClassesScoring(OfClasses, Scoring):
         return outcome.outputs.numpy().argmax(axis=1)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
-        """Return the predicted class of each example, also where several examples have one answer."""
+        """Return the predicted class of each example, even if examples are scored in groups."""
         return self.predict(outcome)
 
     def constants(self, labels: Numbers) -> Iterable[Any]:
-        """Return the classes that occur: of any other, a constant has the least of all scores."""
+        """Return the classes that occur: any other constant has the lowest score."""
         return np.unique(labels)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
@@ -251,7 +253,7 @@ class ClassesScoring(OfClasses, Scoring):
 
 
 class ChoicesScoring(ClassesScoring):
-    """Texts to choose from: each is an example, right or wrong, and the likeliest of a row is the answer."""
+    """Multiple choice: each choice is an example, right or wrong, and the likeliest choice of a row is the answer."""
 
     has_one_class_each = False  # the examples of a row share an answer
 
@@ -280,7 +282,7 @@ def _members(groups: Groups, choices: int) -> Numbers:  # (groups, choices)
 
 
 class ClassesDescription(OfClasses, Description):
-    """Classes by name, with how many examples each has."""
+    """Describes classes by name and number of examples."""
 
     def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         return super().note(tokenizer) | {"labels": self.names}
@@ -328,7 +330,7 @@ class ClassesDescription(OfClasses, Description):
 
 
 class PairsDescription(ClassesDescription):
-    """The classes of a comparison of two texts of one column."""
+    """Describes the classes of a comparison of two texts of one column."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -336,7 +338,7 @@ class PairsDescription(ClassesDescription):
 
 
 def positive_of(metric: str, row: DatasetRow, facts: Facts) -> str:
-    """Return of which class a metric is, as words after it; an empty text if it is of all."""
+    """Return the class of a class-specific metric as words after its name; empty for other metrics."""
     if metric != "f1":
         return ""
     _, positive = names_of(row, facts)
@@ -344,7 +346,7 @@ def positive_of(metric: str, row: DatasetRow, facts: Facts) -> str:
 
 
 def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
-    """Return the probabilities of each label, (n, labels), in columns to print."""
+    """Return probabilities (n, labels) as one column to print per label."""
     columns = dict[str, list[float]]()
     for name, probabilities in zip(names, shares.T.tolist(), strict=True):
         columns[f"p({name})"] = [round_significant(probability, 6) for probability in probabilities]
@@ -352,17 +354,17 @@ def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
 
 
 def some_of(words: Sequence[str], most: int = SHOWN) -> str:
-    """Return the first of many words, and how many more there are."""
+    """List the first words of many, and the number of the others."""
     first = ", ".join(words[:most])
     more = len(words) - most
     return f"{first} and {more} more" if more > 0 else first
 
 
 def class_of(value: Any, label: Any) -> int | None:
-    """Return the class of a value: by its number or name, or whether it is above a threshold; None within the margin.
+    """Return the class of a value, by number or name or by a threshold; None within the margin of the threshold.
 
     Raises:
-        ValueError: if it is no class, or no number to compare.
+        ValueError: if it is not a class, or not a number to compare.
     """
     threshold = getattr(label, "threshold", None)
     if threshold is not None:

@@ -1,6 +1,6 @@
 """Text generation: a language model completes a prompt, or continues a conversation as the assistant.
 
-It is trained on the loss of completions and their end token alone. The texts that it generates are compared with the
+It is trained only on the loss of completions and their end token. The texts that it generates are compared with the
 expected ones, and with those that the base model generates without the adapter.
 """
 
@@ -50,7 +50,7 @@ LONGEST_SHOWN = 80  # characters of these
 
 
 def with_prompt(row: DatasetRow) -> DatasetRow:
-    """Return a data set entry whose text is the prompt of each row, also where a conversation holds it."""
+    """Return a data set entry whose text is the prompt of each row, also for conversations."""
     if isinstance(row.label, Conversation):
         return row.model_copy(update={"text": (PROMPT,)})
     return row
@@ -58,7 +58,7 @@ def with_prompt(row: DatasetRow) -> DatasetRow:
 
 @dataclass(frozen=True)
 class Written(Outcome):
-    """The texts that a model has generated for a split; `outputs` are (examples, 2): loss and tokens of each."""
+    """The texts that a model has generated for a split; `outputs` (examples, 2) are the loss and number of tokens."""
 
     texts: Sequence[str] = ()
     base_outputs: "Tensor | None" = None  # without the adapter, as are
@@ -94,7 +94,7 @@ class CompletionPreprocessor(Preprocessor):
         return examples.assign(**{EXPECTED: expected, "label": hashes}), left_out
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
-        """Leave out what a template adds: a text is in the split that it is in without one."""
+        """Compare texts without the template, so that templates do not change splits."""
         if self.row.mark:
             return super().alike(cells, made)
         return fold_texts(cells[name] for name in text_columns(self.row))
@@ -106,7 +106,7 @@ class CompletionPreprocessor(Preprocessor):
 
 
 class ConversationPreprocessor(CompletionPreprocessor):
-    """A conversation whose end is a completion: the prompt is all before it, as JSON."""
+    """A conversation whose last message is the completion; the prompt is all messages before it, as JSON."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ class ConversationPreprocessor(CompletionPreprocessor):
 def _tokenize(
     batches: Iterable[pa.Table], prompts: Prompts, turns: Callable[[str], list[Message]], max_length: int
 ) -> Iterator[tuple[pa.Table, Numbers]]:
-    """Yield the tokens of examples that fit, and their lengths; `turns` returns the messages of a prompt."""
+    """Yield the tokens of examples that fit into the length, and lengths; `turns` returns the messages of a prompt."""
     for batch in batches:
         rows = list[dict[str, Any]]()
         lengths = list[int]()
@@ -161,7 +161,7 @@ def _completion_in(value: Any) -> str:
 
 
 class CompletionHead(Head):
-    """A language model as it is: its outputs are the loss of each example's completion."""
+    """The unchanged head of a language model; outputs are the loss of each example's completion."""
 
     peft_task = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
@@ -202,7 +202,7 @@ class CompletionHead(Head):
 
     @classmethod
     def evaluate_batch(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, 2)
-        """Return the sum of the loss over the completion tokens of each example, in nats, and their number."""
+        """Return the summed loss over the completion tokens of each example, in nats, and their number."""
         import torch
 
         wanted = labels[:, 1:]
@@ -220,7 +220,7 @@ class CompletionHead(Head):
 
 
 class CompletionScoring(Scoring):
-    """Compares generated texts with expected ones; without texts, their loss."""
+    """Scores generated texts against expected ones or, without texts, by the loss."""
 
     @staticmethod
     def answers(model: Answering[Answers_co]) -> Answers_co:
@@ -231,19 +231,19 @@ class CompletionScoring(Scoring):
         return LOSS
 
     def predict(self, outcome: Outcome) -> Numbers:
-        """Return the entry's first metric of each text, in [0, 1]."""
+        """Return the entry's first metric for each text, in [0, 1]."""
         return compare(self.row.metrics[0], cast("Written", outcome).texts, outcome.labels)
 
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
 
     def predict_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return each metric of each text."""
+        """Return each metric for each text, by name of the metric."""
         texts = cast("Written", outcome).texts
         return {name: compare(name, texts, outcome.labels) for name in self.row.metrics}
 
     def baseline_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return each metric of each text that the model generates without the adapter."""
+        """Return each metric for each text that the base model generates without the adapter."""
         texts = cast("Written", outcome).base_texts
         return {name: compare(name, texts, outcome.labels) for name in self.row.metrics}
 
@@ -303,7 +303,7 @@ class CompletionScoring(Scoring):
 
 
 class CompletionDescription(Description):
-    """Generated texts, next to the expected ones."""
+    """Describes generated and expected texts."""
 
     hub_task = "text-generation"
     baseline = "without the adapter"
@@ -338,14 +338,14 @@ class CompletionDescription(Description):
 
 
 class ConversationDescription(CompletionDescription):
-    """Generated answers of the assistant."""
+    """Describes generated answers of the assistant."""
 
     def predicts(self) -> str:
         return "what the assistant says next"
 
 
 def to_user_message(prompt: str) -> list[Message]:
-    """Return a prompt as what a user says."""
+    """Wrap a prompt as a message of the user."""
     return [{"role": "user", "content": prompt}]
 
 
@@ -355,9 +355,9 @@ def mean_loss(sums: Numbers, counts: Numbers) -> float:
 
 
 def compare(metric: str, texts: Sequence[str], expected: Sequence[str] | Numbers) -> Numbers:
-    """Return a metric of each text: whether it is the expected one but for whitespace around it; or ROUGE-L.
+    """Score each text: exact match up to surrounding whitespace, or ROUGE-L.
 
-    That is the F-measure of the longest common subsequence of words, without regard to case and signs: Lin, "ROUGE: a
+    ROUGE-L is the F-measure of the longest common subsequence of words, ignoring case and punctuation: Lin, "ROUGE: a
     package for automatic evaluation of summaries", 2004.
     """
     score = is_equal if metric == "exact_match" else _rouge_l
@@ -366,7 +366,7 @@ def compare(metric: str, texts: Sequence[str], expected: Sequence[str] | Numbers
 
 
 def is_equal(text: str, expected: str) -> bool:
-    """Return whether a text is the expected one but for whitespace around it."""
+    """Return whether a text equals the expected one up to surrounding whitespace."""
     return text.strip() == expected.strip()
 
 

@@ -1,4 +1,4 @@
-"""What is written and printed about a task: task.json, the model card, predictions, data, and the end of a run."""
+"""Describe a task in files and on the screen: task.json, model card, predictions, data, and the end of a run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,14 +30,14 @@ class Description(Part, ABC):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the one or two texts that the model reads: columns of the source, or stand-ins for derived texts."""
+        """Names of the one or two input texts: columns of the source, or stand-ins for derived texts."""
         named = zip(TEXT_COLUMNS, self.row.text, strict=False)
         return tuple(name if is_template(entry) else entry for name, entry in named)
 
     def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        """Return the fields of task.json, but for its kind, columns and lengths.
+        """Return the fields of task.json, except for its kind, columns and lengths.
 
-        Only text generation needs the tokenizer; without one it leaves out how prompts become tokens.
+        Only text generation needs the tokenizer; without it, the fields for tokenizing prompts are left out.
         """
         return {
             "labels": None,
@@ -52,25 +52,25 @@ class Description(Part, ABC):
     @classmethod
     @abstractmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        """Return the columns that pipeline.predict prints of outputs (texts, ...), as of Head.outputs.
+        """Convert outputs (texts, ...) of Head.outputs to the columns that pipeline.predict prints.
 
         `labels` and `thresholds` are those of task.json.
         """
 
     @abstractmethod
     def predicts(self) -> str:
-        """Return what is predicted, for a card: an object of a sentence."""
+        """Return what is predicted, as the object of a sentence on the card."""
 
     def of_data(self, labels: Numbers) -> str:
-        """Return what the labels of all splits are, for pipeline.add."""
+        """Describe the labels of all splits for pipeline.add."""
         return self.predicts()
 
     def counts(self, labels: Numbers) -> Scores:
-        """Return what the stage tokenize reports of the labels of a split, by name."""
+        """Return the counts by name that the stage tokenize reports for the labels of a split."""
         return {}
 
     def rare(self, labels: Numbers) -> str:
-        """Return which classes are so rare that accuracy hides them; an empty text if none, or there are no classes."""
+        """Describe classes so rare that accuracy hides them; empty if there are none."""
         return ""
 
     def of_class(self, metric: str) -> str:
@@ -78,7 +78,7 @@ class Description(Part, ABC):
         return ""
 
     def results(self, metrics: Mapping[str, float], table: ReadTable) -> Iterable[Line]:
-        """Return lines about the scores of a run, in addition to those of its metrics."""
+        """Return lines about the scores of a run, in addition to its metrics."""
         return ()
 
     def commands(self, table: ReadTable) -> Iterable[Line]:
@@ -86,6 +86,6 @@ class Description(Part, ABC):
         yield "predict", f"python -m pipeline.predict {self.format_texts()}"
 
     def format_texts(self) -> str:
-        """Return as many texts as the model reads, as words of a command."""
+        """Return placeholders for the model's input texts, as arguments of a command."""
         second = ' "Another one."' if len(self.columns) > 1 else ""
         return f'"A text of yours."{second}'

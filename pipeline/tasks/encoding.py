@@ -1,4 +1,4 @@
-"""Turn texts into tokens, in the same way for training data and for prediction."""
+"""Tokenize texts, in the same way for training and for prediction."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -23,7 +23,8 @@ TOGETHER = 10  # such batches become one of a file
 def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Part]:
     """Yield the tokens of each batch of texts (text, perhaps text_pair), at most `max_length`, and full lengths.
 
-    There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
+    Nothing is padded, so there is no attention mask (it would be all ones). In a pair, the longer text is truncated
+    first.
 
     Raises:
         ValueError: if a text has no token.
@@ -61,7 +62,7 @@ def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", 
 
 
 def write(tokens: Iterable[Part], path: Path) -> np.ndarray:
-    """Write tokens to an Arrow file, which is mapped into memory where it is read; return the lengths beside them."""
+    """Write tokens to an Arrow file, which readers memory-map; return the lengths that come with them."""
     lengths = list[np.ndarray]()
     writer = None
     with pa.OSFile(str(path), "wb") as file, ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""What is found in the data of a task, and not said by its row.
+"""Facts about a task that come from its data, not from its data set entry.
 
-The stage tokenize finds it and writes it next to the tokens, once; later stages read it, once, and pass it on. Only
-thresholds and temperatures come later, from the stage train.
+The stage tokenize finds them and writes them next to the tokens, once; later stages read them once and pass them on.
+Only thresholds and temperatures come later, from the stage train.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ FILE = "facts.json"  # next to the tokens; there is none where nothing was found
 
 
 class Tenant(Row):
-    """What is known of a tenant."""
+    """The facts about a tenant."""
 
     labels: tuple[str, ...] | None  # None for a number
     train: int  # examples
@@ -34,7 +34,7 @@ class Facts(Row):
     temperatures: tuple[float, ...] | None = None
 
     def with_counts(self, tenants: Sequence[int]) -> Self:
-        """Return them with the number of examples of each tenant, of which `tenants` has that of each example."""
+        """Return a copy with the number of examples per tenant; `tenants` has the tenant's number for each example."""
         counts = np.bincount(tenants, minlength=len(self.tenants)).tolist()
         known = {}
         for (name, tenant), count in zip(self.tenants.items(), counts, strict=True):
@@ -42,18 +42,18 @@ class Facts(Row):
         return self.model_copy(update={"tenants": known})
 
     def write(self, folder: Path) -> None:
-        """Write them next to the tokens, if there are some."""
+        """Write the facts next to the tokens, if there are any."""
         if self != Facts():
             text = self.model_dump_json(indent=1, exclude_defaults=True)
             (folder / FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Facts:
-    """Return the facts that were written next to tokens; none if there is no file, as where nothing was found."""
+    """Read the facts next to tokens; they are empty if there is no file, since then none were found."""
     path = folder / FILE
     return Facts.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else Facts()
 
 
 def missing(what: str) -> str:
-    """Return the reason for which a task lacks a fact."""
+    """Return the message for a missing fact."""
     return f"{artifacts.TOKENS / FILE}: not found, which says {what}; run dvc repro"

@@ -1,4 +1,4 @@
-"""What a model needs for a task: its head, its batches, its loss, and what counts as its output."""
+"""The model side of a task: head, batches, loss and outputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Head(Part, ABC):
-    """The head of a model, with the batches that it takes and the loss that trains it."""
+    """The head of a model, with its batches and its loss."""
 
     peft_task = "SEQ_CLS"  # PEFT's task_type
     auto_class = "AutoModelForSequenceClassification"  # class of transformers for a model with this head
@@ -31,12 +31,12 @@ class Head(Part, ABC):
 
     @classmethod
     def width(cls, labels: Sequence[str] | None) -> int:
-        """Return the number of the head's outputs: one for each label or, if they have no names, one."""
+        """Return the number of outputs: one per label or, if outputs have no names, one."""
         return len(labels or ()) or 1
 
     @classmethod
     def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
-        """Return why a model cannot answer with these labels of task.json; an empty text if it can."""
+        """Return why a model cannot answer with these labels of task.json; empty if it can."""
         outputs = model.config.num_labels
         if cls.width(labels) == outputs:
             return ""
@@ -44,12 +44,12 @@ class Head(Part, ABC):
 
     @classmethod
     def misfit_of_bank(cls, folder: Path) -> str:
-        """Return why a bank of such adapters cannot answer here; an empty text if it can."""
+        """Return why a bank of such adapters cannot answer here; empty if it can."""
         return ""
 
     @abstractmethod
     def fields(self) -> dict[str, Any]:
-        """Return the fields of the model's configuration that determine its head; none if it has none of its own."""
+        """Return the fields of the model's configuration that determine its head; empty if it needs no new head."""
 
     @classmethod
     def collator(cls, tokenizer: "PreTrainedTokenizerBase") -> "DataCollatorWithPadding":
@@ -59,15 +59,15 @@ class Head(Part, ABC):
         return DataCollatorWithPadding(tokenizer)
 
     def loss(self) -> "Callable[..., Tensor] | None":
-        """Return the loss of a batch as a function of outputs, labels, and `beside` by name; None for the model's."""
+        """Return the loss as a function of outputs, labels and the columns `beside` by name; None for the model's."""
         return None
 
     def build_balanced_loss(self, labels: Numbers) -> "Callable[..., Tensor]":
-        """Return the loss in which the classes of a whole split, whose labels these are, weigh the same."""
+        """Return the loss weighted so that all classes of a split with these labels have equal total weight."""
         raise NotImplementedError  # see `can_balance`
 
     def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":
-        """Return the logits that are about each row of a batch, according to its columns `beside`."""
+        """Select the logits that apply to each example, given the batch's columns `beside`."""
         return logits
 
     def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:
@@ -76,10 +76,10 @@ class Head(Part, ABC):
 
     @classmethod
     def outputs(cls, model: "PreTrainedModel", batch: Mapping[str, "Tensor"]) -> "Tensor":  # (examples, ...)
-        """Return what a model predicts for a batch without labels; behind the first axis, batches have one shape."""
+        """Return the outputs for a batch without labels; all batches have the same shape after the first axis."""
         return model(**batch).logits
 
     @classmethod
     def evaluate_batch(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, ...)
-        """Return the part of the logits of a batch with labels that scores are made of, as `outputs` does."""
+        """Return the outputs of a batch with labels from which scores are computed, like `outputs`."""
         return logits

@@ -1,4 +1,4 @@
-"""Multi-label classification: a text has any number of labels, or none, each of which has a threshold of its own."""
+"""Multi-label classification: a text has any number of labels, and each label has its own threshold."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,7 @@ TRIED = np.arange(1, 100) / 100  # thresholds
 
 
 class MultiLabelPreprocessor(ClassesPreprocessor):
-    """Labels that are right or wrong one by one; examples have a 1 for each that applies, else a 0."""
+    """Labels as a vector of 1 for each label that applies and 0 for all others."""
 
     target = "object"  # tuples of these numbers
 
@@ -57,7 +57,7 @@ class MultiLabelPreprocessor(ClassesPreprocessor):
 
 
 class MultiLabelHead(ClassesHead):
-    """An output for each label, whose sigmoid is the probability that it applies."""
+    """A head with one output per label, whose sigmoid is the probability that the label applies."""
 
     def fields(self) -> dict[str, Any]:
         return super().fields() | {"problem_type": "multi_label_classification"}
@@ -67,7 +67,7 @@ class MultiLabelHead(ClassesHead):
         return [as_binary(logits, applies) for logits, applies in columns]
 
     def build_balanced_loss(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
-        """Return the loss in which, for each label, texts of a whole split with it and those without weigh the same."""
+        """Return the loss in which, for each label, a split's texts with and without it have equal total weight."""
         import torch
 
         with_label = count_classes(labels, self.names)
@@ -83,7 +83,7 @@ class MultiLabelHead(ClassesHead):
 
 
 class MultiLabelScoring(ClassesScoring):
-    """The labels whose probabilities reach their thresholds."""
+    """Predicts the labels whose probabilities reach their thresholds."""
 
     has_thresholds = True
     has_one_class_each = False
@@ -91,7 +91,7 @@ class MultiLabelScoring(ClassesScoring):
     def best_thresholds(self, validation: Outcome) -> tuple[float, ...]:
         """Return for each label the threshold with the best F1: the middle one of ties.
 
-        Labels that too few texts have share a threshold, which would else be that of a text or two.
+        Labels with too few texts share a threshold, which would otherwise depend on one or two texts.
         """
         actual = validation.labels
         predicted = shares_of(validation.outputs.numpy())[:, :, None] >= TRIED  # (examples, labels, thresholds)
@@ -121,7 +121,8 @@ class MultiLabelScoring(ClassesScoring):
     def constants(self, labels: Numbers) -> Iterable[Any]:
         """Yield the most frequent label, the two most frequent, and so on.
 
-        Of as many labels, micro_f1 has the most hits with the most frequent ones; macro_f1 gains with each that occurs.
+        For a given number of labels, the most frequent ones give the best micro_f1; macro_f1 gains with each label that
+        occurs.
         """
         counts = labels.sum(axis=0).astype(np.int64)
         constant = np.zeros(len(counts), np.int64)
@@ -152,7 +153,7 @@ class MultiLabelScoring(ClassesScoring):
 
 
 class MultiLabelDescription(ClassesDescription):
-    """Labels by name, with their thresholds."""
+    """Describes labels by name with their thresholds."""
 
     def card(self) -> dict[str, Any]:
         return {"is_multi_label": True}
@@ -182,13 +183,13 @@ class MultiLabelDescription(ClassesDescription):
 
 
 def labels_in(cell: object, separator: str) -> tuple[str, ...]:
-    """Return the labels in a cell: those of a list, or the parts of a text between separators; none of an empty one."""
+    """Return the labels in a cell: a list, or the parts of a text between separators; an empty cell has none."""
     labels = (plain_text(part).strip() for part in parts_in(cell, separator))
     return tuple(label for label in labels if label)
 
 
 def parts_in(cell: object, separator: str) -> Sequence[object]:
-    """Return the items of a list, or the parts of a text between separators, as they are; none of an empty cell."""
+    """Return the raw items of a list, or the parts of a text between separators; an empty cell has none."""
     if is_missing(cell):
         return ()
     if isinstance(cell, list | tuple | np.ndarray):
@@ -216,7 +217,7 @@ def shares_of(outputs: Numbers) -> Numbers:  # (n, labels)
 
 
 def format_labels(applies: Numbers, names: Sequence[str]) -> str:
-    """Return the labels that apply, in one text."""
+    """Join the labels that apply in one text."""
     labels = zip(names, applies, strict=True)
     return JOINED.join(name for name, is_right in labels if is_right)
 

@@ -1,4 +1,4 @@
-"""A model predicts a number: regression."""
+"""Regression: a model predicts a number."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ BINS = 10  # equal parts of the scale, for the plot of actual against predicted
 
 
 class NumberPreprocessor(Preprocessor):
-    """A number on a scale."""
+    """A label that is a number on a scale."""
 
     target = "float64"
 
@@ -32,20 +32,20 @@ class NumberPreprocessor(Preprocessor):
 
 
 class NumberHead(Head):
-    """One output, which is the number."""
+    """A head with one output, the number."""
 
     def fields(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
 
 
 class NumberScoring(Scoring):
-    """The number of each example."""
+    """Scores the predicted numbers."""
 
     def predict(self, outcome: Outcome) -> Numbers:
         return outcome.outputs.numpy()[:, 0]
 
     def constants(self, labels: Numbers) -> Iterable[Any]:
-        """Return the mean: a correlation with any constant is 0."""
+        """Return the mean as the only constant: a correlation with any constant is 0."""
         return [labels.mean()]
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
@@ -67,7 +67,7 @@ class NumberScoring(Scoring):
 
 
 class NumberDescription(Description):
-    """A number, with the ends of its scale."""
+    """Describes a number and the ends of its scale."""
 
     @classmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
@@ -84,7 +84,7 @@ def number_in(cells: Cells, label: Any) -> float:
     """Return the number in the cells of a row.
 
     Raises:
-        ValueError: if it is none, is not on the scale, or stands for a hidden label.
+        ValueError: if it is not a number, is not on the scale, or stands for a hidden label.
     """
     number = finite(cells[label.column])
     if label.low <= number <= label.high:
@@ -95,7 +95,7 @@ def number_in(cells: Cells, label: Any) -> float:
 
 
 def bins_of(values: Sequence[float], label: Any) -> list[str]:
-    """Return the name of the part of the scale that each value is in, or is nearest to; names sort as parts."""
+    """Return the name of the part of the scale nearest to each value; names sort like the parts."""
     edges = np.linspace(label.low, label.high, BINS + 1)
     names = list[str]()
     for low, high in pairwise(edges):
@@ -105,10 +105,10 @@ def bins_of(values: Sequence[float], label: Any) -> list[str]:
 
 
 def finite(value: Any) -> float:
-    """Return a value as a number.
+    """Convert a value to a finite number.
 
     Raises:
-        ValueError: if it is none, or not a finite one.
+        ValueError: if it is not a finite number.
     """
     try:
         number = float(value)

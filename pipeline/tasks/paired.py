@@ -1,6 +1,7 @@
-"""How much better predictions are than those of a baseline on the same examples: differences with paired intervals.
+"""Differences of scores vs. baselines on the same examples, with paired intervals.
 
-One baseline is the constant one, or of a language model itself without the adapter; the other is a regression.
+One baseline is a constant prediction or, for text generation, the base model without the adapter; the other is a
+regression.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ REGRESSION = "regression"
 
 
 class Difference(NamedTuple):
-    """By how much a score is above that of a baseline."""
+    """The difference of a score and a baseline's."""
 
     baseline: float  # its score
     mean: float
@@ -26,7 +27,7 @@ class Difference(NamedTuple):
 
 
 def over_constant(scoring: Scoring, outcome: Outcome, resamples: int) -> Scores:
-    """Return by how much each metric is above the constant baseline: `NAME_over_baseline`, with `_low` and `_high`."""
+    """Return each metric's difference vs. the constant baseline: `NAME_over_baseline`, with `_low` and `_high`."""
     each = list[dict[str, Difference]]()
     for part in scoring.of_parts(outcome):
         baseline = part.scoring.baseline_by_metric(part.outcome)
@@ -37,9 +38,9 @@ def over_constant(scoring: Scoring, outcome: Outcome, resamples: int) -> Scores:
 def over_regression(
     scoring: Scoring, outcome: Outcome, regression: Scoring, of_regression: Outcome, resamples: int
 ) -> Scores:
-    """Return the metrics of a regression, `NAME_regression`, and by how much each metric is above: `..._over_...`.
+    """Return a regression's metrics, `NAME_regression`, and each metric's difference from them, `..._over_...`.
 
-    `regression` scores what it predicts, as it may have thresholds of its own.
+    `regression` scores its predictions, since it may have thresholds of its own.
     """
     each = list[dict[str, Difference]]()
     known = Scores()
@@ -53,7 +54,7 @@ def over_regression(
 
 
 def _differences(part: OfPart, baseline: Mapping[str, Numbers], resamples: int) -> dict[str, Difference]:
-    """Return by how much each metric of a part is above that of a baseline's predictions."""
+    """Return the difference of each metric of a part vs. a baseline's predictions."""
     _, labels, groups = collect_predictions(part.scoring, part.outcome)
     differences = dict[str, Difference]()
     for name, predicted in part.scoring.predict_by_metric(part.outcome).items():
@@ -78,7 +79,7 @@ def _by_name(baseline: str, each: Sequence[Mapping[str, Difference]]) -> Scores:
 
 
 def _mean(differences: Iterable[Difference]) -> tuple[float, float, float]:
-    """Return the mean of differences, and the ends of its interval: of a single one its own."""
+    """Return the mean of differences and its interval; for a single difference its own interval."""
     _, means, lows, highs = np.array(list(differences)).T
     mean = float(means.mean())
     if len(means) == 1:

@@ -1,4 +1,4 @@
-"""From the rows of a source to the examples of a split, and from these to tokens."""
+"""Preprocessing: make examples from the rows of a source, and tokens from examples."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 
 class Preprocessor(Part, ABC):
-    """Makes examples of rows, and tokens of examples."""
+    """Makes examples from rows, and tokens from examples."""
 
     target: str  # type of the column `label` of examples
     shares_texts = False  # several tenants may have a text, which is then in one split of them all
 
     def facts_of_rows(self, train: Iterable[Record]) -> Facts:
-        """Return what is found in all rows of train, on which its examples depend."""
+        """Compute the facts on which examples depend from all rows of train."""
         return Facts()
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
-        """Return the facts of its rows with what is found in the examples of train after the cut."""
+        """Add facts from the examples of train after the split to those of its rows."""
         return self.facts
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The columns of the source from which examples are made."""
+        """The columns of the source that examples need."""
         names = text_columns(self.row)
         for mark in self.row.mark:
             names += mark.columns
@@ -59,53 +59,54 @@ class Preprocessor(Part, ABC):
 
     @property
     def strata(self) -> list[str]:
-        """The columns of examples, of each of whose values a cut takes its share; none for a cut of the whole."""
+        """The columns of examples by which the split is stratified; empty for none."""
         return ["label"] if self.row.stratify else []
 
     def offset(self, stratum: Any, rows: int) -> float:
-        """Return where in its interval of a cut the first of the rows of a stratum lies, in [0, 1)."""
+        """Return the position in [0, 1) of a stratum's first row in its interval, when data are split."""
         return 0.5
 
     def parse_cells(self, cells: Cells) -> Cells:
-        """Return the cells of a row as they are read; a row that then lacks one is dropped."""
+        """Parse the cells of a row; the row is dropped if one is then missing."""
         return cells
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
-        """Return the columns and values of a row of the source that are names: of its classes, labels or tenant."""
+        """Return the columns and values of a source row that are names of classes, labels or tenants."""
         return ()
 
     @abstractmethod
     def label_of(self, cells: Cells) -> Any:
-        """Return the label of a row, none of whose cells is missing; None within the margin.
+        """Return the label of a complete row; None if it is within the margin and must be dropped.
 
         Raises:
             ValueError: for a value that the label does not allow.
         """
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
-        """Return a text that is equal where the texts `made` of rows count as the same."""
+        """Return a key that is equal for rows whose texts `made` count as the same."""
         return fold_texts(chain.from_iterable(texts.values() for texts in made))
 
     def unit_of(self, cells: Cells, number: int) -> int:
-        """Return the number of the group or tenant that a row is scored with, or else of the row in its split."""
+        """Return the number of the group or tenant with which a row is scored, or else its number in the split."""
         if not self.row.group:
             return number
         keys = [plain_text(cells[name]) for name in self.row.group]
         return hash_of("\0".join(keys)) >> 1  # signed, later
 
     def extend_dedup_key(self, cells: Cells, alike: str) -> str:
-        """Return a text that is equal where rows are duplicates, of rows for which `alike` returns this text."""
+        """Return a key that is equal for duplicate rows, given the row's key `alike`."""
         return alike
 
     def examples(self, rows: Sequence[Record], before: int) -> Kept:
-        """Return the examples of some rows of a split, before which so many come, and the dropped ones by reason.
+        """Return the examples of rows of a split, after `before` earlier rows, and the dropped rows by reason.
 
-        Examples have the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored
-        by it; hash, equal where all texts are, of one tenant; position, uniform in [0, 1) over what is cut together;
-        and, where texts are made of several columns, mirror, equal where these have the same texts in any order.
+        Examples have the columns text, text_pair (for a pair), label, and the number of the group or tenant if they are
+        scored by it; hash, equal if all texts and the tenant are equal; position, uniform in [0, 1) over the rows that
+        are split together; and, for texts from several columns, mirror, equal if the columns have the same texts in any
+        order.
 
         Raises:
-            ValueError: for the first text or label that is neither missing nor allowed, with its line or row.
+            ValueError: for the first invalid text or label, with its line or row.
         """
         left_out = Counter[str](missing=0, within_margin=0)
         examples = list[tuple[Any, ...]]()
@@ -130,16 +131,16 @@ class Preprocessor(Part, ABC):
         return examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
-        """Return what the examples of train lack, so that nothing could be learned; an empty text if nothing."""
+        """Return why nothing can be learned from the examples of train; empty if something can."""
         return ""
 
     def tokenize(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> Iterator[tuple[pa.Table, Numbers]]:
-        """Yield for each batch of examples the tokens of those that fit, and the lengths of their whole texts.
+        """Yield for each batch of examples the tokens of those that fit, and the untruncated lengths.
 
         Raises:
-            ValueError: if an example cannot become tokens.
+            ValueError: if an example cannot be tokenized.
         """
         return tokenize(batches, tokenizer, max_length)
 
@@ -151,7 +152,7 @@ def _examples_of(
     texts: Sequence[Mapping[str, str]],
     number: int,  # number of the row in its split
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the examples of a row, as `_table` takes them: one for each of its texts."""
+    """Yield the examples of a row in the form that `_table` needs: one per text."""
     row = preprocessor.row
     alike = preprocessor.alike(cells, texts)
     group = row.group
@@ -167,13 +168,13 @@ def _examples_of(
 
 
 def _hash_in_any_order(cells: Cells, row: DatasetRow) -> int:
-    """Return a hash that is equal where rows have the same texts, whichever column each is in."""
+    """Return a hash that is equal for rows with the same texts in any order of columns."""
     texts = column_texts(cells, row).values()
     return hash_of("\n".join(sorted(map(fold, texts))))
 
 
 def _table(examples: Sequence[tuple[Any, ...]], row: DatasetRow, target: str) -> pd.DataFrame:
-    """Return examples in a table, without the columns that a data set entry does not need."""
+    """Convert examples to a table, without columns that the data set entry does not need."""
     texts = TEXT_COLUMNS[: len(row.text)]
     scored_by = TENANT if row.tenant else GROUP
     table = pd.DataFrame(examples, columns=[*texts, "label", scored_by, "hash", "position", MIRROR])

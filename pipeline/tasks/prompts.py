@@ -1,4 +1,4 @@
-"""How prompts and answers become tokens of a language model, and which of them it learns: the same in every stage."""
+"""Tokenize prompts and answers for a language model, with labels for training, alike in every stage."""
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -18,7 +18,7 @@ Message = Mapping[str, str]  # role and content
 
 
 class Example(NamedTuple):
-    """Tokens of a prompt and an answer, and of each the label: the token itself, or SILENT."""
+    """The tokens of a prompt and an answer, and their labels: the token itself, or SILENT."""
 
     ids: list[int]
     labels: list[int]
@@ -33,8 +33,8 @@ class Example(NamedTuple):
 class Prompts:
     """A tokenizer with a template: a chat template in Jinja or `none`; by default the tokenizer's own, if it has one.
 
-    A prompt ends where the template lets the assistant begin. Its tokens do not depend on the answer, which becomes
-    tokens by itself, so those that a model learns to go on from are those that it is asked with.
+    A tokenized prompt ends where the assistant's answer begins. The answer is tokenized separately, so that prompts
+    have the same tokens in training and in generation.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None = None) -> None:
@@ -64,7 +64,7 @@ class Prompts:
         return self._template.prompt(messages)
 
     def example(self, messages: Sequence[Message], answer: str) -> Example:
-        """Return the tokens of a prompt and its answer. Labels are those of all of the assistant's answers.
+        """Tokenize a prompt and its answer; labels cover all of the assistant's answers.
 
         Raises:
             ValueError: if the template changes an answer once the conversation goes on.
@@ -103,11 +103,11 @@ class Prompts:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """The tokens after which a model writes nothing more."""
+        """The tokens that end an answer."""
         return sorted({self.end, self.tokenizer.eos_token_id} - {None})
 
     def answer(self, ids: Sequence[int]) -> Sequence[int]:
-        """Return the tokens of an answer, up to and with the first of `stop_token_ids`; all if there is none."""
+        """Return the tokens of an answer up to and including the first of `stop_token_ids`, or all."""
         stop_token_ids = self.stop_token_ids
         for place, token in enumerate(ids, start=1):
             if token in stop_token_ids:
@@ -115,6 +115,6 @@ class Prompts:
         return ids
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return what a model has written, up to the end token."""
+        """Decode generated tokens up to the end token."""
         written = list(takewhile(lambda token: token != self.end, ids))
         return str(self.tokenizer.decode(written, skip_special_tokens=True))

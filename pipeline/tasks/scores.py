@@ -79,9 +79,9 @@ def difference(
     resamples: int,
     groups: Groups = None,
 ) -> Interval:
-    """Return the 95 % interval of the metric of `predictions` minus that of a `baseline`, both for the same examples.
+    """Return the 95 % interval of the difference in a metric between `predictions` and a `baseline`, paired by example.
 
-    It is a paired bootstrap: each resample of examples, or of whole groups, scores both.
+    It is a paired bootstrap: each resample of examples, or of whole groups, is used for both.
     """
     both = np.column_stack([predictions, baseline])
     units = Units.of(both, labels, groups)
@@ -91,7 +91,7 @@ def difference(
 
 
 def _of_drawn(name: str, predictions: Numbers, labels: Numbers, groups: Groups, units: "Units") -> OfDrawn:
-    """Return what scores resamples of units by a metric."""
+    """Return a function that scores resamples of units by a metric."""
     if name == "exact_match" and groups is not None:
         right = _are_right(labels, predictions, groups)
         return lambda drawn: right[drawn].mean(axis=1)
@@ -116,10 +116,10 @@ def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Groups) -> 
 
 
 def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval:
-    """Return the 95 % interval of the mean of the scores of some parts, such as tenants, that are drawn as well.
+    """Return the 95 % interval of a mean over parts, such as tenants, that are a sample themselves.
 
-    It is Student's, of the scores, but no end is nearer than with these parts and other examples, of which each score
-    has the interval from its low to its high: see `TenantsScoring.parts`.
+    It is Student's t interval of the scores, but at least as wide as the interval for these parts with other examples,
+    which follows from the intervals [low, high] of the scores: see `TenantsScoring.parts`.
     """
     count = len(values)
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
@@ -133,7 +133,7 @@ def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval
 def by_class(
     names: Sequence[str], predictions: Numbers, labels: Numbers
 ) -> list[tuple[str | float, ...]]:  # columns: BY_CLASS
-    """Return a row for each class or label: precision, recall, F1, texts that have it, and answers that name it."""
+    """Return a row per class or label: precision, recall, F1, and the number of texts and of predictions with it."""
     if labels.ndim == 1:
         flags = np.eye(len(names))
         labels = flags[labels]
@@ -160,7 +160,7 @@ def bootstrap(metric: Metric, predictions: Numbers, labels: Numbers, resamples: 
 
 
 class Units(NamedTuple):
-    """What a bootstrap draws: examples or whole groups, in an order that is not that of the examples."""
+    """The units that a bootstrap draws: examples or whole groups, in an order independent of the examples' order."""
 
     order: Numbers  # positions of all examples, unit after unit
     first: Numbers  # where in `order` each unit begins
@@ -204,7 +204,7 @@ def _by_sums(name: str, predictions: Numbers, labels: Numbers, units: Units) -> 
 
 
 def _by_ranks(predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
-    """Return Spearman's correlation: Pearson's of the ranks, equal numbers sharing theirs."""
+    """Return Spearman's correlation: Pearson's of the ranks, with mean ranks for ties."""
 
     def of_drawn(drawn: Numbers) -> Numbers:
         rows = units.order[drawn]
@@ -225,7 +225,7 @@ def _center_ranks(values: Numbers) -> Numbers:  # (resamples, examples), of each
 
 
 def _percentiles(of_drawn: OfDrawn, count: int, resamples: int) -> Interval:
-    """Return the percentiles of scores of so many drawn units; the same draws for as many of them."""
+    """Return the percentiles of bootstrap scores; the draws depend only on the number of units."""
     numbers = np.arange(count)
     if count == 1:  # every resample equals the sample
         (whole,) = of_drawn(numbers[None])
@@ -244,7 +244,7 @@ def _percentiles(of_drawn: OfDrawn, count: int, resamples: int) -> Interval:
 
 
 def _are_right(labels: Numbers, predictions: Numbers, groups: Groups) -> Numbers:
-    """Return whether each example, or each group in the order of their numbers, is without a mistake."""
+    """Return whether each example, or each group in the order of group numbers, has no mistake."""
     if groups is None:
         return labels == predictions
     wrong = groups[labels != predictions]

@@ -12,23 +12,23 @@ Answers_co = TypeVar("Answers_co", covariant=True)
 
 
 class Answering(Protocol[Answers_co]):
-    """How a trained model can be made to answer; a task takes one of the ways."""
+    """The ways to get answers from a trained model; a task uses one of them."""
 
     def by_outputs(self) -> Answers_co:
-        """Return what the model and its head predict."""
+        """Return the outputs of the model and its head."""
         ...
 
     def by_bank(self) -> Answers_co:
-        """Return what the bank of its tenants predicts."""
+        """Return the outputs of the bank of its tenants."""
         ...
 
     def by_texts(self) -> Answers_co:
-        """Return what it generates."""
+        """Return the generated texts."""
         ...
 
 
 class OfPart(NamedTuple):
-    """The examples of a part that is scored by itself, and what scores them."""
+    """The examples of a separately scored part, with its scoring."""
 
     name: str
     scoring: "Scoring"
@@ -37,35 +37,35 @@ class OfPart(NamedTuple):
 
 
 class Scoring(Part, ABC):
-    """Compares what a model predicts for a split with what is right."""
+    """Compares the predictions for a split with its labels."""
 
     has_one_class_each = False  # each example has one class, of its own or of its tenant's
     has_thresholds = False  # a label applies from a probability that validation chooses
 
     @staticmethod
     def answers(model: Answering[Answers_co]) -> Answers_co:
-        """Return what a trained model answers, in the way that its task is scored by."""
+        """Return the answers of a trained model, in the way that its task is scored."""
         return model.by_outputs()
 
     @property
     def decides(self) -> str:
-        """The score of a validation split that decides between models, by their outputs: the entry's first metric."""
+        """The score of the validation split that selects models by their outputs: the entry's first metric."""
         return self.row.metrics[0]
 
     def best_thresholds(self, validation: Outcome) -> tuple[float, ...] | None:
-        """Return the thresholds that are best for a validation split, by label; None where there are none."""
+        """Return the best thresholds per label for a validation split; None for tasks without thresholds."""
         return None
 
     @abstractmethod
     def predict(self, outcome: Outcome) -> Numbers:
-        """Return what is predicted of each example or, for choices, of each group."""
+        """Return the prediction for each example or, for choices, for each group."""
 
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
-        """Return what predictions are compared with."""
+        """Return the targets with which predictions are compared."""
         return labels
 
     def constants(self, labels: Numbers) -> Iterable[Any]:
-        """Return constant predictions, one of which is the best constant for each metric of the entry on the labels."""
+        """Return constant predictions that include the best constant for each metric of the entry on these labels."""
         raise NotImplementedError
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
@@ -73,7 +73,7 @@ class Scoring(Part, ABC):
         raise NotImplementedError
 
     def scores(self, outcome: Outcome) -> Scores:
-        """Return the entry's metrics; predictions that are no finite numbers are refused."""
+        """Return the entry's metrics; predictions that are not finite are rejected."""
         from pipeline.tasks import scores
 
         return scores.score(self.row.metrics, *collect_predictions(self, outcome))
@@ -97,52 +97,52 @@ class Scoring(Part, ABC):
         return metrics
 
     def rows_of_parts(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return the positions of the examples of each part that is scored by itself: a tenant, or all."""
+        """Return the positions of the examples of each separately scored part: a tenant, or all."""
         return {"all": np.arange(len(outcome.labels))}
 
     def of_parts(self, outcome: Outcome) -> list[OfPart]:
-        """Return the examples of each part that is scored by itself."""
+        """Return the examples of each separately scored part."""
         return [OfPart(name, self, rows, outcome) for name, rows in self.rows_of_parts(outcome).items()]
 
     def predict_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return what is predicted, by the name of the metric that scores it."""
+        """Return the predictions by the name of the metric that scores them."""
         return dict.fromkeys(self.row.metrics, self.predict(outcome))
 
     def baseline_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return what the constant baseline predicts, by the name of the metric for which it is the best constant."""
+        """Return the best constant predictions by the name of the metric for which they are best."""
         _, labels, groups = collect_predictions(self, outcome)
         return best_constants(self, labels, groups)
 
     def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
-        """Return the metrics of all examples, and of each part that is scored by itself."""
+        """Return the metrics of all examples, and of each separately scored part."""
         metrics = self.metrics(outcome, resamples)
         return metrics, {"all": metrics}
 
     @abstractmethod
     def table(self, outcome: Outcome) -> Columns:
-        """Return columns for each example: actual, predicted, and both as groups that a plot can count."""
+        """Return columns with one value per example: actual, predicted, and both as groups for a plot."""
 
     def by_class(self, outcome: Outcome) -> Sequence[tuple[str | float, ...]]:
-        """Return a row of `scores.BY_CLASS` for each class or label; none if there are no common ones."""
+        """Return a row of `scores.BY_CLASS` per class or label; empty if parts have different ones."""
         return ()
 
 
 def choose_selection_metric(scoring: Scoring) -> str:
-    """Return the score of the validation split that chooses the checkpoint: of texts, if the entry selects by them."""
+    """Return the validation score that selects the checkpoint: of generated texts, if the entry says so."""
     return "exact_match" if scoring.row.select else scoring.decides
 
 
 def collect_predictions(scoring: Scoring, outcome: Outcome) -> tuple[Numbers, Numbers, Groups]:
-    """Return what the metrics of an entry score: predictions, labels, and the groups that are scored as wholes."""
+    """Return the inputs of the entry's metrics: predictions, targets, and the groups of examples."""
     groups = outcome.groups if scoring.row.group else None
     labels = scoring.extract_targets(outcome.labels, outcome.groups)
     return scoring.predict(outcome), labels, groups
 
 
 def best_constants(scoring: Scoring, labels: Numbers, groups: Groups) -> dict[str, Numbers]:
-    """Return the predictions of the best constant for each metric of an entry: for each, it may be another.
+    """Return the predictions of the best constant for each metric of an entry.
 
-    It is the best on the very labels that are scored, so no constant that is chosen without them scores more.
+    It is the best on the scored labels themselves, an upper bound for any constant chosen without them.
     """
     from pipeline.tasks import scores
 

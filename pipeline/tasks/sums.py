@@ -1,7 +1,7 @@
-"""Metrics as functions of a few sums over examples, of many resamples at once.
+"""Compute metrics of many resamples at once, as functions of a few sums over examples.
 
-All metrics but rank correlations are such functions. A resample weights the examples, so the sums for many resamples,
-and for many predictions, are one matrix product, instead of a million calls of scikit-learn.
+All metrics except rank correlations are such functions. A resample is a weighting of the examples, so the sums for many
+resamples and predictions are one matrix product instead of a million calls of scikit-learn.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ BINS = 15  # of equal width, of probabilities
 
 
 def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  # (n, predictions, ..., terms)
-    """Return what is summed over examples for each of some predictions.
+    """Return the columns to sum over examples, for each of several predictions.
 
     Labels and predictions are (n,), or (n, labels) of 0 and 1.
     """
@@ -33,7 +33,7 @@ def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  #
 
 
 def size_of(metric: str, labels: Numbers, predicted: Numbers) -> int:
-    """Return how many numbers `columns_of` has for one of the predictions."""
+    """Return the number of columns of `columns_of` per prediction."""
     if metric == ECE:
         return (BINS + 1) * len(labels)
     if metric not in OF_CLASSES:
@@ -45,7 +45,7 @@ def size_of(metric: str, labels: Numbers, predicted: Numbers) -> int:
 
 
 def _classes_of(metric: str, *values: Numbers) -> Numbers:
-    """Return all classes up to the largest that occurs; none for a metric of numbers."""
+    """Return all classes up to the largest that occurs; empty for metrics of numbers."""
     if metric not in OF_CLASSES:
         return np.arange(0)
     maxima = [numbers.max() for numbers in values]
@@ -65,7 +65,7 @@ def weights_of(drawn: Numbers, count: int) -> Numbers:  # (resamples, count)
 
 
 def scores_of(metric: str, weights: Numbers, columns: Numbers) -> Numbers:  # (resamples, ...)
-    """Return a metric on resamples: of how often each unit is in them, and what is summed of each unit."""
+    """Return a metric on resamples, from the weights of units in each resample and the sums of each unit."""
     totals = np.tensordot(weights, columns, axes=1)
     terms = np.moveaxis(totals, -1, 0)
     return METRICS[metric].score(terms)
@@ -87,7 +87,7 @@ def _flags(values: Numbers, classes: Numbers) -> Numbers:  # (n, classes)
 
 
 def f1(hits: Numbers, actual: Numbers, taken: Numbers) -> Numbers:
-    """Return the F1 of classes or labels by their counts; 0 of one that does not occur."""
+    """Return the F1 of classes or labels by their counts; 0 for one that does not occur."""
     either = np.maximum(actual + taken, 1)
     return 2 * hits / either
 

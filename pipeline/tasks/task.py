@@ -1,8 +1,8 @@
-"""A task: a data set entry, the facts found in its data, and one object for each part of what depends on its task type.
+"""A task: a data set entry, the facts found in its data, and one object per part that depends on the task type.
 
-Each part is a class of a module of its own: `preprocessing` makes examples and tokens of rows, `head` is what a model
-needs, `scoring` compares outputs with labels, and `description` is words and files. A task type brings its four classes
-together; what an adapter needs to answer without a data set, in `pipeline.predict`, are class methods.
+Each part has a module: `preprocessing` makes examples and tokens from rows, `head` describes the model's head and loss,
+`scoring` compares outputs with labels, and `description` makes words and files. A task type combines four such classes.
+Class methods are for `pipeline.predict`, where an adapter answers without a data set.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ EXPECTED = "expected"  # the column with what a language model is to write; `lab
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model predicts for the examples of a split, in their order, and what is right."""
+    """Model outputs for a split, in order, with labels and groups."""
 
     outputs: "Tensor"  # (examples, ...), as Head.outputs
     labels: Numbers  # (examples,)
@@ -46,7 +46,7 @@ class Outcome:
 
 
 class Part:
-    """A part of a task, which depends on the data set entry and on the facts found in its data."""
+    """A part of a task, given the data set entry and the facts found in its data."""
 
     def __init__(self, row: DatasetRow, facts: Facts) -> None:
         self.row = row

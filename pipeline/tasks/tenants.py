@@ -1,7 +1,7 @@
-"""Tenants: one model for all, in whose head the labels of one tenant follow those of another.
+"""Multi-tenant tasks: one model for all tenants, whose head concatenates the tenants' labels.
 
-A label is one of the classes that the tenant's own rows have, or a number, depending on the form of `label`. A score is
-the mean of the tenants' scores, and so is the loss: a tenant with few texts counts as much as one with many.
+A label is one of the classes in the tenant's own rows, or a number, depending on the form of `label`. Scores and the
+loss are means over tenants: a tenant with few texts counts as much as one with many.
 """
 
 import re
@@ -53,7 +53,7 @@ def tenants_of(facts: Facts) -> Mapping[str, Tenant]:
 
 
 def is_number(row: DatasetRow) -> bool:
-    """Return whether tenants have numbers, not classes."""
+    """Return whether the labels of tenants are numbers rather than classes."""
     return isinstance(row.label, Number)
 
 
@@ -64,7 +64,7 @@ def widths_of(facts: Facts) -> Numbers:
 
 
 class TenantsPreprocessor(Preprocessor):
-    """Rows of which each is a tenant's, with a label that is one of this tenant's."""
+    """Rows that each belong to a tenant and have one of this tenant's labels."""
 
     shares_texts = True
 
@@ -99,14 +99,15 @@ class TenantsPreprocessor(Preprocessor):
         return self.numbers[plain_text(cells[self.column])]
 
     def extend_dedup_key(self, cells: Cells, alike: str) -> str:
-        """Add the tenant: a text may be one of several tenants."""
+        """Add the tenant: several tenants may have the same text."""
         return f"{alike}\n{plain_text(cells[self.column])}"
 
     def facts_of_rows(self, train: Iterable[Record]) -> Facts:
-        """Find who the tenants are.
+        """Find the tenants and their labels.
 
         Raises:
-            ValueError: if one has a name that no folder can have, too few texts or labels, or labels that are too long.
+            ValueError: if a tenant's name is not a valid folder name, or it has too few texts or labels, or too long
+                labels.
         """
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for where, cells in train:
@@ -186,7 +187,7 @@ def _check_enough(counts: Mapping[str, Counter[str]], least: int) -> None:  # te
 
 
 class TenantsHead(Head):
-    """The outputs of all tenants, of which a row has those of its own."""
+    """A head with the outputs of all tenants; each row uses its own tenant's."""
 
     beside = (TENANT,)
 
@@ -216,7 +217,7 @@ class TenantsHead(Head):
         return parts
 
     def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":  # (n, outputs) -> (n, most)
-        """Return of each row the outputs of its tenant alone, and after its last the least number."""
+        """Select the outputs of each row's tenant, padded with the smallest number."""
         import torch
 
         widths = torch.from_numpy(self.widths).to(logits.device)
@@ -253,7 +254,7 @@ class TenantsHead(Head):
 
 
 class TenantsScoring(Scoring):
-    """Scores each tenant as its label alone is scored; a score of all is the mean over the tenants."""
+    """Scores each tenant like a data set of its own; overall scores are means over tenants."""
 
     def __init__(self, row: DatasetRow, facts: Facts) -> None:
         super().__init__(row, facts)
@@ -277,7 +278,7 @@ class TenantsScoring(Scoring):
         return whole
 
     def rows_of_parts(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return the positions of the examples of each tenant that has some, by name."""
+        """Return the positions of each tenant's examples by name; tenants without any are left out."""
         assert outcome.groups is not None
         names = list(tenants_of(self.facts))
         order = np.argsort(outcome.groups, kind="stable")
@@ -290,7 +291,7 @@ class TenantsScoring(Scoring):
         return parts
 
     def of_parts(self, outcome: Outcome) -> list[OfPart]:
-        """Return the examples of each tenant that has some, as those of a data set of its own."""
+        """Return each tenant's examples as a data set of its own; tenants without any are left out."""
         parts = list[OfPart]()
         for name, rows in self.rows_of_parts(outcome).items():
             tenant = self.facts.tenants[name]
@@ -302,13 +303,13 @@ class TenantsScoring(Scoring):
         return parts
 
     def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
-        """Return the mean over tenants, with an interval for that of other such tenants and texts; and each.
+        """Return the mean over tenants, with an interval for other such tenants and texts; and each tenant's metrics.
 
-        Scores of tenants vary because tenants differ and because their examples do: the interval of Student's t has
-        both. Scores of a few tenants can be closer to each other, by chance, than their examples allow, such as if all
-        are 1. So no end of the interval is nearer than with these tenants and other texts: squares of the distances of
-        the ends of means of independent scores add (Zou and Donner, "Construction of confidence limits about effect
-        measures: A general approach", 2008). Of a single tenant it is the tenant's own.
+        Scores vary between tenants because tenants and their examples differ: Student's t interval covers both. By
+        chance, a few tenants' scores can be closer to each other than their examples allow, for example if all are 1.
+        So the interval is at least as wide as the one for these tenants with other texts, in which the squared
+        distances to the ends of independent intervals add up (Zou and Donner, "Construction of confidence limits about
+        effect measures: A general approach", 2008). For a single tenant it is the tenant's own interval.
         """
         parts = dict[str, Scores]()
         for part in self.of_parts(outcome):
@@ -336,7 +337,7 @@ class TenantsScoring(Scoring):
 
 
 def _row_of_tenant(row: DatasetRow, tenant: Tenant) -> DatasetRow:
-    """Return a data set entry in which the labels are those of a tenant."""
+    """Return a data set entry with the labels of one tenant."""
     if tenant.labels is None:
         return row
     label = row.label.model_copy(update={"names": tenant.labels})
@@ -344,7 +345,7 @@ def _row_of_tenant(row: DatasetRow, tenant: Tenant) -> DatasetRow:
 
 
 class TenantsDescription(Description):
-    """Tenants by name, each with its labels."""
+    """Describes tenants by name, each with its labels."""
 
     sections = ("tenants",)
     scored_by = f"{artifacts.EVALUATE_TENANTS} has the score of each tenant"
@@ -395,7 +396,7 @@ class TenantsDescription(Description):
 
 
 def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
-    """Return the ends of the interval of a metric's mean over tenants, within what the metric can be."""
+    """Return the interval of a metric's mean over tenants, clipped to the range of the metric."""
     from pipeline.tasks import scores
 
     values = _values_of(name, each)
@@ -418,7 +419,7 @@ def _mean_of(name: str, each: Sequence[Mapping[str, float]]) -> float:
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return labels in their order: that of numbers, if all are."""
+    """Sort labels, by value if all are numbers."""
     numbers = pd.to_numeric(pd.Series([*labels]), errors="coerce")
     key = float if numbers.notna().all() else None
     return tuple(sorted(labels, key=key))

@@ -1,4 +1,4 @@
-"""In words, whether a model is better than a baseline on the same examples: for the last screen and the model card."""
+"""State in words whether a model is better than a baseline: for the run summary and the model card."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,7 +8,7 @@ REGRESSION = "a regression on the frozen base model"
 
 
 def verdicts(metric: str, metrics: Mapping[str, float], description: Description) -> Iterator[Line]:
-    """Yield a line for each baseline that the stage evaluate has compared a metric with, after a word for it."""
+    """Yield a name and a line for each baseline with which the stage evaluate has compared a metric."""
     if f"{metric}_over_baseline" in metrics:
         yield "constant", _verdict(description.baseline_name, "", f"{metric}_over_baseline", metrics)
     if f"{metric}_over_regression" in metrics:

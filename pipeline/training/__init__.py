@@ -1,1 +1,1 @@
-"""Training of an adapter: the Trainer, its checkpoints, and the processes that it runs on."""
+"""Train an adapter: the Trainer, its checkpoints, and its processes."""

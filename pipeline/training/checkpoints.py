@@ -1,7 +1,7 @@
-"""The checkpoints of a run: in which folder they lie, which of them are kept, and which are whole.
+"""The checkpoints of a training run: their folder, which are kept, and which are complete.
 
-A kill or a power cut can leave files that are empty, cut off, or hold other bytes than were written. So a checkpoint is
-used only if its files have the checksums that were written once the disk had them all; any other one is replaced.
+A kill or a power cut can leave empty, truncated or corrupt files. So a checkpoint is used only if its files have the
+checksums that were written after all of them were on the disk; any other checkpoint is replaced.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ CHECKSUMS = "checksums.json"  # checksums of a checkpoint's other files; written
 
 @contextmanager
 def run_folder(view: TrainView) -> Iterator[Path]:
-    """Yield the folder for the checkpoints of a run, removed when the run succeeds and its inputs have not changed.
+    """Yield the folder for a run's checkpoints, removed when the run succeeds and its inputs have not changed.
 
     Another run with the same inputs, such as an experiment in a temporary copy, waits until then. Of the processes of
     one run, the first one holds the folder for all.
@@ -45,10 +45,10 @@ def run_folder(view: TrainView) -> Iterator[Path]:
 
 
 def checkpoint_folder(view: TrainView) -> Path:
-    """Return a folder named by a hash of all that determines the result: only a run with the same inputs resumes there.
+    """Return the folder named by a hash of everything that determines the result, so that only equal runs resume.
 
-    `train.report_to` does not determine it, and is in no dump of a view. DVC deletes the outs of a stage before running
-    it, and runs experiments in temporary copies, so the folder is no out, and lies in the original repository.
+    `train.report_to` does not determine the result and is never dumped. DVC deletes the outs of a stage before running
+    it, and runs experiments in temporary copies, so the folder is not an out and is in the original repository.
     """
     checksums = {name: digests.sha256(path) for name, path in inputs.files("train")}
     known = [view.model_dump(mode="json"), checksums]
@@ -57,11 +57,11 @@ def checkpoint_folder(view: TrainView) -> Path:
 
 
 class Keep(TrainerCallback):
-    """Seals each checkpoint once it is complete, and keeps the last and the best one.
+    """Marks each checkpoint complete, and keeps the last and the best one.
 
-    Among those with the best score that is the one with the lowest validation loss, and the last if several; the
-    Trainer takes the first. It compares scores right after an evaluation, so forgetting the best score here makes it
-    take the new checkpoint. Step and loss of the best are in the Trainer's state, which a resumed run reads.
+    Among equal scores, the best has the lowest validation loss; further ties go to the last checkpoint. The Trainer
+    would take the first. It compares scores right after an evaluation, so resetting the best score here makes it choose
+    the new checkpoint. The Trainer's state stores step and loss of the best for a resumed run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,9 +99,9 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def seal(checkpoint: Path) -> None:
-    """Wait until the disk has all files of a checkpoint, and then write the SHA-256 of each beside them.
+    """Flush all files of a checkpoint to the disk, then write their SHA-256, which marks it complete.
 
-    It takes .7 seconds per GB, in addition to the time of the disk.
+    Hashing takes 0.7 seconds per GB, in addition to the time of the disk.
     """
     sealed = checkpoint / CHECKSUMS
     _wait_for_disk(_files(checkpoint))
@@ -112,10 +112,10 @@ def seal(checkpoint: Path) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run that is whole, as is the best one that it names.
+    """Return a run's newest complete checkpoint whose best checkpoint is complete, too.
 
-    Newer ones are removed with a warning. Nothing of a checkpoint is unpickled before its checksums are compared. The
-    first process of a run looks first, and the others find what it has left.
+    Incomplete newer ones are removed with a warning. Nothing is unpickled before checksums are verified. The first
+    process of a run does this before the others.
     """
     with PartialState().main_process_first():
         return _newest(folder)
@@ -149,12 +149,12 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _checksums(checkpoint: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a checkpoint by its name in it."""
+    """Return the SHA-256 of each file of a checkpoint by relative name."""
     return {path.relative_to(checkpoint).as_posix(): digests.sha256(path) for path in _files(checkpoint)}
 
 
 def _files(checkpoint: Path) -> list[Path]:
-    """Return the regular files of a checkpoint in order, without the one that holds their checksums."""
+    """Return the regular files of a checkpoint in order, without the file of checksums."""
     sealed = checkpoint / CHECKSUMS
     return [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != sealed]
 

@@ -1,4 +1,4 @@
-"""What this machine can train, and on several processes: the stage starts itself through torchrun, once for each."""
+"""Check what this machine can train, and start several processes: the stage starts itself through torchrun."""
 
 import importlib.util
 import logging
@@ -24,7 +24,7 @@ def check_machine(train: TrainParams) -> None:
     """Check that this machine and these processes can train as configured, before anything is loaded.
 
     Raises:
-        UserError: if they cannot; says what is possible.
+        UserError: if they cannot; states what is possible.
     """
     check_precision(train)
     if train.precision == "bf16" and not has_fast_bf16():
@@ -44,20 +44,20 @@ def check_machine(train: TrainParams) -> None:
 
 
 def check_precision(train: TrainParams) -> None:
-    """Check that this machine has the precision of training.
+    """Check that this machine supports the training precision.
 
     Raises:
-        UserError: if it has not.
+        UserError: if not.
     """
     if train.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 do not")
 
 
 def _check_room(wanted: int) -> None:
-    """Refuse more processes than this machine has GPUs or, without one, cores: each would wait for the others.
+    """Reject more processes than this machine has GPUs or, without GPUs, cores: each would wait for the others.
 
     Raises:
-        UserError: if there are more; says how many there can be.
+        UserError: if there are more; states the maximum.
     """
     gpus = torch.cuda.device_count()
     most = gpus or os.cpu_count() or 1
@@ -68,22 +68,22 @@ def _check_room(wanted: int) -> None:
 
 
 def has_fast_bf16() -> bool:
-    """Say whether this machine has instructions for products in bf16."""
+    """Return whether this machine has instructions for bf16 products."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def shares() -> int:
-    """Return into how many parts a batch is split: over processes, or else over the GPUs of this one."""
+    """Return the number of shards of a batch: one per process, or per GPU of a single process."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     return count if count > 1 else max(1, torch.cuda.device_count())
 
 
 def start(module: str, wanted: int) -> bool:
-    """Run a module on several processes, unless this is one of them or one is enough; return whether they have run.
+    """Run a module on several processes, unless this is one of them or one suffices; return whether they have run.
 
-    Processes that torchrun has started, here or by hand, end when it is killed.
+    Processes of torchrun, started here or by hand, end when it is killed.
 
     Raises:
         UserError: if torchrun was started by hand for another number of processes.
@@ -103,10 +103,10 @@ def start(module: str, wanted: int) -> bool:
 def check_same(digest: str) -> None:
     """Check that all processes of a training run have the same digest of its inputs, before they wait for each other.
 
-    The Trainer has to be there, which has connected them.
+    The Trainer must have been built, since it connects the processes.
 
     Raises:
-        UserError: if an input has changed between the starts of two of them.
+        UserError: if an input has changed between the starts of two processes.
     """
     if "WORLD_SIZE" in os.environ:
         state = PartialState()
@@ -122,7 +122,7 @@ def _end_with(parent: int) -> None:
 
 
 def launch(module: str, wanted: int) -> None:
-    """Run a module on so many processes, which torchrun starts.
+    """Run a module on this many processes through torchrun.
 
     Raises:
         SystemExit: with the exit code of the first process that fails, or 128 and the signal that ended this one.

@@ -1,4 +1,4 @@
-"""The one place that builds a Trainer, with its arguments and callbacks: for the stage train and the arena."""
+"""Build the Trainer with its arguments and callbacks, for the stage train and the arena."""
 
 import dataclasses
 import math
@@ -50,7 +50,7 @@ DVCLIVE = "dvclive"
 
 
 class BatchingTrainer(Trainer):
-    """Batches examples of similar length, but evaluates groups in order: they are known by the positions of theirs."""
+    """Batches examples of similar length, but evaluates groups in order, since they are identified by position."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         sampler = _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
@@ -65,17 +65,17 @@ class BatchingTrainer(Trainer):
 
 
 def _with_lengths_in_memory(sampler: Sampler[int] | None) -> Sampler[int] | None:
-    """Turn the lengths of a sampler into a list: reading a single one from a table takes as long as reading a row."""
+    """Turn the lengths of a sampler into a list: reading a single length from a table takes as long as a row."""
     if isinstance(sampler, LengthGroupedSampler):
         sampler.lengths = sampler.lengths[:]
     return sampler
 
 
 class OneOrder(Sampler[int]):
-    """The order that the first process draws, for all processes, which divide it among themselves.
+    """A sampler whose order the first process draws for all processes, which divide it among themselves.
 
-    A sampler draws from the global generator of its process, and so does dropout, on texts that differ: orders of their
-    own would be different ones after the first epoch, in which some rows come twice and others never. A checkpoint has
+    A sampler draws from the global generator of its process, and so does dropout, on different texts: after the first
+    epoch, the processes' own orders would differ, so that some rows would come twice and others never. A checkpoint has
     the state of each generator, so a resumed run draws the same orders.
     """
 
@@ -97,15 +97,15 @@ def steps_an_epoch(view: TrainView, train: Dataset) -> int:
 
 
 def enough_epochs(view: TrainView, train: Dataset) -> int:
-    """Return the epochs of a train split that `train.steps: auto` trains for at least."""
+    """Return the minimum number of epochs of `train.steps: auto` for a train split."""
     return min(MAX_EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch(view, train)))
 
 
 def check_epochs(view: TrainView, train: Dataset) -> None:
-    """Check that the epochs and the patience of a view have an effect on the training with a train split.
+    """Check that epochs and patience have an effect, given the train split.
 
     Raises:
-        UserError: if one has none, one line each.
+        UserError: if one has none; one line each.
     """
     if view.train.steps != "auto":
         return
@@ -116,7 +116,7 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
 
 
 def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
-    """Return a view with as many epochs as `train.steps` says for a train split."""
+    """Return a view with the number of epochs that follows from `train.steps` for a train split."""
     if view.train.steps == "epochs":
         return view
     epochs = max(view.train.epochs, enough_epochs(view, train))
@@ -124,10 +124,10 @@ def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
 
 
 def check_class_weights(view: TrainView) -> None:
-    """Check that the task of a view has classes if they are to be balanced.
+    """Check that the task has classes if class weights are balanced.
 
     Raises:
-        UserError: if it has none.
+        UserError: if it has no classes.
     """
     if view.train.class_weights == "balanced" and not tasks.of(view.dataset).head.can_balance:
         needed = "balanced needs a label of classes, and no tenants"
@@ -135,7 +135,7 @@ def check_class_weights(view: TrainView) -> None:
 
 
 def weigh_classes(view: TrainView, task: Task, model: PreTrainedModel, train: Dataset) -> None:
-    """Have a base model compute its loss with the weights of classes that a view chooses, by their rows of train."""
+    """Set the loss of a base model to the class weights of a view, computed from the train split."""
     check_class_weights(view)
     if view.train.class_weights == "balanced":
         labels = np.array(train["label"][:])
@@ -152,7 +152,7 @@ def trainer_of(
     watching: Sequence[TrainerCallback] = (),
     **changes: Any,
 ) -> Trainer:
-    """Return a Trainer that fits a model to the split `train`, evaluating on `validation` if there is one.
+    """Build a Trainer that fits a model to the split `train` and evaluates on `validation`, if there is one.
 
     `folder` is for checkpoints; `changes` override fields of its TrainingArguments.
     """
@@ -189,7 +189,7 @@ def trainer_of(
 def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
     """Fit the model, resuming from the last complete checkpoint in the run's folder.
 
-    It ends after so many epochs of `patience` without a better validation score.
+    Training ends after `patience` epochs without a better validation score.
     """
     newest = checkpoints.newest(folder)
     trainer.add_callback(checkpoints.Keep(folder))
@@ -232,9 +232,9 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
 
 
 def steps_a_log(epochs: int, steps_an_epoch: int) -> int:
-    """Return over how many steps a logged loss is averaged, for some LOGS_A_RUN of them.
+    """Return the number of steps over which a logged loss is averaged, for about LOGS_A_RUN points.
 
-    It divides an epoch: at each there is a checkpoint, and a run that goes on from there begins a new mean.
+    It divides the steps of an epoch, because a run that resumes at an epoch's checkpoint begins a new mean.
     """
     wanted = max(1, min(epochs, LOGS_A_RUN) * steps_an_epoch // LOGS_A_RUN)
     return next(steps for steps in range(wanted, steps_an_epoch + 1) if steps_an_epoch % steps == 0)
@@ -247,7 +247,7 @@ class DivergedError(UserError):
 class Progress(TrainerCallback):
     """Advances a progress bar at each optimizer step, and shows in it the mean loss since the last log.
 
-    The learning rate beside it is that of the first group: the adapter's, if any.
+    The learning rate shown is the first group's: the adapter's, if any.
     """
 
     def __init__(self, advance: Advance) -> None:
@@ -268,7 +268,7 @@ class Progress(TrainerCallback):
 class StopAtDivergence(TrainerCallback):
     """Stops a run when a loss is infinite or NaN: it could not recover.
 
-    That is one of some steps, of the validation split, or at the end the mean over all steps.
+    The loss is a logged one, that of the validation split, or at the end the mean over all steps.
     """
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
@@ -281,9 +281,9 @@ class StopAtDivergence(TrainerCallback):
 
 
 class StopWithoutGain(TrainerCallback):
-    """Stops a run after so many epochs of `patience` without a better validation score.
+    """Stops a run after `patience` epochs without a better validation score.
 
-    transformers' EarlyStoppingCallback counts by itself, which a resumed run forgets; here the Trainer's state counts.
+    transformers' EarlyStoppingCallback loses its count when a run resumes; here the Trainer's state determines it.
     """
 
     def __init__(self, patience: int) -> None:
@@ -299,14 +299,14 @@ def scores_of(state: TrainerState) -> list[float]:
 
 
 def lacks_gain(scores: Sequence[float], patience: int) -> bool:
-    """Return whether as many epochs as `patience` says came after the first with the best of these scores, by epoch."""
+    """Return whether at least `patience` epochs came after the first with the best score (scores by epoch)."""
     return len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
 def trackers(view: TrainView) -> list[TrainerCallback]:
-    """Have the trackers of train.report_to write into runs/ and send nothing, unless the environment says more.
+    """Let the trackers of train.report_to write into runs/ and send nothing, unless the environment says otherwise.
 
-    That of DVCLive is returned: transformers' own would write a dvc.yaml and save an experiment.
+    The callback for DVCLive is returned: transformers' own would write a dvc.yaml and save an experiment.
     """
     if not view.train.report_to:
         return []

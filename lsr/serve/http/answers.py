@@ -1,7 +1,7 @@
-"""The bytes of answers: how many a request may have, and all that are computed at once.
+"""Limits on the bytes of answers: per request, and for all answers that are computed at once.
 
-Each answer repeats the names of its adapter's labels, and whoever sent the adapter chose them. So its size is bounded
-and checked before anything is computed.
+Each answer repeats the names of its adapter's labels, which are untrusted. So an upper bound of its size is checked
+before anything is computed.
 """
 
 import json
@@ -26,13 +26,13 @@ HELD = Gauge("lsr_answer_bytes", "Most bytes of the large answers that wait for 
 
 
 def json_bytes(content: Any) -> bytes:
-    """Return the JSON of an answer, or of a part of one, in UTF-8."""
+    """Encode an answer, or a part of one, as JSON in UTF-8."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode()
 
 
 def longest_token(tokenizer: Any) -> int:
-    """Return the most bytes that a written token adds to a text in JSON."""
+    """Return the maximum number of bytes that a generated token adds to a JSON text."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
     # By itself a token of some tokenizers has no space before it, but in a text it has.
     return 1 + max(len(json_bytes(text)) - len('""') for text in texts)
@@ -43,9 +43,9 @@ def most_bytes(
     max_new_tokens: int,
     token_bytes: int,
 ) -> int:
-    """Return the most bytes that the answer to a text can have, with a comma after it.
+    """Return an upper bound of the bytes of the answer to one text, including a comma.
 
-    `max_new_tokens` are those that it may have, 0 if it has labels or a number; `token_bytes` are those of the longest.
+    `max_new_tokens` is 0 for classification and regression; `token_bytes` is the size of the longest token.
     """
     if max_new_tokens:
         return len('{"text":""},') + max_new_tokens * token_bytes
@@ -64,7 +64,7 @@ def check_answers(
     token_bytes: int,
     max_new_tokens: int,
 ) -> None:
-    """Refuse so many texts whose answers can have `size` bytes each, if that is too much together."""
+    """Reject a request whose answers, `size` bytes per text at most, can exceed the limit."""
     if texts * size <= MAX_ANSWER_BYTES:
         return
     reason = f"the answers could have {texts * size:,} bytes; at most {MAX_ANSWER_BYTES:,} are allowed"
@@ -75,9 +75,9 @@ def check_answers(
 
 
 class Room:
-    """The room for large answers that wait for a batch or are computed, in bytes.
+    """Budget in bytes for large answers that wait for a batch or are computed.
 
-    What clients have not read is counted with their connections.
+    Bytes that clients have not read yet are counted with their connections.
     """
 
     def __init__(self, most: int = MAX_COMPUTED_BYTES) -> None:
@@ -87,7 +87,7 @@ class Room:
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold room for an answer of this size while it is computed; small ones need none, as their texts wait."""
+        """Reserve this many bytes while an answer is computed; small answers are limited by the queue instead."""
         held = size if size > SMALL else 0
         if self._held + held > self._most:
             reason = "too many large answers are computed; try again later, or ask with fewer texts at once"
@@ -100,7 +100,7 @@ class Room:
 
 
 def encode_response(adapter: str, results: Sequence[Answer | Completion]) -> bytes:
-    """Return the body of a response. Python's threads take turns between two answers, but not within one."""
+    """Return the body of a response, encoded answer by answer, so that other threads get their turns."""
     parts = b",".join(json_bytes(_content_of(result)) for result in results)
     return b'{"adapter":%s,"answers":[%s]}' % (json_bytes(adapter), parts)
 

@@ -51,7 +51,7 @@ class Service:
         ADAPTERS.set_function(lambda: len(self.bank.versions))
 
     async def answer(self, request: Request) -> Response:
-        """Answer each of the `texts` with what an adapter predicts, or continue `prompts` with the likeliest tokens."""
+        """Answer a request: predictions for `texts`, or greedy completions of `prompts`."""
         with SECONDS.time():
             question = read_question(await read_json(request, self._aside), self.passes.max_new_tokens)
             # Answers of one version of an adapter: if it is replaced before the last of them, all is read again.
@@ -76,7 +76,7 @@ class Service:
         return Response(body, media_type="application/json")
 
     def _rows(self, version: Version, question: Question) -> tuple[list[Row], int]:
-        """Return the rows of a question, and the most bytes of the response."""
+        """Return the rows of a question, and an upper bound of the bytes of the response."""
         name, texts, max_new_tokens = question
         each = most_bytes(version, max_new_tokens, self._token_bytes)
         check_answers(len(texts), each, self._token_bytes, max_new_tokens)
@@ -110,19 +110,19 @@ class Service:
             raise HTTPException(422, "the adapters of a graph do not change: export the bank again")
 
     async def refuse(self, _: Request) -> Response:
-        """Refuse to predict with a base model that writes, and the other way round."""
+        """Reject predictions with a generating base model, and generation with a predicting one."""
         writes = "writes: ask /v1/generate" if self.passes.max_new_tokens else "does not write: ask /v1/predict"
         raise HTTPException(422, f"the base model of this bank {writes}")
 
     @asynccontextmanager
     async def run_batches(self, _: Starlette) -> AsyncIterator[None]:
-        """Pass batches through the bank until uvicorn has answered the last request."""
+        """Run batches until uvicorn has answered the last request: the lifespan of the application."""
         task = asyncio.create_task(self.batches.run())
         yield
         task.cancel()
 
     def application(self) -> Starlette:
-        """Return the application, which passes batches through the bank while it runs."""
+        """Return the application, which runs the batches during its lifespan."""
         description = DESCRIPTION.read_bytes()
         writes = bool(self.passes.max_new_tokens)
         routes = [

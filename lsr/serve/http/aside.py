@@ -1,4 +1,4 @@
-"""Work for a single request that would keep others waiting: one call at a time, and a rest after each."""
+"""Run long work of single requests outside the event loop: one call at a time, with a pause after each."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from lsr.serve.http.rests import REST, Rest
 class Aside:
     """A thread for what is large: texts in JSON and files of adapters, which are read and written without a pause.
 
-    `computed` returns the seconds that the thread has computed, and `now` those of a clock; `sleep` lets some pass.
+    `computed` returns the thread's CPU seconds, `now` the seconds of a clock, and `sleep` waits.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Aside:
         self._rest = Rest(REST, now)
 
     async def run(self, call: Callable[[], Any]) -> Any:
-        """Return what a call returns, made when those before it have been made and the thread has rested."""
+        """Return the result of a call, made after earlier calls and a pause."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run_after_rest, call)
 
     def _run_after_rest(self, call: Callable[[], Any]) -> Any:

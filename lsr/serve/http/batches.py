@@ -1,4 +1,4 @@
-"""The batches in which rows of different tenants pass through a bank, each tenant in turn."""
+"""Schedule the batches of a bank: rows of different tenants share a batch, and tenants take turns."""
 
 import asyncio
 import time
@@ -27,17 +27,17 @@ MOST = 64 * 64  # texts of a request times the size of their adapter: their answ
 
 
 class Waiting(NamedTuple):
-    """A row that waits for a batch, and what gets its result."""
+    """A row that waits for a batch, with the future of its result."""
 
     row: Row
     result: "asyncio.Future[Result]"
 
 
 class Batches:
-    """A bank and the rows that wait for it.
+    """The batch scheduler of a bank, with its queue.
 
-    All that reads or changes the bank's tensors runs in one thread, so an adapter comes, goes or is replaced between
-    two batches and never within one. `now` returns the seconds of a clock.
+    One thread reads and changes the bank's tensors, so adapters are added, removed or replaced between two batches,
+    never within one. `now` returns the seconds of a clock.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Batches:
         return sum(map(len, [*self._waiting.values()]))
 
     async def answers(self, rows: list[Row]) -> list[Result]:
-        """Return the result of each row of one adapter; refuse them all if there is no room for them.
+        """Return the result of each row of one adapter; reject all if they do not fit into the queue.
 
         Raises:
-            ReplacedError: if the adapter is replaced or removed before all rows have passed.
+            ReplacedError: if the adapter is replaced or removed before all rows are computed.
         """
         first = rows[0]
         self._check_room(first.adapter, first.version.size, len(rows))
@@ -91,7 +91,7 @@ class Batches:
         size: int,
         count: int,
     ) -> None:
-        """Refuse so many rows of an adapter if its size allows fewer, there is no room, or half of it is its own."""
+        """Reject rows if the adapter's size allows fewer, the queue is full, or the adapter already has half of it."""
         if count > 1 and count * size > MOST:
             raise HTTPException(422, f"at most {max(1, MOST // size)} at once for an adapter of this size")
         own = len(self._waiting.get(adapter, ()))
@@ -120,7 +120,7 @@ class Batches:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     async def run(self) -> None:
-        """Pass batch after batch through the bank, until cancelled."""
+        """Run one batch after another, until cancelled."""
         while True:
             await self._came.wait()
             if self._count() < self._rows:
@@ -154,7 +154,7 @@ class Batches:
                 result.set_result(value)
 
     def _drop(self) -> None:
-        """Drop rows whose result nobody awaits, and those whose adapter has been replaced: it may be larger now."""
+        """Drop rows whose client has left or whose adapter was replaced: the new one may be larger."""
         versions = self._passes.bank.versions
         waiting_after = OrderedDict[str, deque[Waiting]]()  # in the place of the other at once: another thread counts
         for name, own in self._waiting.items():

@@ -1,4 +1,4 @@
-"""JSON in the bodies of requests, within limits: Python runs no other thread while it parses a text."""
+"""Parse the JSON bodies of requests within limits, since parsing blocks all other threads."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ SIGNS = ",:[{"
 
 
 def parse_json(content: bytes) -> Any:
-    """Return what the JSON in a body stands for."""
+    """Return the value of a JSON body."""
     try:
         text = content.decode()
         check_values(text, "a body")
@@ -23,19 +23,19 @@ def parse_json(content: bytes) -> Any:
 
 
 def header_of(content: bytes) -> bytes:
-    """Return the header of a safetensors file, which is JSON; the first eight bytes are its length."""
+    """Return the JSON header of a safetensors file; the first eight bytes are its length."""
     length = int.from_bytes(content[:8], "little")
     return content[8 : 8 + length]
 
 
 def check_values(text: str, name: str) -> None:
-    """Refuse JSON that may take long to parse; the error says what has this name."""
+    """Reject JSON that may take long to parse; `what` names it in the error."""
     if count_of_signs(text) > MAX_VALUES:
         raise HTTPException(422, f"{name} has over {MAX_VALUES:,} JSON values; at most that is allowed")
 
 
 def count_of_signs(text: str) -> int:
-    """Return how many signs of a text in JSON are outside of its strings."""
+    """Return the number of structural characters of a JSON text, outside its strings."""
     without_escaped = text.replace(r"\\", "").replace(r"\"", "")
     outside = "".join(without_escaped.split('"')[::2])
     return sum(map(outside.count, SIGNS))

@@ -105,7 +105,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
 
 
 def run(options: Namespace) -> None:
-    """Serve a bank until a signal stops it; what was asked is answered, for at most 30 seconds."""
+    """Serve a bank until SIGTERM or SIGINT, then finish pending requests for up to 30 seconds."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The connections of the server, each of which may keep it waiting for a limited time.
+"""The server's connections, with time limits on each wait for a client.
 
 A client that sends nothing, sends a byte per second, or does not read its answer costs the server a connection. So each
 wait for a client has a limit of seconds; and where there is no room for another connection, the one that has kept the
@@ -55,7 +55,7 @@ class PacedFlow(FlowControl):
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 on one connection, whose client may keep the server waiting for a limited time."""
+    """HTTP/1.1 on one connection, with limits on each wait for the client."""
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
@@ -67,7 +67,7 @@ class Protocol(H11Protocol):
         self._is_answered = False  # while the client has not read the answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Admit the connection, or refuse it at once."""
+        """Admit the connection, or reject it at once."""
         super().connection_made(transport)
         self.flow: PacedFlow = PacedFlow(transport)
         transport.set_write_buffer_limits(high=0)  # pause_writing is called whenever something is left to be read
@@ -79,7 +79,7 @@ class Protocol(H11Protocol):
             self.end(503, FULL)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Remove the connection from all counts."""
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._forget()
@@ -104,14 +104,14 @@ class Protocol(H11Protocol):
             self.loop.call_later(seconds, self.flow.end_rest)
 
     def handle_events(self) -> None:
-        """Answer what was received, but not before the last answer is read: of each connection one answer waits."""
+        """Handle received events once the client has read the last answer: one pending answer per connection."""
         if self._is_answered:
             self.flow.pause_reading()
         else:
             super().handle_events()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, as soon as the answer is read."""
+        """Continue with the next request once the answer is read."""
         if self.flow.write_paused:
             self._is_answered = True
         else:
@@ -125,7 +125,7 @@ class Protocol(H11Protocol):
         self._connections.hold(self, self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """Go on as the client has read all that was sent."""
+        """Continue after the client has read all that was sent."""
         super().resume_writing()
         if self._is_answered:
             self._is_answered = False
@@ -135,11 +135,11 @@ class Protocol(H11Protocol):
         self._await_client()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are not HTTP."""
+        """Answer malformed requests in JSON."""
         self.end(400, msg)
 
     def end(self, status: int, reason: str) -> None:
-        """Close the connection, with an answer if a request may await one; what is not taken at once is lost."""
+        """Close the connection, with an answer if a request may await one; bytes not read at once are lost."""
         may_await = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self._is_awaited(Awaited.REQUEST)
         if may_await and not self.flow.write_paused and not self.transport.is_closing():
             self._send(status, reason)
@@ -216,19 +216,19 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """A server that accepts few connections per turn of the event loop, while many may wait for it in the kernel.
 
-    Asyncio has one number for both, and accepts the connections of a turn before it can refuse the first of them: the
-    process might have no files left.
+    Asyncio has one number for both, and accepts the connections of a turn before the first can be rejected: the process
+    could run out of file descriptors.
     """
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Listen."""
+        """Start to listen."""
         await super().startup(sockets)
         for listening in sockets or []:
             listening.listen(QUEUE)
 
 
 class OneLength:
-    """An application that refuses requests with two lengths: a proxy may go by the other one (RFC 9112, 6.1)."""
+    """Middleware that rejects requests with two lengths, which a proxy may interpret differently (RFC 9112, 6.1)."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application

@@ -1,4 +1,4 @@
-"""How many connections there may be, of one client and of all, and which one is closed to make room for another.
+"""Limits on connections, per client and in total, and the choice of the one to close for another.
 
 And how many bytes of large bodies are read per second: whoever sends more waits.
 """
@@ -18,7 +18,7 @@ TOO_MUCH = "too many bytes wait to be sent or read; try again later"
 
 
 class Awaited(Enum):
-    """What the server waits for from a client."""
+    """The event that the server awaits from a client."""
 
     REQUEST = "a further request"
     HEAD = "the head of a request"
@@ -29,7 +29,7 @@ class Awaited(Enum):
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may take of the server."""
+    """The resources that clients may use."""
 
     connections: int
     client_connections: int  # limit per client address
@@ -45,7 +45,7 @@ class Connection(Protocol):
     address: str  # the client's address, as `client_of` returns it
 
     def end(self, status: int, reason: str) -> None:
-        """Close the connection, with an answer if a request may await one, and leave all groups."""
+        """Close the connection, with an answer if a request may await one, and remove it from all groups."""
 
 
 class Pace:
@@ -62,7 +62,7 @@ class Pace:
 
 
 class Group:
-    """The connections that share limits: those of one client, or all."""
+    """Connections that share limits: all of one client, or all of the server."""
 
     def __init__(self, connections: int, held: int, body_rate: float) -> None:
         self.pace = Pace(body_rate)
@@ -76,7 +76,7 @@ class Group:
         return len(self._open)
 
     def has_room(self, now: float) -> bool:
-        """Return whether another connection may be added; if the group is full, close the longest wait for that."""
+        """Return whether a connection may be added; a full group first closes the one that has waited longest."""
         if len(self._open) < self._most:
             return True
         longest = next(iter(self._waiting), None)
@@ -90,13 +90,13 @@ class Group:
         self._open.add(connection)
 
     def wait(self, connection: Connection, since: float) -> None:
-        """Note that an open connection waits for its client from now on."""
+        """Record that a connection starts to wait for its client."""
         self.proceed(connection)
         if connection in self._open:
             self._waiting[connection] = since
 
     def hold(self, connection: Connection, size: int) -> None:
-        """Note how many bytes a waiting connection holds; if all hold too many, close the longest waits."""
+        """Record how many bytes a waiting connection holds; above the limit, close those that have waited longest."""
         if connection in self._waiting:
             self._held[connection] = size
         while sum(self._held.values()) > self._most_held and len(self._held) > 1:
@@ -108,7 +108,7 @@ class Group:
         self._held.pop(connection, None)
 
     def leave(self, connection: Connection) -> None:
-        """Forget a connection."""
+        """Remove a connection."""
         self.proceed(connection)
         self._open.discard(connection)
 
@@ -123,7 +123,7 @@ class Connections:
         OPEN.set_function(lambda: len(self._all))
 
     def admit(self, connection: Connection, now: float) -> bool:
-        """Count a new connection as open, or return that there is no room for it."""
+        """Count a new connection as open; return False if there is no room for it."""
         own = self._by_client.get(connection.address) or self._make_group()
         if not (own.has_room(now) and self._all.has_room(now)):
             return False
@@ -141,12 +141,12 @@ class Connections:
         return max(group.pace.take(size, now) for group in self._groups(connection))
 
     def wait(self, connection: Connection, since: float) -> None:
-        """Note that a connection waits for its client from now on."""
+        """Record that a connection starts to wait for its client."""
         for group in self._groups(connection):
             group.wait(connection, since)
 
     def hold(self, connection: Connection, size: int) -> None:
-        """Note how many bytes a waiting connection holds."""
+        """Record how many bytes a waiting connection holds."""
         for group in self._groups(connection):
             group.hold(connection, size)
 
@@ -156,7 +156,7 @@ class Connections:
             group.proceed(connection)
 
     def leave(self, connection: Connection) -> None:
-        """Forget a connection, and its client with the last of them."""
+        """Remove a connection, and its client after its last connection."""
         for group in self._groups(connection):
             group.leave(connection)
         own = self._by_client.get(connection.address)
@@ -169,7 +169,7 @@ class Connections:
 
 
 def client_of(host: str) -> str:
-    """Return the address that connections are counted by: of IPv6, the 64 bits that one client has all addresses of."""
+    """Return the address by which connections are counted: for IPv6 the /64 prefix, which one client owns."""
     address = ip_address(host.partition("%")[0])
     if address.version == 4:
         return str(address)

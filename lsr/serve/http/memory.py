@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system: the C library would keep much of what an attack took for a while."""
+"""Return freed memory to the system, which glibc would otherwise keep for a while after an attack."""
 
 import asyncio
 import ctypes
@@ -9,14 +9,14 @@ BETWEEN = 5  # seconds; looking for free memory takes less than a millisecond wh
 
 
 def take_from_few_arenas() -> None:
-    """Have threads share arenas, if the C library is one that has them: glibc; before there are threads."""
+    """Let threads share few memory arenas (glibc only); call it before threads start."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         set_option(ARENA_MAX, ARENAS)
 
 
 async def give_back() -> None:
-    """Give free memory back to the system, in a thread of its own, if the C library is one that keeps it: glibc."""
+    """Return free memory to the system, in a thread of its own (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         await asyncio.to_thread(trim, 0)

@@ -1,4 +1,4 @@
-"""The routes that clients of OpenAI's API ask, and /classify as vLLM has it: a model is an adapter of the bank.
+"""OpenAI-compatible routes, and /classify as in vLLM: the model of a request is an adapter of the bank.
 
 Every error has OpenAI's form, {"error": {"message": REASON, ...}}.
 """
@@ -42,20 +42,20 @@ def refusal(
     headers: Mapping[str, str] | None = None,
     field: str | None = None,
 ) -> Response:
-    """Return the answer to a refused request in OpenAI's form; what is 422 elsewhere is 400 there."""
+    """Return the response to a rejected request in OpenAI's format, which has 400 in place of 422."""
     status = 400 if status == 422 else status
     return refuse_with(format_error(reason, status, field), status, headers)
 
 
 def format_error(reason: str, status: int, field: str | None = None) -> dict[str, Any]:
-    """Return an error in OpenAI's form."""
+    """Return an error in OpenAI's format."""
     code = "model_not_found" if status == 404 and field == "model" else None
     kind = TYPES.get(status, "invalid_request_error")
     return {"error": {"message": reason, "type": kind, "param": field, "code": code}}
 
 
 class Endpoints:
-    """The answers to these requests."""
+    """Handlers of the OpenAI-compatible routes."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Endpoints:
         ]
 
     async def models(self, request: Request) -> Response:
-        """List the adapters, for whoever may change them: they are other tenants'."""
+        """List the adapters; needs the token, because they belong to all tenants."""
         check_token(request)
         names = list(self._passes.bank.versions)
         body = await self._aside.run(partial(self._list_models, names))
@@ -151,7 +151,7 @@ class Endpoints:
             return await self._batches.answers(rows)
 
     def _rows(self, version: Version, asked: Asked) -> tuple[list[Row], int]:
-        """Return the rows of a request, and the most bytes of the response."""
+        """Return the rows of a request, and an upper bound of the bytes of the response."""
         wanted = asked.wanted
         each = most_bytes(version, wanted.max_new_tokens, self._token_bytes) + MAX_HEAD
         check_answers(len(asked.prompts), each, self._token_bytes, wanted.max_new_tokens)
@@ -182,7 +182,7 @@ class Endpoints:
         row: Row,
         size: int,
     ) -> Response:
-        """Return a stream once its first piece is there: an error before that is a response of its own."""
+        """Return a stream after its first piece, so that an earlier error is an ordinary response."""
         loop = asyncio.get_running_loop()
         text = GrowingText()
 
@@ -276,7 +276,7 @@ def _count_tokens(rows: Sequence[Row], completions: Sequence[Completion]) -> dic
 
 
 class Form:
-    """The form of the answers to a request, whole or in pieces."""
+    """The format of responses, whole or streamed."""
 
     def __init__(self, asked: Asked, rows: Sequence[Row]) -> None:
         self._rows = rows
@@ -301,15 +301,15 @@ class Form:
         return {**self._head, "object": kind, "choices": choices, "usage": _count_tokens(self._rows, completions)}
 
     def begin(self) -> list[dict[str, Any]]:
-        """Return the piece before the text, if there is one."""
+        """Return the first piece, before the text, if the format has one."""
         return [self._piece({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
 
     def piece(self, text: str) -> dict[str, Any]:
-        """Return a piece of an answer."""
+        """Return a piece with a part of the text."""
         return self._piece({"delta": {"content": text}} if self._is_chat else {"text": text})
 
     def end(self, completion: Completion) -> list[dict[str, Any]]:
-        """Return the pieces after the text."""
+        """Return the last pieces, after the text."""
         text: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
         pieces = [self._piece(text, _reason_of(completion))]
         if self._has_usage:
@@ -334,7 +334,7 @@ async def _stream_events(
     text: GrowingText,
     form: Form,
 ) -> AsyncIterator[bytes]:
-    """Yield the events of a stream; whatever ends it early frees its place in the batch."""
+    """Yield the events of a stream; if it ends early, its place in the batch is freed."""
     try:
         for content in form.begin():
             yield encode_event(content)
@@ -358,7 +358,7 @@ async def _stream_events(
 
 
 def _result(task: "asyncio.Task[list[Completion | None]]") -> Completion | str:
-    """Return the completion of a task that is done, or why there is none."""
+    """Return the completion of a finished task, or the reason for its failure."""
     if task.cancelled():
         return UNREAD
     if task.exception() is not None:

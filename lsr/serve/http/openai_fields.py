@@ -1,4 +1,4 @@
-"""The fields of requests in OpenAI's form: what each may hold, and those that would have no effect here."""
+"""Validate the fields of requests in OpenAI's format, and reject those without effect here."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ NEUTRAL: dict[str, Any] = {
 
 
 class FieldError(HTTPException):
-    """A field of a request that cannot be taken."""
+    """A field of a request is not allowed."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Asked(NamedTuple):
 
 
 def read_completion(content: Any, max_new_tokens: int) -> Asked:
-    """Return what a request to /v1/completions asks for; it may ask for so many tokens."""
+    """Parse a request to /v1/completions, with a limit on the generated tokens."""
     fields = read_fields(content, COMPLETION)
     prompt = fields.get("prompt")
     prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -73,7 +73,7 @@ def read_completion(content: Any, max_new_tokens: int) -> Asked:
 
 
 def read_chat(content: Any, max_new_tokens: int) -> Asked:
-    """Return what a request to /v1/chat/completions asks for; it may ask for so many tokens."""
+    """Parse a request to /v1/chat/completions, with a limit on the generated tokens."""
     fields = read_fields(content, CHAT)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -96,7 +96,7 @@ def read_classify(content: Any) -> tuple[str, list[Any]]:
 
 
 def read_fields(content: Any, allowed: tuple[str, ...]) -> dict[str, Any]:
-    """Return the fields of a request that have an effect, without those that are null.
+    """Return the fields of a request that have an effect and are not null.
 
     Raises:
         FieldError: if another field would have no effect.

@@ -1,4 +1,4 @@
-"""The process of `lsr serve`: its socket, its bank and the server, with the limits of its connections."""
+"""The process of `lsr serve`: socket, bank, server and the limits of connections."""
 
 import gc
 import os
@@ -48,7 +48,7 @@ def serve(options: Namespace) -> None:
 
 
 def _limits(options: Namespace) -> Limits:
-    """Return the limits of connections; say so if there can be fewer than the options ask for."""
+    """Return the limits of connections; print a line if the system allows fewer than the options ask for."""
     given = options.client_connections
     if given is not None and given > options.connections:
         raise InputError(f"--client-connections: needed: at most --connections, {options.connections}, got {given}")
@@ -63,7 +63,7 @@ def _limits(options: Namespace) -> Limits:
 
 
 def _most_connections(wanted: int) -> int:
-    """Return how many connections there can be, as many as wanted or fewer: each takes a file of the process."""
+    """Return the possible number of connections, at most the wanted one: each needs a file descriptor."""
     import resource  # not on Windows, which has the other commands all the same
 
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""What a request must have: a length, the fields of a question, and for changes of adapters a token."""
+"""Validate requests: the length of the body, the fields of a question, and the token for changes of adapters."""
 
 import os
 import secrets
@@ -16,7 +16,7 @@ MAX_TEXTS = 64  # maximum number of texts of a request
 
 
 class Question(NamedTuple):
-    """What is asked of an adapter."""
+    """The parsed request to an adapter."""
 
     adapter: str
     texts: list[Any]  # texts to classify, or prompts
@@ -24,7 +24,7 @@ class Question(NamedTuple):
 
 
 def read_question(content: Any, max_new_tokens: int) -> Question:
-    """Return the question in a request; `max_new_tokens` are the most that it may ask for, 0 where adapters predict."""
+    """Return the question in a request; `max_new_tokens` is the largest allowed value, 0 for predictions."""
     field = "prompts" if max_new_tokens else "texts"
     fields = {"adapter", field, "max_new_tokens"} if max_new_tokens else {"adapter", field}
     if isinstance(content, dict) and content.keys() == fields:
@@ -42,14 +42,14 @@ def read_question(content: Any, max_new_tokens: int) -> Question:
 
 
 async def read_json(request: Request, aside: Aside) -> Any:
-    """Return what the JSON in the body of a request stands for; a large body is parsed aside."""
+    """Return the value of a request's JSON body; large bodies are parsed by `Aside`."""
     check_body(request, MAX_JSON_BYTES)
     body = await request.body()
     return parse_json(body) if len(body) <= SMALL else await aside.run(partial(parse_json, body))
 
 
 def check_body(request: Request, most: int) -> None:
-    """Refuse a request whose body has more than so many bytes, or does not say how many it has."""
+    """Reject a request whose body is too large or has no Content-Length."""
     length = request.headers.get("Content-Length")
     if length is None or "Transfer-Encoding" in request.headers:
         raise HTTPException(411, "needed: Content-Length")
@@ -58,7 +58,7 @@ def check_body(request: Request, most: int) -> None:
 
 
 def check_token(request: Request) -> None:
-    """Refuse a request that changes adapters without the token of the server."""
+    """Reject a change of adapters without the server's token."""
     given = request.headers.get("Authorization", "").encode()
     token = os.environ.get("LSR_TOKEN")
     if not token or not secrets.compare_digest(given, f"Bearer {token}".encode()):

@@ -1,4 +1,4 @@
-"""The answer to a request that is refused."""
+"""Responses to rejected requests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ def refusal(
     status: int,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the answer {"error": REASON} with this status, and count it."""
+    """Return the response {"error": REASON} with this status, and count it."""
     return refuse_with({"error": reason}, status, headers)
 
 
@@ -23,6 +23,6 @@ def refuse_with(
     status: int,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the answer to a refused request in any form, and count it."""
+    """Return the response to a rejected request in any format, and count it."""
     REFUSED.labels(status).inc()
     return JSONResponse(content, status, headers)

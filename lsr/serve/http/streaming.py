@@ -1,4 +1,4 @@
-"""Answers that are sent while they are written, and clients that leave or do not read them."""
+"""Stream answers during generation, and handle clients that leave or do not read."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -17,7 +17,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class GrowingText:
-    """A text that is written in one place and sent from another, within an event loop."""
+    """A growing text that one task extends and another sends, in one event loop."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -25,26 +25,26 @@ class GrowingText:
         self.sent = 0  # characters
 
     def grow(self, text: str) -> None:
-        """Take the text as it is now, unless it is only what is there: a batch that failed is written again."""
+        """Set the text if it is longer than the present one; a failed batch generates its text again."""
         if len(text) > len(self._text):
             self._text = text
             self._has_more.set()
 
     def end(self) -> None:
-        """End the waiting for more."""
+        """Wake the sender, since no more text comes."""
         self._has_more.set()
 
     @property
     def is_left(self) -> bool:
-        """Whether the client leaves too much of it unread."""
+        """Whether too much of the text is unread by the client."""
         return len(self._text) - self.sent > MAX_UNSENT
 
     async def more(self) -> None:
-        """Wait until there is more, or the end."""
+        """Wait until there is more text, or it is complete."""
         await self._has_more.wait()
 
     def take(self) -> str:
-        """Return what has not been taken yet."""
+        """Return the text added since the last call."""
         self._has_more.clear()
         piece = self._text[self.sent :]
         self.sent = len(self._text)
@@ -52,7 +52,7 @@ class GrowingText:
 
 
 async def run_unless_left(request: Request, call: Awaitable[Answer]) -> Answer:
-    """Return what a call returns; it is cancelled if the client leaves before that.
+    """Return the result of a call, which is cancelled if the client leaves.
 
     The body of the request must have been read.
 

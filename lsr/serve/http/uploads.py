@@ -1,4 +1,4 @@
-"""Adapters that clients send as the files of a form, which may hold anything.
+"""Read uploaded adapters: untrusted files of a multipart form.
 
 A large form takes long to parse, and its adapter to check. So its body goes to a file while it comes, and a thread does
 both, with rests.
@@ -31,14 +31,14 @@ FILES = (*JSON, WEIGHTS, ROUNDED)
 
 
 class Uploads:
-    """Reads the adapters that clients send for a bank, one at a time."""
+    """Reads uploaded adapters for a bank, one at a time."""
 
     def __init__(self, passes: Passes) -> None:
         self._passes = passes
         self._aside = Aside()
 
     async def read(self, request: Request, name: str) -> Contents:
-        """Return the adapter in the form of a request; errors name the adapter in place of its folder."""
+        """Return the adapter in a request's form; errors name the adapter instead of a folder."""
         with TemporaryDirectory() as body_folder, TemporaryDirectory() as folder:
             body = Path(body_folder, "body")
             await save_body(request.stream(), body)
@@ -59,7 +59,7 @@ class Uploads:
 
 
 async def save_body(stream: AsyncIterator[bytes], path: Path) -> None:
-    """Write the body of a request to a file while it comes."""
+    """Write the body of a request to a file as it arrives."""
     piece = bytearray()
     with path.open("wb") as file:
         async for chunk in stream:
@@ -71,7 +71,7 @@ async def save_body(stream: AsyncIterator[bytes], path: Path) -> None:
 
 
 def write_files(scope: Scope, body: Path, folder: Path) -> None:
-    """Write the files of a form to a folder, of a request whose body is in a file; for a thread of its own."""
+    """Parse the form in a file and write its files to a folder; runs in a thread."""
     asyncio.run(_write_files(scope, body, folder))
 
 
