@@ -19,6 +19,7 @@ from lsr.convert.smaller import compress_adapter, quantize_adapter
 from lsr.convert.writing import GRAPHS, SHARED_ADAPTER, check_output, replace_folder
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
+from lsr.serve.additions import add_fitted, add_unlabeled, split_labels
 from lsr.serve.file import FILE
 from lsr.serve.http import command as server
 from lsr.serve.joining import join_banks
@@ -152,7 +153,15 @@ def _compress(options: Namespace) -> None:
 
 def _bank(options: Namespace) -> None:
     check_output(options.output, options.sources, replace=options.force)
+    files = _files_by_name(options.fit)
+    if options.labels is not None and not (options.add or files):
+        raise InputError("--labels: has no effect without --add or --fit")
+    labels = None if options.labels is None else split_labels(options.labels)
     bank = join_banks(options.sources, options.base, options.precision)
+    add_unlabeled(bank, options.add, labels)
+    if files:
+        for line in add_fitted(bank, files, options.sources[0], options.base, labels):
+            say(line)
     bank.save(options.output, force=options.force)
     size = (options.output / FILE).stat().st_size
     count = len(bank.names)
@@ -161,6 +170,23 @@ def _bank(options: Namespace) -> None:
     say(f"{options.output}: {adapters} in {bank.shared.precision}, {size:,} bytes, {each}")
     if bank.shared_adapter is not None:
         say(f"what they share: {_size(options.output / SHARED_ADAPTER)}")
+
+
+def _files_by_name(words: Sequence[str]) -> dict[str, Path]:
+    """Return the files of `--fit NAME=FILE` by the names of tenants.
+
+    Raises:
+        InputError: if a word has another form, or a name is given twice.
+    """
+    files = dict[str, Path]()
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--fit: needed: NAME=FILE.csv, got {word!r}")
+        if name in files:
+            raise InputError(f"--fit: {name}: given twice")
+        files[name] = Path(path)
+    return files
 
 
 def _sizes(source: Path, output: Path) -> str:
@@ -189,6 +215,15 @@ FORMS = (
 DTYPE = "floating-point type of the output (default: %(default)s)"
 BITS_HELP = "also quantize to this number of bits, like `lsr quantize` (default: no quantization)"
 PRECISION = "precision of the stored tensors (default: that of the input banks, or float32)"
+ADD = "add tenants without any labeled text: each answers by the mean of the tenants with the same labels"
+FIT = (
+    "add or replace tenants with a few labeled texts, of a CSV file with the columns text and label: only the rows of "
+    "their heads are fitted, in seconds; tenants for which that is not better answer as with --add"
+)
+OWN_LABELS = (
+    "labels of the tenants of --add and --fit, separated by commas (default for --add: a number; for --fit: those in "
+    "the file)"
+)
 # By name: what it runs, what the list of commands and its own help say of it, and the options of its arguments by name.
 COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[str, Any]]]] = {
     "export": (
@@ -246,6 +281,9 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
             **OUTPUT,
             **FORCE,
             "--precision": {"choices": PRECISIONS, "help": PRECISION},
+            "--add": {"nargs": "+", "default": [], "metavar": "NAME", "help": ADD},
+            "--fit": {"nargs": "+", "default": [], "metavar": "NAME=FILE", "help": FIT},
+            "--labels": {"metavar": "A,B", "help": OWN_LABELS},
             **BASE,
         },
     ),

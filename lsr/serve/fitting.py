@@ -1,0 +1,241 @@
+"""Fit a tenant's head to a few labeled texts in seconds: the shared adapter stays as it is.
+
+The rows of the head are those of the tenant's group plus a deviation, which starts at zero and is regularized
+(Evgeniou & Pontil, "Regularized multi-task learning", 2004). Its strength is chosen by cross-validation.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import optimize, special, stats
+from torch import nn
+
+from lsr.loading.contents import Contents
+from lsr.serve.bank import AdapterBank
+from lsr.serve.groups import labels_of, make_member
+from lsr.serve.modules import Version
+from lsr.serve.passes import Passes, Row
+from lsr.tuner.mistakes import InputError
+from lsr.tuner.model import BASE
+
+FOLDS = 10
+MIN_TEXTS = 4
+STRENGTHS = np.logspace(1, -4, 11)  # of the penalty, from hardly any deviation to nearly a regression of its own
+SMALLEST_UNIT = 1e-12  # where all texts have the same features
+BATCH = 32  # texts
+CONFIDENCE = 0.95
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A tenant's fitted head, and what cross-validation says of it."""
+
+    contents: Contents  # the group's own rows, where the fit is not better
+    is_better: bool  # than the group's rows: its log loss is lower by more than the standard error
+    strength: float  # of the regularization
+    accuracy: float  # of the fit, on texts that it has not seen
+    interval: tuple[float, float]  # of `accuracy`, by Wilson's method
+    group_accuracy: float  # of the group's rows on the same texts
+
+
+class Example(NamedTuple):
+    """A labeled text, or pair of texts."""
+
+    text: str | list[str]
+    label: str
+
+
+def fit_tenant(passes: Passes, name: str, examples: Sequence[Example], labels: Sequence[str] | None = None) -> Fit:
+    """Return a tenant's head fitted to labeled texts; `labels` are all that it may answer with, in order.
+
+    They are those that the tenant has in the bank, else those of the examples, in alphabetical order. Nothing in the
+    bank changes: `bank.add(name, fit.contents, replace=True)` does that.
+
+    Raises:
+        InputError: if there are too few texts, of two labels at least, a label is not among `labels`, or no tenant of
+            the bank has these labels.
+    """
+    bank = passes.bank
+    given = sorted({example.label for example in examples})
+    if len(examples) < MIN_TEXTS or len(given) < 2:
+        found = f"got {len(examples)} of {len(given)}"
+        raise InputError(f"needed: at least {MIN_TEXTS} texts, of two different labels; {found}")
+    if labels is None:
+        labels = labels_of(bank, name) if name in bank.names else given
+    if labels is None:
+        raise InputError(f"{name}: predicts a number; only classes are fitted")
+    targets = _number_labels(examples, labels)
+    group = make_member(bank, name, tuple(labels))
+    features = read_features(passes, group, name, [example.text for example in examples])
+    start = rows_of(group, features.shape[1])
+    folds = assign_folds(targets)
+    losses, correct = cross_validate(features, targets, start, folds)
+    best = int(losses.mean(axis=1).argmin())
+    by_group = -_log_probabilities(features, start)[np.arange(len(targets)), targets]
+    gain = by_group - losses[best]
+    is_better = bool(gain.mean() > stats.sem(gain))
+    strength = float(STRENGTHS[best])
+    rows = fit_rows(features, targets, start, strength) if is_better else start
+    guessed = (with_ones(features) @ start.T).argmax(axis=1)
+    hits = int(correct[best].sum())
+    interval = stats.binomtest(hits, len(targets)).proportion_ci(CONFIDENCE, "wilson")
+    return Fit(
+        contents=with_rows(group, rows),
+        is_better=is_better,
+        strength=strength,
+        accuracy=hits / len(targets),
+        interval=(float(interval.low), float(interval.high)),
+        group_accuracy=float((guessed == targets).mean()),
+    )
+
+
+def _number_labels(examples: Sequence[Example], labels: Sequence[str]) -> Array:
+    """Return the number of each example's label.
+
+    Raises:
+        InputError: if a label is not one of these.
+    """
+    for example in examples:
+        if example.label not in labels:
+            raise InputError(f"label {example.label!r}: is not one of {', '.join(labels)}")
+    places = {label: number for number, label in enumerate(labels)}
+    return np.array([places[example.label] for example in examples])
+
+
+def read_features(passes: Passes, group: Contents, name: str, texts: Sequence[str | list[str]]) -> Array:
+    """Return what a tenant's head reads of texts, in float64: (texts, width), pooled as the base model does it.
+
+    Raises:
+        InputError: if a text cannot be read.
+    """
+    bank = passes.bank
+    version = Version(dict(group.task or {}), {}, 0)
+    rows = passes.rows(name, version, texts)
+    parts = list[Array]()
+    with bank.shared.one_thread, _without_head(bank, group):
+        for batch in _batches(rows):
+            inputs = passes.tokenizer.pad([row.inputs for row in batch], return_tensors="pt")
+            with torch.no_grad():
+                pooled = bank(**inputs, adapter_names=[BASE] * len(batch)).logits
+            parts.append(pooled.double().numpy())
+    return np.concatenate(parts)
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for first in range(0, len(rows), BATCH):
+        yield rows[first : first + BATCH]
+
+
+@contextmanager
+def _without_head(bank: AdapterBank, group: Contents) -> Iterator[None]:
+    """Have the model return what its head's last layer reads, in place of that layer's outputs."""
+    name = layer_of(group)
+    layer = bank.model.get_submodule(name)
+    bank.model.set_submodule(name, nn.Identity())
+    try:
+        yield
+    finally:
+        bank.model.set_submodule(name, layer)
+
+
+def layer_of(group: Contents) -> str:
+    """Return the name of the head's last layer."""
+    weight = next(key for key in group.heads if key.endswith(".weight"))
+    return weight.removesuffix(".weight")
+
+
+def rows_of(group: Contents, width: int) -> Array:
+    """Return weight and bias of a head's last layer as one matrix: (labels, width + 1)."""
+    layer = layer_of(group)
+    weight = group.heads[f"{layer}.weight"].double().numpy()
+    bias = group.heads.get(f"{layer}.bias")
+    last = np.zeros(len(weight)) if bias is None else bias.double().numpy()
+    assert weight.shape[1] == width
+    return np.column_stack([weight, last])
+
+
+def with_rows(group: Contents, rows: Array) -> Contents:
+    """Return a tenant's contents with these rows of the head's last layer: (labels, width + 1)."""
+    layer = layer_of(group)
+    heads = dict(group.heads)
+    tensor = torch.from_numpy(rows).float()
+    heads[f"{layer}.weight"] = tensor[:, :-1].contiguous()
+    if f"{layer}.bias" in heads:
+        heads[f"{layer}.bias"] = tensor[:, -1].contiguous()
+    return replace(group, heads=heads)
+
+
+def with_ones(features: Array) -> Array:
+    """Return features with a column of ones for the bias."""
+    return np.column_stack([features, np.ones(len(features))])
+
+
+def assign_folds(targets: Array) -> Array:
+    """Return the fold of each example: those of a label are distributed evenly, in their order."""
+    order = np.argsort(targets, kind="stable")
+    folds = np.empty(len(targets), int)
+    folds[order] = np.arange(len(targets)) % min(FOLDS, len(targets))
+    return folds
+
+
+def cross_validate(features: Array, targets: Array, start: Array, folds: Array) -> tuple[Array, Array]:
+    """Return log loss, and whether the answer is right, of each example by a fit that has not seen its fold.
+
+    Both are (strengths, examples).
+    """
+    losses = np.empty((len(STRENGTHS), len(targets)))
+    correct = np.empty((len(STRENGTHS), len(targets)), bool)
+    for fold in np.unique(folds):
+        is_held_out = folds == fold
+        known = features[~is_held_out]
+        unseen = features[is_held_out]
+        own = targets[is_held_out]
+        for number, strength in enumerate(STRENGTHS):
+            rows = fit_rows(known, targets[~is_held_out], start, strength)
+            log_probabilities = _log_probabilities(unseen, rows)
+            losses[number, is_held_out] = -log_probabilities[np.arange(len(own)), own]
+            correct[number, is_held_out] = log_probabilities.argmax(axis=1) == own
+    return losses, correct
+
+
+def fit_rows(features: Array, targets: Array, start: Array, strength: float) -> Array:
+    """Return `start` plus the deviation that minimizes mean log loss plus penalty: (labels, width + 1), in float64.
+
+    The penalty is half of `strength` times the deviation's squared norm, in units in which the features have the mean
+    zero and the mean squared norm one: it depends neither on their unit nor on what all texts have in common.
+    """
+    center = features.mean(axis=0)
+    centered = features - center
+    unit = max(np.sqrt((centered**2).sum(axis=1).mean()), SMALLEST_UNIT)
+    inputs = with_ones(centered / unit)
+    offsets = with_ones(features) @ start.T
+    is_own = np.eye(len(start))[targets]
+    count = len(targets)
+
+    def objective(flat: Array) -> tuple[float, Array]:
+        deviation = flat.reshape(start.shape)
+        log_probabilities = special.log_softmax(offsets + inputs @ deviation.T, axis=1)
+        loss = -(log_probabilities * is_own).sum() / count + strength * (deviation**2).sum() / 2
+        gradient = (np.exp(log_probabilities) - is_own).T @ inputs / count + strength * deviation
+        return float(loss), gradient.ravel()
+
+    zeros = np.zeros(start.size)
+    options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}
+    found = optimize.minimize(objective, zeros, jac=True, method="L-BFGS-B", options=options)
+    deviation = found.x.reshape(start.shape)
+    weight = deviation[:, :-1] / unit
+    bias = deviation[:, -1] - weight @ center
+    return start + np.column_stack([weight, bias])
+
+
+def _log_probabilities(features: Array, rows: Array) -> Array:
+    """Return the logarithm of each label's probability: (texts, labels)."""
+    logits = with_ones(features) @ rows.T
+    log_probabilities: Array = special.log_softmax(logits, axis=1)
+    return log_probabilities

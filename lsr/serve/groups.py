@@ -1,0 +1,98 @@
+"""Tenants that ask the same question: rows of a head for a tenant without labels of its own.
+
+Tenants of a bank whose labels are the same set form a group, whatever their order. The rows of a group are the mean of
+its tenants' rows, label by label.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from lsr.loading.contents import Contents
+from lsr.serve.bank import AdapterBank
+from lsr.tuner.mistakes import InputError, shortened
+
+MAX_SHOWN = 5  # sets of labels in a message
+
+Labels = tuple[str, ...] | None  # in the order of the head's rows; None of a number
+Groups = dict[frozenset[str], list[str]]  # by set of labels, empty for a number: names of tenants
+
+
+def find_groups(bank: AdapterBank) -> Groups:
+    """Return the tenants of a bank by what they are asked: entries that have a head on the shared adapter and no more.
+
+    Raises:
+        InputError: if the bank has no shared adapter.
+    """
+    if bank.shared_adapter is None:
+        raise InputError("only a bank whose adapters share one has rows for a tenant without labels")
+    groups = Groups()
+    for name in bank.names:
+        group = frozenset(labels_of(bank, name) or ())
+        groups.setdefault(group, []).append(name)
+    return groups
+
+
+def labels_of(bank: AdapterBank, name: str) -> Labels:
+    """Return the labels of a tenant, in the order of the rows of its head; None of a number."""
+    labels = bank.notes[name].get("labels")
+    return None if labels is None else tuple(labels)
+
+
+def make_member(bank: AdapterBank, name: str, labels: Labels) -> Contents:
+    """Return what a tenant has that is asked what others are asked: their mean rows, in the order of its labels.
+
+    Raises:
+        InputError: if a label is given twice, or no tenant has these labels, or those that have them do not differ in
+            their heads alone.
+    """
+    given = labels or ()
+    if len(set(given)) < len(given):
+        raise InputError(f"labels: {', '.join(given)}: each must be given once")
+    groups = find_groups(bank)
+    members = groups.get(frozenset(given))
+    if members is None:
+        raise InputError(_describe_missing(given, groups))
+    others = [member for member in members if member != name]
+    each = [bank.contents(member) for member in others or members]
+    for contents in each:
+        if contents.updates:
+            raise InputError(f"{contents.source}: has an update of its own on top of the shared adapter")
+    first = each[0]
+    task = {**(first.task or {}), "labels": None if labels is None else list(labels)}
+    task.pop("thresholds", None)
+    return replace(first, source=name, heads=_mean_rows(each, labels), task=task)
+
+
+def _mean_rows(each: Sequence[Contents], labels: Labels) -> Mapping[str, Tensor]:
+    """Return the mean of heads by tensor, with a row for each label in this order."""
+    sums = dict[str, Tensor]()
+    for contents in each:
+        order = _order_of(contents, labels)
+        for key, value in contents.heads.items():
+            rows = value.double()[order]
+            sums[key] = sums[key] + rows if key in sums else rows
+    return {key: (value / len(each)).float() for key, value in sums.items()}
+
+
+def _order_of(contents: Contents, labels: Labels) -> Tensor:
+    """Return for each of these labels the number of its row in a tenant's head."""
+    if labels is None:
+        return torch.tensor([0])
+    own = list((contents.task or {})["labels"])
+    return torch.tensor([own.index(label) for label in labels])
+
+
+def _describe_missing(labels: Sequence[str], groups: Groups) -> str:
+    """Return in a line that no tenant has these labels, and which sets there are."""
+    sets = [", ".join(sorted(group)) or "a number" for group in groups]
+    given = ", ".join(labels) or "a number"
+    folded = {text.casefold(): text for text in sets}
+    near = get_close_matches(", ".join(sorted(labels)).casefold(), folded, 1)
+    guess = f"; did you mean {folded[near[0]]}?" if near else ""
+    shown = "; ".join(sets[:MAX_SHOWN])
+    more = f"; and {len(sets) - MAX_SHOWN} more" if len(sets) > MAX_SHOWN else ""
+    return f"labels: no tenant of the bank has {shortened(given)}{guess}; there are: {shown}{more}"

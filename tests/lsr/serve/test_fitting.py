@@ -1,0 +1,291 @@
+"""A tenant without labels, or with a few: against plain transformers, PEFT and scikit-learn."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lsr import AdapterBank
+from lsr.__main__ import main
+from lsr.serve.fitting import Example, fit_rows, fit_tenant
+from lsr.serve.groups import find_groups, make_member
+from lsr.serve.passes import Passes
+from lsr.tuner.files import TASK
+from lsr.tuner.mistakes import InputError
+from tests import architectures, workspace
+from tests.kit import write
+
+TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["good", "bad"], "dora": ["a", "b", "c"], "eve": None}
+WIDTHS = [len(labels or "1") for labels in TENANTS.values()]
+HEADS = {"bert": "classifier", "roberta": "classifier", "gpt2": "score", "llama": "score"}
+TARGETS = {"bert": ["query"], "roberta": ["query"], "gpt2": ["c_attn"], "llama": ["q_proj"]}
+TEXTS = [text for first, second, _ in workspace.sentences(30) for text in (first, second)]
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def plain(request, tmp_path_factory):
+    return save_tenants(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save_tenants(tmp_path_factory.mktemp("bert"), "bert")
+
+
+def save_tenants(folder, kind):
+    """Save a base model and the adapter of tenants; return the folder, the plain model of PEFT and the tokenizer."""
+    architectures.save(folder / "base", kind)
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=sum(WIDTHS))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    base.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=TARGETS[kind], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(base, config).eval()
+    for name, parameter in model.named_parameters():
+        if HEADS[kind] in name:
+            parameter.data.normal_(std=0.1)
+    model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+    note = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": TENANTS, "max_length": 28}
+    write(folder / "adapter" / TASK, json.dumps(note))
+    return folder, model, tokenizer
+
+
+def logits_alone(model, tokenizer, texts):
+    """The outputs of a model for each text alone, by tenant."""
+    with torch.no_grad():
+        rows = [model(**tokenizer(text, return_tensors="pt")).logits for text in texts]
+    parts = torch.cat(rows).split(WIDTHS, dim=1)
+    return dict(zip(TENANTS, parts, strict=True))
+
+
+def states_alone(model, tokenizer, texts):
+    """What the last linear layer of the head reads of each text alone, at its last token if it reads all."""
+    layers = [module for name, module in model.named_modules() if "modules_to_save.default" in name]
+    last = [module for module in layers if isinstance(module, torch.nn.Linear)][-1]
+    states = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    logits_alone(model, tokenizer, texts)
+    hook.remove()
+    return torch.stack([state.reshape(-1, state.shape[-1])[-1] for state in states]).double().numpy()
+
+
+def passes_of(folder):
+    bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
+    return Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), 28, 1)
+
+
+def ask(bank, tokenizer, name, text):
+    with torch.no_grad():
+        logits = bank(**tokenizer(text, return_tensors="pt"), adapter_names=[name]).logits
+    [answer] = bank.answers(logits, [name])
+    return answer
+
+
+@pytest.mark.parametrize("precision", ["float32", "8bit"])
+def test_a_tenant_without_labels_has_the_mean_of_those_that_are_asked_the_same(plain, precision):
+    folder, model, tokenizer = plain
+    expected = logits_alone(model, tokenizer, TEXTS[:6])
+    bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"), precision=precision)
+    assert find_groups(bank) == {
+        frozenset(("bad", "good")): ["acme", "corp"],
+        frozenset(): ["bolt", "eve"],
+        frozenset("abc"): ["dora"],
+    }
+    bank.add("later", make_member(bank, "later", ("good", "bad")))
+    bank.add("number", make_member(bank, "number", None))
+    bank.add("single", make_member(bank, "single", ("c", "a", "b")))
+    in_order = [expected["acme"][:, [1, 0]], expected["corp"]]
+    means = {
+        "later": torch.stack(in_order).mean(dim=0),
+        "number": (expected["bolt"] + expected["eve"]) / 2,
+        "single": expected["dora"][:, [2, 0, 1]],
+    }
+    near = {"rtol": 1e-4, "atol": 1e-5} if precision == "float32" else {"rtol": 0.1, "atol": 0.1}
+    for name, mean in means.items():
+        for text, row in zip(TEXTS, mean, strict=False):
+            answer = ask(bank, tokenizer, name, text)
+            assert_close(answer.logits, row, **near)
+    assert ask(bank, tokenizer, "later", TEXTS[0]).labels == ("good", "bad")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_fit_from_zero_is_the_logistic_regression_of_scikit_learn(count):
+    random = np.random.default_rng(0)
+    features = random.normal(size=(40, 7))
+    targets = np.concatenate([np.arange(count), random.integers(count, size=40 - count)])
+    strength = 0.01
+    rows = fit_rows(features, targets, np.zeros((count, 8)), strength)
+    inputs = standardize(features)
+    penalty = strength * len(targets) / (2 if count == 2 else 1)  # of two classes it has one vector
+    expected = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(inputs, targets)
+    logits = np.column_stack([features, np.ones(40)]) @ rows.T
+    assert_close(_shares(logits), expected.predict_proba(inputs), rtol=1e-4, atol=1e-5)
+
+
+def standardize(features):
+    centered = features - features.mean(axis=0)
+    return np.column_stack([centered / np.sqrt((centered**2).sum(axis=1).mean()), np.ones(len(features))])
+
+
+def _shares(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_a_fit_minimizes_log_loss_and_the_squared_deviation_from_its_start():
+    random = np.random.default_rng(1)
+    features, start = 3 + random.normal(size=(30, 5)), random.normal(size=(3, 6))
+    targets = np.arange(30) % 3
+    rows = fit_rows(features, targets, start, 0.03)
+    inputs = torch.from_numpy(standardize(features))
+    offsets = torch.from_numpy(np.column_stack([features, np.ones(30)]) @ start.T)
+    moved = torch.from_numpy(np.column_stack([features, np.ones(30)]) @ (rows - start).T)
+    deviation = torch.linalg.lstsq(inputs, moved).solution.T.clone().requires_grad_()
+    assert_close(inputs @ deviation.T, moved)
+    loss = torch.nn.functional.cross_entropy(offsets + inputs @ deviation.T, torch.from_numpy(targets))
+    (loss + 0.03 * deviation.square().sum() / 2).backward()
+    assert deviation.grad.abs().max() < 1e-6
+    assert_close(fit_rows(features, targets, start, 1e9), start, rtol=1e-6, atol=1e-6)
+
+
+def test_a_few_labels_teach_a_question_that_differs_and_leave_a_group_that_is_right(plain):
+    folder, model, tokenizer = plain
+    passes = passes_of(folder)
+    states = states_alone(model, tokenizer, TEXTS)
+    centered = states - states.mean(axis=0)
+    first_direction = np.linalg.svd(centered, full_matrices=False)[2][0]
+    places = centered @ first_direction
+    group = logits_of_group(model, tokenizer)
+    places -= np.median(places)
+    places *= -np.sign(np.corrcoef(places, group[:, 1] - group[:, 0])[0, 1])  # what the group would not answer
+    is_clear = np.abs(places) > np.quantile(np.abs(places), 0.3)
+    labels = ("bad", "good")
+    texts = [text for text, clear in zip(TEXTS, is_clear, strict=True) if clear]
+    answers = [labels[int(place > 0)] for place in places[is_clear]]
+    states = states[is_clear]
+    examples = [Example(text, answer) for text, answer in zip(texts, answers, strict=True)]
+    fit = fit_tenant(passes, "later", examples)
+    assert fit.is_better
+    assert fit.accuracy > 0.7 > fit.group_accuracy
+    hits = round(fit.accuracy * len(texts))
+    interval = stats.binomtest(hits, len(texts)).proportion_ci(0.95, "wilson")
+    assert fit.interval == (interval.low, interval.high)
+    passes.bank.add("later", fit.contents)
+    weight = next(value for key, value in fit.contents.heads.items() if key.endswith(".weight"))
+    bias = next((value for key, value in fit.contents.heads.items() if key.endswith(".bias")), torch.zeros(2))
+    right = 0
+    for text, state, answer in zip(texts, states, answers, strict=True):
+        expected = torch.from_numpy(state).float() @ weight.T + bias
+        answered = ask(passes.bank, tokenizer, "later", text)
+        assert_close(answered.logits, expected, rtol=1e-3, atol=1e-3)
+        right += answered.labels[int(expected.argmax())] == answer
+    assert right / len(texts) > 0.7
+    passes.bank.remove("later")
+    random = np.random.default_rng(5)
+    drawn = [labels[int(random.random() < share)] for share in _shares(group)[:, 1]]
+    kept = fit_tenant(passes, "alike", [Example(text, answer) for text, answer in zip(TEXTS, drawn, strict=True)])
+    assert not kept.is_better
+    for key, value in make_member(passes.bank, "alike", labels).heads.items():
+        assert_close(kept.contents.heads[key], value)
+
+
+def logits_of_group(model, tokenizer):
+    """What those who are asked for bad and good answer, on average."""
+    each = logits_alone(model, tokenizer, TEXTS)
+    return ((each["acme"] + each["corp"][:, [1, 0]]) / 2).double().numpy()
+
+
+def run(*words, code=0):
+    assert main([str(word) for word in words]) == code
+
+
+def save_examples(path, texts, answers):
+    pd.DataFrame({"text": texts, "label": answers}).to_csv(path, index=False)
+
+
+def test_the_command_adds_tenants_without_labels_and_with_a_few(plain, tmp_path, capsys):
+    folder, model, tokenizer = plain
+    start = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
+    start.save(tmp_path / "bank")
+    command = ("bank", "--from", tmp_path / "bank", "-o", tmp_path / "out", "--base", folder / "base", "--force")
+    run(*command, "--add", "later", "other", "--labels", "good,bad")
+    expected = logits_alone(model, tokenizer, TEXTS[:3])
+    mean = (expected["acme"][:, [1, 0]] + expected["corp"]) / 2
+    bank = AdapterBank.load(str(folder / "base"), tmp_path / "out")
+    assert bank.names == [*TENANTS, "later", "other"]
+    for text, row in zip(TEXTS, mean, strict=False):
+        assert_close(ask(bank, tokenizer, "other", text).logits, row, rtol=1e-4, atol=1e-5)
+    lengths = [len(text) > np.median([*map(len, TEXTS)]) for text in TEXTS]
+    save_examples(tmp_path / "few.csv", TEXTS, ["good" if is_long else "bad" for is_long in lengths])
+    capsys.readouterr()
+    run(*command, "--fit", f"later={tmp_path / 'few.csv'}")
+    assert "later: 60 texts, accuracy by cross-validation " in capsys.readouterr().out
+    assert AdapterBank.load(str(folder / "base"), tmp_path / "out").names == [*TENANTS, "later"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--labels", "a,b"), "--labels: has no effect without --add or --fit"),
+        (("--add", "acme", "--labels", "bad,good"), "acme"),
+        (("--add", "later", "--labels", "bad,,good"), "--labels: needed: names, separated by commas"),
+        (("--add", "later", "--labels", "bad"), "no tenant of the bank has 'bad'"),
+        (("--fit", "later"), "--fit: needed: NAME=FILE.csv, got 'later'"),
+        (("--fit", "later=there/is/none.csv"), "there/is/none.csv: "),
+        (
+            ("--fit", "later={folder}/header.csv"),
+            "header.csv: needed: at least 4 texts, of two different labels",
+        ),
+        (
+            ("--fit", "later={folder}/columns.csv"),
+            "columns.csv: no column 'label'; needed: text, label",
+        ),
+        (("--fit", "later={folder}/ragged.csv"), "ragged.csv: line 3: needed: 2 cells, as in the header"),
+        (("--fit", "later={folder}/empty.csv"), "empty.csv: line 2: has no text or no label"),
+        (("--fit", "bolt={folder}/few.csv"), "bolt: predicts a number; only classes are fitted"),
+        (("--fit", "later={folder}/few.csv", "--labels", "bad,worse"), "label 'good': is not one of bad, worse"),
+        (("--fit", "later={folder}/latin.csv"), "latin.csv: 'utf-8' codec can't decode"),
+    ],
+)
+def test_what_cannot_be_added_is_one_line_and_nothing_is_written(bert, tmp_path, capsys, words, line):
+    folder, *_ = bert
+    files = {
+        "header.csv": b"text,label\n",
+        "columns.csv": b"text,x\na,b\n",
+        "ragged.csv": b"text,label\na,bad\nb\n",
+        "empty.csv": b"text,label\n ,bad\n",
+        "few.csv": b"text,label\na,bad\nb,good\nc,bad\nd,good\n",
+        "latin.csv": b"text,label\n\xe9,bad\n",
+    }
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    command = ("bank", "--from", folder / "adapter", "-o", tmp_path / "out", "--base", folder / "base")
+    run(*command, *(word.format(folder=tmp_path) for word in words), code=2)
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+BAD = [
+    (("bad", "bad"), "labels: bad, bad: each must be given once"),
+    (("Bad", "Good"), "did you mean bad, good?"),
+    (("bad",), "labels: no tenant of the bank has 'bad'"),
+    (("x", "y"), "there are: bad, good; a number; a, b, c"),
+]
+
+
+@pytest.mark.parametrize(("labels", "line"), BAD)
+def test_labels_that_no_tenant_has_are_refused_in_a_line(bert, labels, line):
+    folder, *_ = bert
+    bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
+    with pytest.raises(InputError) as error:
+        make_member(bank, "later", labels)
+    assert line in str(error.value)
