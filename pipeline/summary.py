@@ -125,7 +125,7 @@ def _load_description(row: DatasetRow) -> Description:
 
 
 def _advice(train: TrainParams) -> str:
-    more = ", or train.steps: auto," if train.steps == "epochs" else ""
+    more = ", or train.extend_epochs: auto," if train.extend_epochs == "none" else ""
     ended = ", unless train.patience ended it" if train.patience != "none" else ""
     longer = f"below {SHORT} steps{ended}, more of train.epochs{more} often changes which method is best."
     return f"This is a short run: {longer}"

@@ -90,8 +90,8 @@ def fit(
     epochs = view.train.epochs
     steps = epochs * each
     patience = None if view.train.patience == "none" else view.train.patience
-    if view.train.steps == "auto":
-        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}, by train.steps: auto")
+    if view.train.extend_epochs == "auto":
+        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}, by train.extend_epochs: auto")
     with console.progress("train", steps, "steps") as advance:
         watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
         trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)

@@ -196,7 +196,7 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     assert {*differing} <= {"Metric", "score", "accuracy", "f1", "loss", "adapter_trained", "best_score", "energy"}
     shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
     added = quick(restored, "python", "-m", "pipeline.add", "data/mine.csv")
-    assert "dvc exp run -S data=mine -S train.steps=auto\n" in added
+    assert "dvc exp run -S data=mine -S train.extend_epochs=auto\n" in added
     output = quick(restored, "dvc", "exp", "run", "-S", "data=mine", "-S", "adapter=vera", "-S", "vera.r=8")
     assert output.count("vera on tiny, mine, seed 0") == 1
     lines = quick(restored, "make", "-o", ".venv/.with-pipeline,demo", "experiments", COLUMNS="120").splitlines()

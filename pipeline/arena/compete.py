@@ -135,7 +135,7 @@ def _check_epochs(entry: Entry) -> None:
     """
     first = entry.first()
     train = first.view.train
-    if train.steps != "auto" or not entry.chosen.is_trained:
+    if train.extend_epochs != "auto" or not entry.chosen.is_trained:
         return
     tokens = task_tokens.splits(first)["train"]
     lines = []

@@ -58,14 +58,16 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
 
 def idle_in_training(train: TrainParams) -> Iterator[Idle]:
     """Yield what is set and has no effect on training, whatever the method and the data are."""
-    most = train.epochs if train.steps == "epochs" else max(train.epochs, MAX_EPOCHS)
+    most = train.epochs if train.extend_epochs == "none" else max(train.epochs, MAX_EPOCHS)
     yield from _idle_patience(train, most)
 
 
 def idle_in_epochs(train: TrainParams, epochs: int) -> Iterator[Idle]:
-    """Yield what is set and has no effect where `train.steps: auto` has trained for at least so many epochs."""
+    """Yield what is set and has no effect where `train.extend_epochs: auto` has trained for at least so many epochs."""
     if train.epochs <= epochs:
-        yield from _set("train.epochs", train.epochs, f"train.steps: auto trains for {epochs} epochs of these data")
+        yield from _set(
+            "train.epochs", train.epochs, f"train.extend_epochs: auto trains for {epochs} epochs of these data"
+        )
     yield from _idle_patience(train, max(train.epochs, epochs))
 
 

@@ -11,6 +11,7 @@ KEYS = {
     "rounded": "quantized_seeds",
     "says": "text",
     "several": "multi_label",
+    "steps": "extend_epochs",
     "warmup_share": "warmup_ratio",
     "wider": "extra_rates",
 }

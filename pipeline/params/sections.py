@@ -48,7 +48,7 @@ Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies produ
 
 LsrInit = Literal["random", "principal", "gradient", "update", "warm_start"] | Annotated[StrictStr, Field(pattern="/")]
 READ = ("gradient", "update", "warm_start")  # initializations of LSR that read examples
-# Of train.steps: auto.
+# Of train.extend_epochs: auto.
 MIN_STEPS = 300
 MAX_EPOCHS = 30
 RATE = "learning_rate"
@@ -100,9 +100,9 @@ class TrainParams(Section):
     """How any adapter is trained."""
 
     epochs: Count = Field(description="each adds a checkpoint and a point to the curves")
-    steps: Literal["epochs", "auto"] = Field(
-        "epochs",
-        exclude_if=lambda chosen: chosen == "epochs",
+    extend_epochs: Literal["none", "auto"] = Field(
+        "none",
+        exclude_if=lambda chosen: chosen == "none",
         description=f"auto: more epochs, until they have {MIN_STEPS} optimizer steps, but at most {MAX_EPOCHS}",
     )
     patience: Literal["none"] | Count = Field(

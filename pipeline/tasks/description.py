@@ -24,7 +24,7 @@ class Description(Part, ABC):
     hub_task = "text-classification"  # name of the task on a model card
     baseline = "for one answer to all"  # what baselines are, on the last screen
     baseline_name = "the constant baseline"  # where a difference from it is given
-    first_change = "train.steps=auto"  # suggested change of params.yaml for a first training run
+    first_change = "train.extend_epochs=auto"  # suggested change of params.yaml for a first training run
     sections: ClassVar[tuple[str, ...]] = ()  # additional sections of params.yaml on which training depends
     scored_by = ""  # where such adapters are scored, if not by pipeline.score
 

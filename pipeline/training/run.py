@@ -97,7 +97,7 @@ def steps_an_epoch(view: TrainView, train: Dataset) -> int:
 
 
 def enough_epochs(view: TrainView, train: Dataset) -> int:
-    """Return the minimum number of epochs of `train.steps: auto` for a train split."""
+    """Return the minimum number of epochs of `train.extend_epochs: auto` for a train split."""
     return min(MAX_EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch(view, train)))
 
 
@@ -107,7 +107,7 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
     Raises:
         UserError: if one has none; one line each.
     """
-    if view.train.steps != "auto":
+    if view.train.extend_epochs != "auto":
         return
     idle = effects.idle_in_epochs(view.train, enough_epochs(view, train))
     lines = [f"{PARAMS}: {value.line}" for value in idle]
@@ -116,8 +116,8 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
 
 
 def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
-    """Return a view with the number of epochs that follows from `train.steps` for a train split."""
-    if view.train.steps == "epochs":
+    """Return a view with the number of epochs that follows from `train.extend_epochs` for a train split."""
+    if view.train.extend_epochs == "epochs":
         return view
     epochs = max(view.train.epochs, enough_epochs(view, train))
     return view.model_copy(update={"train": view.train.model_copy(update={"epochs": epochs})})

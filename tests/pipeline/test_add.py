@@ -93,7 +93,7 @@ def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, tex
     )  # 40 and 24 rows of a class are few
     assert params.load_row("data", name).where == "data/datasets.yaml"
     assert f"data/datasets.yaml: added {name}: 120 rows of {words[0]}\n" in shown
-    more = "model=smollm2" if metrics == WRITTEN else "train.steps=auto"
+    more = "model=smollm2" if metrics == WRITTEN else "train.extend_epochs=auto"
     assert f"\nTo train: dvc exp run -S data={name} -S {more}\n" in shown
 
 

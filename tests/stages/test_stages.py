@@ -236,16 +236,16 @@ def test_patience_ends_training_after_the_same_epoch_also_if_it_is_killed_there(
 
 @pytest.mark.parametrize(("rows", "epochs"), [(128, 30), (950, 5), (16_000, 2)])
 def test_few_texts_get_as_many_epochs_as_make_300_steps_but_30_at_most(after, rows, epochs):
-    after(train={"steps": "auto"})
+    after(train={"extend_epochs": "auto"})
     view = training.with_enough_steps(params.load(params.TrainView), range(rows))
     assert view.train.epochs == epochs
 
 
 def test_a_line_says_how_many_epochs_make_enough_steps(after, monkeypatch, capfd):
-    after(train={"steps": "auto"})
+    after(train={"extend_epochs": "auto"})
     monkeypatch.setattr(training, "MIN_STEPS", 20)
     run(TRAIN)
-    assert "train: 3 epochs of 9 steps, 27, by train.steps: auto" in capfd.readouterr().out
+    assert "train: 3 epochs of 9 steps, 27, by train.extend_epochs: auto" in capfd.readouterr().out
     assert report(artifacts.TRAIN_METRICS)["steps"] == 27
 
 

@@ -48,7 +48,7 @@ KEYS = {
     "adapter": [({}, "lora", "params: adapter is set by the arena itself")],
     "tokenize.max_length": [({}, 12, None)],
     "train.epochs": [({}, 1, None)],
-    "train.steps": [({}, "auto", None)],
+    "train.extend_epochs": [({}, "auto", None)],
     "train.patience": [
         (SHORT, 1, None),
         (
@@ -172,12 +172,12 @@ IDLE = [
     ),
     (method(params={"train.precision": "fp16"}), "small.methods.odd: train.precision: fp16 needs a GPU, and there"),
     (
-        {"tasks": {"glue": {"params": {"train.epochs": 7, "train.steps": "auto"}}}},
-        "small.tasks.glue: train.epochs: 7 has no effect: train.steps: auto trains for 30 epochs of these data; leave",
+        {"tasks": {"glue": {"params": {"train.epochs": 7, "train.extend_epochs": "auto"}}}},
+        "small.tasks.glue: train.epochs: 7 has no effect: train.extend_epochs: auto trains for 30 epochs of these",
     ),
     (
-        method(tasks=["glue"], params={"train.steps": "auto", "train.epochs": 30}),
-        "small.methods.odd: on glue: train.epochs: 30 has no effect: train.steps: auto trains for 30 epochs",
+        method(tasks=["glue"], params={"train.extend_epochs": "auto", "train.epochs": 30}),
+        "small.methods.odd: on glue: train.epochs: 30 has no effect: train.extend_epochs: auto trains for 30 epochs",
     ),
     (
         {"tasks": {"glue": {"sample_sizes": {"max_new_tokens": "all"}}}},

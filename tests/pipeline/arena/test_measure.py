@@ -73,7 +73,7 @@ def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena
 
 def test_a_training_run_has_as_many_steps_as_its_preset_wants_and_ends_without_gain(arena, monkeypatch):
     monkeypatch.setattr(training_run, "MIN_STEPS", 10)
-    small.use(params={"train.steps": "auto"})
+    small.use(params={"train.extend_epochs": "auto"})
     assert len(measure(training()).validation) == 4  # of three steps each
     accuracies = iter(2 * [0.5] + 2 * [0.7] + 2 * [0.6] + 2 * [0.7] + 2 * [0.9])  # of validation and test by epoch
     monkeypatch.setattr(scores, "score", lambda *_: {"accuracy": next(accuracies), "f1": 0.5})

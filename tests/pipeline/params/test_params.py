@@ -68,6 +68,7 @@ def test_a_mistake_is_one_line(root, key, value, message):
 
 
 RENAMED = [
+    ("params.yaml", "extend_epochs", "steps", "params.yaml: train.steps: this key is now called extend_epochs"),
     ("params.yaml", "shared_adapter", "common", "params.yaml: tenants.common: this key is now called shared_adapter"),
     (
         "params.yaml",
