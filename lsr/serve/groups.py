@@ -16,6 +16,7 @@ from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import InputError, shortened
 
 MAX_SHOWN = 5  # sets of labels in a message
+FITTED = ("thresholds", "temperatures")  # keys of task.json that are one tenant's own
 
 Labels = tuple[str, ...] | None  # in the order of the head's rows; None of a number
 Groups = dict[frozenset[str], list[str]]  # by set of labels, empty for a number: names of tenants
@@ -63,7 +64,8 @@ def make_member(bank: AdapterBank, name: str, labels: Labels) -> Contents:
             raise InputError(f"{contents.source}: has an update of its own on top of the shared adapter")
     first = each[0]
     task = {**(first.task or {}), "labels": None if labels is None else list(labels)}
-    task.pop("thresholds", None)
+    for key in FITTED:
+        task.pop(key, None)
     return replace(first, source=name, heads=_mean_rows(each, labels), task=task)
 
 
