@@ -9,6 +9,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers.utils import logging
@@ -19,6 +20,8 @@ from lsr.convert.smaller import compress_adapter, quantize_adapter
 from lsr.convert.writing import GRAPHS, SHARED_ADAPTER, check_output, replace_folder
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
+from lsr.loading.contents import read_contents
+from lsr.loading.updates import LSR
 from lsr.serve.additions import add_fitted, add_unlabeled, split_labels
 from lsr.serve.file import FILE
 from lsr.serve.http import command as server
@@ -32,15 +35,20 @@ FAILED = 1
 STOPPED = 130
 MODULE = "python -m lsr"
 SCRIPT = "lsr"
+LORA_FORMAT = "lora"
 ONNX = "onnx"
 MORE_THAN_ROUNDING = 0.1  # fraction of the largest output; bfloat16 changes about 0.01 of it
 
 
 def _export(options: Namespace) -> None:
+    if options.rank is not None and options.to != LORA_FORMAT:
+        raise InputError(f"--rank {options.rank} has no effect with --to {options.to}")
     if options.to == ONNX:
         _export_graphs(options)
         return
-    # A LoRA does not need the base model: without it, the outputs are not compared.
+    # An LSR adapter is a LoRA without its base model, but then the outputs are not compared.
+    needs_base = options.to != LORA_FORMAT or _is_decomposed(options)
+    method = None if options.to == LORA_FORMAT else LSR
     sources = [options.adapter]
     if options.base:
         sources.append(Path(options.base))
@@ -48,9 +56,9 @@ def _export(options: Namespace) -> None:
     model = None
     why = "the model reads no token ids"
     try:
-        model = load_adapter(options.adapter, options.base)
+        model = load_adapter(options.adapter, options.base, method)
     except NoBaseError as error:
-        if options.base or options.to != "lora":
+        if options.base or needs_base:
             raise
         why = f"without its base model: {error}"
     expected = None if model is None else outputs(model)
@@ -65,11 +73,18 @@ def _export(options: Namespace) -> None:
         say(line)
 
 
+def _is_decomposed(options: Namespace) -> bool:
+    # Whether a LoRA is found by merging the adapter, rather than in its tensors.
+    return options.rank is not None or read_config(options.adapter)["peft_type"] != LSR
+
+
 def _write_export(options: Namespace, folder: Path, model: PeftModel | None) -> list[str]:
     # Write an export; lines with what was written.
     lines = []
     dtype = DTYPES[options.dtype]
-    if model is None or options.to == "lora":
+    if options.to == LORA_FORMAT and _is_decomposed(options):
+        return _write_decomposed(options, folder, dtype)
+    if model is None or options.to == LORA_FORMAT:
         lost = export_lora(model or options.adapter, folder, dtype=dtype, force=options.force)
     else:
         tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
@@ -79,6 +94,24 @@ def _write_export(options: Namespace, folder: Path, model: PeftModel | None) -> 
     lines.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(folder)}")
     lines.append(f"rounding error of the update in {options.dtype}: {lost}")
     return lines
+
+
+def _write_decomposed(options: Namespace, folder: Path, dtype: torch.dtype) -> list[str]:
+    # Write the LoRA of a merged adapter; lines with its ranks and what it lacks.
+    lost = export_lora(
+        options.adapter,
+        folder,
+        dtype=dtype,
+        base=options.base,
+        rank=options.rank,
+        force=options.force,
+    )
+    updates = read_contents(folder, with_biases=True).updates
+    ranks = [len(update.frames.a) for update in updates.values()]
+    lines = [f"{options.output}: LoRA of rank {min(ranks)} to {max(ranks)}, {len(ranks)} layers, {_size(folder)}"]
+    if options.rank is not None:
+        lines += [f"{error:9.3%}  {name}" for name, error in lost.layers.items()]
+    return [*lines, f"relative error of the update: {lost}"]
 
 
 def _export_graphs(options: Namespace) -> None:
@@ -116,7 +149,7 @@ def _compare_outputs(options: Namespace, folder: Path, expected: Tensor) -> list
         assert logits is not None  # the adapter had outputs, so the export has them, too
         difference = float((logits - expected).abs().max())
         lines.append(f"{name}: differs by {difference:.2g} at most")
-        if not difference <= MORE_THAN_ROUNDING * largest:  # it may be nan
+        if options.rank is None and not difference <= MORE_THAN_ROUNDING * largest:  # it may be nan
             lines.append(
                 "this is no rounding, so do not use it so; a weight that two layers share, such as that of a tied "
                 "head, cannot be merged for one of them"
@@ -214,6 +247,7 @@ FORMS = (
 )
 DTYPE = "floating-point type of the output (default: %(default)s)"
 BITS_HELP = "also quantize to this number of bits, like `lsr quantize` (default: no quantization)"
+RANK_HELP = "maximum rank per layer of a LoRA (default: what the update needs, if that is low)"
 PRECISION = "precision of the stored tensors (default: that of the input banks, or float32)"
 ADD = "add tenants without any labeled text: each answers by the mean of the tenants with the same labels"
 FIT = (
@@ -229,15 +263,17 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
     "export": (
         _export,
         "convert an adapter to plain LoRA, to a merged model or to ONNX",
-        "Convert an LSR adapter to a plain PEFT LoRA (exact, no SVD) or merge it into its base model; or write an "
-        "adapter of any PEFT method with its base model as ONNX graphs in float32 and int8, for transformers.js and "
-        "Optimum. The outputs of the result are compared with those of the adapter.",
+        "Convert an adapter to a plain PEFT LoRA (LSR exactly, other PEFT methods by an SVD of each layer's update) or "
+        "merge an LSR adapter into its base model. Or write an adapter of any PEFT method with its base model as ONNX "
+        "graphs in float32 and int8, for transformers.js and Optimum. The outputs of the result are compared with "
+        "those of the adapter.",
         {
             **ADAPTER,
-            "--to": {"choices": ("lora", "merged", ONNX), "required": True, "help": "output format"},
+            "--to": {"choices": (LORA_FORMAT, "merged", ONNX), "required": True, "help": "output format"},
             **OUTPUT,
             "--force": {"action": "store_true", "help": LOSSY},
             "--dtype": {"choices": tuple(DTYPES), "default": "float32", "help": DTYPE},
+            "--rank": {**server.COUNT, "help": RANK_HELP},
             **BASE,
         },
     ),

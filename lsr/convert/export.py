@@ -9,19 +9,21 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+from lsr.convert.lowrank import read_lowrank
 from lsr.convert.smaller import Errors, errors_of, relative
 from lsr.convert.writing import check_output, replace_folder, write, write_task
 from lsr.loading.base_models import is_classifier
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.padding import set_padding
-from lsr.loading.updates import LORA, LSR, Frames
+from lsr.loading.updates import LORA, LSR, Frames, Updates
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.files import PREFIX, TASK, Files
+from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, find_injected, layers_of
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.packing import dtype_name
 
+EXACT = 1e-6  # relative error of the update up to which an export equals its adapter
 TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,36 +34,61 @@ def export_lora(
     *,
     dtype: torch.dtype = torch.float32,
     adapter_name: str = "default",
+    base: str | None = None,
+    rank: int | None = None,
     force: bool = False,
 ) -> Errors:
-    """Export an LSR adapter exactly as a LoRA folder that PEFT loads without this package, with head and biases.
+    """Export an adapter as a LoRA folder that PEFT loads without this package, with head and biases.
 
-    `adapter` is a model with the adapter, or the adapter's folder, which needs no base model. Each layer has its true
-    rank and scaling 1. If the adapter is a LoRA (one rank in `rank_shape`, no core), A, B and alpha are copied bit for
-    bit. The written bytes are reproducible. A tokenizer in the adapter's folder is copied.
+    `adapter` is a model with an LSR adapter, or an adapter's folder. LSR is exported exactly, without a base model:
+    each layer has its true rank and scaling 1, and if the adapter is a LoRA (one rank in `rank_shape`, no core), A, B
+    and alpha are copied bit for bit. An adapter of any other PEFT method is merged into its base model, or into `base`,
+    and each layer's update is decomposed (`lsr.convert.lowrank`). So is one of LSR with `rank`, the maximum per layer.
+    The written bytes are reproducible. A tokenizer in the adapter's folder is copied.
+
+    Returns the relative errors of the written updates.
 
     Raises:
         InputError: if the folder exists or the dtype loses more of the update than `TOLERATED_LOSS`, unless `force`; if
-            the dtype overflows; or if the adapter's folder is not an adapter.
+            the dtype overflows; if the adapter's folder is not an adapter; or as `read_lowrank`.
     """
     folder = Path(folder)
     check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
     if isinstance(adapter, PeftModel):
+        if rank is not None:
+            raise InputError("rank: needed: the folder of an adapter, not a model with it")
         contents = _of_model(adapter, adapter_name)
         source = config_of(adapter, adapter_name).folder
+        exact = None
     else:
         source = Path(adapter)
-        contents = read_contents(adapter, LSR, with_biases=True)
-    exact = {name: update.plain() for name, update in contents.updates.items()}
+        contents, exact = _of_folder(source, base, rank)
+    plain = {name: update.plain() for name, update in contents.updates.items()}
     updates = {}
-    for name, update in exact.items():
+    for name, update in plain.items():
         a, b = (_cast_weights(name, side, dtype) for side in (update.frames.a, update.frames.b))
         updates[name] = update._replace(frames=Frames(a=a, b=b))
-    lost = errors_of(updates, exact)
-    _check(lost, dtype, force)
+    _check(errors_of(updates, plain), dtype, force)
     heads = {name: _cast_weights(name, value, dtype) for name, value in contents.heads.items()}
-    write(replace(contents, updates=updates, heads=heads), folder, LORA, with_tokenizer_of=source)
+    lost = errors_of(updates, exact or plain)
+    summary = None if exact is None else _summarize(lost)
+    written = replace(contents, updates=updates, heads=heads)
+    write(written, folder, LORA, with_tokenizer_of=source, summary=summary)
     return lost
+
+
+def _summarize(lost: Errors) -> str:
+    if lost.total <= EXACT:
+        return "It equals an adapter of another method, and loads with PEFT alone."
+    return f"It approximates an adapter, with a relative error of {lost.total:.2g}, and loads with PEFT alone."
+
+
+def _of_folder(folder: Path, base: str | None, rank: int | None) -> tuple[Contents, Updates | None]:
+    # An adapter's contents as a LoRA, and its updates in full if they are others.
+    files = read_files(folder)
+    if files.method == LSR and rank is None:
+        return read_contents(files, LSR, with_biases=True), None
+    return read_lowrank(files, base, rank)
 
 
 def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> LsrConfig:

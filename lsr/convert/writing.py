@@ -51,12 +51,13 @@ def write(
     precision: str | None = None,
     *,
     with_tokenizer_of: Path | None = None,
+    summary: str | None = None,
 ) -> None:
     """Write an adapter's folder, as LSR or LORA: its two files, its model card and its task.json.
 
-    The tokenizer in the folder `with_tokenizer_of`, if there is one, is copied for inference. Tensors are written
-    unchanged, or quantized to one of PRECISIONS (`lsr.tuner.packing`). An existing folder is replaced; `check_output`
-    checks before whether it may be.
+    The tokenizer in the folder `with_tokenizer_of`, if there is one, is copied for inference. `summary` describes a
+    LoRA in its model card. Tensors are written unchanged, or quantized to one of PRECISIONS (`lsr.tuner.packing`). An
+    existing folder is replaced; `check_output` checks before whether it may be.
 
     Raises:
         InputError: if the method or the precision is unknown, or cannot represent a value.
@@ -76,7 +77,7 @@ def write(
         has_tokenizer=bool(tokenizer),
     )
     if method == LORA:
-        summary = "It equals an LSR adapter, and loads without `lsr`."
+        summary = summary or "It equals an LSR adapter, and loads without `lsr`."
         card = changed(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
     with replace_folder(folder) as new:
         write_files(new, contents.source, fields, tensors, precision)

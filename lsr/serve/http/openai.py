@@ -31,6 +31,7 @@ from lsr.serve.passes import Passes, ReplacedError, Result, Row
 
 PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
 MAX_HEAD = 512  # bytes of an answer, or of one of its choices, in addition to its texts and the name of the adapter
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx passes each piece on
 NOT_FINITE = "the answer is not finite: the weights of this adapter overflow"
 UNREAD = "the answer is not read as fast as it is written"
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
@@ -207,7 +208,7 @@ class Endpoints:
             raise
         setattr(request.state, STREAMED, True)
         events = _stream_events(task, text, Form(asked, [row]))
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
 
     async def classify(self, request: Request) -> Response:
         """Return the probabilities of an adapter's labels."""
