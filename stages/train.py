@@ -101,13 +101,13 @@ def fit(
 
 
 def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenizer: Any, score: float) -> None:
-    """Write the adapter with its head, its note and its card; `score` is that of the validation split."""
+    """Write the adapter with its head, its task info and its card; `score` is that of the validation split."""
     counts = adapters.count_parameters(model, view.base_model)
     with artifacts.replace_atomically(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-        note = AdapterTask.of(task, view.tokenize.max_length, tokenizer)
-        note.write(folder)
+        task_info = AdapterTask.of(task, view.tokenize.max_length, tokenizer)
+        task_info.write(folder)
         card = cards.of_training(view, task, counts, score, folder)
         card.write(folder)
 

@@ -131,9 +131,9 @@ def export_merged(
     _check(lost, dtype, force)
     config = config_of(model, adapter_name)
     task = None if config.folder is None else read_task(config.folder)
-    note = task or {}
-    describe_labels(model.config, note, config.folder)
-    if note.get("thresholds"):
+    task_info = task or {}
+    describe_labels(model.config, task_info, config.folder)
+    if task_info.get("thresholds"):
         model.config.problem_type = "multi_label_classification"  # a pipeline then takes labels one by one
     model.set_adapter(adapter_name)
     plain = cast("Any", model.merge_and_unload())
@@ -151,10 +151,10 @@ def export_merged(
 
 
 def describe_labels(config: Any, task: Mapping[str, Any], folder: Path | None) -> None:
-    """Set the label names of a model's configuration from a note about its task, if the note has names.
+    """Set the label names of a model's configuration from task info, if it has names.
 
     Raises:
-        InputError: unless the note has one name per label; names the folder of the note.
+        InputError: unless the task info has one name per label; names the folder of the task info.
     """
     names = task.get("labels")
     if names is None:

@@ -107,7 +107,7 @@ def write_files(
 
 
 def write_task(folder: Path, task: Fields | None) -> None:
-    """Write task.json, the note about an adapter's task, if there is one."""
+    """Write task.json, the task info, if there is one."""
     if task is not None:
         _write_json(task, folder / TASK)
 

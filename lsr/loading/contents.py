@@ -202,7 +202,7 @@ def read_on(modules: Modules, folder: str | Path) -> Contents:
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:
-    """Return the note in an adapter's folder, with the errors of `validate_task_info`; None if there is none."""
+    """Return the task info in an adapter's folder, with the errors of `validate_task_info`; None if there is none."""
     path = folder / TASK
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""The schema of task.json, the note about an adapter's task, with limits on its fields.
+"""The schema of task.json, the task info, with limits on its fields.
 
 An adapter may be untrusted, and every answer repeats the names of its labels. So each field has a limit, which all
 readers and writers of the file check here.
@@ -27,50 +27,50 @@ FORMER_NAMES = {"ends": "stop_token_ids"}  # names that fields have in files of 
 MAX_OTHER_BYTES = 4_000  # limit to all unknown fields together, as JSON
 
 
-def validate_task_info(note: Any, where: object) -> dict[str, Any]:
-    """Validate a note about an adapter's task, and return it with present names of fields.
+def validate_task_info(task_info: Any, where: object) -> dict[str, Any]:
+    """Validate task info, and return it with present names of fields.
 
     Raises:
         InputError: if it is not an object, or a field has a wrong type or exceeds its limit; names the place, the
             field, and what is allowed.
     """
-    if not isinstance(note, dict):
-        raise InputError(f"{where}: {TASK}: must be an object, got {shortened(note)}")
+    if not isinstance(task_info, dict):
+        raise InputError(f"{where}: {TASK}: must be an object, got {shortened(task_info)}")
     for former, present in FORMER_NAMES.items():
-        if former in note:
+        if former in task_info:
             raise InputError(f"{where}: {TASK}: {former} is now called {present}; rename it in the file")
     for field, check in CHECKS.items():
-        value = note.get(field)
+        value = task_info.get(field)
         if value is None:
             continue
         try:
             check(value)
         except ValueError as error:
             raise InputError(f"{where}: {TASK}: {field} {error}") from None
-    thresholds = note.get("thresholds") or []
-    if thresholds and len(thresholds) != len(note.get("labels") or ()):
+    thresholds = task_info.get("thresholds") or []
+    if thresholds and len(thresholds) != len(task_info.get("labels") or ()):
         raise InputError(f"{where}: {TASK}: thresholds must be one for each label, got {shortened(thresholds)}")
-    _check_temperatures_count(note, where)
-    _check_others({field: value for field, value in note.items() if field not in CHECKS}, where)
-    return note
+    _check_temperatures_count(task_info, where)
+    _check_others({field: value for field, value in task_info.items() if field not in CHECKS}, where)
+    return task_info
 
 
-def check_stop_tokens(note: Fields | None, vocabulary: int | None) -> None:
+def check_stop_tokens(task_info: Fields | None, vocabulary: int | None) -> None:
     """Check that the stop tokens are in a base model's vocabulary (its size; None: not a language model).
 
     Raises:
         ValueError: if one is not; names the first.
     """
-    for token in (note or {}).get("stop_token_ids") or ():
+    for token in (task_info or {}).get("stop_token_ids") or ():
         if vocabulary is not None and token >= vocabulary:
             raise ValueError(
                 f"{TASK}: stop_token_ids has token {token}; the base model has tokens from 0 to {vocabulary - 1}"
             )
 
 
-def _check_temperatures_count(note: Fields, where: object) -> None:
-    temperatures = note.get("temperatures") or []
-    owners = note.get(TENANTS) or note.get("labels") or []
+def _check_temperatures_count(task_info: Fields, where: object) -> None:
+    temperatures = task_info.get("temperatures") or []
+    owners = task_info.get(TENANTS) or task_info.get("labels") or []
     if len(temperatures) not in (0, 1, len(owners)):
         needed = "one for all, or one for each label or tenant"
         raise InputError(f"{where}: {TASK}: temperatures must be {needed}, got {shortened(temperatures)}")

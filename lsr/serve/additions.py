@@ -69,7 +69,7 @@ def add_fitted(
 
 def _columns_of(bank: AdapterBank) -> Sequence[str]:
     """Return the columns of the texts that the tenants of a bank were trained on."""
-    first: Mapping[str, Any] = next(iter(bank.notes.values()), {})
+    first: Mapping[str, Any] = next(iter(bank.task_infos.values()), {})
     return first.get("columns") or (TEXT,)
 
 

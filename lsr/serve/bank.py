@@ -17,7 +17,7 @@ from lsr.loading.contents import Contents, check_labels, check_layers, make_labe
 from lsr.loading.task import check_stop_tokens, validate_task_info
 from lsr.loading.updates import Update
 from lsr.serve.admission import BaseModel, admit, check_modules
-from lsr.serve.file import HEADS, LAYERS, BankFile, FramesOfLayers, Notes
+from lsr.serve.file import HEADS, LAYERS, BankFile, FramesOfLayers, TaskInfos
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, Shared, Version
@@ -50,11 +50,11 @@ class Answer(NamedTuple):
         return [label for (label, share), threshold in reached if share >= threshold]
 
 
-def make_answer(name: str, note: Mapping[str, Any], logits: Tensor) -> Answer:
-    """Return the answer of an adapter, which has this note about its task and computed the logits (labels,)."""
+def make_answer(name: str, task_info: Mapping[str, Any], logits: Tensor) -> Answer:
+    """Return the answer of an adapter, which has this task info and computed the logits (labels,)."""
     count = len(logits)
-    labels = tuple(note.get("labels") or make_label_names(count)) if count != 1 else None
-    thresholds = tuple(note.get("thresholds") or ()) or None
+    labels = tuple(task_info.get("labels") or make_label_names(count)) if count != 1 else None
+    thresholds = tuple(task_info.get("thresholds") or ()) or None
     return Answer(name, labels, logits, thresholds)
 
 
@@ -134,9 +134,9 @@ class AdapterBank(nn.Module):
         return list(self.places)
 
     @property
-    def notes(self) -> Notes:
+    def task_infos(self) -> TaskInfos:
         """The contents of task.json by adapter."""
-        return {name: version.note for name, version in self.versions.items()}
+        return {name: version.task_info for name, version in self.versions.items()}
 
     @property
     def nbytes(self) -> int:
@@ -164,13 +164,13 @@ class AdapterBank(nn.Module):
         name: str,
         adapter: str | Path | Contents,
         *,
-        note: Any = None,
+        task_info: Any = None,
         replace: bool = False,
     ) -> None:
         """Load an adapter from its folder; `replace` allows to replace an adapter of the same name.
 
-        On an error the bank is unchanged. `Contents` may be added under several names. `note` replaces the contents of
-        the folder's task.json; its `labels` are the names of the labels.
+        On an error the bank is unchanged. `Contents` may be added under several names. `task_info` replaces the
+        contents of the folder's task.json; its `labels` are the names of the labels.
 
         Raises:
             InputError: if the name is taken, the folder is not an LSR or plain LoRA adapter, or it does not fit the
@@ -178,8 +178,8 @@ class AdapterBank(nn.Module):
                 are not finite.
         """
         contents = adapter if isinstance(adapter, Contents) else read_on(self.of_base, adapter)
-        if note is not None:
-            contents = changed(contents, task=validate_task_info(note, contents.source))
+        if task_info is not None:
+            contents = changed(contents, task=validate_task_info(task_info, contents.source))
         self.add_all({name: contents}, replace=replace)
 
     def add_all(
@@ -331,8 +331,8 @@ class AdapterBank(nn.Module):
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
-            note = self.versions[name].note if name in self.versions else {}
-            answers.append(make_answer(name, note, row[:count]))
+            task_info = self.versions[name].task_info if name in self.versions else {}
+            answers.append(make_answer(name, task_info, row[:count]))
         return answers
 
     def _direction_stacks(self) -> list[Stack]:
@@ -394,7 +394,8 @@ class AdapterBank(nn.Module):
                 tensors |= {f"{module}.{key}": value for key, value in state.items()}
                 if state:
                     endings.append(f".{module}")
-            return Contents(name, self.base_fields, updates, tensors, tuple(endings), self.versions[name].note or None)
+            task_info = self.versions[name].task_info or None
+            return Contents(name, self.base_fields, updates, tensors, tuple(endings), task_info)
 
     def save(
         self,
@@ -426,7 +427,7 @@ class AdapterBank(nn.Module):
         return BankFile(
             base=self.base_fields,
             precision=self.shared.precision,
-            notes=self.notes,
+            task_infos=self.task_infos,
             layers=[*self.layers],
             heads=[*self.heads],
             frames=frames,
@@ -456,7 +457,7 @@ class AdapterBank(nn.Module):
         check_layers({name: frames.shape for name, (frames, _) in contents.frames.items()}, self.of_base)
         self.shared_adapter = contents.shared_adapter
         self.base_fields = contents.base
-        self.places = {name: place for place, name in enumerate(contents.notes, start=NOBODY + 1)}
+        self.places = {name: place for place, name in enumerate(contents.task_infos, start=NOBODY + 1)}
         self.shared.size += len(self.places)
         self.wrap(contents.layers, contents.heads)
         for name, (frames, core_size) in contents.frames.items():
@@ -465,11 +466,11 @@ class AdapterBank(nn.Module):
             self.layers[name].set_frames(frames, core_size)
         self._restore(contents.stacks)
         sizes = self.sizes()
-        for name, note in contents.notes.items():
+        for name, task_info in contents.task_infos.items():
             with wrap_errors(name, ValueError):
-                check_stop_tokens(note, self._base.vocabulary)
-                check_labels(note.get("labels"), self.outputs(name))
-            self.versions[name] = Version(note, contents.base, sizes[self.places[name]])
+                check_stop_tokens(task_info, self._base.vocabulary)
+                check_labels(task_info.get("labels"), self.outputs(name))
+            self.versions[name] = Version(task_info, contents.base, sizes[self.places[name]])
 
     def _restore(self, stored: Mapping[str, StoredStack]) -> None:
         stacks = self.stacks()

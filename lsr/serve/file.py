@@ -7,7 +7,7 @@ It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../
     checksums      by tensor: SHA-256 of its bytes
     base           the base model according to the adapters' configurations
     precision      of the stacks
-    notes          by adapter, in the order of their places: the contents of its task.json
+    task_infos     by adapter, in the order of their places: the contents of its task.json
     layers         the modules of the base model that are adapted
     heads          those that are trained in full
     frames         by layer with cores: the layer after which its frames are named, and the entries of a core
@@ -46,11 +46,11 @@ HEADER = f"{HEADERS}9"
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors
 BLANK = "0" * 64
 DIGEST = re.compile("[0-9a-f]{64}")
-IN_HEADER = 2  # objects around the note of an adapter
+IN_HEADER = 2  # objects around the task info of an adapter
 OF_LENGTH = 8  # bytes before the header of a safetensors file, which hold its length
 REMEDY = "write the bank again from its adapters"
 
-Notes = dict[str, dict[str, Any]]
+TaskInfos = dict[str, dict[str, Any]]
 FramesOfLayers = dict[str, tuple[Frames, int]]  # frames by layer, with the number of entries of a core between them
 Tensors = Mapping[str, Tensor]
 
@@ -61,7 +61,7 @@ class BankFile:
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
     precision: str
-    notes: Notes  # contents of task.json by adapter, in the order of their places
+    task_infos: TaskInfos  # contents of task.json by adapter, in the order of their places
     layers: list[str]
     heads: list[str]
     frames: FramesOfLayers  # frames of the layers that have cores
@@ -82,11 +82,11 @@ def read(folder: Path) -> BankFile:
         _check_tensors(header["checksums"], tensors)
         frames = _frames(header["frames"], header["layers"], tensors)
         stacks = _stacks(tensors)
-        notes = _notes(header["notes"])
+        task_infos = _read_task_infos(header["task_infos"])
     return BankFile(
         base=header["base"],
         precision=header["precision"],
-        notes=notes,
+        task_infos=task_infos,
         layers=header["layers"],
         heads=header["heads"],
         frames=frames,
@@ -115,7 +115,7 @@ def write(contents: BankFile, folder: Path) -> None:
             "checksums": {name: _digest(tensor) for name, tensor in tensors.items()},
             "base": contents.base,
             "precision": contents.precision,
-            "notes": contents.notes,
+            "task_infos": contents.task_infos,
             "layers": contents.layers,
             "heads": contents.heads,
             "frames": {layer: (owners[frames], size) for layer, (frames, size) in contents.frames.items()},
@@ -242,17 +242,17 @@ def _stacks(tensors: Tensors) -> dict[str, StoredStack]:
     return stacks
 
 
-def _notes(entries: Mapping[str, Any]) -> Notes:
-    """Return the notes of adapters by name.
+def _read_task_infos(entries: Mapping[str, Any]) -> TaskInfos:
+    """Return the task infos of adapters by name.
 
     Raises:
-        ValueError: if a name or a note is not allowed.
+        ValueError: if a name or a task info is not allowed.
     """
-    notes = Notes()
-    for name, note in entries.items():
+    task_infos = TaskInfos()
+    for name, task_info in entries.items():
         check_name(name)
-        notes[name] = validate_task_info(note, name)
-    return notes
+        task_infos[name] = validate_task_info(task_info, name)
+    return task_infos
 
 
 def _read_shared_adapter(folder: Path, digests: Mapping[str, str] | None) -> Files | None:
@@ -316,7 +316,7 @@ FIELDS = {
     "checksums": (_are_digests, "an object of SHA-256"),
     "base": (_is_base, f"an object of {', '.join(BASE_FIELDS)}"),
     "precision": (lambda value: isinstance(value, str), "a name"),
-    "notes": (lambda value: isinstance(value, dict), "an object with the note of each adapter"),
+    "task_infos": (lambda value: isinstance(value, dict), "an object with the task info of each adapter"),
     "layers": (_are_different_names, "a list of different names"),
     "heads": (_are_different_names, "a list of different names"),
     "frames": (_are_frames, "an object with a name and a number for each layer"),

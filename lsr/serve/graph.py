@@ -1,7 +1,7 @@
 """Export a bank as one ONNX graph: the shared model, and a last layer with the rows of all tenants.
 
 The folder is as in `lsr.convert.graph`, with tenants.json in place of task.json: it has the range of outputs and the
-task note of each tenant.
+task info of each tenant.
 """
 
 from pathlib import Path
@@ -76,8 +76,8 @@ def export_bank_graphs(
 def _longest(bank: AdapterBank) -> int | None:
     """Return the largest limit of tokens per text of all tenants; None if a tenant has no limit."""
     longest = 0
-    for note in bank.notes.values():
-        length = note.get("max_length")
+    for task_info in bank.task_infos.values():
+        length = task_info.get("max_length")
         if length is None:
             return None
         longest = max(longest, length)
@@ -104,12 +104,12 @@ def _find_common_layer(bank: AdapterBank, folder: Path) -> str:
 
 
 def _tenants(bank: AdapterBank) -> dict[str, Tenant]:
-    """Return the range of outputs and the note of each tenant, in order."""
+    """Return the range of outputs and the task info of each tenant, in order."""
     tenants = dict[str, Tenant]()
     first = 0
-    for name, note in bank.notes.items():
+    for name, task_info in bank.task_infos.items():
         end = first + bank.outputs(name)
-        tenants[name] = Tenant(first, end, note)
+        tenants[name] = Tenant(first, end, task_info)
         first = end
     return tenants
 
@@ -166,9 +166,9 @@ def _check_logits(
 def _probabilities(logits: np.ndarray, tenants: dict[str, Tenant]) -> np.ndarray | None:
     """Return the probabilities (texts, ...) of all tenants with labels; None if all tasks are regression."""
     parts = []
-    for first, end, note in tenants.values():
+    for first, end, task_info in tenants.values():
         own = torch.from_numpy(logits[:, first:end]).double()
-        if note.get("thresholds"):
+        if task_info.get("thresholds"):
             parts.append(own.sigmoid())
         elif end - first > 1:
             parts.append(own.softmax(-1))

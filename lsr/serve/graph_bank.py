@@ -122,8 +122,8 @@ class GraphBank:
         """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone."""
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
-            first, end, note = self._tenants[name]
-            answers.append(make_answer(name, note, row[first:end]))
+            first, end, task_info = self._tenants[name]
+            answers.append(make_answer(name, task_info, row[first:end]))
         return answers
 
 
@@ -177,7 +177,7 @@ def _single_tenant(folder: Path, width: int) -> dict[str, Tenant]:
 
 
 def _check_tenant(name: str, tenant: Tenant, width: int, folder: Path) -> None:
-    """Check the name, the note and the outputs of an adapter.
+    """Check the name, the task info and the outputs of an adapter.
 
     Raises:
         InputError: names the adapter, and what is wrong.

@@ -39,7 +39,7 @@ def find_groups(bank: AdapterBank) -> Groups:
 
 def labels_of(bank: AdapterBank, name: str) -> Labels:
     """Return the labels of a tenant, in the order of the rows of its head; None of a number."""
-    labels = bank.notes[name].get("labels")
+    labels = bank.task_infos[name].get("labels")
     return None if labels is None else tuple(labels)
 
 

@@ -31,7 +31,7 @@ State = Mapping[str, Tensor]  # tensors of a module, or rows of its stacks, by n
 class Version(NamedTuple):
     """The metadata of an adapter in a bank; replacing the adapter makes a new version."""
 
-    note: dict[str, Any]  # the contents of its task.json
+    task_info: dict[str, Any]  # the contents of its task.json
     base: Mapping[str, Any]  # the base model according to its configuration
     size: int  # upper bound of its ranks and labels; the cost of its rows in a batch grows with it
 

@@ -92,22 +92,22 @@ class Passes:
         template: str | None = None,
         names: Sequence[str] = (),
     ) -> list[Row]:
-        """Tokenize texts, pairs of texts (if the adapter's note has two columns) or prompts into rows.
+        """Tokenize texts, pairs of texts (if the adapter's task info has two columns) or prompts into rows.
 
-        A prompt is a text or, if the note has a template, a conversation: a list of messages. `template` overrides the
-        note's. `names` replace the names of the texts in errors.
+        A prompt is a text or, if the task info has a template, a conversation: a list of messages. `template` overrides
+        the task info's. `names` replace the names of the texts in errors.
 
         Raises:
             InputError: if a text is not valid; names the first one.
         """
-        note = version.note
-        most = min(self.tokens, note.get("max_length") or self.tokens)
-        reader = Template(self.tokenizer, template or note.get("template") or NO_TEMPLATE)
+        task_info = version.task_info
+        most = min(self.tokens, task_info.get("max_length") or self.tokens)
+        reader = Template(self.tokenizer, template or task_info.get("template") or NO_TEMPLATE)
         each = partial(_each, names or [f"{self.field}[{number}]" for number in range(len(texts))])
         form = TEXT
         if wanted is not None and not reader.is_none:
             form = PROMPT
-        elif wanted is None and len(note.get("columns") or ()) == 2:
+        elif wanted is None and len(task_info.get("columns") or ()) == 2:
             form = PAIR
         parts = each(texts, partial(_parts, form, CHARACTERS * most))
         if wanted is not None:
@@ -117,7 +117,7 @@ class Passes:
             encoded = self.tokenizer(*columns, verbose=False)
         each(encoded["input_ids"], partial(_check_tokens, most))
         if wanted is not None:
-            wanted = wanted._replace(stop_token_ids=tuple(note.get("stop_token_ids") or self.stop_token_ids))
+            wanted = wanted._replace(stop_token_ids=tuple(task_info.get("stop_token_ids") or self.stop_token_ids))
         rows = list[Row]()
         for values in zip(*encoded.values(), strict=True):
             inputs = dict(zip(encoded, values, strict=True))

@@ -31,15 +31,15 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     """Split a multi-tenant adapter into the shared part and the tenants' parts by name.
 
     The shared part is an adapter of the same method whose head's last layer has two rows of zeros. A tenant's part has
-    the rows of this layer for its labels and the note with their names, but no update.
+    the rows of this layer for its labels and the task info with their names, but no update.
 
     Raises:
         InputError: if the folder is not a multi-tenant adapter, or the last layer does not have one row per label.
     """
     files = read_files(folder)
-    note = read_task(files.folder) or {}
-    tenants = note.pop(TENANTS, {})
-    temperatures = note.pop("temperatures", None)
+    task_info = read_task(files.folder) or {}
+    tenants = task_info.pop(TENANTS, {})
+    temperatures = task_info.pop("temperatures", None)
     if not tenants:
         raise InputError(f"{files.folder / TASK}: names no tenants; needed: tenants with the names of their labels")
     sizes = list(map(_outputs, tenants.values()))
@@ -55,7 +55,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
         shapes[key] = (PLACEHOLDER, *value.shape[1:])
         pieces.append(value.split(sizes))
     base = {field: files.fields.get(field) for field in BASE_FIELDS}
-    notes = _notes_of(note, tenants, temperatures)
+    task_infos = _task_infos_of(task_info, tenants, temperatures)
     own = dict[str, Contents]()
     for name, *values in zip(tenants, *pieces, strict=True):
         own[name] = Contents(
@@ -64,21 +64,21 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
             updates={},
             heads=dict(zip(rows, values, strict=True)),
             endings=(f".{layer}",),
-            task=notes[name],
+            task=task_infos[name],
         )
     return _with_zeros(files, shapes), own
 
 
-def _notes_of(
-    note: Fields, tenants: Mapping[str, Any], temperatures: Sequence[float] | None
+def _task_infos_of(
+    task_info: Fields, tenants: Mapping[str, Any], temperatures: Sequence[float] | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the note of each tenant's task: that of all, with its own labels, and its temperature if there is one."""
-    notes = {name: {**note, "labels": labels} for name, labels in tenants.items()}
+    """Return the task info of each tenant: that of all, with its own labels, and its temperature if there is one."""
+    task_infos = {name: {**task_info, "labels": labels} for name, labels in tenants.items()}
     if temperatures:
-        each = temperatures if len(temperatures) > 1 else [*temperatures] * len(notes)
-        for own, temperature in zip(notes.values(), each, strict=True):
+        each = temperatures if len(temperatures) > 1 else [*temperatures] * len(task_infos)
+        for own, temperature in zip(task_infos.values(), each, strict=True):
             own["temperatures"] = [temperature]
-    return notes
+    return task_infos
 
 
 def _outputs(labels: Sequence[str] | None) -> int:

@@ -48,8 +48,8 @@ class AdapterTask(Row):
     def of(cls, task: Task, max_length: int, tokenizer: Any = None) -> Self:
         """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
         description = task.description
-        note = description.note(tokenizer)
-        return cls(kind=task.type.kind, columns=description.columns, max_length=max_length, **note)
+        task_info = description.task_info(tokenizer)
+        return cls(kind=task.type.kind, columns=description.columns, max_length=max_length, **task_info)
 
     @property
     def task(self) -> TaskType:
@@ -72,27 +72,28 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     """Return the task of each tenant in a bank's folder.
 
     Raises:
-        UserError: if a note in it is no task, or an adapter has none; InputError if there is no bank.
+        UserError: if a task info in it is no task, or an adapter has none; InputError if there is no bank.
     """
     from lsr.serve.file import read as read_bank_file  # it imports torch, which takes seconds
 
-    return tasks_of_notes(read_bank_file(folder).notes, folder)
+    return tasks_of_infos(read_bank_file(folder).task_infos, folder)
 
 
-def tasks_of_notes(notes: Mapping[str, Mapping[str, Any]], where: Path) -> dict[str, AdapterTask]:
-    """Return the task in each note of tenants, by name; `where` they are.
+def tasks_of_infos(task_infos: Mapping[str, Mapping[str, Any]], where: Path) -> dict[str, AdapterTask]:
+    """Return the task in each task info of tenants, by name; `where` they are.
 
     Raises:
-        UserError: if a note is not a task.
+        UserError: if a task info is not a task.
     """
-    for name, note in notes.items():
-        _check_complete(name, note, where)
-    return {name: validate(AdapterTask, note, where, (name,)) for name, note in notes.items()}
+    for name, task_info in task_infos.items():
+        _check_complete(name, task_info, where)
+    return {name: validate(AdapterTask, task_info, where, (name,)) for name, task_info in task_infos.items()}
 
 
-def _check_complete(name: str, note: Mapping[str, Any], folder: Path) -> None:
+def _check_complete(name: str, task_info: Mapping[str, Any], folder: Path) -> None:
     # A bank takes adapters without task.json, such as a LoRA from elsewhere, and `lsr serve` answers with them.
-    lacking = [field for field, info in AdapterTask.model_fields.items() if info.is_required() and field not in note]
+    required = [field for field, info in AdapterTask.model_fields.items() if info.is_required()]
+    lacking = [field for field in required if field not in task_info]
     if lacking:
         reason = f"came into the bank without {', '.join(lacking)} in a {FILE}, so its answers have no names"
         remedy = f"write {FILE} beside its weights and make the bank again, or ask it by: lsr serve {folder}"

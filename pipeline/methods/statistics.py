@@ -132,11 +132,11 @@ def order_of_outputs(task: Task, contents: Contents, data: str) -> list[int] | N
     return [held.index(output) for output in wanted]
 
 
-def outputs_of(note: Mapping[str, Any]) -> list[str]:
-    """Return the names of a head's outputs, in order, by the note on its task: labels, of tenants with their names."""
-    tenants = note.get(TENANTS)
+def outputs_of(task_info: Mapping[str, Any]) -> list[str]:
+    """Return the names of a head's outputs, in order, by its task info: labels, of tenants with their names."""
+    tenants = task_info.get(TENANTS)
     if not tenants:
-        return list(note.get("labels") or [NUMBER])
+        return list(task_info.get("labels") or [NUMBER])
     outputs = list[str]()
     for tenant, labels in tenants.items():
         outputs += [f"{label} of {tenant}" for label in labels or [NUMBER]]

@@ -18,7 +18,7 @@ from lsr_onnx.mistakes import GraphError
 from pipeline.core.batches import iter_batches
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
-from pipeline.methods.adapter_task import AdapterTask, tasks_of_notes
+from pipeline.methods.adapter_task import AdapterTask, tasks_of_infos
 from pipeline.params.mistakes import validate
 from pipeline.predict.columns import columns_of_tenants, columns_of_texts
 from pipeline.predict.texts import check_finite
@@ -87,7 +87,7 @@ def read_tenants(folder: Path) -> dict[str, AdapterTask]:
     with as_user_error(GraphError):
         tenants = layout.read_tenants(folder)
     path = folder / TENANTS
-    tasks = tasks_of_notes({name: tenant.task for name, tenant in tenants.items()}, path)
+    tasks = tasks_of_infos({name: tenant.task for name, tenant in tenants.items()}, path)
     for name, task in tasks.items():
         _check_task(task, f"{path}: {name}")
         outputs = tenants[name].end - tenants[name].first

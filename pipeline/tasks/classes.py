@@ -284,8 +284,8 @@ def _members(groups: Groups, choices: int) -> Numbers:  # (groups, choices)
 class ClassesDescription(OfClasses, Description):
     """Describes classes by name and number of examples."""
 
-    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        return super().note(tokenizer) | {"labels": self.names}
+    def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        return super().task_info(tokenizer) | {"labels": self.names}
 
     @classmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:

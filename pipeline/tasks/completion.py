@@ -315,13 +315,13 @@ class CompletionDescription(Description):
     def to_columns(cls, outputs: Any, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"answer": list(outputs)}  # texts
 
-    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        note = super().note(tokenizer)
+    def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        task_info = super().task_info(tokenizer)
         if tokenizer is not None:
             prompts = Prompts(tokenizer, self.row.template)
-            note["template"] = prompts.template
-            note["stop_token_ids"] = prompts.stop_token_ids
-        return note
+            task_info["template"] = prompts.template
+            task_info["stop_token_ids"] = prompts.stop_token_ids
+        return task_info
 
     def predicts(self) -> str:
         return "its completion"

@@ -34,7 +34,7 @@ class Description(Part, ABC):
         named = zip(TEXT_COLUMNS, self.row.text, strict=False)
         return tuple(name if is_template(entry) else entry for name, entry in named)
 
-    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+    def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         """Return the fields of task.json, except for its kind, columns and lengths.
 
         Only text generation needs the tokenizer; without it, the fields for tokenizing prompts are left out.

@@ -350,10 +350,10 @@ class TenantsDescription(Description):
     sections = ("tenants",)
     scored_by = f"{artifacts.EVALUATE_TENANTS} has the score of each tenant"
 
-    def note(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+    def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         tenants = tenants_of(self.facts)
         labels = {name: tenant.labels for name, tenant in tenants.items()}
-        return super().note(tokenizer) | {"tenants": labels, "tenant": self.row.tenant}
+        return super().task_info(tokenizer) | {"tenants": labels, "tenant": self.row.tenant}
 
     def card(self) -> dict[str, Any]:
         return {"tenant": next(iter(self.facts.tenants))}

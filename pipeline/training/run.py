@@ -117,7 +117,7 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
 
 def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
     """Return a view with the number of epochs that follows from `train.extend_epochs` for a train split."""
-    if view.train.extend_epochs == "epochs":
+    if view.train.extend_epochs == "none":
         return view
     epochs = max(view.train.epochs, enough_epochs(view, train))
     return view.model_copy(update={"train": view.train.model_copy(update={"epochs": epochs})})

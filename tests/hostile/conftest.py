@@ -32,6 +32,6 @@ def writers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("writers")
     bank = save_writers(folder, "a")
     edit(folder / "base/tokenizer_config.json", model_max_length=64)
-    bank.add("t", folder / "a", note={"template": TEMPLATE})
+    bank.add("t", folder / "a", task_info={"template": TEMPLATE})
     bank.save(folder / "bank")
     return folder

@@ -44,8 +44,8 @@ def at_once(call, *arguments):
 def labelled(server, labels, **more):
     """The files of an adapter with these labels, which the server is sent."""
     folder = save_lora(server.folder / f"labels-{len(labels)}", "roberta", base=None, r=2, labels=len(labels))
-    note = json.dumps({"columns": ["text"], "labels": labels} | more)
-    return server.put(files(folder) | {"task.json": note.encode()})
+    task_info = json.dumps({"columns": ["text"], "labels": labels} | more)
+    return server.put(files(folder) | {"task.json": task_info.encode()})
 
 
 def predict(server, counts, path="/v1/predict"):

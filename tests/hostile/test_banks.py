@@ -34,28 +34,29 @@ ENTRIES = (0.5, -1.0, 1e-30, 1e30, 3e38, torch.nan, torch.inf)
 
 def of_classes(folder, precision="float32"):
     """A bank of classes, of pairs with labels of their own, of several labels with thresholds, and of a number."""
-    notes = {
+    task_infos = {
         "classes": {"kind": "classes", "columns": ["text"], "labels": ["a", "b", "c"]},
         "pairs": {"kind": "classes", "columns": ["premise", "hypothesis"], "labels": ["no", "yes"]},
         "multi_label": {"columns": ["text"], "labels": list("vwxyz"), "thresholds": [0.1, 0.2, 0.3, 0.4, 0.5]},
         "number": {"kind": "number", "columns": ["text"], "labels": None},
     }
     held = AdapterBank(tiny("bert-wide"), precision=precision)
-    for seed, (name, note) in enumerate(notes.items()):
-        outputs = len(note["labels"] or "1")
+    for seed, (name, task_info) in enumerate(task_infos.items()):
+        outputs = len(task_info["labels"] or "1")
         if seed % 2:
             save_lora(folder / name, "bert-wide", seed, labels=outputs)
         else:
             save(folder / name, "bert-wide", seed, labels=outputs, **DENSE)
-        write(folder / name / "task.json", note)
+        write(folder / name / "task.json", task_info)
         held.add(name, folder / name)
     if precision == "float32":
-        logits = [says("bert-wide", folder / name, len(notes), torch.float32, held.outputs(name)) for name in notes]
+        count = len(task_infos)
+        logits = [says("bert-wide", folder / name, count, torch.float32, held.outputs(name)) for name in task_infos]
     else:
         held.save(folder / "whole")
         stored = decoding.read(folder / "whole", tiny("bert-wide"), BITS[precision])
-        logits = [decoding.logits(tiny("bert-wide"), stored[name][0], len(notes)).float() for name in notes]
-    return held, "bert-wide", {name: logits[row][row] for row, name in enumerate(notes)}
+        logits = [decoding.logits(tiny("bert-wide"), stored[name][0], len(task_infos)).float() for name in task_infos]
+    return held, "bert-wide", {name: logits[row][row] for row, name in enumerate(task_infos)}
 
 
 def of_form(form):

@@ -184,7 +184,7 @@ def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(traine
     monkeypatch.chdir(folder)
     prompts = [row["prompt"] for row in table(artifacts.EVALUATE_PREDICTIONS)][:6]
     reference = Plain(chat)
-    note = report(artifacts.ADAPTER / "task.json")
+    task_info = report(artifacts.ADAPTER / "task.json")
     written = [reference.writes(prompt, MOST) for prompt in prompts]
     places = {token: {(*ids, token).index(token) for ids in written} for token in sorted(set().union(*written))}
     token = max(places, key=lambda token: len(places[token]))  # in most places, so that answers have many lengths
@@ -193,8 +193,8 @@ def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(traine
     stop_token_ids = {"usual": reference.stop_token_ids, "early": early, "base's": of_base}
     bank = AdapterBank(AutoModelForCausalLM.from_pretrained("models/base", dtype=torch.float32))
     bank.add("usual", artifacts.ADAPTER)
-    bank.add("early", artifacts.ADAPTER, note=note | {"stop_token_ids": early})
-    bank.add("base's", artifacts.ADAPTER, note={"template": note["template"]})
+    bank.add("early", artifacts.ADAPTER, task_info=task_info | {"stop_token_ids": early})
+    bank.add("base's", artifacts.ADAPTER, task_info={"template": task_info["template"]})
     passes = Passes(bank, reference.tokenizer, 64, MOST)
     asked = list(itertools.product(("usual", "early", "base's"), (2, MOST)))
     answers = ask_passes(passes, posted(*(generate(name, count, *prompts) for name, count in asked)))

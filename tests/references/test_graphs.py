@@ -109,8 +109,8 @@ def test_an_answer_in_8_bits_does_not_depend_on_the_other_texts(world):
         assert together == alone
 
 
-def save_bert(outputs, note):
-    """Save a LoRA of BERT with a head of so many outputs, and a note about its task."""
+def save_bert(outputs, task_info):
+    """Save a LoRA of BERT with a head of so many outputs, and its task info."""
     architectures.save_padded(Path("base"), "bert")
     torch.manual_seed(1)
     base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=outputs, dtype=torch.float32)
@@ -118,7 +118,7 @@ def save_bert(outputs, note):
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=targets, init_lora_weights=False)
     model = get_peft_model(base, config).eval()
     model.save_pretrained("lora")
-    write("lora/task.json", {"max_length": 24} | note)
+    write("lora/task.json", {"max_length": 24} | task_info)
     return model
 
 
@@ -133,8 +133,8 @@ TASKS = {
 @pytest.mark.parametrize("name", TASKS)
 def test_so_do_those_of_each_task_type(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outputs, note, problem_type = TASKS[name]
-    model = save_bert(outputs, note)
+    outputs, task_info, problem_type = TASKS[name]
+    model = save_bert(outputs, task_info)
     printed = said(lsr, *EXPORT)
     assert ("probabilities" in printed) == (name != "number")
     asked = texts()[:9]

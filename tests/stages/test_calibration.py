@@ -205,7 +205,7 @@ def test_tenants_with_few_texts_share_one_and_the_bank_answers_with_it(go):
 
     assert temperature == pytest.approx(np.exp(minimize_scalar(cross_entropy, bounds=LIMITS).x), rel=1e-3)
     bank = AdapterBank.load("tiny-roberta", artifacts.BANK)
-    assert [note["temperatures"] for note in bank.notes.values()] == [[temperature]] * 3
+    assert [task_info["temperatures"] for task_info in bank.task_infos.values()] == [[temperature]] * 3
     text = texts_of("test")[0]
     expected = softmax(logits_of(model, [text])[0, : last[0]] / temperature)
     (row,) = table(said(predict, "--tenant", "acme", text, "--base", "tiny-roberta"))

@@ -71,7 +71,7 @@ def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
     changed = {name.split(".")[-2] for name, value in after.items() if not value.equal(before[name])}
     assert changed == {"out_proj"}
     late = AdapterBank.load("tiny-roberta", artifacts.BANK)
-    assert (late.names, late.notes["late"]["labels"]) == (["late"], ["a", "b"])
+    assert (late.names, late.task_infos["late"]["labels"]) == (["late"], ["a", "b"])
 
 
 def test_a_file_names_the_tenant_of_each_row_and_who_asks_must_be_known(shops):

@@ -50,11 +50,11 @@ def most_bytes(
     if max_new_tokens:
         return len('{"text":""},') + max_new_tokens * token_bytes
     # Without names, at most as many labels as its size.
-    labels = version.note.get("labels") or make_label_names(version.size)
+    labels = version.task_info.get("labels") or make_label_names(version.size)
     names = len(json_bytes(labels))
     longest = 6 * max(map(len, labels), default=0) + len('""')  # JSON writes a control character as six
     probabilities = names + len(labels) * (len(":") + LONGEST_NUMBER)
-    applying = names if version.note.get("thresholds") else longest
+    applying = names if version.task_info.get("thresholds") else longest
     return len('{"labels":[],"probabilities":{}},') + probabilities + applying
 
 

@@ -171,7 +171,7 @@ class Endpoints:
     def _template(self, version: Version, asked: Asked) -> str:
         if not asked.is_chat:
             return NO_TEMPLATE
-        template = version.note.get("template") or self._passes.tokenizer.chat_template
+        template = version.task_info.get("template") or self._passes.tokenizer.chat_template
         if not isinstance(template, str) or template == NO_TEMPLATE:
             raise FieldError("messages", "this adapter has no chat template: ask /v1/completions")
         return template

@@ -46,7 +46,7 @@ def read(folder, base, bits):
     """
     tensors = load_file(folder / file.FILE)
     with safe_open(folder / file.FILE, framework="pt") as content:
-        names = json.loads(content.metadata()[file.HEADER])["notes"]
+        names = json.loads(content.metadata()[file.HEADER])["task_infos"]
     adapters = {name: ({}, {}) for name in names}
     for stack in [name.removesuffix("/values") for name in tensors if name.endswith("/values")]:
         _, module, part = stack.split("/")

@@ -44,10 +44,10 @@ LABELS = {
 def passes(there, tmp_path_factory):
     """A bank with an adapter for each of LABELS."""
     bank, folder = AdapterBank.load(None, there / "bank"), tmp_path_factory.mktemp("labels")
-    for name, note in LABELS.items():
-        count = 1 if name == "a number" else len(note.get("labels", [0] * 100))
+    for name, task_info in LABELS.items():
+        count = 1 if name == "a number" else len(task_info.get("labels", [0] * 100))
         save_lora(folder / name, "roberta", base=None, r=2, labels=count)
-        bank.add(name, folder / name, note=note)
+        bank.add(name, folder / name, task_info=task_info)
     return Passes(bank, AutoTokenizer.from_pretrained(there / "base"), 512, 128)
 
 

@@ -30,7 +30,7 @@ def saved(folders, tmp_path):
     def of(form):
         bank = AdapterBank(tiny(FORMS[form][0]))
         for name in "abc":
-            bank.add(name, folders(form) / name, note={"labels": [name, "other", "more"]})
+            bank.add(name, folders(form) / name, task_info={"labels": [name, "other", "more"]})
         bank.remove("b")
         bank.save(tmp_path / "bank")
         return bank, folders(form)
@@ -46,7 +46,7 @@ def test_a_bank_is_read_as_it_was_written_and_takes_more(form, saved, tmp_path):
     again = AdapterBank.load(tiny(model), tmp_path / "bank")
     names = ["c", "a", "__base__", "c"]
     assert again.names == ["a", "c"]
-    assert again.notes == {name: {"labels": [name, "other", "more"]} for name in "ac"}
+    assert again.task_infos == {name: {"labels": [name, "other", "more"]} for name in "ac"}
     assert torch.equal(asked(again, names), asked(bank, names))
     again.add("b", root / "b")
     torch.testing.assert_close(asked(again, ["b", "b", "c", "c"])[1], says(model, root / "b", dtype=torch.float32)[1])
@@ -133,7 +133,7 @@ WORDS = "bert.embeddings.word_embeddings"
     [
         (lambda header, tensors: header.update(precision="5bit"), "precision must be one of float32, bfloat16"),
         (lambda header, tensors: header.update(precision=5), "precision must be a name"),
-        (lambda header, tensors: header["notes"].update(b={}), MISFIT),
+        (lambda header, tensors: header["task_infos"].update(b={}), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/values"].fill_(torch.nan), "values that are not"),
         (lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}), MISFIT),
         (lambda header, tensors: header["layers"].append("x"), "layer 'x', which the base model does not have"),
@@ -150,14 +150,20 @@ WORDS = "bert.embeddings.word_embeddings"
         (lambda header, tensors: tensors[f"{SCALING}/counts"].copy_(torch.tensor([0, 2, 0])), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/values"][0, 5].fill_(0.5), f"{QUERY}: its first row, which stands"),
         (lambda header, tensors: tensors[f"{HEAD}/values"][0].fill_(1), f"{HEAD}: its first row, which stands"),
-        (lambda header, tensors: header["notes"].update(a=5), "a: task.json: must be an object, got 5"),
+        (lambda header, tensors: header["task_infos"].update(a=5), "a: task.json: must be an object, got 5"),
         (lambda header, tensors: tensors.pop(f"{HEAD}/counts"), "bias/counts' is missing"),
         (lambda header, tensors: tensors.update(more=torch.ones(3)), "'/values' is missing"),
-        (lambda header, tensors: header["notes"].update(a={"labels": ["x", "y"]}), "a: its task names 2 different"),
-        (lambda header, tensors: header["notes"].update(c={"labels": ["x"] * 3}), "c: its task names 1 different"),
-        (lambda header, tensors: header["notes"].update(a={"labels": ["x", "y", "\ud800"]}), "half a character"),
-        (lambda header, tensors: header["notes"].update(a=deep(51)), "more than 52 values within one another"),
-        (lambda header, tensors: header.update(notes=[]), "notes must be an object with the note of each adapter"),
+        (
+            lambda header, tensors: header["task_infos"].update(a={"labels": ["x", "y"]}),
+            "a: its task names 2 different",
+        ),
+        (lambda header, tensors: header["task_infos"].update(c={"labels": ["x"] * 3}), "c: its task names 1 different"),
+        (lambda header, tensors: header["task_infos"].update(a={"labels": ["x", "y", "\ud800"]}), "half a character"),
+        (lambda header, tensors: header["task_infos"].update(a=deep(51)), "more than 52 values within one another"),
+        (
+            lambda header, tensors: header.update(task_infos=[]),
+            "task_infos must be an object with the task info of each",
+        ),
         (lambda header, tensors: header.pop("shared_adapter"), "shared_adapter must be null or an object"),
         (
             lambda header, tensors: header.update(shared_adapter={"adapter_config.json": ""}),
@@ -243,8 +249,8 @@ def test_a_bank_has_the_checksum_of_each_tensor_and_of_its_header_and_is_written
 
 
 def exchange(header, tensors):
-    """Let two adapters have each other's names and notes, as a tool would that sorts what it writes."""
-    header["notes"] = {name: header["notes"][name] for name in reversed(header["notes"])}
+    """Let two adapters have each other's names and task infos, as a tool would that sorts what it writes."""
+    header["task_infos"] = {name: header["task_infos"][name] for name in reversed(header["task_infos"])}
 
 
 DAMAGED = "damaged: its header does not have its checksum; write the bank again from its adapters"
@@ -254,7 +260,7 @@ DAMAGED = "damaged: its header does not have its checksum; write the bank again 
     ("change", "message"),
     [
         (exchange, DAMAGED),
-        (lambda header, tensors: header["notes"]["a"].update(labels=["other", "a", "more"]), DAMAGED),
+        (lambda header, tensors: header["task_infos"]["a"].update(labels=["other", "a", "more"]), DAMAGED),
         (lambda header, tensors: header["base"].update(revision="x"), DAMAGED),
         (lambda header, tensors: header["layers"].reverse(), DAMAGED),
         (lambda header, tensors: tensors[f"{QUERY}/values"][1, 5].add_(1e-3), f"damaged: {QUERY}/values does not have"),
@@ -354,7 +360,7 @@ def test_the_adapters_of_a_folder_become_one_file(here):
     size = (here / "bank" / file.FILE).stat().st_size
     assert printed == f"bank: 2 adapters in 8bit, {size:,} bytes, {size / 2:,.0f} an adapter\n"
     bank = AdapterBank.load(tiny("bert"), here / "bank")
-    assert bank.notes == {"anna": {}, "ben": {"labels": ["no", "maybe", "yes"]}}
+    assert bank.task_infos == {"anna": {}, "ben": {"labels": ["no", "maybe", "yes"]}}
     actual = asked(bank, ["ben", "anna"])
     for row, name in enumerate(("ben", "anna")):
         expected = says("bert", here / "users" / name, 2, torch.float32)[row]

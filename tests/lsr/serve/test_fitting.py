@@ -52,8 +52,8 @@ def save_tenants(folder, kind):
         if HEADS[kind] in name:
             parameter.data.normal_(std=0.1)
     model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
-    note = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": TENANTS, "max_length": 28}
-    write(folder / "adapter" / TASK, json.dumps(note))
+    task_info = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": TENANTS, "max_length": 28}
+    write(folder / "adapter" / TASK, json.dumps(task_info))
     return folder, model, tokenizer
 
 

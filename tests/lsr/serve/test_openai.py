@@ -44,8 +44,8 @@ def folder(tmp_path_factory):
     tokenizer.chat_template = TEMPLATE
     tokenizer.model_max_length = TOKENS
     tokenizer.save_pretrained(folder / "base")
-    bank.add("own", folder / "a", note={"template": OWN})
-    bank.add("plain", folder / "a", note={"template": "none"})
+    bank.add("own", folder / "a", task_info={"template": OWN})
+    bank.add("plain", folder / "a", task_info={"template": "none"})
     stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
     stack.put(bank.places["x"], 3e38 * stack.rows(bank.places["x"]).sign())
     bank.save(folder / "bank")

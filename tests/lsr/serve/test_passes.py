@@ -29,7 +29,7 @@ def passes(there):
     """A bank with a tenant of pairs among others."""
     bank = AdapterBank.load(None, there / "bank")
     tokenizer = AutoTokenizer.from_pretrained(there / "base")
-    bank.add("pia", there / "0/cleo", note={"columns": ["text", "text_pair"], "labels": list("abcd")})
+    bank.add("pia", there / "0/cleo", task_info={"columns": ["text", "text_pair"], "labels": list("abcd")})
     return Passes(bank, tokenizer, 512, 128)
 
 
@@ -70,7 +70,7 @@ def test_who_leaves_before_the_pass_is_unknown_and_nobody_else_is_named(passes, 
 
 
 @pytest.mark.parametrize(
-    ("texts", "note", "status", "reason"),
+    ("texts", "task_info", "status", "reason"),
     [
         (["a cat"], {"columns": ["text", "text_pair"]}, 422, "texts[0]: needed: a list of two texts, each"),
         (["the cat sat on the mat"], {"max_length": 3}, 422, "this adapter reads at most 3"),
@@ -79,17 +79,17 @@ def test_who_leaves_before_the_pass_is_unknown_and_nobody_else_is_named(passes, 
     ids=["pairs", "length", "other weights"],
 )
 def test_a_row_is_read_again_if_its_adapter_is_replaced_before_its_batch(
-    texts, note, status, reason, passes, there, tmp_path, monkeypatch
+    texts, task_info, status, reason, passes, there, tmp_path, monkeypatch
 ):
-    note = {"columns": ["text"], "labels": ["one", "two"], "max_length": 28, **note}
-    save(tmp_path / "new", there / "base", 7, note["labels"])
+    task_info = {"columns": ["text"], "labels": ["one", "two"], "max_length": 28, **task_info}
+    save(tmp_path / "new", there / "base", 7, task_info["labels"])
     real = passes.rows
     read = []
 
     def rows(*arguments):  # in a thread of its own: the adapter is replaced after a request is read
         read.append(real(*arguments))
         if len(read) == 1:
-            passes.bank.add("anna", tmp_path / "new", note=note, replace=True)
+            passes.bank.add("anna", tmp_path / "new", task_info=task_info, replace=True)
         return read[-1]
 
     monkeypatch.setattr(passes, "rows", rows)
@@ -103,7 +103,7 @@ def test_a_row_is_read_again_if_its_adapter_is_replaced_before_its_batch(
     for text, answer in zip(texts, response.json()["answers"], strict=True):
         with torch.no_grad():
             expected = alone(**passes.tokenizer(text, return_tensors="pt")).logits[0].softmax(dim=0).tolist()
-        assert answer["probabilities"] == pytest.approx(dict(zip(note["labels"], expected, strict=True)), abs=1e-5)
+        assert answer["probabilities"] == pytest.approx(dict(zip(task_info["labels"], expected, strict=True)), abs=1e-5)
 
 
 @pytest.mark.parametrize(("count", "status"), [(1, 200), (40, 422)])
@@ -174,7 +174,7 @@ def writers(tmp_path_factory):
     """A folder of a decoder and three LoRAs, and passes of a bank of these, whose `x` overflows."""
     folder = tmp_path_factory.mktemp("writers")
     bank = save_writers(folder, "abx")
-    bank.add("t", folder / "a", note={"template": "{{ messages }}"})
+    bank.add("t", folder / "a", task_info={"template": "{{ messages }}"})
     stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
     stack.put(bank.places["x"], 3e38 * stack.rows(bank.places["x"]).sign())
     return folder, Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
@@ -269,19 +269,19 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }} and {% endfor 
 
 def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versions_change(writers):
     folder, passes = writers
-    notes = {"a": {"max_length": 12}, "b": {"template": TEMPLATE, "max_length": 16}}
+    task_infos = {"a": {"max_length": 12}, "b": {"template": TEMPLATE, "max_length": 16}}
     prompts = [first[: 6 + 5 * at] for at, (first, _) in enumerate(PAIRS)]
     expected = {}
-    for name, note in notes.items():
+    for name, task_info in task_infos.items():
         alone = loaded_alone(folder, name)
         for prompt in prompts:
-            text = f"{prompt} and " if "template" in note else prompt
-            ids = passes.tokenizer(text, add_special_tokens="template" not in note)["input_ids"]
-            if len(ids) > note["max_length"]:
-                expected[name, prompt] = f"{len(ids)} tokens; this adapter reads at most {note['max_length']}"
+            text = f"{prompt} and " if "template" in task_info else prompt
+            ids = passes.tokenizer(text, add_special_tokens="template" not in task_info)["input_ids"]
+            if len(ids) > task_info["max_length"]:
+                expected[name, prompt] = f"{len(ids)} tokens; this adapter reads at most {task_info['max_length']}"
             else:
                 expected[name, prompt] = passes.tokenizer.decode(continued(alone, ids, 4), skip_special_tokens=True)
-    passes.bank.add("changing", folder / "a", note=notes["a"])
+    passes.bank.add("changing", folder / "a", task_info=task_infos["a"])
 
     async def call(client):
         done = 0
@@ -291,7 +291,8 @@ def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versio
                 while done < 4 * turn:
                     await asyncio.sleep(0.001)
                 name = "ab"[turn % 2]
-                await asyncio.to_thread(passes.bank.add, "changing", folder / name, note=notes[name], replace=True)
+                options = {"task_info": task_infos[name], "replace": True}
+                await asyncio.to_thread(passes.bank.add, "changing", folder / name, **options)
 
         async def fire(number):
             nonlocal done
@@ -313,7 +314,7 @@ def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versio
     for prompt, response in ask_passes(passes, call):
         content = response.json()
         said = content["answers"][0]["text"] if response.status_code == 200 else content["error"].partition(": ")[2]
-        fitting = [name for name in notes if expected[name, prompt] == said]
+        fitting = [name for name in task_infos if expected[name, prompt] == said]
         assert fitting, (prompt, said)
         versions.update(fitting)
     passes.bank.remove("changing")

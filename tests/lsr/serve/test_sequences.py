@@ -89,7 +89,7 @@ def test_a_bank_is_that_of_its_adapters_alone(changes, rows, kinds, alone):
     fresh = filled(held, kinds)
     assert bank.layers.keys() == fresh.layers.keys()
     assert bank.heads.keys() == fresh.heads.keys()
-    assert (bank.base_fields, bank.notes) == (fresh.base_fields, fresh.notes)
+    assert (bank.base_fields, bank.task_infos) == (fresh.base_fields, fresh.task_infos)
     assert {*bank.names} == {*fresh.names}
     assert bank.nbytes <= 6 * fresh.nbytes + 20_000
     names = [name if name in held else BASE for name in rows]

@@ -57,8 +57,8 @@ def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1, **more):
         fields = {"task_type": "SEQ_CLS", "target_modules": TARGETS.get(name, ["query", "value"])}
         model = stir(get_peft_model(base, configured(fields | more)).eval(), seed)
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    note = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": tenants, "max_length": 9}
-    write(folder / TASK, json.dumps(note))
+    task_info = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": tenants, "max_length": 9}
+    write(folder / TASK, json.dumps(task_info))
     return model
 
 
@@ -84,10 +84,11 @@ def test_each_tenant_has_its_rows_of_the_wide_head_also_from_a_file_and_as_lora(
     check(bank, expected)
     answers = bank.answers(asked(bank, WIDE), WIDE)
     assert [answer.labels for answer in answers[:3]] == [("bad", "good"), None, ("a", "b", "c")]
-    assert bank.notes["acme"] == {"kind": "classes", "columns": ["text"], "labels": ["bad", "good"], "max_length": 9}
+    acme = {"kind": "classes", "columns": ["text"], "labels": ["bad", "good"], "max_length": 9}
+    assert bank.task_infos["acme"] == acme
     bank.save(tmp_path / "bank")
     check(again := AdapterBank.load(None, tmp_path / "bank"), expected)
-    assert again.notes == bank.notes
+    assert again.task_infos == bank.task_infos
     model, _ = METHODS[method]
     given = AdapterBank.load(tiny(model), tmp_path / "bank")  # whose head has three rows
     check(given, [*expected[:-1], torch.zeros(3)])

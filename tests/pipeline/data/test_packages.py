@@ -202,7 +202,7 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
         for parameter in (one for one in adapted.parameters() if one.requires_grad):
             parameter.data = torch.randn(parameter.shape, generator=generator) / 14
         adapted.save_pretrained(tmp_path / str(seed))
-        bank.add(str(seed), tmp_path / str(seed), note=note)
+        bank.add(str(seed), tmp_path / str(seed), task_info=note)
         said += [
             evaluation.write(adapted, prompts, [prompts.prompt(to_user_message(one))], 24, 1)[0] for one in questions
         ]

@@ -66,8 +66,8 @@ class OrderedScoring(Scoring):
 
 
 class OrderedDescription(Description):
-    def note(self, tokenizer):
-        return super().note(tokenizer) | {"labels": self.label.order}
+    def task_info(self, tokenizer):
+        return super().task_info(tokenizer) | {"labels": self.label.order}
 
     @classmethod
     def to_columns(cls, outputs, labels, thresholds=()):

@@ -261,9 +261,10 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     bank = AdapterBank(AutoModelForCausalLM.from_pretrained("writer"))
     bank.add("own", artifacts.ADAPTER)
     short = tokenizer(texts[0]).input_ids[1]
-    bank.add("bare", artifacts.ADAPTER, note={"template": NONE, "stop_token_ids": [2]})
-    bank.add("short", artifacts.ADAPTER, note=report(artifacts.ADAPTER / "task.json") | {"stop_token_ids": [short]})
-    bank.add("shouts", artifacts.ADAPTER, note={"template": CHANGED + "{{ raise_exception('no roles') }}"})
+    bank.add("bare", artifacts.ADAPTER, task_info={"template": NONE, "stop_token_ids": [2]})
+    stopping = report(artifacts.ADAPTER / "task.json") | {"stop_token_ids": [short]}
+    bank.add("short", artifacts.ADAPTER, task_info=stopping)
+    bank.add("shouts", artifacts.ADAPTER, task_info={"template": CHANGED + "{{ raise_exception('no roles') }}"})
     passes = Passes(bank, tokenizer, 128, 12)
     requests = [generate(name, 12, *asked) for name in ("own", "bare", "short")]
     talks = generate("own", 12, *([{"role": "user", "content": one}] for one in asked))
@@ -275,6 +276,6 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     assert said[2] == evaluation.write(model, prompts, alone, 12, 1) != texts
     assert said[3][0] == tokenizer.decode(tokenizer(texts[0]).input_ids[:2])
     assert shouts.json() == {"error": "prompts[0]: the chat template refuses it: no roles"}
-    for note in ({"template": 1}, {"stop_token_ids": [True]}, {"stop_token_ids": "x"}):
-        says = f"task.json: {next(iter(note))} must be a "
-        refused(bank.add, "own", artifacts.ADAPTER, note=note, replace=True, says=says)
+    for task_info in ({"template": 1}, {"stop_token_ids": [True]}, {"stop_token_ids": "x"}):
+        says = f"task.json: {next(iter(task_info))} must be a "
+        refused(bank.add, "own", artifacts.ADAPTER, task_info=task_info, replace=True, says=says)

@@ -326,8 +326,8 @@ def test_the_head_is_as_wide_as_the_labels_of_the_file_and_task_json_names_them(
     reference = answered.reference
     assert answered.model.classifier.out_proj.out_features == answered.model.config.num_labels == reference.width
     assert answered.task.head.names == (reference.names or ())
-    note = AdapterTask.of(answered.task, LENGTH)
-    assert (note.columns, note.labels) == (reference.columns, reference.names)
+    task_info = AdapterTask.of(answered.task, LENGTH)
+    assert (task_info.columns, task_info.labels) == (reference.columns, reference.names)
     if reference.names:
         assert answered.model.config.id2label == dict(enumerate(reference.names))
 
