@@ -1,4 +1,4 @@
-"""A regression on the states of an encoder as it is, by scikit-learn: the baseline of a run.
+"""A regression on the states of an encoder as it is, by scikit-learn: the baseline of a run, and `adapter: regression`.
 
 It is logistic for classes, for each label of a text, and for each tenant's classes, and a ridge regression for a
 number. Its inputs are standardized; validation chooses the strength of the penalty. No model is trained.
@@ -49,19 +49,27 @@ class Linear(NamedTuple):
         return torch.from_numpy(outputs).float()
 
 
-# Fits features and labels, given the number of outputs and the strength.
-Fit = Callable[[Values, Values, int, float], Linear]
+class Options(NamedTuple):
+    """How a regression is fitted."""
+
+    outputs: int  # their number
+    strength: float
+    has_bias: bool
 
 
-def fit_classes(features: Values, labels: Values, outputs: int, strength: float) -> Linear:
+Fit = Callable[[Values, Values, Options], Linear]  # fits features and labels
+
+
+def fit_classes(features: Values, labels: Values, options: Options) -> Linear:
     """Return the logistic regression of labels (n,): a logit for each class."""
     known = np.unique(labels)
-    weight = np.zeros((outputs, features.shape[1]))
-    bias = np.full(outputs, ABSENT)
+    weight = np.zeros((options.outputs, features.shape[1]))
+    bias = np.full(options.outputs, ABSENT)
     if len(known) == 1:
         bias[known] = 0.0
         return Linear(weight, bias)
-    fitted = LogisticRegression(C=strength, max_iter=STEPS).fit(features, labels)
+    fitted = LogisticRegression(C=options.strength, fit_intercept=options.has_bias, max_iter=STEPS)
+    fitted.fit(features, labels)
     if len(known) == 2:  # with two classes, the difference of their logits is fitted
         weight[known] = np.concatenate([-fitted.coef_, fitted.coef_]) / 2
         bias[known] = np.concatenate([-fitted.intercept_, fitted.intercept_]) / 2
@@ -71,20 +79,21 @@ def fit_classes(features: Values, labels: Values, outputs: int, strength: float)
     return Linear(weight, bias)
 
 
-def fit_labels(features: Values, labels: Values, outputs: int, strength: float) -> Linear:
+def fit_labels(features: Values, labels: Values, options: Options) -> Linear:
     """Return a logistic regression for each column of labels (n, labels) of 0 and 1."""
-    weight = np.zeros((outputs, features.shape[1]))
-    bias = np.zeros(outputs)
+    weight = np.zeros((options.outputs, features.shape[1]))
+    bias = np.zeros(options.outputs)
+    of_two = options._replace(outputs=2)
     for number, applies in enumerate(labels.T):
-        of_label = fit_classes(features, applies.astype(int), 2, strength)
+        of_label = fit_classes(features, applies.astype(int), of_two)
         weight[number] = np.diff(of_label.weight, axis=0)[0]
         bias[number] = np.diff(of_label.bias)[0]
     return Linear(weight, bias)
 
 
-def fit_number(features: Values, labels: Values, outputs: int, strength: float) -> Linear:
+def fit_number(features: Values, labels: Values, options: Options) -> Linear:
     """Return the ridge regression of labels (n,)."""
-    fitted = Ridge(alpha=1 / strength).fit(features, labels)
+    fitted = Ridge(alpha=1 / options.strength, fit_intercept=options.has_bias).fit(features, labels)
     return Linear(fitted.coef_[None], np.array([fitted.intercept_]))
 
 
@@ -112,17 +121,18 @@ KINDS = {  # fits by problem_type of transformers
 }
 
 
-def fit(kind: Kind, outputs: int, train: XY, validation: XY) -> Linear:
+def fit(kind: Kind, outputs: int, train: XY, validation: XY, *, has_bias: bool = True) -> Linear:
     """Return the regression with the least loss on validation, the first of ties."""
     features, labels = train
     held_out, wanted = validation
-    scaler = StandardScaler().fit(features)
+    scaler = StandardScaler(with_mean=has_bias).fit(features)
     standardized = scaler.transform(features)
     candidates = list[Linear]()
     for strength in STRENGTHS if len(wanted) else [USUAL]:
-        weight, bias = kind.fit(standardized, labels, outputs, strength)
+        weight, bias = kind.fit(standardized, labels, Options(outputs, strength, has_bias))
         unscaled = weight / scaler.scale_
-        candidates.append(Linear(unscaled, bias - unscaled @ scaler.mean_))
+        shift = unscaled @ scaler.mean_ if has_bias else 0.0
+        candidates.append(Linear(unscaled, bias - shift))
 
     def loss(candidate: Linear) -> float:
         return float(kind.loss(candidate.outputs(held_out), torch.from_numpy(wanted)))
@@ -201,11 +211,34 @@ def of_task(view: EvaluateView, task: Task) -> Baseline | None:
     parts = _read(view, task, count)
     train = parts["train"]
     validation = parts["validation"]
+    layers = fit_parts(task, train, validation)
+    tuned = task.tune_thresholds(predict(layers, validation))
+    return Baseline(tuned.scoring, predict(layers, parts["test"]), len(train.labels))
+
+
+def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = True) -> dict[str, Linear]:
+    """Return the regression of each tenant; without tenants, of all examples."""
     layers = dict[str, Linear]()
     for name in train.rows:
-        layers[name] = fit(kind_of(task), width_of(task, name), train.of(name), validation.of(name))
-    tuned = task.tune_thresholds(_outcome(layers, validation))
-    return Baseline(tuned.scoring, _outcome(layers, parts["test"]), len(train.labels))
+        layers[name] = fit(kind_of(task), width_of(task, name), train.of(name), validation.of(name), has_bias=has_bias)
+    return layers
+
+
+def predict(layers: Mapping[str, Linear], part: Part) -> Outcome:
+    """Return what the regressions of tenants, or of all, predict: after the last output of each the least number."""
+    width = max(len(layer.bias) for layer in layers.values())
+    outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
+    for name, layer in layers.items():
+        rows = part.rows_of(name)
+        features, _ = part.of(name)
+        outputs[rows, : len(layer.bias)] = layer.outputs(features)
+    return Outcome(outputs, part.labels, part.groups)
+
+
+def part_of(task: Task, features: Tensor, examples: Dataset) -> Part:
+    """Return the features of the examples of a split with their labels."""
+    outcome = evaluation.outcome(features, examples)
+    return Part(features.numpy(), outcome.labels, outcome.groups, task.scoring.rows_of_parts(outcome))
 
 
 def kind_of(task: Task) -> Kind:
@@ -237,9 +270,7 @@ def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[s
     with console.progress("evaluate, regression on the frozen encoder", total, "examples") as advance:
         for split, examples in splits.items():
             features = evaluation.outputs(task.head, model, examples, collate, view.evaluate.batch_size, advance)
-            outcome = evaluation.outcome(features, examples)
-            rows = task.scoring.rows_of_parts(outcome)
-            parts[split] = Part(features.numpy(), outcome.labels, outcome.groups, rows)
+            parts[split] = part_of(task, features, examples)
     return parts
 
 
@@ -251,14 +282,3 @@ def _sample(task: Task, examples: Dataset, count: int) -> list[int]:
     for rows in task.scoring.rows_of_parts(whole).values():
         drawn += np.random.default_rng(0).permutation(rows)[:count].tolist()
     return sorted(drawn)
-
-
-def _outcome(layers: Mapping[str, Linear], part: Part) -> Outcome:
-    """Return what the regressions of tenants, or of all, predict: after the last output of each the least number."""
-    width = max(len(layer.bias) for layer in layers.values())
-    outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
-    for name, layer in layers.items():
-        rows = part.rows_of(name)
-        features, _ = part.of(name)
-        outputs[rows, : len(layer.bias)] = layer.outputs(features)
-    return Outcome(outputs, part.labels, part.groups)

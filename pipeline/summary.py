@@ -111,12 +111,12 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
     of_head = f"{metrics['head_parameters']:,} of the head"
     yield "parameters", f"{of_adapter} and {of_head} trained, {metrics['base_parameters']:,} frozen"
     yield "bytes", f"{metrics['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
-    steps = f"{metrics['steps']:,} optimizer steps"
+    steps = f"{metrics['steps']:,} optimizer steps" if metrics["steps"] else "a regression"
     yield "training", f"{steps}, {metrics['read']:,} examples read"
     if metrics["start_batches"]:
         batches = f"{metrics['start_batches']:,} batches"
         yield "its start", f"{batches}, {metrics['start_read']:,} examples read"
-    if metrics["steps"] < SHORT:
+    if 0 < metrics["steps"] < SHORT:
         yield "", _advice(params.train)
 
 

@@ -8,7 +8,7 @@ Not a DVC out: runs/, where trackers write.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
@@ -20,13 +20,15 @@ from lsr.tuner.files import read_files
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, banks, cards
+from pipeline.methods import adapters, banks, cards, heads
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
+from pipeline.params.sections import RegressionParams
 from pipeline.tasks import Task
 from pipeline.tasks.scoring import choose_selection_metric
-from pipeline.training import calibration, checkpoints, processes, run
+from pipeline.training import calibration, checkpoints, head_regression, processes, run
+from pipeline.training.history import History
 
 CURVES = {  # names of curves by key in the Trainer's log
     "loss": artifacts.TRAIN_LOSS,
@@ -56,15 +58,18 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     tokenizer = tokenizer_of(model.get_base_model(), view.base_model)
     collate = task.head.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
-    trainer = fit(view, task, model, splits, collate, folder)
+    if isinstance(view.section, RegressionParams):
+        layer = heads.last_layer_of(model, last_layer(read_files(artifacts.INIT)))
+        history = head_regression.fit_head(view, task, model, layer, splits, collate)
+    else:
+        history = History.of(fit(view, task, model, splits, collate, folder))
     if not console.IS_FIRST:
         return
     # The model has the weights of the best checkpoint.
     task = calibration.calibrate(task, model, splits["validation"], collate, view.train.batch_size)
-    score = cast("float", trainer.state.best_metric)
-    write_adapter(view, task, model, tokenizer, score)
+    write_adapter(view, task, model, tokenizer, history.best_score)
     write_bank(view, task)
-    write_reports(view, task, trainer)
+    write_reports(view, task, history)
 
 
 def load_initialized(view: params.TrainView, task: Task, train: Dataset) -> PeftModel:
@@ -127,12 +132,11 @@ def write_bank(view: params.TrainView, task: Task) -> None:
         bank.save(folder)
 
 
-def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
+def write_reports(view: params.TrainView, task: Task, history: History) -> None:
     """Write metrics and curves, and print a summary table."""
-    log = trainer.state.log_history
     curves = dict[str, Curve]()
     for key, path in CURVES.items():
-        logged = [entry for entry in log if key in entry]
+        logged = [entry for entry in history.log if key in entry]
         points = Curve()
         for entry in logged:
             point = (int(entry["step"]), float(entry[key]))
@@ -140,8 +144,7 @@ def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
         curves[path.stem] = points
         artifacts.write_csv(path, ["step", path.stem], points)
     scores = dict(curves["validation_score"])
-    rows = cast("Dataset", trainer.train_dataset)
-    best = cast("int", trainer.state.best_global_step)
+    best = history.best_step
     _, last_loss = curves["loss"][-1]
     _, last_score = curves["validation_score"][-1]
     metrics = {
@@ -149,12 +152,12 @@ def write_reports(view: params.TrainView, task: Task, trainer: Trainer) -> None:
         "best_score": scores[best],
         "last_score": last_score,
         "last_loss": last_loss,
-        "steps": trainer.state.global_step,
-        "read": len(scores) * len(rows),
+        "steps": history.steps,
+        "read": len(scores) * history.examples,
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, SHOWN)
     print_curves(curves, choose_selection_metric(task.scoring))
-    if len(scores) < view.train.epochs:
+    if history.steps and len(scores) < view.train.epochs:
         done = f"{len(scores)} of {view.train.epochs} epochs"
         console.line(f"train: stopped after {done}, by train.patience: {view.train.patience}")
 

@@ -150,12 +150,18 @@ def by_label(head: Tensors, labels: int) -> list[str]:
     return [name for name, value in head.items() if value.shape[:1] == (labels,)]
 
 
-def read_contents(folder: str | Path | Files, method: str | None = None, *, with_biases: bool = False) -> Contents:
+def read_contents(
+    folder: str | Path | Files,
+    method: str | None = None,
+    *,
+    with_biases: bool = False,
+    head_alone: bool = False,
+) -> Contents:
     """Read an LSR or plain LoRA adapter from its folder or files, without its base model.
 
     Raises:
-        InputError: if it is another method (or not `method`), its files are inconsistent, or, unless `with_biases`, it
-            trained biases of the base model.
+        InputError: if it is another method (or not `method`), or its files are inconsistent; unless `with_biases`, if
+            it trained biases of the base model; unless `head_alone`, if it adapts no layer.
     """
     files = read_files(folder, method)
     fields = files.fields
@@ -172,6 +178,8 @@ def read_contents(folder: str | Path | Files, method: str | None = None, *, with
         if WRAPPED.search(name) or FACTOR.fullmatch(name) or LORA_FACTOR.fullmatch(name):
             continue
         heads[name.removeprefix(PREFIX)] = value
+    if not updates and not (head_alone and heads):
+        raise InputError(f"{files.folder}: holds no LoRA factors")
     return Contents(
         source=str(files.folder),
         base={name: fields.get(name) for name in BASE_FIELDS},
@@ -198,7 +206,7 @@ def read_on(modules: Modules, folder: str | Path) -> Contents:
             shapes[name] = form.out_features, form.in_features
         with wrap_errors(files.folder, TypeError, ValueError):
             check_layers(shapes, modules)
-    return read_contents(files)
+    return read_contents(files, head_alone=True)
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:

@@ -144,7 +144,7 @@ Updates = dict[str, Update]  # updates by name of the layer
 
 
 def updates_in(files: Files) -> Updates:
-    """Return the update of each layer of an LSR or plain LoRA adapter.
+    """Return the update of each layer of an LSR or plain LoRA adapter; none if it is a head alone.
 
     LSR adapters with dense A and B, or with a core between frozen frames, are returned as stored; all other forms as
     the equivalent LoRA.
@@ -240,8 +240,6 @@ def _lora_updates(files: Files) -> Updates:
         elif ".lora_" in key:
             needed = "is not supported; needed: LoRA of linear layers"
             raise InputError(f"{files.folder}: {key} {tuple(tensor.shape)} {needed}")
-    if not sides:
-        raise InputError(f"{files.folder}: holds no LoRA factors")
     updates = {}
     for name, side in sides.items():
         with wrap_errors(f"{files.folder}: layer {name!r}", ValueError):

@@ -74,7 +74,9 @@ def _part(folder: Path, base: str | None) -> Part:
     if TENANTS in (read_task(folder) or {}):
         shared_adapter, adapters = split(folder)
         return Part(adapters, shared_adapter)
-    return Part({folder.absolute().name: read_contents(folder)})  # not the name of what a link leads to
+    return Part(
+        {folder.absolute().name: read_contents(folder, head_alone=True)}
+    )  # not the name of what a link leads to
 
 
 def _check_tokenizers(folders: Sequence[Path], of_base: Any) -> None:

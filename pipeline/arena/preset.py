@@ -141,6 +141,8 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _sets_what_it_reads(self) -> Self:
+        if self.adapter == "regression":
+            raise ValueError("adapter: regression is not trained by the arena; set adapter: head and features")
         if self.features and self.adapter != "head":
             raise ValueError(f"adapter: {self.adapter} has no effect: features are in place of it; set it to head")
         if self.features and not self.trained:

@@ -19,6 +19,7 @@ from lsr.tuner.card import FILE, Card
 from lsr.tuner.files import CONFIG
 from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
+from pipeline.params.sections import RegressionParams
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import Task
 from pipeline.tasks.scoring import choose_selection_metric
@@ -39,6 +40,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     read = " and ".join(f"`{name}`" for name in description.columns)
     target = description.predicts()
     selects = choose_selection_metric(task.scoring)
+    chosen = "strength of its penalty" if isinstance(view.section, RegressionParams) else "checkpoint"
     return Card(
         base,
         revision,
@@ -53,7 +55,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
         summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {target}.",
         sections={
             "Score": f"{selects}{description.of_class(selects)} {score:.4g} on the {view.dataset.select_on} split, "
-            "which chose the checkpoint.",
+            f"which chose the {chosen}.",
             "Parameters": _parameters(counts),
             "Training": _training(view, description.sections),
         },

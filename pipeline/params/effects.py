@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.schema import Params
-from pipeline.params.sections import MAX_EPOCHS, READ, LsrParams, MethodParams, TrainParams
+from pipeline.params.sections import MAX_EPOCHS, READ, LsrParams, MethodParams, RegressionParams, TrainParams
 
 # Of keys without a default in the schema, the values of the committed params.yaml.
 COMMITTED = {
@@ -20,6 +20,19 @@ COMMITTED = {
     "tenants.precision": "8bit",
     "evaluate.max_new_tokens": 64,
     "evaluate.regression_baseline": 2048,
+}
+UNREAD_BY_REGRESSION = {  # of train
+    "epochs": 2,
+    "extend_epochs": "none",
+    "patience": "none",
+    "processes": 1,
+    "head_learning_rate": 0.002,
+    "weight_decay": 0.01,
+    "warmup_ratio": 0.06,
+    "class_weights": "none",
+    "precision": "fp32",
+    "compile": False,
+    "report_to": (),
 }
 
 
@@ -52,8 +65,18 @@ def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
         reasons["evaluate.max_new_tokens"] = "the data have no completions"
     for key, reason in reasons.items():
         yield from _set(key, attrgetter(key)(params), reason)
+    section = params.sections[params.adapter]
     if not (is_of_tenants and params.tenants.folder):  # the folder with the adapter
-        yield from idle_in_section(params.sections[params.adapter])
+        yield from idle_in_section(section)
+        if isinstance(section, RegressionParams):
+            yield from _idle_with_regression(params.train)
+
+
+def _idle_with_regression(train: TrainParams) -> Iterator[Idle]:
+    for name, usual in UNREAD_BY_REGRESSION.items():
+        value = getattr(train, name)
+        if value != usual:
+            yield Idle(f"train.{name}", value, usual, "adapter: regression has no training loop")
 
 
 def idle_in_training(train: TrainParams) -> Iterator[Idle]:

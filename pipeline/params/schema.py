@@ -17,6 +17,7 @@ from pipeline.params.sections import (
     LsrParams,
     Method,
     MethodParams,
+    RegressionParams,
     Section,
     TenantsParams,
     TokenizeParams,
@@ -53,6 +54,7 @@ class Params(Section):
     lsr: LsrParams
     full: FullParams
     head: HeadParams
+    regression: RegressionParams = RegressionParams()
     methods: dict[Word, Method]
     adapter: StrictStr  # the word of a section
     evaluate: EvaluateParams
@@ -69,7 +71,13 @@ class Params(Section):
     @field_validator("adapter")
     @classmethod
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
-        words = ["full", "head", "lsr", *(word for word in info.context or () if word not in cls.model_fields)]
+        words = [
+            "full",
+            "head",
+            "lsr",
+            "regression",
+            *(word for word in info.context or () if word not in cls.model_fields),
+        ]
         if adapter not in words:
             known = f"sections: {', '.join(words)}; for another method of PEFT, set peft.type"
             raise ValueError(f"no such section{nearest(adapter, words)}; {known}")
@@ -78,7 +86,13 @@ class Params(Section):
     @property
     def sections(self) -> dict[str, MethodParams]:
         """The sections of all methods, by the word that selects them."""
-        return {"lsr": self.lsr, "full": self.full, "head": self.head, **self.methods}
+        own: dict[str, MethodParams] = {
+            "lsr": self.lsr,
+            "full": self.full,
+            "head": self.head,
+            "regression": self.regression,
+        }
+        return own | self.methods
 
     @model_validator(mode="after")
     def _sections_know_their_words(self) -> Self:

@@ -303,6 +303,10 @@ class HeadParams(MethodParams):
     """Linear probing: only the head is trained, with train.head_learning_rate."""
 
 
+class RegressionParams(HeadParams):
+    """A logistic or ridge regression on what the head's last layer reads: that layer alone, without a training loop."""
+
+
 def _origin(section: Any) -> str | None:
     """Return whether a section is of LSR or of PEFT; None if it is not the section of a method."""
     kind = section.get("type") if isinstance(section, dict) else getattr(section, "type", None)

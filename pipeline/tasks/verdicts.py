@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from pipeline.tasks.description import Description, Line
 
-REGRESSION = "a regression on the frozen base model"
+REGRESSION = "a regression on the mean of the frozen model's states"
 
 
 def verdicts(metric: str, metrics: Mapping[str, float], description: Description) -> Iterator[Line]:

@@ -100,7 +100,7 @@ def test_words_say_whether_a_run_is_better_than_the_constant_and_a_regression(en
     screen = " ".join(said(main).split())
     assert f"constant {words.format('the constant baseline')}" in screen
     comma = "," if ends[1] > 0 or ends[2] < 0 else ""
-    regression = f"a regression on the frozen base model, 0.78{comma}"
+    regression = f"a regression on the mean of the frozen model's states, 0.78{comma}"
     assert f"regression {words.format(regression)}; fitted to 2,048 training examples" in screen
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -18,12 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, AutoTokenizer
 
+from lsr.serve.bank import AdapterBank
 from pipeline.core import artifacts
+from pipeline.predict.__main__ import main as predict
 from tests import kit, workspace
-from tests.kit import table
+from tests.kit import refused, said, table
 from tests.pipeline.tasks.references import RESAMPLES, resampled
-from tests.references import models, texts
-from tests.references.plain import encoded
+from tests.references import models, plain, texts
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 from tests.stages.shops import LABELS, rows
 
@@ -31,8 +32,10 @@ EXAMPLES = 150
 LENGTH = 24  # tokens; some texts have more
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10)
 ROUNDED = 2e-3  # of correlations with numbers of three digits, as in the report
+CLOSE = {"bert": 0.02, "roberta": 2e-4, "gpt2": 2e-4}  # probabilities; the tanh before BERT's head is nearly 1
 FEW = 10  # validation texts of a label, below which labels share a threshold
 FOLDER = Path("models/encoder")
+PLAIN = {"adapter": "regression", "train": {"head_learning_rate": 0.002, "epochs": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +64,37 @@ def evaluate_run(**changes):
     return report(artifacts.EVALUATE_METRICS)
 
 
-@torch.no_grad()
-def of_split(split):
-    """Return the examples of a split, the mean of the last states of each text alone, and the labels."""
-    examples = Dataset.from_file(str(artifacts.tokens(split))).to_pandas()
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+def mean_of_states():
+    """Return a function from the tokens of a text to the mean of its last states."""
     encoder = AutoModel.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    return lambda tokens: encoder(**tokens).last_hidden_state.double().mean(dim=1)
+
+
+READ = {  # from a model and the tokens of a text to what the last layer of its head reads
+    "bert": lambda model, tokens: model.bert(**tokens).pooler_output,
+    "roberta": lambda model, tokens: model.classifier.dense(model.roberta(**tokens).last_hidden_state[:, 0]).tanh(),
+    "gpt2": lambda model, tokens: model.transformer(**tokens).last_hidden_state[:, -1],
+}
+
+
+def read_by_head(architecture, outputs):
+    """Return a function from the tokens of a text to what the head's last layer reads, before any training."""
+    model = plain.base_model(FOLDER.with_name(architecture), num_labels=outputs)
+    plain.load_head(model, artifacts.INIT)
+    return lambda tokens: READ[architecture](model, tokens)
+
+
+@torch.no_grad()
+def of_split(split, features, folder=FOLDER):
+    """Return the examples of a split, the features of each text alone, and the labels."""
+    examples = Dataset.from_file(str(artifacts.tokens(split))).to_pandas()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     columns = [name for name in ("text", "text_pair") if name in examples]
-    means = []
+    rows = []
     for read in examples[columns].to_numpy().tolist():
-        states = encoder(**encoded(tokenizer, read, LENGTH)).last_hidden_state
-        means.append(states[0].double().mean(dim=0).numpy())
-    return examples, np.array(means), np.array(examples["label"].tolist())
+        tokens = plain.encoded(tokenizer, read, LENGTH)
+        rows.append(features(tokens)[0].numpy())
+    return examples, np.array(rows), np.array(examples["label"].tolist())
 
 
 def best(loss, make, train, validation):
@@ -134,6 +156,10 @@ def f1(actual, predicted):
     return metrics.f1_score(actual.ravel(), predicted.ravel(), zero_division=0)
 
 
+def micro_f1(actual, predicted):
+    return metrics.f1_score(actual, predicted, average="micro")
+
+
 KINDS = {
     "two": (predicted_classes, "accuracy", metrics.accuracy_score),
     "three": (predicted_classes, "accuracy", metrics.accuracy_score),
@@ -154,9 +180,10 @@ def test_the_regression_and_the_differences_are_those_of_scikit_learn_and_scipy(
     monkeypatch.chdir(world)
     scored = evaluate_run(data=labels)
     predict, metric, score = KINDS[labels]
-    _, *train = of_split("train")
-    _, *validation = of_split("validation")
-    _, test, actual = of_split("test")
+    features = mean_of_states()
+    _, *train = of_split("train", features)
+    _, *validation = of_split("validation", features)
+    _, test, actual = of_split("test", features)
     regression = predict(train, validation, test)
     assert scored[f"{metric}_regression"] == pytest.approx(score(actual, regression), abs=1e-4)
     assert scored["regression_examples"] == len(train[1])
@@ -188,7 +215,7 @@ def predicted_in_report(names, dimensions):
 def test_the_constant_baseline_is_compared_on_the_same_examples(world, monkeypatch):
     monkeypatch.chdir(world)
     scored = evaluate_run(data="three")
-    _, features, actual = of_split("test")
+    _, features, actual = of_split("test", mean_of_states())
     names = report(artifacts.ADAPTER / "task.json")["labels"]
     predicted = predicted_in_report(names, 1)
     constant = DummyClassifier(strategy="most_frequent").fit(features, actual).predict(features)
@@ -206,7 +233,8 @@ def test_the_constant_baseline_is_compared_on_the_same_examples(world, monkeypat
 def test_each_tenant_has_a_regression_of_its_own(world, monkeypatch):
     monkeypatch.chdir(world)
     scored = evaluate_run(data="shops")
-    by_split = {split: of_split(split) for split in ("train", "validation", "test")}
+    features = mean_of_states()
+    by_split = {split: of_split(split, features) for split in ("train", "validation", "test")}
     accuracies = []
     differences = []
     report_rows = table(artifacts.EVALUATE_PREDICTIONS)
@@ -239,7 +267,97 @@ def test_fewer_training_examples_or_no_regression_leave_the_other_figures_as_the
     without = report(artifacts.EVALUATE_METRICS)
     workspace.change(evaluate={"regression_baseline": 2048})
     of_regression = {name for name in usual if "regression" in name}
-    assert (usual["regression_examples"], fewer["regression_examples"]) == (len(of_split("train")[1]), 20)
+    assert (usual["regression_examples"], fewer["regression_examples"]) == (
+        len(of_split("train", mean_of_states())[1]),
+        20,
+    )
     assert {name: value for name, value in usual.items() if name not in of_regression} == without
     assert without == {name: value for name, value in fewer.items() if name not in of_regression}
     assert len(of_regression) == 1 + 2 * 4
+
+
+@pytest.mark.parametrize(("architecture", "labels"), [("bert", "two"), ("roberta", "three"), ("gpt2", "two")])
+def test_an_adapter_of_regression_answers_as_scikit_learn_everywhere(world, monkeypatch, architecture, labels):
+    monkeypatch.chdir(world)
+    folder = FOLDER.with_name(architecture)
+    if not folder.exists():
+        models.save(folder, architecture)
+    usual = Path("params.yaml").read_bytes()
+    scored = evaluate_run(data=labels, model=str(folder), **PLAIN)
+    names = report(artifacts.ADAPTER / "task.json")["labels"]
+    features = read_by_head(architecture, len(names))
+    _, *train = of_split("train", features, folder)
+    _, *validation = of_split("validation", features, folder)
+    examples, test, actual = of_split("test", features, folder)
+    has_bias = architecture != "gpt2"
+
+    def make(strength):
+        scaler = StandardScaler(with_mean=has_bias)
+        regression = LogisticRegression(C=strength, fit_intercept=has_bias, max_iter=1000)
+        return make_pipeline(scaler, regression)
+
+    fitted = [make(strength).fit(*train) for strength in STRENGTHS]
+    best_one = min(fitted, key=lambda estimator: log_loss(estimator, *validation))
+    (temperature,) = report(artifacts.ADAPTER / "task.json")["temperatures"]
+    odds = best_one.decision_function(test) / temperature
+    rising = odds if odds.ndim == 2 else np.stack([0 * odds, odds], axis=1)
+    expected = special.softmax(rising, axis=1)
+    assert scored["accuracy"] == pytest.approx(best_one.score(test, actual), abs=1e-6)
+    trained = report(artifacts.TRAIN_METRICS)
+    assert trained["best_score"] == pytest.approx(best_one.score(*validation), abs=1e-6)
+    assert (trained["read"], trained["steps"], scored["adapter_trained"]) == (len(train[1]), 0, 0)
+
+    asked = examples["text"].tolist()
+    file = kit.write("asked.csv", [{"text": text} for text in asked])
+    printed = table(said(predict, "--file", str(file), "--column", "text"))
+    of_predict = [[float(line[f"p({name})"]) for name in names] for line in printed]
+    assert np.array(of_predict) == pytest.approx(expected, abs=CLOSE[architecture])
+    by_peft = plain.adapted(plain.base_model(folder, num_labels=len(names)), artifacts.ADAPTER)
+    logits = plain.logits_alone(by_peft, folder, [(text,) for text in asked], LENGTH)
+    assert special.softmax(logits.numpy(), axis=1) == pytest.approx(expected, abs=CLOSE[architecture])
+    bank = AdapterBank(plain.base_model(folder, num_labels=2))
+    bank.add("mine", artifacts.ADAPTER)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text, shares in zip(asked[:5], expected, strict=False):
+        with torch.no_grad():
+            rows_of_bank = bank(**plain.encoded(tokenizer, (text,), LENGTH), adapter_names=["mine"])
+        (answer,) = bank.answers(rows_of_bank.logits, ["mine"])
+        assert list(answer.probabilities.values()) == pytest.approx(shares, abs=CLOSE[architecture])
+    Path("params.yaml").write_bytes(usual)
+
+
+def test_tenants_share_a_base_model_with_a_regression_each(world, monkeypatch):
+    monkeypatch.chdir(world)
+    usual = Path("params.yaml").read_bytes()
+    folder = FOLDER.with_name("bert")
+    if not folder.exists():
+        models.save(folder, "bert")
+    evaluate_run(data="shops", model=str(folder), tenants={"precision": "float32"}, **PLAIN)
+    features = read_by_head("bert", sum(map(len, LABELS.values())))
+    by_split = {split: of_split(split, features, folder) for split in ("train", "validation", "test")}
+    predicted = np.array([row["predicted"] for row in table(artifacts.EVALUATE_PREDICTIONS)])
+    for number, (tenant, labels) in enumerate(LABELS.items()):
+        own = {}
+        for split, (examples, read, classes) in by_split.items():
+            of_tenant = (examples["tenant"] == number).to_numpy()
+            own[split] = read[of_tenant], classes[of_tenant]
+        expected = predicted_classes(own["train"], own["validation"], own["test"][0])
+        of_tenant = (by_split["test"][0]["tenant"] == number).to_numpy()
+        assert predicted[of_tenant].tolist() == [labels[place] for place in expected], tenant
+    Path("params.yaml").write_bytes(usual)
+
+
+IDLE = {"epochs": 3, "patience": 1, "class_weights": "balanced", "precision": "bf16", "report_to": ["tensorboard"]}
+
+
+@pytest.mark.parametrize("key", IDLE)
+def test_what_a_regression_does_not_read_is_refused(world, monkeypatch, key):
+    monkeypatch.chdir(world)
+    usual = Path("params.yaml").read_bytes()
+    beside = {"epochs": 3} if key == "patience" else {}
+    workspace.change(**PLAIN)
+    workspace.change(train=beside | {key: IDLE[key]})
+    lines = 1 + len(beside)
+    says = f"train.{key}: {IDLE[key]} has no effect: adapter: regression has no training loop; leave it at"
+    refused(run, FACTORIZE, says=says.replace("['tensorboard']", "('tensorboard',)"), lines=lines)
+    Path("params.yaml").write_bytes(usual)

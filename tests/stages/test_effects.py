@@ -16,7 +16,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipeline.core import artifacts
-from pipeline.params.effects import COMMITTED
+from pipeline.params.effects import COMMITTED, UNREAD_BY_REGRESSION
 from pipeline.params.schema import Params
 from pipeline.params.sections import EvaluateParams, FullParams, LsrParams, PeftParams, TenantsParams, TokenizeParams
 from pipeline.params.sections import TrainParams as Train
@@ -37,7 +37,7 @@ OF_METHODS = {"lsr": LsrParams, "full": FullParams, "lora": PeftParams}
 
 
 def leaves():
-    outer = Params.model_fields.keys() - {*SECTIONS, "lsr", "full", "head", "methods"}
+    outer = Params.model_fields.keys() - {*SECTIONS, "lsr", "full", "head", "regression", "methods"}
     inner = {f"{name}.{field}" for name, schema in (SECTIONS | OF_METHODS).items() for field in schema.model_fields}
     committed = workspace.read_yaml(workspace.ROOT / "params.yaml")
     named = {f"{name}.{key}" for name, section in committed.items() if isinstance(section, dict) for key in section}
@@ -56,6 +56,9 @@ def test_what_is_set_differs_from_what_is_committed():
     for key, value in COMMITTED.items():
         section, _, field = key.rpartition(".")
         assert (committed[section] if section else committed)[field] == value, key
+    for name, value in UNREAD_BY_REGRESSION.items():
+        in_file = committed["train"].get(name, Train.model_fields[name].default)
+        assert in_file == (list(value) if isinstance(value, tuple) else value), name
     for name in ("examples", "head_steps"):
         assert committed["lsr"][name] == LsrParams.model_fields[name].default
 

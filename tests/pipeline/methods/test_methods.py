@@ -28,6 +28,7 @@ TRAINED = {  # numbers of the adapter in this workspace, from the formulas of th
     "lora": 8 * 2 * WIDTH * LAYERS,
     "full": 19_472,
     "head": 0,
+    "regression": 0,
     "krona": (4 * 4 + 6 * 6) * LAYERS,
     "kadaptation": 8**3 + 2 * WIDTH * LAYERS,
     "vera": (16 + WIDTH) * LAYERS,
