@@ -1,4 +1,4 @@
-"""`python -m benchmarks.size`: how large the code is and how dense, in syntax nodes, which packing cannot hide.
+"""`python -m benchmarks.size`: size and density of the code in syntax nodes, which packing cannot hide.
 
 A node is one of Python's `ast`; a code line is one that holds code outside docstrings and comments.
 """
@@ -92,7 +92,7 @@ class Size:
 
     @property
     def density(self) -> float:
-        """Nodes for each code line; 0 if there is no code."""
+        """Nodes per code line; 0 if there is no code."""
         return self.nodes / max(1, self.lines)
 
     def row(self, name: str) -> list[object]:
@@ -106,13 +106,13 @@ class Size:
 
 
 def last_line(node: ast.stmt) -> int:
-    """Return the number of the last line of a statement, which a parser always knows."""
+    """Return the number of the last line of a statement, which the parser always sets."""
     assert node.end_lineno is not None
     return node.end_lineno
 
 
 def docstring_lines(node: ast.AST) -> set[int]:
-    """Return the numbers of the lines of a node's docstring; of none if it has no docstring."""
+    """Return the numbers of the lines of a node's docstring; empty if it has none."""
     if not isinstance(node, ast.Module | ast.ClassDef | Function):
         return set()
     if ast.get_docstring(node) is None:
@@ -148,7 +148,7 @@ def measure(files: Iterable[Source]) -> Size:
 
 
 def is_tuple_assignment(node: ast.AST) -> bool:
-    """Return whether a node binds several names to as many values that it writes out: `a, b = x, y`."""
+    """Return whether a node binds several names to as many explicit values: `a, b = x, y`."""
     if not isinstance(node, ast.Assign):
         return False
     if not isinstance(node.value, ast.Tuple):
@@ -196,7 +196,7 @@ def places(files: Iterable[Source]) -> Iterator[tuple[str, str]]:
 
 
 def habits(files: Iterable[Source]) -> Counter[str]:
-    """Return how often code is packed, or names a thing by a word that says nothing of it."""
+    """Count how often code is packed, or uses a name without meaning."""
     count = Counter(dict.fromkeys([*HABITS, LONG_BODIES, LONG_FILES], 0))
     count.update(habit for habit, _ in places(files))
     return count
@@ -213,7 +213,7 @@ def print_packages(files: Sequence[Source]) -> None:
 
 
 def print_densest(files: Sequence[Source], count: int) -> None:
-    """Print so many files, from the densest on."""
+    """Print the densest files."""
     sizes = [(measure([file]), file.path.as_posix()) for file in files]
     sizes.sort(key=lambda pair: -pair[0].density)
     rows = [size.row(path) for size, path in sizes[:count]]
@@ -221,7 +221,7 @@ def print_densest(files: Sequence[Source], count: int) -> None:
 
 
 def print_longest(files: Sequence[Source], count: int) -> None:
-    """Print so many functions, from the one with the longest body on."""
+    """Print the functions with the longest bodies."""
     bodies = list[tuple[str, int]]()
     for file in files:
         bodies.extend(file.bodies())

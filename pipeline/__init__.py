@@ -1,4 +1,4 @@
-"""What the stages share. Nothing here phones home: the libraries read this setting once, when they are imported."""
+"""Code shared by the stages. Libraries read the settings here, which disable telemetry, when they are imported."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`python -m pipeline.check`: check params.yaml and the tables, and show what would run."""
+"""`python -m pipeline.check`: check params.yaml and the registries, and show what would run."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,10 +9,10 @@ from pipeline.params.reading import all_of
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Check params.yaml, with the sections of all methods, and all rows of the tables; print what would run.
+    """Check params.yaml with all methods' sections and all registry entries; print what would run.
 
-    The chosen model and the chosen files must be there, too, and the chosen method must fit the model's layers, and
-    training this machine.
+    The chosen model and files must exist, the chosen method must fit the model's layers, and this machine must be able
+    to train as configured.
     """
     parser = Parser(
         "python -m pipeline.check",

@@ -1,6 +1,6 @@
-"""What a model says of a tokenized split: its outputs, or what a language model writes.
+"""Compute a model's outputs for a tokenized split, or the texts that a language model generates.
 
-It writes greedily, in batches padded on the left, with the cache, up to the end token.
+Generation is greedy, in batches padded on the left, with the KV cache, up to the end token.
 """
 
 import math
@@ -54,7 +54,7 @@ def outputs(
 
 
 def outcome(outputs: Tensor, split: Dataset) -> Outcome:
-    """Return the outputs for a labeled split beside its labels."""
+    """Return the outputs for a labeled split together with its labels."""
     return Outcome(outputs, tokens.labels_of(split), tokens.groups_of(split))
 
 
@@ -68,7 +68,7 @@ def write(
     advance: Advance = lambda *_: None,
     streamer: Any = None,
 ) -> list[str]:
-    """Return what a model generates for each prompt, at most `max_new_tokens`; prompts of one length go together."""
+    """Generate at most `max_new_tokens` tokens for each prompt; prompts of equal length share batches."""
     model.eval()
     order = torch.tensor([len(ids) for ids in asked]).argsort(descending=True, stable=True)
     texts = [""] * len(asked)
@@ -89,7 +89,7 @@ def write(
 
 
 def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_size: int) -> Scores:
-    """Return for how many of `count` prompts of a tokenized split, evenly spaced, a model writes what is expected."""
+    """Return the exact matches among `count` evenly spaced prompts of a tokenized split."""
     step = math.ceil(len(split) / count)
     asked, expected = _apart(split.select(range(0, len(split), step)))
     longest = max(map(len, expected)) + SLACK
@@ -101,7 +101,7 @@ def exact_match(model: Any, prompts: Prompts, split: Dataset, count: int, batch_
 
 
 def _apart(split: Dataset) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the prompts of a tokenized split, and the answers with their end tokens."""
+    """Return the prompts of a tokenized split, and the expected answers with their end tokens."""
     asked = list[list[int]]()
     answers = list[list[int]]()
     for row in split.select_columns(["input_ids", "label"]):
@@ -120,7 +120,7 @@ def evaluate_generation(
     batch_size: int,
     advance: Advance = lambda *_: None,
 ) -> Written:
-    """Return what a model writes for a tokenized split and the loss of what is expected."""
+    """Return the texts that a model generates for a tokenized split, and the loss of the expected ones."""
     asked, _ = _apart(split)
     texts = write(model, prompts, asked, max_new_tokens, batch_size, advance)
     fewer = max(1, batch_size // 4)  # fewer, because logits of all words take memory

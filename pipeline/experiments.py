@@ -1,6 +1,6 @@
 """`python -m pipeline.experiments`: a table of DVC's experiments since the last commit, or the name of the best one.
 
-An experiment that has failed, or has not ended, has no score: DVC shows those of the commit that it started from.
+Failed or unfinished experiments have no score here: DVC would show the scores of the commit from which they started.
 """
 
 import subprocess
@@ -32,7 +32,7 @@ NOT_RUN = "not run"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print the table, or with --best a name, and on standard error why."""
+    """Print the table or, with --best, the name of the best experiment, with the reason on standard error."""
     parser = Parser(
         "python -m pipeline.experiments",
         "List DVC's experiments since the last commit with scores, sizes and the parameters that differ, or print the "
@@ -64,7 +64,7 @@ def read_experiments(*options: str) -> pd.DataFrame:
     """Return DVC's table of experiments, each cell as text.
 
     Raises:
-        SystemExit: if DVC fails, with what it says.
+        SystemExit: if DVC fails, with its message.
     """
     words = [sys.executable, "-m", "dvc", "exp", "show", "--csv", *options]
     run = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
@@ -75,12 +75,12 @@ def read_experiments(*options: str) -> pd.DataFrame:
 
 
 def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
-    """Return the name of the best experiment on a data set by its validation score, and a line that says why.
+    """Return the best experiment on a data set by validation score, and a line with the reason.
 
-    Of equal scores, it is the first in DVC's table.
+    Ties go to the first in DVC's table.
 
     Raises:
-        UserError: if none has succeeded.
+        UserError: if no experiment has succeeded.
     """
     named = experiments[experiments[NAME] != ""]
     is_done = named[STATE].isin(DONE)
@@ -104,7 +104,7 @@ def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
 
 
 def tabulate(experiments: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of experiments, and of commits by the same heading; what has not succeeded has no scores."""
+    """Return a table of experiments and commits; those that have not succeeded have no scores."""
     rows = experiments.copy()
     rows.loc[(rows["rev"] == WORKSPACE) & (not _is_of_last_run()), STATE] = NOT_RUN
     metrics = [name for name in METRICS if name in rows]
@@ -115,7 +115,7 @@ def tabulate(experiments: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_of_last_run() -> bool:
-    """Return whether the values of params.yaml are those with which the stages ran last, as dvc.lock has them."""
+    """Return whether params.yaml has the values of the last run, as dvc.lock records them."""
     params = read_yaml(PARAMS)
     try:
         stages = read_yaml(LOCK)["stages"]

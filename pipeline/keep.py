@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Keep the last adapter under a name, or print the table of those that are kept.
 
     Raises:
-        UserError: if it cannot be kept, or an option has no effect.
+        UserError: if the adapter cannot be kept, or an option has no effect.
     """
     parser = Parser(
         "python -m pipeline.keep",
@@ -57,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def keep(name: str, *, replaces: bool = False) -> None:
-    """Copy the last adapter, its card and its bank, if it has tenants, to `models/NAME`, complete or not at all.
+    """Copy the last adapter, its card and its bank, if it has tenants, to `models/NAME`, atomically.
 
     Raises:
-        UserError: if the name is not one, is taken, or the adapter is not the one that was evaluated last.
+        UserError: if the name is invalid or taken, or the adapter is not the one that was evaluated last.
     """
     folder = FOLDER / name
     if not NAME.fullmatch(name):
@@ -106,7 +106,7 @@ def _cells(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _record() -> dict[str, Any]:
-    """Return what dvc.lock says of the last training run, and its test scores."""
+    """Return the last training run's data from dvc.lock, and its test scores."""
     values = read_yaml(previous.LOCK)["stages"]["train"]["params"][str(PARAMS)]
     chosen = {key: values[key] for key in CHOSEN}
     first = load_row("data", chosen["data"]).metrics[0]
@@ -118,7 +118,7 @@ def _check_free(folder: Path, *, replaces: bool) -> None:
     """Check that an adapter can be kept in a folder.
 
     Raises:
-        UserError: if something else is there, or another adapter that is not to be replaced.
+        UserError: if the folder has something else, or another adapter that may not be replaced.
     """
     if not folder.exists():
         return
@@ -132,7 +132,7 @@ def _check_evaluated() -> None:
     """Check that adapter, card and scores are those that DVC recorded when the stage evaluate ended.
 
     Raises:
-        UserError: if one of them is not.
+        UserError: if one has changed.
     """
     command = [sys.executable, "-m", "dvc", "status", "--json", "evaluate"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

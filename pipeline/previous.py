@@ -1,7 +1,7 @@
-"""`python -m pipeline.previous`: put the last trained adapter back, to be used until a new training run replaces it.
+"""`python -m pipeline.previous`: restore the last trained adapter, for use until a new training run replaces it.
 
-DVC removes the outputs of a stage before it runs it. This takes artifacts/adapter and artifacts/bank out of DVC's cache
-again, as dvc.lock has them. In dvc.yaml it is the first command of the stage train, which replaces them when it ends.
+DVC removes the outputs of a stage before it runs. This restores artifacts/adapter and artifacts/bank from DVC's cache
+as dvc.lock records them. It is the first command of the stage train in dvc.yaml, which replaces them at its end.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def restore() -> None:
-    """Put adapter and bank of the last finished training run back, each with a note of which run it is from.
+    """Restore adapter and bank of the last finished training run, each with a note that names the run.
 
-    Nothing happens where there is one, where DVC's cache does not hold it, and in a temporary copy.
+    Nothing happens if they exist, if DVC's cache does not have them, or in a temporary copy.
     """
     is_there = any(path.exists() for path in OUTPUTS)
     if is_there or artifacts.is_temporary_copy() or not LOCK.is_file():
@@ -63,7 +63,7 @@ def restore() -> None:
 
 
 def note_of(folder: Path) -> str | None:
-    """Return the note of an adapter or bank that was put back; None of any other."""
+    """Return the note of a restored adapter or bank; None for any other."""
     path = folder / NOTE
     if not path.is_file():  # a pipe would never end
         return None
@@ -72,7 +72,7 @@ def note_of(folder: Path) -> str | None:
 
 
 def print_note_of(folder: Path) -> None:
-    """Print the note of an adapter or bank that was put back, if it is one."""
+    """Print the note of an adapter or bank, if it was restored."""
     note = note_of(folder)
     if note:
         console.note(f"{folder}: {note}")
@@ -87,7 +87,7 @@ def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
 
 
 def _cache() -> Path | None:
-    """Return DVC's cache; None if DVC does not say where it is."""
+    """Return DVC's cache; None if DVC does not report it."""
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     return Path(run.stdout.strip()) if run.returncode == 0 else None
@@ -98,7 +98,7 @@ def _locate_in_cache(cache: Path, md5: str) -> Path:
 
 
 def _list_files(cache: Path, md5: str | None) -> dict[str, str]:
-    """Return the MD5 hashes of the files of a folder by relative path; none if the cache lacks some of it."""
+    """Return the MD5 hashes of a folder's files by relative path; empty if the cache lacks one."""
     if md5 is None or not _locate_in_cache(cache, md5).is_file():
         return {}
     files = {}
@@ -119,7 +119,7 @@ def _copy(source: Path, target: Path, md5: str) -> None:
 
 
 def _origin(train: dict[str, Any], md5: str) -> str:
-    """Return in a line from which run the adapter of this MD5 hash is, as dvc.lock has it."""
+    """Return a line that names the run of the adapter with this MD5 hash, according to dvc.lock."""
     values = train.get("params", {}).get("params.yaml", {})
     run = f"{values.get('adapter')} on {values.get('model')}, {values.get('data')}, seed {values.get('seed')}"
     return f"from the last finished training run: {run}, {_commit(md5)}; a later run has begun and not replaced it yet"

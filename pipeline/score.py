@@ -1,6 +1,6 @@
 """`python -m pipeline.score mrpc artifacts/adapter build/small`: what adapters score on the test split of a data set.
 
-It says what quantizing or compressing an adapter costs, or a graph in ONNX, in float32 and 8 bits. The adapters may be
+It measures the cost of quantizing or compressing an adapter, or of ONNX graphs in float32 and 8 bits. Adapters may be
 of any method, on any base model.
 """
 
@@ -29,10 +29,10 @@ from pipeline.tasks.encoding import BATCH
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print a table with a row for each adapter.
+    """Print a table with one row per adapter.
 
     Raises:
-        UserError: if the data are not of a kind that is scored so.
+        UserError: if the task type cannot be scored this way.
     """
     parser = _parser()
     with parser.parse(words, before=f"{parser.prog}: ") as options:
@@ -80,7 +80,7 @@ def _scores(
     texts: Examples,
     options: argparse.Namespace,
 ) -> list[str]:
-    """Return the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
+    """Return an adapter's size, its metrics on texts, the interval of the first one, and the number of examples.
 
     Raises:
         UserError: if the adapter is for other labels or texts.
@@ -102,7 +102,7 @@ def _scores_of_graphs(
     texts: Examples,
     options: argparse.Namespace,
 ) -> list[list[str]]:
-    """Return for each graph in a folder what `_scores` returns, after its path.
+    """Yield the path of each graph in a folder, with its results as from `_scores`.
 
     Raises:
         UserError: if --base is given, or the graphs are for other labels or texts.
@@ -125,10 +125,10 @@ def _scores_of_graphs(
 
 
 def _check_answers(folder: Path, own: AdapterTask, task: Task, data: str) -> None:
-    """Check that an adapter answers the question of a data set.
+    """Check that an adapter has the task of a data set.
 
     Raises:
-        UserError: says what each is about.
+        UserError: if not; names both tasks.
     """
     wanted = AdapterTask.of(task, own.max_length)
     if _answers(own) != _answers(wanted):
@@ -148,7 +148,7 @@ def _metrics(outputs: Tensor, task: Task, texts: Examples) -> list[str]:
 
 
 def _outputs(name: str, answer: Callable[..., tuple[Any, int]], texts: Examples) -> Tensor:
-    """Return what a function answers to all texts: outputs of some of them, and how many were truncated."""
+    """Collect a function's outputs for all texts, batch by batch, and the number of truncated ones."""
     parts = []
     first = 1
     with console.progress(name, len(texts), "texts", console.errors) as advance:

@@ -1,4 +1,4 @@
-"""How a stage runs: `if __name__ == "__main__": stage.run(main, View, description)`."""
+"""Run a stage: `if __name__ == "__main__": stage.run(main, View, description)`."""
 
 import os
 import subprocess
@@ -17,10 +17,10 @@ from pipeline.params.schema import View
 
 
 def run(main: Callable[[AnyView], None], view: type[AnyView], description: str, then: str | None = None) -> None:
-    """Check the whole of params.yaml, run the stage and say how long it took; a mistake ends as of `exit_on_error`.
+    """Validate params.yaml, run the stage and print its duration. Errors are handled by `exit_on_error`.
 
-    `description` is for --help. `then` is a module that prints something at the end, in a process of its own. Its time
-    comes before the comparison of the inputs, after which DVC hashes them at once.
+    `description` is for --help. `then` is a module that prints something at the end, in a process of its own. It runs
+    before the inputs are compared, so that DVC hashes them right afterwards.
     """
     module = sys.modules[main.__module__]
     name = module.__spec__.name if module.__spec__ else module.__name__
@@ -40,8 +40,8 @@ def _print(module: str) -> None:
     """Run a module that prints something.
 
     Raises:
-        UserError: with what it says, if a user can mend it.
-        SystemExit: as it ends otherwise.
+        UserError: with its message, if the user can fix it.
+        SystemExit: with its exit code otherwise.
     """
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}  # advice comes once
     words = [sys.executable, "-m", module]
@@ -56,7 +56,7 @@ def _print(module: str) -> None:
 
 @contextmanager
 def guard_inputs(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
-    """Yield the view of a stage, whose outputs are removed if what it reads is another one at the end.
+    """Yield the view of a stage; if an input has changed at the end, the stage's outputs are removed.
 
     Raises:
         UserError: if an input has changed, or is not what the stage tokenize has read.
@@ -83,10 +83,10 @@ def guard_inputs(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
 
 
 def check(stage: str, before: inputs.Inputs, loaded: View) -> None:
-    """Check that what a stage reads is what it was; otherwise remove what it has written.
+    """Check that the inputs of a stage are unchanged; otherwise remove its outputs.
 
     Raises:
-        UserError: says which input has changed.
+        UserError: if an input has changed; names it.
     """
     changed = inputs.differences(before, inputs.at_end(stage, loaded))
     if changed:
@@ -97,7 +97,7 @@ def check(stage: str, before: inputs.Inputs, loaded: View) -> None:
 
 
 def remove_outputs(stage: str) -> None:
-    """Remove what a stage has written; the last adapter comes back if there was one."""
+    """Remove the outputs of a stage, and restore the last adapter if there was one."""
     outputs = inputs.outputs(stage)
     for path in outputs:
         artifacts.remove(path)

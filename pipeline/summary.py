@@ -1,4 +1,4 @@
-"""`python -m pipeline.summary`: the run in the workspace on one screen, and what can be done next.
+"""`python -m pipeline.summary`: summarize the last run on one screen, with the next commands.
 
 The stage evaluate prints it at its end. It reads reports/ and the facts next to the tokens, which are the
 same after a run and after DVC has restored one.
@@ -149,7 +149,7 @@ def _next(params: Params, row: DatasetRow) -> Iterator[Line]:
 
 
 def _edits() -> list[str]:
-    """Return the values of params.yaml that differ from those of the last commit, each with both."""
+    """Return the values of params.yaml that differ from the last commit, each with both values."""
     committed = git.read_committed(PARAMS)
     if committed is None:
         return []

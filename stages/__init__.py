@@ -1,4 +1,4 @@
-"""The stages. `python -m stages.NAME` imports this first, which notes the digests of our code before the rest of it."""
+"""The stages. `python -m stages.NAME` imports this first, to compute the digests of our code before other imports."""
 
 from pipeline.core import digests
 

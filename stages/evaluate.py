@@ -64,7 +64,7 @@ def task_of(view: params.EvaluateView) -> Task:
 
 
 class Run:
-    """The last training run, whose adapter answers the test split."""
+    """The last training run; its adapter is evaluated on the test split."""
 
     def __init__(self, view: params.EvaluateView, task: Task) -> None:
         self.view = view
@@ -102,11 +102,11 @@ class Run:
         return outcome, sizes
 
     def load_trained(self) -> PeftModel:
-        """Return the base model with the adapter; its parameters are trainable only to be counted."""
+        """Load the base model with the adapter; parameters are marked trainable only to count them."""
         return adapters.load_adapter(self.base, artifacts.ADAPTER, trainable=True)
 
     def sizes_of(self, trained: PeftModel) -> Scores:
-        """Return the parameters of the trained adapter, and the bytes of its file."""
+        """Return the numbers of parameters of the trained adapter, and the size of its file."""
         counts = adapters.count_parameters(trained, self.view.base_model)
         return {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
 
@@ -124,8 +124,8 @@ class Run:
     def generate(self, model: nn.Module, title: str) -> Written:
         """Return the texts of a language model for the prompts of the test split.
 
-        It runs on the fastest device, and is moved back. An initialization that is computed again when its adapter is
-        loaded, as that of PiSSA, is the same to the byte only on one device.
+        The model runs on the fastest device, and is moved back: initializations that are recomputed when an adapter is
+        loaded, such as PiSSA's, are reproducible to the byte only on one device.
         """
         chosen = self.view.evaluate
         tokenizer = tokenizer_of(model, self.view.base_model)
@@ -147,7 +147,7 @@ class Run:
 
 
 def write_metrics(view: params.EvaluateView, metrics: Scores) -> None:
-    """Write the metrics, and the details of which DVC's tables have no column."""
+    """Write the metrics, and the details that are not columns of DVC's tables."""
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
     named: dict[str, artifacts.Value] = {"data": view.data, **metrics}
     shown = {*SHOWN, *view.dataset.metrics}
@@ -155,7 +155,7 @@ def write_metrics(view: params.EvaluateView, metrics: Scores) -> None:
 
 
 def write_predictions(task: Task, outcome: Outcome) -> None:
-    """Write a row for each text, and one for each class."""
+    """Write one row per text, and one row per class."""
     scoring = task.scoring
     columns = {**tokens.load_texts("test"), **scoring.table(outcome)}
     rows = zip(*columns.values(), strict=True)
@@ -172,7 +172,7 @@ def write_reliability(task: Task, outcome: Outcome, resamples: int) -> Scores:
 
 
 def write_parts(metric: str, parts: Mapping[str, Scores]) -> None:
-    """Write a row for each part that is scored by itself: a tenant, or all examples."""
+    """Write one row per separately scored part: a tenant, or all examples."""
     rows = list[list[artifacts.Value]]()
     for name, scored in parts.items():
         row: list[artifacts.Value] = [name, scored["examples"], scored[metric]]

@@ -34,7 +34,7 @@ Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
 def initialize(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> list[Row]:
-    """Initialize LSR by what was read; return a row of the report for each layer, or kind whose layers share frames."""
+    """Initialize LSR from the statistics read; return a report row per layer, or per kind with shared frames."""
     section = cast("params.LsrParams", plan.section)
     groups = groups_of(model, "default")
     captured = INITIALIZATIONS[section.scheme].reads if read else "weight"
@@ -57,9 +57,9 @@ def initialize(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str
 
 
 def compute_captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matrix]) -> float:
-    """Return the share of the energy of what was read, or else of the weights, that A and B of layers can reach.
+    """Return the share of the energy of the statistics, or else of the weights, that A and B can represent.
 
-    It is the mean over the layers. Without a core B begins at zero, and the rows of A alone count.
+    It is the mean over layers. Without a core B starts at zero, so only the rows of A count.
     """
     adapter = layers[0].adapter("default")
     a, b = map(in_double, adapter.matrices())
@@ -100,7 +100,7 @@ def main(view: params.FactorizeInitView) -> None:
 def build_initialized_model(
     view: params.FactorizeInitView, task: Task, base: PreTrainedModel, sizes: list[int]
 ) -> tuple[PeftModel, list[Row]]:
-    """Return a base model with an initialized adapter, and the rows of the report; add the sizes of batches read."""
+    """Return a base model with an initialized adapter, and the report's rows; append the sizes of batches read."""
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
         for item in console.track(items, f"{view.data}: {title}"):
@@ -118,7 +118,7 @@ def build_initialized_model(
 
 
 def write_reports(rows: Sequence[Row], sizes: Sequence[int]) -> None:
-    """Write the report and the metrics of an initialization that has read batches of these sizes; print its rows."""
+    """Write report and metrics of an initialization that read batches of these sizes, and print its rows."""
     metrics: dict[str, float] = {
         "start_batches": len(sizes),
         "start_read": sum(sizes),

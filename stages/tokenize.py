@@ -1,4 +1,4 @@
-"""Turn the texts of a data set into tokens. Reads the rows that params.yaml chooses, and the files that they name.
+"""Tokenize the texts of a data set. Reads the entries that params.yaml chooses, and the files that they name.
 
 Writes artifacts/tokens/, with a file each for train, validation and test, and facts.json, if something was
 found in the data that its row does not say; artifacts/inputs.json, the SHA-256 of those
@@ -31,7 +31,7 @@ Counts = dict[str, artifacts.Value]
 
 
 class Tokenized(NamedTuple):
-    """What became of the texts of a split."""
+    """Statistics of the texts of a tokenized split."""
 
     lengths: np.ndarray  # (examples,), in tokens, of whole texts
     too_long: int  # examples that do not fit, which are left out
@@ -57,7 +57,7 @@ def main(view: params.TokenizeView) -> None:
 
 
 def left_out_of(loaded: datasets.Loaded, splits: Mapping[str, Tokenized]) -> dict[str, int]:
-    """Return how many rows are left out, by reason."""
+    """Count the left-out rows by reason."""
     left_out = dict[str, int]()
     for reason, count in loaded.dropped.items():
         left_out[reason.replace("_", " ")] = count
@@ -69,7 +69,7 @@ def left_out_of(loaded: datasets.Loaded, splits: Mapping[str, Tokenized]) -> dic
 
 
 def tokenizer_of(view: params.TokenizeView, task: Task) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of the chosen model, which must fit the task and the length."""
+    """Load the tokenizer of the chosen model, and check that it fits the task and the length."""
     from pipeline.data import base_models  # takes seconds, so after all checks that do not need it
 
     base_models.load_config(view.base_model, task)
@@ -81,10 +81,10 @@ def tokenizer_of(view: params.TokenizeView, task: Task) -> "PreTrainedTokenizerB
 def tokenize(
     view: params.TokenizeView, loaded: datasets.Loaded, tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, Tokenized]:
-    """Write the tokens of all splits, with the facts of their data, and return what became of each.
+    """Write the tokens of all splits with the facts of the data, and return the statistics of each split.
 
     Raises:
-        UserError: if an example cannot become tokens, or none of a split fits.
+        UserError: if an example cannot be tokenized, or none of a split fits.
     """
     max_length = view.tokenize.max_length
     task = loaded.task
@@ -114,7 +114,7 @@ def tokenize(
 
 
 def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: int) -> Counts:
-    """Return what a split holds: rows, lengths in tokens, the share of truncated texts, and labels."""
+    """Summarize a split: rows, lengths in tokens, the share of truncated texts, and labels."""
     counts: Counts = {"rows": len(lengths)}
     for share in SHARES:
         # "higher": a length that occurs, not one between two.
@@ -127,7 +127,7 @@ def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: i
 
 
 def write_lengths(lengths: np.ndarray) -> None:
-    """Write how many texts have lengths in each of BINS bins, which begin at 0."""
+    """Write the histogram of text lengths in BINS bins from 0."""
     longest = int(lengths.max())
     width = 1 + longest // BINS  # tokens
     counts = np.bincount(lengths // width)
@@ -138,7 +138,7 @@ def write_lengths(lengths: np.ndarray) -> None:
 
 
 def write_splits(splits: Mapping[str, Tokenized], left_out: Mapping[str, int]) -> None:
-    """Write a row for each split, and one for each reason for which rows are left out."""
+    """Write one row per split, and one per reason for left-out rows."""
     first, *others = splits["train"].counts
     empty = [""] * len(others)
     rows = list[list[artifacts.Value]]()
@@ -156,7 +156,7 @@ def print_splits(
     left_out: Mapping[str, int],
     conflicting: int,
 ) -> None:
-    """Print the main figures of each split, and what is left out."""
+    """Print the main figures of each split, and the left-out rows."""
     rows = []
     for split, tokenized in splits.items():
         counts = tokenized.counts

@@ -90,7 +90,7 @@ def fit(
     collate: Any,
     folder: Path,
 ) -> Trainer:
-    """Fit the model, and return the Trainer that did it; the model has the weights of the best checkpoint then."""
+    """Fit the model, load the weights of the best checkpoint, and return the Trainer."""
     each = run.steps_an_epoch(view, splits["train"])
     epochs = view.train.epochs
     steps = epochs * each
@@ -118,7 +118,7 @@ def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenize
 
 
 def write_bank(view: params.TrainView, task: Task) -> None:
-    """Write the bank of the tenants; if there are none, a folder with a line that says so.
+    """Write the bank of the tenants or, without tenants, a folder with an explanatory line.
 
     DVC warns of an output that is an empty folder.
     """
@@ -163,7 +163,7 @@ def write_reports(view: params.TrainView, task: Task, history: History) -> None:
 
 
 def print_curves(curves: Mapping[str, Curve], selects: str) -> None:
-    """Print the score, by its name, and the loss of each epoch, and how all curves run."""
+    """Print the score (by name) and the loss per epoch, and all curves."""
     scores = dict(curves["validation_score"])
     losses = dict(curves["validation_loss"])
     rows = list[tuple[int, float, float]]()

@@ -1,4 +1,4 @@
-"""The cost of adapters: steps of LoRA by PEFT and LSR, many adapters in a batch, a file and over HTTP, and generation.
+"""Measure the cost of adapters: LoRA training steps, many adapters in a batch, a file and over HTTP, generation.
 
 Results are in benchmarks/results/speed.json.
 """
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(part: str, threads: int) -> None:
-    """Measure the rows of one part; print them, and write them beside those of the others, with the machine."""
+    """Measure the rows of one part, print them, and write them to the common file, with the machine."""
     load = round(os.getloadavg()[0], 2)  # before the measurements
     rows = list(PARTS[part]())
     if rows:  # none, where no model is installed

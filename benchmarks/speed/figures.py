@@ -1,4 +1,4 @@
-"""What is measured: times of calls that take turns, and the training steps that some of them are."""
+"""Measure the times of calls that take turns, such as training steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -19,7 +19,7 @@ RATE = 0.002  # learning rate; the same in params.yaml
 def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
     """Return the seconds of each call in each round, after one round that is not timed.
 
-    What slows down a round slows down all its calls, so ratios are stable.
+    A slow round slows down all its calls, so ratios are stable.
     """
     times: Times = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -32,12 +32,12 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
 
 
 def ratio(other: Sequence[float], seconds: Sequence[float]) -> float:
-    """Return how many times as fast as another call one is: the median of those within rounds."""
+    """Return how many times as fast as another a call is: the median of the ratios within rounds."""
     return median(theirs / ours for theirs, ours in zip(other, seconds, strict=True))
 
 
 def dtypes() -> list[str]:
-    """Return the types of products that are measured, and say where bf16, which would take hours, is none of them."""
+    """Return the dtypes to measure; print a line if bf16 is left out because it would take hours."""
     if has_fast_bf16():
         return ["float32", "bfloat16"]
     console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
@@ -45,9 +45,9 @@ def dtypes() -> list[str]:
 
 
 def step(model: Any, dtype: str) -> Callable[..., float]:
-    """Return a call that takes a training step on a batch and returns its loss; of a frozen model, its passes alone.
+    """Return a call that takes a training step and returns its loss; for a frozen model, forward and backward only.
 
-    With bfloat16 products are in it, by autocast, as the Trainer does it.
+    With bfloat16, products use it by autocast, as in the Trainer.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, foreach=True) if trained else None

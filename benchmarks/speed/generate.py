@@ -1,6 +1,6 @@
-"""A language model that learns and writes: tokens a second with an adapter, and the memory of a step.
+"""Benchmark a language model in training and generation: tokens per second, and memory of a step.
 
-The model has SmolLM2-135M's shapes and random weights, which take the same time: so nothing is fetched.
+The model has SmolLM2-135M's shapes and random weights, which take the same time, so nothing is downloaded.
 """
 
 import re
@@ -47,11 +47,11 @@ WRITE = "write"
 
 
 def run() -> Iterator[Row]:
-    """Yield a row for each method that takes steps in fp32 and in bf16, by autocast, or writes in fp32.
+    """Yield a row per method for training steps in fp32 and in bf16 (by autocast), and for generation in fp32.
 
-    Tokens a second are from the median of rounds; the ratios, to LoRA's and to the model's without an adapter, are
-    medians of those within rounds. Of the latter a step is forward, and backward to its inputs: the bound of adapters.
-    The peak is that of a process which does nothing else.
+    Tokens per second are from the median of rounds; the ratios, to LoRA and to the model without an adapter, are
+    medians of ratios within rounds. A step without an adapter is forward, and backward to the inputs: the lower bound
+    for adapters. The peak memory is that of a process of its own.
     """
     cases = [*((TRAIN, dtype) for dtype in dtypes()), (WRITE, "float32")]
     for what, dtype in console.track(cases, "generate", "cases"):
@@ -72,7 +72,7 @@ def run() -> Iterator[Row]:
 
 
 def peak_bytes(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> int:
-    """Return the most memory that this process has had after two steps, or after it has written."""
+    """Return the peak memory of this process after two steps, or after generation."""
     step = call(what, dtype, method, shape)
     step()
     step()
@@ -82,7 +82,7 @@ def peak_bytes(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> 
 
 
 def call(what: str, dtype: str, method: str, shape: Mapping[str, Any]) -> Callable[[], object]:
-    """Return a call that takes a step with a method or has it write, each on a model of its own."""
+    """Return a call that takes a training step with a method, or generates, on a model of its own."""
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**shape)).requires_grad_(False)
     ids = torch.randint(5, model.config.vocab_size, (EXAMPLES, LENGTH))

@@ -1,4 +1,4 @@
-"""The time in which a bank is loaded from its file, and what computing the checksums takes of it."""
+"""Benchmark loading a bank from its file, and the part of computing checksums."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,10 +20,10 @@ GIGABYTE = 10**9
 
 
 def run() -> Iterator[Row]:
-    """Yield a row for each form of adapters: the seconds in which their bank is loaded, and those of SHA-256 alone.
+    """Yield a row per form of adapters: the seconds to load their bank, and those of SHA-256 alone.
 
-    They are seconds of the processor, the median of some rounds. The base model is in memory already, and the file in
-    the cache of the operating system.
+    Times are CPU seconds, the median of some rounds. The base model is already in memory, and the file in the operating
+    system's cache.
     """
     for form in console.track(FORMS, "loading", "banks"):
         with TemporaryDirectory() as folder:
@@ -44,7 +44,7 @@ def run() -> Iterator[Row]:
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Return the seconds of the processor that a call takes."""
+    """Return the CPU seconds of a call."""
     begin = process_time()
     call()
     return process_time() - begin

@@ -1,4 +1,4 @@
-"""Whole training steps of the same LoRA, as PEFT trains it and as LSR does: same start, same texts, same losses."""
+"""Benchmark whole training steps of the same LoRA by PEFT and by LSR: same initialization, texts and losses."""
 
 import copy
 import tempfile
@@ -35,7 +35,7 @@ LSR = "LSR"
 
 
 class Case(NamedTuple):
-    """A model, which of its layers are adapted, the precision of products (train.precision), and LoRA's rank."""
+    """A model, its adapted layers, the precision of products (train.precision), and LoRA's rank."""
 
     model: str
     targets: str
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 def run() -> Iterator[Row]:
     """Yield a row for each case that is possible here, and print one line for what is left out.
 
-    The ratio is that of PEFT's time over LSR's.
+    The ratio is PEFT's time over LSR's.
     """
     models = filter(_is_installed, BATCHES)
     cases = list(starmap(Case, product(models, ("q, v", ALL_LINEAR), dtypes(), RANKS)))
@@ -70,7 +70,7 @@ def _is_installed(model: str) -> bool:
 
 
 def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
-    """Return the seconds and the losses of steps in turns, PEFT's and LSR's."""
+    """Take turns in training steps of PEFT and LSR, and return their seconds and losses."""
     row = params.load_row("model", case.model)
     batches = first_batches(row, BATCHES[case.model], rounds + 1)
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
@@ -91,7 +91,7 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
 
 
 def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
-    """Return a model with a LoRA, and another with the LSR adapter that its folder becomes."""
+    """Return a model with a LoRA, and another one with the LSR adapter imported from it."""
     set_seed(0)
     base = base_models.load_base_model(row, tasks.of(params.load_row("data", DATA)))
     inside = f"{base.base_model_prefix}."  # selects the encoder, not the head

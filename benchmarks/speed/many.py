@@ -1,4 +1,4 @@
-"""Many adapters of one model: a bank, beside PEFT's loop over adapters, one merged adapter, and its own HTTP server."""
+"""Benchmark many adapters of one model: a bank vs. PEFT's loop over adapters, a merged adapter, and `lsr serve`."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ REQUEST = "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\
 
 
 def run() -> Iterator[Row]:
-    """Yield a row for each number of adapters and way to serve them.
+    """Yield a row per number of adapters and way to serve them.
 
     Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch.
     """
@@ -81,7 +81,7 @@ def run() -> Iterator[Row]:
 
 
 def bank(form: str, count: int) -> AdapterBank:
-    """Return a bank of so many adapters of one form."""
+    """Return a bank of this many adapters of one form."""
     with TemporaryDirectory() as folder:
         get_peft_model(base(), FORMS[form](**COMMON)).save_pretrained(folder, save_embedding_layers=False)
         reading = read_contents(folder)
@@ -98,9 +98,9 @@ def base() -> Any:
 
 
 def over_http() -> Iterator[Row]:
-    """Yield a row of `lsr serve`, which many clients ask at once, each for one text, beside its bank alone.
+    """Yield a row of `lsr serve` under many concurrent clients, one text each, compared with its bank alone.
 
-    It has texts a second of both, the median of their ratios within rounds, and seconds of a request.
+    It has texts per second of both, the median of their ratios within rounds, and seconds per request.
     """
     tokenizer = base_models.load_tokenizer(params.load_row("model", "minilm"))
     filled = bank("LoRA r=8", TENANTS)

@@ -123,7 +123,7 @@ def check_installed() -> None:
     """Check that the packages of the extra `onnx` are installed.
 
     Raises:
-        InputError: if one is missing; if one is missing; names the extra.
+        InputError: if one is missing; if one is missing; if one is missing; names the extra.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:

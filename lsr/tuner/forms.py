@@ -89,7 +89,7 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
     `tensors` has the tensors by layer.
 
     Raises:
-        ValueError: if they do; if they do; names the layer.
+        ValueError: if they do; if they do; if they do; names the layer.
     """
     held = sum(tensor.numel() for factors in tensors.values() for tensor in factors.values())
     for name in tensors:

@@ -1,1 +1,1 @@
-"""`python -m pipeline.add`: describe files of your own in a row of data/datasets.yaml."""
+"""`python -m pipeline.add`: register your own files in data/datasets.yaml."""

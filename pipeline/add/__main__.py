@@ -53,10 +53,10 @@ USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Look at files, write their row, and print what was decided and how to run it.
+    """Inspect files, write their entry, and print the decisions and the next commands.
 
     Raises:
-        UserError: if a file cannot be read or is not in data/, there is a row of this name, or the row would not do.
+        UserError: if a file cannot be read or is not in data/, the name is taken, or the entry would not work.
     """
     with _parser().parse(words) as options:
         files = _files(options)
@@ -124,10 +124,10 @@ def _files(options: argparse.Namespace) -> dict[Split, Path]:
 
 
 def _name(given: str | None, path: Path) -> str:
-    """Return the name of the row: the one that is given, or one made of the file's.
+    """Return the name of the entry: the given one, or one derived from the file's.
 
     Raises:
-        UserError: if it is none, or none can be made.
+        UserError: if it is not valid, or none can be derived.
     """
     if given is not None:
         if not re.fullmatch(NAME, given):
@@ -144,10 +144,10 @@ def _name(given: str | None, path: Path) -> str:
 
 
 def _source(files: Mapping[Split, Path], encoding: str | None, sheet: str | None) -> TableSource:
-    """Return the source of the files, with what is recognized of how they are written.
+    """Return the source of the files, with the recognized encoding and delimiter.
 
     Raises:
-        UserError: if a file cannot be read, they are written in different ways, or an option has no effect.
+        UserError: if a file cannot be read, the files differ in encoding or delimiter, or an option has no effect.
     """
     if encoding is not None:
         with as_user_error(ValueError, before="--encoding: "):
@@ -166,10 +166,10 @@ def _source(files: Mapping[Split, Path], encoding: str | None, sheet: str | None
 
 
 def _read(path: Path, source: TableSource, choice: Choice) -> pd.DataFrame:
-    """Return the table in a file: of columns of running text that are not chosen, only the beginning.
+    """Read the table in a file; columns of running text that are not chosen are read only in part.
 
     Raises:
-        UserError: if it cannot be read, or has no row.
+        UserError: if it cannot be read, or has no rows.
     """
     alone = source.model_copy(update={"files": {"train": path.as_posix()}})
     tables = sources.values(alone, str(path), flat=True)
@@ -220,7 +220,7 @@ def _append(name: str, row: dict[str, Any]) -> None:
 
 
 def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str], written: str) -> None:
-    """Print what was decided of a table, each after a word; `written` says how its file is written, if not as usual."""
+    """Print the decisions about a table; `written` describes an unusual encoding or delimiter of its file."""
     description = loaded.task.description
     row = loaded.task.row
     splits = loaded.splits
@@ -256,10 +256,10 @@ def _show_commands(name: str, files: Sequence[Path], loaded: datasets.Loaded) ->
 
 
 def _to_keep(files: Sequence[Path]) -> list[str]:
-    """Return lines with the command that keeps the row and its files with the repository.
+    """Return lines with the commands that keep the entry and its files with the repository.
 
-    DVC adds no file that Git has, so the files that are staged or committed stay in Git; and none beside which Git
-    ignores what DVC writes, so that Git has to take it.
+    DVC does not add files that Git tracks, so staged or committed files stay in Git. Neither does it add files where
+    Git would ignore DVC's own file, so those go to Git, too.
     """
     if git.output("rev-parse", "--git-dir") is None:
         return []

@@ -1,4 +1,4 @@
-"""See in a table which columns are text and which is the label, and what follows from it for a row of data."""
+"""Infer from a table the text columns, the label column, and the rest of a data set entry."""
 
 import re
 from collections import Counter
@@ -25,7 +25,7 @@ MESSAGES = "messages"
 
 
 class Choice(NamedTuple):
-    """What the user has chosen: columns, of which others are seen, and whether labels stay as they are."""
+    """The user's choices: columns (the others are inferred), and whether labels stay unchanged."""
 
     text: Sequence[str] = ()
     label: str | None = None
@@ -34,18 +34,18 @@ class Choice(NamedTuple):
 
 
 class Description(NamedTuple):
-    """The content of a row of data, and in words what it reads in another way than files have it."""
+    """The contents of a data set entry, and notes about values that it reads differently from the file."""
 
     content: dict[str, Any]
     notes: dict[str, str]
 
 
 def infer_entry(table: pd.DataFrame, source: TableSource, choice: Choice, where: str) -> Description:
-    """Return the row of data of a table that was read from a source, with the columns that are chosen, or else seen.
+    """Infer a data set entry from a table read from a source; chosen columns override the guess.
 
     Raises:
-        UserError: if there is no such column, the first line names no columns, it remains open which ones are to be
-            read or predicted, or the column to predict holds neither classes nor numbers.
+        UserError: if a chosen column is missing, there is no header line, the columns to read or to predict are
+            ambiguous, or the column to predict has neither classes nor numbers.
     """
     _check_columns(table, choice, where)
     keys = source.model_dump(mode="json", exclude_defaults=True)
@@ -78,10 +78,10 @@ def infer_entry(table: pd.DataFrame, source: TableSource, choice: Choice, where:
 
 
 def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
-    """Check that a table has names of columns, and the chosen ones.
+    """Check that a table has a header and the chosen columns.
 
     Raises:
-        UserError: if it has not.
+        UserError: if not.
     """
     for name in table:
         as_cell = pd.Series([name])
@@ -100,7 +100,7 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
     """Return the columns other than the label that are texts.
 
     Raises:
-        UserError: if they are not one or two.
+        UserError: if there are not one or two.
     """
     others = table.drop(columns=label)
     texts = [column for column in others if kinds.is_text(others[column])]
@@ -111,7 +111,7 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
 
 
 def _infer_completion(table: pd.DataFrame, choice: Choice) -> dict[str, Any]:
-    """Return text, label and metrics of a table with conversations or completions; nothing of any other."""
+    """Infer text, label and metrics of a table with conversations or completions; empty for other tables."""
     metrics = ["exact_match", "rouge_l"]
     may_be_messages = choice.label in (None, MESSAGES) and not choice.text
     if may_be_messages and MESSAGES in table:
@@ -128,7 +128,7 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
     """Return the column to predict: the one with a usual name, or the only one with few values.
 
     Raises:
-        UserError: if there is none, or several with few values or with numbers.
+        UserError: if there is none, or several have few values or numbers.
     """
     columns = list[str]()
     few = list[str]()
@@ -161,7 +161,7 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
 
 
 def _find_respellings(column: pd.Series) -> dict[str, str | None]:
-    """Return which spellings of labels are to be read in another way, of a column with one label a cell."""
+    """Return the replacements for spellings of labels, in a column with one label per cell."""
     if kinds.detect_joined_labels(column):
         return {}
     counts = spellings.counts_of(column)
@@ -175,12 +175,12 @@ def _find_respellings(column: pd.Series) -> dict[str, str | None]:
 
 
 def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str, Any]:
-    """Return what of a row follows from the column to predict: label, metrics, strata.
+    """Infer label, metrics and strata of an entry from the column to predict.
 
-    The classes of tenants are found later.
+    The classes of tenants are determined later.
 
     Raises:
-        UserError: if it holds neither classes nor numbers.
+        UserError: if it has neither classes nor numbers.
     """
     name = column.name
     scale = kinds.numbers_to_predict(column)
@@ -213,7 +213,7 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
 
 
 def _have_commas(values: Collection[str]) -> bool:
-    """Return whether all of some values are numbers with a comma where Python has a point."""
+    """Return whether all values are numbers with a decimal comma."""
     return bool(values) and all(map(WITH_COMMA.fullmatch, values))
 
 

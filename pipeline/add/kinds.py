@@ -1,4 +1,4 @@
-"""See what a column of a table holds: running text, labels that are joined in a cell, or numbers."""
+"""Recognize the content of a column: running text, joined labels, or numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def drop_missing(column: pd.Series) -> list[Any]:
 
 
 def is_running_text(column: pd.Series) -> bool:
-    """Return whether a column holds texts, and no labels that are joined."""
+    """Return whether a column has running text rather than joined labels."""
     return is_text(column) and not detect_joined_labels(column)
 
 
 def is_text(column: pd.Series) -> bool:
-    """Return whether a column holds running text, with words or, as in Chinese, long enough without."""
+    """Return whether a column has running text: with several words or, as in Chinese, long without spaces."""
     beginning = column.head(SEEN)
     values = drop_missing(beginning)
     if {type(value) for value in values} != {str}:
@@ -47,10 +47,10 @@ def _count_words(text: str) -> int:
 
 
 def detect_joined_labels(column: pd.Series) -> dict[str, Any]:
-    """Return the separator, if it is no column of lists, and the names of labels of which cells hold several, if any.
+    """Return the label fields of a multi-label column: names, and the separator unless cells are lists; empty if not.
 
-    Texts that hold a separator are classes, or running text, unless their parts are short and have letters, most of
-    them are in several different cells, and there are few of them.
+    Texts with a separator are classes or running text, unless their parts are short and have letters, most parts occur
+    in several different cells, and there are few parts.
     """
     values = drop_missing(column)
     types = {type(value) for value in values}
@@ -73,14 +73,14 @@ def _names(cells: Sequence[Labels]) -> list[str]:
 
 
 def _are_several(cells: Sequence[Labels]) -> bool:
-    """Return whether cells hold multi-label text: labels between separators, few different ones in all."""
+    """Return whether cells are multi-label: labels between separators, with few different labels overall."""
     names = _names(cells)
     most = min(MAX_CLASSES, len(cells) / 5)
     return 1 < len(names) <= most and max(map(len, cells)) > 1
 
 
 def _are_names(cells: Sequence[Labels]) -> bool:
-    """Return whether the parts of cells are short and have letters, and most are in several different cells."""
+    """Return whether parts of cells are short, have letters, and mostly occur in several different cells."""
     counts = Counter[str]()
     for labels in set(cells):
         counts.update(labels)

@@ -1,4 +1,4 @@
-"""Find labels that are written in several ways, and words that stand for a missing label."""
+"""Find labels with several spellings, and words for missing labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ MISSING = {"n/a", "#n/a", "na", "<na>", "nan", "null"}
 
 
 def counts_of(column: pd.Series) -> Counter[str]:
-    """Return how many cells have each spelling, without space around; empty cells, lists, and flags have none."""
+    """Count the cells per spelling, stripped; empty cells, lists and booleans do not count."""
     counts = Counter[str]()
     for value in column:
         if _is_name(value):
@@ -28,13 +28,13 @@ def _is_name(value: object) -> bool:
 
 
 def missing_words(counts: Iterable[str]) -> dict[str, None]:
-    """Return the spellings that stand for a missing label, each with None, which it is to be read as."""
+    """Return the spellings of missing labels, each mapped to None."""
     missing = [spelling for spelling in counts if spelling.casefold() in MISSING]
     return dict.fromkeys(missing)
 
 
 def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
-    """Return spellings that differ from a more frequent one in case, inner space, or as 1 and 1.0 do; and that one."""
+    """Map spellings to a more frequent one that differs only in case, inner space, or like 1 and 1.0."""
     groups = dict[str, list[str]]()
     for spelling in sorted(counts):
         folded = _fold_spelling(spelling)
@@ -52,7 +52,7 @@ def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str, str]:
-    """Return in words, by a word for each kind, what is read in another way than it is written."""
+    """Describe the replaced spellings, by kind."""
     counts = counts_of(column)
     missing = list[str]()
     merged = list[str]()
@@ -77,7 +77,7 @@ def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str,
 
 
 def notes_of_names(names: Iterable[str]) -> dict[str, str]:
-    """Return in words which labels of a multi-label column differ in case or space alone: these are not merged."""
+    """Describe labels of a multi-label column that differ only in case or space; they are not merged."""
     alike = one_spelling(Counter(names))
     if not alike:
         return {}
@@ -98,7 +98,7 @@ def _format_count(count: int, noun: str) -> str:
 
 
 def respell(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Series:
-    """Return a column as it is read when some spellings are replaced."""
+    """Replace spellings in a column."""
     values = list[object]()
     for value in column:
         spelling = spelling_of(value)

@@ -1,1 +1,1 @@
-"""The arena: methods compared on many data sets, with equal budgets, several seeds and tuned learning rates."""
+"""The arena, our benchmark runner: compare methods on many data sets, with equal budgets, tuning and seeds."""

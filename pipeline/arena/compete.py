@@ -1,4 +1,4 @@
-"""Run the trainings that entries lack, in worker processes, after a check that all of them can run."""
+"""Run the missing training runs of entries in worker processes, after checking that all of them can run."""
 
 import multiprocessing
 import os
@@ -27,10 +27,10 @@ from pipeline.training import processes, run
 
 
 def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jobs: int) -> None:
-    """Run the missing trainings, and add their records to `records` and to the file.
+    """Run the missing training runs, and add their records to `records` and to the file.
 
     Raises:
-        UserError: if one of them cannot run, before any does; or if a worker dies.
+        UserError: if one cannot run, before any does; or if a worker dies.
     """
     left = [entry for entry in entries if tuning.missing(entry, records)]
     if not left:
@@ -83,12 +83,12 @@ def _check_at(here: str, check_one: Callable[[], object]) -> None:
 
 
 def _check_values(entry: Entry) -> None:
-    """Check that what a preset sets has an effect on an entry.
+    """Check that the values of a preset have an effect on an entry.
 
-    A preset or a task sets values for several methods, some of which do not read them; a method sets its own.
+    Values of a preset or a task are for several methods, some of which do not read them; a method's are its own.
 
     Raises:
-        UserError: if a value has none.
+        UserError: if a value has no effect.
     """
     view = entry.first().view
     of_method = f"{PATH}: {entry.name}.methods.{entry.method}: "
@@ -152,7 +152,7 @@ def _check_epochs(entry: Entry) -> None:
 
 
 def workers(count: int) -> ProcessPoolExecutor:
-    """Return worker processes that share the cores; they exit silently at Ctrl-C, and when this program is killed."""
+    """Start worker processes that share the cores; they exit silently at Ctrl-C, and when this program is killed."""
     threads = str(max(1, (os.cpu_count() or 1) // count))  # workers read this when they import torch
     os.environ |= {
         "OMP_NUM_THREADS": threads,

@@ -1,7 +1,7 @@
-"""No adapter at all: what scikit-learn makes of features of the encoder as it is, or of words, for all or each tenant.
+""" "No adapter" baselines: scikit-learn classifiers on frozen-encoder embeddings or TF-IDF, overall or per tenant.
 
-That is a logistic regression, the strength of whose penalty is chosen on the validation split, or the nearest of the
-classes' means. There is no training loop, and nothing depends on a seed.
+The classifier is a logistic regression, whose penalty is chosen on the validation split, or the nearest class mean.
+There is no training loop, and nothing depends on a seed.
 """
 
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's 
 
 
 def check(training: Training) -> None:
-    """Refuse a task without classes.
+    """Reject a task without classes.
 
     Raises:
-        UserError: if it is one.
+        UserError: if it has none.
     """
     if not tasks.of(training.view.dataset).scoring.has_one_class_each:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
@@ -115,7 +115,7 @@ def _count(fitted: Pipeline) -> int:
 
 
 def _fit(features: str | None, train: XY, validation: XY) -> Pipeline:
-    """Return the regression with the least loss on validation, the first of several, or the nearest mean."""
+    """Fit the regression with the lowest validation loss (the first of ties), or the nearest class mean."""
     if features == "nearest":
         return make_pipeline(NearestCentroid()).fit(*train)
     scaler = StandardScaler()

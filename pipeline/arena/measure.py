@@ -1,4 +1,4 @@
-"""Run one training of the arena: initialize the adapter, train it, and score it after every epoch."""
+"""Run one training run of the arena: initialize the adapter, train it, and score it after every epoch."""
 
 import tempfile
 from collections import defaultdict
@@ -45,7 +45,7 @@ BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def measure(training: Training) -> Record:
-    """Return the record of one training; a mistake or a divergence is a record too, with its reason.
+    """Run a training run and return its record; errors and divergence are recorded with their reason.
 
     After every epoch the model is scored, in the precision of training, on the held-out validation split, and on the
     test split, which no decision uses.
@@ -74,7 +74,7 @@ def measure(training: Training) -> Record:
 
 
 class Run(TrainerCallback):
-    """One training: its model is scored after every epoch, and the predictions of the best epoch are kept."""
+    """A training run: its model is scored after every epoch, and the predictions of the best epoch are kept."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -88,7 +88,7 @@ class Run(TrainerCallback):
         self.predicted: list[float] = []
 
     def result(self) -> dict[str, Any]:
-        """Do what is to be done; return the sizes and scores as fields of a record."""
+        """Train and score; return sizes and scores as fields of a record."""
         sizes: dict[str, Any] = {}
         with self._measure_time("load"):
             self.splits = task_tokens.splits(self.training)
@@ -114,7 +114,7 @@ class Run(TrainerCallback):
         return {**sizes, "validation": self.validation, "test": self.test, "predicted": self.predicted}
 
     def _train(self) -> None:
-        """Fit an adapter and the head, unless they are scored as they are initialized."""
+        """Fit adapter and head, unless they are scored right after initialization."""
         with self._measure_time("start"):
             self.model = build_model(self.training, self.task, self.splits["train"])
             self.tokenizer = tokenizer_of(self.model, self.training.view.base_model)
@@ -140,7 +140,7 @@ class Run(TrainerCallback):
                 trainer.train()
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Score the model, whose time is not that of training."""
+        """Score the model; this time does not count as training."""
         before = self.seconds["score"]
         with self._measure_time("score"):
             self._add(self._outcomes())
@@ -151,7 +151,7 @@ class Run(TrainerCallback):
             control.should_training_stop |= run.lacks_gain(self.validation, patience)
 
     def _in_precisions(self) -> Iterator[tuple[str, Quantized]]:
-        """Yield each precision and what the trained adapter, with its head, takes and scores in it."""
+        """Yield each precision with the size and scores of the quantized adapter and head."""
         trained = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         state = {name: value.clone() for name, value in trained.items()}
         for precision in PRECISIONS:
@@ -161,7 +161,7 @@ class Run(TrainerCallback):
             yield precision, Quantized(bytes=len(save(stored)), validation=validation, test=test)
 
     def _add(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Add the scores of what a model says. Among epochs with equal scores the last is the best."""
+        """Add the scores of an epoch. Among epochs with equal scores, the last is the best."""
         validation, test, predicted = self._scores(outcomes)
         if not self.validation or validation >= max(self.validation):
             self.predicted = predicted
@@ -169,15 +169,15 @@ class Run(TrainerCallback):
         self.test.append(test)
 
     def _outcomes(self) -> dict[str, Outcome]:
-        """Return what the model as it is answers to validation and test."""
+        """Return the present model's answers for validation and test."""
         return self.task.scoring.answers(self)
 
     def by_outputs(self) -> dict[str, Outcome]:
-        """Return its outputs for both splits."""
+        """Return the model's outputs for both splits."""
         return {split: self._outcome(split, AT_ONCE) for split in SCORED}
 
     def by_bank(self) -> dict[str, Outcome]:
-        """Return its outputs, for which a bank of its tenants is not needed."""
+        """Return the model's outputs; a bank of tenants is not needed."""
         return self.by_outputs()
 
     def by_texts(self) -> dict[str, Outcome]:
@@ -226,7 +226,7 @@ class Run(TrainerCallback):
 
 
 def build_plan(training: Training, task: Task) -> Plan:
-    """Return what the section of a training run makes of its base model."""
+    """Resolve the section of a training run for its base model."""
     view = training.view
     return planning.resolve(view, base_models.outline(view.base_model, task))
 
@@ -244,9 +244,9 @@ def build_model(training: Training, task: Task, train: Dataset) -> PeftModel:
 
 
 def sizes_of(model: PeftModel, task: Task, training: Training) -> dict[str, int]:
-    """Return the parameters of a model's adapter, and the bytes of its file, as the fields of a record.
+    """Return the numbers of parameters and the file size of a model's adapter, as fields of a record.
 
-    Of tenants, the file is that of the bank in float32, of which each has a part.
+    For tenants, the file is the bank in float32.
     """
     view = training.view
     counts = adapters.count_parameters(model, view.base_model)

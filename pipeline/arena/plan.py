@@ -1,4 +1,4 @@
-"""The trainings of a comparison: what makes one, and the entries that they belong to."""
+"""Plan the training runs of a comparison and the entries to which they belong."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name wh
 
 
 class Setting(NamedTuple):
-    """What tuning decides: factors of the learning rates in params.yaml."""
+    """The result of tuning: factors of the learning rates in params.yaml."""
 
     multiplier: float = 1.0
     head_multiplier: float = 1.0
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """One training: a method on a task at two learning rates, with a seed."""
+    """One training run: a method on a task with two learning rates and a seed."""
 
     preset: str  # its name
     task: str
@@ -56,17 +56,17 @@ class Training:
 
     @property
     def writes(self) -> bool:
-        """Whether what a language model writes is scored."""
+        """Whether generated texts are scored."""
         return self.view.dataset.label.has_new_tokens
 
     @property
     def is_alone(self) -> bool:
-        """Whether the base model writes as it is: such a model has no head, and this is no method."""
+        """Whether this is the base model itself, generating text without an adapter."""
         return self.writes and not self.chosen.trained and isinstance(self.view.section, HeadParams)
 
 
 class Entry:
-    """A method on a task: tuned independently, with a row in the tables."""
+    """A method on a task: tuned independently, one row of the tables."""
 
     def __init__(self, name: str, preset: Preset, task: str, method: str) -> None:
         self.name = name
@@ -83,12 +83,12 @@ class Entry:
         self._trainings: dict[tuple[Setting, int], Training] = {}
 
     def first(self) -> Training:
-        """Return the training at the learning rates of params.yaml, with the first seed."""
+        """Return the training run with the learning rates of params.yaml and the first seed."""
         return self.training(Setting(), self.preset.seeds[0])
 
     @property
     def labels(self) -> Path:
-        """The file of the labels of the test split, in the order of predictions; a user's own stay in the cache."""
+        """The file with the test labels in the order of predictions; for a user's own data, it is in the cache."""
         first = self.first()
         folder = FOLDER / self.name / "labels"
         # Which text is expected is not written, only that it is right to write it.
@@ -102,7 +102,7 @@ class Entry:
         return list(self._view.section.rates) if self.chosen.is_trained else []
 
     def training(self, setting: Setting, seed: int) -> Training:
-        """Return the training with a setting and a seed."""
+        """Return the training run with a setting and a seed."""
         place = (setting, seed)
         if place not in self._trainings:
             self._trainings[place] = self._training(setting, seed)
@@ -138,10 +138,10 @@ class Entry:
         )
 
     def _by_hash(self, sample_sizes: SampleSizes) -> tuple[Split, ...]:
-        """Return the splits that must be brought into the order of hashes.
+        """Return the splits that must be sorted by hashes.
 
         Raises:
-            UserError: if the preset keeps the order of a file where none would be changed.
+            UserError: if the preset keeps the order of a file although no split would be sorted.
         """
         in_order_of_source = find_unshuffled_splits(self._view.dataset, sample_sizes)
         if self.preset.tasks[self.task].order == "hash":
@@ -153,7 +153,7 @@ class Entry:
 
     @cached_property
     def _view(self) -> TrainView:
-        """What the training sees before tuning."""
+        """The training run's view before tuning."""
         adapter = self.chosen.adapter
         changes = self.preset.tasks[self.task]
         # A preset may set keys that only some methods have, and make sections that params.yaml does not have.
@@ -202,9 +202,9 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
 
 
 def find_unshuffled_splits(row: DatasetRow, sample_sizes: SampleSizes) -> tuple[Split, ...]:
-    """Return the splits of which a part is read, and which have the order of the source: it provides them.
+    """Return the splits that are read in part and have the order of the source, because it provides them.
 
-    Splits that are cut from train, and pairs, are in the order of hashes.
+    Splits cut from train, and pairs, are sorted by hashes.
     """
     if row.pairs:
         return ()
@@ -227,14 +227,14 @@ def key_of(
     pinned: Mapping[str, str],
     method: Method,
 ) -> str:
-    """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
+    """Return a hash of all inputs of a training run (values, entries, contents of files): 16 hexadecimal digits.
 
-    `by_hash` names the splits that are brought into the order of hashes before their first rows are read. `pinned`
-    holds the SHA-256 of files by path: these need not be there.
+    `by_hash` names the splits that are sorted by hashes before their first rows are read. `pinned` has the SHA-256 of
+    files by path, which need not exist here.
 
-    Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
-    keys stay when an option comes, with what was done before as its default, or goes. Where a default changes, VERSION
-    must.
+    Names of entries and sections are not hashed, and neither are values equal to the defaults of our schema or of PEFT.
+    So keys stay the same when an option is removed, or added with the former behavior as its default. If a default
+    changes, increase VERSION.
     """
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
@@ -272,7 +272,7 @@ def digests(
 ) -> list[Digests]:
     """Return the SHA-256 of each local file, by relative name, for each file or folder that the sources name.
 
-    Those of `pinned` files, by path, are taken as they are: the files may be elsewhere.
+    The digests of `pinned` files are taken as given: the files may be elsewhere.
     """
     paths = chain.from_iterable(map(content.iter_local_paths, sources))
     return [{".": pinned[path]} if path in pinned else digests_of(path) for path in map(str, paths)]

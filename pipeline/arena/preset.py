@@ -1,6 +1,6 @@
 """The schema of pipeline/arena.yaml: each preset is a comparison of methods on tasks.
 
-Methods and tasks are overrides of params.yaml by dotted key, so the arena can compare any trainings.
+Methods and tasks are overrides of params.yaml by dotted key, so the arena can compare any training runs.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,9 +65,9 @@ Overrides = Annotated[dict[Key, JsonValue], AfterValidator(_without_own_keys)]
 class SampleSizes(Section):
     """How much of each split a training run reads: the first rows in the order of hashes, which is a random sample.
 
-    It is the same sample for all methods and seeds, whatever the order of the source is. If there are tenants, it is as
-    much of each. All of a split is read in the split's own order. Further rows of train are added to validation,
-    because it decides on rates, and a small one decides badly.
+    The sample is the same for all methods and seeds, whatever the order of the source. For tenants, the numbers are per
+    tenant. A whole split is read in its own order. Further rows of train are added to validation, because it selects
+    learning rates, and a small one selects badly.
     """
 
     train: Amount
@@ -106,15 +106,15 @@ class TaskChanges(Section):
     )
 
     def source_of(self, row: DatasetRow) -> TableSource | PackageSource:
-        """Return the source of a row, of the kind that is read here."""
+        """Return the source of an entry, of the kind that this task uses."""
         return row.source.model_copy(update={"kind": self.kind}) if self.kind else row.source
 
 
 class Tuning(Section):
-    """The tries of each method on each task; the validation score decides.
+    """The tuning trials of each method on each task; the validation score decides.
 
-    All are run with the first seed, and the best of them with `seeds` of them, until the best mean is of that many: a
-    rate that suits one seed alone is not chosen.
+    All trials use the first seed; the best setting is repeated with `seeds` seeds, until the setting with the best mean
+    has that many: so a rate that suits a single seed is not chosen.
     """
 
     rates: Annotated[Factors, Field(min_length=1)] = Field(description="factors of the learning rates of the method")
@@ -126,7 +126,7 @@ class Tuning(Section):
 
 
 class Method(Section):
-    """What a method sets: `adapter`, and keys of its section or of others."""
+    """The overrides of a method: `adapter`, and keys of its section or of others."""
 
     adapter: StrictStr
     params: Overrides = Field(default_factory=dict)
@@ -162,7 +162,7 @@ class Method(Section):
 
 
 class Hypothesis(Section):
-    """What a comparison is expected to show, written down before its trainings; the comparison says whether it held."""
+    """A pre-registered hypothesis, written before the training runs; the comparison reports whether it held."""
 
     method: Name
     expected: Literal["equivalent", "better"]
@@ -171,7 +171,7 @@ class Hypothesis(Section):
 
 
 class Preset(Section):
-    """One comparison. Every method sees the same data and has the same number of tries."""
+    """One comparison: every method has the same data and the same number of tuning trials."""
 
     model: Named
     tasks: Annotated[dict[Word, TaskChanges], Field(min_length=1)] = Field(description="rows of pipeline/datasets.yaml")
@@ -211,7 +211,7 @@ class Preset(Section):
         return self
 
     def _references(self) -> Iterator[tuple[str, str, Iterable[str]]]:
-        """Yield the place of each name of a method, a task or a seed, the name, and those that it may be."""
+        """Yield each reference to a method, task or seed: its place, the name, and the allowed names."""
         yield "baseline", self.baseline, self.methods
         for name, method in self.methods.items():
             for task in method.tasks:
@@ -288,11 +288,11 @@ class Preset(Section):
 
     @property
     def means(self) -> dict[str, tuple[str, ...]]:
-        """The tasks of each average by its name, the main one last."""
+        """The tasks of each average by name, the main average last."""
         return self.averages if "averages" in self.model_fields_set else {"average": tuple(self.tasks)}
 
     def row_of(self, task: str) -> str:
-        """Return the name of the row of data of a task."""
+        """Return the name of a task's data set entry."""
         return self.tasks[task].row or task
 
 

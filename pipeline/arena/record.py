@@ -1,4 +1,4 @@
-"""The record of one training of the arena, a line of a file that comparisons read, and the machine behind it.
+"""The record of one training run of the arena: a line of a file that comparisons read, with its provenance.
 
 The files of a folder are read together, so the results of several machines are merged by copying files.
 """
@@ -28,7 +28,7 @@ ENDING = ".jsonl"
 
 
 class Quantized(Row):
-    """A trained adapter and its head as stored in a lower precision, see `lsr.tuner.packing`."""
+    """Size and scores of a trained adapter and head, quantized to a lower precision; see `lsr.tuner.packing`."""
 
     bytes: int  # size of the file, including the head
     validation: float
@@ -36,10 +36,10 @@ class Quantized(Row):
 
 
 class Record(Row, extra="ignore"):
-    """One training and its scores: a method on a task at two learning rates, with a seed.
+    """One training run and its scores: a method on a task with two learning rates and a seed.
 
-    Lists by epoch have one entry per epoch, of what is not trained one; they are empty if the training did not finish.
-    Older records hold more, which nothing reads.
+    Lists by epoch have one item per epoch, or one item without training; they are empty if the run did not finish.
+    Older records have more fields, which nothing reads.
     """
 
     key: str  # hash of all that determines the result except the code, 16 hexadecimal digits
@@ -77,12 +77,12 @@ class Record(Row, extra="ignore"):
 
     @property
     def selected(self) -> int:
-        """The epoch with the best validation score, from 0; the last if several."""
+        """The epoch, from 0, with the best validation score; ties go to the last."""
         return max(range(len(self.validation)), key=lambda epoch: (self.validation[epoch], epoch))
 
     @property
     def held_out(self) -> float:
-        """The validation score at the selected epoch, by which tuning decides; minus infinity if it did not finish."""
+        """The validation score at the selected epoch, by which tuning decides; -inf if the run did not finish."""
         return self.validation[self.selected] if self.status == "finished" else -inf
 
     def score(self) -> float:
@@ -91,10 +91,10 @@ class Record(Row, extra="ignore"):
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """Return all records in a folder by key; none if there is no folder.
+    """Read all records in a folder by key; empty if there is no folder.
 
-    A partial last line of a killed run is ignored. A record of a training that finished takes precedence, and one with
-    scores of other precisions over one without.
+    A partial last line of a killed run is ignored. Among records with one key, finished runs take precedence, then
+    those with scores in other precisions.
     """
     records: dict[str, Record] = {}
     for path in sorted(folder.glob(f"*{ENDING}")):
@@ -149,7 +149,7 @@ def describe_provenance() -> dict[str, str]:
 
 
 def clock() -> float:
-    """Return processor time in seconds, which excludes other work on the machine; wall time on a GPU."""
+    """Return CPU time in seconds, which excludes other work on the machine; wall time on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         return time.perf_counter()

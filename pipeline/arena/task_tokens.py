@@ -1,4 +1,4 @@
-"""The tokens of a task, as many as a preset reads, computed once for all processes and later runs."""
+"""The tokens of a task, in a preset's sample sizes, computed once for all processes and later runs."""
 
 import hashlib
 from collections.abc import Iterable
@@ -60,7 +60,7 @@ def write_labels(training: Training, path: Path) -> None:
 
 
 def folder_of(training: Training) -> Path:
-    """Return the folder of the tokens of a training, which are computed if they are not in the cache."""
+    """Return the folder with the tokens of a training run, which are computed if they are not cached."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
@@ -98,7 +98,7 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
     """Return the facts of the data, and the tokens by split.
 
     Raises:
-        UserError: if a preset reads what cannot be compared, or nothing.
+        UserError: if the preset's sample cannot be compared or is empty.
     """
     _check_reads(training)
     task = training.task
@@ -136,7 +136,7 @@ def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
 
 
 def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], max_tokens: float) -> pa.Table:
-    """Return the tokens of examples whose whole texts have at most so many, in the columns that are kept."""
+    """Return the examples whose untruncated texts have at most this many tokens, with the kept columns."""
     parts = []
     for part, lengths in tokenized:
         kept = [name for name in part.column_names if name in KEPT]
@@ -146,7 +146,7 @@ def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], max_tokens: float) 
 
 
 def _check_reads(training: Training) -> None:
-    """Check that what a preset reads of a task can be compared.
+    """Check that a preset's sample of a task can be compared.
 
     Raises:
         UserError: if it cannot.
@@ -163,7 +163,7 @@ def _check_reads(training: Training) -> None:
 
 
 def _first(table: pa.Table, amount: float, *, rest: bool = False) -> pa.Table:
-    """Return so many first rows of a table, of each tenant if there are some, or the rest."""
+    """Return the first rows of a table (per tenant, if there are tenants), or the rest."""
     tenants = np.zeros(len(table))
     if TENANT in table.column_names:
         tenants = table[TENANT].to_numpy()

@@ -1,8 +1,8 @@
-"""Which trainings of an entry come next: those that tune it, and then its seeds at the best setting.
+"""Choose the next training runs of an entry: tuning trials first, then all seeds at the best setting.
 
-Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
-one is at an end, and then rates of the head. Only the validation score decides: that of the first seed, and of the
-best, that of as many seeds as the preset says.
+Every method has the same number of trials on every task: the preset's learning rates, some beyond them while the best
+is at an edge, and then rates of the head. Only the validation score decides: with the first seed, and for the best
+setting with the preset's number of seeds.
 """
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ Steps = Generator[list[Training], None, Setting | None]  # yield training runs t
 
 
 def missing(entry: Entry, records: Records) -> list[Training]:
-    """Return the next trainings of an entry that have no record yet; none if it is complete.
+    """Return the next training runs of an entry that have no record yet; empty if it is complete.
 
-    A training that failed or diverged is not repeated.
+    A training run that failed or diverged is not repeated.
     """
     for trainings in steps(entry, records):
         left = []
@@ -34,7 +34,7 @@ def missing(entry: Entry, records: Records) -> list[Training]:
 
 
 def _is_known(training: Training, records: Records) -> bool:
-    """Return whether a training run has a record, with scores in all precisions if it is to have them."""
+    """Return whether a training run has a record, including scores in all precisions if they are wanted."""
     known = records.get(training.key)
     if known is None:
         return False
@@ -43,7 +43,7 @@ def _is_known(training: Training, records: Records) -> bool:
 
 
 def most_left(entry: Entry, records: Records) -> int:
-    """Return how many trainings an entry lacks, at most, unless the best try is not the best with a further seed."""
+    """Return an upper bound of the missing training runs, unless the best trial changes with further seeds."""
     tuning = entry.preset.tuning
     most = len(entry.seeds)
     if entry.chosen.is_trained:
@@ -55,15 +55,15 @@ def most_left(entry: Entry, records: Records) -> int:
 
 
 def _head_multipliers(entry: Entry) -> list[float]:
-    """Return the factors of the head's learning rate to try at the best rate, besides 1, with which that was found."""
+    """Return the factors of the head's learning rate to try at the best rate, besides 1, which tuning used."""
     multipliers = set(entry.preset.tuning.head_rates) if entry.rates else set()
     return sorted(multipliers - {1.0})
 
 
 def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
-    """Yield trainings that can run in parallel, step by step, until a step needs records that are missing.
+    """Yield training runs that can run in parallel, step by step, until a step needs missing records.
 
-    The last step of an entry that finished is its seeds at the tuned setting.
+    The last step has all seeds at the tuned setting.
     """
     for trainings in _all_steps(entry, records):
         yield trainings
@@ -72,7 +72,7 @@ def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
 
 
 def _all_steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
-    """Yield all steps; whoever asks for the next one has the records of those before it."""
+    """Yield all steps; each needs the records of the steps before it."""
     tuned: Setting | None = Setting()
     if entry.chosen.is_trained:
         tuned = yield from _tries(entry, records)
@@ -87,7 +87,7 @@ def _all_steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
 
 
 def _tries(entry: Entry, records: Records) -> Steps:
-    """Yield the trainings that tune an entry; return the best setting, or None if no training finished."""
+    """Yield the tuning trials of an entry; return the best setting, or None if no trial finished."""
     tuning = entry.preset.tuning
     first = entry.seeds[0]
     tried = [Setting(multiplier) for multiplier in sorted(tuning.rates)]
@@ -113,7 +113,7 @@ def _confirm_best(
     records: Records,
     tested: set[Setting],
 ) -> Steps:
-    """Yield further seeds of the best setting until the best is one that is `tested` with them; return it."""
+    """Yield further seeds of the best setting until the best one is `tested`, and return it."""
     best = _best(entry, tried, records, tested)
     while best is not None and best not in tested:
         tested = {*tested, best}
@@ -134,10 +134,10 @@ def _best(
     records: Records,
     tested: Collection[Setting] = (),
 ) -> Setting | None:
-    """Return the setting with the best validation score, the first if several; None if no training finished.
+    """Return the setting with the best validation score (the first of ties); None if no trial finished.
 
-    It is that of the first seed, of a tested setting the mean over the seeds of tuning: so the steps are the same when
-    they are asked for again. The test score is not considered.
+    The score is the first seed's, or for a tested setting the mean over the tuning seeds, so that repeated calls give
+    the same steps. Test scores are not considered.
     """
     scores = {}
     for setting in tried:
@@ -153,7 +153,7 @@ def _beyond(
     tried: Sequence[Setting],
     records: Records,
 ) -> Setting | None:
-    """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
+    """If the best setting is at an edge of the grid, return the next one beyond it; below the grid if none finished."""
     best = _best(entry, tried, records)
     multipliers = sorted(setting.multiplier for setting in tried)
     if len(multipliers) == 1:

@@ -45,13 +45,13 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text to a file, whole or not at all."""
+    """Write a text to a file atomically."""
     with artifacts.replace_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def with_a_line_each(comparison: Mapping[str, Any]) -> str:
-    """Return a comparison in JSON with a line for each result, so that a difference shows which one changed."""
+    """Encode a comparison as JSON with one line per result, so that diffs show which one changed."""
     fields = []
     for name, value in comparison.items():
         text = json.dumps(value, ensure_ascii=False)
@@ -65,7 +65,7 @@ def with_a_line_each(comparison: Mapping[str, Any]) -> str:
 
 
 def page(comparison: dict[str, Any]) -> str:
-    """Return one HTML file that loads nothing else: its own script draws the comparison from its JSON."""
+    """Return a self-contained HTML page, whose script draws the comparison from its JSON."""
     # In JSON, no text can end or begin an HTML element with these escaped.
     data = json.dumps(comparison, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "&<>":
@@ -88,7 +88,7 @@ def _beside_this_file(name: str) -> str:
 
 
 def show(comparison: dict[str, Any]) -> None:
-    """Print the main average, or the last task if there is none, best first, and the notes; the page has all else."""
+    """Print the main average (or the last task), best methods first, and the notes; the page has everything else."""
     results = comparison["results"]
     main = results[-1]["task"]
     rows = [row for row in results if row["task"] == main]

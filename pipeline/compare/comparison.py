@@ -1,4 +1,4 @@
-"""All that comparison.json and the page hold, computed once. Scores are in percent."""
+"""Compute the contents of comparison.json and the page. Scores are in percent."""
 
 import json
 from collections import defaultdict
@@ -31,7 +31,7 @@ def compare(
     The last of the averages is the main one.
 
     Raises:
-        UserError: if there are no records, or none of the preset as it is, or of the baseline.
+        UserError: if there are no records of the present preset, or of the baseline.
     """
     if not records:
         raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
@@ -79,7 +79,7 @@ def _metrics(tasks: Entries) -> dict[str, str]:
 
 
 def _smallest_first(tasks: Entries) -> list[str]:
-    """Return the methods by the most parameters that they train on a task."""
+    """Return the methods ordered by the maximum number of trained parameters."""
     largest = dict[str, int]()
     for methods in tasks.values():
         for method, entry in methods.items():
@@ -100,7 +100,7 @@ def _results(
     baseline: str,
     methods: Sequence[str],
 ) -> list[Row]:
-    """Return a row for each task and average, and each method on it."""
+    """Return a row per task or average and method."""
     rows = []
     for place, listed in judge.places.items():
         leads = judge.against(baseline, place, methods)
@@ -111,7 +111,7 @@ def _results(
 
 
 def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
-    """Return the averages all of whose tasks have records, and a note for each other one."""
+    """Return the averages whose tasks all have records, and a note for each other average."""
     kept = {}
     notes = []
     for name, listed in means.items():
@@ -129,9 +129,9 @@ def _scores(
     known: Parts | None,
     resamples: int,
 ) -> ByPart:
-    """Return the scores of all training runs of a task by part, method and seed, on resamples too if labels are known.
+    """Return the scores of a task's training runs by part, method and seed; with labels, also on resamples.
 
-    The parts of a task are those of its labels, or itself if they are not known.
+    Without labels, the task is its only part.
     """
     trainings = examples.select_finished(entries)
     if not trainings:
@@ -165,7 +165,7 @@ def _by_method(
 
 
 def _collect_provenance(records: Iterable[Record]) -> dict[str, list[str]]:
-    """Return all values of each field of the records' `made`, by name; of dates only the first and the last."""
+    """Return all values per field of the records' `made`; only the first and the last date."""
     made = pd.DataFrame([record.made for record in records])
     values = {}
     for name in sorted(made):

@@ -1,6 +1,6 @@
-"""The labels of the test splits, written by the arena next to its records, and the bootstrap over test examples.
+"""Read the labels of test splits that the arena writes next to its records, and bootstrap over test examples.
 
-A bootstrap has scores on resamples of them, the same ones for all trainings of a task; see `pipeline.tasks.sums`.
+All training runs of a task are scored on the same resamples; see `pipeline.tasks.sums`.
 """
 
 import zlib
@@ -27,7 +27,7 @@ AT_ONCE = 1000  # resamples in memory
 
 
 def read(tasks: Entries) -> tuple[dict[str, Parts], list[str]]:
-    """Return the labels by task and part, and a note for each task whose errors are of seeds alone."""
+    """Return the labels by task and part, and a note for each task without labels, with errors of seeds alone."""
     usable = {}
     notes = []
     for task, methods in tasks.items():
@@ -50,7 +50,7 @@ def read(tasks: Entries) -> tuple[dict[str, Parts], list[str]]:
 
 
 def select_finished(entries: Iterable[Entry]) -> list[Record]:
-    """Return the training runs that means are taken over."""
+    """Return the training runs over which means are taken."""
     trainings = list[Record]()
     for entry in entries:
         trainings += entry.finished
@@ -62,7 +62,7 @@ def _note(task: str, reason: str) -> str:
 
 
 def parts_of(task: str, table: pd.DataFrame) -> Parts:
-    """Return the labels of a task's file that are scored together: all, or those of each tenant."""
+    """Return the labels of a task's file by part: all, or one part per tenant."""
     columns = table.drop(columns=TENANT, errors="ignore")
     labels = columns.astype(np.float64).squeeze("columns")
     if TENANT not in table:
@@ -75,14 +75,14 @@ def parts_of(task: str, table: pd.DataFrame) -> Parts:
 
 
 def get_predictions(training: Record, labels: Labels) -> Values:
-    """Return what a training run predicted for the examples of these labels, in their shape."""
+    """Return the predictions of a training run for the examples of these labels, in the same shape."""
     shape = (-1, *labels.shape[1:])
     predicted = np.array(training.predicted).reshape(shape)
     return predicted[labels.index]
 
 
 def score(metric: str, training: Record, parts: Parts) -> float:
-    """Return a metric of what a training run predicted for all labels of a task: the mean over its parts."""
+    """Return a metric of a training run on a task: the mean over its parts."""
     of_parts = []
     for labels in parts.values():
         predicted = get_predictions(training, labels)
@@ -92,7 +92,7 @@ def score(metric: str, training: Record, parts: Parts) -> float:
 
 
 def _mismatch(parts: Parts, training: Record) -> str:
-    """Return why labels cannot be those that a training was scored with, or an empty text if they can."""
+    """Return why labels do not belong to a training run; empty if they can."""
     metric = training.metrics[0]
     if metric not in METRICS:
         return f"{metric} is no function of sums over examples"
@@ -116,10 +116,10 @@ def resample(
     predicted: Sequence[Values],
     resamples: int,
 ) -> Values:
-    """Return one of METRICS of each training run on each resample, (training runs, resamples).
+    """Return one of METRICS on each resample, (training runs, resamples).
 
-    `predicted` are as `labels`: (n,), or of several labels that an example may have, (n, labels) of 0 and 1. Each task
-    has its own draws, which do not depend on other tasks.
+    `predicted` has the shape of `labels`: (n,), or for multi-label (n, labels) of 0 and 1. The draws of a task do not
+    depend on other tasks.
     """
     columns = sums.columns_of(metric, labels, *predicted)
     rng = np.random.default_rng(zlib.crc32(task.encode()))

@@ -65,7 +65,7 @@ Verdict = dict[str, Any]  # the ends of an interval, and a word
 
 
 class Scores(NamedTuple):
-    """The score of a training, in percent."""
+    """The score of a training run, in percent."""
 
     whole: float  # score on all test examples
     resampled: Values  # score on each resample of them, (resamples,); without labels always the score on all
@@ -77,7 +77,7 @@ Part = tuple[BySeed, BySeed]  # scores of a method and of its rival, on a whole 
 
 
 class Error(NamedTuple):
-    """A variance of a lead, in squared percentage points, and how well it is known."""
+    """A variance of a lead, in squared percentage points, with its degrees of freedom."""
 
     variance: float
     freedom: float = math.inf  # degrees of freedom of its estimate
@@ -87,7 +87,7 @@ class Error(NamedTuple):
 class Lead:
     """A lead over all seeds in common, with its errors; what is unknown is NaN.
 
-    A single seed says nothing about others, and has no errors.
+    With a single seed, errors are unknown.
     """
 
     mean: float = math.nan  # without a seed in common
@@ -98,17 +98,17 @@ class Lead:
     error_examples: float = math.nan  # standard error with tasks and seeds fixed; unknown without labels
 
     def half(self, confidence: float, kind: str = "these") -> float:
-        """Return half of the interval on tasks of a kind."""
+        """Return the half-width of the interval for a kind of tasks."""
         possible = self._possible(kind)
         return max(_half(errors, confidence) for errors in possible)
 
     def interval(self, confidence: float, kind: str = "these") -> tuple[float, float]:
-        """Return the ends of the interval on tasks of a kind."""
+        """Return the interval for a kind of tasks."""
         half = self.half(confidence, kind)
         return self.mean - half, self.mean + half
 
     def p(self, kind: str = "these") -> float:
-        """Return the two-sided p-value of a lead of 0: an interval with confidence 1 - p ends at 0."""
+        """Return the two-sided p-value for a lead of 0: the interval with confidence 1 - p ends at 0."""
         possible = self._possible(kind)
         return max(_p(errors, self.mean) for errors in possible)
 
@@ -121,7 +121,7 @@ class Lead:
 
 
 def _half(errors: Sequence[Error], confidence: float) -> float:
-    """Return half of an interval of a sum of independent errors; NaN if there are none."""
+    """Return the half-width of an interval for a sum of independent errors; NaN if there are none."""
     if not errors:
         return math.nan
     halves = []
@@ -132,7 +132,7 @@ def _half(errors: Sequence[Error], confidence: float) -> float:
 
 
 def _p(errors: Sequence[Error], mean: float) -> float:
-    """Return the p-value of which half of the interval is as long as the mean; NaN if there are no errors."""
+    """Return the p-value at which the half-width equals the mean; NaN if there are no errors."""
     if not errors or math.isnan(mean):
         return math.nan
 
@@ -153,7 +153,7 @@ def _p(errors: Sequence[Error], mean: float) -> float:
 
 
 def on_task(parts: Sequence[Part]) -> Lead:
-    """Return the lead of a method over its rival on a task, the mean over its parts: tenants, or all of it alone."""
+    """Return the lead of a method over its rival on a task: the mean over its parts (tenants, or the whole task)."""
     seeds = _seeds(parts)
     if not seeds:
         return Lead()
@@ -177,7 +177,7 @@ def on_task(parts: Sequence[Part]) -> Lead:
 
 
 def _seeds(parts: Sequence[Part]) -> list[int]:
-    """Return the seeds that all parts have of both methods; none if there are no parts."""
+    """Return the seeds that both methods have on all parts; empty if there are no parts."""
     if not parts:
         return []
     known = map(set, chain.from_iterable(parts))
@@ -191,7 +191,7 @@ def _leads(part: Part, seeds: Seeds) -> list[float]:
 
 
 def _of_examples(part: Part, seeds: Seeds) -> tuple[float, float]:
-    """Return the variance of the mean over seeds over draws of the examples, and the covariance of two seeds."""
+    """Return, over draws of the examples, the variance of the mean over seeds and the covariance of two seeds."""
     mine, theirs = part
     leads = [mine[seed].resampled - theirs[seed].resampled for seed in seeds]  # differences on each resample
     if not np.ptp(leads, axis=1).any():  # without labels, or without a difference
@@ -203,9 +203,10 @@ def _of_examples(part: Part, seeds: Seeds) -> tuple[float, float]:
 
 
 def _with_tenants(leads: Values, of_seeds: Error) -> tuple[Error, ...]:
-    """Return the errors of the mean of leads, (parts, seeds), if tenants are drawn too; none of a single one.
+    """Return the errors of the mean of leads (parts, seeds) if tenants are drawn, too; empty for a single tenant.
 
-    Their spread contains what seeds do to each of them alone. What a seed does to all is left of the error of seeds.
+    The spread of tenants contains the effect of seeds on each tenant; the common effect of a seed is added as the
+    remaining error of seeds.
     """
     tenants, seeds = leads.shape
     if tenants < 2:
@@ -221,9 +222,9 @@ def _with_tenants(leads: Values, of_seeds: Error) -> tuple[Error, ...]:
 
 
 def mean(leads: Sequence[Lead]) -> Lead:
-    """Return the mean lead over tasks that share no texts; itself if it is one alone.
+    """Return the mean lead over tasks that share no texts; a single lead is returned unchanged.
 
-    It is unknown if one of the leads is, or if there are none, and so are its errors.
+    It is unknown, with its errors, if there are no leads or one of them is unknown.
     """
     if len(leads) < 2:
         return leads[0] if leads else Lead()
@@ -274,7 +275,7 @@ Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an
 
 @dataclass(frozen=True)
 class Judge:
-    """All scores of a comparison, from which methods are judged."""
+    """Computes leads and verdicts from all scores of a comparison."""
 
     scores: Mapping[str, ByPart]  # scores by task; a part is a tenant, or the whole task
     places: Places
@@ -297,10 +298,10 @@ class Judge:
         return leads
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[Verdict]:
-        """Return each hypothesis with its lead and verdicts, and the kinds of tasks on which it held.
+        """Return each hypothesis with its lead, its verdicts, and the kinds of tasks on which it held.
 
-        A method that is better by less than the margin is equivalent too. What lacks a method on a task, or a seed in
-        common, is untested: all that is said is None.
+        A method that is better by less than the margin is equivalent, too. Without a method's score on a task, or a
+        common seed, a hypothesis is untested: its values are None.
         """
         leads = []
         for hypothesis in hypotheses:
@@ -325,7 +326,7 @@ class Judge:
         return outcomes
 
     def _lead(self, place: str, method: str, against: str) -> Lead:
-        """Return the lead on a place."""
+        """Return the lead on a task or average."""
         leads = []
         for task in self.places.get(place, ()):
             parts = []
@@ -347,7 +348,7 @@ class Judge:
         return {**_replace_nan(low=low, high=high), "word": word}
 
     def _test_hypotheses(self, leads: Sequence[Lead], kind: str) -> Iterator[Verdict]:
-        """Yield better or worse where the corrected test says so, else equivalent if within the margin."""
+        """Yield better or worse if the corrected test is significant, otherwise equivalent if within the margin."""
         corrected = holm([lead.p(kind) for lead in leads])
         for lead, p in zip(leads, corrected, strict=True):
             low, high = lead.interval(CONFIDENCE, kind)
@@ -375,7 +376,7 @@ def _replace_nan(**values: float) -> dict[str, float | None]:
 
 
 def _summarize(lead: Lead, verdicts: Iterable[Verdict]) -> Verdict:
-    """Return a lead and its standard errors in percentage points, and its verdicts; what is unknown is None."""
+    """Return a lead, its standard errors in percentage points, and its verdicts; unknown values are None."""
     known = _replace_nan(
         lead=lead.mean,
         error_seeds=lead.error_seeds,
@@ -385,7 +386,7 @@ def _summarize(lead: Lead, verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, in the same order; those that are NaN stay so, and do not count.
+    """Return p-values corrected for their number, in the same order; NaN stays NaN and does not count.
 
     scipy corrects only for false discoveries, and statsmodels would be a large package for three lines.
 

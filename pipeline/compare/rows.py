@@ -1,4 +1,4 @@
-"""A method on a task, by the training runs that count, and the rows of the tables: on one, or on a mean of several."""
+"""Entries (a method on a task with its training runs) and the table rows of tasks and averages."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
@@ -30,7 +30,7 @@ OnTasks = Mapping[str, "Entry | None"]  # entries of a method by task; None: not
 
 
 class Entry(NamedTuple):
-    """A method on a task. Without a tuned setting there is no chosen record, and `trainings` are all records."""
+    """A method on a task. Without a tuned setting there is no chosen record, and `trainings` has all records."""
 
     tries: tuple[Record, ...]  # tuning runs with the first seed, one per pair of rates
     trainings: tuple[Record, ...]  # training runs at the tuned setting by seed, including those that did not finish
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Which seeds did not finish and why, in one line; seeds with the same reason are listed together."""
+        """The unfinished seeds with their reasons, in one line; seeds with equal reasons are grouped."""
         seeds_by_reason: dict[str, list[str]] = {}
         for training in self.trainings:
             if training.status == FINISHED:
@@ -69,12 +69,12 @@ class Entry(NamedTuple):
 
     @property
     def shown(self) -> Record:
-        """The record with the settings and sizes of the method: the chosen one, or the first."""
+        """The record with the method's settings and sizes: the chosen one, or the first."""
         return self.chosen or self.trainings[0]
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen learning rate is the lowest or highest tried, so that one beyond may be better."""
+        """Whether the chosen learning rate is the lowest or highest tried, so that one beyond it may be better."""
         if self.chosen is None:
             return False
         rates = {training.rate or 0.0 for training in self.tries}
@@ -88,7 +88,7 @@ def _is_end(rate: float | None, tried: Collection[float]) -> bool:
 
 
 def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Entries, int]:
-    """Return the entries of a preset that have records, and the number of records that belong to none.
+    """Return the entries of a preset that have records, and the number of records without an entry.
 
     `records` are by key.
     """
@@ -124,7 +124,7 @@ def _entry(
     known: Iterable[Record],
     tuned: Collection[str],
 ) -> Entry:
-    """Return an entry with its records; `tuned` are the keys of those at its tuned setting, if there is one."""
+    """Return an entry with its records; `tuned` has the keys of those at its tuned setting, if there is one."""
     records = sorted(known, key=_by_seed_and_rates)
     first_seed = planned.seeds[0]
     tries = tuple(record for record in records if record.seed == first_seed)
@@ -141,11 +141,11 @@ def row(
     entries: OnTasks,
     lead: Row,
 ) -> Row:
-    """Return the row of a method on a task, or on the tasks of an average; None in the place of an entry: not run.
+    """Return the row of a method on a task or an average; None in place of an entry means not run.
 
     Scores are percent on the test split, at the epoch selected on the validation split; only seeds that finished on all
-    tasks have one. Numbers of parameters are those of the first seed, the largest over tasks, because those of heads
-    depend on the number of classes; so do bytes, see `smallest`. What is unknown is None.
+    tasks have one. Numbers of parameters are the first seed's, and the maximum over tasks, because heads depend on the
+    number of classes; so do bytes, see `smallest`. Unknown values are None.
     """
     known = [entry for entry in entries.values() if entry]
     is_run = len(known) == len(entries)
@@ -175,7 +175,7 @@ def row(
 
 
 def _mean_scores(entries: Iterable[Entry]) -> BySeed:
-    """Return the mean over tasks, in percent, by those seeds that finished on all of them."""
+    """Return the mean over tasks, in percent, by seed, for seeds that finished on all tasks."""
     by_task = []
     for entry in entries:
         scores = {training.seed: PERCENT * training.score() for training in entry.finished}
@@ -184,7 +184,7 @@ def _mean_scores(entries: Iterable[Entry]) -> BySeed:
 
 
 def _mean_by_seed(by_task: Sequence[BySeed]) -> BySeed:
-    """Return the mean of scores over tasks by those seeds that have one on all of them."""
+    """Return the mean score over tasks by seed, for seeds that have one on all tasks."""
     seeds = set.intersection(*map(set, by_task))
     means: BySeed = {}
     for seed in sorted(seeds):
@@ -193,7 +193,7 @@ def _mean_by_seed(by_task: Sequence[BySeed]) -> BySeed:
 
 
 def _seconds(entries: Iterable[Entry]) -> float | None:
-    """Return the mean seconds of a training run, without those of scoring it in all precisions; None if none ran."""
+    """Return the mean seconds per training run, without scoring in all precisions; None if none ran."""
     seconds = []
     for entry in entries:
         for training in entry.finished or entry.trainings:
@@ -203,7 +203,7 @@ def _seconds(entries: Iterable[Entry]) -> float | None:
 
 
 def _losses(entries: Iterable[Entry]) -> list[float]:
-    """Return the losses of the training runs on the test split; none if the task has none."""
+    """Return the test losses of the training runs; empty if the task has no loss."""
     losses = []
     for entry in entries:
         for training in entry.finished:
@@ -233,9 +233,9 @@ def _reason(entries: OnTasks) -> str:
 
 
 def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """Return a mean over seeds by its name, and the ends of its 95 % interval by Student's t as `name_low` and `_high`.
+    """Return a mean over seeds by name, with its 95 % interval by Student's t as `name_low` and `name_high`.
 
-    They are mean ± t · std / √n with t of n - 1 degrees of freedom. One seed has no interval, none has no mean.
+    The interval is mean ± t · std / √n with n - 1 degrees of freedom. One seed gives no interval, no seed no mean.
     """
     mean = fmean(values) if values else None
     low: float | None = None
@@ -253,7 +253,7 @@ def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 class File(NamedTuple):
-    """The file of a method's trained adapter in a precision, over some tasks and seeds."""
+    """Size and scores of a method's adapter file in a precision, over tasks and seeds."""
 
     precision: str | None = None  # None if there is no file
     bytes: int | None = None  # size of the largest file
@@ -278,7 +278,7 @@ def _largest(precision: str, by_task: ByTask) -> int:
 
 
 def _validation(precision: str, by_task: ByTask) -> float:
-    """Return the mean validation score over tasks in a precision, of each the mean over seeds, as a fraction."""
+    """Return the mean validation score in a precision, over seeds and then tasks, as a fraction."""
     means = []
     for trainings in by_task:
         means.append(fmean(_files(training)[precision].validation for training in trainings))
@@ -286,7 +286,7 @@ def _validation(precision: str, by_task: ByTask) -> float:
 
 
 def _scores_in(precision: str, by_task: ByTask) -> list[float]:
-    """Return the mean test score over tasks in a precision, in percent, of each seed that all have."""
+    """Return the mean test score over tasks in a precision, in percent, for each common seed."""
     tests = []
     for trainings in by_task:
         scores: BySeed = {}
@@ -300,8 +300,8 @@ def _scores_in(precision: str, by_task: ByTask) -> list[float]:
 def smallest(entries: Sequence[Entry]) -> File:
     """Return a method's smallest file that loses at most LOSS.
 
-    The loss is the mean over some tasks and the seeds that were rounded. Bytes are the most of these, because heads
-    depend on the number of classes. Where a task has no rounded files, everything is as it was trained.
+    The loss is the mean over tasks and the quantized seeds. Bytes are the maximum over tasks, because heads depend on
+    the number of classes. If a task has no quantized files, the file is as trained.
     """
     if not all(entry.finished for entry in entries):
         return File(AS_TRAINED, max(entry.shown.file_bytes for entry in entries))

@@ -1,1 +1,1 @@
-"""What every stage and command uses: paths and writers, the console, and how a run ends in a line."""
+"""Shared by all stages and commands: paths and writers, the console, and one-line errors."""

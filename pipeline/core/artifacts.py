@@ -1,4 +1,4 @@
-"""Every path that a stage reads or writes, once, and the writers: whole or not at all, the same bytes every time."""
+"""Paths of all stages, and writers that are atomic and reproducible."""
 
 import csv
 import json
@@ -46,25 +46,25 @@ def tokens(split: str) -> Path:
 
 
 def is_bank(folder: Path) -> bool:
-    """Return whether a folder holds adapters of tenants in one file."""
+    """Return whether a folder is a bank: adapters of tenants in one file."""
     return (folder / "bank.safetensors").is_file()
 
 
 def repository() -> Path:
-    """Return the repository: not the temporary copy in which DVC may run an experiment, and which it removes."""
+    """Return the repository, rather than the temporary copy in which DVC may run an experiment."""
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
 def is_temporary_copy() -> bool:
-    """Return whether DVC runs an experiment elsewhere than in the repository; only what Git tracks is there."""
+    """Return whether this is a temporary copy in which DVC runs an experiment; it has only what Git tracks."""
     return repository().resolve() != Path.cwd()
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[str] | None = None) -> None:
     """Write flat JSON with sorted keys and floats of six digits, so that a diff shows real changes only.
 
-    `score` comes first: DVC's tables have their columns in the file's order. They have those that are `shown`, if some
-    are named: the others are in the list `details`, for DVC leaves out lists.
+    `score` comes first, because DVC's tables keep the file's order. If `shown` names metrics, all others are in the
+    list `details`, since DVC's tables leave out lists.
     """
     written: dict[str, Any] = {}
     details = {}
@@ -82,7 +82,7 @@ def write_metrics(path: Path, metrics: Mapping[str, Value], shown: Collection[st
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Return the metrics of a file, all in one; in older files, they are."""
+    """Return the metrics of a file as one mapping, including those in `details`."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
     return metrics | dict(*metrics.pop("details", []))
 
@@ -98,7 +98,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]
 
 
 def quoting_of(values: Iterable[object]) -> Literal[0, 2]:
-    """Return how to quote these cells of a CSV file, one of QUOTING: all texts, if one holds a carriage return.
+    """Return how to quote cells of a CSV file, one of QUOTING: all texts if one has a carriage return.
 
     Readers end a row there, and before Python 3.13 the module csv does not quote it by itself.
     """
@@ -108,10 +108,10 @@ def quoting_of(values: Iterable[object]) -> Literal[0, 2]:
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, for a file or a folder, that replaces `path` when all went well.
+    """Yield a temporary path next to `path`, for a file or a folder, which replaces `path` on success.
 
     Raises:
-        UserError: if the disk does not take it.
+        UserError: if the disk rejects it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -135,7 +135,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def identity(folder: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from one that replaces it; None if it is not there."""
+    """Return an identifier that changes when a folder is replaced; None if it does not exist."""
     try:
         status = folder.stat()
     except OSError:
@@ -144,17 +144,17 @@ def identity(folder: Path) -> tuple[int, int] | None:
 
 
 def check_not_replaced(folder: Path, before: tuple[int, int] | None) -> None:
-    """Check that a folder is the one whose identity was `before`, so that all its files are of one adapter.
+    """Check that a folder still has the identity `before`, so that all files read belong to one adapter.
 
     Raises:
-        UserError: if another one has replaced it.
+        UserError: if it was replaced.
     """
     if identity(folder) != before:
         raise UserError(f"{folder}: was replaced while it was read; run the command again")
 
 
 def build_once(path: Path, make: Callable[[Path], object]) -> Path:
-    """Return a file or folder that `make` makes, at another path, if it is not there; other processes wait for it."""
+    """Return a file or folder, built by `make` at a temporary path if it is missing; other processes wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
@@ -165,7 +165,7 @@ def build_once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def name_path_on_error(path: Path) -> Iterator[None]:
-    """Name the file or folder that cannot be written: a failed write does not know its path.
+    """Add the path to errors of writing: a failed write does not know it.
 
     Raises:
         UserError: with the path and the reason.
@@ -180,7 +180,7 @@ def name_path_on_error(path: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Lists of a few items at a time, of what would be too much for memory."""
+"""Divide items into lists, for data that do not fit into memory."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice

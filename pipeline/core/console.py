@@ -1,4 +1,4 @@
-"""What a person types and sees: arguments, progress, and one closing table a stage; off a terminal, as plain lines."""
+"""The console: arguments, progress, and one closing table per stage; plain lines without a terminal."""
 
 import argparse
 import os
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def parse(
         self, words: Sequence[str] | None = None, stopped: str = "stopped", before: str = ""
     ) -> Iterator[argparse.Namespace]:
-        """Yield the options in words; what fails then ends as of `exit_on_error`, with what is next if DVC runs it.
+        """Parse and yield the options; `exit_on_error` handles errors inside, with advice if DVC runs the command.
 
         Raises:
             SystemExit: with an exit code.
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Return the type of an argument that is a whole number within these bounds."""
+    """Return an argument type: a whole number within these bounds."""
 
     def parse(word: str) -> int:
         if not word.isdecimal() or not least <= int(word) <= most:
@@ -77,7 +77,7 @@ def progress(
     unit: str,
     to: Console = console,
 ) -> Iterator[Advance]:
-    """Show a bar, with the remaining time if the total is known; yield a function that takes the units just done."""
+    """Show a progress bar, with the remaining time if the total is known; yield a function to advance it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(None, table_column=Column(max_width=40)),
@@ -107,7 +107,7 @@ def progress(
 
 
 def track(items: Collection[Item], description: str, unit: str = "batches") -> Iterator[Item]:
-    """Yield the items, one step of progress each."""
+    """Yield the items, with one step of progress each."""
     with progress(description, len(items), unit) as advance:
         for item in items:
             yield item
@@ -115,7 +115,7 @@ def track(items: Collection[Item], description: str, unit: str = "batches") -> I
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; numbers are right-aligned, and nothing stands for None."""
+    """Print a table; numbers are right-aligned, and None is empty."""
     if not console.is_terminal:
         line(f"{title}: {' | '.join(columns)}")
         for row in rows:
@@ -130,7 +130,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Return a curve in one line: a bar for each value, or for some of many, between the least and the most."""
+    """Draw a curve in one line: a bar per value, or per sampled value, between minimum and maximum."""
     low = min(values)
     spread = (max(values) - low) or 1
     step = 1 + (len(values) - 1) // LONGEST
@@ -143,22 +143,22 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def line(text: str) -> None:
-    """Print one line, unbroken."""
+    """Print one line without wrapping."""
     console.print(_clean(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Print one line that should not be overlooked."""
+    """Print a warning as one line."""
     console.print(_clean(text), style="yellow", soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """Print one line on standard error, beside an output that others read."""
+    """Print one line on standard error, when standard output is data."""
     errors.print(_clean(text), soft_wrap=True)
 
 
 def warn_without_identity() -> None:
-    """Say how to give Git a name: without one, `dvc exp run` fails before it starts anything of ours."""
+    """Explain how to set Git's user name: without it, `dvc exp run` fails before any stage starts."""
     known = (git.output("config", "--get-regexp", "^user") or b"").decode(errors="replace")
     for what in ("name", "email"):
         if f"user.{what} " not in known and f"GIT_COMMITTER_{what.upper()}" not in os.environ:

@@ -1,7 +1,7 @@
-"""SHA-256 digests of files, and those that our own code had when a stage began.
+"""SHA-256 digests of files, and of our own code as it was when a stage began.
 
-`stages/__init__.py` notes these before a stage imports anything else of ours, so that a stage knows by its end whether
-a file has changed since it was imported. Hence no import of a package here: they take time.
+`stages/__init__.py` computes the digests of the code before a stage imports it, so that the stage can find at its end
+whether a file has changed since. Hence this module imports no package: that takes time.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ def sha256(path: Path) -> str:
 
 
 def files_below(path: Path) -> Iterator[Path]:
-    """Yield the file itself, or all files in the folder but those that Python has compiled."""
+    """Yield the file itself, or all files in the folder except Python's compiled ones."""
     for file in (path, *path.rglob("*")):
         if file.is_file() and file.suffix != ".pyc":
             yield file
@@ -28,7 +28,7 @@ def files_below(path: Path) -> Iterator[Path]:
 
 @cache
 def of_code_at_start() -> dict[Path, str]:
-    """Return the digest of each file of our code as it was at the first call, which is that of `stages/__init__.py`."""
+    """Return the digests of our code at the time of the first call, by `stages/__init__.py`."""
     digests = {}
     for package in PACKAGES:
         for file in files_below(CODE / package):

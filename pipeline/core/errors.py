@@ -1,6 +1,6 @@
-"""How a failing command ends: in one line, without a traceback.
+"""End failing commands in one line, without a traceback.
 
-A UserError is a mistake that the user can mend. What the machine refuses, such as a full disk, is not the program's.
+A UserError is a mistake that the user can fix. Errors of the machine, such as a full disk, get one line, too.
 """
 
 import difflib
@@ -28,10 +28,10 @@ CUT_LAST = re.compile(r"(?<!\S)\S{1,40}$")
 
 
 class UserError(Exception):
-    """A mistake in params, data or model that the user can mend.
+    """A mistake in params, data or model that the user can fix.
 
-    The message is one line per mistake: where, what, and what is allowed. It may quote a file, so the lines and their
-    number are bounded.
+    The message is one line per mistake: where, what, and what is allowed. It may quote a file, so the number and length
+    of lines are limited.
     """
 
     def __str__(self) -> str:
@@ -41,14 +41,14 @@ class UserError(Exception):
 
 
 def escape(text: str, but: str = "") -> str:
-    """Return a text, which may be a stranger's, as a terminal can show it: control characters escaped but these."""
+    """Escape the control characters of an untrusted text, except those in `but`, for a terminal."""
     return CONTROL.sub(lambda match: match[0] if match[0] in but else ascii(match[0])[1:-1], text)
 
 
 def truncate_line(line: str) -> str:
-    """Return a line of at most LONGEST_LINE characters, beginning and end, with control characters escaped.
+    """Escape control characters, and shorten a line to LONGEST_LINE characters by leaving out its middle.
 
-    It is cut between words.
+    It is shortened between words.
     """
     line = escape(line)
     if len(line) <= LONGEST_LINE:
@@ -59,7 +59,7 @@ def truncate_line(line: str) -> str:
 
 @contextmanager
 def as_user_error(*kinds: type[Exception], before: str = "") -> Iterator[None]:
-    """Turn errors of these kinds into a user's mistake: `before`, and the first line of what they say.
+    """Convert errors of these types into a UserError: `before`, and the first line of their message.
 
     Raises:
         UserError: in place of them.
@@ -72,10 +72,10 @@ def as_user_error(*kinds: type[Exception], before: str = "") -> Iterator[None]:
 
 @contextmanager
 def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> Iterator[None]:
-    """Print a user's mistake after `before`, the machine's refusal after `program`, or at Ctrl-C `stopped`; then exit.
+    """Print a user's mistake after `before`, a machine's error after `program`, or `stopped` at Ctrl-C; then exit.
 
-    A mistake is a UserError, or an InputError of lsr. Python's warnings are printed at the end, and not where a command
-    is refused: its line is the only one.
+    A mistake is a UserError, or an InputError of lsr. Python's warnings are printed at the end, but not after a
+    mistake, whose line is the only one.
 
     Raises:
         SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, memory is short or an answer is
@@ -128,7 +128,7 @@ def _warnings_at_the_end() -> Iterator[None]:
 
 
 def _is_first_to_fail() -> bool:
-    """Return whether no other process of those that torchrun has started here has said what went wrong."""
+    """Return whether this is the first of torchrun's processes to report an error."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun gives each process a folder, all of them in one folder
     if not file:
         return True
@@ -140,7 +140,7 @@ def _is_first_to_fail() -> bool:
 
 
 def describe_machine_error(error: Exception) -> str | None:
-    """Return in one line what a file, a stream or memory has refused; None for an error of the program."""
+    """Describe an I/O or out-of-memory error in one line; None if it is a bug."""
     if isinstance(error, FloatingPointError):
         return str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
@@ -151,9 +151,9 @@ def describe_machine_error(error: Exception) -> str | None:
 
 
 def describe_disk_error(error: Exception) -> str | None:
-    """Return why a file cannot be read or written, without its name; None for any other error.
+    """Describe why a file cannot be read or written, without its name; None for any other error.
 
-    Packages that write files in C++ or Rust raise no OSError.
+    It recognizes errors of packages in C++ or Rust, which are not OSErrors.
     """
     text = first_line(error)
     if isinstance(error, OSError):
@@ -165,11 +165,11 @@ def describe_disk_error(error: Exception) -> str | None:
 
 
 def nearest(word: object, known: Iterable[object]) -> str:
-    """Return "; did you mean X?" for the known word that is most like `word`, or nothing."""
+    """Return "; did you mean X?" for the known word most similar to `word`, or an empty text."""
     near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind if the message is empty."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What Git says of the repository, if Git is there: DVC needs no such command, so no command of ours does."""
+"""Read information from Git, if it is installed: neither DVC nor our commands require it."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def output(*words: str) -> bytes | None:
-    """Return what a command of Git prints; None if it fails, or there is no Git."""
+    """Return the output of a Git command; None if it fails or Git is not installed."""
     git = shutil.which("git")
     if git is None:
         return None
@@ -15,5 +15,5 @@ def output(*words: str) -> bytes | None:
 
 
 def read_committed(path: Path) -> bytes | None:
-    """Return a file of the working folder as it is in the last commit; None if it is in none."""
+    """Return the contents of a file in the last commit; None if it is not in it."""
     return output("show", f"HEAD:./{path.as_posix()}")

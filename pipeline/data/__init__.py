@@ -1,1 +1,1 @@
-"""From a row of data to tokenized splits."""
+"""Load and tokenize the splits of a data set entry."""

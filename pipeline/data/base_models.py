@@ -1,4 +1,4 @@
-"""The base model of a row of pipeline/models.yaml: where it is, its architecture, tokenizer and weights."""
+"""Load the base model of a registry entry: its location, architecture, tokenizer and weights."""
 
 import warnings
 from collections.abc import Callable
@@ -39,10 +39,10 @@ MISFITS = (  # what transformers raises if files are not there or do not fit
 
 
 def load_base_model(row: ModelRow, task: Task) -> "PreTrainedModel":
-    """Return the pretrained model with a fresh head for a task, and its loss; seed torch before.
+    """Load the pretrained model with a fresh head and the loss of a task; seed torch before.
 
-    All weights are float32, whatever the dtype of the checkpoint: in half precision most steps of training are rounded
-    away. `train.precision` is that of matrix products alone.
+    All weights are float32, whatever the dtype of the checkpoint: in half precision most training steps would be
+    rounded away. `train.precision` only affects matrix products.
     """
     auto_class = getattr(transformers, task.head.auto_class)
     model: PreTrainedModel = _load_pretrained(
@@ -55,10 +55,11 @@ def load_base_model(row: ModelRow, task: Task) -> "PreTrainedModel":
 
 
 def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]") -> None:
-    """Have a model compute the loss of a task from the logits that are about each row, and the labels.
+    """Let a model compute the loss of a task from the selected logits of each row and the labels.
 
-    The model's own class changes, not a Trainer: what reads gradients of the model without one has the same loss, PEFT
-    calls `forward` past all hooks, and a copy of the model, on another GPU too, has the method of its own weights.
+    The model's class is changed rather than the Trainer's: initializations read gradients of the same loss without a
+    Trainer, PEFT calls `forward` past all hooks, and a copy of the model, even on another GPU, has a method bound to
+    its own weights.
     """
     kind = type(model)
     head = task.head
@@ -81,7 +82,7 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
 
 
 def outline(row: ModelRow, task: Task) -> "PreTrainedModel":
-    """Return the model that config.json describes, with a head and without weights: layers with names and shapes."""
+    """Build the model that config.json describes, with a head but without weights: names and shapes of layers."""
     import torch
 
     config = load_config(row, task)
@@ -92,10 +93,10 @@ def outline(row: ModelRow, task: Task) -> "PreTrainedModel":
 
 
 def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
-    """Return the model's configuration: of an architecture with a head for a task.
+    """Load the model's configuration, for an architecture with a head for the task.
 
     Raises:
-        UserError: if the model is missing, is not what the row pins, or has no such head.
+        UserError: if the model is missing, is not the pinned one, or has no such head.
     """
     config: PreTrainedConfig = _load_pretrained(row, AutoConfig)
     known = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
@@ -110,10 +111,10 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
 
 
 def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
-    """Return the model's tokenizer, to make tokens of texts; to pad, take `pipeline.methods.batches.tokenizer_of`.
+    """Load the model's tokenizer for tokenizing; for padding, use `pipeline.methods.batches.tokenizer_of`.
 
     Raises:
-        UserError: if it will not be able to pad.
+        UserError: if it cannot pad.
     """
     tokenizer: PreTrainedTokenizerBase = _load_pretrained(row, AutoTokenizer)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -129,17 +130,17 @@ def _load_pretrained(row: ModelRow, kind: Any, **more: Any) -> Any:
 
 
 def check_length(most: int, length: int, cause: str = LENGTH) -> None:
-    """Refuse a length in tokens above a limit of the model, and name its cause; a tokenizer without one says 1e30.
+    """Reject a length in tokens above a limit of the model, and name the cause; 1e30 means that there is none.
 
     Raises:
-        UserError: if it is.
+        UserError: if the length is above a limit.
     """
     if length > most:
         raise UserError(f"{cause}: the model takes at most {most} tokens, got {length}")
 
 
 def check_positions(model: "PreTrainedModel", length: int, cause: str = LENGTH) -> None:
-    """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says."""
+    """Reject texts longer than a table of learned positions, whatever the tokenizer's limit."""
     from torch.nn import Embedding
 
     for name, module in model.named_modules():
@@ -159,7 +160,7 @@ def source(row: ModelRow) -> tuple[str, str | None]:
     """Return the arguments of `from_pretrained`: a folder or repository, and its revision.
 
     Raises:
-        UserError: if the model is in a package that is not there, or its weights are not those of the row.
+        UserError: if the model's package is not installed, or its weights are not the pinned ones.
     """
     source = row.source
     where = row.where
@@ -185,6 +186,6 @@ def source(row: ModelRow) -> tuple[str, str | None]:
 
 
 def wrap_loading_errors(row: ModelRow) -> AbstractContextManager[None]:
-    """Turn an error while loading into one line that names the row's model, what it needs, and the likely cause."""
+    """Convert errors while loading into one line that names the entry's model, its needs, and the likely cause."""
     needed = "needed: a folder, or with a connection a hub repository, of config.json, tokenizer and model.safetensors"
     return as_user_error(*MISFITS, before=f"{row.where}: cannot load {public_name(row)[0]}: {needed}: ")

@@ -1,4 +1,4 @@
-"""The local files that a row or a section names: where they may be, and their SHA-256 hashes."""
+"""Find the local files of an entry or a section, check their location, and hash them by SHA-256."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Source = TableSource | PackageSource | HubModel | PackageModel | GgufModel | str
 
 
 def iter_local_paths(source: Source) -> Iterator[Path]:
-    """Yield local files and folders. A hub repository counts only if a folder has its name or it can only be a path."""
+    """Yield local files and folders; a hub repository counts if a folder has its name, or it can only be a path."""
     if isinstance(source, TableSource) and source.kind == "files":
         yield from map(Path, source.files.values())
     elif isinstance(source, TableSource | HubModel | str):
@@ -43,20 +43,20 @@ def files(path: Path) -> list[Path]:
 
 
 def sha256_of(row: Row) -> str:
-    """Return the digest of a row, independent of the order of its keys, as in DVC."""
+    """Return the digest of an entry, independent of the order of its keys, as in DVC."""
     keys = row.model_dump(mode="json")
     content = json.dumps(keys, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
 
 
 def digests(source: Source, where: str) -> dict[str, str]:
-    """Return the digest of each local file that a source names; what `local` refuses begins with `where`."""
+    """Return the digest of each local file of a source, with the errors of `local`, which begin with `where`."""
     named_files = chain.from_iterable(map(files, local(source, where)))
     return {file.as_posix(): sha256(file) for file in named_files}
 
 
 def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[Path]:
-    """Return the local files and folders that a source names; DVC notices changes in the folders `watched`.
+    """Return the local files and folders of a source; they must be in the folders `watched`, which DVC tracks.
 
     Raises:
         UserError: if one does not exist, or is where DVC would not notice changes.

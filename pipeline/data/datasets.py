@@ -1,4 +1,4 @@
-"""Load a data set row as three tables: train, validation and test.
+"""Load a data set entry as three tables: train, validation and test.
 
 This module keeps the scores honest. A split that the source provides is used unchanged. A split that is cut from train
 is cut by a hash of the text: whether a sentence is in it depends only on that sentence, not on a seed, the order of the
@@ -42,7 +42,7 @@ MIRRORED = "in_another_order"  # the reason for which rows are dropped whose tex
 
 
 class Texts:
-    """Texts in a temporary file, a JSON string a line; a number, the line's place there, stands for each."""
+    """Texts in a temporary file, one JSON string per line; each is identified by the position of its line."""
 
     def __init__(self) -> None:
         self._file = TemporaryFile()  # noqa: SIM115 it lasts as long as the texts
@@ -60,7 +60,7 @@ class Texts:
         return ends - sizes
 
     def get(self, number: int) -> str:
-        """Return the text for which a number stands."""
+        """Return the text with a number."""
         self._file.seek(number)
         return str(json.loads(self._file.readline()))
 
@@ -78,23 +78,23 @@ class Examples:
         return len(self._table)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return a column of numbers: labels, of which an example may have several, or group or tenant."""
+        """Return a column of numbers: labels (one or several per example), groups or tenants."""
         column = self._table[name]
         if column.dtype == object:  # a column of lists
             return np.array(column.tolist())
         return np.array(column)
 
     def in_order_of_hashes(self) -> "Examples":
-        """Return the same examples in an order that does not depend on that of the source; not of pairs, which have it.
+        """Return the examples ordered by their hashes, independent of the source's order; pairs already are.
 
-        Of equal texts, the one with the lower label comes first.
+        Among equal texts, lower labels come first.
         """
         by_label = self._table.sort_values("label", kind="stable")
         by_hash = by_label.sort_values("hash", kind="stable")
         return Examples(by_hash, self._texts)
 
     def batches(self, size: int, advance: Callable[[int], None] = lambda done: None) -> Iterator[pa.Table]:
-        """Yield all columns of so many examples at a time, with texts."""
+        """Yield tables of this many examples with all columns, including texts."""
         table = self._table[self.column_names]
         for first in range(0, len(self), size):
             end = first + size
@@ -106,7 +106,7 @@ class Examples:
             advance(len(rows))
 
     def _cells(self, name: Any, values: pd.Series) -> pa.Array:
-        """Return the cells of a column, with texts in place of their numbers."""
+        """Return the cells of a column, with numbers of texts replaced by the texts."""
         if name not in TEXTS:
             return pa.array(values)
         texts = [self._texts.get(number) for number in values]
@@ -114,7 +114,7 @@ class Examples:
 
 
 class Loaded(NamedTuple):
-    """The task with the facts of its data, the tables by split, and what was dropped to make them."""
+    """The task with the facts of its data, the tables by split, and the numbers of dropped rows."""
 
     task: Task
     splits: dict[str, Examples]
@@ -125,10 +125,10 @@ class Loaded(NamedTuple):
 
 
 def load(row: DatasetRow, name: str) -> Loaded:
-    """Return train, validation and test with the columns text, text_pair (for a pair) and label; and the dropped rows.
+    """Load train, validation and test with the columns text, text_pair (for a pair) and label; count dropped rows.
 
-    A class is an int, a number a float. A source that cannot be read, a text or label that does not fit the row, an
-    empty split, and what train lacks are refused with the row's name, the split, its file and the line or row.
+    Classes are int, numbers float. An unreadable source, an invalid text or label, an empty split and an unusable train
+    split are rejected with the entry's name, the split, its file and the line or row.
     """
     where = f"{row.where}: {name}"
     texts = Texts()
@@ -155,7 +155,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
 
 
 def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
-    """Return the task with the facts of its rows, the examples by split of the source, and how many rows it lost."""
+    """Read the source: return the task with the facts of its rows, the examples by split, and the dropped rows."""
     task = tasks.of(row)
     examples = Tables()
     dropped = Dropped(missing=0, within_margin=0, duplicate=0)
@@ -177,7 +177,7 @@ def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Drop
 
 
 def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.DataFrame, Dropped]:
-    """Return the examples of a split, with numbers in place of texts, and how many rows were left out by reason."""
+    """Return the examples of a split, with numbers in place of texts, and the dropped rows by reason."""
     parts = list[pd.DataFrame]()
     dropped = Dropped()
     before = 0
@@ -196,7 +196,7 @@ def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.Data
 
 
 def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
-    """Return the rows of train without duplicates of other rows, ordered by their hashes; and how many conflicted."""
+    """Return the rows of train without duplicates, ordered by hashes, and the number with conflicting labels."""
     train = examples["train"]
     compared = ["hash", "label"]
     parts = [part[compared] for split, part in examples.items() if split != "train"]
@@ -218,7 +218,7 @@ def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
 
 
 def _cut(train: pd.DataFrame, task: Task) -> Tables:
-    """Cut splits by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
+    """Split by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
     row = task.row
     position = _even_positions(train, task) if task.preprocessor.strata else train["position"]
     test = row.split.get("test", 0.0)
@@ -235,7 +235,7 @@ def _cut(train: pd.DataFrame, task: Task) -> Tables:
 
 
 def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
-    """Return positions evenly spaced over the rows of each class, in order, so that shares of a class are exact."""
+    """Return positions evenly spaced over the rows of each class, in order, so that each class is split exactly."""
     keys = [train[name] for name in task.preprocessor.strata]
     of_class = train["position"].groupby(keys)
     offsets = list[float]()
@@ -250,7 +250,7 @@ def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
 
 
 def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
-    """Return splits without texts that another split has, of another tenant or in another order; and how many."""
+    """Return splits without texts of other splits, also in another order or of another tenant, and their number."""
     dropped = Dropped()
     if task.preprocessor.shares_texts:  # no tenant may train on a text that another one of them is scored on
         others = [split for split in examples if split != "train"]
@@ -262,10 +262,10 @@ def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
 
 
 def _without_shared(examples: Tables, column: str, kept: Iterable[Split]) -> tuple[Tables, int]:
-    """Return splits without rows whose value in a column another split has, and how many rows these are.
+    """Return splits without rows whose value in a column occurs in another split, and the number of these rows.
 
-    Splits that are `kept` stay as they are: of texts in another order, those that the source provides for scoring.
-    Where the others meet, test keeps its rows, then validation; train loses them.
+    Splits in `kept` are unchanged: for texts in another order, the splits that the source provides for scoring. Between
+    the others, test keeps its rows first, then validation, then train.
     """
     disjoint = {split: examples[split] for split in kept}
     for split in BY_PRECEDENCE:
@@ -285,7 +285,7 @@ def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str
     """Check that no split is empty, and that train has what the task needs.
 
     Raises:
-        UserError: with how many rows each split has, and how many were dropped by reason.
+        UserError: if not; states the rows of each split, and the dropped rows by reason.
     """
     names = task.row.source.names
     sizes: dict[str, int] = {split: len(part) for split, part in examples.items()}

@@ -1,4 +1,4 @@
-"""Read the rows of a sheet of Excel's, each cell as the text that a csv file of the sheet would have."""
+"""Read the rows of an Excel sheet, each cell as the text that a csv file of the sheet would have."""
 
 import importlib.util
 import warnings
@@ -21,19 +21,19 @@ def sheets(path: Path) -> list[str]:
     """Return the names of the sheets of a file.
 
     Raises:
-        ValueError: if it cannot be read, would unpack to too much, or the package that reads it is not there.
+        ValueError: if it cannot be read, is too large unpacked, or a required package is not installed.
     """
     with closing(_open_workbook(path)) as book:
         return [sheet.title for sheet in book.worksheets]
 
 
 def rows(path: Path, sheet: str | None) -> Iterator[tuple[int, list[str | None]]]:
-    """Yield the number of each row that is not empty, and its cells up to the last one that is not.
+    """Yield the number of each non-empty row, and its cells up to the last non-empty one.
 
-    The sheet is the first by default. A cell without content is None, and so is a formula whose result is not stored.
+    The default is the first sheet. Empty cells are None, and so are formulas without stored results.
 
     Raises:
-        ValueError: if it cannot be read, has no such sheet, or would unpack to too much.
+        ValueError: if it cannot be read, has no such sheet, or is too large unpacked.
     """
     with closing(_open_workbook(path)) as book:
         names = [known.title for known in book.worksheets]
@@ -50,7 +50,7 @@ def rows(path: Path, sheet: str | None) -> Iterator[tuple[int, list[str | None]]
 
 
 def _open_workbook(path: Path) -> Any:
-    """Return a workbook as openpyxl reads it, some rows at a time.
+    """Open a workbook with openpyxl, which reads some rows at a time.
 
     Raises:
         ValueError: as of `sheets`.
@@ -69,10 +69,10 @@ def _open_workbook(path: Path) -> Any:
 
 
 def _check_size(path: Path) -> None:
-    """Check the size of what is in the zip, of which zipfile reads no more than it declares.
+    """Check the declared unpacked size of the zip, beyond which zipfile does not read.
 
     Raises:
-        ValueError: if it is too large, or no zip.
+        ValueError: if it is too large, or not a zip.
     """
     try:
         with ZipFile(path) as archive:
@@ -88,7 +88,7 @@ def _values(sheet: Any) -> Iterator[tuple[Any, ...]]:
     """Yield the values of each row of a sheet.
 
     Raises:
-        ValueError: if they are damaged, or too many.
+        ValueError: if the sheet is damaged, or has too many.
     """
     sheet.reset_dimensions()  # a file may state its dimensions wrongly
     rows = iter(sheet.iter_rows(values_only=True))

@@ -1,7 +1,7 @@
-"""Read a file of data, some rows at a time, by its extension: csv, tsv, JSON, Excel's or parquet.
+"""Read a data file, some rows at a time, by its extension: csv, tsv, JSON, Excel or parquet.
 
-Lines of csv and tsv are split by Python: pandas silently fills up lines that are too short, and ends a line without
-quoting at a lone carriage return.
+Python splits the lines of csv and tsv: pandas silently fills short lines, and ends an unquoted line at a lone carriage
+return.
 """
 
 import csv
@@ -23,7 +23,7 @@ Lines = Iterable[Line]
 
 
 def read_file(path: Path, source: TableSource) -> Iterator[Record]:
-    """Yield the rows of a file of a source, with all cells that they have.
+    """Yield the rows of a source's file with all their cells.
 
     Raises:
         ValueError: or an OSError, if it cannot be read, to be `sources.wrap_reading_errors`.
@@ -41,10 +41,10 @@ def read_file(path: Path, source: TableSource) -> Iterator[Record]:
 def read_separated(
     lines: Lines, names: Sequence[str] | None, *, drops_broken: bool = False, unit: str = "line"
 ) -> Iterator[Record]:
-    """Yield rows by the names of their columns, which by default are in the first line.
+    """Yield rows as mappings by column names, which by default are in the first line.
 
     Raises:
-        ValueError: if two names are equal, or a row has more or fewer fields and is not to be dropped.
+        ValueError: if two names are equal, or a row has a wrong number of fields, unless broken rows are dropped.
     """
     rows = iter(lines)
     if names is None:
@@ -63,14 +63,14 @@ def read_separated(
 
 
 def fields_of(ending: str, delimiter: str | None) -> Callable[[Iterable[str]], Lines]:
-    """Return what splits lines into fields: with quotes, unless it is a tsv file of which no delimiter is given."""
+    """Return the function that splits lines into fields: with quotes, except for tsv without a given delimiter."""
     if delimiter is None and ending != CSV:
         return tab_separated
     return lambda lines: _split_quoted(lines, delimiter or ",")
 
 
 def tab_separated(lines: Iterable[str]) -> Lines:
-    """Yield the fields of lines without quoting: quotes are text."""
+    """Yield the fields of tab-separated lines, in which quotes are ordinary text."""
     for number, line in enumerate(lines, start=1):
         content = line.removesuffix("\n").removesuffix("\r")
         if content:
@@ -121,20 +121,20 @@ def _sheet(path: Path, source: TableSource) -> Iterator[Record]:
 
 
 def _pad_rows(rows: Lines, width: int) -> Lines:
-    """Yield rows that are no shorter than a width: a sheet has no cells after the last one with content."""
+    """Pad rows to a width: a sheet's rows end at the last cell with content."""
     for number, row in rows:
         lacking = width - len(row)
         yield number, [*row, *[None] * lacking]
 
 
 def _header(lines: Iterator[Line]) -> list[str]:
-    """Return the names of columns in the first line; none, if there is no line."""
+    """Return the names of columns in the first line; empty for an empty file."""
     _, header = next(lines, (0, ()))
     return [name or "" for name in header]
 
 
 def _json(path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a list, which then is the whole file, or of lines."""
+    """Yield the objects of a JSON list that is the whole file, or of JSON lines."""
     with opening.open_text(path, encoding) as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         first = next(lines, None)
@@ -158,7 +158,7 @@ def _json_list(text: str, begin: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parse_json(text: str, begin: int) -> Any:
-    """Return the value of a JSON text that begins in this line of a file.
+    """Parse a JSON text that begins in this line of a file.
 
     Raises:
         ValueError: with the line, if it is not JSON.
@@ -172,10 +172,10 @@ def _parse_json(text: str, begin: int) -> Any:
 
 
 def _check_record(record: Any, place: str, text: str) -> dict[str, Any]:
-    """Return a record of a JSON text.
+    """Check that the value of a JSON text is a record, and return it.
 
     Raises:
-        ValueError: if it is not an object, or holds half a character, which only an escape can write.
+        ValueError: if it is not an object, or contains a lone surrogate, which only an escape can write.
     """
     if "\\" in text:
         whole = json.dumps(record, ensure_ascii=False)
@@ -201,7 +201,7 @@ def _items(record: Any, path: Sequence[str], where: str) -> Iterator[dict[str, A
 
 
 def _undecodable(path: Path, error: UnicodeDecodeError) -> str:
-    """Return in words that a file has another encoding than it should have: of UTF-8, with the line."""
+    """Return the message that a file has another encoding than expected; for UTF-8, with the line."""
     remedy = "`encoding` in the entry names another encoding, and python -m pipeline.add recognizes many"
     if error.encoding != "utf-8":
         return f"is not {error.encoding}; {remedy}"

@@ -1,7 +1,7 @@
-"""What a stage reads: values of params.yaml, rows of the tables, local files, our code, and outputs of earlier stages.
+"""The inputs of a stage: values of params.yaml, registry entries, local files, code, and outputs of earlier stages.
 
-DVC hashes the deps of a stage after the stage has ended, so it would record a file edited meanwhile as one that
-the stage has read. Therefore `pipeline.stage` compares the inputs at the beginning with those at the end.
+DVC hashes the deps of a stage after its end, so it would record a file edited meanwhile as one that the stage has read.
+Therefore `pipeline.stage` compares the inputs at the beginning and the end.
 """
 
 import json
@@ -23,7 +23,7 @@ TOKENIZE = "tokenize"  # the stage that records rows and files
 
 
 def read_declaration(stage: str) -> dict[str, Any]:
-    """Return what dvc.yaml says of a stage."""
+    """Return the declaration of a stage in dvc.yaml."""
     entry: dict[str, Any] = read_yaml(digests.CODE / "dvc.yaml")["stages"][stage]
     return entry
 
@@ -42,7 +42,7 @@ def outputs(stage: str) -> list[Path]:
 def files(stage: str) -> Iterator[tuple[str, Path]]:
     """Yield the name and path of each file of our code, or of an earlier stage's outputs, in the deps of a stage.
 
-    The tables and the folders of users are left out: a stage reads only what its rows name there.
+    The registries and the folders of users are left out: a stage reads only what its entries name there.
     """
     ignored = _find_ignored()
     tables = {table.built_in for table in TABLES.values()}
@@ -66,7 +66,7 @@ def _find_ignored() -> set[Path]:
 
 
 def values(stage: str) -> Inputs:
-    """Return the values in params.yaml that a stage depends on, each in JSON by its dotted key."""
+    """Return the values in params.yaml on which a stage depends, as JSON by dotted key."""
     params = read_yaml(PARAMS)
     read = Inputs()
     for word in read_declaration(stage)["params"]:
@@ -77,7 +77,7 @@ def values(stage: str) -> Inputs:
 
 
 def starts(view: FactorizeInitView) -> dict[str, str]:
-    """Return the folders of the adapters from which an initialization starts, by the key of params.yaml."""
+    """Return the folders of adapters from which an initialization starts, by their keys in params.yaml."""
     folders = {}
     if view.tenants.folder:  # where the data have no tenants, params.yaml must not set it
         folders["tenants.shared_adapter"] = view.tenants.folder
@@ -87,7 +87,7 @@ def starts(view: FactorizeInitView) -> dict[str, str]:
 
 
 def at_start(stage: str, view: View) -> Inputs:
-    """Return the digests of the rows of a view and of the files that a stage reads: of code, as it was imported."""
+    """Return the digests of a view's entries and of the files that a stage reads; for code, as it was imported."""
     inputs = _rows({"data": view.dataset, "model": view.base_model}, view)
     of_code = digests.of_code_at_start()
     for name, file in files(stage):
@@ -97,7 +97,7 @@ def at_start(stage: str, view: View) -> Inputs:
 
 
 def at_end(stage: str, view: View) -> Inputs:
-    """Return the values and digests of a stage as they are now: params.yaml, the rows and all files are read again."""
+    """Return the present values and digests of a stage: params.yaml, entries and all files are read again."""
     try:
         inputs = values(stage)
     except UserError:  # params.yaml is half written
@@ -126,7 +126,7 @@ def _rows(rows: dict[str, Any], view: View) -> Inputs:
 
 
 def _local(stage: str, view: View) -> Inputs:
-    """Return the digests of the local files that a stage reads: of its model, its data, and adapters to start from."""
+    """Return the digests of local files that a stage reads: of model, data, and adapters to start from."""
     deps = read_declaration(stage)["deps"]
     sources: list[content.Source] = [view.base_model.source]
     if "data" in deps:
@@ -141,7 +141,7 @@ def _local(stage: str, view: View) -> Inputs:
 
 
 def compute_digests(view: View) -> dict[str, str]:
-    """Return the digests that the stage tokenize records: of the rows of model and data, and of their local files."""
+    """Return the digests that the stage tokenize records: of the model's and data's entries and local files."""
     # A folder that `model` itself names is the path that messages name anyway.
     is_named = Path(view.model) in content.iter_local_paths(view.base_model.source)
     where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
@@ -154,10 +154,10 @@ def compute_digests(view: View) -> dict[str, str]:
 
 
 def check_recorded(view: View, before: Inputs) -> None:
-    """Check that the rows of a view, and the files of its model among the inputs, are those that tokenize has read.
+    """Check that a view's entries, and its model's files among the inputs, are the ones that tokenize has read.
 
     Raises:
-        UserError: if one is not.
+        UserError: if one has changed.
     """
     try:
         known = artifacts.read_metrics(artifacts.INPUTS)
@@ -179,12 +179,12 @@ def check_recorded(view: View, before: Inputs) -> None:
 
 
 def _below(folder: Path, inputs: Inputs) -> Inputs:
-    """Return the inputs that are files in a folder, or the file itself."""
+    """Return the inputs that are in a folder, or are the file itself."""
     return {name: digest for name, digest in inputs.items() if Path(name).is_relative_to(folder)}
 
 
 def differences(before: Inputs, after: Inputs) -> list[str]:
-    """Return which inputs are others than before, those of params.yaml with both values."""
+    """Describe the inputs that have changed; values of params.yaml with both values."""
     lines = []
     for name in {**before, **after}:
         old = before.get(name)

@@ -1,4 +1,4 @@
-"""Open a file of data as bytes or as text, also a compressed one, of which a limited size is unpacked."""
+"""Open data files as bytes or text; compressed ones are unpacked up to a limit."""
 
 import bz2
 import codecs
@@ -20,28 +20,28 @@ DAMAGED = (EOFError, lzma.LZMAError, zlib.error)  # errors of damaged files besi
 
 
 def check_is_file(path: Path, start: str) -> None:
-    """Check that a file is there; relative paths begin at `start`, in words.
+    """Check that a file exists; `start` names, for messages, the folder of relative paths.
 
     Raises:
-        ValueError: if it is not, or is a folder, or a pipe, which may have no end.
+        ValueError: if it does not exist, or is a folder or a pipe, which may be endless.
     """
     if not path.is_file():
         raise ValueError("not a file" if path.exists() else f"not found; paths start at {start}")
 
 
 def most_unpacked(path: Path) -> int:
-    """Return how many bytes a compressed file may unpack to."""
+    """Return the maximum number of bytes to which a compressed file may unpack."""
     return max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
 
 
 def too_large(most: int) -> str:
-    """Return in words that a compressed file unpacks to more than the most bytes that are allowed."""
+    """Return the message that a compressed file unpacks to more bytes than allowed."""
     allowed = f"allowed: {UNPACKED_BYTES:,} or {UNPACKED_TIMES} times its own size, whichever is more"
     return f"unpacks to more than {most:,} bytes; {allowed}; if you trust it, unpack it first"
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open a file to read its bytes: of a compressed one, those that it unpacks to."""
+    """Open a file to read its bytes, unpacked if it is compressed."""
     unpack = UNPACKERS.get(path.suffix.lower())
     if unpack is None:
         return path.open("rb")
@@ -49,14 +49,14 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def open_text(path: Path, encoding: str | None = None) -> TextIO:
-    """Open a file to read lines of text, which only a line feed ends; by default it is UTF-8, perhaps with its mark."""
+    """Open a file to read lines, which end at line feeds only; the default is UTF-8 with or without BOM."""
     if encoding is None or codecs.lookup(encoding).name == "utf-8":
         encoding = "utf-8-sig"
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="\n")
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes that a compressed file unpacks to, which must not be more than `most`."""
+    """The unpacked bytes of a compressed file, at most `most`."""
 
     def __init__(self, stream: IO[bytes], most: int) -> None:
         self._stream = stream

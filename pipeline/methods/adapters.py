@@ -41,7 +41,8 @@ def add_adapter(
     """Return the base model with a fresh adapter; LSR factors are random until `start` is called.
 
     Raises:
-        UserError: if the plan does not fit the model, or has a rate of parameters that the method does not have.
+        UserError: if the plan does not fit the model, or has a learning rate for parameters that the method does not
+            have.
     """
     section = plan.section
     config = plan.config
@@ -71,10 +72,10 @@ def start(
     statistics: Mapping[str, Matrix] | None = None,
     done: Callable[[str], object] = lambda name: None,
 ) -> None:
-    """Initialize LSR by what was read; call `done` with the name of each layer, or kind that shares factors.
+    """Initialize LSR from the statistics read; call `done` with the name of each layer or kind of layers.
 
     Raises:
-        UserError: if the initialization fails on a weight or a gradient.
+        UserError: if the initialization fails on a weight or a statistic.
     """
     section = plan.section
     if not isinstance(section, LsrParams):
@@ -160,8 +161,9 @@ def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     """Return the number of parameters of the adapter, counted in two ways, of the head and of the frozen base.
 
-    `adapter_trained` require grad; `adapter_stored` are in the adapter's file, without the head. The base model's own
-    head, which the trained one replaces, is not counted. The adapter must have been loaded to be trained.
+    `adapter_trained` counts parameters that require grad, `adapter_stored` those in the adapter's file, both without
+    the head. The base model's own head, which the trained one replaces, is not counted. The adapter must have been
+    loaded as trainable.
     """
     in_head = head_parameters(model, row)
     heads = planning.head_of(row, cast("PreTrainedModel", model.get_base_model()))

@@ -1,4 +1,4 @@
-"""The bank of a row of tenants: what they share, once, and each tenant's labels."""
+"""The bank of a multi-tenant data set: the shared adapter, and each tenant's rows of the head."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -27,15 +27,15 @@ BATCH = 32  # examples of a batch
 
 
 def base_of(row: ModelRow) -> str | None:
-    """Return the folder of the base model of a bank; None where its adapter names the repository."""
+    """Return the folder of a bank's base model; None if its adapter names a repository."""
     return None if isinstance(row.source, HubModel) else base_models.source(row)[0]
 
 
 def add_tenant_heads(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> PeftModel:
-    """Return a base model with the adapter that other tenants share, and in its head rows fitted to those of the data.
+    """Return a base model with an existing shared adapter and newly fitted head rows for the data's tenants.
 
     Raises:
-        UserError: if there is no such adapter, or it does not fit the base model.
+        UserError: if the adapter is missing, or does not fit the base model.
     """
     where = f"{PARAMS}: tenants.shared_adapter: "
     with as_user_error(ValueError, before=where):
@@ -58,7 +58,7 @@ def add_tenant_heads(base: PreTrainedModel, view: FactorizeInitView, task: Task)
 
 
 def _check_type(view: FactorizeInitView, shared_adapter: Files) -> None:
-    """Check that params.yaml names an adapter of the type that the tenants share: reports name it.
+    """Check that params.yaml selects the type of the shared adapter, since reports name it.
 
     Raises:
         UserError: if it is of another type.
@@ -71,13 +71,13 @@ def _check_type(view: FactorizeInitView, shared_adapter: Files) -> None:
 
 
 def freeze_shared_adapter(model: PeftModel, layer: str) -> None:
-    """Leave the rows of tenants in the head's last layer trainable alone."""
+    """Freeze all parameters except the tenants' rows of the head's last layer."""
     model.requires_grad_(False)
     heads.last_layer_of(model, layer).requires_grad_(True)
 
 
 class Served(nn.Module):
-    """A bank as a model whose rows name their tenant by a number, its place in `names`."""
+    """A bank as a model; each row has the number of its tenant, an index into `names`."""
 
     def __init__(self, bank: AdapterBank, names: Sequence[str]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Served(nn.Module):
         self.names = names
 
     def forward(self, tenant: Tensor, **inputs: Tensor) -> SimpleNamespace:
-        """Return as `logits` the outputs of each row's tenant, and the least number after its last."""
+        """Return the outputs of each row's tenant as `logits`, padded with the smallest number."""
         names = [self.names[number] for number in tenant.tolist()]
         logits = self.bank(**inputs, adapter_names=names).logits
         return SimpleNamespace(logits=logits.clamp(min=torch.finfo(logits.dtype).min))

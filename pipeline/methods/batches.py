@@ -1,4 +1,4 @@
-"""Batches for a model: its tokenizer pads them, and the model is told with which token."""
+"""Make batches for a model: set up its tokenizer to pad, and the padding token in its configuration."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipeline.params.sources import ModelRow
 
 
 def tokenizer_of(model: Any, row: ModelRow) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a row of models, set up to pad batches for this model, whose configuration is told.
+    """Load a model entry's tokenizer, set up to pad for this model, and set the padding token in its configuration.
 
     Raises:
         UserError: if batches for the model cannot be padded.

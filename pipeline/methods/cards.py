@@ -1,7 +1,7 @@
 """The model cards of published adapters: training data, settings and scores.
 
-The stage train writes the card in the adapter's folder, with the validation score. The test split is scored by a later
-stage, which may not change that folder; it writes the same card with the test scores beside it.
+The stage train writes the card with the validation score into the adapter's folder. The stage evaluate, which may not
+change that folder, writes the same card with the test scores next to it.
 """
 
 import json
@@ -29,7 +29,7 @@ SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the secti
 
 
 def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
-    """Return the card of an adapter in a folder; `score` is the validation score, of which a task has thresholds."""
+    """Return the card of an adapter in a folder; `score` is the validation score."""
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
     of_checkpoint = base_models.load_config(view.base_model, task).dtype
@@ -86,7 +86,7 @@ def _training(view: TrainView, more: Sequence[str]) -> str:
 
 
 def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], adapter: Path) -> str:
-    """Return the card in the folder of a trained adapter, with its test scores in place of the validation score."""
+    """Return the card of a trained adapter with its test scores in place of the validation score."""
     card = ModelCard((adapter / FILE).read_text(encoding="utf-8"))
     names = view.dataset.metrics
     data = cast("ModelCardData", card.data)

@@ -1,4 +1,4 @@
-"""The only code that detects an accelerator, and how busy the cores are."""
+"""Detect the accelerator and the load of the cores; no other code does."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def fastest() -> torch.device:
 
 
 def advise_on_threads(say: Callable[[str], None]) -> None:
-    """Print a line by `say` if other programs keep the cores busy, so that threads of torch wait for each other."""
+    """Print a line by `say` if other programs keep the cores busy, which makes threads of torch wait for each other."""
     threads = torch.get_num_threads()
     if threads == 1 or fastest().type != "cpu" or not hasattr(os, "getloadavg"):  # Windows lacks getloadavg
         return

@@ -1,4 +1,4 @@
-"""What a section makes of a base model, resolved once: PEFT's configuration, the layers that it adapts, the head."""
+"""Resolve a section for a base model once: PEFT's configuration, the adapted layers, and the head."""
 
 import copy
 import sys
@@ -49,7 +49,7 @@ ANY_MISFIT = (*MISFIT, *OTHER_MISFIT, *KINDS_OF_WARNING)
 
 @dataclass(frozen=True)
 class Plan:
-    """An adapter on a base model, before it is added: all that its section and the model's row decide."""
+    """The plan of an adapter on a base model: all that its section and the model's entry determine."""
 
     section: MethodParams
     config: PeftConfig
@@ -59,9 +59,9 @@ class Plan:
 
 @contextmanager
 def wrap_method_errors(section: MethodParams) -> Iterator[None]:
-    """Turn what a section's method raises where a value is not allowed or does not fit a model into one line.
+    """Convert errors of a section's method about values, or values that do not fit a model, into one line.
 
-    So it does with PEFT's warnings of keys that have no effect.
+    PEFT's warnings of keys without effect are converted, too.
     """
     misfit = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
     with as_user_error(*misfit, before=f"{PARAMS}: {section.word}: "), warnings.catch_warnings():
@@ -71,10 +71,10 @@ def wrap_method_errors(section: MethodParams) -> Iterator[None]:
 
 
 def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
-    """Return what a section makes of a base model, checked by names and shapes of its layers: it needs no weights.
+    """Resolve a section for a base model, and check it by names and shapes of layers; no weights are needed.
 
     Raises:
-        UserError: if it does not fit the model.
+        UserError: if the section does not fit the model.
     """
     section = view.section
     row = view.base_model
@@ -113,7 +113,7 @@ def _check_start(config: PeftConfig, base: PreTrainedModel, adapted: Sequence[st
     weight is square, changes what the model computes.
 
     Raises:
-        ValueError: names the layer.
+        ValueError: if it cannot; if it cannot; names the layer.
     """
     if str(getattr(config, START, None)).lower() != OLORA:
         return
@@ -123,16 +123,16 @@ def _check_start(config: PeftConfig, base: PreTrainedModel, adapted: Sequence[st
 
 
 def check(view: FactorizeInitView) -> None:
-    """Check that a section fits the names and shapes of the layers of its base model, of which no weights are read.
+    """Check that a section fits the names and shapes of its base model's layers, without reading weights.
 
     Raises:
-        UserError: if it does not, or there is no such model.
+        UserError: if it does not fit, or the model is missing.
     """
     resolve(view, outline(view.base_model, tasks.of(view.dataset)))
 
 
 def check_options(section: MethodParams) -> None:
-    """Check what a section sets, whatever the base model is.
+    """Check the values of a section that do not depend on the base model.
 
     Raises:
         UserError: if a value is not allowed, one line each.
@@ -147,7 +147,7 @@ def build_config(
     trained_whole: list[str],
     task_type: str = Head.peft_task,
 ) -> PeftConfig:
-    """Return the PEFT configuration of a section, with the layers that it adapts and the modules that it trains whole.
+    """Build the PEFT configuration of a section, given the adapted layers and the fully trained modules.
 
     Raises:
         UserError: if a value is not allowed, one line each.
@@ -207,7 +207,7 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
 
 
 def list_types() -> dict[str, type[PeftConfig]]:
-    """Return the configurations of methods that adapt layers, need no loop of their own and are loaded, by name."""
+    """Return the PEFT configurations by name of all methods that adapt layers, need no own loop, and can be loaded."""
     types = {}
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         if kind.value in OWN_LOOP or issubclass(config, PromptLearningConfig):
@@ -221,7 +221,7 @@ def list_types() -> dict[str, type[PeftConfig]]:
 
 
 def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
-    """Return the layers that a section names; by default the usual ones of its method or of the model."""
+    """Return the target layers of a section; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams) or section.target_modules == "none":
         return DUMMY_TARGET_MODULES
     named = _read_targets(section)
@@ -231,7 +231,7 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any
 
 
 def _read_targets(section: MethodParams) -> str | list[str] | None:
-    """Return the layers that a section names itself; None if the method or the model names them."""
+    """Return the target layers that a section names itself; None if its method or the model determines them."""
     named = getattr(section, "target_modules", "default")
     return None if named in ("default", "none") else _as_list(named)
 
@@ -241,7 +241,7 @@ def _as_list(targets: Sequence[str] | str) -> str | list[str]:
 
 
 def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
-    """Return name suffixes of the layers to adapt, or a regular expression: from the row, or from PEFT's table.
+    """Return the target layers as name suffixes or a regular expression: from the model's entry, or PEFT's table.
 
     Raises:
         UserError: if the row names a layer that the model does not have, or none where PEFT does not know the
@@ -262,10 +262,10 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
 
 
 def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
-    """Return the modules with parameters beside a head, by names that no other module of a PEFT wrapper ends with.
+    """Return the modules with parameters outside a head, by names with which no other module of PEFT's wrapper ends.
 
-    PEFT takes each entry of `modules_to_save` for the end of a name, and both of its wrappers hold a `model`, as the
-    backbone of Llama or ModernBERT is named, too.
+    PEFT matches each entry of `modules_to_save` to the end of a name, and both of its wrappers have a `model`, which is
+    also the name of the backbone of Llama and ModernBERT.
     """
     beside = []
     for name, module in model.named_children():
@@ -277,10 +277,10 @@ def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
 def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
     """Return the modules of the head: from the row, or all modules with parameters outside the backbone.
 
-    A model that writes has none to train.
+    A language model has no head to train.
 
     Raises:
-        UserError: if the row names a module that the model does not have; lists those that there are.
+        UserError: if the row names a module that the model does not have; lists the possible ones.
     """
     modules = dict(model.named_children())
     if model.can_generate():

@@ -1,4 +1,4 @@
-"""What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
+"""Statistics that an initialization needs besides the weights: gradients, updates, or another adapter."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -40,11 +40,11 @@ def read(
     train: Callable[[], Dataset],  # returns the tokens of that split
     track: Track = hide_progress,
 ) -> Matrices:
-    """Return the gradients or updates of layers that the initialization of a plan reads; nothing if it reads none.
+    """Compute the gradients or updates of layers that the initialization of a plan needs; empty if it needs none.
 
-    Those of examples are over a sample of tokens, after the head was fitted to it. The base model keeps the head that
-    training goes on from. It runs on the fastest device and is moved back afterwards, because decompositions are
-    reproducible to the byte only on one device.
+    Statistics of examples are over a sample of tokens, after the head was fitted to it. In a warm start, the base model
+    keeps the trained head. The model runs on the fastest device and is moved back afterwards, because decompositions
+    are reproducible to the byte only on one device.
     """
     section = plan.section
     if isinstance(section, LsrParams) and section.source:
@@ -84,12 +84,12 @@ def _move_to_device(batches: Iterable[Mapping[str, Tensor]], device: torch.devic
 def of_adapter(
     source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView, task: Task
 ) -> dict[str, Matrix]:
-    """Return the updates of the layers of a plan by another adapter; the base model gets its head.
+    """Return another adapter's updates of the layers of a plan, and load its head into the base model.
 
-    The outputs of the head come into the order of the data's labels.
+    The head's outputs are reordered to the data's labels.
 
     Raises:
-        UserError: if it is no adapter, does not adapt the layers of the plan, or has a head for other labels.
+        UserError: if it is not an adapter, does not adapt the layers of the plan, or has a head for other labels.
     """
     where = f"{PARAMS}: {plan.section.word}.init"
     modules = dict(base.named_modules())
@@ -115,10 +115,10 @@ def of_adapter(
 
 
 def order_of_outputs(task: Task, contents: Contents, data: str) -> list[int] | None:
-    """Return the outputs of an adapter's head in the order of the labels of a task; None if no file names them.
+    """Return the indices of an adapter's outputs in the order of a task's labels; None if no file names them.
 
     Raises:
-        ValueError: if its head is for other labels; names them.
+        ValueError: if its head has other labels; names them.
     """
     if contents.task is None:
         taken = f"its outputs are taken in the order of those of {data}"

@@ -1,4 +1,4 @@
-"""The schema of params.yaml and the two tables, and the part of them that each stage sees."""
+"""The schema of params.yaml and the two registries, and the view of each stage."""
 
 from pipeline.params.reading import load, load_params, load_row
 from pipeline.params.schema import PARAMS, TABLES, EvaluateView, FactorizeInitView, Params, TokenizeView, TrainView

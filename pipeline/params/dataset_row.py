@@ -61,7 +61,7 @@ class DatasetRow(TableRow):
     _where: str = PrivateAttr("pipeline/datasets.yaml")
 
     def of_ones_own(self) -> Self:
-        """Return it as a row of the user's own: unless it says which, f1 is that of the rarer class."""
+        """Return the entry as a user's own: by default the positive class of f1 is the rarer one."""
         label = self.label
         if isinstance(label, Classes) and (label.positive, self.tenant) == (None, None) and "f1" in self.metrics:
             return self.model_copy(update={"label": label.model_copy(update={"positive": RARER})})
@@ -69,12 +69,12 @@ class DatasetRow(TableRow):
 
     @property
     def is_grouped(self) -> bool:
-        """Whether examples are scored in groups, which no cut separates."""
+        """Whether examples are scored in groups, which a split never separates."""
         return bool(self.group or self.choices)
 
     @property
     def select_prompts(self) -> int:
-        """For how many prompts at most is written to choose the checkpoint; 0 if its loss does."""
+        """Maximum number of prompts for which texts are generated to select the checkpoint; 0 if the loss does."""
         return int((self.select or "exact_match:0").partition(":")[2] or SELECT_PROMPTS)
 
     @model_validator(mode="after")

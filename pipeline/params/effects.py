@@ -1,7 +1,7 @@
-"""Values that are set and have no effect, given the others: each is refused in a line, lest it seem to have one.
+"""Find values that have no effect, given the others: each is rejected in one line.
 
-params.yaml is one file for all data and methods, so it also holds values that the chosen ones do not read. A value is
-set if it differs from the usual one: the default of the schema or, of a key that has none there, the committed one.
+params.yaml is for all data and methods, so it also has values that the chosen ones do not read. A value counts as set
+if it differs from the usual one: the schema's default or, for a key without default, the committed value.
 """
 
 from collections.abc import Iterator
@@ -46,13 +46,13 @@ class Idle(NamedTuple):
 
     @property
     def line(self) -> str:
-        """What is wrong, and what to do about it."""
+        """The error message: the reason, and what to do."""
         usual = list(self.usual) if isinstance(self.usual, tuple) else self.usual
         return f"{self.key}: {self.value} has no effect: {self.reason}; leave it at {usual}"
 
 
 def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
-    """Yield what is set in params.yaml and has no effect on a row of data."""
+    """Yield the values of params.yaml that are set without effect on a data set entry."""
     yield from idle_in_training(params.train)
     is_of_tenants = row.tenant is not None
     reasons = dict[str, str]()
@@ -80,7 +80,7 @@ def _idle_with_regression(train: TrainParams) -> Iterator[Idle]:
 
 
 def idle_in_training(train: TrainParams) -> Iterator[Idle]:
-    """Yield what is set and has no effect on training, whatever the method and the data are."""
+    """Yield the training parameters that are set without effect, whatever the method and the data."""
     most = train.epochs if train.extend_epochs == "none" else max(train.epochs, MAX_EPOCHS)
     yield from _idle_patience(train, most)
 
@@ -101,7 +101,7 @@ def _idle_patience(train: TrainParams, most: int) -> Iterator[Idle]:
 
 
 def idle_in_section(section: MethodParams) -> Iterator[Idle]:
-    """Yield what is set in the section of a method and has no effect."""
+    """Yield the values of a method's section that are set without effect."""
     if not isinstance(section, LsrParams):
         return
     if not section.reads_examples:

@@ -1,6 +1,6 @@
-"""The forms that a label can have in a row of data: each says what its column holds and what goes with it.
+"""The forms of `label` in a data set entry: the content of its column, and compatible keys and metrics.
 
-A kind of task is chosen by the form, see `pipeline.tasks`. One that is new registers its form here, in FORMS.
+The form determines the task type, see `pipeline.tasks`. A new task type registers its form in FORMS.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -32,9 +32,9 @@ LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # the column of a second text may 
 
 
 def has_exact_interval(metric: str, *, in_groups: bool) -> bool:
-    """Return whether the interval of a metric is exact: that of a share of examples or, if they are scored so, groups.
+    """Return whether a metric's interval is exact, because it is a share of examples or of groups.
 
-    Any other interval is a bootstrap's.
+    All other intervals are bootstrap intervals.
     """
     return metric == "exact_match" if in_groups else metric in ("accuracy", "f1")
 
@@ -56,10 +56,10 @@ APART = {  # keys of a row that do not go with each other
 
 
 def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Check for pydantic that an adapter may have labels of these names, which each of its answers repeats.
+    """Validate the names of labels for pydantic: each answer of an adapter repeats them.
 
     Raises:
-        ValueError: if they are too many or too long.
+        ValueError: if there are too many or they are too long.
     """
     if len(names) > MAX_LABELS:
         raise ValueError(f"{len(names):,} labels; an adapter has at most {MAX_LABELS:,}")
@@ -76,7 +76,7 @@ LabelNames = Annotated[Names, AfterValidator(check_names)]
 
 
 class Form(Row):
-    """What a label is made of. A subclass adds keys, and checks whether the rest of the row goes with them."""
+    """Base class of label forms. A subclass adds keys, and checks whether the rest of the entry is compatible."""
 
     told_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
     scored_by: ClassVar[tuple[str, ...]]  # the metrics that may score it
@@ -86,10 +86,10 @@ class Form(Row):
     column: str
 
     def check(self, row: "DatasetRow") -> None:
-        """Check the rest of a row.
+        """Check that the rest of an entry is compatible with this form.
 
         Raises:
-            ValueError: if one of its keys or metrics does not go with this form.
+            ValueError: if a key or a metric is not compatible.
         """
         for key, needs in ONLY.items():
             if getattr(row, key) and key not in self.goes_with:
@@ -118,7 +118,7 @@ class Form(Row):
 
 
 class Classes(Form):
-    """A label column that holds a class, by number or name."""
+    """A label column with a class, by number or name."""
 
     told_by = frozenset({"names"})
     scored_by = OF_CLASSES
@@ -211,7 +211,7 @@ class Number(Form):
 
 
 class Completion(Form):
-    """A text that a language model writes when it is given the row's text, a prompt."""
+    """A text to generate, given the row's text as the prompt."""
 
     told_by = frozenset({"completion"})
     scored_by = OF_COMPLETIONS
@@ -238,7 +238,7 @@ class Completion(Form):
 
 
 class Conversation(Form):
-    """A conversation, of which a language model writes what the assistant says. The row has no text beside it."""
+    """A conversation, in which a language model generates the assistant's messages. The entry has no `text`."""
 
     told_by = frozenset({"messages"})
     scored_by = OF_COMPLETIONS
@@ -265,7 +265,7 @@ FORMS: list[type[Form]] = [Completion, Conversation, MultiLabel, Number, Thresho
 
 
 def _in_its_form(label: Any) -> Any:
-    """Return a label as its form. Only one form is checked, so that a mistake is reported once."""
+    """Parse a label by its form. Only one form is checked, so that a mistake is reported once."""
     if isinstance(label, Form):
         return label
     given = label if isinstance(label, dict) else {}

@@ -1,4 +1,4 @@
-"""Values as a model of pydantic, whose errors become lines in the file's terms, each with the nearest match."""
+"""Validate values with pydantic, and convert its errors to lines in the file's terms with the nearest match."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +30,7 @@ def validate(
     path: Path,
     prefix: Place,
 ) -> AnyModel:
-    """Return content as a model; messages name its place in a file, `prefix`.
+    """Validate content as a model; messages name its place in a file, `prefix`.
 
     Raises:
         UserError: if it does not fit the schema, with one line for each mistake.
@@ -52,7 +52,7 @@ def _at(place: Place, path: Path, line: str) -> str:
 
 
 def _lines(by_place: Mapping[Place, list[Any]], schema: type[BaseModel]) -> Iterator[tuple[Place, str]]:
-    """Yield a line for each place that has mistakes: the rule, and the value."""
+    """Yield a line per place with mistakes: the rule, and the value."""
     outer = set[Place]()
     for place in by_place:
         outer |= {place[:length] for length in range(1, len(place))}
@@ -71,7 +71,7 @@ def _lines(by_place: Mapping[Place, list[Any]], schema: type[BaseModel]) -> Iter
 
 
 def _under_former_names(places: Iterable[Place]) -> set[Place]:
-    """Return the places of keys that a file has under the names of an earlier version."""
+    """Return the present places of keys that a file has under names of an earlier version."""
     present = set()
     for *outer, key in filter(None, places):
         if key in renamed.KEYS:
@@ -80,7 +80,7 @@ def _under_former_names(places: Iterable[Place]) -> set[Place]:
 
 
 def _renaming(place: Place, mistake: Any) -> str | None:
-    """Return the line for a key or a value that an earlier version had under another name; None for any other."""
+    """Return the message for a key or value that was renamed; None for any other."""
     if not place:
         return None
     key = place[-1]
@@ -94,7 +94,7 @@ def _renaming(place: Place, mistake: Any) -> str | None:
 
 
 def _inner_keys(schema: type[BaseModel]) -> set[str]:
-    """Return the keys within a schema's own, on all levels."""
+    """Return the nested keys of a schema, on all levels."""
     keys = set()
     for model in schema.model_json_schema().get("$defs", {}).values():
         keys.update(model.get("properties", ()))
@@ -122,7 +122,7 @@ def _rules(mistakes: list[Any]) -> str:
 
 
 def _in_yaml(message: str) -> str:
-    """Return a message of pydantic in the words of YAML; that of a validator of ours as it is."""
+    """Translate a message of pydantic to terms of YAML; messages of our validators are unchanged."""
     if message.startswith(OURS):
         return message.removeprefix(OURS)
     for words, better in IN_YAML:

@@ -1,6 +1,6 @@
-"""Read and check params.yaml and the tables. This is the only module that opens these files.
+"""Read and check params.yaml and the registries. No other module opens these files.
 
-`load(View)` checks all of them, then returns only the fields of the stage's view.
+`load(View)` checks all of them, and returns the fields of a stage's view.
 """
 
 import re
@@ -23,7 +23,7 @@ AnyView = TypeVar("AnyView", bound=View)
 
 
 def load(view: type[AnyView]) -> AnyView:
-    """Check all of params.yaml and of the tables, then return the part that `view` sees.
+    """Check all of params.yaml and of the registries, and return the part in `view`.
 
     Raises:
         UserError: with one line for each mistake, all at once.
@@ -44,10 +44,10 @@ def load(view: type[AnyView]) -> AnyView:
 
 
 def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Return the results of all checks.
+    """Run all checks, and return their results.
 
     Raises:
-        UserError: with the lines of all that have failed.
+        UserError: with the lines of all failed checks.
     """
     results = []
     lines = list[str]()
@@ -73,7 +73,7 @@ def apply_overrides(
     path: Path = PARAMS,
     place: Place = (),
 ) -> AnyView:
-    """Return a view of params.yaml with these dotted keys changed; messages name `path` and `place`.
+    """Return a view of params.yaml with overrides by dotted key; messages name `path` and `place`.
 
     Raises:
         UserError: if params.yaml has no such key or does not allow the value; one line each.
@@ -96,7 +96,7 @@ def build_view(
     dataset: DatasetRow,
     base_model: ModelRow,
 ) -> AnyView:
-    """Return a view of checked params, with the rows that they name."""
+    """Build a view from checked params and the entries that they name."""
     section = params.sections[params.adapter]
     if dataset.tenant is not None and params.tenants.folder:
         section = params.head  # what they share is not trained
@@ -121,10 +121,10 @@ def load_row(word: str, name: str) -> Any:
 
 
 def check_rows(word: str, chosen: object = None) -> dict[str, Any]:
-    """Return all rows for `word` by name, and what is chosen if it is the name of none.
+    """Check all rows for `word`, and return them by name, with the chosen one even if it has no row.
 
     Raises:
-        UserError: with the lines of all rows that do not fit the schema.
+        UserError: with one line per mistake in any row.
     """
     registry = Registry(word)
     checks = {name: partial(registry.load, name) for name in registry.names}
@@ -134,7 +134,7 @@ def check_rows(word: str, chosen: object = None) -> dict[str, Any]:
 
 
 class Registry:
-    """The rows that a word of params.yaml can name, as they are in its tables; each file is read once."""
+    """The entries of a registry, built-in and the user's own; each file is read once."""
 
     def __init__(self, word: str) -> None:
         self.word = word
@@ -148,10 +148,10 @@ class Registry:
         return list(self.own | self.built_in)
 
     def load(self, name: str) -> TableRow:
-        """Return a row; of a model also a folder or a hub repository that has none.
+        """Return an entry; a model may also be a folder or a hub repository without an entry.
 
         Raises:
-            UserError: if there is none of this name, or it does not fit the schema.
+            UserError: if there is no such entry, or it does not fit the schema.
         """
         table = self.table
         if name in self.own:
@@ -180,7 +180,7 @@ class Registry:
         return row
 
     def _no_row(self, name: str) -> str:
-        """Return that there is no such row, which rows there are, and what else helps."""
+        """Return the message for a missing entry, with the existing ones and a remedy."""
         what = "row"
         other = "python -m pipeline.add FILE makes one"
         if self.word == "model":

@@ -1,4 +1,4 @@
-"""Names that earlier versions had for keys and values of YAML files, so that messages can say the present ones."""
+"""Former names of keys and values in YAML files, so that messages can state the present ones."""
 
 KEYS = {
     "above": "threshold",

@@ -1,4 +1,4 @@
-"""The schema of params.yaml, and the part that each stage sees.
+"""The schema of params.yaml, and the view of each stage.
 
 DVC learns only from dvc.yaml which keys a stage depends on; a test keeps the two in agreement.
 """
@@ -29,7 +29,7 @@ PARAMS = Path("params.yaml")
 
 
 class Table(NamedTuple):
-    """The rows that a word of params.yaml can name: those that come with the pipeline, and its user's own."""
+    """A registry: the entries that come with the pipeline, and the user's own."""
 
     built_in: Path
     own: Path  # the user's registry, on whose folder the stage tokenize depends; it need not exist
@@ -43,7 +43,7 @@ TABLES = {
 
 
 class Params(Section):
-    """All of params.yaml. Every key that is no field of this class is the section of a method, named by its `type`."""
+    """All of params.yaml. Every key that is not a field of this class is a method's section, with its `type`."""
 
     data: Word
     model: Named
@@ -85,7 +85,7 @@ class Params(Section):
 
     @property
     def sections(self) -> dict[str, MethodParams]:
-        """The sections of all methods, by the word that selects them."""
+        """The sections of all methods by their keys."""
         own: dict[str, MethodParams] = {
             "lsr": self.lsr,
             "full": self.full,
@@ -102,7 +102,7 @@ class Params(Section):
 
 
 class View(Section):
-    """The part that one stage sees: the same that dvc.yaml declares, and the rows. All stages need the rows."""
+    """The view of a stage: the keys that dvc.yaml declares, and the chosen entries."""
 
     data: Word
     model: Named
@@ -111,13 +111,13 @@ class View(Section):
 
 
 class TokenizeView(View):
-    """Of stages/tokenize.py."""
+    """The view of stages/tokenize.py."""
 
     tokenize: TokenizeParams
 
 
 class FactorizeInitView(View):
-    """Of stages/factorize_init.py. The data row says how many labels the head has, which belongs to the adapter."""
+    """The view of stages/factorize_init.py. The data set entry determines the number of labels of the head."""
 
     adapter: str
     seed: int
@@ -127,12 +127,12 @@ class FactorizeInitView(View):
 
 
 class TrainView(FactorizeInitView):
-    """Of stages/train.py, and all that a training and its adapter depend on. Its task.json records max_length."""
+    """The view of stages/train.py: all that a training run and its adapter depend on. task.json records max_length."""
 
     train: TrainParams
 
 
 class EvaluateView(View):
-    """Of stages/evaluate.py. The adapter's folder has everything else about the adapter."""
+    """The view of stages/evaluate.py. Everything else about the adapter is in its folder."""
 
     evaluate: EvaluateParams

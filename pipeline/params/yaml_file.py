@@ -1,4 +1,4 @@
-"""YAML files of keys and values, read with limits."""
+"""Read YAML mappings within limits."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the contents of a YAML mapping; the result is cached, so copy it before changing it.
 
     Raises:
-        UserError: if there is none, or it is not a mapping.
+        UserError: if the file is missing or not a mapping.
     """
     try:
         return parse_yaml(path.read_bytes(), path)
@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: bytes, path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file; the result is cached, so copy it before changing it.
+    """Parse a YAML mapping; the result is cached, so copy it before changing it.
 
     Raises:
         UserError: if it is not a mapping.
@@ -60,7 +60,7 @@ def _parse(text: bytes) -> Any:
 
 
 def _is_too_deep(content: Any) -> bool:
-    """Return whether more than DEEPEST values lie within one another, also by aliases, which may form a circle."""
+    """Return whether values are nested more than DEEPEST levels deep, also by aliases, which may form a cycle."""
     level: list[Any] = [[content]]
     for _ in range(DEEPEST + 2):
         inner = dict[int, Any]()

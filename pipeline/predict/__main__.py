@@ -82,7 +82,7 @@ def _parser() -> Parser:
 
 
 def _check(options: Namespace) -> None:
-    """Check that options fit together and to what is there.
+    """Check that options are compatible with each other and with the adapter.
 
     Raises:
         UserError: if they do not.
@@ -100,7 +100,7 @@ def _check(options: Namespace) -> None:
 
 
 def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
-    """Yield rows, some at a time, with answers in further columns; a single completion is printed alone."""
+    """Yield tables of rows with answers in additional columns; a single completion is printed alone."""
     identity = artifacts.identity(options.adapter)
     previous.print_note_of(options.adapter)
     task, tenants = _tasks(options)
@@ -139,14 +139,14 @@ def _open_predictor(options: Namespace, task: AdapterTask) -> "Opened | OpenedGr
 
 
 def _is_for_one_text(options: Namespace) -> bool:
-    """Return whether the answer to a single text is all that is printed."""
+    """Return whether only the answer to a single text is printed."""
     if options.out is not None or options.json:
         return False
     return len(options.texts) == 1 and options.texts != [STDIN]
 
 
 def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
-    """Return the task of the adapter or of a tenant, and in a bank the tasks of all tenants.
+    """Return the task of the adapter or the chosen tenant, and the tasks of all tenants of a bank.
 
     Raises:
         UserError: if there is no such adapter, or it needs a bank.
@@ -183,7 +183,7 @@ def _tenants_of_graphs(options: Namespace) -> dict[str, AdapterTask]:
 
 
 def _beside(table: pd.DataFrame, answers: Columns) -> pd.DataFrame:
-    """Return a table with answers in further columns, by names that it does not have."""
+    """Return a table with answers in additional columns, renamed if the table has such names."""
     for name, values in answers.items():
         while name in table:
             name = f"predicted_{name}"
@@ -205,7 +205,7 @@ def _show(tables: Iterable[pd.DataFrame], title: str) -> None:
 
 
 def _write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
-    """Write tables as they come, as one by its ending, csv or jsonl; return the number of its rows."""
+    """Write tables to one file as they arrive, csv or jsonl by its extension; return the number of rows."""
     count = 0
     for table in tables:
         if ending == JSON_LINES:

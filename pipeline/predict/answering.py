@@ -31,7 +31,7 @@ from pipeline.tasks.task import TENANT, Columns
 
 
 class Opened:
-    """An adapter or a bank, on the base model that it names or on another, which answers some texts at a time.
+    """An opened adapter or bank on its base model, or on another one, which answers batches of texts.
 
     Raises:
         UserError: or InputError, if something is missing or does not fit.
@@ -73,9 +73,9 @@ class Opened:
         rows: Sequence[int],
         advance: Advance,
     ) -> tuple[Tensor, int]:
-        """Return the outputs for texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
+        """Return the outputs for a batch of texts (text, perhaps text_pair and tenant), and how many were truncated.
 
-        They are (texts, ...), as of Task.outputs; `rows` are the numbers of the texts, for messages.
+        Outputs are (texts, ...), as in Head.outputs; `rows` are the numbers of the texts, for messages.
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
@@ -98,7 +98,7 @@ class Opened:
         tenants: Sequence[AdapterTask],
         advance: Advance,
     ) -> tuple[Columns, int]:
-        """Return the columns to print for texts, and how many it truncated; if `tenants`, each answers as its own."""
+        """Return the columns to print for texts, and how many were truncated; `tenants` has the task per tenant."""
         outputs, truncated = self.outputs(pa.table(asked), rows, advance)
         if not tenants:
             return columns_of_texts(outputs.numpy(), self.task), truncated
@@ -113,9 +113,9 @@ class Opened:
         *,
         shown: bool,
     ) -> tuple[Columns, int]:
-        """Return the completions of prompts, `most` tokens each, and how many prompts it cut from the left.
+        """Return the completions of prompts, `most` tokens each, and how many prompts were truncated on the left.
 
-        A single answer can also be printed while it is written.
+        A single completion can also be printed during generation.
         """
         prompts = Prompts(self.tokenizer, self.task.template)
         longest = self.task.max_length
@@ -136,7 +136,7 @@ def _check_method(name: str, folder: Path) -> None:
     """Check that the method of an adapter is one that this pipeline trains.
 
     Raises:
-        UserError: if it is not; lists those that are.
+        UserError: if it is not; lists the supported ones.
     """
     known = planning.list_types()
     if name not in known:

@@ -1,4 +1,4 @@
-"""The rows to answer: texts in arguments, lines of standard input, or rows of a file."""
+"""Read the rows to answer: texts in arguments, lines of standard input, or rows of a file."""
 
 import sys
 from argparse import Namespace
@@ -24,7 +24,7 @@ Asked = dict[str, list[Any]]  # text, text_pair (for pairs) and tenant by number
 
 
 class Texts(NamedTuple):
-    """A table with texts, and where they are in it."""
+    """A table with texts, and the columns and names for messages."""
 
     tables: Iterator[pd.DataFrame]  # some rows at a time
     columns: list[str]  # names of the columns with the texts
@@ -36,10 +36,10 @@ def read(
     task: AdapterTask,
     tenants: Mapping[str, AdapterTask],
 ) -> Iterator[tuple[pd.DataFrame, Asked]]:
-    """Yield the rows that have a text, some at a time, and what the model gets of them.
+    """Yield tables of the rows that have a text, each with the inputs of the model.
 
     Raises:
-        UserError: if there are none, or one cannot be answered.
+        UserError: if there are no rows, or one cannot be answered.
     """
     texts = _texts(options, task)
     names = list[str]()
@@ -67,7 +67,7 @@ def read(
 
 
 def check_finite(outputs: np.ndarray, rows: Sequence[int], folder: Path) -> None:
-    """Check the outputs (texts, ...) of what a folder holds; `rows` are the numbers of the texts.
+    """Check that the outputs (texts, ...) of an adapter are finite; `rows` are the numbers of the texts.
 
     Raises:
         FloatingPointError: if an answer is not finite; names the first row.
@@ -90,7 +90,7 @@ def _extract_texts(table: pd.DataFrame, texts: Texts) -> Asked:
 
 
 def _with_columns(table: pd.DataFrame, names: Sequence[str], before: str) -> pd.DataFrame:
-    """Return a table with the columns of the first row, null where its rows have none.
+    """Return a table with the columns of the first row, null where rows lack them.
 
     Raises:
         UserError: if it has a column that the first row lacks.
@@ -139,10 +139,10 @@ def _tables(options: Namespace, columns: Sequence[str]) -> Iterator[pd.DataFrame
 
 
 def _words(given: Sequence[str], width: int) -> Iterator[list[str]]:
-    """Yield the texts, or pairs of texts, in the arguments or, without any or with "-", in lines of standard input.
+    """Yield the texts or pairs in the arguments or, without arguments or with "-", in lines of standard input.
 
     Raises:
-        UserError: if a text lacks its second.
+        UserError: if the second text of a pair is missing.
     """
     if given not in ([], [STDIN]):
         if len(given) % width:
@@ -165,7 +165,7 @@ def _tenants_of(
     known: Sequence[str],
     column: str,
 ) -> list[int]:
-    """Return the number of the tenant of each row: of --tenant or, without, of that in the column of training.
+    """Return the number of each row's tenant: from --tenant or, without it, from the column used in training.
 
     Raises:
         UserError: if there is no such tenant, or no such column.

@@ -127,7 +127,7 @@ class Preprocessor(Part, ABC):
         return _table(examples, self.row, self.target), left_out
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
-        """Return what becomes of the examples of a split after the cut, train's first, and the dropped by reason."""
+        """Finish the examples of a split after the cut (train first), and return them and the dropped by reason."""
         return examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
