@@ -1,4 +1,4 @@
-""" "No adapter" baselines: scikit-learn classifiers on frozen-encoder embeddings or TF-IDF, overall or per tenant.
+"""Baselines without an adapter: scikit-learn classifiers on frozen-encoder embeddings or TF-IDF, overall or per tenant.
 
 The classifier is a logistic regression, whose penalty is chosen on the validation split, or the nearest class mean.
 There is no training loop, and nothing depends on a seed.
