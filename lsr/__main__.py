@@ -107,7 +107,7 @@ def _write_decomposed(options: Namespace, folder: Path, dtype: torch.dtype) -> l
         force=options.force,
     )
     updates = read_contents(folder, with_biases=True).updates
-    ranks = [len(update.frames.a) for update in updates.values()]
+    ranks = [len(update.bases.a) for update in updates.values()]
     lines = [f"{options.output}: LoRA of rank {min(ranks)} to {max(ranks)}, {len(ranks)} layers, {_size(folder)}"]
     if options.rank is not None:
         lines += [f"{error:9.3%}  {name}" for name, error in lost.layers.items()]

@@ -34,7 +34,7 @@ Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
 def initialize(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> list[Row]:
-    """Initialize LSR from the statistics read; return a report row per layer, or per kind with shared frames."""
+    """Initialize LSR from the statistics read; return a report row per layer, or per kind with shared bases."""
     section = cast("params.LsrParams", plan.section)
     groups = groups_of(model, "default")
     captured = INITIALIZATIONS[section.scheme].reads if read else "weight"

@@ -26,7 +26,7 @@ def split_width(width: int, rank_shape: Shape) -> Shape:
     """Return the shape (n1, n2), n1 * n2 >= width, with the fewest parameters, r1*n1 + r2*n2; (width,) for one rank.
 
     The product exceeds the width by at most 2 %. Ties go to the least padding, then to the longest first factor: on the
-    output side the first factor is initialized to zero, and the second is its frame.
+    output side the first factor is initialized to zero, and the second is its basis.
     """
     if len(rank_shape) == 1:
         return (width,)

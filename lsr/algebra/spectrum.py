@@ -1,6 +1,6 @@
-"""Singular subspaces of matrices, the targets of initializations, and frames, in float64, with canonical signs.
+"""Singular subspaces of matrices, the targets of initializations, and bases, in float64, with canonical signs.
 
-Frames are orthonormal bases of a few output and input directions that capture most of one matrix, or several jointly.
+Bases are orthonormal, of a few output and input directions that capture most of one matrix, or several jointly.
 For one matrix they are its leading singular vectors. For several, stacked into a tensor (L, m, n), they are the two
 factors of its Tucker decomposition over rows and columns: each matrix is approximately B R_l A, with its own core R_l.
 
@@ -159,7 +159,7 @@ def _triangle(side: Tensor) -> Tensor:  # (rows, k) -> (k, k)
     return triangle
 
 
-def leading_frames(
+def leading_bases(
     matrices: Sequence[Matrix],  # finite, not all zero: (m, n) each, or (m, k) and (k, n) whose product it is
     rank: int,
     seed: int = 0,
@@ -193,13 +193,13 @@ def diagonalize_jointly(
     """Return B and A such that each normalized matrix is close to `B diag(d_l) A`, with its own diagonal d_l.
 
     For one matrix these are its leading singular vectors. For several, they come from the separated representation over
-    layers, rows and columns: the CP decomposition of the stack, by TensorLy, starting from the leading frames.
+    layers, rows and columns: the CP decomposition of the stack, by TensorLy, starting from the leading bases.
 
     Reference: Beylkin & Mohlenkamp 2005 (separated representations); Carroll & Chang 1970 (CP).
     """
     matrices = _nonzero(matrices, rank)
     if len(matrices) == 1:
-        return leading_frames(matrices, rank, seed)
+        return leading_bases(matrices, rank, seed)
     stack, outer, inner = _compress(matrices, rank, seed)
     before = _tucker(stack, rank, seed)
     draws = np.random.default_rng(seed).standard_normal((len(stack), rank))

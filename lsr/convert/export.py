@@ -15,7 +15,7 @@ from lsr.convert.writing import check_output, replace_folder, write, write_task
 from lsr.loading.base_models import is_classifier
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.padding import set_padding
-from lsr.loading.updates import LORA, LSR, Frames, Updates
+from lsr.loading.updates import LORA, LSR, Bases, Updates
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.layer import LsrLinear
@@ -66,8 +66,8 @@ def export_lora(
     plain = {name: update.plain() for name, update in contents.updates.items()}
     updates = {}
     for name, update in plain.items():
-        a, b = (_cast_weights(name, side, dtype) for side in (update.frames.a, update.frames.b))
-        updates[name] = update._replace(frames=Frames(a=a, b=b))
+        a, b = (_cast_weights(name, side, dtype) for side in (update.bases.a, update.bases.b))
+        updates[name] = update._replace(bases=Bases(a=a, b=b))
     _check(errors_of(updates, plain), dtype, force)
     heads = {name: _cast_weights(name, value, dtype) for name, value in contents.heads.items()}
     lost = errors_of(updates, exact or plain)

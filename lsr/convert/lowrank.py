@@ -12,7 +12,7 @@ from lsr.algebra.spectrum import canonical_signs
 from lsr.loading.adapters import load_onto, merge_adapter
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import BASE_FIELDS, Contents, read_task
-from lsr.loading.updates import Frames, Update, Updates
+from lsr.loading.updates import Bases, Update, Updates
 from lsr.tuner.files import Files
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.packing import Tensors
@@ -66,7 +66,7 @@ class Spectrum(NamedTuple):
         roots = self.values[:rank].sqrt()
         a = roots[:, None] * self.right[:rank]
         b = self.left[:, :rank] * roots
-        return Update(Frames(a=a, b=b), rank)
+        return Update(Bases(a=a, b=b), rank)
 
 
 def read_lowrank(

@@ -16,11 +16,11 @@ from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Pair, norm_of, shape_of
 from lsr.convert.writing import check_output, copy_files, replace_folder, write, write_files, write_task
 from lsr.init.budget import MOST, allocate
-from lsr.init.directions import singular_frames
+from lsr.init.directions import singular_bases
 from lsr.init.source import Source
 from lsr.init.warm import warm_core, warm_start
 from lsr.loading.contents import read_contents, read_task
-from lsr.loading.updates import LSR, Frames, Update, Updates, updates_in
+from lsr.loading.updates import LSR, Bases, Update, Updates, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import Files, adapter_folder, read_files, tokenizer_files
 from lsr.tuner.mistakes import InputError, wrap_errors
@@ -143,7 +143,7 @@ def compress_adapter(
         rank:R        R directions in each layer, as a LoRA has them: the nearest such update in the Frobenius norm
         directions:N  N in all, where the singular values of all layers are largest, with diagonal cores: the nearest,
                       too, but with at most 64 a layer
-        shared:R      a core of R x R in each layer, between frames that all layers of a kind share
+        shared:R      a core of R x R in each layer, between bases that all layers of a kind share
 
     Its factors are those of `init_weights="warm_start"` for this update, so training can continue from it. A layer gets
     at most as many directions as its update has; layers without an update are left out. The head is kept. With `bits`
@@ -195,7 +195,7 @@ def _ranks(updates: Mapping[str, Pair], form: str, number: int) -> dict[str, int
 
 
 def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:
-    # The small updates by layer: each of its own rank, or cores between the frames of a layer or of a kind.
+    # The small updates by layer: each of its own rank, or cores between the bases of a layer or of a kind.
     ranks = _ranks(updates, form, number)
     paired = form == "directions"
     share = "layers" if form == "shared" else "none"
@@ -210,13 +210,13 @@ def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:
     small = {}
     for sources in kinds.values():
         every = list(sources.values())
-        start = warm_start(every[0]) if form == "rank" else singular_frames(every)
+        start = warm_start(every[0]) if form == "rank" else singular_bases(every)
         (a,) = start.a
         (b,) = start.b
-        frames = Frames(a=a[0].float(), b=b[0].float())
+        bases = Bases(a=a[0].float(), b=b[0].float())
         for name, source in sources.items():
             core = None
             if form != "rank":
-                core = warm_core(source, frames.b, frames.a).float()
-            small[name] = Update(frames, ALPHA, core)
+                core = warm_core(source, bases.b, bases.a).float()
+            small[name] = Update(bases, ALPHA, core)
     return {name: small[name] for name in ranks}  # keeps the model's order of layers

@@ -202,13 +202,13 @@ def _as_lora(contents: Contents) -> tuple[Fields, Tensors]:
     updates = {name: update.plain() for name, update in contents.updates.items()}
     tensors = {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
     for name, update in updates.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.frames.a
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.frames.b
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.bases.a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.bases.b
     return _fields_of_lora(contents, updates), tensors
 
 
 def _fields_of_lora(contents: Contents, updates: Updates) -> dict[str, Any]:
-    rank, ranks = _usual({name: len(update.frames.a) for name, update in updates.items()})
+    rank, ranks = _usual({name: len(update.bases.a) for name, update in updates.items()})
     alpha, alphas = _usual({name: update.alpha for name, update in updates.items()})
     base = contents.base
     return {
@@ -275,24 +275,24 @@ def _targets(contents: Contents) -> Sequence[str] | str:
 
 
 def _as_lsr(contents: Contents) -> tuple[Fields, Tensors]:
-    # It has cores if all of its updates have one of the same form. Layers of a kind share their frames if all kinds do.
+    # It has cores if all of its updates have one of the same form. Layers of a kind share their bases if all kinds do.
     updates = dict(contents.updates)
     axes = {0 if update.core is None else update.core.dim() for update in updates.values()}
     if len(axes) > 1:
         updates = {name: update.plain() for name, update in updates.items()}
     kinds = {name: kind_of(name, update.form) for name, update in updates.items()}
     owners = {kind: name for name, kind in reversed(kinds.items())}  # the first layer of each
-    frames = {update.frames for update in updates.values()}
+    bases = {update.bases for update in updates.values()}
     has_cores = 0 not in axes and len(axes) == 1
-    is_shared = has_cores and len(frames) == len(owners) < len(updates)
+    is_shared = has_cores and len(bases) == len(owners) < len(updates)
     with wrap_errors(contents.source, ValueError, TypeError, AttributeError):
         config = _config(contents, updates, is_shared)
     tensors = {}
     for name, update in updates.items():
         adapter = f"{PREFIX}{name}.lsr_adapters."
         if not is_shared or owners[kinds[name]] == name:
-            tensors[f"{adapter}factor_A1"] = update.frames.a[None]
-            tensors[f"{adapter}factor_B1"] = update.frames.b[None]
+            tensors[f"{adapter}factor_A1"] = update.bases.a[None]
+            tensors[f"{adapter}factor_B1"] = update.bases.b[None]
         if update.core is not None:
             tensors[f"{adapter}core"] = update.core
     for name, value in contents.heads.items():
@@ -309,17 +309,17 @@ def _config(contents: Contents, updates: Updates, is_shared: bool) -> LsrConfig:
         train="factors" if first.core is None else "core",
         core="diagonal" if is_diagonal else "full",
         modules_to_save=list(contents.endings) or None,
-        rank_shape=(len(first.frames.a),),
+        rank_shape=(len(first.bases.a),),
         alpha=alpha,
         alpha_pattern=exactly(others),
         share="layers" if is_shared else "none",
         dropout=contents.dropout,
         bias=contents.bias,
         inference_mode=True,
-    ).with_ranks({name: len(update.frames.a) for name, update in updates.items()})
+    ).with_ranks({name: len(update.bases.a) for name, update in updates.items()})
     forms = {}
     for name, update in updates.items():
-        m, n = update.frames.shape
+        m, n = update.bases.shape
         forms[name] = form_of(config, name, n, m)
     # A list of targets would hold endings of names, which other layers might have too.
     targets = "|".join(map(re.escape, updates))

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lsr.algebra.separable import Form, kron_sum, nearest_kron_sum
-from lsr.algebra.spectrum import diagonalize_jointly, leading_frames
+from lsr.algebra.spectrum import diagonalize_jointly, leading_bases
 from lsr.init.source import Source, Start, matrices_of
 
 
 def singular_start(source: Source) -> Start:
-    """Return A and the trained frame of B as the sums nearest to a matrix's leading directions, with LoRA's scale.
+    """Return A and the trained basis of B as the sums nearest to a matrix's leading directions, with LoRA's scale.
 
     With B1 = 0 the first step moves B along the gradient times A^T, so its gain grows with the gradient's energy in the
     rows of A.
@@ -22,7 +22,7 @@ def singular_start(source: Source) -> Start:
     """
     form = source.form
     matrices = matrices_of([source])
-    left, right = leading_frames(matrices, form.rank, source.seed)
+    left, right = leading_bases(matrices, form.rank, source.seed)
     a, b = nearest_factors(left, right, form)
     # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
     # LoRA's has on average.
@@ -55,16 +55,16 @@ def nearest_factors(
     return a, b
 
 
-def singular_frames(sources: Sequence[Source]) -> Start:
+def singular_bases(sources: Sequence[Source]) -> Start:
     """Return the leading singular vectors of a matrix, or joint ones over several layers.
 
-    Singular values are dropped: frames scaled by them learned less.
+    Singular values are dropped: bases scaled by them learned less.
 
     Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), which uses the weight and scales B; LoRA-SB (Ponkshe et
     al. 2024, arXiv 2411.19557), which uses the first full gradient.
     """
     first = sources[0]
-    find = diagonalize_jointly if first.paired else leading_frames
+    find = diagonalize_jointly if first.paired else leading_bases
     matrices = matrices_of(sources)
     left, right = find(matrices, first.form.rank, first.seed)
     return Start.dense(right, left)

@@ -34,8 +34,8 @@ def random_start(source: Source) -> Start:
     return Start(factors[:count], factors[count:])
 
 
-def random_frames(sources: Sequence[Source]) -> Start:
-    """Draw orthonormal frames around a core, for one layer or for all that share them."""
+def random_bases(sources: Sequence[Source]) -> Start:
+    """Draw orthonormal bases around a core, for one layer or for all that share them."""
     form = sources[0].form
     generator = sources[0].generator
 

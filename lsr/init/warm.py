@@ -22,7 +22,7 @@ def warm_core(
     b: Tensor,  # (m, r)
     a: Tensor,  # (r, n)
 ) -> Tensor:  # (r, r), or (r,) of paired ones
-    """Return the core R of min ||U - scaling * B R A||_F, with the frames in their stored dtype."""
+    """Return the core R of min ||U - scaling * B R A||_F, with the bases in their stored dtype."""
     between = diagonal_between if source.paired else core_between
     core = between(source.matrix(), b.double(), a.double())
     return core / source.scaling

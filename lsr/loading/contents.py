@@ -59,7 +59,7 @@ class Contents:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of the weight of each adapted layer: outputs and inputs."""
-        return {name: update.frames.shape for name, update in self.updates.items()}
+        return {name: update.bases.shape for name, update in self.updates.items()}
 
     def whole(self, modules: Modules) -> list[str]:
         """Return the fully trained modules of a base model, selected by PEFT's rule for names."""

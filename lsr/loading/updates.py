@@ -57,7 +57,7 @@ EMPTY = torch.empty(0, 0)  # stands for a missing factor
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
-class Frames(nn.Module):
+class Bases(nn.Module):
     """A (r, n) and B (m, r), which layers of one kind may share; a module, so that moving it keeps them shared."""
 
     a: Tensor
@@ -73,7 +73,7 @@ class Frames(nn.Module):
         """The shape (m, n) of the adapted weight: outputs and inputs."""
         return len(self.b), self.a.shape[1]
 
-    def equals(self, other: "Frames") -> bool:
+    def equals(self, other: "Bases") -> bool:
         """Return whether all entries are equal."""
         if self is other:
             return True
@@ -83,12 +83,12 @@ class Frames(nn.Module):
 
 
 class Update(NamedTuple):
-    """The update of a layer, scaling * B R A, with A and B in `frames` and R the core; R = 1 without one.
+    """The update of a layer, scaling * B R A, with A and B in `bases` and R the core; R = 1 without one.
 
     It stores the file's alpha rather than the scaling, from which alpha could not always be restored exactly.
     """
 
-    frames: Frames
+    bases: Bases
     alpha: float  # LoRA's alpha; for a rank-stabilized LoRA, sqrt(r) times it
     core: Tensor | None = None  # (r, r), or (r,) for a diagonal
 
@@ -97,7 +97,7 @@ class Update(NamedTuple):
         """What alpha is divided by: r, or 8 with a diagonal core."""
         if self.core is not None and self.core.dim() == 1:
             return DIAGONAL
-        return len(self.frames.a)
+        return len(self.bases.a)
 
     @property
     def scaling(self) -> float:
@@ -107,8 +107,8 @@ class Update(NamedTuple):
     @property
     def form(self) -> Form:
         """The shapes of A and B."""
-        m, n = self.frames.shape
-        return Form.dense(len(self.frames.a), n, m)
+        m, n = self.bases.shape
+        return Form.dense(len(self.bases.a), n, m)
 
     def plain(self) -> "Update":
         """Return the same update without a core: itself, or with the core folded into A."""
@@ -119,25 +119,25 @@ class Update(NamedTuple):
     def fold(self) -> "Update":
         """Return the same update with A replaced by R A, and the scaling folded into B."""
         a = self._right()
-        b = self.scaling * self.frames.b
-        return Update(Frames(a=a, b=b), len(a))
+        b = self.scaling * self.bases.b
+        return Update(Bases(a=a, b=b), len(a))
 
     def plus(self, other: "Update") -> "Update":
         """Return the sum with another update of the same layer; ranks add up."""
-        first = self.fold().frames
-        second = other.fold().frames
+        first = self.fold().bases
+        second = other.fold().bases
         a = torch.cat([first.a, second.a])
         b = torch.cat([first.b, second.b], dim=1)
-        return Update(Frames(a=a, b=b), len(a))
+        return Update(Bases(a=a, b=b), len(a))
 
     def product(self) -> Pair:  # (m, k), (k, n)
         """Return two matrices in float64 whose product is the update."""
-        return self.scaling * self.frames.b.double(), self._right().double()
+        return self.scaling * self.bases.b.double(), self._right().double()
 
     def _right(self) -> Tensor:  # R A, (r, n)
         if self.core is None:
-            return self.frames.a
-        return times_core(self.core, self.frames.a)
+            return self.bases.a
+        return times_core(self.core, self.bases.a)
 
 
 Updates = dict[str, Update]  # updates by name of the layer
@@ -146,7 +146,7 @@ Updates = dict[str, Update]  # updates by name of the layer
 def updates_in(files: Files) -> Updates:
     """Return the update of each layer of an LSR or plain LoRA adapter; none if it is a head alone.
 
-    LSR adapters with dense A and B, or with a core between frozen frames, are returned as stored; all other forms as
+    LSR adapters with dense A and B, or with a core between frozen bases, are returned as stored; all other forms as
     the equivalent LoRA.
 
     Raises:
@@ -188,7 +188,7 @@ def _lsr_updates(files: Files) -> Updates:
     config = check_config(files)
     states = factors_by_layer(files.tensors)
     cores = {name: state.pop(CORE, None) for name, state in states.items()}
-    held: dict[Kind, Frames] = {}
+    held: dict[Kind, Bases] = {}
     updates = {}
     for name in sorted(states, key=lambda name: not states[name]):  # first those that store what others share
         stored = states[name]
@@ -199,21 +199,21 @@ def _lsr_updates(files: Files) -> Updates:
                 raise ValueError(f"{min(stored)} is no part of this adapter, whose layers share theirs")
             if kind not in held:
                 a, b = build_matrices(form, stored)
-                held[kind] = Frames(a=a, b=b)
+                held[kind] = Bases(a=a, b=b)
             updates[name] = _lsr_update(config, name, held[kind], cores[name])
     return {name: updates[name] for name in states}
 
 
-def _lsr_update(config: LsrConfig, name: str, frames: Frames, core: Tensor | None) -> Update:
+def _lsr_update(config: LsrConfig, name: str, bases: Bases, core: Tensor | None) -> Update:
     needed: Shape | None = None
     if config.has_core:
-        rank = len(frames.a)
+        rank = len(bases.a)
         needed = (rank, rank) if config.core == "full" else (rank,)
     shape = None if core is None else tuple(core.shape)
     if shape != needed:
         raise ValueError(f"core is {shape or 'missing'}, needed: {needed or 'none'}")
     alpha = override(config.alpha_pattern, name, config.alpha)
-    update = Update(frames, alpha, core)
+    update = Update(bases, alpha, core)
     if config.train == "all" or len(config.ranks(name)) > 1:
         return update.fold()
     return update
@@ -248,11 +248,11 @@ def _lora_updates(files: Files) -> Updates:
 
 
 def _lora_update(lora: Fields, name: str, side: Tensors) -> Update:
-    frames = Frames(a=side.get("A", EMPTY), b=side.get("B", EMPTY))
-    rank = len(frames.a)
-    if not 0 < rank == frames.b.shape[1]:
+    bases = Bases(a=side.get("A", EMPTY), b=side.get("B", EMPTY))
+    rank = len(bases.a)
+    if not 0 < rank == bases.b.shape[1]:
         raise ValueError("lora_A and lora_B do not fit together, or one is missing")
-    check_rank(rank, *frames.shape)
+    check_rank(rank, *bases.shape)
     with wrap_errors(f"its rank or alpha in {CONFIG}", re.error, AttributeError, TypeError, OverflowError):
         expected = override(lora.get("rank_pattern") or {}, name, lora.get("r", rank))
         alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig.lora_alpha))
@@ -262,4 +262,4 @@ def _lora_update(lora: Fields, name: str, side: Tensors) -> Update:
             raise ValueError(f"its alpha must be a finite number, got {alpha!r}")
     if lora.get("use_rslora"):
         alpha = alpha / sqrt(rank) * rank
-    return Update(frames, alpha)
+    return Update(bases, alpha)

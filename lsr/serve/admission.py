@@ -223,8 +223,8 @@ def _add(
 ) -> Tensor:
     _check_rows(name, inputs[0])
     x = inputs[0]
-    hidden = plain.scaling * F.linear(x, plain.frames.a.to(x))
-    return output + F.linear(hidden, plain.frames.b.to(x)).to(output.dtype)
+    hidden = plain.scaling * F.linear(x, plain.bases.a.to(x))
+    return output + F.linear(hidden, plain.bases.b.to(x)).to(output.dtype)
 
 
 def _check_call(

@@ -17,7 +17,7 @@ from lsr.loading.contents import Contents, check_labels, check_layers, make_labe
 from lsr.loading.task import check_stop_tokens, validate_task_info
 from lsr.loading.updates import Update
 from lsr.serve.admission import BaseModel, admit, check_modules
-from lsr.serve.file import HEADS, LAYERS, BankFile, FramesOfLayers, TaskInfos
+from lsr.serve.file import HEADS, LAYERS, BankFile, BasesOfLayers, TaskInfos
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, Shared, Version
@@ -61,7 +61,7 @@ def make_answer(name: str, task_info: Mapping[str, Any], logits: Tensor) -> Answ
 class AdapterBank(nn.Module):
     """A base model with many LSR and LoRA adapters, of any rank and on any layers.
 
-    An adapter stores its own directions and its head, which may have any number of labels. If its frames equal those of
+    An adapter stores its own directions and its head, which may have any number of labels. If its bases equal those of
     the first core adapter on a layer, it stores only its core there. `precision` is one of float32, bfloat16, 8bit,
     4bit, 3bit and 2bit; values are quantized as by `lsr.quantize_adapter`.
 
@@ -141,7 +141,7 @@ class AdapterBank(nn.Module):
     @property
     def nbytes(self) -> int:
         """The bytes of all adapters, without the base model."""
-        tensors = list(self.model.buffers())  # includes the frames
+        tensors = list(self.model.buffers())  # includes the bases
         for stack in self.stacks().values():
             tensors += stack.tensors()
         return sum(tensor.nbytes for tensor in tensors) - self._base_bytes
@@ -364,7 +364,7 @@ class AdapterBank(nn.Module):
     ) -> None:
         """Write an adapter as a LoRA or LSR folder with its head and task.json, for the plain base model.
 
-        As LSR it has cores and their frames if the bank holds cores for all of its layers. A shared adapter is added
+        As LSR it has cores and their bases if the bank holds cores for all of its layers. A shared adapter is added
         exactly, by concatenating ranks.
 
         Raises:
@@ -420,17 +420,17 @@ class AdapterBank(nn.Module):
             stacks[name] = stack.copy_rows(places)
             if not stack.form.are_bounded(stacks[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
-        frames = FramesOfLayers()
+        bases = BasesOfLayers()
         for name, layer in self.layers.items():
-            if layer.frames is not None:
-                frames[name] = layer.frames, layer.core_size
+            if layer.bases is not None:
+                bases[name] = layer.bases, layer.core_size
         return BankFile(
             base=self.base_fields,
             precision=self.shared.precision,
             task_infos=self.task_infos,
             layers=[*self.layers],
             heads=[*self.heads],
-            frames=frames,
+            bases=bases,
             stacks=stacks,
             shared_adapter=self.shared_adapter,
         )
@@ -454,16 +454,16 @@ class AdapterBank(nn.Module):
     def _fill(self, contents: BankFile) -> None:
         # Take what a file holds, which anybody may have made, into a bank without adapters.
         check_modules(self._base, contents.layers, contents.heads)
-        check_layers({name: frames.shape for name, (frames, _) in contents.frames.items()}, self.of_base)
+        check_layers({name: bases.shape for name, (bases, _) in contents.bases.items()}, self.of_base)
         self.shared_adapter = contents.shared_adapter
         self.base_fields = contents.base
         self.places = {name: place for place, name in enumerate(contents.task_infos, start=NOBODY + 1)}
         self.shared.size += len(self.places)
         self.wrap(contents.layers, contents.heads)
-        for name, (frames, core_size) in contents.frames.items():
-            if not self.layers[name].may_share(frames):
-                raise InputError(f"{name}: its frames hold values that are too large for the rows of all adapters")
-            self.layers[name].set_frames(frames, core_size)
+        for name, (bases, core_size) in contents.bases.items():
+            if not self.layers[name].may_share(bases):
+                raise InputError(f"{name}: its bases hold values that are too large for the rows of all adapters")
+            self.layers[name].set_bases(bases, core_size)
         self._restore(contents.stacks)
         sizes = self.sizes()
         for name, task_info in contents.task_infos.items():

@@ -1,7 +1,7 @@
-"""Read and write a bank's file: the rows of all adapters in stacks, the frames of cores, and a header.
+"""Read and write a bank's file: the rows of all adapters in stacks, the bases of cores, and a header.
 
 It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../counts`, likewise those of `heads`, and
-`frames/MODULE/a` and `b`, once for all layers that share them. Its header has a single entry of metadata, HEADER, JSON:
+`bases/MODULE/a` and `b`, once for all layers that share them. Its header has a single entry of metadata, HEADER, JSON:
 
     checksum       SHA-256 of the file up to the first tensor, with BLANK in place of this checksum
     checksums      by tensor: SHA-256 of its bytes
@@ -10,7 +10,7 @@ It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../
     task_infos     by adapter, in the order of their places: the contents of its task.json
     layers         the modules of the base model that are adapted
     heads          those that are trained in full
-    frames         by layer with cores: the layer after which its frames are named, and the entries of a core
+    bases         by layer with cores: the layer after which its bases are named, and the entries of a core
     shared_adapter by file of the folder of the adapter that all tenants share: its SHA-256; null without one
 
 Checksums detect a change of any byte, but not an attacker who recomputes them. Therefore all contents are checked as if
@@ -33,7 +33,7 @@ from lsr.convert.writing import SHARED_ADAPTER, replace_folder, write_files
 from lsr.loading.base_models import by
 from lsr.loading.contents import BASE_FIELDS
 from lsr.loading.task import are_names, validate_task_info
-from lsr.loading.updates import Frames
+from lsr.loading.updates import Bases
 from lsr.serve.admission import check_name
 from lsr.serve.shared_adapter import bytes_of
 from lsr.serve.stack import StoredStack
@@ -43,7 +43,7 @@ from lsr.tuner.mistakes import InputError, wrap_errors
 FILE = "bank.safetensors"
 HEADERS = "lsr_bank_"  # prefix of the header's key, before the version
 HEADER = f"{HEADERS}9"
-LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors
+LAYERS, HEADS, BASES = "layers", "heads", "bases"  # kinds of tensors
 BLANK = "0" * 64
 DIGEST = re.compile("[0-9a-f]{64}")
 IN_HEADER = 2  # objects around the task info of an adapter
@@ -51,7 +51,7 @@ OF_LENGTH = 8  # bytes before the header of a safetensors file, which hold its l
 REMEDY = "write the bank again from its adapters"
 
 TaskInfos = dict[str, dict[str, Any]]
-FramesOfLayers = dict[str, tuple[Frames, int]]  # frames by layer, with the number of entries of a core between them
+BasesOfLayers = dict[str, tuple[Bases, int]]  # bases by layer, with the number of entries of a core between them
 Tensors = Mapping[str, Tensor]
 
 
@@ -64,7 +64,7 @@ class BankFile:
     task_infos: TaskInfos  # contents of task.json by adapter, in the order of their places
     layers: list[str]
     heads: list[str]
-    frames: FramesOfLayers  # frames of the layers that have cores
+    bases: BasesOfLayers  # bases of the layers that have cores
     stacks: dict[str, StoredStack]  # stacks by name: layers/MODULE/STACK or heads/MODULE/STACK
     shared_adapter: Files | None  # the adapter that all tenants share
 
@@ -80,7 +80,7 @@ def read(folder: Path) -> BankFile:
     header = _parse_header(path)
     with wrap_errors(path, ValueError):
         _check_tensors(header["checksums"], tensors)
-        frames = _frames(header["frames"], header["layers"], tensors)
+        bases = _bases(header["bases"], header["layers"], tensors)
         stacks = _stacks(tensors)
         task_infos = _read_task_infos(header["task_infos"])
     return BankFile(
@@ -89,7 +89,7 @@ def read(folder: Path) -> BankFile:
         task_infos=task_infos,
         layers=header["layers"],
         heads=header["heads"],
-        frames=frames,
+        bases=bases,
         stacks=stacks,
         shared_adapter=_read_shared_adapter(folder / SHARED_ADAPTER, header["shared_adapter"]),
     )
@@ -101,9 +101,9 @@ def write(contents: BankFile, folder: Path) -> None:
     Raises:
         InputError: as `lsr.convert.writing`.
     """
-    owners = dict[Frames, str]()  # the first layer of each
-    for layer, (frames, _) in contents.frames.items():
-        owners.setdefault(frames, layer)
+    owners = dict[Bases, str]()  # the first layer of each
+    for layer, (bases, _) in contents.bases.items():
+        owners.setdefault(bases, layer)
     tensors = _tensors(contents, owners)
     with replace_folder(folder) as new:
         shared_adapter = contents.shared_adapter
@@ -118,7 +118,7 @@ def write(contents: BankFile, folder: Path) -> None:
             "task_infos": contents.task_infos,
             "layers": contents.layers,
             "heads": contents.heads,
-            "frames": {layer: (owners[frames], size) for layer, (frames, size) in contents.frames.items()},
+            "bases": {layer: (owners[bases], size) for layer, (bases, size) in contents.bases.items()},
             "shared_adapter": None if shared_adapter is None else _digests_in(new / SHARED_ADAPTER),
         }
         metadata = {HEADER: json.dumps(header)}
@@ -126,15 +126,15 @@ def write(contents: BankFile, folder: Path) -> None:
         _seal(new / FILE)
 
 
-def _tensors(contents: BankFile, owners: Mapping[Frames, str]) -> dict[str, Tensor]:
-    """Return the tensors of a bank's file, by name; frames are named after the layer that owns them."""
+def _tensors(contents: BankFile, owners: Mapping[Bases, str]) -> dict[str, Tensor]:
+    """Return the tensors of a bank's file, by name; bases are named after the layer that owns them."""
     tensors = dict[str, Tensor]()
     for name, stack in contents.stacks.items():
         tensors[f"{name}/values"] = stack.values
         tensors[f"{name}/counts"] = stack.counts
-    for frames, owner in owners.items():
-        tensors[f"{FRAMES}/{owner}/a"] = frames.a.contiguous()
-        tensors[f"{FRAMES}/{owner}/b"] = frames.b.contiguous()
+    for bases, owner in owners.items():
+        tensors[f"{BASES}/{owner}/a"] = bases.a.contiguous()
+        tensors[f"{BASES}/{owner}/b"] = bases.b.contiguous()
     return tensors
 
 
@@ -192,34 +192,34 @@ def _check_tensors(checksums: Mapping[str, str], tensors: Tensors) -> None:
             raise ValueError(f"damaged: {name} does not have its checksum; {REMEDY}")
 
 
-def _frames(
+def _bases(
     entries: Mapping[str, tuple[str, int]],
     layers: list[str],
     tensors: Tensors,
-) -> FramesOfLayers:
-    """Return the frames and the number of core entries by layer; layers that share frames have the same object.
+) -> BasesOfLayers:
+    """Return the bases and the number of core entries by layer; layers that share bases have the same object.
 
     Raises:
-        ValueError: if frames are missing, or do not fit each other or the cores.
+        ValueError: if bases are missing, or do not fit each other or the cores.
     """
-    by_owner = dict[str, Frames]()
+    by_owner = dict[str, Bases]()
     for owner in {owner for owner, _ in entries.values()}:
-        a = tensors.get(f"{FRAMES}/{owner}/a")
-        b = tensors.get(f"{FRAMES}/{owner}/b")
+        a = tensors.get(f"{BASES}/{owner}/a")
+        b = tensors.get(f"{BASES}/{owner}/b")
         if a is None or b is None:
-            raise ValueError(f"the frames of {owner!r} are missing")
+            raise ValueError(f"the bases of {owner!r} are missing")
         are_matrices = a.dim() == b.dim() == 2
         if not are_matrices or not 0 < len(a) == b.shape[1]:
             reason = f"{by(a.shape)} and {by(b.shape)}; needed: r x n and m x r"
-            raise ValueError(f"the frames of {owner!r} are {reason}")
-        by_owner[owner] = Frames(a=a, b=b)
-    frames = FramesOfLayers()
+            raise ValueError(f"the bases of {owner!r} are {reason}")
+        by_owner[owner] = Bases(a=a, b=b)
+    bases = BasesOfLayers()
     for layer, (owner, size) in entries.items():
         rank = len(by_owner[owner].a)
         if layer not in layers or size not in (rank, rank**2):
-            raise ValueError(f"{layer!r} has cores of {size} entries between frames of rank {rank}")
-        frames[layer] = by_owner[owner], size
-    return frames
+            raise ValueError(f"{layer!r} has cores of {size} entries between bases of rank {rank}")
+        bases[layer] = by_owner[owner], size
+    return bases
 
 
 def _stacks(tensors: Tensors) -> dict[str, StoredStack]:
@@ -230,7 +230,7 @@ def _stacks(tensors: Tensors) -> dict[str, StoredStack]:
     """
     stacks = dict[str, StoredStack]()
     for name in tensors:
-        if name.startswith(f"{FRAMES}/"):
+        if name.startswith(f"{BASES}/"):
             continue
         stack, _, _ = name.rpartition("/")
         for part in StoredStack._fields:
@@ -300,7 +300,7 @@ def _is_base(value: Any) -> bool:
     return all(name is None or isinstance(name, str) for name in names)
 
 
-def _are_frames(value: Any) -> bool:
+def _are_bases(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_owner_and_size, value.values()))
 
 
@@ -319,6 +319,6 @@ FIELDS = {
     "task_infos": (lambda value: isinstance(value, dict), "an object with the task info of each adapter"),
     "layers": (_are_different_names, "a list of different names"),
     "heads": (_are_different_names, "a list of different names"),
-    "frames": (_are_frames, "an object with a name and a number for each layer"),
+    "bases": (_are_bases, "an object with a name and a number for each layer"),
     "shared_adapter": (lambda value: value is None or _are_digests(value), "null or an object of SHA-256"),
 }

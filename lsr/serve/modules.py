@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lsr.init.passes import widths
 from lsr.loading.contents import by_label
 from lsr.loading.task import MAX_LABELS
-from lsr.loading.updates import Frames, Update
+from lsr.loading.updates import Bases, Update
 from lsr.serve.stack import Change, Stack
 from lsr.tuner.forms import SMALL
 
@@ -95,18 +95,18 @@ class Stacked(nn.Module):
 
 
 class BankLayer(Stacked):
-    """A layer with low-rank updates of any rank, and cores between one pair of frames.
+    """A layer with low-rank updates of any rank, and cores between one pair of bases.
 
     The stack `directions` has a row of A and a column of B per direction of an adapter. An adapter with a core between
-    the layer's frames, which are those of the first adapter with a core, has one row of `cores` instead: the core, or
+    the layer's bases, which are those of the first adapter with a core, has one row of `cores` instead: the core, or
     its diagonal. Neither includes the scaling.
     """
 
     def __init__(self, base: nn.Module, shared: Shared) -> None:
         super().__init__(base, shared)
         self.n, self.m = widths(base)
-        self.frames: Frames | None = None
-        self.core_size = 0  # entries of a core between the frames
+        self.bases: Bases | None = None
+        self.core_size = 0  # entries of a core between the bases
         self.add_stack(DIRECTIONS, self.n, self.m)
         self.add_stack(SCALING, 1, precision="float32", is_single=True)
 
@@ -114,39 +114,39 @@ class BankLayer(Stacked):
         """Store the update of the adapter at a place, replacing the old one; None if it does not adapt the layer."""
         rows = {} if update is None else self._rows(update)
         self.fill(place, rows)
-        if self.frames is not None and self.stacks[CORES].is_unused:  # the last adapter with a core has left
-            self.frames = None
+        if self.bases is not None and self.stacks[CORES].is_unused:  # the last adapter with a core has left
+            self.bases = None
             del self.stacks[CORES]
 
     def _rows(self, update: Update) -> State:
         core = update.core
-        if core is not None and self._takes(update.frames, core.numel()):
+        if core is not None and self._takes(update.bases, core.numel()):
             rows = {CORES: core.reshape(1, -1)}
         else:
             update = update.plain()
-            frames = update.frames
-            directions = torch.cat([frames.a, frames.b.T], dim=1)
+            bases = update.bases
+            directions = torch.cat([bases.a, bases.b.T], dim=1)
             rows = {DIRECTIONS: directions}
         return {**rows, SCALING: torch.tensor([[update.scaling]])}
 
-    def _takes(self, frames: Frames, core_size: int) -> bool:
-        """Return whether cores between these frames can be stored here; the first suitable frames are adopted."""
-        if self.frames is None and self.may_share(frames):
-            self.set_frames(frames, core_size)
-        if self.frames is None or core_size != self.core_size:
+    def _takes(self, bases: Bases, core_size: int) -> bool:
+        """Return whether cores between these bases can be stored here; the first suitable bases are adopted."""
+        if self.bases is None and self.may_share(bases):
+            self.set_bases(bases, core_size)
+        if self.bases is None or core_size != self.core_size:
             return False
-        return frames.equals(self.frames)
+        return bases.equals(self.bases)
 
-    def may_share(self, frames: Frames) -> bool:
+    def may_share(self, bases: Bases) -> bool:
         """Return whether A x is finite for any input x: rows of other adapters multiply it by zeros."""
         dtype = next(self.base.parameters()).dtype
         most = torch.finfo(dtype).max ** 0.5
-        return bool((frames.a.abs() <= most).all())
+        return bool((bases.a.abs() <= most).all())
 
-    def set_frames(self, frames: Frames, core_size: int) -> None:
-        """Set the frames, and add a stack for cores with this many entries."""
+    def set_bases(self, bases: Bases, core_size: int) -> None:
+        """Set the bases, and add a stack for cores with this many entries."""
         device = self.stacks[SCALING].values.device
-        self.frames = frames.to(device)
+        self.bases = bases.to(device)
         self.core_size = core_size
         self.add_stack(CORES, core_size, is_single=True)
 
@@ -158,7 +158,7 @@ class BankLayer(Stacked):
         """
         directions = self.stacks[DIRECTIONS].counts
         updates = (directions > 0).int()
-        if self.frames is not None:
+        if self.bases is not None:
             updates += self.stacks[CORES].counts
         if not updates.equal(self.stacks[SCALING].counts):
             raise ValueError("needed of each adapter: a scaling, and either directions or a core, or nothing")
@@ -175,19 +175,19 @@ class BankLayer(Stacked):
         if update is None:
             directions = self.stacks[DIRECTIONS].rows(place)
             a, b = directions.split((self.n, self.m), dim=1)
-            frames = Frames(a=a.contiguous(), b=b.T.contiguous())
-            update = Update(frames, 1)
+            bases = Bases(a=a.contiguous(), b=b.T.contiguous())
+            update = Update(bases, 1)
         return update._replace(alpha=float(scaling) * update.divisor)
 
     def _core_at(self, place: int) -> Update | None:
-        if self.frames is None:
+        if self.bases is None:
             return None
         core = self.stacks[CORES].rows(place)
         if len(core) == 0:
             return None
-        rank = len(self.frames.a)
+        rank = len(self.bases.a)
         shape = (rank,) if self.core_size == rank else (rank, rank)
-        return Update(self.frames, 1, core.view(shape))
+        return Update(self.bases, 1, core.view(shape))
 
     def forward(
         self,
@@ -213,12 +213,12 @@ class BankLayer(Stacked):
                 hidden.to(total.dtype),
                 b.to(total.dtype),
             )
-        if self.frames is not None:
-            a = self.frames.a.to(x.dtype)
+        if self.bases is not None:
+            a = self.bases.a.to(x.dtype)
             hidden = F.linear(inputs, a)
             hidden = self._times_cores(hidden, places) * scaling
             hidden = hidden.flatten(0, 1).to(total.dtype)
-            b = self.frames.b.to(total.dtype)
+            b = self.bases.b.to(total.dtype)
             summed = torch.addmm(total.flatten(0, 1), hidden, b.T)
             total = summed.view(total.shape)
         return total.view(result.shape)

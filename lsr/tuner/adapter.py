@@ -22,7 +22,7 @@ class LsrAdapter(nn.Module):
     """The update ΔW = scaling * B R A.
 
     A and B are of `factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters if they are trained, else
-    buffers, the frozen frames around a core. With `train` set to `core` or `all`, R is the parameter `core`: (r, r), or
+    buffers, the frozen bases around a core. With `train` set to `core` or `all`, R is the parameter `core`: (r, r), or
     (r,) for a diagonal. Otherwise R is the identity.
 
     All begin as zeros on the device of a base weight, in its dtype or float32, whichever is more precise. The factors
@@ -87,7 +87,7 @@ def times_core(
     core: Tensor,  # (r, r), or (r,) for a diagonal
     a: Tensor,  # (r, n)
 ) -> Tensor:  # (r, n)
-    """Return R A in the more precise dtype of both: a file may have more precise frames than cores."""
+    """Return R A in the more precise dtype of both: a file may have more precise bases than cores."""
     precise = torch.promote_types(core.dtype, a.dtype)
     core = core.to(precise)
     a = a.to(precise)
@@ -103,7 +103,7 @@ def build_matrices(form: Form, tensors: Tensors) -> Pair:
         ValueError: if one is missing or unexpected, or has the wrong shape; names it.
     """
     shapes = form.factor_shapes
-    check_held(tensors, shapes, "these frames")
+    check_held(tensors, shapes, "these bases")
     factors = []
     for name, shape in shapes.items():
         factor = tensors[name]

@@ -191,7 +191,7 @@ class LsrConfig(PeftConfig):
         return alpha / (DIAGONAL if self.core == "diagonal" else form.rank)
 
     def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
-        """Return a copy for an adapter with dense frames of these ranks, on these layers only."""
+        """Return a copy for an adapter with dense bases of these ranks, on these layers only."""
         usual, others = usual_and_others({name: (rank,) for name, rank in ranks.items()})
         alphas = {key: alpha for key, alpha in self.alpha_pattern.items() if any(map(partial(matches, key), ranks))}
         return replace(

@@ -55,7 +55,7 @@ def check_options(config: "LsrConfig") -> None:
     for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
         if len(shape) not in (1, 2) or not all(map(_is_count, shape)):
             raise ValueError(f"{name} must hold one or two ranks >= 1, got {list(shape)}")
-        if config.has_core and len(shape) > 1:  # a core is between dense frames
+        if config.has_core and len(shape) > 1:  # a core is between dense bases
             raise ValueError(f"train={config.train!r} needs one rank in {name}, got {list(shape)}")
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
         if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:

@@ -69,7 +69,7 @@ def initialize_group(
     initialization = INITIALIZATIONS[word]
     sources = [_source(layer, adapter_name, config, statistics) for layer in layers]
     with wrap_errors(f"layer {layers[0].layer_name!r}", ValueError):
-        start = initialization.frames(sources) if owner.has_core else initialization.start(sources[0])
+        start = initialization.bases(sources) if owner.has_core else initialization.start(sources[0])
     owner.set_factors([*start.a, *start.b])
     if owner.has_core:
         # The stored factors, without the scaling.

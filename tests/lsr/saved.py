@@ -7,7 +7,7 @@ from torch import nn
 from lsr.serve.admission import heads_in
 from tests.tiny import subjects
 from tests.tiny.models import tiny, tokens
-from tests.tiny.subjects import DENSE, FRAMES, Subject
+from tests.tiny.subjects import BASES, DENSE, Subject
 from tests.tiny.training import stir
 
 CASES = {  # the configurations of subjects.py, and one without a task: model, fields
@@ -15,9 +15,9 @@ CASES = {  # the configurations of subjects.py, and one without a task: model, f
     "no task": ("bert", {**DENSE, "task_type": None, "bias": "lsr_only"}),
 }
 FORMS = {  # what a bank takes: model, fields
-    "cores": ("bert", FRAMES),
-    "diagonal cores on shared frames": ("bert", {**FRAMES, "core": "diagonal", "share": "layers"}),
-    "cores, a head of two layers": ("roberta", FRAMES),
+    "cores": ("bert", BASES),
+    "diagonal cores on shared bases": ("bert", {**BASES, "core": "diagonal", "share": "layers"}),
+    "cores, a head of two layers": ("roberta", BASES),
     "factors": ("bert", DENSE),
     "the paper's, padded": ("bert-padded", {}),
     "a head of two modules": ("distilbert", DENSE),

@@ -89,8 +89,8 @@ class Subject:
 # LSR's configurations.
 DENSE: Fields = {"rank_shape": (4,), "separation_rank": None}
 CORE: Fields = {**DENSE, "train": "core"}
-FRAMES: Fields = {**CORE, "init_weights": "principal"}
-SHARED: Fields = {**FRAMES, "share": "layers"}
+BASES: Fields = {**CORE, "init_weights": "principal"}
+SHARED: Fields = {**BASES, "share": "layers"}
 CASES = {  # every option meets most of the others, each in one configuration
     "two factors": Subject("bert", layers=4),
     "padded": Subject(
@@ -120,7 +120,7 @@ CASES = {  # every option meets most of the others, each in one configuration
         "gpt2-causal", {"target_modules": ["c_attn"], "layers_to_transform": 0, "layers_pattern": "h"}, layers=1
     ),
     "a core, all biases": Subject("roberta", {**CORE, "bias": "all"}, layers=4),
-    "a diagonal core": Subject("bert", {**FRAMES, "core": "diagonal"}, layers=4),
+    "a diagonal core": Subject("bert", {**BASES, "core": "diagonal"}, layers=4),
     "shared": Subject("distilbert", SHARED, layers=4),
     "shared, diagonal, transposed": Subject("gpt2", {**SHARED, "train": "all", "core": "diagonal"}, layers=2),
     "shared, grouped queries": Subject("llama-causal", {**SHARED, "train": "all", "init_weights": True}, layers=4),

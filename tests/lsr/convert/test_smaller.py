@@ -21,7 +21,7 @@ from tests.kit import edit, refused, said, write
 from tests.lsr.convert.test_main import differences
 from tests.lsr.saved import CASES, save, save_lora, save_with_base, says
 from tests.tiny.models import logits, tiny
-from tests.tiny.subjects import FRAMES
+from tests.tiny.subjects import BASES
 
 FEW_BITS = PRECISIONS[1:]
 OTHERS = {
@@ -101,7 +101,7 @@ def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside):
 ADAPTERS = {
     "lora": (save_lora, "bert", {"r": 5, "target_modules": "all-linear", "use_rslora": True}),
     "terms": (save, "bert-padded", {}),
-    "cores": (save, "bert", FRAMES),
+    "cores": (save, "bert", BASES),
     "decoder": (save_lora, "gpt2-causal", {"r": 4, "target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}),
 }
 
@@ -141,7 +141,7 @@ def test_what_is_lost_is_the_discarded_singular_values(to, kept, adapter, tmp_pa
         lost[name] = its[its < least * (1 - 1e-9)] if least else its[int(to[-1]) :]
         assert compressed.layers[name] == pytest.approx(float(lost[name].norm() / its.norm()), rel=1e-4, abs=1e-6)
     assert compressed.total == pytest.approx(float(torch.cat(list(lost.values())).norm() / every.norm()), rel=1e-4)
-    assert sum(update.frames.a.shape[0] for update in read_contents(tmp_path / "small").updates.values()) == (
+    assert sum(update.bases.a.shape[0] for update in read_contents(tmp_path / "small").updates.values()) == (
         kept or int(to[-1]) * len(pairs)
     )
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig, initialize_from_data
 from lsr.algebra.separable import Form, kron_sum, split_width
-from lsr.algebra.spectrum import leading_frames
+from lsr.algebra.spectrum import leading_bases
 from lsr.init import INITIALIZATIONS
 from lsr.init.budget import allocate
 from lsr.init.directions import singular_start
@@ -94,8 +94,8 @@ def test_with_one_factor_a_side_it_spans_singular_vectors_and_what_it_begins_wit
         assert_close(3 * a[0].T @ a[0], vt[:4].T @ vt[:4], atol=1e-6, rtol=0)
 
 
-def test_random_frames_around_a_core_are_orthonormal():
-    start = INITIALIZATIONS["random"].frames([source_for("random", (4,))])
+def test_random_bases_around_a_core_are_orthonormal():
+    start = INITIALIZATIONS["random"].bases([source_for("random", (4,))])
     for rows in (start.a[0][0], start.b[0][0].T):
         assert_close(rows @ rows.T, torch.eye(4, dtype=torch.float64))
 
@@ -109,7 +109,7 @@ def test_a_matrix_without_directions_is_refused(word, value):
     with pytest.raises(ValueError, match=message):
         INITIALIZATIONS[word].start(source)
     with pytest.raises(ValueError, match=message):
-        INITIALIZATIONS[word].frames([replace(source, form=form_of(*WIDTHS, (4,)))])
+        INITIALIZATIONS[word].bases([replace(source, form=form_of(*WIDTHS, (4,)))])
 
 
 def test_a_gradient_gives_a_the_norm_that_lora_expects_and_more_of_the_gradient_than_a_random_one():
@@ -211,8 +211,8 @@ def test_factors_that_are_initialized_later_are_those_of_the_usual_ways(name, in
 
 
 @pytest.mark.parametrize("share", ["none", "layers"])
-def test_frames_are_those_of_all_layers_that_share_them(share):
-    """Against the frames of the very matrices; a pair of thin matrices is as good as their product."""
+def test_bases_are_those_of_all_layers_that_share_them(share):
+    """Against the bases of the very matrices; a pair of thin matrices is as good as their product."""
     core = {"rank_shape": (4,), "separation_rank": 1, "train": "core", "share": share}
     model = made("bert", "gradient", **core)
     one = collected(model, BATCHES)
@@ -224,7 +224,7 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
     assert len(groups) == (2 if share == "layers" else 4)
     for layers in groups.values():
         names = [layer.layer_name for layer in layers]
-        left, right = leading_frames([one[name] for name in names], 4)
+        left, right = leading_bases([one[name] for name in names], 4)
         for layer in layers:
             a, b = layer.adapter("default").matrices()
             assert_close(b.double(), left, atol=1e-5, rtol=0)

@@ -74,7 +74,7 @@ def values_of(contents):
         module, _, part = name.rpartition(".")
         values[f"heads/{module}/{part}"] = tensor.reshape(len(tensor), -1)
     for layer, update in contents.updates.items():
-        values[f"layers/{layer}/directions"] = torch.cat([update.frames.a, update.frames.b.T], dim=1)
+        values[f"layers/{layer}/directions"] = torch.cat([update.bases.a, update.bases.b.T], dim=1)
         values[f"layers/{layer}/scaling"] = torch.tensor([[update.scaling]])
     return values
 

@@ -18,7 +18,7 @@ from lsr.tuner.files import WEIGHTS
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.tiny.models import tiny, tokens
-from tests.tiny.subjects import FRAMES
+from tests.tiny.subjects import BASES
 
 NAMES = ["b", "__base__", "c", "a", "b"]
 
@@ -45,7 +45,7 @@ def test_each_row_is_what_its_adapter_alone_says(form, folders):
     assert (alone["a"] - alone["b"]).abs().max() > 1e-3
     bank = filled(folder, model, torch.float64)
     assert_close(asked(bank, NAMES), expected, rtol=1e-5, atol=1e-6)  # files hold float32
-    assert {layer.frames is not None for layer in bank.layers.values()} == {fields.get("train") == "core"}
+    assert {layer.bases is not None for layer in bank.layers.values()} == {fields.get("train") == "core"}
 
 
 def test_an_answer_has_the_labels_of_its_adapter_and_a_number_has_none(tmp_path):
@@ -139,7 +139,7 @@ def test_adding_replacing_and_removing_compile_nothing_again(folders):
 @pytest.mark.parametrize("method", ["LORA", "LSR"])
 def test_what_is_written_says_what_the_bank_says(method, tmp_path):
     bank = AdapterBank(tiny("bert"))
-    for name, kind, fields in (("a", save_lora, {"r": 2}), ("b", save, FRAMES)):
+    for name, kind, fields in (("a", save_lora, {"r": 2}), ("b", save, BASES)):
         kind(tmp_path / name, seed=1, labels=3, **fields)
         bank.add(name, tmp_path / name)
         bank.write(name, tmp_path / method / name, method=method)

@@ -20,7 +20,7 @@ from tests.lsr.serve.sealing import BLANK, digest, parts, seal
 from tests.tiny.models import tiny
 from tests.tiny.subjects import DENSE
 
-SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
+SHOWN = ("diagonal cores on shared bases", "factors", "a head of two modules")
 
 
 @pytest.fixture
@@ -56,15 +56,15 @@ def test_a_bank_is_read_as_it_was_written_and_takes_more(form, saved, tmp_path):
     refused(bank.save, tmp_path / "bank", says="exists; choose another folder")
 
 
-def test_shared_frames_are_in_the_file_once_and_stay_shared(saved, tmp_path):
-    bank, _ = saved("diagonal cores on shared frames")
+def test_shared_bases_are_in_the_file_once_and_stay_shared(saved, tmp_path):
+    bank, _ = saved("diagonal cores on shared bases")
     tensors = load_file(tmp_path / "bank" / file.FILE)
-    assert sorted(value.numel() for name, value in tensors.items() if name.startswith(file.FRAMES)) == [4 * 24] * 4
+    assert sorted(value.numel() for name, value in tensors.items() if name.startswith(file.BASES)) == [4 * 24] * 4
     cores = [value.shape for name, value in tensors.items() if name.endswith("cores/values")]
     assert cores == 4 * [(1 + 2, 4)]  # a row of zeros, and one of each adapter
     assert tensors["heads/classifier/weight/values"].shape == (1 + 2 * 3, 24)
     again = AdapterBank.load(tiny("bert"), tmp_path / "bank")
-    assert len({layer.frames for layer in again.layers.values()}) == 2
+    assert len({layer.bases for layer in again.layers.values()}) == 2
     assert again.nbytes <= bank.nbytes  # which may have room for more
 
 
@@ -209,25 +209,25 @@ def widen(tensors, part, more):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda entry, tensors: entry.__setitem__(0, "x"), "the frames of 'x' are missing"),
-        (lambda entry, tensors: entry.__setitem__(1, 5), "cores of 5 entries between frames of rank 4"),
-        (lambda entry, tensors: entry.__setitem__(1, 4.0), "frames must be an object with a name and a number"),
-        (lambda entry, tensors: entry.append(4), "frames must be an object with a name and a number"),
+        (lambda entry, tensors: entry.__setitem__(0, "x"), "the bases of 'x' are missing"),
+        (lambda entry, tensors: entry.__setitem__(1, 5), "cores of 5 entries between bases of rank 4"),
+        (lambda entry, tensors: entry.__setitem__(1, 4.0), "bases must be an object with a name and a number"),
+        (lambda entry, tensors: entry.append(4), "bases must be an object with a name and a number"),
         (lambda entry, tensors: reshape(tensors, "a", lambda a: a[:3]), "are 3 x 24 and 24 x 4; needed: r x n and"),
         (lambda entry, tensors: reshape(tensors, "a", lambda a: a[:, :23]), "a layer of 24 x 23, this one is 24 x 24"),
         (lambda entry, tensors: reshape(tensors, "b", lambda b: b[:23]), "a layer of 23 x 24, this one is 24 x 24"),
     ],
 )
-def test_so_are_frames_that_do_not_fit_their_layers(change, message, saved, tmp_path):
-    saved("diagonal cores on shared frames")
+def test_so_are_bases_that_do_not_fit_their_layers(change, message, saved, tmp_path):
+    saved("diagonal cores on shared bases")
     name = QUERY.split("/")[1]
-    folder = damaged(tmp_path, lambda header, tensors: change(header["frames"][name], tensors))
+    folder = damaged(tmp_path, lambda header, tensors: change(header["bases"][name], tensors))
     refused(AdapterBank.load, tiny("bert"), folder, says=message)
 
 
 def reshape(tensors, side, change):
-    """Change one side of the frames of all layers."""
-    for name in [name for name in tensors if name.startswith(file.FRAMES) and name.endswith(f"/{side}")]:
+    """Change one side of the bases of all layers."""
+    for name in [name for name in tensors if name.startswith(file.BASES) and name.endswith(f"/{side}")]:
         tensors[name] = change(tensors[name]).contiguous()
 
 
@@ -312,16 +312,16 @@ def test_scales_of_codes_that_are_out_of_bounds_are_refused(row, scale, message,
     assert message in refused(AdapterBank.load, tiny("bert-wide"), folder)
 
 
-def test_frames_that_overflow_for_the_rows_of_others_are_refused(saved, tmp_path):
-    saved("diagonal cores on shared frames")
-    frames = [name for name in load_file(tmp_path / "bank" / file.FILE) if name.startswith(file.FRAMES)]
-    a = next(name for name in frames if name.endswith("/a"))
+def test_bases_that_overflow_for_the_rows_of_others_are_refused(saved, tmp_path):
+    saved("diagonal cores on shared bases")
+    bases = [name for name in load_file(tmp_path / "bank" / file.FILE) if name.startswith(file.BASES)]
+    a = next(name for name in bases if name.endswith("/a"))
     folder = damaged(tmp_path, lambda header, tensors: tensors[a][0].fill_(3e38))
     refused(
         AdapterBank.load,
         tiny("bert"),
         folder,
-        says="its frames hold values that are too large for the rows of all adapters",
+        says="its bases hold values that are too large for the rows of all adapters",
     )
 
 
@@ -338,7 +338,7 @@ def here(tmp_path, monkeypatch):
     """A working directory with two adapters in `users`, and their base model beside it."""
     tiny("bert").save_pretrained(str(tmp_path / "base"))
     for seed, name in enumerate(("anna", "ben")):
-        save(tmp_path / "users" / name, seed=seed, base="./base", **FORMS["diagonal cores on shared frames"][1])
+        save(tmp_path / "users" / name, seed=seed, base="./base", **FORMS["diagonal cores on shared bases"][1])
     write(tmp_path / "users/ben/task.json", {"labels": ["no", "maybe", "yes"]})
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from lsr import AdapterBank
 from lsr.loading.contents import Contents
-from lsr.loading.updates import Frames, Update
+from lsr.loading.updates import Bases, Update
 from tests.kit import resident
 from tests.lsr.saved import asked
 from tests.lsr.serve import decoding
@@ -31,22 +31,22 @@ def base():
     return AutoModelForSequenceClassification.from_config(copy.deepcopy(CONFIG)).eval()
 
 
-def random_frames(rank, generator):
+def random_bases(rank, generator):
     a = torch.randn(rank, WIDTH, generator=generator) / WIDTH**0.5
-    return Frames(a=a, b=torch.randn(WIDTH, rank, generator=generator) / rank)
+    return Bases(a=a, b=torch.randn(WIDTH, rank, generator=generator) / rank)
 
 
-SHARED = random_frames(12, torch.Generator().manual_seed(0))
+SHARED = random_bases(12, torch.Generator().manual_seed(0))
 
 
 def adapter(seed, rank, labels=LABELS, *, is_core=False):
-    """The contents of an adapter with random values: a LoRA, or a core between frames that all such adapters share."""
+    """The contents of an adapter with random values: a LoRA, or a core between bases that all such adapters share."""
     generator = torch.Generator().manual_seed(seed)
     if is_core:
         cores = [torch.randn(12, 12, generator=generator) for _ in LAYERS]
         updates = {layer: Update(SHARED, 12, core) for layer, core in zip(LAYERS, cores, strict=True)}
     else:
-        updates = {layer: Update(random_frames(rank, generator), rank) for layer in LAYERS}
+        updates = {layer: Update(random_bases(rank, generator), rank) for layer in LAYERS}
     head = {"weight": torch.randn(labels, WIDTH, generator=generator), "bias": torch.randn(labels, generator=generator)}
     heads = {f"classifier.{name}": value for name, value in head.items()}
     return Contents(f"adapter {seed}", {}, updates, heads, (".classifier",), None)
@@ -108,7 +108,7 @@ def test_after_any_adds_replacements_and_removals_it_is_that_of_a_new_bank(opera
 
 
 def rank_of(contents):
-    return len(contents.updates[LAYERS[0]].frames.a)
+    return len(contents.updates[LAYERS[0]].bases.a)
 
 
 def check(bank, held):

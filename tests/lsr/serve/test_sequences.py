@@ -14,13 +14,13 @@ from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import BASE
 from tests.lsr.saved import asked, save, save_lora, says
 from tests.tiny.models import tiny
-from tests.tiny.subjects import DENSE, FRAMES, SHARED
+from tests.tiny.subjects import BASES, DENSE, SHARED
 
 ATTENTION = {"target_modules": ["q_lin", "v_lin"]}
 KINDS = {  # how each is saved, and its fields; some can only be in a bank without some others
-    "cores": (save, FRAMES),
-    "cores between other frames": (save, {**FRAMES, "init_weights": True}),
-    "diagonal cores on shared frames": (save, {**SHARED, "core": "diagonal"}),
+    "cores": (save, BASES),
+    "cores between other bases": (save, {**BASES, "init_weights": True}),
+    "diagonal cores on shared bases": (save, {**SHARED, "core": "diagonal"}),
     "factors": (save, {**DENSE, "target_modules": ["out_lin"]}),
     "sums": (save, {"labels": 5}),
     "LoRA": (save_lora, ATTENTION),

@@ -21,16 +21,16 @@ from lsr.tuner.files import TASK, WEIGHTS
 from tests.kit import edit, refused, said, write
 from tests.lsr.saved import asked, save_lora, says, with_labels
 from tests.tiny.models import tiny, tokens
-from tests.tiny.subjects import DENSE, FRAMES, SHARED, TARGETS, Subject
+from tests.tiny.subjects import BASES, DENSE, SHARED, TARGETS, Subject
 from tests.tiny.training import stir
 
 TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["a", "b", "c"]}  # the second asks for a number
 WIDE = [*TENANTS] * 2 + ["__base__"]
 EVERY = {"target_modules": DUMMY_TARGET_MODULES, "modules_to_save": None}
 METHODS = {  # model, configuration
-    "LSR": ("bert", lambda its: Subject("bert", {**FRAMES, **its}).config()),
+    "LSR": ("bert", lambda its: Subject("bert", {**BASES, **its}).config()),
     "LSR, all biases": ("roberta", lambda its: Subject("roberta", {**DENSE, "bias": "all"}).config()),
-    "LSR, shared frames": ("distilbert", lambda its: Subject("distilbert", SHARED).config()),
+    "LSR, shared bases": ("distilbert", lambda its: Subject("distilbert", SHARED).config()),
     "LoRA": ("roberta", lambda its: LoraConfig(**its, r=3, lora_alpha=7)),
     "LoRA of a decoder": ("gpt2", lambda its: LoraConfig(**its, r=3)),
     "LoRA of a wider model": ("bert-wide", lambda its: LoraConfig(**its, use_rslora=True)),
@@ -43,7 +43,7 @@ UNMERGED = {
     "Lily": ("roberta", lambda its: LilyConfig(**its)),
     "prompt tuning": ("roberta", lambda its: PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)),
 }
-AS_LORA = ("LSR", "LSR, all biases", "LSR, shared frames", "LoRA", "LoRA of a decoder", "LoRA of a wider model")
+AS_LORA = ("LSR", "LSR, all biases", "LSR, shared bases", "LoRA", "LoRA of a decoder", "LoRA of a wider model")
 
 
 def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1, **more):
@@ -228,7 +228,7 @@ def test_tenants_that_are_not_those_of_the_head_are_refused(tenants, says, tmp_p
 
 def test_another_layer_with_as_many_rows_is_not_the_last_one(tmp_path):
     tenants = {"acme": [str(at) for at in range(24)]}  # as many as the model is wide
-    for method in ("LoRA", "LSR, shared frames"):  # RoBERTa's dense and DistilBERT's pre_classifier have 24 rows, too
+    for method in ("LoRA", "LSR, shared bases"):  # RoBERTa's dense and DistilBERT's pre_classifier have 24 rows, too
         model = save_tenants(tmp_path / method, method, tenants)
         bank = AdapterBank.of_tenants(tmp_path / method)
         check(bank, rows_of(model, ["acme"], tenants), ["acme"])

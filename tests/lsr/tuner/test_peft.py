@@ -58,7 +58,7 @@ def test_factors_cores_heads_and_chosen_biases_train_move_within_two_steps_and_a
     model.save_pretrained(str(tmp_path))
     written = load_file(tmp_path / "adapter_model.safetensors")
     kept = {name: value for name, value in model.state_dict().items() if is_factor(name) or name in trainable(model)}
-    expected = {in_file(name): value for name, value in kept.items()}  # frozen frames too
+    expected = {in_file(name): value for name, value in kept.items()}  # frozen bases too
     assert written.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
 

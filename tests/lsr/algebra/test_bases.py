@@ -1,4 +1,4 @@
-"""Leading singular parts and frames against dense references in numpy, and least squares, whatever the BLAS."""
+"""Leading singular parts and bases against dense references in numpy, and least squares, whatever the BLAS."""
 
 from itertools import product
 
@@ -16,7 +16,7 @@ from lsr.algebra.spectrum import (
     diagonal_between,
     diagonalize_jointly,
     energy_between,
-    leading_frames,
+    leading_bases,
     leading_svd,
 )
 from tests.lsr.layers import decaying, normal
@@ -68,7 +68,7 @@ def gives_up(monkeypatch):
     "decompose",
     [
         lambda: leading_svd(normal(9, 6), 3),
-        lambda: leading_frames([(normal(9, 2, seed=seed), normal(2, 6, seed=9 + seed)) for seed in range(3)], 4),
+        lambda: leading_bases([(normal(9, 2, seed=seed), normal(2, 6, seed=9 + seed)) for seed in range(3)], 4),
         lambda: diagonalize_jointly([normal(9, 6, seed=seed) for seed in range(3)], 2),
         lambda: nearest_kron_sum(normal(6, 6), (2, 3), (3, 2), 2),
     ],
@@ -100,9 +100,9 @@ def energy(matrices, left, right):
 
 
 @given(problems())
-def test_frames_are_orthonormal_with_canonical_signs_and_hold_what_dense_projections_do(problem):
+def test_bases_are_orthonormal_with_canonical_signs_and_hold_what_dense_projections_do(problem):
     matrices, rank = problem
-    left, right = leading_frames(matrices, rank)
+    left, right = leading_bases(matrices, rank)
     assert (left.shape, right.shape) == ((len(matrices[0]), rank), (rank, matrices[0].shape[1]))
     for rows in (left.T, right):
         assert rows.dtype is torch.float64
@@ -118,10 +118,10 @@ def test_frames_are_orthonormal_with_canonical_signs_and_hold_what_dense_project
 
 
 @given(problems(least=2), st.integers(0, 20))
-def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem, seed):
+def test_no_bases_at_random_hold_more_nor_those_of_the_stacked_matrices(problem, seed):
     """The HOSVD, from which the iteration starts, is a lower bound; the best of each matrix alone an upper one."""
     matrices, rank = problem
-    held = energy(matrices, *leading_frames(matrices, rank))
+    held = energy(matrices, *leading_bases(matrices, rank))
     normed = [matrix / matrix.norm() for matrix in matrices]
     rows = torch.linalg.svd(torch.cat(normed), full_matrices=False).Vh[:rank]
     columns = torch.linalg.svd(torch.cat(normed, dim=1), full_matrices=False).U[:, :rank]
@@ -131,19 +131,19 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
     assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
 
 
-def test_large_matrices_have_joint_frames_that_lead_in_none_of_them(monkeypatch):
+def test_large_matrices_have_joint_bases_that_lead_in_none_of_them(monkeypatch):
     """Each has a direction of its own that is larger than the one that all of them share; their norms differ."""
     monkeypatch.setattr(spectrum, "LARGE", 1)
     columns = torch.linalg.qr(normal(20, 5)).Q.T
     rows = torch.linalg.qr(normal(24, 5, seed=1)).Q.T
     shared = torch.outer(columns[0], rows[0])
     matrices = [10.0**i * (shared + 1.2 * torch.outer(columns[i], rows[i])) for i in range(1, 5)]
-    left, right = leading_frames(matrices, 1)
+    left, right = leading_bases(matrices, 1)
     assert_close((columns[0] @ left).abs(), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
     assert_close((right @ rows[0]).abs(), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("of", [leading_frames, diagonalize_jointly])
+@pytest.mark.parametrize("of", [leading_bases, diagonalize_jointly])
 def test_zero_matrices_do_not_count(of):
     for zero in (torch.zeros(6, 8), (torch.zeros(6, 3), normal(3, 8))):
         for count in (1, 2):
@@ -153,7 +153,7 @@ def test_zero_matrices_do_not_count(of):
 
 @pytest.mark.parametrize("is_diagonal", [False, True])
 @pytest.mark.parametrize("is_pair", [False, True])
-def test_no_core_between_any_frames_is_nearer_to_the_matrix(is_pair, is_diagonal):
+def test_no_core_between_any_bases_is_nearer_to_the_matrix(is_pair, is_diagonal):
     """Against least squares over all entries, one unknown per entry of the core."""
     pair = normal(20, 6), normal(6, 26)
     dense = pair[0] @ pair[1]
