@@ -20,7 +20,7 @@ from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sections import TrainParams
 from pipeline.params.yaml_file import by_dotted_key, parse_yaml, read_yaml
-from pipeline.tasks import facts
+from pipeline.tasks import facts, reported
 from pipeline.tasks.description import Description, Line
 from pipeline.tasks.verdicts import verdicts
 
@@ -100,6 +100,7 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
         baseline = metrics[f"{name}_baseline"]
         yield name, f"{score}, {ends}; {baseline:.4g} {description.baseline}"
     yield from verdicts(row.metrics[0], metrics, description)
+    yield from reported.describe(metrics)
     yield from description.results(metrics, _table)
     classes = _table(artifacts.EVALUATE_CLASSES)
     is_silent = (classes["texts"] > 0) & (classes["answers"] == 0)

@@ -19,7 +19,7 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
-from pipeline.tasks import Outcome, Task, paired, reliability
+from pipeline.tasks import Outcome, Task, paired, reliability, reported
 from pipeline.tasks.completion import Written
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scores import BY_CLASS
@@ -36,6 +36,7 @@ def main(view: params.EvaluateView) -> None:
     outcome, sizes = task.scoring.answers(Run(view, task))
     whole, parts = task.scoring.parts(outcome, view.evaluate.resamples)
     metrics = sizes | whole | compare(view, task, outcome)
+    metrics |= reported.report(task, outcome, view.evaluate.resamples)
     metrics |= write_reliability(task, outcome, view.evaluate.resamples)
     write_metrics(view, metrics)
     write_predictions(task, outcome)

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -68,6 +68,19 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
         return int(word)
 
     return parse
+
+
+def probability(word: str) -> float:
+    """Return an argument that is a number from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not.
+    """
+    with suppress(ValueError):
+        number = float(word)
+        if 0 <= number <= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {word}")
 
 
 @contextmanager

@@ -17,11 +17,12 @@ import pandas as pd
 from lsr_onnx.folder import GRAPHS
 from pipeline import previous
 from pipeline.core import artifacts, console
-from pipeline.core.console import Parser, whole_number
+from pipeline.core.console import Parser, probability, whole_number
 from pipeline.core.errors import UserError
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.predict import graphs, texts
+from pipeline.predict.abstention import Abstention
 from pipeline.predict.graphs import OpenedGraph
 from pipeline.predict.texts import STDIN
 from pipeline.tasks.task import Columns
@@ -74,6 +75,8 @@ def _parser() -> Parser:
     add("--out", type=Path, metavar="FILE", help="write a .csv or .jsonl file instead of printing")
     add("--force", action="store_true", help="overwrite --out if it exists")
     add("--json", action="store_true", help="print JSON Lines")
+    least = "answer only with a label of at least this probability, and count the others (default: answer all)"
+    add("--min-probability", type=probability, metavar="P", help=least)
     longest = "maximum number of generated tokens per prompt (default: %(default)s)"
     add("--max-new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help=longest)
     size = "texts per batch (default: %(default)s)"
@@ -104,6 +107,7 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
     identity = artifacts.identity(options.adapter)
     previous.print_note_of(options.adapter)
     task, tenants = _tasks(options)
+    abstention = Abstention(options.min_probability, task)
     generates = task.task.head.generates
     streams = generates and _is_for_one_text(options)
     opened = None
@@ -122,7 +126,9 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
             count += len(table)
             truncated += cut
             if not streams:
-                yield _beside(table, answers)
+                yield _beside(table, abstention.apply(answers))
+    if abstention.note:
+        console.note(abstention.note)
     if truncated:
         console.note(f"{truncated} of {count} texts truncated to {task.max_length} tokens")
 

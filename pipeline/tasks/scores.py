@@ -8,11 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+    root_mean_squared_error,
+)
 
 from pipeline.core.errors import UserError
 from pipeline.params.labels import has_exact_interval
-from pipeline.tasks import sums
+from pipeline.tasks import areas, sums
 from pipeline.tasks.sums import ROUNDING
 from pipeline.tasks.task import Groups, Numbers, Scores
 
@@ -97,6 +104,8 @@ def _of_drawn(name: str, predictions: Numbers, labels: Numbers, groups: Groups, 
         return lambda drawn: right[drawn].mean(axis=1)
     if name in sums.METRICS and sums.size_of(name, labels, predictions) <= MAX_TERMS:
         return _by_sums(name, predictions, labels, units)
+    if name in areas.AREAS:
+        return _by_areas(name, predictions, labels, units)
     if name == "spearman" and groups is None:
         return _by_ranks(predictions, labels, units)
     return _one_by_one(EXAMPLES[name], predictions, labels, units)
@@ -203,6 +212,19 @@ def _by_sums(name: str, predictions: Numbers, labels: Numbers, units: Units) -> 
     return of_drawn
 
 
+def _by_areas(name: str, predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
+    order = units.order
+    marks = np.zeros(len(order), np.int64)
+    marks[units.first[1:]] = 1
+    unit_of_example = marks.cumsum()
+
+    def of_drawn(drawn: Numbers) -> Numbers:
+        weights = sums.weights_of(drawn, len(units.first))
+        return areas.areas_of(name, labels[order], predictions[order], weights[:, unit_of_example])
+
+    return of_drawn
+
+
 def _by_ranks(predictions: Numbers, labels: Numbers, units: Units) -> OfDrawn:
     """Return Spearman's correlation: Pearson's of the ranks, with mean ranks for ties."""
 
@@ -304,6 +326,10 @@ EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),
+    "roc_auc": areas.roc_auc,
+    "average_precision": areas.average_precision,
+    "rmse": root_mean_squared_error,
+    "mae": mean_absolute_error,
     "ece": lambda labels, predictions: _of_sums("ece", labels, predictions),
     "brier": lambda labels, predictions: float(predictions.mean()),  # predictions are the scores of each text
     "rouge_l": lambda labels, predictions: float(predictions.mean()),  # predictions are the metric of each text

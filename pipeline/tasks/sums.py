@@ -144,6 +144,18 @@ def _mean(terms: Numbers) -> Numbers:
     return total / count
 
 
+def _distances(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
+    return _with_count(labels, np.abs(predicted - labels), _classes)
+
+
+def _squares(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
+    return _with_count(labels, (predicted - labels) ** 2, _classes)
+
+
+def _root_of_mean(terms: Numbers) -> Numbers:
+    return np.sqrt(_mean(terms))
+
+
 def _moments(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
     x = labels - labels.mean()
     y = predicted - predicted.mean()
@@ -215,6 +227,8 @@ METRICS = {
     **OF_CLASSES,
     **OF_TEXTS,
     PEARSON: Metric(_moments, _pearson),
+    "mae": Metric(_distances, _mean),
+    "rmse": Metric(_squares, _root_of_mean),
     ECE: Metric(_gaps, _calibration_error),
     "brier": Metric(_with_count, _mean),  # of the score of each text
 }

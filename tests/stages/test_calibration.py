@@ -26,13 +26,13 @@ from tests.stages.shops import LABELS
 
 LENGTH = 24
 FILES = {"source": {"kind": "files", "files": {"train": "animals.csv"}}, "text": ["text"]}
-CUT = {"cut": {"validation": 0.4, "test": 0.1}}
+CUT = {"split": {"validation": 0.4, "test": 0.1}}
 ROWS = {
     "one": FILES | CUT | {"label": {"column": "what", "names": ["dog", "cat"]}, "metrics": ["accuracy"]},
     "many": FILES
     | CUT
     | {"label": {"multi_label": "tags", "separator": "|", "names": [*NAMES]}, "metrics": ["micro_f1"]},
-    "shops": workspace.ROWS["shops"] | {"cut": {"validation": 0.4, "test": 0.1}},
+    "shops": workspace.ROWS["shops"] | {"split": {"validation": 0.4, "test": 0.1}},
 }
 LIMITS = np.log([0.1, 10])  # of a temperature
 TRAINING = {"epochs": 8, "batch_size": 16, "head_learning_rate": 0.02}
@@ -137,7 +137,7 @@ def by_bank(texts, names):
     bank = AdapterBank.load("tiny-roberta", "bank")
     passes = Passes(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
     answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
-    return np.array([[answer["probabilities"][name] for name in names] for answer in answers])
+    return np.array([[answer.probabilities[name] for name in names] for answer in answers])
 
 
 def check_readers(texts, names, expected, share):

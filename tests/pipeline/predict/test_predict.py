@@ -257,3 +257,29 @@ def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
 def test_what_cannot_be_scored_is_one_line(after, words, message):
     after()
     assert refused(score.main, words, says=message).startswith("python -m pipeline.score: ")
+
+
+def test_answers_below_a_probability_are_empty_and_counted(one):
+    texts = [f"{SENTENCE} {number}" for number in range(12)]
+    plain = table(ok(*texts))
+    highest = [max(float(row["p(equivalent)"]), float(row["p(not_equivalent)"])) for row in plain]
+    least = sorted(highest)[6]
+    status, out, err = ended(predict.main, [*texts, "--min-probability", str(least), "--batch-size", "5"])
+    assert status is None
+    expected = [
+        row | {"label": row["label"] if share >= least else ""} for row, share in zip(plain, highest, strict=True)
+    ]
+    assert table(out) == expected
+    count = sum(share < least for share in highest)
+    assert 0 < count < 12
+    assert f"{count} of 12 texts without an answer: no label has a probability of {least:g}\n" in err
+    assert table(ok(*texts, "--min-probability", "0")) == plain
+
+
+def test_only_a_single_label_can_be_left_out(one):
+    for value in ("1.1", "nan"):
+        says = f"argument --min-probability: must be from 0 to 1, got {value}"
+        assert mistake("a", "--min-probability", value).startswith(says)
+    edit(TASK, kind="multi_label", thresholds=[0.5, 0.5])
+    says = "--min-probability: needs an adapter that answers with one label, got one of the kind multi_label"
+    assert mistake("a", "--min-probability", "0.6") == says

@@ -17,7 +17,7 @@ from tests.pipeline.tasks import references
 SOURCE = {
     "source": {"kind": "files", "files": {"train": "any.csv"}},
     "text": ["text"],
-    "cut": {"validation": 0.2, "test": 0.2},
+    "split": {"validation": 0.2, "test": 0.2},
 }
 CLASSES = SOURCE | {"label": {"column": "label", "names": ["a", "b", "c"]}, "metrics": ["accuracy"]}
 TWO = SOURCE | {"label": {"column": "label", "names": ["a", "b"]}, "metrics": ["accuracy"]}

@@ -1,0 +1,45 @@
+"""Answers that are left out because no label has the probability that is asked for."""
+
+import numpy as np
+
+from pipeline.core.errors import UserError
+from pipeline.methods.adapter_task import AdapterTask
+from pipeline.tasks.task import Columns
+
+OPTION = "--min-probability"
+LABEL = "label"
+
+
+class Abstention:
+    """Leaves out answers below a probability, and counts them; without a probability, none.
+
+    Raises:
+        UserError: if an answer of the task is not a single label with a probability.
+    """
+
+    def __init__(self, least: float | None, task: AdapterTask) -> None:
+        self.least = least
+        self.answered = 0
+        self.left_out = 0
+        is_single = task.task.head.has_probabilities and not task.task.scoring.has_thresholds
+        if least is not None and not is_single:
+            raise UserError(f"{OPTION}: needs an adapter that answers with one label, got one of the kind {task.kind}")
+
+    def apply(self, answers: Columns) -> Columns:
+        """Return the columns of answers, with an empty label where no label has the probability as it is printed."""
+        if self.least is None:
+            return answers
+        probabilities = [values for name, values in answers.items() if name == "p" or name.startswith("p(")]
+        is_answered = np.max(probabilities, axis=0) >= self.least
+        pairs = zip(answers[LABEL], is_answered, strict=True)
+        self.answered += int(is_answered.sum())
+        self.left_out += int((~is_answered).sum())
+        return {**answers, LABEL: [label if is_kept else "" for label, is_kept in pairs]}
+
+    @property
+    def note(self) -> str:
+        """How many texts have no answer; an empty text if none was left out."""
+        if not self.left_out:
+            return ""
+        total = self.answered + self.left_out
+        return f"{self.left_out} of {total} texts without an answer: no label has a probability of {self.least:g}"

@@ -1,0 +1,97 @@
+"""Errors in the units of labels and areas under curves are those of scikit-learn; intervals resample examples."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, mean_absolute_error, roc_auc_score, root_mean_squared_error
+
+from pipeline import tasks
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.tasks import Facts, Outcome, reported
+from tests import workspace
+from tests.pipeline.tasks import references
+
+AREAS = {"roc_auc": roc_auc_score, "average_precision": average_precision_score}
+ERRORS = {"rmse": root_mean_squared_error, "mae": mean_absolute_error}
+SOURCE = {"source": {"kind": "files", "files": {"train": "any.csv"}}, "text": ["text"], "metrics": ["accuracy"]}
+CUT = {"split": {"validation": 0.2, "test": 0.2}}
+
+
+def classes(*names, **more):
+    return SOURCE | CUT | {"label": {"column": "label", "names": list(names)}} | more
+
+
+def report(row, outcome):
+    task = tasks.of(DatasetRow.model_validate(row), Facts())
+    return reported.report(task, outcome, references.RESAMPLES)
+
+
+def check(found, name, score, actual, predicted):
+    assert found[name] == pytest.approx(score(actual, predicted), abs=1e-12)
+    ends = found[f"{name}_low"], found[f"{name}_high"]
+    assert ends == pytest.approx(references.resampled(score, actual, predicted), abs=1e-9)
+    assert ends[0] < found[name] < ends[1]
+
+
+def test_errors_of_a_number_are_in_its_units_beside_those_of_the_best_constant():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 21, 90) / 5
+    outputs = torch.from_numpy((labels + random.normal(size=90))[:, None].astype(np.float32))
+    found = report(workspace.ROWS["ratings"], Outcome(outputs, labels))
+    for name, score in ERRORS.items():
+        check(found, name, score, labels, outputs[:, 0].numpy().astype(np.float64))
+    constants = np.linspace(0, 4, 2001)
+    for name, score in ERRORS.items():
+        best = min(score(labels, np.full(90, constant)) for constant in constants)
+        assert found[f"{name}_baseline"] == pytest.approx(best, abs=1e-5)
+    lines = dict(reported.describe(found))
+    assert lines["mae"].endswith(f"; {found['mae_baseline']:.4g} for one answer to all")
+
+
+def test_areas_of_two_classes_are_those_of_the_second_also_where_scores_are_equal():
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 2, 120)
+    leads = np.round(labels + random.normal(size=120), 1)  # some are equal
+    outputs = torch.from_numpy(np.stack([-leads / 2, leads / 2], axis=1).astype(np.float32))
+    found = report(classes("no", "yes"), Outcome(outputs, labels))
+    exact = outputs.numpy().astype(np.float64)
+    for name, score in AREAS.items():
+        check(found, name, score, labels, exact[:, 1] - exact[:, 0])
+
+
+def test_areas_of_multi_label_are_the_mean_over_labels_that_occur():
+    random = np.random.default_rng(2)
+    labels = (random.random((100, 3)) < [0.3, 0.5, 0.0]).astype(float)
+    outputs = (labels + random.normal(size=(100, 3))).astype(np.float32)
+    found = report(workspace.ROWS["animals"], Outcome(torch.from_numpy(outputs), labels))
+
+    def mean_of(area):
+        return lambda actual, predicted: np.mean([area(actual[:, at], predicted[:, at]) for at in (0, 1)])
+
+    for name, score in AREAS.items():
+        check(found, name, mean_of(score), labels.astype(int), outputs.astype(np.float64))
+
+
+def test_groups_are_resampled_as_wholes():
+    random = np.random.default_rng(3)
+    groups = np.repeat(np.arange(30), 4)
+    labels = random.integers(0, 2, 120)
+    leads = labels + random.normal(size=120)[groups] + random.normal(size=120)
+    outputs = torch.from_numpy(np.stack([0 * leads, leads], axis=1).astype(np.float32))
+    alone = report(classes("no", "yes"), Outcome(outputs, labels))
+    row = classes("no", "yes", group=["text"], metrics=["exact_match"])
+    found = report(row, Outcome(outputs, labels, groups))
+    assert found["roc_auc"] == alone["roc_auc"] == pytest.approx(roc_auc_score(labels, outputs[:, 1]))
+    draws = np.random.default_rng(5)
+    lead = outputs[:, 1].numpy()
+    areas = []
+    for _ in range(2000):
+        rows = (4 * draws.integers(0, 30, 30)[:, None] + np.arange(4)).ravel()
+        areas.append(roc_auc_score(labels[rows], lead[rows]))
+    assert (found["roc_auc_low"], found["roc_auc_high"]) == pytest.approx(np.quantile(areas, [0.025, 0.975]), abs=0.03)
+
+
+def test_more_classes_and_tenants_have_neither():
+    outcome = Outcome(torch.eye(3), np.arange(3))
+    assert report(classes("a", "b", "c"), outcome) == {}
+    assert report(workspace.ROWS["shops"], outcome) == {}
