@@ -1,7 +1,7 @@
-"""A regression on the states of an encoder as it is, by scikit-learn: the baseline of a run, and `adapter: regression`.
+"""Regression on frozen-encoder features by scikit-learn: the baseline of a run, and `adapter: regression`.
 
-It is logistic for classes, for each label of a text, and for each tenant's classes, and a ridge regression for a
-number. Its inputs are standardized; validation chooses the strength of the penalty. No model is trained.
+It is logistic for classes, for each label in multi-label tasks, and for each tenant's classes, and a ridge regression
+for numbers. Features are standardized; the validation split selects the penalty. The encoder is not trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class Linear(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How a regression is fitted."""
+    """The options of a fit."""
 
     outputs: int  # their number
     strength: float
@@ -61,7 +61,7 @@ Fit = Callable[[Values, Values, Options], Linear]  # fits features and labels
 
 
 def fit_classes(features: Values, labels: Values, options: Options) -> Linear:
-    """Return the logistic regression of labels (n,): a logit for each class."""
+    """Fit a logistic regression to labels (n,), with one logit per class."""
     known = np.unique(labels)
     weight = np.zeros((options.outputs, features.shape[1]))
     bias = np.full(options.outputs, ABSENT)
@@ -80,7 +80,7 @@ def fit_classes(features: Values, labels: Values, options: Options) -> Linear:
 
 
 def fit_labels(features: Values, labels: Values, options: Options) -> Linear:
-    """Return a logistic regression for each column of labels (n, labels) of 0 and 1."""
+    """Fit a logistic regression to each column of labels (n, labels) of 0 and 1."""
     weight = np.zeros((options.outputs, features.shape[1]))
     bias = np.zeros(options.outputs)
     of_two = options._replace(outputs=2)
@@ -92,25 +92,25 @@ def fit_labels(features: Values, labels: Values, options: Options) -> Linear:
 
 
 def fit_number(features: Values, labels: Values, options: Options) -> Linear:
-    """Return the ridge regression of labels (n,)."""
+    """Fit a ridge regression to labels (n,)."""
     fitted = Ridge(alpha=1 / options.strength, fit_intercept=options.has_bias).fit(features, labels)
     return Linear(fitted.coef_[None], np.array([fitted.intercept_]))
 
 
 class Kind(NamedTuple):
-    """What fits a kind of label, and its loss of outputs and labels."""
+    """The fit function and the loss for a kind of label."""
 
     fit: Fit
     loss: Callable[[Tensor, Tensor], Tensor]
 
 
 def mean_squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of numbers (n, 1)."""
+    """Return the mean squared error of outputs (n, 1)."""
     return functional.mse_loss(outputs[:, 0], labels.float())
 
 
 def binary_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of logits (n, labels)."""
+    """Return the binary cross-entropy of logits (n, labels)."""
     return functional.binary_cross_entropy_with_logits(outputs, labels.float())
 
 
@@ -122,7 +122,7 @@ KINDS = {  # fits by problem_type of transformers
 
 
 def fit(kind: Kind, outputs: int, train: XY, validation: XY, *, has_bias: bool = True) -> Linear:
-    """Return the regression with the least loss on validation, the first of ties."""
+    """Fit regressions and return the one with the lowest validation loss, the first of ties."""
     features, labels = train
     held_out, wanted = validation
     scaler = StandardScaler(with_mean=has_bias).fit(features)
@@ -141,9 +141,9 @@ def fit(kind: Kind, outputs: int, train: XY, validation: XY, *, has_bias: bool =
 
 
 class Pooled(nn.Module):
-    """An encoder whose `logits` are features of a text: the mean of its last states over tokens, or that of the first.
+    """An encoder whose `logits` are text features: the mean of its last states over tokens, or the first token's.
 
-    For "words" they are how often each token of the vocabulary occurs, and the encoder only says how many there are.
+    For "words", features are the counts of each token in the vocabulary, whose size is the encoder's.
     """
 
     def __init__(self, encoder: Any, features: str | None) -> None:
@@ -175,7 +175,7 @@ class Pooled(nn.Module):
 
 
 class Part(NamedTuple):
-    """The features of the examples of a split, with what is right for each."""
+    """The features and targets of the examples of a split."""
 
     features: Values  # (n, width)
     labels: Values
@@ -193,7 +193,7 @@ class Part(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """What a regression predicts for the test split."""
+    """The predictions of a regression for the test split."""
 
     scoring: Scoring  # scoring with this fit's thresholds
     outcome: Outcome
@@ -203,7 +203,7 @@ class Baseline(NamedTuple):
 def of_task(view: EvaluateView, task: Task) -> Baseline | None:
     """Return the regression on the mean of the last states of the base model, which is not changed.
 
-    None if `evaluate.regression_baseline` wants none, or the model generates texts.
+    None if `evaluate.regression_baseline` disables it, or the model generates texts.
     """
     count = view.evaluate.regression_baseline
     if count == "none" or task.head.generates:
@@ -217,7 +217,7 @@ def of_task(view: EvaluateView, task: Task) -> Baseline | None:
 
 
 def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = True) -> dict[str, Linear]:
-    """Return the regression of each tenant; without tenants, of all examples."""
+    """Fit a regression per tenant; without tenants, to all examples."""
     layers = dict[str, Linear]()
     for name in train.rows:
         layers[name] = fit(kind_of(task), width_of(task, name), train.of(name), validation.of(name), has_bias=has_bias)
@@ -225,7 +225,7 @@ def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = Tru
 
 
 def predict(layers: Mapping[str, Linear], part: Part) -> Outcome:
-    """Return what the regressions of tenants, or of all, predict: after the last output of each the least number."""
+    """Return the predictions of regressions, padded with the smallest number where tenants have fewer outputs."""
     width = max(len(layer.bias) for layer in layers.values())
     outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
     for name, layer in layers.items():
@@ -242,7 +242,7 @@ def part_of(task: Task, features: Tensor, examples: Dataset) -> Part:
 
 
 def kind_of(task: Task) -> Kind:
-    """Return what fits the labels of a task."""
+    """Return the fit function and loss for the labels of a task."""
     return KINDS[task.head.fields()["problem_type"]]
 
 
@@ -254,9 +254,9 @@ def width_of(task: Task, name: str) -> int:
 
 
 def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[str, Part]:
-    """Return the features of the test split, and of at most so many examples of train and validation.
+    """Return the features of the test split, and of a limited sample of train and validation.
 
-    Of tenants, so many of each.
+    For tenants, the limit is per tenant.
     """
     splits = {}
     for split in SPLITS:
@@ -275,7 +275,7 @@ def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[s
 
 
 def _sample(task: Task, examples: Dataset, count: int) -> list[int]:
-    """Return the positions of at most so many examples, or of each tenant so many, which are drawn."""
+    """Draw the positions of a limited sample of examples, per tenant if there are tenants."""
     labels = tokens.labels_of(examples)
     whole = Outcome(torch.empty(len(labels), 0), labels, tokens.groups_of(examples))
     drawn = list[int]()

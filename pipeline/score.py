@@ -1,4 +1,4 @@
-"""`python -m pipeline.score mrpc artifacts/adapter build/small`: what adapters score on the test split of a data set.
+"""`python -m pipeline.score mrpc artifacts/adapter build/small`: score adapters on the test split of a data set.
 
 It measures the cost of quantizing or compressing an adapter, or of ONNX graphs in float32 and 8 bits. Adapters may be
 of any method, on any base model.

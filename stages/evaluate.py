@@ -47,7 +47,7 @@ def main(view: params.EvaluateView) -> None:
 
 
 def compare(view: params.EvaluateView, task: Task, outcome: Outcome) -> Scores:
-    """Return by how much the outputs score above those of the constant baseline, and of a regression."""
+    """Return the differences of the outputs' scores vs. the constant baseline and a regression."""
     resamples = view.evaluate.resamples
     metrics = paired.over_constant(task.scoring, outcome, resamples)
     baseline = regression.of_task(view, task)

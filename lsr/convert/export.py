@@ -43,8 +43,8 @@ def export_lora(
     `adapter` is a model with an LSR adapter, or an adapter's folder. LSR is exported exactly, without a base model:
     each layer has its true rank and scaling 1, and if the adapter is a LoRA (one rank in `rank_shape`, no core), A, B
     and alpha are copied bit for bit. An adapter of any other PEFT method is merged into its base model, or into `base`,
-    and each layer's update is decomposed (`lsr.convert.lowrank`). So is one of LSR with `rank`, the maximum per layer.
-    The written bytes are reproducible. A tokenizer in the adapter's folder is copied.
+    and each layer's update is decomposed (`lsr.convert.lowrank`). With `rank`, the maximum rank per layer, LSR adapters
+    are approximated, too. The written bytes are reproducible. A tokenizer in the adapter's folder is copied.
 
     Returns the relative errors of the written updates.
 

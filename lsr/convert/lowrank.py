@@ -1,4 +1,4 @@
-"""An adapter of any PEFT method as a LoRA: merged weight minus base weight, and the factors of that by its SVD."""
+"""Convert an adapter of any PEFT method to LoRA: the SVD of the merged weight minus the base weight."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -32,11 +32,11 @@ class Merged(NamedTuple):
     state: Tensors
 
     def has_changed(self, name: str) -> bool:
-        """Return whether a tensor is another one than that of the base model."""
+        """Return whether a tensor differs from the base model's."""
         return not torch.equal(self.state[name], self.before[name].to(self.state[name].dtype))
 
     def difference(self, layer: str) -> Tensor:  # (m, n)
-        """Return what was added to the weight of a layer."""
+        """Return the update of a layer's weight."""
         name = f"{layer}{WEIGHT}"
         difference = self.state[name] - self.before[name].double()
         return difference.T if self.is_transposed(layer) else difference
@@ -47,7 +47,7 @@ class Merged(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """The update of a layer by its singular values."""
+    """The singular value decomposition of a layer's update."""
 
     left: Tensor  # (m, k)
     values: Tensor  # (k,), the largest first
@@ -56,13 +56,13 @@ class Spectrum(NamedTuple):
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether factors of this rank hold fewer numbers than the weight of the layer."""
+        """Whether factors of this rank have fewer entries than the layer's weight."""
         m = len(self.left)
         n = self.right.shape[1]
         return self.rank * (m + n) < m * n
 
     def truncate(self, rank: int) -> Update:
-        """Return the nearest update of a rank."""
+        """Return the nearest update of this rank."""
         roots = self.values[:rank].sqrt()
         a = roots[:, None] * self.right[:rank]
         b = self.left[:, :rank] * roots
@@ -74,14 +74,14 @@ def read_lowrank(
     base: str | None = None,
     rank: int | None = None,
 ) -> tuple[Contents, Updates]:
-    """Return an adapter of any method of PEFT as a LoRA in float64, and its updates in full.
+    """Read an adapter of any PEFT method as a LoRA in float64, with its full updates.
 
-    `base` is the base model, if not the one that the adapter names. Each layer has the least rank that leaves out a
-    negligible part, and at most `rank`.
+    `base` is the base model; by default the one that the adapter names. Each layer gets the smallest rank with a
+    negligible error, at most `rank`.
 
     Raises:
-        InputError: if PEFT cannot merge it, it changes anything but linear layers, biases and its head, or, without
-            `rank`, its factors would be larger than a layer's weight; names the rank that would be needed.
+        InputError: if PEFT cannot merge it, it changes more than linear layers, biases and its head, or, without
+            `rank`, its factors would be larger than a layer's weight; names the rank needed.
     """
     merged = _merge(files, base)
     contents, layers = _read_rest(files, merged)
@@ -97,7 +97,7 @@ def read_lowrank(
 
 
 def _read_rest(files: Files, merged: Merged) -> tuple[Contents, list[str]]:
-    """Return all but the updates of an adapter, and the layers that have one."""
+    """Return the contents of an adapter without its updates, and the names of the updated layers."""
     modules = dict(merged.model.named_modules())
     contents = Contents(
         source=str(files.folder),
@@ -143,7 +143,7 @@ def _name_layers(
     """Return the linear layers whose weights an adapter has changed.
 
     Raises:
-        InputError: if there are none, or it has changed anything but these and biases.
+        InputError: if there are none, or it has changed other tensors than these and biases.
     """
     layers = []
     for name in changed:
@@ -163,7 +163,7 @@ def _take_biases(
     state: Tensors,
     heads: Tensors,
 ) -> Tensors:
-    """Return all biases, as PEFT stores those that a LoRA trains."""
+    """Return all biases in the form in which PEFT stores a LoRA's trained biases."""
     biases = {}
     for name, value in state.items():
         if BIAS not in name or name in heads:

@@ -1,4 +1,4 @@
-"""What `lsr bank` adds to a bank of tenants: one without labels, or one with a few labeled texts in a CSV file."""
+"""Add tenants to a bank with `lsr bank`: without labels, or with a few labeled texts in a CSV file."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ from lsr.serve.passes import Passes
 from lsr.tuner.mistakes import InputError, wrap_errors
 
 LABEL = "label"  # the column of labels
-TEXT = "text"  # that of texts, where the bank does not name its columns or the file has others
-MAX_EXAMPLES = 10_000  # of a file
-MAX_CHARACTERS = 100_000  # of a cell
+TEXT = "text"  # the column of texts, if the bank does not name its columns or the file has others
+MAX_EXAMPLES = 10_000  # maximum number of examples per file
+MAX_CHARACTERS = 100_000  # maximum number of characters per cell
 LENGTH = 512  # tokens of a text, where neither the tokenizer nor the adapter says fewer
 
 
 def split_labels(text: str) -> tuple[str, ...]:
-    """Return labels that are separated by commas; one with a comma is in double quotes, as in CSV.
+    """Parse labels separated by commas; a label with a comma is in double quotes, as in CSV.
 
     Raises:
         InputError: if one is empty.
@@ -32,7 +32,7 @@ def split_labels(text: str) -> tuple[str, ...]:
 
 
 def add_unlabeled(bank: AdapterBank, names: Sequence[str], labels: Labels) -> None:
-    """Add tenants by name and labels alone; they answer by the mean of those that have the same labels.
+    """Add tenants by name and labels only; their heads are the mean of the tenants with the same labels.
 
     Raises:
         InputError: if a name is taken, or no tenant of the bank has these labels.
@@ -47,7 +47,7 @@ def add_fitted(
     base: str | None,
     labels: Labels,
 ) -> Iterator[str]:
-    """Add tenants with labeled texts, or replace them, and yield a line about each; `folder` is that of the bank.
+    """Add or replace tenants with labeled texts, and yield a line about each; `folder` is the bank's.
 
     Raises:
         InputError: if a file cannot be read, or its labels do not fit the bank.
@@ -68,7 +68,7 @@ def add_fitted(
 
 
 def _columns_of(bank: AdapterBank) -> Sequence[str]:
-    """Return the columns of the texts that the tenants of a bank were trained on."""
+    """Return the text columns on which a bank's tenants were trained."""
     first: Mapping[str, Any] = next(iter(bank.task_infos.values()), {})
     return first.get("columns") or (TEXT,)
 
@@ -77,7 +77,7 @@ def read_examples(path: Path, columns: Sequence[str]) -> list[Example]:
     """Return the labeled texts of a CSV file in UTF-8 with a header: `columns`, or `text`, and `label`.
 
     Raises:
-        InputError: names the file, and the line or the columns.
+        InputError: if it cannot be read; names the file, and the line or the columns.
     """
     examples = list[Example]()
     csv.field_size_limit(MAX_CHARACTERS)
@@ -103,20 +103,20 @@ def _text_columns(header: Sequence[str], columns: Sequence[str], path: Path) -> 
     """Return the columns of the texts in a file.
 
     Raises:
-        InputError: if there are none, or no labels.
+        InputError: if a text column or the labels are missing.
     """
     texts = columns
     if len(columns) == 1 and columns[0] not in header:
         texts = (TEXT,)
     for column in (*texts, LABEL):
         if column not in header:
-            found = ", ".join(header) or "none"
-            raise InputError(f"{path}: no column {column!r}; needed: {', '.join((*texts, LABEL))}; columns: {found}")
+            present = ", ".join(header) or "none"
+            raise InputError(f"{path}: no column {column!r}; needed: {', '.join((*texts, LABEL))}; columns: {present}")
     return texts
 
 
 def _describe(name: str, fit: Fit, count: int) -> str:
-    """Return in a line what cross-validation says of a fit, next to the rows of the tenant's group."""
+    """Describe a fit in one line: its cross-validated accuracy, compared with the group's rows."""
     low, high = fit.interval
     fitted = f"{100 * fit.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     of_group = f"{100 * fit.group_accuracy:.1f} %"

@@ -1,4 +1,4 @@
-"""Fit a tenant's head to a few labeled texts in seconds: the shared adapter stays as it is.
+"""Fit a tenant's head to a few labeled texts in seconds, without changing the shared adapter.
 
 The rows of the head are those of the tenant's group plus a deviation, which starts at zero and is regularized
 (Evgeniou & Pontil, "Regularized multi-task learning", 2004). Its strength is chosen by cross-validation.
@@ -24,7 +24,7 @@ from lsr.tuner.model import BASE
 
 FOLDS = 10
 MIN_TEXTS = 4
-STRENGTHS = np.logspace(1, -4, 11)  # of the penalty, from hardly any deviation to nearly a regression of its own
+STRENGTHS = np.logspace(1, -4, 11)  # penalties, from hardly any deviation to nearly a regression of its own
 SMALLEST_UNIT = 1e-12  # where all texts have the same features
 BATCH = 32  # texts
 CONFIDENCE = 0.95
@@ -34,14 +34,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Fit:
-    """A tenant's fitted head, and what cross-validation says of it."""
+    """A tenant's fitted head, with its cross-validated accuracy."""
 
     contents: Contents  # the group's own rows, where the fit is not better
-    is_better: bool  # than the group's rows: its log loss is lower by more than the standard error
-    strength: float  # of the regularization
-    accuracy: float  # of the fit, on texts that it has not seen
-    interval: tuple[float, float]  # of `accuracy`, by Wilson's method
-    group_accuracy: float  # of the group's rows on the same texts
+    is_better: bool  # whether its log loss is lower than the group's by more than the standard error
+    strength: float  # strength of the regularization
+    accuracy: float  # accuracy of the fit on held-out texts
+    interval: tuple[float, float]  # Wilson's interval of `accuracy`
+    group_accuracy: float  # accuracy of the group's rows on the same texts
 
 
 class Example(NamedTuple):
@@ -52,10 +52,10 @@ class Example(NamedTuple):
 
 
 def fit_tenant(passes: Passes, name: str, examples: Sequence[Example], labels: Sequence[str] | None = None) -> Fit:
-    """Return a tenant's head fitted to labeled texts; `labels` are all that it may answer with, in order.
+    """Fit a tenant's head to labeled texts; `labels` are all possible labels in order.
 
-    They are those that the tenant has in the bank, else those of the examples, in alphabetical order. Nothing in the
-    bank changes: `bank.add(name, fit.contents, replace=True)` does that.
+    By default the tenant's labels in the bank, otherwise the labels of the examples in alphabetical order. The bank
+    does not change; `bank.add(name, fit.contents, replace=True)` stores the result.
 
     Raises:
         InputError: if there are too few texts, of two labels at least, a label is not among `labels`, or no tenant of
@@ -64,8 +64,8 @@ def fit_tenant(passes: Passes, name: str, examples: Sequence[Example], labels: S
     bank = passes.bank
     given = sorted({example.label for example in examples})
     if len(examples) < MIN_TEXTS or len(given) < 2:
-        found = f"got {len(examples)} of {len(given)}"
-        raise InputError(f"needed: at least {MIN_TEXTS} texts, of two different labels; {found}")
+        present = f"got {len(examples)} of {len(given)}"
+        raise InputError(f"needed: at least {MIN_TEXTS} texts, of two different labels; {present}")
     if labels is None:
         labels = labels_of(bank, name) if name in bank.names else given
     if labels is None:
@@ -99,7 +99,7 @@ def _number_labels(examples: Sequence[Example], labels: Sequence[str]) -> Array:
     """Return the number of each example's label.
 
     Raises:
-        InputError: if a label is not one of these.
+        InputError: if a label is not in `labels`.
     """
     for example in examples:
         if example.label not in labels:
@@ -109,10 +109,10 @@ def _number_labels(examples: Sequence[Example], labels: Sequence[str]) -> Array:
 
 
 def read_features(passes: Passes, group: Contents, name: str, texts: Sequence[str | list[str]]) -> Array:
-    """Return what a tenant's head reads of texts, in float64: (texts, width), pooled as the base model does it.
+    """Return a tenant's input features of the head's last layer in float64: (texts, width), pooled by the base model.
 
     Raises:
-        InputError: if a text cannot be read.
+        InputError: if a text is not valid.
     """
     bank = passes.bank
     version = Version(dict(group.task or {}), {}, 0)
@@ -134,7 +134,7 @@ def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 @contextmanager
 def _without_head(bank: AdapterBank, group: Contents) -> Iterator[None]:
-    """Have the model return what its head's last layer reads, in place of that layer's outputs."""
+    """Let the model return the inputs of its head's last layer in place of the outputs."""
     name = layer_of(group)
     layer = bank.model.get_submodule(name)
     bank.model.set_submodule(name, nn.Identity())
@@ -177,7 +177,7 @@ def with_ones(features: Array) -> Array:
 
 
 def assign_folds(targets: Array) -> Array:
-    """Return the fold of each example: those of a label are distributed evenly, in their order."""
+    """Assign each example to a fold, distributing the examples of each label evenly in order."""
     order = np.argsort(targets, kind="stable")
     folds = np.empty(len(targets), int)
     folds[order] = np.arange(len(targets)) % min(FOLDS, len(targets))
@@ -185,7 +185,7 @@ def assign_folds(targets: Array) -> Array:
 
 
 def cross_validate(features: Array, targets: Array, start: Array, folds: Array) -> tuple[Array, Array]:
-    """Return log loss, and whether the answer is right, of each example by a fit that has not seen its fold.
+    """Return log loss and correctness of each example, by a fit without the example's fold.
 
     Both are (strengths, examples).
     """
@@ -207,8 +207,8 @@ def cross_validate(features: Array, targets: Array, start: Array, folds: Array) 
 def fit_rows(features: Array, targets: Array, start: Array, strength: float) -> Array:
     """Return `start` plus the deviation that minimizes mean log loss plus penalty: (labels, width + 1), in float64.
 
-    The penalty is half of `strength` times the deviation's squared norm, in units in which the features have the mean
-    zero and the mean squared norm one: it depends neither on their unit nor on what all texts have in common.
+    The penalty is half of `strength` times the deviation's squared norm, for features that are centered and scaled to
+    mean squared norm one, so that it depends neither on their scale nor on their mean.
     """
     center = features.mean(axis=0)
     centered = features - center
@@ -227,8 +227,8 @@ def fit_rows(features: Array, targets: Array, start: Array, strength: float) -> 
 
     zeros = np.zeros(start.size)
     options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}
-    found = optimize.minimize(objective, zeros, jac=True, method="L-BFGS-B", options=options)
-    deviation = found.x.reshape(start.shape)
+    minimum = optimize.minimize(objective, zeros, jac=True, method="L-BFGS-B", options=options)
+    deviation = minimum.x.reshape(start.shape)
     weight = deviation[:, :-1] / unit
     bias = deviation[:, -1] - weight @ center
     return start + np.column_stack([weight, bias])

@@ -1,6 +1,6 @@
-"""A bank that is a graph in ONNX, of tenants or of a single adapter: what `lsr serve --runtime onnx` serves.
+"""A bank in the form of an ONNX graph, of tenants or a single adapter, for `lsr serve --runtime onnx`.
 
-It takes the place of an `AdapterBank` in `lsr.serve.passes`, so requests have the same limits and answers.
+It replaces an `AdapterBank` in `lsr.serve.passes`, so requests have the same limits and answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,38 +35,38 @@ from lsr_onnx.mistakes import GraphError
 
 
 class Outputs(NamedTuple):
-    """What a graph returns, as a model of transformers does."""
+    """The outputs of a graph, in the form of a transformers model."""
 
     logits: Tensor  # (texts, outputs of all adapters)
 
 
 @dataclass
 class GraphModel:
-    """What stands for the base model of a graph."""
+    """A stand-in for the base model of a graph."""
 
     config: Any  # configuration of transformers
 
     @staticmethod
     def can_generate() -> bool:
-        """Return that a graph only classifies."""
+        """Return False: a graph only classifies."""
         return False
 
 
 @dataclass
 class Turns:
-    """What threads that ask a graph wait for."""
+    """The locks of threads that run a graph."""
 
     one_thread: Any = field(default_factory=RLock)
 
 
 class GraphBank:
-    """A graph, with the adapters whose outputs it has.
+    """A graph with the outputs of several adapters.
 
-    In float32 the texts of a batch pass together. In 8 bits each text passes alone, as the scale of activations is that
-    of a batch: an answer would depend on other tenants' texts. There `threads` texts pass at once.
+    In float32, a batch runs at once. In 8 bits each text runs alone, because the scale of activations is computed per
+    batch, so that an answer would depend on other tenants' texts; `threads` texts run in parallel.
 
     Raises:
-        InputError: if a file is missing or broken, or the outputs are not the adapters' labels.
+        InputError: if a file is missing or invalid, or the outputs do not match the adapters' labels.
     """
 
     def __init__(self, folder: Path, runtime: str, threads: int) -> None:
@@ -95,10 +95,10 @@ class GraphBank:
         return list(self._tenants)
 
     def __call__(self, *, adapter_names: Sequence[str], **tokens: Tensor) -> Outputs:
-        """Return the logits of texts; which adapter each names does not matter before `answers`.
+        """Return the logits of texts with the outputs of all adapters; `answers` selects those of each row's adapter.
 
         Raises:
-            RuntimeError: if the runtime cannot compute them.
+            RuntimeError: if the runtime fails.
         """
         ids = tokens["input_ids"].numpy()
         given = {name: value.numpy() for name, value in tokens.items()}
@@ -111,7 +111,7 @@ class GraphBank:
         return Outputs(torch.from_numpy(logits))
 
     def _run_each(self, tokens: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the logits of texts that pass alone, without padding."""
+        """Return the logits of texts, each run alone without padding."""
         are_read = tokens[MASK].astype(bool)
         texts = []
         for row, is_read in enumerate(are_read):
@@ -119,7 +119,7 @@ class GraphBank:
         return np.concatenate([*self._threads.map(self._graph.run, texts)])
 
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
-        """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone."""
+        """Return for each row its adapter, the names of its labels, and its own logits."""
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
             first, end, task_info = self._tenants[name]
@@ -128,10 +128,10 @@ class GraphBank:
 
 
 def open_graphs(folder: Path, runtime: str, threads: int) -> tuple[GraphBank, Any]:
-    """Return the bank of graphs in a folder, and its tokenizer.
+    """Open the bank of graphs in a folder, with its tokenizer.
 
     Raises:
-        InputError: as `GraphBank`; if the tokenizer is broken.
+        InputError: as `GraphBank`; if the tokenizer is invalid.
     """
     bank = GraphBank(folder, runtime, threads)
     with explain_base(str(folder)):
@@ -143,10 +143,10 @@ def open_graphs(folder: Path, runtime: str, threads: int) -> tuple[GraphBank, An
 
 @contextmanager
 def wrap_graph_errors() -> Iterator[None]:
-    """Turn what is wrong with a folder of graphs into a mistake of the user's.
+    """Convert errors about a folder of graphs to a user's mistake.
 
     Raises:
-        InputError: in place of it, with the same line.
+        InputError: in place of them, with the same line.
     """
     try:
         yield
@@ -155,20 +155,20 @@ def wrap_graph_errors() -> Iterator[None]:
 
 
 def check_torch_serves(folder: Path) -> None:
-    """Check that a folder does not hold graphs, which torch does not run.
+    """Check that a folder does not have graphs, which torch cannot run.
 
     Raises:
-        InputError: names the runtimes that do.
+        InputError: if it has; names the runtimes for graphs.
     """
     if (folder / FLOAT32).is_file() or (folder / INT8).is_file():
         raise InputError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
 
 
 def _single_tenant(folder: Path, width: int) -> dict[str, Tenant]:
-    """Return the one adapter of a graph without tenants, named after the folder as in `lsr bank`.
+    """Return the single adapter of a graph without tenants, named after the folder as in `lsr bank`.
 
     Raises:
-        InputError: if task.json is broken, or has tenants.
+        InputError: if task.json is invalid, or has tenants.
     """
     task = read_task(folder) or {}
     if TENANTS_OF_ADAPTER in task:
@@ -180,7 +180,7 @@ def _check_tenant(name: str, tenant: Tenant, width: int, folder: Path) -> None:
     """Check the name, the task info and the outputs of an adapter.
 
     Raises:
-        InputError: names the adapter, and what is wrong.
+        InputError: if one is invalid; names the adapter and the reason.
     """
     with wrap_errors(folder, ValueError):
         check_name(name)

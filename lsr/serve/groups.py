@@ -1,7 +1,7 @@
-"""Tenants that ask the same question: rows of a head for a tenant without labels of its own.
+"""Groups of tenants with the same labels, whose mean gives head rows for a tenant without examples.
 
-Tenants of a bank whose labels are the same set form a group, whatever their order. The rows of a group are the mean of
-its tenants' rows, label by label.
+Tenants of a bank with the same set of labels, in any order, form a group. The rows of a group are the mean of its
+tenants' rows, label by label.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from lsr.tuner.mistakes import InputError, shortened
 MAX_SHOWN = 5  # sets of labels in a message
 FITTED = ("thresholds", "temperatures")  # keys of task.json that are one tenant's own
 
-Labels = tuple[str, ...] | None  # in the order of the head's rows; None of a number
-Groups = dict[frozenset[str], list[str]]  # by set of labels, empty for a number: names of tenants
+Labels = tuple[str, ...] | None  # labels in the order of the head's rows; None for regression
+Groups = dict[frozenset[str], list[str]]  # names of tenants by set of labels, empty for regression
 
 
 def find_groups(bank: AdapterBank) -> Groups:
-    """Return the tenants of a bank by what they are asked: entries that have a head on the shared adapter and no more.
+    """Group the tenants of a bank with a shared adapter by their sets of labels.
 
     Raises:
         InputError: if the bank has no shared adapter.
@@ -38,17 +38,17 @@ def find_groups(bank: AdapterBank) -> Groups:
 
 
 def labels_of(bank: AdapterBank, name: str) -> Labels:
-    """Return the labels of a tenant, in the order of the rows of its head; None of a number."""
+    """Return the labels of a tenant in the order of its head's rows; None for regression."""
     labels = bank.task_infos[name].get("labels")
     return None if labels is None else tuple(labels)
 
 
 def make_member(bank: AdapterBank, name: str, labels: Labels) -> Contents:
-    """Return what a tenant has that is asked what others are asked: their mean rows, in the order of its labels.
+    """Return contents for a tenant with the labels of a group: the group's mean rows, in the order of its labels.
 
     Raises:
-        InputError: if a label is given twice, or no tenant has these labels, or those that have them do not differ in
-            their heads alone.
+        InputError: if a label is given twice, no tenant has these labels, or the tenants with them differ in more than
+            their heads.
     """
     given = labels or ()
     if len(set(given)) < len(given):
@@ -70,7 +70,7 @@ def make_member(bank: AdapterBank, name: str, labels: Labels) -> Contents:
 
 
 def _mean_rows(each: Sequence[Contents], labels: Labels) -> Mapping[str, Tensor]:
-    """Return the mean of heads by tensor, with a row for each label in this order."""
+    """Return the mean of heads by tensor, with one row per label in this order."""
     sums = dict[str, Tensor]()
     for contents in each:
         order = _order_of(contents, labels)
@@ -81,7 +81,7 @@ def _mean_rows(each: Sequence[Contents], labels: Labels) -> Mapping[str, Tensor]
 
 
 def _order_of(contents: Contents, labels: Labels) -> Tensor:
-    """Return for each of these labels the number of its row in a tenant's head."""
+    """Return the row of each of these labels in a tenant's head."""
     if labels is None:
         return torch.tensor([0])
     own = list((contents.task or {})["labels"])
@@ -89,7 +89,7 @@ def _order_of(contents: Contents, labels: Labels) -> Tensor:
 
 
 def _describe_missing(labels: Sequence[str], groups: Groups) -> str:
-    """Return in a line that no tenant has these labels, and which sets there are."""
+    """Return the message that no tenant has these labels, with the existing sets of labels."""
     sets = [", ".join(sorted(group)) or "a number" for group in groups]
     given = ", ".join(labels) or "a number"
     folded = {text.casefold(): text for text in sets}

@@ -1,8 +1,8 @@
 """`python -m pipeline.arena`, or make arena: train all methods of a preset on its tasks.
 
-Learning rates are tuned, and training is repeated with several seeds. Presets are in pipeline/arena.yaml. Finished
-trainings are kept in reports/arena/PRESET/, and a stopped run resumes from them; records from other machines are read,
-too, if their files are copied there.
+Learning rates are tuned, and training is repeated with several seeds. Presets are in pipeline/arena.yaml. Records of
+finished training runs are in reports/arena/PRESET/, and a stopped run resumes from them; records from other machines
+are read, too, if their files are copied there.
 """
 
 from collections.abc import Sequence

@@ -29,10 +29,10 @@ In simulations with a known truth (`tests/pipeline/compare/test_leads.py`), 95 %
 of examples, as one degree of freedom is a wide quantile. On an average of tasks one of which has nearly all of the
 error, they cover 93 to 95 % with three seeds or more, and 90 % with two. On new tasks they cover 95 % or more.
 
-Of leads over the baseline on every task and average, and of the hypotheses' own, it is said twice what they are: on
-these tasks, where others would have been other seeds and test examples, and on new tasks of their kind. Only
-hypotheses, which were written down before, are tested, and their p-values corrected for their number. An interval of
-another lead is explored: with 50 methods, two or three are "ahead" or "behind" by chance.
+Leads over the baseline on every task and average, and the leads of hypotheses, are reported twice: on these tasks, for
+other seeds and test examples, and on new tasks of their kind. Only hypotheses, which were written down before, are
+tested, and their p-values corrected for their number. An interval of another lead is explored: with 50 methods, two or
+three are "ahead" or "behind" by chance.
 """
 
 import math
@@ -85,7 +85,7 @@ class Error(NamedTuple):
 
 @dataclass(frozen=True)
 class Lead:
-    """A lead over all seeds in common, with its errors; what is unknown is NaN.
+    """A lead over all seeds in common, with its errors; unknown values are NaN.
 
     With a single seed, errors are unknown.
     """

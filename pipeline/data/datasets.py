@@ -2,14 +2,14 @@
 
 This module keeps the scores honest. A split that the source provides is used unchanged. A split that is cut from train
 is cut by a hash of the text: whether a sentence is in it depends only on that sentence, not on a seed, the order of the
-source or other rows. No sentence of train occurs twice in train, or in another split. Of a pair neither order does,
-nor do other texts of several columns in any order, so (a, b) and (b, a) are two examples of one split, but not of two.
-Pairs of rated sentences are formed last, within each split.
+source or other rows. No sentence of train occurs twice in train, or in another split. The same holds for pairs in
+either order, and for texts of several columns in any order: (a, b) and (b, a) may be two examples of one split, but not
+of two splits. Pairs of rated sentences are formed last, within each split.
 
-Train, what is cut from it, and pairs are in the order of hashes, so that their first rows are a random sample. A split
-that the source provides has the order of the source, until it is brought into that of hashes.
+Train, splits cut from it, and pairs are sorted by hashes, so that their first rows are a random sample. A split that
+the source provides has the order of the source, until it is sorted by hashes.
 
-Texts are never all in memory: those of a few rows at a time are read, hashed and put into a file without a name.
+Texts are never all in memory: they are read in batches of a few rows, hashed, and written to an unnamed file.
 """
 
 import json

@@ -31,7 +31,8 @@ class AdapterTask(Row):
     tenants: dict[str, Names | None] | None = None  # labels by tenant, in place of `labels`, in the same order
     tenant: str | None = None  # the column that names the tenant
     thresholds: tuple[float, ...] | None = None  # the probability from which on each label of several applies
-    temperatures: tuple[float, ...] | None = None  # by which the head was divided: for all, or by label or tenant
+    # Temperatures that divided the head's rows: one for all, or one per label or tenant.
+    temperatures: tuple[float, ...] | None = None
     max_length: int  # tokens; longer texts were truncated
     template: str | None = None  # template of prompts for text generation: a chat template in Jinja, or none
     stop_token_ids: tuple[int, ...] | None = None  # tokens, by number, that end what it writes

@@ -21,7 +21,7 @@ COMMITTED = {
     "evaluate.max_new_tokens": 64,
     "evaluate.regression_baseline": 2048,
 }
-UNREAD_BY_REGRESSION = {  # of train
+UNREAD_BY_REGRESSION = {  # keys of train
     "epochs": 2,
     "extend_epochs": "none",
     "patience": "none",
@@ -86,7 +86,7 @@ def idle_in_training(train: TrainParams) -> Iterator[Idle]:
 
 
 def idle_in_epochs(train: TrainParams, epochs: int) -> Iterator[Idle]:
-    """Yield what is set and has no effect where `train.extend_epochs: auto` has trained for at least so many epochs."""
+    """Yield values without effect if `train.extend_epochs: auto` trains for at least this many epochs."""
     if train.epochs <= epochs:
         yield from _set(
             "train.epochs", train.epochs, f"train.extend_epochs: auto trains for {epochs} epochs of these data"

@@ -1,6 +1,6 @@
 """`python -m pipeline.predict`: print the predictions of a trained adapter of any method for texts.
 
-They are the label or labels and all probabilities, a number, or what a language model writes; as a table on a terminal,
+Predictions are the label or labels with all probabilities, a number, or a generated text; as a table on a terminal,
 otherwise as CSV, but a single text that is written as it is. All columns of a file are kept. An adapter for text pairs
 takes two arguments, two columns of a file, or lines of standard input with a tab between the two texts.
 """
@@ -175,7 +175,7 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
 
 
 def _tenants_of_graphs(options: Namespace) -> dict[str, AdapterTask]:
-    """Return the tasks of all tenants of graphs; none, if they are those of one task.
+    """Return the tasks of all tenants of graphs; empty for a single task.
 
     Raises:
         UserError: if an option has no effect on them.

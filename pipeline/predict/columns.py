@@ -1,4 +1,4 @@
-"""The columns that are printed of outputs, for a task or for tenants with tasks of their own."""
+"""Convert outputs to columns to print, for one task or for tenants with different tasks."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from pipeline.tasks.task import Columns
 
 
 def columns_of_texts(outputs: np.ndarray, task: AdapterTask) -> Columns:
-    """Return the columns to print of outputs (texts, ...) of one task: the first ones are its own."""
+    """Convert outputs (texts, ...) of one task to columns to print; outputs after the task's own are ignored."""
     kind = task.task
     width = kind.head.width(task.labels)
     return kind.description.to_columns(outputs[:, :width], task.labels, task.thresholds or ())
 
 
 def columns_of_tenants(outputs: np.ndarray, tasks: Iterable[AdapterTask]) -> Columns:
-    """Return the columns to print of outputs (texts, ...), each of a task of its own: answer and its probability."""
+    """Convert outputs (texts, ...) with one task per row to columns to print: the answer and its probability."""
     columns = defaultdict[str, list[Any]](list)
     for row, task in zip(outputs, tasks, strict=True):
         first, *shares = columns_of_texts(row[None], task).items()

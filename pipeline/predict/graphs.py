@@ -1,4 +1,4 @@
-"""Answer with a graph in ONNX, as `lsr export --to onnx` writes it, without torch and transformers.
+"""Predict with an ONNX graph of `lsr export --to onnx`, without torch and transformers.
 
 ONNX Runtime, tokenizers and numpy start in a tenth of the time of torch.
 """
@@ -33,22 +33,22 @@ MAX_LENGTH = 2**31  # tokens
 
 
 class Slice(NamedTuple):
-    """The outputs of a tenant: from `first` up to but without `end`."""
+    """The outputs [first, end) of a tenant."""
 
     first: int
     end: int
 
 
 def is_folder_of_graphs(folder: Path) -> bool:
-    """Return whether a folder holds graphs in place of an adapter."""
+    """Return whether a folder has graphs instead of an adapter."""
     return any((folder / graph).is_file() for graph in GRAPHS.values())
 
 
 def check_runtime(folder: Path, runtime: str) -> None:
-    """Check that a folder holds what a runtime runs.
+    """Check that a folder has the files that a runtime needs.
 
     Raises:
-        UserError: names the runtime that fits, or what is missing.
+        UserError: if not; names the suitable runtime, or the missing file.
     """
     if runtime == TORCH:
         if is_folder_of_graphs(folder):
@@ -59,10 +59,10 @@ def check_runtime(folder: Path, runtime: str) -> None:
 
 
 def read_task(folder: Path) -> AdapterTask:
-    """Return the task of the adapter whose graphs a folder holds.
+    """Read the task of the graphs of a single adapter.
 
     Raises:
-        UserError: if the graphs are those of tenants, or the file is broken, one line per mistake.
+        UserError: if the graphs have tenants, or the file is invalid; one line per mistake.
     """
     if layout.has_tenants(folder):
         raise UserError(f"{folder}: the graphs have tenants; needed: those of an adapter of one task")
@@ -77,10 +77,10 @@ def read_task(folder: Path) -> AdapterTask:
 
 
 def read_tenants(folder: Path) -> dict[str, AdapterTask]:
-    """Return the task of each tenant of the graphs in a folder; none, if they are those of one task.
+    """Read the task of each tenant of the graphs in a folder; empty for a single task.
 
     Raises:
-        UserError: if the file is broken, or the outputs of a tenant are not its labels.
+        UserError: if the file is invalid, or the outputs of a tenant do not match its labels.
     """
     if not layout.has_tenants(folder):
         return {}
@@ -104,7 +104,7 @@ def _check_task(task: AdapterTask, where: str) -> None:
 
 
 def _misfit(task: AdapterTask) -> str:
-    """Return why a graph cannot answer for a task; an empty text if it can.
+    """Return why a graph cannot answer for a task; empty if it can.
 
     `lsr.loading.task`, which checks the files of adapters, is a part of `lsr`, which imports torch.
     """
@@ -120,11 +120,11 @@ def _misfit(task: AdapterTask) -> str:
 
 
 class OpenedGraph:
-    """A graph and its tokenizer, which answer some texts at a time, in a bank those of several tenants.
+    """An opened graph with its tokenizer, which answers batches of texts, in a bank of several tenants.
 
     Raises:
-        UserError: if a package is missing, a file is broken or needs a newer runtime, or the graph does not have an
-            output for each label.
+        UserError: if a package is missing, a file is invalid or needs a newer runtime, or the graph does not have one
+            output per label.
     """
 
     def __init__(self, folder: Path, task: AdapterTask, runtime: str, batch_size: int) -> None:
@@ -145,10 +145,10 @@ class OpenedGraph:
         rows: Sequence[int],
         advance: Advance,
     ) -> tuple[Any, int]:
-        """Return the outputs for texts (text, perhaps text_pair, of a bank tenant), and how many it truncated.
+        """Return the outputs for a batch of texts (text, perhaps text_pair and tenant), and how many were truncated.
 
-        They are (texts, labels); in a bank as many as the longest of its tenants has labels, with zeros after those of
-        a shorter one. `rows` are the numbers of the texts, for messages.
+        Outputs are (texts, labels); in a bank, padded with zeros to the largest number of labels. `rows` are the
+        numbers of the texts, for messages.
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
@@ -180,7 +180,7 @@ class OpenedGraph:
         tenants: Sequence[AdapterTask],
         advance: Advance,
     ) -> tuple[Columns, int]:
-        """Return the columns to print for texts, and how many it truncated; if `tenants`, each answers as its own."""
+        """Return the columns to print for texts, and how many were truncated; `tenants` has the task per tenant."""
         outputs, truncated = self.outputs(pa.table(asked), rows, advance)
         if not tenants:
             return columns_of_texts(outputs, self.task), truncated
@@ -197,7 +197,7 @@ class OpenedGraph:
             return self.graph.run({name: np.array(ids, dtype=np.int64) for name, ids in tokens.items()})
 
     def _of_tenants(self, outputs: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-        """Return of each row the outputs of its tenant."""
+        """Select the outputs of each row's tenant."""
         longest = max(end - first for first, end in self.slices)
         own = np.zeros((len(outputs), longest), outputs.dtype)
         for row, number in enumerate(numbers):
@@ -218,10 +218,10 @@ class OpenedGraph:
 
 
 def _open_tokenizer(path: Path, max_length: int) -> Any:
-    """Return the tokenizer in a file, which pads batches and truncates texts to so many tokens.
+    """Load the tokenizer in a file, which pads batches, and set its limit of tokens per text.
 
     Raises:
-        UserError: if the file is broken, or does not pad.
+        UserError: if the file is invalid, or does not pad.
     """
     from tokenizers import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Temperatures by which logits are divided, so that probabilities agree with frequencies.
+"""Calibrate probabilities by temperatures that divide logits.
 
 Reference: Guo et al., "On Calibration of Modern Neural Networks", 2017, https://arxiv.org/abs/1706.04599.
 """
@@ -16,11 +16,11 @@ MAX_TEMPERATURE = 10.0
 # Labels or tenants with fewer texts in the validation split share a temperature:
 MIN_TEXTS = 100
 MIN_TEXTS_OF_CLASS = 10
-DIGITS = 4  # of a temperature: further ones differ between processors
+DIGITS = 4  # digits of a temperature; further ones differ between processors
 
 
 class Classified(NamedTuple):
-    """Logits of examples, and the class of each."""
+    """Logits and classes of examples."""
 
     logits: Numbers  # (examples, classes)
     classes: Numbers  # (examples,)
@@ -28,19 +28,19 @@ class Classified(NamedTuple):
 
     @property
     def has_few(self) -> bool:
-        """Whether a temperature of its own would be one of chance."""
+        """Whether there are too few examples for a temperature of its own."""
         counts = np.bincount(self.classes, minlength=self.logits.shape[1])
         return len(self.classes) < MIN_TEXTS or counts.min() < MIN_TEXTS_OF_CLASS
 
 
 def as_binary(logits: Numbers, applies: Numbers) -> Classified:
-    """Return the logits (examples,) of a label that applies or not as those of two classes."""
+    """Convert the logits (examples,) of a label to logits of two classes."""
     zeros = np.zeros_like(logits)
     return Classified(np.stack([zeros, logits], axis=1), applies.astype(np.int64), is_label=True)
 
 
 def fit_temperature(parts: Sequence[Classified]) -> float:
-    """Return the temperature with the least cross-entropy of all examples; 1 if there are none.
+    """Return the temperature with the lowest cross-entropy of all examples; 1 without examples.
 
     Parts may differ in their classes. Each target is smoothed as if one more example had each class in equal shares, so
     that examples without a mistake have a finite temperature, too (Platt, "Probabilistic Outputs for Support Vector
@@ -82,7 +82,7 @@ def _slope(part: Classified, inverse: float, smoothing: float) -> float:
 
 
 def fit_temperatures(parts: Sequence[Classified]) -> tuple[float, ...]:
-    """Return the temperature of each part; those with few examples, in all or of a class, share one."""
+    """Return the temperature per part; parts with few examples, in total or of a class, share one."""
     shared = fit_temperature([part for part in parts if part.has_few])
     temperatures = list[float]()
     for part in parts:

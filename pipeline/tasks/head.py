@@ -21,7 +21,7 @@ class Head(Part, ABC):
     beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
     judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     can_balance = False  # there are classes that a loss can give equal weights
-    has_probabilities = False  # which temperatures calibrate
+    has_probabilities = False  # whether it has probabilities, which temperatures calibrate
     generates = False  # its answer is a text, which a language model generates
 
     @property
@@ -71,7 +71,7 @@ class Head(Part, ABC):
         return logits
 
     def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:
-        """Return what temperatures calibrate: one part of all examples, or one for each label or tenant."""
+        """Return the logits that temperatures calibrate: one part of all examples, or one per label or tenant."""
         raise NotImplementedError  # see `has_probabilities`
 
     @classmethod

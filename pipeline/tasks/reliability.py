@@ -1,4 +1,4 @@
-"""How well probabilities agree with frequencies: calibration error, Brier score, and the tables of two plots."""
+"""Evaluate probabilities: calibration error, Brier score, and the tables of two plots."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from pipeline.tasks.task import Numbers, Outcome, Scores, Task
 
 RELIABILITY = ("probability", "frequency", "answers", "head")
 COVERAGE = ("coverage", "accuracy", "min_probability")
-POINTS = 100  # of the curve of coverage
+POINTS = 100  # points of the coverage curve
 METRICS = ("ece", "brier")
 UNCALIBRATED = "uncalibrated"
 
@@ -21,7 +21,7 @@ Cells = tuple[float | str, ...]
 
 
 class Judged(NamedTuple):
-    """Probabilities of answers, and whether they are right."""
+    """Probabilities of answers, and their correctness."""
 
     probabilities: Numbers  # (texts,) of the likeliest class, or (texts, labels)
     is_right: Numbers  # the same shape: whether it is right, or the label applies
@@ -29,12 +29,12 @@ class Judged(NamedTuple):
 
     @property
     def values(self) -> dict[str, Numbers]:
-        """What each of METRICS is a function of, in addition to what is right."""
+        """The inputs of each of METRICS, in addition to the correctness."""
         return {"ece": self.probabilities, "brier": self.squares}
 
 
 class Report(NamedTuple):
-    """What a stage writes about probabilities."""
+    """The report of a stage about probabilities."""
 
     metrics: Scores
     reliability: list[Cells]  # rows of RELIABILITY
@@ -42,7 +42,7 @@ class Report(NamedTuple):
 
 
 def report(task: Task, outcome: Outcome, resamples: int) -> Report:
-    """Return the errors of probabilities with 95 % intervals, and without the temperatures; nothing where are none.
+    """Return calibration errors with 95 % intervals, also without temperatures; empty without probabilities.
 
     The expected calibration error (ece) is the mean distance between probability and frequency in BINS bins of equal
     width (Guo et al., 2017), of the likeliest class or, of multi-label, of each label. Noise makes it larger, and each
@@ -69,7 +69,7 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Report:
 
 
 def judge(parts: Sequence[Classified], temperatures: Sequence[float]) -> Judged:
-    """Return the probabilities of logits times temperatures: of labels beside each other, else of part after part."""
+    """Return the probabilities of logits times temperatures: labels stacked as columns, other parts concatenated."""
     judged = [_judge_part(part, temperature) for part, temperature in zip(parts, temperatures, strict=True)]
     probabilities, is_right, squares = zip(*judged, strict=True)
     if parts[0].is_label:
@@ -91,7 +91,7 @@ def _judge_part(part: Classified, temperature: float) -> Judged:
 
 
 def list_bins(judged: Judged, head: str) -> Iterator[Cells]:
-    """Yield for each bin that has answers the mean probability, the frequency and the number of its answers."""
+    """Yield mean probability, frequency and number of answers for each non-empty bin."""
     probabilities = judged.probabilities.ravel()
     is_right = judged.is_right.ravel()
     numbers = bins_of(probabilities)
@@ -102,9 +102,9 @@ def list_bins(judged: Judged, head: str) -> Iterator[Cells]:
 
 
 def list_coverage(judged: Judged) -> Iterator[Cells]:
-    """Yield which share of texts has an answer, and which share of these is right, if answers need a probability.
+    """Yield coverage, accuracy and threshold if answers need a probability, from the highest threshold on.
 
-    Multi-label has no single answer that could be left out.
+    Multi-label tasks have no single answer that could be left out.
     """
     probabilities = judged.probabilities
     if probabilities.ndim > 1:

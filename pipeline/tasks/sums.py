@@ -15,7 +15,7 @@ ROUNDING = 1e-12  # numbers that differ by less than this share of the largest c
 PEARSON = "pearson"
 MOMENTS = 6  # the terms of it
 ECE = "ece"
-BINS = 15  # of equal width, of probabilities
+BINS = 15  # bins of equal width for probabilities
 
 
 def columns_of(metric: str, labels: Numbers, *predicted: Numbers) -> Numbers:  # (n, predictions, ..., terms)
@@ -230,5 +230,5 @@ METRICS = {
     "mae": Metric(_distances, _mean),
     "rmse": Metric(_squares, _root_of_mean),
     ECE: Metric(_gaps, _calibration_error),
-    "brier": Metric(_with_count, _mean),  # of the score of each text
+    "brier": Metric(_with_count, _mean),  # mean of the texts' scores
 }

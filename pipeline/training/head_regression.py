@@ -24,7 +24,7 @@ from pipeline.training.history import History
 
 
 class Unscored(nn.Module):
-    """A model whose `logits` are what the last layer of its head reads for each text, (n, width)."""
+    """A model whose `logits` are the inputs of its head's last layer for each text, (n, width)."""
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def fit_head(
     splits: Mapping[str, Dataset],
     collate: DataCollatorWithPadding,
 ) -> History:
-    """Fit the last layer of the head of a model, and return what a training run reports: losses and the score.
+    """Fit the last layer of a model's head, and return the history of a training run: losses and score.
 
     Raises:
         UserError: if the layer has no bias, and train lacks a class.
@@ -69,7 +69,7 @@ def _read(
     splits: Mapping[str, Dataset],
     collate: DataCollatorWithPadding,
 ) -> dict[str, Part]:
-    """Return what the layer reads for each example, by split."""
+    """Return the layer's input features of each example, by split."""
     unscored = Unscored(model).to(fastest())
     total = sum(map(len, splits.values()))
     parts = dict[str, Part]()
@@ -100,7 +100,7 @@ def _put(layer: Any, layers: Mapping[str, Linear]) -> None:
 
 
 def _loss(task: Task, layers: Mapping[str, Linear], part: Part) -> float:
-    """Return the mean loss over tenants or, without tenants, that of all examples."""
+    """Return the mean loss over tenants or, without tenants, over examples."""
     losses = list[float]()
     for name, layer in layers.items():
         features, labels = part.of(name)

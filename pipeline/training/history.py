@@ -1,4 +1,4 @@
-"""What a training run reports: losses and scores by step."""
+"""The history of a training run: losses and scores by step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self, cast
@@ -8,17 +8,17 @@ from transformers import Trainer
 
 
 class History(NamedTuple):
-    """Losses and scores of a training run, with how long it was."""
+    """Losses and scores of a training run, with its length."""
 
     log: Sequence[Mapping[str, Any]]  # `loss`, or `eval_loss` and `eval_score`, of a `step`
-    examples: int  # of an epoch
-    best_step: int  # whose weights are kept
-    steps: int  # of the optimizer
-    best_score: float  # on validation
+    examples: int  # examples per epoch
+    best_step: int  # the step whose weights are kept
+    steps: int  # number of optimizer steps
+    best_score: float  # score on the validation split
 
     @classmethod
     def of(cls, trainer: Trainer) -> Self:
-        """Return what a Trainer has logged."""
+        """Collect the history that a Trainer has logged."""
         state = trainer.state
         return cls(
             state.log_history,

@@ -106,7 +106,7 @@ def encode_response(adapter: str, results: Sequence[Answer | Completion]) -> byt
 
 
 def _content_of(result: Answer | Completion) -> dict[str, Any]:
-    """Return what JSON has for the answer to a text, or for what is written after a prompt."""
+    """Convert an answer or a completion to JSON values."""
     if isinstance(result, Completion):
         return {"text": result.text}
     if result.labels is None:

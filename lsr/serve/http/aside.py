@@ -10,7 +10,7 @@ from lsr.serve.http.rests import REST, Rest
 
 
 class Aside:
-    """A thread for what is large: texts in JSON and files of adapters, which are read and written without a pause.
+    """A thread for large JSON texts and adapter files, which are read and written without interruption.
 
     `computed` returns the thread's CPU seconds, `now` the seconds of a clock, and `sleep` waits.
     """

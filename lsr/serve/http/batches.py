@@ -99,13 +99,13 @@ class Batches:
             raise HTTPException(429, "too many texts are waiting; try again later", {"Retry-After": "1"})
 
     async def change(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Return the result of a call that changes the bank, made between two batches after a rest."""
+        """Return the result of a call that changes the bank, made between two batches after a pause."""
         async with self._changing:
             await asyncio.sleep(self._change_rest.remaining)
             return await self._in_turn(self._add_rest(self._change_rest, call), *args)
 
     def _add_rest(self, rest: Rest, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a call after which a rest begins, as long as it took."""
+        """Wrap a call to begin a pause after it, as long as the call took."""
 
         def call_and_rest(*args: Any) -> Any:
             begin = self._now()
@@ -156,7 +156,8 @@ class Batches:
     def _drop(self) -> None:
         """Drop rows whose client has left or whose adapter was replaced: the new one may be larger."""
         versions = self._passes.bank.versions
-        waiting_after = OrderedDict[str, deque[Waiting]]()  # in the place of the other at once: another thread counts
+        # Replaces the old mapping at once, because another thread counts.
+        waiting_after = OrderedDict[str, deque[Waiting]]()
         for name, own in self._waiting.items():
             left = deque[Waiting]()
             for waiting in own:
@@ -171,18 +172,18 @@ class Batches:
         self._waiting = waiting_after
 
     def _seconds_until_large(self) -> float:
-        """Return how long large batches rest: not at all if no others are asked."""
+        """Return how long large batches must pause; 0 if no other rows wait."""
         asked = self._others_passed + ASKED - self._now()
         return min(max(0.0, asked), self._large_rest.remaining)
 
     def _is_next_large(self, kinds: set[bool]) -> bool:
-        """Return whether the next batch is of large adapters: each batch is of one of the kinds that wait."""
+        """Return whether the next batch is for large adapters: small and large ones have separate batches."""
         if True not in kinds or self._seconds_until_large() > 0:
             return False
         return len(kinds) == 1 or not self._was_large
 
     def _next(self) -> list[Waiting]:
-        """Take the rows of a batch, one of each adapter in turn; those of large adapters apart; none if all rest."""
+        """Take the rows of the next batch, one adapter after the other, large ones separately; none during a pause."""
         sizes = {name: own[0].row.version.size for name, own in self._waiting.items()}
         is_large = self._is_next_large({size > LARGE for size in sizes.values()})
         self._was_large = is_large

@@ -1,6 +1,6 @@
 """Limits on connections, per client and in total, and the choice of the one to close for another.
 
-And how many bytes of large bodies are read per second: whoever sends more waits.
+The bytes of large bodies read per second are limited as well: clients that send more wait.
 """
 
 from dataclasses import dataclass
@@ -49,14 +49,14 @@ class Connection(Protocol):
 
 
 class Pace:
-    """A number of bytes per second, and BURST seconds of it at once after a pause."""
+    """A rate limit in bytes per second, with bursts of BURST seconds after a pause."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._due = 0.0  # when all bytes that have come are within the rate
 
     def take(self, size: int, now: float) -> float:
-        """Count bytes that have come, and return for how many seconds no more should."""
+        """Count received bytes, and return for how many seconds reading should pause."""
         self._due = max(self._due, now - BURST) + size / self._rate
         return max(0.0, self._due - now)
 
@@ -137,7 +137,7 @@ class Connections:
         return Group(limits.client_connections, limits.held // 2, limits.body_rate / 2)
 
     def pace(self, connection: Connection, size: int, now: float) -> float:
-        """Count bytes of a large body, and return for how many seconds no more of it should be read."""
+        """Count bytes of a large body, and return for how many seconds reading it should pause."""
         return max(group.pace.take(size, now) for group in self._groups(connection))
 
     def wait(self, connection: Connection, since: float) -> None:

@@ -1,4 +1,4 @@
-"""Rests after work that keeps others waiting: a client that asks for it all the time gets a part of the time alone."""
+"""Pauses after work that keeps others waiting, so that a client that repeats it gets only part of the time."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ REST = 9.0
 
 
 class Rest:
-    """The rest after some work, so many times as long as it; `now` returns the seconds of a clock."""
+    """A pause after work, a multiple of its duration; `now` returns the seconds of a clock."""
 
     def __init__(self, times: float, now: Callable[[], float] = time.monotonic) -> None:
         self._times = times
@@ -22,5 +22,5 @@ class Rest:
         return max(0.0, self._until - self._now())
 
     def begin(self, seconds: float) -> None:
-        """Begin the rest after work that has taken so many seconds."""
+        """Begin the pause after work of this many seconds."""
         self._until = self._now() + self._times * seconds
