@@ -16,6 +16,7 @@ from pipeline import tasks
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
+from pipeline.hints import hints
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sections import TrainParams
@@ -119,6 +120,8 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
         yield "its start", f"{batches}, {metrics['start_read']:,} examples read"
     if 0 < metrics["steps"] < SHORT:
         yield "", _advice(params.train)
+    for hint in hints(params):
+        yield "hint", hint
 
 
 def _load_description(row: DatasetRow) -> Description:

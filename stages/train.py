@@ -26,7 +26,7 @@ from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
 from pipeline.params.sections import RegressionParams
 from pipeline.tasks import Task
-from pipeline.tasks.scoring import choose_selection_metric
+from pipeline.tasks.scoring import Scoring, name_selection_score
 from pipeline.training import calibration, checkpoints, head_regression, processes, run
 from pipeline.training.history import History
 
@@ -156,21 +156,30 @@ def write_reports(view: params.TrainView, task: Task, history: History) -> None:
         "read": len(scores) * history.examples,
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, SHOWN)
-    print_curves(curves, choose_selection_metric(task.scoring))
+    print_curves(curves, task.scoring)
     if history.steps and len(scores) < view.train.epochs:
         done = f"{len(scores)} of {view.train.epochs} epochs"
         console.line(f"train: stopped after {done}, by train.patience: {view.train.patience}")
 
 
-def print_curves(curves: Mapping[str, Curve], selects: str) -> None:
-    """Print the score (by name) and the loss per epoch, and all curves."""
-    scores = dict(curves["validation_score"])
+def print_curves(curves: Mapping[str, Curve], scoring: Scoring) -> None:
+    """Print the score (by name) and the loss per epoch, and all curves.
+
+    A score that is the negative of a loss is printed as that loss alone.
+    """
     losses = dict(curves["validation_loss"])
-    rows = list[tuple[int, float, float]]()
-    for epoch, (step, score) in enumerate(scores.items(), start=1):
-        rows.append((epoch, score, losses[step]))
-    console.table("train", ["epoch", f"validation {selects}", "loss"], rows)
-    for name, points in curves.items():
+    rows = list[tuple[float, ...]]()
+    for epoch, (step, score) in enumerate(curves["validation_score"], start=1):
+        metric, shown = name_selection_score(scoring, score)
+        rows.append((epoch, shown, losses[step]))
+    columns = ["epoch", f"validation {metric}", "loss"]
+    printed = dict(curves)
+    if metric == "loss":
+        columns.pop()
+        rows = [row[:-1] for row in rows]
+        del printed["validation_score"]
+    console.table("train", columns, rows)
+    for name, points in printed.items():
         values = [value for _, value in points]
         first = values[0]
         last = values[-1]

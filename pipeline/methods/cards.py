@@ -22,7 +22,7 @@ from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sections import RegressionParams
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import Task
-from pipeline.tasks.scoring import choose_selection_metric
+from pipeline.tasks.scoring import name_selection_score
 from pipeline.tasks.verdicts import verdicts
 
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
@@ -39,7 +39,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     description = task.description
     read = " and ".join(f"`{name}`" for name in description.columns)
     target = description.predicts()
-    selects = choose_selection_metric(task.scoring)
+    metric, shown = name_selection_score(task.scoring, score)
     chosen = "strength of its penalty" if isinstance(view.section, RegressionParams) else "checkpoint"
     return Card(
         base,
@@ -54,7 +54,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
         summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {target}.",
         sections={
-            "Score": f"{selects}{description.of_class(selects)} {score:.4g} on the {view.dataset.select_on} split, "
+            "Score": f"{metric}{description.of_class(metric)} {shown:.4g} on the {view.dataset.select_on} split, "
             f"which chose the {chosen}.",
             "Parameters": _parameters(counts),
             "Training": _training(view, description.sections),

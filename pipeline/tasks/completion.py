@@ -25,7 +25,7 @@ from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.head import Head
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
-from pipeline.tasks.scoring import Answering, Answers_co, Scoring
+from pipeline.tasks.scoring import NEGATIVE, Answering, Answers_co, Scoring
 from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"\w+")
 PROMPT = "prompt"  # the column for that of a conversation
-LOSS = "negative_loss"  # the score of a validation split, per token of completions
+LOSS = f"{NEGATIVE}loss"  # the score of a validation split, per token of completions
 INTS = pa.list_(pa.int32())
 TOKENS = pa.schema(
     {

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.tasks.task import Columns, Groups, Numbers, Outcome, Part, Scores
 
+NEGATIVE = "negative_"  # prefix of a score that is the negative of a loss
 Answers_co = TypeVar("Answers_co", covariant=True)
 
 
@@ -130,6 +131,14 @@ class Scoring(Part, ABC):
 def choose_selection_metric(scoring: Scoring) -> str:
     """Return the validation score that selects the checkpoint: of generated texts, if the entry says so."""
     return "exact_match" if scoring.row.select else scoring.decides
+
+
+def name_selection_score(scoring: Scoring, score: float) -> tuple[str, float]:
+    """Return the name and value of the validation score for readers: a loss, where training maximizes its negative."""
+    name = choose_selection_metric(scoring)
+    if name.startswith(NEGATIVE):
+        return name.removeprefix(NEGATIVE), -score
+    return name, score
 
 
 def collect_predictions(scoring: Scoring, outcome: Outcome) -> tuple[Numbers, Numbers, Groups]:

@@ -28,6 +28,18 @@ def workspace(tmp_path, monkeypatch):
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 188, "start_read": 1504})
     classes(negative=(0.8, 41), positive=(0.75, 57))
+    reports(losses=[0.5, 0.4])
+
+
+def reports(losses, truncated=0.0, rows=200, **counts):
+    """Write the reports of the validation loss by epoch, and of the splits."""
+    steps = range(221, 221 * (1 + len(losses)), 221)
+    curve = [{"step": step, "validation_loss": loss} for step, loss in zip(steps, losses, strict=True)]
+    write(artifacts.TRAIN_VALIDATION_LOSS, curve)
+    shares = {f"share_{name}": count / rows for name, count in (counts or {"negative": 99, "positive": 101}).items()}
+    columns = {"tokens_p50": 26, "tokens_p95": 120, "tokens_p99": 190, "tokens_max": 420, "truncated_share": truncated}
+    train = {"part": "train", "rows": rows} | columns | shares
+    write(artifacts.TOKENIZE_SPLITS, [train, {"part": "left out: missing", "rows": 0}])
 
 
 def classes(**rows):
@@ -80,6 +92,39 @@ def test_the_screen_is_the_same_without_git_but_for_its_name(monkeypatch, tmp_pa
         monkeypatch.delenv(name)
     screen = Path(__file__).with_name("screen.txt").read_text(encoding="utf-8")
     assert said(main).startswith(f"\n{screen}Git does not know your name")
+
+
+HINTS = [  # reports, changes of params.yaml, and the hint
+    ({"losses": [0.5, 0.3, 0.4, 0.62]}, {"epochs": 4}, "validation loss rose from 0.3 after epoch 2 to 0.62: "
+     "train.patience: 2 ends training that no longer improves the validation score"),
+    ({"losses": [0.3, 0.4, 0.62]}, {"epochs": 3}, "validation loss rose from 0.3 after epoch 1 to 0.62: "
+     "train.patience: 1 ends training that no longer improves the validation score"),
+    ({"losses": [0.5], "negative": 190, "rare": 4, "odd": 6}, {}, "label more texts of rare 4, odd 6: "
+     "below 10 training examples, a class is hardly learned"),
+    ({"losses": [0.5], "a": 1, "b": 2, "c": 3, "d": 4, "e": 190}, {}, "label more texts of a 1, b 2, c 3 and 1 more: "),
+    ({"losses": [0.5], "truncated": 0.032}, {}, "3.2% of the training texts have more than tokenize.max_length: 128 "
+     "tokens and are truncated; 99 % have at most 190"),
+]  # fmt: skip
+NO_HINTS = [
+    ({"losses": [0.5, 0.3, 0.31, 0.31]}, {"epochs": 4}),
+    ({"losses": [0.5, 0.3, 0.62]}, {"epochs": 3}),  # one epoch later, any patience is too late
+    ({"losses": [0.5, 0.3, 0.4, 0.62]}, {"epochs": 5, "patience": 2}),
+    ({"losses": [0.5], "truncated": 0.0004, "first": 10, "second": 190}, {}),
+]
+
+
+@pytest.mark.parametrize(("run", "train", "hint"), HINTS)
+def test_a_hint_says_what_the_reports_suggest_to_change(run, train, hint):
+    change(train=train)
+    reports(**run)
+    assert f"hint {hint}" in " ".join(said(main).split())
+
+
+@pytest.mark.parametrize(("run", "train"), NO_HINTS)
+def test_there_is_no_hint_without_a_reason(run, train):
+    change(train=train)
+    reports(**run)
+    assert "\nhint " not in said(main)
 
 
 DIFFERENCES = [  # an interval, and what the screen says of it

@@ -1,9 +1,12 @@
 """A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lsr import AdapterBank
@@ -279,3 +282,26 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     for task_info in ({"template": 1}, {"stop_token_ids": [True]}, {"stop_token_ids": "x"}):
         says = f"task.json: {next(iter(task_info))} must be a "
         refused(bank.add, "own", artifacts.ADAPTER, task_info=task_info, replace=True, says=says)
+
+
+@torch.no_grad()
+def test_the_validation_score_is_printed_as_the_loss_that_transformers_computes(tmp_path, monkeypatch, capsys):
+    writers.make(tmp_path, adapter="lora", train={"epochs": 1})
+    monkeypatch.chdir(tmp_path)
+    run(TOKENIZE, FACTORIZE)
+    capsys.readouterr()
+    with torch.enable_grad():
+        run(TRAIN)
+    printed = capsys.readouterr().out
+    folder = params.load(params.TrainView).base_model.source.path
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(artifacts.ADAPTER)).eval()
+    total, count = 0.0, 0
+    for row in tokens.load_tokens("validation"):
+        labels = torch.tensor([row["label"]])
+        written = int((labels[:, 1:] != -100).sum())
+        total += written * float(model(torch.tensor([row["input_ids"]]), labels=labels).loss)
+        count += written
+    (line,) = re.findall(r"^train: epoch \| validation loss\n  1 \| (.*)$", printed, re.MULTILINE)
+    assert float(line) == pytest.approx(total / count, rel=1e-3)
+    assert "validation score" not in printed
+    assert f"\nloss {total / count:.4g} on the validation split" in (artifacts.ADAPTER / "README.md").read_text()
