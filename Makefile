@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.with-pipeline,demo
 PRESET ?= offline
+# What `make browser` shows: a run with tenants has made a bank.
+ADAPTER ?= $(if $(wildcard artifacts/bank/bank.safetensors),artifacts/bank,artifacts/adapter)
 ARENA := $(VENV)/.with-pipeline,$(if $(filter base,$(PRESET)),base-model,demo)
 PLOTS := $(VENV)/.with-pipeline,demo,plots
 ONNX := $(VENV)/.with-pipeline,demo,onnx
@@ -91,9 +93,9 @@ arena: $(ARENA)
 bench: $(ALL)
 	python -m benchmarks.speed
 
-## browser: build a page that classifies texts with the last adapter, in build/browser; needs npm
+## browser: build a page that classifies texts with the last adapter or bank, or ADAPTER, in build/browser; needs npm
 browser: $(ONNX)
-	lsr export artifacts/adapter --to onnx -o build/onnx --force
+	lsr export $(ADAPTER) --to onnx -o build/onnx --force
 	python examples/browser/build.py build/onnx -o build/browser
 
 ## capabilities: test PEFT's features with LSR and other methods, and write docs/reference/capabilities.md

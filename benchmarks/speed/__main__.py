@@ -12,7 +12,7 @@ from platform import python_version
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.speed import generate, loading, lora, many
+from benchmarks.speed import generate, graphs, loading, lora, many
 from pipeline.arena.record import describe_provenance
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
@@ -23,6 +23,8 @@ PARTS = {
     "many": many.run,
     "load": loading.run,
     "serve": many.over_http,
+    "onnx": graphs.run,
+    "serve-onnx": graphs.over_http,
     "generate": generate.run,
 }
 DIGITS = 6  # significant ones

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
@@ -91,10 +92,12 @@ def bank(form: str, count: int) -> AdapterBank:
     return filled
 
 
-def base() -> Any:
+def base(labels: int = 2) -> Any:
     """Return the base model, the same each time."""
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(SHAPE).eval()
+    config = deepcopy(SHAPE)
+    config.num_labels = labels
+    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def over_http() -> Iterator[Row]:
@@ -118,7 +121,7 @@ def over_http() -> Iterator[Row]:
         filled.save(f"{folder}/bank")
         base().save_pretrained(f"{folder}/base")
         tokenizer.save_pretrained(f"{folder}/base")
-        with serve(f"{folder}/bank", f"{folder}/base") as port:
+        with serve(f"{folder}/bank", "--base", f"{folder}/base") as port:
             times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(port, seconds))}, ROUNDS)
     percentiles = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
     yield {
@@ -133,9 +136,9 @@ def over_http() -> Iterator[Row]:
 
 
 @contextmanager
-def serve(bank: str, base: str) -> Iterator[int]:
-    """Yield the port of `lsr serve` with a bank on a base model; it has as many threads as torch has here."""
-    command = [sys.executable, "-m", "lsr", "serve", bank, "--base", base, "--port", "0"]
+def serve(*words: str) -> Iterator[int]:
+    """Yield the port of `lsr serve` with a bank and options; it has as many threads as torch has here."""
+    command = [sys.executable, "-m", "lsr", "serve", *words, "--port", "0"]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
     with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
         assert server.stderr is not None

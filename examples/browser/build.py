@@ -29,7 +29,9 @@ PACKAGES = {
     ),
 }
 GRAPH = "onnx/model_quantized.onnx"  # the page uses the one in 8 bits
-MODEL = ("config.json", "task.json", "tokenizer.json", "tokenizer_config.json", GRAPH)
+MODEL = ("config.json", "tokenizer.json", "tokenizer_config.json", GRAPH)
+TASK = "task.json"  # of one adapter
+TENANTS = "tenants.json"  # in its place, of a bank
 
 
 def main() -> None:
@@ -38,7 +40,9 @@ def main() -> None:
     parser.add_argument("graphs", type=Path, metavar="GRAPHS", help="what `lsr export --to onnx` has written")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the page is built")
     options = parser.parse_args()
-    missing = [name for name in MODEL if not (options.graphs / name).is_file()]
+    has_tenants = (options.graphs / TENANTS).is_file()
+    needed = (*MODEL, TENANTS if has_tenants else TASK)
+    missing = [name for name in needed if not (options.graphs / name).is_file()]
     if missing:
         parser.exit(2, f"{options.graphs}: no {missing[0]}; needed: a folder that `lsr export --to onnx` has written\n")
     options.output.mkdir(parents=True, exist_ok=True)
@@ -51,10 +55,11 @@ def main() -> None:
             fetch(package, sha256, files, options.output)
         stamp.write_text(pinned, encoding="utf-8")
     shutil.copy(HERE / "index.html", options.output)
-    for name in MODEL:
+    for name in needed:
         target = options.output / "model" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(options.graphs / name, target)
+    (options.output / "model/page.json").write_text(json.dumps({"tenants": has_tenants}), encoding="utf-8")
     print(f"{options.output}: built; serve it by: python -m http.server --directory {options.output}")
 
 

@@ -252,7 +252,7 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     try:
         program = torch.onnx.export(
-            _ByPosition(model, names),
+            _ByPosition(model, names).eval(),
             tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import figures, generate, loading, lora, many
+from benchmarks.speed import figures, generate, graphs, loading, lora, many
 
 TINY = BertConfig(vocab_size=30522, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
@@ -46,6 +46,20 @@ def test_a_server_answers_as_many_texts_as_its_bank(tiny, monkeypatch):
     assert (row["tenants"], row["clients"], row["texts"]) == (3, 2, 8)
     assert row["share"] == pytest.approx(row["server_per_second"] / row["bank_per_second"])
     assert row["p99_seconds"] >= row["median_seconds"] > 0
+
+
+@pytest.mark.nightly
+def test_graphs_answer_batches_and_requests_by_every_runtime(tiny, monkeypatch):
+    for name, value in {"BATCHES": (1, 2), "THREADS": (1,), "ROUNDS": 1, "SERVER_ROUNDS": 1}.items():
+        monkeypatch.setattr(graphs, name, value)
+    for name, value in {"TENANTS": 3, "CLIENTS": 2, "TEXTS": 8}.items():
+        monkeypatch.setattr(many, name, value)
+    rows = list(graphs.run())
+    assert [row["texts"] for row in rows] == [1] * 4 + [2] * 4
+    for row in rows:
+        assert row["to_torch"] > 0
+        assert row["method"] != graphs.TORCH or row["to_torch"] == 1
+    assert [row["runtime"] for row in graphs.over_http()] == ["torch", "onnx", "onnx-int8"]
 
 
 def test_a_bank_of_so_many_adapters_is_loaded_and_its_file_hashed(tiny, monkeypatch):

@@ -17,6 +17,7 @@ from lsr.__main__ import main as lsr
 from tests.browser import chromium
 from tests.kit import said, write
 from tests.references.test_graphs import save_bert
+from tests.references.test_graphs_of_banks import NOTE, SLICES, TENANTS
 from tests.workspace import ROOT
 
 WITHOUT_TORCH = "import sys\nsys.modules |= dict.fromkeys(['torch', 'transformers', 'lsr'])\n"
@@ -80,6 +81,36 @@ def test_the_page_answers_in_a_browser_as_the_adapter_does_and_asks_nobody_else(
             assert shares == pytest.approx(probabilities(model, text), abs=QUANTIZED)
         page.fill("#text", " ")
         assert page.inner_text("#state") == "type a text"
+    assert all(url.startswith((address, "data:")) for url in asked), asked
+
+
+@pytest.mark.nightly
+def test_the_page_of_a_bank_answers_for_the_tenant_that_is_chosen_as_peft_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = save_bert(7, NOTE)
+    said(lsr, "bank", "--from", "lora", "--base", "base", "-o", "bank")
+    said(lsr, "export", "bank", "--base", "base", "--to", "onnx", "-o", "build/onnx")
+    build = [sys.executable, ROOT / "examples/browser/build.py", "build/onnx", "-o", "build/browser"]
+    subprocess.run(build, check=True)
+    text = "the cat sleeps in the garden"
+    encoded = AutoTokenizer.from_pretrained("base")(text, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**encoded).logits[0]
+    asked = []
+    with chromium() as browser, served("build/browser") as address:
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: asked.append(str(error)))
+        page.on("console", lambda message: asked.append(message.text) if message.type == "error" else None)
+        page.goto(address)
+        page.fill("#text", text, timeout=60_000)
+        for tenant in ("bolt", "cord", "acme"):
+            page.select_option("#tenant", tenant)
+            page.wait_for_function("document.getElementById('state').textContent.startsWith('answered')")
+            page.wait_for_timeout(500)
+            assert page.locator("#answer th").all_inner_texts() == TENANTS[tenant]
+            shares = [float(share) for share in page.locator("#answer td.share").all_inner_texts()]
+            assert shares == pytest.approx(logits[SLICES[tenant]].softmax(0).tolist(), abs=QUANTIZED)
     assert all(url.startswith((address, "data:")) for url in asked), asked
 
 

@@ -1,0 +1,135 @@
+"""Graphs in ONNX compared with torch: batches of a classifier, and `lsr serve` with tenants that share an adapter."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from peft import get_peft_model
+
+from benchmarks.speed import many
+from benchmarks.speed.figures import Row, ratio, take_turns
+from lsr.convert.graph import export_graphs
+from lsr.serve.graph import export_bank_graphs
+from lsr.serve.joining import join_banks
+from lsr_onnx.folder import FLOAT32, GRAPHS, INT8
+from lsr_onnx.graph import Graph
+from pipeline import params
+from pipeline.core import console
+from pipeline.data import base_models
+
+BATCHES = (1, 8, 32)
+THREADS = (1, 2)
+ROUNDS = 30
+SERVER_ROUNDS = 4
+TORCH = "torch, merged"
+QUANTIZED = "onnx, 8 bits"
+ALONE = "onnx, 8 bits, text by text"
+LABELS = ("no", "yes")
+
+
+def run() -> Iterator[Row]:
+    """Yield a row for each number of threads and of texts per batch, and way to answer.
+
+    All texts are many.TEXT, of 23 tokens. `to_torch` is the median of the ratios of times within rounds.
+    """
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = save_adapter(folder, {"labels": LABELS, "max_length": 128})
+        export_graphs(folder / "adapter", folder / "graphs", base=str(folder / "base"))
+        merged = model.merge_and_unload()
+        tokens = _tokenizer()([many.TEXT], return_tensors="np")
+        before = torch.get_num_threads()
+        for threads in console.track(THREADS, "onnx", "numbers of threads"):
+            torch.set_num_threads(threads)
+            for batch in BATCHES:
+                inputs = {name: np.repeat(values, batch, axis=0) for name, values in tokens.items()}
+                yield from _time_batch(merged, folder / "graphs", inputs, threads)
+        torch.set_num_threads(before)
+
+
+def _time_batch(model: Any, folder: Path, inputs: Mapping[str, np.ndarray], threads: int) -> Iterator[Row]:
+    """Yield a row for each way to answer a batch."""
+    tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
+    texts = len(next(iter(inputs.values())))
+    single = {name: values[:1] for name, values in inputs.items()}
+    exact = Graph(folder / FLOAT32, threads=threads)
+    quantized = Graph(folder / INT8, threads=threads)
+
+    def answer_alone() -> None:
+        for _ in range(texts):
+            quantized.run(single)
+
+    calls: dict[str, Callable[[], object]] = {
+        TORCH: partial(model, **tensors),
+        "onnx, float32": partial(exact.run, inputs),
+        QUANTIZED: partial(quantized.run, inputs),
+        ALONE: answer_alone,
+    }
+    with torch.inference_mode():
+        times = take_turns(calls, ROUNDS)
+    for method, seconds in times.items():
+        yield {
+            "threads": threads,
+            "texts": texts,
+            "method": method,
+            "milliseconds": 1000 * median(seconds),
+            "to_torch": ratio(seconds, times[TORCH]),
+        }
+
+
+def over_http() -> Iterator[Row]:
+    """Yield a row of `lsr serve` for each runtime: tenants with two labels each, whom many clients ask at once.
+
+    `to_torch` is how many times as many texts a second as with torch, the median of the ratios within rounds.
+    """
+    with TemporaryDirectory() as temporary, ExitStack() as servers:
+        folder = Path(temporary)
+        tenants = {str(number): LABELS for number in range(many.TENANTS)}
+        save_adapter(folder, {"tenants": tenants, "max_length": 128})
+        base = str(folder / "base")
+        join_banks([folder / "adapter"], base).save(folder / "bank")
+        export_bank_graphs(folder / "bank", folder / "graphs", base=base)
+        options = {"torch": (str(folder / "bank"), "--base", base)}
+        for runtime in GRAPHS:
+            options[runtime] = (str(folder / "graphs"), "--runtime", runtime)
+        calls = {}
+        for runtime, words in options.items():
+            port = servers.enter_context(many.serve(*words))
+            calls[runtime] = partial(_ask, port)
+        times = take_turns(calls, SERVER_ROUNDS)
+    for runtime, seconds in times.items():
+        yield {
+            "tenants": many.TENANTS,
+            "clients": many.CLIENTS,
+            "runtime": runtime,
+            "texts_per_second": many.TEXTS / median(seconds),
+            "to_torch": ratio(times["torch"], seconds),
+        }
+
+
+def _ask(port: int) -> None:
+    asyncio.run(many.ask(port, []))
+
+
+def save_adapter(folder: Path, note: Mapping[str, Any]) -> Any:
+    """Save a base model of many.SHAPE, a LoRA of it with this note about its task, and a tokenizer; return it."""
+    outputs = len(LABELS) * len(note.get("tenants", LABELS[:1]))
+    base = many.base(outputs)
+    base.save_pretrained(folder / "base")
+    _tokenizer().save_pretrained(folder / "base")
+    model = get_peft_model(base, many.FORMS["LoRA r=8"](**many.COMMON)).eval()
+    model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+    (folder / "adapter/task.json").write_text(json.dumps(note), encoding="utf-8")
+    return model
+
+
+def _tokenizer() -> Any:
+    return base_models.load_tokenizer(params.load_row("model", "minilm"))
