@@ -330,11 +330,16 @@ class CompletionDescription(Description):
         loss = f"{metrics['loss']:.4g} per token of a completion"
         yield "loss", f"{loss}; {metrics['loss_baseline']:.4g} {self.baseline}"
         for row in table(artifacts.EVALUATE_PREDICTIONS)[:SHOWN].itertuples():
-            prompt = textwrap.shorten(row.prompt, LONGEST_SHOWN)
+            prompt = textwrap.shorten(self.show_prompt(row.prompt), LONGEST_SHOWN)
             shown = f"{prompt} -> {textwrap.shorten(row.said, LONGEST_SHOWN)}"
             if row.right == "no":
                 shown += f" (expected: {textwrap.shorten(row.expected, LONGEST_SHOWN)})"
             yield "e.g.", shown
+
+    @classmethod
+    def show_prompt(cls, prompt: str) -> str:
+        """Return what stands for a prompt on the screen."""
+        return prompt
 
 
 class ConversationDescription(CompletionDescription):
@@ -342,6 +347,12 @@ class ConversationDescription(CompletionDescription):
 
     def predicts(self) -> str:
         return "what the assistant says next"
+
+    @classmethod
+    def show_prompt(cls, prompt: str) -> str:
+        """Return the last message, which the assistant answers; a prompt is all messages as JSON."""
+        messages: list[Message] = json.loads(prompt)
+        return messages[-1]["content"]
 
 
 def to_user_message(prompt: str) -> list[Message]:

@@ -37,6 +37,7 @@ MIN_TEXTS = 5  # minimum per tenant
 MIN_LABELS = 2  # minimum per tenant
 # A tenant's name is that of a folder, and part of an address.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
+NAMES = "a name of at most 100 characters is needed, without slashes: folders and addresses contain it"
 FEW = 10  # rows of a label
 SHOWN = 3  # tenants in a message, or at each end of a list
 
@@ -115,7 +116,7 @@ class TenantsPreprocessor(Preprocessor):
                 continue
             tenant, label = _tenant_and_label(cells, self.row)
             if FORBIDDEN.fullmatch(tenant):
-                raise ValueError(f"{where}: tenant {tenant!r}: no name of a folder, which a tenant's must be")
+                raise ValueError(f"{where}: tenant {tenant!r}: {NAMES}")
             counts[tenant][label] += 1
         _check_enough(counts, 0 if self.is_number else MIN_LABELS)
         given = () if self.is_number else names_of(self.row, Facts())
@@ -381,11 +382,12 @@ class TenantsDescription(Description):
         scored = sorted(zip(scores["score"], scores["tenant"], strict=True))
         worst = [f"{name} {score:.4g}" for score, name in scored]
         best = worst[::-1]
-        few = max(1, min(SHOWN, len(scored) // 2))
+        few = min(SHOWN, len(scored) // 2)  # so that none is among both; a single tenant is in the first line already
         count = metrics["tenants"]
         each = metrics["bank_bytes"] / count
-        yield "best", ", ".join(best[:few])
-        yield "worst", ", ".join(worst[:few])
+        if few:
+            yield "best", ", ".join(best[:few])
+            yield "worst", ", ".join(worst[:few])
         yield "tenants", f"{count:,}, {each:,.0f} bytes each in {artifacts.BANK}"
 
     def commands(self, table: ReadTable) -> Iterable[Line]:

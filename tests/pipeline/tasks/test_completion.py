@@ -1,9 +1,12 @@
 """A language model that writes: what it learns of a text, what is refused, and what the stages make of it."""
 
+import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
@@ -16,7 +19,7 @@ from pipeline import evaluation, params, score
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
 from pipeline.predict.__main__ import main as predict
-from pipeline.tasks import completion
+from pipeline.tasks import Facts, completion
 from pipeline.tasks.prompts import NONE, Prompts
 from tests import architectures, kit, workspace, writers
 from tests.kit import refused, said, table
@@ -305,3 +308,17 @@ def test_the_validation_score_is_printed_as_the_loss_that_transformers_computes(
     assert float(line) == pytest.approx(total / count, rel=1e-3)
     assert "validation score" not in printed
     assert f"\nloss {total / count:.4g} on the validation split" in (artifacts.ADAPTER / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt"),
+    [
+        (completion.CompletionDescription, "Where is the dog?"),
+        (completion.ConversationDescription, json.dumps(TALK)),
+    ],
+)
+def test_the_screen_shows_what_is_answered_and_not_a_whole_conversation(kind, prompt):
+    answered = pd.DataFrame([{"prompt": prompt, "said": "in the barn", "right": "no", "expected": "in the wood"}])
+    description = kind(SimpleNamespace(label=None), Facts())
+    lines = list(description.results({"loss": 1.5, "loss_baseline": 2.5}, lambda path: answered))
+    assert lines[-1] == ("e.g.", "Where is the dog? -> in the barn (expected: in the wood)")

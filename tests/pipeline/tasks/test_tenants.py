@@ -1,6 +1,7 @@
 """Tenants in one data set: labels, splits, outputs, loss and scores of their own; what does not fit is one line."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -99,7 +100,11 @@ MISTAKES = [
     (rows("acme", ["no", "yes"], 4), {}, NEEDED + "acme has 4 and 2"),
     (rows("acme", ["no"], 9), {}, NEEDED + "acme has 9 and 1"),
     (MANY, {}, "t2 has 5 and 1 and 6 more tenants"),
-    (rows("../x", ["no", "yes"], 9), {}, "line 1: tenant '../x': no name of a folder"),
+    (
+        rows("../x", ["no", "yes"], 9),
+        {},
+        "line 1: tenant '../x': a name of at most 100 characters is needed, without slashes",
+    ),
     (
         rows("acme", ["no", "y" * 201], 9),
         {},
@@ -189,3 +194,21 @@ def test_a_tenant_among_many_has_the_interval_that_it_has_alone():
     for end in ("macro_f1_low", "macro_f1_high", "matthews_correlation_low", "matthews_correlation_high"):
         assert parts["t00000"][end] == expected[end]
     assert whole["tenants"] == 40
+
+
+@pytest.mark.parametrize(
+    ("scores", "lines"),
+    [
+        ({"acme": 0.5}, []),
+        ({"acme": 0.5, "bolt": 0.75, "corp": 0.6}, [("best", "bolt 0.75"), ("worst", "acme 0.5")]),
+        (
+            {name: number / 10 for number, name in enumerate("abcdefgh")},
+            [("best", "h 0.7, g 0.6, f 0.5"), ("worst", "a 0, b 0.1, c 0.2")],
+        ),
+    ],
+)
+def test_no_tenant_is_among_the_best_and_the_worst(scores, lines):
+    task, *_ = load(BOTH)
+    table = pd.DataFrame({"tenant": list(scores), "score": list(scores.values())})
+    shown = list(task.description.results({"tenants": len(scores), "bank_bytes": 100}, lambda path: table))
+    assert shown[:-1] == lines
