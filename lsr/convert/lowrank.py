@@ -195,4 +195,6 @@ def _check_low_rank(files: Files, spectra: dict[str, Spectrum]) -> None:
     spectrum = spectra[large[0]]
     size = f"{len(spectrum.left)} x {spectrum.right.shape[1]}"
     reason = f"the update of {large[0]} ({size}) needs rank {spectrum.rank}, at which a LoRA is larger than the weight"
-    raise InputError(f"{files.folder}: {files.method}: {reason}; --rank {needed} writes all layers whole, less a part")
+    raise InputError(
+        f"{files.folder}: {files.method}: {reason}; --rank {needed} writes all layers whole, a smaller rank in part"
+    )

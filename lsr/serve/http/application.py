@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from lsr.serve.completions import Wanted
 from lsr.serve.graph_bank import GraphBank
-from lsr.serve.http import openai
+from lsr.serve.http import openai, openai_forms
 from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, encode_response, longest_token, most_bytes
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.batches import Batches
@@ -149,12 +149,12 @@ def _refuse(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     if request.url.path in openai.PATHS:
-        return openai.refusal(reason, status, headers)
+        return openai_forms.refusal(reason, status, headers)
     return refusal(reason, status, headers)
 
 
 HANDLERS: Any = {
-    FieldError: lambda _, error: openai.refusal(error.detail, error.status_code, None, error.field),
+    FieldError: lambda _, error: openai_forms.refusal(error.detail, error.status_code, None, error.field),
     InputError: lambda request, error: _refuse(request, str(error), 422),
     HTTPException: lambda request, error: _refuse(request, error.detail, error.status_code, error.headers),
     ClientDisconnect: lambda request, _: _refuse(request, "nobody reads this", 499),

@@ -6,9 +6,10 @@ Every error has OpenAI's form, {"error": {"message": REASON, ...}}.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -17,42 +18,23 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from lsr.loading.prompts import NO_TEMPLATE
-from lsr.serve.bank import Answer
 from lsr.serve.completions import Completion
 from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, json_bytes, most_bytes
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.batches import Batches
 from lsr.serve.http.openai_fields import Asked, FieldError, read_chat, read_classify, read_completion
+from lsr.serve.http.openai_forms import Form, format_classes, format_error
 from lsr.serve.http.questions import check_token, read_json
-from lsr.serve.http.refusals import refuse_with
 from lsr.serve.http.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
 from lsr.serve.modules import Version
-from lsr.serve.passes import Passes, ReplacedError, Result, Row
+from lsr.serve.passes import Passes, ReplacedError, Row
 
 PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
 MAX_HEAD = 512  # bytes of an answer, or of one of its choices, in addition to its texts and the name of the adapter
+LOG = getLogger("uvicorn.error")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx passes each piece on
 NOT_FINITE = "the answer is not finite: the weights of this adapter overflow"
 UNREAD = "the answer is not read as fast as it is written"
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
-
-
-def refusal(
-    reason: str,
-    status: int,
-    headers: Mapping[str, str] | None = None,
-    field: str | None = None,
-) -> Response:
-    """Return the response to a rejected request in OpenAI's format, which has 400 in place of 422."""
-    status = 400 if status == 422 else status
-    return refuse_with(format_error(reason, status, field), status, headers)
-
-
-def format_error(reason: str, status: int, field: str | None = None) -> dict[str, Any]:
-    """Return an error in OpenAI's format."""
-    code = "model_not_found" if status == 404 and field == "model" else None
-    kind = TYPES.get(status, "invalid_request_error")
-    return {"error": {"message": reason, "type": kind, "param": field, "code": code}}
 
 
 class Endpoints:
@@ -238,7 +220,7 @@ class Endpoints:
             raise FieldError(names[answers.index(None)], NOT_FINITE)
         if answers[0].labels is None:
             raise FieldError("model", "this adapter predicts a number: ask /v1/predict")
-        return await self._respond(partial(_format_classes, model, rows, answers), size)
+        return await self._respond(partial(format_classes, model, rows, answers), size)
 
 
 def _draw_seed(row: Row) -> Row:
@@ -246,88 +228,6 @@ def _draw_seed(row: Row) -> Row:
     assert row.wanted.sampling is not None
     sampling = row.wanted.sampling._replace(seed=secrets.randbits(63))
     return row._replace(wanted=row.wanted._replace(sampling=sampling))
-
-
-def _format_classes(
-    model: str,
-    rows: Sequence[Row],
-    answers: Sequence[Result],
-) -> dict[str, Any]:
-    data = []
-    for number, answer in enumerate(answers):
-        assert isinstance(answer, Answer)
-        chances = answer.probabilities
-        label = max(chances, key=lambda label: chances[label])
-        probs = list(chances.values())
-        data.append({"index": number, "label": label, "probs": probs, "num_classes": len(probs)})
-    return {
-        "id": f"classify-{secrets.token_hex(16)}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": model,
-        "data": data,
-        "usage": _count_tokens(rows, []),
-    }
-
-
-def _count_tokens(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str, int]:
-    asked = sum(len(row.inputs["input_ids"]) for row in rows)
-    written = sum(completion.tokens for completion in completions)
-    return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
-
-
-class Form:
-    """The format of responses, whole or streamed."""
-
-    def __init__(self, asked: Asked, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        self._is_chat = asked.is_chat
-        self._has_usage = asked.has_usage
-        self._head = {
-            "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{secrets.token_hex(16)}",
-            "created": int(time.time()),
-            "model": asked.model,
-        }
-
-    def answer(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """Return a whole answer."""
-        choices = []
-        for number, completion in enumerate(completions):
-            text: dict[str, Any] = {"text": completion.text}
-            if self._is_chat:
-                text = {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
-            reason = _reason_of(completion)
-            choices.append({"index": number, **text, "logprobs": None, "finish_reason": reason})
-        kind = "chat.completion" if self._is_chat else "text_completion"
-        return {**self._head, "object": kind, "choices": choices, "usage": _count_tokens(self._rows, completions)}
-
-    def begin(self) -> list[dict[str, Any]]:
-        """Return the first piece, before the text, if the format has one."""
-        return [self._piece({"delta": {"role": "assistant", "content": ""}})] if self._is_chat else []
-
-    def piece(self, text: str) -> dict[str, Any]:
-        """Return a piece with a part of the text."""
-        return self._piece({"delta": {"content": text}} if self._is_chat else {"text": text})
-
-    def end(self, completion: Completion) -> list[dict[str, Any]]:
-        """Return the last pieces, after the text."""
-        text: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
-        pieces = [self._piece(text, _reason_of(completion))]
-        if self._has_usage:
-            pieces.append({**self._begin_piece(), "choices": [], "usage": _count_tokens(self._rows, [completion])})
-        return pieces
-
-    def _piece(self, text: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, **text, "logprobs": None, "finish_reason": reason}
-        return {**self._begin_piece(), "choices": [choice]}
-
-    def _begin_piece(self) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        return {**self._head, "object": kind}
-
-
-def _reason_of(completion: Completion) -> str:
-    return "stop" if completion.has_stopped else "length"
 
 
 async def _stream_events(
@@ -362,6 +262,8 @@ def _result(task: "asyncio.Task[list[Completion | None]]") -> Completion | str:
     """Return the completion of a finished task, or the reason for its failure."""
     if task.cancelled():
         return UNREAD
-    if task.exception() is not None:
-        return "the server failed"
+    failure = task.exception()
+    if failure is not None:
+        LOG.error("a stream has failed", exc_info=failure)
+        return "the server failed; its log says why"
     return task.result()[0] or NOT_FINITE

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from itertools import pairwise
 
 import openai
@@ -200,6 +201,38 @@ def test_a_stream_is_the_answer_in_pieces(seed, has_stop, passes):
     assert [piece.choices[0].finish_reason for piece in plain[:-1]] == [None] * (len(plain) - 1)
     assert all(piece.usage is None for piece in plain)
     assert len({piece.id for piece in pieces}) == 1
+
+
+def test_a_stream_that_fails_ends_with_an_error_of_the_client_and_a_line_in_the_log(passes, monkeypatch, caplog):
+    real = passes.bank.model.forward
+    steps = []
+
+    def forward(*given, **named):
+        steps.append(1)
+        if len(steps) == 4:
+            time.sleep(0.3)  # until the first pieces are sent
+            raise MemoryError("no room")
+        return real(*given, **named)
+
+    async def call(client):
+        asked = {"model": "a", "prompt": "the cat", "temperature": 0, "max_tokens": MAX_NEW, "stream": True}
+        whole = await client.completions.create(**asked | {"stream": False})
+        monkeypatch.setattr(passes.bank.model, "forward", forward)
+        pieces = await client.completions.create(**asked)
+        texts = []
+
+        async def read():
+            async for piece in pieces:
+                texts.append(piece.choices[0].text)
+
+        with pytest.raises(openai.APIError, match="the server failed; its log says why"):
+            await read()
+        return whole.choices[0].text, "".join(texts)
+
+    whole, begun = ask_passes(passes, asking(call))
+    assert whole.startswith(begun)
+    assert whole != begun
+    assert "MemoryError: no room" in caplog.text
 
 
 COMPLETION = {"model": "a", "prompt": "the cat", "max_tokens": 2}
