@@ -1,4 +1,4 @@
-"""The README's picture of methods, as SVG: sizes, and leads over LoRA r = 1 with their intervals."""
+"""The README's picture of methods, as SVG: sizes, and differences from LoRA r = 1 with their intervals."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 def drawn(rows: Mapping[str, Result], margin: float) -> str:
-    """Return the picture, of a comparison's rows by method; leads within the margin, in points, are equivalent."""
+    """Return the picture, of a comparison's rows by method; those within the margin, in points, are equivalent."""
     height = TOP + STEP * len(METHODS) + BOTTOM
     bottom = height - BOTTOM
     middle = (LEFT + RIGHT) / 2
@@ -47,22 +47,22 @@ def drawn(rows: Mapping[str, Result], margin: float) -> str:
 
 
 def _x(points: float) -> float:
-    """Return where a lead is drawn."""
+    """Return where a difference is drawn."""
     return LEFT + (RIGHT - LEFT) * (points + REACH) / (2 * REACH)
 
 
 def _row(y: float, shown: str, row: Result) -> Iterator[str]:
     color = ORANGE if "LSR" in shown else BLUE if "LoRA" in shown else GREY
-    lead, low, high = (number or 0.0 for number in (row["lead"], row["new"]["low"], row["new"]["high"]))
+    difference, low, high = (number or 0.0 for number in (row["difference"], row["new"]["low"], row["new"]["high"]))
     yield _text(24, y - 3, shown, 19, INK, "start")
     yield _text(24, y + 17, f"{row['trained']:,}, {size(row['bytes'])}", 17, SOFT, "start")
-    if lead < -REACH:
+    if difference < -REACH:
         yield f'<path d="M{LEFT + 12} {y - 7}l-10 7l10 7z" fill="{color}"/>'
-        yield _text(LEFT + 18, y + 6, f"{lead:.1f}", 17, SOFT, "start")
+        yield _text(LEFT + 18, y + 6, f"{difference:.1f}", 17, SOFT, "start")
     else:
         ends = (_x(max(low, -REACH)), _x(min(high, REACH)))
         yield f'<path d="M{ends[0]:.1f} {y}H{ends[1]:.1f}" stroke="{color}" stroke-width="3" stroke-opacity="0.55"/>'
-        yield f'<circle cx="{_x(lead):.1f}" cy="{y}" r="7" fill="{color}"/>'
+        yield f'<circle cx="{_x(difference):.1f}" cy="{y}" r="7" fill="{color}"/>'
     yield _text(WIDTH - 24, y + 6, f"{row['score']:.1f}", 19, INK, "end")
 
 

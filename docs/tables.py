@@ -190,15 +190,15 @@ def verdicts(preset: str) -> Iterator[str]:
 
 def _judged(row: Result) -> tuple[str, str]:
     new = row["new"]
-    return _lead(row, "these"), _interval(new, new["word"])
+    return _difference(row, "these"), _interval(new, new["word"])
 
 
-def _lead(row: Result, kind: str) -> str:
-    """Return a lead with its interval, and the word that is said of it."""
-    if row["lead"] is None:
+def _difference(row: Result, kind: str) -> str:
+    """Return a difference with its interval, and the word that is said of it."""
+    if row["difference"] is None:
         return "–"
     word = f", {row[kind]['word']}" if row[kind]["word"] else ""
-    return f"{row['lead']:+.1f} ({_interval(row[kind])}){word}"
+    return f"{row['difference']:+.1f} ({_interval(row[kind])}){word}"
 
 
 def _interval(said: Result, word: str | None = None) -> str:
@@ -234,12 +234,14 @@ def tenants() -> Iterator[str]:
     return table(("method", "kB per tenant", "kB shared", *tasks), rows)
 
 
-def leads() -> Iterator[str]:
-    """Yield the leads of methods of the preset over its baseline by task, with intervals over tenants."""
+def differences() -> Iterator[str]:
+    """Yield the differences of methods of the preset from its baseline by task, with intervals over tenants."""
     by_task, baseline = results("tenants"), _comparison("tenants")["baseline"]
     tasks, methods = _by_size(task for task, _ in by_task), dict.fromkeys(method for _, method in by_task)
     rows = [
-        [method, *(_lead(by_task[task, method], "new") for task in tasks)] for method in methods if method != baseline
+        [method, *(_difference(by_task[task, method], "new") for task in tasks)]
+        for method in methods
+        if method != baseline
     ]
     return table(("method", *tasks), rows)
 
@@ -321,7 +323,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "serve": serve,
     "writing": writing,
     "tenants": tenants,
-    "leads of tenants": leads,
+    "differences of tenants": differences,
     "hypotheses of tenants": partial(hypotheses, "tenants"),
     "completions": completions,
     "hypotheses of completions": partial(hypotheses, "generate"),

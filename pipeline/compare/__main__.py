@@ -8,14 +8,14 @@ from typing import Any
 from pipeline.arena.preset import PATH, load
 from pipeline.arena.record import FOLDER, read
 from pipeline.compare.comparison import compare
-from pipeline.compare.leads import KINDS
+from pipeline.compare.differences import KINDS
 from pipeline.compare.rows import Row
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
 
 OUTPUT = Path("reports", "compare")
 PAGE = ("page.html", "page.css", "page.js")
-COLUMNS = ("method", "score", "lead", "these tasks", "new tasks", "trained", "bytes", "status")
+COLUMNS = ("method", "score", "difference", "these tasks", "new tasks", "trained", "bytes", "status")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -109,12 +109,12 @@ def _cells(row: Row) -> list[object]:
     if row["score_high"] is not None:
         half = row["score_high"] - row["score"]
         score = f"{score} ± {half:.2f}"
-    lead = None if row["lead"] is None else f"{row['lead']:+.2f}"
+    difference = None if row["difference"] is None else f"{row['difference']:+.2f}"
     reason = f": {row['reason']}" if row["reason"] else ""
     return [
         row["method"],
         score,
-        lead,
+        difference,
         *(row[kind]["word"] for kind in KINDS),
         row["trained"],
         row["bytes"],

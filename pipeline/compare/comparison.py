@@ -10,8 +10,8 @@ import pandas as pd
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import examples
+from pipeline.compare.differences import ByMethod, ByPart, Judge, Places, Scores
 from pipeline.compare.examples import Parts, Values
-from pipeline.compare.leads import ByMethod, ByPart, Judge, Places, Scores
 from pipeline.compare.rows import PERCENT, Entries, Entry, Row, entries, row
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.cells import round_significant
@@ -103,10 +103,10 @@ def _results(
     """Return a row per task or average and method."""
     rows = []
     for place, listed in judge.places.items():
-        leads = judge.against(baseline, place, methods)
-        for method, lead in leads.items():
+        differences = judge.against(baseline, place, methods)
+        for method, difference in differences.items():
             entries = {task: tasks[task].get(method) for task in listed}
-            rows.append(row(place, method, entries, lead))
+            rows.append(row(place, method, entries, difference))
     return rows
 
 

@@ -35,7 +35,7 @@ const half = (mean, high) => none(mean) ? "–" : fixed(mean) + (none(high) ? ""
 const score = row => none(row.score) ? row.status : half(row.score, row.score_high);
 const between = (low, high) => none(low) ? "–" : `${signed(low)} to ${signed(high)}`;
 const said = (found, word = found.word) => between(found.low, found.high) + (word ? `, ${word}` : "");
-const lead = row => row.method === data.baseline ? "baseline" : none(row.lead) ? "–" : signed(row.lead);
+const difference = row => row.method === data.baseline ? "baseline" : none(row.difference) ? "–" : signed(row.difference);
 const errors = row => none(row.error_seeds) ? "–" : `${fixed(row.error_seeds)}, ${fixed(row.error_examples)}`;
 const probable = value => none(value) ? "–" : value < 0.0001 ? "< 0.0001" : value.toFixed(4);
 const rate = row => none(row.rate) ? "–" : Number(row.rate.toPrecision(3)) + (row.rate_at_edge ? " (edge)" : "");
@@ -44,7 +44,7 @@ const COLUMNS = [
   ["score", "score, %", score],
   ["bytes", "kB", row => kilo(row.bytes)],
   ["seconds", "seconds", row => whole(row.seconds)],
-  ["lead", `lead over ${data.baseline}`, lead],
+  ["difference", `difference from ${data.baseline}`, difference],
   ["these_low", "on these tasks", row => said(row.these)],
   ["new_low", "on new ones", row => said(row.new)],
   ["error_seeds", "errors: seeds, examples", errors],
@@ -61,7 +61,7 @@ for (const [key, title] of COLUMNS) {
   const header = element("th", title, { "data-key": key, scope: "col" });
   header.addEventListener("click", () => {
     const [sorted, direction] = state.sort.split(":");
-    const first = ["score", "lead", "these_low", "new_low", "score_at_bytes"].includes(key) ? "desc" : "asc";
+    const first = ["score", "difference", "these_low", "new_low", "score_at_bytes"].includes(key) ? "desc" : "asc";
     state.sort = `${key}:${sorted === key ? (direction === "asc" ? "desc" : "asc") : first}`;
     show();
   });
@@ -111,7 +111,7 @@ function detail(row) {
 
 // ---- the charts --------------------------------------------------------------------------------------------------
 const group = row => row.method.startsWith("LSR") ? "lsr" : row.method.startsWith("LoRA r=") ? "lora" : "other";
-const hover = row => `${row.method}: ${score(row)}; lead ${lead(row)}, on these tasks ${said(row.these)}, on new ones ${said(row.new)}; trained ${whole(row.trained)}; ${kilo(row.bytes)} kB, ${row.precision}: ${half(row.score_at_bytes, row.score_at_bytes_high)}; ${whole(row.seconds)} s`;
+const hover = row => `${row.method}: ${score(row)}; difference ${difference(row)}, on these tasks ${said(row.these)}, on new ones ${said(row.new)}; trained ${whole(row.trained)}; ${kilo(row.bytes)} kB, ${row.precision}: ${half(row.score_at_bytes, row.score_at_bytes_high)}; ${whole(row.seconds)} s`;
 function point(x, y, row, filled = true) {
   const made = drawn("circle", { cx: x, cy: y, r: 4, class: group(row) + (filled ? "" : " hollow") });
   made.append(drawn("title", {}, hover(row)));
@@ -186,13 +186,13 @@ function pareto(size, score, title, all, unit = 1) {
   parts.push(drawn("path", { d: path, class: "front" }));
   chart(size, width, height, [...parts, ...names]);
 }
-function leads(all) {
-  const rows = all.filter(row => !none(row.lead)).sort((a, b) => b.lead - a.lead);
+function differences(all) {
+  const rows = all.filter(row => !none(row.difference)).sort((a, b) => b.difference - a.difference);
   const width = 900, left = 230, line = 18, height = line * rows.length + 30, parts = [];
-  if (!rows.length) return chart("leads", width, 20, [drawn("text", { x: 0, y: 14 }, "no method has a seed in common with the baseline")]);
+  if (!rows.length) return chart("differences", width, 20, [drawn("text", { x: 0, y: 14 }, "no method has a seed in common with the baseline")]);
   const far = lowest(all.filter(row => !none(row.score)).map(row => row.score));
   const near = rows.filter(row => row.score >= far), shown = near.length ? near : rows;
-  const ends = shown.flatMap(row => [0, row.lead, row.these.low ?? 0, row.these.high ?? 0, data.margin, -data.margin]);
+  const ends = shown.flatMap(row => [0, row.difference, row.these.low ?? 0, row.these.high ?? 0, data.margin, -data.margin]);
   const low = Math.min(...ends), high = Math.max(...ends);
   const x = value => left + (Math.max(low, Math.min(high, value)) - low) / (high - low || 1) * (width - left - 20);
   parts.push(drawn("rect", { x: x(-data.margin), width: x(data.margin) - x(-data.margin), y: 0, height: height - 24, class: "margin" }));
@@ -201,9 +201,9 @@ function leads(all) {
     const y = line * (place + 0.5);
     parts.push(drawn("text", { x: left - 8, y: y + 3, "text-anchor": "end" }, row.method));
     for (const [found, kind] of [[row.these, " thick"], [row.new, ""]]) if (!none(found.low)) parts.push(drawn("line", { x1: x(found.low), x2: x(found.high), y1: y, y2: y, class: group(row) + kind }));
-    parts.push(point(x(row.lead), y, row, ["ahead", "behind"].includes(row.these.word)));
+    parts.push(point(x(row.difference), y, row, ["ahead", "behind"].includes(row.these.word)));
   });
-  chart("leads", width, height, parts);
+  chart("differences", width, height, parts);
 }
 
 // ---- everything together -----------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ function show() {
   showTable(rows);
   pareto("bytes", "score_at_bytes", "kB of the adapter's file, with the head", rows, 1000);
   pareto("trained", "score", "trained parameters of the adapter", rows);
-  leads(rows);
+  differences(rows);
   toHash();
 }
 $("title").textContent = `${data.preset}: ${data.methods.length} methods on ${Object.keys(data.metrics).length} tasks`;
@@ -231,7 +231,7 @@ for (const one of data.hypotheses) {
   const line = element("li", `${one.method} is ${one.expected} ${one.expected === "better" ? "than" : "to"} ${one.versus} on ${one.on}: `);
   const kinds = [["these", "on these tasks"], ["new", "on new ones"]].filter(([kind]) => one[kind].word);
   const found = kinds.map(([kind, on]) => `${on} ${one.held.includes(kind) ? "it holds" : "it does not hold"} (${said(one[kind])}, p ${probable(one[kind].p_holm)})`);
-  line.append(element("b", found.join("; ") || "not tested"), none(one.lead) ? "" : `; lead ${signed(one.lead)}, errors ${errors(one)}`);
+  line.append(element("b", found.join("; ") || "not tested"), none(one.difference) ? "" : `; difference ${signed(one.difference)}, errors ${errors(one)}`);
   $("hypotheses").append(line);
 }
 $("expected").hidden = !data.hypotheses.length;

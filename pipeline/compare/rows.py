@@ -11,7 +11,7 @@ from scipy import stats
 from pipeline.arena import plan, tuning
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import Quantized, Record
-from pipeline.compare.leads import CONFIDENCE
+from pipeline.compare.differences import CONFIDENCE
 from pipeline.tasks.sums import ROUNDING
 
 FINISHED = "finished"
@@ -139,7 +139,7 @@ def row(
     place: str,
     method: str,
     entries: OnTasks,
-    lead: Row,
+    difference: Row,
 ) -> Row:
     """Return the row of a method on a task or an average; None in place of an entry means not run.
 
@@ -170,7 +170,7 @@ def row(
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
-        **lead,  # over the baseline
+        **difference,  # from the baseline
     }
 
 

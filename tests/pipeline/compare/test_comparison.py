@@ -44,7 +44,7 @@ def test_every_method_has_a_row_on_every_task(found):
     assert (len(partly["scores"]), partly["trainings"], partly["status"]) == (4, 5, "partly finished")
     assert partly["reason"] == "seed 4: failed: not enough memory"
     assert row(found, "rte", "head alone")["these"]["word"] == "behind"
-    assert row(found, "rte", "LoRA r=1")["lead"] is None
+    assert row(found, "rte", "LoRA r=1")["difference"] is None
 
 
 def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_all(records):
@@ -53,13 +53,13 @@ def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_a
     found = compare("small", left, made.preset().model_copy(update={"averages": averages}), RESAMPLES)
     two, three = (row(found, place, "LoRA r=2") for place in averages)
     assert two["score"] == pytest.approx(fmean(row(found, task, "LoRA r=2")["score"] for task in ("rte", "stsb")))
-    assert two["lead"] == pytest.approx(two["score"] - row(found, "two", "LoRA r=1")["score"], abs=1e-4)
+    assert two["difference"] == pytest.approx(two["score"] - row(found, "two", "LoRA r=1")["score"], abs=1e-4)
     assert (three["status"], three["reason"], three["these"]["word"]) == ("not run", "on cola", None)
     assert found["results"][-1]["task"] == "three"
     assert found["notes"] == []
 
 
-def test_a_lead_on_a_task_of_tenants_is_over_them_too(folder):
+def test_a_difference_on_a_task_of_tenants_is_over_them_too(folder):
     """Tenants are drawn as the tasks of an average are; without their names they are one task."""
     chosen = made.preset(tasks=["rte"], hypotheses=[{**HELD, "on": "rte"}])
     records = made.trainings(chosen)
@@ -72,9 +72,9 @@ def test_a_lead_on_a_task_of_tenants_is_over_them_too(folder):
     assert found["notes"] == []
     with_them, without = (row(one, "rte", "LoRA r=8") for one in (found, plain))
     right = {method: row(found, "rte", method)["score"] for method in ("LoRA r=8", "LoRA r=1")}
-    assert with_them["lead"] == pytest.approx(right["LoRA r=8"] - right["LoRA r=1"], abs=1e-4)
+    assert with_them["difference"] == pytest.approx(right["LoRA r=8"] - right["LoRA r=1"], abs=1e-4)
     assert with_them["error_examples"] == pytest.approx(without["error_examples"], rel=0.3)
-    assert with_them["new"]["high"] > with_them["lead"]
+    assert with_them["new"]["high"] > with_them["difference"]
     assert without["new"]["high"] is None
     assert found["hypotheses"][0]["new"]["word"]
 

@@ -44,7 +44,7 @@ def test_the_same_records_give_the_same_bytes(made, capsys):
     assert again == contents(made / "reports/compare/small")
     said = capsys.readouterr().out
     assert "reports/arena/small: 40 records" in said
-    assert "small: average, percent: method | score | lead" in said
+    assert "small: average, percent: method | score | difference" in said
     results = json.loads(again["comparison.json"])["results"]
     lines = again["comparison.json"].decode().splitlines()
     for result in results:
@@ -145,7 +145,7 @@ def state(page):
 def test_it_opens_without_a_network_and_fits_the_window(width, opened):
     page = opened(width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for name in ("trained", "bytes", "leads"):
+    for name in ("trained", "bytes", "differences"):
         assert page.locator(f"#{name}").bounding_box()["width"] <= width, name  # on a narrow screen it scrolls
         assert page.locator(f"#{name} svg").bounding_box()["width"] > 400, name
 

@@ -1,14 +1,14 @@
-"""The lead of one method over another, in percentage points: its kinds of error, interval and test; and the verdicts.
+"""The difference of one method from another, in percentage points: its errors, interval and test, and the verdicts.
 
-A lead would have been another one with other seeds, with other test examples and, if it is about new tasks, on other
-tasks. These errors are independent, and each has a variance of its own:
+A difference would have been another one with other seeds, with other test examples and, if it is about new tasks, on
+other tasks. These errors are independent, and each has a variance of its own:
 
 - Seeds. One seed trains one model for a whole task, which answers all tenants of the task, so it is drawn once for all
-  of them: the unit is the mean of the leads over tenants with one seed. Leads are paired by seed.
+  of them: the unit is the mean of the differences over tenants with one seed. Differences are paired by seed.
 - Test examples, which are drawn for each tenant, and on which all seeds are scored. Their error is the covariance of
-  the leads with two seeds over a bootstrap of the examples. What examples add to one seed and not to another is part of
-  the spread over seeds.
-- Tasks of an average, or tenants of a task, if these are drawn too. The spread of their leads contains all errors
+  the differences with two seeds over a bootstrap of the examples. What examples add to one seed and not to another is
+  part of the spread over seeds.
+- Tasks of an average, or tenants of a task, if these are drawn too. The spread of their differences contains all errors
   within them: those of their examples and, where each has its own training runs, of seeds.
 
 Two seeds, or four tasks, say little about the variance of others, so each error has Student's quantile with its own
@@ -18,21 +18,22 @@ variables", 1974). Over the tasks of an average, whose training runs are indepen
 Satterthwaite's degrees of freedom.
 
 Nothing is known better if more is drawn. With the seeds fixed, the error of the examples is known well; a few seeds
-whose leads agree by chance do not make it smaller. With the tasks fixed, the error within them is known; a few tasks
-whose leads agree by chance do not make it smaller either. So an interval is never narrower, and a p-value never
-smaller, than with less drawn. This is no more than the truth allows: if tasks do not differ, both intervals are about
-the same number. Where tasks differ, Student's interval of their leads covers the mean of new ones although their errors
-are unequal (Ibragimov and Müller, "t-statistic based correlation and heterogeneity robust inference", 2010).
+whose differences agree by chance do not make it smaller. With the tasks fixed, the error within them is known; a few
+tasks whose differences agree by chance do not make it smaller either. So an interval is never narrower, and a p-value
+never smaller, than with less drawn. This is no more than the truth allows: if tasks do not differ, both intervals are
+about the same number. Where tasks differ, Student's interval of their differences covers the mean of new ones although
+their errors are unequal (Ibragimov and Müller, "t-statistic based correlation and heterogeneity robust inference",
+2010).
 
-In simulations with a known truth (`tests/pipeline/compare/test_leads.py`), 95 % intervals on one task cover it in 95 to
-99 % of cases, for 1 to 50 tenants: in 95 to 97 % with five seeds, and most often with two seeds where the error is that
-of examples, as one degree of freedom is a wide quantile. On an average of tasks one of which has nearly all of the
-error, they cover 93 to 95 % with three seeds or more, and 90 % with two. On new tasks they cover 95 % or more.
+In simulations with a known truth (`tests/pipeline/compare/test_differences.py`), 95 % intervals on one task cover it in
+95 to 99 % of cases, for 1 to 50 tenants: in 95 to 97 % with five seeds, and most often with two seeds where the error
+is that of examples, as one degree of freedom is a wide quantile. On an average of tasks one of which has nearly all of
+the error, they cover 93 to 95 % with three seeds or more, and 90 % with two. On new tasks they cover 95 % or more.
 
-Leads over the baseline on every task and average, and the leads of hypotheses, are reported twice: on these tasks, for
-other seeds and test examples, and on new tasks of their kind. Only hypotheses, which were written down before, are
-tested, and their p-values corrected for their number. An interval of another lead is explored: with 50 methods, two or
-three are "ahead" or "behind" by chance.
+Differences from the baseline on every task and average, and the differences of hypotheses, are reported twice: on these
+tasks, for other seeds and test examples, and on new tasks of their kind. Only hypotheses, which were written down
+before, are tested, and their p-values corrected for their number. An interval of another difference is explored: with
+50 methods, two or three are "ahead" or "behind" by chance.
 """
 
 import math
@@ -52,13 +53,13 @@ BETTER = "better"
 EQUIVALENT = "equivalent"
 WORSE = "worse"
 UNDECIDED = "undecided"
-# Of any other lead, by its interval.
+# Of any other difference, by its interval.
 AHEAD = "ahead"
 CLOSE = "close"
 BEHIND = "behind"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
-KINDS = ("these", "new")  # populations of tasks to which a lead applies; new: tasks are drawn, too
+KINDS = ("these", "new")  # populations of tasks to which a difference applies; new: tasks are drawn, too
 MIN_P = 1e-100  # smaller p-values are 0
 Values = NDArray[Any]
 Verdict = dict[str, Any]  # the ends of an interval, and a word
@@ -77,15 +78,15 @@ Part = tuple[BySeed, BySeed]  # scores of a method and of its rival, on a whole 
 
 
 class Error(NamedTuple):
-    """A variance of a lead, in squared percentage points, with its degrees of freedom."""
+    """A variance of a difference, in squared percentage points, with its degrees of freedom."""
 
     variance: float
     freedom: float = math.inf  # degrees of freedom of its estimate
 
 
 @dataclass(frozen=True)
-class Lead:
-    """A lead over all seeds in common, with its errors; unknown values are NaN.
+class Difference:
+    """A difference over all seeds in common, with its errors; unknown values are NaN.
 
     With a single seed, errors are unknown.
     """
@@ -108,7 +109,7 @@ class Lead:
         return self.mean - half, self.mean + half
 
     def p(self, kind: str = "these") -> float:
-        """Return the two-sided p-value for a lead of 0: the interval with confidence 1 - p ends at 0."""
+        """Return the two-sided p-value for a difference of 0: the interval with confidence 1 - p ends at 0."""
         possible = self._possible(kind)
         return max(_p(errors, self.mean) for errors in possible)
 
@@ -152,25 +153,25 @@ def _p(errors: Sequence[Error], mean: float) -> float:
     return math.exp(optimize.brentq(beyond, least, 0.0))
 
 
-def on_task(parts: Sequence[Part]) -> Lead:
-    """Return the lead of a method over its rival on a task: the mean over its parts (tenants, or the whole task)."""
+def on_task(parts: Sequence[Part]) -> Difference:
+    """Return the difference of a method from its rival on a task: the mean over its tenants, or of the whole task."""
     seeds = _seeds(parts)
     if not seeds:
-        return Lead()
-    leads = np.array([_leads(part, seeds) for part in parts])  # (parts, seeds)
-    average = float(leads.mean())
+        return Difference()
+    differences = np.array([_differences(part, seeds) for part in parts])  # (parts, seeds)
+    average = float(differences.mean())
     if len(seeds) < 2:
-        return Lead(average)
+        return Difference(average)
     by_part = np.array([_of_examples(part, seeds) for part in parts])  # (parts, 2)
     totals = by_part.sum(axis=0)
     of_examples, in_common = totals / len(parts) ** 2
-    by_seed = leads.mean(axis=0)
+    by_seed = differences.mean(axis=0)
     of_seeds = Error(_of_mean(by_seed), len(seeds) - 1)
-    return Lead(
+    return Difference(
         mean=average,
         these=(of_seeds, Error(max(0.0, in_common))),
         alone=(Error(of_examples),),
-        drawn=_with_tenants(leads, of_seeds),
+        drawn=_with_tenants(differences, of_seeds),
         error_seeds=math.sqrt(of_seeds.variance),
         error_examples=math.sqrt(of_examples) or math.nan,
     )
@@ -184,8 +185,8 @@ def _seeds(parts: Sequence[Part]) -> list[int]:
     return sorted(set[int].intersection(*known))
 
 
-def _leads(part: Part, seeds: Seeds) -> list[float]:
-    """Return the lead on a part with each seed."""
+def _differences(part: Part, seeds: Seeds) -> list[float]:
+    """Return the difference on a part with each seed."""
     mine, theirs = part
     return [mine[seed].whole - theirs[seed].whole for seed in seeds]
 
@@ -193,52 +194,52 @@ def _leads(part: Part, seeds: Seeds) -> list[float]:
 def _of_examples(part: Part, seeds: Seeds) -> tuple[float, float]:
     """Return, over draws of the examples, the variance of the mean over seeds and the covariance of two seeds."""
     mine, theirs = part
-    leads = [mine[seed].resampled - theirs[seed].resampled for seed in seeds]  # differences on each resample
-    if not np.ptp(leads, axis=1).any():  # without labels, or without a difference
+    differences = [mine[seed].resampled - theirs[seed].resampled for seed in seeds]  # differences on each resample
+    if not np.ptp(differences, axis=1).any():  # without labels, or without a difference
         return 0.0, 0.0
-    covariances = np.cov(leads)
+    covariances = np.cov(differences)
     apart = ~np.eye(len(seeds), dtype=bool)
     between_seeds = covariances[apart]
     return float(covariances.mean()), float(between_seeds.mean())
 
 
-def _with_tenants(leads: Values, of_seeds: Error) -> tuple[Error, ...]:
-    """Return the errors of the mean of leads (parts, seeds) if tenants are drawn, too; empty for a single tenant.
+def _with_tenants(differences: Values, of_seeds: Error) -> tuple[Error, ...]:
+    """Return the errors of the mean of differences (parts, seeds) if tenants are drawn, too; empty for a single tenant.
 
     The spread of tenants contains the effect of seeds on each tenant; the common effect of a seed is added as the
     remaining error of seeds.
     """
-    tenants, seeds = leads.shape
+    tenants, seeds = differences.shape
     if tenants < 2:
         return ()
-    by_seed = leads.mean(axis=0)
-    by_tenant = leads.mean(axis=1, keepdims=True)
-    rest = leads - by_seed - by_tenant + leads.mean()
+    by_seed = differences.mean(axis=0)
+    by_tenant = differences.mean(axis=1, keepdims=True)
+    rest = differences - by_seed - by_tenant + differences.mean()
     freedom = (tenants - 1) * (seeds - 1)
-    alone = (rest**2).sum() / freedom / leads.size
+    alone = (rest**2).sum() / freedom / differences.size
     common = max(0.0, of_seeds.variance - float(alone))
     of_tenants = Error(_of_mean(by_tenant[:, 0]), tenants - 1)
     return of_tenants, Error(common, of_seeds.freedom)
 
 
-def mean(leads: Sequence[Lead]) -> Lead:
-    """Return the mean lead over tasks that share no texts; a single lead is returned unchanged.
+def mean(differences: Sequence[Difference]) -> Difference:
+    """Return the mean difference over tasks that share no texts; a single difference is returned unchanged.
 
-    It is unknown, with its errors, if there are no leads or one of them is unknown.
+    It is unknown, with its errors, if there are no differences or one of them is unknown.
     """
-    if len(leads) < 2:
-        return leads[0] if leads else Lead()
-    means = np.array([lead.mean for lead in leads])
+    if len(differences) < 2:
+        return differences[0] if differences else Difference()
+    means = np.array([difference.mean for difference in differences])
     average = float(means.mean())
-    count = len(leads)
-    if not all(lead.these for lead in leads):
-        return Lead(average)
-    these = [lead.these for lead in leads]
+    count = len(differences)
+    if not all(difference.these for difference in differences):
+        return Difference(average)
+    these = [difference.these for difference in differences]
     of_seeds, of_examples = map(_mean_of, zip(*these, strict=True))
-    alone = chain.from_iterable(lead.alone for lead in leads)
-    seeds = [lead.error_seeds for lead in leads]
-    examples = [lead.error_examples for lead in leads]
-    return Lead(
+    alone = chain.from_iterable(difference.alone for difference in differences)
+    seeds = [difference.error_seeds for difference in differences]
+    examples = [difference.error_examples for difference in differences]
+    return Difference(
         mean=average,
         these=(of_seeds, of_examples),
         alone=(_mean_of([*alone]),),
@@ -275,7 +276,7 @@ Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an
 
 @dataclass(frozen=True)
 class Judge:
-    """Computes leads and verdicts from all scores of a comparison."""
+    """Computes differences and verdicts from all scores of a comparison."""
 
     scores: Mapping[str, ByPart]  # scores by task; a part is a tenant, or the whole task
     places: Places
@@ -287,84 +288,84 @@ class Judge:
         place: str,
         methods: Iterable[str],
     ) -> dict[str, Verdict]:
-        """Return the lead of each method on a task or average, with its verdicts."""
-        leads = {}
+        """Return the difference of each method on a task or average, with its verdicts."""
+        differences = {}
         for name in methods:
-            lead = Lead()
+            difference = Difference()
             if name != baseline:
-                lead = self._lead(place, name, baseline)
-            verdicts = [self._judge_exploratory(lead, kind) for kind in KINDS]
-            leads[name] = _summarize(lead, verdicts)
-        return leads
+                difference = self._difference(place, name, baseline)
+            verdicts = [self._judge_exploratory(difference, kind) for kind in KINDS]
+            differences[name] = _summarize(difference, verdicts)
+        return differences
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[Verdict]:
-        """Return each hypothesis with its lead, its verdicts, and the kinds of tasks on which it held.
+        """Return each hypothesis with its difference, its verdicts, and the kinds of tasks on which it held.
 
         A method that is better by less than the margin is equivalent, too. Without a method's score on a task, or a
         common seed, a hypothesis is untested: its values are None.
         """
-        leads = []
+        differences = []
         for hypothesis in hypotheses:
-            leads.append(self._lead(hypothesis.on, hypothesis.method, hypothesis.versus))
-        by_kind = [self._test_hypotheses(leads, kind) for kind in KINDS]
-        by_lead = zip(*by_kind, strict=True)
+            differences.append(self._difference(hypothesis.on, hypothesis.method, hypothesis.versus))
+        by_kind = [self._test_hypotheses(differences, kind) for kind in KINDS]
+        by_difference = zip(*by_kind, strict=True)
         outcomes = []
-        for hypothesis, lead, verdicts in zip(hypotheses, leads, by_lead, strict=True):
+        for hypothesis, difference, verdicts in zip(hypotheses, differences, by_difference, strict=True):
             held = []
             for kind, verdict in zip(KINDS, verdicts, strict=True):
                 holds = verdict["word"] == BETTER
                 if hypothesis.expected == EQUIVALENT:
-                    holds = self._is_within(lead, kind)
+                    holds = self._is_within(difference, kind)
                 if holds:
                     held.append(kind)
             outcome = {
                 **hypothesis.model_dump(),
                 "held": held,
-                **_summarize(lead, verdicts),
+                **_summarize(difference, verdicts),
             }
             outcomes.append(outcome)
         return outcomes
 
-    def _lead(self, place: str, method: str, against: str) -> Lead:
-        """Return the lead on a task or average."""
-        leads = []
+    def _difference(self, place: str, method: str, against: str) -> Difference:
+        """Return the difference on a task or average."""
+        differences = []
         for task in self.places.get(place, ()):
             parts = []
             for scores in self.scores[task].values():
                 part = scores.get(method, {}), scores.get(against, {})
                 parts.append(part)
-            leads.append(on_task(parts))
-        return mean(leads)
+            differences.append(on_task(parts))
+        return mean(differences)
 
-    def _judge_exploratory(self, lead: Lead, kind: str) -> Verdict:
-        low, high = lead.interval(CONFIDENCE, kind)
+    def _judge_exploratory(self, difference: Difference, kind: str) -> Verdict:
+        low, high = difference.interval(CONFIDENCE, kind)
         word = None
         if low > 0:
             word = AHEAD
         elif high < 0:
             word = BEHIND
-        elif self._is_within(lead, kind):
+        elif self._is_within(difference, kind):
             word = CLOSE
         return {**_replace_nan(low=low, high=high), "word": word}
 
-    def _test_hypotheses(self, leads: Sequence[Lead], kind: str) -> Iterator[Verdict]:
+    def _test_hypotheses(self, differences: Sequence[Difference], kind: str) -> Iterator[Verdict]:
         """Yield better or worse if the corrected test is significant, otherwise equivalent if within the margin."""
-        corrected = holm([lead.p(kind) for lead in leads])
-        for lead, p in zip(leads, corrected, strict=True):
-            low, high = lead.interval(CONFIDENCE, kind)
+        corrected = holm([difference.p(kind) for difference in differences])
+        for difference, p in zip(differences, corrected, strict=True):
+            low, high = difference.interval(CONFIDENCE, kind)
             word = None if math.isnan(high) else UNDECIDED
             if p < 1 - CONFIDENCE:
-                word = BETTER if lead.mean > 0 else WORSE
-            elif self._is_within(lead, kind):
+                word = BETTER if difference.mean > 0 else WORSE
+            elif self._is_within(difference, kind):
                 word = EQUIVALENT
             yield {**_replace_nan(low=low, high=high, p_holm=p), "word": word}
 
-    def _is_within(self, lead: Lead, kind: str) -> bool:
-        """Whether two one-sided tests at 5 % each find the lead above -margin and below margin.
+    def _is_within(self, difference: Difference, kind: str) -> bool:
+        """Whether two one-sided tests at 5 % each find the difference above -margin and below margin.
 
         Reference: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach", 1987.
         """
-        low, high = lead.interval(TWO_ONE_SIDED, kind)
+        low, high = difference.interval(TWO_ONE_SIDED, kind)
         return -self.margin <= low and high <= self.margin
 
 
@@ -375,12 +376,12 @@ def _replace_nan(**values: float) -> dict[str, float | None]:
     return known
 
 
-def _summarize(lead: Lead, verdicts: Iterable[Verdict]) -> Verdict:
-    """Return a lead, its standard errors in percentage points, and its verdicts; unknown values are None."""
+def _summarize(difference: Difference, verdicts: Iterable[Verdict]) -> Verdict:
+    """Return a difference, its standard errors in percentage points, and its verdicts; unknown values are None."""
     known = _replace_nan(
-        lead=lead.mean,
-        error_seeds=lead.error_seeds,
-        error_examples=lead.error_examples,
+        difference=difference.mean,
+        error_seeds=difference.error_seeds,
+        error_examples=difference.error_examples,
     )
     return known | dict(zip(KINDS, verdicts, strict=True))
 

@@ -1,4 +1,4 @@
-"""Leads against what is known of them, and the verdicts on them.
+"""Differences against what is known of them, and the verdicts on them.
 
 How often intervals cover a known truth, Student's tests of scipy where they are the same, variances against those of
 many draws; better and worse only after Holm's correction, equivalent only within the margin, and the hypotheses.
@@ -17,7 +17,7 @@ from scipy import stats
 
 from pipeline.arena.preset import Hypothesis
 from pipeline.compare import examples as of_examples
-from pipeline.compare.leads import KINDS, Judge, Lead, Scores, holm, mean, on_task
+from pipeline.compare.differences import KINDS, Difference, Judge, Scores, holm, mean, on_task
 from pipeline.tasks import sums
 from pipeline.tasks.scores import EXAMPLES as SCORES
 from tests.workspace import ROOT
@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 class Design(NamedTuple):
-    """How leads come about, in percentage points: sizes, and standard deviations of what is drawn."""
+    """How differences come about, in percentage points: sizes, and standard deviations of what is drawn."""
 
     seeds: int
     parts: int = 1  # of the task: tenants
@@ -64,7 +64,7 @@ WEIGHTS = [weights(part) for part in range(50)]
 
 
 def draw(design, rng):
-    """Draw a design: a method whose true lead over the baseline on new tasks is 0."""
+    """Draw a design: a method whose true difference from the baseline on new tasks is 0."""
     scores, truths = {}, []
     for task in range(design.tasks):
         times = 1.0 if task else design.first
@@ -135,7 +135,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(design, trials):
     # Nearly all of the error is that of one task, and the degrees of freedom of a sum are estimated.
     lost = 0.0 if design.first == 1 else 0.02 if design.seeds > 2 else 0.05
     assert covered["these"] > 0.95 - lost - tolerance(trials)
-    if design.of_seeds == ALIKE["of_seeds"] and design.parts >= 8:  # then the lead has the error of seeds alone
+    if design.of_seeds == ALIKE["of_seeds"] and design.parts >= 8:  # then the difference has the error of seeds alone
         assert covered["these"] == pytest.approx(0.95, abs=max(0.015, tolerance(trials)))
     if design.seeds > 3:
         assert covered["these"] < 0.97 + tolerance(trials)
@@ -147,14 +147,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say(design, trials):
 
 @pytest.mark.parametrize("design", [Design(5, 4, **UNLIKE), Design(4, 1, 6, of_seeds=3.0, of_parts=2.0)])
 def test_variances_are_those_of_many_draws(design):
-    """Those of a lead around the truth of these tasks, and of new ones."""
+    """Those of a difference around the truth of these tasks, and of new ones."""
     rng, found, errors = np.random.default_rng(1), [], []
     for _ in range(400):
         judge, truth = draw(design, rng)
         parts = [[(of["method"], of["base"]) for of in task.values()] for task in judge.scores.values()]
-        lead = mean([on_task(task) for task in parts])
-        found.append((lead.mean - truth, lead.mean))
-        errors.append([sum(variance for variance, _ in errors) for errors in (lead.these, lead.drawn)])
+        difference = mean([on_task(task) for task in parts])
+        found.append((difference.mean - truth, difference.mean))
+        errors.append([sum(variance for variance, _ in errors) for errors in (difference.these, difference.drawn)])
     assert np.mean(errors, axis=0) == pytest.approx(np.var(found, axis=0), rel=0.2)
 
 
@@ -164,19 +164,21 @@ def plain(values):
 
 
 @pytest.mark.parametrize("tenants", [1, 8])
-def test_without_labels_a_lead_has_students_paired_test_over_the_seeds_means_of_tenants(tenants):
+def test_without_labels_a_difference_has_students_paired_test_over_the_seeds_means_of_tenants(tenants):
     first, second = RNG.normal(80, 1, (2, tenants, SEEDS))
-    lead = on_task([(plain(one), plain(other)) for one, other in zip(first, second, strict=True)])
+    difference = on_task([(plain(one), plain(other)) for one, other in zip(first, second, strict=True)])
     expected = stats.ttest_rel(first.mean(axis=0), second.mean(axis=0))
-    assert lead.p() == pytest.approx(expected.pvalue)
-    assert lead.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
-    assert math.isnan(lead.error_examples)
-    assert lead.error_seeds == pytest.approx(stats.sem((first - second).mean(axis=0)))
+    assert difference.p() == pytest.approx(expected.pvalue)
+    assert difference.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
+    assert math.isnan(difference.error_examples)
+    assert difference.error_seeds == pytest.approx(stats.sem((first - second).mean(axis=0)))
 
 
-def test_on_new_tasks_a_lead_has_students_test_over_tasks_that_differ():
-    leads = RNG.normal(2, 9, 6)  # of tasks, each with little error within
-    tasks = [on_task([(plain(lead + RNG.normal(0, 0.1, SEEDS)), plain(np.zeros(SEEDS)))]) for lead in leads]
+def test_on_new_tasks_a_difference_has_students_test_over_tasks_that_differ():
+    differences = RNG.normal(2, 9, 6)  # of tasks, each with little error within
+    tasks = [
+        on_task([(plain(difference + RNG.normal(0, 0.1, SEEDS)), plain(np.zeros(SEEDS)))]) for difference in differences
+    ]
     expected = stats.ttest_1samp([one.mean for one in tasks], 0)
     found = mean(tasks)
     assert found.p("new") == pytest.approx(expected.pvalue)
@@ -219,34 +221,39 @@ def test_in_the_committed_comparisons_too(name):
             assert new.get("p_holm", 1) >= these.get("p_holm", 0), one
 
 
-def test_seeds_that_agree_by_chance_do_not_make_a_lead_certain():
-    """Two seeds have the same lead on other examples: how much examples vary is known, and no error is below it."""
+def test_seeds_that_agree_by_chance_do_not_make_a_difference_certain():
+    """Two seeds have the same difference on other examples: how much examples vary is known, no error is below."""
     rng = np.random.default_rng(0)
     right = rng.permuted(np.repeat([100.0, 0.0], 50).reshape(1, 100).repeat(2, axis=0), axis=1)
     rows = np.random.default_rng(1).integers(100, size=(DRAWS, 100))
     method = {seed: Scores(float(of.mean()), of[rows].mean(axis=1)) for seed, of in enumerate(right)}
-    lead = on_task([(method, plain([49.0, 49.0]) | {s: Scores(49.0, np.full(DRAWS, 49.0)) for s in range(2)})])
-    assert lead.mean == 1.0
-    assert lead.error_seeds == 0
-    assert lead.half(0.95) == pytest.approx(1.96 * 50 / math.sqrt(200), rel=0.15)
-    assert lead.p() > 0.5
+    difference = on_task([(method, plain([49.0, 49.0]) | {s: Scores(49.0, np.full(DRAWS, 49.0)) for s in range(2)})])
+    assert difference.mean == 1.0
+    assert difference.error_seeds == 0
+    assert difference.half(0.95) == pytest.approx(1.96 * 50 / math.sqrt(200), rel=0.15)
+    assert difference.p() > 0.5
 
 
 def test_seeds_are_paired_and_one_in_common_has_no_error():
     scores = plain([3.0, 5.0, 9.0])
-    lead = on_task([(scores, {0: scores[1]})])
-    assert lead.mean == -2.0
-    assert all(map(math.isnan, (lead.error_seeds, lead.p(), *lead.interval(0.95), *lead.interval(0.95, "new"))))
-    assert on_task([(scores, {7: scores[1]})]) == on_task([]) == (unknown := Lead())
-    assert mean([lead, on_task([(scores, scores)])]) == Lead(-1.0)
-    assert math.isnan(mean([lead, unknown]).mean)
+    difference = on_task([(scores, {0: scores[1]})])
+    assert difference.mean == -2.0
+    assert all(
+        map(
+            math.isnan,
+            (difference.error_seeds, difference.p(), *difference.interval(0.95), *difference.interval(0.95, "new")),
+        )
+    )
+    assert on_task([(scores, {7: scores[1]})]) == on_task([]) == (unknown := Difference())
+    assert mean([difference, on_task([(scores, scores)])]) == Difference(-1.0)
+    assert math.isnan(mean([difference, unknown]).mean)
     assert mean([]) == unknown
 
 
-def without_labels(leads):
-    """A task on which a method has these leads by seed."""
-    mine = {seed: Scores(80 + lead, np.full(2, 80 + lead)) for seed, lead in enumerate(leads)}
-    theirs = {seed: Scores(80.0, np.full(2, 80.0)) for seed in range(len(leads))}
+def without_labels(differences):
+    """A task on which a method has these differences by seed."""
+    mine = {seed: Scores(80 + difference, np.full(2, 80 + difference)) for seed, difference in enumerate(differences)}
+    theirs = {seed: Scores(80.0, np.full(2, 80.0)) for seed in range(len(differences))}
     return mine, theirs
 
 
@@ -254,29 +261,29 @@ def test_a_mean_over_two_tasks_has_the_interval_of_welch():
     """Half the difference of one mean and minus the other, by scipy."""
     first = RNG.normal(1, 3, 5)
     second = RNG.normal(2, 0.5, 3)
-    lead = mean([on_task([without_labels(first)]), on_task([without_labels(second)])])
+    difference = mean([on_task([without_labels(first)]), on_task([without_labels(second)])])
     welch = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
-    assert lead.interval(0.95) == pytest.approx((welch.low / 2, welch.high / 2))
+    assert difference.interval(0.95) == pytest.approx((welch.low / 2, welch.high / 2))
 
 
 def test_errors_of_seeds_and_of_tenants_are_those_of_their_sum_without_a_rest():
     tenants = np.array([0.0, 1.0, 5.0, -2.0])
     seeds = np.array([0.0, 3.0, -4.0])
-    lead = on_task([without_labels(tenant + seeds) for tenant in tenants])
-    of_tenants, of_seeds = lead.drawn
+    difference = on_task([without_labels(tenant + seeds) for tenant in tenants])
+    of_tenants, of_seeds = difference.drawn
     assert of_tenants.variance == pytest.approx(stats.sem(tenants) ** 2)
     assert of_seeds.variance == pytest.approx(stats.sem(seeds) ** 2)
 
 
 @pytest.mark.parametrize(("share", "word"), [(1.01, "close"), (0.99, None)])
-def test_a_lead_is_within_the_margin_if_two_one_sided_tests_at_five_percent_say_so(share, word):
-    """By scipy's tests of the leads by seed."""
-    leads = np.array([-0.5, 0.8, 0.1, -0.2, 0.4])
-    margin = share * (leads.mean() + stats.sem(leads) * stats.t.ppf(0.95, len(leads) - 1))
-    below = stats.ttest_1samp(leads, margin, alternative="less")
-    above = stats.ttest_1samp(leads, -margin, alternative="greater")
+def test_a_difference_is_within_the_margin_if_two_one_sided_tests_at_five_percent_say_so(share, word):
+    """By scipy's tests of the differences by seed."""
+    differences = np.array([-0.5, 0.8, 0.1, -0.2, 0.4])
+    margin = share * (differences.mean() + stats.sem(differences) * stats.t.ppf(0.95, len(differences) - 1))
+    below = stats.ttest_1samp(differences, margin, alternative="less")
+    above = stats.ttest_1samp(differences, -margin, alternative="greater")
     assert (max(below.pvalue, above.pvalue) < 0.05) == (word == "close")
-    mine, theirs = without_labels(leads)
+    mine, theirs = without_labels(differences)
     judge = Judge({"rte": {"rte": {"a": mine, "b": theirs}}}, {"rte": ("rte",)}, margin)
     assert judge.against("b", "rte", ["a"])["a"]["these"]["word"] == word
 
@@ -310,37 +317,45 @@ FEW = 400  # resamples
 
 
 def judge_of(**methods):
-    """A judge of methods by lead over the baseline and its standard deviation over seeds, resamples and tasks."""
+    """A judge of methods by difference from the baseline and its standard deviation over seeds, resamples and tasks."""
     rng = np.random.default_rng(1)
     base = {s: Scores(80.0, np.full(FEW, 80.0)) for s in range(SEEDS)}
     scores = {task: {task: {"base": base}} for task in NAMES}
-    for method, (lead, noise) in methods.items():
+    for method, (difference, noise) in methods.items():
         for of in (of for parts in scores.values() for of in parts.values()):
-            whole = 80 + lead + rng.normal(0, noise, SEEDS)
+            whole = 80 + difference + rng.normal(0, noise, SEEDS)
             drawn = whole + noise * rng.normal(0, 1, (FEW, 1))
             of[method] = {s: Scores(float(whole[s]), drawn[:, s]) for s in range(SEEDS)}
     return Judge(scores, PLACES, margin=1.0)
 
 
-LEADS = {"same": (0.0, 0.0), "ahead": (5.0, 0.5), "behind": (-5.0, 0.5), "noise": (0.0, 3.0), "slightly": (0.5, 0.05)}
+DIFFERENCES = {
+    "same": (0.0, 0.0),
+    "ahead": (5.0, 0.5),
+    "behind": (-5.0, 0.5),
+    "noise": (0.0, 3.0),
+    "slightly": (0.5, 0.05),
+}
 
 
 @pytest.mark.parametrize("place", ["mean", "rte"])
 def test_each_method_has_the_word_that_its_interval_allows_and_no_verdict(place):
-    found = judge_of(**LEADS).against("base", place, ("base", *LEADS))
+    found = judge_of(**DIFFERENCES).against("base", place, ("base", *DIFFERENCES))
     words = {"base": None, "same": "close", "ahead": "ahead", "behind": "behind", "noise": None, "slightly": "ahead"}
     assert {method: one["these"]["word"] for method, one in found.items()} == words
     unknown = dict.fromkeys(words)
     assert {method: one["new"]["word"] for method, one in found.items()} == (words if place == "mean" else unknown)
-    assert found["same"]["lead"] == found["same"]["these"]["low"] == 0.0
+    assert found["same"]["difference"] == found["same"]["these"]["low"] == 0.0
 
 
 def test_what_holds_on_these_tasks_need_not_hold_on_new_ones():
-    """Leads of +9, +1, +8 and +2 with small errors: ahead on these tasks, but new ones might differ as these do."""
+    """Differences of +9, +1, +8 and +2 with small errors: ahead on these tasks, but new ones might differ, too."""
     judge = judge_of(one=(0.0, 0.05))
-    for of, lead in zip(judge.scores.values(), (9, 1, 8, 2), strict=True):
+    for of, difference in zip(judge.scores.values(), (9, 1, 8, 2), strict=True):
         (part,) = of.values()
-        part["one"] = {s: Scores(found.whole + lead, found.resampled + lead) for s, found in part["one"].items()}
+        part["one"] = {
+            s: Scores(found.whole + difference, found.resampled + difference) for s, found in part["one"].items()
+        }
     said = judge.against("base", "mean", ["one"])["one"]
     assert (said["these"]["word"], said["new"]["word"]) == ("ahead", None)
     assert said["new"]["low"] < 0 < said["these"]["low"] < said["these"]["high"] < said["new"]["high"]
@@ -350,7 +365,7 @@ def test_what_holds_on_these_tasks_need_not_hold_on_new_ones():
 
 
 def test_a_hypothesis_holds_if_its_own_test_says_so():
-    judge = judge_of(**LEADS, absent=(0.0, 1.0))
+    judge = judge_of(**DIFFERENCES, absent=(0.0, 1.0))
     del judge.scores["rte"]["rte"]["absent"]
     said = [
         ("same", "equivalent", "base", True),
@@ -363,7 +378,7 @@ def test_a_hypothesis_holds_if_its_own_test_says_so():
     ]
     outcomes = judge.outcomes([Hypothesis(method=m, expected=e, versus=a, on="mean") for m, e, a, _ in said])
     assert [one["held"] for one in outcomes] == [["these", "new"] if held else [] for *_, held in said]
-    assert outcomes[2]["lead"] == pytest.approx(10, abs=1)
+    assert outcomes[2]["difference"] == pytest.approx(10, abs=1)
     assert {*outcomes[-1]["new"].values(), *outcomes[-1]["these"].values()} == {None}
     (elsewhere,) = judge.outcomes([Hypothesis(method="same", expected="better", versus="base", on="glue")])
     assert {*elsewhere["these"].values()} == {None}  # an average without records
