@@ -209,13 +209,14 @@ def test_a_stream_that_fails_ends_with_an_error_of_the_client_and_a_line_in_the_
 
     def forward(*given, **named):
         steps.append(1)
-        if len(steps) == 4:
+        if len(steps) == 8:
             time.sleep(0.3)  # until the first pieces are sent
             raise MemoryError("no room")
         return real(*given, **named)
 
     async def call(client):
-        asked = {"model": "a", "prompt": "the cat", "temperature": 0, "max_tokens": MAX_NEW, "stream": True}
+        sampled = {"temperature": 0.05, "seed": 7}
+        asked = {"model": "a", "prompt": "the cat", "max_tokens": MAX_NEW, "stream": True, **sampled}
         whole = await client.completions.create(**asked | {"stream": False})
         monkeypatch.setattr(passes.bank.model, "forward", forward)
         pieces = await client.completions.create(**asked)
