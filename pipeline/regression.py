@@ -203,10 +203,10 @@ class Baseline(NamedTuple):
 def of_task(view: EvaluateView, task: Task) -> Baseline | None:
     """Return the regression on the mean of the last states of the base model, which is not changed.
 
-    None if `evaluate.regression_baseline` disables it, or the model generates texts.
+    None if `evaluate.regression_baseline` disables it, the model generates texts, or its task type has another loss.
     """
     count = view.evaluate.regression_baseline
-    if count == "none" or task.head.generates:
+    if count == "none" or not can_fit(task):
         return None
     parts = _read(view, task, count)
     train = parts["train"]
@@ -239,6 +239,11 @@ def part_of(task: Task, features: Tensor, examples: Dataset) -> Part:
     """Return the features of the examples of a split with their labels."""
     outcome = evaluation.outcome(features, examples)
     return Part(features.numpy(), outcome.labels, outcome.groups, task.scoring.rows_of_parts(outcome))
+
+
+def can_fit(task: Task) -> bool:
+    """Return whether a regression fits the outputs of a task: not those of text generation, or of your own task type."""
+    return task.head.fields().get("problem_type") in KINDS
 
 
 def kind_of(task: Task) -> Kind:

@@ -46,8 +46,10 @@ def fit_head(
     """Fit the last layer of a model's head, and return the history of a training run: losses and score.
 
     Raises:
-        UserError: if the layer has no bias, and train lacks a class.
+        UserError: if no regression fits the task type; if the layer has no bias, and train lacks a class.
     """
+    if not regression.can_fit(task):
+        raise UserError(f"{PARAMS}: adapter: regression: no regression fits this task type; choose another section")
     parts = _read(view, task, model, layer, splits, collate)
     layers = regression.fit_parts(task, parts["train"], parts["validation"], has_bias=layer.bias is not None)
     _put(layer, layers)

@@ -69,6 +69,14 @@ def test_a_copy_of_the_model_computes_the_loss_by_its_own_weights():
     assert model(**batch).loss.item() != pytest.approx(math.log(2))
 
 
+def test_no_regression_fits_it(tmp_path, trained, monkeypatch):
+    assert not [name for name in report(artifacts.EVALUATE_METRICS) if "regression" in name]
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    workspace.change(adapter="regression", train={"epochs": 2, "head_learning_rate": 0.002})
+    refused(run_in, tmp_path, FACTORIZE, TRAIN, says="adapter: regression: no regression fits this task type; choose")
+
+
 def test_predict_needs_the_adapter_alone():
     assert json.loads((artifacts.ADAPTER / "task.json").read_text())["kind"] == "ordered"
     scored = table(artifacts.EVALUATE_PREDICTIONS)
