@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from docs import commands, definitions, picture
+from docs import commands, definitions, messages, picture
 from docs.markdown import table
 from docs.picture import Result
 from pipeline.arena import record as arena_records
@@ -23,7 +23,7 @@ from pipeline.params.sources import ModelRow
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ("sentiment", "other-tasks", "larger-encoder", "tenants", "generation", "robustness")  # pages
-REFERENCE = ("params", "commands", "server", "api")  # pages
+REFERENCE = ("params", "commands", "messages", "server", "api")  # pages
 PAGES = (
     "README.md",
     "docs/explanation/results.md",
@@ -339,6 +339,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "dataset_row": partial(definitions.keys_of, DatasetRow, DatasetRow.model_fields),
     "model_row": partial(definitions.keys_of, ModelRow, ModelRow.model_fields),
     "commands": of_text(commands.commands, "Makefile"),
+    "messages": messages.messages,
     "routes": of_text(definitions.routes, "lsr/serve/http/openapi.json"),
 }
 

@@ -90,7 +90,7 @@ def _write_export(options: Namespace, folder: Path, model: PeftModel | None) -> 
         tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
         lost = export_merged(model, folder, dtype=dtype, tokenizer=tokenizer, force=options.force)
         if tokenizer is None:
-            lines.append("no tokenizer beside the adapter or its base model: add its files before serving")
+            lines.append("no tokenizer in the folder of the adapter or of its base model: add its files before serving")
     lines.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(folder)}")
     lines.append(f"rounding error of the update in {options.dtype}: {lost}")
     return lines
@@ -151,8 +151,8 @@ def _compare_outputs(options: Namespace, folder: Path, expected: Tensor) -> list
         lines.append(f"{name}: differs by {difference:.2g} at most")
         if options.rank is None and not difference <= MORE_THAN_ROUNDING * largest:  # it may be nan
             lines.append(
-                "this is no rounding, so do not use it so; a weight that two layers share, such as that of a tied "
-                "head, cannot be merged for one of them"
+                "this is too large for rounding error: do not use this export; a weight that two layers share, such "
+                "as a tied head, cannot be merged for one of them"
             )
     return lines
 
@@ -199,10 +199,10 @@ def _bank(options: Namespace) -> None:
     size = (options.output / FILE).stat().st_size
     count = len(bank.names)
     adapters = "1 adapter" if count == 1 else f"{count} adapters"
-    each = f"{size / count:,.0f} an adapter"
+    each = f"{size / count:,.0f} per adapter"
     say(f"{options.output}: {adapters} in {bank.shared.precision}, {size:,} bytes, {each}")
     if bank.shared_adapter is not None:
-        say(f"what they share: {_size(options.output / SHARED_ADAPTER)}")
+        say(f"shared adapter: {_size(options.output / SHARED_ADAPTER)}")
 
 
 def _files_by_name(words: Sequence[str]) -> dict[str, Path]:
@@ -225,8 +225,8 @@ def _files_by_name(words: Sequence[str]) -> dict[str, Path]:
 def _sizes(source: Path, output: Path) -> str:
     before = weights_of(source).stat().st_size
     after = weights_of(output).stat().st_size
-    remark = "; this has made it larger" if after >= before else ""
-    return f"tensors in {after:,} bytes, before in {before:,}{remark}"
+    remark = ", which is larger" if after >= before else ""
+    return f"tensors: {before:,} to {after:,} bytes{remark}"
 
 
 def _size(folder: Path) -> str:
@@ -380,7 +380,7 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     except InputError as error:
         return _report_failure(f"{called} {options.command}: {error}", MISTAKE)
     except KeyboardInterrupt:
-        return _report_failure("stopped; nothing was half written", STOPPED)
+        return _report_failure("stopped; no partial output was written", STOPPED)
     except OSError as error:
         return _report_failure(escape(f"{called} {options.command}: {error}"), FAILED)
     return 0

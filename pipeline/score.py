@@ -133,7 +133,7 @@ def _check_answers(folder: Path, own: AdapterTask, task: Task, data: str) -> Non
     wanted = AdapterTask.of(task, own.max_length)
     if _answers(own) != _answers(wanted):
         answer = f"{_labels(own)} of {' and '.join(own.columns)}"
-        raise UserError(f"{folder}: says {answer}, but {data} has {_labels(wanted)}")
+        raise UserError(f"{folder}: predicts {answer}, but {data} has {_labels(wanted)}")
 
 
 def _metrics(outputs: Tensor, task: Task, texts: Examples) -> list[str]:

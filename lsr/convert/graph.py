@@ -139,7 +139,9 @@ def check_exportable(task_type: str | None, task: Mapping[str, Any], folder: Pat
     """
     if task_type != "SEQ_CLS":
         remedy = "write it with --to merged, which llama.cpp, optimum and others convert"
-        raise InputError(f"{folder}: only classifiers and regressions become graphs, not {task_type}; {remedy}")
+        raise InputError(
+            f"{folder}: only classifiers and regressors can be exported to ONNX, not {task_type}; {remedy}"
+        )
     if task.get("tenants"):
         raise InputError(f"{folder}: has tenants; make a bank of it by `lsr bank`, and export that")
 
@@ -263,7 +265,7 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
         )
     except torch.onnx.errors.OnnxExporterError:
         reason = f"torch cannot trace the architecture {model.config.model_type}"
-        raise InputError(f"{reason}, so it becomes no graph; write it with --to merged") from None
+        raise InputError(f"{reason}, so it cannot be exported to ONNX; use --to merged") from None
     assert program is not None
     graph = program.model_proto
     _remove_places(graph)

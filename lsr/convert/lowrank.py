@@ -151,7 +151,7 @@ def _name_layers(
         if layer != name and isinstance(modules.get(layer), ADAPTABLE):
             layers.append(layer)
         elif BIAS not in name:
-            reason = "which is no weight of a linear layer, so a LoRA cannot hold it"
+            reason = "which is not a weight of a linear layer, so a LoRA cannot hold it"
             raise InputError(f"{files.folder}: {files.method} changes {name}, {reason}")
     if not layers:
         raise InputError(f"{files.folder}: {files.method} changes no weight of a linear layer, so there is no LoRA")

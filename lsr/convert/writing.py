@@ -138,10 +138,10 @@ def check_output(path: Path, sources: Iterable[Path], *, replace: bool) -> None:
     if path.exists() and not replace:
         raise InputError(f"{path}: exists; choose another folder, or replace it with --force")
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: not a folder, so it is not replaced")
+        raise InputError(f"{path}: not a folder: not overwritten")
     files = sorted(path.glob("*"))
     if files and not any(file.name in MARKS for file in files):
-        raise InputError(f"{path}: no adapter, bank or checkpoint, so it is not replaced")
+        raise InputError(f"{path}: not a folder written by lsr: not overwritten")
     for file in files:
         if file.is_dir() and file.name in FOLDERS:
             for inner in sorted(file.iterdir()):
@@ -152,7 +152,7 @@ def check_output(path: Path, sources: Iterable[Path], *, replace: bool) -> None:
 
 def _check_written(path: Path, file: Path, endings: tuple[str, ...]) -> None:
     if file.suffix not in endings or not file.is_file():
-        raise InputError(f"{path}: holds {file.name}, which no adapter or checkpoint has, so it is not replaced")
+        raise InputError(f"{path}: holds {file.name}, which lsr does not write: not overwritten")
 
 
 @contextmanager

@@ -259,7 +259,7 @@ def _losses(
 def _warn_of_repeated(first: float, ends: Sequence[float], best: int) -> None:
     slower_too = " and then with lower learning rates" if len(ends) > 2 else ""
     warnings.warn(
-        f"the loss of the short training run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
+        f"the loss of the short LoRA run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
         f"a warm-up{slower_too}: run {1 + best} of {len(ends)} is used, which led to {ends[best]:.3f}",
         stacklevel=4,  # the caller of examples_updates
     )

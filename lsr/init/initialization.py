@@ -54,5 +54,5 @@ def read_examples(word: str, *arguments: Any, **options: Any) -> Matrices:
     read = INITIALIZATIONS[word].read
     if read is None:
         words = " or ".join(repr(name) for name, scheme in INITIALIZATIONS.items() if scheme.read)
-        raise ValueError(f"init_weights must be {words} to start from examples, got {word!r}")
+        raise ValueError(f"init_weights must be {words} to initialize from examples, got {word!r}")
     return read(*arguments, **options)

@@ -179,7 +179,7 @@ def filter_fields(fields: Fields, widest: int) -> dict[str, Any]:
     if method not in PeftType.__members__:
         raise ValueError(f"PEFT has no method {method!r}")
     if method not in _ALLOWED:
-        raise ValueError(f"adapters of the method {method} are not loaded: no list says which of its fields are safe")
+        raise ValueError(f"adapters of the method {method} are not loaded: its fields are not on the list of safe ones")
     known = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method)].__dataclass_fields__
     seen = {name: value for name, value in fields.items() if not _only_initializes(name, fields)}
     for name, value in seen.items():

@@ -117,7 +117,7 @@ def _check_each(names: Iterable[str]) -> None:
             most = f"at most {LONGEST_NAME} are allowed"
             raise ValueError(f"has {shortened(name)} of {len(name):,} characters; {most}")
         if HALVES.search(name):
-            raise ValueError(f"has {shortened(name)}, which holds half a character")
+            raise ValueError(f"has {shortened(name)}, which contains a lone surrogate (invalid Unicode)")
 
 
 def _check_count(values: Collection[Any], most: int, what: str) -> None:

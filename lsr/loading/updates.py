@@ -196,7 +196,7 @@ def _lsr_updates(files: Files) -> Updates:
             form = form_in_file(config, name)
             kind = kind_of(name, form, config.share)
             if stored and kind in held:
-                raise ValueError(f"{min(stored)} is no part of this adapter, whose layers share theirs")
+                raise ValueError(f"{min(stored)} is not part of this adapter, whose layers share theirs")
             if kind not in held:
                 a, b = build_matrices(form, stored)
                 held[kind] = Bases(a=a, b=b)
@@ -257,7 +257,7 @@ def _lora_update(lora: Fields, name: str, side: Tensors) -> Update:
         expected = override(lora.get("rank_pattern") or {}, name, lora.get("r", rank))
         alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig.lora_alpha))
         if expected != rank:
-            raise ValueError(f"has rank {rank}, but its configuration says {expected}")
+            raise ValueError(f"has rank {rank}, but its configuration has {expected}")
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
             raise ValueError(f"its alpha must be a finite number, got {alpha!r}")
     if lora.get("use_rslora"):

@@ -38,7 +38,7 @@ def check_name(name: str, taken: Container[str] = ()) -> None:
     if name in taken:
         raise ValueError(f"an adapter named {name!r} is in the bank; replace=True replaces it")
     if name in ("", ".", "..", BASE) or NO_NAME.search(name):
-        allowed = f"must not be empty, {BASE!r} or a path, nor hold control or half characters"
+        allowed = f"must be non-empty, not {BASE!r}, and have no path separators, control characters or lone surrogates"
         raise ValueError(f"an adapter's name {allowed}, got {name!r}")
 
 
@@ -67,7 +67,7 @@ def check_heads(heads: Sequence[str], names: Iterable[str]) -> None:
     for name in names:
         if name not in heads:
             allowed = f"the heads of this model: {', '.join(heads)}" if heads else "this model has no head"
-            reason = "a bank takes heads and adapted linear layers alone"
+            reason = "a bank supports only heads and adapted linear layers"
             raise ValueError(f"trains {name!r} in full; {reason}; {allowed}")
 
 
@@ -120,7 +120,7 @@ def admit(
         with wrap_errors(contents.source, TypeError, ValueError):
             check_name(name, taken)
             if TENANTS in (contents.task or {}):
-                raise InputError("its head is that of many tenants; AdapterBank.of_tenants adds each of them")
+                raise InputError("its head is for several tenants; use AdapterBank.of_tenants")
             _check_base(contents.base, known)
             check_stop_tokens(contents.task, base.vocabulary)
             check_layers(contents.shapes, base.modules)
@@ -211,7 +211,7 @@ def _check_answers(
                 states[f"{named[module]}.{key}"] = value.to(like[key])
         answers = outputs(base.model, 1, states)
     if answers is not None and not answers.isfinite().all():
-        raise ValueError("its answers are not finite: its weights overflow in this base model")
+        raise ValueError("its outputs are not finite: its weights overflow in this base model")
 
 
 def _add(
@@ -234,7 +234,7 @@ def _check_call(
     named: dict[str, Any],
 ) -> None:
     if len(inputs) != 1 or named or not isinstance(inputs[0], Tensor):
-        raise ValueError(f"trains {name!r} in full, which is no head: the model calls it with more than one tensor")
+        raise ValueError(f"trains {name!r} in full, which is not a head: the model calls it with more than one tensor")
     _check_rows(name, inputs[0])
 
 

@@ -475,7 +475,7 @@ class AdapterBank(nn.Module):
     def _restore(self, stored: Mapping[str, StoredStack]) -> None:
         stacks = self.stacks()
         for name in sorted(stored.keys() ^ stacks.keys()):
-            raise InputError(f"{name} is {'missing' if name in stacks else 'no part of its layers and heads'}")
+            raise InputError(f"{name} is {'missing' if name in stacks else 'not part of its layers and heads'}")
         for name, stack in stacks.items():
             with wrap_errors(name, ValueError):
                 stack.restore(stored[name])

@@ -175,7 +175,7 @@ def _parse_header(path: Path) -> dict[str, Any]:
     checksum = header["checksum"]
     blank = stored.replace(checksum.encode(), BLANK.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != checksum:
-        raise InputError(f"{path}: damaged: its header does not have its checksum; {REMEDY}")
+        raise InputError(f"{path}: damaged: its header has another checksum; {REMEDY}")
     return header
 
 
@@ -189,7 +189,7 @@ def _check_tensors(checksums: Mapping[str, str], tensors: Tensors) -> None:
         raise ValueError(f"{name!r} is {reason}")
     for name, tensor in tensors.items():
         if _digest(tensor) != checksums[name]:
-            raise ValueError(f"damaged: {name} does not have its checksum; {REMEDY}")
+            raise ValueError(f"damaged: {name} has another checksum; {REMEDY}")
 
 
 def _bases(

@@ -89,8 +89,8 @@ def _check_tokenizers(folders: Sequence[Path], of_base: Any) -> None:
         own = None if files in equal else tokenizer_in(str(folder), None)
         difference = "" if own is None else _difference(own, of_base)
         if difference:
-            problem = f"its tokenizer is not the base model's, which a bank has for all: {difference}"
-            remedy = "to ask the adapter with the base model's, remove its tokenizer files"
+            problem = f"its tokenizer is not the base model's, which a bank uses for all adapters: {difference}"
+            remedy = "to use the base model's, remove its tokenizer files"
             raise InputError(f"{folder}: {problem}; {remedy}")
         equal.add(files)
 

@@ -116,7 +116,7 @@ class LsrConfig(PeftConfig):
         super().__post_init__()
         if frames != "own":
             raise ValueError(
-                f"frames: those of {frames!r} are needed, and adapters on the frames of others are no longer read: "
+                f"frames={frames!r} of an early adapter is not supported: "
                 "export it as LoRA with the version of lsr that saved it"
             )
         self.peft_type = PeftType("LSR")

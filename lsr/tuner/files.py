@@ -153,7 +153,7 @@ def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
     with wrap_errors(f"{where}: not valid JSON", ValueError, RecursionError):
         value = json.loads(content.decode("utf-8"))
         if HALVES.search(json.dumps(value, ensure_ascii=False)):
-            raise InputError("it holds half a character")
+            raise InputError("it contains a lone surrogate (invalid Unicode)")
     if _is_deeper(value, deepest):
         raise InputError(f"{where}: more than {deepest} values within one another; at most that is allowed")
     return value
@@ -191,7 +191,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         for pickled in map(path.with_name, PICKLES):
             if pickled.exists():
-                reason = "a pickle, which can run any code when read, so it is not read"
+                reason = "a pickle, which can execute arbitrary code, so it is not loaded"
                 raise InputError(f"{pickled}: {reason}; save the adapter as {WEIGHTS}")
     _check_is_file(path)
     # An unknown dtype is a KeyError.

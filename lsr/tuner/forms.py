@@ -97,7 +97,7 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
         used = form.rank * (form.in_width + form.out_width)
         with wrap_errors(f"layer {name!r}", ValueError):
             if form.parameters > held:
-                raise ValueError(f"its configuration says {form.parameters:,} entries, but the file holds {held:,}")
+                raise ValueError(f"its configuration has {form.parameters:,} entries, but the file holds {held:,}")
             if form.rank > SMALL:
                 check_rank(form.rank, form.out_features, form.in_features)
             if used > MAX_ENTRIES:

@@ -44,7 +44,7 @@ class Resolved:
         try:
             return cls(_shapes(fields["usual"]), {name: _shapes(shapes) for name, shapes in fields["others"].items()})
         except (KeyError, TypeError, AttributeError, ValueError):
-            raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
+            raise ValueError(f"resolved: not the layer shapes of a saved adapter: {repr(fields)[:80]}") from None
 
     def layer(self, name: str) -> LayerShapes:
         """Return the shapes of a layer."""

@@ -66,5 +66,5 @@ def check_held(held: Collection[str], expected: Collection[str], whole: str) -> 
         ValueError: if one is missing or unexpected; names the first.
     """
     for name in sorted({*held} ^ {*expected}):
-        problem = "is missing" if name in expected else f"is no part of {whole}"
+        problem = "is missing" if name in expected else f"is not part of {whole}"
         raise ValueError(f"{name} {problem}")

@@ -172,7 +172,7 @@ def _index(precision: str, rooms: Rooms) -> Tensor:
 def _read_index(stored: Tensors) -> tuple[str, Rooms]:
     index = stored.get("index")
     if index is None or index.dtype is not torch.uint8:
-        raise ValueError("no rounded adapter: it has no index of uint8")
+        raise ValueError("not a quantized adapter: it has no uint8 index")
     inflate = zlib.decompressobj()
     try:
         text = inflate.decompress(index.numpy().tobytes(), MAX_BYTES)
@@ -208,5 +208,5 @@ def _part(
     part = stored.get(name, torch.empty(0, dtype=dtype))
     if part.shape != (size,) or part.dtype is not dtype:
         held = f"{tuple(part.shape)} of {dtype_name(part.dtype)}"
-        raise ValueError(f"{name} is {held}, but the index says ({size},) of {dtype_name(dtype)}")
+        raise ValueError(f"{name} is {held}, but the index has ({size},) of {dtype_name(dtype)}")
     return part

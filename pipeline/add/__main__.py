@@ -131,15 +131,15 @@ def _name(given: str | None, path: Path) -> str:
     """
     if given is not None:
         if not re.fullmatch(NAME, given):
-            raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {given}")
+            raise UserError(f"--name: a name has only letters, digits, - and _, got {given}")
         if NO_TEXT.fullmatch(given):
-            raise UserError(f"--name: `dvc exp run -S data={given}` takes it for no name; choose another")
+            raise UserError(f"--name: `dvc exp run -S data={given}` does not read it as a name; choose another")
         return given
     stem = path.with_suffix("").stem if path.suffix.lower() in COMPRESSED else path.stem
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")
     if not name:
-        raise UserError(f"{path}: its name has no letter for that of the row; give one with --name")
+        raise UserError(f"{path}: its name has no letter to name the data set; choose a name with --name")
     return f"data-{name}" if NO_TEXT.fullmatch(name) else name
 
 
@@ -215,7 +215,7 @@ def _append(name: str, row: dict[str, Any]) -> None:
         except UserError:
             is_added = False
         if not is_added:
-            at_end = "a row cannot be added at its end; write one key below another, without braces"
+            at_end = "cannot append an entry; write one key per line, without braces"
             raise UserError(f"{OWN}: {at_end}")
 
 
@@ -237,7 +237,7 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
     named = [column for column in table if column.casefold() in USUAL_TENANTS]
     if row.tenant is None and named:
         column = quote(named[0])
-        shown["tenants"] = f"none; if the column {column} says whose row it is: --tenant {column}"
+        shown["tenants"] = f"none; if the column {column} has the tenant of each row: --tenant {column}"
     rare = description.rare(splits["train"]["label"])
     if rare:
         shown["rare"] = rare

@@ -86,8 +86,7 @@ def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
     for name in table:
         as_cell = pd.Series([name])
         if kinds.is_text(as_cell):
-            needed = "put one above it with names of columns, such as text,label"
-            raise UserError(f"{where}: the first line is a row; {needed}")
+            raise UserError(f"{where}: no header line found; add one, such as text,label")
     chosen = [*choice.text]
     chosen += [name for name in (choice.label, choice.tenant) if name]
     sources.check_columns(table.columns, chosen, where)
@@ -203,7 +202,7 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
         has = f"it has {len(counts):,} different values in {len(values):,} rows"
         numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
         needed = f"needed are {numbers} or 2 to {kinds.MAX_CLASSES} values with several rows each"
-        raise UserError(f"{where}: {name} is no label: {has}; {needed}; choose another --label")
+        raise UserError(f"{where}: {name} is not a label: {has}; {needed}; choose another --label")
     if all(isinstance(value, bool) for value in values):
         return _of_classes(name, {"false": counts["0"], "true": counts["1"]})
     spelled = pd.Series(list(counts))

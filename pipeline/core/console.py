@@ -176,7 +176,7 @@ def warn_without_identity() -> None:
     for what in ("name", "email"):
         if f"user.{what} " not in known and f"GIT_COMMITTER_{what.upper()}" not in os.environ:
             warn(
-                "Git does not know your name, which `dvc exp run` needs: "
+                "Git has no user.name or user.email, which `dvc exp run` needs: "
                 "git config user.name 'Your Name' && git config user.email you@example.com"
             )
             return

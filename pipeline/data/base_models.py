@@ -181,7 +181,7 @@ def source(row: ModelRow) -> tuple[str, str | None]:
     actual = digests.sha256(folder / "model.safetensors")
     if actual != source.sha256:
         again = f"; delete {root} to make it again" if root else ""
-        raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {actual}, not the row's{again}")
+        raise UserError(f"{where}: model.safetensors of {source.package} has sha256 {actual}, not the entry's{again}")
     return str(folder), None
 
 

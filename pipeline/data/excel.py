@@ -78,7 +78,9 @@ def _check_size(path: Path) -> None:
         with ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except BadZipFile:
-        raise ValueError("cannot be read as xlsx: it is no zip; save it as xlsx again, without a password") from None
+        raise ValueError(
+            "cannot be read as xlsx: it is not a zip archive; save it as xlsx again, without a password"
+        ) from None
     most = opening.most_unpacked(path)
     if size > most:
         raise ValueError(opening.too_large(most))

@@ -180,7 +180,7 @@ def _check_record(record: Any, place: str, text: str) -> dict[str, Any]:
     if "\\" in text:
         whole = json.dumps(record, ensure_ascii=False)
         if HALVES.search(whole):
-            raise ValueError(f"{place} is not JSON: it holds half a character")
+            raise ValueError(f"{place} is not JSON: it contains a lone surrogate (invalid Unicode)")
     if not isinstance(record, dict):
         raise ValueError(f"{place} must be a JSON object, got {type(record).__name__}")
     return record

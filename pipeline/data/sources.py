@@ -156,7 +156,7 @@ def _check_revision(source: TableSource, rows: Any) -> None:
         path = Path(file["filename"])
         if source.revision in path.parts:  # folders there are named by commit
             return
-    raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
+    raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the Hub to get it")
 
 
 def _load_split(source: TableSource, options: Mapping[str, Any]) -> Any:

@@ -42,7 +42,7 @@ class AdapterTask(Row):
     def _is_known(cls, kind: str) -> str:
         known = sorted(tasks.kinds())
         if kind not in known:
-            raise ValueError(f"no such kind of task{nearest(kind, known)}; there are {', '.join(known)}")
+            raise ValueError(f"no such task type{nearest(kind, known)}; there are {', '.join(known)}")
         return kind
 
     @classmethod
@@ -96,8 +96,8 @@ def _check_complete(name: str, task_info: Mapping[str, Any], folder: Path) -> No
     required = [field for field, info in AdapterTask.model_fields.items() if info.is_required()]
     lacking = [field for field in required if field not in task_info]
     if lacking:
-        reason = f"came into the bank without {', '.join(lacking)} in a {FILE}, so its answers have no names"
-        remedy = f"write {FILE} beside its weights and make the bank again, or ask it by: lsr serve {folder}"
+        reason = f"came into the bank without {', '.join(lacking)} in its {FILE}: label names are missing"
+        remedy = f"write {FILE} next to its weights and create the bank again, or use: lsr serve {folder}"
         raise UserError(f"{folder}: {name}: {reason}; {remedy}")
 
 

@@ -80,7 +80,7 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
     row = view.base_model
     head = head_of(row, base)
     if not head and isinstance(section, HeadParams | FullParams):
-        raise UserError(f"{PARAMS}: adapter: {section.word}: a model that writes has no head; choose another")
+        raise UserError(f"{PARAMS}: adapter: {section.word}: a language model has no head; choose another")
     whole = head
     if isinstance(section, FullParams):
         whole = beside_head(base, head) + head

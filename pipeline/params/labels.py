@@ -97,7 +97,7 @@ class Form(Row):
         for key, others in APART.items():
             for other in others:
                 if getattr(row, key) and getattr(row, other):
-                    raise ValueError(f"{key}: goes with no {other}")
+                    raise ValueError(f"{key}: cannot be combined with {other}")
         self._check_text(row)
         self._check_metrics(row)
         for column in (*row.text, row.tenant or ""):
@@ -107,7 +107,7 @@ class Form(Row):
 
     def _check_text(self, row: "DatasetRow") -> None:
         if not row.text:
-            raise ValueError("text: needed: one text, or a pair")
+            raise ValueError("text: required: one column, or two for pairs")
 
     def _check_metrics(self, row: "DatasetRow") -> None:
         for metric in row.metrics:
@@ -134,7 +134,7 @@ class Classes(Form):
 
     def _check_metrics(self, row: "DatasetRow") -> None:
         if len(self.names) < 2 and (self.names or row.tenant is None):
-            raise ValueError("names: needed: those of at least two classes, in their order")
+            raise ValueError("names: at least two class names are required, in class order")
         known = self.names if row.tenant else (*self.names, RARER)
         if self.positive is not None and (len(self.names) != 2 or self.positive not in known or row.choices):
             near = nearest(self.positive, self.names)
@@ -153,7 +153,7 @@ class Classes(Form):
         if not any(is_template(entry) and CHOICE in fields(entry) for entry in row.text):
             raise ValueError(f"choices need a text with {{{CHOICE}}}, got {', '.join(row.text)}")
         if row.metrics != ("accuracy",):
-            raise ValueError(f"choices are scored by accuracy alone, got {', '.join(row.metrics)}")
+            raise ValueError(f"choices support only accuracy, got {', '.join(row.metrics)}")
 
 
 class Threshold(Classes):
@@ -226,9 +226,9 @@ class Completion(Form):
     @model_validator(mode="after")
     def _names_go_with_what_they_are_of(self) -> Self:
         if self.threshold is not None and len(self.names) != 2:
-            raise ValueError("threshold: needs two names: that of numbers not above, and of those above")
+            raise ValueError("threshold: requires two names: one for numbers not above it, one for those above")
         if self.margin and self.threshold is None:
-            raise ValueError("margin: needs threshold, which it is around")
+            raise ValueError("margin: requires threshold")
         return self
 
     def _check_text(self, row: "DatasetRow") -> None:
@@ -249,7 +249,7 @@ class Conversation(Form):
 
     def _check_text(self, row: "DatasetRow") -> None:
         if row.text or row.mark:
-            raise ValueError("messages are the whole of a row: leave out text and mark")
+            raise ValueError("messages hold the whole example: leave out text and mark")
 
 
 class Pairs(Row):

@@ -156,7 +156,7 @@ class Registry:
         table = self.table
         if name in self.own:
             if name in self.built_in:
-                raise UserError(f"{table.own}: {name}: {table.built_in} has a row of this name too; rename yours")
+                raise UserError(f"{table.own}: {name}: {table.built_in} has an entry of this name too; rename yours")
             row = self._validate(name, self.own, table.own)
             return row.of_ones_own() if isinstance(row, DatasetRow) else row
         if name in self.built_in:
@@ -174,22 +174,22 @@ class Registry:
         path: Path,
     ) -> TableRow:
         if self.word == "data" and not re.fullmatch(NAME, str(name)):
-            raise UserError(f"{path}: {name!r}: the name of a row of data has letters, digits, - and _ only")
+            raise UserError(f"{path}: {name!r}: the name of an entry has only letters, digits, - and _")
         row = validate(self.table.schema, rows[name], path, (str(name),))
         row._where = str(path)
         return row
 
     def _no_row(self, name: str) -> str:
         """Return the message for a missing entry, with the existing ones and a remedy."""
-        what = "row"
-        other = "python -m pipeline.add FILE makes one"
+        what = "entry"
+        other = "to add one: python -m pipeline.add FILE"
         if self.word == "model":
-            what = "row or folder"
-            other = "or a hub repository such as owner/name"
+            what = "entry or folder"
+            other = "or a Hub repository such as owner/name"
         own = self.table.own
         in_repository = artifacts.repository() / own
         if artifacts.is_temporary_copy() and in_repository.is_file() and name in read_yaml(in_repository):
             remedy = f"run `git add {own}`, also for the files that it names, and then the experiment again"
             return f"no {what} {name!r} in this temporary copy, which has only what Git tracks: {remedy}"
         rows = ", ".join(self.names)
-        return f"no {what} {name!r}{nearest(name, self.names)}; rows: {rows}; {other}"
+        return f"no {what} {name!r}{nearest(name, self.names)}; entries: {rows}; {other}"

@@ -273,7 +273,7 @@ class PeftParams(MethodParams):
             if name in FIXED and value not in (None, False):  # None and False set nothing
                 raise ValueError(f"{name}: cannot be set here: {FIXED[name]}")
             if name == "layers_to_transform" and self.layers != "all":
-                raise ValueError(f"{name}: layers says which, {list(self.layers)}; leave out one of both")
+                raise ValueError(f"{name}: cannot be combined with layers: {list(self.layers)}; leave out one of them")
             if name != "bias" and self.target_modules == "none":
                 raise ValueError(f"{name}: has no effect with target_modules: none, where biases alone are trained")
             is_number = type(value) in (int, float)

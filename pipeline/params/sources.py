@@ -64,7 +64,7 @@ def check_encoding(name: str) -> str:
     try:
         "a".encode(name)
     except (LookupError, UnicodeError):
-        raise ValueError(f"no encoding {name!r}; needed: one that Python knows, such as cp1252 or utf-16") from None
+        raise ValueError(f"no encoding {name!r}; needed: one that Python supports, such as cp1252 or utf-16") from None
     return name
 
 

@@ -93,7 +93,7 @@ def _check(options: Namespace) -> None:
     if options.file is not None and options.texts:
         raise UserError("--file: texts are taken from the file or from the arguments, got both")
     if options.file is None and options.column is not None:
-        raise UserError("--column: names columns of --file, and there is none")
+        raise UserError("--column: requires --file")
     graphs.check_runtime(options.adapter, options.runtime)
     out = options.out
     if out is not None and out.suffix not in FORMATS:
@@ -170,7 +170,7 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
         return graphs.read_task(options.adapter), {}
     task = adapter_task.read(options.adapter)
     if options.tenant is not None or task.tenants is not None:
-        raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
+        raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` creates from their adapter")
     return task, {}
 
 

@@ -62,7 +62,7 @@ class Opened:
                 raise UserError(f"{folder / FILE}: {reason}")
         tokenizer = base_models.load_tokenizer(fields, folder, base)
         if tokenizer is None:
-            raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
+            raise UserError(f"{folder}: no tokenizer in the folder of the adapter or of its base model; see --base")
         prepare_batches(tokenizer, base_model.config, folder)
         self.tokenizer = tokenizer
         self.model = model.to(fastest())

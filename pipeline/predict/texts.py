@@ -97,7 +97,7 @@ def _with_columns(table: pd.DataFrame, names: Sequence[str], before: str) -> pd.
     """
     for late in table.columns.difference(names):
         row = table[late].first_valid_index()
-        raise UserError(f"{before}row {row}: a new key {late!r}; needed: in row 1, as null where it has none")
+        raise UserError(f"{before}row {row}: a new key {late!r}; add it to row 1 (null if it has no value)")
     lacking = dict.fromkeys(name for name in names if name not in table)
     return table.assign(**lacking)[names]
 
@@ -176,7 +176,7 @@ def _tenants_of(
         names = table[column].map(plain_text)
     else:
         first = ", ".join(known[:SHOWN])
-        raise UserError(f"--tenant: whose texts are they? There are {first}")
+        raise UserError(f"--tenant: required with a bank; tenants: {first}")
     numbers = pd.Index(known).get_indexer(names)
     if -1 in numbers:
         name = names.iloc[numbers.argmin()]

@@ -34,7 +34,7 @@ def text_in(value: object) -> str:
     """
     if isinstance(value, str) and not HALVES.search(value):
         return value
-    raise ValueError(f"a text must be text, got {value!r}")
+    raise ValueError(f"expected a string, got {value!r}")
 
 
 def plain_text(value: object) -> str:

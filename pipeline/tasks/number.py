@@ -91,7 +91,7 @@ def number_in(cells: Cells, label: Any) -> float:
         return number
     if number == HIDDEN:
         raise ValueError(IS_HIDDEN)
-    raise ValueError(f"label {number:g} is not in the row's range, {label.low:g} to {label.high:g}")
+    raise ValueError(f"label {number:g} is not in the entry's range, {label.low:g} to {label.high:g}")
 
 
 def bins_of(values: Sequence[float], label: Any) -> list[str]:

@@ -67,7 +67,7 @@ class Prompts:
         """Tokenize a prompt and its answer; labels cover all of the assistant's answers.
 
         Raises:
-            ValueError: if the template changes an answer once the conversation goes on.
+            ValueError: if the template changes an answer once the conversation continues.
         """
         turns = [*messages, {"role": "assistant", "content": answer}]
         ids = list[int]()
@@ -98,7 +98,7 @@ class Prompts:
         since = prompt[len(before) :].lstrip()
         ids = self._template.tokens(since[len(answer) :])
         if not (prompt.startswith(before) and since.startswith(answer) and ids[:1] == [self.end]):
-            raise ValueError("the chat template changes an answer once the conversation goes on")
+            raise ValueError("the chat template changes an answer once the conversation continues")
         return ids
 
     @property

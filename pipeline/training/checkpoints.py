@@ -127,7 +127,7 @@ def _newest(folder: Path) -> Path | None:
             best = state_of(path).best_global_step
             if best is None or _is_whole(path_of(folder, best)):
                 return path
-        console.warn(f"{path}: torn, by a kill or a power cut, so training does not go on from there")
+        console.warn(f"{path}: incomplete checkpoint (killed or power loss), skipped")
         if console.IS_FIRST:  # whatever is left in it might be read when it is written again
             artifacts.remove(path)
     return None

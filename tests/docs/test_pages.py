@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from vl_convert import vegalite_to_svg
 
 import lsr
-from docs import commands, plots, tables
+from docs import commands, messages, plots, tables
 from lsr.__main__ import COMMANDS
 from pipeline import params
 from pipeline.arena import preset
@@ -279,3 +279,19 @@ def test_it_draws_every_plot_without_a_request(plotted, browser):
     drawn = "document.querySelectorAll('canvas.marks, svg.marks').length"
     page.wait_for_function(f"{drawn} >= {plotted.read_text(encoding='utf-8').count('vegaEmbed(')} - 1")
     assert not [line for line in said if "://" in line]  # vega has warnings of its own
+
+
+def test_messages_are_found_with_their_parts_and_values():
+    source = """
+BOUND = 'at most 3'
+def check(value):
+    needed = f'needed: {BOUND}'
+    raise UserError(f'{value}: too large; {needed}, got {value:,}')
+class Reader:
+    def read(self):
+        console.warn('a line ' + 'of two parts')
+        needed = other()
+        raise KeyError('not a message of ours')
+"""
+    found = ["{value}: too large; needed: at most 3, got {value}", "a line of two parts"]
+    assert list(messages.find_messages(source)) == found

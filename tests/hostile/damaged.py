@@ -150,7 +150,7 @@ DAMAGES = {
     "no weights": Damage(without(WEIGHTS), f"{WEIGHTS}: no such file", BOTH),
     "a pipe": Damage(pipe(CONFIG), f"{CONFIG}: not a file"),
     "a pipe of weights": Damage(pipe(WEIGHTS), f"{WEIGHTS}: not a file"),
-    "a pickle": Damage(pickled, "adapter_model.bin: a pickle, which can run any code when read, so", BOTH),
+    "a pickle": Damage(pickled, "adapter_model.bin: a pickle, which can execute arbitrary code, so", BOTH),
     # The configuration, as JSON
     "no JSON": Damage(content(CONFIG, "{"), f"{CONFIG}: not valid JSON", BOTH),
     "a deep file": Damage(content(CONFIG, "[" * 100_000), f"{CONFIG}: not valid JSON: maximum recursion depth"),
@@ -186,10 +186,10 @@ DAMAGES = {
     "an unknown word": Damage(config(train="cores"), "train must be one of ['factors', 'core', 'all'], got 'cores'"),
     "frames elsewhere": Damage(config(frames="./other"), "adapters on the frames of others are no longer read"),
     "no shapes": Damage(config(resolved=None), "resolved: the configuration does not contain the shapes"),
-    "shapes of another type": Damage(config(resolved="a\nb"), "resolved: not what a saved adapter says of its layers"),
+    "shapes of another type": Damage(config(resolved="a\nb"), "resolved: not the layer shapes of a saved adapter"),
     "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must hold as many sizes as rank_shape"),
-    "larger layers": Damage(resolved(out_features=10**9, out_shape=[10**9]), "its configuration says 3,000,000,072"),
-    "a huge rank of sums": Damage(config(rank_shape=[10_000_000, 2]), "its configuration says 240,000,032", SUMS),
+    "larger layers": Damage(resolved(out_features=10**9, out_shape=[10**9]), "its configuration has 3,000,000,072"),
+    "a huge rank of sums": Damage(config(rank_shape=[10_000_000, 2]), "its configuration has 240,000,032", SUMS),
     "other terms": Damage(config(separation_rank=3), ("factor_A1 is (2, 2, 6)", "from checkpoint, the shape in"), SUMS),
     "sums that hold no width": Damage(resolved(out_shape=[2, 2]), "out_shape must hold as many sizes as rank", SUMS),
     # The tensors
@@ -205,13 +205,13 @@ DAMAGES = {
     "a narrower head": Damage(
         tensor("out_proj.weight", lambda held: held[:, 1:]), ("size mismatch", "a head is"), unseen=NO_HEADS
     ),
-    "an unexpected tensor": Damage(more(more=torch.ones(3)), "more is no part of", unseen=NO_HEADS),
+    "an unexpected tensor": Damage(more(more=torch.ones(3)), "more is not part of", unseen=NO_HEADS),
     "a head without its bias": Damage(tensor(HEAD, lambda value: None), f"{HEAD} is missing", unseen=NO_HEADS),
     # What the pipeline wrote beside them
     "a task that is no JSON": Damage(content(TASK, "{"), f"{TASK}: not valid JSON", BOTH, NO_TASK),
     "a task that is a list": Damage(content(TASK, "[]"), f"{TASK}: must be an object", unseen=NO_TASK),
-    "half a character of a name": Damage(config(base_model_name_or_path="\ud800"), "holds half a character", BOTH),
-    "half a character": Damage(task(labels=["a", "\ud800"]), "half a character", unseen=NO_TASK),
+    "half a character of a name": Damage(config(base_model_name_or_path="\ud800"), "contains a lone surrogate", BOTH),
+    "half a character": Damage(task(labels=["a", "\ud800"]), "lone surrogate", unseen=NO_TASK),
     "more labels": Damage(
         task(labels=["a", "b", "c"]), ("label", "says a b c"), unseen=(*NO_TASK, *NO_HEADS, "export")
     ),
@@ -251,7 +251,7 @@ DAMAGES = {
     # LoRA
     "magnitudes": Damage(config(use_dora=True), ("use_dora=True is not supported", "magnitude_vector"), LORA, ROUND),
     "an option of tomorrow": Damage(config(tomorrow=3), "tomorrow=3 is not supported", LORA, BY_PEFT),
-    "another rank": Damage(config(r=5), ("has rank 8, but its configuration says 5", "size mismatch"), LORA, ROUND),
+    "another rank": Damage(config(r=5), ("has rank 8, but its configuration has 5", "size mismatch"), LORA, ROUND),
     "a rank of no such layer": Damage(wide, "the rank must be in [1, 24]", LORA, BY_PEFT),
     "a huge alpha": Damage(config(lora_alpha=10**400), "too large", LORA, ROUND),
     "one of two factors": Damage(tensor("lora_B.weight", lambda value: None), "lora_B", LORA, ROUND),
@@ -271,7 +271,7 @@ DAMAGES = {
     "a broken index": Damage(rounded("index", lambda value: value.flip(0)), "index is broken", ROUNDED_ONE),
     "a bomb": Damage(index(b" " * 9_000_000), "index is broken: cut off, or over 1,000,000", ROUNDED_ONE),
     "a deep index": Damage(index(b'["3bit",' + b'{"a":' * 100_000), "index is broken", ROUNDED_ONE),
-    "an index of more": Damage(index(["3bit", {"a": ["values", 10**15]}]), "but the index says", ROUNDED_ONE),
+    "an index of more": Damage(index(["3bit", {"a": ["values", 10**15]}]), "but the index has", ROUNDED_ONE),
     "an unknown precision": Damage(index(["7bit", {}]), "the precision must be one of", ROUNDED_ONE),
     "fewer values": Damage(rounded("values", lambda value: value[:-1].clone()), "the index says", ROUNDED_ONE),
     "rounded and cut off": Damage(cut(ROUNDED, 200), f"{ROUNDED}: corrupt or cut off", ROUNDED_ONE),

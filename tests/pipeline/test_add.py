@@ -131,7 +131,7 @@ first: # yes
     assert OWN.read_text().startswith(f"{before}tickets:\n  source:\n")
     assert list(read_yaml(OWN)) == ["first", "tickets"]
     OWN.write_text("{}")
-    refused(main, ["data/tickets.csv"], says="data/datasets.yaml: a row cannot be added at its end; ")
+    refused(main, ["data/tickets.csv"], says="data/datasets.yaml: cannot append an entry; ")
     assert OWN.read_text() == "{}"
 
 
@@ -398,7 +398,7 @@ def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_i
     assert read_yaml(OWN)["numbers"]["label"] == {"column": "queue", "low": 0, "high": 17}
     write("data/may-be.csv", [{"Customer": one["shop"], **one} for one in SHOPS])
     shown = said(main, "data/may-be.csv", "--label", "queue")
-    assert "if the column Customer says whose row it is: --tenant Customer\n" in shown
+    assert "if the column Customer has the tenant of each row: --tenant Customer\n" in shown
 
 
 AT_ONCE = """

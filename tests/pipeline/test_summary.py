@@ -81,7 +81,7 @@ def test_git_without_a_name_is_told_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     assert said(main).splitlines()[-1] == (
-        "Git does not know your name, which `dvc exp run` needs: "
+        "Git has no user.name or user.email, which `dvc exp run` needs: "
         "git config user.name 'Your Name' && git config user.email you@example.com"
     )
 
@@ -91,7 +91,7 @@ def test_the_screen_is_the_same_without_git_but_for_its_name(monkeypatch, tmp_pa
     for name in IDENTITY:
         monkeypatch.delenv(name)
     screen = Path(__file__).with_name("screen.txt").read_text(encoding="utf-8")
-    assert said(main).startswith(f"\n{screen}Git does not know your name")
+    assert said(main).startswith(f"\n{screen}Git has no user.name or user.email")
 
 
 HINTS = [  # reports, changes of params.yaml, and the hint

@@ -108,7 +108,7 @@ def test_a_tenant_that_is_not_there_is_a_line(world, monkeypatch):
     monkeypatch.chdir(world[0])
     options = ["--adapter", "graph", "--runtime", "onnx"]
     refused(predict, [*options, "--tenant", "amce", "the cat"], says="no tenant 'amce' of 3")
-    refused(predict, [*options, "the cat"], says="--tenant: whose texts are they? There are acme, bolt, cord")
+    refused(predict, [*options, "the cat"], says="--tenant: required with a bank; tenants: acme, bolt, cord")
     refused(predict, [*options, "--tenant", "acme", "--base", "base", "the cat"], says="--base: has no effect")
 
 

@@ -141,7 +141,7 @@ def test_whatever_is_damaged_in_a_checkpoint_it_is_skipped_with_a_line_and_never
             damage(second / name)
             capfd.readouterr()
             assert checkpoints.newest(folder) == first, (name, damage)
-            assert capfd.readouterr().out.count(f"{second}: torn, by a kill or a power cut") == 1
+            assert capfd.readouterr().out.count(f"{second}: incomplete checkpoint (killed or power loss), skipped") == 1
             assert not second.exists()  # nothing is left that might be read when it is written again
             shutil.copytree("both", folder, dirs_exist_ok=True)
 

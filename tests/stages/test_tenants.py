@@ -77,7 +77,7 @@ def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
 def test_a_file_names_the_tenant_of_each_row_and_who_asks_must_be_known(shops):
     run(FACTORIZE, TRAIN)
     for words, says in (
-        ([], "--tenant: whose texts are they? There are acme, bolt, cast"),
+        ([], "--tenant: required with a bank; tenants: acme, bolt, cast"),
         (["--tenant", "acne"], "--tenant: no tenant 'acne' of 3 in the bank; did you mean acme?"),
         (["--adapter", "artifacts/adapter"], "--tenant: needs --adapter with a bank of tenants"),
     ):

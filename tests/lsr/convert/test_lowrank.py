@@ -61,13 +61,13 @@ REFUSED = {
     "CARTRIDGE": "cannot be merged",
     "CPT": "cannot be merged",
     "LILY": "cannot be merged",
-    "LN_TUNING": "changes bert.embeddings.LayerNorm.weight, which is no weight of a linear layer",
+    "LN_TUNING": "changes bert.embeddings.LayerNorm.weight, which is not a weight of a linear layer",
     "MULTITASK_PROMPT_TUNING": "cannot be merged",
     "POLY": "cannot be merged",
     "PREFIX_TUNING": "cannot be merged",
     "PROMPT_TUNING": "cannot be merged",
     "P_TUNING": "cannot be merged",
-    "TRAINABLE_TOKENS": "changes bert.embeddings.word_embeddings.weight, which is no weight of a linear layer",
+    "TRAINABLE_TOKENS": "changes bert.embeddings.word_embeddings.weight, which is not a weight of a linear layer",
 }
 
 

@@ -53,7 +53,7 @@ def test_a_rounded_export_shows_its_error_and_its_difference(beside):
 
 def test_a_merged_checkpoint_has_the_names_of_the_task_and_says_that_no_tokenizer_was_there(beside):
     write("adapter/task.json", {"labels": ["bad", "fair", "good"]})
-    assert "no tokenizer beside the adapter or its base model" in said(main, *export("merged"))
+    assert "no tokenizer in the folder of the adapter or of its base model" in said(main, *export("merged"))
     config = json.loads((beside / "out/config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
     assert config["architectures"] == ["BertForSequenceClassification"]
@@ -92,13 +92,13 @@ def test_force_replaces_an_export_and_nothing_of_somebody_else(beside):
     assert not (beside / "out/config.json").exists()
     for name in ("thesis.tex", ".git"):
         (beside / "out" / name).touch()
-        held = f"out: holds {name}, which no adapter or checkpoint has, so it is not replaced"
+        held = f"out: holds {name}, which lsr does not write: not overwritten"
         refused(main, export("merged", "--force"), says=held)
         (beside / "out" / name).unlink()
     (beside / "notes").mkdir()
     (beside / "notes/ideas.md").touch()
     words = ("export", "adapter", "--to", "lora", "-o", "notes", "--base", "base", "--force")
-    refused(main, words, says="notes: no adapter, bank or checkpoint, so it is not replaced")
+    refused(main, words, says="notes: not a folder written by lsr: not overwritten")
 
 
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
@@ -148,7 +148,7 @@ def misfit(folder):
         (("import", "base", "-o", "out"), "base: not an adapter folder, adapter_config.json is missing"),
         (export("lora", "-o", "adapter", "--force"), "adapter: would replace adapter, which is read"),
         (export("lora", "-o", ".", "--force"), ".: would replace"),
-        (export("lora", "-o", "file", "--force"), "file: not a folder, so it is not replaced"),
+        (export("lora", "-o", "file", "--force"), "file: not a folder: not overwritten"),
         (export("lora", "-o", "file/out"), "file/out: cannot be written: Not a directory"),
     ],
 )

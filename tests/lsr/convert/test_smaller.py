@@ -76,7 +76,7 @@ def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
 
 def test_the_command_says_sizes_and_errors(beside):
     lines = said(main, "quantize", "adapter", "-o", "out", "--to", "3bit").splitlines()
-    assert lines[0].startswith("out: 3bit, tensors in ")
+    assert lines[0].startswith("out: 3bit, tensors: ")
     assert lines[1].startswith("rounding error of the tensors: 0.")
     assert " at most, in bert.encoder.layer." in lines[2]
     actual = differences(said(main, "export", "out", "--to", "lora", "-o", "lora"))
@@ -172,9 +172,9 @@ def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch):
     assert [row.split()[1] for row in rows] == names
     assert total.startswith("relative error of the update: 0.")
     before, after = (Path(name).stat().st_size for name in (f"lora/{WEIGHTS}", f"small/{ROUNDED}"))
-    assert sizes == f"small: tensors in {after:,} bytes, before in {before:,}"
+    assert sizes == f"small: tensors: {before:,} to {after:,} bytes"
     assert logits(load_adapter(tmp_path / "small")).isfinite().all()
-    assert said(main, "compress", "lora", "-o", "whole", "--to", "rank:6").endswith("; this has made it larger\n")
+    assert said(main, "compress", "lora", "-o", "whole", "--to", "rank:6").endswith(", which is larger\n")
 
 
 def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):

@@ -233,7 +233,7 @@ def test_bases_are_those_of_all_layers_that_share_them(share):
 
 
 def test_examples_are_for_the_gradient_alone():
-    says = "init_weights must be 'gradient' or 'update' or 'warm_start' to start from examples, got 'principal'"
+    says = "init_weights must be 'gradient' or 'update' or 'warm_start' to initialize from examples, got 'principal'"
     refused(initialize_from_data, made("bert", "principal"), BATCHES, kind=ValueError, says=says)
 
 

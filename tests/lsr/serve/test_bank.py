@@ -154,7 +154,7 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
     refused(asked, bank, ["a", "alhpa"], says="no adapter is named 'alhpa', of 4 in the bank; did you mean alpha?")
     refused(bank.remove, "x", says="no adapter is named 'x', of 4 in the bank")
     refused(bank.add, "a", folders("cores") / "b", says="an adapter named 'a' is in the bank")
-    refused(bank.add, "__base__", folders("cores") / "b", says="must not be empty, '__base__' or a path")
+    refused(bank.add, "__base__", folders("cores") / "b", says="must be non-empty, not '__base__', and have no path")
     refused(bank.add, "new", folders("cores") / "nothing", says="no such folder")
     refused(bank, **tokens(), says="adapter_names: needed: one name per row, 4, '__base__' for none, got 0")
     refused(asked, bank, ["a", "b", "c"], 4, says="one name per row, 4, '__base__' for none, got 3")
@@ -210,12 +210,12 @@ def test_what_is_no_head_is_refused_so_that_no_row_meets_those_of_others(module,
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace('"classifier"', f'"classifier", "{module}"'))
     message = refused(bank.add, "new", folder)
-    assert f"{module}' in full; a bank takes heads and adapted linear layers alone; the heads of this" in message
+    assert f"{module}' in full; a bank supports only heads and adapted linear layers; the heads of this" in message
     assert torch.equal(asked(bank, NAMES), before)
     assert bank.names == ["a", "b", "c"]
     bank.heads[module] = BankHead(nn.Dropout(), bank.shared)
     bank.save(tmp_path / "bank")
-    says = f"trains '{module}' in full; a bank takes heads"
+    says = f"trains '{module}' in full; a bank supports only heads"
     refused(AdapterBank.load, tiny("bert"), tmp_path / "bank", says=says)
 
 
@@ -223,7 +223,7 @@ def test_what_is_no_head_is_refused_so_that_no_row_meets_those_of_others(module,
 def test_weights_that_overflow_are_refused_and_replace_nothing(layer, bank, tmp_path):
     before = asked(bank, NAMES)
     folder = save_lora(tmp_path / "new")
-    says = "its answers are not finite: its weights overflow"
+    says = "its outputs are not finite: its weights overflow"
     tensors = load_file(folder / WEIGHTS)
     edit(folder / WEIGHTS, **{key: 3e38 * value.sign() for key, value in tensors.items() if layer in key})
     for name, replace in (("new", False), ("a", True)):

@@ -140,10 +140,10 @@ WORDS = "bert.embeddings.word_embeddings"
         (lambda header, tensors: header["layers"].append(WORDS), f"layer '{WORDS}' cannot be adapted"),
         (lambda header, tensors: header["layers"].append("classifier"), "'classifier' is adapted or trained"),
         (lambda header, tensors: header["layers"].append(VALUE), "layers must be a list of different names"),
-        (lambda header, tensors: header["layers"].remove(VALUE), f"{VALUE}/directions is no part of its layers"),
+        (lambda header, tensors: header["layers"].remove(VALUE), f"{VALUE}/directions is not part of its layers"),
         (lambda header, tensors: header["layers"].append(OUTPUT), f"{OUTPUT}/directions is missing"),
         (lambda header, tensors: header["heads"].append(OUTPUT), f"trains '{OUTPUT}' in full"),
-        (lambda header, tensors: header["heads"].clear(), "heads/classifier/bias is no part of its layers and heads"),
+        (lambda header, tensors: header["heads"].clear(), "heads/classifier/bias is not part of its layers and heads"),
         (lambda header, tensors: tensors[f"{QUERY}/counts"].fill_(1000), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/counts"][1:].add_(torch.tensor([-9, 9])), MISFIT),
         (lambda header, tensors: tensors[f"{QUERY}/counts"].copy_(tensors[f"{QUERY}/counts"].roll(1)), MISFIT),
@@ -158,7 +158,7 @@ WORDS = "bert.embeddings.word_embeddings"
             "a: its task names 2 different",
         ),
         (lambda header, tensors: header["task_infos"].update(c={"labels": ["x"] * 3}), "c: its task names 1 different"),
-        (lambda header, tensors: header["task_infos"].update(a={"labels": ["x", "y", "\ud800"]}), "half a character"),
+        (lambda header, tensors: header["task_infos"].update(a={"labels": ["x", "y", "\ud800"]}), "lone surrogate"),
         (lambda header, tensors: header["task_infos"].update(a=deep(51)), "more than 52 values within one another"),
         (
             lambda header, tensors: header.update(task_infos=[]),
@@ -253,7 +253,7 @@ def exchange(header, tensors):
     header["task_infos"] = {name: header["task_infos"][name] for name in reversed(header["task_infos"])}
 
 
-DAMAGED = "damaged: its header does not have its checksum; write the bank again from its adapters"
+DAMAGED = "damaged: its header has another checksum; write the bank again from its adapters"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ DAMAGED = "damaged: its header does not have its checksum; write the bank again 
         (lambda header, tensors: header["task_infos"]["a"].update(labels=["other", "a", "more"]), DAMAGED),
         (lambda header, tensors: header["base"].update(revision="x"), DAMAGED),
         (lambda header, tensors: header["layers"].reverse(), DAMAGED),
-        (lambda header, tensors: tensors[f"{QUERY}/values"][1, 5].add_(1e-3), f"damaged: {QUERY}/values does not have"),
+        (lambda header, tensors: tensors[f"{QUERY}/values"][1, 5].add_(1e-3), f"damaged: {QUERY}/values has another"),
         (lambda header, tensors: tensors[f"{HEAD}/values"].copy_(tensors[f"{HEAD}/values"].roll(1, 0)), "damaged: "),
         (lambda header, tensors: tensors.update(more=torch.ones(3)), DAMAGED),
     ],
@@ -358,7 +358,7 @@ def test_a_command_says_in_a_line_that_a_bank_is_damaged(words, here):
 def test_the_adapters_of_a_folder_become_one_file(here):
     printed = said(main, "bank", "--from", "users", "-o", "bank", "--precision", "8bit", "--base", "base")
     size = (here / "bank" / file.FILE).stat().st_size
-    assert printed == f"bank: 2 adapters in 8bit, {size:,} bytes, {size / 2:,.0f} an adapter\n"
+    assert printed == f"bank: 2 adapters in 8bit, {size:,} bytes, {size / 2:,.0f} per adapter\n"
     bank = AdapterBank.load(tiny("bert"), here / "bank")
     assert bank.task_infos == {"anna": {}, "ben": {"labels": ["no", "maybe", "yes"]}}
     actual = asked(bank, ["ben", "anna"])

@@ -160,10 +160,10 @@ def test_a_tenant_who_comes_later_is_joined_and_changes_no_bit(tmp_path, monkeyp
     later(tmp_path / "adapter", tmp_path / "later", late=["x", "y"])
     first, shared = said(main, "bank", "--from", "first", "later", "-o", "both").splitlines()
     size = Path("both", file.FILE).stat().st_size
-    assert first == f"both: 4 adapters in 4bit, {size:,} bytes, {size / 4:,.0f} an adapter"
+    assert first == f"both: 4 adapters in 4bit, {size:,} bytes, {size / 4:,.0f} per adapter"
     assert (
         shared
-        == f"what they share: {sum(path.stat().st_size for path in Path('both/shared_adapter').iterdir()):,} bytes"
+        == f"shared adapter: {sum(path.stat().st_size for path in Path('both/shared_adapter').iterdir()):,} bytes"
     )
     one, both = (AdapterBank.load(None, tmp_path / name) for name in ("first", "both"))
     assert both.names == [*TENANTS, "late"]
@@ -215,7 +215,7 @@ def later(source, folder, **tenants):
         ({**TENANTS, "corp": ["a", "b", 3]}, "tenants must be an object with a list of names"),
         ({**TENANTS, "corp": ["a", "b", "a"]}, "corp: its task names 2 different labels, but its head has 3 outputs"),
         *(
-            ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "name must not be empty, '__base__' or a path")
+            ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "name must be non-empty, not '__base__'")
             for name in ("", "__base__", "..", "../x", "a\\b", "a\n", "\x1b")
         ),
     ],
@@ -245,7 +245,7 @@ def test_what_cannot_be_merged_is_refused_in_one_line(tmp_path):
     save_tenants(tmp_path / "prompt", "prompt tuning")
     refused(AdapterBank.of_tenants, tmp_path / "prompt", says="an adapter of the method PROMPT_TUNING has no head")
     save_tenants(tmp_path / "wide")
-    refused(AdapterBank(tiny("roberta")).add, "wide", tmp_path / "wide", says="wide: its head is that of many tenants")
+    refused(AdapterBank(tiny("roberta")).add, "wide", tmp_path / "wide", says="wide: its head is for several tenants")
 
 
 def test_another_common_adapter_than_the_banks_is_refused(tmp_path):
@@ -269,6 +269,6 @@ def test_rows_that_overflow_are_named_by_their_tenant_and_nobody_is_added(tmp_pa
     heads = {name: torch.full_like(its, 3e38) for name, its in tenants["corp"].heads.items()}
     heads["classifier.out_proj.weight"][1] *= -1
     bank = AdapterBank(base_with(shared_adapter, None))
-    refused(bank.add_all, {**tenants, "corp": replace(tenants["corp"], heads=heads)}, says="corp: its answers are not")
+    refused(bank.add_all, {**tenants, "corp": replace(tenants["corp"], heads=heads)}, says="corp: its outputs are not")
     assert bank.names == []
     refused(bank.remove, "__base__", says="no adapter is named '__base__'")

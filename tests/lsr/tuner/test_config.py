@@ -116,7 +116,7 @@ MISTAKES = [
     ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
     ({"share": "layers"}, "share='layers' needs train to be one of ['core', 'all'], got 'factors'"),
     ({"core": "diagonal"}, "core='diagonal' needs train to be one of ['core', 'all'], got 'factors'"),
-    ({"frames": "./other"}, "frames: those of './other' are needed, and adapters on the frames of others are no"),
+    ({"frames": "./other"}, "frames='./other' of an early adapter is not supported: export it as LoRA"),
     ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number of at most 1e+30, got 0"),
     ({"target_modules": "*"}, "target_modules: '*' is not a valid regular expression"),
     ({"rank_pattern": {"[z-a]": (1, 1)}}, "rank_pattern: '[z-a]' is not a valid regular expression"),

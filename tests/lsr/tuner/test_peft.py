@@ -288,7 +288,7 @@ def test_peft_refuses_a_file_that_holds_less_or_more_which_it_would_pass_over(is
             del tensors[f"{name}.core"]
 
     edit(tmp_path / "adapter_model.safetensors", change)
-    says = "factor_A1 is no part of this adapter on this base model" if is_more else "core is missing"
+    says = "factor_A1 is not part of this adapter on this base model" if is_more else "core is missing"
     line = refused(PeftModel.from_pretrained, tiny("bert"), str(tmp_path), kind=ValueError, says=says)
     assert line.startswith("the adapter's file: ")
     assert QUERIES[1] in line

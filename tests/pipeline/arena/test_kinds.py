@@ -178,6 +178,6 @@ def test_the_base_model_alone_is_what_a_fresh_adapter_leaves_whatever_the_seed(w
 
 
 def test_what_cannot_be_compared_is_refused_before(writing):
-    refused(check, [small.entry("writing: head")], says="small.methods.head: adapter: head: a model that writes has no")
+    refused(check, [small.entry("writing: head")], says="small.methods.head: adapter: head: a language model has no")
     writing(sample_sizes={"max_new_tokens": None})
     refused(check, [small.entry("writing: alone")], says="writing: completions are compared by what is written: set sa")

@@ -228,7 +228,7 @@ def odd(adapter, **params):
 
 
 MISFITS = [
-    ({"tasks": {"glu": {}}}, "no row 'glu'; did you mean glue?"),
+    ({"tasks": {"glu": {}}}, "no entry 'glu'; did you mean glue?"),
     (odd("lora", **{"lora.target_modules": ["valeu"]}), "pipeline/arena.yaml: small.methods.odd: lora: "),
     (odd("loha", **{"loha.r": 2}), "small.methods.odd.loha: no such key; the section of a method has a type"),
     ({"params": {"tokenize.max_length": 64}}, "pipeline/arena.yaml: small.tasks.glue: tokenize.max_length"),

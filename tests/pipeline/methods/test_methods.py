@@ -95,7 +95,7 @@ def check_file(folder, whole, load):
     write(folder / WEIGHTS, whole | {name: torch.cat([whole[name]] * 2)})
     refused(load, says=str(folder))
     write(folder / WEIGHTS, whole | {"more": torch.zeros(2, 2)})
-    refused(load, says="more is no part of this adapter on this base model")
+    refused(load, says="more is not part of this adapter on this base model")
 
 
 def test_the_update_of_kadaptation_is_the_sum_of_kronecker_products():

@@ -190,7 +190,7 @@ def test_a_row_of_ones_own_is_found_before_those_that_come_with_the_pipeline(own
     dumped = row.model_dump()
     same = params.load_row("data", "mrpc").model_dump()
     assert dumped == {**same, "label": {**same["label"], "positive": "rarer"}}  # and so in the key of a training
-    says = "data: no row 'ticket'; did you mean tickets?; rows: tickets, movie-reviews, "
+    says = "data: no entry 'ticket'; did you mean tickets?; entries: tickets, movie-reviews, "
     refused(seen, {"data": "ticket"}, says=says)
 
 
@@ -202,11 +202,11 @@ def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(ow
         "mrpc": DATASETS["mrpc"],
     }
     assert sorted(line[:66] for line in refused(own, rows, lines=5).splitlines()) == [
-        "data/datasets.yaml: 'my row': the name of a row of data has letter",
+        "data/datasets.yaml: 'my row': the name of an entry has only letter",
         "data/datasets.yaml: list: input should be keys with values, got [1",
         "data/datasets.yaml: mine.label.colum: no such key; did you mean co",
         "data/datasets.yaml: mine.metrics.0: input should be text in quotes",
-        "data/datasets.yaml: mrpc: pipeline/datasets.yaml has a row of this",
+        "data/datasets.yaml: mrpc: pipeline/datasets.yaml has an entry of t",
     ]
     write("pipeline/models.yaml", {"minilm": {"source": 3}})
     refused(own, {}, says="models.yaml: minilm.source: input should be keys with values, got 3")

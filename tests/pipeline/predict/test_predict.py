@@ -82,8 +82,8 @@ def test_a_bank_of_an_adapter_without_its_task_is_refused_in_one_line(one):
     shutil.copytree(artifacts.ADAPTER, "imported")
     Path("imported/task.json").unlink()
     assert lsr_main(["bank", "--from", "imported", "-o", "bank"]) == 0
-    reason = "came into the bank without kind, columns, labels, max_length in a task.json, so its answers have no names"
-    remedy = "write task.json beside its weights and make the bank again, or ask it by: lsr serve bank"
+    reason = "came into the bank without kind, columns, labels, max_length in its task.json: label names are missing"
+    remedy = "write task.json next to its weights and create the bank again, or use: lsr serve bank"
     assert mistake("--adapter", "bank", SENTENCE) == f"bank: imported: {reason}; {remedy}"
 
 
@@ -136,7 +136,7 @@ def test_each_table_is_answered_before_the_next_is_read_and_a_later_mistake_is_a
     monkeypatch.setattr(files, "ROWS", 1)
     first = {"sentence1": SENTENCE, "label": "good"}
     for second, says in (
-        ({"sentence1": "an owl", "late": 1}, "row 2: a new key 'late'; needed: in row 1"),
+        ({"sentence1": "an owl", "late": 1}, "row 2: a new key 'late'; add it to row 1"),
         ({"sentence1": None}, "row 2: is empty; needed: a text"),
         ("no object", "line 2 must be a JSON object, got str"),
     ):
@@ -250,7 +250,7 @@ def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ratings", str(artifacts.ADAPTER)], "says not_equivalent equivalent of sentence1 and sentence2, but ratings"),
+        (["ratings", str(artifacts.ADAPTER)], "predicts not_equivalent equivalent of sentence1 and sentence2, but "),
         (["glu", str(artifacts.ADAPTER)], "did you mean glue?"),
     ],
 )

@@ -109,6 +109,6 @@ def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
 def test_a_note_of_an_unknown_kind_is_refused(tmp_path):
     shutil.copytree(artifacts.ADAPTER, tmp_path, dirs_exist_ok=True)
     kit.edit(tmp_path / "task.json", kind="nmber")
-    refused(adapter_task.read, tmp_path, says="task.json: kind: no such kind of task; did you mean number?; there are ")
+    refused(adapter_task.read, tmp_path, says="task.json: kind: no such task type; did you mean number?; there are ")
     kit.edit(tmp_path / "task.json", kind="several")  # as in files of earlier versions
     refused(adapter_task.read, tmp_path, says="task.json: kind: several is now called multi_label")

@@ -114,14 +114,14 @@ RATED = workspace.ROWS["ratings"] | {"source": writers.ROW["source"]}
     ("row", "written", "says"),
     [
         (writers.ROW, [*writers.rows(), writers.rows()[0] | {"place": " "}], "line 121: the completion is empty"),
-        (writers.ROW, [writers.rows()[0] | {"place": ["a"]}], "line 1: a text must be text, got ['a']"),
+        (writers.ROW, [writers.rows()[0] | {"place": ["a"]}], "line 1: expected a string, got ['a']"),
         (TALKS, [talk("user", "assistant"), talk("user")], "line 2: no conversation; needed: a list of at least two"),
         (TALKS, [talk("user", "assistant", "user")], "line 1: the conversation must end with the assistant, got user"),
         (TALKS, [talk("user", "asistant")], "message 2: no role 'asistant'; did you mean assistant?; system, user"),
         (TALKS, [talk("user", "assistant", content="")], "message 1: content must be a text that is not empty, got ''"),
-        ({**writers.ROW, "label": {"messages": "talk"}}, None, "messages are the whole of a row: leave out text"),
+        ({**writers.ROW, "label": {"messages": "talk"}}, None, "messages hold the whole example: leave out text"),
         ({**writers.ROW, "text": ["a", "b"]}, None, "a completion has one text, its prompt"),
-        ({**writers.ROW, "label": {"completion": "at", "threshold": 1.0}}, None, "threshold: needs two names: that"),
+        ({**writers.ROW, "label": {"completion": "at", "threshold": 1.0}}, None, "threshold: requires two names: one"),
         (IN_WORDS, [{"at": "x", "animal": "cat"}], "line 1: label 'x' is not a finite number"),
         (RATED | {"template": "none"}, None, "needs a label of compl"),
         (RATED | {"select": "exact_match"}, None, "select: needs a lab"),
@@ -156,7 +156,7 @@ def test_an_encoder_a_head_and_a_length_that_nothing_fits_are_refused(here):
     here(written=[row | {"place": f"far {row['place']}, very far"} for row in writers.rows()])
     run(TOKENIZE)
     for changes, stage, says in (
-        ({"adapter": "full"}, FACTORIZE, "params.yaml: adapter: full: a model that writes has no head"),
+        ({"adapter": "full"}, FACTORIZE, "params.yaml: adapter: full: a language model has no head"),
         ({"tokenize": {"max_length": 8}}, TOKENIZE, "tokenize.max_length: no completion of train fits 8 tokens"),
         ({"model": "tiny"}, TOKENIZE, "tiny-roberta: no AutoModelForCausalLM, which must read from left to right, is"),
     ):

@@ -78,7 +78,7 @@ def test_a_threshold_leaves_out_what_is_closer_than_the_margin():
     [
         ("five", "'five' is not a finite number"),
         ("inf", "'inf' is not"),
-        (5.01, "5.01 is not in the row's range, 0 to 5"),
+        (5.01, "5.01 is not in the entry's range, 0 to 5"),
     ],
 )
 def test_a_number_is_read_exactly_and_must_be_in_the_range(value, message):

@@ -125,8 +125,8 @@ def test_what_a_tenant_cannot_be_is_one_line(train, settings, message):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"group": ["who"]}, "tenant: goes with no group"),
-        ({"stratify": True}, "tenant: goes with no stratify"),
+        ({"group": ["who"]}, "tenant: cannot be combined with group"),
+        ({"stratify": True}, "tenant: cannot be combined with stratify"),
         ({"metrics": ["f1"]}, "use macro_f1"),
     ],
 )
