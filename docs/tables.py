@@ -18,8 +18,8 @@ from docs.markdown import table
 from docs.picture import Result
 from pipeline.arena import record as arena_records
 from pipeline.core.console import Parser
-from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.sources import ModelRow
+from pipeline.params.dataset_entry import DatasetEntry
+from pipeline.params.sources import ModelEntry
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ("sentiment", "other-tasks", "larger-encoder", "tenants", "generation", "robustness")  # pages
@@ -336,8 +336,8 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     },
     "configuration": definitions.configuration,
     "params": of_text(definitions.params, "params.yaml"),
-    "dataset_row": partial(definitions.keys_of, DatasetRow, DatasetRow.model_fields),
-    "model_row": partial(definitions.keys_of, ModelRow, ModelRow.model_fields),
+    "dataset_entry": partial(definitions.keys_of, DatasetEntry, DatasetEntry.model_fields),
+    "model_row": partial(definitions.keys_of, ModelEntry, ModelEntry.model_fields),
     "commands": of_text(commands.commands, "Makefile"),
     "messages": messages.messages,
     "routes": of_text(definitions.routes, "lsr/serve/http/openapi.json"),

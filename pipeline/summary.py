@@ -18,7 +18,7 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
 from pipeline.hints import hints
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import TrainParams
 from pipeline.params.yaml_file import by_dotted_key, parse_yaml, read_yaml
 from pipeline.tasks import facts, reported
@@ -89,7 +89,7 @@ def _metrics(params: Params) -> dict[str, Any]:
     return metrics
 
 
-def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Iterator[Line]:
+def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> Iterator[Line]:
     description = _load_description(row)
     for name in row.metrics:
         low = metrics[f"{name}_low"]
@@ -124,7 +124,7 @@ def _results(params: Params, row: DatasetRow, metrics: Mapping[str, Any]) -> Ite
         yield "hint", hint
 
 
-def _load_description(row: DatasetRow) -> Description:
+def _load_description(row: DatasetEntry) -> Description:
     return tasks.of(row, facts.read(artifacts.TOKENS)).description
 
 
@@ -139,7 +139,7 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
 
 
-def _next(params: Params, row: DatasetRow) -> Iterator[Line]:
+def _next(params: Params, row: DatasetEntry) -> Iterator[Line]:
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
     yield from _load_description(row).commands(_table)

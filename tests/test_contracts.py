@@ -22,7 +22,7 @@ DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model"}
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = {name: stage for name, stage in DVC["stages"].items() if "outs" in stage}
 OURS = ("lsr", "lsr_onnx", "pipeline", "stages", "benchmarks")
-TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
+REGISTRIES = [table.built_in.as_posix() for table in params.REGISTRIES.values()]
 IGNORED = Repo(str(ROOT)).dvcignore
 # A participle as the first word of a function's name leaves open what the function does: `joined` does not say what it
 # joins, `join_banks` does. Words in -ed are participles, too, but for those of the second list.
@@ -79,7 +79,9 @@ def below(dep):
 
 
 def deps_of_code(stage):
-    return [dep for dep in STAGES[stage]["deps"] if not dep.startswith("artifacts/") and dep not in (*WATCHED, *TABLES)]
+    return [
+        dep for dep in STAGES[stage]["deps"] if not dep.startswith("artifacts/") and dep not in (*WATCHED, *REGISTRIES)
+    ]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -108,7 +110,7 @@ def test_a_stage_compares_and_a_training_resumes_by_the_files_that_dvc_sees(stag
 
 
 def test_the_tables_and_the_folders_of_users_are_there_and_watched():
-    assert {*WATCHED, *TABLES} <= set(STAGES["tokenize"]["deps"])
+    assert {*WATCHED, *REGISTRIES} <= set(STAGES["tokenize"]["deps"])
     assert MODELS in STAGES["factorize-init"]["deps"]
     assert all((ROOT / folder / "README.md").is_file() for folder in WATCHED)
 

@@ -20,7 +20,7 @@ from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, datasets, tokens
 from pipeline.methods import planning
-from pipeline.params.sources import ModelRow
+from pipeline.params.sources import ModelEntry
 from pipeline.tasks import encoding
 
 DATA = "movie-reviews"
@@ -90,7 +90,7 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     return take_turns(calls, rounds), losses
 
 
-def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
+def _models(case: Case, row: ModelEntry) -> tuple[nn.Module, nn.Module]:
     """Return a model with a LoRA, and another one with the LSR adapter imported from it."""
     set_seed(0)
     base = base_models.load_base_model(row, tasks.of(params.load_row("data", DATA)))
@@ -115,7 +115,7 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
     return lora.train(), lsr.train()
 
 
-def first_batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
+def first_batches(row: ModelEntry, examples: int, count: int) -> list[Mapping[str, Tensor]]:
     """Return the first texts of the train split in batches."""
     tokenizer = base_models.load_tokenizer(row)
     data = params.load_row("data", DATA)

@@ -26,10 +26,10 @@ from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import datasets, opening, recognition, sources
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.mistakes import validate
 from pipeline.params.reading import check_rows
-from pipeline.params.schema import TABLES
+from pipeline.params.schema import REGISTRIES
 from pipeline.params.sources import (
     COMPRESSED,
     EXCEL,
@@ -44,7 +44,7 @@ from pipeline.params.sources import (
 from pipeline.params.yaml_file import read_yaml
 from pipeline.tasks.cells import has_mirrors
 
-OWN = TABLES["data"].own
+OWN = REGISTRIES["data"].own
 LOCK = Path(".cache/add.lock")  # not beside the file, in a folder whose files are inputs of the pipeline
 HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
 # Names that `dvc exp run -S data=NAME` takes for a number or nothing.
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> None:
         table = pd.concat([_read(path, source, choice) for path in files.values()], ignore_index=True)
         where = ", ".join(map(str, files.values()))
         content, notes = infer_entry(table, source, choice, where)
-        row = validate(DatasetRow, content, OWN, (name,))
+        row = validate(DatasetEntry, content, OWN, (name,))
         row._where = str(OWN)
         loaded = datasets.load(row, name)
         LOCK.parent.mkdir(exist_ok=True)

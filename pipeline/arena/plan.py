@@ -19,7 +19,7 @@ from pipeline.data import content
 from pipeline.data.content import Source
 from pipeline.methods.planning import list_types
 from pipeline.params import LsrParams, PeftParams, TrainView
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.reading import apply_overrides
 from pipeline.params.sections import HeadParams
 from pipeline.params.sources import Split
@@ -201,7 +201,7 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
-def find_unshuffled_splits(row: DatasetRow, sample_sizes: SampleSizes) -> tuple[Split, ...]:
+def find_unshuffled_splits(row: DatasetEntry, sample_sizes: SampleSizes) -> tuple[Split, ...]:
     """Return the splits that are read in part and have the order of the source, because it provides them.
 
     Splits cut from train, and pairs, are sorted by hashes.

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.mistakes import validate
 from pipeline.params.reading import load_row
 from pipeline.params.sections import Count, Section
@@ -26,7 +26,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
-Datasets = Mapping[str, DatasetRow]  # data set entries by task
+Datasets = Mapping[str, DatasetEntry]  # data set entries by task
 Features = Literal["mean", "first", "nearest", "words"]  # states: their mean twice, the first; counts of tokens
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 OWN_KEYS = {
@@ -105,7 +105,7 @@ class TaskChanges(Section):
         "where it is random already, or nearly all of its rows are read",
     )
 
-    def source_of(self, row: DatasetRow) -> TableSource | PackageSource:
+    def source_of(self, row: DatasetEntry) -> TableSource | PackageSource:
         """Return the source of an entry, of the kind that this task uses."""
         return row.source.model_copy(update={"kind": self.kind}) if self.kind else row.source
 

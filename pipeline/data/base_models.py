@@ -18,7 +18,7 @@ from pipeline.core import digests
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import packages
 from pipeline.params import PARAMS
-from pipeline.params.sources import HubModel, ModelRow, PackageModel
+from pipeline.params.sources import HubModel, ModelEntry, PackageModel
 from pipeline.tasks import Task
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
@@ -38,7 +38,7 @@ MISFITS = (  # what transformers raises if files are not there or do not fit
 )
 
 
-def load_base_model(row: ModelRow, task: Task) -> "PreTrainedModel":
+def load_base_model(row: ModelEntry, task: Task) -> "PreTrainedModel":
     """Load the pretrained model with a fresh head and the loss of a task; seed torch before.
 
     All weights are float32, whatever the dtype of the checkpoint: in half precision most training steps would be
@@ -81,7 +81,7 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def outline(row: ModelRow, task: Task) -> "PreTrainedModel":
+def outline(row: ModelEntry, task: Task) -> "PreTrainedModel":
     """Build the model that config.json describes, with a head but without weights: names and shapes of layers."""
     import torch
 
@@ -92,7 +92,7 @@ def outline(row: ModelRow, task: Task) -> "PreTrainedModel":
     return model
 
 
-def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
+def load_config(row: ModelEntry, task: Task) -> "PreTrainedConfig":
     """Load the model's configuration, for an architecture with a head for the task.
 
     Raises:
@@ -110,7 +110,7 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
     return config
 
 
-def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
+def load_tokenizer(row: ModelEntry) -> "PreTrainedTokenizerBase":
     """Load the model's tokenizer for tokenizing; for padding, use `pipeline.methods.batches.tokenizer_of`.
 
     Raises:
@@ -123,7 +123,7 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _load_pretrained(row: ModelRow, kind: Any, **more: Any) -> Any:
+def _load_pretrained(row: ModelEntry, kind: Any, **more: Any) -> Any:
     path, revision = source(row)
     with wrap_loading_errors(row):
         return kind.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
@@ -150,13 +150,13 @@ def check_positions(model: "PreTrainedModel", length: int, cause: str = LENGTH) 
             check_length(min(configured, module.num_embeddings - before), length, cause)
 
 
-def public_name(row: ModelRow) -> tuple[str, str | None]:
+def public_name(row: ModelEntry) -> tuple[str, str | None]:
     """Return the public name and revision of the base model, never a path on this machine."""
     name = row.source.path if isinstance(row.source, HubModel) else row.source.same_as
     return name, row.source.revision
 
 
-def source(row: ModelRow) -> tuple[str, str | None]:
+def source(row: ModelEntry) -> tuple[str, str | None]:
     """Return the arguments of `from_pretrained`: a folder or repository, and its revision.
 
     Raises:
@@ -185,7 +185,7 @@ def source(row: ModelRow) -> tuple[str, str | None]:
     return str(folder), None
 
 
-def wrap_loading_errors(row: ModelRow) -> AbstractContextManager[None]:
+def wrap_loading_errors(row: ModelEntry) -> AbstractContextManager[None]:
     """Convert errors while loading into one line that names the entry's model, its needs, and the likely cause."""
     needed = "needed: a folder, or with a connection a hub repository, of config.json, tokenizer and model.safetensors"
     return as_user_error(*MISFITS, before=f"{row.where}: cannot load {public_name(row)[0]}: {needed}: ")

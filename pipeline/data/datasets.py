@@ -27,7 +27,7 @@ from pipeline import tasks
 from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError
 from pipeline.data import files, sources
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
 from pipeline.tasks.cells import Record, has_mirrors, unify_spellings
@@ -124,7 +124,7 @@ class Loaded(NamedTuple):
     conflicting: int  # dropped duplicates whose label differs from the label of the row that is kept
 
 
-def load(row: DatasetRow, name: str) -> Loaded:
+def load(row: DatasetEntry, name: str) -> Loaded:
     """Load train, validation and test with the columns text, text_pair (for a pair) and label; count dropped rows.
 
     Classes are int, numbers float. An unreadable source, an invalid text or label, an empty split and an unusable train
@@ -154,7 +154,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
     return Loaded(task, splits, dict(dropped), conflicting)
 
 
-def _read(row: DatasetRow, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
+def _read(row: DatasetEntry, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
     """Read the source: return the task with the facts of its rows, the examples by split, and the dropped rows."""
     task = tasks.of(row)
     examples = Tables()

@@ -13,9 +13,9 @@ from typing import Any
 from pipeline.core import artifacts, digests
 from pipeline.core.errors import UserError
 from pipeline.data import content
-from pipeline.params import PARAMS, TABLES, FactorizeInitView, LsrParams, load_row
+from pipeline.params import PARAMS, REGISTRIES, FactorizeInitView, LsrParams, load_row
 from pipeline.params.schema import View
-from pipeline.params.sources import TableRow
+from pipeline.params.sources import RegistryEntry
 from pipeline.params.yaml_file import by_dotted_key, read_yaml
 
 Inputs = dict[str, str | None]  # inputs by name: a digest, or a value in JSON; None if it is missing
@@ -45,7 +45,7 @@ def files(stage: str) -> Iterator[tuple[str, Path]]:
     The registries and the folders of users are left out: a stage reads only what its entries name there.
     """
     ignored = _find_ignored()
-    tables = {table.built_in for table in TABLES.values()}
+    tables = {table.built_in for table in REGISTRIES.values()}
     deps = map(Path, read_declaration(stage)["deps"])
     for dep in deps:
         if dep in tables or dep.as_posix() in content.WATCHED:
@@ -102,7 +102,7 @@ def at_end(stage: str, view: View) -> Inputs:
         inputs = values(stage)
     except UserError:  # params.yaml is half written
         inputs = Inputs()
-    rows: dict[str, TableRow | None] = {}
+    rows: dict[str, RegistryEntry | None] = {}
     for word, name in {"data": view.data, "model": view.model}.items():
         try:
             rows[word] = load_row(word, name)

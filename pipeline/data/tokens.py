@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding
 from pipeline import tasks
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks import Task, facts
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
@@ -19,7 +19,7 @@ TEXTS = ("text", "text_pair", "prompt", EXPECTED)
 INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
 
 
-def load_task(row: DatasetRow) -> Task:
+def load_task(row: DatasetEntry) -> Task:
     """Return the task of the tokenized data set entry, with the facts of its data."""
     return tasks.of(row, facts.read(artifacts.TOKENS))
 

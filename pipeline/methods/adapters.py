@@ -27,7 +27,7 @@ from pipeline.methods import planning
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams, TrainView
 from pipeline.params.sections import RATE
-from pipeline.params.sources import ModelRow
+from pipeline.params.sources import ModelEntry
 
 # Names of biases, and of parameters for which zero is neither the initial nor a neutral value: they do not decay.
 UNDECAYED = (r"\bbias$", "lora_magnitude_vector", "ia3_l")
@@ -117,7 +117,7 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     return torch.optim.AdamW(list(groups.values()), foreach=True)
 
 
-def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
+def save_adapter(model: PeftModel, folder: Path, row: ModelEntry) -> None:
     """Write adapter_config.json and adapter_model.safetensors to an existing folder, deterministically."""
     # Not "auto", which would ask the hub whether the vocabulary has changed.
     model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -148,7 +148,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     return model
 
 
-def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
+def head_parameters(model: PeftModel, row: ModelEntry) -> set[int]:
     """Return the ids of the head's parameters: the trainable copy and the original that it replaces."""
     base = cast("PreTrainedModel", model.get_base_model())
     ids = set[int]()
@@ -158,7 +158,7 @@ def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
     return ids
 
 
-def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
+def count_parameters(model: PeftModel, row: ModelEntry) -> dict[str, int]:
     """Return the number of parameters of the adapter, counted in two ways, of the head and of the frozen base.
 
     `adapter_trained` counts parameters that require grad, `adapter_stored` those in the adapter's file, both without

@@ -19,14 +19,14 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import heads
 from pipeline.methods.batches import tokenizer_of
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams, PeftParams, load_params
-from pipeline.params.sources import HubModel, ModelRow
+from pipeline.params.sources import HubModel, ModelEntry
 from pipeline.tasks import Task
 
 FITTED = 1024  # examples that fit the rows of new tenants
 BATCH = 32  # examples of a batch
 
 
-def base_of(row: ModelRow) -> str | None:
+def base_of(row: ModelEntry) -> str | None:
     """Return the folder of a bank's base model; None if its adapter names a repository."""
     return None if isinstance(row.source, HubModel) else base_models.source(row)[0]
 

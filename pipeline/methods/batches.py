@@ -8,10 +8,10 @@ from lsr.loading.padding import prepare_batches
 from lsr.tuner.mistakes import InputError
 from pipeline.core.errors import as_user_error
 from pipeline.data.base_models import load_tokenizer, public_name
-from pipeline.params.sources import ModelRow
+from pipeline.params.sources import ModelEntry
 
 
-def tokenizer_of(model: Any, row: ModelRow) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: Any, row: ModelEntry) -> PreTrainedTokenizerBase:
     """Load a model entry's tokenizer, set up to pad for this model, and set the padding token in its configuration.
 
     Raises:

@@ -28,7 +28,7 @@ from pipeline.data.base_models import outline, public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FactorizeInitView, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.sections import OWN_LOOP, HeadParams
-from pipeline.params.sources import ModelRow
+from pipeline.params.sources import ModelEntry
 from pipeline.tasks.head import Head
 
 # PEFT warns about layers that it does adapt.
@@ -220,7 +220,7 @@ def list_types() -> dict[str, type[PeftConfig]]:
     return types
 
 
-def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
+def _targets(section: MethodParams, base: PreTrainedModel, row: ModelEntry) -> Any:
     """Return the target layers of a section; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams) or section.target_modules == "none":
         return DUMMY_TARGET_MODULES
@@ -240,7 +240,7 @@ def _as_list(targets: Sequence[str] | str) -> str | list[str]:
     return targets if isinstance(targets, str) else list(targets)
 
 
-def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
+def targets_of(row: ModelEntry, model: PreTrainedModel) -> Sequence[str] | str:
     """Return the target layers as name suffixes or a regular expression: from the model's entry, or PEFT's table.
 
     Raises:
@@ -274,7 +274,7 @@ def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
     return beside
 
 
-def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
+def head_of(row: ModelEntry, model: PreTrainedModel) -> list[str]:
     """Return the modules of the head: from the row, or all modules with parameters outside the backbone.
 
     A language model has no head to train.

@@ -1,12 +1,12 @@
 """The schema of params.yaml and the two registries, and the view of each stage."""
 
 from pipeline.params.reading import load, load_params, load_row
-from pipeline.params.schema import PARAMS, TABLES, EvaluateView, FactorizeInitView, Params, TokenizeView, TrainView
+from pipeline.params.schema import PARAMS, REGISTRIES, EvaluateView, FactorizeInitView, Params, TokenizeView, TrainView
 from pipeline.params.sections import FullParams, LsrParams, MethodParams, PeftParams
 
 __all__ = [
     "PARAMS",
-    "TABLES",
+    "REGISTRIES",
     "EvaluateView",
     "FactorizeInitView",
     "FullParams",

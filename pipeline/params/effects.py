@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.schema import Params
 from pipeline.params.sections import MAX_EPOCHS, READ, LsrParams, MethodParams, RegressionParams, TrainParams
 
@@ -51,7 +51,7 @@ class Idle(NamedTuple):
         return f"{self.key}: {self.value} has no effect: {self.reason}; leave it at {usual}"
 
 
-def idle_in_file(params: Params, row: DatasetRow) -> Iterator[Idle]:
+def idle_in_file(params: Params, row: DatasetEntry) -> Iterator[Idle]:
     """Yield the values of params.yaml that are set without effect on a data set entry."""
     yield from idle_in_training(params.train)
     is_of_tenants = row.tenant is not None

@@ -12,7 +12,7 @@ from pipeline.params import renamed
 from pipeline.params.sources import CHOICE, Added, Names, Row, all_different, fields, is_template
 
 if TYPE_CHECKING:
-    from pipeline.params.dataset_row import DatasetRow
+    from pipeline.params.dataset_entry import DatasetEntry
 
 # The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
 OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match")
@@ -85,7 +85,7 @@ class Form(Row):
 
     column: str
 
-    def check(self, row: "DatasetRow") -> None:
+    def check(self, row: "DatasetEntry") -> None:
         """Check that the rest of an entry is compatible with this form.
 
         Raises:
@@ -105,11 +105,11 @@ class Form(Row):
                 allowed = f"at most {LONGEST_COLUMN} are allowed"
                 raise ValueError(f"column {column[:20]!r}... of {len(column):,} characters; {allowed}")
 
-    def _check_text(self, row: "DatasetRow") -> None:
+    def _check_text(self, row: "DatasetEntry") -> None:
         if not row.text:
             raise ValueError("text: required: one column, or two for pairs")
 
-    def _check_metrics(self, row: "DatasetRow") -> None:
+    def _check_metrics(self, row: "DatasetEntry") -> None:
         for metric in row.metrics:
             if metric not in self.scored_by:
                 near = nearest(metric, self.scored_by)
@@ -132,7 +132,7 @@ class Classes(Form):
         "equals; this is the default in data/datasets.yaml, and the second name elsewhere",
     )
 
-    def _check_metrics(self, row: "DatasetRow") -> None:
+    def _check_metrics(self, row: "DatasetEntry") -> None:
         if len(self.names) < 2 and (self.names or row.tenant is None):
             raise ValueError("names: at least two class names are required, in class order")
         known = self.names if row.tenant else (*self.names, RARER)
@@ -147,7 +147,7 @@ class Classes(Form):
         if row.group is None and "exact_match" in row.metrics:
             raise ValueError("exact_match scores groups: define them with `group`")
 
-    def _check_choices(self, row: "DatasetRow") -> None:
+    def _check_choices(self, row: "DatasetEntry") -> None:
         if len(self.names) != len(row.choices):
             raise ValueError(ONLY["choices"].format(count=len(row.choices)))
         if not any(is_template(entry) and CHOICE in fields(entry) for entry in row.text):
@@ -201,7 +201,7 @@ class Number(Form):
             raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
         return self
 
-    def _check_metrics(self, row: "DatasetRow") -> None:
+    def _check_metrics(self, row: "DatasetEntry") -> None:
         if row.pairs is None:
             super()._check_metrics(row)
             return
@@ -231,7 +231,7 @@ class Completion(Form):
             raise ValueError("margin: requires threshold")
         return self
 
-    def _check_text(self, row: "DatasetRow") -> None:
+    def _check_text(self, row: "DatasetEntry") -> None:
         super()._check_text(row)
         if len(row.text) > 1:
             raise ValueError("a completion has one text, its prompt, which may be a template")
@@ -247,7 +247,7 @@ class Conversation(Form):
 
     column: str = Field(alias="messages", description="column with a list of messages with role and content")
 
-    def _check_text(self, row: "DatasetRow") -> None:
+    def _check_text(self, row: "DatasetEntry") -> None:
         if row.text or row.mark:
             raise ValueError("messages hold the whole example: leave out text and mark")
 

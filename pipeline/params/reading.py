@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.effects import idle_in_file
 from pipeline.params.mistakes import Place, validate
-from pipeline.params.schema import PARAMS, TABLES, Params, View
-from pipeline.params.sources import NAME, ModelRow, TableRow
+from pipeline.params.schema import PARAMS, REGISTRIES, Params, View
+from pipeline.params.sources import NAME, ModelEntry, RegistryEntry
 from pipeline.params.yaml_file import read_yaml
 
 AnyView = TypeVar("AnyView", bound=View)
@@ -93,8 +93,8 @@ def apply_overrides(
 def build_view(
     view: type[AnyView],
     params: Params,
-    dataset: DatasetRow,
-    base_model: ModelRow,
+    dataset: DatasetEntry,
+    base_model: ModelEntry,
 ) -> AnyView:
     """Build a view from checked params and the entries that they name."""
     section = params.sections[params.adapter]
@@ -138,7 +138,7 @@ class Registry:
 
     def __init__(self, word: str) -> None:
         self.word = word
-        self.table = TABLES[word]
+        self.table = REGISTRIES[word]
         self.own = read_yaml(self.table.own) if self.table.own.is_file() else {}
         self.built_in = read_yaml(self.table.built_in)
 
@@ -147,7 +147,7 @@ class Registry:
         """The names of all rows, the user's own first."""
         return list(self.own | self.built_in)
 
-    def load(self, name: str) -> TableRow:
+    def load(self, name: str) -> RegistryEntry:
         """Return an entry; a model may also be a folder or a hub repository without an entry.
 
         Raises:
@@ -158,11 +158,11 @@ class Registry:
             if name in self.built_in:
                 raise UserError(f"{table.own}: {name}: {table.built_in} has an entry of this name too; rename yours")
             row = self._validate(name, self.own, table.own)
-            return row.of_ones_own() if isinstance(row, DatasetRow) else row
+            return row.of_ones_own() if isinstance(row, DatasetEntry) else row
         if name in self.built_in:
             return self._validate(name, self.built_in, table.built_in)
         where = f"{PARAMS}: {self.word}"
-        unlisted = ModelRow.from_name(name, where) if self.word == "model" else None
+        unlisted = ModelEntry.from_name(name, where) if self.word == "model" else None
         if unlisted is None:
             raise UserError(f"{where}: {self._no_row(name)}")
         return unlisted
@@ -172,7 +172,7 @@ class Registry:
         name: str,
         rows: Mapping[str, Any],
         path: Path,
-    ) -> TableRow:
+    ) -> RegistryEntry:
         if self.word == "data" and not re.fullmatch(NAME, str(name)):
             raise UserError(f"{path}: {name!r}: the name of an entry has only letters, digits, - and _")
         row = validate(self.table.schema, rows[name], path, (str(name),))

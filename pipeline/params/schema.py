@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import Field, SerializeAsAny, StrictInt, StrictStr, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.errors import nearest
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import (
     EvaluateParams,
     FullParams,
@@ -23,7 +23,7 @@ from pipeline.params.sections import (
     TokenizeParams,
     TrainParams,
 )
-from pipeline.params.sources import ModelRow, Named, TableRow, Word
+from pipeline.params.sources import ModelEntry, Named, RegistryEntry, Word
 
 PARAMS = Path("params.yaml")
 
@@ -33,12 +33,12 @@ class Table(NamedTuple):
 
     built_in: Path
     own: Path  # the user's registry, on whose folder the stage tokenize depends; it need not exist
-    schema: type[TableRow]
+    schema: type[RegistryEntry]
 
 
-TABLES = {
-    "data": Table(Path("pipeline/datasets.yaml"), Path("data/datasets.yaml"), DatasetRow),
-    "model": Table(Path("pipeline/models.yaml"), Path("models/models.yaml"), ModelRow),
+REGISTRIES = {
+    "data": Table(Path("pipeline/datasets.yaml"), Path("data/datasets.yaml"), DatasetEntry),
+    "model": Table(Path("pipeline/models.yaml"), Path("models/models.yaml"), ModelEntry),
 }
 
 
@@ -106,8 +106,8 @@ class View(Section):
 
     data: Word
     model: Named
-    dataset: DatasetRow
-    base_model: ModelRow
+    dataset: DatasetEntry
+    base_model: ModelEntry
 
 
 class TokenizeView(View):

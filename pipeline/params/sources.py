@@ -90,7 +90,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class TableRow(Row):
+class RegistryEntry(Row):
     """A registry entry, with the file that defines it."""
 
     _where: str = PrivateAttr()
@@ -211,7 +211,7 @@ class GgufModel(Row):
     revision: None = None
 
 
-class ModelRow(TableRow):
+class ModelEntry(RegistryEntry):
     """One base model: its source, the layers adapted by default, and the modules of its head."""
 
     source: HubModel | PackageModel | GgufModel = Field(discriminator="kind")

@@ -1,6 +1,6 @@
 """Task types: `tasks.of(row, facts)` is the one place that chooses the task type of a data set entry."""
 
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import Classes, Completion, Conversation, Form, MultiLabel, Number, Threshold
 from pipeline.tasks.classes import (
     ChoicesScoring,
@@ -48,7 +48,7 @@ TASKS: dict[type[Form], TaskType] = {
 }
 
 
-def of(row: DatasetRow, facts: Facts = Facts()) -> Task:  # noqa: B008 it is immutable
+def of(row: DatasetEntry, facts: Facts = Facts()) -> Task:  # noqa: B008 it is immutable
     """Return the task of a data set entry: by its label's form, unless it has tenants, choices or pairs.
 
     `facts` are the facts found in its data; they are empty until the data are read.
@@ -56,7 +56,7 @@ def of(row: DatasetRow, facts: Facts = Facts()) -> Task:  # noqa: B008 it is imm
     return Task(_type_of(row), with_prompt(row), facts)
 
 
-def _type_of(row: DatasetRow) -> TaskType:
+def _type_of(row: DatasetEntry) -> TaskType:
     if row.tenant is not None:
         return TENANTS_OF_NUMBERS if is_number(row) else TENANTS_OF_CLASSES
     if row.choices:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any
 
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
 
 Cells = Mapping[str, Any]  # cells of a row by column
@@ -99,7 +99,7 @@ def round_significant(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def text_columns(row: DatasetRow) -> list[str]:
+def text_columns(row: DatasetEntry) -> list[str]:
     """Return the columns of which the texts of a row are composed, without the columns of marks."""
     names = list[str]()
     for entry in row.text:
@@ -109,12 +109,12 @@ def text_columns(row: DatasetRow) -> list[str]:
     return list(dict.fromkeys([*names, *row.choices]))
 
 
-def has_mirrors(row: DatasetRow) -> bool:
+def has_mirrors(row: DatasetEntry) -> bool:
     """Return whether two rows can have the same texts in different order, which needs several columns."""
     return len(text_columns(row)) > 1
 
 
-def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
+def column_texts(cells: Cells, row: DatasetEntry) -> dict[str, str]:
     """Return the text of each column of which a row's texts are composed, with marks inserted.
 
     Raises:
@@ -129,7 +129,7 @@ def column_texts(cells: Cells, row: DatasetRow) -> dict[str, str]:
     return values
 
 
-def texts_of(cells: Cells, row: DatasetRow) -> list[dict[str, str]]:
+def texts_of(cells: Cells, row: DatasetEntry) -> list[dict[str, str]]:
     """Return the texts (text, and text_pair for a pair) of a row's examples: one example, or one per choice.
 
     Raises:
@@ -150,7 +150,7 @@ def fold_texts(texts: Iterable[str]) -> str:
     return "\n".join(map(fold, texts))
 
 
-def _fill_texts(row: DatasetRow, values: Mapping[str, str]) -> dict[str, str]:
+def _fill_texts(row: DatasetEntry, values: Mapping[str, str]) -> dict[str, str]:
     named = zip(TEXT_COLUMNS, row.text, strict=False)
     return {name: _fill(entry, values) for name, entry in named}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, plain_text, round_significant
@@ -35,7 +35,7 @@ RARE_SHARE = 0.1
 RARE_TEXTS = 50
 
 
-def names_of(row: DatasetRow, facts: Facts) -> tuple[str, ...]:
+def names_of(row: DatasetEntry, facts: Facts) -> tuple[str, ...]:
     """Return the classes or labels of an entry in the order of the outputs.
 
     Raises:
@@ -50,7 +50,7 @@ def names_of(row: DatasetRow, facts: Facts) -> tuple[str, ...]:
     return names[::-1] if is_turned(row, facts) else names
 
 
-def is_turned(row: DatasetRow, facts: Facts) -> bool:
+def is_turned(row: DatasetEntry, facts: Facts) -> bool:
     """Return whether the positive class is listed first, so that classes are swapped and it becomes output 1.
 
     Raises:
@@ -337,7 +337,7 @@ class PairsDescription(ClassesDescription):
         return self.row.text[0], f"{self.row.text[0]}_pair"
 
 
-def positive_of(metric: str, row: DatasetRow, facts: Facts) -> str:
+def positive_of(metric: str, row: DatasetEntry, facts: Facts) -> str:
     """Return the class of a class-specific metric as words after its name; empty for other metrics."""
     if metric != "f1":
         return ""

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.core import artifacts
 from pipeline.core.errors import nearest
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import Conversation
 from pipeline.tasks.cells import Cells, Record, fold_texts, hash_of, is_missing, plain_text, text_columns, text_in
 from pipeline.tasks.classes import class_of
@@ -49,7 +49,7 @@ SHOWN = 3  # texts on the last screen
 LONGEST_SHOWN = 80  # characters of these
 
 
-def with_prompt(row: DatasetRow) -> DatasetRow:
+def with_prompt(row: DatasetEntry) -> DatasetEntry:
     """Return a data set entry whose text is the prompt of each row, also for conversations."""
     if isinstance(row.label, Conversation):
         return row.model_copy(update={"text": (PROMPT,)})

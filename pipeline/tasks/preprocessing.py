@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks.cells import (
     TEXT_COLUMNS,
     Cells,
@@ -167,13 +167,13 @@ def _examples_of(
         yield *part.values(), of_part, unit, digest, position, mirror
 
 
-def _hash_in_any_order(cells: Cells, row: DatasetRow) -> int:
+def _hash_in_any_order(cells: Cells, row: DatasetEntry) -> int:
     """Return a hash that is equal for rows with the same texts in any order of columns."""
     texts = column_texts(cells, row).values()
     return hash_of("\n".join(sorted(map(fold, texts))))
 
 
-def _table(examples: Sequence[tuple[Any, ...]], row: DatasetRow, target: str) -> pd.DataFrame:
+def _table(examples: Sequence[tuple[Any, ...]], row: DatasetEntry, target: str) -> pd.DataFrame:
     """Convert examples to a table, without columns that the data set entry does not need."""
     texts = TEXT_COLUMNS[: len(row.text)]
     scored_by = TENANT if row.tenant else GROUP

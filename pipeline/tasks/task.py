@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks.facts import Facts
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
@@ -48,7 +48,7 @@ class Outcome:
 class Part:
     """A part of a task, given the data set entry and the facts found in its data."""
 
-    def __init__(self, row: DatasetRow, facts: Facts) -> None:
+    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
         self.row = row
         self.facts = facts
         self.label: Any = row.label  # label in the form that chose the task type
@@ -67,7 +67,7 @@ class TaskType(NamedTuple):
 class Task:
     """A task type on a data set entry, with the facts that were found in its data."""
 
-    def __init__(self, type_: TaskType, row: DatasetRow, facts: Facts) -> None:
+    def __init__(self, type_: TaskType, row: DatasetEntry, facts: Facts) -> None:
         self.type = type_
         self.row = row
         self.facts = facts

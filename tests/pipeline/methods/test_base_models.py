@@ -10,12 +10,12 @@ from pipeline import tasks
 from pipeline.data import base_models
 from pipeline.methods import planning
 from pipeline.methods.batches import tokenizer_of
-from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.sources import ModelRow
+from pipeline.params.dataset_entry import DatasetEntry
+from pipeline.params.sources import ModelEntry
 from tests import architectures, workspace
 from tests.kit import edit, refused, write
 
-PAIRS = DatasetRow.model_validate(workspace.ROWS["glue"])
+PAIRS = DatasetEntry.model_validate(workspace.ROWS["glue"])
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def package(tmp_path, monkeypatch):
 
 def row(head=("classifier",), **source):
     usual = {"kind": "package", "same_as": "someone/tiny"} if "package" in source else {"kind": "hub"}
-    return ModelRow.model_validate({"source": usual | source, "target_modules": ["query"], "head": head})
+    return ModelEntry.model_validate({"source": usual | source, "target_modules": ["query"], "head": head})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def named(saved):
     """A function that returns the row of a tiny model that is named itself."""
-    return lambda kind: ModelRow.from_name(str(saved(kind)), "params.yaml: model")
+    return lambda kind: ModelEntry.from_name(str(saved(kind)), "params.yaml: model")
 
 
 POSITIONS = {"gpt2", "opt", "deberta-v2", "mpnet"}  # that have learned 64 of them; the others turn by any angle
@@ -142,7 +142,7 @@ def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
 
 def test_a_repository_may_be_named_with_its_revision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = ModelRow.from_name("Qwen/Qwen2.5-0.5B@abc", "here").source
+    source = ModelEntry.from_name("Qwen/Qwen2.5-0.5B@abc", "here").source
     assert (source.path, source.revision) == ("Qwen/Qwen2.5-0.5B", "abc")
-    assert ModelRow.from_name("Qwen/Qwen2.5-0.5B", "here").source.revision is None
-    assert ModelRow.from_name("roberta-bsae", "here") is None
+    assert ModelEntry.from_name("Qwen/Qwen2.5-0.5B", "here").source.revision is None
+    assert ModelEntry.from_name("roberta-bsae", "here") is None

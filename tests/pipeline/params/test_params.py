@@ -11,7 +11,7 @@ from pipeline import params
 from pipeline.arena import preset
 from pipeline.check import main
 from pipeline.core.errors import UserError
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.reading import apply_overrides, validate
 from tests.kit import refused, said, write
 from tests.workspace import ROOT, copy_committed, read_yaml
@@ -164,8 +164,8 @@ def test_a_mistake_in_a_row_is_one_line(key, value, message):
     row = edited(DATASETS[name], inner, value)
     if name == "mrpc":
         row = edited(edited(row, "source.splits.validation", "test"), "split", {})
-    path = params.TABLES["data"].built_in
-    line = refused(validate, DatasetRow, row, path, (name,), says=message)
+    path = params.REGISTRIES["data"].built_in
+    line = refused(validate, DatasetEntry, row, path, (name,), says=message)
     assert line.startswith(f"{path}: {name}")
 
 

@@ -15,7 +15,7 @@ from pipeline.arena.measure import measure
 from pipeline.core import artifacts
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.predict.__main__ import main as predict
 from tests import kit, workspace
 from tests.kit import refused, said, table
@@ -101,9 +101,9 @@ def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
         ({"stratify": True}, "stratify: needs a label of classes"),
         ({"label": {**ROW["label"], "names": ["a", "b"]}}, "label.names: no such key"),
     ):
-        refused(params.reading.validate, DatasetRow, ROW | changes, "t.yaml", ("levels",), says=says)
+        refused(params.reading.validate, DatasetEntry, ROW | changes, "t.yaml", ("levels",), says=says)
     monkeypatch.undo()
-    refused(params.reading.validate, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key")
+    refused(params.reading.validate, DatasetEntry, ROW, "t.yaml", ("levels",), says="label.order: no such key")
 
 
 def test_a_note_of_an_unknown_kind_is_refused(tmp_path):

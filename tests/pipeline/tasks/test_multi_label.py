@@ -16,7 +16,7 @@ from pipeline.arena import features
 from pipeline.core import artifacts
 from pipeline.data import base_models
 from pipeline.methods import adapter_task
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.predict.__main__ import main as predict
 from pipeline.summary import main as summary
 from pipeline.tasks import Outcome
@@ -101,7 +101,7 @@ def test_lists_are_split_and_read_as_texts_are():
 
 
 def test_a_threshold_is_the_one_with_the_best_f1_and_rare_labels_share_one():
-    task = tasks.of(DatasetRow.model_validate(ROW))
+    task = tasks.of(DatasetEntry.model_validate(ROW))
     shares = torch.tensor([[0.105, 0.905, 0.505], [0.305, 0.805, 0.505], [0.205, 0.705, 0.505], [0.405, 0.605, 0.505]])
     labels = np.array([[0.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
     outcome = Outcome(shares.repeat(5, 1).logit(), np.tile(labels, (5, 1)))
@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(tmp_path):
         ({"group": ["text"]}, "group: needs a label of classes or of a number"),
         ({"metrics": ["accuracy"]}, "metrics: accuracy does not fit this label; allowed are micro_f1, macro_f1"),
     ):
-        refused(params.reading.validate, DatasetRow, ROW | changes, "t.yaml", ("animals",), says=says)
+        refused(params.reading.validate, DatasetEntry, ROW | changes, "t.yaml", ("animals",), says=says)
     kit.write("animals.csv", "text,tags\na,cat\nb,awake|cta\n")
     refused(run, TOKENIZE, says="animals.csv: line 3: label 'cta' is none of awake, cat, wet; did you mean cat?")
     small.use(tasks={"animals": {}}, methods={"mean": {"adapter": "head", "features": "mean"}})

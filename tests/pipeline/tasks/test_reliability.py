@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from pipeline import tasks
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks import Facts, Outcome, reliability
 from pipeline.tasks.facts import Tenant
 from tests import workspace
@@ -31,7 +31,7 @@ def outcome_of(classes, examples=180, seed=0):
 
 
 def report(row, outcome, temperatures, facts=None):
-    task = tasks.of(DatasetRow.model_validate(row), facts or Facts())
+    task = tasks.of(DatasetEntry.model_validate(row), facts or Facts())
     return reliability.report(task.with_temperatures(temperatures), outcome, references.RESAMPLES)
 
 

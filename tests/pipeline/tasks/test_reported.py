@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score, mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 from pipeline import tasks
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks import Facts, Outcome, reported
 from tests import workspace
 from tests.pipeline.tasks import references
@@ -22,7 +22,7 @@ def classes(*names, **more):
 
 
 def report(row, outcome):
-    task = tasks.of(DatasetRow.model_validate(row), Facts())
+    task = tasks.of(DatasetEntry.model_validate(row), Facts())
     return reported.report(task, outcome, references.RESAMPLES)
 
 

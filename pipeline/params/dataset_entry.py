@@ -5,12 +5,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
 from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_MULTI_LABEL, OF_NUMBERS, RARER, Classes, Label, Pairs
-from pipeline.params.sources import Added, Columns, Mark, Names, PackageSource, TableRow, TableSource
+from pipeline.params.sources import Added, Columns, Mark, Names, PackageSource, RegistryEntry, TableSource
 
 SELECT_PROMPTS = 64
 
 
-class DatasetRow(TableRow):
+class DatasetEntry(RegistryEntry):
     """One data set: its source, which columns are text and label, how it is split and how predictions are scored."""
 
     source: TableSource | PackageSource = Field(discriminator="kind")
