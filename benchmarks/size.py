@@ -19,7 +19,7 @@ from pipeline.core.errors import UserError
 PACKAGES = ("lsr", "lsr_onnx", "pipeline", "stages", "benchmarks")
 LONG_BODY = 30  # code lines
 LONG_FILE = 200  # lines
-# Words that say nothing of the thing that they name.
+# Names that describe nothing.
 PRONOUNS = {
     "at",
     "found",

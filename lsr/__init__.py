@@ -21,7 +21,7 @@ from lsr.tuner.model import LsrModel
 from lsr.tuner.rates import parameter_groups
 from lsr.tuner.start import initialize_from_data
 
-if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
+if TYPE_CHECKING:  # for type checkers only; at run time, `__getattr__` imports these names on first use
     from lsr.convert.export import export_lora, export_merged, from_lora
     from lsr.convert.smaller import compress_adapter, quantize_adapter
     from lsr.serve.bank import AdapterBank

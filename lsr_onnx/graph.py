@@ -36,7 +36,7 @@ class Graph:
         )
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
-        settings.log_severity_level = 4  # what it logs of an error is in the error, too
+        settings.log_severity_level = 4  # the logged message is in the error, too
         with self._wrap_errors():
             self._session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
         self.inputs = [graph_input.name for graph_input in self._session.get_inputs()]

@@ -9,7 +9,7 @@ from pipeline.params.reading import all_of
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Check params.yaml with all methods' sections and all registry entries; print what would run.
+    """Check params.yaml with all methods' sections and all registry entries; print the planned run.
 
     The chosen model and files must exist, the chosen method must fit the model's layers, and this machine must be able
     to train as configured.

@@ -23,7 +23,7 @@ from pipeline.tasks.prompts import Example, Prompts
 from pipeline.tasks.task import TENANT, Scores
 
 INPUTS = ("input_ids", "token_type_ids")
-SLACK = 8  # tokens more than any expected answer has: other tokens may say the same
+SLACK = 8  # additional tokens beyond the longest expected answer: the same text may have other tokens
 
 
 @torch.inference_mode()

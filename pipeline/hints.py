@@ -11,10 +11,10 @@ from pipeline.params import Params
 from pipeline.params.sections import TrainParams
 
 FEW_EXAMPLES = 10  # training examples of a class
-MAX_CLASSES = 3  # that are named
+MAX_CLASSES = 3  # maximum number of classes that are named
 RISE = 1.05  # ratio of the last validation loss to the lowest
 MIN_EPOCHS = 2  # after the one with the lowest validation loss
-MIN_SHARE = 0.0005  # of truncated texts
+MIN_SHARE = 0.0005  # smallest share of truncated texts to mention
 SHARE = "share_"  # before the name of a class, in the report of the splits
 
 
@@ -40,7 +40,7 @@ def _on_patience(losses: np.ndarray, train: TrainParams) -> Iterator[str]:
     if epochs - 1 - best < MIN_EPOCHS or losses[-1] < RISE * losses[best]:
         return
     rise = f"validation loss rose from {losses[best]:.4g} after epoch {best + 1} to {losses[-1]:.4g}"
-    patience = min(MIN_EPOCHS, epochs - 2)  # with more, it would never end training
+    patience = min(MIN_EPOCHS, epochs - 2)  # a larger patience would never end training
     yield f"{rise}: train.patience: {patience} ends training that no longer improves the validation score"
 
 

@@ -59,7 +59,7 @@ def guard_inputs(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
     """Yield the view of a stage; if an input has changed at the end, the stage's outputs are removed.
 
     Raises:
-        UserError: if an input has changed, or is not what the stage tokenize has read.
+        UserError: if an input has changed, or differs from the input of the stage tokenize.
         SystemExit: as one of its processes has ended.
     """
     if not console.IS_FIRST:  # the first process of a training run compares for all: it writes when others have ended

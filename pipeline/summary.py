@@ -31,7 +31,7 @@ FEW = 3  # classes
 MAX_CLASSES = 10  # limit to the classes whose scores are shown one by one
 SHORT = 200  # optimizer steps
 MAX_EDITS = 6  # limit to the changed keys of params.yaml that are shown
-TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are no numbers
+TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are not numbers
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if 0 < len(classes) <= MAX_CLASSES:
             console.table("the test split by class", list(classes), classes.itertuples(index=False))
         if artifacts.is_temporary_copy():
-            return  # what follows is about files that are gone when it is read
+            return  # the next steps are about files that are gone when it is read
         _print_edits(_edits())
         for word, command in _next(params, row):
             console.line(f"{word:{INDENT}}{command}".rstrip())

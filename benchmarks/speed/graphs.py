@@ -45,7 +45,7 @@ def run() -> Iterator[Row]:
         model = save_adapter(folder, {"labels": LABELS, "max_length": 128})
         export_graphs(folder / "adapter", folder / "graphs", base=str(folder / "base"))
         merged = model.merge_and_unload()
-        tokens = _tokenizer()([many.TEXT], return_tensors="np")
+        tokens = _load_tokenizer()([many.TEXT], return_tensors="np")
         before = torch.get_num_threads()
         for threads in console.track(THREADS, "onnx", "numbers of threads"):
             torch.set_num_threads(threads)
@@ -124,12 +124,12 @@ def save_adapter(folder: Path, note: Mapping[str, Any]) -> Any:
     outputs = len(LABELS) * len(note.get("tenants", LABELS[:1]))
     base = many.base(outputs)
     base.save_pretrained(folder / "base")
-    _tokenizer().save_pretrained(folder / "base")
+    _load_tokenizer().save_pretrained(folder / "base")
     model = get_peft_model(base, many.FORMS["LoRA r=8"](**many.COMMON)).eval()
     model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
     (folder / "adapter/task.json").write_text(json.dumps(note), encoding="utf-8")
     return model
 
 
-def _tokenizer() -> Any:
+def _load_tokenizer() -> Any:
     return base_models.load_tokenizer(params.load_row("model", "minilm"))

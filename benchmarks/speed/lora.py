@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 
 def run() -> Iterator[Row]:
-    """Yield a row for each case that is possible here, and print one line for what is left out.
+    """Yield a row per case that is possible here, and print one line about the cases left out.
 
     The ratio is PEFT's time over LSR's.
     """

@@ -68,7 +68,7 @@ def to_codes(
 
 def from_codes(
     codes: Tensor,  # (n,)
-    scales: Tensor,  # (n,), that of each code's group
+    scales: Tensor,  # (n,), the scale of each code's group
     bits: int,
 ) -> Tensor:  # (n,), float32
     """Return the values that codes encode."""

@@ -1,7 +1,7 @@
 """Export an adapter with its base model and head as an ONNX graph, in float32 and in 8 bits.
 
 The folder has the layout that transformers.js and optimum read: config.json, the tokenizer's files, onnx/model.onnx and
-onnx/model_quantized.onnx; and task.json. The extra `onnx` installs what this module needs.
+onnx/model_quantized.onnx; and task.json. The extra `onnx` installs the packages that this module needs.
 """
 
 import importlib.util
@@ -74,9 +74,9 @@ def export_graphs(
     batch. The same adapter gives the same bytes.
 
     Raises:
-        InputError: if a package is missing, the adapter is no classifier, has tenants or no fast tokenizer, the model
-            is too large or cannot be traced, or the graph in float32 does not compute what torch does; if the folder
-            exists and `force` is false.
+        InputError: if a package is missing, the adapter is not a classifier, has tenants or no fast tokenizer, the
+            model is too large or cannot be traced, or the outputs of the float32 graph differ from torch's; if the
+            folder exists and `force` is false.
     """
     folder = Path(folder)
     adapter = Path(adapter)
@@ -105,7 +105,7 @@ def write_graphs(folder: Path, model: Any, tokenizer: Any, comparison: Compariso
     """Write a classifier as graphs into a folder, with its tokenizer and configuration, and verify its outputs.
 
     Raises:
-        InputError: if it cannot be traced, or the graph in float32 does not compute what torch does.
+        InputError: if it cannot be traced, or the outputs of the float32 graph differ from torch's.
     """
     (folder / GRAPHS).mkdir()
     _fix_length_and_padding(tokenizer)

@@ -198,7 +198,7 @@ def _recover(path: Path) -> None:
 
 
 def _as_lora(contents: Contents) -> tuple[Fields, Tensors]:
-    # The fields are only those that old versions of PEFT and other readers know.
+    # Only fields that old versions of PEFT and other readers support are written.
     updates = {name: update.plain() for name, update in contents.updates.items()}
     tensors = {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
     for name, update in updates.items():
@@ -264,7 +264,7 @@ def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
 def _targets(contents: Contents) -> Sequence[str] | str:
     """Return full names, or one regular expression if other modules end in such a name: PEFT matches endings."""
     names = sorted(contents.updates)
-    if contents.modules is None:  # without the base nobody knows whether other layers end in a short name
+    if contents.modules is None:  # without the base model, other layers might end in a short name
         modules = [f"a.{name}" for name in names if name.count(".") < LONG]
     else:
         modules = [name for name in contents.modules if name not in contents.updates]

@@ -203,7 +203,7 @@ def _train(
     begin = copy_values(trained)
     first = math.inf  # the mean loss of the first quarter of the first run
     ends: list[float] = []  # mean loss of each run's last quarter; infinity if the run diverged
-    values = []  # what each ends with
+    values = []  # the result of each run
     for slower, warm_up in ATTEMPTS:
         set_values(trained, begin)
         share = partial(_share, len(batches), round(warm_up * len(batches)))
@@ -249,7 +249,7 @@ def _losses(
     )
     losses = []
     for loss, gradients in steps:
-        for name, gradient in zip(pairs, gradients[::2], strict=False):  # there are those of the head, too
+        for name, gradient in zip(pairs, gradients[::2], strict=False):  # the head's parameters are among them
             if gradient is None:
                 raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
         losses.append(loss)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lsr.algebra.separable import Form
 from lsr.algebra.spectrum import Matrix, norm_of
 
-Matrices = Mapping[str, Matrix]  # what initializations read of examples, (m, n) by layer name
+Matrices = Mapping[str, Matrix]  # statistics of examples, (m, n) by layer name
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ FROM_TENSOR = {  # operations that take sizes after a tensor
     ATEN.new_full,
     ATEN.repeat,
 }
-ROOM = 1 << 20  # entries that a method may create of any base model, beside as many as this one and the file have
+ROOM = 1 << 20  # entries that a method may create for any base model, in addition to those of this model and the file
 
 
 def load_adapter(adapter: Path | Files, base: str | None = None, method: str | None = LSR) -> PeftModel:
@@ -121,7 +121,7 @@ def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tenso
         return None
     positions = getattr(model.config, "max_position_embeddings", None) or 0
     length = LENGTH
-    if positions >= 1:  # XLNet, which has no table of them, says -1
+    if positions >= 1:  # XLNet, which has no table of positions, has -1
         length = max(1, min(LENGTH, positions - RESERVED))
     draws = torch.Generator().manual_seed(SEED)
     ids = torch.randint(embeddings.num_embeddings, (ROWS, length), generator=draws)

@@ -28,7 +28,7 @@ from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors
 
 PACKAGED = "lsr.base_models"  # entry points
-MISFITS = (  # what transformers and PEFT raise if files do not fit
+MISFITS = (  # errors of transformers and PEFT for files that do not fit
     OSError,
     ValueError,
     LookupError,

@@ -33,7 +33,7 @@ class Contents:
     updates: Updates  # updates of adapted layers by name
     heads: Tensors  # the tensors that it trained in full, by name in the base model
     endings: tuple[str, ...]  # name endings of the fully trained modules; after a dot, a whole name
-    task: Fields | None  # what task.json says, such as the names of labels; None if there is no such file
+    task: Fields | None  # contents of task.json, such as the names of labels; None if there is no such file
     bias: str = "none"  # biases that `heads` has in addition: "lsr_only" for those of adapted layers, or "all"
     dropout: float = 0.0
     # Known of an adapter in a model but not of one in a folder:

@@ -173,7 +173,7 @@ def filter_fields(fields: Fields, widest: int) -> dict[str, Any]:
     `widest` is the largest possible rank of a matrix of the base model.
 
     Raises:
-        ValueError: names the field or the method, and what is allowed.
+        ValueError: if a field or the method is not allowed; names it, and what is allowed.
     """
     method = fields["peft_type"]
     if method not in PeftType.__members__:

@@ -22,7 +22,7 @@ MIN_TEMPERATURE = 0.1
 MAX_TEMPERATURE = 10.0
 MAX_STOP_TOKENS = 16  # tokens that end an answer
 LARGEST = 2**31 - 1  # number of a token, or of tokens
-LONGEST_TEMPLATE = 100_000  # characters of a chat template; those of published models have up to some 20,000
+LONGEST_TEMPLATE = 100_000  # characters of a chat template; templates of published models have up to some 20,000
 FORMER_NAMES = {"ends": "stop_token_ids"}  # names that fields have in files of earlier versions
 MAX_OTHER_BYTES = 4_000  # limit to all unknown fields together, as JSON
 

@@ -94,7 +94,7 @@ class Update(NamedTuple):
 
     @property
     def divisor(self) -> int:
-        """What alpha is divided by: r, or 8 with a diagonal core."""
+        """The divisor of alpha: r, or 8 with a diagonal core."""
         if self.core is not None and self.core.dim() == 1:
             return DIAGONAL
         return len(self.bases.a)

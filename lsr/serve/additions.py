@@ -16,7 +16,7 @@ LABEL = "label"  # the column of labels
 TEXT = "text"  # the column of texts, if the bank does not name its columns or the file has others
 MAX_EXAMPLES = 10_000  # maximum number of examples per file
 MAX_CHARACTERS = 100_000  # maximum number of characters per cell
-LENGTH = 512  # tokens of a text, where neither the tokenizer nor the adapter says fewer
+LENGTH = 512  # maximum tokens of a text, unless the tokenizer or the adapter has a lower limit
 
 
 def split_labels(text: str) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def check_name(name: str, taken: Container[str] = ()) -> None:
     Each answer repeats the name, so its length is limited, too.
 
     Raises:
-        ValueError: if the name is taken or not allowed; the message says which are.
+        ValueError: if the name is taken or not allowed; the message lists what is allowed.
     """
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         raise ValueError(f"an adapter's name must have at most {LONGEST_NAME} bytes in UTF-8, got {name[:30]!r}...")

@@ -21,7 +21,7 @@ class Wanted(NamedTuple):
 
     max_new_tokens: int
     stop_token_ids: tuple[int, ...] = ()  # each ends it
-    stop_texts: Sequence[str] = ()  # likewise; they are no part of it
+    stop_texts: Sequence[str] = ()  # likewise; they are not part of the completion
     sampling: Sampling | None = None  # None: the likeliest tokens
     # Called with all of the text that later tokens leave as it is; if a batch fails, again from the beginning.
     listen: Callable[[str], None] | None = None

@@ -29,7 +29,7 @@ from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import InputError
 from lsr_onnx.folder import TENANTS, Tenant, tenants_as_json
 
-COMPARED = 16  # tenants, whose logits are compared with those of the bank
+COMPARED = 16  # number of tenants whose logits are compared with the bank's
 MAX_ROUNDING = 1e-4  # largest accepted difference of a logit, relative to the largest logit if that is above 1
 
 

@@ -42,7 +42,7 @@ class Shared:
 
     precision: str
     labels: int  # number of labels of the base model
-    size: int = 1  # places, that of NOBODY included
+    size: int = 1  # number of places, including the place NOBODY
     places: Tensor | None = None  # (rows,), while a batch passes through the bank
     rank: int = 0  # upper bound of the ranks in this batch, which a layer computes for each row
     outputs: int = 0  # likewise of the labels in their heads
@@ -236,8 +236,8 @@ class BankHead(Stacked):
     """Any module, with one stack per tensor of its state dict; the tensor's first axis becomes rows.
 
     Rows of a batch whose adapter has no such state, or that have no adapter, have the base model's output. An adapter
-    may have another number of labels than the base model: each row has as many outputs as the largest head, of which
-    those after its own are -inf.
+    may have another number of labels than the base model: each row has as many outputs as the largest head, padded with
+    -inf.
     """
 
     def __init__(self, base: nn.Module, shared: Shared) -> None:

@@ -22,7 +22,7 @@ TEXT = "a text"
 PAIR = "a list of two texts, each"
 PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
 
-Result = Answer | Completion | None  # what is predicted or written; None: not finite
+Result = Answer | Completion | None  # a prediction or a completion; None: not finite
 
 
 class ReplacedError(Exception):

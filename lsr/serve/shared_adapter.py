@@ -72,7 +72,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
 def _task_infos_of(
     task_info: Fields, tenants: Mapping[str, Any], temperatures: Sequence[float] | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the task info of each tenant: that of all, with its own labels, and its temperature if there is one."""
+    """Return the task info of each tenant: the common one with its own labels and, if there is one, its temperature."""
     task_infos = {name: {**task_info, "labels": labels} for name, labels in tenants.items()}
     if temperatures:
         each = temperatures if len(temperatures) > 1 else [*temperatures] * len(task_infos)

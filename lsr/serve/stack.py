@@ -56,7 +56,7 @@ class Stack:
         self.firsts = torch.zeros(places, dtype=torch.int32)
         self.counts = torch.zeros(places, dtype=torch.int32)
         self.steps = torch.arange(1, dtype=torch.int32)
-        self._used = 1  # rows of all runs, and that of zeros
+        self._used = 1  # rows of all runs, and the row of zeros
         self._end = 1  # the first of the rows that are free after the last run
         self._mark_dynamic()
 

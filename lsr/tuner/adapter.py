@@ -25,8 +25,8 @@ class LsrAdapter(nn.Module):
     buffers, the frozen bases around a core. With `train` set to `core` or `all`, R is the parameter `core`: (r, r), or
     (r,) for a diagonal. Otherwise R is the identity.
 
-    All begin as zeros on the device of a base weight, in its dtype or float32, whichever is more precise. The factors
-    know their shapes but not their layer: those of `owner`, an adapter of another layer of equal shape, may be shared.
+    All begin as zeros on the device of a base weight, in its dtype or float32, whichever is more precise. Factors
+    depend on the shapes but not on the layer: `owner`, an adapter of another layer of equal shape, may share its own.
     """
 
     core: nn.Parameter
@@ -57,7 +57,7 @@ class LsrAdapter(nn.Module):
         """Whether its tensors have no values yet, because they are about to be loaded."""
         return next(self.parameters()).is_meta
 
-    def set_factors(self, values: Sequence[Tensor]) -> None:  # those of A, then those of B
+    def set_factors(self, values: Sequence[Tensor]) -> None:  # the factors of A, then those of B
         """Copy values into the factors."""
         for name, value in zip(self.form.factor_shapes, values, strict=True):
             getattr(self, name).data.copy_(value)
@@ -114,7 +114,7 @@ def build_matrices(form: Form, tensors: Tensors) -> Pair:
     return _build_cropped(form, factors)
 
 
-def _build_cropped(form: Form, factors: Sequence[Tensor]) -> Pair:  # those of A, then those of B
+def _build_cropped(form: Form, factors: Sequence[Tensor]) -> Pair:  # the factors of A, then those of B
     count = len(form.rank_shape)
     a = kron_sum(*factors[:count])
     b = kron_sum(*factors[count:])

@@ -79,7 +79,7 @@ class Card:
     method: str = "LSR"  # PEFT's name
     module: str = "lsr"  # the one that registers the method with PEFT, or "peft" itself
     called: str = "LSR adapter"
-    summary: str = "It is a fine-tuned adapter."  # what it does, in a sentence or two
+    summary: str = "It is a fine-tuned adapter."  # a summary in one or two sentences
     sections: Mapping[str, str] = field(default_factory=dict)  # sections of the card by heading
     header: Mapping[str, Any] = field(default_factory=dict)  # additional metadata fields for the hub
 

@@ -132,7 +132,7 @@ class LsrConfig(PeftConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self.folder: Path | None = None  # where it was read from, if it was
-        self.injected: Injected | None = None  # what the model knows of the last adapter that was made from it
+        self.injected: Injected | None = None  # the model's record of the last adapter made from it
         check_options(self)
 
     @property

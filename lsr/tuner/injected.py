@@ -69,6 +69,6 @@ class Injected:
     """
 
     resolved: Resolved
-    init_weights: bool | str  # what the factors were initialized by
+    init_weights: bool | str  # the initialization of the factors
     labels: tuple[str, ...]  # labels of the base model's head
     awaits_examples: bool  # whether it is to be initialized from examples, and is not yet

@@ -166,7 +166,7 @@ class LsrModel(WholeHeads):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        # PEFT ignores missing tensors and only warns of unexpected ones, but a core without its bases is no adapter.
+        # PEFT ignores missing tensors and only warns of others, but a core without its bases is not an adapter.
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         expected = []
         for name, layer in model.named_modules():

@@ -171,7 +171,7 @@ def check_patterns(fields: Fields) -> None:
 def _ways(pattern: str) -> int:
     """Return an upper bound of the ways in which a pattern can match a name; MAX_WAYS + 1 if higher or not allowed."""
     try:
-        parsed = _parser.parse(pattern)  # what re will match, so that nothing is read in another way than it does
+        parsed = _parser.parse(pattern)  # the parser of re, so that patterns are read as re matches them
     except (re.error, RecursionError, OverflowError):
         return MAX_WAYS + 1
     if parsed.state.flags != re.UNICODE:

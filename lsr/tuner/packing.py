@@ -3,7 +3,7 @@
     values        float32, bfloat16, or codes of 8, 4, 3 or 2 bits in uint8
     scales        bfloat16, one per group of codes
     small         bfloat16: tensors of fewer than 64 entries, next to codes; cores and biases lose more than they cost
-    int64         what is not floating-point and stays as it is: counters of modules saved whole
+    int64         tensors that are not floating-point, unchanged: counters of fully saved modules
     index         uint8, deflated JSON: the precision, and in a tree of names where each tensor is, and its shape
 
 Tensors are concatenated in the order of their names, each with its longest axis last. That axis is divided evenly into
@@ -118,7 +118,7 @@ def unpack(stored: Tensors) -> dict[str, Tensor]:
     else:
         bits = BITS[precision]
         packed = _part(stored, "values", ceil(count * bits / 8), torch.uint8)
-        groups = _groups(rooms)  # there are no more than codes, whose number has been checked
+        groups = _groups(rooms)  # there are at most as many as codes, whose number is checked
         scales = _part(stored, "scales", len(groups), torch.bfloat16)
         codes = from_bytes(packed, bits, count)
         left["values"] = from_codes(codes, scales.repeat_interleave(groups), bits)

@@ -1,8 +1,8 @@
 """`python -m pipeline.add data/tickets.csv`: describe a file in a row of data/datasets.yaml, as far as it can be seen.
 
-Its encoding and what separates its columns are recognized. Labels that differ in case or space, as Yes and yes, become
-one, and N/A and nan stand for no label, unless --keep-labels is given. The row is checked like any other, and its
-splits are made once, before anything is written.
+Its encoding and its delimiter are recognized. Labels that differ in case or space, as Yes and yes, become one, and N/A
+and nan stand for no label, unless --keep-labels is given. The row is checked like any other, and its splits are made
+once, before anything is written.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from pipeline.params.yaml_file import read_yaml
 from pipeline.tasks.cells import has_mirrors
 
 OWN = REGISTRIES["data"].own
-LOCK = Path(".cache/add.lock")  # not beside the file, in a folder whose files are inputs of the pipeline
+LOCK = Path(".cache/add.lock")  # not next to the file, because files of that folder are inputs of the pipeline
 HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
 # Names that `dvc exp run -S data=NAME` takes for a number or nothing.
 NO_TEXT = re.compile(r"[-\d_]*(e-?\d+)?|null|true|false|nan|inf", re.IGNORECASE)

@@ -9,10 +9,10 @@ import pandas as pd
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.multi_label import labels_in
 
-SEEN = 1000  # rows that say whether a column is text
+SEEN = 1000  # rows that decide whether a column is text
 WORDS = 3  # a column with at least as many a row, on average, is text
 MAX_CLASSES = 100
-SEPARATORS = ";|,"  # between the labels of a cell, if they are multi-label
+SEPARATORS = ";|,"  # separators between the labels of a multi-label cell
 LONGEST = 30  # characters of a label
 MAX_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
 Labels = tuple[str, ...]  # labels in one cell

@@ -78,7 +78,7 @@ def check(entries: Sequence[Entry]) -> None:
 def _check_at(here: str, check_one: Callable[[], object]) -> None:
     try:
         check_one()
-    except UserError as error:  # lines that name no other file are about that of the presets
+    except UserError as error:  # lines that name no other file are about the file of presets
         raise UserError(re.sub(rf"^{params.PARAMS}: ", here, str(error), flags=re.MULTILINE)) from None
 
 

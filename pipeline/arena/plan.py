@@ -49,7 +49,7 @@ class Training:
     rate: float | None
     head_rate: float
     key: str
-    chosen: Method  # what the preset says of the method
+    chosen: Method  # the method's changes in the preset
     by_hash: tuple[Split, ...] = ()  # the splits to bring into the order of hashes before their first rows are read
     is_quantized: bool = False  # scored at all precisions, too
     is_tuned: bool = False  # whether it has the tuned setting

@@ -41,7 +41,7 @@ OWN_KEYS = {
 UNREAD_KEYS = {"train.report_to", "tenants.precision"}
 MAX_NEW_TOKENS = "max_new_tokens"  # the key of sample_sizes that has no value `all`
 WRITES_NOTHING = "max_new_tokens has no effect: the data have no completions"
-OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not those of methods
+OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not for methods
 
 
 def section_of(key: str) -> str:

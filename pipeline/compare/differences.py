@@ -4,12 +4,12 @@ A difference would have been another one with other seeds, with other test examp
 other tasks. These errors are independent, and each has a variance of its own:
 
 - Seeds. One seed trains one model for a whole task, which answers all tenants of the task, so it is drawn once for all
-  of them: the unit is the mean of the differences over tenants with one seed. Differences are paired by seed.
-- Test examples, which are drawn for each tenant, and on which all seeds are scored. Their error is the covariance of
-  the differences with two seeds over a bootstrap of the examples. What examples add to one seed and not to another is
-  part of the spread over seeds.
-- Tasks of an average, or tenants of a task, if these are drawn too. The spread of their differences contains all errors
-  within them: those of their examples and, where each has its own training runs, of seeds.
+of them: the unit is the mean of the differences over tenants with one seed. Differences are paired by seed. - Test
+examples, which are drawn for each tenant, and on which all seeds are scored. Their error is the covariance of the
+differences with two seeds over a bootstrap of the examples. The effect of examples on one seed but not on another is
+part of the spread over seeds. - Tasks of an average, or tenants of a task, if these are drawn too. The spread of their
+differences contains all errors within them: those of their examples and, where each has its own training runs, of
+seeds.
 
 Two seeds, or four tasks, say little about the variance of others, so each error has Student's quantile with its own
 degrees of freedom: one less than there are seeds, tasks or tenants. Half-widths of independent errors add as their
@@ -271,7 +271,7 @@ def _mean_of(errors: Sequence[Error]) -> Error:
 
 ByMethod = Mapping[str, BySeed]
 ByPart = Mapping[str, ByMethod]  # scores of a task's parts by method
-Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
+Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or all of an average
 
 
 @dataclass(frozen=True)

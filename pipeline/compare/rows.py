@@ -170,7 +170,7 @@ def row(
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
-        **difference,  # from the baseline
+        **difference,  # difference vs. the baseline
     }
 
 

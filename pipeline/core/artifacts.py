@@ -34,7 +34,7 @@ EVALUATE_CLASSES = Path("reports/evaluate/classes.csv")
 EVALUATE_RELIABILITY = Path("reports/evaluate/reliability.csv")
 EVALUATE_COVERAGE = Path("reports/evaluate/coverage.csv")
 EVALUATE_TENANTS = Path("reports/evaluate/tenants.csv")
-ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
+ARENA = Path("reports/arena")  # one folder of records per preset; they are not outs of the DVC pipeline
 
 Value = str | int | float
 QUOTING: tuple[Literal[0], Literal[2]] = (csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC)

@@ -108,7 +108,7 @@ def progress(
             nonlocal last
             bar.update(task.id, advance=done, note=note or task.fields["note"])
             now = time.monotonic()
-            # Off a terminal. A training says that it begins with 0 steps done.
+            # Without a terminal. A training run reports its beginning with 0 steps done.
             if not to.is_terminal and task.completed and now - last >= SECONDS_BETWEEN_LINES:
                 last = now
                 of_total = "" if total is None else f"/{total}"

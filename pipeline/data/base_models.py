@@ -31,8 +31,8 @@ logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 LENGTH = f"{PARAMS}: tokenize.max_length"
-POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
-MISFITS = (  # what transformers raises if files are not there or do not fit
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # names of tables of learned positions in transformers
+MISFITS = (  # errors of transformers for files that are missing or do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
     SafetensorError,
 )

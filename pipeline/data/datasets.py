@@ -282,7 +282,7 @@ def _without_shared(examples: Tables, column: str, kept: Iterable[Split]) -> tup
 
 
 def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str, int]) -> None:
-    """Check that no split is empty, and that train has what the task needs.
+    """Check that no split is empty, and that the task can learn from train.
 
     Raises:
         UserError: if not; states the rows of each split, and the dropped rows by reason.

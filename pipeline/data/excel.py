@@ -64,7 +64,7 @@ def _open_workbook(path: Path) -> Any:
     with warnings.catch_warnings(action="ignore"):  # warnings concern styles and filters, which hold no cell
         try:
             return load_workbook(path, read_only=True, data_only=True, keep_links=False)
-        except Exception as error:  # what a damaged file makes it raise is of any kind
+        except Exception as error:  # a damaged file can raise errors of any type
             raise ValueError(f"cannot be read as xlsx: {first_line(error)}") from None
 
 

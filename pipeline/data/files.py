@@ -18,7 +18,7 @@ from pipeline.tasks.cells import HALVES, Record
 ROWS = 1000  # rows per table in memory
 TAB = "\t"
 ENDINGS = (*SEPARATED, *JSON, EXCEL, PARQUET)
-Line = tuple[int, Sequence[str | None]]  # its number, or that of a row, and its fields
+Line = tuple[int, Sequence[str | None]]  # number of the line or row, and its fields
 Lines = Iterable[Line]
 
 

@@ -25,7 +25,7 @@ def fetch(package: str, sha256: str, ending: str = ".tar.gz") -> Path:
     """Return the source distribution or wheel (.whl) of `package`, "name==version", from the cache or through pip.
 
     Its sha256 is checked on every use. pip also checks it before it runs the package's build backend for metadata, so
-    no unchecked code runs. What the package requires is not fetched.
+    no unchecked code runs. Its dependencies are not fetched.
 
     Raises:
         UserError: if pip cannot fetch the file, or its hash is not `sha256`.

@@ -229,7 +229,7 @@ def delimiter_of(path: Path, encoding: str | None) -> str | None:
         if _is_regular(rows):
             return delimiter
         widths[delimiter] = _width(rows)
-    return max(widths, key=lambda delimiter: widths[delimiter])  # a later line is broken, which reading will say
+    return max(widths, key=lambda delimiter: widths[delimiter])  # a later line is broken, which reading will report
 
 
 def _first_rows(path: Path, ending: str, encoding: str | None, delimiter: str | None) -> Rows:

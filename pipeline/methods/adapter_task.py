@@ -73,7 +73,7 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     """Return the task of each tenant in a bank's folder.
 
     Raises:
-        UserError: if a task info in it is no task, or an adapter has none; InputError if there is no bank.
+        UserError: if a task info is not a task, or an adapter has none; InputError if there is no bank.
     """
     from lsr.serve.file import read as read_bank_file  # it imports torch, which takes seconds
 
@@ -112,6 +112,6 @@ def read(folder: Path) -> AdapterTask:
 
     content = read_task(folder)
     if content is None:
-        read_config(folder)  # says more where there is no adapter either
+        read_config(folder)  # reports better if the adapter itself is missing
         raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
     return validate(AdapterTask, content, folder / FILE, ())

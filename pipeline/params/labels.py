@@ -81,7 +81,7 @@ class Form(Row):
     told_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
     scored_by: ClassVar[tuple[str, ...]]  # the metrics that may score it
     goes_with: ClassVar[frozenset[str]] = frozenset()  # keys of ONLY
-    has_new_tokens: ClassVar[bool] = False  # a text of at most so many is generated, by a model without a head
+    has_new_tokens: ClassVar[bool] = False  # whether a text of limited length is generated, by a model without a head
 
     column: str
 

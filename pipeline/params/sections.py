@@ -185,7 +185,7 @@ class MethodParams(Section):
 class LsrParams(MethodParams):
     """Fields of `lsr.LsrConfig`; `init` is its `init_weights`, `layers` its `layers_to_transform`, `auto` its None.
 
-    A key that is left out has the default of LsrConfig, which also checks what goes together.
+    A key that is left out has the default of LsrConfig, which also checks combinations.
     """
 
     type: Literal["LSR"]

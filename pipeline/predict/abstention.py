@@ -1,4 +1,4 @@
-"""Answers that are left out because no label has the probability that is asked for."""
+"""Abstention: leave out answers in which no label reaches the required probability."""
 
 import numpy as np
 

@@ -130,7 +130,7 @@ class OpenedGraph:
     def __init__(self, folder: Path, task: AdapterTask, runtime: str, batch_size: int) -> None:
         self.folder = folder
         self.task = task
-        # In 8 bits, the scale of activations is that of a batch: an answer would depend on the other texts in it.
+        # In 8 bits, the scale of activations is computed per batch: an answer would depend on the batch's other texts.
         self.batch_size = 1 if runtime == INT8 else batch_size
         with as_user_error(GraphError):
             self.graph = Graph(folder / GRAPHS[runtime])
@@ -225,7 +225,7 @@ def _open_tokenizer(path: Path, max_length: int) -> Any:
     """
     from tokenizers import Tokenizer
 
-    with as_user_error(Exception, before=f"{path}: "):  # what the package raises has no class of its own
+    with as_user_error(Exception, before=f"{path}: "):  # errors of the package have no class of their own
         tokenizer = Tokenizer.from_file(str(path))
     if tokenizer.padding is None:
         raise UserError(f"{path}: does not pad; export the adapter again: lsr export --to onnx")

@@ -7,7 +7,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.tasks.task import Numbers
 
-Area = Callable[[Numbers, Numbers], Numbers]  # of the weights of positive and negative examples by ascending score
+# Area from the weights of positive and negative examples, by ascending score.
+Area = Callable[[Numbers, Numbers], Numbers]
 
 
 def roc_auc(labels: Numbers, scores: Numbers) -> float:
@@ -42,7 +43,8 @@ def areas_of(name: str, labels: Numbers, scores: Numbers, weights: Numbers) -> N
     for place in _find_defined(labels):
         order = np.argsort(scores[:, place], kind="stable")
         ascending = scores[order, place]
-        first = np.flatnonzero(np.diff(ascending, prepend=ascending[0] - 1))  # of examples with equal scores
+        # First of each run of examples with equal scores.
+        first = np.flatnonzero(np.diff(ascending, prepend=ascending[0] - 1))
         has_label = labels[order, place] > 0
         sorted_weights = weights[:, order]
         positive = np.add.reduceat(sorted_weights * has_label, first, axis=1)

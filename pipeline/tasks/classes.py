@@ -144,7 +144,7 @@ class PairsPreprocessor(ClassesPreprocessor):
         """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
 
         A text is in up to two pairs, once as the first and once as the second; in test it is in at most one, so that
-        pairs are as independent as texts. Of equal texts, only the first is used.
+        pairs are as independent as texts. Among equal texts, only the first is used.
         """
         assert self.row.pairs is not None
         texts = examples.drop_duplicates("hash").sort_values("hash")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WORD = re.compile(r"\w+")
-PROMPT = "prompt"  # the column for that of a conversation
+PROMPT = "prompt"  # the column for the prompt of a conversation
 LOSS = f"{NEGATIVE}loss"  # the score of a validation split, per token of completions
 INTS = pa.list_(pa.int32())
 TOKENS = pa.schema(

@@ -22,7 +22,7 @@ class Description(Part, ABC):
     """Words and files about a task."""
 
     hub_task = "text-classification"  # name of the task on a model card
-    baseline = "for one answer to all"  # what baselines are, on the last screen
+    baseline = "for one answer to all"  # names of the baselines in the run summary
     baseline_name = "the constant baseline"  # where a difference from it is given
     first_change = "train.extend_epochs=auto"  # suggested change of params.yaml for a first training run
     sections: ClassVar[tuple[str, ...]] = ()  # additional sections of params.yaml on which training depends
@@ -74,7 +74,7 @@ class Description(Part, ABC):
         return ""
 
     def of_class(self, metric: str) -> str:
-        """Return of which class a metric is, as words after it; an empty text if it is of all."""
+        """Return the class of a class-specific metric as words after its name; empty for other metrics."""
         return ""
 
     def results(self, metrics: Mapping[str, float], table: ReadTable) -> Iterable[Line]:

@@ -45,9 +45,9 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Report:
     """Return calibration errors with 95 % intervals, also without temperatures; empty without probabilities.
 
     The expected calibration error (ece) is the mean distance between probability and frequency in BINS bins of equal
-    width (Guo et al., 2017), of the likeliest class or, of multi-label, of each label. Noise makes it larger, and each
-    resample has more of it than the sample: the interval lies above the error of few texts. The Brier score is that of
-    scikit-learn, of multi-label the mean over labels.
+    width (Guo et al., 2017), of the likeliest class or, for multi-label tasks, of each label. Noise makes it larger,
+    and each resample has more of it than the sample: the interval lies above the error of few texts. The Brier score is
+    scikit-learn's; for multi-label tasks, the mean over labels.
     """
     if not task.head.has_probabilities:
         return Report({}, [], [])

@@ -1,6 +1,6 @@
-"""Metrics that people report in addition to those of an entry: errors in the label's units, and areas under curves.
+"""Further metrics to report in addition to an entry's: errors in the label's units, and areas under curves.
 
-None of them selects a checkpoint. Tenants, whose scores are means, and texts to choose from have none.
+None of them selects a checkpoint. Multi-tenant tasks, whose scores are means, and multiple choice have none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,8 +20,8 @@ Line = tuple[str, str]
 def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
     """Return the errors of numbers, or the areas of two classes or of labels, each with its 95 % interval.
 
-    An error has a baseline, that of the best constant. The area of multi-label is the mean over the labels that some
-    texts have and others have not. Numbers are (examples,), and areas are made of the difference of two logits.
+    An error has a baseline: the best constant's. The area of multi-label is the mean over the labels that some texts
+    have and others have not. Numbers are (examples,), and areas are made of the difference of two logits.
     """
     if task.row.tenant is not None or task.row.choices or task.head.generates:
         return {}

@@ -208,7 +208,7 @@ def correlation(shared: Numbers, spread: Numbers, varies: Numbers) -> Numbers:
 class Metric(NamedTuple):
     """A metric that is a function of sums over examples."""
 
-    terms: Callable[[Numbers, Numbers, Numbers], Numbers]  # what is summed: of labels, predictions and classes
+    terms: Callable[[Numbers, Numbers, Numbers], Numbers]  # the columns to sum, from labels, predictions and classes
     score: Callable[[Numbers], Numbers]  # the metric by these sums, (terms, ...)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MIN_TEXTS = 5  # minimum per tenant
 MIN_LABELS = 2  # minimum per tenant
-# A tenant's name is that of a folder, and part of an address.
+# A tenant's name becomes a folder's name, and part of a URL.
 FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
 NAMES = "a name of at most 100 characters is needed, without slashes: folders and addresses contain it"
 FEW = 10  # rows of a label
@@ -264,7 +264,7 @@ class TenantsScoring(Scoring):
 
     @staticmethod
     def answers(model: Answering[Answers_co]) -> Answers_co:
-        return model.by_bank()  # what is scored is what is served
+        return model.by_bank()  # scores are of the bank, which is served
 
     def predict(self, outcome: Outcome) -> Numbers:
         return self.single(self.row, Facts()).predict(outcome)

@@ -1,6 +1,6 @@
 """Calibrate a trained head: its last layer is divided by the temperatures that the validation split determines.
 
-So whoever loads the adapter, or an export of it, has calibrated probabilities, and no reader divides again.
+So the adapter and its exports have calibrated probabilities, without a division by readers.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """`adapter: regression`: a regression in place of training, which becomes the last layer of the model's head.
 
-Its features are what that layer reads: the state of the first token or of the last one, after whatever pooling and
-other layers the model's head has, as they were initialized. So each reader of adapters answers as for a trained head.
+Its features are the inputs of that layer: the state of the first or last token, after any pooling and other layers of
+the model's head in their initial state. So each reader of adapters answers as for a trained head.
 """
 
 from collections.abc import Mapping

@@ -132,7 +132,7 @@ def launch(module: str, wanted: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
-    logging.disable()  # torchrun's: what has failed says so itself
+    logging.disable()  # torchrun's message: the failed process has printed its own
     # Without SIGINT: at Ctrl-C, torchrun ends the processes with SIGTERM, about which they have nothing to say.
     signals = "SIGTERM,SIGHUP,SIGQUIT"
     with tempfile.TemporaryDirectory() as folder:

@@ -55,7 +55,8 @@ class BatchingTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         sampler = _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
         assert isinstance(sampler, LengthGroupedSampler)
-        sampler.batch_size *= self.args.world_size  # examples per step, so that steps have those of one process
+        # Examples per step and process, so that a step has as many as with one process.
+        sampler.batch_size *= self.args.world_size
         return OneOrder(sampler)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:

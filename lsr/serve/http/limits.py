@@ -33,8 +33,8 @@ class Limits:
 
     connections: int
     client_connections: int  # limit per client address
-    held: int  # bytes of unfinished bodies and unread answers; those of one client are at most half of it
-    body_rate: int  # bytes of large bodies that are read per second; those of one client are at most half of it
+    held: int  # bytes of unfinished bodies and unread answers; one client may have half of it
+    body_rate: int  # bytes of large bodies read per second; one client may have half of it
     # Limits for sending the head, sending the body and reading the answer; uvicorn limits the time between requests.
     seconds: dict[Awaited, int]
 

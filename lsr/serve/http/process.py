@@ -27,7 +27,7 @@ SWITCH = (
     0.0005  # seconds until a thread of Python lets others on, in place of .005, which each of many requests would wait
 )
 STOPPING = 30  # seconds for what was asked, after a signal
-RESERVED = 128  # files that are no admitted connections: those about to be refused, uploads, and the process's own
+RESERVED = 128  # file descriptors besides admitted connections: rejected ones, uploads, and the process's own
 
 
 def serve(options: Namespace) -> None:
