@@ -242,7 +242,7 @@ def part_of(task: Task, features: Tensor, examples: Dataset) -> Part:
 
 
 def can_fit(task: Task) -> bool:
-    """Return whether a regression fits the outputs of a task: not those of text generation, or of your own task type."""
+    """Return whether a regression can fit the outputs of a task: not for text generation or your own task types."""
     return task.head.fields().get("problem_type") in KINDS
 
 
