@@ -68,14 +68,20 @@ def fit_classes(features: Values, labels: Values, options: Options) -> Linear:
     if len(known) == 1:
         bias[known] = 0.0
         return Linear(weight, bias)
-    fitted = LogisticRegression(C=options.strength, fit_intercept=options.has_bias, max_iter=STEPS)
+    fitted = LogisticRegression(
+        C=options.strength,
+        fit_intercept=options.has_bias,
+        max_iter=STEPS,
+    )
     fitted.fit(features, labels)
+    coefficients = fitted.coef_
+    intercepts = fitted.intercept_
     if len(known) == 2:  # with two classes, the difference of their logits is fitted
-        weight[known] = np.concatenate([-fitted.coef_, fitted.coef_]) / 2
-        bias[known] = np.concatenate([-fitted.intercept_, fitted.intercept_]) / 2
-    else:
-        weight[known] = fitted.coef_
-        bias[known] = fitted.intercept_
+        halves = np.array([-0.5, 0.5])
+        coefficients = halves[:, None] * coefficients
+        intercepts = halves * intercepts
+    weight[known] = coefficients
+    bias[known] = intercepts
     return Linear(weight, bias)
 
 
@@ -85,16 +91,23 @@ def fit_labels(features: Values, labels: Values, options: Options) -> Linear:
     bias = np.zeros(options.outputs)
     of_two = options._replace(outputs=2)
     for number, applies in enumerate(labels.T):
-        of_label = fit_classes(features, applies.astype(int), of_two)
-        weight[number] = np.diff(of_label.weight, axis=0)[0]
-        bias[number] = np.diff(of_label.bias)[0]
+        numbers = applies.astype(int)
+        of_label = fit_classes(features, numbers, of_two)
+        (weight[number],) = np.diff(of_label.weight, axis=0)
+        (bias[number],) = np.diff(of_label.bias)
     return Linear(weight, bias)
 
 
 def fit_number(features: Values, labels: Values, options: Options) -> Linear:
     """Fit a ridge regression to labels (n,)."""
-    fitted = Ridge(alpha=1 / options.strength, fit_intercept=options.has_bias).fit(features, labels)
-    return Linear(fitted.coef_[None], np.array([fitted.intercept_]))
+    fitted = Ridge(
+        alpha=1 / options.strength,
+        fit_intercept=options.has_bias,
+    )
+    fitted.fit(features, labels)
+    weight = fitted.coef_[None]
+    bias = np.array([fitted.intercept_])
+    return Linear(weight, bias)
 
 
 class Kind(NamedTuple):
@@ -121,7 +134,14 @@ KINDS = {  # fits by problem_type of transformers
 }
 
 
-def fit(kind: Kind, outputs: int, train: XY, validation: XY, *, has_bias: bool = True) -> Linear:
+def fit(
+    kind: Kind,
+    outputs: int,
+    train: XY,
+    validation: XY,
+    *,
+    has_bias: bool = True,
+) -> Linear:
     """Fit regressions and return the one with the lowest validation loss, the first of ties."""
     features, labels = train
     held_out, wanted = validation
@@ -129,13 +149,16 @@ def fit(kind: Kind, outputs: int, train: XY, validation: XY, *, has_bias: bool =
     standardized = scaler.transform(features)
     candidates = list[Linear]()
     for strength in STRENGTHS if len(wanted) else [USUAL]:
-        weight, bias = kind.fit(standardized, labels, Options(outputs, strength, has_bias))
+        options = Options(outputs, strength, has_bias)
+        weight, bias = kind.fit(standardized, labels, options)
         unscaled = weight / scaler.scale_
         shift = unscaled @ scaler.mean_ if has_bias else 0.0
         candidates.append(Linear(unscaled, bias - shift))
 
     def loss(candidate: Linear) -> float:
-        return float(kind.loss(candidate.outputs(held_out), torch.from_numpy(wanted)))
+        outputs = candidate.outputs(held_out)
+        value = kind.loss(outputs, torch.from_numpy(wanted))
+        return float(value)
 
     return min(candidates, key=loss)
 
@@ -212,22 +235,35 @@ def of_task(view: EvaluateView, task: Task) -> Baseline | None:
     train = parts["train"]
     validation = parts["validation"]
     layers = fit_parts(task, train, validation)
-    tuned = task.tune_thresholds(predict(layers, validation))
-    return Baseline(tuned.scoring, predict(layers, parts["test"]), len(train.labels))
+    of_validation = predict(layers, validation)
+    of_test = predict(layers, parts["test"])
+    tuned = task.tune_thresholds(of_validation)
+    return Baseline(
+        tuned.scoring,
+        of_test,
+        examples=len(train.labels),
+    )
 
 
 def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = True) -> dict[str, Linear]:
     """Fit a regression per tenant; without tenants, to all examples."""
     layers = dict[str, Linear]()
     for name in train.rows:
-        layers[name] = fit(kind_of(task), width_of(task, name), train.of(name), validation.of(name), has_bias=has_bias)
+        layers[name] = fit(
+            kind_of(task),
+            width_of(task, name),
+            train.of(name),
+            validation.of(name),
+            has_bias=has_bias,
+        )
     return layers
 
 
 def predict(layers: Mapping[str, Linear], part: Part) -> Outcome:
     """Return the predictions of regressions, padded with the smallest number where tenants have fewer outputs."""
     width = max(len(layer.bias) for layer in layers.values())
-    outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
+    shape = (len(part.labels), width)
+    outputs = torch.full(shape, torch.finfo(torch.float32).min)
     for name, layer in layers.items():
         rows = part.rows_of(name)
         features, _ = part.of(name)
@@ -238,7 +274,12 @@ def predict(layers: Mapping[str, Linear], part: Part) -> Outcome:
 def part_of(task: Task, features: Tensor, examples: Dataset) -> Part:
     """Return the features of the examples of a split with their labels."""
     outcome = evaluation.outcome(features, examples)
-    return Part(features.numpy(), outcome.labels, outcome.groups, task.scoring.rows_of_parts(outcome))
+    return Part(
+        features.numpy(),
+        outcome.labels,
+        outcome.groups,
+        task.scoring.rows_of_parts(outcome),
+    )
 
 
 def can_fit(task: Task) -> bool:
@@ -266,7 +307,10 @@ def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[s
     splits = {}
     for split in SPLITS:
         whole = tokens.load_tokens(split)
-        splits[split] = whole if split == "test" or count == "all" else whole.select(_sample(task, whole, count))
+        splits[split] = whole
+        if split != "test" and count != "all":
+            drawn = _sample(task, whole, count)
+            splits[split] = whole.select(drawn)
     base = base_models.load_base_model(view.base_model, task)
     collate = task.head.collator(tokenizer_of(base, view.base_model))
     model = Pooled(base.base_model, "mean").to(fastest())
@@ -274,7 +318,14 @@ def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[s
     parts = {}
     with console.progress("evaluate, regression on the frozen encoder", total, "examples") as advance:
         for split, examples in splits.items():
-            features = evaluation.outputs(task.head, model, examples, collate, view.evaluate.batch_size, advance)
+            features = evaluation.outputs(
+                task.head,
+                model,
+                examples,
+                collate,
+                view.evaluate.batch_size,
+                advance,
+            )
             parts[split] = part_of(task, features, examples)
     return parts
 
@@ -285,5 +336,6 @@ def _sample(task: Task, examples: Dataset, count: int) -> list[int]:
     whole = Outcome(torch.empty(len(labels), 0), labels, tokens.groups_of(examples))
     drawn = list[int]()
     for rows in task.scoring.rows_of_parts(whole).values():
-        drawn += np.random.default_rng(0).permutation(rows)[:count].tolist()
+        order = np.random.default_rng(0).permutation(rows)
+        drawn += order[:count].tolist()
     return sorted(drawn)

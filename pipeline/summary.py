@@ -49,6 +49,8 @@ def main(words: Sequence[str] | None = None) -> None:
         console.line(f"\n{chosen}\n")
         for word, result in results:
             console.line(_wrap_line(word, result))
+        for hint in hints(params):
+            console.line(_wrap_line("hint", hint))
         classes = _table(artifacts.EVALUATE_CLASSES)
         if 0 < len(classes) <= MAX_CLASSES:
             console.table("the test split by class", list(classes), classes.itertuples(index=False))
@@ -120,8 +122,6 @@ def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> I
         yield "its start", f"{batches}, {metrics['start_read']:,} examples read"
     if 0 < metrics["steps"] < SHORT:
         yield "", _advice(params.train)
-    for hint in hints(params):
-        yield "hint", hint
 
 
 def _load_description(row: DatasetEntry) -> Description:

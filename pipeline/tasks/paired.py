@@ -26,9 +26,12 @@ class Difference(NamedTuple):
     high: float
 
 
+ByMetric = dict[str, Difference]
+
+
 def over_constant(scoring: Scoring, outcome: Outcome, resamples: int) -> Scores:
     """Return each metric's difference vs. the constant baseline: `NAME_over_baseline`, with `_low` and `_high`."""
-    each = list[dict[str, Difference]]()
+    each = list[ByMetric]()
     for part in scoring.of_parts(outcome):
         baseline = part.scoring.baseline_by_metric(part.outcome)
         each.append(_differences(part, baseline, resamples))
@@ -36,41 +39,62 @@ def over_constant(scoring: Scoring, outcome: Outcome, resamples: int) -> Scores:
 
 
 def over_regression(
-    scoring: Scoring, outcome: Outcome, regression: Scoring, of_regression: Outcome, resamples: int
+    scoring: Scoring,
+    outcome: Outcome,
+    regression: Scoring,
+    of_regression: Outcome,
+    resamples: int,
 ) -> Scores:
     """Return a regression's metrics, `NAME_regression`, and each metric's difference from them, `..._over_...`.
 
     `regression` scores its predictions, since it may have thresholds of its own.
     """
-    each = list[dict[str, Difference]]()
+    each = list[ByMetric]()
     known = Scores()
-    for part, rival in zip(scoring.of_parts(outcome), regression.of_parts(of_regression), strict=True):
+    parts = scoring.of_parts(outcome)
+    rivals = regression.of_parts(of_regression)
+    for part, rival in zip(parts, rivals, strict=True):
         baseline = rival.scoring.predict_by_metric(rival.outcome)
         each.append(_differences(part, baseline, resamples))
     for name in each[0]:
         of_parts = [differences[name].baseline for differences in each]
-        known[f"{name}_{REGRESSION}"] = float(np.mean(of_parts))
+        mean = np.mean(of_parts)
+        known[f"{name}_{REGRESSION}"] = float(mean)
     return known | _by_name(REGRESSION, each)
 
 
-def _differences(part: OfPart, baseline: Mapping[str, Numbers], resamples: int) -> dict[str, Difference]:
+def _differences(part: OfPart, baseline: Mapping[str, Numbers], resamples: int) -> ByMetric:
     """Return the difference of each metric of a part vs. a baseline's predictions."""
     _, labels, groups = collect_predictions(part.scoring, part.outcome)
-    differences = dict[str, Difference]()
+    differences = ByMetric()
     for name, predicted in part.scoring.predict_by_metric(part.outcome).items():
         other = baseline[name]
-        own_score = scores.score([name], predicted, labels, groups)[name]
-        other_score = scores.score([name], other, labels, groups)[name]
-        low, high = scores.difference(name, predicted, other, labels, resamples, groups)
-        differences[name] = Difference(other_score, own_score - other_score, low, high)
+        own_scores = scores.score([name], predicted, labels, groups)
+        other_scores = scores.score([name], other, labels, groups)
+        low, high = scores.difference(
+            name,
+            predicted,
+            other,
+            labels,
+            resamples,
+            groups,
+        )
+        other_score = other_scores[name]
+        differences[name] = Difference(
+            baseline=other_score,
+            mean=own_scores[name] - other_score,
+            low=low,
+            high=high,
+        )
     return differences
 
 
-def _by_name(baseline: str, each: Sequence[Mapping[str, Difference]]) -> Scores:
+def _by_name(baseline: str, each: Sequence[ByMetric]) -> Scores:
     """Return the mean differences of parts, with their intervals, by names of metrics."""
     metrics = Scores()
     for name in each[0]:
-        mean, low, high = _mean([differences[name] for differences in each])
+        of_parts = [differences[name] for differences in each]
+        mean, low, high = _mean(of_parts)
         key = f"{name}_over_{baseline}"
         metrics[key] = mean
         metrics[f"{key}_low"] = low

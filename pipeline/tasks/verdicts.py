@@ -1,30 +1,61 @@
 """State in words whether a model is better than a baseline: for the run summary and the model card."""
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from pipeline.tasks.description import Description, Line
 
 REGRESSION = "a regression on the mean of the frozen model's states"
 
 
+class Difference(NamedTuple):
+    """A difference from a baseline, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def interval(self) -> str:
+        """The interval in words."""
+        low = f"{self.low:.4g}"
+        high = f"{self.high:.4g}"
+        return f"(95 % interval {low} to {high})"
+
+    def describe(self, baseline: str, score: str = "") -> str:
+        """Return whether the difference is above 0, below 0 or neither, after the name of the baseline."""
+        if self.low > 0:
+            direction = "better"
+            by = self.mean
+        elif self.high < 0:
+            direction = "worse"
+            by = -self.mean
+        else:
+            difference = f"the difference is {self.mean:.4g}"
+            return f"not better than {baseline}{score}: {difference} {self.interval}"
+        comma = "," if score else ""
+        return f"{direction} than {baseline}{score}{comma} by {by:.4g} {self.interval}"
+
+
 def verdicts(metric: str, metrics: Mapping[str, float], description: Description) -> Iterator[Line]:
     """Yield a name and a line for each baseline with which the stage evaluate has compared a metric."""
-    if f"{metric}_over_baseline" in metrics:
-        yield "constant", _verdict(description.baseline_name, "", f"{metric}_over_baseline", metrics)
-    if f"{metric}_over_regression" in metrics:
-        score = f", {metrics[f'{metric}_regression']:.4g},"
-        words = _verdict(REGRESSION, score, f"{metric}_over_regression", metrics)
-        yield "regression", f"{words}; fitted to {metrics['regression_examples']:,} training examples"
+    constant = _difference(f"{metric}_over_baseline", metrics)
+    if constant:
+        yield "constant", constant.describe(description.baseline_name)
+    regression = _difference(f"{metric}_over_regression", metrics)
+    if regression:
+        score = metrics[f"{metric}_regression"]
+        examples = metrics["regression_examples"]
+        words = regression.describe(REGRESSION, f", {score:.4g}")
+        yield "regression", f"{words}; fitted to {examples:,} training examples"
 
 
-def _verdict(baseline: str, score: str, key: str, metrics: Mapping[str, float]) -> str:
-    """Return whether a difference is above 0, below 0 or neither, by its interval."""
-    mean = metrics[key]
-    low = metrics[f"{key}_low"]
-    high = metrics[f"{key}_high"]
-    interval = f"(95 % interval {low:.4g} to {high:.4g})"
-    if low > 0:
-        return f"better than {baseline}{score} by {mean:.4g} {interval}"
-    if high < 0:
-        return f"worse than {baseline}{score} by {-mean:.4g} {interval}"
-    return f"not better than {baseline}{score.rstrip(',')}: the difference is {mean:.4g} {interval}"
+def _difference(key: str, metrics: Mapping[str, float]) -> Difference | None:
+    """Return a difference among the metrics; None if there is none."""
+    if key not in metrics:
+        return None
+    return Difference(
+        metrics[key],
+        metrics[f"{key}_low"],
+        metrics[f"{key}_high"],
+    )

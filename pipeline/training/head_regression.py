@@ -80,7 +80,14 @@ def _read(
         layer.register_forward_hook(lambda module, inputs, output: inputs[0]),
     ):
         for split, examples in splits.items():
-            features = evaluation.outputs(task.head, unscored, examples, collate, view.train.batch_size, advance)
+            features = evaluation.outputs(
+                task.head,
+                unscored,
+                examples,
+                collate,
+                view.train.batch_size,
+                advance,
+            )
             parts[split] = regression.part_of(task, features, examples)
     return parts
 
