@@ -93,7 +93,7 @@ def _scores(
     artifacts.check_not_replaced(folder, identity)
     outputs = _outputs(str(folder), opened.outputs, texts)
     size = weights_of(folder).stat().st_size
-    return [f"{size:,}", *_metrics(outputs, task.with_thresholds(own.thresholds), texts)]
+    return [f"{size:,}", *_metrics(outputs, task.with_thresholds(own.tuned_thresholds), texts)]
 
 
 def _scores_of_graphs(
@@ -113,7 +113,7 @@ def _scores_of_graphs(
         graphs.check_runtime(folder, runtime)
     own = graphs.read_task(folder)
     _check_answers(folder, own, task, options.data)
-    task = task.with_thresholds(own.thresholds)
+    task = task.with_thresholds(own.tuned_thresholds)
     rows = []
     for runtime, name in GRAPHS.items():
         opened = graphs.OpenedGraph(folder, own, runtime, options.batch_size)

@@ -50,6 +50,8 @@ def validate_task_info(task_info: Any, where: object) -> dict[str, Any]:
     thresholds = task_info.get("thresholds") or []
     if thresholds and len(thresholds) != len(task_info.get("labels") or ()):
         raise InputError(f"{where}: {TASK}: thresholds must be one for each label, got {shortened(thresholds)}")
+    if task_info.get("threshold") is not None and (len(task_info.get("labels") or ()) != 2 or thresholds):
+        raise InputError(f"{where}: {TASK}: threshold needs two labels, one of which is the answer")
     _check_temperatures_count(task_info, where)
     _check_others({field: value for field, value in task_info.items() if field not in CHECKS}, where)
     return task_info
@@ -149,6 +151,11 @@ def _check_tenants(value: Any) -> None:
             raise ValueError(f"of {shortened(name)} {error}") from None
 
 
+def _check_threshold(value: Any) -> None:
+    if not _is_probability(value):
+        raise ValueError(f"must be a probability, got {shortened(value)}")
+
+
 def _check_thresholds(value: Any) -> None:
     if not _is_list(value, _is_probability):
         raise ValueError(f"must be a list of probabilities, got {shortened(value)}")
@@ -195,6 +202,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     TENANTS: _check_tenants,
     "tenant": _check_name,
     "thresholds": _check_thresholds,
+    "threshold": _check_threshold,
     "temperatures": _check_temperatures,
     "max_length": _check_length,
     "columns": _check_columns,

@@ -35,6 +35,7 @@ class Answer(NamedTuple):
     labels: tuple[str, ...] | None
     logits: Tensor  # (labels,), or (1,)
     thresholds: tuple[float, ...] | None = None  # multi-label tasks: the probability from which each label applies
+    threshold: float | None = None  # the probability of the second of two labels from which it is the answer
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -42,6 +43,16 @@ class Answer(NamedTuple):
         logits = self.logits.double()
         shares = logits.softmax(dim=0) if self.thresholds is None else logits.sigmoid()
         return dict(zip(self.labels or (), shares.tolist(), strict=False))
+
+    @property
+    def label(self) -> str:
+        """The likeliest label; of two with a threshold, the second one if its probability reaches that."""
+        probabilities = self.probabilities
+        if self.threshold is None:
+            return max(probabilities, key=lambda label: probabilities[label])
+        assert self.labels is not None
+        first, second = self.labels
+        return second if probabilities[second] >= self.threshold else first
 
     @property
     def applying(self) -> list[str]:
@@ -55,7 +66,8 @@ def make_answer(name: str, task_info: Mapping[str, Any], logits: Tensor) -> Answ
     count = len(logits)
     labels = tuple(task_info.get("labels") or make_label_names(count)) if count != 1 else None
     thresholds = tuple(task_info.get("thresholds") or ()) or None
-    return Answer(name, labels, logits, thresholds)
+    threshold = task_info.get("threshold") if count == 2 else None
+    return Answer(name, labels, logits, thresholds, threshold)
 
 
 class AdapterBank(nn.Module):

@@ -31,6 +31,8 @@ class AdapterTask(Row):
     tenants: dict[str, Names | None] | None = None  # labels by tenant, in place of `labels`, in the same order
     tenant: str | None = None  # the column that names the tenant
     thresholds: tuple[float, ...] | None = None  # the probability from which on each label of several applies
+    # Probability of the second of two classes from which on it is the answer.
+    threshold: float | None = None
     # Temperatures that divided the head's rows: one for all, or one per label or tenant.
     temperatures: tuple[float, ...] | None = None
     max_length: int  # tokens; longer texts were truncated
@@ -51,6 +53,11 @@ class AdapterTask(Row):
         description = task.description
         task_info = description.task_info(tokenizer)
         return cls(kind=task.type.kind, columns=description.columns, max_length=max_length, **task_info)
+
+    @property
+    def tuned_thresholds(self) -> tuple[float, ...] | None:
+        """The thresholds of labels, or that of the second class; None if the likeliest class is the answer."""
+        return self.thresholds if self.threshold is None else (self.threshold,)
 
     @property
     def task(self) -> TaskType:

@@ -3,7 +3,7 @@
 The form determines the task type, see `pipeline.tasks`. A new task type registers its form in FORMS.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
 
@@ -132,7 +132,14 @@ class Classes(Form):
         "equals; this is the default in data/datasets.yaml, and the second name elsewhere",
     )
 
+    tune_threshold: Literal["accuracy", "f1", "macro_f1", "matthews_correlation"] | None = Added(
+        description="of two names: the second is the answer from the probability on that is best for this metric on "
+        "validation, not from 0.5 on",
+    )
+
     def _check_metrics(self, row: "DatasetEntry") -> None:
+        if self.tune_threshold is not None and (len(self.names) != 2 or row.choices or row.tenant):
+            raise ValueError("tune_threshold: needs exactly two names, without choices and tenants")
         if len(self.names) < 2 and (self.names or row.tenant is None):
             raise ValueError("names: at least two class names are required, in class order")
         known = self.names if row.tenant else (*self.names, RARER)

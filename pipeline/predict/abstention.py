@@ -1,5 +1,7 @@
 """Abstention: leave out answers in which no label reaches the required probability."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.core.errors import UserError
@@ -8,6 +10,7 @@ from pipeline.tasks.task import Columns
 
 OPTION = "--min-probability"
 LABEL = "label"
+TENANTS = "p"  # the column of the probabilities of tenants' answers
 
 
 class Abstention:
@@ -26,11 +29,10 @@ class Abstention:
             raise UserError(f"{OPTION}: needs an adapter that answers with one label, got one of the kind {task.kind}")
 
     def apply(self, answers: Columns) -> Columns:
-        """Return the columns of answers, with an empty label where no label has the probability as it is printed."""
+        """Return the columns of answers, with an empty label where its probability, as it is printed, is lower."""
         if self.least is None:
             return answers
-        probabilities = [values for name, values in answers.items() if name == "p" or name.startswith("p(")]
-        is_answered = np.max(probabilities, axis=0) >= self.least
+        is_answered = np.array(_find_probabilities(answers)) >= self.least
         pairs = zip(answers[LABEL], is_answered, strict=True)
         self.answered += int(is_answered.sum())
         self.left_out += int((~is_answered).sum())
@@ -42,4 +44,14 @@ class Abstention:
         if not self.left_out:
             return ""
         total = self.answered + self.left_out
-        return f"{self.left_out} of {total} texts without an answer: no label has a probability of {self.least:g}"
+        return f"{self.left_out} of {total} texts without an answer: its probability is below {self.least:g}"
+
+
+def _find_probabilities(answers: Columns) -> Sequence[float]:
+    """Return the probability of each answer, as it is printed: of tenants in a column of its own."""
+    if TENANTS in answers:
+        return answers[TENANTS]
+    probabilities = list[float]()
+    for number, label in enumerate(answers[LABEL]):
+        probabilities.append(answers[f"p({label})"][number])
+    return probabilities

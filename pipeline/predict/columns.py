@@ -14,7 +14,7 @@ def columns_of_texts(outputs: np.ndarray, task: AdapterTask) -> Columns:
     """Convert outputs (texts, ...) of one task to columns to print; outputs after the task's own are ignored."""
     kind = task.task
     width = kind.head.width(task.labels)
-    return kind.description.to_columns(outputs[:, :width], task.labels, task.thresholds or ())
+    return kind.description.to_columns(outputs[:, :width], task.labels, task.tuned_thresholds or ())
 
 
 def columns_of_tenants(outputs: np.ndarray, tasks: Iterable[AdapterTask]) -> Columns:

@@ -116,6 +116,8 @@ def _misfit(task: AdapterTask) -> str:
         return f"columns must be one or two, got {len(task.columns)}"
     if task.thresholds is not None and len(task.thresholds) != len(task.labels or ()):
         return f"thresholds must be one for each label, got {len(task.thresholds)}"
+    if task.threshold is not None and (task.kind != "classes" or len(task.labels or ()) != 2):
+        return f"threshold needs two classes, got {task.kind} {' '.join(task.labels or ())}"
     return ""
 
 

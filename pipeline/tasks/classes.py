@@ -24,6 +24,7 @@ from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite, number_in
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Scoring
 from pipeline.tasks.task import Columns, Groups, Kept, Numbers, Outcome, Part, Scores
+from pipeline.tasks.thresholds import TRIED, choose_best
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,8 +213,25 @@ class ClassesScoring(OfClasses, Scoring):
 
     has_one_class_each = True
 
+    def best_thresholds(self, validation: Outcome) -> tuple[float, ...] | None:
+        """Return the probability of the second class from which on it is best to answer with it, if the entry asks."""
+        from pipeline.tasks import scores
+
+        metric = getattr(self.label, "tune_threshold", None)
+        if metric is None:
+            return None
+        probabilities = shares_of_classes(validation.outputs.numpy())[:, 1]
+        each = list[float]()
+        for threshold in TRIED:
+            predicted = (probabilities >= threshold).astype(np.int64)
+            each.append(scores.EXAMPLES[metric](validation.labels, predicted))
+        return (choose_best(np.array(each)),)
+
     def predict(self, outcome: Outcome) -> Numbers:
-        return outcome.outputs.numpy().argmax(axis=1)
+        outputs = outcome.outputs.numpy()
+        if self.facts.thresholds is None:
+            return outputs.argmax(axis=1)
+        return (shares_of_classes(outputs)[:, 1] >= self.facts.thresholds[0]).astype(np.int64)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
         """Return the predicted class of each example, even if examples are scored in groups."""
@@ -285,19 +303,24 @@ class ClassesDescription(OfClasses, Description):
     """Describes classes by name and number of examples."""
 
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        return super().task_info(tokenizer) | {"labels": self.names}
+        threshold = self.facts.thresholds[0] if self.facts.thresholds else None
+        return super().task_info(tokenizer) | {"labels": self.names, "threshold": threshold, "thresholds": None}
 
     @classmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        from scipy.special import softmax
-
-        shares = softmax(outputs.astype(np.float64), axis=1)
+        shares = shares_of_classes(outputs)
         names = labels or ()
-        likeliest = [names[number] for number in shares.argmax(axis=1)]
-        return {"label": likeliest, **by_label(shares, names)}
+        chosen = shares.argmax(axis=1)
+        if thresholds:  # that of the second of two classes
+            chosen = (shares[:, 1] >= thresholds[0]).astype(np.int64)
+        answers = [names[number] for number in chosen]
+        return {"label": answers, **by_label(shares, names)}
 
     def predicts(self) -> str:
-        return f"one of {len(self.names)} labels, {', '.join(self.names)}"
+        labels = f"one of {len(self.names)} labels, {', '.join(self.names)}"
+        if self.facts.thresholds is None:
+            return labels
+        return f"{labels}, the second from a probability of {self.facts.thresholds[0]:g} on"
 
     def of_data(self, labels: Numbers) -> str:
         names = self.names
@@ -343,6 +366,14 @@ def positive_of(metric: str, row: DatasetEntry, facts: Facts) -> str:
         return ""
     _, positive = names_of(row, facts)
     return f" of {positive}"
+
+
+def shares_of_classes(outputs: Numbers) -> Numbers:  # (n, classes)
+    """Return the probability of each class."""
+    from scipy.special import softmax
+
+    shares: Numbers = softmax(outputs.astype(np.float64), axis=1)
+    return shares
 
 
 def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:

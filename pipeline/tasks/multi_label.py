@@ -22,14 +22,15 @@ from pipeline.tasks.classes import (
     format_counts,
 )
 from pipeline.tasks.task import Columns, Numbers, Outcome
+from pipeline.tasks.thresholds import TRIED, choose_best
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 JOINED = "; "  # labels of a text, where they are printed
 OTHERS = "others"  # combinations of labels that a plot does not show one by one
 FEW = 10  # texts of the validation split
-TRIED = np.arange(1, 100) / 100  # thresholds
 
 
 class MultiLabelPreprocessor(ClassesPreprocessor):
@@ -107,7 +108,7 @@ class MultiLabelScoring(ClassesScoring):
                 texts[labels].sum(),
                 answers[labels].sum(axis=0),
             )
-            thresholds[labels] = _best(sums.f1(*counts))
+            thresholds[labels] = choose_best(sums.f1(*counts))
         return tuple(thresholds.tolist())
 
     def predict(self, outcome: Outcome) -> Numbers:
@@ -158,6 +159,9 @@ class MultiLabelDescription(ClassesDescription):
     def card(self) -> dict[str, Any]:
         return {"is_multi_label": True}
 
+    def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
+        return super().task_info(tokenizer) | {"threshold": None, "thresholds": self.facts.thresholds}
+
     @classmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         shares = shares_of(outputs)
@@ -200,12 +204,6 @@ def parts_in(cell: object, separator: str) -> Sequence[object]:
 @cache  # many texts have the same labels, and memory has those once
 def _encode_labels(labels: tuple[str, ...], names: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(float(name in labels) for name in names)
-
-
-def _best(f1: Numbers) -> float:  # (thresholds,)
-    """Return the threshold with the best F1: the middle one of ties."""
-    best = TRIED[f1 == f1.max()]
-    return float(best[(len(best) - 1) // 2])
 
 
 def shares_of(outputs: Numbers) -> Numbers:  # (n, labels)

@@ -3,31 +3,38 @@
 The head is kept before its last layer is divided; PEFT and plain transformers say its logits, of each text alone.
 """
 
+import json
+
 import numpy as np
 import pytest
 from peft import PeftModel
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
+from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification
 
 from lsr.__main__ import main as lsr
 from lsr.serve.bank import AdapterBank
+from lsr.serve.http.answers import encode_response
 from lsr.serve.passes import Passes
+from pipeline import score
 from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.methods import heads
 from pipeline.predict.__main__ import main as predict
-from tests import workspace
+from tests import kit, workspace
 from tests.kit import said, table, write
 from tests.pipeline.tasks.animals import NAMES, animal
 from tests.references import plain
-from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, report, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 from tests.stages.shops import LABELS
 
 LENGTH = 24
 FILES = {"source": {"kind": "files", "files": {"train": "animals.csv"}}, "text": ["text"]}
 CUT = {"split": {"validation": 0.4, "test": 0.1}}
+TUNED = {"column": "what", "names": ["dog", "cat"], "tune_threshold": "f1"}
 ROWS = {
+    "tuned": FILES | CUT | {"label": TUNED, "metrics": ["f1"]},
     "one": FILES | CUT | {"label": {"column": "what", "names": ["dog", "cat"]}, "metrics": ["accuracy"]},
     "many": FILES
     | CUT
@@ -210,3 +217,37 @@ def test_tenants_with_few_texts_share_one_and_the_bank_answers_with_it(go):
     expected = softmax(logits_of(model, [text])[0, : last[0]] / temperature)
     (row,) = table(said(predict, "--tenant", "acme", text, "--base", "tiny-roberta"))
     assert [float(row[f"p({name})"]) for name in LABELS["acme"]] == pytest.approx(expected, abs=2e-6)
+
+
+def test_two_classes_have_the_threshold_that_scikit_learn_finds_best_in_every_reader(world, monkeypatch):
+    monkeypatch.chdir(world)
+    workspace.change(data="tuned", tenants={"precision": "8bit"})
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    task = report(artifacts.ADAPTER / "task.json")
+    adapted = plain.adapted(plain.base_model("tiny-roberta", num_labels=2), artifacts.ADAPTER)
+    shares = softmax(logits_of(adapted, texts_of("validation")), axis=1)[:, 1]
+    actual = tokens.labels_of(tokens.load_tokens("validation"))
+    tried = np.arange(1, 100) / 100
+    each = [f1_score(actual, shares >= threshold) for threshold in tried]
+    best = tried[np.array(each) == max(each)]
+    assert task["threshold"] == pytest.approx(best[(len(best) - 1) // 2])
+    assert "thresholds" not in task
+    kit.edit(artifacts.ADAPTER / "task.json", threshold=0.3)  # at which some answers are not the likeliest label
+    texts = texts_of("test")
+    seconds = softmax(logits_of(adapted, texts), axis=1)[:, 1]
+    expected = ["cat" if share >= 0.3 else "dog" for share in seconds]
+    assert expected != ["cat" if share >= 0.5 else "dog" for share in seconds]
+    write("asked.csv", [{"text": text} for text in texts])
+    rows = table(said(predict, "--file", "asked.csv", "--column", "text", "--base", "tiny-roberta"))
+    assert [row["label"] for row in rows] == expected
+    run(EVALUATE)
+    assert [row["predicted"] for row in table(artifacts.EVALUATE_PREDICTIONS)] == expected
+    said(lsr, "bank", "--from", str(artifacts.ADAPTER), "--base", "tiny-roberta", "-o", "bank", "--force")
+    bank = AdapterBank.load("tiny-roberta", "bank")
+    passes = Passes(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
+    answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
+    assert [answer.label for answer in answers] == expected
+    assert json.loads(encode_response("adapter", answers))["answers"][0]["label"] == expected[0]
+    labels = tokens.labels_of(tokens.load_tokens("test"))
+    official = f1_score(labels, seconds >= 0.3)
+    assert f"{official:.4f}" in said(score.main, "tuned", str(artifacts.ADAPTER), "--base", "tiny-roberta")

@@ -114,5 +114,4 @@ def _content_of(result: Answer | Completion) -> dict[str, Any]:
     probabilities = result.probabilities
     if result.thresholds is not None:
         return {"labels": result.applying, "probabilities": probabilities}
-    label = max(probabilities, key=lambda label: probabilities[label])
-    return {"label": label, "probabilities": probabilities}
+    return {"label": result.label, "probabilities": probabilities}

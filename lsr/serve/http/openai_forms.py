@@ -98,9 +98,8 @@ def format_classes(
     for number, answer in enumerate(answers):
         assert isinstance(answer, Answer)
         chances = answer.probabilities
-        label = max(chances, key=lambda label: chances[label])
         probs = list(chances.values())
-        data.append({"index": number, "label": label, "probs": probs, "num_classes": len(probs)})
+        data.append({"index": number, "label": answer.label, "probs": probs, "num_classes": len(probs)})
     return {
         "id": f"classify-{secrets.token_hex(16)}",
         "object": "list",

@@ -97,3 +97,15 @@ def test_temperatures_are_finite_and_as_many_as_labels_or_tenants(temperatures, 
     refused(task.validate_task_info, {"tenants": {"x": labels}, "temperatures": [1.5, 1.5]}, "here", says="one for all")
     for right in ([1.5], [1, 2.5, 0.1]):
         assert task.validate_task_info({"labels": labels, "temperatures": right}, "here")["temperatures"] == right
+
+
+def test_a_threshold_is_a_probability_of_the_second_of_two_labels():
+    two = {"labels": ["a", "b"]}
+    assert task.validate_task_info(two | {"threshold": 0.3}, "here")["threshold"] == 0.3
+    for value in (1.1, float("nan"), True, "0.3"):
+        refused(
+            task.validate_task_info, two | {"threshold": value}, "here", says="threshold must be a probability, got "
+        )
+    needs = "task.json: threshold needs two labels, one of which is the answer"
+    for others in ({"labels": ["a", "b", "c"]}, {}, two | {"thresholds": [0.5, 0.5]}):
+        refused(task.validate_task_info, others | {"threshold": 0.3}, "here", says=needs)

@@ -143,6 +143,8 @@ ROW_MISTAKES = [
     ("cola.label.names", [f"{at:03}" + "é" * 99 for at in range(319)], "bytes together, in UTF-8; at most 64,000"),
     ("movie-reviews.text", ["x" * 196], "column 'xxxxxxxxxxxxxxxxxxxx'... of 196 characters; at most 195 are allowed"),
     ("movie-reviews.label.positive", "postive", "positive: must be one of exactly two names, got postive; did you "),
+    ("movie-reviews.label.tune_threshold", "f2", "label.tune_threshold: input should be 'accuracy', 'f1', "),
+    ("copa.label.tune_threshold", "f1", "tune_threshold: needs exactly two names, without choices and tenants"),
     ("movie-reviews.pairs", {"margin": 1}, "movie-reviews: pairs compare numbers: the label needs low and high, and"),
     ("movie-reviews.split.tset", 0.1, "split.tset: input should be 'validation' or 'test', got 'tset'; did you mean t"),
     ("movie-reviews.split.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from tr"),

@@ -272,7 +272,7 @@ def test_answers_below_a_probability_are_empty_and_counted(one):
     assert table(out) == expected
     count = sum(share < least for share in highest)
     assert 0 < count < 12
-    assert f"{count} of 12 texts without an answer: no label has a probability of {least:g}\n" in err
+    assert f"{count} of 12 texts without an answer: its probability is below {least:g}\n" in err
     assert table(ok(*texts, "--min-probability", "0")) == plain
 
 
