@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # it takes seconds to import
 CSV = ".csv"
 JSON_LINES = ".jsonl"
 FORMATS = (CSV, JSON_LINES)
+# Options whose value is None unless it is given, as some adapters and runtimes refuse them.
+BATCH_SIZE = 32
+MAX_NEW_TOKENS = 256
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,10 +80,12 @@ def _parser() -> Parser:
     add("--json", action="store_true", help="print JSON Lines")
     least = "answer only with a label of at least this probability, and count the others (default: answer all)"
     add("--min-probability", type=probability, metavar="P", help=least)
-    longest = "maximum number of generated tokens per prompt (default: %(default)s)"
-    add("--max-new-tokens", type=whole_number(1, 10**6), default=256, metavar="N", help=longest)
-    size = "texts per batch (default: %(default)s)"
-    add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="N", help=size)
+    about = "stop at a text that is longer than the adapter reads (default: truncate such texts and count them)"
+    add("--strict", action="store_true", help=about)
+    longest = f"maximum number of generated tokens per prompt (default: {MAX_NEW_TOKENS})"
+    add("--max-new-tokens", type=whole_number(1, 10**6), metavar="N", help=longest)
+    size = f"texts per batch (default: {BATCH_SIZE})"
+    add("--batch-size", type=whole_number(1, 10**6), metavar="N", help=size)
     return parser
 
 
@@ -95,6 +100,9 @@ def _check(options: Namespace) -> None:
     if options.file is None and options.column is not None:
         raise UserError("--column: requires --file")
     graphs.check_runtime(options.adapter, options.runtime)
+    if options.batch_size is not None and options.runtime == graphs.INT8:
+        raise UserError(f"--batch-size: has no effect with --runtime {options.runtime}, where each text passes alone")
+    options.batch_size = options.batch_size or BATCH_SIZE
     out = options.out
     if out is not None and out.suffix not in FORMATS:
         raise UserError(f"--out: {out}: the extension must be one of {', '.join(FORMATS)}")
@@ -103,12 +111,18 @@ def _check(options: Namespace) -> None:
 
 
 def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
-    """Yield tables of rows with answers in additional columns; a single completion is printed alone."""
+    """Yield tables of rows with answers in additional columns; a single completion is printed alone.
+
+    Raises:
+        UserError: if --max-new-tokens is given and the adapter generates no text; or as what reads and answers them.
+    """
     identity = artifacts.identity(options.adapter)
     previous.print_note_of(options.adapter)
     task, tenants = _tasks(options)
     abstention = Abstention(options.min_probability, task)
     generates = task.task.head.generates
+    if options.max_new_tokens is not None and not generates:
+        raise UserError(f"--max-new-tokens: has no effect: {options.adapter} predicts, and generates no text")
     streams = generates and _is_for_one_text(options)
     opened = None
     count = 0
@@ -119,7 +133,13 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
                 opened = _open_predictor(options, task)
                 artifacts.check_not_replaced(options.adapter, identity)
             if generates and not isinstance(opened, OpenedGraph):
-                answers, cut = opened.generate(asked["text"], options.max_new_tokens, advance, shown=streams)
+                answers, cut = opened.generate(
+                    asked["text"],
+                    table.index,
+                    options.max_new_tokens or MAX_NEW_TOKENS,
+                    advance,
+                    shown=streams,
+                )
             else:
                 several = list(tenants.values()) if options.tenant is None else []
                 answers, cut = opened.answers(asked, table.index, several, advance)
@@ -135,13 +155,13 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
 
 def _open_predictor(options: Namespace, task: AdapterTask) -> "Opened | OpenedGraph":
     if options.runtime != graphs.TORCH:
-        return OpenedGraph(options.adapter, task, options.runtime, options.batch_size)
+        return OpenedGraph(options.adapter, task, options.runtime, options.batch_size, is_strict=options.strict)
     # These take seconds: after what can be checked without.
     from pipeline.methods.device import advise_on_threads
     from pipeline.predict.answering import Opened
 
     advise_on_threads(console.note)
-    return Opened(options.adapter, options.base, task, options.batch_size)
+    return Opened(options.adapter, options.base, task, options.batch_size, is_strict=options.strict)
 
 
 def _is_for_one_text(options: Namespace) -> bool:

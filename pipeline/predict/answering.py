@@ -5,6 +5,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
 from pipeline.predict.columns import columns_of_tenants, columns_of_texts
-from pipeline.predict.texts import check_finite
+from pipeline.predict.texts import check_finite, refuse_long_text
 from pipeline.tasks.completion import CompletionDescription
 from pipeline.tasks.completion import to_user_message as asked_of
 from pipeline.tasks.encoding import tokenize
@@ -37,10 +38,19 @@ class Opened:
         UserError: or InputError, if something is missing or does not fit.
     """
 
-    def __init__(self, folder: Path, base: str | None, task: AdapterTask, batch_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        base: str | None,
+        task: AdapterTask,
+        batch_size: int,
+        *,
+        is_strict: bool = False,
+    ) -> None:
         self.folder = folder
         self.task = task
         self.batch_size = batch_size
+        self.is_strict = is_strict  # texts that are longer than the adapter reads are refused
         getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
         model: nn.Module
         if artifacts.is_bank(folder):
@@ -79,17 +89,19 @@ class Opened:
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
-            UserError: if a text has no token.
+            UserError: if a text has no token, or has too many and `is_strict`.
         """
         longest = self.task.max_length
         with as_user_error(ValueError):
             ((table, lengths),) = tokenize([texts], self.tokenizer, longest)
+        truncated = np.flatnonzero(lengths > longest)
+        if self.is_strict and len(truncated):
+            refuse_long_text(rows[truncated[0]], longest)
         head = self.task.task.head
         collate = head.collator(self.tokenizer)
         outputs = evaluation.outputs(head, self.model, Dataset(table), collate, self.batch_size, advance)
         check_finite(outputs.numpy(), rows, self.folder)
-        truncated = (lengths > longest).sum()
-        return outputs, int(truncated)
+        return outputs, len(truncated)
 
     def answers(
         self,
@@ -108,6 +120,7 @@ class Opened:
     def generate(
         self,
         texts: Sequence[str],
+        rows: Sequence[int],
         most: int,
         advance: Advance,
         *,
@@ -115,16 +128,22 @@ class Opened:
     ) -> tuple[Columns, int]:
         """Return the completions of prompts, `most` tokens each, and how many prompts were truncated on the left.
 
-        A single completion can also be printed during generation.
+        A single completion can also be printed during generation. `rows` are the numbers of the texts, for messages.
+
+        Raises:
+            UserError: if a prompt has too many tokens and `is_strict`, or the model takes fewer.
         """
         prompts = Prompts(self.tokenizer, self.task.template)
         longest = self.task.max_length
         cut = []
         truncated = 0
-        for text in texts:
+        for row, text in zip(rows, texts, strict=True):
             tokens = prompts.prompt(asked_of(text))
+            is_long = len(tokens) > longest
+            if is_long and self.is_strict:
+                refuse_long_text(row, longest)
             cut.append(tokens[-longest:])
-            truncated += len(tokens) > longest
+            truncated += is_long
         room = max(map(len, cut)) + most
         check_positions(cast("PreTrainedModel", self.model), room, "--max-new-tokens")
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None

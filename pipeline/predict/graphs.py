@@ -21,7 +21,7 @@ from pipeline.core.errors import UserError, as_user_error
 from pipeline.methods.adapter_task import AdapterTask, tasks_of_infos
 from pipeline.params.mistakes import validate
 from pipeline.predict.columns import columns_of_tenants, columns_of_texts
-from pipeline.predict.texts import check_finite
+from pipeline.predict.texts import check_finite, refuse_long_text
 from pipeline.tasks.cells import TEXT_COLUMNS
 from pipeline.tasks.encoding import SHOWN
 from pipeline.tasks.task import TENANT, Columns
@@ -129,10 +129,23 @@ class OpenedGraph:
             output per label.
     """
 
-    def __init__(self, folder: Path, task: AdapterTask, runtime: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        task: AdapterTask,
+        runtime: str,
+        batch_size: int,
+        *,
+        is_strict: bool = False,
+    ) -> None:
         self.folder = folder
         self.task = task
+<<<<<<< HEAD
         # In 8 bits, the scale of activations is computed per batch: an answer would depend on the batch's other texts.
+=======
+        self.is_strict = is_strict  # texts that are longer than the adapter reads are refused
+        # In 8 bits, the scale of activations is that of a batch: an answer would depend on the other texts in it.
+>>>>>>> 543307f2 (Refuse long texts where --strict, and options without effect)
         self.batch_size = 1 if runtime == INT8 else batch_size
         with as_user_error(GraphError):
             self.graph = Graph(folder / GRAPHS[runtime])
@@ -154,19 +167,21 @@ class OpenedGraph:
 
         Raises:
             FloatingPointError: if an answer is not finite; names the first row.
-            UserError: if a text has no token.
+            UserError: if a text has no token, or has too many and `is_strict`.
         """
         columns = [texts[name].to_pylist() for name in TEXT_COLUMNS if name in texts.column_names]
         asked = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
         numbers = texts[TENANT].to_pylist() if self.slices else [0] * len(asked)
         parts = []
         truncated = 0
-        batches = zip(iter_batches(asked, self.batch_size), iter_batches(numbers, self.batch_size), strict=True)
-        for batch, owners in batches:
+        parts_of_texts = (iter_batches(values, self.batch_size) for values in (asked, numbers, rows))
+        for batch, owners, row_numbers in zip(*parts_of_texts, strict=True):
             encoded = self.tokenizer.encode_batch(batch)
-            for text, tokens in zip(batch, encoded, strict=True):
+            for text, tokens, row in zip(batch, encoded, row_numbers, strict=True):
                 if not any(tokens.attention_mask):
                     raise UserError(f"the tokenizer makes no token of the text {str(text)[:SHOWN]!r}")
+                if tokens.overflowing and self.is_strict:
+                    refuse_long_text(row, self.task.max_length)
                 truncated += bool(tokens.overflowing)
             logits = self._run(encoded)
             parts.append(self._of_tenants(logits, owners) if self.slices else logits)

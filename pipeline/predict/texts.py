@@ -66,6 +66,15 @@ def read(
         raise UserError("no row has text")
 
 
+def refuse_long_text(row: int, longest: int) -> None:
+    """Refuse a text that would be truncated, of which `row` is the number.
+
+    Raises:
+        UserError: says so.
+    """
+    raise UserError(f"--strict: row {row}: the text has more than {longest} tokens; at most that are read")
+
+
 def check_finite(outputs: np.ndarray, rows: Sequence[int], folder: Path) -> None:
     """Check that the outputs (texts, ...) of an adapter are finite; `rows` are the numbers of the texts.
 

@@ -26,7 +26,7 @@ from pipeline import score
 from pipeline.core import artifacts
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, workspace
-from tests.kit import digests, edit, refused, said, table, write
+from tests.kit import MISTAKE, digests, edit, refused, said, table, write
 from tests.references.test_padding import LABELS, LENGTH, plain, save_lora, texts
 from tests.workspace import ROOT
 
@@ -96,8 +96,13 @@ def test_predict_answers_by_a_graph_without_torch_as_plain_transformers_does_alo
         run = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
         found = [[float(row[f"p({label})"]) for label in LABELS] for row in table(run.stdout)]
         assert_close(torch.tensor(found), logits(texts()).softmax(1), atol=1e-4, rtol=0)
-        truncated = sum(len(AutoTokenizer.from_pretrained("base")(text)["input_ids"]) > LENGTH for text in texts())
+        counts = list(map(len, AutoTokenizer.from_pretrained("base")(texts())["input_ids"]))
+        truncated = sum(count > LENGTH for count in counts)
         assert f"{truncated} of {len(texts())} texts truncated to {LENGTH} tokens" in run.stderr
+        strict = subprocess.run([*words, "--strict"], env=environment, capture_output=True, text=True, check=False)
+        assert strict.returncode == MISTAKE
+        first = next(row for row, count in enumerate(counts, 1) if count > LENGTH)
+        assert f"--strict: row {first}: the text has more than {LENGTH} tokens" in strict.stderr
 
 
 def test_an_answer_in_8_bits_does_not_depend_on_the_other_texts(world):
@@ -107,6 +112,8 @@ def test_an_answer_in_8_bits_does_not_depend_on_the_other_texts(world):
         together = said(predict, *options, *texts()[:4]).splitlines()[1:]
         alone = [said(predict, *options, text).splitlines()[1] for text in texts()[:4]]
         assert together == alone
+        says = "--batch-size: has no effect with --runtime onnx-int8, where each text passes alone"
+        assert refused(predict, [*options, "a", "--batch-size", "2"]).endswith(says)
 
 
 def save_bert(outputs, task_info):

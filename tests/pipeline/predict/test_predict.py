@@ -64,6 +64,9 @@ def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
     assert rows[0]["p(equivalent)"] == rows[1]["p(equivalent)"]
     predict.main([long, "the cat"])
     assert "1 of 2 texts truncated to 24 tokens\n" in capsys.readouterr().err
+    says = "--strict: row 2: the text has more than 24 tokens; at most that are read"
+    assert mistake("the cat", long, "--strict") == says
+    assert len(table(ok("the cat", "--strict"))) == 1
 
 
 @pytest.mark.parametrize(("load", "threads", "is_said"), [(7.2, 2, True), (7.2, 1, False), (2.9, 2, False)])

@@ -253,6 +253,8 @@ def test_predict_prints_an_answer_as_it_is_or_adds_a_column(trained, tmp_path, m
     found = table(out)
     assert [row["answer"] for row in found] == [row["said"] for row in scored]
     assert list(found[0]) == ["id", "text", "answer"]
+    says = "--strict: row 1: the text has more than 64 tokens; at most that are read"
+    refused(predict, ["the cat sat on the mat " * 20, "--strict", *few], says=says)
     # The template is the adapter's own, whatever the tokenizer's has become since.
     monkeypatch.setattr(writers, "TEMPLATE", "{{ messages }}")
     writers.save(tmp_path / "base", "{{ messages }}")
