@@ -11,8 +11,8 @@ from lsr.loading.base_models import load_base
 from lsr.tuner.files import read_files
 
 files = read_files(Path("my-lora"))
-own = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"], "r": 4}
-for name, config in (("my-vera", VeraConfig(**own)), ("my-loha", LoHaConfig(**own, init_weights=False))):
+own = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"], "r": 4, "init_weights": False}
+for name, config in (("my-vera", VeraConfig(**own)), ("my-loha", LoHaConfig(**own))):
     base = load_base(files.fields, files.tensors)
     base.name_or_path = files.fields["base_model_name_or_path"]
     get_peft_model(base, config).save_pretrained(name)
