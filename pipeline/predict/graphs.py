@@ -140,12 +140,8 @@ class OpenedGraph:
     ) -> None:
         self.folder = folder
         self.task = task
-<<<<<<< HEAD
-        # In 8 bits, the scale of activations is computed per batch: an answer would depend on the batch's other texts.
-=======
         self.is_strict = is_strict  # texts that are longer than the adapter reads are refused
-        # In 8 bits, the scale of activations is that of a batch: an answer would depend on the other texts in it.
->>>>>>> 543307f2 (Refuse long texts where --strict, and options without effect)
+        # In 8 bits, the scale of activations is computed per batch: an answer would depend on the batch's other texts.
         self.batch_size = 1 if runtime == INT8 else batch_size
         with as_user_error(GraphError):
             self.graph = Graph(folder / GRAPHS[runtime])
