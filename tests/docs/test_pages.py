@@ -136,6 +136,14 @@ def words(page):
     return len(re.findall(r"\S*\w\S*", NOT_PROSE.sub("", page.read_text(encoding="utf-8"))))
 
 
+def test_the_first_screen_of_the_readme_is_short():
+    page = ROOT / "README.md"
+    first_screen, heading, _ = page.read_text(encoding="utf-8").partition("## Your own data\n")
+    assert heading
+    assert len(first_screen.splitlines()) <= 45
+    assert words(page) <= 1_100
+
+
 def test_the_documentation_is_short():
     pages = [path for path in (ROOT / "docs").rglob("*.md") if path != ROOT / WRITTEN_BY_A_PROGRAM]
     assert words(ROOT / "docs/explanation/results.md") <= 1_500
