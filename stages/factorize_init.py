@@ -27,14 +27,14 @@ from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.planning import Plan
 from pipeline.tasks import Task
 
-SHOWN = 24  # layers or kinds on the terminal; the file has all
+SHOWN = 24  # layers or groups on the terminal; the file has all
 COLUMNS = ("layer", "layers", "rank", "captured", "energy")
 SHOWN_METRICS = ("energy", "start_read")  # metrics in DVC's tables
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
 def initialize(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> list[Row]:
-    """Initialize LSR from the statistics read; return a report row per layer, or per kind with shared bases."""
+    """Initialize LSR from the statistics read; return a report row per layer, or per group with shared bases."""
     section = cast("params.LsrParams", plan.section)
     groups = groups_of(model, "default")
     captured = INITIALIZATIONS[section.scheme].reads if read else "weight"

@@ -43,7 +43,7 @@ def split_width(width: int, rank_shape: Shape) -> Shape:
 
 
 @dataclass(frozen=True)
-class Form:
+class FactorShapes:
     """The shapes of one adapted layer: A (r x n) is cropped from n1 * n2 >= n columns, B is m x r."""
 
     rank_shape: Shape  # (r1, r2), r = r1 * r2; or (r,)
@@ -54,7 +54,7 @@ class Form:
     out_features: int
 
     @classmethod
-    def dense(cls, rank: int, in_features: int, out_features: int) -> "Form":
+    def dense(cls, rank: int, in_features: int, out_features: int) -> "FactorShapes":
         """Return the form of one dense A (r, n) and B (m, r)."""
         return cls((rank,), (in_features,), (out_features,), 1, in_features, out_features)
 
@@ -132,7 +132,7 @@ def nearest_kron_sum(
     matrix: Tensor,  # (p_1 * p_2, q_1 * q_2), float64
     row_shape: Shape,  # (p_1, p_2)
     column_shape: Shape,  # (q_1, q_2)
-    separation_rank: int,  # limit: Form.max_separation_rank
+    separation_rank: int,  # limit: FactorShapes.max_separation_rank
 ) -> list[Tensor]:  # (s, p_i, q_i)
     """Return factors that minimize `||matrix - kron_sum(*factors)||_F`, largest term first; one factor: the matrix.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from lsr.algebra.rounding import BITS
-from lsr.algebra.separable import Form
+from lsr.algebra.separable import FactorShapes
 from lsr.algebra.spectrum import Pair, norm_of, shape_of
 from lsr.convert.writing import check_output, copy_files, replace_folder, write, write_files, write_task
 from lsr.init.budget import MOST, allocate
@@ -24,7 +24,7 @@ from lsr.loading.updates import LSR, Bases, Update, Updates, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import Files, adapter_folder, read_files, tokenizer_files
 from lsr.tuner.mistakes import InputError, wrap_errors
-from lsr.tuner.sharing import Kind, kind_of
+from lsr.tuner.sharing import LayerGroup, layer_group_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
 ALPHA = LsrConfig.alpha  # the usual one
@@ -143,7 +143,7 @@ def compress_adapter(
         rank:R        R directions in each layer, as a LoRA has them: the nearest such update in the Frobenius norm
         directions:N  N in all, where the singular values of all layers are largest, with diagonal cores: the nearest,
                       too, but with at most 64 a layer
-        shared:R      a core of R x R in each layer, between bases that all layers of a kind share
+        shared:R      a core of R x R in each layer, between bases that all layers of a group share
 
     Its factors are those of `init_weights="warm_start"` for this update, so training can continue from it. A layer gets
     at most as many directions as its update has; layers without an update are left out. The head is kept. With `bits`
@@ -195,20 +195,20 @@ def _ranks(updates: Mapping[str, Pair], form: str, number: int) -> dict[str, int
 
 
 def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:
-    # The small updates by layer: each of its own rank, or cores between the bases of a layer or of a kind.
+    # The small updates by layer: each of its own rank, or cores between the bases of a layer or of a group.
     ranks = _ranks(updates, form, number)
     paired = form == "directions"
     share = "layers" if form == "shared" else "none"
-    kinds = defaultdict[Kind, dict[str, Source]](dict)
+    layer_groups = defaultdict[LayerGroup, dict[str, Source]](dict)
     for name, rank in ranks.items():
         m, n = shape_of(updates[name])
-        shapes = Form.dense(rank, n, m)
+        shapes = FactorShapes.dense(rank, n, m)
         scaling = ALPHA / (DIAGONAL if paired else rank)
-        kind = kind_of(name, shapes, share)
+        layer_group = layer_group_of(name, shapes, share)
         read = partial(updates.__getitem__, name)
-        kinds[kind][name] = Source(shapes, read, scaling=scaling, paired=paired)
+        layer_groups[layer_group][name] = Source(shapes, read, scaling=scaling, paired=paired)
     small = {}
-    for sources in kinds.values():
+    for sources in layer_groups.values():
         every = list(sources.values())
         start = warm_start(every[0]) if form == "rank" else singular_bases(every)
         (a,) = start.a

@@ -27,7 +27,7 @@ from lsr.tuner.injected import Resolved
 from lsr.tuner.mistakes import InputError, first_line, wrap_errors
 from lsr.tuner.options import Fields, exactly, usual_and_others
 from lsr.tuner.packing import Tensors, pack, unpack
-from lsr.tuner.sharing import kind_of
+from lsr.tuner.sharing import layer_group_of
 from lsr.tuner.targets import outer_names
 
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
@@ -275,13 +275,14 @@ def _targets(contents: Contents) -> Sequence[str] | str:
 
 
 def _as_lsr(contents: Contents) -> tuple[Fields, Tensors]:
-    # It has cores if all of its updates have one of the same form. Layers of a kind share their bases if all kinds do.
+    # It has cores if all of its updates have one of the same form. Layers of a group share their bases if this is so
+    # in all groups.
     updates = dict(contents.updates)
     axes = {0 if update.core is None else update.core.dim() for update in updates.values()}
     if len(axes) > 1:
         updates = {name: update.plain() for name, update in updates.items()}
-    kinds = {name: kind_of(name, update.form) for name, update in updates.items()}
-    owners = {kind: name for name, kind in reversed(kinds.items())}  # the first layer of each
+    layer_groups = {name: layer_group_of(name, update.form) for name, update in updates.items()}
+    owners = {layer_group: name for name, layer_group in reversed(layer_groups.items())}  # the first layer of each
     bases = {update.bases for update in updates.values()}
     has_cores = 0 not in axes and len(axes) == 1
     is_shared = has_cores and len(bases) == len(owners) < len(updates)
@@ -290,7 +291,7 @@ def _as_lsr(contents: Contents) -> tuple[Fields, Tensors]:
     tensors = {}
     for name, update in updates.items():
         adapter = f"{PREFIX}{name}.lsr_adapters."
-        if not is_shared or owners[kinds[name]] == name:
+        if not is_shared or owners[layer_groups[name]] == name:
             tensors[f"{adapter}factor_A1"] = update.bases.a[None]
             tensors[f"{adapter}factor_B1"] = update.bases.b[None]
         if update.core is not None:

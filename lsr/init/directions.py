@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsr.algebra.separable import Form, kron_sum, nearest_kron_sum
+from lsr.algebra.separable import FactorShapes, kron_sum, nearest_kron_sum
 from lsr.algebra.spectrum import diagonalize_jointly, leading_bases
 from lsr.init.source import Source, Start, matrices_of
 
@@ -42,7 +42,7 @@ def singular_start(source: Source) -> Start:
 def nearest_factors(
     left: Tensor,  # B (m, r)
     right: Tensor,  # A (r, n)
-    form: Form,
+    form: FactorShapes,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the factors of A and B that are nearest to these matrices."""
     terms = form.separation_rank

@@ -7,7 +7,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from lsr.algebra.separable import Form
+from lsr.algebra.separable import FactorShapes
 from lsr.algebra.spectrum import Matrix, norm_of
 
 Matrices = Mapping[str, Matrix]  # statistics of examples, (m, n) by layer name
@@ -17,7 +17,7 @@ Matrices = Mapping[str, Matrix]  # statistics of examples, (m, n) by layer name
 class Source:
     """The input of an initialization; equal sources give equal bytes."""
 
-    form: Form
+    form: FactorShapes
     # (m, n): what it reads, the weight, or of examples the mean of dL/dW or the update of a short training run. It is a
     # function, because a quantized weight is dequantized only where it is read.
     matrix: Callable[[], Matrix]

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from lsr.algebra.separable import Form, Shape
+from lsr.algebra.separable import FactorShapes, Shape
 from lsr.algebra.spectrum import Pair, check_rank
 from lsr.tuner.adapter import build_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
@@ -19,7 +19,7 @@ from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.options import Fields, override
 from lsr.tuner.packing import Tensors
-from lsr.tuner.sharing import Kind, kind_of
+from lsr.tuner.sharing import LayerGroup, layer_group_of
 
 # PEFT's names of the methods.
 LSR = "LSR"
@@ -58,7 +58,7 @@ UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializatio
 
 
 class Bases(nn.Module):
-    """A (r, n) and B (m, r), which layers of one kind may share; a module, so that moving it keeps them shared."""
+    """A (r, n) and B (m, r), which layers of one group may share; a module, so that moving it keeps them shared."""
 
     a: Tensor
     b: Tensor
@@ -105,10 +105,10 @@ class Update(NamedTuple):
         return self.alpha / self.divisor
 
     @property
-    def form(self) -> Form:
+    def form(self) -> FactorShapes:
         """The shapes of A and B."""
         m, n = self.bases.shape
-        return Form.dense(len(self.bases.a), n, m)
+        return FactorShapes.dense(len(self.bases.a), n, m)
 
     def plain(self) -> "Update":
         """Return the same update without a core: itself, or with the core folded into A."""
@@ -188,19 +188,19 @@ def _lsr_updates(files: Files) -> Updates:
     config = check_config(files)
     states = factors_by_layer(files.tensors)
     cores = {name: state.pop(CORE, None) for name, state in states.items()}
-    held: dict[Kind, Bases] = {}
+    held: dict[LayerGroup, Bases] = {}
     updates = {}
     for name in sorted(states, key=lambda name: not states[name]):  # first those that store what others share
         stored = states[name]
         with _wrap_mismatches(files), wrap_errors(f"layer {name!r}", ValueError):
             form = form_in_file(config, name)
-            kind = kind_of(name, form, config.share)
-            if stored and kind in held:
+            layer_group = layer_group_of(name, form, config.share)
+            if stored and layer_group in held:
                 raise ValueError(f"{min(stored)} is not part of this adapter, whose layers share theirs")
-            if kind not in held:
+            if layer_group not in held:
                 a, b = build_matrices(form, stored)
-                held[kind] = Bases(a=a, b=b)
-            updates[name] = _lsr_update(config, name, held[kind], cores[name])
+                held[layer_group] = Bases(a=a, b=b)
+            updates[name] = _lsr_update(config, name, held[layer_group], cores[name])
     return {name: updates[name] for name in states}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsr.algebra.separable import Form, kron_sum
+from lsr.algebra.separable import FactorShapes, kron_sum
 from lsr.algebra.spectrum import Pair
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.mistakes import check_held
@@ -30,10 +30,12 @@ class LsrAdapter(nn.Module):
     """
 
     core: nn.Parameter
-    owner: "LsrAdapter | None"  # the adapter that holds the factors, of the first layer of a kind, if it is another one
+    owner: (
+        "LsrAdapter | None"  # the adapter that holds the factors, of the first layer of a group, if it is another one
+    )
 
     def __init__(
-        self, form: Form, config: LsrConfig, scaling: float, like: Tensor, owner: "LsrAdapter | None" = None
+        self, form: FactorShapes, config: LsrConfig, scaling: float, like: Tensor, owner: "LsrAdapter | None" = None
     ) -> None:
         super().__init__()
         self.form = form
@@ -96,7 +98,7 @@ def times_core(
     return core @ a
 
 
-def build_matrices(form: Form, tensors: Tensors) -> Pair:
+def build_matrices(form: FactorShapes, tensors: Tensors) -> Pair:
     """Return the matrices A (r, in_features) and B (out_features, r) of stored factors, in at least float32.
 
     Raises:
@@ -114,7 +116,7 @@ def build_matrices(form: Form, tensors: Tensors) -> Pair:
     return _build_cropped(form, factors)
 
 
-def _build_cropped(form: Form, factors: Sequence[Tensor]) -> Pair:  # the factors of A, then those of B
+def _build_cropped(form: FactorShapes, factors: Sequence[Tensor]) -> Pair:  # the factors of A, then those of B
     count = len(form.rank_shape)
     a = kron_sum(*factors[:count])
     b = kron_sum(*factors[count:])

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from peft import PeftConfig, PeftType
 
-from lsr.algebra.separable import Form
+from lsr.algebra.separable import FactorShapes
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.card import Card
 from lsr.tuner.injected import Injected, Resolved
@@ -182,7 +182,7 @@ class LsrConfig(PeftConfig):
         is_usual = (len(ranks) > 1) == (len(self.rank_shape) > 1)  # otherwise no number of terms was chosen for it
         return cast("int", self.separation_rank) if is_usual else usual_terms(ranks)
 
-    def scaling(self, layer_name: str, form: Form) -> float:
+    def scaling(self, layer_name: str, form: FactorShapes) -> float:
         """Return the scaling of a layer's update, alpha / r.
 
         With a diagonal core it is alpha / 8: the directions are independent, however many there are.

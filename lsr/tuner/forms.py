@@ -6,7 +6,7 @@ from math import prod
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from lsr.algebra.separable import Form, Shape, split_width
+from lsr.algebra.separable import FactorShapes, Shape, split_width
 from lsr.algebra.spectrum import check_rank
 from lsr.init.passes import widths
 from lsr.tuner.config import LsrConfig
@@ -19,7 +19,7 @@ MAX_ENTRIES = 2**30  # limit to the entries of A and B together: a 23,000 x 23,0
 SMALL = 64  # a rank that sums may have on a layer that is narrower
 
 
-def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:
+def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> FactorShapes:
     """Return the shapes of a layer's adapter: those in its file, or those with the fewest parameters.
 
     Raises:
@@ -43,7 +43,7 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
             _check_split("out_shape", out_shape, out_features, len(ranks))
         if len(ranks) == 1:
             check_rank(*ranks, out_features, in_features)
-        form = Form(ranks, in_shape, out_shape, terms, in_features, out_features)
+        form = FactorShapes(ranks, in_shape, out_shape, terms, in_features, out_features)
         if terms > form.max_separation_rank:
             raise ValueError(
                 f"separation_rank must be in [1, {form.max_separation_rank}] for {out_features} x {in_features} as "
@@ -61,7 +61,7 @@ def _check_split(field: str, shape: Shape, width: int, count: int) -> None:
         raise ValueError(f"{field} must hold {needed}, got {list(shape)}")
 
 
-def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> dict[str, Form]:
+def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> dict[str, FactorShapes]:
     """Check that all layers can be adapted, before the model is changed, and return the shapes of their adapters.
 
     Raises:
@@ -76,7 +76,7 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> di
     return forms
 
 
-def form_in_file(config: LsrConfig, layer_name: str) -> Form:
+def form_in_file(config: LsrConfig, layer_name: str) -> FactorShapes:
     """Return the form of a layer of a saved adapter, as its file states it."""
     assert config.resolved is not None
     shapes = config.resolved.layer(layer_name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsr.algebra.separable import Form, Shape
+from lsr.algebra.separable import FactorShapes, Shape
 from lsr.tuner.options import Fields, usual_and_others
 
 
@@ -26,7 +26,7 @@ class Resolved:
     others: dict[str, LayerShapes] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, forms: Mapping[str, Form]) -> "Resolved":
+    def of(cls, forms: Mapping[str, FactorShapes]) -> "Resolved":
         """Build it from the forms by layer."""
         shapes = {
             name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)

@@ -10,7 +10,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lsr.algebra.separable import Form
+from lsr.algebra.separable import FactorShapes
 from lsr.init.passes import widths
 from lsr.tuner.adapter import LsrAdapter, add_low_rank, apply_with_update
 from lsr.tuner.config import LsrConfig
@@ -48,7 +48,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         self,
         adapter_name: str,
         config: LsrConfig,
-        form: Form,
+        form: FactorShapes,
         owner: LsrAdapter | None = None,
     ) -> None:
         """Add an adapter of zeros, with factors of its own or those of an owner; `lsr.tuner.start` sets its values."""

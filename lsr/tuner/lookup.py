@@ -9,7 +9,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.injected import Injected
 from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.sharing import kind_of
+from lsr.tuner.sharing import layer_group_of
 
 RECORDS = "lsr_injected"  # the attribute of a base model with the records of its adapters
 
@@ -29,18 +29,18 @@ def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
 
 
 def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]:
-    """Return the groups of layers that share factors by name (a layer or a kind), owners of factors first."""
+    """Return the groups of layers that share factors by name (a layer or a group), owners of factors first."""
     share = config_of(model, adapter_name).share
-    kinds = defaultdict(list)
+    layer_groups = defaultdict(list)
     for name, layer in layers_of(model, adapter_name).items():
         form = layer.adapter(adapter_name).form
-        kind = kind_of(name, form, share)
-        kinds[kind].append(layer)
-    patterns = Counter(kind.pattern for kind in kinds)
+        layer_group = layer_group_of(name, form, share)
+        layer_groups[layer_group].append(layer)
+    patterns = Counter(layer_group.pattern for layer_group in layer_groups)
     groups = {}
-    for kind, group in kinds.items():
-        is_only = patterns[kind.pattern] == 1
-        name = kind.pattern if is_only else str(kind)
+    for layer_group, group in layer_groups.items():
+        is_only = patterns[layer_group.pattern] == 1
+        name = layer_group.pattern if is_only else str(layer_group)
         groups[name] = group
     return groups
 

@@ -14,7 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.algebra.separable import Form
+from lsr.algebra.separable import FactorShapes
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_forms
@@ -23,7 +23,7 @@ from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from lsr.tuner.lookup import RECORDS, config_of, find_injected, groups_of, layers_of
 from lsr.tuner.mistakes import check_held, wrap_errors
 from lsr.tuner.options import Fields
-from lsr.tuner.sharing import Kind, kind_of
+from lsr.tuner.sharing import LayerGroup, layer_group_of
 from lsr.tuner.start import initialize_group
 from lsr.tuner.targets import DEFAULTS, check_names, is_quantized, select_layers
 
@@ -34,9 +34,9 @@ BASE = "__base__"  # PEFT's name for a row without an adapter
 class Injection:
     """State of an injection in progress for `_create_and_replace`, whose arguments PEFT determines."""
 
-    forms: dict[str, Form]  # forms by name of the layer
-    # The adapter that owns the shared factors of each kind of layers.
-    owners: dict[Kind, LsrAdapter] = field(default_factory=dict)
+    forms: dict[str, FactorShapes]  # forms by name of the layer
+    # The adapter that owns the shared factors of each layer group.
+    owners: dict[LayerGroup, LsrAdapter] = field(default_factory=dict)
 
 
 class WholeHeads(BaseTuner):
@@ -144,9 +144,9 @@ class LsrModel(WholeHeads):
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
         config = cast("LsrConfig", peft_config)
         form = self._injection.forms[layer.layer_name]
-        kind = kind_of(layer.layer_name, form, config.share)
-        layer.update_layer(adapter_name, config, form, self._injection.owners.get(kind))
-        self._injection.owners.setdefault(kind, layer.adapter(adapter_name))
+        layer_group = layer_group_of(layer.layer_name, form, config.share)
+        layer.update_layer(adapter_name, config, form, self._injection.owners.get(layer_group))
+        self._injection.owners.setdefault(layer_group, layer.adapter(adapter_name))
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet

@@ -25,7 +25,7 @@ def initialize_factors(
     statistics: Matrices | None = None,
     done: Callable[[str], object] = lambda name: None,
 ) -> None:
-    """Initialize the factors of each layer or kind of layers, and call `done` with its name.
+    """Initialize the factors of each layer or layer group, and call `done` with its name.
 
     `get_peft_model` calls it; callers that show progress build the model with random factors, and name the
     initialization here. `statistics` has an (m, n) matrix per layer name if the initialization reads examples: see

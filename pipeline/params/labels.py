@@ -75,7 +75,7 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 LabelNames = Annotated[Names, AfterValidator(check_names)]
 
 
-class Form(Row):
+class LabelSpec(Row):
     """Base class of label forms. A subclass adds keys, and checks whether the rest of the entry is compatible."""
 
     told_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
@@ -117,7 +117,7 @@ class Form(Row):
                 raise ValueError(f"metrics: {metric} does not fit this label{near}; allowed are {allowed}")
 
 
-class Classes(Form):
+class Classes(LabelSpec):
     """A label column with a class, by number or name."""
 
     told_by = frozenset({"names"})
@@ -176,7 +176,7 @@ class Threshold(Classes):
     margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - threshold| < margin are dropped")
 
 
-class MultiLabel(Form):
+class MultiLabel(LabelSpec):
     """Any number of labels for a text, or none: a list of names, or a text that joins them."""
 
     told_by = frozenset({"multi_label", "separator"})
@@ -189,7 +189,7 @@ class MultiLabel(Form):
     names: LabelNames = Field(min_length=2, description="all labels, in the order of the outputs")
 
 
-class Number(Form):
+class Number(LabelSpec):
     """A number to predict: regression; or, with `pairs`, to compare.
 
     `low` and `high` are the ends of the scale, and of plots. Labels outside are an error, predictions are not clipped.
@@ -217,7 +217,7 @@ class Number(Form):
         Classes(column=self.column, names=COMPARED)._check_metrics(row)
 
 
-class Completion(Form):
+class Completion(LabelSpec):
     """A text to generate, given the row's text as the prompt."""
 
     told_by = frozenset({"completion"})
@@ -244,7 +244,7 @@ class Completion(Form):
             raise ValueError("a completion has one text, its prompt, which may be a template")
 
 
-class Conversation(Form):
+class Conversation(LabelSpec):
     """A conversation, in which a language model generates the assistant's messages. The entry has no `text`."""
 
     told_by = frozenset({"messages"})
@@ -268,12 +268,12 @@ class Pairs(Row):
 
 
 # A label has no `kind`, its keys decide: the first form that is told by one of them, else the last.
-FORMS: list[type[Form]] = [Completion, Conversation, MultiLabel, Number, Threshold, Classes]
+FORMS: list[type[LabelSpec]] = [Completion, Conversation, MultiLabel, Number, Threshold, Classes]
 
 
 def _in_its_form(label: Any) -> Any:
     """Parse a label by its form. Only one form is checked, so that a mistake is reported once."""
-    if isinstance(label, Form):
+    if isinstance(label, LabelSpec):
         return label
     given = label if isinstance(label, dict) else {}
     keys = {renamed.KEYS.get(key, key) for key in given}
@@ -281,4 +281,4 @@ def _in_its_form(label: Any) -> Any:
     return form.model_validate(label)
 
 
-Label = Annotated[SerializeAsAny[Form], BeforeValidator(_in_its_form)]
+Label = Annotated[SerializeAsAny[LabelSpec], BeforeValidator(_in_its_form)]

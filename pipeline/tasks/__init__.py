@@ -1,15 +1,15 @@
 """Task types: `tasks.of(row, facts)` is the one place that chooses the task type of a data set entry."""
 
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.labels import Classes, Completion, Conversation, Form, MultiLabel, Number, Threshold
+from pipeline.params.labels import Classes, Completion, Conversation, LabelSpec, MultiLabel, Number, Threshold
 from pipeline.tasks.classes import (
-    ChoicesScoring,
-    ClassesDescription,
-    ClassesHead,
-    ClassesPreprocessor,
-    ClassesScoring,
-    PairsDescription,
-    PairsPreprocessor,
+    ClassificationDescription,
+    ClassificationHead,
+    ClassificationPreprocessor,
+    ClassificationScoring,
+    MultipleChoiceScoring,
+    PairwiseComparisonDescription,
+    PairwiseComparisonPreprocessor,
 )
 from pipeline.tasks.completion import (
     CompletionDescription,
@@ -22,23 +22,25 @@ from pipeline.tasks.completion import (
 )
 from pipeline.tasks.facts import Facts
 from pipeline.tasks.multi_label import MultiLabelDescription, MultiLabelHead, MultiLabelPreprocessor, MultiLabelScoring
-from pipeline.tasks.number import NumberDescription, NumberHead, NumberPreprocessor, NumberScoring
+from pipeline.tasks.number import RegressionDescription, RegressionHead, RegressionPreprocessor, RegressionScoring
 from pipeline.tasks.task import Outcome, Task, TaskType
 from pipeline.tasks.tenants import TenantsDescription, TenantsHead, TenantsPreprocessor, TenantsScoring, is_number
 
 __all__ = ["TASKS", "Facts", "Outcome", "Task", "TaskType", "kinds", "of"]
 
-CLASSES = TaskType("classes", ClassesPreprocessor, ClassesHead, ClassesScoring, ClassesDescription)
-CHOICES = CLASSES._replace(scoring=ChoicesScoring)
-PAIRS = CLASSES._replace(preprocessor=PairsPreprocessor, description=PairsDescription)
+CLASSES = TaskType(
+    "classes", ClassificationPreprocessor, ClassificationHead, ClassificationScoring, ClassificationDescription
+)
+CHOICES = CLASSES._replace(scoring=MultipleChoiceScoring)
+PAIRS = CLASSES._replace(preprocessor=PairwiseComparisonPreprocessor, description=PairwiseComparisonDescription)
 MULTI_LABEL = TaskType("multi_label", MultiLabelPreprocessor, MultiLabelHead, MultiLabelScoring, MultiLabelDescription)
-NUMBER = TaskType("number", NumberPreprocessor, NumberHead, NumberScoring, NumberDescription)
+NUMBER = TaskType("number", RegressionPreprocessor, RegressionHead, RegressionScoring, RegressionDescription)
 COMPLETION = TaskType("completion", CompletionPreprocessor, CompletionHead, CompletionScoring, CompletionDescription)
 CONVERSATION = COMPLETION._replace(preprocessor=ConversationPreprocessor, description=ConversationDescription)
 TENANTS_OF_CLASSES = TaskType("classes", TenantsPreprocessor, TenantsHead, TenantsScoring, TenantsDescription)
 TENANTS_OF_NUMBERS = TENANTS_OF_CLASSES._replace(kind="number")
 
-TASKS: dict[type[Form], TaskType] = {
+TASKS: dict[type[LabelSpec], TaskType] = {
     Classes: CLASSES,
     Threshold: CLASSES,
     MultiLabel: MULTI_LABEL,

@@ -90,7 +90,7 @@ def format_counts(labels: Numbers, names: Sequence[str]) -> str:
     return some_of([f"{name} {count:,}" for name, count in counts])
 
 
-class ClassesPreprocessor(Preprocessor):
+class ClassificationPreprocessor(Preprocessor):
     """Classes by number or name."""
 
     target = "int64"
@@ -125,7 +125,7 @@ class ClassesPreprocessor(Preprocessor):
         return f"no row of a class; rows per class: {format_counts(labels, names)}"
 
 
-class PairsPreprocessor(ClassesPreprocessor):
+class PairwiseComparisonPreprocessor(ClassificationPreprocessor):
     """Two classes from numbers: whether the first or the second of two rated texts has the larger one.
 
     Pairs are formed within a split, so no text occurs in pairs of two splits. Hashes of the texts determine which texts
@@ -170,7 +170,7 @@ class PairsPreprocessor(ClassesPreprocessor):
         return kept, left_out
 
 
-class ClassesHead(OfClasses, Head):
+class ClassificationHead(OfClasses, Head):
     """A head with one output per class."""
 
     can_balance = True
@@ -208,7 +208,7 @@ class ClassesHead(OfClasses, Head):
         return loss
 
 
-class ClassesScoring(OfClasses, Scoring):
+class ClassificationScoring(OfClasses, Scoring):
     """The likeliest class of each example."""
 
     has_one_class_each = True
@@ -270,7 +270,7 @@ class ClassesScoring(OfClasses, Scoring):
         }
 
 
-class ChoicesScoring(ClassesScoring):
+class MultipleChoiceScoring(ClassificationScoring):
     """Multiple choice: each choice is an example, right or wrong, and the likeliest choice of a row is the answer."""
 
     has_one_class_each = False  # the examples of a row share an answer
@@ -299,7 +299,7 @@ def _members(groups: Groups, choices: int) -> Numbers:  # (groups, choices)
     return np.argsort(groups, kind="stable").reshape(-1, choices)
 
 
-class ClassesDescription(OfClasses, Description):
+class ClassificationDescription(OfClasses, Description):
     """Describes classes by name and number of examples."""
 
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
@@ -352,7 +352,7 @@ class ClassesDescription(OfClasses, Description):
         return positive_of(metric, self.row, self.facts)
 
 
-class PairsDescription(ClassesDescription):
+class PairwiseComparisonDescription(ClassificationDescription):
     """Describes the classes of a comparison of two texts of one column."""
 
     @property

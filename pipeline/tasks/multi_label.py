@@ -13,10 +13,10 @@ from pipeline.tasks.calibration import Classified, as_binary
 from pipeline.tasks.cells import Cells, is_missing, plain_text
 from pipeline.tasks.classes import (
     SHOWN,
-    ClassesDescription,
-    ClassesHead,
-    ClassesPreprocessor,
-    ClassesScoring,
+    ClassificationDescription,
+    ClassificationHead,
+    ClassificationPreprocessor,
+    ClassificationScoring,
     by_label,
     count_classes,
     format_counts,
@@ -33,7 +33,7 @@ OTHERS = "others"  # combinations of labels that a plot does not show one by one
 FEW = 10  # texts of the validation split
 
 
-class MultiLabelPreprocessor(ClassesPreprocessor):
+class MultiLabelPreprocessor(ClassificationPreprocessor):
     """Labels as a vector of 1 for each label that applies and 0 for all others."""
 
     target = "object"  # tuples of these numbers
@@ -57,7 +57,7 @@ class MultiLabelPreprocessor(ClassesPreprocessor):
         return _encode_labels(labels, names)
 
 
-class MultiLabelHead(ClassesHead):
+class MultiLabelHead(ClassificationHead):
     """A head with one output per label, whose sigmoid is the probability that the label applies."""
 
     def fields(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class MultiLabelHead(ClassesHead):
         return loss
 
 
-class MultiLabelScoring(ClassesScoring):
+class MultiLabelScoring(ClassificationScoring):
     """Predicts the labels whose probabilities reach their thresholds."""
 
     has_thresholds = True
@@ -153,7 +153,7 @@ class MultiLabelScoring(ClassesScoring):
         }
 
 
-class MultiLabelDescription(ClassesDescription):
+class MultiLabelDescription(ClassificationDescription):
     """Describes labels by name with their thresholds."""
 
     def card(self) -> dict[str, Any]:

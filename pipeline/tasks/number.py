@@ -22,7 +22,7 @@ IS_HIDDEN = "the label is -1: the labels of this split are hidden; choose anothe
 BINS = 10  # equal parts of the scale, for the plot of actual against predicted
 
 
-class NumberPreprocessor(Preprocessor):
+class RegressionPreprocessor(Preprocessor):
     """A label that is a number on a scale."""
 
     target = "float64"
@@ -31,14 +31,14 @@ class NumberPreprocessor(Preprocessor):
         return number_in(cells, self.label)
 
 
-class NumberHead(Head):
+class RegressionHead(Head):
     """A head with one output, the number."""
 
     def fields(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
 
 
-class NumberScoring(Scoring):
+class RegressionScoring(Scoring):
     """Scores the predicted numbers."""
 
     def predict(self, outcome: Outcome) -> Numbers:
@@ -66,7 +66,7 @@ class NumberScoring(Scoring):
         }
 
 
-class NumberDescription(Description):
+class RegressionDescription(Description):
     """Describes a number and the ends of its scale."""
 
     @classmethod

@@ -20,11 +20,11 @@ from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import Number, check_names
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
-from pipeline.tasks.classes import ClassesDescription, ClassesScoring, names_of, positive_of, some_of
+from pipeline.tasks.classes import ClassificationDescription, ClassificationScoring, names_of, positive_of, some_of
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.head import Head
-from pipeline.tasks.number import NumberScoring, number_in
+from pipeline.tasks.number import RegressionScoring, number_in
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Answering, Answers_co, OfPart, Scoring
 from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores
@@ -259,7 +259,7 @@ class TenantsScoring(Scoring):
 
     def __init__(self, row: DatasetEntry, facts: Facts) -> None:
         super().__init__(row, facts)
-        self.single: type[Scoring] = NumberScoring if is_number(row) else ClassesScoring
+        self.single: type[Scoring] = RegressionScoring if is_number(row) else ClassificationScoring
         self.has_one_class_each = self.single.has_one_class_each
 
     @staticmethod
@@ -359,7 +359,9 @@ class TenantsDescription(Description):
     def card(self) -> dict[str, Any]:
         return {"tenant": next(iter(self.facts.tenants))}
 
-    to_columns = ClassesDescription.to_columns  # outputs of one tenant; tenants with numbers use their own task type
+    to_columns = (
+        ClassificationDescription.to_columns
+    )  # outputs of one tenant; tenants with numbers use their own task type
 
     def predicts(self) -> str:
         what = "a number" if is_number(self.row) else "one of its labels"

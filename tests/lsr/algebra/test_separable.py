@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lsr.algebra.separable import Form, balance, kron_sum, nearest_kron_sum, split_width
+from lsr.algebra.separable import FactorShapes, balance, kron_sum, nearest_kron_sum, split_width
 from tests.lsr.layers import SEEDS, normal
 
 SIZES = st.integers(1, 4)
@@ -60,7 +60,7 @@ def test_the_count_is_that_of_the_factors(terms, rank_shape, columns, rows):
     in_shape = split_width(columns, rank_shape)
     out_shape = split_width(rows, rank_shape)
     shapes = [*zip(rank_shape, in_shape, strict=True), *zip(out_shape, rank_shape, strict=True)]
-    form = Form(rank_shape, in_shape, out_shape, terms, columns, rows)
+    form = FactorShapes(rank_shape, in_shape, out_shape, terms, columns, rows)
     assert form.parameters == sum(torch.empty(terms, *shape).numel() for shape in shapes)
     sides = ((rank_shape, in_shape), (out_shape, rank_shape))
     ranks = [min(p[0] * q[0], p[1] * q[1]) for p, q in sides if len(rank_shape) > 1]

@@ -14,7 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch.testing import assert_close
 
 from lsr import LsrConfig, initialize_from_data
-from lsr.algebra.separable import Form, kron_sum, split_width
+from lsr.algebra.separable import FactorShapes, kron_sum, split_width
 from lsr.algebra.spectrum import leading_bases
 from lsr.init import INITIALIZATIONS
 from lsr.init.budget import allocate
@@ -36,7 +36,7 @@ WIDTHS = (20, 26)  # 26 is padded to 27 or more
 
 def form_of(rows, columns, rank_shape=(2, 2), terms=1, in_shape=None):
     in_shape = in_shape or split_width(columns, rank_shape)
-    return Form(rank_shape, in_shape, split_width(rows, rank_shape), terms, columns, rows)
+    return FactorShapes(rank_shape, in_shape, split_width(rows, rank_shape), terms, columns, rows)
 
 
 def generator(seed):
@@ -146,7 +146,7 @@ def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_a_random_core_has_the_variance_of_one_over_its_rank(paired):
-    form = Form.dense(64, 64, 64)
+    form = FactorShapes.dense(64, 64, 64)
     source = Source(form, torch.empty, core_generator=generator(0), zero=False, paired=paired)
     draws = [fresh_core(source, torch.empty(0), torch.empty(0)) for _ in range(100)]
     assert torch.stack(draws).var().item() == pytest.approx(1 / 64, rel=0.05)

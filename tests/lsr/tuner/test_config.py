@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.algebra.separable import Form
+from lsr.algebra.separable import FactorShapes
 from lsr.init import INITIALIZATIONS
 from lsr.loading.contents import read_contents
 from lsr.tuner.forms import check_room
@@ -130,7 +130,7 @@ def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
 
 
 def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
-    form = Form((200, 200), (200, 200), (200, 200), 1, 40_000, 40_000)
+    form = FactorShapes((200, 200), (200, 200), (200, 200), 1, 40_000, 40_000)
     config = LsrConfig(rank_shape=(200, 200), separation_rank=1)
     config.resolved = Resolved.of({"layer": form})
     tensors = {"layer": {"factor_A1": torch.empty(form.parameters)}}

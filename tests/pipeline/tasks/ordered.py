@@ -14,7 +14,7 @@ from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Scoring
 
 
-class Ordered(labels.Form):
+class Ordered(labels.LabelSpec):
     told_by = frozenset({"order"})
     scored_by = ("kappa",)
 
