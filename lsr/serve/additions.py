@@ -9,7 +9,7 @@ from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import Example, Fit, fit_tenant
 from lsr.serve.groups import Labels, labels_of, make_member
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from lsr.tuner.mistakes import InputError, wrap_errors
 
 LABEL = "label"  # the column of labels
@@ -55,7 +55,7 @@ def add_fitted(
     tokenizer = load_tokenizer(bank.base_fields, folder, base)
     if tokenizer is None:
         raise InputError(f"{folder}: its base model has no tokenizer, which --fit needs")
-    passes = Passes(bank, tokenizer, min(tokenizer.model_max_length, LENGTH), 1)
+    passes = BatchRunner(bank, tokenizer, min(tokenizer.model_max_length, LENGTH), 1)
     if passes.max_new_tokens:
         raise InputError(f"{folder}: --fit: its adapters generate text; only classes are fitted")
     for name, path in files.items():

@@ -20,9 +20,9 @@ from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.file import HEADS, LAYERS, BankFile, BasesOfLayers, TaskInfos
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
-from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, Shared, Version
+from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Version
 from lsr.serve.shared_adapter import base_with, on_plain_base, split
-from lsr.serve.stack import NOBODY, Stack, StoredStack, largest, round_up
+from lsr.serve.stack import BASE_SLOT, Stack, StoredStack, largest, round_up
 from lsr.tuner.files import Files
 from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.model import BASE, copies_of_a_row
@@ -102,14 +102,14 @@ class AdapterBank(nn.Module):
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model: Any = base.requires_grad_(False).eval()
         self._base = BaseModel.of(base)
-        self.shared = Shared(precision, self._base.labels)
+        self.shared = BatchState(precision, self._base.labels)
         self.shared_adapter: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self.versions: dict[str, Version] = {}  # current version by adapter
         self.layers: dict[str, BankLayer] = {}  # layers by the name of the module that each wraps
         self.heads: dict[str, BankHead] = {}
         self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
-        self.places: dict[str, int] = {}  # index of each adapter in the stacks: 1, 2, ..., without a gap
+        self.slots: dict[str, int] = {}  # index of each adapter in the stacks: 1, 2, ..., without a gap
 
     @classmethod
     def of_tenants(
@@ -143,7 +143,7 @@ class AdapterBank(nn.Module):
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order in which they were added."""
-        return list(self.places)
+        return list(self.slots)
 
     @property
     def task_infos(self) -> TaskInfos:
@@ -205,21 +205,21 @@ class AdapterBank(nn.Module):
             heads = admit(
                 self._base,
                 adapters,
-                taken=() if replace else self.places,
+                taken=() if replace else self.slots,
                 fields=self.base_fields,
                 adapted=self.layers,
                 whole=self.heads,
             )
             for name, contents in adapters.items():
                 self.wrap(contents.updates, heads[name])
-                place = self.places.get(name, self.shared.size)
-                self._set_size(max(self.shared.size, place + 1))
-                self._put(place, {**contents.updates, **heads[name]})
-                self.places[name] = place
+                slot = self.slots.get(name, self.shared.size)
+                self._set_size(max(self.shared.size, slot + 1))
+                self._put(slot, {**contents.updates, **heads[name]})
+                self.slots[name] = slot
             sizes = self.sizes()
             for name, contents in adapters.items():
                 base = {key: value for key, value in contents.base.items() if value is not None}
-                self.versions[name] = Version(dict(contents.task or {}), base, sizes[self.places[name]])
+                self.versions[name] = Version(dict(contents.task or {}), base, sizes[self.slots[name]])
             self._unwrap_unused()
 
     def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
@@ -231,33 +231,33 @@ class AdapterBank(nn.Module):
         for name in (*new_layers, *new_heads):
             self.model.set_submodule(name, self._wrappers()[name].eval())
 
-    def _put(self, place: int, values: Mapping[str, Any]) -> None:
+    def _put(self, slot: int, values: Mapping[str, Any]) -> None:
         for name, module in self._wrappers().items():
-            module.put(place, values.get(name))
+            module.put(slot, values.get(name))
 
-    def _set_size(self, places: int) -> None:
-        self.shared.size = places
+    def _set_size(self, slots: int) -> None:
+        self.shared.size = slots
         for stack in self.stacks().values():
-            stack.set_places(places)
+            stack.set_slots(slots)
 
     def remove(self, name: str) -> None:
         """Remove an adapter and free its memory. The errors are those of `contents`."""
         with self.shared.one_thread:
-            place = self._place(name, own=True)
-            self._put(place, {})
-            del self.places[name]
+            slot = self._slot(name, own=True)
+            self._put(slot, {})
+            del self.slots[name]
             del self.versions[name]
-            self._fill_gap(place)
+            self._fill_gap(slot)
             self._unwrap_unused()
 
-    def _fill_gap(self, place: int) -> None:
-        # Move the adapter at the last place to one that has become free.
+    def _fill_gap(self, slot: int) -> None:
+        # Move the adapter at the last slot to one that has become free.
         last = self.shared.size - 1
-        if place != last:
+        if slot != last:
             for stack in self.stacks().values():
-                stack.move(last, place)
-            moved = next(name for name, own in self.places.items() if own == last)
-            self.places[moved] = place
+                stack.move(last, slot)
+            moved = next(name for name, own in self.slots.items() if own == last)
+            self.slots[moved] = slot
         self._set_size(last)
 
     def _unwrap_unused(self) -> None:
@@ -272,19 +272,19 @@ class AdapterBank(nn.Module):
             fields |= version.base
         self.base_fields = fields
 
-    def _place(
+    def _slot(
         self,
         name: str,
         *,
         own: bool = False,
     ) -> int:  # index in the stacks
         if name == BASE and not own:
-            return NOBODY
-        if name not in self.places:
-            near = get_close_matches(name, self.places, 1)
+            return BASE_SLOT
+        if name not in self.slots:
+            near = get_close_matches(name, self.slots, 1)
             guess = f"; did you mean {near[0]}?" if near else ""
             raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{guess}")
-        return self.places[name]
+        return self.slots[name]
 
     @contextmanager
     def _pass_batch(
@@ -299,15 +299,15 @@ class AdapterBank(nn.Module):
             raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {len(names)}")
         shared = self.shared
         with shared.one_thread:
-            of_rows = torch.tensor([self._place(name) for name in names], dtype=torch.int64)
-            places = of_rows.repeat_interleave(copies).to(next(self.model.parameters()).device)
-            shared.rank = largest(self._direction_stacks(), places)
-            shared.outputs = largest(self._label_stacks(), places)
-            shared.places = places
+            of_rows = torch.tensor([self._slot(name) for name in names], dtype=torch.int64)
+            slots = of_rows.repeat_interleave(copies).to(next(self.model.parameters()).device)
+            shared.rank = largest(self._direction_stacks(), slots)
+            shared.outputs = largest(self._label_stacks(), slots)
+            shared.slots = slots
             try:
                 yield
             finally:
-                shared.places = None
+                shared.slots = None
 
     def forward(
         self,
@@ -354,7 +354,7 @@ class AdapterBank(nn.Module):
         return [head.stacks[head.labelled[0]] for head in self.heads.values() if head.labelled]
 
     def sizes(self) -> list[int]:
-        """Return the size (see `Version`) of the adapter at each place."""
+        """Return the size (see `Version`) of the adapter at each slot."""
         size = self.shared.size
         counts = [stack.counts[:size] for stack in self._direction_stacks() + self._label_stacks()]
         most = torch.stack(counts).amax(dim=0).tolist() if counts else [0] * size
@@ -362,8 +362,8 @@ class AdapterBank(nn.Module):
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs of an adapter's head, or of the base model's for "__base__"."""
-        place = self._place(name)
-        own = next((stack.count(place) for stack in self._label_stacks()), 0)
+        slot = self._slot(name)
+        own = next((stack.count(slot) for stack in self._label_stacks()), 0)
         return own or self.shared.labels
 
     def write(
@@ -393,16 +393,16 @@ class AdapterBank(nn.Module):
             InputError: if the bank has no adapter of this name.
         """
         with self.shared.one_thread:
-            place = self._place(name, own=True)
+            slot = self._slot(name, own=True)
             updates = dict[str, Update]()
             for module in self.of_base:  # keeps the model's order of modules
-                update = self.layers[module].update(place) if module in self.layers else None
+                update = self.layers[module].update(slot) if module in self.layers else None
                 if update is not None:
                     updates[module] = update
             tensors = dict[str, Tensor]()
             endings = list[str]()
             for module, head in self.heads.items():
-                state = head.state(place)
+                state = head.state(slot)
                 tensors |= {f"{module}.{key}": value for key, value in state.items()}
                 if state:
                     endings.append(f".{module}")
@@ -426,10 +426,10 @@ class AdapterBank(nn.Module):
 
     def _file(self, folder: str | Path) -> BankFile:
         # Copies of all that a file has, which another thread may change afterwards.
-        places = [NOBODY, *self.places.values()]
+        slots = [BASE_SLOT, *self.slots.values()]
         stacks = {}
         for name, stack in self.stacks().items():
-            stacks[name] = stack.copy_rows(places)
+            stacks[name] = stack.copy_rows(slots)
             if not stack.form.are_bounded(stacks[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
         bases = BasesOfLayers()
@@ -469,8 +469,8 @@ class AdapterBank(nn.Module):
         check_layers({name: bases.shape for name, (bases, _) in contents.bases.items()}, self.of_base)
         self.shared_adapter = contents.shared_adapter
         self.base_fields = contents.base
-        self.places = {name: place for place, name in enumerate(contents.task_infos, start=NOBODY + 1)}
-        self.shared.size += len(self.places)
+        self.slots = {name: slot for slot, name in enumerate(contents.task_infos, start=BASE_SLOT + 1)}
+        self.shared.size += len(self.slots)
         self.wrap(contents.layers, contents.heads)
         for name, (bases, core_size) in contents.bases.items():
             if not self.layers[name].may_share(bases):
@@ -482,7 +482,7 @@ class AdapterBank(nn.Module):
             with wrap_errors(name, ValueError):
                 check_stop_tokens(task_info, self._base.vocabulary)
                 check_labels(task_info.get("labels"), self.outputs(name))
-            self.versions[name] = Version(task_info, contents.base, sizes[self.places[name]])
+            self.versions[name] = Version(task_info, contents.base, sizes[self.slots[name]])
 
     def _restore(self, stored: Mapping[str, StoredStack]) -> None:
         stacks = self.stacks()

@@ -7,7 +7,7 @@ It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../
     checksums      by tensor: SHA-256 of its bytes
     base           the base model according to the adapters' configurations
     precision      of the stacks
-    task_infos     by adapter, in the order of their places: the contents of its task.json
+    task_infos     by adapter, in the order of their slots: the contents of its task.json
     layers         the modules of the base model that are adapted
     heads          those that are trained in full
     bases         by layer with cores: the layer after which its bases are named, and the entries of a core
@@ -61,7 +61,7 @@ class BankFile:
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
     precision: str
-    task_infos: TaskInfos  # contents of task.json by adapter, in the order of their places
+    task_infos: TaskInfos  # contents of task.json by adapter, in the order of their slots
     layers: list[str]
     heads: list[str]
     bases: BasesOfLayers  # bases of the layers that have cores

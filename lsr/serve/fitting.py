@@ -18,7 +18,7 @@ from lsr.loading.contents import Contents
 from lsr.serve.bank import AdapterBank
 from lsr.serve.groups import labels_of, make_member
 from lsr.serve.modules import Version
-from lsr.serve.passes import Passes, Row
+from lsr.serve.passes import BatchRunner, Row
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import BASE
 
@@ -51,7 +51,7 @@ class Example(NamedTuple):
     label: str
 
 
-def fit_tenant(passes: Passes, name: str, examples: Sequence[Example], labels: Sequence[str] | None = None) -> Fit:
+def fit_tenant(passes: BatchRunner, name: str, examples: Sequence[Example], labels: Sequence[str] | None = None) -> Fit:
     """Fit a tenant's head to labeled texts; `labels` are all possible labels in order.
 
     By default the tenant's labels in the bank, otherwise the labels of the examples in alphabetical order. The bank
@@ -108,7 +108,7 @@ def _number_labels(examples: Sequence[Example], labels: Sequence[str]) -> Array:
     return np.array([places[example.label] for example in examples])
 
 
-def read_features(passes: Passes, group: Contents, name: str, texts: Sequence[str | list[str]]) -> Array:
+def read_features(passes: BatchRunner, group: Contents, name: str, texts: Sequence[str | list[str]]) -> Array:
     """Return a tenant's input features of the head's last layer in float64: (texts, width), pooled by the base model.
 
     Raises:

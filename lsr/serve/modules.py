@@ -37,22 +37,22 @@ class Version(NamedTuple):
 
 
 @dataclass
-class Shared:
+class BatchState:
     """State shared by a bank's modules: precision, and the adapter of each row of a batch. Threads take turns."""
 
     precision: str
     labels: int  # number of labels of the base model
-    size: int = 1  # number of places, including the place NOBODY
-    places: Tensor | None = None  # (rows,), while a batch passes through the bank
+    size: int = 1  # number of slots, including the slot BASE_SLOT
+    slots: Tensor | None = None  # (rows,), while a batch passes through the bank
     rank: int = 0  # upper bound of the ranks in this batch, which a layer computes for each row
     outputs: int = 0  # likewise of the labels in their heads
     one_thread: Any = field(default_factory=RLock)
 
 
 class Stacked(nn.Module):
-    """A wrapped module of the base model with stacks of rows by name; each adapter has one place in them."""
+    """A wrapped module of the base model with stacks of rows by name; each adapter has one slot in them."""
 
-    def __init__(self, base: nn.Module, shared: Shared) -> None:
+    def __init__(self, base: nn.Module, shared: BatchState) -> None:
         super().__init__()
         self.base = base
         self.shared = shared
@@ -88,10 +88,10 @@ class Stacked(nn.Module):
         """Whether no adapter has rows in this module."""
         return all(stack.is_unused for stack in self.stacks.values())
 
-    def fill(self, place: int, rows: State) -> None:
-        """Set the rows of a place by stack, and clear the place in all other stacks."""
+    def fill(self, slot: int, rows: State) -> None:
+        """Set the rows of a slot by stack, and clear the slot in all other stacks."""
         for name, stack in self.stacks.items():
-            stack.put(place, rows.get(name))
+            stack.put(slot, rows.get(name))
 
 
 class BankLayer(Stacked):
@@ -102,7 +102,7 @@ class BankLayer(Stacked):
     its diagonal. Neither includes the scaling.
     """
 
-    def __init__(self, base: nn.Module, shared: Shared) -> None:
+    def __init__(self, base: nn.Module, shared: BatchState) -> None:
         super().__init__(base, shared)
         self.n, self.m = widths(base)
         self.bases: Bases | None = None
@@ -110,10 +110,10 @@ class BankLayer(Stacked):
         self.add_stack(DIRECTIONS, self.n, self.m)
         self.add_stack(SCALING, 1, precision="float32", is_single=True)
 
-    def put(self, place: int, update: Update | None) -> None:
-        """Store the update of the adapter at a place, replacing the old one; None if it does not adapt the layer."""
+    def put(self, slot: int, update: Update | None) -> None:
+        """Store the update of the adapter at a slot, replacing the old one; None if it does not adapt the layer."""
         rows = {} if update is None else self._rows(update)
-        self.fill(place, rows)
+        self.fill(slot, rows)
         if self.bases is not None and self.stacks[CORES].is_unused:  # the last adapter with a core has left
             self.bases = None
             del self.stacks[CORES]
@@ -151,7 +151,7 @@ class BankLayer(Stacked):
         self.add_stack(CORES, core_size, is_single=True)
 
     def check_counts(self) -> None:
-        """Check that each place has a scaling and either directions or a core, or nothing.
+        """Check that each slot has a scaling and either directions or a core, or nothing.
 
         Raises:
             ValueError: if not, or if there are more directions than allowed.
@@ -166,23 +166,23 @@ class BankLayer(Stacked):
         if (directions > most).any():
             raise ValueError(f"the rank of an adapter is {int(directions.max())}; at most {most} is allowed")
 
-    def update(self, place: int) -> Update | None:
-        """Return a copy of the update of the adapter at a place; None if it does not adapt the layer."""
-        scaling = self.stacks[SCALING].rows(place)
+    def update(self, slot: int) -> Update | None:
+        """Return a copy of the update of the adapter at a slot; None if it does not adapt the layer."""
+        scaling = self.stacks[SCALING].rows(slot)
         if not len(scaling):
             return None
-        update = self._core_at(place)
+        update = self._core_at(slot)
         if update is None:
-            directions = self.stacks[DIRECTIONS].rows(place)
+            directions = self.stacks[DIRECTIONS].rows(slot)
             a, b = directions.split((self.n, self.m), dim=1)
             bases = Bases(a=a.contiguous(), b=b.T.contiguous())
             update = Update(bases, 1)
         return update._replace(alpha=float(scaling) * update.divisor)
 
-    def _core_at(self, place: int) -> Update | None:
+    def _core_at(self, slot: int) -> Update | None:
         if self.bases is None:
             return None
-        core = self.stacks[CORES].rows(place)
+        core = self.stacks[CORES].rows(slot)
         if len(core) == 0:
             return None
         rank = len(self.bases.a)
@@ -197,14 +197,14 @@ class BankLayer(Stacked):
     ) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""
         result: Tensor = self.base(x, *args, **kwargs)
-        places = self.shared.places
-        if places is None:
+        slots = self.shared.slots
+        if slots is None:
             return result
         total = result.reshape(len(x), -1, self.m)
         inputs = x.reshape(len(x), -1, self.n)
-        scaling = self.stacks[SCALING].take(places)  # (rows, 1, 1)
+        scaling = self.stacks[SCALING].take(slots)  # (rows, 1, 1)
         if self.shared.rank:
-            directions = self.stacks[DIRECTIONS].take(places, self.shared.rank)
+            directions = self.stacks[DIRECTIONS].take(slots, self.shared.rank)
             a, b = directions.split((self.n, self.m), dim=2)  # (rows, rank, n or m)
             hidden = torch.bmm(inputs, a.to(x.dtype).mT)  # (rows, tokens, rank)
             hidden = hidden * scaling
@@ -216,15 +216,15 @@ class BankLayer(Stacked):
         if self.bases is not None:
             a = self.bases.a.to(x.dtype)
             hidden = F.linear(inputs, a)
-            hidden = self._times_cores(hidden, places) * scaling
+            hidden = self._times_cores(hidden, slots) * scaling
             hidden = hidden.flatten(0, 1).to(total.dtype)
             b = self.bases.b.to(total.dtype)
             summed = torch.addmm(total.flatten(0, 1), hidden, b.T)
             total = summed.view(total.shape)
         return total.view(result.shape)
 
-    def _times_cores(self, hidden: Tensor, places: Tensor) -> Tensor:  # (rows, tokens, rank), (rows,)
-        cores = self.stacks[CORES].take(places)  # (rows, 1, entries)
+    def _times_cores(self, hidden: Tensor, slots: Tensor) -> Tensor:  # (rows, tokens, rank), (rows,)
+        cores = self.stacks[CORES].take(slots)  # (rows, 1, entries)
         cores = cores.to(hidden.dtype)
         rank = hidden.shape[2]
         if self.core_size == rank:
@@ -240,7 +240,7 @@ class BankHead(Stacked):
     -inf.
     """
 
-    def __init__(self, base: nn.Module, shared: Shared) -> None:
+    def __init__(self, base: nn.Module, shared: BatchState) -> None:
         super().__init__(base, shared)
         self.like = dict[str, Tensor]()  # shapes and dtypes only: tensors on the device "meta"
         for name, value in base.state_dict().items():
@@ -250,12 +250,12 @@ class BankHead(Stacked):
 
     @property
     def _counted(self) -> Stack:
-        """The stack whose counts are the labels of each place's head."""
+        """The stack whose counts are the labels of each slot's head."""
         names = self.labelled or list(self.like)
         return self.stacks[names[0]]
 
     def check_counts(self) -> None:
-        """Check the number of rows of each place and tensor: the module's, one per label, or none at all.
+        """Check the number of rows of each slot and tensor: the module's, one per label, or none at all.
 
         Raises:
             ValueError: if a number is wrong, or there are more labels than allowed; names the tensor.
@@ -272,20 +272,20 @@ class BankHead(Stacked):
         if self.labelled and most > MAX_LABELS:
             raise ValueError(f"a head has {most:,} outputs; at most {MAX_LABELS:,} are allowed")
 
-    def put(self, place: int, state: State | None) -> None:
-        """Store the state of the adapter at a place, replacing the present one; None if it uses the base model's."""
+    def put(self, slot: int, state: State | None) -> None:
+        """Store the state of the adapter at a slot, replacing the present one; None if it uses the base model's."""
         rows = dict[str, Tensor]()
         for name, value in (state or {}).items():
             rows[name] = _as_rows(value)
-        self.fill(place, rows)
+        self.fill(slot, rows)
 
-    def state(self, place: int) -> dict[str, Tensor]:
-        """Return a copy of the state of the adapter at a place; empty if it uses the base model's."""
-        if not self._counted.count(place):
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """Return a copy of the state of the adapter at a slot; empty if it uses the base model's."""
+        if not self._counted.count(slot):
             return {}
         state = dict[str, Tensor]()
         for name, stack in self.stacks.items():
-            state[name] = self._reshape(name, stack.rows(place))
+            state[name] = self._reshape(name, stack.rows(slot))
         return state
 
     def _reshape(self, name: str, rows: Tensor) -> Tensor:  # (..., most, width)
@@ -303,8 +303,8 @@ class BankHead(Stacked):
     ) -> Any:
         """Apply each row's own module, all rows in one batched call."""
         of_base = self.base(x, *args, **kwargs)
-        places = self.shared.places
-        if places is None:
+        slots = self.shared.slots
+        if slots is None:
             return of_base
 
         def of_adapter(state: dict[str, Tensor], row: Tensor) -> Tensor:
@@ -312,9 +312,9 @@ class BankHead(Stacked):
             return outputs[0]
 
         of_adapters = vmap(of_adapter, randomness="different")
-        outputs: Tensor = of_adapters(self._states(places), x)
+        outputs: Tensor = of_adapters(self._states(slots), x)
         stack = self._counted
-        counts = stack.counts.index_select(0, places)  # labels per row
+        counts = stack.counts.index_select(0, slots)  # labels per row
         counts = counts.reshape(-1, *[1] * (outputs.dim() - 1))
         if self.labelled:
             most = max(len(stack.steps), self.shared.labels)
@@ -324,12 +324,12 @@ class BankHead(Stacked):
             outputs = outputs.masked_fill(steps >= counts, -torch.inf)
         return torch.where(counts > 0, outputs, of_base)
 
-    def _states(self, places: Tensor) -> dict[str, Tensor]:
+    def _states(self, slots: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the module with an additional first axis for the rows of the batch."""
         states: dict[str, Tensor] = {}  # an annotated literal, which torch can compile
         for name, stack in self.stacks.items():
             most = max(1, self.shared.outputs) if name in self.labelled else None
-            rows = stack.take(places, most)
+            rows = stack.take(slots, most)
             states[name] = self._reshape(name, rows)
         return states
 

@@ -43,7 +43,7 @@ class Row(NamedTuple):
     is_unwanted: Callable[[], bool] = _never  # whether nobody awaits the answer any more: then nothing more is written
 
 
-class Passes:
+class BatchRunner:
     """Runs batches of a bank with its tokenizer; it generates text if the base model is a causal language model.
 
     `tokens` limits a text, or a prompt together with its `max_new_tokens`.

@@ -1,4 +1,4 @@
-"""Stacks: rows of equal width in one tensor; the adapter at each place of a bank has a run of them.
+"""Stacks: rows of equal width in one tensor; the adapter at each slot of a bank has a run of them.
 
 A row is, for example, a direction of a low-rank update, a core, or the weights of a label in a head.
 """
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lsr.serve.row_codes import rows_as
 
-NOBODY = 0  # the place for rows of a batch without an adapter
-ZERO = 0  # the row of zeros, for adapters that have fewer rows than others
+BASE_SLOT = 0  # the slot for rows of a batch without an adapter
+ZERO_ROW = 0  # the row of zeros, for adapters that have fewer rows than others
 # Both are small, so that a bank takes the memory of a new one with the same adapters, whatever it held before.
 ROOM = 1 + 1 / 40  # rows of a stack after it has grown or shrunk, for each one in use
 MAX_ROOM = 1 + 1 / 20  # likewise before it shrinks
@@ -25,16 +25,16 @@ Change = Callable[[Tensor], Tensor]  # changes a tensor, for example by a copy t
 class StoredStack(NamedTuple):
     """A stack as stored in a file, without free rows."""
 
-    values: Tensor  # (1 + rows of all places, width) in float32 or bfloat16, or (..., bytes): the first row is zeros
-    counts: Tensor  # (places,), int64: the rows of each place
+    values: Tensor  # (1 + rows of all slots, width) in float32 or bfloat16, or (..., bytes): the first row is zeros
+    counts: Tensor  # (slots,), int64: the rows of each slot
 
 
 class Stack:
-    """Rows of equal width in one tensor; each place of a bank has a run of consecutive rows.
+    """Rows of equal width in one tensor; each slot of a bank has a run of consecutive rows.
 
         values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes; the first row is zeros, runs follow
-        firsts  (places,): the first row of each run; ZERO of an empty one
-        counts  (places,): the rows of each run
+        firsts  (slots,): the first row of each run; ZERO_ROW of an empty one
+        counts  (slots,): the rows of each run
         steps   (most,): 0, 1, ..., as many as the longest run has rows
 
     `is_single`: no run has more than one row. How rows are stored depends on their parts: see `rows_as`.
@@ -45,7 +45,7 @@ class Stack:
     def __init__(
         self,
         parts: Sequence[int],
-        places: int,
+        slots: int,
         precision: str,
         *,
         is_single: bool = False,
@@ -53,8 +53,8 @@ class Stack:
         self.form = rows_as(precision, parts)
         self.is_single = is_single
         self.values = torch.zeros(1, self.form.columns, dtype=self.form.dtype)
-        self.firsts = torch.zeros(places, dtype=torch.int32)
-        self.counts = torch.zeros(places, dtype=torch.int32)
+        self.firsts = torch.zeros(slots, dtype=torch.int32)
+        self.counts = torch.zeros(slots, dtype=torch.int32)
         self.steps = torch.arange(1, dtype=torch.int32)
         self._used = 1  # rows of all runs, and the row of zeros
         self._end = 1  # the first of the rows that are free after the last run
@@ -79,45 +79,45 @@ class Stack:
         self.form.lengths = change(self.form.lengths)
         self._mark_dynamic()
 
-    def take(self, places: Tensor, most: int | None = None) -> Tensor:  # (n,) -> (n, most or fewer, width)
-        """Return the rows of places, padded with zeros; `most` is an upper bound of the rows per place."""
-        rows = self.firsts.index_select(0, places)[:, None]
+    def take(self, slots: Tensor, most: int | None = None) -> Tensor:  # (n,) -> (n, most or fewer, width)
+        """Return the rows of slots, padded with zeros; `most` is an upper bound of the rows per slot."""
+        rows = self.firsts.index_select(0, slots)[:, None]
         if not self.is_single:
             steps = self.steps[:most]
-            counts = self.counts.index_select(0, places)[:, None]
-            rows = torch.where(steps < counts, rows + steps, ZERO)
+            counts = self.counts.index_select(0, slots)[:, None]
+            rows = torch.where(steps < counts, rows + steps, ZERO_ROW)
         stored = self.values.index_select(0, rows.flatten())
         return self.form.unpack(stored).unflatten(0, rows.shape)
 
-    def count(self, place: int) -> int:
-        """Return the number of rows of a place."""
-        return int(self.counts[place])
+    def count(self, slot: int) -> int:
+        """Return the number of rows of a slot."""
+        return int(self.counts[slot])
 
     @torch.no_grad()
-    def rows(self, place: int) -> Tensor:  # (count, width)
-        """Return a copy of the rows of a place."""
-        stored = self.values[self._run(place)]
+    def rows(self, slot: int) -> Tensor:  # (count, width)
+        """Return a copy of the rows of a slot."""
+        stored = self.values[self._run(slot)]
         return self.form.unpack(stored.clone())
 
     @torch.no_grad()
-    def put(self, place: int, rows: Tensor | None) -> None:  # (count, width)
-        """Replace the rows of a place."""
+    def put(self, slot: int, rows: Tensor | None) -> None:  # (count, width)
+        """Replace the rows of a slot."""
         count = 0 if rows is None else len(rows)
-        if count != self.count(place):
-            self._resize(place, count)
+        if count != self.count(slot):
+            self._resize(slot, count)
         if rows is not None:
             stored = self.form.pack(rows)
-            self.values[self._run(place)] = stored.to(self.values)
+            self.values[self._run(slot)] = stored.to(self.values)
 
-    def _run(self, place: int) -> slice:
-        first = int(self.firsts[place])
-        return slice(first, first + self.count(place))
+    def _run(self, slot: int) -> slice:
+        first = int(self.firsts[slot])
+        return slice(first, first + self.count(slot))
 
-    def _resize(self, place: int, count: int) -> None:
-        """Give a place a run of another length; its rows are lost."""
-        old = self._run(place)
-        self.firsts[place] = ZERO
-        self.counts[place] = 0
+    def _resize(self, slot: int, count: int) -> None:
+        """Give a slot a run of another length; its rows are lost."""
+        old = self._run(slot)
+        self.firsts[slot] = ZERO_ROW
+        self.counts[slot] = 0
         self._used += count - (old.stop - old.start)
         if old.stop == self._end:  # it was the last run
             self._end = old.start
@@ -128,8 +128,8 @@ class Stack:
             self.firsts = firsts_of(self.counts)
             self._end = self._used - count
         if count:
-            self.firsts[place] = self._end
-            self.counts[place] = count
+            self.firsts[slot] = self._end
+            self.counts[slot] = count
             self._end += count
         self._set_steps()
 
@@ -151,32 +151,32 @@ class Stack:
         sources = torch.arange(1, end, device=moved.device) + moved
         old = self.values
         values = old.new_empty(rows, old.shape[1])
-        values[ZERO] = old[ZERO]
+        values[ZERO_ROW] = old[ZERO_ROW]
         torch.index_select(old, 0, sources, out=values[1:end])
         return values
 
-    def set_places(self, places: int) -> None:
-        """Set the number of places; places beyond it must be empty."""
-        if not places <= len(self.firsts) <= MAX_ROOM * places:
-            room = int(ROOM * places)
+    def set_slots(self, slots: int) -> None:
+        """Set the number of slots; slots beyond it must be empty."""
+        if not slots <= len(self.firsts) <= MAX_ROOM * slots:
+            room = int(ROOM * slots)
             self.firsts = _of_length(self.firsts, room)
             self.counts = _of_length(self.counts, room)
             self._mark_dynamic()
 
-    def move(self, place: int, to: int) -> None:
-        """Move the run of a place to an empty place."""
+    def move(self, slot: int, to: int) -> None:
+        """Move the run of a slot to an empty slot."""
         for tensor in (self.firsts, self.counts):
-            tensor[to] = tensor[place]
-            tensor[place] = 0
+            tensor[to] = tensor[slot]
+            tensor[slot] = 0
 
     @property
     def is_unused(self) -> bool:
-        """Whether no place has rows."""
+        """Whether no slot has rows."""
         return self._used == 1
 
-    def copy_rows(self, places: Sequence[int]) -> StoredStack:
-        """Return copies of the rows of these places, in this order."""
-        order = list(places)
+    def copy_rows(self, slots: Sequence[int]) -> StoredStack:
+        """Return copies of the rows of these slots, in this order."""
+        order = list(slots)
         counts = self.counts[order]
         rows = 1 + int(counts.sum())
         values = self._runs_of(counts, self.firsts[order], rows)
@@ -205,7 +205,7 @@ class Stack:
             and counts.dtype is torch.int64
             and counts.shape == self.counts.shape
             and bool(((counts >= 0) & (counts <= most)).all())
-            and int(counts[NOBODY]) == 0
+            and int(counts[BASE_SLOT]) == 0
             and int(counts.sum()) + 1 == len(values)
         )
         if not fits:
@@ -216,20 +216,20 @@ class Stack:
             raise ValueError("its first row, which stands for an adapter without rows, must be zeros")
 
     def _mark_dynamic(self) -> None:
-        # A model that is compiled shall not be compiled again for other numbers of rows or places.
+        # A model that is compiled shall not be compiled again for other numbers of rows or slots.
         for tensor in (self.values, self.firsts, self.counts, self.steps):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
-def firsts_of(counts: Tensor) -> Tensor:  # (places,) -> (places,), int32
-    """Return the first row of each run, for runs of these lengths after the row of zeros; ZERO for an empty run."""
+def firsts_of(counts: Tensor) -> Tensor:  # (slots,) -> (slots,), int32
+    """Return the first row of each run, for runs of these lengths after the row of zeros; ZERO_ROW for an empty run."""
     firsts = counts.cumsum(0) + 1 - counts
-    return torch.where(counts > 0, firsts, ZERO).int()
+    return torch.where(counts > 0, firsts, ZERO_ROW).int()
 
 
-def largest(stacks: Sequence[Stack], places: Tensor) -> int:
-    """Return an upper bound of the rows per place, one of few values, since each value compiles a model."""
-    counts = [stack.counts.index_select(0, places).max() for stack in stacks]
+def largest(stacks: Sequence[Stack], slots: Tensor) -> int:
+    """Return an upper bound of the rows per slot, one of few values, since each value compiles a model."""
+    counts = [stack.counts.index_select(0, slots).max() for stack in stacks]
     if not counts:
         return 0
     return round_up(int(torch.stack(counts).max()))

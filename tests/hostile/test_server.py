@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lsr import AdapterBank
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from tests.hostile.test_adapters import VALUES, harm
 from tests.kit import NIGHTLY, resident
 from tests.lsr.serve.asking import ask_passes, files, predict
@@ -25,7 +25,7 @@ GUEST = "/v1/adapters/guest"
 def passes(there, monkeypatch):
     monkeypatch.setenv("LSR_TOKEN", "secret")
     bank = AdapterBank.load(None, there / "bank")
-    return Passes(bank, AutoTokenizer.from_pretrained(there / "base"), 512, 128)
+    return BatchRunner(bank, AutoTokenizer.from_pretrained(there / "base"), 512, 128)
 
 
 def posted(client, name, *texts):

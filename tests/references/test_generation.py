@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.__main__ import main as lsr
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from pipeline.core import artifacts
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, kit, workspace, writers
@@ -195,7 +195,7 @@ def test_a_server_writes_what_plain_generate_writes_for_each_prompt_alone(traine
     bank.add("usual", artifacts.ADAPTER)
     bank.add("early", artifacts.ADAPTER, task_info=task_info | {"stop_token_ids": early})
     bank.add("base's", artifacts.ADAPTER, task_info={"template": task_info["template"]})
-    passes = Passes(bank, reference.tokenizer, 64, MOST)
+    passes = BatchRunner(bank, reference.tokenizer, 64, MOST)
     asked = list(itertools.product(("usual", "early", "base's"), (2, MOST)))
     answers = ask_passes(passes, posted(*(generate(name, count, *prompts) for name, count in asked)))
     assert len({len(reference.writes(prompt, MOST, early)) for prompt in prompts}) > 1

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lsr import AdapterBank
 from lsr.__main__ import main as lsr
 from lsr.loading.base_models import load_tokenizer
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import PREFIX, WEIGHTS
 from pipeline.core import artifacts
 from pipeline.predict.__main__ import main as predict
@@ -203,7 +203,7 @@ def test_a_server_answers_to_each_text_as_plain_transformers_does_alone_and_in_a
     with chdir(folder):
         make_bank()
         bank = AdapterBank.load(None, "bank")
-        passes = Passes(bank, load_tokenizer(bank.base_fields, Path("bank")), 28, 1)
+        passes = BatchRunner(bank, load_tokenizer(bank.base_fields, Path("bank")), 28, 1)
         asked = [text for text in texts() if len(passes.tokenizer(text)["input_ids"]) <= LENGTH]
         batches = [asked, *([text] for text in asked[:5]), asked[::-1]]
         responses = ask_passes(passes, posted(*(request("lora", *some) for some in batches)))
@@ -372,7 +372,7 @@ def test_a_server_writes_after_each_prompt_what_plain_transformers_writes_alone(
         if not Path("bank").exists():
             said(lsr, "bank", "--from", "lora", "-o", "bank")
         bank = AdapterBank.load(None, "bank")
-        passes = Passes(bank, load_tokenizer(bank.base_fields, Path("bank")), 28, NEW)
+        passes = BatchRunner(bank, load_tokenizer(bank.base_fields, Path("bank")), 28, NEW)
         batches = [prompts(), prompts()[:1], prompts()[::-1]]
         responses = ask_passes(passes, posted(*(generate("lora", NEW, *some) for some in batches)))
         for some, response in zip(batches, responses, strict=True):

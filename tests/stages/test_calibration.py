@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from lsr.__main__ import main as lsr
 from lsr.serve.bank import AdapterBank
 from lsr.serve.http.answers import encode_response
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from pipeline import score
 from pipeline.core import artifacts
 from pipeline.data import tokens
@@ -142,7 +142,7 @@ def printed(texts, names, *words):
 def by_bank(texts, names):
     said(lsr, "bank", "--from", str(artifacts.ADAPTER), "--base", "tiny-roberta", "-o", "bank", "--force")
     bank = AdapterBank.load("tiny-roberta", "bank")
-    passes = Passes(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
+    passes = BatchRunner(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
     answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
     return np.array([[answer.probabilities[name] for name in names] for answer in answers])
 
@@ -244,7 +244,7 @@ def test_two_classes_have_the_threshold_that_scikit_learn_finds_best_in_every_re
     assert [row["predicted"] for row in table(artifacts.EVALUATE_PREDICTIONS)] == expected
     said(lsr, "bank", "--from", str(artifacts.ADAPTER), "--base", "tiny-roberta", "-o", "bank", "--force")
     bank = AdapterBank.load("tiny-roberta", "bank")
-    passes = Passes(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
+    passes = BatchRunner(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
     answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
     assert [answer.label for answer in answers] == expected
     assert json.loads(encode_response("adapter", answers))["answers"][0]["label"] == expected[0]

@@ -19,13 +19,13 @@ from lsr.serve.graph_bank import GraphBank
 from lsr.serve.http import openai, openai_forms
 from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, encode_response, longest_token, most_bytes
 from lsr.serve.http.aside import Aside
-from lsr.serve.http.batches import Batches
+from lsr.serve.http.batches import BatchScheduler
 from lsr.serve.http.openai_fields import FieldError
 from lsr.serve.http.questions import Question, check_body, check_token, read_json, read_question
 from lsr.serve.http.refusals import refusal
 from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
 from lsr.serve.modules import Version
-from lsr.serve.passes import Passes, ReplacedError, Row
+from lsr.serve.passes import BatchRunner, ReplacedError, Row
 from lsr.tuner.mistakes import InputError
 
 DESCRIPTION = Path(__file__).with_name("openapi.json")
@@ -37,8 +37,8 @@ class Service:
 
     def __init__(
         self,
-        passes: Passes,
-        batches: Batches,
+        passes: BatchRunner,
+        batches: BatchScheduler,
     ) -> None:
         self.passes = passes
         self.bank = passes.bank

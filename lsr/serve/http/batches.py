@@ -12,7 +12,7 @@ from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 
 from lsr.serve.http.rests import REST, Rest
-from lsr.serve.passes import Passes, ReplacedError, Result, Row
+from lsr.serve.passes import BatchRunner, ReplacedError, Result, Row
 
 WAITING = Gauge("lsr_waiting_rows", "Rows that wait for a batch")
 BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
@@ -33,7 +33,7 @@ class Waiting(NamedTuple):
     result: "asyncio.Future[Result]"
 
 
-class Batches:
+class BatchScheduler:
     """The batch scheduler of a bank, with its queue.
 
     One thread reads and changes the bank's tensors, so adapters are added, removed or replaced between two batches,
@@ -42,7 +42,7 @@ class Batches:
 
     def __init__(
         self,
-        passes: Passes,
+        passes: BatchRunner,
         rows: int,
         room: int,
         wait: float,

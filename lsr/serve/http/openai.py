@@ -21,13 +21,13 @@ from lsr.loading.prompts import NO_TEMPLATE
 from lsr.serve.completions import Completion
 from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, json_bytes, most_bytes
 from lsr.serve.http.aside import Aside
-from lsr.serve.http.batches import Batches
+from lsr.serve.http.batches import BatchScheduler
 from lsr.serve.http.openai_fields import Asked, FieldError, read_chat, read_classify, read_completion
 from lsr.serve.http.openai_forms import Form, format_classes, format_error
 from lsr.serve.http.questions import check_token, read_json
 from lsr.serve.http.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
 from lsr.serve.modules import Version
-from lsr.serve.passes import Passes, ReplacedError, Row
+from lsr.serve.passes import BatchRunner, ReplacedError, Row
 
 PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
 MAX_HEAD = 512  # bytes of an answer, or of one of its choices, in addition to its texts and the name of the adapter
@@ -42,8 +42,8 @@ class Endpoints:
 
     def __init__(
         self,
-        passes: Passes,
-        batches: Batches,
+        passes: BatchRunner,
+        batches: BatchScheduler,
         room: Room,
         aside: Aside,
         token_bytes: int,

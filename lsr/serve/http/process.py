@@ -15,12 +15,12 @@ from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.graph_bank import GraphBank, check_torch_serves, open_graphs
 from lsr.serve.http.application import Service
-from lsr.serve.http.batches import Batches
+from lsr.serve.http.batches import BatchScheduler
 from lsr.serve.http.command import TORCH
 from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
 from lsr.serve.http.limits import Awaited, Connections, Limits
 from lsr.serve.http.memory import BETWEEN, give_back, take_from_few_arenas
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from lsr.tuner.mistakes import InputError
 
 SWITCH = (
@@ -85,7 +85,7 @@ def _bind(listening: socket.socket, host: str, port: int) -> None:
         raise InputError(f"--port: needed: 0 to 65535, got {port}") from None
 
 
-def _passes(options: Namespace) -> Passes:
+def _passes(options: Namespace) -> BatchRunner:
     if options.runtime != TORCH:
         return _passes_of_graphs(options)
     check_torch_serves(options.bank)
@@ -93,23 +93,23 @@ def _passes(options: Namespace) -> Passes:
     tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
     if tokenizer is None:
         raise InputError(f"{options.bank}: the base model has no tokenizer")
-    return Passes(bank, tokenizer, options.max_length, options.max_new_tokens)
+    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens)
 
 
-def _passes_of_graphs(options: Namespace) -> Passes:
+def _passes_of_graphs(options: Namespace) -> BatchRunner:
     if options.base is not None:
         raise InputError(f"--base: has no effect with --runtime {options.runtime}")
     bank: Any  # stands for an AdapterBank
     bank, tokenizer = open_graphs(options.bank, options.runtime, torch.get_num_threads())
-    return Passes(bank, tokenizer, options.max_length, options.max_new_tokens)
+    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens)
 
 
 def _config(
     options: Namespace,
-    passes: Passes,
+    passes: BatchRunner,
     connections: Connections,
 ) -> uvicorn.Config:
-    batches = Batches(passes, options.max_batch_size, options.max_queue, options.max_wait_ms / 1000)
+    batches = BatchScheduler(passes, options.max_batch_size, options.max_queue, options.max_wait_ms / 1000)
     service = Service(passes, batches)
     protocol: Any = partial(Protocol, connections)  # uvicorn calls it for each connection
     return uvicorn.Config(
@@ -130,7 +130,7 @@ def _config(
 def _announce(
     host: str,
     listening: socket.socket,
-    passes: Passes,
+    passes: BatchRunner,
 ) -> None:
     adapters = len(passes.bank.names)
     port = listening.getsockname()[1]

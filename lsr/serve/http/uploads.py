@@ -20,7 +20,7 @@ from lsr.loading.contents import Contents, read_on
 from lsr.loading.prompts import NO_TEMPLATE
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.bodies import MAX_JSON_BYTES, check_values, header_of
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError
 
@@ -33,7 +33,7 @@ FILES = (*JSON, WEIGHTS, ROUNDED)
 class Uploads:
     """Reads uploaded adapters for a bank, one at a time."""
 
-    def __init__(self, passes: Passes) -> None:
+    def __init__(self, passes: BatchRunner) -> None:
         self._passes = passes
         self._aside = Aside()
 

@@ -8,7 +8,7 @@ import httpx2
 from jsonschema import Draft202012Validator
 
 from lsr.serve.http.application import DESCRIPTION, Service
-from lsr.serve.http.batches import Batches
+from lsr.serve.http.batches import BatchScheduler
 
 DESCRIBED = json.loads(DESCRIPTION.read_text())
 
@@ -47,7 +47,7 @@ def ask(call, address="http://server", **options):
 
 def ask_passes(passes, call):
     """What `call` returns, given a client of a server in this process."""
-    app = Service(passes, Batches(passes, 8, 400, 0.01)).application()
+    app = Service(passes, BatchScheduler(passes, 8, 400, 0.01)).application()
 
     async def run(client):
         async with app.router.lifespan_context(app):

@@ -47,7 +47,7 @@ def save_bank(folder):
         bank.add(name, folder / f"0/{name}")
     bank.add("eve", folder / "0/anna")
     for stack in bank.heads["classifier"].stacks.values():  # weights that overflow: the file of a bank may hold any
-        stack.put(bank.places["eve"], 3e38 * stack.rows(bank.places["eve"]).sign())
+        stack.put(bank.slots["eve"], 3e38 * stack.rows(bank.slots["eve"]).sign())
     bank.save(folder / "bank")
 
 

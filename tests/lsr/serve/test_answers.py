@@ -22,7 +22,7 @@ from lsr.serve.http.answers import (
     most_bytes,
 )
 from lsr.serve.modules import Version
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from tests import architectures
 from tests.kit import refused
 from tests.lsr.saved import save_lora
@@ -48,7 +48,7 @@ def passes(there, tmp_path_factory):
         count = 1 if name == "a number" else len(task_info.get("labels", [0] * 100))
         save_lora(folder / name, "roberta", base=None, r=2, labels=count)
         bank.add(name, folder / name, task_info=task_info)
-    return Passes(bank, AutoTokenizer.from_pretrained(there / "base"), 512, 128)
+    return BatchRunner(bank, AutoTokenizer.from_pretrained(there / "base"), 512, 128)
 
 
 @pytest.mark.parametrize("name", LABELS)

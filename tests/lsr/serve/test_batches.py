@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.exceptions import HTTPException
 
-from lsr.serve.http.batches import WAITING, Batches
+from lsr.serve.http.batches import WAITING, BatchScheduler
 from lsr.serve.http.rests import REST
 from lsr.serve.modules import Version
 from lsr.serve.passes import Row
@@ -42,7 +42,7 @@ def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_b
     passed = Passed({"wide": 512, "high": 300, "anna": 8, "ben": 64})
 
     async def call():
-        batches = Batches(passed, 6, 40, 0, passed.clock)
+        batches = BatchScheduler(passed, 6, 40, 0, passed.clock)
         asked = asked_of(batches, passed, {"wide": 8, "anna": 15, "ben": 2, "high": 2})
         await asyncio.sleep(0.1)
         with pytest.raises(HTTPException, match="too many texts are waiting"):  # half of the room are its own
@@ -62,7 +62,7 @@ def test_large_adapters_get_a_fifth_of_the_time_while_others_are_asked():
     passed = Passed({"wide": 512, "anna": 8}, {"wide": 0.1, "anna": 0.011})
 
     async def call():
-        batches = Batches(passed, 1, 200, 0, passed.clock)
+        batches = BatchScheduler(passed, 1, 200, 0, passed.clock)
         large, others = asked_of(batches, passed, {"wide": 4, "anna": 80})
         running = asyncio.create_task(batches.run())
         await others
@@ -88,7 +88,7 @@ def test_a_change_waits_until_the_bank_has_rested_from_the_one_before_and_batche
         spans.append((begin, time.monotonic()))
 
     async def call():
-        batches = Batches(passed, 8, 40, 0)
+        batches = BatchScheduler(passed, 8, 40, 0)
         running = asyncio.create_task(batches.run())
         changes = asyncio.gather(batches.change(change), batches.change(change))
         while not changes.done():
@@ -120,7 +120,7 @@ def test_the_number_of_waiting_rows_is_whole_also_while_they_are_sorted():
     passed.bank.versions = Watched(passed.versions)
 
     async def call():
-        batches = Batches(passed, 4, 40, 0)
+        batches = BatchScheduler(passed, 4, 40, 0)
         asked = asked_of(batches, passed, {"anna": 2, "ben": 3, "cleo": 4})
         running = asyncio.create_task(batches.run())
         await asyncio.gather(*asked)

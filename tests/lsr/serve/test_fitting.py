@@ -16,7 +16,7 @@ from lsr import AdapterBank
 from lsr.__main__ import main
 from lsr.serve.fitting import Example, fit_rows, fit_tenant
 from lsr.serve.groups import find_groups, make_member
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import TASK
 from lsr.tuner.mistakes import InputError
 from tests import architectures, workspace
@@ -78,7 +78,7 @@ def states_alone(model, tokenizer, texts):
 
 def passes_of(folder):
     bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
-    return Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), 28, 1)
+    return BatchRunner(bank, AutoTokenizer.from_pretrained(folder / "base"), 28, 1)
 
 
 def ask(bank, tokenizer, name, text):

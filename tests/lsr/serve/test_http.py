@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lsr.__main__ import main
 from lsr.serve.http import command
 from lsr.serve.http.application import Service
-from lsr.serve.http.batches import Batches
+from lsr.serve.http.batches import BatchScheduler
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED, ask, files, posted, predict
 from tests.lsr.serve.tenants import SHORT, TENANTS
@@ -219,7 +219,7 @@ def test_every_path_is_described_and_answers(server):
     passes = mock.Mock(max_new_tokens=0)
     assert {(path, method) for path, its in DESCRIBED["paths"].items() for method in its.keys() - {"parameters"}} == {
         (route.path, method.lower())
-        for route in Service(passes, Batches(passes, 1, 1, 0)).application().routes
+        for route in Service(passes, BatchScheduler(passes, 1, 1, 0)).application().routes
         for method in route.methods - {"HEAD"}
     }
     assert request(server, "GET", "/openapi.json").json() == DESCRIBED

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lsr import AdapterBank
 from lsr.serve.http.application import Service
-from lsr.serve.http.batches import Batches
+from lsr.serve.http.batches import BatchScheduler
 from lsr.serve.http.streaming import MAX_UNSENT, GrowingText
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from tests.lsr.serve.asking import ask, ask_passes, posted
 from tests.lsr.serve.started import started
 from tests.lsr.serve.tenants import save_writers
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     bank.add("own", folder / "a", task_info={"template": OWN})
     bank.add("plain", folder / "a", task_info={"template": "none"})
     stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
-    stack.put(bank.places["x"], 3e38 * stack.rows(bank.places["x"]).sign())
+    stack.put(bank.slots["x"], 3e38 * stack.rows(bank.slots["x"]).sign())
     bank.save(folder / "bank")
     return folder
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def passes(folder):
     bank = AdapterBank.load(None, folder / "bank")
-    return Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), TOKENS, MAX_NEW)
+    return BatchRunner(bank, AutoTokenizer.from_pretrained(folder / "base"), TOKENS, MAX_NEW)
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +318,7 @@ def test_who_has_the_token_sees_the_adapters_and_who_knows_no_name_is_told_none(
 
 
 def test_too_many_waiting_texts_are_an_error_of_the_client(passes):
-    app = Service(passes, Batches(passes, 1, 4, 0.01)).application()
+    app = Service(passes, BatchScheduler(passes, 1, 4, 0.01)).application()
 
     async def call(client):
         async with app.router.lifespan_context(app):
@@ -338,7 +338,7 @@ def test_a_client_that_leaves_frees_its_place(is_streamed, passes, monkeypatch):
     steps = []
     left = asyncio.Event()
     body = json.dumps({"model": "a", "prompt": "the cat", "max_tokens": MAX_NEW, "stream": is_streamed, "seed": 1})
-    app = Service(passes, Batches(passes, 8, 400, 0.01)).application()
+    app = Service(passes, BatchScheduler(passes, 8, 400, 0.01)).application()
     messages = iter([{"type": "http.request", "body": body.encode(), "more_body": False}])
 
     async def receive():
@@ -471,7 +471,7 @@ def classify(model, given, **more):
 
 
 def test_texts_are_classified_as_peft_does_with_each_adapter_alone(there):
-    passes = Passes(AdapterBank.load(None, there / "bank"), AutoTokenizer.from_pretrained(there / "base"), 30, 1)
+    passes = BatchRunner(AdapterBank.load(None, there / "bank"), AutoTokenizer.from_pretrained(there / "base"), 30, 1)
     anna, ben, *_ = ask_passes(passes, posted(classify("anna", TEXTS[0]), classify("ben", TEXTS[:3])))
     for name, texts, answer in (("anna", TEXTS[:1], anna.json()), ("ben", TEXTS[:3], ben.json())):
         labels = json.loads((there / f"0/{name}/task.json").read_text())["labels"]
@@ -487,7 +487,9 @@ def test_texts_are_classified_as_peft_does_with_each_adapter_alone(there):
 
 
 def test_what_cannot_be_classified_has_its_reason(there, passes):
-    predicting = Passes(AdapterBank.load(None, there / "bank"), AutoTokenizer.from_pretrained(there / "base"), 30, 1)
+    predicting = BatchRunner(
+        AdapterBank.load(None, there / "bank"), AutoTokenizer.from_pretrained(there / "base"), 30, 1
+    )
     bodies = [
         classify("anna", []),
         classify("anna", "a cat", priority=1),

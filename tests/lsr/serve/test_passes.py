@@ -15,7 +15,7 @@ from lsr import AdapterBank
 from lsr.loading.padding import prepare_batches
 from lsr.serve.completions import Wanted
 from lsr.serve.modules import Version
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from tests.kit import refused
 from tests.lsr.serve.asking import ask_passes, generate, posted, predict
 from tests.lsr.serve.tenants import save, save_writers
@@ -30,7 +30,7 @@ def passes(there):
     bank = AdapterBank.load(None, there / "bank")
     tokenizer = AutoTokenizer.from_pretrained(there / "base")
     bank.add("pia", there / "0/cleo", task_info={"columns": ["text", "text_pair"], "labels": list("abcd")})
-    return Passes(bank, tokenizer, 512, 128)
+    return BatchRunner(bank, tokenizer, 512, 128)
 
 
 def test_pairs_and_single_texts_pass_together(passes):
@@ -176,8 +176,8 @@ def writers(tmp_path_factory):
     bank = save_writers(folder, "abx")
     bank.add("t", folder / "a", task_info={"template": "{{ messages }}"})
     stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
-    stack.put(bank.places["x"], 3e38 * stack.rows(bank.places["x"]).sign())
-    return folder, Passes(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
+    stack.put(bank.slots["x"], 3e38 * stack.rows(bank.slots["x"]).sign())
+    return folder, BatchRunner(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
 
 
 def loaded_alone(folder, name):
@@ -347,4 +347,4 @@ def test_what_cannot_be_written_has_its_reason(asked, reason, writers):
     (response,) = ask_passes(writers[1], posted(asked))
     assert response.status_code == 422
     assert reason in response.json()["error"]
-    refused(Passes, writers[1].bank, writers[1].tokenizer, 30, 30, says="--max-new-tokens: needed: some of the 30")
+    refused(BatchRunner, writers[1].bank, writers[1].tokenizer, 30, 30, says="--max-new-tokens: needed: some of the 30")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from lsr import AdapterBank, LsrConfig
 from lsr.loading.base_models import locate
 from lsr.serve.completions import Wanted
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from pipeline import evaluation, params
 from pipeline.core import digests
 from pipeline.core.errors import UserError
@@ -207,6 +207,6 @@ def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, mo
             evaluation.write(adapted, prompts, [prompts.prompt(to_user_message(one))], 24, 1)[0] for one in questions
         ]
     assert len({*said, *together}) > 3
-    passes = Passes(bank, tokenizer, 128, 24)
+    passes = BatchRunner(bank, tokenizer, 128, 24)
     rows = [passes.rows(name, bank.versions[name], questions, Wanted(24)) for name in "01"]
     assert [answer.text for answer in passes.answers([*rows[0], *rows[1]])] == said

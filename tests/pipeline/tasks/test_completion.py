@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lsr import AdapterBank
 from lsr.loading import adapters
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from pipeline import evaluation, params, score
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
@@ -273,7 +273,7 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     stopping = report(artifacts.ADAPTER / "task.json") | {"stop_token_ids": [short]}
     bank.add("short", artifacts.ADAPTER, task_info=stopping)
     bank.add("shouts", artifacts.ADAPTER, task_info={"template": CHANGED + "{{ raise_exception('no roles') }}"})
-    passes = Passes(bank, tokenizer, 128, 12)
+    passes = BatchRunner(bank, tokenizer, 128, 12)
     requests = [generate(name, 12, *asked) for name in ("own", "bare", "short")]
     talks = generate("own", 12, *([{"role": "user", "content": one}] for one in asked))
     own, bare, cut, talk, shouts = ask_passes(passes, posted(*requests, talks, generate("shouts", 2, "a")))

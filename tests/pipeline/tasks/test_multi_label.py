@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from lsr import AdapterBank
 from lsr.__main__ import main as lsr
-from lsr.serve.passes import Passes
+from lsr.serve.passes import BatchRunner
 from pipeline import params, score, tasks
 from pipeline.arena import features
 from pipeline.core import artifacts
@@ -83,7 +83,7 @@ def test_predict_score_export_and_a_bank_give_the_same_answers():
     assert AutoConfig.from_pretrained("merged").problem_type == "multi_label_classification"
     said(lsr, "bank", "--from", "artifacts/adapter", "-o", "bank")
     bank = AdapterBank.load(None, "bank")
-    passes = Passes(bank, base_models.load_tokenizer(params.load(params.TrainView).base_model), 24, 1)
+    passes = BatchRunner(bank, base_models.load_tokenizer(params.load(params.TrainView).base_model), 24, 1)
     answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
     assert ["; ".join(answer.applying) for answer in answers] == [row["predicted"] for row in scored]
     assert any(sum(answer.probabilities.values()) > 1.2 for answer in answers)
