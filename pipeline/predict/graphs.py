@@ -169,22 +169,26 @@ class OpenedGraph:
         asked = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
         numbers = texts[TENANT].to_pylist() if self.slices else [0] * len(asked)
         parts = []
-        truncated = 0
-        parts_of_texts = (iter_batches(values, self.batch_size) for values in (asked, numbers, rows))
-        for batch, owners, row_numbers in zip(*parts_of_texts, strict=True):
+        long_rows = []
+        order = np.argsort([-_count_characters(text) for text in asked], kind="stable")
+        for indices in iter_batches(order.tolist(), self.batch_size):
+            batch = [asked[index] for index in indices]
+            owners = [numbers[index] for index in indices]
+            row_numbers = [rows[index] for index in indices]
             encoded = self.tokenizer.encode_batch(batch)
             for text, tokens, row in zip(batch, encoded, row_numbers, strict=True):
                 if not any(tokens.attention_mask):
                     raise UserError(f"the tokenizer makes no token of the text {str(text)[:SHOWN]!r}")
-                if tokens.overflowing and self.is_strict:
-                    refuse_long_text(row, self.task.max_length)
-                truncated += bool(tokens.overflowing)
+                if tokens.overflowing:
+                    long_rows.append(row)
             logits = self._run(encoded)
             parts.append(self._of_tenants(logits, owners) if self.slices else logits)
             advance(len(batch))
-        outputs = np.concatenate(parts)
+        if long_rows and self.is_strict:
+            refuse_long_text(min(long_rows), self.task.max_length)
+        outputs = np.concatenate(parts)[order.argsort()]
         check_finite(outputs, rows, self.folder)
-        return outputs, truncated
+        return outputs, len(long_rows)
 
     def answers(
         self,
@@ -228,6 +232,11 @@ class OpenedGraph:
         wanted = self.task.task.head.width(self.task.labels)
         if width != wanted:
             raise UserError(f"{self.folder}: the graph has {width} outputs, but {TASK} names {wanted} labels")
+
+
+def _count_characters(text: str | tuple[str, str]) -> int:
+    """Return the length of a text or of a pair: texts of similar length share batches, which need less padding."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
 def _open_tokenizer(path: Path, max_length: int) -> Any:

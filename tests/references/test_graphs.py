@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr.__main__ import main as lsr
+from lsr_onnx.graph import Graph
 from pipeline import score
 from pipeline.core import artifacts
 from pipeline.predict.__main__ import main as predict
@@ -103,6 +104,28 @@ def test_predict_answers_by_a_graph_without_torch_as_plain_transformers_does_alo
         assert strict.returncode == MISTAKE
         first = next(row for row, count in enumerate(counts, 1) if count > LENGTH)
         assert f"--strict: row {first}: the text has more than {LENGTH} tokens" in strict.stderr
+
+
+def test_texts_of_similar_length_share_a_batch_and_answers_keep_their_order(world, monkeypatch):
+    folder, logits = world
+    monkeypatch.chdir(folder)
+    shapes = []
+    run = Graph.run
+
+    def record(self, tokens):
+        shapes.append(tokens["input_ids"].shape)
+        return run(self, tokens)
+
+    monkeypatch.setattr(Graph, "run", record)
+    asked = ["the cat", "the cat sleeps in the garden and the owl in the barn"] * 2
+    write("mixed.csv", [{"text": text} for text in asked])
+    options = ["--adapter", "graph", "--runtime", "onnx", "--batch-size", "2", "--file", "mixed.csv"]
+    rows = said(predict, *options).splitlines()[1:]
+    first, second = [width for count, width in shapes if count == 2]
+    assert first > second
+    for row, text in zip(rows, asked, strict=True):
+        found = [float(cell) for cell in row.split(",")[-len(LABELS) :]]
+        assert found == pytest.approx(logits([text])[0].softmax(0).tolist(), abs=1e-4)
 
 
 def test_an_answer_in_8_bits_does_not_depend_on_the_other_texts(world):
