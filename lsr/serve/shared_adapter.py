@@ -39,7 +39,6 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     files = read_files(folder)
     task_info = read_task(files.folder) or {}
     tenants = task_info.pop(TENANTS, {})
-    temperatures = task_info.pop("temperatures", None)
     if not tenants:
         raise InputError(f"{files.folder / TASK}: names no tenants; needed: tenants with the names of their labels")
     sizes = list(map(_outputs, tenants.values()))
@@ -55,7 +54,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
         shapes[key] = (PLACEHOLDER, *value.shape[1:])
         pieces.append(value.split(sizes))
     base = {field: files.fields.get(field) for field in BASE_FIELDS}
-    task_infos = _task_infos_of(task_info, tenants, temperatures)
+    task_infos = _task_infos_of(task_info, tenants)
     own = dict[str, Contents]()
     for name, *values in zip(tenants, *pieces, strict=True):
         own[name] = Contents(
@@ -69,15 +68,15 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     return _with_zeros(files, shapes), own
 
 
-def _task_infos_of(
-    task_info: Fields, tenants: Mapping[str, Any], temperatures: Sequence[float] | None
-) -> dict[str, dict[str, Any]]:
+def _task_infos_of(task_info: Fields, tenants: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the task info of each tenant: the common one with its own labels and, if there is one, its temperature."""
-    task_infos = {name: {**task_info, "labels": labels} for name, labels in tenants.items()}
-    if temperatures:
-        each = temperatures if len(temperatures) > 1 else [*temperatures] * len(task_infos)
-        for own, temperature in zip(task_infos.values(), each, strict=True):
-            own["temperatures"] = [temperature]
+    common = dict(task_info)
+    temperatures = common.pop("temperatures", None) or []
+    task_infos = {name: {**common, "labels": labels} for name, labels in tenants.items()}
+    if len(temperatures) == 1:  # one for all
+        temperatures *= len(task_infos)
+    for own, temperature in zip(task_infos.values(), temperatures, strict=False):
+        own["temperatures"] = [temperature]
     return task_infos
 
 

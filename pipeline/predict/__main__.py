@@ -17,12 +17,12 @@ import pandas as pd
 from lsr_onnx.folder import GRAPHS
 from pipeline import previous
 from pipeline.core import artifacts, console
-from pipeline.core.console import Parser, probability, whole_number
+from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.predict import graphs, texts
-from pipeline.predict.abstention import Abstention
+from pipeline.predict.abstention import Abstention, add_option
 from pipeline.predict.graphs import OpenedGraph
 from pipeline.predict.texts import STDIN
 from pipeline.tasks.task import Columns
@@ -78,8 +78,7 @@ def _parser() -> Parser:
     add("--out", type=Path, metavar="FILE", help="write a .csv or .jsonl file instead of printing")
     add("--force", action="store_true", help="overwrite --out if it exists")
     add("--json", action="store_true", help="print JSON Lines")
-    least = "answer only with a label of at least this probability, and count the others (default: answer all)"
-    add("--min-probability", type=probability, metavar="P", help=least)
+    add_option(parser)
     about = "stop at a text that is longer than the adapter reads (default: truncate such texts and count them)"
     add("--strict", action="store_true", help=about)
     longest = f"maximum number of generated tokens per prompt (default: {MAX_NEW_TOKENS})"
@@ -147,8 +146,7 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
             truncated += cut
             if not streams:
                 yield _beside(table, abstention.apply(answers))
-    if abstention.note:
-        console.note(abstention.note)
+    abstention.print_note()
     if truncated:
         console.note(f"{truncated} of {count} texts truncated to {task.max_length} tokens")
 

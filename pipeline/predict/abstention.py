@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.core import console
+from pipeline.core.console import Parser, probability
 from pipeline.core.errors import UserError
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks.task import Columns
@@ -11,6 +13,12 @@ from pipeline.tasks.task import Columns
 OPTION = "--min-probability"
 LABEL = "label"
 TENANTS = "p"  # the column of the probabilities of tenants' answers
+
+
+def add_option(parser: Parser) -> None:
+    """Add the option with the probability to the command line of predict."""
+    least = "answer only with a label of at least this probability, and count the others (default: answer all)"
+    parser.add_argument(OPTION, type=probability, metavar="P", help=least)
 
 
 class Abstention:
@@ -38,13 +46,12 @@ class Abstention:
         self.left_out += int((~is_answered).sum())
         return {**answers, LABEL: [label if is_kept else "" for label, is_kept in pairs]}
 
-    @property
-    def note(self) -> str:
-        """How many texts have no answer; an empty text if none was left out."""
-        if not self.left_out:
-            return ""
-        total = self.answered + self.left_out
-        return f"{self.left_out} of {total} texts without an answer: its probability is below {self.least:g}"
+    def print_note(self) -> None:
+        """Print how many texts have no answer, if some have none."""
+        if self.left_out:
+            total = self.answered + self.left_out
+            reason = f"its probability is below {self.least:g}"
+            console.note(f"{self.left_out} of {total} texts without an answer: {reason}")
 
 
 def _find_probabilities(answers: Columns) -> Sequence[float]:

@@ -25,13 +25,20 @@ def average_precision(labels: Numbers, scores: Numbers) -> float:
 
 
 def _mean_of_defined(area: Callable[..., float], labels: Numbers, scores: Numbers) -> float:
-    areas = [area(labels[:, place], scores[:, place]) for place in _find_defined(labels)]
-    return float(np.mean(areas)) if areas else 0.0
+    areas = list[float]()
+    for place in _find_defined(labels):
+        actual = labels[:, place]
+        own_scores = scores[:, place]
+        areas.append(area(actual, own_scores))
+    if not areas:
+        return 0.0
+    return float(np.mean(areas))
 
 
 def _find_defined(labels: Numbers) -> Numbers:
     """Return the places of labels that some examples have, and others have not."""
-    return np.flatnonzero(np.ptp(labels, axis=0))
+    varies = np.ptp(labels, axis=0)
+    return np.flatnonzero(varies)
 
 
 def areas_of(name: str, labels: Numbers, scores: Numbers, weights: Numbers) -> Numbers:  # (resamples,)
@@ -39,35 +46,59 @@ def areas_of(name: str, labels: Numbers, scores: Numbers, weights: Numbers) -> N
 
     A label is left out of the mean as of the whole sample; in a resample where its area is undefined it counts as 0.
     """
-    areas = list[Numbers]()
-    for place in _find_defined(labels):
-        order = np.argsort(scores[:, place], kind="stable")
-        ascending = scores[order, place]
-        # First of each run of examples with equal scores.
-        first = np.flatnonzero(np.diff(ascending, prepend=ascending[0] - 1))
-        has_label = labels[order, place] > 0
-        sorted_weights = weights[:, order]
-        positive = np.add.reduceat(sorted_weights * has_label, first, axis=1)
-        negative = np.add.reduceat(sorted_weights * ~has_label, first, axis=1)
-        areas.append(AREAS[name](positive, negative))
-    return np.mean(areas, axis=0) if areas else np.zeros(len(weights))
+    area = AREAS[name]
+    total = np.zeros(len(weights))
+    places = _find_defined(labels)
+    for place in places:
+        actual = labels[:, place]
+        own_scores = scores[:, place]
+        total += area(*_sum_by_score(actual, own_scores, weights))
+    count = max(1, len(places))
+    return total / count
+
+
+def _sum_by_score(labels: Numbers, scores: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
+    """Return the weights of positive and of negative examples with each score, both (resamples, scores), ascending."""
+    order = np.argsort(scores, kind="stable")
+    ascending = scores[order]
+    steps = np.diff(ascending)
+    starts = 1 + np.flatnonzero(steps)
+    first = np.concatenate([[0], starts])
+    in_order = weights[:, order]
+    has_label = labels[order] > 0
+    of_positive = in_order * has_label
+    of_negative = in_order * ~has_label
+    positive = np.add.reduceat(of_positive, first, axis=1)
+    negative = np.add.reduceat(of_negative, first, axis=1)
+    return positive, negative
 
 
 def _roc_auc(positive: Numbers, negative: Numbers) -> Numbers:
     """Return the share of pairs of a positive and a negative example in the right order; equal ones are half right."""
     below = negative.cumsum(axis=1) - negative / 2
-    right = (positive * below).sum(axis=1)
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return np.where(pairs > 0, right / np.maximum(pairs, 1), 0.0)
+    products = positive * below
+    right = products.sum(axis=1)
+    positives = positive.sum(axis=1)
+    negatives = negative.sum(axis=1)
+    pairs = positives * negatives
+    return right / np.maximum(pairs, 1)
 
 
 def _average_precision(positive: Numbers, negative: Numbers) -> Numbers:
     """Return the sum of precisions at each score, times how much recall grows there."""
-    hits = positive[:, ::-1].cumsum(axis=1)
-    answers = hits + negative[:, ::-1].cumsum(axis=1)
-    precisions = hits / np.maximum(answers, 1)
-    gained = (precisions * positive[:, ::-1]).sum(axis=1)
-    return gained / np.maximum(positive.sum(axis=1), 1)
+    descending = positive[:, ::-1]
+    others = negative[:, ::-1]
+    hits = descending.cumsum(axis=1)
+    misses = others.cumsum(axis=1)
+    answers = np.maximum(hits + misses, 1)
+    precisions = hits / answers
+    products = precisions * descending
+    gained = products.sum(axis=1)
+    positives = positive.sum(axis=1)
+    return gained / np.maximum(positives, 1)
 
 
-AREAS: dict[str, Area] = {"roc_auc": _roc_auc, "average_precision": _average_precision}
+AREAS: dict[str, Area] = {
+    "roc_auc": _roc_auc,
+    "average_precision": _average_precision,
+}

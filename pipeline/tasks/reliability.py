@@ -9,7 +9,7 @@ from scipy.special import softmax
 from pipeline.tasks import scores
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.sums import BINS, bins_of
-from pipeline.tasks.task import Numbers, Outcome, Scores, Task
+from pipeline.tasks.task import Groups, Numbers, Outcome, Scores, Task
 
 RELIABILITY = ("probability", "frequency", "answers", "head")
 COVERAGE = ("coverage", "accuracy", "min_probability")
@@ -52,36 +52,57 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Report:
     if not task.head.has_probabilities:
         return Report({}, [], [])
     parts = task.head.collect_logits(outcome)
+    once = [1.0] * len(parts)
+    judged = judge(parts, once)
+    before = judge(parts, task.facts.temperatures or once)
     in_groups = task.row.group or task.row.choices
     groups = outcome.groups if in_groups else None
-    judged = judge(parts, [1.0] * len(parts))
-    before = judge(parts, task.facts.temperatures or [1.0] * len(parts))
-    metrics = Scores()
-    for prefix, probabilities in (("", judged), (f"{UNCALIBRATED}_", before)):
-        for name, values in probabilities.values.items():
-            right = probabilities.is_right
-            low, high = scores.interval(name, values, right, resamples, groups)
-            metrics[f"{prefix}{name}"] = float(scores.EXAMPLES[name](right, values))
-            metrics[f"{prefix}{name}_low"] = low
-            metrics[f"{prefix}{name}_high"] = high
+    metrics = _measure(judged, "", resamples, groups)
+    metrics |= _measure(before, f"{UNCALIBRATED}_", resamples, groups)
     reliability = [*list_bins(judged, "calibrated"), *list_bins(before, UNCALIBRATED)]
     return Report(metrics, reliability, list(list_coverage(judged)))
 
 
+def _measure(judged: Judged, prefix: str, resamples: int, groups: Groups) -> Scores:
+    """Return METRICS with their intervals, their names after a prefix."""
+    metrics = Scores()
+    right = judged.is_right
+    for metric, values in judged.values.items():
+        name = f"{prefix}{metric}"
+        low, high = scores.interval(metric, values, right, resamples, groups)
+        score = scores.EXAMPLES[metric]
+        metrics[name] = float(score(right, values))
+        metrics[f"{name}_low"] = low
+        metrics[f"{name}_high"] = high
+    return metrics
+
+
 def judge(parts: Sequence[Classified], temperatures: Sequence[float]) -> Judged:
     """Return the probabilities of logits times temperatures: labels stacked as columns, other parts concatenated."""
-    judged = [_judge_part(part, temperature) for part, temperature in zip(parts, temperatures, strict=True)]
+    judged = list[Judged]()
+    for part, temperature in zip(parts, temperatures, strict=True):
+        judged.append(_judge_part(part, temperature))
     probabilities, is_right, squares = zip(*judged, strict=True)
     if parts[0].is_label:
-        return Judged(np.stack(probabilities, axis=1), np.stack(is_right, axis=1), np.mean(squares, axis=0))
-    return Judged(np.concatenate(probabilities), np.concatenate(is_right), np.concatenate(squares))
+        return Judged(
+            np.stack(probabilities, axis=1),
+            np.stack(is_right, axis=1),
+            np.mean(squares, axis=0),
+        )
+    return Judged(
+        np.concatenate(probabilities),
+        np.concatenate(is_right),
+        np.concatenate(squares),
+    )
 
 
 def _judge_part(part: Classified, temperature: float) -> Judged:
-    shares = softmax(part.logits.astype(np.float64) * temperature, axis=1)
+    logits = part.logits.astype(np.float64)
+    shares = softmax(temperature * logits, axis=1)
     count = shares.shape[1]
-    distances = (shares - np.eye(count)[part.classes]) ** 2
-    squares = distances.sum(axis=1)
+    flags = np.eye(count)
+    distances = shares - flags[part.classes]
+    squares = (distances**2).sum(axis=1)
     if count == 2:  # scikit-learn has the squares of one of two classes, and the sum over more
         squares /= 2
     if part.is_label:
@@ -97,8 +118,11 @@ def list_bins(judged: Judged, head: str) -> Iterator[Cells]:
     numbers = bins_of(probabilities)
     for number in range(BINS):
         inside = numbers == number
-        if inside.any():
-            yield float(probabilities[inside].mean()), float(is_right[inside].mean()), int(inside.sum()), head
+        count = int(inside.sum())
+        if count:
+            mean = float(probabilities[inside].mean())
+            frequency = float(is_right[inside].mean())
+            yield mean, frequency, count, head
 
 
 def list_coverage(judged: Judged) -> Iterator[Cells]:
@@ -110,8 +134,12 @@ def list_coverage(judged: Judged) -> Iterator[Cells]:
     if probabilities.ndim > 1:
         return
     count = len(probabilities)
-    descending = np.sort(probabilities)[::-1]
-    places = np.linspace(0, count - 1, min(count, POINTS)).astype(int)
-    for least in np.unique(descending[places])[::-1]:
+    ascending = np.sort(probabilities)
+    points = min(count, POINTS)
+    places = np.linspace(0, count - 1, points).astype(int)
+    limits = np.unique(ascending[places])
+    for least in limits[::-1]:
         answered = probabilities >= least
-        yield float(answered.mean()), float(judged.is_right[answered].mean()), float(least)
+        share = float(answered.mean())
+        accuracy = float(judged.is_right[answered].mean())
+        yield share, accuracy, float(least)

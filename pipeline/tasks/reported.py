@@ -14,6 +14,8 @@ from pipeline.tasks.task import Numbers, Outcome, Scores, Task
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
+SHOWN = (*ERRORS, *AREAS, "ece", "brier")  # on the last screen
+WORDS = {"average_precision": "avg. prec."}  # of long names there
 Line = tuple[str, str]
 
 
@@ -30,17 +32,25 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
     parts = task.head.collect_logits(outcome)
     if parts[0].logits.shape[1] > 2:
         return {}
-    leads = [part.logits[:, 1].astype(np.float64) - part.logits[:, 0] for part in parts]
-    labels = [part.classes for part in parts]
+    leads = list[Numbers]()
+    labels = list[Numbers]()
+    for part in parts:
+        first, second = part.logits.astype(np.float64).T
+        leads.append(second - first)
+        labels.append(part.classes)
     groups = outcome.groups if task.row.group else None
-    return _measure(AREAS, np.stack(leads, axis=1), np.stack(labels, axis=1), resamples, groups)
+    values = np.stack(leads, axis=1)
+    actual = np.stack(labels, axis=1)
+    return _measure(AREAS, values, actual, resamples, groups)
 
 
 def _errors(task: Task, outcome: Outcome, resamples: int) -> Scores:
     predicted, labels, groups = collect_predictions(task.scoring, outcome)
-    metrics = _measure(ERRORS, predicted.astype(np.float64), labels, resamples, groups)
+    values = predicted.astype(np.float64)
+    metrics = _measure(ERRORS, values, labels, resamples, groups)
+    distances = labels - np.median(labels)
     metrics["rmse_baseline"] = float(labels.std())
-    metrics["mae_baseline"] = float(np.abs(labels - np.median(labels)).mean())
+    metrics["mae_baseline"] = float(np.abs(distances).mean())
     return metrics
 
 
@@ -55,13 +65,21 @@ def _measure(names: Iterable[str], values: Numbers, labels: Numbers, resamples: 
 
 
 def describe(metrics: Mapping[str, Any]) -> Iterable[Line]:
-    """Yield a line for the last screen for each of these metrics, and for the calibration error."""
-    for name in (*ERRORS, *AREAS, "ece", "brier"):
-        if name not in metrics:
-            continue
-        line = f"{metrics[name]:.4g}, 95 % interval {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g}"
-        if f"{name}_baseline" in metrics:
-            line += f"; {metrics[f'{name}_baseline']:.4g} for one answer to all"
-        if f"uncalibrated_{name}" in metrics:
-            line += f"; {metrics[f'uncalibrated_{name}']:.4g} before calibration"
-        yield name.replace("average_precision", "avg. prec."), line
+    """Yield a line for the last screen for each of these metrics, and for those of probabilities."""
+    for name in SHOWN:
+        if name in metrics:
+            word = WORDS.get(name, name)
+            yield word, _describe_metric(name, metrics)
+
+
+def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:
+    low = metrics[f"{name}_low"]
+    high = metrics[f"{name}_high"]
+    line = f"{metrics[name]:.4g}, 95 % interval {low:.4g} to {high:.4g}"
+    baseline = metrics.get(f"{name}_baseline")
+    if baseline is not None:
+        line += f"; {baseline:.4g} for one answer to all"
+    before = metrics.get(f"uncalibrated_{name}")
+    if before is not None:
+        line += f"; {before:.4g} before calibration"
+    return line
