@@ -40,7 +40,7 @@ def ended_alone(stage, view):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = _print_warning
-        status, _, err = ended(start_stage, stage.main, view)
+        status, _, err = ended(start_stage, stage.main, view, "a stage")
     return status, err
 
 

@@ -112,7 +112,7 @@ def disturbed(stage, disturb, *, early=False):
             disturb()
 
     main.__module__ = module.__name__
-    return ended(start_stage, main, view)
+    return ended(start_stage, main, view, "a stage")
 
 
 def written(stage):
@@ -174,7 +174,7 @@ def test_a_training_whose_parameters_changed_meanwhile_goes_on_from_its_last_epo
     workspace.change(train={"epochs": 2})
     steps = []
     monkeypatch.setattr(training.Progress, "on_step_end", lambda *_, **__: steps.append(1))
-    status, _, text = ended(start_stage, TRAIN[0].main, TRAIN[1])
+    status, _, text = ended(start_stage, TRAIN[0].main, TRAIN[1], "a stage")
     assert (status, steps) == (None, []), text
     assert written("train") == expected
     assert not checkpoints.exists()
@@ -183,7 +183,7 @@ def test_a_training_whose_parameters_changed_meanwhile_goes_on_from_its_last_epo
 def test_rows_and_models_that_are_not_those_of_the_tokens_are_refused(after):
     after()
     change_data_row("train")
-    status, _, text = ended(start_stage, TRAIN[0].main, TRAIN[1])
+    status, _, text = ended(start_stage, TRAIN[0].main, TRAIN[1], "a stage")
     assert (status, text.count("\n")) == (2, 1)
     assert text.startswith("data: glue: not what the stage tokenize has read; run dvc repro")
     assert artifacts.ADAPTER.exists()  # nothing has run, so nothing is removed
@@ -242,7 +242,7 @@ def test_the_comparison_takes_little_of_the_time_of_tokenize_on_300_000_rows(aft
     for name in ("values", "at_start", "at_end"):
         monkeypatch.setattr(inputs, name, timed(getattr(inputs, name), seconds))
     whole = []
-    assert ended(timed(start_stage, whole), tokenize.main, params.TokenizeView)[0] is None
+    assert ended(timed(start_stage, whole), tokenize.main, params.TokenizeView, "a stage")[0] is None
     said = f"compare inputs: {sum(seconds):.2f} of the {whole[0]:.0f} s of processor time of tokenize on 300,000 rows"
     record_property("measured", said)
     assert sum(seconds) < 0.02 * whole[0]

@@ -322,7 +322,7 @@ def test_a_full_disk_ends_a_stage_in_one_line_with_its_outputs_as_they_were(afte
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes of a file, as if no more were left
     try:
         with pytest.raises(SystemExit) as end:
-            start_stage(stage[0].main, stage[1])
+            start_stage(stage[0].main, stage[1], "a stage")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     (line,) = capsys.readouterr().err.splitlines()
