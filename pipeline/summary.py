@@ -110,7 +110,7 @@ def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> I
     silent = list(classes["class"][is_silent])
     if silent:
         more = " and others" if len(silent) > FEW else ""
-        yield "never said", f"{', '.join(silent[:FEW])}{more}, but test has such texts"
+        yield "unpredicted", f"{', '.join(silent[:FEW])}{more}, but test has such texts"
     of_adapter = f"{metrics['adapter_trained']:,} of the adapter"
     of_head = f"{metrics['head_parameters']:,} of the head"
     yield "parameters", f"{of_adapter} and {of_head} trained, {metrics['base_parameters']:,} frozen"
@@ -119,7 +119,7 @@ def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> I
     yield "training", f"{steps}, {metrics['read']:,} examples read"
     if metrics["start_batches"]:
         batches = f"{metrics['start_batches']:,} batches"
-        yield "its start", f"{batches}, {metrics['start_read']:,} examples read"
+        yield "init", f"{batches}, {metrics['start_read']:,} examples read"
     if 0 < metrics["steps"] < SHORT:
         yield "", _advice(params.train)
 
@@ -149,7 +149,7 @@ def _next(params: Params, row: DatasetEntry) -> Iterator[Line]:
     yield "", ""
     yield "Git", "shows dvc.lock and reports/ as modified, because they are now those of this run."
     yield "to keep", f'git commit -am "Train {params.adapter} on {params.data}"'
-    yield "to go back", "make undo"
+    yield "to discard", "make undo"
 
 
 def _edits() -> list[str]:

@@ -129,7 +129,7 @@ def write_reports(rows: Sequence[Row], sizes: Sequence[int]) -> None:
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics, SHOWN_METRICS)
     artifacts.write_csv(artifacts.FACTORIZE_START, COLUMNS, rows)
     if rows:
-        console.table("share of the energy that the start captures", COLUMNS, rows[:SHOWN])
+        console.table("share of the energy that the initialization captures", COLUMNS, rows[:SHOWN])
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def print_splits(
     console.table(title, ("split", "rows", "p50", "p95", "truncated"), rows)
     counted = [f"{count} {reason}" for reason, count in left_out.items()]
     reasons = ", ".join(counted)
-    console.line(f"rows left out: {reasons}; of duplicates {conflicting} with another label than the row kept")
+    console.line(f"rows left out: {reasons}; duplicates with a conflicting label: {conflicting}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Description(Part, ABC):
     """Words and files about a task."""
 
     hub_task = "text-classification"  # name of the task on a model card
-    baseline = "for one answer to all"  # names of the baselines in the run summary
+    baseline = "for the constant baseline"  # names of the baselines in the run summary
     baseline_name = "the constant baseline"  # where a difference from it is given
     first_change = "train.extend_epochs=auto"  # suggested change of params.yaml for a first training run
     sections: ClassVar[tuple[str, ...]] = ()  # additional sections of params.yaml on which training depends

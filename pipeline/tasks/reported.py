@@ -78,7 +78,7 @@ def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:
     line = f"{metrics[name]:.4g}, 95 % interval {low:.4g} to {high:.4g}"
     baseline = metrics.get(f"{name}_baseline")
     if baseline is not None:
-        line += f"; {baseline:.4g} for one answer to all"
+        line += f"; {baseline:.4g} for the constant baseline"
     before = metrics.get(f"uncalibrated_{name}")
     if before is not None:
         line += f"; {before:.4g} before calibration"

@@ -61,16 +61,16 @@ def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out(monkeypat
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 0, "start_read": 0})
     output = said(main)
     assert "\n            This is a short run: below 200 steps, " in output
-    assert "its start" not in output
+    assert "init  " not in output
     monkeypatch.setenv("DVC_ROOT", str(tmp_path.parent))
     assert "predict" in output
     assert "predict" not in said(main)  # nothing is next in a temporary copy
 
 
 def test_a_class_that_no_answer_names_is_said():
-    assert "never said" not in said(main)
+    assert "unpredicted" not in said(main)
     classes(negative=(0.0, 0), positive=(0.66, 100))
-    assert "\nnever said  negative, but test has such texts\n" in said(main)
+    assert "\nunpredicted negative, but test has such texts\n" in said(main)
     classes(**{f"class{number}": (0.5, 9) for number in range(11)})
     assert "by class" not in said(main)
 

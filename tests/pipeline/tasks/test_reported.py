@@ -45,7 +45,7 @@ def test_errors_of_a_number_are_in_its_units_beside_those_of_the_best_constant()
         best = min(score(labels, np.full(90, constant)) for constant in constants)
         assert found[f"{name}_baseline"] == pytest.approx(best, abs=1e-5)
     lines = dict(reported.describe(found))
-    assert lines["mae"].endswith(f"; {found['mae_baseline']:.4g} for one answer to all")
+    assert lines["mae"].endswith(f"; {found['mae_baseline']:.4g} for the constant baseline")
 
 
 def test_areas_of_two_classes_are_those_of_the_second_also_where_scores_are_equal():
