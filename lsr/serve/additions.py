@@ -117,8 +117,9 @@ def _text_columns(header: Sequence[str], columns: Sequence[str], path: Path) -> 
 
 def _describe(name: str, fit: Fit, count: int) -> str:
     """Describe a fit in one line: its cross-validated accuracy, compared with the group's rows."""
-    low, high = fit.interval
-    fitted = f"{100 * fit.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    chosen = fit.chosen
+    low, high = chosen.interval
+    fitted = f"{100 * chosen.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     of_group = f"{100 * fit.group_accuracy:.1f} %"
-    chosen = "the fit answers" if fit.is_better else "not better, so the rows of its group answer"
-    return f"{name}: {count} texts, accuracy by cross-validation {fitted}, of its group {of_group}: {chosen}"
+    answers = "the fit answers" if chosen.is_better else "not better, so the rows of its group answer"
+    return f"{name}: {count} texts, accuracy by cross-validation {fitted}, of its group {of_group}: {answers}"

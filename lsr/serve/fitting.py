@@ -6,7 +6,7 @@ The rows of the head are those of the tenant's group plus a deviation, which sta
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,16 +32,21 @@ CONFIDENCE = 0.95
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A tenant's fitted head, with its cross-validated accuracy."""
+class Chosen(NamedTuple):
+    """The regularization that cross-validation chooses, and what it says of the fit."""
 
-    contents: Contents  # the group's own rows, where the fit is not better
-    is_better: bool  # whether its log loss is lower than the group's by more than the standard error
-    strength: float  # strength of the regularization
-    accuracy: float  # accuracy of the fit on held-out texts
-    interval: tuple[float, float]  # Wilson's interval of `accuracy`
-    group_accuracy: float  # accuracy of the group's rows on the same texts
+    strength: float
+    is_better: bool  # than the group's rows
+    accuracy: float  # on texts that the fit has not seen
+    interval: tuple[float, float]  # of `accuracy`, by Wilson's method
+
+
+class Fit(NamedTuple):
+    """A tenant's fitted head."""
+
+    contents: Contents  # with the group's own rows where the fit is not better
+    chosen: Chosen
+    group_accuracy: float  # of the group's rows on the same texts
 
 
 class Example(NamedTuple):
@@ -61,38 +66,68 @@ def fit_tenant(passes: BatchRunner, name: str, examples: Sequence[Example], labe
         InputError: if there are too few texts, of two labels at least, a label is not among `labels`, or no tenant of
             the bank has these labels.
     """
-    bank = passes.bank
-    given = sorted({example.label for example in examples})
-    if len(examples) < MIN_TEXTS or len(given) < 2:
-        present = f"got {len(examples)} of {len(given)}"
-        raise InputError(f"needed: at least {MIN_TEXTS} texts, of two different labels; {present}")
-    if labels is None:
-        labels = labels_of(bank, name) if name in bank.names else given
-    if labels is None:
-        raise InputError(f"{name}: predicts a number; only classes are fitted")
+    labels = _choose_labels(passes.bank, name, examples, labels)
     targets = _number_labels(examples, labels)
-    group = make_member(bank, name, tuple(labels))
+    group = make_member(passes.bank, name, tuple(labels))
     features = read_features(passes, group, name, [example.text for example in examples])
     start = rows_of(group, features.shape[1])
-    folds = assign_folds(targets)
-    losses, correct = cross_validate(features, targets, start, folds)
+    chosen = choose_strength(features, targets, start)
+    rows = start
+    if chosen.is_better:
+        rows = fit_rows(features, targets, start, chosen.strength)
+    return Fit(with_rows(group, rows), chosen, score_group(features, targets, start))
+
+
+def choose_strength(features: Array, targets: Array, start: Array) -> Chosen:
+    """Return the strength with the least log loss by cross-validation, and whether that beats the group's rows.
+
+    It does if the log loss is lower by more than its standard error: the least of several is too low by chance.
+    """
+    losses, correct = cross_validate(features, targets, start, assign_folds(targets))
     best = int(losses.mean(axis=1).argmin())
-    by_group = -_log_probabilities(features, start)[np.arange(len(targets)), targets]
-    gain = by_group - losses[best]
-    is_better = bool(gain.mean() > stats.sem(gain))
-    strength = float(STRENGTHS[best])
-    rows = fit_rows(features, targets, start, strength) if is_better else start
-    guessed = (with_ones(features) @ start.T).argmax(axis=1)
+    count = len(targets)
+    of_group = -_log_probabilities(features, start)[np.arange(count), targets]
+    gain = of_group - losses[best]
     hits = int(correct[best].sum())
-    interval = stats.binomtest(hits, len(targets)).proportion_ci(CONFIDENCE, "wilson")
-    return Fit(
-        contents=with_rows(group, rows),
-        is_better=is_better,
-        strength=strength,
-        accuracy=hits / len(targets),
+    interval = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, "wilson")
+    return Chosen(
+        strength=float(STRENGTHS[best]),
+        is_better=bool(gain.mean() > stats.sem(gain)),
+        accuracy=hits / count,
         interval=(float(interval.low), float(interval.high)),
-        group_accuracy=float((guessed == targets).mean()),
     )
+
+
+def score_group(features: Array, targets: Array, rows: Array) -> float:
+    """Return the accuracy of these rows of a head."""
+    logits = with_ones(features) @ rows.T
+    is_right = logits.argmax(axis=1) == targets
+    return float(is_right.mean())
+
+
+def _choose_labels(
+    bank: AdapterBank,
+    name: str,
+    examples: Sequence[Example],
+    labels: Sequence[str] | None,
+) -> Sequence[str]:
+    """Return the labels that a tenant may answer with.
+
+    Raises:
+        InputError: if there are too few texts, of two labels at least, or the tenant predicts a number.
+    """
+    given = sorted({example.label for example in examples})
+    if len(examples) < MIN_TEXTS or len(given) < 2:
+        found = f"got {len(examples)} of {len(given)}"
+        raise InputError(f"needed: at least {MIN_TEXTS} texts, of two different labels; {found}")
+    if labels is not None:
+        return labels
+    if name not in bank.names:
+        return given
+    own = labels_of(bank, name)
+    if own is None:
+        raise InputError(f"{name}: predicts a number; only classes are fitted")
+    return own
 
 
 def _number_labels(examples: Sequence[Example], labels: Sequence[str]) -> Array:

@@ -172,11 +172,11 @@ def test_a_few_labels_teach_a_question_that_differs_and_leave_a_group_that_is_ri
     states = states[is_clear]
     examples = [Example(text, answer) for text, answer in zip(texts, answers, strict=True)]
     fit = fit_tenant(passes, "later", examples)
-    assert fit.is_better
-    assert fit.accuracy > 0.7 > fit.group_accuracy
-    hits = round(fit.accuracy * len(texts))
+    assert fit.chosen.is_better
+    assert fit.chosen.accuracy > 0.7 > fit.group_accuracy
+    hits = round(fit.chosen.accuracy * len(texts))
     interval = stats.binomtest(hits, len(texts)).proportion_ci(0.95, "wilson")
-    assert fit.interval == (interval.low, interval.high)
+    assert fit.chosen.interval == (interval.low, interval.high)
     passes.bank.add("later", fit.contents)
     weight = next(value for key, value in fit.contents.heads.items() if key.endswith(".weight"))
     bias = next((value for key, value in fit.contents.heads.items() if key.endswith(".bias")), torch.zeros(2))
@@ -191,7 +191,7 @@ def test_a_few_labels_teach_a_question_that_differs_and_leave_a_group_that_is_ri
     random = np.random.default_rng(5)
     drawn = [labels[int(random.random() < share)] for share in _shares(group)[:, 1]]
     kept = fit_tenant(passes, "alike", [Example(text, answer) for text, answer in zip(TEXTS, drawn, strict=True)])
-    assert not kept.is_better
+    assert not kept.chosen.is_better
     for key, value in make_member(passes.bank, "alike", labels).heads.items():
         assert_close(kept.contents.heads[key], value)
 
