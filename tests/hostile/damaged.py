@@ -263,17 +263,17 @@ DAMAGES = {
     ),
     "a start by data that are not here": Damage(config(init_lora_weights="corda"), ("init_lora_weights",), LORA, ROUND),
     "layers again and again": Damage(config(layer_replication=[[0, 10**9]]), "layer_replication", LORA, ROUND),
-    "a rank of zero": Damage(config(r=0), ("`r` should be", "configuration says 0"), LORA, ROUND),
+    "a rank of zero": Damage(config(r=0), ("`r` should be", "configuration has 0"), LORA, ROUND),
     # Tensors that are rounded
-    "no index": Damage(no_index, "it has no index of uint8", ROUNDED_ONE),
+    "no index": Damage(no_index, "it has no uint8 index", ROUNDED_ONE),
     "an unknown kind": Damage(index(["3bit", {"a": {"b": ["bool", 9]}}]), "['bool', 9] is not one of", ROUNDED_ONE),
-    "counters that are not there": Damage(index(["3bit", {"a": ["int64", 5]}]), "the index says", ROUNDED_ONE),
+    "counters that are not there": Damage(index(["3bit", {"a": ["int64", 5]}]), "the index has", ROUNDED_ONE),
     "a broken index": Damage(rounded("index", lambda value: value.flip(0)), "index is broken", ROUNDED_ONE),
     "a bomb": Damage(index(b" " * 9_000_000), "index is broken: cut off, or over 1,000,000", ROUNDED_ONE),
     "a deep index": Damage(index(b'["3bit",' + b'{"a":' * 100_000), "index is broken", ROUNDED_ONE),
     "an index of more": Damage(index(["3bit", {"a": ["values", 10**15]}]), "but the index has", ROUNDED_ONE),
     "an unknown precision": Damage(index(["7bit", {}]), "the precision must be one of", ROUNDED_ONE),
-    "fewer values": Damage(rounded("values", lambda value: value[:-1].clone()), "the index says", ROUNDED_ONE),
+    "fewer values": Damage(rounded("values", lambda value: value[:-1].clone()), "the index has", ROUNDED_ONE),
     "rounded and cut off": Damage(cut(ROUNDED, 200), f"{ROUNDED}: corrupt or cut off", ROUNDED_ONE),
 }
 
