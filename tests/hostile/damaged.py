@@ -184,7 +184,7 @@ DAMAGES = {
         }.items()
     },
     "an unknown word": Damage(config(train="cores"), "train must be one of ['factors', 'core', 'all'], got 'cores'"),
-    "frames elsewhere": Damage(config(frames="./other"), "adapters on the frames of others are no longer read"),
+    "frames elsewhere": Damage(config(frames="./other"), "of an early adapter is not supported"),
     "no shapes": Damage(config(resolved=None), "resolved: the configuration does not contain the shapes"),
     "shapes of another type": Damage(config(resolved="a\nb"), "resolved: not the layer shapes of a saved adapter"),
     "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must hold as many sizes as rank_shape"),
@@ -213,7 +213,7 @@ DAMAGES = {
     "half a character of a name": Damage(config(base_model_name_or_path="\ud800"), "contains a lone surrogate", BOTH),
     "half a character": Damage(task(labels=["a", "\ud800"]), "lone surrogate", unseen=NO_TASK),
     "more labels": Damage(
-        task(labels=["a", "b", "c"]), ("label", "says a b c"), unseen=(*NO_TASK, *NO_HEADS, "export")
+        task(labels=["a", "b", "c"]), ("label", "predicts a b c"), unseen=(*NO_TASK, *NO_HEADS, "export")
     ),
     # What a task may hold is bounded, as each answer repeats the names of labels
     **{
