@@ -278,7 +278,7 @@ def part_of(task: Task, features: Tensor, examples: Dataset) -> Part:
         features.numpy(),
         outcome.labels,
         outcome.groups,
-        task.scoring.rows_of_parts(outcome),
+        task.facts.rows_of_parts(len(outcome.labels), outcome.groups),
     )
 
 
@@ -333,9 +333,9 @@ def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[s
 def _sample(task: Task, examples: Dataset, count: int) -> list[int]:
     """Draw the positions of a limited sample of examples, per tenant if there are tenants."""
     labels = tokens.labels_of(examples)
-    whole = Outcome(torch.empty(len(labels), 0), labels, tokens.groups_of(examples))
+    parts = task.facts.rows_of_parts(len(labels), tokens.groups_of(examples))
     drawn = list[int]()
-    for rows in task.scoring.rows_of_parts(whole).values():
+    for rows in parts.values():
         order = np.random.default_rng(0).permutation(rows)
         drawn += order[:count].tolist()
     return sorted(drawn)

@@ -103,7 +103,7 @@ def _read(
     for split, examples in splits.items():
         features = evaluation.outputs(task.head, model, examples, collate, at_once)
         outcome = evaluation.outcome(features, examples)
-        parts[split] = Read(outcome, task.scoring.rows_of_parts(outcome))
+        parts[split] = Read(outcome, task.facts.rows_of_parts(len(outcome.labels), outcome.groups))
     return parts
 
 

@@ -237,16 +237,6 @@ class CompletionScoring(Scoring):
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
 
-    def predict_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return each metric for each text, by name of the metric."""
-        texts = cast("Written", outcome).texts
-        return {name: compare(name, texts, outcome.labels) for name in self.row.metrics}
-
-    def baseline_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return each metric for each text that the base model generates without the adapter."""
-        texts = cast("Written", outcome).base_texts
-        return {name: compare(name, texts, outcome.labels) for name in self.row.metrics}
-
     def losses(self, outcome: Outcome) -> tuple[float, float]:
         base = cast("Written", outcome).base_outputs
         assert base is not None

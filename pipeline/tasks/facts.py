@@ -6,13 +6,14 @@ Only thresholds and temperatures come later, from the stage train.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from pipeline.core import artifacts
 from pipeline.params.sources import Row
 
+Numbers = np.ndarray[Any, Any]
 FILE = "facts.json"  # next to the tokens; there is none where nothing was found
 
 
@@ -32,6 +33,24 @@ class Facts(Row):
     thresholds: tuple[float, ...] | None = None
     # Temperature of all outputs, or of each label or tenant; the stage train fits them.
     temperatures: tuple[float, ...] | None = None
+
+    def rows_of_parts(self, count: int, tenants: Numbers | None) -> dict[str, Numbers]:
+        """Return the positions of the examples of each separately scored part: a tenant that has some, or all.
+
+        `count` is the number of examples, and `tenants` has the tenant's number for each, if there are tenants.
+        """
+        if not self.tenants:
+            return {"all": np.arange(count)}
+        assert tenants is not None
+        names = list(self.tenants)
+        order = np.argsort(tenants, kind="stable")
+        changes = np.diff(tenants[order])
+        first = 1 + np.flatnonzero(changes)
+        parts = dict[str, Numbers]()
+        for rows in np.split(order, first):
+            name = names[int(tenants[rows[0]])]
+            parts[name] = rows
+        return parts
 
     def with_counts(self, tenants: Sequence[int]) -> Self:
         """Return a copy with the number of examples per tenant; `tenants` has the tenant's number for each example."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.tasks import scores
-from pipeline.tasks.scoring import OfPart, Scoring, collect_predictions
+from pipeline.tasks.completion import Written, compare
+from pipeline.tasks.scoring import OfPart, Scoring, best_constants, collect_predictions
 from pipeline.tasks.task import Numbers, Outcome, Scores
 
 CONSTANT = "baseline"  # the baselines, as in names of metrics
@@ -33,7 +34,7 @@ def over_constant(scoring: Scoring, outcome: Outcome, resamples: int) -> Scores:
     """Return each metric's difference vs. the constant baseline: `NAME_over_baseline`, with `_low` and `_high`."""
     each = list[ByMetric]()
     for part in scoring.of_parts(outcome):
-        baseline = part.scoring.baseline_by_metric(part.outcome)
+        baseline = _find_baselines(part.scoring, part.outcome)
         each.append(_differences(part, baseline, resamples))
     return _by_name(CONSTANT, each)
 
@@ -54,7 +55,7 @@ def over_regression(
     parts = scoring.of_parts(outcome)
     rivals = regression.of_parts(of_regression)
     for part, rival in zip(parts, rivals, strict=True):
-        baseline = rival.scoring.predict_by_metric(rival.outcome)
+        baseline = _predict(rival.scoring, rival.outcome)
         each.append(_differences(part, baseline, resamples))
     for name in each[0]:
         of_parts = [differences[name].baseline for differences in each]
@@ -63,11 +64,27 @@ def over_regression(
     return known | _by_name(REGRESSION, each)
 
 
+def _predict(scoring: Scoring, outcome: Outcome) -> dict[str, Numbers]:
+    """Return the predictions that each metric scores; of texts, each metric of each text."""
+    metrics = scoring.row.metrics
+    if isinstance(outcome, Written):
+        return {name: compare(name, outcome.texts, outcome.labels) for name in metrics}
+    return dict.fromkeys(metrics, scoring.predict(outcome))
+
+
+def _find_baselines(scoring: Scoring, outcome: Outcome) -> dict[str, Numbers]:
+    """Return the best constant prediction for each metric; of texts, each metric of what the base model generates."""
+    if isinstance(outcome, Written):
+        return {name: compare(name, outcome.base_texts, outcome.labels) for name in scoring.row.metrics}
+    _, labels, groups = collect_predictions(scoring, outcome)
+    return best_constants(scoring, labels, groups)
+
+
 def _differences(part: OfPart, baseline: Mapping[str, Numbers], resamples: int) -> ByMetric:
     """Return the difference of each metric of a part vs. a baseline's predictions."""
     _, labels, groups = collect_predictions(part.scoring, part.outcome)
     differences = ByMetric()
-    for name, predicted in part.scoring.predict_by_metric(part.outcome).items():
+    for name, predicted in _predict(part.scoring, part.outcome).items():
         other = baseline[name]
         own_scores = scores.score([name], predicted, labels, groups)
         other_scores = scores.score([name], other, labels, groups)

@@ -97,22 +97,10 @@ class Scoring(Part, ABC):
         metrics["examples"] = len(labels)
         return metrics
 
-    def rows_of_parts(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return the positions of the examples of each separately scored part: a tenant, or all."""
-        return {"all": np.arange(len(outcome.labels))}
-
     def of_parts(self, outcome: Outcome) -> list[OfPart]:
         """Return the examples of each separately scored part."""
-        return [OfPart(name, self, rows, outcome) for name, rows in self.rows_of_parts(outcome).items()]
-
-    def predict_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return the predictions by the name of the metric that scores them."""
-        return dict.fromkeys(self.row.metrics, self.predict(outcome))
-
-    def baseline_by_metric(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return the best constant predictions by the name of the metric for which they are best."""
-        _, labels, groups = collect_predictions(self, outcome)
-        return best_constants(self, labels, groups)
+        parts = self.facts.rows_of_parts(len(outcome.labels), outcome.groups)
+        return [OfPart(name, self, rows, outcome) for name, rows in parts.items()]
 
     def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
         """Return the metrics of all examples, and of each separately scored part."""

@@ -278,23 +278,10 @@ class TenantsScoring(Scoring):
         whole, _ = self.parts(outcome, resamples)
         return whole
 
-    def rows_of_parts(self, outcome: Outcome) -> dict[str, Numbers]:
-        """Return the positions of each tenant's examples by name; tenants without any are left out."""
-        assert outcome.groups is not None
-        names = list(tenants_of(self.facts))
-        order = np.argsort(outcome.groups, kind="stable")
-        changes = np.diff(outcome.groups[order])
-        first = 1 + np.flatnonzero(changes)
-        parts = dict[str, Numbers]()
-        for rows in np.split(order, first):
-            name = names[int(outcome.groups[rows[0]])]
-            parts[name] = rows
-        return parts
-
     def of_parts(self, outcome: Outcome) -> list[OfPart]:
         """Return each tenant's examples as a data set of its own; tenants without any are left out."""
         parts = list[OfPart]()
-        for name, rows in self.rows_of_parts(outcome).items():
+        for name, rows in self.facts.rows_of_parts(len(outcome.labels), outcome.groups).items():
             tenant = self.facts.tenants[name]
             width = Head.width(tenant.labels)
             outputs = outcome.outputs[rows][:, :width]

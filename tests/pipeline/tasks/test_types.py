@@ -356,7 +356,8 @@ def test_the_table_has_the_labels_of_the_file_and_the_likeliest_answers(answered
 def test_answers_are_printed_with_their_probabilities(answered):
     task_type = tasks.kinds()[answered.task.type.kind]
     for part, names in zip(answered.parts, answered.reference.names_of_parts, strict=True):
-        printed = task_type.description.to_columns(part.outputs, names, THRESHOLDS)
+        thresholds = answered.task.facts.thresholds or ()
+        printed = task_type.description.to_columns(part.outputs, names, thresholds)
         expected = answered.reference.printed(part, names)
         assert list(printed) == list(expected)
         for column, values in expected.items():
