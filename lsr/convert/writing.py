@@ -60,10 +60,12 @@ def write(
     existing folder is replaced; `check_output` checks before whether it may be.
 
     Raises:
-        InputError: if the method or the precision is unknown, or cannot represent a value.
+        InputError: if the method or the precision is unknown or cannot represent a value, or no layer is adapted.
     """
     if method not in (LSR, LORA):
         raise InputError(f"method must be {LSR} or {LORA}, got {method!r}")
+    if not contents.updates:
+        raise InputError(f"{contents.source}: is a head alone, which adapts no layer; needed for {method}: an update")
     as_files = _as_lsr if method == LSR else _as_lora
     fields, tensors = as_files(contents)
     tokenizer = [] if with_tokenizer_of is None else tokenizer_files(with_tokenizer_of)

@@ -172,7 +172,7 @@ def on_plain_base(shared_adapter: Files | None, own: Contents) -> Contents:
     if shared_adapter is None:
         endings = [ending.removeprefix(".") for ending in own.endings]
         return replace(own, endings=tuple(endings))
-    shared = read_contents(shared_adapter, with_biases=True, head_alone=True)
+    shared = read_contents(shared_adapter, with_biases=True)
     updates = dict(shared.updates)
     for name, update in own.updates.items():
         if name in updates:

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
@@ -19,6 +20,7 @@ from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.tiny.models import tiny, tokens
 from tests.tiny.subjects import BASES
+from tests.tiny.training import stir
 
 NAMES = ["b", "__base__", "c", "a", "b"]
 
@@ -229,3 +231,20 @@ def test_weights_that_overflow_are_refused_and_replace_nothing(layer, bank, tmp_
     for name, replace in (("new", False), ("a", True)):
         refused(bank.add, name, folder, replace=replace, says=says)
     assert torch.equal(asked(bank, NAMES), before)
+
+
+def test_a_head_alone_answers_as_peft_does_and_is_no_lora(tmp_path):
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        target_modules=DUMMY_TARGET_MODULES,
+        modules_to_save=["classifier"],
+    )
+    model = stir(get_peft_model(tiny("bert"), config), seed=4).eval()
+    model.save_pretrained(str(tmp_path / "head"), save_embedding_layers=False)
+    with torch.no_grad():
+        expected = model(**tokens(2)).logits
+    bank = AdapterBank(tiny("bert"))
+    bank.add("head", tmp_path / "head")
+    assert_close(asked(bank, ["head", "head"]), expected)
+    refused(bank.write, "head", tmp_path / "out", says="head: is a head alone, which adapts no layer")
+    assert not (tmp_path / "out").exists()
