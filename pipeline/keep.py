@@ -138,7 +138,7 @@ def _check_evaluated() -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if run.returncode:
         reason = run.stderr.strip().removeprefix("ERROR: ")
-        raise UserError(f"dvc status: {reason}")
+        raise UserError(f"DVC: {reason}")
     changes = json.loads(run.stdout).get("evaluate", [])
     watched = {path.as_posix() for path in EVALUATED}
     for change in changes:

@@ -25,7 +25,7 @@ from pipeline.tasks import facts, reported
 from pipeline.tasks.description import Description, Line
 from pipeline.tasks.verdicts import verdicts
 
-WIDTH = 88  # characters
+WIDTH = 100  # characters
 INDENT = 12  # characters
 FEW = 3  # classes
 MAX_CLASSES = 10  # limit to the classes whose scores are shown one by one
@@ -98,10 +98,10 @@ def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> I
         high = metrics[f"{name}_high"]
         ends = "no interval: every resample scores the same"
         if low < high:
-            ends = f"95 % interval {low:.4g} to {high:.4g}"
+            ends = f"95 %: {low:.4g} to {high:.4g}"
         score = f"{metrics[name]:.4g}{description.of_class(name)}"
         baseline = metrics[f"{name}_baseline"]
-        yield name, f"{score}, {ends}; {baseline:.4g} {description.baseline}"
+        yield name, f"{score} ({ends}); {baseline:.4g} {description.baseline}"
     yield from verdicts(row.metrics[0], metrics, description)
     yield from reported.describe(metrics)
     yield from description.results(metrics, _table)
@@ -121,7 +121,7 @@ def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> I
         batches = f"{metrics['start_batches']:,} batches"
         yield "init", f"{batches}, {metrics['start_read']:,} examples read"
     if 0 < metrics["steps"] < SHORT:
-        yield "", _advice(params.train)
+        yield "short run", _advice(params.train)
 
 
 def _load_description(row: DatasetEntry) -> Description:
@@ -129,10 +129,9 @@ def _load_description(row: DatasetEntry) -> Description:
 
 
 def _advice(train: TrainParams) -> str:
-    more = ", or train.extend_epochs: auto," if train.extend_epochs == "none" else ""
+    more = "; try train.extend_epochs=auto" if train.extend_epochs == "none" else ""
     ended = ", unless train.patience ended it" if train.patience != "none" else ""
-    longer = f"below {SHORT} steps{ended}, more of train.epochs{more} often changes which method is best."
-    return f"This is a short run: {longer}"
+    return f"below {SHORT} steps{ended}, more epochs often change the ranking{more}"
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -107,13 +107,17 @@ def answer(asked: socket.socket) -> None:
 
 
 def run(words: list[str]) -> None:
-    """Do as `python -m MODULE` and `python FILE` do."""
+    """Do as `python -m MODULE`, `python FILE` and `python -`, with a program on standard input, do."""
     first, *words = [word for word in words if word != "-u"]
     if first == "-m":
         module, *words = words
         sys.path[:0] = [str(Path.cwd()), *_named_paths()]
         sys.argv = [module, *words]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif first == "-":
+        sys.path[:0] = [str(Path.cwd()), *_named_paths()]
+        sys.argv = [first, *words]
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})  # noqa: S102 as python does
     else:
         sys.path[:0] = [str(Path(first).parent.resolve()), *_named_paths()]
         sys.argv = [first, *words]

@@ -132,7 +132,7 @@ def test_the_first_stage_that_runs_names_all_mistakes_that_s_has_left_in_the_fil
     of_a_row = quick(restored, "dvc", "exp", "run", "-S", "data=rating", code=255)
     assert "\nparams.yaml: lora: r: must be a number, got 'one'" in of_a_row
     assert "\nparams.yaml: adapter: no such section; did you mean lora?" in of_a_row
-    assert "\nparams.yaml: data: no row 'rating'; did you mean ratings?" in of_a_row
+    assert "\nparams.yaml: data: no entry 'rating'; did you mean ratings?" in of_a_row
     assert "-S leaves params.yaml edited; to undo all edits of it: git checkout HEAD params.yaml" in of_a_row
     assert "Traceback" not in of_a_row
     assert ran(of_a_row) == ["tokenize"]
@@ -146,11 +146,11 @@ def test_a_temporary_copy_says_which_file_git_does_not_track(restored):
     add_row(restored, "data/datasets.yaml", "mine", files_row("data/mine.csv"))
     output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", "tokenize", code=255)
     assert (
-        "no row 'mine' in this temporary copy, which has only what Git tracks: run `git add data/datasets.yaml`"
+        "no entry 'mine' in this temporary copy, which has only what Git tracks: run `git add data/datasets.yaml`"
         in output
     )
     typo = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mime", "tokenize", code=255)
-    assert "no row 'mime'; rows: glue, ratings; python -m pipeline.add FILE makes one" in typo
+    assert "no entry 'mime'; entries: glue, ratings" in typo
     quick(restored, "git", "add", "data/datasets.yaml")
     output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", "tokenize", code=255)
     assert "mine: data/mine.csv: not found; " in output
@@ -185,7 +185,7 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     assert re.search(r"\nevaluate: \d+ seconds\n", stages)
     assert summary.count("\n") < 25
     assert all(len(line) <= 100 for line in summary.splitlines())
-    for said in ("accuracy    0.", "95 % interval", "18 optimizer steps, 260 examples read", "a short run"):
+    for said in ("accuracy    0.", "95 %: ", "18 optimizer steps, 260 examples read", "short run"):
         assert said in summary
 
     quick(restored, "dvc", "exp", "remove", "--all-commits")

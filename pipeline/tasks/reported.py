@@ -14,8 +14,9 @@ from pipeline.tasks.task import Numbers, Outcome, Scores, Task
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
-SHOWN = (*ERRORS, *AREAS, "ece", "brier")  # on the last screen
-WORDS = {"average_precision": "avg. prec."}  # of long names there
+LINES = {"errors": ERRORS, "areas": AREAS, "calibration": ("ece", "brier")}  # of the last screen, with their metrics
+NAMES = {"rmse": "RMSE", "mae": "MAE", "roc_auc": "ROC-AUC", "average_precision": "average precision"}
+OTHERS = {"{}_baseline": "constant", "uncalibrated_{}": "before"}  # other values of a metric, by key
 Line = tuple[str, str]
 
 
@@ -65,21 +66,20 @@ def _measure(names: Iterable[str], values: Numbers, labels: Numbers, resamples: 
 
 
 def describe(metrics: Mapping[str, Any]) -> Iterable[Line]:
-    """Yield a line for the last screen for each of these metrics, and for those of probabilities."""
-    for name in SHOWN:
-        if name in metrics:
-            word = WORDS.get(name, name)
-            yield word, _describe_metric(name, metrics)
+    """Yield a line for the last screen for each group of these metrics, and for those of probabilities."""
+    for word, names in LINES.items():
+        parts = [_describe_metric(name, metrics) for name in names if name in metrics]
+        if parts:
+            yield word, ", ".join(parts)
 
 
 def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:
+    """Return a metric with its 95 % interval and its other values, to three digits."""
     low = metrics[f"{name}_low"]
     high = metrics[f"{name}_high"]
-    line = f"{metrics[name]:.4g}, 95 % interval {low:.4g} to {high:.4g}"
-    baseline = metrics.get(f"{name}_baseline")
-    if baseline is not None:
-        line += f"; {baseline:.4g} for the constant baseline"
-    before = metrics.get(f"uncalibrated_{name}")
-    if before is not None:
-        line += f"; {before:.4g} before calibration"
-    return line
+    line = f"{NAMES.get(name, name)} {metrics[name]:.3g} ({low:.3g} to {high:.3g}"
+    for key, words in OTHERS.items():
+        value = metrics.get(key.format(name))
+        if value is not None:
+            line += f"; {words} {value:.3g}"
+    return f"{line})"

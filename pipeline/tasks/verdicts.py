@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pipeline.tasks.description import Description, Line
 
-REGRESSION = "a regression on the mean of the frozen model's states"
+REGRESSION = "a regression on the frozen model"
 
 
 class Difference(NamedTuple):
@@ -20,7 +20,7 @@ class Difference(NamedTuple):
         """The interval in words."""
         low = f"{self.low:.4g}"
         high = f"{self.high:.4g}"
-        return f"(95 % interval {low} to {high})"
+        return f"(95 %: {low} to {high})"
 
     def describe(self, baseline: str, score: str = "") -> str:
         """Return whether the difference is above 0, below 0 or neither, after the name of the baseline."""
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
             direction = "worse"
             by = -self.mean
         else:
-            difference = f"the difference is {self.mean:.4g}"
+            difference = f"difference {self.mean:.4g}"
             return f"not better than {baseline}{score}: {difference} {self.interval}"
         comma = "," if score else ""
         return f"{direction} than {baseline}{score}{comma} by {by:.4g} {self.interval}"
@@ -45,9 +45,7 @@ def verdicts(metric: str, metrics: Mapping[str, float], description: Description
     regression = _difference(f"{metric}_over_regression", metrics)
     if regression:
         score = metrics[f"{metric}_regression"]
-        examples = metrics["regression_examples"]
-        words = regression.describe(REGRESSION, f", {score:.4g}")
-        yield "regression", f"{words}; fitted to {examples:,} training examples"
+        yield "regression", regression.describe(REGRESSION, f", {score:.4g}")
 
 
 def _difference(key: str, metrics: Mapping[str, float]) -> Difference | None:

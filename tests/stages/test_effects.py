@@ -131,7 +131,7 @@ def test_examples_of_a_step_of_evaluation_are_as_many_as_its_batch_size(after):
             sizes.add(len(given[0]))
 
     for size in (128, 7):
-        workspace.change(evaluate={"batch_size": size})
+        workspace.change(evaluate={"batch_size": size, "regression_baseline": "none"})
         sizes.clear()
         hook = register_module_forward_pre_hook(note)
         run(EVALUATE)

@@ -41,7 +41,9 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize(("runtime", "tolerance"), [("onnx", 1e-4), ("onnx-int8", 0.05)])
 def test_a_server_answers_as_peft_does_alone(world, runtime, tolerance, tmp_path):
     folder, probabilities, asked = world
-    with started(folder / "graph", tmp_path / "log", "--runtime", runtime) as server:
+    with started(
+        folder / "graph", tmp_path / "log", "--runtime", runtime, is_new=True
+    ) as server:  # onnxruntime does not survive a fork
         address = f"http://127.0.0.1:{server.port}"
         answers = ask(posted(*(predict(name, *asked) for name in TENANTS)), address)
         alone = ask(posted(*(predict("bolt", text) for text in asked)), address)
@@ -61,7 +63,7 @@ def test_a_server_answers_as_peft_does_alone(world, runtime, tolerance, tmp_path
 def test_limits_are_those_of_a_bank_and_changes_are_refused_in_a_line(world, tmp_path, monkeypatch):
     monkeypatch.setenv("LSR_TOKEN", "secret")
     folder, *_ = world
-    with started(folder / "graph", tmp_path / "log", "--runtime", "onnx") as server:
+    with started(folder / "graph", tmp_path / "log", "--runtime", "onnx", is_new=True) as server:
         address = f"http://127.0.0.1:{server.port}"
 
         async def call(client):
@@ -118,7 +120,7 @@ def test_the_graphs_of_one_adapter_are_served_under_the_name_of_their_folder(tmp
     monkeypatch.chdir(tmp_path)
     model = save_bert(1, {"kind": "number", "columns": ["text"]})
     said(lsr, "export", "lora", "--base", "base", "--to", "onnx", "-o", "stars")
-    with started(tmp_path / "stars", tmp_path / "log", "--runtime", "onnx") as server:
+    with started(tmp_path / "stars", tmp_path / "log", "--runtime", "onnx", is_new=True) as server:
         (answer,) = ask(posted(predict("stars", "the cat sleeps")), f"http://127.0.0.1:{server.port}")
     encoded = AutoTokenizer.from_pretrained("base")("the cat sleeps", return_tensors="pt")
     with torch.no_grad():
