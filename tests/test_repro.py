@@ -158,6 +158,7 @@ def test_a_temporary_copy_says_which_file_git_does_not_track(restored):
     assert "DVC has removed" not in output
 
 
+@pytest.mark.nightly
 def test_a_queue_of_seeds_of_another_adapter_runs_without_tokenizing_again(restored):
     queued = quick(restored, "dvc", "exp", "run", "--queue", "-S", "seed=1,2", "-S", "adapter=lora", "-S", "lora.r=2")
     assert queued.count("Queued experiment") == 2
