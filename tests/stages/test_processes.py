@@ -178,7 +178,7 @@ DEATHS = {
     "half of an optimizer is written": ("torch", "save", 5),  # optimizer, schedule and random state of each epoch
     "a checkpoint is complete but not sealed": ("pipeline.training.checkpoints", "seal", 2),
     "the adapter is complete but aside": ("pathlib:Path", "replace", "adapter"),
-    "the curves are complete but aside": ("pathlib:Path", "replace", "curves"),
+    "a curve is complete but aside": ("pathlib:Path", "replace", "validation_loss.csv"),
 }
 
 
