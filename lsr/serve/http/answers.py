@@ -20,6 +20,7 @@ from lsr.serve.modules import Version
 SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: it takes about a millisecond
 MAX_ANSWER_BYTES = 4 << 20  # maximum size of the answers to a request
 MAX_COMPUTED_BYTES = 64 << 20  # maximum size of all larger answers that wait for a batch or are computed
+NOT_FINITE = "the answer is not finite: the weights of this adapter overflow"
 LONGEST_NUMBER = len("-2.2250738585072014e-308")
 SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
 HELD = Gauge("lsr_answer_bytes", "Most bytes of the large answers that wait for a batch or are computed")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from starlette.routing import Route
 from lsr.serve.completions import Wanted
 from lsr.serve.graph_bank import GraphBank
 from lsr.serve.http import openai, openai_forms
-from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, encode_response, longest_token, most_bytes
+from lsr.serve.http.answers import NOT_FINITE, SECONDS, Room, check_answers, encode_response, longest_token, most_bytes
 from lsr.serve.http.aside import Aside
-from lsr.serve.http.batches import BatchScheduler
+from lsr.serve.http.batches import BatchScheduler, answer_by_one_version
 from lsr.serve.http.openai_fields import FieldError
 from lsr.serve.http.questions import Question, check_body, check_token, read_json, read_question
 from lsr.serve.http.refusals import refusal
 from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
 from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, ReplacedError, Row
+from lsr.serve.passes import BatchRunner, Row
 from lsr.tuner.mistakes import InputError
 
 DESCRIPTION = Path(__file__).with_name("openapi.json")
@@ -54,25 +54,25 @@ class Service:
         """Answer a request: predictions for `texts`, or greedy completions of `prompts`."""
         with SECONDS.time():
             question = read_question(await read_json(request, self._aside), self.passes.max_new_tokens)
-            # Answers of one version of an adapter: if it is replaced before the last of them, all is read again.
-            while True:
-                version = self.bank.versions.get(question.adapter)
-                if version is None:
-                    raise _make_not_found_error(question.adapter)
-                with suppress(ReplacedError):
-                    return await self._answer_by(version, question)
+            find = partial(self._version, question.adapter)
+            return await answer_by_one_version(find, partial(self._answer_by, question))
 
-    async def _answer_by(self, version: Version, question: Question) -> Response:
+    def _version(self, adapter: str) -> Version:
+        version = self.bank.versions.get(adapter)
+        if version is None:
+            raise _make_not_found_error(adapter)
+        return version
+
+    async def _answer_by(self, question: Question, version: Version) -> Response:
         # Not in the event loop, which one long text would stop.
         rows, size = await asyncio.to_thread(self._rows, version, question)
         with self._answer_room.hold(size):
             results = await self.batches.answers(rows)
             finite = [result for result in results if result is not None]
             if len(finite) < len(results):
-                reason = "the answer is not finite: the weights of this adapter overflow"
-                raise HTTPException(422, f"{self.passes.field}[{results.index(None)}]: {reason}")
+                raise HTTPException(422, f"{self.passes.field}[{results.index(None)}]: {NOT_FINITE}")
             render = partial(encode_response, question.adapter, finite)
-            body = render() if size <= SMALL else await self._aside.run(render)
+            body = await self._aside.run_if_large(size, render)
         return Response(body, media_type="application/json")
 
     def _rows(self, version: Version, question: Question) -> tuple[list[Row], int]:

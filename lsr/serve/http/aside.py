@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from lsr.serve.http.answers import SMALL
 from lsr.serve.http.rests import REST, Rest
 
 
@@ -25,6 +26,10 @@ class Aside:
         self._sleep = sleep
         self._thread = ThreadPoolExecutor(1)
         self._rest = Rest(REST, now)
+
+    async def run_if_large(self, size: int, call: Callable[[], Any]) -> Any:
+        """Return the result of a call on this many bytes of JSON: made at once if they are few, or else by `run`."""
+        return call() if size <= SMALL else await self.run(call)
 
     async def run(self, call: Callable[[], Any]) -> Any:
         """Return the result of a call, made after earlier calls and a pause."""

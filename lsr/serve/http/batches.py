@@ -3,15 +3,18 @@
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import inf
 from typing import Any, NamedTuple
 
 from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from lsr.serve.http.rests import REST, Rest
+from lsr.serve.modules import Version
 from lsr.serve.passes import BatchRunner, ReplacedError, Result, Row
 
 WAITING = Gauge("lsr_waiting_rows", "Rows that wait for a batch")
@@ -31,6 +34,16 @@ class Waiting(NamedTuple):
 
     row: Row
     result: "asyncio.Future[Result]"
+
+
+async def answer_by_one_version(
+    find: Callable[[], Version],
+    answer: Callable[[Version], Awaitable[Response]],
+) -> Response:
+    """Answer a request by one version of its adapter: if it is replaced before the last row, all is read again."""
+    while True:
+        with suppress(ReplacedError):
+            return await answer(find())
 
 
 class BatchScheduler:

@@ -34,23 +34,27 @@ class PacedFlow(FlowControl):
     def pause_reading(self) -> None:
         """Pause until uvicorn resumes."""
         self.read_paused = True
-        self._transport.pause_reading()
+        self._update()
 
     def resume_reading(self) -> None:
         """Resume, now or after the rest."""
         self.read_paused = False
-        if not self._is_resting:
-            self._transport.resume_reading()
+        self._update()
 
     def rest(self) -> None:
         """Read nothing until the rest ends."""
         self._is_resting = True
-        self._transport.pause_reading()
+        self._update()
 
     def end_rest(self) -> None:
         """Read on, unless uvicorn has paused."""
         self._is_resting = False
-        if not self.read_paused:
+        self._update()
+
+    def _update(self) -> None:
+        if self.read_paused or self._is_resting:
+            self._transport.pause_reading()
+        else:
             self._transport.resume_reading()
 
 

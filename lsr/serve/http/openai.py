@@ -7,7 +7,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from functools import partial
 from logging import getLogger
 from typing import Any
@@ -19,21 +18,20 @@ from starlette.routing import Route
 
 from lsr.loading.prompts import NO_TEMPLATE
 from lsr.serve.completions import Completion
-from lsr.serve.http.answers import SECONDS, SMALL, Room, check_answers, json_bytes, most_bytes
+from lsr.serve.http.answers import NOT_FINITE, SECONDS, Room, check_answers, json_bytes, most_bytes
 from lsr.serve.http.aside import Aside
-from lsr.serve.http.batches import BatchScheduler
+from lsr.serve.http.batches import BatchScheduler, answer_by_one_version
 from lsr.serve.http.openai_fields import Asked, FieldError, read_chat, read_classify, read_completion
 from lsr.serve.http.openai_forms import Form, format_classes, format_error
 from lsr.serve.http.questions import check_token, read_json
 from lsr.serve.http.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
 from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, ReplacedError, Row
+from lsr.serve.passes import BatchRunner, Row
 
 PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
 MAX_HEAD = 512  # bytes of an answer, or of one of its choices, in addition to its texts and the name of the adapter
 LOG = getLogger("uvicorn.error")
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx passes each piece on
-NOT_FINITE = "the answer is not finite: the weights of this adapter overflow"
 UNREAD = "the answer is not read as fast as it is written"
 
 
@@ -95,10 +93,8 @@ class Endpoints:
 
     async def _write(self, request: Request, asked: Asked) -> Response:
         with SECONDS.time():
-            while True:
-                version = self._version(asked.model)
-                with suppress(ReplacedError):  # the adapter: all is read again
-                    return await self._write_by(request, version, asked)
+            find = partial(self._version, asked.model)
+            return await answer_by_one_version(find, partial(self._write_by, request, asked))
 
     def _version(self, model: str) -> Version:
         version = self._passes.bank.versions.get(model)
@@ -109,8 +105,8 @@ class Endpoints:
     async def _write_by(
         self,
         request: Request,
-        version: Version,
         asked: Asked,
+        version: Version,
     ) -> Response:
         rows, size = await asyncio.to_thread(self._rows, version, asked)
         if asked.is_streamed:
@@ -126,7 +122,7 @@ class Endpoints:
         def render() -> bytes:
             return json_bytes(content())
 
-        body = render() if size <= SMALL else await self._aside.run(render)
+        body = await self._aside.run_if_large(size, render)
         return Response(body, media_type="application/json")
 
     async def _answers(self, rows: list[Row], size: int) -> Any:
@@ -198,17 +194,15 @@ class Endpoints:
             raise HTTPException(400, "the base model of this bank writes: ask /v1/completions")
         with SECONDS.time():
             model, texts = read_classify(await read_json(request, self._aside))
-            while True:
-                version = self._version(model)
-                with suppress(ReplacedError):
-                    return await self._classify_by(request, version, model, texts)
+            find = partial(self._version, model)
+            return await answer_by_one_version(find, partial(self._classify_by, request, model, texts))
 
     async def _classify_by(
         self,
         request: Request,
-        version: Version,
         model: str,
         texts: list[Any],
+        version: Version,
     ) -> Response:
         each = most_bytes(version, 0, 0) + MAX_HEAD
         check_answers(len(texts), each, 0, 0)

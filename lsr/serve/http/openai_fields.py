@@ -79,7 +79,7 @@ def read_chat(content: Any, max_new_tokens: int) -> Asked:
     if not isinstance(messages, list) or not messages:
         raise FieldError("messages", "needed: a list of messages with role and content")
     if "max_tokens" in fields and "max_completion_tokens" in fields:
-        raise FieldError("max_tokens", "has no effect beside max_completion_tokens")
+        raise FieldError("max_tokens", "has no effect next to max_completion_tokens")
     name = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
     tokens = _read_tokens(fields, name, max_new_tokens, max_new_tokens)
     return _read_asked(fields, [messages], ["messages"], tokens)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from lsr.serve.http.answers import SMALL
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.bodies import MAX_JSON_BYTES, parse_json
 
@@ -45,7 +44,7 @@ async def read_json(request: Request, aside: Aside) -> Any:
     """Return the value of a request's JSON body; large bodies are parsed by `Aside`."""
     check_body(request, MAX_JSON_BYTES)
     body = await request.body()
-    return parse_json(body) if len(body) <= SMALL else await aside.run(partial(parse_json, body))
+    return await aside.run_if_large(len(body), partial(parse_json, body))
 
 
 def check_body(request: Request, most: int) -> None:

@@ -272,7 +272,7 @@ def without(field):
         (CHAT | {"messages": []}, "messages", "needed: a list of messages"),
         (CHAT | {"messages": [{"role": "tool", "content": "a"}]}, None, "messages: needed: a text, or a list"),
         (CHAT | {"model": "plain"}, "messages", "this adapter has no chat template: ask /v1/completions"),
-        (CHAT | {"max_tokens": 2, "max_completion_tokens": 2}, "max_tokens", "has no effect beside"),
+        (CHAT | {"max_tokens": 2, "max_completion_tokens": 2}, "max_tokens", "has no effect next to"),
         (CHAT | {"prompt": "a"}, "prompt", "has no effect here"),
     ],
 )
