@@ -32,6 +32,21 @@ def has_tenants(folder: Path) -> bool:
     return (folder / TENANTS).is_file()
 
 
+def has_graphs(folder: Path) -> bool:
+    """Return whether a folder has graphs instead of an adapter or a bank."""
+    return any((folder / graph).is_file() for graph in GRAPHS.values())
+
+
+def check_no_graphs(folder: Path) -> None:
+    """Check that a folder does not have graphs, which torch cannot run.
+
+    Raises:
+        GraphError: if it has; names the runtimes for graphs.
+    """
+    if has_graphs(folder):
+        raise GraphError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
+
+
 def check_files(folder: Path, runtime: str) -> None:
     """Check that a folder has the files that a runtime needs.
 

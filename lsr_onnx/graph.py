@@ -10,6 +10,7 @@ import numpy as np
 from lsr_onnx.mistakes import GraphError
 
 LOGITS = "logits"
+REMEDY = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"  # where a package is missing
 KINDS_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -28,8 +29,7 @@ class Graph:
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as state
         except ImportError:
-            remedy = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"
-            raise GraphError(f"{path}: needs onnxruntime, which is not installed; {remedy}") from None
+            raise GraphError(f"{path}: needs onnxruntime, which is not installed; {REMEDY}") from None
         self.path = path
         self._failures = tuple(
             kind for _, kind in inspect.getmembers(state, inspect.isclass) if issubclass(kind, Exception)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lsr.tuner.files import weights_of
-from lsr_onnx.folder import GRAPHS
+from lsr_onnx.folder import GRAPHS, has_graphs
 from pipeline import evaluation, previous, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> None:
         test = loaded.splits["test"]
         rows = []
         for folder in options.adapters:
-            if graphs.is_folder_of_graphs(folder):
+            if has_graphs(folder):
                 rows += _scores_of_graphs(folder, loaded.task, test, options)
             else:
                 scores = _scores(folder, loaded.task, test, options)

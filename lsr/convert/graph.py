@@ -25,7 +25,7 @@ from lsr.tuner.files import read_files
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import Fields
 from lsr_onnx.folder import FLOAT32, INT8
-from lsr_onnx.graph import LOGITS, Graph
+from lsr_onnx.graph import LOGITS, REMEDY, Graph
 from lsr_onnx.mistakes import GraphError
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -123,12 +123,11 @@ def check_installed() -> None:
     """Check that the packages of the extra `onnx` are installed.
 
     Raises:
-        InputError: if one is missing; if one is missing; if one is missing; names the extra.
+        InputError: if one is missing; names the extra.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        remedy = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"
-        raise InputError(f"{', '.join(missing)}: not installed; {remedy}")
+        raise InputError(f"{', '.join(missing)}: not installed; {REMEDY}")
 
 
 def check_exportable(task_type: str | None, task: Mapping[str, Any], folder: Path) -> None:

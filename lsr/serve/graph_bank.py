@@ -27,7 +27,7 @@ from lsr.serve.modules import Version
 from lsr.serve.stack import round_up
 from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr_onnx import folder as layout
-from lsr_onnx.folder import FLOAT32, GRAPHS, INT8, TASK, TENANTS, Tenant
+from lsr_onnx.folder import GRAPHS, INT8, TASK, TENANTS, Tenant
 from lsr_onnx.graph import KINDS_OF_TOKENS, Graph
 from lsr_onnx.mistakes import GraphError
 
@@ -160,8 +160,8 @@ def check_torch_serves(folder: Path) -> None:
     Raises:
         InputError: if it has; names the runtimes for graphs.
     """
-    if (folder / FLOAT32).is_file() or (folder / INT8).is_file():
-        raise InputError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
+    with wrap_graph_errors():
+        layout.check_no_graphs(folder)
 
 
 def _single_tenant(folder: Path, width: int) -> dict[str, Tenant]:

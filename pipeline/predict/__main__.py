@@ -12,7 +12,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from lsr_onnx.folder import GRAPHS
 from pipeline import previous
@@ -23,6 +25,7 @@ from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.predict import graphs, texts
 from pipeline.predict.abstention import Abstention, add_option
+from pipeline.predict.columns import columns_of
 from pipeline.predict.graphs import OpenedGraph
 from pipeline.predict.texts import STDIN
 from pipeline.tasks.task import Columns
@@ -141,7 +144,8 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
                 )
             else:
                 several = list(tenants.values()) if options.tenant is None else []
-                answers, cut = opened.answers(asked, table.index, several, advance)
+                outputs, cut = opened.outputs(pa.table(asked), table.index, advance)
+                answers = columns_of(np.asarray(outputs), asked, task, several)
             count += len(table)
             truncated += cut
             if not streams:

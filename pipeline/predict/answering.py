@@ -1,9 +1,9 @@
 """Open a trained adapter on its base model and run it over texts, for predictions and for scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,12 @@ from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
-from pipeline.predict.columns import columns_of_tenants, columns_of_texts
 from pipeline.predict.texts import check_finite, refuse_long_text
 from pipeline.tasks.completion import CompletionDescription
 from pipeline.tasks.completion import to_user_message as asked_of
 from pipeline.tasks.encoding import tokenize
 from pipeline.tasks.prompts import Prompts
-from pipeline.tasks.task import TENANT, Columns
+from pipeline.tasks.task import Columns
 
 
 class Opened:
@@ -102,20 +101,6 @@ class Opened:
         outputs = evaluation.outputs(head, self.model, Dataset(table), collate, self.batch_size, advance)
         check_finite(outputs.numpy(), rows, self.folder)
         return outputs, len(truncated)
-
-    def answers(
-        self,
-        asked: Mapping[str, list[Any]],
-        rows: Sequence[int],
-        tenants: Sequence[AdapterTask],
-        advance: Advance,
-    ) -> tuple[Columns, int]:
-        """Return the columns to print for texts, and how many were truncated; `tenants` has the task per tenant."""
-        outputs, truncated = self.outputs(pa.table(asked), rows, advance)
-        if not tenants:
-            return columns_of_texts(outputs.numpy(), self.task), truncated
-        tasks = [tenants[number] for number in asked[TENANT]]
-        return columns_of_tenants(outputs.numpy(), tasks), truncated
 
     def generate(
         self,

@@ -1,13 +1,26 @@
 """Convert outputs to columns to print, for one task or for tenants with different tasks."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.tasks.task import Columns
+from pipeline.tasks.task import TENANT, Columns
+
+
+def columns_of(
+    outputs: np.ndarray,
+    asked: Mapping[str, Sequence[Any]],
+    task: AdapterTask,
+    tenants: Sequence[AdapterTask],
+) -> Columns:
+    """Convert outputs (texts, ...) to columns to print, by the task of each text's tenant if there are `tenants`."""
+    if not tenants:
+        return columns_of_texts(outputs, task)
+    tasks = [tenants[number] for number in asked[TENANT]]
+    return columns_of_tenants(outputs, tasks)
 
 
 def columns_of_texts(outputs: np.ndarray, task: AdapterTask) -> Columns:

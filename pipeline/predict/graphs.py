@@ -4,9 +4,9 @@ ONNX Runtime, tokenizers and numpy start in a tenth of the time of torch.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,28 +20,15 @@ from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.methods.adapter_task import AdapterTask, tasks_of_infos
 from pipeline.params.mistakes import validate
-from pipeline.predict.columns import columns_of_tenants, columns_of_texts
 from pipeline.predict.texts import check_finite, refuse_long_text
 from pipeline.tasks.cells import TEXT_COLUMNS
 from pipeline.tasks.encoding import SHOWN
-from pipeline.tasks.task import TENANT, Columns
+from pipeline.tasks.task import TENANT
 
 TORCH = "torch"
 INT8 = "onnx-int8"
 MAX_NOTE_BYTES = 2**20
 MAX_LENGTH = 2**31  # tokens
-
-
-class Slice(NamedTuple):
-    """The outputs [first, end) of a tenant."""
-
-    first: int
-    end: int
-
-
-def is_folder_of_graphs(folder: Path) -> bool:
-    """Return whether a folder has graphs instead of an adapter."""
-    return any((folder / graph).is_file() for graph in GRAPHS.values())
 
 
 def check_runtime(folder: Path, runtime: str) -> None:
@@ -50,12 +37,11 @@ def check_runtime(folder: Path, runtime: str) -> None:
     Raises:
         UserError: if not; names the suitable runtime, or the missing file.
     """
-    if runtime == TORCH:
-        if is_folder_of_graphs(folder):
-            raise UserError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
-        return
     with as_user_error(GraphError):
-        layout.check_files(folder, runtime)
+        if runtime == TORCH:
+            layout.check_no_graphs(folder)
+        else:
+            layout.check_files(folder, runtime)
 
 
 def read_task(folder: Path) -> AdapterTask:
@@ -146,7 +132,7 @@ class OpenedGraph:
         with as_user_error(GraphError):
             self.graph = Graph(folder / GRAPHS[runtime])
             tenants = layout.read_tenants(folder) if layout.has_tenants(folder) else {}
-        self.slices = [Slice(tenant.first, tenant.end) for tenant in tenants.values()]
+        self.tenants = list(tenants.values())
         self._check_width()
         self.tokenizer = _open_tokenizer(folder / TOKENIZER, task.max_length)
 
@@ -167,7 +153,7 @@ class OpenedGraph:
         """
         columns = [texts[name].to_pylist() for name in TEXT_COLUMNS if name in texts.column_names]
         asked = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-        numbers = texts[TENANT].to_pylist() if self.slices else [0] * len(asked)
+        numbers = texts[TENANT].to_pylist() if self.tenants else [0] * len(asked)
         parts = []
         long_rows = []
         order = np.argsort([-_count_characters(text) for text in asked], kind="stable")
@@ -182,27 +168,13 @@ class OpenedGraph:
                 if tokens.overflowing:
                     long_rows.append(row)
             logits = self._run(encoded)
-            parts.append(self._of_tenants(logits, owners) if self.slices else logits)
+            parts.append(self._of_tenants(logits, owners) if self.tenants else logits)
             advance(len(batch))
         if long_rows and self.is_strict:
             refuse_long_text(min(long_rows), self.task.max_length)
         outputs = np.concatenate(parts)[order.argsort()]
         check_finite(outputs, rows, self.folder)
         return outputs, len(long_rows)
-
-    def answers(
-        self,
-        asked: Mapping[str, Sequence[Any]],
-        rows: Sequence[int],
-        tenants: Sequence[AdapterTask],
-        advance: Advance,
-    ) -> tuple[Columns, int]:
-        """Return the columns to print for texts, and how many were truncated; `tenants` has the task per tenant."""
-        outputs, truncated = self.outputs(pa.table(asked), rows, advance)
-        if not tenants:
-            return columns_of_texts(outputs, self.task), truncated
-        tasks = [tenants[number] for number in asked[TENANT]]
-        return columns_of_tenants(outputs, tasks), truncated
 
     def _run(self, encoded: Sequence[Any]) -> np.ndarray:
         tokens = {
@@ -215,17 +187,17 @@ class OpenedGraph:
 
     def _of_tenants(self, outputs: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         """Select the outputs of each row's tenant."""
-        longest = max(end - first for first, end in self.slices)
+        longest = max(tenant.end - tenant.first for tenant in self.tenants)
         own = np.zeros((len(outputs), longest), outputs.dtype)
         for row, number in enumerate(numbers):
-            first, end = self.slices[number]
+            first, end, _ = self.tenants[number]
             own[row, : end - first] = outputs[row, first:end]
         return own
 
     def _check_width(self) -> None:
         width = self.graph.width
-        if self.slices:
-            largest = max(end for _, end in self.slices)
+        if self.tenants:
+            largest = max(tenant.end for tenant in self.tenants)
             if largest > width:
                 raise UserError(f"{self.folder}: the graph has {width} outputs, but {TENANTS} names {largest}")
             return
