@@ -16,9 +16,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import DataCollatorWithPadding
 
 from pipeline import evaluation
 from pipeline.core import console
+from pipeline.core.console import Advance
 from pipeline.data import base_models, tokens
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
@@ -271,15 +273,26 @@ def predict(layers: Mapping[str, Linear], part: Part) -> Outcome:
     return Outcome(outputs, part.labels, part.groups)
 
 
-def part_of(task: Task, features: Tensor, examples: Dataset) -> Part:
-    """Return the features of the examples of a split with their labels."""
-    outcome = evaluation.outcome(features, examples)
-    return Part(
-        features.numpy(),
-        outcome.labels,
-        outcome.groups,
-        task.facts.rows_of_parts(len(outcome.labels), outcome.groups),
-    )
+def read_parts(
+    task: Task,
+    model: nn.Module,
+    splits: Mapping[str, Dataset],
+    collate: DataCollatorWithPadding,
+    batch_size: int,
+    advance: Advance = lambda count: None,
+) -> dict[str, Part]:
+    """Return the features of the examples of each split, which are the `logits` of a model, with their labels."""
+    parts = dict[str, Part]()
+    for split, examples in splits.items():
+        features = evaluation.outputs(task.head, model, examples, collate, batch_size, advance)
+        outcome = evaluation.outcome(features, examples)
+        parts[split] = Part(
+            features.numpy(),
+            outcome.labels,
+            outcome.groups,
+            task.facts.rows_of_parts(len(outcome.labels), outcome.groups),
+        )
+    return parts
 
 
 def can_fit(task: Task) -> bool:
@@ -315,19 +328,8 @@ def _read(view: EvaluateView, task: Task, count: int | Literal["all"]) -> dict[s
     collate = task.head.collator(tokenizer_of(base, view.base_model))
     model = Pooled(base.base_model, "mean").to(fastest())
     total = sum(map(len, splits.values()))
-    parts = {}
     with console.progress("evaluate, regression on the frozen encoder", total, "examples") as advance:
-        for split, examples in splits.items():
-            features = evaluation.outputs(
-                task.head,
-                model,
-                examples,
-                collate,
-                view.evaluate.batch_size,
-                advance,
-            )
-            parts[split] = part_of(task, features, examples)
-    return parts
+        return read_parts(task, model, splits, collate, view.evaluate.batch_size, advance)
 
 
 def _sample(task: Task, examples: Dataset, count: int) -> list[int]:

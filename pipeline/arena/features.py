@@ -5,8 +5,6 @@ There is no training loop, and nothing depends on a seed.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +15,14 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline import evaluation, tasks
+from pipeline import tasks
 from pipeline.arena.plan import Training
 from pipeline.core.errors import UserError
 from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
-from pipeline.regression import STEPS, STRENGTHS, XY, Pooled, Values
+from pipeline.regression import STEPS, STRENGTHS, XY, Part, Pooled, Values, read_parts
 from pipeline.tasks import Outcome, Task
 
 OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # where a text has a few features that are not 0
@@ -42,23 +40,6 @@ def check(training: Training) -> None:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
-class Read(NamedTuple):
-    """The features of the examples of a split, as outputs."""
-
-    outcome: Outcome
-    tenants: Mapping[str, Values]  # positions of the examples of each; without tenants, of all
-
-    def rows(self, tenant: str) -> Values:
-        """Return the positions of a tenant's examples."""
-        return self.tenants.get(tenant, np.arange(0))
-
-    def of(self, tenant: str) -> XY:
-        """Return the features and labels of a tenant's examples."""
-        rows = self.rows(tenant)
-        features = self.outcome.outputs[rows]
-        return features.numpy(), self.outcome.labels[rows]
-
-
 def outcomes(
     training: Training,
     task: Task,
@@ -67,24 +48,26 @@ def outcomes(
 ) -> tuple[dict[str, Outcome], int]:
     """Return the log-probabilities of regressions for validation and test, and the number of their parameters."""
     parts = _read(training, task, splits, at_once)
-    largest = max(part.outcome.labels.max() for part in parts.values())
+    largest = max(part.labels.max() for part in parts.values())
     width = 1 + int(largest)
     least = torch.finfo(torch.float32).min
     logs = {}
     for split in SCORED:
-        count = len(parts[split].outcome.labels)
+        count = len(parts[split].labels)
         logs[split] = torch.full((count, width), least)
     parameters = 0
     train = parts["train"]
-    for tenant in train.tenants:  # each has its own regression
+    for tenant in train.rows:  # each has its own regression
         fitted = _fit(training.chosen.features, train.of(tenant), parts["validation"].of(tenant))
         parameters += _count(fitted)
         for split in SCORED:
-            rows = parts[split].rows(tenant)
+            rows = parts[split].rows_of(tenant)
             features, _ = parts[split].of(tenant)
             known = torch.from_numpy(_logs(fitted, features))
             logs[split][np.ix_(rows, fitted.classes_)] = known.float()
-    scored = {split: replace(parts[split].outcome, outputs=outputs) for split, outputs in logs.items()}
+    scored = dict[str, Outcome]()
+    for split, outputs in logs.items():
+        scored[split] = Outcome(outputs, parts[split].labels, parts[split].groups)
     return scored, parameters
 
 
@@ -93,18 +76,13 @@ def _read(
     task: Task,
     splits: Mapping[str, Dataset],
     at_once: int,
-) -> dict[str, Read]:
+) -> dict[str, Part]:
     """Return the features of all examples by split."""
     row = training.view.base_model
     base = base_models.load_base_model(row, task)
     collate = task.head.collator(tokenizer_of(base, row))
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
-    parts = {}
-    for split, examples in splits.items():
-        features = evaluation.outputs(task.head, model, examples, collate, at_once)
-        outcome = evaluation.outcome(features, examples)
-        parts[split] = Read(outcome, task.facts.rows_of_parts(len(outcome.labels), outcome.groups))
-    return parts
+    return read_parts(task, model, splits, collate, at_once)
 
 
 def _count(fitted: Pipeline) -> int:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
-from pipeline import evaluation, regression
+from pipeline import regression
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.methods.device import fastest
@@ -74,22 +74,11 @@ def _read(
     """Return the layer's input features of each example, by split."""
     unscored = Unscored(model).to(fastest())
     total = sum(map(len, splits.values()))
-    parts = dict[str, Part]()
     with (
         console.progress("train, regression on the frozen model", total, "examples") as advance,
         layer.register_forward_hook(lambda module, inputs, output: inputs[0]),
     ):
-        for split, examples in splits.items():
-            features = evaluation.outputs(
-                task.head,
-                unscored,
-                examples,
-                collate,
-                view.train.batch_size,
-                advance,
-            )
-            parts[split] = regression.part_of(task, features, examples)
-    return parts
+        return regression.read_parts(task, unscored, splits, collate, view.train.batch_size, advance)
 
 
 def _put(layer: Any, layers: Mapping[str, Linear]) -> None:
