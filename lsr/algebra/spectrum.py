@@ -70,8 +70,24 @@ def leading_svd(
         left, values, right = _svd_of_dense(matrix, rank, seed)
     else:
         left, values, right = _svd_of_pair(*matrix, rank)
-    signs = canonical_signs(right.T)[:, None]
-    return left * signs.T, values, right * signs
+    return _fix_signs(left, values, right)
+
+
+def full_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (M, N) -> (M, k), (k,), (k, N), k the smaller side
+    """Return the whole SVD, with canonical signs; the matrix is on the CPU, and must be finite."""
+    return _fix_signs(*_svd(matrix))
+
+
+def _fix_signs(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    signs = canonical_signs(right.T)
+    return left * signs, values, right * signs[:, None]
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, ...]:
+    try:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return _tensors(_slow_svd(matrix.numpy(), full_matrices=False))
 
 
 def _svd_of_dense(
@@ -101,10 +117,7 @@ def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
     q_left, core_left = torch.linalg.qr(left)
     q_right, core_right = torch.linalg.qr(right.T)
     core = core_left @ core_right.T
-    try:
-        u, values, vt = torch.linalg.svd(core, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        u, values, vt = _tensors(_slow_svd(core.numpy(), full_matrices=False))
+    u, values, vt = _svd(core)
     left = q_left @ u
     right = vt @ q_right.T
     return left[:, :rank], values[:rank], right[:rank]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lsr.algebra.spectrum import canonical_signs
+from lsr.algebra.spectrum import full_svd
 from lsr.loading.adapters import load_onto, merge_adapter
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import BASE_FIELDS, Contents, read_task
@@ -180,11 +180,10 @@ def _decompose(
 ) -> Spectrum:
     if not update.isfinite().all():
         raise InputError(f"{files.folder}: the update of {layer} is not finite")
-    left, values, right = torch.linalg.svd(update, full_matrices=False)
-    signs = canonical_signs(right.T)
+    left, values, right = full_svd(update)
     tails = values.square().flip(0).cumsum(0).flip(0).sqrt()  # the norm of what is left out before each value
     rank = int((tails > NEGLIGIBLE * tails[0]).sum())
-    return Spectrum(left * signs, values, right * signs[:, None], rank)
+    return Spectrum(left, values, right, rank)
 
 
 def _check_low_rank(files: Files, spectra: dict[str, Spectrum]) -> None:

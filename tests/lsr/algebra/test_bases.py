@@ -16,6 +16,7 @@ from lsr.algebra.spectrum import (
     diagonal_between,
     diagonalize_jointly,
     energy_between,
+    full_svd,
     leading_bases,
     leading_svd,
 )
@@ -32,6 +33,16 @@ def test_the_leading_part_is_the_nearest_matrix_of_its_rank_with_canonical_signs
     assert_close(right @ right.T, torch.eye(rank, dtype=torch.float64))
     assert (right.gather(1, right.abs().argmax(dim=1, keepdim=True)) > 0).all()
     assert_close(leading_svd(-matrix, rank)[2], right, atol=1e-8, rtol=0)
+
+
+@given(st.integers(1, 8), st.integers(1, 8))
+def test_the_whole_svd_is_that_of_numpy_with_canonical_signs(rows, columns):
+    matrix = normal(rows, columns, seed=rows)
+    left, values, right = full_svd(matrix)
+    assert_close(left * values @ right, matrix)
+    assert_close(values.numpy(), np.linalg.svd(matrix.numpy(), compute_uv=False))
+    assert_close(left.T @ left, torch.eye(min(rows, columns), dtype=torch.float64))
+    assert (right.gather(1, right.abs().argmax(dim=1, keepdim=True)) > 0).all()
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
@@ -68,6 +79,7 @@ def gives_up(monkeypatch):
     "decompose",
     [
         lambda: leading_svd(normal(9, 6), 3),
+        lambda: full_svd(normal(9, 6)),
         lambda: leading_bases([(normal(9, 2, seed=seed), normal(2, 6, seed=9 + seed)) for seed in range(3)], 4),
         lambda: diagonalize_jointly([normal(9, 6, seed=seed) for seed in range(3)], 2),
         lambda: nearest_kron_sum(normal(6, 6), (2, 3), (3, 2), 2),
