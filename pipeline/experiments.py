@@ -3,7 +3,6 @@
 Failed or unfinished experiments have no score here: DVC would show the scores of the commit from which they started.
 """
 
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import pandas as pd
 
 from pipeline.core import console
 from pipeline.core.console import Parser
+from pipeline.core.dvc import run_dvc
 from pipeline.core.errors import FAILED, UserError
 from pipeline.params import PARAMS
 from pipeline.params.yaml_file import read_yaml
@@ -66,8 +66,7 @@ def read_experiments(*options: str) -> pd.DataFrame:
     Raises:
         SystemExit: if DVC fails, with its message.
     """
-    words = [sys.executable, "-m", "dvc", "exp", "show", "--csv", *options]
-    run = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    run = run_dvc("exp", "show", "--csv", *options)
     if run.returncode:
         print(run.stderr.strip(), file=sys.stderr)
         raise SystemExit(FAILED)

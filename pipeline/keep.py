@@ -7,8 +7,6 @@ The bank of tenants is in `models/NAME/bank`.
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from pipeline import previous
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
+from pipeline.core.dvc import run_dvc
 from pipeline.core.errors import UserError, first_line
 from pipeline.params import PARAMS, load_row
 from pipeline.params.yaml_file import read_yaml
@@ -134,8 +133,7 @@ def _check_evaluated() -> None:
     Raises:
         UserError: if one has changed.
     """
-    command = [sys.executable, "-m", "dvc", "status", "--json", "evaluate"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    run = run_dvc("status", "--json", "evaluate")
     if run.returncode:
         reason = run.stderr.strip().removeprefix("ERROR: ")
         raise UserError(f"DVC: {reason}")

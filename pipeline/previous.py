@@ -7,14 +7,13 @@ as dvc.lock records them. It is the first command of the stage train in dvc.yaml
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser
+from pipeline.core.dvc import run_dvc
 from pipeline.core.errors import LONGEST_LINE, UserError, truncate_line
 from pipeline.params.yaml_file import read_yaml
 
@@ -88,8 +87,7 @@ def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
 
 def _cache() -> Path | None:
     """Return DVC's cache; None if DVC does not report it."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    run = run_dvc("cache", "dir")
     return Path(run.stdout.strip()) if run.returncode == 0 else None
 
 

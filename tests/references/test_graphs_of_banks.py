@@ -30,15 +30,20 @@ SLICES = {"acme": slice(0, 2), "bolt": slice(2, 5), "cord": slice(5, 7)}
 EXPORT = ("export", "bank", "--base", "base", "--to", "onnx", "-o", "graph")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A folder with the graphs of a bank, and a function with a tenant's probabilities of a text."""
-    folder = tmp_path_factory.mktemp("bank")
+def save_graphs_of_a_bank(folder):
+    """Export the graphs of a bank to a folder; return the model of PEFT that it is from, and the tokenizer."""
     with chdir(folder):
         model = save_bert(7, NOTE)
         said(lsr, "bank", "--from", "lora", "--base", "base", "-o", "bank")
         said(lsr, *EXPORT)
-        tokenizer = AutoTokenizer.from_pretrained("base")
+        return model, AutoTokenizer.from_pretrained("base")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with the graphs of a bank, and a function with a tenant's probabilities of a text."""
+    folder = tmp_path_factory.mktemp("bank")
+    model, tokenizer = save_graphs_of_a_bank(folder)
 
     @torch.no_grad()
     def probabilities(tenant, text):

@@ -1,7 +1,6 @@
 """`lsr serve --runtime onnx` answers over HTTP as plain PEFT does, each text alone, with the limits of a bank."""
 
 import shutil
-from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.kit import edit, refused, said
 from tests.lsr.serve.asking import ask, posted, predict
 from tests.lsr.serve.started import started
 from tests.references.test_graphs import save_bert
-from tests.references.test_graphs_of_banks import EXPORT, NOTE, SLICES, TENANTS
+from tests.references.test_graphs_of_banks import SLICES, TENANTS, save_graphs_of_a_bank
 from tests.references.test_padding import texts
 
 LENGTH = 24  # tokens that the adapters read
@@ -23,11 +22,7 @@ LENGTH = 24  # tokens that the adapters read
 def world(tmp_path_factory):
     """A folder with the graphs of a bank and of one adapter, and a function with probabilities of a text by tenant."""
     folder = tmp_path_factory.mktemp("served")
-    with chdir(folder):
-        model = save_bert(7, NOTE)
-        said(lsr, "bank", "--from", "lora", "--base", "base", "-o", "bank")
-        said(lsr, *EXPORT)
-        tokenizer = AutoTokenizer.from_pretrained("base")
+    model, tokenizer = save_graphs_of_a_bank(folder)
 
     @torch.no_grad()
     def probabilities(tenant, text):
