@@ -163,6 +163,7 @@ ON = {
 
 
 @pytest.mark.nightly
+@pytest.mark.alone
 @pytest.mark.parametrize(("kind", "attack"), [(kind, attack) for kind, attacks in ON.items() for attack in attacks])
 def test_others_are_answered_and_memory_is_what_it_was(kind, attack, request, trials, record_property):
     server = request.getfixturevalue(kind)

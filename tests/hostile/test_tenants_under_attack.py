@@ -187,6 +187,7 @@ def share_of(server):
 
 
 @pytest.mark.nightly
+@pytest.mark.alone
 @pytest.mark.parametrize(("kind", "attack"), ATTACKS, ids=[attack.__name__ for _, attack in ATTACKS])
 def test_tenants_and_health_are_answered_and_memory_returns(kind, attack, sink, request, trials, record_property):
     server, path, content = request.getfixturevalue(kind)
