@@ -16,6 +16,7 @@ from lsr.loading.adapters import outputs
 from lsr.loading.contents import Contents, check_layer, check_layers
 from lsr.loading.task import TENANTS, check_stop_tokens
 from lsr.loading.updates import Update
+from lsr.serve.group_names import is_reserved, name_group
 from lsr.tuner.mistakes import CONTROL, InputError, wrap_errors
 from lsr.tuner.model import BASE
 from lsr.tuner.targets import heads_of
@@ -40,6 +41,20 @@ def check_name(name: str, taken: Container[str] = ()) -> None:
     if name in ("", ".", "..", BASE) or NO_NAME.search(name):
         allowed = f"must be non-empty, not {BASE!r}, and have no path separators, control characters or lone surrogates"
         raise ValueError(f"an adapter's name {allowed}, got {name!r}")
+    if is_reserved(name):
+        reserved = "__group_, which is for groups of tenants"
+        raise ValueError(f"an adapter's name must not begin with {reserved}, got {name!r}")
+
+
+def check_group(name: str, task_info: Mapping[str, Any] | None) -> None:
+    """Check that an entry for a group of tenants has the name that follows from its labels.
+
+    Raises:
+        ValueError: if it has another name.
+    """
+    expected = name_group((task_info or {}).get("labels"))
+    if name != expected:
+        raise ValueError(f"the entry of a group of tenants with these labels must be named {expected}, got {name!r}")
 
 
 def heads_in(model: nn.Module) -> list[str]:
@@ -104,10 +119,12 @@ def admit(
     fields: Mapping[str, Any],
     adapted: Iterable[str],
     whole: Iterable[str],
+    are_groups: bool = False,
 ) -> dict[str, Heads]:
     """Check that adapters may be added to a bank, and return their heads by adapter and fully trained module.
 
-    `fields` describe the base model as the bank's adapters do. Names that are taken are rejected.
+    `fields` describe the base model as the bank's adapters do. Names that are taken are rejected, and so are reserved
+    ones unless they `are_groups`.
 
     Raises:
         InputError: as `AdapterBank.add`.
@@ -118,7 +135,10 @@ def admit(
     heads = dict[str, Heads]()
     for name, contents in adapters.items():
         with wrap_errors(contents.source, TypeError, ValueError):
-            check_name(name, taken)
+            if are_groups:
+                check_group(name, contents.task)
+            else:
+                check_name(name, taken)
             if TENANTS in (contents.task or {}):
                 raise InputError("its head is for several tenants; use AdapterBank.of_tenants")
             _check_base(contents.base, known)

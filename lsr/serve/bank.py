@@ -1,6 +1,6 @@
 """AdapterBank: one base model with thousands of adapters; each row of a batch names its adapter."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
 from difflib import get_close_matches
@@ -20,6 +20,7 @@ from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.file import HEADS, LAYERS, BankFile, BasesOfLayers, TaskInfos
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
+from lsr.serve.group_names import is_reserved
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Version
 from lsr.serve.shared_adapter import base_with, on_plain_base, split
 from lsr.serve.stack import BASE_SLOT, Stack, StoredStack, largest, round_up
@@ -106,6 +107,7 @@ class AdapterBank(nn.Module):
         self.shared_adapter: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self.versions: dict[str, Version] = {}  # current version by adapter
+        self.groups: dict[str, Version] = {}  # of the entries for groups of tenants, by the names in group_names
         self.layers: dict[str, BankLayer] = {}  # layers by the name of the module that each wraps
         self.heads: dict[str, BankHead] = {}
         self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
@@ -143,7 +145,7 @@ class AdapterBank(nn.Module):
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order in which they were added."""
-        return list(self.slots)
+        return list(self.versions)
 
     @property
     def task_infos(self) -> TaskInfos:
@@ -202,25 +204,44 @@ class AdapterBank(nn.Module):
     ) -> None:
         """Add adapters by name: all of them or, on an error, none. The errors are those of `add`."""
         with self.shared.one_thread:
-            heads = admit(
-                self._base,
-                adapters,
-                taken=() if replace else self.slots,
-                fields=self.base_fields,
-                adapted=self.layers,
-                whole=self.heads,
-            )
-            for name, contents in adapters.items():
-                self.wrap(contents.updates, heads[name])
-                slot = self.slots.get(name, self.shared.size)
-                self._set_size(max(self.shared.size, slot + 1))
-                self._put(slot, {**contents.updates, **heads[name]})
-                self.slots[name] = slot
-            sizes = self.sizes()
-            for name, contents in adapters.items():
-                base = {key: value for key, value in contents.base.items() if value is not None}
-                self.versions[name] = Version(dict(contents.task or {}), base, sizes[self.slots[name]])
+            taken = () if replace else self.slots
+            self.versions |= self._store(adapters, taken, are_groups=False)
             self._unwrap_unused()
+
+    def add_groups(self, groups: Mapping[str, Contents]) -> None:
+        """Add or replace the entries of groups of tenants; see `lsr.serve.group_names`.
+
+        Raises:
+            InputError: as `add`, and if a name is not the one that follows from the labels.
+        """
+        with self.shared.one_thread:
+            self.groups |= self._store(groups, (), are_groups=True)
+            self._unwrap_unused()
+
+    def _store(
+        self, adapters: Mapping[str, Contents], taken: Container[str], *, are_groups: bool
+    ) -> dict[str, Version]:
+        heads = admit(
+            self._base,
+            adapters,
+            taken=taken,
+            fields=self.base_fields,
+            adapted=self.layers,
+            whole=self.heads,
+            are_groups=are_groups,
+        )
+        for name, contents in adapters.items():
+            self.wrap(contents.updates, heads[name])
+            slot = self.slots.get(name, self.shared.size)
+            self._set_size(max(self.shared.size, slot + 1))
+            self._put(slot, {**contents.updates, **heads[name]})
+            self.slots[name] = slot
+        sizes = self.sizes()
+        versions = dict[str, Version]()
+        for name, contents in adapters.items():
+            base = {key: value for key, value in contents.base.items() if value is not None}
+            versions[name] = Version(dict(contents.task or {}), base, sizes[self.slots[name]])
+        return versions
 
     def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
         """Wrap these layers and heads of the base model, so that adapters can be stored for them."""
@@ -243,9 +264,9 @@ class AdapterBank(nn.Module):
     def remove(self, name: str) -> None:
         """Remove an adapter and free its memory. The errors are those of `contents`."""
         with self.shared.one_thread:
-            slot = self._slot(name, own=True)
+            self._check_known(name)
+            slot = self.slots.pop(name)
             self._put(slot, {})
-            del self.slots[name]
             del self.versions[name]
             self._fill_gap(slot)
             self._unwrap_unused()
@@ -268,23 +289,22 @@ class AdapterBank(nn.Module):
         self.layers = {name: layer for name, layer in self.layers.items() if not layer.is_unused}
         self.heads = {name: head for name, head in self.heads.items() if not head.is_unused}
         fields = dict[str, Any]()
-        for version in self.versions.values():
+        for version in (*self.versions.values(), *self.groups.values()):
             fields |= version.base
         self.base_fields = fields
 
-    def _slot(
-        self,
-        name: str,
-        *,
-        own: bool = False,
-    ) -> int:  # index in the stacks
-        if name == BASE and not own:
+    def _slot(self, name: str) -> int:  # index in the stacks
+        if name == BASE:
             return BASE_SLOT
-        if name not in self.slots:
-            near = get_close_matches(name, self.slots, 1)
+        self._check_known(name)
+        return self.slots[name]
+
+    def _check_known(self, name: str) -> None:
+        # The entry of a group of tenants is not an adapter.
+        if name not in self.versions:
+            near = get_close_matches(name, self.versions, 1)
             guess = f"; did you mean {near[0]}?" if near else ""
             raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{guess}")
-        return self.slots[name]
 
     @contextmanager
     def _pass_batch(
@@ -362,7 +382,9 @@ class AdapterBank(nn.Module):
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs of an adapter's head, or of the base model's for "__base__"."""
-        slot = self._slot(name)
+        return self._outputs_at(self._slot(name))
+
+    def _outputs_at(self, slot: int) -> int:
         own = next((stack.count(slot) for stack in self._label_stacks()), 0)
         return own or self.shared.labels
 
@@ -389,11 +411,15 @@ class AdapterBank(nn.Module):
     def contents(self, name: str) -> Contents:
         """Return a copy of an adapter that `add` accepts; it is relative to the shared adapter, if there is one.
 
+        Or of the entry of a group, which `add_groups` accepts.
+
         Raises:
             InputError: if the bank has no adapter of this name.
         """
         with self.shared.one_thread:
-            slot = self._slot(name, own=True)
+            if name not in self.groups:
+                self._check_known(name)
+            slot = self.slots[name]
             updates = dict[str, Update]()
             for module in self.of_base:  # keeps the model's order of modules
                 update = self.layers[module].update(slot) if module in self.layers else None
@@ -406,7 +432,8 @@ class AdapterBank(nn.Module):
                 tensors |= {f"{module}.{key}": value for key, value in state.items()}
                 if state:
                     endings.append(f".{module}")
-            task_info = self.versions[name].task_info or None
+            version = self.groups[name] if name in self.groups else self.versions[name]
+            task_info = version.task_info or None
             return Contents(name, self.base_fields, updates, tensors, tuple(endings), task_info)
 
     def save(
@@ -432,6 +459,8 @@ class AdapterBank(nn.Module):
             stacks[name] = stack.copy_rows(slots)
             if not stack.form.are_bounded(stacks[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
+        versions = self.versions | self.groups
+        task_infos = {name: versions[name].task_info for name in self.slots}
         bases = BasesOfLayers()
         for name, layer in self.layers.items():
             if layer.bases is not None:
@@ -439,7 +468,7 @@ class AdapterBank(nn.Module):
         return BankFile(
             base=self.base_fields,
             precision=self.shared.precision,
-            task_infos=self.task_infos,
+            task_infos=task_infos,
             layers=[*self.layers],
             heads=[*self.heads],
             bases=bases,
@@ -481,8 +510,9 @@ class AdapterBank(nn.Module):
         for name, task_info in contents.task_infos.items():
             with wrap_errors(name, ValueError):
                 check_stop_tokens(task_info, self._base.vocabulary)
-                check_labels(task_info.get("labels"), self.outputs(name))
-            self.versions[name] = Version(task_info, contents.base, sizes[self.slots[name]])
+                check_labels(task_info.get("labels"), self._outputs_at(self.slots[name]))
+            versions = self.groups if is_reserved(name) else self.versions
+            versions[name] = Version(task_info, contents.base, sizes[self.slots[name]])
 
     def _restore(self, stored: Mapping[str, StoredStack]) -> None:
         stacks = self.stacks()

@@ -7,7 +7,7 @@ It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../
     checksums      by tensor: SHA-256 of its bytes
     base           the base model according to the adapters' configurations
     precision      of the stacks
-    task_infos     by adapter, in the order of their slots: the contents of its task.json
+    task_infos     by adapter or group of tenants, in the order of their slots: the contents of its task.json
     layers         the modules of the base model that are adapted
     heads          those that are trained in full
     bases         by layer with cores: the layer after which its bases are named, and the entries of a core
@@ -34,7 +34,8 @@ from lsr.loading.base_models import by
 from lsr.loading.contents import BASE_FIELDS
 from lsr.loading.task import are_names, validate_task_info
 from lsr.loading.updates import Bases
-from lsr.serve.admission import check_name
+from lsr.serve.admission import check_group, check_name
+from lsr.serve.group_names import is_reserved
 from lsr.serve.shared_adapter import bytes_of
 from lsr.serve.stack import StoredStack
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
@@ -61,7 +62,7 @@ class BankFile:
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
     precision: str
-    task_infos: TaskInfos  # contents of task.json by adapter, in the order of their slots
+    task_infos: TaskInfos  # contents of task.json by adapter or group, in the order of their slots
     layers: list[str]
     heads: list[str]
     bases: BasesOfLayers  # bases of the layers that have cores
@@ -250,8 +251,11 @@ def _read_task_infos(entries: Mapping[str, Any]) -> TaskInfos:
     """
     task_infos = TaskInfos()
     for name, task_info in entries.items():
-        check_name(name)
         task_infos[name] = validate_task_info(task_info, name)
+        if is_reserved(name):
+            check_group(name, task_info)
+        else:
+            check_name(name)
     return task_infos
 
 

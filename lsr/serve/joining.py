@@ -1,7 +1,7 @@
 """Join adapters, adapters with tenants, and banks of one base model into one bank."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ class Part(NamedTuple):
     adapters: dict[str, Contents]  # adapters by name
     shared_adapter: Files | None = None  # the adapter that they share
     precision: str | None = None  # precision, if the source is a bank
+    groups: Mapping[str, Contents] = {}  # entries of groups of tenants, if the source is a bank
 
 
 def join_banks(
@@ -34,7 +35,7 @@ def join_banks(
     """Combine the adapters and banks in several folders into one bank on `base`, or on the first one's base model.
 
     A source is an adapter, named after its folder, a multi-tenant adapter, a bank, or a folder of these. The default
-    precision is that of the banks, or float32.
+    precision is that of the banks, or float32. Of entries for the same group of tenants, the first one is kept.
 
     Raises:
         InputError: as `AdapterBank.add` and `AdapterBank.of_tenants`; if the shared adapters differ; if banks differ in
@@ -63,6 +64,8 @@ def join_banks(
     bank.shared_adapter = shared_adapter
     for part in parts:
         bank.add_all(part.adapters)
+        new_groups = {name: contents for name, contents in part.groups.items() if name not in bank.groups}
+        bank.add_groups(new_groups)
     return bank
 
 
@@ -70,7 +73,8 @@ def _part(folder: Path, base: str | None) -> Part:
     if (folder / FILE).exists():
         bank = AdapterBank.load(base, folder)
         adapters = {name: replace(bank.contents(name), source=f"{folder}: {name}") for name in bank.names}
-        return Part(adapters, bank.shared_adapter, bank.shared.precision)
+        groups = {name: bank.contents(name) for name in bank.groups}
+        return Part(adapters, bank.shared_adapter, bank.shared.precision, groups)
     if TENANTS in (read_task(folder) or {}):
         shared_adapter, adapters = split(folder)
         return Part(adapters, shared_adapter)

@@ -62,6 +62,10 @@ class Head(Part, ABC):
         """Return the loss as a function of outputs, labels and the columns `beside` by name; None for the model's."""
         return None
 
+    def losses(self, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples,)
+        """Return the loss of each example, whose tenant has these logits."""
+        raise NotImplementedError  # only tenants share rows of a head
+
     def build_balanced_loss(self, labels: Numbers) -> "Callable[..., Tensor]":
         """Return the loss weighted so that all classes of a split with these labels have equal total weight."""
         raise NotImplementedError  # see `can_balance`

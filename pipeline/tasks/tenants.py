@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 MIN_TEXTS = 5  # minimum per tenant
 MIN_LABELS = 2  # minimum per tenant
 # A tenant's name becomes a folder's name, and part of a URL.
-FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
-NAMES = "a name of at most 100 characters is needed, without slashes: folders and addresses contain it"
+RESERVED = r"\.{1,2}|__base__|__group_.*"
+FORBIDDEN = re.compile(rf"{RESERVED}|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{{101,}}", re.DOTALL)
+NAMES = (
+    "a name of at most 100 characters is needed, without slashes and without __group_ at its beginning: folders and "
+    "addresses contain it"
+)
 FEW = 10  # rows of a label
 SHOWN = 3  # tenants in a message, or at each end of a list
 
@@ -234,24 +238,27 @@ class TenantsHead(Head):
 
     def loss(self) -> "Callable[..., Tensor]":
         import torch
-        from torch.nn import functional
 
         tenants = tenants_of(self.facts).values()
         rows = np.array([tenant.train for tenant in tenants])
         of_rows = rows.sum() / (len(rows) * rows)
         weights = torch.from_numpy(of_rows).float()
-        has_numbers = is_number(self.row)
 
         def loss(logits: "Tensor", labels: "Tensor", tenant: "Tensor") -> "Tensor":
-            if has_numbers:
-                numbers = logits[:, 0]
-                each = functional.mse_loss(numbers, labels.to(logits), reduction="none")
-            else:
-                each = functional.cross_entropy(logits, labels, reduction="none")
+            each = self.losses(logits, labels)
             own = weights.to(each)[tenant]
             return (own * each).mean()
 
         return loss
+
+    def losses(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Return the loss of each example, given the logits of its tenant: (examples,)."""
+        from torch.nn import functional
+
+        if is_number(self.row):
+            numbers = logits[:, 0]
+            return functional.mse_loss(numbers, labels.to(logits), reduction="none")
+        return functional.cross_entropy(logits, labels, reduction="none")
 
 
 class TenantsScoring(Scoring):
