@@ -18,6 +18,7 @@ from lsr.algebra.rounding import BITS, PRECISIONS
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
 from lsr.convert.smaller import compress_adapter, quantize_adapter
 from lsr.convert.writing import GRAPHS, SHARED_ADAPTER, check_output, replace_folder
+from lsr.errors import InputError, NoBaseError, escape
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.loading.contents import read_contents
@@ -27,7 +28,6 @@ from lsr.serve.file import FILE
 from lsr.serve.http import command as server
 from lsr.serve.joining import join_banks
 from lsr.tuner.files import adapter_folder, previous_run, read_config, weights_of
-from lsr.tuner.mistakes import InputError, NoBaseError, escape
 
 # Exit codes.
 MISTAKE = 2

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsr_onnx.mistakes import GraphError
+from lsr_onnx.errors import GraphError
 
 FLOAT32 = "onnx/model.onnx"
 INT8 = "onnx/model_quantized.onnx"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsr_onnx.mistakes import GraphError
+from lsr_onnx.errors import GraphError
 
 LOGITS = "logits"
 REMEDY = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"  # where a package is missing

@@ -17,7 +17,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
-from lsr.tuner.mistakes import InputError
+from lsr.errors import InputError
 from pipeline.core.errors import UserError
 
 MISTAKES = (UserError, InputError)  # the errors of which commands and stages print the message alone

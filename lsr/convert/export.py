@@ -12,6 +12,7 @@ from torch import Tensor
 from lsr.convert.lowrank import read_lowrank
 from lsr.convert.smaller import Errors, errors_of, relative
 from lsr.convert.writing import check_output, replace_folder, write, write_task
+from lsr.errors import InputError
 from lsr.loading.base_models import is_classifier
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.padding import set_padding
@@ -20,7 +21,6 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, find_injected, layers_of
-from lsr.tuner.mistakes import InputError
 from lsr.tuner.packing import dtype_name
 
 EXACT = 1e-6  # relative error of the update up to which an export equals its adapter

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from lsr.convert.export import describe_labels
 from lsr.convert.writing import GRAPHS, check_output, replace_folder, write_task
+from lsr.errors import InputError
 from lsr.loading.adapters import load_adapter, merge_adapter
 from lsr.loading.base_models import load_tokenizer
 from lsr.loading.contents import read_task
 from lsr.loading.padding import prepare_batches
 from lsr.tuner.files import read_files
-from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import Fields
+from lsr_onnx.errors import GraphError
 from lsr_onnx.folder import FLOAT32, INT8
 from lsr_onnx.graph import LOGITS, REMEDY, Graph
-from lsr_onnx.mistakes import GraphError
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.spectrum import full_svd
+from lsr.errors import InputError
 from lsr.loading.adapters import load_onto, merge_adapter
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import BASE_FIELDS, Contents, read_task
 from lsr.loading.updates import Bases, Update, Updates
 from lsr.tuner.files import Files
-from lsr.tuner.mistakes import InputError
 from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import ADAPTABLE
 

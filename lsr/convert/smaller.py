@@ -15,6 +15,7 @@ from lsr.algebra.rounding import BITS
 from lsr.algebra.separable import FactorShapes
 from lsr.algebra.spectrum import Pair, norm_of, shape_of
 from lsr.convert.writing import check_output, copy_files, replace_folder, write, write_files, write_task
+from lsr.errors import InputError, wrap_errors
 from lsr.init.budget import MOST, allocate
 from lsr.init.directions import singular_bases
 from lsr.init.source import Source
@@ -23,7 +24,6 @@ from lsr.loading.contents import read_contents, read_task
 from lsr.loading.updates import LSR, Bases, Update, Updates, updates_in
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import Files, adapter_folder, read_files, tokenizer_files
-from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.sharing import LayerGroup, layer_group_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from lsr.errors import InputError, first_line, wrap_errors
 from lsr.loading.contents import Contents
 from lsr.loading.updates import LORA, LSR, Updates
 from lsr.tuner.card import Card
@@ -24,7 +25,6 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS, tokenizer_files
 from lsr.tuner.forms import form_of
 from lsr.tuner.injected import Resolved
-from lsr.tuner.mistakes import InputError, first_line, wrap_errors
 from lsr.tuner.options import Fields, exactly, usual_and_others
 from lsr.tuner.packing import Tensors, pack, unpack
 from lsr.tuner.sharing import layer_group_of

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lsr.errors import check_held, wrap_errors
 from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.fields import START, config_of
 from lsr.loading.updates import LSR, check_config
 from lsr.tuner.files import CONFIG, PREFIX, WRAPPED, Files, read_files
-from lsr.tuner.mistakes import check_held, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors, dtype_name
 

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from lsr.errors import InputError, NoBaseError, wrap_errors
 from lsr.loading.padding import set_padding
 from lsr.tuner.card import CLASSES
 from lsr.tuner.files import CONFIG, PREFIX, VOCABULARIES
-from lsr.tuner.mistakes import InputError, NoBaseError, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lsr.errors import InputError, check_held, wrap_errors
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
 from lsr.loading.task import MAX_LABELS, TENANTS, are_names, validate_task_info
 from lsr.loading.updates import LORA_FACTOR, LSR, Updates, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
 from lsr.tuner.forms import form_in_file
-from lsr.tuner.mistakes import InputError, check_held, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable

@@ -14,7 +14,7 @@ from typing import Any
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peft.utils import PeftType
 
-from lsr.tuner.mistakes import shortened
+from lsr.errors import shortened
 from lsr.tuner.options import Fields
 
 MAX_STEPS = 64  # limit to a loop whose length is a field, such as the layers of an encoder

@@ -7,7 +7,7 @@ the tokenizer and the model before making batches.
 
 from typing import Any
 
-from lsr.tuner.mistakes import InputError
+from lsr.errors import InputError
 
 MASK = "attention_mask"
 # Architectures that classify a text at the last position, so that padding comes before the text.

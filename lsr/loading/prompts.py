@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
-from lsr.tuner.mistakes import first_line
+from lsr.errors import first_line
 
 NO_TEMPLATE = "none"  # stands for no chat template: a prompt is its text
 

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from lsr.errors import HALVES, InputError, shortened
 from lsr.tuner.files import TASK
-from lsr.tuner.mistakes import HALVES, InputError, shortened
 from lsr.tuner.options import Fields
 
 TENANTS = "tenants"  # key that replaces `labels`: names of labels by tenant

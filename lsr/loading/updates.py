@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lsr.algebra.separable import FactorShapes, Shape
 from lsr.algebra.spectrum import Pair, check_rank
+from lsr.errors import InputError, wrap_errors
 from lsr.tuner.adapter import build_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of
 from lsr.tuner.forms import check_room, form_in_file
-from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.options import Fields, override
 from lsr.tuner.packing import Tensors
 from lsr.tuner.sharing import LayerGroup, layer_group_of

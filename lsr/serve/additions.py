@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lsr.errors import InputError, wrap_errors
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import Example, Fit, fit_tenant
 from lsr.serve.groups import Labels, labels_of, make_member
 from lsr.serve.passes import BatchRunner
-from lsr.tuner.mistakes import InputError, wrap_errors
 
 LABEL = "label"  # the column of labels
 TEXT = "text"  # the column of texts, if the bank does not name its columns or the file has others

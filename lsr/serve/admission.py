@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsr.errors import CONTROL, InputError, wrap_errors
 from lsr.loading.adapters import outputs
 from lsr.loading.contents import Contents, check_layer, check_layers
 from lsr.loading.task import TENANTS, check_stop_tokens
 from lsr.loading.updates import Update
 from lsr.serve.group_names import is_reserved, name_group
-from lsr.tuner.mistakes import CONTROL, InputError, wrap_errors
 from lsr.tuner.model import BASE
 from lsr.tuner.targets import heads_of
 

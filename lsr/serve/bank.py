@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
+from lsr.errors import InputError, wrap_errors
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, check_labels, check_layers, make_label_names, read_on
 from lsr.loading.task import check_stop_tokens, validate_task_info
@@ -25,7 +26,6 @@ from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Versi
 from lsr.serve.shared_adapter import base_with, on_plain_base, split
 from lsr.serve.stack import BASE_SLOT, Stack, StoredStack, largest, round_up
 from lsr.tuner.files import Files
-from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr.tuner.model import BASE, copies_of_a_row
 
 

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.convert.writing import SHARED_ADAPTER, replace_folder, write_files
+from lsr.errors import InputError, wrap_errors
 from lsr.loading.base_models import by
 from lsr.loading.contents import BASE_FIELDS
 from lsr.loading.task import are_names, validate_task_info
@@ -39,7 +40,6 @@ from lsr.serve.group_names import is_reserved
 from lsr.serve.shared_adapter import bytes_of
 from lsr.serve.stack import StoredStack
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
-from lsr.tuner.mistakes import InputError, wrap_errors
 
 FILE = "bank.safetensors"
 HEADERS = "lsr_bank_"  # prefix of the header's key, before the version

@@ -14,12 +14,12 @@ import torch
 from scipy import optimize, special, stats
 from torch import nn
 
+from lsr.errors import InputError
 from lsr.loading.contents import Contents
 from lsr.serve.bank import AdapterBank
 from lsr.serve.groups import labels_of, make_member
 from lsr.serve.modules import Version
 from lsr.serve.passes import BatchRunner, Row
-from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import BASE
 
 FOLDS = 10

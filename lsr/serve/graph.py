@@ -24,9 +24,9 @@ from lsr.convert.graph import (
     write_graphs,
 )
 from lsr.convert.writing import check_output, replace_folder
+from lsr.errors import InputError
 from lsr.loading.padding import prepare_batches
 from lsr.serve.bank import AdapterBank
-from lsr.tuner.mistakes import InputError
 from lsr_onnx.folder import TENANTS, Tenant, tenants_as_json
 
 COMPARED = 16  # number of tenants whose logits are compared with the bank's

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from lsr.errors import InputError, wrap_errors
 from lsr.loading.base_models import explain_base, tokenizer_in
 from lsr.loading.contents import check_labels, read_task
 from lsr.loading.padding import MASK
@@ -25,11 +26,10 @@ from lsr.serve.admission import check_name
 from lsr.serve.bank import Answer, make_answer
 from lsr.serve.modules import Version
 from lsr.serve.stack import round_up
-from lsr.tuner.mistakes import InputError, wrap_errors
 from lsr_onnx import folder as layout
+from lsr_onnx.errors import GraphError
 from lsr_onnx.folder import GRAPHS, INT8, TASK, TENANTS, Tenant
 from lsr_onnx.graph import KINDS_OF_TOKENS, Graph
-from lsr_onnx.mistakes import GraphError
 
 *_, KINDS = KINDS_OF_TOKENS  # token types: of the first or the second text of a pair
 

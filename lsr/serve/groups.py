@@ -11,9 +11,9 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
+from lsr.errors import InputError, shortened
 from lsr.loading.contents import Contents
 from lsr.serve.bank import AdapterBank
-from lsr.tuner.mistakes import InputError, shortened
 
 MAX_SHOWN = 5  # sets of labels in a message
 FITTED = ("thresholds", "temperatures")  # keys of task.json that are one tenant's own

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lsr.errors import InputError
 from lsr.loading.base_models import load_base, locate, tokenizer_in
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.task import TENANTS
@@ -13,7 +14,6 @@ from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.serve.shared_adapter import base_with, fingerprint, split
 from lsr.tuner.files import CONFIG, Files, tokenizer_files
-from lsr.tuner.mistakes import InputError
 
 PROBE = "A text: naïve, 東京 and 1,234."  # text on which two tokenizers are compared
 

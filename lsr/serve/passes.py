@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lsr.errors import HALVES, InputError, wrap_errors
 from lsr.loading.padding import prepare_batches
 from lsr.loading.prompts import NO_TEMPLATE, Template, continuations
 from lsr.serve.bank import AdapterBank, Answer
 from lsr.serve.completions import Completion, Wanted, Writing
 from lsr.serve.modules import Version
-from lsr.tuner.mistakes import HALVES, InputError, wrap_errors
 from lsr.tuner.model import BASE
 
 CHARACTERS = 20  # a token; texts of more are refused before they are tokenized

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from lsr.algebra.separable import FactorShapes, kron_sum
 from lsr.algebra.spectrum import Pair
+from lsr.errors import check_held
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.mistakes import check_held
 from lsr.tuner.packing import Tensors
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lsr.tuner.mistakes import HALVES, LONGEST_LINE, InputError, escape, wrap_errors
+from lsr.errors import HALVES, LONGEST_LINE, InputError, escape, wrap_errors
 from lsr.tuner.options import check_patterns
 from lsr.tuner.packing import Tensors, dtype_name, unpack
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from lsr.algebra.separable import FactorShapes, Shape, split_width
 from lsr.algebra.spectrum import check_rank
+from lsr.errors import wrap_errors
 from lsr.init.passes import widths
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.mistakes import wrap_errors
 from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
 

@@ -5,10 +5,10 @@ from typing import cast
 
 from torch import nn
 
+from lsr.errors import InputError
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.injected import Injected
 from lsr.tuner.layer import LsrLinear, find_lsr_layers
-from lsr.tuner.mistakes import InputError
 from lsr.tuner.sharing import layer_group_of
 
 RECORDS = "lsr_injected"  # the attribute of a base model with the records of its adapters

@@ -15,13 +15,13 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lsr.algebra.separable import FactorShapes
+from lsr.errors import check_held, wrap_errors
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_forms
 from lsr.tuner.injected import Injected, Resolved
 from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from lsr.tuner.lookup import RECORDS, config_of, find_injected, groups_of, layers_of
-from lsr.tuner.mistakes import check_held, wrap_errors
 from lsr.tuner.options import Fields
 from lsr.tuner.sharing import LayerGroup, layer_group_of
 from lsr.tuner.start import initialize_group

@@ -9,13 +9,13 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from lsr.errors import wrap_errors
 from lsr.init import INITIALIZATIONS, read_examples
 from lsr.init.passes import STEPS, Batch
 from lsr.init.source import Matrices, Source
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, find_injected, groups_of, layers_of
-from lsr.tuner.mistakes import wrap_errors
 
 
 def initialize_factors(

@@ -27,7 +27,6 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import datasets, opening, recognition, sources
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.mistakes import validate
 from pipeline.params.reading import check_rows
 from pipeline.params.schema import REGISTRIES
 from pipeline.params.sources import (
@@ -41,6 +40,7 @@ from pipeline.params.sources import (
     check_encoding,
     ending_of,
 )
+from pipeline.params.validation import validate
 from pipeline.params.yaml_file import read_yaml
 from pipeline.tasks.cells import has_mirrors
 

@@ -13,10 +13,10 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.mistakes import validate
 from pipeline.params.reading import load_row
 from pipeline.params.sections import Count, Section
 from pipeline.params.sources import Named, PackageSource, Sha256, TableSource, Word, all_different
+from pipeline.params.validation import validate
 from pipeline.params.yaml_file import read_yaml
 
 PATH = Path("pipeline/arena.yaml")

@@ -90,7 +90,7 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
             lines = stopped
         except Exception as error:
             # Of lsr, which takes seconds to import: it is there if it has raised one.
-            of_lsr = sys.modules.get("lsr.tuner.mistakes")
+            of_lsr = sys.modules.get("lsr.errors")
             if isinstance(error, UserError) or (of_lsr and isinstance(error, of_lsr.InputError)):
                 code = MISTAKE
                 lines = f"{before}{error}"

@@ -11,8 +11,8 @@ from pydantic import field_validator
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.mistakes import validate
 from pipeline.params.sources import Row
+from pipeline.params.validation import validate
 from pipeline.tasks import Task, TaskType
 
 FILE = "task.json"

@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lsr.errors import InputError
 from lsr.loading.padding import prepare_batches
-from lsr.tuner.mistakes import InputError
 from pipeline.core.errors import as_user_error
 from pipeline.data.base_models import load_tokenizer, public_name
 from pipeline.params.sources import ModelEntry

@@ -14,9 +14,9 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.effects import idle_in_file
-from pipeline.params.mistakes import Place, validate
 from pipeline.params.schema import PARAMS, REGISTRIES, Params, View
 from pipeline.params.sources import NAME, ModelEntry, RegistryEntry
+from pipeline.params.validation import Place, validate
 from pipeline.params.yaml_file import read_yaml
 
 AnyView = TypeVar("AnyView", bound=View)

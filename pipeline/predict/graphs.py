@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from lsr_onnx import folder as layout
+from lsr_onnx.errors import GraphError
 from lsr_onnx.folder import GRAPHS, TASK, TENANTS, TOKENIZER
 from lsr_onnx.graph import Graph
-from lsr_onnx.mistakes import GraphError
 from pipeline.core.batches import iter_batches
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.methods.adapter_task import AdapterTask, tasks_of_infos
-from pipeline.params.mistakes import validate
+from pipeline.params.validation import validate
 from pipeline.predict.texts import check_finite, refuse_long_text
 from pipeline.tasks.cells import TEXT_COLUMNS
 from pipeline.tasks.encoding import SHOWN

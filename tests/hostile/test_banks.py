@@ -14,8 +14,8 @@ from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.algebra.rounding import BITS
+from lsr.errors import InputError
 from lsr.serve import file
-from lsr.tuner.mistakes import InputError
 from tests.hostile.damaged import change_bytes
 from tests.hostile.test_adapters import VALUES
 from tests.kit import LONGEST, NIGHTLY, write

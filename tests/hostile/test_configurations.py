@@ -6,9 +6,9 @@ import pytest
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
+from lsr.errors import InputError
 from lsr.loading.adapters import load_onto
 from lsr.tuner.files import CONFIG
-from lsr.tuner.mistakes import InputError
 from tests.kit import LONGEST, NIGHTLY, edit
 from tests.lsr.methods import METHODS, in_time, model_of, save
 

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from lsr.errors import InputError
 from lsr.serve.completions import Wanted
 from lsr.serve.graph_bank import GraphBank
 from lsr.serve.http import openai, openai_forms
@@ -26,7 +27,6 @@ from lsr.serve.http.refusals import refusal
 from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
 from lsr.serve.modules import Version
 from lsr.serve.passes import BatchRunner, Row
-from lsr.tuner.mistakes import InputError
 
 DESCRIPTION = Path(__file__).with_name("openapi.json")
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")

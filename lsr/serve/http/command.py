@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lsr.tuner.mistakes import InputError
+from lsr.errors import InputError
 from lsr_onnx.folder import GRAPHS
 
 TORCH = "torch"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import uvicorn
 
+from lsr.errors import InputError
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.graph_bank import GraphBank, check_torch_serves, open_graphs
@@ -21,7 +22,6 @@ from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
 from lsr.serve.http.limits import Awaited, Connections, Limits
 from lsr.serve.http.memory import BETWEEN, give_back, take_from_few_arenas
 from lsr.serve.passes import BatchRunner
-from lsr.tuner.mistakes import InputError
 
 SWITCH = (
     0.0005  # seconds until a thread of Python lets others on, in place of .005, which each of many requests would wait

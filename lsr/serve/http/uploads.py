@@ -16,13 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Scope
 
+from lsr.errors import InputError
 from lsr.loading.contents import Contents, read_on
 from lsr.loading.prompts import NO_TEMPLATE
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.bodies import MAX_JSON_BYTES, check_values, header_of
 from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
-from lsr.tuner.mistakes import InputError
 
 MAX_ADAPTER_BYTES = 16 << 20  # maximum size of a request with an adapter
 PIECE = 1 << 20  # bytes of a body that are held in memory

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lsr import export_lora
 from lsr.__main__ import main
+from lsr.errors import InputError
 from lsr.tuner.files import WEIGHTS
-from lsr.tuner.mistakes import InputError
 from tests.kit import refused, said
 from tests.lsr.methods import METHODS, logits, model_of, save
 from tests.tiny.models import tiny

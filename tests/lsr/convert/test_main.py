@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from lsr import __main__ as commands
 from lsr.__main__ import main
 from lsr.convert.writing import replace_folder
+from lsr.errors import InputError
 from lsr.tuner.files import WEIGHTS
-from lsr.tuner.mistakes import InputError
 from tests.kit import edit, refused, said, write
 from tests.lsr.saved import save_with_base
 

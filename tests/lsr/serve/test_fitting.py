@@ -14,11 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.__main__ import main
+from lsr.errors import InputError
 from lsr.serve.fitting import Example, fit_rows, fit_tenant
 from lsr.serve.groups import find_groups, make_member
 from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import TASK
-from lsr.tuner.mistakes import InputError
 from tests import architectures, workspace
 from tests.kit import write
 

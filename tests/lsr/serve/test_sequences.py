@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr import AdapterBank
+from lsr.errors import InputError
 from lsr.loading.contents import read_on
-from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import BASE
 from tests.lsr.saved import asked, save, save_lora, says
 from tests.tiny.models import tiny
