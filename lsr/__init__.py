@@ -17,13 +17,14 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
     extend_enum(PeftType, "LSR", "LSR")
 
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.initialize import initialize_from_data
 from lsr.tuner.model import LsrModel
 from lsr.tuner.rates import parameter_groups
-from lsr.tuner.start import initialize_from_data
 
 if TYPE_CHECKING:  # for type checkers only; at run time, `__getattr__` imports these names on first use
+    from lsr.convert.compress import compress_adapter
     from lsr.convert.export import export_lora, export_merged, from_lora
-    from lsr.convert.smaller import compress_adapter, quantize_adapter
+    from lsr.convert.quantize import quantize_adapter
     from lsr.serve.bank import AdapterBank
 
 ON_FIRST_USE = {
@@ -31,8 +32,8 @@ ON_FIRST_USE = {
     "export_lora": "convert.export",
     "export_merged": "convert.export",
     "from_lora": "convert.export",
-    "quantize_adapter": "convert.smaller",
-    "compress_adapter": "convert.smaller",
+    "quantize_adapter": "convert.quantize",
+    "compress_adapter": "convert.compress",
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers.utils import logging
 
 from lsr.algebra.rounding import BITS, PRECISIONS
+from lsr.convert.compress import compress_adapter
 from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
-from lsr.convert.smaller import compress_adapter, quantize_adapter
+from lsr.convert.quantize import quantize_adapter
 from lsr.convert.writing import GRAPHS, SHARED_ADAPTER, check_output, replace_folder
 from lsr.errors import InputError, NoBaseError, escape
 from lsr.loading.adapters import load_adapter, outputs
@@ -85,20 +86,20 @@ def _write_export(options: Namespace, folder: Path, model: PeftModel | None) -> 
     if options.to == LORA_FORMAT and _is_decomposed(options):
         return _write_decomposed(options, folder, dtype)
     if model is None or options.to == LORA_FORMAT:
-        lost = export_lora(model or options.adapter, folder, dtype=dtype, force=options.force)
+        errors = export_lora(model or options.adapter, folder, dtype=dtype, force=options.force)
     else:
         tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
-        lost = export_merged(model, folder, dtype=dtype, tokenizer=tokenizer, force=options.force)
+        errors = export_merged(model, folder, dtype=dtype, tokenizer=tokenizer, force=options.force)
         if tokenizer is None:
             lines.append("no tokenizer in the folder of the adapter or of its base model: add its files before serving")
-    lines.append(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(folder)}")
-    lines.append(f"rounding error of the update in {options.dtype}: {lost}")
+    lines.append(f"{options.output}: {options.to}, {len(errors.layers)} layers, {options.dtype}, {_size(folder)}")
+    lines.append(f"rounding error of the update in {options.dtype}: {errors}")
     return lines
 
 
 def _write_decomposed(options: Namespace, folder: Path, dtype: torch.dtype) -> list[str]:
     # Write the LoRA of a merged adapter; lines with its ranks and what it lacks.
-    lost = export_lora(
+    errors = export_lora(
         options.adapter,
         folder,
         dtype=dtype,
@@ -110,8 +111,8 @@ def _write_decomposed(options: Namespace, folder: Path, dtype: torch.dtype) -> l
     ranks = [len(update.bases.a) for update in updates.values()]
     lines = [f"{options.output}: LoRA of rank {min(ranks)} to {max(ranks)}, {len(ranks)} layers, {_size(folder)}"]
     if options.rank is not None:
-        lines += [f"{error:9.3%}  {name}" for name, error in lost.layers.items()]
-    return [*lines, f"relative error of the update: {lost}"]
+        lines += [f"{error:9.3%}  {name}" for name, error in errors.layers.items()]
+    return [*lines, f"relative error of the update: {errors}"]
 
 
 def _export_graphs(options: Namespace) -> None:
@@ -168,19 +169,19 @@ def _import(options: Namespace) -> None:
 
 
 def _quantize(options: Namespace) -> None:
-    lost = quantize_adapter(options.adapter, options.output, options.to, force=options.force)
+    errors = quantize_adapter(options.adapter, options.output, options.to, force=options.force)
     say(f"{options.output}: {options.to}, {_sizes(options.adapter, options.output)}")
-    say(f"rounding error of the tensors: {lost.tensors}")
-    if lost.update is not None:
-        say(f"rounding error of the update: {lost.update}")
+    say(f"rounding error of the tensors: {errors.tensors}")
+    if errors.update is not None:
+        say(f"rounding error of the update: {errors.update}")
 
 
 def _compress(options: Namespace) -> None:
     folder = adapter_folder(options.adapter)
-    lost = compress_adapter(folder, options.output, options.to, bits=options.bits, force=options.force)
-    for name, error in lost.layers.items():
+    errors = compress_adapter(folder, options.output, options.to, bits=options.bits, force=options.force)
+    for name, error in errors.layers.items():
         say(f"{error:7.2%}  {name}")
-    say(f"relative error of the update: {lost}")
+    say(f"relative error of the update: {errors}")
     say(f"{options.output}: {_sizes(folder, options.output)}")
 
 

@@ -52,7 +52,7 @@ def initialize(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str
             rows.append((name, len(layers), rank, captured, energy))
             advance(1)
 
-        adapters.start(model, plan, read, report)
+        adapters.initialize(model, plan, read, report)
     return rows
 
 

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from lsr.convert.lowrank import read_lowrank
-from lsr.convert.smaller import Errors, errors_of, relative
+from lsr.convert.relative_errors import RelativeErrors, errors_of, relative
 from lsr.convert.writing import check_output, replace_folder, write, write_task
 from lsr.errors import InputError
 from lsr.loading.base_models import is_classifier
@@ -37,7 +37,7 @@ def export_lora(
     base: str | None = None,
     rank: int | None = None,
     force: bool = False,
-) -> Errors:
+) -> RelativeErrors:
     """Export an adapter as a LoRA folder that PEFT loads without this package, with head and biases.
 
     `adapter` is a model with an LSR adapter, or an adapter's folder. LSR is exported exactly, without a base model:
@@ -70,17 +70,17 @@ def export_lora(
         updates[name] = update._replace(bases=Bases(a=a, b=b))
     _check(errors_of(updates, plain), dtype, force)
     heads = {name: _cast_weights(name, value, dtype) for name, value in contents.heads.items()}
-    lost = errors_of(updates, exact or plain)
-    summary = None if exact is None else _summarize(lost)
+    errors = errors_of(updates, exact or plain)
+    summary = None if exact is None else _summarize(errors)
     written = replace(contents, updates=updates, heads=heads)
     write(written, folder, LORA, with_tokenizer_of=source, summary=summary)
-    return lost
+    return errors
 
 
-def _summarize(lost: Errors) -> str:
-    if lost.total <= EXACT:
+def _summarize(errors: RelativeErrors) -> str:
+    if errors.total <= EXACT:
         return "It equals an adapter of another method, and loads with PEFT alone."
-    return f"It approximates an adapter, with a relative error of {lost.total:.2g}, and loads with PEFT alone."
+    return f"It approximates an adapter, with a relative error of {errors.total:.2g}, and loads with PEFT alone."
 
 
 def _of_folder(folder: Path, base: str | None, rank: int | None) -> tuple[Contents, Updates | None]:
@@ -116,7 +116,7 @@ def export_merged(
     adapter_name: str = "default",
     tokenizer: Any = None,
     force: bool = False,
-) -> Errors:
+) -> RelativeErrors:
     """Write the base model with the adapter merged into its weights, and its tokenizer if given; modifies `model`.
 
     Label names come from the task.json of the adapter's folder. A classifier's config.json gets the tokenizer's padding
@@ -127,8 +127,8 @@ def export_merged(
     """
     folder = Path(folder)
     check_output(folder, (), replace=force)
-    lost = _measure_merge_errors(layers_of(model, adapter_name), adapter_name, dtype)
-    _check(lost, dtype, force)
+    errors = _measure_merge_errors(layers_of(model, adapter_name), adapter_name, dtype)
+    _check(errors, dtype, force)
     config = config_of(model, adapter_name)
     task = None if config.folder is None else read_task(config.folder)
     task_info = task or {}
@@ -147,7 +147,7 @@ def export_merged(
         if tokenizer is not None:
             tokenizer.save_pretrained(str(new))
         write_task(new, task)
-    return lost
+    return errors
 
 
 def describe_labels(config: Any, task: Mapping[str, Any], folder: Path | None) -> None:
@@ -183,7 +183,7 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
     )
 
 
-def _measure_merge_errors(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Errors:
+def _measure_merge_errors(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> RelativeErrors:
     """Measure ||round(W + ΔW) - W - ΔW||: an entry of ΔW below half a rounding step of W's entry vanishes."""
     sizes = {}
     for name, layer in layers.items():
@@ -202,8 +202,8 @@ def _cast_weights(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return written
 
 
-def _check(lost: Errors, dtype: torch.dtype, force: bool) -> None:
-    if lost.total > TOLERATED_LOSS and not force:
-        worst = f"{lost.layers[lost.worst]:.1%} of that in {lost.worst}"
+def _check(errors: RelativeErrors, dtype: torch.dtype, force: bool) -> None:
+    if errors.total > TOLERATED_LOSS and not force:
+        worst = f"{errors.layers[errors.worst]:.1%} of that in {errors.worst}"
         allowed = f"at most {TOLERATED_LOSS:.0%} is allowed; use float32, or --force"
-        raise InputError(f"{dtype_name(dtype)} would lose {lost.total:.1%} of the update, {worst}; {allowed}")
+        raise InputError(f"{dtype_name(dtype)} would lose {errors.total:.1%} of the update, {worst}; {allowed}")

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from lsr.algebra.separable import FactorShapes, kron_sum, nearest_kron_sum
 from lsr.algebra.spectrum import diagonalize_jointly, leading_bases
-from lsr.init.source import Source, Start, matrices_of
+from lsr.init.context import InitContext, InitialFactors, matrices_of
 
 
-def singular_start(source: Source) -> Start:
+def singular_factors(context: InitContext) -> InitialFactors:
     """Return A and the trained basis of B as the sums nearest to a matrix's leading directions, with LoRA's scale.
 
     With B1 = 0 the first step moves B along the gradient times A^T, so its gain grows with the gradient's energy in the
@@ -20,9 +20,9 @@ def singular_start(source: Source) -> Start:
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
-    form = source.form
-    matrices = matrices_of([source])
-    left, right = leading_bases(matrices, form.rank, source.seed)
+    form = context.form
+    matrices = matrices_of([context])
+    left, right = leading_bases(matrices, form.rank, context.seed)
     a, b = nearest_factors(left, right, form)
     # Learning rates carry over from random factors: the second ones get their norm, and A has ||A||_F^2 = r / 3, which
     # LoRA's has on average.
@@ -36,7 +36,7 @@ def singular_start(source: Source) -> Start:
     scale = usual / length
     a[0] = a[0] * scale
     b[0] = torch.zeros_like(b[0])
-    return Start(a, b)
+    return InitialFactors(a, b)
 
 
 def nearest_factors(
@@ -55,7 +55,7 @@ def nearest_factors(
     return a, b
 
 
-def singular_bases(sources: Sequence[Source]) -> Start:
+def singular_bases(contexts: Sequence[InitContext]) -> InitialFactors:
     """Return the leading singular vectors of a matrix, or joint ones over several layers.
 
     Singular values are dropped: bases scaled by them learned less.
@@ -63,8 +63,8 @@ def singular_bases(sources: Sequence[Source]) -> Start:
     Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), which uses the weight and scales B; LoRA-SB (Ponkshe et
     al. 2024, arXiv 2411.19557), which uses the first full gradient.
     """
-    first = sources[0]
+    first = contexts[0]
     find = diagonalize_jointly if first.paired else leading_bases
-    matrices = matrices_of(sources)
+    matrices = matrices_of(contexts)
     left, right = find(matrices, first.form.rank, first.seed)
-    return Start.dense(right, left)
+    return InitialFactors.dense(right, left)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsr.init.context import Matrices
 from lsr.init.passes import (
     STEPS,
     Batch,
@@ -32,7 +33,6 @@ from lsr.init.passes import (
     set_values,
     widths,
 )
-from lsr.init.source import Matrices
 
 RANK = 16
 RATE = 0.001

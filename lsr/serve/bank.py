@@ -23,8 +23,8 @@ from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
 from lsr.serve.group_names import is_reserved
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Version
+from lsr.serve.row_pool import BASE_SLOT, RowPool, StoredPool, largest, round_up
 from lsr.serve.shared_adapter import base_with, on_plain_base, split
-from lsr.serve.stack import BASE_SLOT, Stack, StoredStack, largest, round_up
 from lsr.tuner.files import Files
 from lsr.tuner.model import BASE, copies_of_a_row
 
@@ -111,7 +111,7 @@ class AdapterBank(nn.Module):
         self.layers: dict[str, BankLayer] = {}  # layers by the name of the module that each wraps
         self.heads: dict[str, BankHead] = {}
         self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
-        self.slots: dict[str, int] = {}  # index of each adapter in the stacks: 1, 2, ..., without a gap
+        self.slots: dict[str, int] = {}  # index of each adapter in the row pools: 1, 2, ..., without a gap
 
     @classmethod
     def of_tenants(
@@ -156,18 +156,18 @@ class AdapterBank(nn.Module):
     def nbytes(self) -> int:
         """The bytes of all adapters, without the base model."""
         tensors = list(self.model.buffers())  # includes the bases
-        for stack in self.stacks().values():
-            tensors += stack.tensors()
+        for pool in self.pools().values():
+            tensors += pool.tensors()
         return sum(tensor.nbytes for tensor in tensors) - self._base_bytes
 
-    def stacks(self) -> dict[str, Stack]:
-        """Return the stacks of layers and heads by their names in a file."""
-        stacks = dict[str, Stack]()
+    def pools(self) -> dict[str, RowPool]:
+        """Return the row pools of layers and heads by their names in a file."""
+        pools = dict[str, RowPool]()
         for name, module in self._wrappers().items():
             kind = LAYERS if name in self.layers else HEADS
-            for part, stack in module.stacks.items():
-                stacks[f"{kind}/{name}/{part}"] = stack
-        return stacks
+            for part, pool in module.pools.items():
+                pools[f"{kind}/{name}/{part}"] = pool
+        return pools
 
     def _wrappers(self) -> dict[str, BankLayer | BankHead]:
         """Return layers and heads by the names of the modules that they wrap."""
@@ -258,8 +258,8 @@ class AdapterBank(nn.Module):
 
     def _set_size(self, slots: int) -> None:
         self.shared.size = slots
-        for stack in self.stacks().values():
-            stack.set_slots(slots)
+        for pool in self.pools().values():
+            pool.set_slots(slots)
 
     def remove(self, name: str) -> None:
         """Remove an adapter and free its memory. The errors are those of `contents`."""
@@ -275,8 +275,8 @@ class AdapterBank(nn.Module):
         # Move the adapter at the last slot to one that has become free.
         last = self.shared.size - 1
         if slot != last:
-            for stack in self.stacks().values():
-                stack.move(last, slot)
+            for pool in self.pools().values():
+                pool.move(last, slot)
             moved = next(name for name, own in self.slots.items() if own == last)
             self.slots[moved] = slot
         self._set_size(last)
@@ -293,7 +293,7 @@ class AdapterBank(nn.Module):
             fields |= version.base
         self.base_fields = fields
 
-    def _slot(self, name: str) -> int:  # index in the stacks
+    def _slot(self, name: str) -> int:  # index in the row pools
         if name == BASE:
             return BASE_SLOT
         self._check_known(name)
@@ -321,8 +321,8 @@ class AdapterBank(nn.Module):
         with shared.one_thread:
             of_rows = torch.tensor([self._slot(name) for name in names], dtype=torch.int64)
             slots = of_rows.repeat_interleave(copies).to(next(self.model.parameters()).device)
-            shared.rank = largest(self._direction_stacks(), slots)
-            shared.outputs = largest(self._label_stacks(), slots)
+            shared.rank = largest(self._direction_pools(), slots)
+            shared.outputs = largest(self._label_pools(), slots)
             shared.slots = slots
             try:
                 yield
@@ -367,16 +367,16 @@ class AdapterBank(nn.Module):
             answers.append(make_answer(name, task_info, row[:count]))
         return answers
 
-    def _direction_stacks(self) -> list[Stack]:
-        return [layer.stacks[DIRECTIONS] for layer in self.layers.values()]
+    def _direction_pools(self) -> list[RowPool]:
+        return [layer.pools[DIRECTIONS] for layer in self.layers.values()]
 
-    def _label_stacks(self) -> list[Stack]:
-        return [head.stacks[head.labelled[0]] for head in self.heads.values() if head.labelled]
+    def _label_pools(self) -> list[RowPool]:
+        return [head.pools[head.labelled[0]] for head in self.heads.values() if head.labelled]
 
     def sizes(self) -> list[int]:
         """Return the size (see `Version`) of the adapter at each slot."""
         size = self.shared.size
-        counts = [stack.counts[:size] for stack in self._direction_stacks() + self._label_stacks()]
+        counts = [pool.counts[:size] for pool in self._direction_pools() + self._label_pools()]
         most = torch.stack(counts).amax(dim=0).tolist() if counts else [0] * size
         return list(map(round_up, most))
 
@@ -385,7 +385,7 @@ class AdapterBank(nn.Module):
         return self._outputs_at(self._slot(name))
 
     def _outputs_at(self, slot: int) -> int:
-        own = next((stack.count(slot) for stack in self._label_stacks()), 0)
+        own = next((pool.count(slot) for pool in self._label_pools()), 0)
         return own or self.shared.labels
 
     def write(
@@ -454,10 +454,10 @@ class AdapterBank(nn.Module):
     def _file(self, folder: str | Path) -> BankFile:
         # Copies of all that a file has, which another thread may change afterwards.
         slots = [BASE_SLOT, *self.slots.values()]
-        stacks = {}
-        for name, stack in self.stacks().items():
-            stacks[name] = stack.copy_rows(slots)
-            if not stack.form.are_bounded(stacks[name].values):
+        pools = {}
+        for name, pool in self.pools().items():
+            pools[name] = pool.copy_rows(slots)
+            if not pool.form.are_bounded(pools[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
         versions = self.versions | self.groups
         task_infos = {name: versions[name].task_info for name in self.slots}
@@ -472,7 +472,7 @@ class AdapterBank(nn.Module):
             layers=[*self.layers],
             heads=[*self.heads],
             bases=bases,
-            stacks=stacks,
+            pools=pools,
             shared_adapter=self.shared_adapter,
         )
 
@@ -505,7 +505,7 @@ class AdapterBank(nn.Module):
             if not self.layers[name].may_share(bases):
                 raise InputError(f"{name}: its bases hold values that are too large for the rows of all adapters")
             self.layers[name].set_bases(bases, core_size)
-        self._restore(contents.stacks)
+        self._restore(contents.pools)
         sizes = self.sizes()
         for name, task_info in contents.task_infos.items():
             with wrap_errors(name, ValueError):
@@ -514,13 +514,13 @@ class AdapterBank(nn.Module):
             versions = self.groups if is_reserved(name) else self.versions
             versions[name] = Version(task_info, contents.base, sizes[self.slots[name]])
 
-    def _restore(self, stored: Mapping[str, StoredStack]) -> None:
-        stacks = self.stacks()
-        for name in sorted(stored.keys() ^ stacks.keys()):
-            raise InputError(f"{name} is {'missing' if name in stacks else 'not part of its layers and heads'}")
-        for name, stack in stacks.items():
+    def _restore(self, stored: Mapping[str, StoredPool]) -> None:
+        pools = self.pools()
+        for name in sorted(stored.keys() ^ pools.keys()):
+            raise InputError(f"{name} is {'missing' if name in pools else 'not part of its layers and heads'}")
+        for name, pool in pools.items():
             with wrap_errors(name, ValueError):
-                stack.restore(stored[name])
+                pool.restore(stored[name])
         for name, module in self._wrappers().items():
             with wrap_errors(name, ValueError):
                 module.check_counts()
@@ -532,5 +532,5 @@ def _base_of(contents: BankFile, base: nn.Module | str | None) -> nn.Module:
         return base_with(contents.shared_adapter, base)
     if isinstance(base, nn.Module):
         return base
-    names = (name.partition("/")[2].replace("/", ".") for name in contents.stacks)
+    names = (name.partition("/")[2].replace("/", ".") for name in contents.pools)
     return load_base(contents.base, dict.fromkeys(names, torch.empty(0)), base)  # it may lack heads that the bank has

@@ -1,12 +1,12 @@
-"""Read and write a bank's file: the rows of all adapters in stacks, the bases of cores, and a header.
+"""Read and write a bank's file: the rows of all adapters in row pools, the bases of cores, and a header.
 
-It is a safetensors file. Its tensors are `layers/MODULE/STACK/values` and `.../counts`, likewise those of `heads`, and
+It is a safetensors file. Its tensors are `layers/MODULE/POOL/values` and `.../counts`, likewise those of `heads`, and
 `bases/MODULE/a` and `b`, once for all layers that share them. Its header has a single entry of metadata, HEADER, JSON:
 
     checksum       SHA-256 of the file up to the first tensor, with BLANK in place of this checksum
     checksums      by tensor: SHA-256 of its bytes
     base           the base model according to the adapters' configurations
-    precision      of the stacks
+    precision      of the row pools
     task_infos     by adapter or group of tenants, in the order of their slots: the contents of its task.json
     layers         the modules of the base model that are adapted
     heads          those that are trained in full
@@ -37,8 +37,8 @@ from lsr.loading.task import are_names, validate_task_info
 from lsr.loading.updates import Bases
 from lsr.serve.admission import check_group, check_name
 from lsr.serve.group_names import is_reserved
+from lsr.serve.row_pool import StoredPool
 from lsr.serve.shared_adapter import bytes_of
-from lsr.serve.stack import StoredStack
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
 
 FILE = "bank.safetensors"
@@ -66,7 +66,7 @@ class BankFile:
     layers: list[str]
     heads: list[str]
     bases: BasesOfLayers  # bases of the layers that have cores
-    stacks: dict[str, StoredStack]  # stacks by name: layers/MODULE/STACK or heads/MODULE/STACK
+    pools: dict[str, StoredPool]  # row pools by name: layers/MODULE/POOL or heads/MODULE/POOL
     shared_adapter: Files | None  # the adapter that all tenants share
 
 
@@ -82,7 +82,7 @@ def read(folder: Path) -> BankFile:
     with wrap_errors(path, ValueError):
         _check_tensors(header["checksums"], tensors)
         bases = _bases(header["bases"], header["layers"], tensors)
-        stacks = _stacks(tensors)
+        pools = _pools(tensors)
         task_infos = _read_task_infos(header["task_infos"])
     return BankFile(
         base=header["base"],
@@ -91,7 +91,7 @@ def read(folder: Path) -> BankFile:
         layers=header["layers"],
         heads=header["heads"],
         bases=bases,
-        stacks=stacks,
+        pools=pools,
         shared_adapter=_read_shared_adapter(folder / SHARED_ADAPTER, header["shared_adapter"]),
     )
 
@@ -130,9 +130,9 @@ def write(contents: BankFile, folder: Path) -> None:
 def _tensors(contents: BankFile, owners: Mapping[Bases, str]) -> dict[str, Tensor]:
     """Return the tensors of a bank's file, by name; bases are named after the layer that owns them."""
     tensors = dict[str, Tensor]()
-    for name, stack in contents.stacks.items():
-        tensors[f"{name}/values"] = stack.values
-        tensors[f"{name}/counts"] = stack.counts
+    for name, pool in contents.pools.items():
+        tensors[f"{name}/values"] = pool.values
+        tensors[f"{name}/counts"] = pool.counts
     for bases, owner in owners.items():
         tensors[f"{BASES}/{owner}/a"] = bases.a.contiguous()
         tensors[f"{BASES}/{owner}/b"] = bases.b.contiguous()
@@ -223,24 +223,24 @@ def _bases(
     return bases
 
 
-def _stacks(tensors: Tensors) -> dict[str, StoredStack]:
-    """Return the stacks of layers and heads by name.
+def _pools(tensors: Tensors) -> dict[str, StoredPool]:
+    """Return the row pools of layers and heads by name.
 
     Raises:
-        ValueError: if a part of a stack is missing.
+        ValueError: if a part of a row pool is missing.
     """
-    stacks = dict[str, StoredStack]()
+    pools = dict[str, StoredPool]()
     for name in tensors:
         if name.startswith(f"{BASES}/"):
             continue
-        stack, _, _ = name.rpartition("/")
-        for part in StoredStack._fields:
-            if f"{stack}/{part}" not in tensors:
-                raise ValueError(f"'{stack}/{part}' is missing")
-        values = tensors[f"{stack}/values"]
-        counts = tensors[f"{stack}/counts"]
-        stacks[stack] = StoredStack(values, counts)
-    return stacks
+        pool, _, _ = name.rpartition("/")
+        for part in StoredPool._fields:
+            if f"{pool}/{part}" not in tensors:
+                raise ValueError(f"'{pool}/{part}' is missing")
+        values = tensors[f"{pool}/values"]
+        counts = tensors[f"{pool}/counts"]
+        pools[pool] = StoredPool(values, counts)
+    return pools
 
 
 def _read_task_infos(entries: Mapping[str, Any]) -> TaskInfos:

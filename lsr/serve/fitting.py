@@ -19,7 +19,7 @@ from lsr.loading.contents import Contents
 from lsr.serve.bank import AdapterBank
 from lsr.serve.groups import labels_of, make_member
 from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, Row
+from lsr.serve.passes import BatchRunner, TokenizedText
 from lsr.tuner.model import BASE
 
 FOLDS = 10
@@ -162,7 +162,7 @@ def read_features(passes: BatchRunner, group: Contents, name: str, texts: Sequen
     return np.concatenate(parts)
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def _batches(rows: Sequence[TokenizedText]) -> Iterator[Sequence[TokenizedText]]:
     for first in range(0, len(rows), BATCH):
         yield rows[first : first + BATCH]
 

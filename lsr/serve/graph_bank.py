@@ -25,7 +25,7 @@ from lsr.loading.task import validate_task_info
 from lsr.serve.admission import check_name
 from lsr.serve.bank import Answer, make_answer
 from lsr.serve.modules import Version
-from lsr.serve.stack import round_up
+from lsr.serve.row_pool import round_up
 from lsr_onnx import folder as layout
 from lsr_onnx.errors import GraphError
 from lsr_onnx.folder import GRAPHS, INT8, TASK, TENANTS, Tenant

@@ -1,6 +1,6 @@
 """The modules of a bank that replace linear layers and heads, so that each row of a batch has its own adapter.
 
-The parameters of all adapters are in stacks. A batch gathers them by row and applies them in batched products.
+The parameters of all adapters are in row pools. A batch gathers them by row and applies them in batched products.
 """
 
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from lsr.init.passes import widths
 from lsr.loading.contents import by_label
 from lsr.loading.task import MAX_LABELS
 from lsr.loading.updates import Bases, Update
-from lsr.serve.stack import Change, Stack
+from lsr.serve.row_pool import Change, RowPool
 from lsr.tuner.forms import SMALL
 
-# Stacks of a layer:
+# Row pools of a layer:
 DIRECTIONS = "directions"
 CORES = "cores"
 SCALING = "scaling"
 
-State = Mapping[str, Tensor]  # tensors of a module, or rows of its stacks, by name
+State = Mapping[str, Tensor]  # tensors of a module, or rows of its row pools, by name
 
 
 class Version(NamedTuple):
@@ -49,57 +49,57 @@ class BatchState:
     one_thread: Any = field(default_factory=RLock)
 
 
-class Stacked(nn.Module):
-    """A wrapped module of the base model with stacks of rows by name; each adapter has one slot in them."""
+class PooledModule(nn.Module):
+    """A wrapped module of the base model with row pools by name; each adapter has one slot in them."""
 
     def __init__(self, base: nn.Module, shared: BatchState) -> None:
         super().__init__()
         self.base = base
         self.shared = shared
-        self.stacks: dict[str, Stack] = {}
+        self.pools: dict[str, RowPool] = {}
 
-    def add_stack(
+    def add_pool(
         self,
         name: str,
         *parts: int,
         precision: str | None = None,
         is_single: bool = False,
     ) -> None:
-        """Add a stack, on the device of the base module."""
-        stack = Stack(
+        """Add a row pool, on the device of the base module."""
+        pool = RowPool(
             parts,
             self.shared.size,
             precision or self.shared.precision,
             is_single=is_single,
         )
         first = next(iter(self.base.state_dict().values()))
-        stack.convert(lambda tensor: tensor.to(first.device))
-        self.stacks[name] = stack
+        pool.convert(lambda tensor: tensor.to(first.device))
+        self.pools[name] = pool
 
     def _apply(self, fn: Change, recurse: bool = True) -> Self:
-        # Stacks go where the module goes. They are not its buffers, for torch compiles anew for each size of a buffer.
+        # Row pools move with the module. They are not its buffers, as torch compiles anew for each size of a buffer.
         super()._apply(fn, recurse)
-        for stack in self.stacks.values():
-            stack.convert(fn)
+        for pool in self.pools.values():
+            pool.convert(fn)
         return self
 
     @property
     def is_unused(self) -> bool:
         """Whether no adapter has rows in this module."""
-        return all(stack.is_unused for stack in self.stacks.values())
+        return all(pool.is_unused for pool in self.pools.values())
 
     def fill(self, slot: int, rows: State) -> None:
-        """Set the rows of a slot by stack, and clear the slot in all other stacks."""
-        for name, stack in self.stacks.items():
-            stack.put(slot, rows.get(name))
+        """Set the rows of a slot by row pool, and clear the slot in all other row pools."""
+        for name, pool in self.pools.items():
+            pool.put(slot, rows.get(name))
 
 
-class BankLayer(Stacked):
+class BankLayer(PooledModule):
     """A layer with low-rank updates of any rank, and cores between one pair of bases.
 
-    The stack `directions` has a row of A and a column of B per direction of an adapter. An adapter with a core between
-    the layer's bases, which are those of the first adapter with a core, has one row of `cores` instead: the core, or
-    its diagonal. Neither includes the scaling.
+    The row pool `directions` has a row of A and a column of B per direction of an adapter. An adapter with a core
+    between the layer's bases, which are those of the first adapter with a core, has one row of `cores` instead: the
+    core, or its diagonal. Neither includes the scaling.
     """
 
     def __init__(self, base: nn.Module, shared: BatchState) -> None:
@@ -107,16 +107,16 @@ class BankLayer(Stacked):
         self.n, self.m = widths(base)
         self.bases: Bases | None = None
         self.core_size = 0  # entries of a core between the bases
-        self.add_stack(DIRECTIONS, self.n, self.m)
-        self.add_stack(SCALING, 1, precision="float32", is_single=True)
+        self.add_pool(DIRECTIONS, self.n, self.m)
+        self.add_pool(SCALING, 1, precision="float32", is_single=True)
 
     def put(self, slot: int, update: Update | None) -> None:
         """Store the update of the adapter at a slot, replacing the old one; None if it does not adapt the layer."""
         rows = {} if update is None else self._rows(update)
         self.fill(slot, rows)
-        if self.bases is not None and self.stacks[CORES].is_unused:  # the last adapter with a core has left
+        if self.bases is not None and self.pools[CORES].is_unused:  # the last adapter with a core has left
             self.bases = None
-            del self.stacks[CORES]
+            del self.pools[CORES]
 
     def _rows(self, update: Update) -> State:
         core = update.core
@@ -144,11 +144,11 @@ class BankLayer(Stacked):
         return bool((bases.a.abs() <= most).all())
 
     def set_bases(self, bases: Bases, core_size: int) -> None:
-        """Set the bases, and add a stack for cores with this many entries."""
-        device = self.stacks[SCALING].values.device
+        """Set the bases, and add a row pool for cores with this many entries."""
+        device = self.pools[SCALING].values.device
         self.bases = bases.to(device)
         self.core_size = core_size
-        self.add_stack(CORES, core_size, is_single=True)
+        self.add_pool(CORES, core_size, is_single=True)
 
     def check_counts(self) -> None:
         """Check that each slot has a scaling and either directions or a core, or nothing.
@@ -156,11 +156,11 @@ class BankLayer(Stacked):
         Raises:
             ValueError: if not, or if there are more directions than allowed.
         """
-        directions = self.stacks[DIRECTIONS].counts
+        directions = self.pools[DIRECTIONS].counts
         updates = (directions > 0).int()
         if self.bases is not None:
-            updates += self.stacks[CORES].counts
-        if not updates.equal(self.stacks[SCALING].counts):
+            updates += self.pools[CORES].counts
+        if not updates.equal(self.pools[SCALING].counts):
             raise ValueError("needed of each adapter: a scaling, and either directions or a core, or nothing")
         most = max(SMALL, min(self.n, self.m))
         if (directions > most).any():
@@ -168,12 +168,12 @@ class BankLayer(Stacked):
 
     def update(self, slot: int) -> Update | None:
         """Return a copy of the update of the adapter at a slot; None if it does not adapt the layer."""
-        scaling = self.stacks[SCALING].rows(slot)
+        scaling = self.pools[SCALING].rows(slot)
         if not len(scaling):
             return None
         update = self._core_at(slot)
         if update is None:
-            directions = self.stacks[DIRECTIONS].rows(slot)
+            directions = self.pools[DIRECTIONS].rows(slot)
             a, b = directions.split((self.n, self.m), dim=1)
             bases = Bases(a=a.contiguous(), b=b.T.contiguous())
             update = Update(bases, 1)
@@ -182,7 +182,7 @@ class BankLayer(Stacked):
     def _core_at(self, slot: int) -> Update | None:
         if self.bases is None:
             return None
-        core = self.stacks[CORES].rows(slot)
+        core = self.pools[CORES].rows(slot)
         if len(core) == 0:
             return None
         rank = len(self.bases.a)
@@ -202,9 +202,9 @@ class BankLayer(Stacked):
             return result
         total = result.reshape(len(x), -1, self.m)
         inputs = x.reshape(len(x), -1, self.n)
-        scaling = self.stacks[SCALING].take(slots)  # (rows, 1, 1)
+        scaling = self.pools[SCALING].take(slots)  # (rows, 1, 1)
         if self.shared.rank:
-            directions = self.stacks[DIRECTIONS].take(slots, self.shared.rank)
+            directions = self.pools[DIRECTIONS].take(slots, self.shared.rank)
             a, b = directions.split((self.n, self.m), dim=2)  # (rows, rank, n or m)
             hidden = torch.bmm(inputs, a.to(x.dtype).mT)  # (rows, tokens, rank)
             hidden = hidden * scaling
@@ -224,7 +224,7 @@ class BankLayer(Stacked):
         return total.view(result.shape)
 
     def _times_cores(self, hidden: Tensor, slots: Tensor) -> Tensor:  # (rows, tokens, rank), (rows,)
-        cores = self.stacks[CORES].take(slots)  # (rows, 1, entries)
+        cores = self.pools[CORES].take(slots)  # (rows, 1, entries)
         cores = cores.to(hidden.dtype)
         rank = hidden.shape[2]
         if self.core_size == rank:
@@ -232,8 +232,8 @@ class BankLayer(Stacked):
         return torch.bmm(hidden, cores.view(-1, rank, rank).mT)
 
 
-class BankHead(Stacked):
-    """Any module, with one stack per tensor of its state dict; the tensor's first axis becomes rows.
+class BankHead(PooledModule):
+    """Any module, with one row pool per tensor of its state dict; the tensor's first axis becomes rows.
 
     Rows of a batch whose adapter has no such state, or that have no adapter, have the base model's output. An adapter
     may have another number of labels than the base model: each row has as many outputs as the largest head, padded with
@@ -245,14 +245,14 @@ class BankHead(Stacked):
         self.like = dict[str, Tensor]()  # shapes and dtypes only: tensors on the device "meta"
         for name, value in base.state_dict().items():
             self.like[name] = value.detach().to("meta")
-            self.add_stack(name, _as_rows(value).shape[1])
+            self.add_pool(name, _as_rows(value).shape[1])
         self.labelled = by_label(self.like, shared.labels)
 
     @property
-    def _counted(self) -> Stack:
-        """The stack whose counts are the labels of each slot's head."""
+    def _counted(self) -> RowPool:
+        """The row pool whose counts are the labels of each slot's head."""
         names = self.labelled or list(self.like)
-        return self.stacks[names[0]]
+        return self.pools[names[0]]
 
     def check_counts(self) -> None:
         """Check the number of rows of each slot and tensor: the module's, one per label, or none at all.
@@ -261,12 +261,12 @@ class BankHead(Stacked):
             ValueError: if a number is wrong, or there are more labels than allowed; names the tensor.
         """
         counts = self._counted.counts
-        for name, stack in self.stacks.items():
+        for name, pool in self.pools.items():
             needed = counts
             if name not in self.labelled:
                 rows = len(_as_rows(self.like[name]))
                 needed = (counts > 0).int() * rows
-            if not stack.counts.equal(needed):
+            if not pool.counts.equal(needed):
                 raise ValueError(f"{name} does not have the rows of a head for each adapter")
         most = int(counts.max())
         if self.labelled and most > MAX_LABELS:
@@ -284,8 +284,8 @@ class BankHead(Stacked):
         if not self._counted.count(slot):
             return {}
         state = dict[str, Tensor]()
-        for name, stack in self.stacks.items():
-            state[name] = self._reshape(name, stack.rows(slot))
+        for name, pool in self.pools.items():
+            state[name] = self._reshape(name, pool.rows(slot))
         return state
 
     def _reshape(self, name: str, rows: Tensor) -> Tensor:  # (..., most, width)
@@ -313,11 +313,11 @@ class BankHead(Stacked):
 
         of_adapters = vmap(of_adapter, randomness="different")
         outputs: Tensor = of_adapters(self._states(slots), x)
-        stack = self._counted
-        counts = stack.counts.index_select(0, slots)  # labels per row
+        pool = self._counted
+        counts = pool.counts.index_select(0, slots)  # labels per row
         counts = counts.reshape(-1, *[1] * (outputs.dim() - 1))
         if self.labelled:
-            most = max(len(stack.steps), self.shared.labels)
+            most = max(len(pool.steps), self.shared.labels)
             of_base = _pad(of_base, most)
             outputs = _pad(outputs, most)
             steps = torch.arange(most, device=outputs.device)
@@ -327,9 +327,9 @@ class BankHead(Stacked):
     def _states(self, slots: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the module with an additional first axis for the rows of the batch."""
         states: dict[str, Tensor] = {}  # an annotated literal, which torch can compile
-        for name, stack in self.stacks.items():
+        for name, pool in self.pools.items():
             most = max(1, self.shared.outputs) if name in self.labelled else None
-            rows = stack.take(slots, most)
+            rows = pool.take(slots, most)
             states[name] = self._reshape(name, rows)
         return states
 

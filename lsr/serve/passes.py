@@ -33,7 +33,7 @@ def _never() -> bool:
     return False
 
 
-class Row(NamedTuple):
+class TokenizedText(NamedTuple):
     """A tokenized text for one version of an adapter: by its columns, length, template and stop tokens."""
 
     adapter: str
@@ -91,7 +91,7 @@ class BatchRunner:
         *,
         template: str | None = None,
         names: Sequence[str] = (),
-    ) -> list[Row]:
+    ) -> list[TokenizedText]:
         """Tokenize texts, pairs of texts (if the adapter's task info has two columns) or prompts into rows.
 
         A prompt is a text or, if the task info has a template, a conversation: a list of messages. `template` overrides
@@ -118,13 +118,13 @@ class BatchRunner:
         each(encoded["input_ids"], partial(_check_tokens, most))
         if wanted is not None:
             wanted = wanted._replace(stop_token_ids=tuple(task_info.get("stop_token_ids") or self.stop_token_ids))
-        rows = list[Row]()
+        rows = list[TokenizedText]()
         for values in zip(*encoded.values(), strict=True):
             inputs = dict(zip(encoded, values, strict=True))
-            rows.append(Row(name, version, inputs, wanted))
+            rows.append(TokenizedText(name, version, inputs, wanted))
         return rows
 
-    def answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
+    def answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
         """Return the result of each row: a ReplacedError if its version has left the bank.
 
         If a batch fails, for example by lack of memory, its halves run separately, so that only the row that causes the
@@ -140,7 +140,7 @@ class BatchRunner:
                 results.append(next(answers) if is_current else ReplacedError())
             return results
 
-    def _answers(self, rows: Sequence[Row]) -> list[Result | Exception]:
+    def _answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
         if not rows:
             return []
         answer = self._generate if self.max_new_tokens else self._predict
@@ -152,7 +152,7 @@ class BatchRunner:
         half = len(rows) // 2
         return self._answers(rows[:half]) + self._answers(rows[half:])
 
-    def _predict(self, rows: Sequence[Row]) -> list[Result]:
+    def _predict(self, rows: Sequence[TokenizedText]) -> list[Result]:
         names = [row.adapter for row in rows]
         inputs = self.tokenizer.pad([row.inputs for row in rows], return_tensors="pt")
         with torch.no_grad():
@@ -160,7 +160,7 @@ class BatchRunner:
         answers = self.bank.answers(logits, names)
         return [answer if answer.logits.isfinite().all() else None for answer in answers]
 
-    def _generate(self, rows: Sequence[Row]) -> list[Result]:
+    def _generate(self, rows: Sequence[TokenizedText]) -> list[Result]:
         # Rows with other stop tokens, of which there are few, pass by themselves.
         results: list[Result] = [None] * len(rows)
         stop_tokens = [row.wanted.stop_token_ids for row in rows if row.wanted is not None]
@@ -171,7 +171,7 @@ class BatchRunner:
                 results[number] = result
         return results
 
-    def _generate_batch(self, rows: Sequence[Row], stop_token_ids: Sequence[int]) -> list[Completion | None]:
+    def _generate_batch(self, rows: Sequence[TokenizedText], stop_token_ids: Sequence[int]) -> list[Completion | None]:
         prompts = [row.inputs["input_ids"] for row in rows]
         wanted = [row.wanted for row in rows if row.wanted is not None]
         writings = []

@@ -136,7 +136,7 @@ class LsrConfig(PeftConfig):
         check_options(self)
 
     @property
-    def start(self) -> str:
+    def initialization(self) -> str:
         """Name of the initialization; False maps to 'random', which differs only in B."""
         return self.init_weights if isinstance(self.init_weights, str) else "random"
 
@@ -148,7 +148,7 @@ class LsrConfig(PeftConfig):
     @property
     def needs_examples(self) -> bool:
         """Whether the initialization needs examples."""
-        return INITIALIZATIONS[self.start].read is not None
+        return INITIALIZATIONS[self.initialization].read is not None
 
     @classmethod
     def read(cls, fields: Fields, folder: Path) -> "LsrConfig":

@@ -51,7 +51,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         form: FactorShapes,
         owner: LsrAdapter | None = None,
     ) -> None:
-        """Add an adapter of zeros, with factors of its own or those of an owner; `lsr.tuner.start` sets its values."""
+        """Add an adapter of zeros, with its own or an owner's factors; `lsr.tuner.initialize` sets its values."""
         scaling = config.scaling(self.layer_name, form)
         self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.weight, owner)
         self._move_adapter_to_device_of_base_layer(adapter_name)

@@ -19,12 +19,12 @@ from lsr.errors import check_held, wrap_errors
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_forms
+from lsr.tuner.initialize import initialize_group
 from lsr.tuner.injected import Injected, Resolved
 from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from lsr.tuner.lookup import RECORDS, config_of, find_injected, groups_of, layers_of
 from lsr.tuner.options import Fields
 from lsr.tuner.sharing import LayerGroup, layer_group_of
-from lsr.tuner.start import initialize_group
 from lsr.tuner.targets import DEFAULTS, check_names, is_quantized, select_layers
 
 BASE = "__base__"  # PEFT's name for a row without an adapter
@@ -88,9 +88,9 @@ class LsrModel(WholeHeads):
             awaits_examples=config.needs_examples and not is_saved,
         )
         # Those of a file are about to be loaded, and examples are read later.
-        word = "random" if is_saved or injected.awaits_examples else config.start
+        initialization = "random" if is_saved or injected.awaits_examples else config.initialization
         for layers in groups_of(self, adapter_name).values():
-            initialize_group(layers, adapter_name, config, word)
+            initialize_group(layers, adapter_name, config, initialization)
         config.injected = injected
         setattr(model, RECORDS, find_injected(model) | {adapter_name: injected})
 

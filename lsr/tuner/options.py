@@ -65,11 +65,11 @@ def check_options(config: "LsrConfig") -> None:
     dropout = config.dropout
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-    start = config.init_weights
-    if start == "warm":  # name of warm_start in files of earlier versions
+    init_weights = config.init_weights
+    if init_weights == "warm":  # name of warm_start in files of earlier versions
         raise ValueError("init_weights: 'warm' is now called 'warm_start'; change it, in a file adapter_config.json")
-    if not isinstance(start, bool) and start not in INITIALIZATIONS:
-        raise ValueError(f"init_weights must be a bool or one of {[*INITIALIZATIONS]}, got {start!r}")
+    if not isinstance(init_weights, bool) and init_weights not in INITIALIZATIONS:
+        raise ValueError(f"init_weights must be a bool or one of {[*INITIALIZATIONS]}, got {init_weights!r}")
     for name, words in WORDS.items():
         word = getattr(config, name)
         if word not in words:

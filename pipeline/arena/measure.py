@@ -239,7 +239,7 @@ def build_model(training: Training, task: Task, train: Dataset) -> PeftModel:
     base = base_models.load_base_model(view.base_model, task)
     read = statistics.read(base, plan, view, task, lambda: train)
     model = adapters.add_adapter(base, plan, read)
-    adapters.start(model, plan, read)
+    adapters.initialize(model, plan, read)
     return model
 
 

@@ -18,9 +18,9 @@ from lsr.init.budget import allocate
 from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX
+from lsr.tuner.initialize import initialize_factors
 from lsr.tuner.options import usual_terms
 from lsr.tuner.rates import rate_factor
-from lsr.tuner.start import initialize_factors
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import public_name
 from pipeline.methods import planning
@@ -38,7 +38,7 @@ def add_adapter(
     plan: Plan,
     statistics: Mapping[str, Matrix] | None = None,  # gradients or updates by layer: a budget is allocated by them
 ) -> PeftModel:
-    """Return the base model with a fresh adapter; LSR factors are random until `start` is called.
+    """Return the base model with a fresh adapter; LSR factors are random until `initialize` is called.
 
     Raises:
         UserError: if the plan does not fit the model, or has a learning rate for parameters that the method does not
@@ -66,13 +66,13 @@ def _check_rates(section: PeftParams, model: PeftModel) -> None:
             raise UserError(f"{PARAMS}: {section.word}: {key}: {no_part}")
 
 
-def start(
+def initialize(
     model: PeftModel,
     plan: Plan,
     statistics: Mapping[str, Matrix] | None = None,
     done: Callable[[str], object] = lambda name: None,
 ) -> None:
-    """Initialize LSR from the statistics read; call `done` with the name of each layer or kind of layers.
+    """Initialize LSR from the statistics read; call `done` with the name of each layer or layer group.
 
     Raises:
         UserError: if the initialization fails on a weight or a statistic.

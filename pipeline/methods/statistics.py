@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import read_examples
+from lsr.init.context import Matrices
 from lsr.init.passes import Track, hide_progress
-from lsr.init.source import Matrices
 from lsr.loading.contents import Contents, check_layers, read_contents
 from lsr.loading.task import TENANTS
 from lsr.serve.shared_adapter import last_layer

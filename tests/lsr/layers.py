@@ -7,8 +7,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig
 from lsr.tuner.forms import form_of
+from lsr.tuner.initialize import initialize_group
 from lsr.tuner.layer import LsrLinear, find_lsr_layers
-from lsr.tuner.start import initialize_group
 
 SEEDS = st.integers(0, 999)
 

@@ -26,7 +26,7 @@ from lsr.serve.http.questions import Question, check_body, check_token, read_jso
 from lsr.serve.http.refusals import refusal
 from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
 from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, Row
+from lsr.serve.passes import BatchRunner, TokenizedText
 
 DESCRIPTION = Path(__file__).with_name("openapi.json")
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
@@ -75,7 +75,7 @@ class Service:
             body = await self._aside.run_if_large(size, render)
         return Response(body, media_type="application/json")
 
-    def _rows(self, version: Version, question: Question) -> tuple[list[Row], int]:
+    def _rows(self, version: Version, question: Question) -> tuple[list[TokenizedText], int]:
         """Return the rows of a question, and an upper bound of the bytes of the response."""
         name, texts, max_new_tokens = question
         each = most_bytes(version, max_new_tokens, self._token_bytes)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from lsr.serve.http.rests import REST, Rest
 from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, ReplacedError, Result, Row
+from lsr.serve.passes import BatchRunner, ReplacedError, Result, TokenizedText
 
 WAITING = Gauge("lsr_waiting_rows", "Rows that wait for a batch")
 BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
@@ -32,7 +32,7 @@ MOST = 64 * 64  # texts of a request times the size of their adapter: their answ
 class Waiting(NamedTuple):
     """A row that waits for a batch, with the future of its result."""
 
-    row: Row
+    row: TokenizedText
     result: "asyncio.Future[Result]"
 
 
@@ -80,7 +80,7 @@ class BatchScheduler:
     def _count(self) -> int:
         return sum(map(len, [*self._waiting.values()]))
 
-    async def answers(self, rows: list[Row]) -> list[Result]:
+    async def answers(self, rows: list[TokenizedText]) -> list[Result]:
         """Return the result of each row of one adapter; reject all if they do not fit into the queue.
 
         Raises:

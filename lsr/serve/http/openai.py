@@ -26,7 +26,7 @@ from lsr.serve.http.openai_forms import Form, format_classes, format_error
 from lsr.serve.http.questions import check_token, read_json
 from lsr.serve.http.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
 from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, Row
+from lsr.serve.passes import BatchRunner, TokenizedText
 
 PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
 MAX_HEAD = 512  # bytes of an answer, or of one of its choices, in addition to its texts and the name of the adapter
@@ -125,11 +125,11 @@ class Endpoints:
         body = await self._aside.run_if_large(size, render)
         return Response(body, media_type="application/json")
 
-    async def _answers(self, rows: list[Row], size: int) -> Any:
+    async def _answers(self, rows: list[TokenizedText], size: int) -> Any:
         with self._room.hold(size):
             return await self._batches.answers(rows)
 
-    def _rows(self, version: Version, asked: Asked) -> tuple[list[Row], int]:
+    def _rows(self, version: Version, asked: Asked) -> tuple[list[TokenizedText], int]:
         """Return the rows of a request, and an upper bound of the bytes of the response."""
         wanted = asked.wanted
         each = most_bytes(version, wanted.max_new_tokens, self._token_bytes) + MAX_HEAD
@@ -158,7 +158,7 @@ class Endpoints:
         self,
         request: Request,
         asked: Asked,
-        row: Row,
+        row: TokenizedText,
         size: int,
     ) -> Response:
         """Return a stream after its first piece, so that an earlier error is an ordinary response."""
@@ -217,7 +217,7 @@ class Endpoints:
         return await self._respond(partial(format_classes, model, rows, answers), size)
 
 
-def _draw_seed(row: Row) -> Row:
+def _draw_seed(row: TokenizedText) -> TokenizedText:
     assert row.wanted is not None
     assert row.wanted.sampling is not None
     sampling = row.wanted.sampling._replace(seed=secrets.randbits(63))

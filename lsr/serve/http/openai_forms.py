@@ -11,7 +11,7 @@ from lsr.serve.bank import Answer
 from lsr.serve.completions import Completion
 from lsr.serve.http.openai_fields import Asked
 from lsr.serve.http.refusals import refuse_with
-from lsr.serve.passes import Result, Row
+from lsr.serve.passes import Result, TokenizedText
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
 
@@ -37,7 +37,7 @@ def format_error(reason: str, status: int, field: str | None = None) -> dict[str
 class Form:
     """The format of responses, whole or streamed."""
 
-    def __init__(self, asked: Asked, rows: Sequence[Row]) -> None:
+    def __init__(self, asked: Asked, rows: Sequence[TokenizedText]) -> None:
         self._rows = rows
         self._is_chat = asked.is_chat
         self._has_usage = asked.has_usage
@@ -90,7 +90,7 @@ def _reason_of(completion: Completion) -> str:
 
 def format_classes(
     model: str,
-    rows: Sequence[Row],
+    rows: Sequence[TokenizedText],
     answers: Sequence[Result],
 ) -> dict[str, Any]:
     """Return the response of /classify."""
@@ -110,7 +110,7 @@ def format_classes(
     }
 
 
-def _count_tokens(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str, int]:
+def _count_tokens(rows: Sequence[TokenizedText], completions: Sequence[Completion]) -> dict[str, int]:
     asked = sum(len(row.inputs["input_ids"]) for row in rows)
     written = sum(completion.tokens for completion in completions)
     return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}

@@ -18,13 +18,13 @@ from lsr.algebra.separable import FactorShapes, kron_sum, split_width
 from lsr.algebra.spectrum import leading_bases
 from lsr.init import INITIALIZATIONS
 from lsr.init.budget import allocate
-from lsr.init.directions import singular_start
+from lsr.init.context import InitContext
+from lsr.init.directions import singular_factors
 from lsr.init.examples import examples_gradients
-from lsr.init.random_factors import fresh_core, random_start
-from lsr.init.source import Source
+from lsr.init.random_factors import fresh_core, random_factors
+from lsr.tuner.initialize import initialize_factors
 from lsr.tuner.layer import find_lsr_layers
 from lsr.tuner.lookup import groups_of
-from lsr.tuner.start import initialize_factors
 from tests.kit import refused
 from tests.lsr.layers import decaying, normal
 from tests.tiny.models import LABELS, logits, tiny, tokens
@@ -52,7 +52,7 @@ def source_for(word, rank_shape=(2, 2)):
     """Only what the initialization says that it reads."""
     reads = INITIALIZATIONS[word].reads
     matrix = decaying(*WIDTHS)
-    return Source(
+    return InitContext(
         form_of(*WIDTHS, rank_shape, 3 if len(rank_shape) > 1 else 1),
         (lambda: matrix) if reads != "seed" else lambda: pytest.fail("the weight was read"),
         scaling=0.7,
@@ -62,7 +62,7 @@ def source_for(word, rank_shape=(2, 2)):
 
 
 def start_of(word, *arguments):
-    return INITIALIZATIONS[word].start(source_for(word, *arguments))
+    return INITIALIZATIONS[word].factors(source_for(word, *arguments))
 
 
 @pytest.mark.parametrize(("word", "rank_shape"), [*((word, (2, 2)) for word in INITIALIZATIONS), ("random", (4,))])
@@ -107,7 +107,7 @@ def test_a_matrix_without_directions_is_refused(word, value):
     source = replace(source_for(word), matrix=lambda: broken)
     message = f"^the weight, or its gradient or update over the examples, is {'zero' if value == 0 else 'not finite'}"
     with pytest.raises(ValueError, match=message):
-        INITIALIZATIONS[word].start(source)
+        INITIALIZATIONS[word].factors(source)
     with pytest.raises(ValueError, match=message):
         INITIALIZATIONS[word].bases([replace(source, form=form_of(*WIDTHS, (4,)))])
 
@@ -131,7 +131,7 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
     vectors = torch.linalg.svd(weight).Vh[:4].T
     for terms in (1, 2, 4, 8):
         form = form_of(24, 26, (2, 2), terms, in_shape=(7, 4))
-        rows = kron_sum(*singular_start(Source(form, lambda: weight)).a)[:, :26]
+        rows = kron_sum(*singular_factors(InitContext(form, lambda: weight)).a)[:, :26]
         held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
     assert held == sorted(held)
     assert_close(held[-1], 1.0, atol=1e-9, rtol=0)
@@ -140,14 +140,16 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
 @pytest.mark.parametrize(("rank_shape", "terms"), [((2, 2), 1), ((4, 2), 16)])
 def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
     form = form_of(600, 600, rank_shape, terms)
-    draws = [kron_sum(*random_start(Source(form, torch.empty, generator=generator(seed))).a) for seed in range(100)]
+    draws = [
+        kron_sum(*random_factors(InitContext(form, torch.empty, generator=generator(seed))).a) for seed in range(100)
+    ]
     assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
 
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_a_random_core_has_the_variance_of_one_over_its_rank(paired):
     form = FactorShapes.dense(64, 64, 64)
-    source = Source(form, torch.empty, core_generator=generator(0), zero=False, paired=paired)
+    source = InitContext(form, torch.empty, core_generator=generator(0), zero=False, paired=paired)
     draws = [fresh_core(source, torch.empty(0), torch.empty(0)) for _ in range(100)]
     assert torch.stack(draws).var().item() == pytest.approx(1 / 64, rel=0.05)
 

@@ -46,8 +46,8 @@ def save_bank(folder):
     for name in TENANTS:
         bank.add(name, folder / f"0/{name}")
     bank.add("eve", folder / "0/anna")
-    for stack in bank.heads["classifier"].stacks.values():  # weights that overflow: the file of a bank may hold any
-        stack.put(bank.slots["eve"], 3e38 * stack.rows(bank.slots["eve"]).sign())
+    for pool in bank.heads["classifier"].pools.values():  # weights that overflow: the file of a bank may hold any
+        pool.put(bank.slots["eve"], 3e38 * pool.rows(bank.slots["eve"]).sign())
     bank.save(folder / "bank")
 
 

@@ -74,7 +74,7 @@ def test_a_label_applies_from_its_threshold_on():
 def test_an_adapter_takes_the_memory_of_its_own_directions(tmp_path):
     bank = AdapterBank(tiny("bert"))
     bank.add("large", save_lora(tmp_path / "large", r=8))
-    directions = bank.layers["bert.encoder.layer.0.attention.self.query"].stacks["directions"]
+    directions = bank.layers["bert.encoder.layer.0.attention.self.query"].pools["directions"]
     assert len(directions.values) == 9  # one of zeros
     for number in range(8):
         bank.add(str(number), save_lora(tmp_path / str(number), r=1))

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from lsr.serve.http.batches import WAITING, BatchScheduler
 from lsr.serve.http.rests import REST
 from lsr.serve.modules import Version
-from lsr.serve.passes import Row
+from lsr.serve.passes import TokenizedText
 
 
 class Passed:
@@ -19,7 +19,7 @@ class Passed:
     def __init__(self, sizes, seconds=()):
         self.versions = {name: Version({}, {}, size) for name, size in sizes.items()}
         self.bank = SimpleNamespace(versions=self.versions)
-        self.rows = {name: Row(name, version, {}) for name, version in self.versions.items()}
+        self.rows = {name: TokenizedText(name, version, {}) for name, version in self.versions.items()}
         self.batches = []
         self.seconds = dict(seconds)  # that a row of an adapter takes, of a clock
         self.now = 0.0

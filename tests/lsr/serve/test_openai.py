@@ -47,8 +47,8 @@ def folder(tmp_path_factory):
     tokenizer.save_pretrained(folder / "base")
     bank.add("own", folder / "a", task_info={"template": OWN})
     bank.add("plain", folder / "a", task_info={"template": "none"})
-    stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
-    stack.put(bank.slots["x"], 3e38 * stack.rows(bank.slots["x"]).sign())
+    pool = next(pool for name, pool in bank.pools().items() if name.endswith("directions"))
+    pool.put(bank.slots["x"], 3e38 * pool.rows(bank.slots["x"]).sign())
     bank.save(folder / "bank")
     return folder
 

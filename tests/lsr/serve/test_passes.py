@@ -175,8 +175,8 @@ def writers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("writers")
     bank = save_writers(folder, "abx")
     bank.add("t", folder / "a", task_info={"template": "{{ messages }}"})
-    stack = next(stack for name, stack in bank.stacks().items() if name.endswith("directions"))
-    stack.put(bank.slots["x"], 3e38 * stack.rows(bank.slots["x"]).sign())
+    pool = next(pool for name, pool in bank.pools().items() if name.endswith("directions"))
+    pool.put(bank.slots["x"], 3e38 * pool.rows(bank.slots["x"]).sign())
     return folder, BatchRunner(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
 
 

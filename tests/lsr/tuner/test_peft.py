@@ -16,8 +16,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig, initialize_from_data, parameter_groups
+from lsr.tuner.initialize import initialize_factors
 from lsr.tuner.layer import LsrLinear, find_lsr_layers
-from lsr.tuner.start import initialize_factors
 from tests.kit import edit, refused
 from tests.lsr.layers import adapters
 from tests.lsr.saved import save_with_base

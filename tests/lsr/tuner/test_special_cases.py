@@ -8,8 +8,8 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from lsr import LsrConfig
+from lsr.tuner.initialize import initialize_group
 from lsr.tuner.layer import find_lsr_layers
-from lsr.tuner.start import initialize_group
 from tests.lsr.layers import adapt, base, normal
 from tests.tiny.models import LABELS, logits, tiny, tokens
 from tests.tiny.training import loss, trainable

@@ -11,8 +11,8 @@ from torch import nn
 
 from lsr.errors import wrap_errors
 from lsr.init import INITIALIZATIONS, read_examples
+from lsr.init.context import InitContext, Matrices
 from lsr.init.passes import STEPS, Batch
-from lsr.init.source import Matrices, Source
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, find_injected, groups_of, layers_of
@@ -42,7 +42,7 @@ def initialize_factors(
     elif not layers_of(model, adapter_name).keys() <= (statistics or {}).keys():
         raise ValueError("this initialization needs examples: see lsr.initialize_from_data")
     for name, layers in groups.items():
-        initialize_group(layers, adapter_name, chosen, chosen.start, statistics)
+        initialize_group(layers, adapter_name, chosen, chosen.initialization, statistics)
         done(name)
     injected = find_injected(model)[adapter_name]
     injected.init_weights = chosen.init_weights
@@ -53,7 +53,7 @@ def initialize_group(
     layers: Sequence[LsrLinear],
     adapter_name: str,
     config: LsrConfig,
-    word: str,
+    name: str,
     statistics: Matrices | None = None,
 ) -> None:
     """Initialize layers that share factors by a named initialization: the first one's factors, and all cores.
@@ -66,21 +66,21 @@ def initialize_group(
     owner = layers[0].adapter(adapter_name)
     if owner.is_meta:
         return
-    initialization = INITIALIZATIONS[word]
-    sources = [_source(layer, adapter_name, config, statistics) for layer in layers]
+    initialization = INITIALIZATIONS[name]
+    contexts = [_context(layer, adapter_name, config, statistics) for layer in layers]
     with wrap_errors(f"layer {layers[0].layer_name!r}", ValueError):
-        start = initialization.bases(sources) if owner.has_core else initialization.start(sources[0])
-    owner.set_factors([*start.a, *start.b])
+        initial = initialization.bases(contexts) if owner.has_core else initialization.factors(contexts[0])
+    owner.set_factors([*initial.a, *initial.b])
     if owner.has_core:
         # The stored factors, without the scaling.
         a, b = (side.detach().to("cpu", torch.float64) for side in owner.matrices())
-        for layer, source in zip(layers, sources, strict=True):
-            layer.adapter(adapter_name).core.data.copy_(initialization.core(source, b, a))
+        for layer, context in zip(layers, contexts, strict=True):
+            layer.adapter(adapter_name).core.data.copy_(initialization.core(context, b, a))
 
 
-def _source(layer: LsrLinear, adapter_name: str, config: LsrConfig, statistics: Matrices | None) -> Source:
+def _context(layer: LsrLinear, adapter_name: str, config: LsrConfig, statistics: Matrices | None) -> InitContext:
     adapter = layer.adapter(adapter_name)
-    return Source(
+    return InitContext(
         adapter.form,
         partial(statistics.__getitem__, layer.layer_name) if statistics else layer.base_matrix,
         scaling=adapter.scaling,
@@ -131,5 +131,5 @@ def initialize_from_data(
         )
     bases = {name: layer.get_base_layer() for name, layer in layers.items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    statistics = read_examples(config.start, model, bases, batches, heads, steps=head_steps, seed=seed)
+    statistics = read_examples(config.initialization, model, bases, batches, heads, steps=head_steps, seed=seed)
     initialize_factors(model, adapter_name, statistics=statistics)

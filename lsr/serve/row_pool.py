@@ -1,4 +1,4 @@
-"""Stacks: rows of equal width in one tensor; the adapter at each slot of a bank has a run of them.
+"""Row pools: rows of equal width in one tensor; the adapter at each slot of a bank has a run of them.
 
 A row is, for example, a direction of a low-rank update, a core, or the weights of a label in a head.
 """
@@ -15,21 +15,21 @@ from lsr.serve.row_codes import rows_as
 BASE_SLOT = 0  # the slot for rows of a batch without an adapter
 ZERO_ROW = 0  # the row of zeros, for adapters that have fewer rows than others
 # Both are small, so that a bank takes the memory of a new one with the same adapters, whatever it held before.
-ROOM = 1 + 1 / 40  # rows of a stack after it has grown or shrunk, for each one in use
+ROOM = 1 + 1 / 40  # rows of a pool after it has grown or shrunk, for each one in use
 MAX_ROOM = 1 + 1 / 20  # likewise before it shrinks
 
 
 Change = Callable[[Tensor], Tensor]  # changes a tensor, for example by a copy to another device
 
 
-class StoredStack(NamedTuple):
-    """A stack as stored in a file, without free rows."""
+class StoredPool(NamedTuple):
+    """A row pool as stored in a file, without free rows."""
 
     values: Tensor  # (1 + rows of all slots, width) in float32 or bfloat16, or (..., bytes): the first row is zeros
     counts: Tensor  # (slots,), int64: the rows of each slot
 
 
-class Stack:
+class RowPool:
     """Rows of equal width in one tensor; each slot of a bank has a run of consecutive rows.
 
         values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes; the first row is zeros, runs follow
@@ -174,19 +174,19 @@ class Stack:
         """Whether no slot has rows."""
         return self._used == 1
 
-    def copy_rows(self, slots: Sequence[int]) -> StoredStack:
+    def copy_rows(self, slots: Sequence[int]) -> StoredPool:
         """Return copies of the rows of these slots, in this order."""
         order = list(slots)
         counts = self.counts[order]
         rows = 1 + int(counts.sum())
         values = self._runs_of(counts, self.firsts[order], rows)
-        return StoredStack(values, counts.long())
+        return StoredPool(values, counts.long())
 
-    def restore(self, stored: StoredStack) -> None:
+    def restore(self, stored: StoredPool) -> None:
         """Set the result of `copy_rows`, which may come from an untrusted file.
 
         Raises:
-            ValueError: if it does not fit this stack, the first row is not zero, or a scale is out of bounds.
+            ValueError: if it does not fit this row pool, the first row is not zero, or a scale is out of bounds.
         """
         values, counts = stored
         self._check(values, counts)
@@ -227,9 +227,9 @@ def firsts_of(counts: Tensor) -> Tensor:  # (slots,) -> (slots,), int32
     return torch.where(counts > 0, firsts, ZERO_ROW).int()
 
 
-def largest(stacks: Sequence[Stack], slots: Tensor) -> int:
+def largest(pools: Sequence[RowPool], slots: Tensor) -> int:
     """Return an upper bound of the rows per slot, one of few values, since each value compiles a model."""
-    counts = [stack.counts.index_select(0, slots).max() for stack in stacks]
+    counts = [pool.counts.index_select(0, slots).max() for pool in pools]
     if not counts:
         return 0
     return round_up(int(torch.stack(counts).max()))

@@ -1,4 +1,4 @@
-"""The input of an initialization for a layer, and its result."""
+"""What an initialization of a layer reads, and the initial factors that it returns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ Matrices = Mapping[str, Matrix]  # statistics of examples, (m, n) by layer name
 
 
 @dataclass(frozen=True)
-class Source:
-    """The input of an initialization; equal sources give equal bytes."""
+class InitContext:
+    """The inputs of an initialization of a layer; equal inputs give equal bytes."""
 
     form: FactorShapes
-    # (m, n): what it reads, the weight, or of examples the mean of dL/dW or the update of a short training run. It is a
-    # function, because a quantized weight is dequantized only where it is read.
+    # Returns the (m, n) matrix that is read: the weight, or of examples the mean of dL/dW or the update of a short LoRA
+    # run. It is a function, because a quantized weight is dequantized only where it is read.
     matrix: Callable[[], Matrix]
     scaling: float = 1.0
     seed: int = 0  # seeds randomized decompositions
@@ -30,25 +30,25 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialFactors:
     """Initial factors."""
 
     a: list[Tensor]  # (s, r_i, n_i) each
     b: list[Tensor]  # (s, m_i, r_i) each
 
     @classmethod
-    def dense(cls, a: Tensor, b: Tensor) -> "Start":  # (r, n), (m, r)
+    def dense(cls, a: Tensor, b: Tensor) -> "InitialFactors":  # (r, n), (m, r)
         """Wrap dense matrices as initial factors."""
         return cls([a[None].contiguous()], [b[None].contiguous()])
 
 
-def matrices_of(sources: Sequence[Source]) -> list[Matrix]:
-    """Return the matrices of sources.
+def matrices_of(contexts: Sequence[InitContext]) -> list[Matrix]:
+    """Return the matrices that these read.
 
     Raises:
         ValueError: if a matrix is not finite, or all are zero.
     """
-    matrices = [source.matrix() for source in sources]
+    matrices = [context.matrix() for context in contexts]
     norm = sum(map(norm_of, matrices))
     if not isfinite(norm):
         raise ValueError("the weight, or its gradient or update over the examples, is not finite")
