@@ -206,17 +206,17 @@ def _bank(options: Namespace) -> None:
         say(f"shared adapter: {_size(options.output / SHARED_ADAPTER)}")
 
 
-def _files_by_name(words: Sequence[str]) -> dict[str, Path]:
+def _files_by_name(arguments: Sequence[str]) -> dict[str, Path]:
     """Return the files of `--fit NAME=FILE` by the names of tenants.
 
     Raises:
-        InputError: if a word has another form, or a name is given twice.
+        InputError: if an argument has another form, or a name is given twice.
     """
     files = dict[str, Path]()
-    for word in words:
-        name, equals, path = word.partition("=")
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
         if not (name and equals and path):
-            raise InputError(f"--fit: needed: NAME=FILE.csv, got {word!r}")
+            raise InputError(f"--fit: needed: NAME=FILE.csv, got {argument!r}")
         if name in files:
             raise InputError(f"--fit: {name}: given twice")
         files[name] = Path(path)

@@ -8,7 +8,7 @@ from pipeline.params import PARAMS, TrainView, load, load_params
 from pipeline.params.reading import all_of
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Check params.yaml with all methods' sections and all registry entries; print the planned run.
 
     The chosen model and files must exist, the chosen method must fit the model's layers, and this machine must be able
@@ -19,7 +19,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f"Validate {PARAMS} and the registries of data sets and models, check that the chosen model and data exist "
         "and that the settings fit them and this machine, and print what would run. Nothing is trained.",
     )
-    with parser.parse(words):
+    with parser.parse(arguments):
         view = load(TrainView)
         from pipeline.data import content  # these take seconds, so after what can be checked without them
         from pipeline.methods import planning

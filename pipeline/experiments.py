@@ -31,7 +31,7 @@ WORKSPACE = "workspace"
 NOT_RUN = "not run"
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table or, with --best, the name of the best experiment, with the reason on standard error."""
     parser = Parser(
         "python -m pipeline.experiments",
@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
         help="print only the name of the best one, for `dvc exp apply NAME`: it has the best validation score of the "
         f"successful experiments on the data set of {PARAMS}",
     )
-    with parser.parse(words) as options:
+    with parser.parse(arguments) as options:
         since = ["--all-commits"] * options.all_commits
         if options.best:
             data = read_yaml(PARAMS).get("data")

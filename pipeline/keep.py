@@ -16,7 +16,7 @@ from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
 from pipeline.core.dvc import run_dvc
 from pipeline.core.errors import UserError, first_line
-from pipeline.params import PARAMS, load_row
+from pipeline.params import PARAMS, load_entry
 from pipeline.params.yaml_file import read_yaml
 
 FOLDER = Path("models")
@@ -108,7 +108,7 @@ def _record() -> dict[str, Any]:
     """Return the last training run's data from dvc.lock, and its test scores."""
     values = read_yaml(previous.LOCK)["stages"]["train"]["params"][str(PARAMS)]
     chosen = {key: values[key] for key in CHOSEN}
-    first = load_row("data", chosen["data"]).metrics[0]
+    first = load_entry("data", chosen["data"]).metrics[0]
     metrics = artifacts.read_metrics(artifacts.EVALUATE_METRICS)
     return {**chosen, "metric": first, "metrics": metrics}
 

@@ -22,14 +22,14 @@ NOTE = ".previous-run"  # file in the folder of an adapter or bank with one line
 OUTPUTS = (artifacts.ADAPTER, artifacts.BANK)
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = Parser(
         "python -m pipeline.previous",
         "Restore the last trained adapter and bank from DVC's cache after DVC has removed them, so that they can be "
         "used until a new training run replaces them. The stage train does this first.",
     )
-    with parser.parse(words):
+    with parser.parse(arguments):
         restore()
 
 

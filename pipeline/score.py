@@ -21,26 +21,26 @@ from pipeline.core.errors import UserError
 from pipeline.data.datasets import Examples, load
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.params import load_params, load_row
+from pipeline.params import load_entry, load_params
 from pipeline.predict import graphs
 from pipeline.predict.answering import Opened
 from pipeline.tasks import Task
 from pipeline.tasks.encoding import BATCH
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table with one row per adapter.
 
     Raises:
         UserError: if the task type cannot be scored this way.
     """
     parser = _parser()
-    with parser.parse(words, before=f"{parser.prog}: ") as options:
-        row = load_row("data", options.data)
-        elsewhere = tasks.of(row).description.scored_by
+    with parser.parse(arguments, before=f"{parser.prog}: ") as options:
+        entry = load_entry("data", options.data)
+        elsewhere = tasks.of(entry).description.scored_by
         if elsewhere:
-            raise UserError(f"{row.where}: {options.data}: {elsewhere}")
-        loaded = load(row, options.data)
+            raise UserError(f"{entry.where}: {options.data}: {elsewhere}")
+        loaded = load(entry, options.data)
         test = loaded.splits["test"]
         rows = []
         for folder in options.adapters:
@@ -49,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
             else:
                 scores = _scores(folder, loaded.task, test, options)
                 rows.append([str(folder), *scores])
-        columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
+        columns = ("adapter", "bytes", *entry.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
 
 
@@ -140,7 +140,7 @@ def _metrics(outputs: Tensor, task: Task, texts: Examples) -> list[str]:
     """Return the metrics of outputs, the interval of the first, and the number of examples."""
     outcome = evaluation.outcome(outputs, texts)
     metrics = task.scoring.metrics(outcome, load_params().evaluate.resamples)
-    names = task.row.metrics
+    names = task.entry.metrics
     scores = [f"{metrics[name]:.4f}" for name in names]
     low = metrics[f"{names[0]}_low"]
     high = metrics[f"{names[0]}_high"]

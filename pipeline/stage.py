@@ -44,9 +44,9 @@ def _print(module: str) -> None:
         SystemExit: with its exit code otherwise.
     """
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}  # advice comes once
-    words = [sys.executable, "-m", module]
+    arguments = [sys.executable, "-m", module]
     sys.stdout.flush()
-    run = subprocess.run(words, env=environment, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    run = subprocess.run(arguments, env=environment, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if run.returncode == MISTAKE:
         raise UserError(run.stderr)
     sys.stderr.write(run.stderr)

@@ -17,7 +17,7 @@ from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
 from pipeline.hints import hints
-from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
+from pipeline.params import PARAMS, LsrParams, Params, load_entry, load_params
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import TrainParams
 from pipeline.params.yaml_file import by_dotted_key, parse_yaml, read_yaml
@@ -34,21 +34,21 @@ MAX_EDITS = 6  # limit to the changed keys of params.yaml that are shown
 TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are not numbers
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the summary."""
     parser = Parser(
         "python -m pipeline.summary",
         "Print the last run on one screen: scores with 95 % confidence intervals, sizes, warnings, and what to do "
         "next. The stage evaluate prints it as well.",
     )
-    with parser.parse(words):
+    with parser.parse(arguments):
         params = load_params()
-        row = load_row("data", params.data)
-        results = list(_results(params, row, _metrics(params)))
+        entry = load_entry("data", params.data)
+        results = list(_results(params, entry, _metrics(params)))
         chosen = f"{params.adapter} on {params.model}, {params.data}, seed {params.seed}"
         console.line(f"\n{chosen}\n")
-        for word, result in results:
-            console.line(_wrap_line(word, result))
+        for heading, result in results:
+            console.line(_wrap_line(heading, result))
         for hint in hints(params):
             console.line(_wrap_line("hint", hint))
         classes = _table(artifacts.EVALUATE_CLASSES)
@@ -57,13 +57,13 @@ def main(words: Sequence[str] | None = None) -> None:
         if artifacts.is_temporary_copy():
             return  # the next steps are about files that are gone when it is read
         _print_edits(_edits())
-        for word, command in _next(params, row):
-            console.line(f"{word:{INDENT}}{command}".rstrip())
+        for heading, command in _next(params, entry):
+            console.line(f"{heading:{INDENT}}{command}".rstrip())
         warn_without_identity()
 
 
-def _wrap_line(word: str, text: str) -> str:
-    return textwrap.fill(f"{word:{INDENT}}{text}", WIDTH, subsequent_indent=" " * INDENT)
+def _wrap_line(heading: str, text: str) -> str:
+    return textwrap.fill(f"{heading:{INDENT}}{text}", WIDTH, subsequent_indent=" " * INDENT)
 
 
 def _print_edits(edits: Sequence[str]) -> None:
@@ -91,9 +91,9 @@ def _metrics(params: Params) -> dict[str, Any]:
     return metrics
 
 
-def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> Iterator[Line]:
-    description = _load_description(row)
-    for name in row.metrics:
+def _results(params: Params, entry: DatasetEntry, metrics: Mapping[str, Any]) -> Iterator[Line]:
+    description = _load_description(entry)
+    for name in entry.metrics:
         low = metrics[f"{name}_low"]
         high = metrics[f"{name}_high"]
         ends = "no interval: every resample scores the same"
@@ -102,7 +102,7 @@ def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> I
         score = f"{metrics[name]:.4g}{description.of_class(name)}"
         baseline = metrics[f"{name}_baseline"]
         yield name, f"{score} ({ends}); {baseline:.4g} {description.baseline}"
-    yield from verdicts(row.metrics[0], metrics, description)
+    yield from verdicts(entry.metrics[0], metrics, description)
     yield from reported.describe(metrics)
     yield from description.results(metrics, _table)
     classes = _table(artifacts.EVALUATE_CLASSES)
@@ -124,8 +124,8 @@ def _results(params: Params, row: DatasetEntry, metrics: Mapping[str, Any]) -> I
         yield "short run", _advice(params.train)
 
 
-def _load_description(row: DatasetEntry) -> Description:
-    return tasks.of(row, facts.read(artifacts.TOKENS)).description
+def _load_description(entry: DatasetEntry) -> Description:
+    return tasks.of(entry, facts.read(artifacts.TOKENS)).description
 
 
 def _advice(train: TrainParams) -> str:
@@ -138,10 +138,10 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False)
 
 
-def _next(params: Params, row: DatasetEntry) -> Iterator[Line]:
+def _next(params: Params, entry: DatasetEntry) -> Iterator[Line]:
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
-    yield from _load_description(row).commands(_table)
+    yield from _load_description(entry).commands(_table)
     if isinstance(params.sections[params.adapter], LsrParams):  # the others are PEFT's own as they are
         yield "export", f"lsr export {artifacts.ADAPTER} --to lora -o build/lora"
     yield "compare", f"dvc exp run -S adapter={other} && make experiments"

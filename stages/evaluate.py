@@ -130,7 +130,7 @@ class Run:
         """
         chosen = self.view.evaluate
         tokenizer = tokenizer_of(model, self.view.base_model)
-        prompts = Prompts(tokenizer, self.task.row.template)
+        prompts = Prompts(tokenizer, self.task.entry.template)
         device = next(model.parameters()).device
         with console.progress(title, len(self.test), "prompts") as advance:
             model.to(fastest())

@@ -132,4 +132,4 @@ def save_adapter(folder: Path, note: Mapping[str, Any]) -> Any:
 
 
 def _load_tokenizer() -> Any:
-    return base_models.load_tokenizer(params.load_row("model", "minilm"))
+    return base_models.load_tokenizer(params.load_entry("model", "minilm"))

@@ -62,7 +62,7 @@ def run() -> Iterator[Row]:
 
 def _is_installed(model: str) -> bool:
     try:
-        base_models.source(params.load_row("model", model))
+        base_models.source(params.load_entry("model", model))
     except UserError as error:
         console.warn(f"{model} is left out: {error}")
         return False
@@ -71,7 +71,7 @@ def _is_installed(model: str) -> bool:
 
 def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     """Take turns in training steps of PEFT and LSR, and return their seconds and losses."""
-    row = params.load_row("model", case.model)
+    row = params.load_entry("model", case.model)
     batches = first_batches(row, BATCHES[case.model], rounds + 1)
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
 
@@ -93,7 +93,7 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
 def _models(case: Case, row: ModelEntry) -> tuple[nn.Module, nn.Module]:
     """Return a model with a LoRA, and another one with the LSR adapter imported from it."""
     set_seed(0)
-    base = base_models.load_base_model(row, tasks.of(params.load_row("data", DATA)))
+    base = base_models.load_base_model(row, tasks.of(params.load_entry("data", DATA)))
     inside = f"{base.base_model_prefix}."  # selects the encoder, not the head
     linear = []
     for name, module in base.named_modules():
@@ -118,7 +118,7 @@ def _models(case: Case, row: ModelEntry) -> tuple[nn.Module, nn.Module]:
 def first_batches(row: ModelEntry, examples: int, count: int) -> list[Mapping[str, Tensor]]:
     """Return the first texts of the train split in batches."""
     tokenizer = base_models.load_tokenizer(row)
-    data = params.load_row("data", DATA)
+    data = params.load_entry("data", DATA)
     texts = datasets.load(data, DATA).splits["train"].batches(examples * count)
     table, _ = next(encoding.tokenize(texts, tokenizer, MAX_LENGTH))
     collate = tasks.of(data).head.collator(tokenizer)

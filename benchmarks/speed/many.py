@@ -105,7 +105,7 @@ def over_http() -> Iterator[Row]:
 
     It has texts per second of both, the median of their ratios within rounds, and seconds per request.
     """
-    tokenizer = base_models.load_tokenizer(params.load_row("model", "minilm"))
+    tokenizer = base_models.load_tokenizer(params.load_entry("model", "minilm"))
     filled = bank("LoRA r=8", TENANTS)
 
     def alone() -> None:
@@ -136,9 +136,9 @@ def over_http() -> Iterator[Row]:
 
 
 @contextmanager
-def serve(*words: str) -> Iterator[int]:
+def serve(*arguments: str) -> Iterator[int]:
     """Yield the port of `lsr serve` with a bank and options; it has as many threads as torch has here."""
-    command = [sys.executable, "-m", "lsr", "serve", *words, "--port", "0"]
+    command = [sys.executable, "-m", "lsr", "serve", *arguments, "--port", "0"]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
     with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
         assert server.stderr is not None

@@ -169,10 +169,10 @@ def _last_parts(names: Sequence[str]) -> list[str]:
 def _there_are(
     known: Sequence[str],
     what: str,
-    word: str,
+    wrong: str,
 ) -> str:
     """Format the possible names, nearest first, as the end of a message about a wrong one."""
-    likeness = {name: difflib.SequenceMatcher(None, word, name).ratio() for name in known}
+    likeness = {name: difflib.SequenceMatcher(None, wrong, name).ratio() for name in known}
     nearest = sorted(likeness, key=likeness.__getitem__, reverse=True)[:SHOWN]
     listed = ", ".join(nearest)
     more = len(known) - SHOWN

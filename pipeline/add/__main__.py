@@ -1,7 +1,7 @@
-"""`python -m pipeline.add data/tickets.csv`: describe a file in a row of data/datasets.yaml, as far as it can be seen.
+"""`python -m pipeline.add data/tickets.csv`: infer an entry of data/datasets.yaml from a file.
 
 Its encoding and its delimiter are recognized. Labels that differ in case or space, as Yes and yes, become one, and N/A
-and nan stand for no label, unless --keep-labels is given. The row is checked like any other, and its splits are made
+and nan stand for no label, unless --keep-labels is given. The entry is checked like any other, and its splits are made
 once, before anything is written.
 """
 
@@ -27,7 +27,7 @@ from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import datasets, opening, recognition, sources
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.reading import check_rows
+from pipeline.params.reading import check_entries
 from pipeline.params.schema import REGISTRIES
 from pipeline.params.sources import (
     COMPRESSED,
@@ -52,26 +52,26 @@ NO_TEXT = re.compile(r"[-\d_]*(e-?\d+)?|null|true|false|nan|inf", re.IGNORECASE)
 USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Inspect files, write their entry, and print the decisions and the next commands.
 
     Raises:
         UserError: if a file cannot be read or is not in data/, the name is taken, or the entry would not work.
     """
-    with _parser().parse(words) as options:
+    with _parser().parse(arguments) as options:
         files = _files(options)
         name = _name(options.name, files["train"])
-        _check_new(name, check_rows("data"))
+        _check_new(name, check_entries("data"))
         choice = Choice(options.text, options.label, options.tenant, options.keep_labels)
         source = _source(files, options.encoding, options.sheet)
         table = pd.concat([_read(path, source, choice) for path in files.values()], ignore_index=True)
         where = ", ".join(map(str, files.values()))
         content, notes = infer_entry(table, source, choice, where)
-        row = validate(DatasetEntry, content, OWN, (name,))
-        row._where = str(OWN)
-        loaded = datasets.load(row, name)
+        entry = validate(DatasetEntry, content, OWN, (name,))
+        entry._where = str(OWN)
+        loaded = datasets.load(entry, name)
         LOCK.parent.mkdir(exist_ok=True)
-        with FileLock(LOCK):  # another command may add a row at the same time
+        with FileLock(LOCK):  # another command may add an entry at the same time
             _append(name, content)
         console.line(f"{OWN}: added {name}: {len(table):,} rows of {where}")
         _show(table, loaded, notes, recognition.words_of(source))
@@ -194,12 +194,12 @@ def _without_rows(path: Path) -> str:
 
 def _check_new(name: str, names: Collection[str]) -> None:
     if name in names:
-        raise UserError(f"--name: there is a row {name} already; choose another, or remove it if it is in {OWN}")
+        raise UserError(f"--name: there is an entry {name} already; choose another, or remove it if it is in {OWN}")
 
 
-def _append(name: str, row: dict[str, Any]) -> None:
-    # Add a row at the end of the file, whose other lines stay as they are.
-    rows = {name: row}
+def _append(name: str, entry: dict[str, Any]) -> None:
+    # Add an entry at the end of the file, whose other lines stay as they are.
+    rows = {name: entry}
     dumped = StringIO()
     YAML().dump(rows, dumped)
     known = {}
@@ -222,20 +222,20 @@ def _append(name: str, row: dict[str, Any]) -> None:
 def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str], written: str) -> None:
     """Print the decisions about a table; `written` describes an unusual encoding or delimiter of its file."""
     description = loaded.task.description
-    row = loaded.task.row
+    entry = loaded.task.entry
     splits = loaded.splits
     labels = np.concatenate([split["label"] for split in splits.values()])
     shown = {
-        "text": " and ".join(row.text) + (", read together" if len(row.text) > 1 else ""),
-        "label": f"{row.label.column}, {description.of_data(labels)}",
-        "scores": ", ".join(f"{metric}{description.of_class(metric)}" for metric in row.metrics),
+        "text": " and ".join(entry.text) + (", read together" if len(entry.text) > 1 else ""),
+        "label": f"{entry.label.column}, {description.of_data(labels)}",
+        "scores": ", ".join(f"{metric}{description.of_class(metric)}" for metric in entry.metrics),
         "splits": _sizes(loaded, len(table)),
         **notes,
     }
     if written:
         shown["file"] = f"read as {written}"
     named = [column for column in table if column.casefold() in USUAL_TENANTS]
-    if row.tenant is None and named:
+    if entry.tenant is None and named:
         column = quote(named[0])
         shown["tenants"] = f"none; if the column {column} has the tenant of each row: --tenant {column}"
     rare = description.rare(splits["train"]["label"])
@@ -247,7 +247,7 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
 
 def _show_commands(name: str, files: Sequence[Path], loaded: datasets.Loaded) -> None:
     """Print the commands that come next."""
-    console.line(f"To change it, edit {OWN}, or remove the row there and give --text, --label, --tenant or --name")
+    console.line(f"To change it, edit {OWN}, or remove the entry there and give --text, --label, --tenant or --name")
     for line in _to_keep(files):
         console.line(line)
     more = loaded.task.description.first_change
@@ -278,7 +278,7 @@ def _to_keep(files: Sequence[Path]) -> list[str]:
         ]
     if len(for_git) > 1:
         return [f"To keep both with the repository: {command}"]
-    return [f"To keep the row with the repository, where Git has its data: {command}"]
+    return [f"To keep the entry with the repository, where Git has its data: {command}"]
 
 
 def _is_ignored(path: Path) -> bool:
@@ -290,14 +290,14 @@ def _quote_paths(files: Sequence[Path]) -> str:
 
 
 def _sizes(loaded: datasets.Loaded, rows: int) -> str:
-    row = loaded.task.row
+    entry = loaded.task.entry
     sizes = {split: len(texts) for split, texts in loaded.splits.items()}
     shown = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-    how = ", by a hash of the text" if row.split else ""
+    how = ", by a hash of the text" if entry.split else ""
     left_out = rows - sum(sizes.values())
     if left_out <= 0:
         return f"{shown}{how}"
-    twice = "texts that come twice, or that two splits have" if has_mirrors(row) else "a text that comes twice"
+    twice = "texts that come twice, or that two splits have" if has_mirrors(entry) else "a text that comes twice"
     return f"{shown}{how}; {left_out:,} rows left out: no text or label, or {twice}"
 
 

@@ -13,9 +13,9 @@ from pipeline.core import console
 from pipeline.core.console import Parser, whole_number
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    with _parser().parse(words, "stopped; finished training runs are kept") as options:
+    with _parser().parse(arguments, "stopped; finished training runs are kept") as options:
         folder = record.FOLDER / options.preset
         chosen = preset.load(options.preset)
         entries = plan.entries(options.preset, chosen, options.only)

@@ -182,7 +182,7 @@ class Run(TrainerCallback):
 
     def by_texts(self) -> dict[str, Outcome]:
         """Return the loss of the completions of validation, and the texts that are generated for test."""
-        prompts = Prompts(self.tokenizer, self.task.row.template)
+        prompts = Prompts(self.tokenizer, self.task.entry.template)
         count = self.training.sample_sizes.max_new_tokens
         assert count is not None  # the tokens are read before
         is_bf16 = self.training.view.train.precision == "bf16"

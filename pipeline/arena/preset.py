@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import content
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.reading import load_row
+from pipeline.params.reading import load_entry
 from pipeline.params.sections import Count, Section
-from pipeline.params.sources import Named, PackageSource, Sha256, TableSource, Word, all_different
+from pipeline.params.sources import Named, PackageSource, Sha256, Slug, TableSource, all_different
 from pipeline.params.validation import validate
 from pipeline.params.yaml_file import read_yaml
 
@@ -95,7 +95,7 @@ SampleSizesOfTask = Annotated[
 class TaskChanges(Section):
     """The changes on a task."""
 
-    row: Word | None = Field(None, description="of pipeline/datasets.yaml, if the task has another name")
+    row: Slug | None = Field(None, description="of pipeline/datasets.yaml, if the task has another name")
     kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
     params: Overrides = Field(default_factory=dict)
     sample_sizes: SampleSizesOfTask = Field(default_factory=dict)
@@ -130,7 +130,7 @@ class Method(Section):
 
     adapter: StrictStr
     params: Overrides = Field(default_factory=dict)
-    tasks: tuple[Word, ...] = Field((), description="on which it is run; none named: on all")
+    tasks: tuple[Slug, ...] = Field((), description="on which it is run; none named: on all")
     seeds: Count | None = Field(None, description="how many of the preset's; by default all")
     trained: bool = Field(True, description="or scored as it is initialized, to know what the training adds")
     features: Features | None = Field(
@@ -174,14 +174,14 @@ class Preset(Section):
     """One comparison: every method has the same data and the same number of tuning trials."""
 
     model: Named
-    tasks: Annotated[dict[Word, TaskChanges], Field(min_length=1)] = Field(description="rows of pipeline/datasets.yaml")
+    tasks: Annotated[dict[Slug, TaskChanges], Field(min_length=1)] = Field(description="rows of pipeline/datasets.yaml")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(all_different)]
     baseline: Name = Field(description="the method that others are compared with")
     tuning: Tuning
     sample_sizes: SampleSizes
     params: Overrides = Field(description="overrides for all")
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
-    averages: dict[Name, Annotated[tuple[Word, ...], Field(min_length=2), AfterValidator(all_different)]] = Field(
+    averages: dict[Name, Annotated[tuple[Slug, ...], Field(min_length=2), AfterValidator(all_different)]] = Field(
         default_factory=dict,
         description="means over tasks that share no texts, the main one last; a task in none of them is a variant of "
         "another. Without this key the average is over all tasks",
@@ -203,7 +203,7 @@ class Preset(Section):
                 raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {listed}")
         self._check_keys()
         self._check_seeds()
-        rows = {name: load_row("data", self.row_of(name)) for name in self.tasks}
+        rows = {name: load_entry("data", self.row_of(name)) for name in self.tasks}
         self._check_max_new_tokens(rows)
         self._check_kinds(rows)
         self._check_files(rows)

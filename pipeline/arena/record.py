@@ -21,13 +21,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.params.sources import Row
+from pipeline.params.sources import StrictModel
 
 FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
 
 
-class Quantized(Row):
+class Quantized(StrictModel):
     """Size and scores of a trained adapter and head, quantized to a lower precision; see `lsr.tuner.packing`."""
 
     bytes: int  # size of the file, including the head
@@ -35,7 +35,7 @@ class Quantized(Row):
     test: dict[str, float]
 
 
-class Record(Row, extra="ignore"):
+class Record(StrictModel, extra="ignore"):
     """One training run and its scores: a method on a task with two learning rates and a seed.
 
     Lists by epoch have one item per epoch, or one item without training; they are empty if the run did not finish.

@@ -18,7 +18,7 @@ PAGE = ("page.html", "page.css", "page.js")
 COLUMNS = ("method", "score", "difference", "these tasks", "new tasks", "trained", "bytes", "status")
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare the methods of a preset, write the results, and print a summary."""
     parser = Parser(
         "python -m pipeline.compare",
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--baseline", metavar="METHOD", help="method to compare with (default: the preset's baseline)")
     parent = "folder in which PRESET/ is written (default: %(default)s)"
     add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help=parent)
-    with parser.parse(words) as options:
+    with parser.parse(arguments) as options:
         name = options.preset
         preset = load(name)
         records = read(FOLDER / name)

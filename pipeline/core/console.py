@@ -42,14 +42,14 @@ class Parser(argparse.ArgumentParser):
 
     @contextmanager
     def parse(
-        self, words: Sequence[str] | None = None, stopped: str = "stopped", before: str = ""
+        self, arguments: Sequence[str] | None = None, stopped: str = "stopped", before: str = ""
     ) -> Iterator[argparse.Namespace]:
         """Parse and yield the options; `exit_on_error` handles errors inside, with advice if DVC runs the command.
 
         Raises:
             SystemExit: with an exit code.
         """
-        options = self.parse_args(words)
+        options = self.parse_args(arguments)
         try:
             with exit_on_error(stopped, self.prog, before):
                 yield options
@@ -62,25 +62,25 @@ class Parser(argparse.ArgumentParser):
 def whole_number(least: int, most: int) -> Callable[[str], int]:
     """Return an argument type: a whole number within these bounds."""
 
-    def parse(word: str) -> int:
-        if not word.isdecimal() or not least <= int(word) <= most:
-            raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}, got {word}")
-        return int(word)
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}, got {text}")
+        return int(text)
 
     return parse
 
 
-def probability(word: str) -> float:
+def probability(text: str) -> float:
     """Return an argument that is a number from 0 to 1.
 
     Raises:
         argparse.ArgumentTypeError: if it is not.
     """
     with suppress(ValueError):
-        number = float(word)
+        number = float(text)
         if 0 <= number <= 1:
             return number
-    raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {word}")
+    raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
 
 
 @contextmanager

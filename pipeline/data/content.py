@@ -10,12 +10,12 @@ from pathlib import Path
 from pipeline.core import console
 from pipeline.core.digests import sha256
 from pipeline.core.errors import UserError
-from pipeline.params.sources import GgufModel, HubModel, PackageModel, PackageSource, Row, TableSource
+from pipeline.params.sources import GgufModel, HubModel, PackageModel, PackageSource, StrictModel, TableSource
 
 MODELS = "models"  # dvc.yaml has it as a dep of the stages `tokenize` and `factorize-init`,
 WATCHED = ("data", MODELS)  # folders of users, both deps of `tokenize`
 
-# A source of a row, or the name of a folder or hub repository.
+# A source of an entry, or the name of a folder or hub repository.
 Source = TableSource | PackageSource | HubModel | PackageModel | GgufModel | str
 
 
@@ -42,9 +42,9 @@ def files(path: Path) -> list[Path]:
     return shown
 
 
-def sha256_of(row: Row) -> str:
+def sha256_of(entry: StrictModel) -> str:
     """Return the digest of an entry, independent of the order of its keys, as in DVC."""
-    keys = row.model_dump(mode="json")
+    keys = entry.model_dump(mode="json")
     content = json.dumps(keys, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
 

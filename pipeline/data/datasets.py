@@ -118,21 +118,21 @@ class Loaded(NamedTuple):
 
     task: Task
     splits: dict[str, Examples]
-    # Rows that are missing, within_margin (for a row with `pairs`, pairs), duplicate and, if texts are made of several
-    # columns, in_another_order: those that are left out of train, or of what is cut from it, for that of another split.
+    # Rows that are missing, within_margin (for an entry with `pairs`, pairs), duplicate and, if texts are made of
+    # several columns, in_another_order: left out of train, or of what is cut from it, for a row of another split.
     dropped: dict[str, int]
     conflicting: int  # dropped duplicates whose label differs from the label of the row that is kept
 
 
-def load(row: DatasetEntry, name: str) -> Loaded:
+def load(entry: DatasetEntry, name: str) -> Loaded:
     """Load train, validation and test with the columns text, text_pair (for a pair) and label; count dropped rows.
 
     Classes are int, numbers float. An unreadable source, an invalid text or label, an empty split and an unusable train
     split are rejected with the entry's name, the split, its file and the line or row.
     """
-    where = f"{row.where}: {name}"
+    where = f"{entry.where}: {name}"
     texts = Texts()
-    task, examples, dropped = _read(row, where, texts)
+    task, examples, dropped = _read(entry, where, texts)
     train, conflicting = _distinct(examples)
     dropped["duplicate"] = len(examples["train"]) - len(train)
     examples |= _cut(train, task)
@@ -148,28 +148,28 @@ def load(row: DatasetEntry, name: str) -> Loaded:
     _check_filled(task, kept, where, dropped)
     splits = dict[str, Examples]()
     for split in SPLITS:
-        # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
+        # Only an entry with select_on: test has no validation split; the checkpoint is then chosen on test.
         part = kept.get(split, kept["test"])
         splits[split] = Examples(part, texts)
     return Loaded(task, splits, dict(dropped), conflicting)
 
 
-def _read(row: DatasetEntry, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
+def _read(entry: DatasetEntry, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
     """Read the source: return the task with the facts of its rows, the examples by split, and the dropped rows."""
-    task = tasks.of(row)
+    task = tasks.of(entry)
     examples = Tables()
     dropped = Dropped(missing=0, within_margin=0, duplicate=0)
-    names = row.source.names
+    names = entry.source.names
     for split in SPLITS:
         if split not in names:
             continue
         file = f"{where}: {split}: {names[split]}"
         with sources.wrap_reading_errors(file):
             if split == "train":
-                rows = sources.read(row.source, split, task.preprocessor.reads, file)
+                rows = sources.read(entry.source, split, task.preprocessor.reads, file)
                 facts = task.preprocessor.facts_of_rows(rows)
                 task = task.with_facts(facts)
-            rows = sources.read(row.source, split, task.preprocessor.reads, file)
+            rows = sources.read(entry.source, split, task.preprocessor.reads, file)
             alike = unify_spellings(rows, task.preprocessor.names_in)
             examples[split], left_out = _examples(task, alike, texts)
         dropped.update(left_out)
@@ -219,10 +219,10 @@ def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
 
 def _cut(train: pd.DataFrame, task: Task) -> Tables:
     """Split by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
-    row = task.row
+    entry = task.entry
     position = _even_positions(train, task) if task.preprocessor.strata else train["position"]
-    test = row.split.get("test", 0.0)
-    validation = row.split.get("validation", 0.0) if row.select_on == "validation" else 0.0
+    test = entry.split.get("test", 0.0)
+    validation = entry.split.get("validation", 0.0) if entry.select_on == "validation" else 0.0
     held_out = test + validation
     parts: Tables = {"train": train[position >= held_out]}
     if test:
@@ -255,8 +255,8 @@ def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
     if task.preprocessor.shares_texts:  # no tenant may train on a text that another one of them is scored on
         others = [split for split in examples if split != "train"]
         examples, dropped["duplicate"] = _without_shared(examples, "position", others)
-    if has_mirrors(task.row):
-        provided = [split for split in task.row.source.names if split != "train"]
+    if has_mirrors(task.entry):
+        provided = [split for split in task.entry.source.names if split != "train"]
         examples, dropped[MIRRORED] = _without_shared(examples, MIRROR, provided)
     return examples, dropped
 
@@ -287,14 +287,14 @@ def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str
     Raises:
         UserError: if not; states the rows of each split, and the dropped rows by reason.
     """
-    names = task.row.source.names
+    names = task.entry.source.names
     sizes: dict[str, int] = {split: len(part) for split, part in examples.items()}
     for split, part in examples.items():
         if not part.empty:
             continue
         file = names.get(split, names["train"])
         remedy = ""
-        if split in task.row.split:
+        if split in task.entry.split:
             remedy = "; no text has a hash in its share: set stratify, or name a file for it"
         rows = _format_counts(sizes)
         lost = _format_counts(dropped)

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.core import artifacts, digests
 from pipeline.core.errors import UserError
 from pipeline.data import content
-from pipeline.params import PARAMS, REGISTRIES, FactorizeInitView, LsrParams, load_row
+from pipeline.params import PARAMS, REGISTRIES, FactorizeInitView, LsrParams, load_entry
 from pipeline.params.schema import View
 from pipeline.params.sources import RegistryEntry
 from pipeline.params.yaml_file import by_dotted_key, read_yaml
@@ -69,8 +69,8 @@ def values(stage: str) -> Inputs:
     """Return the values in params.yaml on which a stage depends, as JSON by dotted key."""
     params = read_yaml(PARAMS)
     read = Inputs()
-    for word in read_declaration(stage)["params"]:
-        key = str(params.get("adapter")) if word == "${adapter}" else word
+    for declared in read_declaration(stage)["params"]:
+        key = str(params.get("adapter")) if declared == "${adapter}" else declared
         for name, value in by_dotted_key(params.get(key), f"{PARAMS}: {key}").items():
             read[name] = json.dumps(value, default=str)
     return read
@@ -82,13 +82,13 @@ def starts(view: FactorizeInitView) -> dict[str, str]:
     if view.tenants.folder:  # where the data have no tenants, params.yaml must not set it
         folders["tenants.shared_adapter"] = view.tenants.folder
     if isinstance(view.section, LsrParams) and view.section.source:
-        folders[f"{view.section.word}.init"] = view.section.source
+        folders[f"{view.section.key}.init"] = view.section.source
     return folders
 
 
 def at_start(stage: str, view: View) -> Inputs:
     """Return the digests of a view's entries and of the files that a stage reads; for code, as it was imported."""
-    inputs = _rows({"data": view.dataset, "model": view.base_model}, view)
+    inputs = _digest_entries({"data": view.dataset, "model": view.base_model}, view)
     of_code = digests.of_code_at_start()
     for name, file in files(stage):
         is_code = file.is_relative_to(digests.CODE)
@@ -102,26 +102,26 @@ def at_end(stage: str, view: View) -> Inputs:
         inputs = values(stage)
     except UserError:  # params.yaml is half written
         inputs = Inputs()
-    rows: dict[str, RegistryEntry | None] = {}
-    for word, name in {"data": view.data, "model": view.model}.items():
+    entries: dict[str, RegistryEntry | None] = {}
+    for key, name in {"data": view.data, "model": view.model}.items():
         try:
-            rows[word] = load_row(word, name)
+            entries[key] = load_entry(key, name)
         except UserError:  # it is removed, or half written
-            rows[word] = None
-    inputs |= _rows(rows, view)
+            entries[key] = None
+    inputs |= _digest_entries(entries, view)
     for name, file in files(stage):
         inputs[name] = digests.sha256(file)
     return inputs | _local(stage, view)
 
 
-def _rows(rows: dict[str, Any], view: View) -> Inputs:
+def _digest_entries(entries: dict[str, Any], view: View) -> Inputs:
     where = {
         "data": f"{view.dataset.where}: {view.data}",
         "model": f"{view.base_model.where}: {view.model}",
     }
     inputs = Inputs()
-    for word, row in rows.items():
-        inputs[where[word]] = None if row is None else content.sha256_of(row)
+    for key, entry in entries.items():
+        inputs[where[key]] = None if entry is None else content.sha256_of(entry)
     return inputs
 
 

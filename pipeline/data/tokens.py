@@ -19,9 +19,9 @@ TEXTS = ("text", "text_pair", "prompt", EXPECTED)
 INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
 
 
-def load_task(row: DatasetEntry) -> Task:
+def load_task(entry: DatasetEntry) -> Task:
     """Return the task of the tokenized data set entry, with the facts of its data."""
-    return tasks.of(row, facts.read(artifacts.TOKENS))
+    return tasks.of(entry, facts.read(artifacts.TOKENS))
 
 
 def load_tokens(split: str) -> Dataset:

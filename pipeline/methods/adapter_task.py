@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.sources import Row
+from pipeline.params.sources import StrictModel
 from pipeline.params.validation import validate
 from pipeline.tasks import Task, TaskType
 
@@ -19,7 +19,7 @@ FILE = "task.json"
 Names = tuple[str, ...]
 
 
-class AdapterTask(Row):
+class AdapterTask(StrictModel):
     """The task of an adapter: its type and everything needed to answer.
 
     `lsr.loading.task` checks the fields for all readers and writers of the file.

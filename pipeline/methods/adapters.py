@@ -63,7 +63,7 @@ def _check_rates(section: PeftParams, model: PeftModel) -> None:
         part = key.removesuffix(RATE).removesuffix("_")
         if not any(part in name for name in names):
             no_part = f"no parameter of {section.type} has {part!r} in its name"
-            raise UserError(f"{PARAMS}: {section.word}: {key}: {no_part}")
+            raise UserError(f"{PARAMS}: {section.key}: {key}: {no_part}")
 
 
 def initialize(
@@ -80,7 +80,7 @@ def initialize(
     section = plan.section
     if not isinstance(section, LsrParams):
         return  # PEFT has initialized it
-    with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: "):
+    with as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: "):
         initialize_factors(model, init_weights=section.scheme, statistics=statistics, done=done)
 
 
@@ -117,7 +117,7 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     return torch.optim.AdamW(list(groups.values()), foreach=True)
 
 
-def save_adapter(model: PeftModel, folder: Path, row: ModelEntry) -> None:
+def save_adapter(model: PeftModel, folder: Path, entry: ModelEntry) -> None:
     """Write adapter_config.json and adapter_model.safetensors to an existing folder, deterministically."""
     # Not "auto", which would ask the hub whether the vocabulary has changed.
     model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -125,7 +125,7 @@ def save_adapter(model: PeftModel, folder: Path, row: ModelEntry) -> None:
     path = folder / CONFIG
     config = vars(model.peft_config["default"])
     fields = json.loads(path.read_text(encoding="utf-8"))
-    fields["base_model_name_or_path"], fields["revision"] = public_name(row)
+    fields["base_model_name_or_path"], fields["revision"] = public_name(entry)
     # PEFT writes sets in hash order, which differs between processes.
     for name, value in config.items():
         if isinstance(value, set):
@@ -148,25 +148,25 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     return model
 
 
-def head_parameters(model: PeftModel, row: ModelEntry) -> set[int]:
+def head_parameters(model: PeftModel, entry: ModelEntry) -> set[int]:
     """Return the ids of the head's parameters: the trainable copy and the original that it replaces."""
     base = cast("PreTrainedModel", model.get_base_model())
     ids = set[int]()
-    for name in planning.head_of(row, base):
+    for name in planning.head_of(entry, base):
         head = base.get_submodule(name)
         ids.update(map(id, head.parameters()))
     return ids
 
 
-def count_parameters(model: PeftModel, row: ModelEntry) -> dict[str, int]:
+def count_parameters(model: PeftModel, entry: ModelEntry) -> dict[str, int]:
     """Return the number of parameters of the adapter, counted in two ways, of the head and of the frozen base.
 
     `adapter_trained` counts parameters that require grad, `adapter_stored` those in the adapter's file, both without
     the head. The base model's own head, which the trained one replaces, is not counted. The adapter must have been
     loaded as trainable.
     """
-    in_head = head_parameters(model, row)
-    heads = planning.head_of(row, cast("PreTrainedModel", model.get_base_model()))
+    in_head = head_parameters(model, entry)
+    heads = planning.head_of(entry, cast("PreTrainedModel", model.get_base_model()))
     of_heads = tuple(f"{PREFIX}{name}." for name in heads)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     stored = [value.numel() for name, value in saved.items() if not name.startswith(of_heads)]

@@ -26,9 +26,9 @@ FITTED = 1024  # examples that fit the rows of new tenants
 BATCH = 32  # examples of a batch
 
 
-def base_of(row: ModelEntry) -> str | None:
+def base_of(entry: ModelEntry) -> str | None:
     """Return the folder of a bank's base model; None if its adapter names a repository."""
-    return None if isinstance(row.source, HubModel) else base_models.source(row)[0]
+    return None if isinstance(entry.source, HubModel) else base_models.source(entry)[0]
 
 
 def add_tenant_heads(base: PreTrainedModel, view: FactorizeInitView, task: Task) -> PeftModel:

@@ -11,13 +11,13 @@ from pipeline.data.base_models import load_tokenizer, public_name
 from pipeline.params.sources import ModelEntry
 
 
-def tokenizer_of(model: Any, row: ModelEntry) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: Any, entry: ModelEntry) -> PreTrainedTokenizerBase:
     """Load a model entry's tokenizer, set up to pad for this model, and set the padding token in its configuration.
 
     Raises:
         UserError: if batches for the model cannot be padded.
     """
-    tokenizer = load_tokenizer(row)
+    tokenizer = load_tokenizer(entry)
     with as_user_error(InputError):
-        prepare_batches(tokenizer, model.config, f"{row.where}: {public_name(row)[0]}")
+        prepare_batches(tokenizer, model.config, f"{entry.where}: {public_name(entry)[0]}")
     return tokenizer

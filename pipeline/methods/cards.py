@@ -59,7 +59,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
             "Parameters": _parameters(counts),
             "Training": _training(view, description.sections),
         },
-        header={"datasets": [_dataset(view)], "metrics": list(task.row.metrics)},
+        header={"datasets": [_dataset(view)], "metrics": list(task.entry.metrics)},
     )
 
 

@@ -64,7 +64,7 @@ def wrap_method_errors(section: MethodParams) -> Iterator[None]:
     PEFT's warnings of keys without effect are converted, too.
     """
     misfit = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
-    with as_user_error(*misfit, before=f"{PARAMS}: {section.word}: "), warnings.catch_warnings():
+    with as_user_error(*misfit, before=f"{PARAMS}: {section.key}: "), warnings.catch_warnings():
         for kind in KINDS_OF_WARNING if isinstance(section, PeftParams) else ():
             warnings.filterwarnings("error", UNUSED, kind)
         yield
@@ -77,15 +77,15 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
         UserError: if the section does not fit the model.
     """
     section = view.section
-    row = view.base_model
-    head = head_of(row, base)
+    entry = view.base_model
+    head = head_of(entry, base)
     if not head and isinstance(section, HeadParams | FullParams):
-        raise UserError(f"{PARAMS}: adapter: {section.word}: a language model has no head; choose another")
+        raise UserError(f"{PARAMS}: adapter: {section.key}: a language model has no head; choose another")
     whole = head
     if isinstance(section, FullParams):
         whole = beside_head(base, head) + head
     task_type = tasks.of(view.dataset).head.peft_task
-    targets = _targets(section, base, row)
+    targets = _targets(section, base, entry)
     config = build_config(section, view.seed, targets, whole, task_type)
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
@@ -220,13 +220,13 @@ def list_types() -> dict[str, type[PeftConfig]]:
     return types
 
 
-def _targets(section: MethodParams, base: PreTrainedModel, row: ModelEntry) -> Any:
+def _targets(section: MethodParams, base: PreTrainedModel, entry: ModelEntry) -> Any:
     """Return the target layers of a section; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams) or section.target_modules == "none":
         return DUMMY_TARGET_MODULES
     named = _read_targets(section)
     if named is None and section.type not in OWN_TABLES:
-        return _as_list(targets_of(row, base))
+        return _as_list(targets_of(entry, base))
     return named
 
 
@@ -240,25 +240,25 @@ def _as_list(targets: Sequence[str] | str) -> str | list[str]:
     return targets if isinstance(targets, str) else list(targets)
 
 
-def targets_of(row: ModelEntry, model: PreTrainedModel) -> Sequence[str] | str:
+def targets_of(entry: ModelEntry, model: PreTrainedModel) -> Sequence[str] | str:
     """Return the target layers as name suffixes or a regular expression: from the model's entry, or PEFT's table.
 
     Raises:
-        UserError: if the row names a layer that the model does not have, or none where PEFT does not know the
+        UserError: if the entry names a layer that the model does not have, or none where PEFT does not know the
             architecture; lists the linear layers.
     """
-    if row.target_modules is not None:
-        with as_user_error(ValueError, before=f"{row.where}: "):
-            check_names(LoraConfig(target_modules=list(row.target_modules)), model)
-        return row.target_modules
-    kind = model.config.model_type
-    if kind not in LsrModel.target_module_mapping:
+    if entry.target_modules is not None:
+        with as_user_error(ValueError, before=f"{entry.where}: "):
+            check_names(LoraConfig(target_modules=list(entry.target_modules)), model)
+        return entry.target_modules
+    architecture = model.config.model_type
+    if architecture not in LsrModel.target_module_mapping:
         linear = ", ".join(linear_layers(model.base_model))
         raise UserError(
-            f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
-            f"adapted; name them by target_modules of a row; its linear layers: {linear}"
+            f"{entry.where}: {public_name(entry)[0]}: it is not known which layers of the architecture {architecture} "
+            f"are usually adapted; name them by target_modules of its entry; its linear layers: {linear}"
         )
-    return LsrModel.target_module_mapping[kind]
+    return LsrModel.target_module_mapping[architecture]
 
 
 def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
@@ -274,20 +274,20 @@ def beside_head(model: PreTrainedModel, head: Sequence[str]) -> list[str]:
     return beside
 
 
-def head_of(row: ModelEntry, model: PreTrainedModel) -> list[str]:
-    """Return the modules of the head: from the row, or all modules with parameters outside the backbone.
+def head_of(entry: ModelEntry, model: PreTrainedModel) -> list[str]:
+    """Return the modules of the head: from the entry, or all modules with parameters outside the backbone.
 
     A language model has no head to train.
 
     Raises:
-        UserError: if the row names a module that the model does not have; lists the possible ones.
+        UserError: if the entry names a module that the model does not have; lists the possible ones.
     """
     modules = dict(model.named_children())
     if model.can_generate():
         return []  # a language model's is pretrained, and often its embeddings
-    if row.head is None:
+    if entry.head is None:
         return heads_of(model)
-    for name in row.head:
+    for name in entry.head:
         if name not in modules:
-            raise UserError(f"{row.where}: head: the model has no module {name}; it has {', '.join(modules)}")
-    return list(row.head)
+            raise UserError(f"{entry.where}: head: the model has no module {name}; it has {', '.join(modules)}")
+    return list(entry.head)

@@ -61,7 +61,7 @@ def read(
     device = fastest()
     try:
         model.to(device)
-        with as_user_error(ValueError, before=f"{PARAMS}: {section.word}.init: {view.data}: "):
+        with as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "):
             return read_examples(
                 section.init,
                 base,
@@ -91,7 +91,7 @@ def of_adapter(
     Raises:
         UserError: if it is not an adapter, does not adapt the layers of the plan, or has a head for other labels.
     """
-    where = f"{PARAMS}: {plan.section.word}.init"
+    where = f"{PARAMS}: {plan.section.key}.init"
     modules = dict(base.named_modules())
     with as_user_error(ValueError, TypeError, RuntimeError, before=f"{where}: "):
         files = read_files(adapter_folder(source))

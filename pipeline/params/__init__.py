@@ -1,6 +1,6 @@
 """The schema of params.yaml and the two registries, and the view of each stage."""
 
-from pipeline.params.reading import load, load_params, load_row
+from pipeline.params.reading import load, load_entry, load_params
 from pipeline.params.schema import PARAMS, REGISTRIES, EvaluateView, FactorizeInitView, Params, TokenizeView, TrainView
 from pipeline.params.sections import FullParams, LsrParams, MethodParams, PeftParams
 
@@ -17,6 +17,6 @@ __all__ = [
     "TokenizeView",
     "TrainView",
     "load",
+    "load_entry",
     "load_params",
-    "load_row",
 ]

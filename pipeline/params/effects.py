@@ -51,14 +51,14 @@ class Idle(NamedTuple):
         return f"{self.key}: {self.value} has no effect: {self.reason}; leave it at {usual}"
 
 
-def idle_in_file(params: Params, row: DatasetEntry) -> Iterator[Idle]:
+def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
     """Yield the values of params.yaml that are set without effect on a data set entry."""
     yield from idle_in_training(params.train)
-    is_of_tenants = row.tenant is not None
+    is_of_tenants = entry.tenant is not None
     reasons = dict[str, str]()
     if not is_of_tenants:
         reasons["tenants.shared_adapter"] = reasons["tenants.precision"] = "the data have no column of tenants"
-    if row.label.has_new_tokens:
+    if entry.label.has_new_tokens:
         reasons["train.head_learning_rate"] = "a language model has no head of its own to train"
         reasons["evaluate.regression_baseline"] = "no regression predicts a text"
     else:
@@ -110,14 +110,14 @@ def idle_in_section(section: MethodParams) -> Iterator[Idle]:
             value = getattr(section, name)
             usual = LsrParams.model_fields[name].default
             if value != usual:
-                yield Idle(f"{section.word}.{name}", value, usual, reason)
+                yield Idle(f"{section.key}.{name}", value, usual, reason)
     if section.budget != "none":
         reason = "the budget chooses the rank of each layer"
         if section.rank_shape != (1,):
             shape = list(section.rank_shape)
-            yield Idle(f"{section.word}.rank_shape", shape, (1,), reason)
+            yield Idle(f"{section.key}.rank_shape", shape, (1,), reason)
         if section.separation_rank not in ("auto", 1):
-            yield Idle(f"{section.word}.separation_rank", section.separation_rank, "auto", reason)
+            yield Idle(f"{section.key}.separation_rank", section.separation_rank, "auto", reason)
 
 
 def _set(key: str, value: Any, reason: str) -> Iterator[Idle]:

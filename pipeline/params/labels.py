@@ -9,12 +9,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Str
 
 from pipeline.core.errors import nearest
 from pipeline.params import renamed
-from pipeline.params.sources import CHOICE, Added, Names, Row, all_different, fields, is_template
+from pipeline.params.sources import CHOICE, Added, Names, StrictModel, all_different, fields, is_template
 
 if TYPE_CHECKING:
     from pipeline.params.dataset_entry import DatasetEntry
 
-# The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
+# The official scores of the supported tasks. The first metric of an entry selects the best checkpoint.
 OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match")
 OF_MULTI_LABEL = ("micro_f1", "macro_f1")
 OF_NUMBERS = ("pearson", "spearman")
@@ -39,7 +39,7 @@ def has_exact_interval(metric: str, *, in_groups: bool) -> bool:
     return metric == "exact_match" if in_groups else metric in ("accuracy", "f1")
 
 
-ONLY = {  # keys of a row that only some forms go with
+ONLY = {  # keys of an entry that only some forms go with
     "choices": "choices need a label with {count} names, one for each in their order",
     "group": "group: needs a label of classes or of a number",
     "pairs": "pairs compare numbers: the label needs low and high, and no names",
@@ -48,7 +48,7 @@ ONLY = {  # keys of a row that only some forms go with
     "select": "select: needs a label of completions or messages",
     "tenant": "tenant: needs a label of classes or of a number",
 }
-APART = {  # keys of a row that do not go with each other
+APART = {  # keys of an entry that exclude each other
     "tenant": ("choices", "group", "pairs", "stratify"),  # a tenant's cut takes a share of each class anyway
     "stratify": ("choices", "group"),
     "choices": ("group",),  # they are groups
@@ -75,7 +75,7 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 LabelNames = Annotated[Names, AfterValidator(check_names)]
 
 
-class LabelSpec(Row):
+class LabelSpec(StrictModel):
     """Base class of label forms. A subclass adds keys, and checks whether the rest of the entry is compatible."""
 
     told_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
@@ -85,32 +85,32 @@ class LabelSpec(Row):
 
     column: str
 
-    def check(self, row: "DatasetEntry") -> None:
+    def check(self, entry: "DatasetEntry") -> None:
         """Check that the rest of an entry is compatible with this form.
 
         Raises:
             ValueError: if a key or a metric is not compatible.
         """
         for key, needs in ONLY.items():
-            if getattr(row, key) and key not in self.goes_with:
-                raise ValueError(needs.format(count=len(row.choices)))
+            if getattr(entry, key) and key not in self.goes_with:
+                raise ValueError(needs.format(count=len(entry.choices)))
         for key, others in APART.items():
             for other in others:
-                if getattr(row, key) and getattr(row, other):
+                if getattr(entry, key) and getattr(entry, other):
                     raise ValueError(f"{key}: cannot be combined with {other}")
-        self._check_text(row)
-        self._check_metrics(row)
-        for column in (*row.text, row.tenant or ""):
+        self._check_text(entry)
+        self._check_metrics(entry)
+        for column in (*entry.text, entry.tenant or ""):
             if len(column) > LONGEST_COLUMN and not is_template(column):
                 allowed = f"at most {LONGEST_COLUMN} are allowed"
                 raise ValueError(f"column {column[:20]!r}... of {len(column):,} characters; {allowed}")
 
-    def _check_text(self, row: "DatasetEntry") -> None:
-        if not row.text:
+    def _check_text(self, entry: "DatasetEntry") -> None:
+        if not entry.text:
             raise ValueError("text: required: one column, or two for pairs")
 
-    def _check_metrics(self, row: "DatasetEntry") -> None:
-        for metric in row.metrics:
+    def _check_metrics(self, entry: "DatasetEntry") -> None:
+        for metric in entry.metrics:
             if metric not in self.scored_by:
                 near = nearest(metric, self.scored_by)
                 allowed = ", ".join(self.scored_by)
@@ -137,30 +137,30 @@ class Classes(LabelSpec):
         "validation, not from 0.5 on",
     )
 
-    def _check_metrics(self, row: "DatasetEntry") -> None:
-        if self.tune_threshold is not None and (len(self.names) != 2 or row.choices or row.tenant):
+    def _check_metrics(self, entry: "DatasetEntry") -> None:
+        if self.tune_threshold is not None and (len(self.names) != 2 or entry.choices or entry.tenant):
             raise ValueError("tune_threshold: needs exactly two names, without choices and tenants")
-        if len(self.names) < 2 and (self.names or row.tenant is None):
+        if len(self.names) < 2 and (self.names or entry.tenant is None):
             raise ValueError("names: at least two class names are required, in class order")
-        known = self.names if row.tenant else (*self.names, RARER)
-        if self.positive is not None and (len(self.names) != 2 or self.positive not in known or row.choices):
+        known = self.names if entry.tenant else (*self.names, RARER)
+        if self.positive is not None and (len(self.names) != 2 or self.positive not in known or entry.choices):
             near = nearest(self.positive, self.names)
             raise ValueError(f"positive: must be one of exactly two names, got {self.positive}{near}; not with choices")
-        if row.choices:
-            self._check_choices(row)
-        super()._check_metrics(row)
-        if "f1" in row.metrics and len(self.names) != 2:
+        if entry.choices:
+            self._check_choices(entry)
+        super()._check_metrics(entry)
+        if "f1" in entry.metrics and len(self.names) != 2:
             raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
-        if row.group is None and "exact_match" in row.metrics:
+        if entry.group is None and "exact_match" in entry.metrics:
             raise ValueError("exact_match scores groups: define them with `group`")
 
-    def _check_choices(self, row: "DatasetEntry") -> None:
-        if len(self.names) != len(row.choices):
-            raise ValueError(ONLY["choices"].format(count=len(row.choices)))
-        if not any(is_template(entry) and CHOICE in fields(entry) for entry in row.text):
-            raise ValueError(f"choices need a text with {{{CHOICE}}}, got {', '.join(row.text)}")
-        if row.metrics != ("accuracy",):
-            raise ValueError(f"choices support only accuracy, got {', '.join(row.metrics)}")
+    def _check_choices(self, entry: "DatasetEntry") -> None:
+        if len(self.names) != len(entry.choices):
+            raise ValueError(ONLY["choices"].format(count=len(entry.choices)))
+        if not any(is_template(template) and CHOICE in fields(template) for template in entry.text):
+            raise ValueError(f"choices need a text with {{{CHOICE}}}, got {', '.join(entry.text)}")
+        if entry.metrics != ("accuracy",):
+            raise ValueError(f"choices support only accuracy, got {', '.join(entry.metrics)}")
 
 
 class Threshold(Classes):
@@ -208,17 +208,17 @@ class Number(LabelSpec):
             raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
         return self
 
-    def _check_metrics(self, row: "DatasetEntry") -> None:
-        if row.pairs is None:
-            super()._check_metrics(row)
+    def _check_metrics(self, entry: "DatasetEntry") -> None:
+        if entry.pairs is None:
+            super()._check_metrics(entry)
             return
-        if len(row.text) != 1:
-            raise ValueError(f"pairs are made of one text column, got {', '.join(row.text)}")
-        Classes(column=self.column, names=COMPARED)._check_metrics(row)
+        if len(entry.text) != 1:
+            raise ValueError(f"pairs are made of one text column, got {', '.join(entry.text)}")
+        Classes(column=self.column, names=COMPARED)._check_metrics(entry)
 
 
 class Completion(LabelSpec):
-    """A text to generate, given the row's text as the prompt."""
+    """A text to generate, given the example's text as the prompt."""
 
     told_by = frozenset({"completion"})
     scored_by = OF_COMPLETIONS
@@ -238,9 +238,9 @@ class Completion(LabelSpec):
             raise ValueError("margin: requires threshold")
         return self
 
-    def _check_text(self, row: "DatasetEntry") -> None:
-        super()._check_text(row)
-        if len(row.text) > 1:
+    def _check_text(self, entry: "DatasetEntry") -> None:
+        super()._check_text(entry)
+        if len(entry.text) > 1:
             raise ValueError("a completion has one text, its prompt, which may be a template")
 
 
@@ -254,12 +254,12 @@ class Conversation(LabelSpec):
 
     column: str = Field(alias="messages", description="column with a list of messages with role and content")
 
-    def _check_text(self, row: "DatasetEntry") -> None:
-        if row.text or row.mark:
+    def _check_text(self, entry: "DatasetEntry") -> None:
+        if entry.text or entry.mark:
             raise ValueError("messages hold the whole example: leave out text and mark")
 
 
-class Pairs(Row):
+class Pairs(StrictModel):
     """Two classes derived from numbers: which of two texts of a split has the larger one."""
 
     margin: StrictFloat = Field(

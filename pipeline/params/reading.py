@@ -32,8 +32,8 @@ def load(view: type[AnyView]) -> AnyView:
     params, datasets, models = all_of(
         [
             partial(validate, Params, content, PARAMS, ()),
-            partial(check_rows, "data", content.get("data")),
-            partial(check_rows, "model", content.get("model")),
+            partial(check_entries, "data", content.get("data")),
+            partial(check_entries, "model", content.get("model")),
         ]
     )
     dataset = datasets[params.data]
@@ -87,7 +87,7 @@ def apply_overrides(
             raise UserError(f"{path}: {keys}: {section} of {PARAMS} has no keys")
         inner[field] = value
     params = validate(Params, content, path, place)
-    return build_view(view, params, load_row("data", params.data), load_row("model", params.model))
+    return build_view(view, params, load_entry("data", params.data), load_entry("model", params.model))
 
 
 def build_view(
@@ -109,24 +109,24 @@ def build_view(
     )
 
 
-def load_row(word: str, name: str) -> Any:
-    """Return the row `name` for `word`, a key of params.yaml: data or model.
+def load_entry(key: str, name: str) -> Any:
+    """Return the entry `name` for `key`, a key of params.yaml: data or model.
 
-    A model without a row may be named directly, as a folder or a hub repository.
-
-    Raises:
-        UserError: if there is no such row (the message lists the existing ones), or it does not fit the schema.
-    """
-    return Registry(word).load(name)
-
-
-def check_rows(word: str, chosen: object = None) -> dict[str, Any]:
-    """Check all rows for `word`, and return them by name, with the chosen one even if it has no row.
+    A model without an entry may be named directly, as a folder or a Hub repository.
 
     Raises:
-        UserError: with one line per mistake in any row.
+        UserError: if there is no such entry (the message lists the existing ones), or it does not fit the schema.
     """
-    registry = Registry(word)
+    return Registry(key).load(name)
+
+
+def check_entries(key: str, chosen: object = None) -> dict[str, Any]:
+    """Check all entries for `key`, and return them by name, with the chosen one even if it is not registered.
+
+    Raises:
+        UserError: with one line per mistake in any entry.
+    """
+    registry = Registry(key)
     checks = {name: partial(registry.load, name) for name in registry.names}
     if isinstance(chosen, str):
         checks.setdefault(chosen, partial(registry.load, chosen))
@@ -136,15 +136,15 @@ def check_rows(word: str, chosen: object = None) -> dict[str, Any]:
 class Registry:
     """The entries of a registry, built-in and the user's own; each file is read once."""
 
-    def __init__(self, word: str) -> None:
-        self.word = word
-        self.table = REGISTRIES[word]
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.table = REGISTRIES[key]
         self.own = read_yaml(self.table.own) if self.table.own.is_file() else {}
         self.built_in = read_yaml(self.table.built_in)
 
     @property
     def names(self) -> list[str]:
-        """The names of all rows, the user's own first."""
+        """The names of all entries, the user's own first."""
         return list(self.own | self.built_in)
 
     def load(self, name: str) -> RegistryEntry:
@@ -157,33 +157,33 @@ class Registry:
         if name in self.own:
             if name in self.built_in:
                 raise UserError(f"{table.own}: {name}: {table.built_in} has an entry of this name too; rename yours")
-            row = self._validate(name, self.own, table.own)
-            return row.of_ones_own() if isinstance(row, DatasetEntry) else row
+            entry = self._validate(name, self.own, table.own)
+            return entry.of_ones_own() if isinstance(entry, DatasetEntry) else entry
         if name in self.built_in:
             return self._validate(name, self.built_in, table.built_in)
-        where = f"{PARAMS}: {self.word}"
-        unlisted = ModelEntry.from_name(name, where) if self.word == "model" else None
+        where = f"{PARAMS}: {self.key}"
+        unlisted = ModelEntry.from_name(name, where) if self.key == "model" else None
         if unlisted is None:
-            raise UserError(f"{where}: {self._no_row(name)}")
+            raise UserError(f"{where}: {self._describe_missing(name)}")
         return unlisted
 
     def _validate(
         self,
         name: str,
-        rows: Mapping[str, Any],
+        entries: Mapping[str, Any],
         path: Path,
     ) -> RegistryEntry:
-        if self.word == "data" and not re.fullmatch(NAME, str(name)):
+        if self.key == "data" and not re.fullmatch(NAME, str(name)):
             raise UserError(f"{path}: {name!r}: the name of an entry has only letters, digits, - and _")
-        row = validate(self.table.schema, rows[name], path, (str(name),))
-        row._where = str(path)
-        return row
+        entry = validate(self.table.schema, entries[name], path, (str(name),))
+        entry._where = str(path)
+        return entry
 
-    def _no_row(self, name: str) -> str:
+    def _describe_missing(self, name: str) -> str:
         """Return the message for a missing entry, with the existing ones and a remedy."""
         what = "entry"
         other = "to add one: python -m pipeline.add FILE"
-        if self.word == "model":
+        if self.key == "model":
             what = "entry or folder"
             other = "or a Hub repository such as owner/name"
         own = self.table.own
@@ -191,5 +191,5 @@ class Registry:
         if artifacts.is_temporary_copy() and in_repository.is_file() and name in read_yaml(in_repository):
             remedy = f"run `git add {own}`, also for the files that it names, and then the experiment again"
             return f"no {what} {name!r} in this temporary copy, which has only what Git tracks: {remedy}"
-        rows = ", ".join(self.names)
-        return f"no {what} {name!r}{nearest(name, self.names)}; entries: {rows}; {other}"
+        listed = ", ".join(self.names)
+        return f"no {what} {name!r}{nearest(name, self.names)}; entries: {listed}; {other}"

@@ -23,7 +23,7 @@ from pipeline.params.sections import (
     TokenizeParams,
     TrainParams,
 )
-from pipeline.params.sources import ModelEntry, Named, RegistryEntry, Word
+from pipeline.params.sources import ModelEntry, Named, RegistryEntry, Slug
 
 PARAMS = Path("params.yaml")
 
@@ -45,7 +45,7 @@ REGISTRIES = {
 class Params(Section):
     """All of params.yaml. Every key that is not a field of this class is a method's section, with its `type`."""
 
-    data: Word
+    data: Slug
     model: Named
     seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
@@ -55,8 +55,8 @@ class Params(Section):
     full: FullParams
     head: HeadParams
     regression: RegressionParams = RegressionParams()
-    methods: dict[Word, Method]
-    adapter: StrictStr  # the word of a section
+    methods: dict[Slug, Method]
+    adapter: StrictStr  # the key of a section
     evaluate: EvaluateParams
 
     @model_validator(mode="before")
@@ -65,22 +65,22 @@ class Params(Section):
         if not isinstance(content, dict):
             return content
         own = content.keys() & cls.model_fields.keys() - {"methods"}
-        methods = {word: section for word, section in content.items() if word not in own}
+        methods = {key: section for key, section in content.items() if key not in own}
         return {**{name: content[name] for name in own}, "methods": methods}
 
     @field_validator("adapter")
     @classmethod
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
-        words = [
+        keys = [
             "full",
             "head",
             "lsr",
             "regression",
-            *(word for word in info.context or () if word not in cls.model_fields),
+            *(key for key in info.context or () if key not in cls.model_fields),
         ]
-        if adapter not in words:
-            known = f"sections: {', '.join(words)}; for another method of PEFT, set peft.type"
-            raise ValueError(f"no such section{nearest(adapter, words)}; {known}")
+        if adapter not in keys:
+            known = f"sections: {', '.join(keys)}; for another method of PEFT, set peft.type"
+            raise ValueError(f"no such section{nearest(adapter, keys)}; {known}")
         return adapter
 
     @property
@@ -95,16 +95,16 @@ class Params(Section):
         return own | self.methods
 
     @model_validator(mode="after")
-    def _sections_know_their_words(self) -> Self:
-        for word, section in self.sections.items():
-            section._word = word
+    def _set_keys_of_sections(self) -> Self:
+        for key, section in self.sections.items():
+            section._key = key
         return self
 
 
 class View(Section):
     """The view of a stage: the keys that dvc.yaml declares, and the chosen entries."""
 
-    data: Word
+    data: Slug
     model: Named
     dataset: DatasetEntry
     base_model: ModelEntry

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from pipeline.core.errors import first_line
-from pipeline.params.sources import Row, all_different
+from pipeline.params.sources import StrictModel, all_different
 
 
 def _compiles(expression: str) -> str:
@@ -65,9 +65,9 @@ OWN_LOOP = {
 FIXED = {
     "peft_type": "name the method by type",
     "task_type": "the label of the data decides it",
-    "modules_to_save": "the head is trained in full by itself; name further modules under head in the model's row",
+    "modules_to_save": "the head is trained in full by itself; name further modules under head in the model's entry",
     "base_model_name_or_path": "choose the base model by model",
-    "revision": "pin the base model in its row, or by model: OWNER/NAME@REVISION",
+    "revision": "pin the base model in its entry, or by model: OWNER/NAME@REVISION",
     "inference_mode": "an adapter is trainable in train and frozen afterwards; leave it out",
     "auto_mapping": "it is for models without a task, and the data have one; leave it out",
     "peft_version": "it is that of the installed PEFT; leave it out",
@@ -86,7 +86,7 @@ FIXED = {
 }
 
 
-class Section(Row):
+class Section(StrictModel):
     """A part of params.yaml. Only methods have defaults: DVC can only show and lock values that are in the file."""
 
 
@@ -142,7 +142,7 @@ class TenantsParams(Section):
     shared_adapter: StrictStr = Field(
         pattern="^trained$|/",
         description="trained: one adapter for all; or the folder of an adapter of tenants, which stays as it is and "
-        "gets heads for those of the row",
+        "gets heads for those of the data set",
     )
     precision: Literal["float32", "bfloat16", "8bit", "4bit", "3bit", "2bit"] = Field(
         description="of heads in the bank"
@@ -169,12 +169,12 @@ class EvaluateParams(Section):
 class MethodParams(Section):
     """The section of a method: `adapter` selects it by its key in params.yaml."""
 
-    _word: str = PrivateAttr("adapter")
+    _key: str = PrivateAttr("adapter")
 
     @property
-    def word(self) -> str:
+    def key(self) -> str:
         """The section's key in params.yaml, for messages."""
-        return self._word
+        return self._key
 
     @property
     def rates(self) -> dict[str, float]:

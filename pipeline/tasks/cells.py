@@ -99,49 +99,49 @@ def round_significant(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def text_columns(row: DatasetEntry) -> list[str]:
+def text_columns(entry: DatasetEntry) -> list[str]:
     """Return the columns of which the texts of a row are composed, without the columns of marks."""
     names = list[str]()
-    for entry in row.text:
-        names += fields(entry)
-    if row.choices:
+    for template in entry.text:
+        names += fields(template)
+    if entry.choices:
         names = [name for name in names if name != CHOICE]
-    return list(dict.fromkeys([*names, *row.choices]))
+    return list(dict.fromkeys([*names, *entry.choices]))
 
 
-def has_mirrors(row: DatasetEntry) -> bool:
+def has_mirrors(entry: DatasetEntry) -> bool:
     """Return whether two rows can have the same texts in different order, which needs several columns."""
-    return len(text_columns(row)) > 1
+    return len(text_columns(entry)) > 1
 
 
-def column_texts(cells: Cells, row: DatasetEntry) -> dict[str, str]:
+def column_texts(cells: Cells, entry: DatasetEntry) -> dict[str, str]:
     """Return the text of each column of which a row's texts are composed, with marks inserted.
 
     Raises:
         ValueError: if a value is not text, or without a part that is to be marked.
     """
-    values = {name: text_in(cells[name]) for name in text_columns(row)}
+    values = {name: text_in(cells[name]) for name in text_columns(entry)}
     marks = dict[str, list[Mark]]()
-    for mark in row.mark:
+    for mark in entry.mark:
         marks.setdefault(mark.column, []).append(mark)
     for name, own in marks.items():
         values[name] = _insert_marks(cells, name, own)
     return values
 
 
-def texts_of(cells: Cells, row: DatasetEntry) -> list[dict[str, str]]:
+def texts_of(cells: Cells, entry: DatasetEntry) -> list[dict[str, str]]:
     """Return the texts (text, and text_pair for a pair) of a row's examples: one example, or one per choice.
 
     Raises:
         ValueError: if a value is not text, or without a part that is to be marked.
     """
-    values = column_texts(cells, row)
-    if not row.choices:
-        return [_fill_texts(row, values)]
+    values = column_texts(cells, entry)
+    if not entry.choices:
+        return [_fill_texts(entry, values)]
     texts = list[dict[str, str]]()
-    for choice in row.choices:
+    for choice in entry.choices:
         chosen = values | {CHOICE: values[choice]}
-        texts.append(_fill_texts(row, chosen))
+        texts.append(_fill_texts(entry, chosen))
     return texts
 
 
@@ -150,15 +150,15 @@ def fold_texts(texts: Iterable[str]) -> str:
     return "\n".join(map(fold, texts))
 
 
-def _fill_texts(row: DatasetEntry, values: Mapping[str, str]) -> dict[str, str]:
-    named = zip(TEXT_COLUMNS, row.text, strict=False)
-    return {name: _fill(entry, values) for name, entry in named}
+def _fill_texts(entry: DatasetEntry, values: Mapping[str, str]) -> dict[str, str]:
+    named = zip(TEXT_COLUMNS, entry.text, strict=False)
+    return {name: _fill(template, values) for name, template in named}
 
 
-def _fill(entry: str, values: Mapping[str, str]) -> str:
-    if is_template(entry):
-        return FIELD.sub(lambda field: values[field[1]], entry)
-    return values[entry]
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    if is_template(template):
+        return FIELD.sub(lambda field: values[field[1]], template)
+    return values[template]
 
 
 def _insert_marks(cells: Cells, column: str, marks: Sequence[Mark]) -> str:

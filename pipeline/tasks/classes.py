@@ -36,28 +36,28 @@ RARE_SHARE = 0.1
 RARE_TEXTS = 50
 
 
-def names_of(row: DatasetEntry, facts: Facts) -> tuple[str, ...]:
+def names_of(entry: DatasetEntry, facts: Facts) -> tuple[str, ...]:
     """Return the classes or labels of an entry in the order of the outputs.
 
     Raises:
         UserError: if only the data determine the order, and they were not read.
     """
-    if row.choices:
+    if entry.choices:
         return CHOSEN
-    if row.pairs is not None:
+    if entry.pairs is not None:
         return COMPARED
-    label: Any = row.label
+    label: Any = entry.label
     names: tuple[str, ...] = label.names
-    return names[::-1] if is_turned(row, facts) else names
+    return names[::-1] if is_turned(entry, facts) else names
 
 
-def is_turned(row: DatasetEntry, facts: Facts) -> bool:
+def is_turned(entry: DatasetEntry, facts: Facts) -> bool:
     """Return whether the positive class is listed first, so that classes are swapped and it becomes output 1.
 
     Raises:
         UserError: if only the data determine the positive class, and they were not read.
     """
-    label: Any = row.label
+    label: Any = entry.label
     positive = getattr(label, "positive", None)  # only labels of classes have it
     if positive is None:
         return False
@@ -74,7 +74,7 @@ class OfClasses(Part):
     @property
     def names(self) -> tuple[str, ...]:
         """The classes or labels in the order of the outputs."""
-        return names_of(self.row, self.facts)
+        return names_of(self.entry, self.facts)
 
 
 def count_classes(labels: Numbers, names: Sequence[str]) -> Numbers:
@@ -113,13 +113,13 @@ class ClassificationPreprocessor(Preprocessor):
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
         """Reorder labels to the order of the outputs."""
-        if is_turned(self.row, self.facts):
+        if is_turned(self.entry, self.facts):
             examples = examples.assign(label=1 - examples["label"])
         return examples, Counter()
 
     def lacks(self, train: pd.DataFrame) -> str:
         labels = np.array(train["label"].tolist())
-        names = names_of(self.row, self.facts)
+        names = names_of(self.entry, self.facts)
         if count_classes(labels, names).all():
             return ""
         return f"no row of a class; rows per class: {format_counts(labels, names)}"
@@ -147,7 +147,7 @@ class PairwiseComparisonPreprocessor(ClassificationPreprocessor):
         A text is in up to two pairs, once as the first and once as the second; in test it is in at most one, so that
         pairs are as independent as texts. Among equal texts, only the first is used.
         """
-        assert self.row.pairs is not None
+        assert self.entry.pairs is not None
         texts = examples.drop_duplicates("hash").sort_values("hash")
         step = 2 if split == "test" else 1
         first = texts[:-1:step].reset_index(drop=True)
@@ -161,7 +161,7 @@ class PairwiseComparisonPreprocessor(ClassificationPreprocessor):
                 "label": (difference < 0).astype(np.int64),
             }
         )
-        is_clear = difference.abs() >= self.row.pairs.margin
+        is_clear = difference.abs() >= self.entry.pairs.margin
         kept = pairs[is_clear]
         left_out = Counter(
             within_margin=len(pairs) - len(kept),
@@ -277,15 +277,15 @@ class MultipleChoiceScoring(ClassificationScoring):
 
     def predict(self, outcome: Outcome) -> Numbers:
         wrong, right = outcome.outputs.numpy().T
-        members = _members(outcome.groups, len(self.row.choices))
+        members = _members(outcome.groups, len(self.entry.choices))
         return (right - wrong)[members].argmax(axis=1)
 
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
-        members = _members(groups, len(self.row.choices))
+        members = _members(groups, len(self.entry.choices))
         return labels[members].argmax(axis=1)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
-        members = _members(outcome.groups, len(self.row.choices))
+        members = _members(outcome.groups, len(self.entry.choices))
         groups = np.arange(len(members))
         chosen = members[groups, self.predict(outcome)]
         predicted = np.zeros(len(outcome.labels), np.int64)
@@ -349,7 +349,7 @@ class ClassificationDescription(OfClasses, Description):
         return f"{some_of(few)}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
 
     def of_class(self, metric: str) -> str:
-        return positive_of(metric, self.row, self.facts)
+        return positive_of(metric, self.entry, self.facts)
 
 
 class PairwiseComparisonDescription(ClassificationDescription):
@@ -357,14 +357,14 @@ class PairwiseComparisonDescription(ClassificationDescription):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.row.text[0], f"{self.row.text[0]}_pair"
+        return self.entry.text[0], f"{self.entry.text[0]}_pair"
 
 
-def positive_of(metric: str, row: DatasetEntry, facts: Facts) -> str:
+def positive_of(metric: str, entry: DatasetEntry, facts: Facts) -> str:
     """Return the class of a class-specific metric as words after its name; empty for other metrics."""
     if metric != "f1":
         return ""
-    _, positive = names_of(row, facts)
+    _, positive = names_of(entry, facts)
     return f" of {positive}"
 
 

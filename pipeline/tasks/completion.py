@@ -49,11 +49,11 @@ SHOWN = 3  # texts on the last screen
 LONGEST_SHOWN = 80  # characters of these
 
 
-def with_prompt(row: DatasetEntry) -> DatasetEntry:
+def with_prompt(entry: DatasetEntry) -> DatasetEntry:
     """Return a data set entry whose text is the prompt of each row, also for conversations."""
-    if isinstance(row.label, Conversation):
-        return row.model_copy(update={"text": (PROMPT,)})
-    return row
+    if isinstance(entry.label, Conversation):
+        return entry.model_copy(update={"text": (PROMPT,)})
+    return entry
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class CompletionPreprocessor(Preprocessor):
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Compare texts without the template, so that templates do not change splits."""
-        if self.row.mark:
+        if self.entry.mark:
             return super().alike(cells, made)
-        return fold_texts(cells[name] for name in text_columns(self.row))
+        return fold_texts(cells[name] for name in text_columns(self.entry))
 
     def tokenize(
         self, batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int
     ) -> Iterator[tuple[pa.Table, Numbers]]:
-        return _tokenize(batches, Prompts(tokenizer, self.row.template), to_user_message, max_length)
+        return _tokenize(batches, Prompts(tokenizer, self.entry.template), to_user_message, max_length)
 
 
 class ConversationPreprocessor(CompletionPreprocessor):
@@ -128,7 +128,7 @@ class ConversationPreprocessor(CompletionPreprocessor):
     ) -> Iterator[tuple[pa.Table, Numbers]]:
         if not tokenizer.chat_template:
             raise ValueError("label.messages: the tokenizer has no chat template; choose a model for conversations")
-        return _tokenize(batches, Prompts(tokenizer, self.row.template), json.loads, max_length)
+        return _tokenize(batches, Prompts(tokenizer, self.entry.template), json.loads, max_length)
 
 
 def _tokenize(
@@ -232,7 +232,7 @@ class CompletionScoring(Scoring):
 
     def predict(self, outcome: Outcome) -> Numbers:
         """Return the entry's first metric for each text, in [0, 1]."""
-        return compare(self.row.metrics[0], cast("Written", outcome).texts, outcome.labels)
+        return compare(self.entry.metrics[0], cast("Written", outcome).texts, outcome.labels)
 
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
@@ -248,7 +248,7 @@ class CompletionScoring(Scoring):
         if not isinstance(outcome, Written):
             return {LOSS: -loss}
         scores = Scores()
-        for name in self.row.metrics:
+        for name in self.entry.metrics:
             each = compare(name, outcome.texts, outcome.labels)
             scores[name] = float(each.mean())
         return scores | {"loss": loss}
@@ -258,7 +258,7 @@ class CompletionScoring(Scoring):
 
         written = cast("Written", outcome)
         metrics = Scores()
-        for name in self.row.metrics:
+        for name in self.entry.metrics:
             each = compare(name, written.texts, outcome.labels)
             base = compare(name, written.base_texts, outcome.labels)
             metrics[name] = float(each.mean())
@@ -271,7 +271,7 @@ class CompletionScoring(Scoring):
         low, high = scores.bootstrap(lambda counts, sums: mean_loss(sums, counts), sums, counts, resamples)
         loss, baseline = self.losses(outcome)
         return {
-            "score": metrics[self.row.metrics[0]],
+            "score": metrics[self.entry.metrics[0]],
             **metrics,
             "loss": loss,
             "loss_low": low,
@@ -308,7 +308,7 @@ class CompletionDescription(Description):
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         task_info = super().task_info(tokenizer)
         if tokenizer is not None:
-            prompts = Prompts(tokenizer, self.row.template)
+            prompts = Prompts(tokenizer, self.entry.template)
             task_info["template"] = prompts.template
             task_info["stop_token_ids"] = prompts.stop_token_ids
         return task_info

@@ -31,8 +31,8 @@ class Description(Part, ABC):
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the one or two input texts: columns of the source, or stand-ins for derived texts."""
-        named = zip(TEXT_COLUMNS, self.row.text, strict=False)
-        return tuple(name if is_template(entry) else entry for name, entry in named)
+        named = zip(TEXT_COLUMNS, self.entry.text, strict=False)
+        return tuple(name if is_template(template) else template for name, template in named)
 
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         """Return the fields of task.json, except for its kind, columns and lengths.

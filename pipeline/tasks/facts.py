@@ -11,20 +11,20 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.core import artifacts
-from pipeline.params.sources import Row
+from pipeline.params.sources import StrictModel
 
 Numbers = np.ndarray[Any, Any]
 FILE = "facts.json"  # next to the tokens; there is none where nothing was found
 
 
-class Tenant(Row):
+class Tenant(StrictModel):
     """The facts about a tenant."""
 
     labels: tuple[str, ...] | None  # None for a number
     train: int  # examples
 
 
-class Facts(Row):
+class Facts(StrictModel):
     """The facts that a task depends on."""
 
     positive: str | None = None  # the class of f1: the rarer one of two

@@ -66,7 +66,7 @@ def over_regression(
 
 def _predict(scoring: Scoring, outcome: Outcome) -> dict[str, Numbers]:
     """Return the predictions that each metric scores; of texts, each metric of each text."""
-    metrics = scoring.row.metrics
+    metrics = scoring.entry.metrics
     if isinstance(outcome, Written):
         return {name: compare(name, outcome.texts, outcome.labels) for name in metrics}
     return dict.fromkeys(metrics, scoring.predict(outcome))
@@ -75,7 +75,7 @@ def _predict(scoring: Scoring, outcome: Outcome) -> dict[str, Numbers]:
 def _find_baselines(scoring: Scoring, outcome: Outcome) -> dict[str, Numbers]:
     """Return the best constant prediction for each metric; of texts, each metric of what the base model generates."""
     if isinstance(outcome, Written):
-        return {name: compare(name, outcome.base_texts, outcome.labels) for name in scoring.row.metrics}
+        return {name: compare(name, outcome.base_texts, outcome.labels) for name in scoring.entry.metrics}
     _, labels, groups = collect_predictions(scoring, outcome)
     return best_constants(scoring, labels, groups)
 

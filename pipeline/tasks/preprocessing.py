@@ -50,17 +50,17 @@ class Preprocessor(Part, ABC):
     @property
     def reads(self) -> tuple[str, ...]:
         """The columns of the source that examples need."""
-        names = text_columns(self.row)
-        for mark in self.row.mark:
+        names = text_columns(self.entry)
+        for mark in self.entry.mark:
             names += mark.columns
-        names += self.row.group or ()
-        names.append(self.row.label.column)
+        names += self.entry.group or ()
+        names.append(self.entry.label.column)
         return tuple(dict.fromkeys(names))
 
     @property
     def strata(self) -> list[str]:
         """The columns of examples by which the split is stratified; empty for none."""
-        return ["label"] if self.row.stratify else []
+        return ["label"] if self.entry.stratify else []
 
     def offset(self, stratum: Any, rows: int) -> float:
         """Return the position in [0, 1) of a stratum's first row in its interval, when data are split."""
@@ -88,9 +88,9 @@ class Preprocessor(Part, ABC):
 
     def unit_of(self, cells: Cells, number: int) -> int:
         """Return the number of the group or tenant with which a row is scored, or else its number in the split."""
-        if not self.row.group:
+        if not self.entry.group:
             return number
-        keys = [plain_text(cells[name]) for name in self.row.group]
+        keys = [plain_text(cells[name]) for name in self.entry.group]
         return hash_of("\0".join(keys)) >> 1  # signed, later
 
     def extend_dedup_key(self, cells: Cells, alike: str) -> str:
@@ -115,7 +115,7 @@ class Preprocessor(Part, ABC):
                 cells = self.parse_cells(read)
                 is_lacking = any(map(is_missing, cells.values()))
                 label = None if is_lacking else self.label_of(cells)
-                texts = [] if label is None else texts_of(cells, self.row)
+                texts = [] if label is None else texts_of(cells, self.entry)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             if is_lacking:
@@ -124,7 +124,7 @@ class Preprocessor(Part, ABC):
                 left_out["within_margin"] += 1
             else:
                 examples += _examples_of(self, cells, label, texts, number)
-        return _table(examples, self.row, self.target), left_out
+        return _table(examples, self.entry, self.target), left_out
 
     def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
         """Finish the examples of a split after the cut (train first), and return them and the dropped by reason."""
@@ -153,30 +153,30 @@ def _examples_of(
     number: int,  # number of the row in its split
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the examples of a row in the form that `_table` needs: one per text."""
-    row = preprocessor.row
+    entry = preprocessor.entry
     alike = preprocessor.alike(cells, texts)
-    group = row.group
+    group = entry.group
     together = fold(str(cells[group[0]])) if group else alike  # rows with the same text are all in one split
     position = place_of(together)
     own = preprocessor.extend_dedup_key(cells, alike)
     unit = preprocessor.unit_of(cells, number)
-    mirror = _hash_in_any_order(cells, row) if has_mirrors(row) else 0
+    mirror = _hash_in_any_order(cells, entry) if has_mirrors(entry) else 0
     for place, part in enumerate(texts):
         digest = hash_of(own if len(texts) == 1 else f"{own}\n{place}")
-        of_part = int(label == place) if row.choices else label
+        of_part = int(label == place) if entry.choices else label
         yield *part.values(), of_part, unit, digest, position, mirror
 
 
-def _hash_in_any_order(cells: Cells, row: DatasetEntry) -> int:
+def _hash_in_any_order(cells: Cells, entry: DatasetEntry) -> int:
     """Return a hash that is equal for rows with the same texts in any order of columns."""
-    texts = column_texts(cells, row).values()
+    texts = column_texts(cells, entry).values()
     return hash_of("\n".join(sorted(map(fold, texts))))
 
 
-def _table(examples: Sequence[tuple[Any, ...]], row: DatasetEntry, target: str) -> pd.DataFrame:
+def _table(examples: Sequence[tuple[Any, ...]], entry: DatasetEntry, target: str) -> pd.DataFrame:
     """Convert examples to a table, without columns that the data set entry does not need."""
-    texts = TEXT_COLUMNS[: len(row.text)]
-    scored_by = TENANT if row.tenant else GROUP
+    texts = TEXT_COLUMNS[: len(entry.text)]
+    scored_by = TENANT if entry.tenant else GROUP
     table = pd.DataFrame(examples, columns=[*texts, "label", scored_by, "hash", "position", MIRROR])
     types = {
         "label": target,
@@ -185,8 +185,8 @@ def _table(examples: Sequence[tuple[Any, ...]], row: DatasetEntry, target: str) 
         MIRROR: "uint64",
     }
     needless = list[str]()
-    if not row.is_grouped and not row.tenant:
+    if not entry.is_grouped and not entry.tenant:
         needless.append(scored_by)
-    if not has_mirrors(row):
+    if not has_mirrors(entry):
         needless.append(MIRROR)
     return table.astype(types).drop(columns=needless)

@@ -55,7 +55,7 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Report:
     once = [1.0] * len(parts)
     judged = judge(parts, once)
     before = judge(parts, task.facts.temperatures or once)
-    in_groups = task.row.group or task.row.choices
+    in_groups = task.entry.group or task.entry.choices
     groups = outcome.groups if in_groups else None
     metrics = _measure(judged, "", resamples, groups)
     metrics |= _measure(before, f"{UNCALIBRATED}_", resamples, groups)

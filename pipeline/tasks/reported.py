@@ -26,7 +26,7 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
     An error has a baseline: the best constant's. The area of multi-label is the mean over the labels that some texts
     have and others have not. Numbers are (examples,), and areas are made of the difference of two logits.
     """
-    if task.row.tenant is not None or task.row.choices or task.head.generates:
+    if task.entry.tenant is not None or task.entry.choices or task.head.generates:
         return {}
     if not task.head.has_probabilities:
         return _errors(task, outcome, resamples)
@@ -39,7 +39,7 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
         first, second = part.logits.astype(np.float64).T
         leads.append(second - first)
         labels.append(part.classes)
-    groups = outcome.groups if task.row.group else None
+    groups = outcome.groups if task.entry.group else None
     values = np.stack(leads, axis=1)
     actual = np.stack(labels, axis=1)
     return _measure(AREAS, values, actual, resamples, groups)

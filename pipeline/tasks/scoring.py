@@ -51,7 +51,7 @@ class Scoring(Part, ABC):
     @property
     def decides(self) -> str:
         """The score of the validation split that selects models by their outputs: the entry's first metric."""
-        return self.row.metrics[0]
+        return self.entry.metrics[0]
 
     def best_thresholds(self, validation: Outcome) -> tuple[float, ...] | None:
         """Return the best thresholds per label for a validation split; None for tasks without thresholds."""
@@ -77,13 +77,13 @@ class Scoring(Part, ABC):
         """Return the entry's metrics; predictions that are not finite are rejected."""
         from pipeline.tasks import scores
 
-        return scores.score(self.row.metrics, *collect_predictions(self, outcome))
+        return scores.score(self.entry.metrics, *collect_predictions(self, outcome))
 
     def metrics(self, outcome: Outcome, resamples: int) -> Scores:
         """Return the entry's metrics with 95 % intervals and baselines, the first as `score` too, and the loss."""
         from pipeline.tasks import scores
 
-        names = self.row.metrics
+        names = self.entry.metrics
         predicted, labels, groups = collect_predictions(self, outcome)
         scored = scores.score(names, predicted, labels, groups)
         metrics = {"score": scored[names[0]], **scored, **baselines(self, labels, groups)}
@@ -118,7 +118,7 @@ class Scoring(Part, ABC):
 
 def choose_selection_metric(scoring: Scoring) -> str:
     """Return the validation score that selects the checkpoint: of generated texts, if the entry says so."""
-    return "exact_match" if scoring.row.select else scoring.decides
+    return "exact_match" if scoring.entry.select else scoring.decides
 
 
 def name_selection_score(scoring: Scoring, score: float) -> tuple[str, float]:
@@ -131,7 +131,7 @@ def name_selection_score(scoring: Scoring, score: float) -> tuple[str, float]:
 
 def collect_predictions(scoring: Scoring, outcome: Outcome) -> tuple[Numbers, Numbers, Groups]:
     """Return the inputs of the entry's metrics: predictions, targets, and the groups of examples."""
-    groups = outcome.groups if scoring.row.group else None
+    groups = outcome.groups if scoring.entry.group else None
     labels = scoring.extract_targets(outcome.labels, outcome.groups)
     return scoring.predict(outcome), labels, groups
 
@@ -147,7 +147,7 @@ def best_constants(scoring: Scoring, labels: Numbers, groups: Groups) -> dict[st
     highest = Scores()
     for constant in scoring.constants(labels):
         predictions = np.full(labels.shape, constant)
-        for name, value in scores.score(scoring.row.metrics, predictions, labels, groups).items():
+        for name, value in scores.score(scoring.entry.metrics, predictions, labels, groups).items():
             if name not in best or value > highest[name]:
                 best[name] = predictions
                 highest[name] = value

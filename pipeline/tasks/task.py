@@ -48,10 +48,10 @@ class Outcome:
 class Part:
     """A part of a task, given the data set entry and the facts found in its data."""
 
-    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
-        self.row = row
+    def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
+        self.entry = entry
         self.facts = facts
-        self.label: Any = row.label  # label in the form that chose the task type
+        self.label: Any = entry.label  # label in the form that chose the task type
 
 
 class TaskType(NamedTuple):
@@ -67,18 +67,18 @@ class TaskType(NamedTuple):
 class Task:
     """A task type on a data set entry, with the facts that were found in its data."""
 
-    def __init__(self, type_: TaskType, row: DatasetEntry, facts: Facts) -> None:
+    def __init__(self, type_: TaskType, entry: DatasetEntry, facts: Facts) -> None:
         self.type = type_
-        self.row = row
+        self.entry = entry
         self.facts = facts
-        self.preprocessor = type_.preprocessor(row, facts)
-        self.head = type_.head(row, facts)
-        self.scoring = type_.scoring(row, facts)
-        self.description = type_.description(row, facts)
+        self.preprocessor = type_.preprocessor(entry, facts)
+        self.head = type_.head(entry, facts)
+        self.scoring = type_.scoring(entry, facts)
+        self.description = type_.description(entry, facts)
 
     def with_facts(self, facts: Facts) -> Self:
         """Return the task with other facts."""
-        return type(self)(self.type, self.row, facts)
+        return type(self)(self.type, self.entry, facts)
 
     def with_thresholds(self, thresholds: Sequence[float] | None) -> Self:
         """Return the task with other thresholds."""

@@ -57,9 +57,9 @@ def tenants_of(facts: Facts) -> Mapping[str, Tenant]:
     return facts.tenants
 
 
-def is_number(row: DatasetEntry) -> bool:
+def is_number(entry: DatasetEntry) -> bool:
     """Return whether the labels of tenants are numbers rather than classes."""
-    return isinstance(row.label, Number)
+    return isinstance(entry.label, Number)
 
 
 def widths_of(facts: Facts) -> Numbers:
@@ -73,10 +73,10 @@ class TenantsPreprocessor(Preprocessor):
 
     shares_texts = True
 
-    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
-        super().__init__(row, facts)
-        self.column = str(row.tenant)
-        self.is_number = is_number(row)
+    def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
+        super().__init__(entry, facts)
+        self.column = str(entry.tenant)
+        self.is_number = is_number(entry)
         self.target = "float64" if self.is_number else "int64"
         self.tenants = list(facts.tenants)
         numbers = range(len(self.tenants))
@@ -118,12 +118,12 @@ class TenantsPreprocessor(Preprocessor):
         for where, cells in train:
             if any(map(is_missing, cells.values())):
                 continue
-            tenant, label = _tenant_and_label(cells, self.row)
+            tenant, label = _tenant_and_label(cells, self.entry)
             if FORBIDDEN.fullmatch(tenant):
                 raise ValueError(f"{where}: tenant {tenant!r}: {NAMES}")
             counts[tenant][label] += 1
         _check_enough(counts, 0 if self.is_number else MIN_LABELS)
-        given = () if self.is_number else names_of(self.row, Facts())
+        given = () if self.is_number else names_of(self.entry, Facts())
         tenants = dict[str, Tenant]()
         for name, labels in sorted(counts.items()):
             names = None if self.is_number else given or in_order(labels)
@@ -145,7 +145,7 @@ class TenantsPreprocessor(Preprocessor):
         return [(column, cells[column]) for column in columns]
 
     def label_of(self, cells: Cells) -> Any:
-        tenant, label = _tenant_and_label(cells, self.row)
+        tenant, label = _tenant_and_label(cells, self.entry)
         tenants = tenants_of(self.facts)
         if tenant not in tenants:
             raise ValueError(f"tenant {tenant!r} has no rows in train")
@@ -173,9 +173,9 @@ class TenantsPreprocessor(Preprocessor):
         return ""
 
 
-def _tenant_and_label(cells: Cells, row: DatasetEntry) -> tuple[str, str]:
-    tenant = cells[str(row.tenant)]
-    label = cells[row.label.column]
+def _tenant_and_label(cells: Cells, entry: DatasetEntry) -> tuple[str, str]:
+    tenant = cells[str(entry.tenant)]
+    label = cells[entry.label.column]
     return plain_text(tenant), plain_text(label)
 
 
@@ -196,9 +196,9 @@ class TenantsHead(Head):
 
     beside = (TENANT,)
 
-    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
-        super().__init__(row, facts)
-        self.has_probabilities = not is_number(row)
+    def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
+        super().__init__(entry, facts)
+        self.has_probabilities = not is_number(entry)
 
     @cached_property
     def widths(self) -> Numbers:
@@ -206,7 +206,7 @@ class TenantsHead(Head):
         return widths_of(self.facts)
 
     def fields(self) -> dict[str, Any]:
-        kind = "regression" if is_number(self.row) else "single_label_classification"
+        kind = "regression" if is_number(self.entry) else "single_label_classification"
         count = int(self.widths.sum())
         return {"num_labels": count, "problem_type": kind}
 
@@ -264,9 +264,9 @@ class TenantsHead(Head):
 class TenantsScoring(Scoring):
     """Scores each tenant like a data set of its own; overall scores are means over tenants."""
 
-    def __init__(self, row: DatasetEntry, facts: Facts) -> None:
-        super().__init__(row, facts)
-        self.single: type[Scoring] = RegressionScoring if is_number(row) else ClassificationScoring
+    def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
+        super().__init__(entry, facts)
+        self.single: type[Scoring] = RegressionScoring if is_number(entry) else ClassificationScoring
         self.has_one_class_each = self.single.has_one_class_each
 
     @staticmethod
@@ -274,12 +274,12 @@ class TenantsScoring(Scoring):
         return model.by_bank()  # scores are of the bank, which is served
 
     def predict(self, outcome: Outcome) -> Numbers:
-        return self.single(self.row, Facts()).predict(outcome)
+        return self.single(self.entry, Facts()).predict(outcome)
 
     def scores(self, outcome: Outcome) -> Scores:
         parts = self.of_parts(outcome)
         each = [part.scoring.scores(part.outcome) for part in parts]
-        return {name: _mean_of(name, each) for name in self.row.metrics}
+        return {name: _mean_of(name, each) for name in self.entry.metrics}
 
     def metrics(self, outcome: Outcome, resamples: int) -> Scores:
         whole, _ = self.parts(outcome, resamples)
@@ -293,7 +293,7 @@ class TenantsScoring(Scoring):
             width = Head.width(tenant.labels)
             outputs = outcome.outputs[rows][:, :width]
             own = Outcome(outputs, outcome.labels[rows])
-            scoring = self.single(_row_of_tenant(self.row, tenant), Facts())
+            scoring = self.single(_entry_of_tenant(self.entry, tenant), Facts())
             parts.append(OfPart(name, scoring, rows, own))
         return parts
 
@@ -312,7 +312,7 @@ class TenantsScoring(Scoring):
         each = list(parts.values())
         metrics = {name: _mean_of(name, each) for name in each[0]}
         if len(each) > 1:
-            for name in self.row.metrics:
+            for name in self.entry.metrics:
                 metrics |= _interval_of_mean(name, each)
         counts = [int(own["examples"]) for own in each]
         metrics["examples"] = sum(counts)
@@ -331,12 +331,12 @@ class TenantsScoring(Scoring):
         return columns
 
 
-def _row_of_tenant(row: DatasetEntry, tenant: Tenant) -> DatasetEntry:
+def _entry_of_tenant(entry: DatasetEntry, tenant: Tenant) -> DatasetEntry:
     """Return a data set entry with the labels of one tenant."""
     if tenant.labels is None:
-        return row
-    label = row.label.model_copy(update={"names": tenant.labels})
-    return row.model_copy(update={"label": label})
+        return entry
+    label = entry.label.model_copy(update={"names": tenant.labels})
+    return entry.model_copy(update={"label": label})
 
 
 class TenantsDescription(Description):
@@ -348,7 +348,7 @@ class TenantsDescription(Description):
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         tenants = tenants_of(self.facts)
         labels = {name: tenant.labels for name, tenant in tenants.items()}
-        return super().task_info(tokenizer) | {"tenants": labels, "tenant": self.row.tenant}
+        return super().task_info(tokenizer) | {"tenants": labels, "tenant": self.entry.tenant}
 
     def card(self) -> dict[str, Any]:
         return {"tenant": next(iter(self.facts.tenants))}
@@ -358,12 +358,12 @@ class TenantsDescription(Description):
     )  # outputs of one tenant; tenants with numbers use their own task type
 
     def predicts(self) -> str:
-        what = "a number" if is_number(self.row) else "one of its labels"
+        what = "a number" if is_number(self.entry) else "one of its labels"
         count = len(tenants_of(self.facts))
         return f"for each of {count:,} tenants {what}"
 
     def of_data(self, labels: Numbers) -> str:
-        if is_number(self.row):
+        if is_number(self.entry):
             return self.predicts()
         widths = widths_of(self.facts)
         ends = sorted({widths.min(), widths.max()})
@@ -371,7 +371,7 @@ class TenantsDescription(Description):
         return f"{self.predicts()}, {shown} labels each"
 
     def of_class(self, metric: str) -> str:
-        return positive_of(metric, self.row, self.facts)
+        return positive_of(metric, self.entry, self.facts)
 
     def results(self, metrics: Mapping[str, float], table: ReadTable) -> Iterable[Line]:
         scores = table(artifacts.EVALUATE_TENANTS)

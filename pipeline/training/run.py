@@ -164,10 +164,10 @@ def trainer_of(
         outputs = torch.from_numpy(np.asarray(prediction.predictions))
         outcome = Outcome(outputs, np.asarray(prediction.label_ids), tokens.groups_of(validation))
         scored = task.tune_thresholds(outcome).scoring.scores(outcome)
-        if task.row.select:
-            prompts = Prompts(tokenizer_of(model, view.base_model), task.row.template)
+        if task.entry.select:
+            prompts = Prompts(tokenizer_of(model, view.base_model), task.entry.template)
             size = chosen.per_device_eval_batch_size
-            scored |= evaluation.exact_match(model, prompts, validation, task.row.select_prompts, size)
+            scored |= evaluation.exact_match(model, prompts, validation, task.entry.select_prompts, size)
         return {"score": scored[choose_selection_metric(task.scoring)], **scored}
 
     trainer = BatchingTrainer(

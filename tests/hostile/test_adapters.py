@@ -78,7 +78,7 @@ def whole(done, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / "workspace")
         workspace.change(lsr={"init": IT})
-        texts = score.load(params.load_row("data", "glue"), "glue")
+        texts = score.load(params.load_entry("data", "glue"), "glue")
         patch.setattr(score, "load", lambda *_: texts)
         patch.setattr(base_models, "load_base_model", lambda *_: base())
         yield folder

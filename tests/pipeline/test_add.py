@@ -91,7 +91,7 @@ def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, tex
     assert row.get("stratify", False) == (
         "column" in label and len(label.get("names", "")) > 2
     )  # 40 and 24 rows of a class are few
-    assert params.load_row("data", name).where == "data/datasets.yaml"
+    assert params.load_entry("data", name).where == "data/datasets.yaml"
     assert f"data/datasets.yaml: added {name}: 120 rows of {words[0]}\n" in shown
     more = "model=smollm2" if metrics == WRITTEN else "train.extend_epochs=auto"
     assert f"\nTo train: dvc exp run -S data={name} -S {more}\n" in shown
@@ -159,7 +159,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, message):
 
 def loaded(name):
     """The examples of all splits of a row, with texts and labels by name."""
-    row = params.load_row("data", name)
+    row = params.load_entry("data", name)
     data = datasets.load(row, name)
     table = pd.concat(frames(data).values())
     return dict(zip(table["text"], table["label"].map(dict(enumerate(data.task.head.names))), strict=True))
@@ -236,7 +236,7 @@ def test_splits_of_ones_own_are_taken_as_they_are():
     main(["data/train.csv", "--test", "data/final.csv", "--name", "other"])
     assert read_yaml(OWN)["other"]["split"] == {"validation": 0.1}
     sizes = {
-        split: len(table) for split, table in frames(datasets.load(params.load_row("data", "other"), "other")).items()
+        split: len(table) for split, table in frames(datasets.load(params.load_entry("data", "other"), "other")).items()
     }
     assert sizes["test"] == 10
     assert sizes["train"] + sizes["validation"] == 80
@@ -432,6 +432,6 @@ def test_two_commands_at_once_both_add_their_row():
         command.stdin.flush()
     shown = [command.communicate(timeout=60)[0] for command in commands]
     assert sorted(command.returncode for command in commands) == [0, 0, 2], shown
-    assert sum("--name: there is a row one already" in text for text in shown) == 1
+    assert sum("--name: there is an entry one already" in text for text in shown) == 1
     assert sorted(read_yaml(OWN)) == ["one", "two"]
     assert not list(Path("data").glob("*.lock"))  # all files there are inputs of the pipeline

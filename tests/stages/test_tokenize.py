@@ -111,7 +111,7 @@ def row_of(tmp_path, monkeypatch):
 
     def build(task):
         tasks.use_files(tmp_path, task, train=1, test=1)
-        return params.load_row("data", task).model_copy(update={"split": {}, "select_on": "test"})
+        return params.load_entry("data", task).model_copy(update={"split": {}, "select_on": "test"})
 
     return build
 

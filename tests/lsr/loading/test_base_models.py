@@ -107,7 +107,7 @@ def test_the_tokenizer_is_beside_the_adapter_or_its_base(place, beside):
 
 
 def test_base_models_of_packages_are_declared_as_their_rows_pin_them():
-    row, writes = (params.load_row("model", word).source for word in ("minilm", "smollm2"))
+    row, writes = (params.load_entry("model", word).source for word in ("minilm", "smollm2"))
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][base_models.PACKAGED]
     declared = {f"{row.same_as}@{row.revision}": f"{row.folder.partition('/')[0]}:get_model_path"}
     assert entries == declared | {writes.same_as: "lsr.loading.base_models:smollm2"}
@@ -117,7 +117,7 @@ def test_smollm2_is_found_where_the_pipeline_puts_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ImportError, match="not found"):
         base_models.smollm2()
-    folder = packages.locate_in_cache(params.load_row("model", "smollm2").source.package.replace("==", "-"))
+    folder = packages.locate_in_cache(params.load_entry("model", "smollm2").source.package.replace("==", "-"))
     folder.mkdir(parents=True)
     assert base_models.smollm2() == str(folder)
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_had_or_read_is_one_line(wheel, monkeypatch):
 @pytest.mark.nightly
 def test_smollm2_answers_by_the_template_and_the_tokens_of_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    row = params.load_row("model", "smollm2")
+    row = params.load_entry("model", "smollm2")
     folder, _ = base_models.source(row)  # whose weights have the hash of the row
     tokenizer = base_models.load_tokenizer(row)
     model = AutoModelForCausalLM.from_pretrained(folder)

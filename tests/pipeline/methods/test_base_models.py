@@ -40,7 +40,7 @@ def row(head=("classifier",), **source):
     ("source", "words"),
     [
         ({"sha256": "0" * 64}, "model.safetensors of carrying==1.0 has sha256 "),
-        ({"package": "carrying==2.0"}, "carrying has version 1.0, the row pins 2.0; install it with: pip install"),
+        ({"package": "carrying==2.0"}, "carrying has version 1.0, the entry pins 2.0; install it with: pip install"),
         ({"folder": "carrying/other"}, "holds no carrying/other/model.safetensors"),
     ],
 )
@@ -136,7 +136,7 @@ def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
     model = base_models.load_base_model(named("mpnet"), tasks.of(PAIRS))
     line = refused(planning.targets_of, named("mpnet"), model)
     assert line.startswith("params.yaml: model: ")
-    assert "of the architecture mpnet are usually adapted; name them by target_modules of a row" in line
+    assert "of the architecture mpnet are usually adapted; name them by target_modules of its entry" in line
     assert line.endswith("its linear layers: q, k, v, o, dense")
 
 

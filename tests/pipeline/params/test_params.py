@@ -187,10 +187,10 @@ def own(workspace):
 
 def test_a_row_of_ones_own_is_found_before_those_that_come_with_the_pipeline(own):
     own({"tickets": DATASETS["mrpc"]})
-    row = params.load_row("data", "tickets")
-    assert (row.where, params.load_row("data", "mrpc").where) == ("data/datasets.yaml", "pipeline/datasets.yaml")
+    row = params.load_entry("data", "tickets")
+    assert (row.where, params.load_entry("data", "mrpc").where) == ("data/datasets.yaml", "pipeline/datasets.yaml")
     dumped = row.model_dump()
-    same = params.load_row("data", "mrpc").model_dump()
+    same = params.load_entry("data", "mrpc").model_dump()
     assert dumped == {**same, "label": {**same["label"], "positive": "rarer"}}  # and so in the key of a training
     says = "data: no entry 'ticket'; did you mean tickets?; entries: tickets, movie-reviews, "
     refused(seen, {"data": "ticket"}, says=says)

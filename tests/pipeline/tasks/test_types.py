@@ -274,11 +274,11 @@ class Answered:
     def __init__(self, reference, name):
         self.reference = reference
         self.metrics = ENTRIES[name]["metrics"]
-        entry = params.load_row("data", name)
+        entry = params.load_entry("data", name)
         loaded = datasets.load(entry, name)
         self.task = loaded.task.with_thresholds(THRESHOLDS if name == "multi-label" else None)
         self.examples = frames(loaded)["test"]
-        model_entry = params.load_row("model", "tiny")
+        model_entry = params.load_entry("model", "tiny")
         torch.manual_seed(0)
         self.model = base_models.load_base_model(model_entry, self.task)
         for parameter in self.model.classifier.parameters():
@@ -424,10 +424,10 @@ class Completed:
             rows.append({"text": text, "answer": answer if answer.strip() else "nowhere"})
         write("writing.jsonl", rows)
         self.answers = {row["text"]: row["answer"] for row in rows}
-        entry = params.load_row("data", "writing")
+        entry = params.load_entry("data", "writing")
         loaded = datasets.load(entry, "writing")
         self.task = loaded.task
-        model_entry = params.load_row("model", "writer")
+        model_entry = params.load_entry("model", "writer")
         model = base_models.load_base_model(model_entry, self.task)
         prompts = Prompts(tokenizer_of(model, model_entry))
         split = tokens_of(self.task, loaded, prompts.tokenizer, 64)
