@@ -139,8 +139,8 @@ def _export_graphs(options: Namespace) -> None:
 def _compare_outputs(options: Namespace, folder: Path, expected: Tensor) -> list[str]:
     # Lines with the largest difference of an export's outputs from the adapter's, for each way to load it.
     if options.to == "merged":
-        kind = class_of(read_config(options.adapter))
-        written = {"merged": outputs(load_model(kind, str(folder)).eval())}
+        model_class = class_of(read_config(options.adapter))
+        written = {"merged": outputs(load_model(model_class, str(folder)).eval())}
     else:
         model = load_adapter(folder, options.base, "LORA")
         written = {"lora, unmerged": outputs(model), "lora, merged by PEFT": outputs(model.merge_and_unload())}

@@ -38,7 +38,7 @@ class NoBaseError(InputError):
 
 
 @contextmanager
-def wrap_errors(where: object, *kinds: type[BaseException], to: type[InputError] = InputError) -> Iterator[None]:
+def wrap_errors(where: object, *error_types: type[BaseException], to: type[InputError] = InputError) -> Iterator[None]:
     """Convert errors of these types into a one-line error that begins with `where`.
 
     Raises:
@@ -46,7 +46,7 @@ def wrap_errors(where: object, *kinds: type[BaseException], to: type[InputError]
     """
     try:
         yield
-    except kinds as error:
+    except error_types as error:
         raise to(f"{where}: {first_line(error)}") from None
 
 

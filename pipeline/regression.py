@@ -112,8 +112,8 @@ def fit_number(features: Values, labels: Values, options: Options) -> Linear:
     return Linear(weight, bias)
 
 
-class Kind(NamedTuple):
-    """The fit function and the loss for a kind of label."""
+class Estimator(NamedTuple):
+    """The fit function and the loss for one problem type."""
 
     fit: Fit
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -129,15 +129,15 @@ def binary_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(outputs, labels.float())
 
 
-KINDS = {  # fits by problem_type of transformers
-    "single_label_classification": Kind(fit_classes, functional.cross_entropy),
-    "multi_label_classification": Kind(fit_labels, binary_cross_entropy),
-    "regression": Kind(fit_number, mean_squared_error),
+ESTIMATORS = {  # estimators by problem_type of transformers
+    "single_label_classification": Estimator(fit_classes, functional.cross_entropy),
+    "multi_label_classification": Estimator(fit_labels, binary_cross_entropy),
+    "regression": Estimator(fit_number, mean_squared_error),
 }
 
 
 def fit(
-    kind: Kind,
+    estimator: Estimator,
     outputs: int,
     train: XY,
     validation: XY,
@@ -152,14 +152,14 @@ def fit(
     candidates = list[Linear]()
     for strength in STRENGTHS if len(wanted) else [USUAL]:
         options = Options(outputs, strength, has_bias)
-        weight, bias = kind.fit(standardized, labels, options)
+        weight, bias = estimator.fit(standardized, labels, options)
         unscaled = weight / scaler.scale_
         shift = unscaled @ scaler.mean_ if has_bias else 0.0
         candidates.append(Linear(unscaled, bias - shift))
 
     def loss(candidate: Linear) -> float:
         outputs = candidate.outputs(held_out)
-        value = kind.loss(outputs, torch.from_numpy(wanted))
+        value = estimator.loss(outputs, torch.from_numpy(wanted))
         return float(value)
 
     return min(candidates, key=loss)
@@ -252,7 +252,7 @@ def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = Tru
     layers = dict[str, Linear]()
     for name in train.rows:
         layers[name] = fit(
-            kind_of(task),
+            estimator_of(task),
             width_of(task, name),
             train.of(name),
             validation.of(name),
@@ -297,12 +297,12 @@ def read_parts(
 
 def can_fit(task: Task) -> bool:
     """Return whether a regression can fit the outputs of a task: not for text generation or your own task types."""
-    return task.head.fields().get("problem_type") in KINDS
+    return task.head.fields().get("problem_type") in ESTIMATORS
 
 
-def kind_of(task: Task) -> Kind:
+def estimator_of(task: Task) -> Estimator:
     """Return the fit function and loss for the labels of a task."""
-    return KINDS[task.head.fields()["problem_type"]]
+    return ESTIMATORS[task.head.fields()["problem_type"]]
 
 
 def width_of(task: Task, name: str) -> int:

@@ -74,11 +74,11 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
     dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
     changes_base = isinstance(getattr(config, START, None), str) or getattr(config, "layer_replication", None)
     is_empty = not changes_base and HALF.isdisjoint(dtypes.values())
-    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
+    model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     entries = sum(tensor.numel() for tensor in (*base.parameters(), *files.tensors.values()))
     with wrap_errors(f"{files.folder}: does not fit the base model", *MISFITS):
         with _Bounded(entries + ROOM):
-            model = kind(base, config, low_cpu_mem_usage=is_empty)
+            model = model_class(base, config, low_cpu_mem_usage=is_empty)
         _check_complete(model, files.tensors)
         tensors = {name: value.to(device) for name, value in files.tensors.items()}
         set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=is_empty)

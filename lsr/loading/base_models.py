@@ -44,14 +44,14 @@ MISFITS = (  # errors of transformers and PEFT for files that do not fit
 )
 
 
-def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -> Any:
+def load_model(model_class: Any, name: str, revision: str | None = None, **more: Any) -> Any:
     """Load a pretrained model of a transformers class from safetensors; `more` is passed to `from_pretrained`.
 
     Weights are converted to float32, in which adapters are trained and exported. Code in the model's repository is
     never run; transformers would ask on the terminal.
     """
     with explain_base(name):
-        return kind.from_pretrained(
+        return model_class.from_pretrained(
             name,
             revision=revision,
             dtype=torch.float32,
@@ -70,19 +70,23 @@ def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreT
         InputError: if the base model is missing, cannot be loaded, or does not fit the tensors.
     """
     name, revision = locate(fields, base)
-    kind = class_of(fields)
+    model_class = class_of(fields)
     own = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     with explain_base(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     with explain_base(name), torch.device("meta"):
-        empty = kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
+        empty = (
+            model_class.from_config(config, trust_remote_code=False)
+            if hasattr(model_class, "from_config")
+            else model_class(config)
+        )
     state = empty.state_dict()
     for key, value in own.items():
         if key in state and value.dim() == 2 and len(value) != len(state[key]):  # a head has a row for each label
             config.num_labels = len(value)
     # Tensors of the head may have other shapes: the adapter replaces them.
     model, info = load_model(
-        kind,
+        model_class,
         name,
         revision,
         config=config,
@@ -186,10 +190,10 @@ def class_of(fields: Fields) -> Any:
         raise NoBaseError(f"{CONFIG}: names no task and no class of the base model")
     module = str(mapping.get("parent_library"))
     name = str(mapping.get("base_model_class"))
-    kind = getattr(transformers, name, None) if module.startswith("transformers.") else None
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+    model_class = getattr(transformers, name, None) if module.startswith("transformers.") else None
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise NoBaseError(f"{CONFIG}: auto_mapping names {module}.{name}, which is not a model of transformers")
-    return kind
+    return model_class
 
 
 def explain_base(name: str) -> AbstractContextManager[None]:

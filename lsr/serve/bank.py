@@ -164,9 +164,9 @@ class AdapterBank(nn.Module):
         """Return the row pools of layers and heads by their names in a file."""
         pools = dict[str, RowPool]()
         for name, module in self._wrappers().items():
-            kind = LAYERS if name in self.layers else HEADS
+            prefix = LAYERS if name in self.layers else HEADS
             for part, pool in module.pools.items():
-                pools[f"{kind}/{name}/{part}"] = pool
+                pools[f"{prefix}/{name}/{part}"] = pool
         return pools
 
     def _wrappers(self) -> dict[str, BankLayer | BankHead]:

@@ -28,16 +28,16 @@ EXPORT = """\
     lsr export . --to merged -o ../merged # plain transformers"""
 PLAIN = """\
 from peft import PeftModel
-from transformers import {kind}
+from transformers import {model_class}
 
-base = {kind}.from_pretrained({base})
+base = {model_class}.from_pretrained({base})
 model = PeftModel.from_pretrained(base, ".")
 """
 CLASSIFIER = """\
 from peft import PeftModel
-from transformers import {kind}, AutoTokenizer, pipeline
+from transformers import {model_class}, AutoTokenizer, pipeline
 
-base = {kind}.from_pretrained({base})
+base = {model_class}.from_pretrained({base})
 tokenizer = AutoTokenizer.from_pretrained({name})
 # In batches, the model reads a shorter text up to its padding: it must know the token that pads, and on which side.
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -97,7 +97,7 @@ class Card:
 
     def snippet(self) -> str:
         """Return Python code that loads the adapter from the working directory and, for a classifier, runs it."""
-        kind = CLASSES.get(str(self.task_type), "AutoModel")
+        model_class = CLASSES.get(str(self.task_type), "AutoModel")
         name = json.dumps(self.base or UNNAMED) + (f", revision={json.dumps(self.revision)}" if self.revision else "")
         tokenizer = '"."' if self.has_tokenizer else name
         if self.tenant is not None:
@@ -116,10 +116,10 @@ class Card:
             origin = "" if self.module == "lsr" else "from the repository that trained it, "
             snippet = f"import {self.module}  # {origin}before PEFT reads the adapter, or it knows no {self.method}\n"
         if self.task_type != "SEQ_CLS":
-            return snippet + PLAIN.format(kind=kind, base=base)
+            return snippet + PLAIN.format(model_class=model_class, base=base)
         ask = f"{ASK[self.is_pair]}, top_k=None" if self.is_multi_label else ASK[self.is_pair]
         merged = ".merge_and_unload()" if self.method in MERGED else ""
-        return snippet + CLASSIFIER.format(kind=kind, base=base, name=tokenizer, merged=merged, ask=ask)
+        return snippet + CLASSIFIER.format(model_class=model_class, base=base, name=tokenizer, merged=merged, ask=ask)
 
     def write(self, folder: Path) -> None:
         """Write the card into an adapter's folder, unless a user has written or edited the existing one."""

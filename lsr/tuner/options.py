@@ -183,8 +183,8 @@ def _ways_of(parsed: Any, depth: int = 0) -> int:
     if depth > DEEPEST:
         return MAX_WAYS + 1
     ways = 1
-    for kind, node in parsed:
-        match kind.name:
+    for opcode, node in parsed:
+        match opcode.name:
             case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN" | "AT":
                 pass
             case "SUBPATTERN" if node[1] == node[2] == 0:  # its flags
@@ -214,8 +214,8 @@ def _ways_of_one(branches: Any, depth: int) -> int:
     by_letter = Counter[int]()
     for branch in branches:
         ways = _ways_of(branch, depth)
-        kind, letter = branch[0] if len(branch) else (None, 0)
-        if kind is not None and kind.name == "LITERAL":
+        opcode, letter = branch[0] if len(branch) else (None, 0)
+        if opcode is not None and opcode.name == "LITERAL":
             by_letter[letter] += ways
         else:
             any_way += ways

@@ -189,8 +189,8 @@ def check_adaptable(base: nn.Module, layer_name: str) -> None:
     """
     problem = f"layer {layer_name!r} cannot be adapted"
     if not isinstance(base, ADAPTABLE):
-        kinds = " or ".join(kind.__name__ for kind in ADAPTABLE)
-        raise TypeError(f"{problem}: it must be {kinds}, got {type(base).__name__}")
+        allowed = " or ".join(layer_class.__name__ for layer_class in ADAPTABLE)
+        raise TypeError(f"{problem}: it must be {allowed}, got {type(base).__name__}")
     if isinstance(base, NonDynamicallyQuantizableLinear):  # an adapter would have no effect, silently
         reason = "nn.MultiheadAttention reads its weight but never calls it"
         raise TypeError(f"{problem}: {reason}; leave it out with exclude_modules")

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from pipeline.add import kinds
+from pipeline.add import column_types
 from pipeline.add.columns import Choice, infer_entry
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, warn_without_identity
@@ -178,7 +178,7 @@ def _read(path: Path, source: TableSource, choice: Choice) -> pd.DataFrame:
         raise UserError(f"{path}: {_without_rows(path)}")
     running = list[str]()
     for name in first:
-        if name not in (choice.label, choice.tenant) and kinds.is_running_text(first[name]):
+        if name not in (choice.label, choice.tenant) and column_types.is_running_text(first[name]):
             running.append(name)
     empty = dict.fromkeys(running)  # text that memory need not hold
     return pd.concat([first, *(table.assign(**empty) for table in tables)])

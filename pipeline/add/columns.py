@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipeline.add import kinds, spellings
+from pipeline.add import column_types, spellings
 from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.params.sources import TableSource
@@ -85,7 +85,7 @@ def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
     """
     for name in table:
         as_cell = pd.Series([name])
-        if kinds.is_text(as_cell):
+        if column_types.is_text(as_cell):
             raise UserError(f"{where}: no header line found; add one, such as text,label")
     chosen = [*choice.text]
     chosen += [name for name in (choice.label, choice.tenant) if name]
@@ -102,7 +102,7 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
         UserError: if there are not one or two.
     """
     others = table.drop(columns=label)
-    texts = [column for column in others if kinds.is_text(others[column])]
+    texts = [column for column in others if column_types.is_text(others[column])]
     if len(texts) in (1, 2):
         return texts
     columns = " ".join(map(quote, texts or table))
@@ -132,16 +132,16 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
     columns = list[str]()
     few = list[str]()
     numbers = list[str]()
-    most = min(kinds.MAX_CLASSES, len(table) / 5)
+    most = min(column_types.MAX_CLASSES, len(table) / 5)
     for column in table:
         values = table[column]
-        if column in text or kinds.is_running_text(values):
+        if column in text or column_types.is_running_text(values):
             continue
         columns.append(column)
         different = values.map(str).nunique()
-        if kinds.detect_joined_labels(values) or 1 < different <= most:
+        if column_types.detect_joined_labels(values) or 1 < different <= most:
             few.append(column)
-        elif kinds.may_be_scale(values):
+        elif column_types.may_be_scale(values):
             numbers.append(column)
     named = {column.casefold(): column for column in reversed(columns)}  # the first of equal names
     usual = [named[word] for word in USUAL if word in named]
@@ -161,13 +161,13 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
 
 def _find_respellings(column: pd.Series) -> dict[str, str | None]:
     """Return the replacements for spellings of labels, in a column with one label per cell."""
-    if kinds.detect_joined_labels(column):
+    if column_types.detect_joined_labels(column):
         return {}
     counts = spellings.counts_of(column)
     missing = spellings.missing_words(counts)
     others = {spelling: count for spelling, count in counts.items() if spelling not in missing}
     without = spellings.respell(column, missing)
-    if kinds.numbers_to_predict(without) is not None:
+    if column_types.numbers_to_predict(without) is not None:
         return {**missing}
     merged = spellings.one_spelling(others)
     return {**merged, **missing}
@@ -182,31 +182,31 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
         UserError: if it has neither classes nor numbers.
     """
     name = column.name
-    scale = kinds.numbers_to_predict(column)
+    scale = column_types.numbers_to_predict(column)
     if scale is not None:
         low = float(scale.min())
         high = float(scale.max())
         label = {"column": name, "low": low, "high": high}
         return {"label": label, "metrics": ["pearson", "spearman"]}
-    parts = kinds.detect_joined_labels(column)
+    parts = column_types.detect_joined_labels(column)
     if parts:
         label = {"multi_label": name, **parts}
         return {"label": label, "metrics": ["macro_f1", "micro_f1"]}
     if tenant is not None:
         label = {"column": name}
         return {"label": label, "metrics": ["accuracy", "macro_f1"]}
-    values = kinds.drop_missing(column)
+    values = column_types.drop_missing(column)
     counts = Counter(map(plain_text, values))
-    most = min(kinds.MAX_CLASSES, len(values) / 2)
+    most = min(column_types.MAX_CLASSES, len(values) / 2)
     if not 1 < len(counts) <= most:
         has = f"it has {len(counts):,} different values in {len(values):,} rows"
         numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
-        needed = f"needed are {numbers} or 2 to {kinds.MAX_CLASSES} values with several rows each"
+        needed = f"needed are {numbers} or 2 to {column_types.MAX_CLASSES} values with several rows each"
         raise UserError(f"{where}: {name} is not a label: {has}; {needed}; choose another --label")
     if all(isinstance(value, bool) for value in values):
         return _of_classes(name, {"false": counts["0"], "true": counts["1"]})
     spelled = pd.Series(list(counts))
-    are_numbers = kinds.as_numbers(spelled) is not None
+    are_numbers = column_types.as_numbers(spelled) is not None
     names = sorted(counts, key=float if are_numbers else None)
     return _of_classes(name, {label: counts[label] for label in names})
 

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.arena.preset import PATH, load
 from pipeline.arena.record import FOLDER, read
 from pipeline.compare.comparison import compare
-from pipeline.compare.differences import KINDS
+from pipeline.compare.differences import SCOPES
 from pipeline.compare.rows import Row
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
@@ -115,7 +115,7 @@ def _cells(row: Row) -> list[object]:
         row["method"],
         score,
         difference,
-        *(row[kind]["word"] for kind in KINDS),
+        *(row[scope]["word"] for scope in SCOPES),
         row["trained"],
         row["bytes"],
         row["status"] + reason,

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import examples
-from pipeline.compare.differences import ByMethod, ByPart, Judge, Places, Scores
+from pipeline.compare.differences import ByMethod, ByPart, Comparator, Places, Scores
 from pipeline.compare.examples import Parts, Values
 from pipeline.compare.rows import PERCENT, Entries, Entry, Row, entries, row
 from pipeline.core.errors import UserError, nearest
@@ -49,7 +49,7 @@ def compare(
     for task, entries_of_task in tasks.items():
         scores[task] = _scores(task, entries_of_task.values(), labels.get(task), resamples)
     alone = {task: (task,) for task in tasks}
-    judge = Judge(scores, {**alone, **averages}, preset.margin)
+    comparator = Comparator(scores, {**alone, **averages}, preset.margin)
     comparison = {
         "preset": name,
         "baseline": preset.baseline,
@@ -57,10 +57,10 @@ def compare(
         "averages": averages,
         "methods": methods,  # smallest first
         "margin": preset.margin,
-        "hypotheses": judge.outcomes(preset.hypotheses),
+        "hypotheses": comparator.outcomes(preset.hypotheses),
         "made": _collect_provenance(records.values()),  # where the records come from
         "notes": notes,
-        "results": _results(tasks, judge, preset.baseline, methods),
+        "results": _results(tasks, comparator, preset.baseline, methods),
     }
     return json.loads(json.dumps(comparison), parse_float=_shorter)  # equals what a program reads from the file
 
@@ -96,14 +96,14 @@ def _check_baseline(name: str, baseline: str, methods: Sequence[str]) -> None:
 
 def _results(
     tasks: Entries,
-    judge: Judge,
+    comparator: Comparator,
     baseline: str,
     methods: Sequence[str],
 ) -> list[Row]:
     """Return a row per task or average and method."""
     rows = []
-    for place, listed in judge.places.items():
-        differences = judge.against(baseline, place, methods)
+    for place, listed in comparator.places.items():
+        differences = comparator.versus(baseline, place, methods)
         for method, difference in differences.items():
             entries = {task: tasks[task].get(method) for task in listed}
             rows.append(row(place, method, entries, difference))

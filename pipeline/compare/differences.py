@@ -31,7 +31,7 @@ is that of examples, as one degree of freedom is a wide quantile. On an average 
 the error, they cover 93 to 95 % with three seeds or more, and 90 % with two. On new tasks they cover 95 % or more.
 
 Differences from the baseline on every task and average, and the differences of hypotheses, are reported twice: on these
-tasks, for other seeds and test examples, and on new tasks of their kind. Only hypotheses, which were written down
+tasks, for other seeds and test examples, and on new tasks like them. Only hypotheses, which were written down
 before, are tested, and their p-values corrected for their number. An interval of another difference is explored: with
 50 methods, two or three are "ahead" or "behind" by chance.
 """
@@ -59,7 +59,7 @@ CLOSE = "close"
 BEHIND = "behind"
 CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
-KINDS = ("these", "new")  # populations of tasks to which a difference applies; new: tasks are drawn, too
+SCOPES = ("these", "new")  # the tasks for which a difference is estimated: these, or new ones like them
 MIN_P = 1e-100  # smaller p-values are 0
 Values = NDArray[Any]
 Verdict = dict[str, Any]  # the ends of an interval, and a word
@@ -98,25 +98,25 @@ class Difference:
     error_seeds: float = math.nan  # standard error with tasks and examples fixed
     error_examples: float = math.nan  # standard error with tasks and seeds fixed; unknown without labels
 
-    def half(self, confidence: float, kind: str = "these") -> float:
-        """Return the half-width of the interval for a kind of tasks."""
-        possible = self._possible(kind)
+    def half(self, confidence: float, scope: str = "these") -> float:
+        """Return the half-width of the interval on one of SCOPES."""
+        possible = self._possible(scope)
         return max(_half(errors, confidence) for errors in possible)
 
-    def interval(self, confidence: float, kind: str = "these") -> tuple[float, float]:
-        """Return the interval for a kind of tasks."""
-        half = self.half(confidence, kind)
+    def interval(self, confidence: float, scope: str = "these") -> tuple[float, float]:
+        """Return the interval on one of SCOPES."""
+        half = self.half(confidence, scope)
         return self.mean - half, self.mean + half
 
-    def p(self, kind: str = "these") -> float:
+    def p(self, scope: str = "these") -> float:
         """Return the two-sided p-value for a difference of 0: the interval with confidence 1 - p ends at 0."""
-        possible = self._possible(kind)
+        possible = self._possible(scope)
         return max(_p(errors, self.mean) for errors in possible)
 
-    def _possible(self, kind: str) -> list[tuple[Error, ...]]:
+    def _possible(self, scope: str) -> list[tuple[Error, ...]]:
         """Return the errors of each interval, the widest of which counts."""
         possible = [self.alone, self.these]
-        if kind == "new":
+        if scope == "new":
             possible.append(self.drawn)
         return possible if possible[-1] else [()]
 
@@ -275,14 +275,14 @@ Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or all of an a
 
 
 @dataclass(frozen=True)
-class Judge:
+class Comparator:
     """Computes differences and verdicts from all scores of a comparison."""
 
     scores: Mapping[str, ByPart]  # scores by task; a part is a tenant, or the whole task
     places: Places
     margin: float  # percentage points within which methods are equivalent
 
-    def against(
+    def versus(
         self,
         baseline: str,
         place: str,
@@ -294,12 +294,12 @@ class Judge:
             difference = Difference()
             if name != baseline:
                 difference = self._difference(place, name, baseline)
-            verdicts = [self._judge_exploratory(difference, kind) for kind in KINDS]
+            verdicts = [self._judge_exploratory(difference, scope) for scope in SCOPES]
             differences[name] = _summarize(difference, verdicts)
         return differences
 
     def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[Verdict]:
-        """Return each hypothesis with its difference, its verdicts, and the kinds of tasks on which it held.
+        """Return each hypothesis with its difference, its verdicts, and the scopes in which it held.
 
         A method that is better by less than the margin is equivalent, too. Without a method's score on a task, or a
         common seed, a hypothesis is untested: its values are None.
@@ -307,17 +307,17 @@ class Judge:
         differences = []
         for hypothesis in hypotheses:
             differences.append(self._difference(hypothesis.on, hypothesis.method, hypothesis.versus))
-        by_kind = [self._test_hypotheses(differences, kind) for kind in KINDS]
-        by_difference = zip(*by_kind, strict=True)
+        by_scope = [self._test_hypotheses(differences, scope) for scope in SCOPES]
+        by_difference = zip(*by_scope, strict=True)
         outcomes = []
         for hypothesis, difference, verdicts in zip(hypotheses, differences, by_difference, strict=True):
             held = []
-            for kind, verdict in zip(KINDS, verdicts, strict=True):
+            for scope, verdict in zip(SCOPES, verdicts, strict=True):
                 holds = verdict["word"] == BETTER
                 if hypothesis.expected == EQUIVALENT:
-                    holds = self._is_within(difference, kind)
+                    holds = self._is_within(difference, scope)
                 if holds:
-                    held.append(kind)
+                    held.append(scope)
             outcome = {
                 **hypothesis.model_dump(),
                 "held": held,
@@ -326,46 +326,46 @@ class Judge:
             outcomes.append(outcome)
         return outcomes
 
-    def _difference(self, place: str, method: str, against: str) -> Difference:
+    def _difference(self, place: str, method: str, versus: str) -> Difference:
         """Return the difference on a task or average."""
         differences = []
         for task in self.places.get(place, ()):
             parts = []
             for scores in self.scores[task].values():
-                part = scores.get(method, {}), scores.get(against, {})
+                part = scores.get(method, {}), scores.get(versus, {})
                 parts.append(part)
             differences.append(on_task(parts))
         return mean(differences)
 
-    def _judge_exploratory(self, difference: Difference, kind: str) -> Verdict:
-        low, high = difference.interval(CONFIDENCE, kind)
+    def _judge_exploratory(self, difference: Difference, scope: str) -> Verdict:
+        low, high = difference.interval(CONFIDENCE, scope)
         word = None
         if low > 0:
             word = AHEAD
         elif high < 0:
             word = BEHIND
-        elif self._is_within(difference, kind):
+        elif self._is_within(difference, scope):
             word = CLOSE
         return {**_replace_nan(low=low, high=high), "word": word}
 
-    def _test_hypotheses(self, differences: Sequence[Difference], kind: str) -> Iterator[Verdict]:
+    def _test_hypotheses(self, differences: Sequence[Difference], scope: str) -> Iterator[Verdict]:
         """Yield better or worse if the corrected test is significant, otherwise equivalent if within the margin."""
-        corrected = holm([difference.p(kind) for difference in differences])
+        corrected = holm([difference.p(scope) for difference in differences])
         for difference, p in zip(differences, corrected, strict=True):
-            low, high = difference.interval(CONFIDENCE, kind)
+            low, high = difference.interval(CONFIDENCE, scope)
             word = None if math.isnan(high) else UNDECIDED
             if p < 1 - CONFIDENCE:
                 word = BETTER if difference.mean > 0 else WORSE
-            elif self._is_within(difference, kind):
+            elif self._is_within(difference, scope):
                 word = EQUIVALENT
             yield {**_replace_nan(low=low, high=high, p_holm=p), "word": word}
 
-    def _is_within(self, difference: Difference, kind: str) -> bool:
+    def _is_within(self, difference: Difference, scope: str) -> bool:
         """Whether two one-sided tests at 5 % each find the difference above -margin and below margin.
 
         Reference: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach", 1987.
         """
-        low, high = difference.interval(TWO_ONE_SIDED, kind)
+        low, high = difference.interval(TWO_ONE_SIDED, scope)
         return -self.margin <= low and high <= self.margin
 
 
@@ -383,7 +383,7 @@ def _summarize(difference: Difference, verdicts: Iterable[Verdict]) -> Verdict:
         error_seeds=difference.error_seeds,
         error_examples=difference.error_examples,
     )
-    return known | dict(zip(KINDS, verdicts, strict=True))
+    return known | dict(zip(SCOPES, verdicts, strict=True))
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -58,7 +58,7 @@ def truncate_line(line: str) -> str:
 
 
 @contextmanager
-def as_user_error(*kinds: type[Exception], before: str = "") -> Iterator[None]:
+def as_user_error(*error_types: type[Exception], before: str = "") -> Iterator[None]:
     """Convert errors of these types into a UserError: `before`, and the first line of their message.
 
     Raises:
@@ -66,7 +66,7 @@ def as_user_error(*kinds: type[Exception], before: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except kinds as error:
+    except error_types as error:
         raise UserError(f"{before}{first_line(error)}") from None
 
 

@@ -61,24 +61,26 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
     Trainer, PEFT calls `forward` past all hooks, and a copy of the model, even on another GPU, has a method bound to
     its own weights.
     """
-    kind = type(model)
+    model_class = type(model)
     head = task.head
 
-    @wraps(kind.forward)
+    @wraps(model_class.forward)
     def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **inputs: Any) -> Any:
         beside = {name: inputs.pop(name) for name in head.beside if name in inputs}
-        output = kind.forward(self, *args, **inputs)
+        output = model_class.forward(self, *args, **inputs)
         if len(beside) == len(head.beside):
             output["logits"] = head.own(output["logits"], **beside)
         if labels is not None:
             output["loss"] = loss(output["logits"], labels, **beside)
         return output
 
-    columns = signature(kind.forward)  # the Trainer reads from the signature which columns the model takes
+    columns = signature(model_class.forward)  # the Trainer reads from the signature which columns the model takes
     added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in head.beside]
     sorted_by_kind = sorted([*columns.parameters.values(), *added], key=lambda parameter: parameter.kind)
     forward.__signature__ = columns.replace(parameters=sorted_by_kind)  # type: ignore[attr-defined]
-    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    model.__class__ = type(
+        model_class.__name__, (model_class,), {"forward": forward, "__module__": model_class.__module__}
+    )
 
 
 def outline(entry: ModelEntry, task: Task) -> "PreTrainedModel":
@@ -123,10 +125,10 @@ def load_tokenizer(entry: ModelEntry) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _load_pretrained(entry: ModelEntry, kind: Any, **more: Any) -> Any:
+def _load_pretrained(entry: ModelEntry, auto_class: Any, **more: Any) -> Any:
     path, revision = source(entry)
     with wrap_loading_errors(entry):
-        return kind.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
+        return auto_class.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
 
 
 def check_length(most: int, length: int, cause: str = LENGTH) -> None:

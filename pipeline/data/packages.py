@@ -106,9 +106,9 @@ def write_plain(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    kind: Any = AutoModelForCausalLM
+    model_class: Any = AutoModelForCausalLM
     read = {"gguf_file": file.name, "trust_remote_code": False}
-    model = kind.from_pretrained(file.parent, dtype=torch.float32, **read)
+    model = model_class.from_pretrained(file.parent, dtype=torch.float32, **read)
     del model.config.quantization_config  # transformers takes it for quantized, and would not save it
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())

@@ -101,7 +101,7 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     """Return AdamW with separate learning rates for adapter and head, and no weight decay of biases and norms."""
     head_rate = view.train.head_learning_rate
     types = set(map(type, model.modules()))
-    norms = [kind for kind in types if kind.__name__.endswith("Norm")]
+    norms = [module_class for module_class in types if module_class.__name__.endswith("Norm")]
     decaying = set(get_parameter_names(model, norms, UNDECAYED))
     in_head = head_parameters(model, view.base_model)
     groups = dict[tuple[float, float], dict[str, Any]]()  # parameter groups by learning rate and weight decay

@@ -41,10 +41,10 @@ OWN_TABLES = ("IA3", "LN_TUNING")  # methods for which PEFT has tables of target
 # What PEFT warns of a key that it overrides or does not use.
 UNUSED = ".*(ignored|only supported|no parameter was matched|no tied modules|fan_in_fan_out is set to True but)"
 MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
-KINDS_OF_WARNING = (UserWarning, RuntimeWarning)
+WARNING_CATEGORIES = (UserWarning, RuntimeWarning)
 # Methods of PEFT may raise anything else.
 OTHER_MISFIT = (KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError, ArithmeticError)
-ANY_MISFIT = (*MISFIT, *OTHER_MISFIT, *KINDS_OF_WARNING)
+ANY_MISFIT = (*MISFIT, *OTHER_MISFIT, *WARNING_CATEGORIES)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def wrap_method_errors(section: MethodParams) -> Iterator[None]:
     """
     misfit = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
     with as_user_error(*misfit, before=f"{PARAMS}: {section.key}: "), warnings.catch_warnings():
-        for kind in KINDS_OF_WARNING if isinstance(section, PeftParams) else ():
-            warnings.filterwarnings("error", UNUSED, kind)
+        for category in WARNING_CATEGORIES if isinstance(section, PeftParams) else ():
+            warnings.filterwarnings("error", UNUSED, category)
         yield
 
 
@@ -176,13 +176,13 @@ def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
 def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConfig:
     # Returns PEFT's configuration, with what else is chosen, and the seed for all that PEFT draws by one.
     types = list_types()
-    kind = types.get(section.type)
-    if kind is None:
+    config_class = types.get(section.type)
+    if config_class is None:
         raise ValueError(
             f"type: PEFT {version('peft')} has no method {section.type!r} that adapts layers and can be loaded again"
             f"{nearest(section.type, types)}; there are {', '.join(types)}"
         )
-    known = kind.__dataclass_fields__
+    known = config_class.__dataclass_fields__
     for name in section.options:
         if name not in known:
             raise ValueError(f"{name}: no such key{nearest(name, known)}")
@@ -203,20 +203,20 @@ def _of_peft(section: PeftParams, seed: int, chosen: dict[str, Any]) -> PeftConf
     check_patterns(fields)  # readers of the adapter make the same check
     # The stages that follow make the same check.
     filter_fields({"peft_type": section.type, **fields}, widest=sys.maxsize)
-    return kind(**fields)
+    return config_class(**fields)
 
 
 def list_types() -> dict[str, type[PeftConfig]]:
     """Return the PEFT configurations by name of all methods that adapt layers, need no own loop, and can be loaded."""
     types = {}
-    for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
-        if kind.value in OWN_LOOP or issubclass(config, PromptLearningConfig):
+    for method, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        if method.value in OWN_LOOP or issubclass(config, PromptLearningConfig):
             continue
-        if kind.value != LSR and kind.value not in methods():  # the stages that follow can load only these
+        if method.value != LSR and method.value not in methods():  # the stages that follow can load only these
             continue
         names = {field.name for field in fields(config) if field.init}
         if {"target_modules", "modules_to_save"} <= names:
-            types[str(kind.value)] = config
+            types[str(method.value)] = config
     return types
 
 

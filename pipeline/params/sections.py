@@ -262,10 +262,10 @@ class PeftParams(MethodParams):
 
     @field_validator("type")
     @classmethod
-    def _needs_no_loop_of_its_own(cls, kind: str) -> str:
-        if kind in OWN_LOOP:
-            raise ValueError(f"{kind} needs {OWN_LOOP[kind]}, which this training does not have")
-        return kind
+    def _needs_no_loop_of_its_own(cls, method: str) -> str:
+        if method in OWN_LOOP:
+            raise ValueError(f"{method} needs {OWN_LOOP[method]}, which this training does not have")
+        return method
 
     @model_validator(mode="after")
     def _every_key_has_an_effect_and_a_value_in_its_range(self) -> Self:
@@ -309,8 +309,8 @@ class RegressionParams(HeadParams):
 
 def _origin(section: Any) -> str | None:
     """Return whether a section is LSR's or PEFT's; None if it is not a method's section."""
-    kind = section.get("type") if isinstance(section, dict) else getattr(section, "type", None)
-    return kind and ("ours" if kind == "LSR" else "peft")
+    method = section.get("type") if isinstance(section, dict) else getattr(section, "type", None)
+    return method and ("ours" if method == "LSR" else "peft")
 
 
 Method = Annotated[

@@ -29,9 +29,9 @@ def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", 
     Raises:
         ValueError: if a text has no token.
     """
-    kinds = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
+    column_types = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
     needed = tokenizer.model_input_names
-    names = [name for name in kinds if name in needed]
+    names = [name for name in column_types if name in needed]
     options: Any = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
     for batch in batches:
         columns = [batch[name] for name in TEXT_COLUMNS if name in batch.column_names]
@@ -50,7 +50,7 @@ def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", 
                 encoded[name][number] = shorter[name]
         arrays = dict[str, Any]()
         for name in names:
-            numbers = pa.list_(kinds[name])
+            numbers = pa.list_(column_types[name])
             arrays[name] = pa.array(encoded[name], numbers)
         lengths = map(len, encoded["input_ids"])
         arrays["length"] = pa.array(lengths, pa.int32())

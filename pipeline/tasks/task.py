@@ -57,7 +57,7 @@ class Part:
 class TaskType(NamedTuple):
     """A task type: the class of each part."""
 
-    kind: str  # the word for it in task.json
+    kind: str  # its name in task.json
     preprocessor: "type[Preprocessor]"
     head: "type[Head]"
     scoring: "type[Scoring]"

@@ -103,6 +103,6 @@ def _loss(task: Task, layers: Mapping[str, Linear], part: Part) -> float:
     for name, layer in layers.items():
         features, labels = part.of(name)
         if len(labels):
-            loss = regression.kind_of(task).loss(layer.outputs(features), torch.from_numpy(labels))
+            loss = regression.estimator_of(task).loss(layer.outputs(features), torch.from_numpy(labels))
             losses.append(float(loss))
     return sum(losses) / len(losses)

@@ -17,7 +17,7 @@ from scipy import stats
 
 from pipeline.arena.preset import Hypothesis
 from pipeline.compare import examples as of_examples
-from pipeline.compare.differences import KINDS, Difference, Judge, Scores, holm, mean, on_task
+from pipeline.compare.differences import SCOPES, Comparator, Difference, Scores, holm, mean, on_task
 from pipeline.tasks import sums
 from pipeline.tasks.scores import EXAMPLES as SCORES
 from tests.workspace import ROOT
@@ -50,7 +50,7 @@ N, DRAWS = 60, 300  # test examples of a part, resamples of them
 class Drawn(NamedTuple):
     """One draw of a design: what the arena would score, and what is true."""
 
-    judge: Judge
+    comparator: Comparator
     truth: float  # of these tasks and tenants; of new ones it is 0
 
 
@@ -81,20 +81,20 @@ def draw(design, rng):
             }
             for part, of in enumerate(rows)
         }
-    return Drawn(Judge(scores, {"here": tuple(scores)}, margin=1.0), float(np.mean(truths)))
+    return Drawn(Comparator(scores, {"here": tuple(scores)}, margin=1.0), float(np.mean(truths)))
 
 
 def coverage(design, trials):
     """Return how often 95 % intervals cover the truth, on these tasks and on new ones, and each trial's intervals."""
-    rng, covered, said = np.random.default_rng(zlib.crc32(design.name.encode())), dict.fromkeys(KINDS, 0), []
+    rng, covered, said = np.random.default_rng(zlib.crc32(design.name.encode())), dict.fromkeys(SCOPES, 0), []
     for _ in range(trials):
-        judge, truth = draw(design, rng)
-        found = judge.against("base", "here", ["method"])["method"]
-        for kind, expected in (("these", truth), ("new", 0.0)):
-            if found[kind]["low"] is not None:
-                covered[kind] += found[kind]["low"] <= expected <= found[kind]["high"]
+        comparator, truth = draw(design, rng)
+        found = comparator.versus("base", "here", ["method"])["method"]
+        for scope, expected in (("these", truth), ("new", 0.0)):
+            if found[scope]["low"] is not None:
+                covered[scope] += found[scope]["low"] <= expected <= found[scope]["high"]
         said.append(found)
-    return {kind: count / trials for kind, count in covered.items()}, said
+    return {scope: count / trials for scope, count in covered.items()}, said
 
 
 def tolerance(trials):
@@ -150,8 +150,8 @@ def test_variances_are_those_of_many_draws(design):
     """Those of a difference around the truth of these tasks, and of new ones."""
     rng, found, errors = np.random.default_rng(1), [], []
     for _ in range(400):
-        judge, truth = draw(design, rng)
-        parts = [[(of["method"], of["base"]) for of in task.values()] for task in judge.scores.values()]
+        comparator, truth = draw(design, rng)
+        parts = [[(of["method"], of["base"]) for of in task.values()] for task in comparator.scores.values()]
         difference = mean([on_task(task) for task in parts])
         found.append((difference.mean - truth, difference.mean))
         errors.append([sum(variance for variance, _ in errors) for errors in (difference.these, difference.drawn)])
@@ -198,10 +198,10 @@ def test_on_new_tasks_a_difference_has_students_test_over_tasks_that_differ():
 def test_nothing_is_known_better_of_new_tasks_than_of_these(seeds, parts, tasks, scale, within, seed):
     """Nor of these with other seeds than with the same."""
     design = Design(seeds, parts, tasks, scale * within, within, scale, 20 * within, 10.0 * within)
-    judge, _ = draw(design, np.random.default_rng(seed))
+    comparator, _ = draw(design, np.random.default_rng(seed))
     hypothesis = Hypothesis(method="method", expected="better", versus="base", on="here")
-    (found,) = judge.outcomes([hypothesis])
-    these, new = (found[kind] for kind in KINDS)
+    (found,) = comparator.outcomes([hypothesis])
+    these, new = (found[scope] for scope in SCOPES)
     if parts * tasks > 1:
         assert new["low"] <= these["low"] <= these["high"] <= new["high"]
         assert new["p_holm"] >= these["p_holm"]
@@ -215,7 +215,7 @@ def test_nothing_is_known_better_of_new_tasks_than_of_these(seeds, parts, tasks,
 def test_in_the_committed_comparisons_too(name):
     found = json.loads((ROOT / "reports/compare" / name / "comparison.json").read_text(encoding="utf-8"))
     for one in (*found["hypotheses"], *found["results"]):
-        these, new = (one[kind] for kind in KINDS)
+        these, new = (one[scope] for scope in SCOPES)
         if new["low"] is not None:
             assert new["low"] <= these["low"] <= these["high"] <= new["high"], one
             assert new.get("p_holm", 1) >= these.get("p_holm", 0), one
@@ -284,8 +284,8 @@ def test_a_difference_is_within_the_margin_if_two_one_sided_tests_at_five_percen
     above = stats.ttest_1samp(differences, -margin, alternative="greater")
     assert (max(below.pvalue, above.pvalue) < 0.05) == (word == "close")
     mine, theirs = without_labels(differences)
-    judge = Judge({"rte": {"rte": {"a": mine, "b": theirs}}}, {"rte": ("rte",)}, margin)
-    assert judge.against("b", "rte", ["a"])["a"]["these"]["word"] == word
+    comparator = Comparator({"rte": {"rte": {"a": mine, "b": theirs}}}, {"rte": ("rte",)}, margin)
+    assert comparator.versus("b", "rte", ["a"])["a"]["these"]["word"] == word
 
 
 def test_holm_corrects_as_in_the_book():
@@ -316,7 +316,7 @@ PLACES = {**{task: (task,) for task in NAMES}, "mean": NAMES}
 FEW = 400  # resamples
 
 
-def judge_of(**methods):
+def comparator_of(**methods):
     """A judge of methods by difference from the baseline and its standard deviation over seeds, resamples and tasks."""
     rng = np.random.default_rng(1)
     base = {s: Scores(80.0, np.full(FEW, 80.0)) for s in range(SEEDS)}
@@ -326,7 +326,7 @@ def judge_of(**methods):
             whole = 80 + difference + rng.normal(0, noise, SEEDS)
             drawn = whole + noise * rng.normal(0, 1, (FEW, 1))
             of[method] = {s: Scores(float(whole[s]), drawn[:, s]) for s in range(SEEDS)}
-    return Judge(scores, PLACES, margin=1.0)
+    return Comparator(scores, PLACES, margin=1.0)
 
 
 DIFFERENCES = {
@@ -340,7 +340,7 @@ DIFFERENCES = {
 
 @pytest.mark.parametrize("place", ["mean", "rte"])
 def test_each_method_has_the_word_that_its_interval_allows_and_no_verdict(place):
-    found = judge_of(**DIFFERENCES).against("base", place, ("base", *DIFFERENCES))
+    found = comparator_of(**DIFFERENCES).versus("base", place, ("base", *DIFFERENCES))
     words = {"base": None, "same": "close", "ahead": "ahead", "behind": "behind", "noise": None, "slightly": "ahead"}
     assert {method: one["these"]["word"] for method, one in found.items()} == words
     unknown = dict.fromkeys(words)
@@ -350,23 +350,23 @@ def test_each_method_has_the_word_that_its_interval_allows_and_no_verdict(place)
 
 def test_what_holds_on_these_tasks_need_not_hold_on_new_ones():
     """Differences of +9, +1, +8 and +2 with small errors: ahead on these tasks, but new ones might differ, too."""
-    judge = judge_of(one=(0.0, 0.05))
-    for of, difference in zip(judge.scores.values(), (9, 1, 8, 2), strict=True):
+    comparator = comparator_of(one=(0.0, 0.05))
+    for of, difference in zip(comparator.scores.values(), (9, 1, 8, 2), strict=True):
         (part,) = of.values()
         part["one"] = {
             s: Scores(found.whole + difference, found.resampled + difference) for s, found in part["one"].items()
         }
-    said = judge.against("base", "mean", ["one"])["one"]
+    said = comparator.versus("base", "mean", ["one"])["one"]
     assert (said["these"]["word"], said["new"]["word"]) == ("ahead", None)
     assert said["new"]["low"] < 0 < said["these"]["low"] < said["these"]["high"] < said["new"]["high"]
     hypothesis = Hypothesis(method="one", expected="better", versus="base", on="mean")
-    (outcome,) = judge.outcomes([hypothesis])
+    (outcome,) = comparator.outcomes([hypothesis])
     assert (outcome["held"], outcome["these"]["word"], outcome["new"]["word"]) == (["these"], "better", "undecided")
 
 
 def test_a_hypothesis_holds_if_its_own_test_says_so():
-    judge = judge_of(**DIFFERENCES, absent=(0.0, 1.0))
-    del judge.scores["rte"]["rte"]["absent"]
+    comparator = comparator_of(**DIFFERENCES, absent=(0.0, 1.0))
+    del comparator.scores["rte"]["rte"]["absent"]
     said = [
         ("same", "equivalent", "base", True),
         ("same", "better", "base", False),
@@ -376,9 +376,9 @@ def test_a_hypothesis_holds_if_its_own_test_says_so():
         ("noise", "equivalent", "same", False),
         ("absent", "equivalent", "base", False),
     ]
-    outcomes = judge.outcomes([Hypothesis(method=m, expected=e, versus=a, on="mean") for m, e, a, _ in said])
+    outcomes = comparator.outcomes([Hypothesis(method=m, expected=e, versus=a, on="mean") for m, e, a, _ in said])
     assert [one["held"] for one in outcomes] == [["these", "new"] if held else [] for *_, held in said]
     assert outcomes[2]["difference"] == pytest.approx(10, abs=1)
     assert {*outcomes[-1]["new"].values(), *outcomes[-1]["these"].values()} == {None}
-    (elsewhere,) = judge.outcomes([Hypothesis(method="same", expected="better", versus="base", on="glue")])
+    (elsewhere,) = comparator.outcomes([Hypothesis(method="same", expected="better", versus="base", on="glue")])
     assert {*elsewhere["these"].values()} == {None}  # an average without records
