@@ -12,7 +12,7 @@ from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import examples
 from pipeline.compare.differences import ByMethod, ByPart, Comparator, Places, Scores
 from pipeline.compare.examples import Parts, Values
-from pipeline.compare.rows import PERCENT, Entries, Entry, Row, entries, row
+from pipeline.compare.rows import PERCENT, Cell, Cells, Row, cells, row
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.cells import round_significant
 
@@ -35,7 +35,7 @@ def compare(
     """
     if not records:
         raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
-    tasks, outdated = entries(name, preset, records)
+    tasks, outdated = cells(name, preset, records)
     if not tasks:
         raise UserError(f"{FOLDER / name}: none of the {outdated:,} records is of the settings and texts of the preset")
     methods = _smallest_first(tasks)
@@ -46,8 +46,8 @@ def compare(
     if outdated:
         notes.append(f"{outdated:,} records left out: of other settings than those of the preset")
     scores = {}
-    for task, entries_of_task in tasks.items():
-        scores[task] = _scores(task, entries_of_task.values(), labels.get(task), resamples)
+    for task, cells_of_task in tasks.items():
+        scores[task] = _scores(task, cells_of_task.values(), labels.get(task), resamples)
     alone = {task: (task,) for task in tasks}
     comparator = Comparator(scores, {**alone, **averages}, preset.margin)
     comparison = {
@@ -69,7 +69,7 @@ def _shorter(number: str) -> float:
     return round_significant(float(number), DIGITS)
 
 
-def _metrics(tasks: Entries) -> dict[str, str]:
+def _metrics(tasks: Cells) -> dict[str, str]:
     """Return the metric that scores each task."""
     metrics = {}
     for task, methods in tasks.items():
@@ -78,12 +78,12 @@ def _metrics(tasks: Entries) -> dict[str, str]:
     return metrics
 
 
-def _smallest_first(tasks: Entries) -> list[str]:
+def _smallest_first(tasks: Cells) -> list[str]:
     """Return the methods ordered by the maximum number of trained parameters."""
     largest = dict[str, int]()
     for methods in tasks.values():
-        for method, entry in methods.items():
-            largest[method] = max(entry.shown.trained, largest.get(method, 0))
+        for method, cell in methods.items():
+            largest[method] = max(cell.shown.trained, largest.get(method, 0))
     return sorted(largest, key=lambda method: (largest[method], method))
 
 
@@ -95,7 +95,7 @@ def _check_baseline(name: str, baseline: str, methods: Sequence[str]) -> None:
 
 
 def _results(
-    tasks: Entries,
+    tasks: Cells,
     comparator: Comparator,
     baseline: str,
     methods: Sequence[str],
@@ -105,8 +105,8 @@ def _results(
     for place, listed in comparator.places.items():
         differences = comparator.versus(baseline, place, methods)
         for method, difference in differences.items():
-            entries = {task: tasks[task].get(method) for task in listed}
-            rows.append(row(place, method, entries, difference))
+            cells = {task: tasks[task].get(method) for task in listed}
+            rows.append(row(place, method, cells, difference))
     return rows
 
 
@@ -125,7 +125,7 @@ def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
 
 def _scores(
     task: str,
-    entries: Iterable[Entry],
+    cells: Iterable[Cell],
     known: Parts | None,
     resamples: int,
 ) -> ByPart:
@@ -133,7 +133,7 @@ def _scores(
 
     Without labels, the task is its only part.
     """
-    trainings = examples.select_finished(entries)
+    trainings = examples.select_finished(cells)
     if not trainings:
         return {part: {} for part in known or (task,)}
     whole = [training.score() for training in trainings]

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.arena.record import Record
-from pipeline.compare.rows import Entries, Entry
+from pipeline.compare.rows import Cell, Cells
 from pipeline.tasks import scores, sums
 from pipeline.tasks.sums import METRICS, PEARSON
 from pipeline.tasks.task import TENANT
@@ -26,14 +26,14 @@ OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly
 AT_ONCE = 1000  # resamples in memory
 
 
-def read(tasks: Entries) -> tuple[dict[str, Parts], list[str]]:
+def read(tasks: Cells) -> tuple[dict[str, Parts], list[str]]:
     """Return the labels by task and part, and a note for each task without labels, with errors of seeds alone."""
     usable = {}
     notes = []
     for task, methods in tasks.items():
-        entries = list(methods.values())
-        path = entries[0].labels
-        trainings = select_finished(entries)
+        cells = list(methods.values())
+        path = cells[0].labels
+        trainings = select_finished(cells)
         if not path.is_file():
             if trainings:
                 notes.append(_note(task, f"{path} is not there"))
@@ -49,11 +49,11 @@ def read(tasks: Entries) -> tuple[dict[str, Parts], list[str]]:
     return usable, notes
 
 
-def select_finished(entries: Iterable[Entry]) -> list[Record]:
+def select_finished(cells: Iterable[Cell]) -> list[Record]:
     """Return the training runs over which means are taken."""
     trainings = list[Record]()
-    for entry in entries:
-        trainings += entry.finished
+    for cell in cells:
+        trainings += cell.finished
     return trainings
 
 

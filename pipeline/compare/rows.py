@@ -1,4 +1,4 @@
-"""Entries (a method on a task with its training runs) and the table rows of tasks and averages."""
+"""Cells (a method on a task with its training runs) and the table rows of tasks and averages."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
@@ -25,14 +25,14 @@ LOSS = 0.002  # largest loss of validation score, as a fraction; page.html state
 Row = dict[str, Any]
 ByTask = Sequence[Sequence[Record]]  # training runs
 BySeed = dict[int, float]  # scores
-Entries = dict[str, dict[str, "Entry"]]  # entries by task and method, smallest method first
-OnTasks = Mapping[str, "Entry | None"]  # entries of a method by task; None: not run
+Cells = dict[str, dict[str, "Cell"]]  # cells by task and method, smallest method first
+OnTasks = Mapping[str, "Cell | None"]  # cells of a method by task; None: not run
 
 
-class Entry(NamedTuple):
+class Cell(NamedTuple):
     """A method on a task. Without a tuned setting there is no chosen record, and `trainings` has all records."""
 
-    tries: tuple[Record, ...]  # tuning runs with the first seed, one per pair of rates
+    trials: tuple[Record, ...]  # tuning runs with the first seed, one per pair of rates
     trainings: tuple[Record, ...]  # training runs at the tuned setting by seed, including those that did not finish
     chosen: Record | None
     labels: Path
@@ -77,8 +77,8 @@ class Entry(NamedTuple):
         """Whether the chosen learning rate is the lowest or highest tried, so that one beyond it may be better."""
         if self.chosen is None:
             return False
-        rates = {training.rate or 0.0 for training in self.tries}
-        head_rates = {training.head_rate for training in self.tries}
+        rates = {training.rate or 0.0 for training in self.trials}
+        head_rates = {training.head_rate for training in self.trials}
         return _is_end(self.chosen.rate, rates) or _is_end(self.chosen.head_rate, head_rates)
 
 
@@ -87,8 +87,8 @@ def _is_end(rate: float | None, tried: Collection[float]) -> bool:
     return len(tried) > 1 and rate in (min(tried), max(tried))
 
 
-def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Entries, int]:
-    """Return the entries of a preset that have records, and the number of records without an entry.
+def cells(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Cells, int]:
+    """Return the cells of a preset that have records, and the number of records that belong to none.
 
     `records` are by key.
     """
@@ -101,17 +101,17 @@ def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[E
         if keys:
             tuned = {training.key for training in steps[-1] if training.is_tuned}
             known = [records[key] for key in keys]
-            with_records.append(_entry(planned, known, tuned))
+            with_records.append(_cell(planned, known, tuned))
             used |= keys
-    tasks: Entries = {}
-    for entry in sorted(with_records, key=_by_task_and_size):
-        methods = tasks.setdefault(entry.shown.task, {})
-        methods[entry.shown.method] = entry
+    tasks: Cells = {}
+    for cell in sorted(with_records, key=_by_task_and_size):
+        methods = tasks.setdefault(cell.shown.task, {})
+        methods[cell.shown.method] = cell
     return tasks, len(records) - len(used)
 
 
-def _by_task_and_size(entry: Entry) -> tuple[str, int, str]:
-    record = entry.shown
+def _by_task_and_size(cell: Cell) -> tuple[str, int, str]:
+    record = cell.shown
     return record.task, record.trained, record.method
 
 
@@ -119,50 +119,50 @@ def _by_seed_and_rates(record: Record) -> tuple[int, float, float]:
     return record.seed, record.rate or 0.0, record.head_rate
 
 
-def _entry(
+def _cell(
     planned: plan.Entry,
     known: Iterable[Record],
     tuned: Collection[str],
-) -> Entry:
-    """Return an entry with its records; `tuned` has the keys of those at its tuned setting, if there is one."""
+) -> Cell:
+    """Return a cell with its records; `tuned` has the keys of those at its tuned setting, if there is one."""
     records = sorted(known, key=_by_seed_and_rates)
     first_seed = planned.seeds[0]
-    tries = tuple(record for record in records if record.seed == first_seed)
+    trials = tuple(record for record in records if record.seed == first_seed)
     if not tuned:
-        return Entry(tries, tuple(records), None, planned.labels)
+        return Cell(trials, tuple(records), None, planned.labels)
     trainings = tuple(record for record in records if record.key in tuned)
     finished = (record for record in trainings if record.status == FINISHED)
-    return Entry(tries, trainings, next(finished, None), planned.labels)
+    return Cell(trials, trainings, next(finished, None), planned.labels)
 
 
 def row(
     place: str,
     method: str,
-    entries: OnTasks,
+    cells: OnTasks,
     difference: Row,
 ) -> Row:
-    """Return the row of a method on a task or an average; None in place of an entry means not run.
+    """Return the row of a method on a task or an average; None in place of a cell means not run.
 
     Scores are percent on the test split, at the epoch selected on the validation split; only seeds that finished on all
     tasks have one. Numbers of parameters are the first seed's, and the maximum over tasks, because heads depend on the
     number of classes; so do bytes, see `smallest`. Unknown values are None.
     """
-    known = [entry for entry in entries.values() if entry]
-    is_run = len(known) == len(entries)
+    known = [cell for cell in cells.values() if cell]
+    is_run = len(known) == len(cells)
     scores = _mean_scores(known) if is_run else {}
     file = smallest(known) if is_run else File()
-    chosen = known[0].chosen if is_run and len(entries) == 1 else None
+    chosen = known[0].chosen if is_run and len(cells) == 1 else None
     losses = _losses(known)
     return {
         "task": place,
         "method": method,
         "status": _status(known, bool(scores)) if is_run else MISSING,
-        "reason": _reason(entries),
-        "trainings": max((len(entry.trainings) for entry in known), default=0),  # finished or not
+        "reason": _reason(cells),
+        "trainings": max((len(cell.trainings) for cell in known), default=0),  # finished or not
         "scores": scores,  # scores by seed
         **estimate("score", list(scores.values())),
-        "trained": max((entry.shown.trained for entry in known), default=None),  # parameters of the adapter
-        "stored": max((entry.shown.stored for entry in known), default=None),  # parameters in its file
+        "trained": max((cell.shown.trained for cell in known), default=None),  # parameters of the adapter
+        "stored": max((cell.shown.stored for cell in known), default=None),  # parameters in its file
         "bytes": file.bytes,  # size of the smallest file that loses at most LOSS
         "precision": file.precision,
         **estimate("score_at_bytes", file.scores),
@@ -174,11 +174,11 @@ def row(
     }
 
 
-def _mean_scores(entries: Iterable[Entry]) -> BySeed:
+def _mean_scores(cells: Iterable[Cell]) -> BySeed:
     """Return the mean over tasks, in percent, by seed, for seeds that finished on all tasks."""
     by_task = []
-    for entry in entries:
-        scores = {training.seed: PERCENT * training.score() for training in entry.finished}
+    for cell in cells:
+        scores = {training.seed: PERCENT * training.score() for training in cell.finished}
         by_task.append(scores)
     return _mean_by_seed(by_task)
 
@@ -192,43 +192,43 @@ def _mean_by_seed(by_task: Sequence[BySeed]) -> BySeed:
     return means
 
 
-def _seconds(entries: Iterable[Entry]) -> float | None:
+def _seconds(cells: Iterable[Cell]) -> float | None:
     """Return the mean seconds per training run, without scoring in all precisions; None if none ran."""
     seconds = []
-    for entry in entries:
-        for training in entry.finished or entry.trainings:
+    for cell in cells:
+        for training in cell.finished or cell.trainings:
             total = sum(training.seconds.values())
             seconds.append(total - training.seconds.get("quantize", 0))
     return fmean(seconds) if seconds else None
 
 
-def _losses(entries: Iterable[Entry]) -> list[float]:
+def _losses(cells: Iterable[Cell]) -> list[float]:
     """Return the test losses of the training runs; empty if the task has no loss."""
     losses = []
-    for entry in entries:
-        for training in entry.finished:
+    for cell in cells:
+        for training in cell.finished:
             metrics = training.test[training.selected]
             if "loss" in metrics:
                 losses.append(metrics["loss"])
     return losses
 
 
-def _status(entries: Sequence[Entry], is_scored: bool) -> str:
-    statuses = {entry.status for entry in entries}
+def _status(cells: Sequence[Cell], is_scored: bool) -> str:
+    statuses = {cell.status for cell in cells}
     if statuses == {FINISHED}:
         return FINISHED
     return PARTLY if is_scored else min(statuses - {FINISHED, PARTLY}, default="no seed in common")
 
 
-def _reason(entries: OnTasks) -> str:
-    missing = [task for task, entry in entries.items() if not entry]
+def _reason(cells: OnTasks) -> str:
+    missing = [task for task, cell in cells.items() if not cell]
     if missing:
-        return "" if len(entries) == 1 else f"on {', '.join(missing)}"
+        return "" if len(cells) == 1 else f"on {', '.join(missing)}"
     reasons = []
-    for task, entry in entries.items():
-        if entry and entry.reason:
-            where = "" if len(entries) == 1 else f"{task}: "
-            reasons.append(f"{where}{entry.reason}")
+    for task, cell in cells.items():
+        if cell and cell.reason:
+            where = "" if len(cells) == 1 else f"{task}: "
+            reasons.append(f"{where}{cell.reason}")
     return "; ".join(reasons)
 
 
@@ -297,20 +297,20 @@ def _scores_in(precision: str, by_task: ByTask) -> list[float]:
     return [PERCENT * score for score in _mean_by_seed(tests).values()]
 
 
-def smallest(entries: Sequence[Entry]) -> File:
+def smallest(cells: Sequence[Cell]) -> File:
     """Return a method's smallest file that loses at most LOSS.
 
     The loss is the mean over tasks and the quantized seeds. Bytes are the maximum over tasks, because heads depend on
     the number of classes. If a task has no quantized files, the file is as trained.
     """
-    if not all(entry.finished for entry in entries):
-        return File(AS_TRAINED, max(entry.shown.file_bytes for entry in entries))
+    if not all(cell.finished for cell in cells):
+        return File(AS_TRAINED, max(cell.shown.file_bytes for cell in cells))
     by_task = list[Sequence[Record]]()
-    for entry in entries:
-        quantized = [training for training in entry.finished if training.quantized]
+    for cell in cells:
+        quantized = [training for training in cell.finished if training.quantized]
         by_task.append(quantized)
     if not all(by_task):
-        by_task = [entry.finished for entry in entries]
+        by_task = [cell.finished for cell in cells]
     first, *others = map(_files, chain.from_iterable(by_task))
     validation = {}
     for precision in first:

@@ -13,7 +13,7 @@ from pipeline.arena.compete import check
 from pipeline.arena.features import Pooled
 from pipeline.arena.measure import measure
 from pipeline.compare import examples
-from pipeline.compare.rows import Entry
+from pipeline.compare.rows import Cell
 from pipeline.tasks.facts import Tenant
 from tests import kit, workspace, writers
 from tests.kit import refused, write
@@ -73,8 +73,8 @@ def test_a_cached_row_of_ones_own_knows_its_rarer_class(arena):
 def labels_of(task, found, path):
     """Return the labels of a task by part, as a comparison reads them next to the record of a training run."""
     task_tokens.write_labels(small.training(f"{task}: {found.method}"), path)
-    entry = Entry(tries=(), trainings=(found,), chosen=found, labels=path)
-    parts, notes = examples.read({task: {found.method: entry}})
+    cell = Cell(trials=(), trainings=(found,), chosen=found, labels=path)
+    parts, notes = examples.read({task: {found.method: cell}})
     assert notes == []
     return parts[task]
 

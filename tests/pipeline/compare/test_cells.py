@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from pipeline.compare.rows import Entry, entries, estimate, smallest
+from pipeline.compare.rows import Cell, cells, estimate, smallest
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
 
 
@@ -20,9 +20,9 @@ def alone(**changes):
 
 
 def one(records, **changes):
-    tasks, left = entries("small", alone(**changes), records)
-    ((entry,),) = (methods.values() for methods in tasks.values())
-    return entry, left
+    tasks, left = cells("small", alone(**changes), records)
+    ((cell,),) = (methods.values() for methods in tasks.values())
+    return cell, left
 
 
 def at(best, highest=0.9):
@@ -43,19 +43,19 @@ def rates():
 @pytest.mark.parametrize(("place", "is_at_edge"), [(0, True), (1, False), (2, True)])
 def test_the_trainings_are_those_at_the_tuned_rate_and_one_at_the_edge_is_told(place, is_at_edge):
     best = rates()[place]
-    entry, left = one(trainings(alone(), at(best)))
-    assert [training.seed for training in entry.trainings] == [0, 1, 2, 3, 4]
-    assert {training.rate for training in entry.trainings} == {best}
-    assert entry.chosen == entry.trainings[0]
-    assert [training.rate for training in entry.tries] == rates()
-    assert (entry.at_edge, left) == (is_at_edge, 0)
+    cell, left = one(trainings(alone(), at(best)))
+    assert [training.seed for training in cell.trainings] == [0, 1, 2, 3, 4]
+    assert {training.rate for training in cell.trainings} == {best}
+    assert cell.chosen == cell.trainings[0]
+    assert [training.rate for training in cell.trials] == rates()
+    assert (cell.at_edge, left) == (is_at_edge, 0)
 
 
 def test_records_of_other_settings_are_left_out_and_counted():
     records = trainings(alone())
     others = trainings(alone(params={"train.weight_decay": 0.5}))
-    entry, left = one(records | others | {"f" * 16: record(key="f" * 16)})
-    assert {training.key for training in entry.trainings} < records.keys()
+    cell, left = one(records | others | {"f" * 16: record(key="f" * 16)})
+    assert {training.key for training in cell.trainings} < records.keys()
     assert left == len(others) + 1
 
 
@@ -63,14 +63,14 @@ def test_records_that_two_methods_of_the_same_settings_share_are_not_left_out():
     chosen = alone()
     methods = {"LoRA r=1": chosen.methods["LoRA r=1"], "the same": chosen.methods["LoRA r=1"]}
     others = trainings(alone(params={"train.weight_decay": 0.5}))
-    _, left = entries("small", chosen.model_copy(update={"methods": methods}), trainings(chosen) | others)
+    _, left = cells("small", chosen.model_copy(update={"methods": methods}), trainings(chosen) | others)
     assert left == len(others)
 
 
 def test_a_method_whose_tries_are_not_all_there_is_not_tuned_yet():
     first, *_ = records = trainings(alone())
-    entry, _ = one({key: record for key, record in records.items() if key != first})
-    assert (entry.status, entry.chosen, entry.finished) == ("not tuned yet", None, ())
+    cell, _ = one({key: record for key, record in records.items() if key != first})
+    assert (cell.status, cell.chosen, cell.finished) == ("not tuned yet", None, ())
 
 
 BYTES = {"float32": 4000, "bfloat16": 2000, "4bit": 600, "3bit": 400, "2bit": 300}
@@ -78,11 +78,11 @@ WHOLE = {"validation": [0.7, 0.8, 0.8], "file_bytes": 4100}
 
 
 def of(*records):
-    """An entry of each task."""
+    """A cell of each task."""
     tasks = {}
     for one in records:
         tasks.setdefault(one.task, []).append(one)
-    return [Entry((), tuple(of), of[0] if of[0].predicted else None, Path()) for of in tasks.values()]
+    return [Cell((), tuple(of), of[0] if of[0].predicted else None, Path()) for of in tasks.values()]
 
 
 def quantized(test=0.9, bytes_=BYTES, **validation):
