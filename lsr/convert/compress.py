@@ -13,7 +13,7 @@ from lsr.algebra.spectrum import Pair, norm_of, shape_of
 from lsr.convert.relative_errors import RelativeErrors, errors_of
 from lsr.convert.writing import check_output, replace_folder, write
 from lsr.errors import InputError, wrap_errors
-from lsr.init.budget import MOST, allocate
+from lsr.init.allocation import MAX_DIRECTIONS, allocate
 from lsr.init.context import InitContext
 from lsr.init.directions import singular_bases
 from lsr.init.warm import warm_core, warm_factors
@@ -90,7 +90,7 @@ def _ranks(updates: Mapping[str, Pair], form: str, number: int) -> dict[str, int
     most = {name: min(len(update[1]), *shape_of(update)) for name, update in updates.items()}
     if form == "rank":
         return {name: min(number, rank) for name, rank in most.items()}
-    return allocate(updates, min(number, sum(min(MOST, rank) for rank in most.values())))
+    return allocate(updates, min(number, sum(min(MAX_DIRECTIONS, rank) for rank in most.values())))
 
 
 def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:

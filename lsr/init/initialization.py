@@ -38,7 +38,7 @@ INITIALIZATIONS = {
     "random": Initialization("seed", random_factors, random_bases),
     "principal": Initialization("weight", singular_factors, singular_bases),
     "gradient": Initialization("gradient", singular_factors, singular_bases, read=examples_gradients),
-    "update": Initialization("update", singular_factors, singular_bases, read=examples_updates),
+    "lora_update": Initialization("update", singular_factors, singular_bases, read=examples_updates),
     "warm_start": Initialization(
         "update", warm_factors, singular_bases, warm_core, read=partial(examples_updates, keep_head=True)
     ),

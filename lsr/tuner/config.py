@@ -69,9 +69,9 @@ class LsrConfig(PeftConfig):
     alpha: float = _option(16, "Numerator of the scaling, alpha / rank.")
     init_weights: bool | str = _option(
         True,
-        "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and B from the "
-        "weight, from the gradient over examples, or from the update of a short LoRA run on them; 'warm_start': that "
-        "update and the head of that run; see `lsr.initialize_from_data`. Around a core, A and B are orthonormal "
+        "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'lora_update': A and B from "
+        "the weight, from the gradient over examples, or from the update of a short LoRA run on them; 'warm_start': "
+        "that update and the head of that run; see `lsr.initialize_from_data`. Around a core, A and B are orthonormal "
         "bases, random or leading singular vectors, and the core is zero, or with 'warm_start' the update between "
         "them. False: all random, for tests. Only False and 'warm_start' change the output of a fresh model.",
     )

@@ -108,14 +108,14 @@ def initialize_from_data(
     head_steps: int = STEPS,
     seed: int = 0,
 ) -> None:
-    """Initialize an adapter with `init_weights` `gradient`, `update` or `warm_start` from a few hundred examples.
+    """Initialize an adapter with `init_weights` `gradient`, `lora_update` or `warm_start` from a few hundred examples.
 
     Each batch, including labels, is passed to `model(**batch)` and must be on the model's device. A head that is
     trained with the adapter (`modules_to_save`) is first fitted to the examples for `head_steps` steps, because the
     gradient through a fresh head carries little information about the task. Training then starts from the fresh
-    head, with `warm_start` from the head of the short LoRA run. `update` and `warm_start` take one training step per
-    batch, so give them many small batches, for example of eight. Call this before training; without it, the adapter
-    keeps the random factors that `get_peft_model` gives it.
+    head, with `warm_start` from the head of the short LoRA run. `lora_update` and `warm_start` take one training step
+    per batch, so give them many small batches, for example of eight. Call this before training; without it, the
+    adapter keeps the random factors that `get_peft_model` gives it.
 
     Raises:
         ValueError: if the adapter has another initialization, is not active or does not exist, or the examples are not

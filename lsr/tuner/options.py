@@ -27,6 +27,7 @@ WORDS = {
     "share": ("none", "layers"),
     "bias": ("none", "all", "lsr_only"),
 }
+FORMER_NAMES = {"warm": "warm_start", "update": "lora_update"}  # present name of an initialization by its former one
 PATTERNS = ("rank_pattern", "alpha_pattern")  # one for each value of single layers
 TERMS = 16  # the default separation rank of two factors
 LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
@@ -66,8 +67,10 @@ def check_options(config: "LsrConfig") -> None:
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
     init_weights = config.init_weights
-    if init_weights == "warm":  # name of warm_start in files of earlier versions
-        raise ValueError("init_weights: 'warm' is now called 'warm_start'; change it, in a file adapter_config.json")
+    if init_weights in FORMER_NAMES:
+        present = FORMER_NAMES[init_weights]
+        place = "in a file adapter_config.json"
+        raise ValueError(f"init_weights: {init_weights!r} is now called {present!r}; change it, {place}")
     if not isinstance(init_weights, bool) and init_weights not in INITIALIZATIONS:
         raise ValueError(f"init_weights must be a bool or one of {[*INITIALIZATIONS]}, got {init_weights!r}")
     for name, words in WORDS.items():

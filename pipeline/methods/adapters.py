@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_parameter_names
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init.budget import allocate
+from lsr.init.allocation import allocate
 from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX
@@ -36,7 +36,8 @@ UNDECAYED = (r"\bbias$", "lora_magnitude_vector", "ia3_l")
 def add_adapter(
     base: PreTrainedModel,
     plan: Plan,
-    statistics: Mapping[str, Matrix] | None = None,  # gradients or updates by layer: a budget is allocated by them
+    statistics: Mapping[str, Matrix]
+    | None = None,  # gradients or updates by layer, by which total_directions are allocated
 ) -> PeftModel:
     """Return the base model with a fresh adapter; LSR factors are random until `initialize` is called.
 
@@ -47,9 +48,9 @@ def add_adapter(
     section = plan.section
     config = plan.config
     with planning.wrap_method_errors(section):
-        if isinstance(section, LsrParams) and section.budget != "none":
+        if isinstance(section, LsrParams) and section.total_directions != "none":
             lsr = cast("LsrConfig", config)
-            ranks = allocate(statistics or {}, section.budget, lsr.seed or 0)
+            ranks = allocate(statistics or {}, section.total_directions, lsr.seed or 0)
             config = lsr.with_ranks(ranks)
         model = peft.get_peft_model(base, config)
     if isinstance(section, PeftParams):

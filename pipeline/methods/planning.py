@@ -100,7 +100,7 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
             return plan
         lsr = cast("LsrConfig", config)
         layers = select_layers(base, lsr, names)
-        if section.budget != "none":  # it chooses the ranks later, from 1 on
+        if section.total_directions != "none":  # it chooses the ranks later, from 1 on
             lsr = replace(lsr, rank_shape=(1,))
         check_forms(base, layers, lsr)
         return replace(plan, layers=tuple(layers))

@@ -27,7 +27,7 @@ from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
 
-BATCH = {"gradient": 32, "update": 8, "warm_start": 8}  # examples per batch; training takes one step per batch
+BATCH = {"gradient": 32, "lora_update": 8, "warm_start": 8}  # examples per batch; training takes one step per batch
 NUMBER = "a number"  # stands for a label in regression
 SHOWN = 4  # labels in a message
 
@@ -53,7 +53,7 @@ def read(
         return {}
     collate = task.head.collator(tokenizer_of(base, view.base_model))
     size = BATCH[section.init]
-    batches = list(tokens.sample(train(), collate, section.examples, view.seed, size))
+    batches = list(tokens.sample(train(), collate, section.init_examples, view.seed, size))
     layers = {name: base.get_submodule(name) for name in plan.layers}
     head = [base.get_submodule(name) for name in plan.head]
     model = cast("nn.Module", base)
@@ -68,7 +68,7 @@ def read(
                 layers,
                 _move_to_device(batches, device),
                 head,
-                steps=section.head_steps,
+                steps=section.init_head_steps,
                 seed=view.seed,
                 track=track,
             )

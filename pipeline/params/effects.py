@@ -106,13 +106,13 @@ def idle_in_section(section: MethodParams) -> Iterator[Idle]:
         return
     if not section.reads_examples:
         reason = f"only init: {', '.join(READ)} reads examples"
-        for name in ("examples", "head_steps"):
+        for name in ("init_examples", "init_head_steps"):
             value = getattr(section, name)
             usual = LsrParams.model_fields[name].default
             if value != usual:
                 yield Idle(f"{section.key}.{name}", value, usual, reason)
-    if section.budget != "none":
-        reason = "the budget chooses the rank of each layer"
+    if section.total_directions != "none":
+        reason = "total_directions chooses the rank of each layer"
         if section.rank_shape != (1,):
             shape = list(section.rank_shape)
             yield Idle(f"{section.key}.rank_shape", shape, (1,), reason)

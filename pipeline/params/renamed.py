@@ -3,8 +3,11 @@
 KEYS = {
     "above": "threshold",
     "against": "versus",
+    "budget": "total_directions",
     "common": "shared_adapter",
     "cut": "split",
+    "examples": "init_examples",
+    "head_steps": "init_head_steps",
     "longest": "max_tokens",
     "new_tokens": "max_new_tokens",
     "reads": "sample_sizes",
@@ -16,6 +19,7 @@ KEYS = {
     "wider": "extra_rates",
 }
 VALUES = {  # present value by key and former value
+    ("init", "update"): "lora_update",
     ("init", "warm"): "warm_start",
     ("kind", "several"): "multi_label",
 }

@@ -46,8 +46,10 @@ Layers = (  # indices of the base model's layers
 Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
-LsrInit = Literal["random", "principal", "gradient", "update", "warm_start"] | Annotated[StrictStr, Field(pattern="/")]
-READ = ("gradient", "update", "warm_start")  # initializations of LSR that read examples
+LsrInit = (
+    Literal["random", "principal", "gradient", "lora_update", "warm_start"] | Annotated[StrictStr, Field(pattern="/")]
+)
+READ = ("gradient", "lora_update", "warm_start")  # initializations of LSR that read examples
 # Of train.extend_epochs: auto.
 MIN_STEPS = 300
 MAX_EPOCHS = 30
@@ -202,11 +204,13 @@ class LsrParams(MethodParams):
         "its head must be for the same labels, in any order",
     )
     alpha: Alpha = 16.0
-    examples: Count = Field(1024, description="number of training examples for gradient, update and warm_start")
-    head_steps: Annotated[StrictInt, Field(ge=0)] = Field(
-        60, description="steps to fit the head before gradient, update and warm_start"
+    init_examples: Count = Field(
+        1024, description="number of training examples for gradient, lora_update and warm_start"
     )
-    budget: Literal["none"] | Count = Field(
+    init_head_steps: Annotated[StrictInt, Field(ge=0)] = Field(
+        60, description="steps to fit the head before gradient, lora_update and warm_start"
+    )
+    total_directions: Literal["none"] | Count = Field(
         "none", description="directions of diagonal cores, distributed over the target layers by gradient or update"
     )
     dropout: Dropout = 0.0
@@ -230,13 +234,12 @@ class LsrParams(MethodParams):
         return self.init in READ
 
     @model_validator(mode="after")
-    def _a_budget_is_spent_by_what_examples_say(self) -> Self:
+    def _check_total_directions(self) -> Self:
         is_read = self.reads_examples or self.source
-        if self.budget != "none" and (not is_read or (self.share, self.core) != ("none", "diagonal")):
-            raise ValueError(
-                f"budget: needs init: {', '.join(READ)}, share: none and core: diagonal; got init: {self.init}, "
-                f"share: {self.share} and core: {self.core}"
-            )
+        if self.total_directions != "none" and (not is_read or (self.share, self.core) != ("none", "diagonal")):
+            got = f"init: {self.init}, share: {self.share} and core: {self.core}"
+            needed = f"init: {', '.join(READ)}, share: none and core: diagonal"
+            raise ValueError(f"total_directions: needs {needed}; got {got}")
         return self
 
 

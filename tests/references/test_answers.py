@@ -30,7 +30,7 @@ ADAPTERS = {
     "shared": {
         "adapter": "lsr",
         "lsr": {"rank_shape": [3], "separation_rank": 1, "share": "layers", "train": "all", "init": "warm_start"}
-        | {"examples": 16, "head_steps": 2, "learning_rate": 0.02},
+        | {"init_examples": 16, "init_head_steps": 2, "learning_rate": 0.02},
     },
 }
 

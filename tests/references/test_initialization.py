@@ -30,12 +30,12 @@ FORMS = {
         "share": "none",
         "train": "core",
         "core": "diagonal",
-        "budget": 10,
+        "total_directions": 10,
     },
 }
-ONE_BATCH = {"examples": 8, "head_steps": 3}
+ONE_BATCH = {"init_examples": 8, "init_head_steps": 3}
 HEAD_STEPS = 3
-ALL = {"examples": 1024, "head_steps": 0}  # a short run takes a step for each eight of 32 texts
+ALL = {"init_examples": 1024, "init_head_steps": 0}  # a short run takes a step for each eight of 32 texts
 LAYERS = {
     "roberta": ["query", "value"],
     "distilbert": ["q_lin", "v_lin"],
@@ -57,8 +57,8 @@ CASES = [  # the initialization, the form, labels, the architecture, its dtype, 
     ("gradient", "factors", "number", "qwen2", torch.float32, ALL),
     ("gradient", "cores", "three", "gpt2", torch.float32, ONE_BATCH),
     ("gradient", "shared", "multi_label", "modernbert", torch.bfloat16, ONE_BATCH),
-    ("update", "sums", "three", "distilbert", torch.float32, ONE_BATCH),
-    ("update", "cores", "number", "qwen2", torch.bfloat16, ALL),
+    ("lora_update", "sums", "three", "distilbert", torch.float32, ONE_BATCH),
+    ("lora_update", "cores", "number", "qwen2", torch.bfloat16, ALL),
     ("warm_start", "factors", "multi_label", "gpt2", torch.float32, ALL),
     ("warm_start", "shared", "three", "roberta", torch.float32, ALL),
     ("warm_start", "directions", "three", "qwen2", torch.float32, ONE_BATCH),
@@ -123,14 +123,14 @@ def test_an_initialization_is_that_of_dense_definitions(go, word, form, labels, 
     fields = plain.fields_of(artifacts.INIT)
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in LAYERS[architecture]]
     size = {"gradient": 32}.get(word, 8)
-    batches = list(tokens.sample(tokens.load_tokens("train"), dict, examples["examples"], 0, size))
+    batches = list(tokens.sample(tokens.load_tokens("train"), dict, examples["init_examples"], 0, size))
     if word == "principal":
         read = {name: plain.weight_of(model, name).detach() for name in names}
     elif word == "gradient":
-        read = mean_gradients(model, names, HEADS[architecture], batches, labels, examples["head_steps"])
+        read = mean_gradients(model, names, HEADS[architecture], batches, labels, examples["init_head_steps"])
     else:
-        read, head = short_run(model, names, HEADS[architecture], batches, labels, examples["head_steps"])
-    check = {"warm_start": WARM, "update": COLD, "gradient": COLD, "principal": COLD}[word][form]
+        read, head = short_run(model, names, HEADS[architecture], batches, labels, examples["init_head_steps"])
+    check = {"warm_start": WARM, "lora_update": COLD, "gradient": COLD, "principal": COLD}[word][form]
     check(read, factors, fields)
     for name, tensor in head_in(artifacts.INIT).items():
         expected = head[name] if word == "warm_start" or word == "principal" else tensor

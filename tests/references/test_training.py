@@ -30,7 +30,7 @@ WARMUP = 0.25
 EPOCHS = 2
 EXAMPLES = 60
 OWN = {"learning_rate": RATE}
-STARTED = {"init": "warm_start", "examples": 16, "head_steps": 2}
+STARTED = {"init": "warm_start", "init_examples": 16, "init_head_steps": 2}
 METHODS = {
     "balanced": ("lora", OWN),  # a LoRA in whose loss all classes weigh the same
     "sums": ("lsr", OWN | {"rank_shape": [2, 2], "separation_rank": 2}),

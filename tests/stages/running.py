@@ -76,10 +76,10 @@ def outcome(view, split):
 
 
 def added(base, view):
-    """The base model with a fresh adapter; what a budget is distributed by is drawn."""
+    """The base model with a fresh adapter; what total_directions are distributed by is drawn."""
     plan = planning.resolve(view, base)
     drawn = {}
-    if getattr(view.section, "budget", "none") != "none":
+    if getattr(view.section, "total_directions", "none") != "none":
         torch.manual_seed(0)
         drawn = {name: torch.randn_like(base.get_submodule(name).weight) for name in plan.layers}
     return adapters.add_adapter(base, plan, drawn)

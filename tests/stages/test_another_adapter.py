@@ -23,12 +23,12 @@ OTHER = "models/other"
 @pytest.fixture
 def other(tmp_path, monkeypatch):
     """A workspace with tokens, and the fresh adapter of SHARED in models/other."""
-    folder = workspace.make(tmp_path, lsr={**SHARED, "examples": 40, "head_steps": 5}, train={"epochs": 1})
+    folder = workspace.make(tmp_path, lsr={**SHARED, "init_examples": 40, "init_head_steps": 5}, train={"epochs": 1})
     monkeypatch.chdir(folder)
     run(TOKENIZE, FACTORIZE)
     Path(OTHER).parent.mkdir()
     artifacts.INIT.rename(OTHER)
-    workspace.change(lsr={"examples": 1024, "head_steps": 60})  # which have no effect on what goes on from it
+    workspace.change(lsr={"init_examples": 1024, "init_head_steps": 60})  # which have no effect on what goes on from it
     return folder
 
 

@@ -120,7 +120,7 @@ def test_two_options_of_the_family_go_together_from_texts_to_answers(
 ):
     forms, models = OPTIONS["forms"], OPTIONS["models"]
     train, section = OPTIONS["trainings"][training]
-    read = {"examples": 16, "head_steps": 2} if start in READ else {}
+    read = {"init_examples": 16, "init_head_steps": 2} if start in READ else {}
     section = {"init": start, **read, "learning_rate": 0.02, **models[model], **section}
     view = go(data=kind, model=model, train=train, lsr=forms[form] | section, **answering(kind))
     check(view, changes_nothing=INITIALIZATIONS[start].core is fresh_core)

@@ -17,7 +17,7 @@ from lsr import LsrConfig, initialize_from_data
 from lsr.algebra.separable import FactorShapes, kron_sum, split_width
 from lsr.algebra.spectrum import leading_bases
 from lsr.init import INITIALIZATIONS
-from lsr.init.budget import allocate
+from lsr.init.allocation import allocate
 from lsr.init.context import InitContext
 from lsr.init.directions import singular_factors
 from lsr.init.examples import examples_gradients
@@ -235,7 +235,9 @@ def test_bases_are_those_of_all_layers_that_share_them(share):
 
 
 def test_examples_are_for_the_gradient_alone():
-    says = "init_weights must be 'gradient' or 'update' or 'warm_start' to initialize from examples, got 'principal'"
+    says = (
+        "init_weights must be 'gradient' or 'lora_update' or 'warm_start' to initialize from examples, got 'principal'"
+    )
     refused(initialize_from_data, made("bert", "principal"), BATCHES, kind=ValueError, says=says)
 
 

@@ -113,6 +113,10 @@ def test_a_file_of_before_with_frames_of_its_own_is_read_as_one_of_now(tmp_path)
 MISTAKES = [
     ({"separation_rank": -1}, "separation_rank must be >= 1, got -1"),
     ({"init_weights": "warm"}, "init_weights: 'warm' is now called 'warm_start'; change it, in a file adapter_conf"),
+    (
+        {"init_weights": "update"},
+        "init_weights: 'update' is now called 'lora_update'; change it, in a file adapter_conf",
+    ),
     ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
     ({"share": "layers"}, "share='layers' needs train to be one of ['core', 'all'], got 'factors'"),
     ({"core": "diagonal"}, "core='diagonal' needs train to be one of ['core', 'all'], got 'factors'"),

@@ -146,10 +146,10 @@ IDLE = [
     ({"tasks": {"glue": {"kind": "files"}}}, "small: tasks: glue: kind: the row's source describes no files"),
     ({"files": {"rating.csv": "0" * 64}}, "small: files: rating.csv has no effect: no task names this file; did you"),
     (
-        method(params=RANDOM | {"lsr.examples": 5}),
-        "small.methods.odd: lsr.examples: 5 has no effect: only init: ",
+        method(params=RANDOM | {"lsr.init_examples": 5}),
+        "small.methods.odd: lsr.init_examples: 5 has no effect: only init: ",
     ),
-    (method(params=RANDOM | {"lsr.head_steps": 5}), "small.methods.odd: lsr.head_steps: 5 has no effect"),
+    (method(params=RANDOM | {"lsr.init_head_steps": 5}), "small.methods.odd: lsr.init_head_steps: 5 has no effect"),
     (
         method(params={"lsr.layers": [99]}),
         "small.methods.odd: lsr: layers_to_transform: no adapted layer has the index 99",

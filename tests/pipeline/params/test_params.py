@@ -53,7 +53,7 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
     section = params.LsrParams(type="LSR", learning_rate=0.1)
     usual = LsrConfig()
     renamed = {"layers": "layers_to_transform"}
-    own = {"type", "learning_rate", "init", "examples", "head_steps", "budget"}
+    own = {"type", "learning_rate", "init", "init_examples", "init_head_steps", "total_directions"}
     for name, value in section:
         default = getattr(usual, renamed.get(name, name)) if name not in own else value
         assert value == default or (value in ("auto", "default", "all") and default in (None, 16)), name
@@ -90,8 +90,9 @@ def test_a_key_of_an_earlier_version_is_one_line_with_its_present_name(workspace
 
 
 def test_words_that_do_not_go_together_are_one_line(root):
-    says = "lsr: budget: needs init: gradient, update, warm_start, share: none and core: diagonal; got init: "
-    refused(seen, {"lsr.budget": 9}, says=says)
+    needed = "init: gradient, lora_update, warm_start, share: none and core: diagonal"
+    says = f"lsr: total_directions: needs {needed}; got init: "
+    refused(seen, {"lsr.total_directions": 9}, says=says)
     says = "lora: layers: needs target_modules to be default or a list; got target_modules: all-linear"
     refused(seen, {"lora.layers": [1], "lora.target_modules": "all-linear"}, says=says)
 

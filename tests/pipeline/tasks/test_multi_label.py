@@ -27,7 +27,7 @@ from tests.pipeline.tasks.animals import NAMES, animal
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run, run_in
 
 ROW = workspace.ROWS["animals"]
-START = {"init": "warm_start", "examples": 16, "head_steps": 3, "learning_rate": 0.05}
+START = {"init": "warm_start", "init_examples": 16, "init_head_steps": 3, "learning_rate": 0.05}
 
 
 @pytest.fixture(scope="module")
