@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from lsr.convert.lowrank import read_lowrank
-from lsr.convert.relative_errors import RelativeErrors, errors_of, relative
+from lsr.convert.relative_errors import Norms, RelativeErrors, errors_of, relative
 from lsr.convert.writing import check_output, replace_folder, write, write_task
 from lsr.errors import InputError
 from lsr.loading.base_models import is_classifier
@@ -185,14 +185,16 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
 
 def _measure_merge_errors(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> RelativeErrors:
     """Measure ||round(W + ΔW) - W - ΔW||: an entry of ΔW below half a rounding step of W's entry vanishes."""
-    sizes = {}
+    norms = dict[str, Norms]()
     for name, layer in layers.items():
         weight = layer.get_pretrained_weight().float()
         update = layer.get_delta_weight(adapter_name).detach()
         written = _cast_weights(name, weight + update, dtype).double()
         difference = written - weight.double() - update.double()
-        sizes[name] = float(difference.norm()), float(update.double().norm())
-    return relative(sizes)
+        error = difference.norm()
+        length = update.double().norm()
+        norms[name] = float(error), float(length)
+    return relative(norms)
 
 
 def _cast_weights(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from lsr.convert.relative_errors import RelativeErrors, errors_of, relative
+from lsr.convert.relative_errors import Norms, RelativeErrors, errors_of, relative
 from lsr.convert.writing import check_output, copy_files, replace_folder, write_files, write_task
 from lsr.errors import InputError
 from lsr.loading.contents import read_task
@@ -45,11 +45,15 @@ def quantize_adapter(
         write_task(new, read_task(folder))
         copy_files(tokenizer_files(folder), new)
         written = read_files(new)
-        sizes = {}
+        norms = dict[str, Norms]()
         for name, tensor in exact.items():
             difference = written.tensors[name] - tensor
-            sizes[name] = float(difference.norm()), float(tensor.norm())
-        return QuantizationErrors(relative(sizes), _errors_of_updates(written, files))
+            error = difference.norm()
+            length = tensor.norm()
+            norms[name] = float(error), float(length)
+        of_tensors = relative(norms)
+        of_update = _errors_of_updates(written, files)
+        return QuantizationErrors(of_tensors, of_update)
 
 
 def _errors_of_updates(written: Files, exact: Files) -> RelativeErrors | None:

@@ -9,6 +9,8 @@ import torch
 from lsr.algebra.spectrum import Pair, norm_of
 from lsr.loading.updates import Updates
 
+Norms = tuple[float, float]  # of an error, and of the original
+
 
 @dataclass(frozen=True)
 class RelativeErrors:
@@ -20,38 +22,49 @@ class RelativeErrors:
     @property
     def worst(self) -> str:
         """The layer with the largest error."""
-        return max(self.layers, key=lambda name: self.layers[name])
+        return max(self.layers, key=self.layers.__getitem__)
 
     def __str__(self) -> str:
         """Format the total error and the largest one with its layer."""
         worst = self.worst
-        return f"{self.total:.2g} in total, {self.layers[worst]:.2g} at most, in {worst}"
+        error = self.layers[worst]
+        return f"{self.total:.2g} in total, {error:.2g} at most, in {worst}"
 
 
 def errors_of(written: Updates, exact: Updates) -> RelativeErrors:
     """Return the relative errors of updates by layer; a missing update counts as zero."""
-    sizes = {}
+    norms = dict[str, Norms]()
     for name, update in exact.items():
         product = update.product()
         length = norm_of(product)
-        error = _distance(written[name].product(), product) if name in written else length
-        sizes[name] = error, length
-    return relative(sizes)
+        error = length
+        if name in written:
+            other = written[name].product()
+            error = _distance(other, product)
+        norms[name] = error, length
+    return relative(norms)
 
 
 def _distance(written: Pair, exact: Pair) -> float:  # the distance of the products B A, neither of which is formed
     if all(map(torch.equal, written, exact)):
         return 0.0  # rather than roundoff
-    left = torch.cat([written[0], -exact[0]], dim=1)
-    right = torch.cat([written[1], exact[1]])
+    b, a = written
+    exact_b, exact_a = exact
+    left = torch.cat([b, -exact_b], dim=1)
+    right = torch.cat([a, exact_a])
     return norm_of((left, right))
 
 
-def relative(sizes: Mapping[str, tuple[float, float]]) -> RelativeErrors:
+def relative(norms: Mapping[str, Norms]) -> RelativeErrors:
     """Divide the norms of errors by the norms of the originals, by name; 0 / 0 is 0."""
-    layers = {name: _share(error, length) for name, (error, length) in sizes.items()}
-    errors, lengths = zip(*sizes.values(), strict=True)
-    return RelativeErrors(layers, _share(hypot(*errors), hypot(*lengths)))
+    layers = dict[str, float]()
+    for name, (error, length) in norms.items():
+        layers[name] = _share(error, length)
+    errors, lengths = zip(*norms.values(), strict=True)
+    total_error = hypot(*errors)
+    total_length = hypot(*lengths)
+    total = _share(total_error, total_length)
+    return RelativeErrors(layers, total)
 
 
 def _share(error: float, length: float) -> float:

@@ -26,13 +26,16 @@ def parameter_groups(
     for layer in layers_of(model, adapter_name).values():
         adapter = layer.adapter(adapter_name)
         for name, parameter in adapter.named_parameters():
-            rates[parameter] = learning_rate * rate_factor(name, adapter.form.separation_rank)
+            factor = rate_factor(name, adapter.form.separation_rank)
+            rates[parameter] = learning_rate * factor
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if rates.keys().isdisjoint(trainable):
         raise ValueError(f"no parameter of the adapter {adapter_name!r} is trainable: is another one active?")
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in trainable:
-        groups.setdefault(rates.get(parameter, head_learning_rate), []).append(parameter)
+        rate = rates.get(parameter, head_learning_rate)
+        group = groups.setdefault(rate, [])
+        group.append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
@@ -42,4 +45,6 @@ def rate_factor(name: str, terms: int) -> float:
     A2 and B2 have entries of the size 1 / sqrt(terms), and a step of Adam has the same size for every entry, so at one
     rate they would turn sqrt(terms) times faster than A1.
     """
-    return 1 / terms**0.5 if name.endswith(("factor_A2", "factor_B2")) else 1.0
+    if name.endswith(("factor_A2", "factor_B2")):
+        return 1 / terms**0.5
+    return 1.0

@@ -18,7 +18,7 @@ from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS
 USUAL = ("label", "labels", "tags", "topics", "class", "target", "category", "sentiment", "stars", "rating", "score")
 CUT = {"validation": 0.1, "test": 0.2}
 WITH_COMMA = re.compile(r"-?\d+,\d+")
-# What is written is named so.
+# The columns of a language model's data:
 PROMPT = "prompt"
 COMPLETION = "completion"
 MESSAGES = "messages"
@@ -40,7 +40,12 @@ class Description(NamedTuple):
     notes: dict[str, str]
 
 
-def infer_entry(table: pd.DataFrame, source: TableSource, choice: Choice, where: str) -> Description:
+def infer_entry(
+    table: pd.DataFrame,
+    source: TableSource,
+    choice: Choice,
+    where: str,
+) -> Description:
     """Infer a data set entry from a table read from a source; chosen columns override the guess.
 
     Raises:
@@ -87,11 +92,15 @@ def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
         as_cell = pd.Series([name])
         if column_types.is_text(as_cell):
             raise UserError(f"{where}: no header line found; add one, such as text,label")
-    chosen = [*choice.text]
-    chosen += [name for name in (choice.label, choice.tenant) if name]
-    sources.check_columns(table.columns, chosen, where)
+    label = choice.label
     tenant = choice.tenant
-    if tenant is not None and tenant == choice.label:
+    chosen = list(choice.text)
+    if label:
+        chosen.append(label)
+    if tenant:
+        chosen.append(tenant)
+    sources.check_columns(table.columns, chosen, where)
+    if tenant is not None and tenant == label:
         raise UserError(f"{where}: --tenant and --label name the same column, {tenant}; they must be two")
 
 
@@ -102,7 +111,10 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
         UserError: if there are not one or two.
     """
     others = table.drop(columns=label)
-    texts = [column for column in others if column_types.is_text(others[column])]
+    texts = list[str]()
+    for column, values in others.items():
+        if column_types.is_text(values):
+            texts.append(str(column))
     if len(texts) in (1, 2):
         return texts
     columns = " ".join(map(quote, texts or table))
@@ -112,14 +124,17 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
 def _infer_completion(table: pd.DataFrame, choice: Choice) -> dict[str, Any]:
     """Infer text, label and metrics of a table with conversations or completions; empty for other tables."""
     metrics = ["exact_match", "rouge_l"]
-    may_be_messages = choice.label in (None, MESSAGES) and not choice.text
+    text = list(choice.text)
+    may_be_messages = choice.label in (None, MESSAGES) and not text
     if may_be_messages and MESSAGES in table:
-        return {"label": {"messages": MESSAGES}, "metrics": metrics}
+        label = {"messages": MESSAGES}
+        return {"label": label, "metrics": metrics}
     may_be_completion = choice.label in (None, COMPLETION)
-    has_prompt = bool(choice.text) or PROMPT in table
-    if may_be_completion and COMPLETION in table and has_prompt:
-        text = list(choice.text) or [PROMPT]
-        return {"text": text, "label": {"completion": COMPLETION}, "metrics": metrics}
+    if not text and PROMPT in table:
+        text = [PROMPT]
+    if may_be_completion and COMPLETION in table and text:
+        label = {"completion": COMPLETION}
+        return {"text": text, "label": label, "metrics": metrics}
     return {}
 
 
@@ -138,15 +153,16 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
         if column in text or column_types.is_running_text(values):
             continue
         columns.append(column)
-        different = values.map(str).nunique()
+        as_text = values.map(str)
+        different = as_text.nunique()
         if column_types.detect_joined_labels(values) or 1 < different <= most:
             few.append(column)
         elif column_types.may_be_scale(values):
             numbers.append(column)
     named = {column.casefold(): column for column in reversed(columns)}  # the first of equal names
-    usual = [named[word] for word in USUAL if word in named]
-    if usual:
-        return usual[0]
+    for usual in USUAL:
+        if usual in named:
+            return named[usual]
     if len(few) == 1:
         return few[0]
     possible = few or numbers
@@ -165,7 +181,10 @@ def _find_respellings(column: pd.Series) -> dict[str, str | None]:
         return {}
     counts = spellings.counts_of(column)
     missing = spellings.missing_words(counts)
-    others = {spelling: count for spelling, count in counts.items() if spelling not in missing}
+    others = dict[str, int]()
+    for spelling, count in counts.items():
+        if spelling not in missing:
+            others[spelling] = count
     without = spellings.respell(column, missing)
     if column_types.numbers_to_predict(without) is not None:
         return {**missing}
@@ -204,11 +223,13 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
         needed = f"needed are {numbers} or 2 to {column_types.MAX_CLASSES} values with several rows each"
         raise UserError(f"{where}: {name} is not a label: {has}; {needed}; choose another --label")
     if all(isinstance(value, bool) for value in values):
-        return _of_classes(name, {"false": counts["0"], "true": counts["1"]})
+        booleans = {"false": counts["0"], "true": counts["1"]}
+        return _of_classes(name, booleans)
     spelled = pd.Series(list(counts))
     are_numbers = column_types.as_numbers(spelled) is not None
     names = sorted(counts, key=float if are_numbers else None)
-    return _of_classes(name, {label: counts[label] for label in names})
+    in_order = {label: counts[label] for label in names}
+    return _of_classes(name, in_order)
 
 
 def _have_commas(values: Collection[str]) -> bool:
@@ -217,7 +238,7 @@ def _have_commas(values: Collection[str]) -> bool:
 
 
 def _of_classes(column: Any, counts: Mapping[str, int]) -> dict[str, Any]:
-    # What of a row follows from its classes, with how many texts each has.
+    # The keys of an entry that follow from its classes, given the number of texts of each.
     names = list(counts)
     label = {"column": column, "names": names}
     f1 = list[str]()

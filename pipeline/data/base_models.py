@@ -66,7 +66,10 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
 
     @wraps(model_class.forward)
     def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **inputs: Any) -> Any:
-        beside = {name: inputs.pop(name) for name in head.beside if name in inputs}
+        beside = dict[str, Any]()
+        for name in head.beside:
+            if name in inputs:
+                beside[name] = inputs.pop(name)
         output = model_class.forward(self, *args, **inputs)
         if len(beside) == len(head.beside):
             output["logits"] = head.own(output["logits"], **beside)
@@ -76,11 +79,11 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
 
     columns = signature(model_class.forward)  # the Trainer reads from the signature which columns the model takes
     added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in head.beside]
-    sorted_by_kind = sorted([*columns.parameters.values(), *added], key=lambda parameter: parameter.kind)
-    forward.__signature__ = columns.replace(parameters=sorted_by_kind)  # type: ignore[attr-defined]
-    model.__class__ = type(
-        model_class.__name__, (model_class,), {"forward": forward, "__module__": model_class.__module__}
-    )
+    parameters = [*columns.parameters.values(), *added]
+    parameters.sort(key=lambda parameter: parameter.kind)
+    forward.__signature__ = columns.replace(parameters=parameters)  # type: ignore[attr-defined]
+    attributes = {"forward": forward, "__module__": model_class.__module__}
+    model.__class__ = type(model_class.__name__, (model_class,), attributes)
 
 
 def outline(entry: ModelEntry, task: Task) -> "PreTrainedModel":
@@ -146,10 +149,15 @@ def check_positions(model: "PreTrainedModel", length: int, cause: str = LENGTH) 
     from torch.nn import Embedding
 
     for name, module in model.named_modules():
-        if isinstance(module, Embedding) and name.rpartition(".")[2] in POSITIONS:
-            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            configured = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
-            check_length(min(configured, module.num_embeddings - before), length, cause)
+        _, _, last = name.rpartition(".")
+        if not isinstance(module, Embedding) or last not in POSITIONS:
+            continue
+        before = 0
+        if module.padding_idx is not None:  # RoBERTa counts from there
+            before = module.padding_idx + 1
+        usable = module.num_embeddings - before
+        configured = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
+        check_length(min(configured, usable), length, cause)
 
 
 def public_name(entry: ModelEntry) -> tuple[str, str | None]:

@@ -24,10 +24,16 @@ def iter_local_paths(source: Source) -> Iterator[Path]:
     if isinstance(source, TableSource) and source.kind == "files":
         yield from map(Path, source.files.values())
     elif isinstance(source, TableSource | HubModel | str):
-        path = Path(source if isinstance(source, str) else str(source.path))
-        can_only_be_path = path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, "..")))
-        if can_only_be_path or path.is_dir():
+        name = source if isinstance(source, str) else str(source.path)
+        path = Path(name)
+        if path.is_dir() or _can_only_be_path(path):
             yield path
+
+
+def _can_only_be_path(path: Path) -> bool:
+    if path.is_absolute():
+        return True
+    return any(path.is_relative_to(folder) for folder in (*WATCHED, ".."))
 
 
 def files(path: Path) -> list[Path]:
@@ -37,7 +43,8 @@ def files(path: Path) -> list[Path]:
     shown = []
     for file in path.rglob("*"):
         parts = file.relative_to(path).parts
-        if file.is_file() and not any(part.startswith(".") for part in parts):
+        is_hidden = any(part.startswith(".") for part in parts)
+        if file.is_file() and not is_hidden:
             shown.append(file)
     return shown
 
@@ -55,7 +62,11 @@ def digests(source: Source, where: str) -> dict[str, str]:
     return {file.as_posix(): sha256(file) for file in named_files}
 
 
-def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[Path]:
+def local(
+    source: Source,
+    where: str,
+    watched: Sequence[str] = WATCHED,
+) -> list[Path]:
     """Return the local files and folders of a source; they must be in the folders `watched`, which DVC tracks.
 
     Raises:
@@ -71,7 +82,8 @@ def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[
         if path.is_absolute():
             console.warn(f"{where}: {path}: DVC does not notice changes of files outside of the repository")
             continue
-        if ".." in path.parts or not any(map(path.is_relative_to, watched)):
+        is_watched = any(path.is_relative_to(folder) for folder in watched)
+        if ".." in path.parts or not is_watched:
             folders = " and ".join(f"{folder}/" for folder in watched)
             raise UserError(f"{where}: {path}: DVC notices changes only in {folders}; move it there")
         for folder in (path, *path.parents):

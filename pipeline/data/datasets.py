@@ -53,7 +53,8 @@ class Texts:
         for text in texts:
             line = json.dumps(text, ensure_ascii=False)
             lines.append(f"{line}\n".encode())
-        sizes = np.array([*map(len, lines)], np.int64)
+        lengths = list(map(len, lines))
+        sizes = np.array(lengths, np.int64)
         first = self._file.seek(0, SEEK_END)
         self._file.writelines(lines)
         ends = first + sizes.cumsum()
@@ -62,7 +63,8 @@ class Texts:
     def get(self, number: int) -> str:
         """Return the text with a number."""
         self._file.seek(number)
-        return str(json.loads(self._file.readline()))
+        line = self._file.readline()
+        return str(json.loads(line))
 
 
 class Examples:
@@ -93,7 +95,11 @@ class Examples:
         by_hash = by_label.sort_values("hash", kind="stable")
         return Examples(by_hash, self._texts)
 
-    def batches(self, size: int, advance: Callable[[int], None] = lambda done: None) -> Iterator[pa.Table]:
+    def batches(
+        self,
+        size: int,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[pa.Table]:
         """Yield tables of this many examples with all columns, including texts."""
         table = self._table[self.column_names]
         for first in range(0, len(self), size):
@@ -142,9 +148,10 @@ def load(entry: DatasetEntry, name: str) -> Loaded:
     task = task.with_facts(facts)
     kept = Tables()
     for split in SPLITS:
-        if split in examples:
-            kept[split], left_out = task.preprocessor.after_cut(examples[split], split)
-            dropped.update(left_out)
+        if split not in examples:
+            continue
+        kept[split], left_out = task.preprocessor.after_cut(examples[split], split)
+        dropped.update(left_out)
     _check_filled(task, kept, where, dropped)
     splits = dict[str, Examples]()
     for split in SPLITS:
@@ -154,7 +161,11 @@ def load(entry: DatasetEntry, name: str) -> Loaded:
     return Loaded(task, splits, dict(dropped), conflicting)
 
 
-def _read(entry: DatasetEntry, where: str, texts: Texts) -> tuple[Task, Tables, Dropped]:
+def _read(
+    entry: DatasetEntry,
+    where: str,
+    texts: Texts,
+) -> tuple[Task, Tables, Dropped]:
     """Read the source: return the task with the facts of its rows, the examples by split, and the dropped rows."""
     task = tasks.of(entry)
     examples = Tables()
@@ -176,16 +187,22 @@ def _read(entry: DatasetEntry, where: str, texts: Texts) -> tuple[Task, Tables, 
     return task, examples, dropped
 
 
-def _examples(task: Task, rows: Iterable[Record], texts: Texts) -> tuple[pd.DataFrame, Dropped]:
+def _examples(
+    task: Task,
+    rows: Iterable[Record],
+    texts: Texts,
+) -> tuple[pd.DataFrame, Dropped]:
     """Return the examples of a split, with numbers in place of texts, and the dropped rows by reason."""
     parts = list[pd.DataFrame]()
     dropped = Dropped()
     before = 0
     for batch in iter_batches(rows, files.ROWS):
         part, left_out = task.preprocessor.examples(batch, before)
+        numbers = dict[str, np.ndarray]()
         for name in TEXTS:
             if name in part:
-                part = part.assign(**{name: texts.put(part[name])})
+                numbers[name] = texts.put(part[name])
+        part = part.assign(**numbers)
         parts.append(part)
         before += len(batch)
         dropped.update(left_out)
@@ -199,7 +216,10 @@ def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
     """Return the rows of train without duplicates, ordered by hashes, and the number with conflicting labels."""
     train = examples["train"]
     compared = ["hash", "label"]
-    parts = [part[compared] for split, part in examples.items() if split != "train"]
+    parts = list[pd.DataFrame]()
+    for split, part in examples.items():
+        if split != "train":
+            parts.append(part[compared])
     parts.append(train[compared])
     whole = pd.concat(parts, ignore_index=True)
     held_out = len(whole) - len(train)
@@ -220,9 +240,13 @@ def _distinct(examples: Tables) -> tuple[pd.DataFrame, int]:
 def _cut(train: pd.DataFrame, task: Task) -> Tables:
     """Split by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
     entry = task.entry
-    position = _even_positions(train, task) if task.preprocessor.strata else train["position"]
+    position = train["position"]
+    if task.preprocessor.strata:
+        position = _even_positions(train, task)
     test = entry.split.get("test", 0.0)
-    validation = entry.split.get("validation", 0.0) if entry.select_on == "validation" else 0.0
+    validation = 0.0
+    if entry.select_on == "validation":
+        validation = entry.split.get("validation", 0.0)
     held_out = test + validation
     parts: Tables = {"train": train[position >= held_out]}
     if test:
@@ -243,8 +267,10 @@ def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
         offset = task.preprocessor.offset(key, len(positions))
         offsets.append(offset)
     class_numbers = of_class.ngroup()
-    row_offsets = pd.Series(offsets).iloc[class_numbers].to_numpy()
-    place = of_class.rank(method="first") - 1 + row_offsets
+    class_offsets = pd.Series(offsets)
+    row_offsets = class_offsets.iloc[class_numbers].to_numpy()
+    rank = of_class.rank(method="first")
+    place = rank - 1 + row_offsets
     sizes = of_class.transform("size")
     return place / sizes
 
@@ -261,7 +287,11 @@ def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
     return examples, dropped
 
 
-def _without_shared(examples: Tables, column: str, kept: Iterable[Split]) -> tuple[Tables, int]:
+def _without_shared(
+    examples: Tables,
+    column: str,
+    kept: Iterable[Split],
+) -> tuple[Tables, int]:
     """Return splits without rows whose value in a column occurs in another split, and the number of these rows.
 
     Splits in `kept` are unchanged: for texts in another order, the splits that the source provides for scoring. Between
@@ -281,14 +311,21 @@ def _without_shared(examples: Tables, column: str, kept: Iterable[Split]) -> tup
     return disjoint, count - kept_count
 
 
-def _check_filled(task: Task, examples: Tables, where: str, dropped: Mapping[str, int]) -> None:
+def _check_filled(
+    task: Task,
+    examples: Tables,
+    where: str,
+    dropped: Mapping[str, int],
+) -> None:
     """Check that no split is empty, and that the task can learn from train.
 
     Raises:
         UserError: if not; states the rows of each split, and the dropped rows by reason.
     """
     names = task.entry.source.names
-    sizes: dict[str, int] = {split: len(part) for split, part in examples.items()}
+    sizes = dict[str, int]()
+    for split, part in examples.items():
+        sizes[split] = len(part)
     for split, part in examples.items():
         if not part.empty:
             continue

@@ -19,6 +19,7 @@ from pipeline.params.sources import RegistryEntry
 from pipeline.params.yaml_file import by_dotted_key, read_yaml
 
 Inputs = dict[str, str | None]  # inputs by name: a digest, or a value in JSON; None if it is missing
+Entries = dict[str, RegistryEntry | None]  # by key of params.yaml; None if it is missing or invalid
 TOKENIZE = "tokenize"  # the stage that records rows and files
 
 
@@ -32,10 +33,10 @@ def outputs(stage: str) -> list[Path]:
     """Return the files and folders that a stage writes."""
     entry = read_declaration(stage)
     paths = list[Path]()
-    for kind in ("outs", "metrics", "plots"):
-        for item in entry.get(kind, []):
-            name = item if isinstance(item, str) else next(iter(item))
-            paths.append(Path(name))
+    for key in ("outs", "metrics", "plots"):
+        for item in entry.get(key, []):
+            names = [item] if isinstance(item, str) else list(item)
+            paths.append(Path(names[0]))
     return paths
 
 
@@ -45,24 +46,30 @@ def files(stage: str) -> Iterator[tuple[str, Path]]:
     The registries and the folders of users are left out: a stage reads only what its entries name there.
     """
     ignored = _find_ignored()
-    tables = {table.built_in for table in REGISTRIES.values()}
-    deps = map(Path, read_declaration(stage)["deps"])
-    for dep in deps:
-        if dep in tables or dep.as_posix() in content.WATCHED:
+    declaration = read_declaration(stage)
+    left_out = {Path(folder) for folder in content.WATCHED}
+    left_out |= {table.built_in for table in REGISTRIES.values()}
+    for dep in map(Path, declaration["deps"]):
+        if dep in left_out:
             continue
         is_output = dep.is_relative_to(artifacts.INIT.parent)
         root = Path() if is_output else digests.CODE
         for file in digests.files_below(root / dep):
             above = (file, *file.parents)
             if ignored.isdisjoint(above):
-                yield file.relative_to(root).as_posix(), file
+                name = file.relative_to(root)
+                yield name.as_posix(), file
 
 
 def _find_ignored() -> set[Path]:
     """Return the files and folders of our code that DVC ignores."""
     file = digests.CODE / ".dvcignore"
     lines = file.read_text(encoding="utf-8").splitlines()
-    return {digests.CODE / line[1:] for line in lines if line.startswith("/")}
+    ignored = set[Path]()
+    for line in lines:
+        if line.startswith("/"):
+            ignored.add(digests.CODE / line[1:])
+    return ignored
 
 
 def values(stage: str) -> Inputs:
@@ -71,7 +78,8 @@ def values(stage: str) -> Inputs:
     read = Inputs()
     for declared in read_declaration(stage)["params"]:
         key = str(params.get("adapter")) if declared == "${adapter}" else declared
-        for name, value in by_dotted_key(params.get(key), f"{PARAMS}: {key}").items():
+        section = by_dotted_key(params.get(key), f"{PARAMS}: {key}")
+        for name, value in section.items():
             read[name] = json.dumps(value, default=str)
     return read
 
@@ -88,7 +96,8 @@ def starts(view: FactorizeInitView) -> dict[str, str]:
 
 def at_start(stage: str, view: View) -> Inputs:
     """Return the digests of a view's entries and of the files that a stage reads; for code, as it was imported."""
-    inputs = _digest_entries({"data": view.dataset, "model": view.base_model}, view)
+    entries: Entries = {"data": view.dataset, "model": view.base_model}
+    inputs = _digest_entries(entries, view)
     of_code = digests.of_code_at_start()
     for name, file in files(stage):
         is_code = file.is_relative_to(digests.CODE)
@@ -102,8 +111,9 @@ def at_end(stage: str, view: View) -> Inputs:
         inputs = values(stage)
     except UserError:  # params.yaml is half written
         inputs = Inputs()
-    entries: dict[str, RegistryEntry | None] = {}
-    for key, name in {"data": view.data, "model": view.model}.items():
+    entries: Entries = {}
+    chosen = {"data": view.data, "model": view.model}
+    for key, name in chosen.items():
         try:
             entries[key] = load_entry(key, name)
         except UserError:  # it is removed, or half written
@@ -114,14 +124,15 @@ def at_end(stage: str, view: View) -> Inputs:
     return inputs | _local(stage, view)
 
 
-def _digest_entries(entries: dict[str, Any], view: View) -> Inputs:
+def _digest_entries(entries: Entries, view: View) -> Inputs:
     where = {
         "data": f"{view.dataset.where}: {view.data}",
         "model": f"{view.base_model.where}: {view.model}",
     }
     inputs = Inputs()
     for key, entry in entries.items():
-        inputs[where[key]] = None if entry is None else content.sha256_of(entry)
+        name = where[key]
+        inputs[name] = None if entry is None else content.sha256_of(entry)
     return inputs
 
 
@@ -134,9 +145,11 @@ def _local(stage: str, view: View) -> Inputs:
     if content.MODELS in deps and isinstance(view, FactorizeInitView):
         sources += starts(view).values()
     local = Inputs()
-    for path in chain.from_iterable(map(content.iter_local_paths, sources)):
+    paths = map(content.iter_local_paths, sources)
+    for path in chain.from_iterable(paths):
         for file in content.files(path):
-            local[file.as_posix()] = digests.sha256(file) if file.is_file() else None
+            name = file.as_posix()
+            local[name] = digests.sha256(file) if file.is_file() else None
     return local
 
 
@@ -144,12 +157,15 @@ def compute_digests(view: View) -> dict[str, str]:
     """Return the digests that the stage tokenize records: of the model's and data's entries and local files."""
     # A folder that `model` itself names is the path that messages name anyway.
     is_named = Path(view.model) in content.iter_local_paths(view.base_model.source)
-    where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
+    model_place = view.base_model.where
+    if not is_named:
+        model_place = f"{model_place}: {view.model}"
+    data_place = f"{view.dataset.where}: {view.data}"
     return {
         f"model: {view.model}": content.sha256_of(view.base_model),
-        **content.digests(view.base_model.source, where),
+        **content.digests(view.base_model.source, model_place),
         f"data: {view.data}": content.sha256_of(view.dataset),
-        **content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}"),
+        **content.digests(view.dataset.source, data_place),
     }
 
 
@@ -180,7 +196,12 @@ def check_recorded(view: View, before: Inputs) -> None:
 
 def _below(folder: Path, inputs: Inputs) -> Inputs:
     """Return the inputs that are in a folder, or are the file itself."""
-    return {name: digest for name, digest in inputs.items() if Path(name).is_relative_to(folder)}
+    below = Inputs()
+    for name, digest in inputs.items():
+        path = Path(name)
+        if path.is_relative_to(folder):
+            below[name] = digest
+    return below
 
 
 def differences(before: Inputs, after: Inputs) -> list[str]:
@@ -191,6 +212,8 @@ def differences(before: Inputs, after: Inputs) -> list[str]:
         new = after.get(name)
         if old == new:
             continue
-        values = f" from {old or 'none'} to {new or 'none'}" if name.startswith(f"{PARAMS}: ") else ""
+        values = ""
+        if name.startswith(f"{PARAMS}: "):
+            values = f" from {old or 'none'} to {new or 'none'}"
         lines.append(f"{name}: changed{values}")
     return lines

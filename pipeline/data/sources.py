@@ -17,7 +17,12 @@ from pipeline.params.sources import PackageSource, Split, TableSource, check_hub
 from pipeline.tasks.cells import Cells, Record, spelling_of
 
 
-def read(source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str) -> Iterator[Record]:
+def read(
+    source: TableSource | PackageSource,
+    split: Split,
+    columns: Sequence[str],
+    where: str,
+) -> Iterator[Record]:
     """Yield the rows of a split with the given columns, each after its line or row.
 
     The column `object.key` is in a JSON object or a struct. A missing value is None, or an empty string if the format
@@ -30,13 +35,15 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     batches = iter_batches(_records(source, split), files.ROWS)
     ended = chain(batches, [[]])
     for batch, following in pairwise(ended):
-        flat = [(place, dict(_flat(cells))) for place, cells in batch]
-        for _, cells in flat:
+        flat = list[Record]()
+        for place, nested in batch:
+            cells = dict(_flat(nested))
+            flat.append((place, cells))
             there |= dict.fromkeys(cells)
         if batch and not following:  # before the last rows, a later object may still have the key
             check_columns(there, names.values(), where)
-        for place, cells in flat:
-            wanted = {column: cells.get(name) for column, name in names.items()}
+        for place, all_cells in flat:
+            wanted = {column: all_cells.get(name) for column, name in names.items()}
             yield place, _replace_cells(wanted, replaced)
 
 
@@ -63,7 +70,11 @@ def _get_renames(source: TableSource | PackageSource) -> Mapping[str, str]:
 Replacements = Mapping[str, Mapping[str, str | None]]  # the value that replaces a value, by column
 
 
-def _replacements(source: TableSource | PackageSource, columns: Sequence[str], where: str) -> Replacements:
+def _replacements(
+    source: TableSource | PackageSource,
+    columns: Sequence[str],
+    where: str,
+) -> Replacements:
     """Return the replacements of values by column.
 
     Raises:
@@ -81,11 +92,18 @@ def _replace_cells(cells: Cells, replaced: Replacements) -> Cells:
         return cells
     changed = dict(cells)
     for column, values in replaced.items():
-        changed[column] = values.get(spelling_of(cells[column]), cells[column])
+        value = cells[column]
+        spelling = spelling_of(value)
+        changed[column] = values.get(spelling, value)
     return changed
 
 
-def values(source: TableSource, where: str, *, flat: bool = False) -> Iterator[pd.DataFrame]:
+def values(
+    source: TableSource,
+    where: str,
+    *,
+    flat: bool = False,
+) -> Iterator[pd.DataFrame]:
     """Yield tables of files.ROWS rows of train with Python values; missing ones are None.
 
     Columns are those of the rows and, if `flat`, also the keys of JSON objects, named as in `read`.

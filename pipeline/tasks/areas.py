@@ -41,7 +41,12 @@ def _find_defined(labels: Numbers) -> Numbers:
     return np.flatnonzero(varies)
 
 
-def areas_of(name: str, labels: Numbers, scores: Numbers, weights: Numbers) -> Numbers:  # (resamples,)
+def areas_of(
+    name: str,
+    labels: Numbers,
+    scores: Numbers,
+    weights: Numbers,
+) -> Numbers:  # (resamples,)
     """Return the mean area over labels for each resample, by the weights (resamples, examples).
 
     A label is left out of the mean as of the whole sample; in a resample where its area is undefined it counts as 0.
@@ -52,12 +57,17 @@ def areas_of(name: str, labels: Numbers, scores: Numbers, weights: Numbers) -> N
     for place in places:
         actual = labels[:, place]
         own_scores = scores[:, place]
-        total += area(*_sum_by_score(actual, own_scores, weights))
+        positive, negative = _sum_by_score(actual, own_scores, weights)
+        total += area(positive, negative)
     count = max(1, len(places))
     return total / count
 
 
-def _sum_by_score(labels: Numbers, scores: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
+def _sum_by_score(
+    labels: Numbers,
+    scores: Numbers,
+    weights: Numbers,
+) -> tuple[Numbers, Numbers]:
     """Return the weights of positive and of negative examples with each score, both (resamples, scores), ascending."""
     order = np.argsort(scores, kind="stable")
     ascending = scores[order]

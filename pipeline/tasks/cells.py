@@ -13,6 +13,9 @@ from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
 
 Cells = Mapping[str, Any]  # cells of a row by column
 Record = tuple[str, Cells]  # where a row is, such as line 7, and its cells
+Name = tuple[str, str]  # a column, and the name of a class, label or tenant in it
+Names = Iterable[tuple[str, object]]  # columns, and values in them that are names
+Span = tuple[int, int]  # the first character of a part of a text, and the first one after it
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
 HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold and a tokenizer cannot take
 TEXT_COLUMNS = ("text", "text_pair")  # text columns of examples
@@ -23,7 +26,9 @@ def is_missing(value: object) -> bool:
     """Return whether a cell is empty: null, or only whitespace."""
     if isinstance(value, str):
         return not value.strip()
-    return value is None or (isinstance(value, float) and isnan(value))
+    if isinstance(value, float):
+        return isnan(value)
+    return value is None
 
 
 def text_in(value: object) -> str:
@@ -40,7 +45,8 @@ def text_in(value: object) -> str:
 def plain_text(value: object) -> str:
     """Normalize True, 1, 1.0 and the text 1.0, which depend on the file format, to the same stripped text; 01 stays."""
     if isinstance(value, int | float) and value == value // 1:
-        return str(int(value))
+        whole = int(value)
+        return str(whole)
     text = str(value).strip()
     if not WHOLE.fullmatch(text):
         return text
@@ -50,11 +56,14 @@ def plain_text(value: object) -> str:
 
 def spelling_of(value: object) -> str:
     """Return a name as the file spells it, stripped; numbers, whose form depends on the file format, are normalized."""
-    return str(value).strip() if isinstance(value, str | bool) else plain_text(value)
+    if isinstance(value, str | bool):
+        return str(value).strip()
+    return plain_text(value)
 
 
 def unify_spellings(
-    rows: Iterable[Record], names_in: Callable[[Cells], Iterable[tuple[str, object]]]
+    rows: Iterable[Record],
+    names_in: Callable[[Cells], Names],
 ) -> Iterator[Record]:
     """Check that each name in a file, such as a class, has a single spelling, and yield the rows.
 
@@ -64,15 +73,18 @@ def unify_spellings(
     Raises:
         ValueError: for the first row that spells a name differently from an earlier row; names both.
     """
-    first: dict[tuple[str, str], tuple[str, str]] = {}  # first spelling and its location, by column and name
+    spellings: dict[Name, str] = {}
+    locations: dict[Name, str] = {}
     for where, cells in rows:
         for column, value in names_in(cells):
-            name = plain_text(value)
+            plain = plain_text(value)
+            name = (column, plain)
             spelling = spelling_of(value)
-            before, there = first.setdefault((column, name), (spelling, where))
-            if spelling != before:
-                both = f"{column} is {spelling!r} here and {before!r} in {there}"
-                raise ValueError(f"{where}: {both}, which would be one name, {name}: write it in one way")
+            first = spellings.setdefault(name, spelling)
+            location = locations.setdefault(name, where)
+            if spelling != first:
+                both = f"{column} is {spelling!r} here and {first!r} in {location}"
+                raise ValueError(f"{where}: {both}, which would be one name, {plain}: write it in one way")
         yield where, cells
 
 
@@ -84,13 +96,16 @@ def hash_of(text: str) -> int:
 
 def place_of(text: str) -> float:
     """Map a text by its hash to a number in [0, 1), uniform over texts."""
-    return (hash_of(text) >> 12) / 2.0**52  # 52 bits, so that rounding never reaches 1
+    bits = hash_of(text) >> 12  # 52 bits, so that rounding never reaches 1
+    return bits / 2.0**52
 
 
 def fold(text: str) -> str:
     """Normalize a text for comparisons: NFKC, case folding and whitespace folding."""
     normal = unicodedata.normalize("NFKC", text)
-    words = unicodedata.normalize("NFKC", normal.casefold()).split()
+    folded = normal.casefold()
+    normal_again = unicodedata.normalize("NFKC", folded)
+    words = normal_again.split()
     return " ".join(words)
 
 
@@ -106,7 +121,9 @@ def text_columns(entry: DatasetEntry) -> list[str]:
         names += fields(template)
     if entry.choices:
         names = [name for name in names if name != CHOICE]
-    return list(dict.fromkeys([*names, *entry.choices]))
+    names += entry.choices
+    different = dict.fromkeys(names)
+    return list(different)
 
 
 def has_mirrors(entry: DatasetEntry) -> bool:
@@ -120,7 +137,9 @@ def column_texts(cells: Cells, entry: DatasetEntry) -> dict[str, str]:
     Raises:
         ValueError: if a value is not text, or without a part that is to be marked.
     """
-    values = {name: text_in(cells[name]) for name in text_columns(entry)}
+    values = dict[str, str]()
+    for name in text_columns(entry):
+        values[name] = text_in(cells[name])
     marks = dict[str, list[Mark]]()
     for mark in entry.mark:
         marks.setdefault(mark.column, []).append(mark)
@@ -151,54 +170,87 @@ def fold_texts(texts: Iterable[str]) -> str:
 
 
 def _fill_texts(entry: DatasetEntry, values: Mapping[str, str]) -> dict[str, str]:
-    named = zip(TEXT_COLUMNS, entry.text, strict=False)
-    return {name: _fill(template, values) for name, template in named}
+    texts = dict[str, str]()
+    for name, template in zip(TEXT_COLUMNS, entry.text, strict=False):
+        texts[name] = _fill(template, values)
+    return texts
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    if is_template(template):
-        return FIELD.sub(lambda field: values[field[1]], template)
-    return values[template]
+    if not is_template(template):
+        return values[template]
+
+    def value_of(field: re.Match[str]) -> str:
+        name = field[1]
+        return values[name]
+
+    return FIELD.sub(value_of, template)
 
 
-def _insert_marks(cells: Cells, column: str, marks: Sequence[Mark]) -> str:
+def _insert_marks(
+    cells: Cells,
+    column: str,
+    marks: Sequence[Mark],
+) -> str:
     text: str = cells[column]
     signs = list[tuple[int, str]]()
     for mark in marks:
-        begin, end = _part(text, mark, cells)
+        begin, end = _span_of(text, mark, cells)
         signs.append((begin, mark.sign))
         signs.append((end, mark.sign))
     for place, sign in sorted(signs, reverse=True):
-        text = text[:place] + sign + text[place:]
+        before = text[:place]
+        after = text[place:]
+        text = before + sign + after
     return text
 
 
-def _part(text: str, mark: Mark, record: Cells) -> tuple[int, int]:  # where it begins, and ends exclusively
+def _span_of(text: str, mark: Mark, cells: Cells) -> Span:
     if mark.word is None or mark.text is None:
-        begin = _whole(record, str(mark.start))
-        end = _whole(record, str(mark.end))
-        if not 0 <= begin < end <= len(text):
-            raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
-        return begin, end
-    number = _whole(record, mark.word)
-    phrase = str(record[mark.text])
-    words = [word.start() for word in re.finditer(r"\S+", text)]
-    spaced = r"\s+".join(map(re.escape, phrase.split()))
+        return _span_by_characters(text, mark, cells)
+    number = _whole(cells, mark.word)
+    phrase = str(cells[mark.text])
+    span = _find_phrase(text, phrase, number)
+    if span is None:
+        raise ValueError(f"{mark.text} {phrase!r} is not at word {number} of {mark.column}: {text!r}")
+    return span
+
+
+def _span_by_characters(text: str, mark: Mark, cells: Cells) -> Span:
+    begin = _whole(cells, str(mark.start))
+    end = _whole(cells, str(mark.end))
+    if not 0 <= begin < end <= len(text):
+        raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
+    return begin, end
+
+
+def _find_phrase(text: str, phrase: str, number: int) -> Span | None:
+    """Return where a phrase is in a text, nearest to the word with this number; None if it is not within ASTRAY."""
+    first_characters = list[int]()
+    for word in re.finditer(r"\S+", text):
+        first_characters.append(word.start())
+    words = map(re.escape, phrase.split())
+    spaced = r"\s+".join(words)
     pattern = rf"(?<!\w){spaced}(?!\w)"
 
-    def astray(part: re.Match[str]) -> int:
-        word = bisect_right(words, part.start()) - 1
-        return abs(word - number)
+    def distance(part: re.Match[str]) -> int:
+        first = part.start()
+        words_to_there = bisect_right(first_characters, first)
+        return abs(words_to_there - 1 - number)
 
     parts = re.finditer(pattern, text, re.IGNORECASE)
-    part = min(parts, key=astray, default=None)
-    if part is None or part.start() == part.end() or astray(part) > ASTRAY:
-        raise ValueError(f"{mark.text} {phrase!r} is not at word {number} of {mark.column}: {text!r}")
-    return part.span()
+    nearest = min(parts, key=distance, default=None)
+    if nearest is None or distance(nearest) > ASTRAY:
+        return None
+    begin, end = nearest.span()
+    if begin == end:  # an empty phrase
+        return None
+    return begin, end
 
 
-def _whole(record: Cells, column: str) -> int:
+def _whole(cells: Cells, column: str) -> int:
+    value = cells[column]
     try:
-        return int(record[column])
+        return int(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{column} must be a whole number, got {record[column]!r}") from None
+        raise ValueError(f"{column} must be a whole number, got {value!r}") from None

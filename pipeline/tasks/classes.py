@@ -48,7 +48,9 @@ def names_of(entry: DatasetEntry, facts: Facts) -> tuple[str, ...]:
         return COMPARED
     label: Any = entry.label
     names: tuple[str, ...] = label.names
-    return names[::-1] if is_turned(entry, facts) else names
+    if is_turned(entry, facts):
+        return names[::-1]
+    return names
 
 
 def is_turned(entry: DatasetEntry, facts: Facts) -> bool:
@@ -86,8 +88,11 @@ def count_classes(labels: Numbers, names: Sequence[str]) -> Numbers:
 
 def format_counts(labels: Numbers, names: Sequence[str]) -> str:
     """Format the number of examples of each class."""
-    counts = zip(names, count_classes(labels, names), strict=True)
-    return some_of([f"{name} {count:,}" for name, count in counts])
+    counts = count_classes(labels, names)
+    shown = list[str]()
+    for name, count in zip(names, counts, strict=True):
+        shown.append(f"{name} {count:,}")
+    return some_of(shown)
 
 
 class ClassificationPreprocessor(Preprocessor):
@@ -96,12 +101,14 @@ class ClassificationPreprocessor(Preprocessor):
     target = "int64"
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+        if isinstance(self.label, Threshold):  # the column holds a number
+            return []
         column = self.label.column
-        # With a threshold, the column holds a number.
-        return [] if isinstance(self.label, Threshold) else [(column, cells[column])]
+        return [(column, cells[column])]
 
     def label_of(self, cells: Cells) -> Any:
-        return class_of(cells[self.label.column], self.label)
+        value = cells[self.label.column]
+        return class_of(value, self.label)
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Find the rarer one of two classes."""
@@ -153,14 +160,13 @@ class PairwiseComparisonPreprocessor(ClassificationPreprocessor):
         first = texts[:-1:step].reset_index(drop=True)
         second = texts[1::step].reset_index(drop=True)
         difference = first["label"] - second["label"]
-        pairs = pd.DataFrame(
-            {
-                "text": first["text"],
-                "text_pair": second["text"],
-                # 0 if the first has the larger number, 1 if the second has
-                "label": (difference < 0).astype(np.int64),
-            }
-        )
+        is_second_larger = difference < 0
+        columns = {
+            "text": first["text"],
+            "text_pair": second["text"],
+            "label": is_second_larger.astype(np.int64),
+        }
+        pairs = pd.DataFrame(columns)
         is_clear = difference.abs() >= self.entry.pairs.margin
         kept = pairs[is_clear]
         left_out = Counter(
@@ -186,7 +192,8 @@ class ClassificationHead(OfClasses, Head):
         }
 
     def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:
-        return [Classified(outcome.outputs.numpy(), outcome.labels)]
+        logits = outcome.outputs.numpy()
+        return [Classified(logits, outcome.labels)]
 
     def build_balanced_loss(self, labels: Numbers) -> "Callable[[Tensor, Tensor], Tensor]":
         """Return the cross-entropy weighted so that all classes of a split with these labels have equal total weight.
@@ -202,8 +209,10 @@ class ClassificationHead(OfClasses, Head):
         weights = torch.from_numpy(of_classes).float()
 
         def loss(outputs: "Tensor", wanted: "Tensor") -> "Tensor":  # (n, classes), (n,)
-            each = torch.nn.functional.cross_entropy(outputs, wanted, reduction="none")
-            return (weights.to(outputs.device)[wanted] * each).mean()
+            losses = torch.nn.functional.cross_entropy(outputs, wanted, reduction="none")
+            on_device = weights.to(outputs.device)
+            weighted = on_device[wanted] * losses
+            return weighted.mean()
 
         return loss
 
@@ -220,18 +229,21 @@ class ClassificationScoring(OfClasses, Scoring):
         metric = getattr(self.label, "tune_threshold", None)
         if metric is None:
             return None
-        probabilities = shares_of_classes(validation.outputs.numpy())[:, 1]
-        each = list[float]()
+        score = scores.EXAMPLES[metric]
+        shares = shares_of_classes(validation.outputs.numpy())
+        by_threshold = list[float]()
         for threshold in TRIED:
-            predicted = (probabilities >= threshold).astype(np.int64)
-            each.append(scores.EXAMPLES[metric](validation.labels, predicted))
-        return (choose_best(np.array(each)),)
+            predicted = _choose_by_threshold(shares, threshold)
+            by_threshold.append(score(validation.labels, predicted))
+        best = choose_best(np.array(by_threshold))
+        return (best,)
 
     def predict(self, outcome: Outcome) -> Numbers:
         outputs = outcome.outputs.numpy()
         if self.facts.thresholds is None:
             return outputs.argmax(axis=1)
-        return (shares_of_classes(outputs)[:, 1] >= self.facts.thresholds[0]).astype(np.int64)
+        shares = shares_of_classes(outputs)
+        return _choose_by_threshold(shares, self.facts.thresholds[0])
 
     def of_examples(self, outcome: Outcome) -> Numbers:
         """Return the predicted class of each example, even if examples are scored in groups."""
@@ -259,7 +271,8 @@ class ClassificationScoring(OfClasses, Scoring):
         names = self.names
         actual = [names[number] for number in outcome.labels]
         predicted = [names[number] for number in self.of_examples(outcome)]
-        confidence = outcome.outputs.softmax(dim=1).amax(dim=1).tolist()
+        shares = outcome.outputs.softmax(dim=1)
+        confidence = shares.amax(dim=1).tolist()
         return {
             "actual": actual,
             "predicted": predicted,
@@ -277,8 +290,9 @@ class MultipleChoiceScoring(ClassificationScoring):
 
     def predict(self, outcome: Outcome) -> Numbers:
         wrong, right = outcome.outputs.numpy().T
+        leads = right - wrong
         members = _members(outcome.groups, len(self.entry.choices))
-        return (right - wrong)[members].argmax(axis=1)
+        return leads[members].argmax(axis=1)
 
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         members = _members(groups, len(self.entry.choices))
@@ -296,23 +310,29 @@ class MultipleChoiceScoring(ClassificationScoring):
 def _members(groups: Groups, choices: int) -> Numbers:  # (groups, choices)
     """Return the positions of the examples of each group; all groups have as many examples as there are choices."""
     assert groups is not None
-    return np.argsort(groups, kind="stable").reshape(-1, choices)
+    order = np.argsort(groups, kind="stable")
+    return order.reshape(-1, choices)
 
 
 class ClassificationDescription(OfClasses, Description):
     """Describes classes by name and number of examples."""
 
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
-        threshold = self.facts.thresholds[0] if self.facts.thresholds else None
-        return super().task_info(tokenizer) | {"labels": self.names, "threshold": threshold, "thresholds": None}
+        thresholds = self.facts.thresholds
+        own = {
+            "labels": self.names,
+            "threshold": thresholds[0] if thresholds else None,
+            "thresholds": None,
+        }
+        return super().task_info(tokenizer) | own
 
     @classmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         shares = shares_of_classes(outputs)
         names = labels or ()
         chosen = shares.argmax(axis=1)
-        if thresholds:  # that of the second of two classes
-            chosen = (shares[:, 1] >= thresholds[0]).astype(np.int64)
+        if thresholds:
+            chosen = _choose_by_threshold(shares, thresholds[0])
         answers = [names[number] for number in chosen]
         return {"label": answers, **by_label(shares, names)}
 
@@ -357,7 +377,8 @@ class PairwiseComparisonDescription(ClassificationDescription):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.entry.text[0], f"{self.entry.text[0]}_pair"
+        (column,) = self.entry.text
+        return column, f"{column}_pair"
 
 
 def positive_of(metric: str, entry: DatasetEntry, facts: Facts) -> str:
@@ -376,11 +397,18 @@ def shares_of_classes(outputs: Numbers) -> Numbers:  # (n, classes)
     return shares
 
 
+def _choose_by_threshold(shares: Numbers, threshold: float) -> Numbers:  # (n, 2) -> (n,)
+    """Return the second class where its probability reaches the threshold, else the first."""
+    is_second = shares[:, 1] >= threshold
+    return is_second.astype(np.int64)
+
+
 def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
     """Return probabilities (n, labels) as one column to print per label."""
     columns = dict[str, list[float]]()
     for name, probabilities in zip(names, shares.T.tolist(), strict=True):
-        columns[f"p({name})"] = [round_significant(probability, 6) for probability in probabilities]
+        rounded = [round_significant(probability, 6) for probability in probabilities]
+        columns[f"p({name})"] = rounded
     return columns
 
 
@@ -388,7 +416,9 @@ def some_of(words: Sequence[str], most: int = SHOWN) -> str:
     """List the first words of many, and the number of the others."""
     first = ", ".join(words[:most])
     more = len(words) - most
-    return f"{first} and {more} more" if more > 0 else first
+    if more > 0:
+        return f"{first} and {more} more"
+    return first
 
 
 def class_of(value: Any, label: Any) -> int | None:

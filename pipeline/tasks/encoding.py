@@ -20,7 +20,11 @@ SHOWN = 40  # characters of a text in a message
 TOGETHER = 10  # such batches become one of a file
 
 
-def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Part]:
+def tokenize(
+    batches: Iterable[pa.Table],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+) -> Iterator[Part]:
     """Yield the tokens of each batch of texts (text, perhaps text_pair), at most `max_length`, and full lengths.
 
     Nothing is padded, so there is no attention mask (it would be all ones). In a pair, the longer text is truncated
@@ -54,7 +58,8 @@ def tokenize(batches: Iterable[pa.Table], tokenizer: "PreTrainedTokenizerBase", 
             arrays[name] = pa.array(encoded[name], numbers)
         lengths = map(len, encoded["input_ids"])
         arrays["length"] = pa.array(lengths, pa.int32())
-        others = sorted(batch.column_names, key=lambda name: name != "label")
+        others = list(batch.column_names)
+        others.sort(key=lambda name: name != "label")
         for name in others:
             arrays[name] = batch[name]
         table = pa.table(arrays)

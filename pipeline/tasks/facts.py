@@ -48,15 +48,17 @@ class Facts(StrictModel):
         first = 1 + np.flatnonzero(changes)
         parts = dict[str, Numbers]()
         for rows in np.split(order, first):
-            name = names[int(tenants[rows[0]])]
+            tenant = tenants[rows[0]]
+            name = names[int(tenant)]
             parts[name] = rows
         return parts
 
     def with_counts(self, tenants: Sequence[int]) -> Self:
         """Return a copy with the number of examples per tenant; `tenants` has the tenant's number for each example."""
-        counts = np.bincount(tenants, minlength=len(self.tenants)).tolist()
-        known = {}
-        for (name, tenant), count in zip(self.tenants.items(), counts, strict=True):
+        counts = np.bincount(tenants, minlength=len(self.tenants))
+        known = dict[str, Tenant]()
+        for name, count in zip(self.tenants, counts.tolist(), strict=True):
+            tenant = self.tenants[name]
             known[name] = tenant.model_copy(update={"train": count})
         return self.model_copy(update={"tenants": known})
 
@@ -64,13 +66,17 @@ class Facts(StrictModel):
         """Write the facts next to the tokens, if there are any."""
         if self != Facts():
             text = self.model_dump_json(indent=1, exclude_defaults=True)
-            (folder / FILE).write_text(f"{text}\n", encoding="utf-8")
+            path = folder / FILE
+            path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Facts:
     """Read the facts next to tokens; they are empty if there is no file, since then none were found."""
     path = folder / FILE
-    return Facts.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else Facts()
+    if not path.exists():
+        return Facts()
+    text = path.read_text(encoding="utf-8")
+    return Facts.model_validate_json(text)
 
 
 def missing(what: str) -> str:

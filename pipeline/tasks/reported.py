@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.tasks import scores
 from pipeline.tasks.scoring import collect_predictions
-from pipeline.tasks.task import Numbers, Outcome, Scores, Task
+from pipeline.tasks.task import Groups, Numbers, Outcome, Scores, Task
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
@@ -26,40 +26,68 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
     An error has a baseline: the best constant's. The area of multi-label is the mean over the labels that some texts
     have and others have not. Numbers are (examples,), and areas are made of the difference of two logits.
     """
-    if task.entry.tenant is not None or task.entry.choices or task.head.generates:
+    entry = task.entry
+    head = task.head
+    if entry.tenant is not None or entry.choices or head.generates:
         return {}
-    if not task.head.has_probabilities:
+    if not head.has_probabilities:
         return _errors(task, outcome, resamples)
-    parts = task.head.collect_logits(outcome)
-    if parts[0].logits.shape[1] > 2:
+    parts = head.collect_logits(outcome)
+    classes = parts[0].logits.shape[1]
+    if classes > 2:
         return {}
     leads = list[Numbers]()
     labels = list[Numbers]()
     for part in parts:
-        first, second = part.logits.astype(np.float64).T
+        logits = part.logits.astype(np.float64)
+        first, second = logits.T
         leads.append(second - first)
         labels.append(part.classes)
-    groups = outcome.groups if task.entry.group else None
+    groups = outcome.groups if entry.group else None
     values = np.stack(leads, axis=1)
     actual = np.stack(labels, axis=1)
-    return _measure(AREAS, values, actual, resamples, groups)
+    return _measure(
+        AREAS,
+        values,
+        actual,
+        resamples,
+        groups,
+    )
 
 
-def _errors(task: Task, outcome: Outcome, resamples: int) -> Scores:
+def _errors(
+    task: Task,
+    outcome: Outcome,
+    resamples: int,
+) -> Scores:
     predicted, labels, groups = collect_predictions(task.scoring, outcome)
     values = predicted.astype(np.float64)
-    metrics = _measure(ERRORS, values, labels, resamples, groups)
-    distances = labels - np.median(labels)
+    metrics = _measure(
+        ERRORS,
+        values,
+        labels,
+        resamples,
+        groups,
+    )
+    median = np.median(labels)
+    distances = np.abs(labels - median)
     metrics["rmse_baseline"] = float(labels.std())
-    metrics["mae_baseline"] = float(np.abs(distances).mean())
+    metrics["mae_baseline"] = float(distances.mean())
     return metrics
 
 
-def _measure(names: Iterable[str], values: Numbers, labels: Numbers, resamples: int, groups: Any) -> Scores:
+def _measure(
+    names: Iterable[str],
+    values: Numbers,
+    labels: Numbers,
+    resamples: int,
+    groups: Groups,
+) -> Scores:
     metrics = Scores()
     for name in names:
         low, high = scores.interval(name, values, labels, resamples, groups)
-        metrics[name] = float(scores.EXAMPLES[name](labels, values))
+        score = scores.EXAMPLES[name]
+        metrics[name] = float(score(labels, values))
         metrics[f"{name}_low"] = low
         metrics[f"{name}_high"] = high
     return metrics
@@ -67,19 +95,23 @@ def _measure(names: Iterable[str], values: Numbers, labels: Numbers, resamples: 
 
 def describe(metrics: Mapping[str, Any]) -> Iterable[Line]:
     """Yield a line for the last screen for each group of these metrics, and for those of probabilities."""
-    for word, names in LINES.items():
-        parts = [_describe_metric(name, metrics) for name in names if name in metrics]
+    for heading, names in LINES.items():
+        known = [name for name in names if name in metrics]
+        parts = [_describe_metric(name, metrics) for name in known]
         if parts:
-            yield word, ", ".join(parts)
+            yield heading, ", ".join(parts)
 
 
 def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:
     """Return a metric with its 95 % interval and its other values, to three digits."""
     low = metrics[f"{name}_low"]
     high = metrics[f"{name}_high"]
-    line = f"{NAMES.get(name, name)} {metrics[name]:.3g} ({low:.3g} to {high:.3g}"
-    for key, words in OTHERS.items():
-        value = metrics.get(key.format(name))
-        if value is not None:
-            line += f"; {words} {value:.3g}"
+    value = metrics[name]
+    shown = NAMES.get(name, name)
+    line = f"{shown} {value:.3g} ({low:.3g} to {high:.3g}"
+    for pattern, label in OTHERS.items():
+        key = pattern.format(name)
+        other = metrics.get(key)
+        if other is not None:
+            line += f"; {label} {other:.3g}"
     return f"{line})"

@@ -35,7 +35,12 @@ NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
 MAX_TERMS = 10_000_000
 
 
-def score(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Groups = None) -> Scores:
+def score(
+    metrics: Sequence[str],
+    predictions: Numbers,
+    labels: Numbers,
+    groups: Groups = None,
+) -> Scores:
     """Return each metric of `predictions` against `labels`, both (examples,), or (examples, labels) of 0 and 1.
 
     accuracy, f1 (of class 1 of two), micro_f1 and macro_f1 are fractions in [0, 1]; matthews_correlation, pearson and
@@ -46,22 +51,29 @@ def score(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups:
     Raises:
         UserError: if a prediction is not a finite number.
     """
-    lost = np.count_nonzero(~np.isfinite(predictions))
-    if lost:
-        raise UserError(
-            f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"
-        )
+    is_finite = np.isfinite(predictions)
+    others = np.count_nonzero(~is_finite)
+    if others:
+        what = f"{others} of {predictions.size} are not finite numbers"
+        raise UserError(f"predictions: {what}: training diverged; lower learning_rate")
     scores = Scores()
     for name in metrics:
         if name == "exact_match":
-            value = _are_right(labels, predictions, groups).mean()
+            are_right = _are_right(labels, predictions, groups)
+            scores[name] = float(are_right.mean())
         else:
-            value = EXAMPLES[name](labels, predictions)
-        scores[name] = float(value)
+            metric = EXAMPLES[name]
+            scores[name] = float(metric(labels, predictions))
     return scores
 
 
-def interval(name: str, predictions: Numbers, labels: Numbers, resamples: int, groups: Groups = None) -> Interval:
+def interval(
+    name: str,
+    predictions: Numbers,
+    labels: Numbers,
+    resamples: int,
+    groups: Groups = None,
+) -> Interval:
     """Return the 95 % confidence interval (low, high) of a metric. The order of the examples does not matter.
 
     A share of independent examples or groups has the exact interval of Clopper and Pearson. So does f1, which is
@@ -94,10 +106,20 @@ def difference(
     units = Units.of(both, labels, groups)
     of_predictions = _of_drawn(name, predictions, labels, groups, units)
     of_baseline = _of_drawn(name, baseline, labels, groups, units)
-    return _percentiles(lambda drawn: of_predictions(drawn) - of_baseline(drawn), len(units.first), resamples)
+
+    def of_drawn(drawn: Numbers) -> Numbers:
+        return of_predictions(drawn) - of_baseline(drawn)
+
+    return _percentiles(of_drawn, len(units.first), resamples)
 
 
-def _of_drawn(name: str, predictions: Numbers, labels: Numbers, groups: Groups, units: "Units") -> OfDrawn:
+def _of_drawn(
+    name: str,
+    predictions: Numbers,
+    labels: Numbers,
+    groups: Groups,
+    units: "Units",
+) -> OfDrawn:
     """Return a function that scores resamples of units by a metric."""
     if name == "exact_match" and groups is not None:
         right = _are_right(labels, predictions, groups)
@@ -118,10 +140,17 @@ def _exact(name: str, predictions: Numbers, labels: Numbers, groups: Groups) -> 
         is_predicted = predictions == 1
         hits = is_actual & is_predicted
         either = is_actual | is_predicted
-        low, high = share(int(hits.sum()), int(either.sum()))
-        return 2 * low / (1 + low), 2 * high / (1 + high)
+        hit_count = int(hits.sum())
+        count = int(either.sum())
+        low, high = share(hit_count, count)
+        return _f1_of_share(low), _f1_of_share(high)
     right = _are_right(labels, predictions, groups)
-    return share(int(right.sum()), len(right))
+    right_count = int(right.sum())
+    return share(right_count, len(right))
+
+
+def _f1_of_share(hits: float) -> float:
+    return 2 * hits / (1 + hits)
 
 
 def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval:
@@ -136,11 +165,15 @@ def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval
     below = np.linalg.norm(lows - values) / count
     above = np.linalg.norm(highs - values) / count
     mean = values.mean()
-    return float(mean - max(with_parts, below)), float(mean + max(with_parts, above))
+    low = mean - max(with_parts, below)
+    high = mean + max(with_parts, above)
+    return float(low), float(high)
 
 
 def by_class(
-    names: Sequence[str], predictions: Numbers, labels: Numbers
+    names: Sequence[str],
+    predictions: Numbers,
+    labels: Numbers,
 ) -> list[tuple[str | float, ...]]:  # columns: BY_CLASS
     """Return a row per class or label: precision, recall, F1, and the number of texts and of predictions with it."""
     if labels.ndim == 1:
@@ -149,7 +182,8 @@ def by_class(
         predictions = flags[predictions]
     *scored, texts = precision_recall_fscore_support(labels, predictions, average=None, zero_division=0.0)
     shares = [column.tolist() for column in scored]
-    counts = [column.astype(int).tolist() for column in (texts, predictions.sum(axis=0))]
+    answers = predictions.sum(axis=0)
+    counts = [column.astype(int).tolist() for column in (texts, answers)]
     return list(zip(names, *shares, *counts, strict=True))
 
 
@@ -192,7 +226,8 @@ def _one_by_one(metric: Metric, predictions: Numbers, labels: Numbers, units: Un
     def of_drawn(drawn: Numbers) -> Numbers:
         scores = list[float]()
         for numbers in drawn:
-            rows = np.concatenate([parts[number] for number in numbers])
+            drawn_parts = [parts[number] for number in numbers]
+            rows = np.concatenate(drawn_parts)
             value = metric(labels[rows], predictions[rows])
             scores.append(float(value))
         return np.array(scores)
@@ -207,7 +242,8 @@ def _by_sums(name: str, predictions: Numbers, labels: Numbers, units: Units) -> 
 
     def of_drawn(drawn: Numbers) -> Numbers:
         weights = sums.weights_of(drawn, len(of_units))
-        return sums.scores_of(name, weights, of_units)[:, 0]
+        scores = sums.scores_of(name, weights, of_units)
+        return scores[:, 0]
 
     return of_drawn
 
@@ -220,7 +256,8 @@ def _by_areas(name: str, predictions: Numbers, labels: Numbers, units: Units) ->
 
     def of_drawn(drawn: Numbers) -> Numbers:
         weights = sums.weights_of(drawn, len(units.first))
-        return areas.areas_of(name, labels[order], predictions[order], weights[:, unit_of_example])
+        of_examples = weights[:, unit_of_example]
+        return areas.areas_of(name, labels[order], predictions[order], of_examples)
 
     return of_drawn
 
@@ -288,14 +325,16 @@ def _macro_f1(labels: Numbers, predictions: Numbers) -> float:
 
 
 def _micro_f1(labels: Numbers, predictions: Numbers) -> float:
-    hits = (labels * predictions).sum()
-    return float(sums.f1(hits, labels.sum(), predictions.sum()))
+    hits = labels * predictions
+    score = sums.f1(hits.sum(), labels.sum(), predictions.sum())
+    return float(score)
 
 
 def _of_sums(name: str, labels: Numbers, predictions: Numbers) -> float:
     columns = sums.columns_of(name, labels, predictions)
     once = np.ones((1, len(columns)))
-    return float(sums.scores_of(name, once, columns)[0, 0])
+    scores = sums.scores_of(name, once, columns)
+    return float(scores[0, 0])
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:

@@ -57,7 +57,8 @@ def _classes_of(metric: str, *values: Numbers) -> Numbers:
 def weights_of(drawn: Numbers, count: int) -> Numbers:  # (resamples, count)
     """Return how often each of `count` units is in each resample, whose numbers are (resamples, count)."""
     resamples = np.arange(len(drawn))
-    first = count * resamples[:, None]
+    column = resamples[:, None]
+    first = count * column
     numbers = (drawn + first).ravel()
     times = np.bincount(numbers, minlength=drawn.size)
     by_resample = times.reshape(-1, count)
@@ -121,8 +122,10 @@ def _macro_f1(counts: Numbers) -> Numbers:
 def _matthews(counts: Numbers) -> Numbers:
     hits, actual, taken = counts
     total = actual.sum(-1)
-    by_chance = (actual * taken).sum(-1)
-    shared = hits.sum(-1) * total - by_chance
+    products = actual * taken
+    by_chance = products.sum(-1)
+    right = hits.sum(-1)
+    shared = right * total - by_chance
     actual_spread = _spread(actual, total)
     taken_spread = _spread(taken, total)
     spread = actual_spread * taken_spread
@@ -145,11 +148,13 @@ def _mean(terms: Numbers) -> Numbers:
 
 
 def _distances(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
-    return _with_count(labels, np.abs(predicted - labels), _classes)
+    distances = np.abs(predicted - labels)
+    return _with_count(labels, distances, _classes)
 
 
 def _squares(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
-    return _with_count(labels, (predicted - labels) ** 2, _classes)
+    differences = predicted - labels
+    return _with_count(labels, differences**2, _classes)
 
 
 def _root_of_mean(terms: Numbers) -> Numbers:
@@ -166,8 +171,10 @@ def _moments(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
 
 def _pearson(moments: Numbers) -> Numbers:
     count, x, y, xx, yy, xy = moments
-    x_spread = np.maximum(count * xx - x * x, 0)
-    y_spread = np.maximum(count * yy - y * y, 0)
+    x_scaled = count * xx - x * x
+    y_scaled = count * yy - y * y
+    x_spread = np.maximum(x_scaled, 0)
+    y_spread = np.maximum(y_scaled, 0)
     spread = x_spread * y_spread
     largest = np.maximum(xx, yy)
     least = ROUNDING * count * count * largest
@@ -184,18 +191,23 @@ def bins_of(probabilities: Numbers) -> Numbers:
 
 def _gaps(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
     """Return by how much frequency exceeds probability in each bin, and the number of answers: (n, BINS + 1)."""
-    gaps = (labels - predicted).reshape(len(labels), -1)
+    count = len(labels)
+    differences = labels - predicted
+    gaps = differences.reshape(count, -1)
     numbers = bins_of(predicted).reshape(gaps.shape)
-    terms = np.zeros((len(labels), BINS + 1))
+    terms = np.zeros((count, BINS + 1))
     for number in range(BINS):
-        terms[:, number] = np.where(numbers == number, gaps, 0.0).sum(axis=1)
+        is_in_bin = numbers == number
+        in_bin = np.where(is_in_bin, gaps, 0.0)
+        terms[:, number] = in_bin.sum(axis=1)
     terms[:, BINS] = gaps.shape[1]
     return terms
 
 
 def _calibration_error(terms: Numbers) -> Numbers:
     *gaps, count = terms
-    return np.abs(gaps).sum(axis=0) / count
+    distances = np.abs(gaps)
+    return distances.sum(axis=0) / count
 
 
 def correlation(shared: Numbers, spread: Numbers, varies: Numbers) -> Numbers:

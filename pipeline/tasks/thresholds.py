@@ -9,5 +9,7 @@ TRIED = np.arange(1, 100) / 100
 
 def choose_best(scores: Numbers) -> float:  # (thresholds,), of TRIED
     """Return the threshold with the best score: the middle one of ties."""
-    best = TRIED[scores == scores.max()]
-    return float(best[(len(best) - 1) // 2])
+    is_best = scores == scores.max()
+    best = TRIED[is_best]
+    middle = (len(best) - 1) // 2
+    return float(best[middle])
