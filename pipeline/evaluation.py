@@ -43,7 +43,9 @@ def outputs(
     where = next(model.parameters()).device
     lengths = torch.tensor(split["length"][:])
     order = lengths.argsort(descending=True, stable=True)
-    inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT, *head.judged)])
+    inputs = split.select_columns(
+        [name for name in split.column_names if name in (*INPUTS, TENANT, *head.output_columns)]
+    )
     parts = []
     for indices in order.split(batch_size):
         collated = collate(inputs[indices.tolist()])
@@ -124,5 +126,5 @@ def evaluate_generation(
     asked, _ = _apart(split)
     texts = write(model, prompts, asked, max_new_tokens, batch_size, advance)
     fewer = max(1, batch_size // 4)  # fewer, because logits of all words take memory
-    judged = outputs(task.head, model, split, task.head.collator(prompts.tokenizer), fewer)
-    return Written(judged, tokens.labels_of(split), None, texts)
+    outputs_of_split = outputs(task.head, model, split, task.head.collator(prompts.tokenizer), fewer)
+    return Written(outputs_of_split, tokens.labels_of(split), None, texts)

@@ -66,19 +66,19 @@ def use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]"
 
     @wraps(model_class.forward)
     def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **inputs: Any) -> Any:
-        beside = dict[str, Any]()
-        for name in head.beside:
+        loss_columns = dict[str, Any]()
+        for name in head.loss_columns:
             if name in inputs:
-                beside[name] = inputs.pop(name)
+                loss_columns[name] = inputs.pop(name)
         output = model_class.forward(self, *args, **inputs)
-        if len(beside) == len(head.beside):
-            output["logits"] = head.own(output["logits"], **beside)
+        if len(loss_columns) == len(head.loss_columns):
+            output["logits"] = head.select_logits(output["logits"], **loss_columns)
         if labels is not None:
-            output["loss"] = loss(output["logits"], labels, **beside)
+            output["loss"] = loss(output["logits"], labels, **loss_columns)
         return output
 
     columns = signature(model_class.forward)  # the Trainer reads from the signature which columns the model takes
-    added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in head.beside]
+    added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in head.loss_columns]
     parameters = [*columns.parameters.values(), *added]
     parameters.sort(key=lambda parameter: parameter.kind)
     forward.__signature__ = columns.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -150,7 +150,7 @@ def load(entry: DatasetEntry, name: str) -> Loaded:
     for split in SPLITS:
         if split not in examples:
             continue
-        kept[split], left_out = task.preprocessor.after_cut(examples[split], split)
+        kept[split], left_out = task.preprocessor.finish_split(examples[split], split)
         dropped.update(left_out)
     _check_filled(task, kept, where, dropped)
     splits = dict[str, Examples]()
@@ -336,9 +336,9 @@ def _check_filled(
         rows = _format_counts(sizes)
         lost = _format_counts(dropped)
         raise UserError(f"{where}: {split} is empty; rows: {rows}; dropped: {lost}; of {file}{remedy}")
-    lacks = task.preprocessor.lacks(examples["train"])
-    if lacks:
-        raise UserError(f"{where}: train has {lacks}")
+    problem = task.preprocessor.find_train_problem(examples["train"])
+    if problem:
+        raise UserError(f"{where}: train has {problem}")
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

@@ -66,7 +66,7 @@ class Opened:
             base_model = fitted.get_base_model()
             fields = vars(fitted.peft_config["default"])
             _check_method(fields["peft_type"], folder)
-            reason = task.task.head.misfit(fitted, task.labels)
+            reason = task.task.head.find_misfit(fitted, task.labels)
             if reason:
                 raise UserError(f"{folder / FILE}: {reason}")
         tokenizer = base_models.load_tokenizer(fields, folder, base)

@@ -118,13 +118,13 @@ class ClassificationPreprocessor(Preprocessor):
         rarer = self.label.names[int(first >= second)]
         return self.facts.model_copy(update={"positive": rarer})
 
-    def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
+    def finish_split(self, examples: pd.DataFrame, split: str) -> Kept:
         """Reorder labels to the order of the outputs."""
         if is_turned(self.entry, self.facts):
             examples = examples.assign(label=1 - examples["label"])
         return examples, Counter()
 
-    def lacks(self, train: pd.DataFrame) -> str:
+    def find_train_problem(self, train: pd.DataFrame) -> str:
         labels = np.array(train["label"].tolist())
         names = names_of(self.entry, self.facts)
         if count_classes(labels, names).all():
@@ -148,7 +148,7 @@ class PairwiseComparisonPreprocessor(ClassificationPreprocessor):
     def label_of(self, cells: Cells) -> Any:
         return number_in(cells, self.label)
 
-    def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
+    def finish_split(self, examples: pd.DataFrame, split: str) -> Kept:
         """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
 
         A text is in up to two pairs, once as the first and once as the second; in test it is in at most one, so that

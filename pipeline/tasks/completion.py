@@ -165,11 +165,11 @@ class CompletionHead(Head):
 
     peft_task = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
-    judged = ("label",)
+    output_columns = ("label",)
     generates = True
 
     @classmethod
-    def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
+    def find_misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
         if model.get_base_model().can_generate():
             return ""
         return "kind: the model writes no text"

@@ -18,8 +18,8 @@ class Head(Part, ABC):
 
     peft_task = "SEQ_CLS"  # PEFT's task_type
     auto_class = "AutoModelForSequenceClassification"  # class of transformers for a model with this head
-    beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
-    judged: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
+    loss_columns: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
+    output_columns: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     can_balance = False  # there are classes that a loss can give equal weights
     has_probabilities = False  # whether it has probabilities, which temperatures calibrate
     generates = False  # its answer is a text, which a language model generates
@@ -35,7 +35,7 @@ class Head(Part, ABC):
         return len(labels or ()) or 1
 
     @classmethod
-    def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
+    def find_misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
         """Return why a model cannot answer with these labels of task.json; empty if it can."""
         outputs = model.config.num_labels
         if cls.width(labels) == outputs:
@@ -59,7 +59,7 @@ class Head(Part, ABC):
         return DataCollatorWithPadding(tokenizer)
 
     def loss(self) -> "Callable[..., Tensor] | None":
-        """Return the loss as a function of outputs, labels and the columns `beside` by name; None for the model's."""
+        """Return the loss as a function of outputs, labels and `loss_columns` by name; None for the model's own."""
         return None
 
     def losses(self, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples,)
@@ -70,8 +70,8 @@ class Head(Part, ABC):
         """Return the loss weighted so that all classes of a split with these labels have equal total weight."""
         raise NotImplementedError  # see `can_balance`
 
-    def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":
-        """Select the logits that apply to each example, given the batch's columns `beside`."""
+    def select_logits(self, logits: "Tensor", **loss_columns: "Tensor") -> "Tensor":
+        """Select the logits that apply to each example, given the batch's columns `loss_columns`."""
         return logits
 
     def collect_logits(self, outcome: Outcome) -> Sequence[Classified]:

@@ -126,11 +126,11 @@ class Preprocessor(Part, ABC):
                 examples += _examples_of(self, cells, label, texts, number)
         return _table(examples, self.entry, self.target), left_out
 
-    def after_cut(self, examples: pd.DataFrame, split: str) -> Kept:
+    def finish_split(self, examples: pd.DataFrame, split: str) -> Kept:
         """Finish the examples of a split after the cut (train first), and return them and the dropped by reason."""
         return examples, Counter()
 
-    def lacks(self, train: pd.DataFrame) -> str:
+    def find_train_problem(self, train: pd.DataFrame) -> str:
         """Return why nothing can be learned from the examples of train; empty if something can."""
         return ""
 

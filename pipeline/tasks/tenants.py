@@ -158,7 +158,7 @@ class TenantsPreprocessor(Preprocessor):
         allowed = f"{', '.join(labels)}{nearest(value, labels)}"
         raise ValueError(f"label {value!r} is not a class of tenant {tenant}: {allowed}")
 
-    def lacks(self, train: pd.DataFrame) -> str:
+    def find_train_problem(self, train: pd.DataFrame) -> str:
         there = train.groupby(TENANT)["label"].unique()
         reason = "but for texts that another row or split has, too"
         tenants = tenants_of(self.facts).items()
@@ -194,7 +194,7 @@ def _check_enough(counts: Mapping[str, Counter[str]], least: int) -> None:  # te
 class TenantsHead(Head):
     """A head with the outputs of all tenants; each row uses its own tenant's."""
 
-    beside = (TENANT,)
+    loss_columns = (TENANT,)
 
     def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
         super().__init__(entry, facts)
@@ -221,14 +221,14 @@ class TenantsHead(Head):
             parts.append(Classified(logits[rows, :width], outcome.labels[rows]))
         return parts
 
-    def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":  # (n, outputs) -> (n, most)
+    def select_logits(self, logits: "Tensor", **loss_columns: "Tensor") -> "Tensor":  # (n, outputs) -> (n, most)
         """Select the outputs of each row's tenant, padded with the smallest number."""
         import torch
 
         widths = torch.from_numpy(self.widths).to(logits.device)
         first = widths.cumsum(0) - widths
         places = torch.arange(int(widths.max()), device=logits.device)
-        tenant = beside[TENANT][:, None]
+        tenant = loss_columns[TENANT][:, None]
         columns = first[tenant] + places
         last = logits.shape[1] - 1
         own = logits.gather(1, columns.clamp(max=last))

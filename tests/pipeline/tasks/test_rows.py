@@ -16,7 +16,7 @@ def read(label, *values):
     label = {"column": "label", "names": label} if isinstance(label, tuple) else label
     task = tasks.of(row_of(dict.fromkeys(SPLITS, "a.jsonl"), label)).preprocessor
     labels = [task.label_of({"label": value}) for value in values]
-    return task.after_cut(pd.DataFrame({"label": labels}), "train")[0]["label"].tolist()
+    return task.finish_split(pd.DataFrame({"label": labels}), "train")[0]["label"].tolist()
 
 
 def outcome(names, value):

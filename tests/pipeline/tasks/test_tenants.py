@@ -146,7 +146,7 @@ def test_the_loss_over_all_rows_is_the_mean_of_the_means_of_tenants(task):
     draws = torch.Generator().manual_seed(0)
     tenant = torch.tensor([0] * 10 + [1] * 30)
     logits, labels = torch.randn(40, 5, generator=draws), torch.randint(2, (40,), generator=draws)
-    own = task.head.own(logits, tenant=tenant)
+    own = task.head.select_logits(logits, tenant=tenant)
     found = task.head.loss()(own, labels, tenant=tenant)
     means = [F.cross_entropy(logits[:10, :3], labels[:10]), F.cross_entropy(logits[10:, 3:], labels[10:])]
     torch.testing.assert_close(found, torch.stack(means).mean())
