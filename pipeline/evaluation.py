@@ -43,9 +43,8 @@ def outputs(
     where = next(model.parameters()).device
     lengths = torch.tensor(split["length"][:])
     order = lengths.argsort(descending=True, stable=True)
-    inputs = split.select_columns(
-        [name for name in split.column_names if name in (*INPUTS, TENANT, *head.output_columns)]
-    )
+    needed = {*INPUTS, TENANT, *head.output_columns}
+    inputs = split.select_columns([name for name in split.column_names if name in needed])
     parts = []
     for indices in order.split(batch_size):
         collated = collate(inputs[indices.tolist()])

@@ -127,7 +127,7 @@ class Preprocessor(Part, ABC):
         return _table(examples, self.entry, self.target), left_out
 
     def finish_split(self, examples: pd.DataFrame, split: str) -> Kept:
-        """Finish the examples of a split after the cut (train first), and return them and the dropped by reason."""
+        """Finish the examples of a split (train first), and return them and the number of dropped ones by reason."""
         return examples, Counter()
 
     def find_train_problem(self, train: pd.DataFrame) -> str:
