@@ -255,7 +255,7 @@ class TenantsHead(Head):
         """Return the loss of each example, given the logits of its tenant: (examples,)."""
         from torch.nn import functional
 
-        if is_number(self.row):
+        if is_number(self.entry):
             numbers = logits[:, 0]
             return functional.mse_loss(numbers, labels.to(logits), reduction="none")
         return functional.cross_entropy(logits, labels, reduction="none")
