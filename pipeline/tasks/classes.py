@@ -270,9 +270,11 @@ class ClassificationScoring(OfClasses, Scoring):
     def table(self, outcome: Outcome) -> Columns:
         names = self.names
         actual = [names[number] for number in outcome.labels]
-        predicted = [names[number] for number in self.of_examples(outcome)]
-        shares = outcome.outputs.softmax(dim=1)
-        confidence = shares.amax(dim=1).tolist()
+        answers = self.of_examples(outcome)
+        predicted = [names[number] for number in answers]
+        shares = outcome.outputs.softmax(dim=1).numpy()
+        of_answers = np.take_along_axis(shares, answers[:, None], axis=1)
+        confidence = of_answers[:, 0].tolist()
         return {
             "actual": actual,
             "predicted": predicted,

@@ -60,7 +60,8 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Report:
     metrics = _measure(judged, "", resamples, groups)
     metrics |= _measure(before, f"{UNCALIBRATED}_", resamples, groups)
     reliability = [*list_bins(judged, "calibrated"), *list_bins(before, UNCALIBRATED)]
-    return Report(metrics, reliability, list(list_coverage(judged)))
+    answers = judge_answers(task, outcome, judged)
+    return Report(metrics, reliability, list(list_coverage(answers)))
 
 
 def _measure(judged: Judged, prefix: str, resamples: int, groups: Groups) -> Scores:
@@ -94,6 +95,17 @@ def judge(parts: Sequence[Classified], temperatures: Sequence[float]) -> Judged:
         np.concatenate(is_right),
         np.concatenate(squares),
     )
+
+
+def judge_answers(task: Task, outcome: Outcome, judged: Judged) -> Judged:
+    """Return the probabilities of the answers: with a tuned threshold, an answer need not be the likeliest class."""
+    if task.facts.thresholds is None or task.scoring.has_thresholds:
+        return judged
+    answers = task.scoring.predict(outcome)
+    shares = softmax(outcome.outputs.numpy().astype(np.float64), axis=1)
+    examples = np.arange(len(answers))
+    is_right = (answers == outcome.labels).astype(np.int64)
+    return judged._replace(probabilities=shares[examples, answers], is_right=is_right)
 
 
 def _judge_part(part: Classified, temperature: float) -> Judged:

@@ -167,7 +167,8 @@ def classes(actual_of, scores, predicted_of=None):
             predicted = predicted_of(logits, asked)
         assert [line["actual"] for line in scored] == actual
         assert [line["predicted"] for line in scored] == predicted
-        assert [float(line["confidence"]) for line in scored] == pytest.approx(probabilities.max(axis=1), abs=0.00501)
+        confidence = [one[names.index(name)] for one, name in zip(probabilities, predicted, strict=True)]
+        assert [float(line["confidence"]) for line in scored] == pytest.approx(confidence, abs=0.00501)
         found = report(artifacts.EVALUATE_METRICS)
         losses = [-np.log(one[names.index(name)]) for one, name in zip(probabilities, actual, strict=True)]
         assert found["loss"] == near(np.mean(losses))

@@ -219,6 +219,22 @@ def test_tenants_with_few_texts_share_one_and_the_bank_answers_with_it(go):
     assert [float(row[f"p({name})"]) for name in LABELS["acme"]] == pytest.approx(expected, abs=2e-6)
 
 
+def check_abstention(reported, probabilities):
+    """Hold the confidence of answers, and what is left of them by a probability, to the probabilities of the answers.
+
+    `asked.csv` has the texts.
+    """
+    assert [float(row["confidence"]) for row in reported] == pytest.approx(probabilities, abs=0.0051)
+    is_right = np.array([row["actual"] == row["predicted"] for row in reported])
+    for row in table(artifacts.EVALUATE_COVERAGE):
+        is_answered = probabilities >= float(row["min_probability"]) - 1e-6
+        assert float(row["coverage"]) == pytest.approx(is_answered.mean(), abs=1e-5)
+        assert float(row["accuracy"]) == pytest.approx(is_right[is_answered].mean(), abs=1e-5)
+    least = ("--min-probability", "0.5")
+    answers = table(said(predict, "--file", "asked.csv", "--column", "text", "--base", "tiny-roberta", *least))
+    assert [bool(row["label"]) for row in answers] == (probabilities >= 0.5).tolist()
+
+
 def test_two_classes_have_the_threshold_that_scikit_learn_finds_best_in_every_reader(world, monkeypatch):
     monkeypatch.chdir(world)
     workspace.change(data="tuned", tenants={"precision": "8bit"})
@@ -241,7 +257,9 @@ def test_two_classes_have_the_threshold_that_scikit_learn_finds_best_in_every_re
     rows = table(said(predict, "--file", "asked.csv", "--column", "text", "--base", "tiny-roberta"))
     assert [row["label"] for row in rows] == expected
     run(EVALUATE)
-    assert [row["predicted"] for row in table(artifacts.EVALUATE_PREDICTIONS)] == expected
+    reported = table(artifacts.EVALUATE_PREDICTIONS)
+    assert [row["predicted"] for row in reported] == expected
+    check_abstention(reported, np.where(seconds >= 0.3, seconds, 1 - seconds))
     said(lsr, "bank", "--from", str(artifacts.ADAPTER), "--base", "tiny-roberta", "-o", "bank", "--force")
     bank = AdapterBank.load("tiny-roberta", "bank")
     passes = BatchRunner(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
