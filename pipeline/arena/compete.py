@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 from pipeline import params
-from pipeline.arena import features, plan, record, task_tokens, tuning
+from pipeline.arena import features, plan, record, task_tokens, tuning, unseen
 from pipeline.arena.measure import build_plan, measure
 from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
@@ -21,6 +21,7 @@ from pipeline.arena.record import Record
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, content
+from pipeline.data.content import Source
 from pipeline.params import effects
 from pipeline.params.reading import all_of
 from pipeline.training import processes, run
@@ -99,6 +100,8 @@ def _check_values(entry: Entry) -> None:
     for value in effects.idle_in_section(view.section):
         if value.key in entry.chosen.params:
             lines.append(f"{of_method}{value.line}")
+    for line in _idle_with_epochs(entry):
+        lines.append(f"{PATH}: {entry.name}.{line}")
     if lines:
         raise UserError("\n".join(lines))
     _check_at(of_task, partial(run.check_class_weights, view))
@@ -106,18 +109,44 @@ def _check_values(entry: Entry) -> None:
     _check_at(of_method if sets_precision else of_task, partial(processes.check_precision, view.train))
 
 
+def _idle_with_epochs(entry: Entry) -> Iterator[str]:
+    """Yield a line for each value without effect because the number of epochs is tuned."""
+    factors = entry.preset.tuning.epochs
+    if not factors or not entry.chosen.is_trained:
+        return
+    train = entry.first().view.train
+    tried = {1.0, *factors}
+    numbers = {plan.scale_epochs(train.epochs, factor) for factor in tried}
+    if len(numbers) < len(tried):
+        same = f"two factors give the same number of epochs on {entry.task}"
+        yield f"tuning.epochs: {same}, where train.epochs is {train.epochs}"
+    for key in ("patience", "extend_epochs"):
+        value = getattr(train, key)
+        if value != "none":
+            yield f"tuning.epochs: on {entry.task}, train.{key}: {value} has no effect: the number of epochs is tuned"
+
+
 def _check_task(entry: Entry) -> None:
-    view = entry.first().view
-    source = view.dataset.source
-    pinned = entry.preset.files
+    first = entry.first()
+    view = first.view
+    sources = [view.dataset.source]
+    for tenant in first.unseen_tenants.values():
+        sources.append(tenant.entry.source)
+    for source in sources:
+        _check_pins(source, entry.preset.files)
+    processes.check_machine(view.train)
+    tokenizer = base_models.load_tokenizer(view.base_model)
+    base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
+    task_tokens.folder_of(first)
+    task = task_tokens.task_of(first)
+    unseen.check(first, task)
+
+
+def _check_pins(source: Source, pinned: Mapping[str, str]) -> None:
     paths = map(str, content.iter_local_paths(source))
     for path, digests in zip(paths, plan.digests([source]), strict=True):
         if path in pinned and digests != {".": pinned[path]}:
             raise UserError(f"{path}: not the file of the preset: its SHA-256 must be {pinned[path]}")
-    processes.check_machine(view.train)
-    tokenizer = base_models.load_tokenizer(view.base_model)
-    base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
-    task_tokens.folder_of(entry.first())
 
 
 def _check_method(entry: Entry) -> None:

@@ -5,6 +5,7 @@ There is no training loop, and nothing depends on a seed.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +15,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from pipeline import tasks
+from pipeline.arena import unseen
 from pipeline.arena.plan import Training
 from pipeline.core.errors import UserError
 from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
-from pipeline.regression import STEPS, STRENGTHS, XY, Part, Pooled, Values, read_parts
+from pipeline.regression import STEPS, STRENGTHS, XY, Part, Pooled, Values, read_parts, width_of
 from pipeline.tasks import Outcome, Task
 
 OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # where a text has a few features that are not 0
@@ -40,49 +43,60 @@ def check(training: Training) -> None:
         raise UserError(f"{PARAMS}: features: they need a task with classes, which {training.task} is not")
 
 
-def outcomes(
+class Measured(NamedTuple):
+    """The results of regressions."""
+
+    outcomes: dict[str, Outcome]  # log-probabilities for validation and test
+    parameters: int
+    unseen: unseen.Scores
+
+
+def measure(
     training: Training,
     task: Task,
     splits: Mapping[str, Dataset],
     at_once: int,
-) -> tuple[dict[str, Outcome], int]:
-    """Return the log-probabilities of regressions for validation and test, and the number of their parameters."""
-    parts = _read(training, task, splits, at_once)
-    largest = max(part.labels.max() for part in parts.values())
-    width = 1 + int(largest)
-    least = torch.finfo(torch.float32).min
-    logs = {}
-    for split in SCORED:
-        count = len(parts[split].labels)
-        logs[split] = torch.full((count, width), least)
-    parameters = 0
-    train = parts["train"]
-    for tenant in train.rows:  # each has its own regression
-        fitted = _fit(training.chosen.features, train.of(tenant), parts["validation"].of(tenant))
-        parameters += _count(fitted)
-        for split in SCORED:
-            rows = parts[split].rows_of(tenant)
-            features, _ = parts[split].of(tenant)
-            known = torch.from_numpy(_logs(fitted, features))
-            logs[split][np.ix_(rows, fitted.classes_)] = known.float()
-    scored = dict[str, Outcome]()
-    for split, outputs in logs.items():
-        scored[split] = Outcome(outputs, parts[split].labels, parts[split].groups)
-    return scored, parameters
-
-
-def _read(
-    training: Training,
-    task: Task,
-    splits: Mapping[str, Dataset],
-    at_once: int,
-) -> dict[str, Part]:
-    """Return the features of all examples by split."""
+) -> Measured:
+    """Fit regressions, and return their answers, their size, and the scores of tenants without texts in training."""
     row = training.view.base_model
     base = base_models.load_base_model(row, task)
-    collate = task.head.collator(tokenizer_of(base, row))
+    tokenizer = tokenizer_of(base, row)
+    collate = task.head.collator(tokenizer)
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
-    return read_parts(task, model, splits, collate, at_once)
+    parts = read_parts(task, model, splits, collate, at_once)
+    by_tenant = dict[str, Pipeline]()
+    for name in parts["train"].rows:  # each tenant has its own regression
+        by_tenant[name] = _fit(training.chosen.features, parts["train"].of(name), parts["validation"].of(name))
+
+    def outputs(name: str, features: Values) -> Tensor:
+        return _outputs(by_tenant[name], features, width_of(task, name))
+
+    return Measured(
+        _outcomes(by_tenant, parts),
+        sum(map(_count, by_tenant.values())),
+        unseen.score_regressions(training, task, outputs, model, tokenizer),
+    )
+
+
+def _outputs(fitted: Pipeline, features: Values, width: int) -> Tensor:
+    """Return log-probabilities, (n, width), the smallest number for classes that the regression does not have."""
+    outputs = torch.full((len(features), width), torch.finfo(torch.float32).min)
+    outputs[:, fitted.classes_] = torch.from_numpy(_logs(fitted, features)).float()
+    return outputs
+
+
+def _outcomes(by_tenant: Mapping[str, Pipeline], parts: Mapping[str, Part]) -> dict[str, Outcome]:
+    """Return the log-probabilities for validation and test."""
+    width = 1 + max(int(part.labels.max()) for part in parts.values())
+    scored = dict[str, Outcome]()
+    for split in SCORED:
+        part = parts[split]
+        outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
+        for name, fitted in by_tenant.items():
+            features, _ = part.of(name)
+            outputs[part.rows_of(name)] = _outputs(fitted, features, width)
+        scored[split] = Outcome(outputs, part.labels, part.groups)
+    return scored
 
 
 def _count(fitted: Pipeline) -> int:

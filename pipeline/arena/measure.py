@@ -19,7 +19,7 @@ from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from lsr.tuner.packing import pack, unpack
 from pipeline import evaluation, tasks
-from pipeline.arena import features, record, task_tokens
+from pipeline.arena import features, record, task_tokens, unseen
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Quantized, Record
 from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
@@ -95,9 +95,10 @@ class Run(TrainerCallback):
             self.task = task_tokens.task_of(self.training)
         if self.training.chosen.features:
             with self._measure_time("train"):
-                outcomes, parameters = features.outcomes(self.training, self.task, self.splits, AT_ONCE)
-                self._add(outcomes)
-            sizes = {"stored": parameters, "file_bytes": 4 * parameters}  # 4 bytes per float32
+                measured = features.measure(self.training, self.task, self.splits, AT_ONCE)
+                self._add(measured.outcomes)
+            sizes = {"stored": measured.parameters, "file_bytes": 4 * measured.parameters}  # 4 bytes per float32
+            sizes["unseen"] = measured.unseen
         elif self.training.is_alone:
             view = self.training.view
             self.model = base_models.load_base_model(view.base_model, self.task)
@@ -108,6 +109,9 @@ class Run(TrainerCallback):
         else:
             self._train()
             sizes |= sizes_of(self.model, self.task, self.training)
+            if self.training.unseen_tenants:
+                with self._measure_time("score"):
+                    sizes["unseen"] = self._score_unseen()
             if self.training.is_quantized:
                 with self._measure_time("quantize"):
                     sizes["quantized"] = dict(self._in_precisions())
@@ -139,8 +143,17 @@ class Run(TrainerCallback):
                 )
                 trainer.train()
 
+    def _score_unseen(self) -> unseen.Scores:
+        """Return the scores of the tenants without any text in training."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            bank = build_bank(self.model, self.task, self.training, folder)
+            return unseen.score_bank(self.training, bank)
+
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Score the model; this time does not count as training."""
+        """Score the model, untimed; after the last epoch alone if the number of epochs is tuned."""
+        if self.training.epochs is not None and round(state.epoch or 0) < self.training.epochs:
+            return
         before = self.seconds["score"]
         with self._measure_time("score"):
             self._add(self._outcomes())
@@ -257,8 +270,15 @@ def sizes_of(model: PeftModel, task: Task, training: Training) -> dict[str, int]
         adapters.save_adapter(model, folder, view.base_model)
         if not task.facts.tenants:
             return {**sizes, "file_bytes": (folder / WEIGHTS).stat().st_size}
-        AdapterTask.of(task, view.tokenize.max_length).write(folder)
-        AdapterBank.of_tenants(folder, banks.base_of(view.base_model)).save(folder / "bank")
+        build_bank(model, task, training, folder).save(folder / "bank")
         files = {file.name: file.stat().st_size for file in (folder / "bank").rglob("*.safetensors")}
         sizes["tenant_bytes"] = files[FILE] // len(task.facts.tenants)
         return {**sizes, "file_bytes": sum(files.values())}
+
+
+def build_bank(model: PeftModel, task: Task, training: Training, folder: Path) -> AdapterBank:
+    """Return the bank of a model's tenants in float32, whose adapter is written into a folder."""
+    view = training.view
+    adapters.save_adapter(model, folder, view.base_model)
+    AdapterTask.of(task, view.tokenize.max_length).write(folder)
+    return AdapterBank.of_tenants(folder, banks.base_of(view.base_model))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.data.content import Source
 from pipeline.methods.planning import list_types
 from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.reading import apply_overrides
+from pipeline.params.reading import apply_overrides, load_entry
 from pipeline.params.sections import HeadParams
 from pipeline.params.sources import Split
 
@@ -30,10 +30,18 @@ UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name wh
 
 
 class Setting(NamedTuple):
-    """The result of tuning: factors of the learning rates in params.yaml."""
+    """The result of tuning: factors of the learning rates and the number of epochs in params.yaml."""
 
     multiplier: float = 1.0
     head_multiplier: float = 1.0
+    epochs_multiplier: float = 1.0
+
+
+class Unseen(NamedTuple):
+    """A tenant without any text in training."""
+
+    entry: DatasetEntry
+    labels: tuple[str, ...]  # the label that each class of the entry has for the tenants in training
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class Training:
     head_rate: float
     key: str
     chosen: Method  # the method's changes in the preset
+    epochs: int | None = None  # if their number is tuned: then the last one alone is scored
+    unseen_tenants: Mapping[str, Unseen] = field(default_factory=dict)  # those without any text in training, by name
     by_hash: tuple[Split, ...] = ()  # the splits to bring into the order of hashes before their first rows are read
     is_quantized: bool = False  # scored at all precisions, too
     is_tuned: bool = False  # whether it has the tuned setting
@@ -114,36 +124,66 @@ class Entry:
         rates = {name: _times(getattr(section, name), setting.multiplier) for name in self.rates}
         # If only the head is trained, its rate is tuned in place of the adapter's.
         head_rate = _times(train.head_learning_rate, setting.head_multiplier if rates else setting.multiplier)
+        epochs = scale_epochs(train.epochs, setting.epochs_multiplier)
         changes = {
             "seed": seed,
             "section": section.model_copy(update=rates),
-            "train": train.model_copy(update={"head_learning_rate": head_rate}),
+            "train": train.model_copy(update={"head_learning_rate": head_rate, "epochs": epochs}),
         }
         view = self._view.model_copy(update=changes)
-        usual = self.preset.sample_sizes.model_dump()
-        sample_sizes = SampleSizes.model_validate(usual | self.preset.tasks[self.task].sample_sizes)
-        by_hash = self._by_hash(sample_sizes)
         return Training(
             preset=self.name,
             task=self.task,
             method=self.method,
             seed=seed,
             view=view,
-            sample_sizes=sample_sizes,
+            sample_sizes=self._sample_sizes,
             rate=rates[self.rates[0]] if rates else None,
             head_rate=head_rate,
-            key=key_of(view, sample_sizes, by_hash, self.preset.files, self.chosen),
+            key=self._key_of(view),
             chosen=self.chosen,
-            by_hash=by_hash,
+            epochs=epochs if self._is_scored_last else None,
+            unseen_tenants=self._unseen,
+            by_hash=self._by_hash,
         )
 
-    def _by_hash(self, sample_sizes: SampleSizes) -> tuple[Split, ...]:
-        """Return the splits that must be sorted by hashes.
+    def _key_of(self, view: TrainView) -> str:
+        return key_of(
+            view,
+            self._sample_sizes,
+            self._by_hash,
+            self.preset.files,
+            self.chosen,
+            only_last=self._is_scored_last,
+            unseen=self._unseen,
+        )
+
+    @cached_property
+    def _sample_sizes(self) -> SampleSizes:
+        usual = self.preset.sample_sizes.model_dump()
+        return SampleSizes.model_validate(usual | self.preset.tasks[self.task].sample_sizes)
+
+    @property
+    def _is_scored_last(self) -> bool:
+        """Whether the last epoch alone is scored, because the number of epochs is tuned."""
+        return self.chosen.is_trained and bool(self.preset.tuning.epochs)
+
+    @cached_property
+    def _unseen(self) -> dict[str, Unseen]:
+        """The tenants without any text in training, by name."""
+        unseen = dict[str, Unseen]()
+        for name, labels in self.preset.tasks[self.task].unseen.items():
+            unseen[name] = Unseen(load_entry("data", name), labels)
+        return unseen
+
+    @cached_property
+    def _by_hash(self) -> tuple[Split, ...]:
+        """The splits that must be sorted by hashes.
 
         Raises:
             UserError: if the preset keeps the order of a file although no split would be sorted.
         """
-        in_order_of_source = find_unshuffled_splits(self._view.dataset, sample_sizes)
+        in_order_of_source = find_unshuffled_splits(self._view.dataset, self._sample_sizes)
         if self.preset.tasks[self.task].order == "hash":
             return in_order_of_source
         if not in_order_of_source:
@@ -226,11 +266,15 @@ def key_of(
     by_hash: Sequence[Split],
     pinned: Mapping[str, str],
     method: Method,
+    *,
+    only_last: bool = False,
+    unseen: Mapping[str, Unseen] = MappingProxyType({}),
 ) -> str:
     """Return a hash of all inputs of a training run (values, entries, contents of files): 16 hexadecimal digits.
 
     `by_hash` names the splits that are sorted by hashes before their first rows are read. `pinned` has the SHA-256 of
-    files by path, which need not exist here.
+    files by path, which need not exist here. With `only_last`, the last epoch alone is scored. `unseen` are the tenants
+    without any text in training that are scored, too.
 
     Names of entries and sections are not hashed, and neither are values equal to the defaults of our schema or of PEFT.
     So keys stay the same when an option is removed, or added with the former behavior as its default. If a default
@@ -255,9 +299,24 @@ def key_of(
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
         **({} if view.dataset.tenant is None else {"tenants": view.tenants.shared_adapter}),
+        **({"scored": "last"} if only_last else {}),
+        **({"unseen": _hash_unseen(unseen, pinned)} if unseen else {}),
     }
     text = json.dumps(known, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hash_unseen(unseen: Mapping[str, Unseen], pinned: Mapping[str, str]) -> dict[str, Any]:
+    known = {}
+    for name, tenant in unseen.items():
+        values = tenant.entry.model_dump(mode="json", exclude_defaults=True)
+        known[name] = [values, tenant.labels, digests([tenant.entry.source], pinned)]
+    return known
+
+
+def scale_epochs(epochs: int, multiplier: float) -> int:
+    """Return the number of epochs times a factor, rounded to at least one."""
+    return max(1, round(epochs * multiplier))
 
 
 @cache

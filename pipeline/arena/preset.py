@@ -105,6 +105,12 @@ class TaskChanges(Section):
         "where it is random already, or nearly all of its rows are read",
     )
 
+    unseen: dict[Slug, tuple[StrictStr, ...]] = Field(
+        default_factory=dict,
+        description="data set entries that are scored as tenants added later, without any text in training, and for "
+        "each of their classes the label that it has for the tenants of this task",
+    )
+
     def source_of(self, row: DatasetEntry) -> TableSource | PackageSource:
         """Return the source of an entry, of the kind that this task uses."""
         return row.source.model_copy(update={"kind": self.kind}) if self.kind else row.source
@@ -114,7 +120,8 @@ class Tuning(Section):
     """The tuning trials of each method on each task; the validation score decides.
 
     All trials use the first seed; the best setting is repeated with `seeds` seeds, until the setting with the best mean
-    has that many: so a rate that suits a single seed is not chosen.
+    has that many: so a rate that suits a single seed is not chosen. With `epochs`, a training run is scored after its
+    last epoch alone, rather than at the best of its epochs.
     """
 
     rates: Annotated[Factors, Field(min_length=1)] = Field(description="factors of the learning rates of the method")
@@ -122,6 +129,7 @@ class Tuning(Section):
         description="further tries beyond an end of the rates, one by one, as long as the best one is at that end"
     )
     seeds: Annotated[StrictInt, Field(ge=1, le=5)] = Field(1, description="of the best of the tries")
+    epochs: Factors = Field((), description="factors of train.epochs, tried at the best rate; 1 always is")
     head_rates: Factors = Field(description="factors of train.head_learning_rate, tried at the best rate; 1 always is")
 
 
@@ -208,6 +216,7 @@ class Preset(Section):
         self._check_kinds(rows)
         self._check_files(rows)
         self._check_averages(rows)
+        self._check_tenants(rows)
         return self
 
     def _references(self) -> Iterator[tuple[str, str, Iterable[str]]]:
@@ -272,8 +281,9 @@ class Preset(Section):
     def _check_files(self, rows: Datasets) -> None:
         named = set[str]()
         for name, task in self.tasks.items():
-            paths = content.iter_local_paths(task.source_of(rows[name]))
-            named.update(map(str, paths))
+            sources = [task.source_of(rows[name]), *(load_entry("data", entry).source for entry in task.unseen)]
+            for source in sources:
+                named.update(map(str, content.iter_local_paths(source)))
         for path in self.files:
             if path not in named:
                 raise ValueError(f"files: {path} has no effect: no task names this file{nearest(path, named)}")
@@ -286,6 +296,14 @@ class Preset(Section):
                 if rows[first].source == rows[second].source:
                     raise ValueError(f"averages: {name}: {first} and {second} share their texts; keep one of them")
 
+    def _check_tenants(self, rows: Datasets) -> None:
+        for name, task in self.tasks.items():
+            place = f"tasks: {name}: unseen"
+            if task.unseen and rows[name].tenant is None:
+                raise ValueError(f"{place} has no effect: the data have no column of tenants")
+            for entry, labels in task.unseen.items():
+                _check_unseen(f"{place}: {entry}", load_entry("data", entry), labels)
+
     @property
     def means(self) -> dict[str, tuple[str, ...]]:
         """The tasks of each average by name, the main average last."""
@@ -294,6 +312,15 @@ class Preset(Section):
     def row_of(self, task: str) -> str:
         """Return the name of a task's data set entry."""
         return self.tasks[task].row or task
+
+
+def _check_unseen(place: str, row: DatasetEntry, labels: tuple[str, ...]) -> None:
+    classes = getattr(row.label, "names", None) or ()
+    if row.tenant is not None or not classes:
+        raise ValueError(f"{place}: an entry with named classes and without tenants is needed")
+    if len({*labels}) != len(classes):
+        listed = ", ".join(classes)
+        raise ValueError(f"{place}: must be {len(classes)} different labels, for {listed}, got {len({*labels})}")
 
 
 def load(name: str, path: Path = PATH) -> Preset:

@@ -38,7 +38,8 @@ class Quantized(StrictModel):
 class Record(StrictModel, extra="ignore"):
     """One training run and its scores: a method on a task with two learning rates and a seed.
 
-    Lists by epoch have one item per epoch, or one item without training; they are empty if the run did not finish.
+    Lists by epoch have one item per epoch, or one item without training or if the number of epochs is tuned; they are
+    empty if the run did not finish.
     Older records have more fields, which nothing reads.
     """
 
@@ -48,6 +49,7 @@ class Record(StrictModel, extra="ignore"):
     method: str  # its name in the preset
     rate: float | None  # learning rate of the adapter; None if only the head is trained
     head_rate: float
+    epochs: int | None = Field(None, exclude_if=lambda epochs: epochs is None)  # if their number is tuned
     seed: int
 
     status: Literal["finished", "diverged", "failed"]
@@ -59,6 +61,9 @@ class Record(StrictModel, extra="ignore"):
     predicted: tuple[float, ...] = ()
     # Scores of quantized adapters by precision, after the last epoch of tuned training runs.
     quantized: dict[str, Quantized] = Field(default_factory=dict)
+
+    # Scores of tenants without any text in training, by their name and their number of labeled texts.
+    unseen: dict[str, dict[int, float]] = Field(default_factory=dict, exclude_if=lambda scores: not scores)
 
     trained: int = 0  # trained parameters of the adapter
     stored: int = 0  # parameters in its file

@@ -1,8 +1,8 @@
 """Choose the next training runs of an entry: tuning trials first, then all seeds at the best setting.
 
 Every method has the same number of trials on every task: the preset's learning rates, some beyond them while the best
-is at an edge, and then rates of the head. Only the validation score decides: with the first seed, and for the best
-setting with the preset's number of seeds.
+is at an edge, then numbers of epochs, and then rates of the head. Only the validation score decides: with the first
+seed, and for the best setting with the preset's number of seeds.
 """
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
@@ -47,11 +47,17 @@ def most_left(entry: Entry, records: Records) -> int:
     tuning = entry.preset.tuning
     most = len(entry.seeds)
     if entry.chosen.is_trained:
-        most += len(tuning.rates) + tuning.extra_rates + len(_head_multipliers(entry)) - 1
+        most += len(tuning.rates) + tuning.extra_rates - 1
+        most += len(_epochs_multipliers(entry)) + len(_head_multipliers(entry))
     trainings = chain.from_iterable(steps(entry, records))
     known = {training.key for training in trainings if _is_known(training, records)}
     next_step = missing(entry, records)
     return max(most - len(known), len(next_step))
+
+
+def _epochs_multipliers(entry: Entry) -> list[float]:
+    """Return the factors of the number of epochs to try at the best rate, besides 1, which tuning used."""
+    return sorted({*entry.preset.tuning.epochs} - {1.0})
 
 
 def _head_multipliers(entry: Entry) -> list[float]:
@@ -99,12 +105,25 @@ def _tries(entry: Entry, records: Records) -> Steps:
         tried.append(further)
         yield [entry.training(further, first)]
     best = yield from _confirm_best(entry, tried, records, set())
-    if best is None:
-        return None
-    heads = [best._replace(head_multiplier=multiplier) for multiplier in _head_multipliers(entry)]
-    yield [entry.training(setting, first) for setting in heads]
-    best = yield from _confirm_best(entry, [best, *heads], records, {best})
+    if best is not None:
+        others = [best._replace(epochs_multiplier=multiplier) for multiplier in _epochs_multipliers(entry)]
+        best = yield from _try_others(entry, best, others, records)
+    if best is not None:
+        others = [best._replace(head_multiplier=multiplier) for multiplier in _head_multipliers(entry)]
+        best = yield from _try_others(entry, best, others, records)
     return best
+
+
+def _try_others(
+    entry: Entry,
+    best: Setting,
+    others: Sequence[Setting],
+    records: Records,
+) -> Steps:
+    """Yield training runs at other settings than the best so far; return the best of all, or None if none finished."""
+    yield [entry.training(setting, entry.seeds[0]) for setting in others]
+    best_of_all = yield from _confirm_best(entry, [best, *others], records, {best})
+    return best_of_all
 
 
 def _confirm_best(

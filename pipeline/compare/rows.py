@@ -1,11 +1,13 @@
 """Cells (a method on a task with its training runs) and the table rows of tasks and averages."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, mode
 from typing import Any, NamedTuple
 
+import pandas as pd
 from scipy import stats
 
 from pipeline.arena import plan, tuning
@@ -153,6 +155,7 @@ def row(
     file = smallest(known) if is_run else File()
     chosen = known[0].chosen if is_run and len(cells) == 1 else None
     losses = _losses(known)
+    unseen = _unseen(known) if is_run else {}
     return {
         "task": place,
         "method": method,
@@ -168,6 +171,8 @@ def row(
         **estimate("score_at_bytes", file.scores),
         "seconds": _seconds(known),  # CPU seconds of a whole training run, mean over seeds
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
+        **({"unseen": unseen} if unseen else {}),  # scores of tenants without texts in training, by labeled texts
+        **({"epochs": chosen.epochs} if chosen and chosen.epochs else {}),  # if their number is tuned
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
         **difference,  # difference vs. the baseline
@@ -211,6 +216,23 @@ def _losses(cells: Iterable[Cell]) -> list[float]:
             if "loss" in metrics:
                 losses.append(metrics["loss"])
     return losses
+
+
+def _unseen(cells: Iterable[Cell]) -> dict[str, Row]:
+    """Return the mean score over tenants without any text in training, with its interval over seeds, in percent.
+
+    By the number of labeled texts of such a tenant.
+    """
+    by_count = defaultdict[str, list[float]](list)
+    for cell in cells:
+        for training in cell.finished:
+            scores = pd.DataFrame(training.unseen)  # one row per number of labeled texts
+            for count, mean in scores.mean(axis=1).items():
+                by_count[str(count)].append(PERCENT * mean)
+    means = dict[str, Row]()
+    for count, values in by_count.items():
+        means[count] = estimate("score", values)
+    return means
 
 
 def _status(cells: Sequence[Cell], is_scored: bool) -> str:

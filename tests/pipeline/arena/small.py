@@ -31,7 +31,10 @@ def recorded(training, score):
     validation, test = score if isinstance(score, tuple) else (score, score)
     scores = {} if validation is None else {"validation": (validation,), "test": ({"accuracy": test},)}
     return Record(
-        **{name: getattr(training, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
+        **{
+            name: getattr(training, name)
+            for name in ("key", "preset", "task", "method", "rate", "head_rate", "epochs", "seed")
+        },
         **scores,
         status="finished" if scores else "diverged",
         reason="" if scores else "the loss is nan",

@@ -222,11 +222,13 @@ FIELDS = {
     "tasks.params": {"tasks": {"rte": {}, "cola": {"params": {"train.epochs": 1}}}},
     "tasks.sample_sizes": {"tasks": {"rte": {}, "cola": {"sample_sizes": {"train": 5}}}},
     "tasks.order": {"tasks": {"rte": {}, "cola": {"order": "file"}}},
+    "tasks.unseen": {"tasks": {"rte": {}, "cola": {"unseen": {"movie-reviews": ["bad", "good"]}}}},
     "seeds": {"seeds": [0, 1, 3]},
     "baseline": {"baseline": "head alone"},
     "tuning.rates": {"tuning": {"rates": [0.25, 1.0, 2.0]}},
     "tuning.extra_rates": {"tuning": {"rates": [1.0, 4.0], "extra_rates": 2}},
     "tuning.seeds": {"tuning": {"seeds": 2}},
+    "tuning.epochs": {"tuning": {"epochs": [2.0]}},
     "tuning.head_rates": {"tuning": {"head_rates": [2.0]}},
     "sample_sizes.train": {"sample_sizes": {"train": 5}},
     "sample_sizes.validation": {"sample_sizes": {"validation": 5}},
@@ -291,6 +293,7 @@ def usual(tmp_path_factory):
 
 
 REFUSED = {
+    "tasks.unseen": "small: tasks: cola: unseen has no effect: the data have no column of tenants",
     "tasks.order": "small.tasks.cola.order: file changes nothing",
     "sample_sizes.max_new_tokens": "small: sample_sizes: max_new_tokens has no effect",
     "files": "small: files: data/glue/CoLA/train.tsv has no effect: no task names this file",

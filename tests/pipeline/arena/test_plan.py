@@ -81,6 +81,24 @@ def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(changes, titl
     assert {one.key for trainings in tuning.steps(chosen, records) for one in trainings} == records.keys()
 
 
+def test_numbers_of_epochs_are_tried_at_the_best_rate_and_then_rates_of_the_head(arena):
+    small.use(tuning={"epochs": [0.5, 2.0], "head_rates": [2.0]})
+    chosen = entry()
+    first = chosen.first()
+
+    def setting(one):
+        return one.rate / first.rate, one.head_rate / first.head_rate, one.epochs, one.seed
+
+    def score(one):
+        rate, head_rate, epochs, _ = setting(one)
+        return -abs(rate - 0.5) - abs(epochs - 4) + head_rate
+
+    records = simulate(chosen, score)
+    asked = [(0.5, 1, 2, 0), (1, 1, 2, 0), (0.5, 1, 1, 0), (0.5, 1, 4, 0), (0.5, 2, 4, 0), (0.5, 2, 4, 1)]
+    assert [setting(one) for one in records.values()] == asked
+    assert [one.epochs for one in last_step(chosen, records)] == [4, 4]
+
+
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     records = simulate(entry(), lambda one: one.rate)
     small.use(quantized_seeds=[1])

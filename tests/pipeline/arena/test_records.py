@@ -41,6 +41,8 @@ def run_of(made, entries):
     head_multiplier = made.head_rate / first.head_rate
     multiplier = head_multiplier if made.rate is None else made.rate / first.rate
     setting = plan.Setting(multiplier) if made.rate is None else plan.Setting(multiplier, head_multiplier)
+    if made.epochs is not None:
+        setting = setting._replace(epochs_multiplier=made.epochs / first.epochs)
     return chosen.training(setting, made.seed)
 
 

@@ -5,6 +5,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipeline.compare.comparison import compare
 from tests.pipeline.compare import records as made
@@ -45,6 +46,23 @@ def test_every_method_has_a_row_on_every_task(found):
     assert partly["reason"] == "seed 4: failed: not enough memory"
     assert row(found, "rte", "head alone")["these"]["word"] == "behind"
     assert row(found, "rte", "LoRA r=1")["difference"] is None
+
+
+def test_tenants_without_texts_in_training_have_means_over_tenants_with_intervals_over_seeds(records):
+    def with_unseen(one):
+        scores = {"books": {0: 0.7 + one.seed / 100, 20: 0.8}, "toys": {0: 0.9, 20: 0.6}}
+        return one.model_copy(update={"unseen": scores, "epochs": 12})
+
+    scored = {key: with_unseen(one) if one.task == "rte" else one for key, one in records.items()}
+    found = compare("small", scored, made.preset(), RESAMPLES)
+    chosen = row(found, "rte", "LoRA r=8")
+    means = [80 + seed / 2 for seed in range(5)]
+    interval = stats.t.interval(0.95, 4, loc=np.mean(means), scale=stats.sem(means))
+    without = chosen["unseen"]["0"]
+    assert (without["score"], without["score_low"], without["score_high"]) == pytest.approx((81.0, *interval), abs=1e-4)
+    assert chosen["unseen"]["20"]["score"] == pytest.approx(70.0)
+    assert chosen["epochs"] == 12
+    assert "unseen" not in row(found, "stsb", "LoRA r=8")
 
 
 def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_all(records):

@@ -1,0 +1,213 @@
+"""Tenants in the arena: how they share a head, tenants of whom no text is in training, and tuned numbers of epochs."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModel
+
+from pipeline.arena import measure as measuring
+from pipeline.arena import task_tokens, unseen
+from pipeline.arena.compete import check
+from pipeline.arena.measure import measure
+from tests.kit import refused, write
+from tests.pipeline.arena import small
+
+COLORS = ["blue", "green", "red"]  # in the order of their outputs
+STRENGTHS = [1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0]
+CALLED = {"bleu": "blue", "vert": "green", "rouge": "red"}  # the labels of the classes of a tenant added later
+SOURCE = {"kind": "files", "files": {"train": "late.jsonl"}}
+SPLIT = {"validation": 0.1, "test": 0.3}
+SHOPS = {
+    "source": {"kind": "files", "files": {"train": "shops.jsonl"}},
+    "text": ["text"],
+    "tenant": "who",
+    "label": {"column": "kind"},
+    "metrics": ["accuracy"],
+    "split": {"validation": 0.2, "test": 0.2},
+}
+LATE = {
+    "source": SOURCE,
+    "text": ["text"],
+    "label": {"column": "kind", "names": ["rouge", "vert", "bleu"]},
+    "metrics": ["accuracy"],
+    "split": SPLIT,
+}
+LORA = {"lora.r": 2, "lora.lora_alpha": 4, "lora.learning_rate": 0.05}
+METHODS = {
+    "each": {"adapter": "head", "features": "mean", "tasks": ["shops"]},
+    "own": {"adapter": "lora", "tasks": ["shops"], "params": LORA},
+}
+UNSEEN = {"late": ["red", "green", "blue"]}
+SAMPLE = {"train": 40, "validation": 10, "test": 18}
+
+
+def texts(name, count):
+    words = ["red", "green", "blue"]
+    return [{"who": name, "text": f"{words[n % 3]} of {name} {n}", "kind": words[n % 3]} for n in range(count)]
+
+
+def later(count):
+    names = {label: called for called, label in CALLED.items()}
+    return [{"text": row["text"], "kind": names[row["kind"]]} for row in texts("late", count)]
+
+
+def use(**changes):
+    task = {"row": "shops", "sample_sizes": SAMPLE, "unseen": UNSEEN}
+    small.use(**{"tasks": {"shops": task}, "methods": METHODS, **changes})
+
+
+@pytest.fixture
+def tenants(arena):
+    """The preset with a task of two tenants with the same labels, and a tenant of whom no text is in training."""
+    write("shops.jsonl", [*texts("acme", 90), *texts("bolt", 90)])
+    write("late.jsonl", later(150))
+    write("data/datasets.yaml", {"shops": SHOPS, "late": LATE})
+    use()
+
+
+def training(method, seed=0, **setting):
+    return small.training(f"shops: {method}", seed, **setting)
+
+
+def pooled(splits):
+    """The mean of the last states of each text, read alone by plain transformers."""
+    encoder = AutoModel.from_pretrained("tiny-roberta").eval()
+    features = {}
+    for split, examples in splits.items():
+        with torch.no_grad():
+            states = [encoder(torch.tensor([ids])).last_hidden_state[0].mean(dim=0) for ids in examples["input_ids"]]
+        features[split] = torch.stack(states).numpy()
+    return features
+
+
+def fit(features, labels, chosen):
+    """Fit logistic regressions to some examples of train, and return the one with the lowest loss on validation."""
+    train, validation = chosen
+    candidates = []
+    for strength in STRENGTHS:
+        regression = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+        candidates.append(regression.fit(features["train"][train], labels["train"][train]))
+    held_out = features["validation"][validation]
+    wanted = labels["validation"][validation]
+    return min(candidates, key=lambda one: log_loss(wanted, one.predict_proba(held_out), labels=range(3)))
+
+
+def reference(method):
+    """Return scikit-learn's regression for each tenant, and its predictions for the test split."""
+    splits = task_tokens.splits(training(method))
+    features = pooled(splits)
+    labels = {split: np.array(examples["label"][:]) for split, examples in splits.items()}
+    owners = {split: np.array(examples["tenant"][:]) for split, examples in splits.items()}
+    predicted = np.empty(len(labels["test"]))
+    fitted = []
+    for tenant in (0, 1):
+        everyone = method == "one"
+        chosen = [everyone | (owners[split] == tenant) for split in ("train", "validation")]
+        fitted.append(fit(features, labels, chosen))
+        own = owners["test"] == tenant
+        predicted[own] = fitted[-1].predict(features["test"][own])
+    return fitted, predicted
+
+
+@pytest.mark.parametrize("method", ["each"])
+def test_regressions_on_the_frozen_encoder_are_those_of_scikit_learn(method, tenants):
+    found = measure(training(method))
+    assert (found.status, found.reason) == ("finished", "")
+    fitted, predicted = reference(method)
+    assert list(found.predicted) == predicted.tolist()
+    assert found.stored == (1 if method == "one" else 2) * 3 * 25  # three classes, of 24 states and a bias
+    late = task_tokens.splits(unseen.training_of(training(method), "late"))
+    features = pooled(late)
+    labels = {split: as_tenants_call(late[split]["label"][:]) for split in ("train", "test")}
+    logs = np.mean([one.predict_log_proba(features["test"]) for one in fitted], axis=0)
+    assert found.unseen["late"][0] == pytest.approx(accuracy_score(labels["test"], logs.argmax(axis=1)), abs=1e-6)
+    for count in (20, 60):
+        drawn = np.random.default_rng(0).permutation(len(labels["train"]))[:count]
+        own = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
+        own.fit(features["train"][drawn], labels["train"][drawn])
+        assert found.unseen["late"][count] == pytest.approx(own.score(features["test"], labels["test"]), abs=1e-6)
+
+
+def as_tenants_call(classes):
+    """Return the outputs of tenants for classes of a tenant added later."""
+    names = LATE["label"]["names"]
+    return np.array([COLORS.index(CALLED[names[number]]) for number in classes])
+
+
+def trained(method, monkeypatch):
+    """Return the record of a training run, and its model after the last epoch."""
+    models = []
+    usual = measuring.sizes_of
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "sizes_of", lambda model, *rest: models.append(model) or usual(model, *rest))
+        found = measure(training(method))
+    assert (found.status, found.reason) == ("finished", "")
+    return found, models[0].eval()
+
+
+def test_a_tenant_without_labels_is_answered_by_the_mean_of_own_heads(tenants, monkeypatch):
+    found, model = trained("own", monkeypatch)
+    test = task_tokens.splits(unseen.training_of(training("own"), "late"))["test"]
+    with torch.no_grad():
+        logits = torch.cat([model(torch.tensor([ids])).logits for ids in test["input_ids"]])
+    of_group = (logits[:, :3] + logits[:, 3:]) / 2
+    expected = accuracy_score(as_tenants_call(test["label"][:]), of_group.argmax(dim=1))
+    assert found.unseen["late"][0] == pytest.approx(expected, abs=1e-6)
+    assert found.unseen["late"][60] > found.unseen["late"][0]  # a word in the text tells the label
+
+
+def test_where_the_number_of_epochs_is_tuned_the_last_one_alone_is_scored(tenants):
+    each = measure(training("own"))
+    use(tuning={"epochs": [2.0]})
+    tuned = measure(training("own"))
+    assert (each.epochs, tuned.epochs) == (None, 2)
+    assert len(each.test) == 2
+    assert tuned.test == each.test[-1:]
+    assert tuned.validation == each.validation[-1:]
+    assert tuned.key != each.key
+    longer = measure(training("own", epochs_multiplier=2.0))
+    assert (longer.epochs, len(longer.test)) == (4, 1)
+    plain = measure(training("each"))
+    assert plain.epochs is None  # nothing is trained
+
+
+BROKEN = [
+    ({"unseen": {"late": ["red", "green"]}}, "tasks: shops: unseen: late: must be 3 different labels, for rouge, vert"),
+    ({"unseen": {"late": ["red", "red", "blue"]}}, "unseen: late: must be 3 different labels, for rouge, vert, bleu"),
+    ({"unseen": {"shops": ["red", "green", "blue"]}}, "unseen: shops: an entry with named classes and without tenants"),
+    ({"unseen": {"nobody": ["red", "green", "blue"]}}, "no entry 'nobody'"),
+    ({"unseen": {"late": ["red", "green", "gray"]}}, "shops: unseen: late: no tenant has the labels"),
+    ({"row": "glue", "unseen": UNSEEN}, "tasks: shops: unseen has no effect: the data have no column of tenants"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), BROKEN)
+def test_a_tenant_added_later_must_have_the_labels_of_others(changes, says, tenants):
+    task = {"row": "shops", "sample_sizes": SAMPLE, **changes}
+
+    def checked():
+        use(tasks={"shops": task}, methods={"each": METHODS["each"]}, baseline="each")
+        check([small.entry("shops: each")])
+
+    refused(checked, says=says)
+
+
+IDLE = [
+    (
+        {"train.patience": 1, "train.epochs": 4},
+        [2.0],
+        "on shops, train.patience: 1 has no effect: the number of epochs",
+    ),
+    ({"train.extend_epochs": "auto"}, [2.0], "on shops, train.extend_epochs: auto has no effect: the number of epochs"),
+    ({"train.epochs": 1}, [0.5], "tuning.epochs: two factors give the same number of epochs on shops, where train.ep"),
+]
+
+
+@pytest.mark.parametrize(("params", "epochs", "says"), IDLE)
+def test_what_has_no_effect_where_epochs_are_tuned_is_refused(params, epochs, says, tenants):
+    use(params=params, tuning={"epochs": epochs})
+    refused(check, [small.entry("shops: own")], says=says)
