@@ -21,8 +21,8 @@ MAX_STEPS = 64  # limit to a loop whose length is a field, such as the layers of
 MAX_VALUES = 100_000  # limit to the values in the lists and objects of a field
 MAX_LAYERS = 1_000  # limit to the layers that `layer_replication` makes
 
-# Of each method that has them.
-SHARED = (
+# Fields that say which base model and layers an adapter is for, and which patterns and biases it has.
+PLACING = (
     "peft_type",
     "task_type",
     "auto_mapping",
@@ -39,6 +39,9 @@ SHARED = (
     "alpha_pattern",
     "bias",
     "fan_in_fan_out",
+)
+SHARED = (  # fields of each method that has them
+    *PLACING,
     "r",
     "alpha",
     "init_weights",

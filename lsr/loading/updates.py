@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lsr.algebra.separable import FactorShapes, Shape
 from lsr.algebra.spectrum import Pair, check_rank
 from lsr.errors import InputError, wrap_errors
+from lsr.loading.fields import PLACING
 from lsr.tuner.adapter import build_matrices, times_core
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, Files, factors_by_layer, weights_of
@@ -28,26 +29,11 @@ CORE = "core"
 LORA_FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
 # Of a LoRA's configuration: the fields that are read, and those that do not affect the trained update.
 KNOWN = (
+    *PLACING,
     "r",
     "lora_alpha",
     "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "bias",
-    "modules_to_save",
     "lora_dropout",
-    "peft_type",
-    "task_type",
-    "auto_mapping",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "fan_in_fan_out",
     "eva_config",
     "megatron_core",
     "runtime_config",

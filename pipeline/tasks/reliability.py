@@ -69,12 +69,14 @@ def _measure(judged: Judged, prefix: str, resamples: int, groups: Groups) -> Sco
     metrics = Scores()
     right = judged.is_right
     for metric, values in judged.values.items():
-        name = f"{prefix}{metric}"
-        low, high = scores.interval(metric, values, right, resamples, groups)
-        score = scores.EXAMPLES[metric]
-        metrics[name] = float(score(right, values))
-        metrics[f"{name}_low"] = low
-        metrics[f"{name}_high"] = high
+        metrics |= scores.score_with_interval(
+            metric,
+            values,
+            right,
+            resamples,
+            groups,
+            prefix,
+        )
     return metrics
 
 

@@ -85,11 +85,7 @@ def _measure(
 ) -> Scores:
     metrics = Scores()
     for name in names:
-        low, high = scores.interval(name, values, labels, resamples, groups)
-        score = scores.EXAMPLES[name]
-        metrics[name] = float(score(labels, values))
-        metrics[f"{name}_low"] = low
-        metrics[f"{name}_high"] = high
+        metrics |= scores.score_with_interval(name, values, labels, resamples, groups)
     return metrics
 
 

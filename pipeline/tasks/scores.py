@@ -90,6 +90,25 @@ def interval(
     return _percentiles(of_drawn, len(units.first), resamples)
 
 
+def score_with_interval(
+    name: str,
+    predictions: Numbers,
+    labels: Numbers,
+    resamples: int,
+    groups: Groups = None,
+    prefix: str = "",
+) -> Scores:
+    """Return a metric and the ends of its 95 % interval: NAME, NAME_low and NAME_high, each after a prefix."""
+    low, high = interval(name, predictions, labels, resamples, groups)
+    metric = EXAMPLES[name]
+    key = f"{prefix}{name}"
+    return {
+        key: float(metric(labels, predictions)),
+        f"{key}_low": low,
+        f"{key}_high": high,
+    }
+
+
 def difference(
     name: str,
     predictions: Numbers,
