@@ -1,10 +1,9 @@
 """Tokenize the texts of a data set. Reads the entries that params.yaml chooses, and the files that they name.
 
-Writes artifacts/tokens/, with a file each for train, validation and test, and facts.json, if something was
-found in the data that its row does not say; artifacts/inputs.json, the SHA-256 of those
-rows and files, on which later stages depend instead of the tables and all of data/; and reports/tokenize/splits.csv and
-lengths.csv. Lengths in the reports are those of whole texts, before truncation to `max_length`, to show the effect of
-another value.
+Writes artifacts/tokens/, with a file each for train, validation and test, and facts.json, if the data determine facts
+that the entry leaves open; artifacts/inputs.json, the SHA-256 of these entries and files, on which later stages depend
+instead of the registries and all of data/; and reports/tokenize/splits.csv and lengths.csv. Lengths in the reports are
+of whole texts, before truncation to `max_length`, to show the effect of another value.
 """
 
 import os

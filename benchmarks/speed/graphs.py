@@ -86,9 +86,9 @@ def _time_batch(model: Any, folder: Path, inputs: Mapping[str, np.ndarray], thre
 
 
 def over_http() -> Iterator[Row]:
-    """Yield a row of `lsr serve` for each runtime: tenants with two labels each, whom many clients ask at once.
+    """Yield a row of `lsr serve` for each runtime: tenants with two labels each, and many concurrent clients.
 
-    `to_torch` is how many times as many texts a second as with torch, the median of the ratios within rounds.
+    `to_torch` is texts per second relative to torch, the median of the ratios within rounds.
     """
     with TemporaryDirectory() as temporary, ExitStack() as servers:
         folder = Path(temporary)
@@ -120,7 +120,7 @@ def _ask(port: int) -> None:
 
 
 def save_adapter(folder: Path, note: Mapping[str, Any]) -> Any:
-    """Save a base model of many.SHAPE, a LoRA of it with this note about its task, and a tokenizer; return it."""
+    """Save a base model of many.SHAPE with its tokenizer, and a LoRA of it with this task info; return the LoRA."""
     outputs = len(LABELS) * len(note.get("tenants", LABELS[:1]))
     base = many.base(outputs)
     base.save_pretrained(folder / "base")

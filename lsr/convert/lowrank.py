@@ -36,7 +36,7 @@ class Merged(NamedTuple):
         return not torch.equal(self.state[name], self.before[name].to(self.state[name].dtype))
 
     def difference(self, layer: str) -> Tensor:  # (m, n)
-        """Return the update of a layer's weight."""
+        """Return the update of a layer's weight: after the merge minus before it, in float64."""
         name = f"{layer}{WEIGHT}"
         difference = self.state[name] - self.before[name].double()
         return difference.T if self.is_transposed(layer) else difference

@@ -48,7 +48,7 @@ def load_model(model_class: Any, name: str, revision: str | None = None, **more:
     """Load a pretrained model of a transformers class from safetensors; `more` is passed to `from_pretrained`.
 
     Weights are converted to float32, in which adapters are trained and exported. Code in the model's repository is
-    never run; transformers would ask on the terminal.
+    never run, and the terminal is never prompted for permission to run it.
     """
     with explain_base(name):
         return model_class.from_pretrained(

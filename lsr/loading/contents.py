@@ -106,7 +106,8 @@ def check_layers(shapes: Mapping[str, Sequence[int]], modules: Modules) -> None:
     """Check that a base model has layers of these names and shapes (outputs, inputs).
 
     Raises:
-        ValueError: names a layer that is missing or has other widths; TypeError if it is not a linear layer.
+        ValueError: if a layer is missing or has other widths; names it.
+        TypeError: if it is not a linear layer.
     """
     for name, shape in shapes.items():
         check_layer(name, modules)

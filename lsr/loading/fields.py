@@ -1,6 +1,6 @@
 """Filter the fields of an untrusted adapter's configuration before PEFT sees them, by method and within bounds.
 
-Most fields only matter when training begins. Some name files that PEFT would open, or ask for endless work, to
+Most fields only matter when training begins. Some name files that PEFT would open, or cause endless work, to
 initialize weights that the adapter's file then replaces. So the allowed fields are listed here. Fields that only
 initialize are dropped, and every other field must have PEFT's default.
 """
@@ -153,7 +153,7 @@ LOFTQ = {"loftq_bits": (2, 4, 8), "loftq_iter": range(1, MAX_STEPS + 1)}
 
 
 def allow(method: str, *fields: str) -> None:
-    """Allow these fields for adapters of your own PEFT method, in addition to those that all methods share."""
+    """Allow fields for adapters of your own PEFT method, in addition to the fields that all methods share."""
     _ALLOWED[method] = frozenset((*SHARED, *fields))
 
 

@@ -21,7 +21,7 @@ def set_padding(tokenizer: Any, config: Any) -> None:
     """Set the padding of a tokenizer for classification, and the padding token of a model's configuration.
 
     The token is the tokenizer's own or, where it has none, as in GPT-2, its end token. A tokenizer with neither cannot
-    pad, and nothing changes. Padding is on the right, whatever the tokenizer's files say, because many decoders count
+    pad, and nothing changes. Padding is on the right, whatever the tokenizer's files set, because many decoders count
     positions from the left; for XLNet it is on the left. Batches have an attention mask.
     """
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:

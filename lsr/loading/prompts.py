@@ -34,7 +34,7 @@ class Template:
         return self.tokens(self.render(messages), begins=True)
 
     def render(self, messages: Sequence[Message], *, asks: bool = True) -> str:
-        """Return the text of a conversation and, if it `asks`, of the beginning of the answer.
+        """Return the text of a conversation, followed by the beginning of an answer if `asks` is true.
 
         Raises:
             ValueError: if the template refuses it.

@@ -89,7 +89,7 @@ class PooledModule(nn.Module):
         return all(pool.is_unused for pool in self.pools.values())
 
     def fill(self, slot: int, rows: State) -> None:
-        """Set the rows of a slot by row pool, and clear the slot in all other row pools."""
+        """Set the rows of a slot, given by name of the row pool; in row pools without a name here, clear the slot."""
         for name, pool in self.pools.items():
             pool.put(slot, rows.get(name))
 

@@ -228,7 +228,7 @@ def firsts_of(counts: Tensor) -> Tensor:  # (slots,) -> (slots,), int32
 
 
 def largest(pools: Sequence[RowPool], slots: Tensor) -> int:
-    """Return an upper bound of the rows per slot, one of few values, since each value compiles a model."""
+    """Return an upper bound of the rows per slot: a power of two, since a model is compiled anew for each value."""
     counts = [pool.counts.index_select(0, slots).max() for pool in pools]
     if not counts:
         return 0

@@ -115,7 +115,7 @@ def numbers_to_predict(column: pd.Series) -> pd.Series | None:
 
 
 def may_be_scale(column: pd.Series) -> bool:
-    """Return whether a column has different numbers, unless they only count rows."""
+    """Return whether a column has at least two different numbers that are not consecutive row numbers."""
     numbers = as_numbers(column)
     if numbers is None or numbers.nunique() < 2:
         return False

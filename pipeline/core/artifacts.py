@@ -165,7 +165,7 @@ def build_once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def name_path_on_error(path: Path) -> Iterator[None]:
-    """Add the path to errors of writing: a failed write does not know it.
+    """Add the path to errors of writing, whose own message does not name it.
 
     Raises:
         UserError: with the path and the reason.

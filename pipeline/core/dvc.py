@@ -5,6 +5,6 @@ import sys
 
 
 def run_dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Return a finished command of DVC, which may have failed, with what it has printed."""
+    """Run a command of DVC to its end, and return its exit code and output; a failure raises no error."""
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

@@ -50,7 +50,7 @@ def files(path: Path) -> list[Path]:
 
 
 def sha256_of(entry: StrictModel) -> str:
-    """Return the digest of an entry, independent of the order of its keys, as in DVC."""
+    """Return the SHA-256 of an entry as JSON with sorted keys, as DVC compares values."""
     keys = entry.model_dump(mode="json")
     content = json.dumps(keys, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()

@@ -26,7 +26,7 @@ def read_file(path: Path, source: TableSource) -> Iterator[Record]:
     """Yield the rows of a source's file with all their cells.
 
     Raises:
-        ValueError: or an OSError, if it cannot be read, to be `sources.wrap_reading_errors`.
+        ValueError: if it cannot be read, as OSError; callers add the place with `sources.wrap_reading_errors`.
     """
     opening.check_is_file(path, "the root of the repository")
     ending = ending_of(path)

@@ -56,7 +56,7 @@ class AdapterTask(StrictModel):
 
     @property
     def tuned_thresholds(self) -> tuple[float, ...] | None:
-        """The thresholds of labels, or that of the second class; None if the likeliest class is the answer."""
+        """The threshold of each label, or of the second of two classes; None if the likeliest class is predicted."""
         return self.thresholds if self.threshold is None else (self.threshold,)
 
     @property

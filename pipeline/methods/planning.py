@@ -244,8 +244,8 @@ def targets_of(entry: ModelEntry, model: PreTrainedModel) -> Sequence[str] | str
     """Return the target layers as name suffixes or a regular expression: from the model's entry, or PEFT's table.
 
     Raises:
-        UserError: if the entry names a layer that the model does not have, or none where PEFT does not know the
-            architecture; lists the linear layers.
+        UserError: if the entry names a layer that the model does not have, or names none and PEFT has no
+            defaults for the architecture; lists the linear layers.
     """
     if entry.target_modules is not None:
         with as_user_error(ValueError, before=f"{entry.where}: "):

@@ -223,7 +223,7 @@ class ClassificationScoring(OfClasses, Scoring):
     has_one_class_each = True
 
     def best_thresholds(self, validation: Outcome) -> tuple[float, ...] | None:
-        """Return the probability of the second class from which on it is best to answer with it, if the entry asks."""
+        """Return the second class's probability from which on it is predicted: the best by `tune_threshold`, if set."""
         from pipeline.tasks import scores
 
         metric = getattr(self.label, "tune_threshold", None)

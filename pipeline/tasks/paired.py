@@ -48,7 +48,7 @@ def over_regression(
 ) -> Scores:
     """Return a regression's metrics, `NAME_regression`, and each metric's difference from them, `..._over_...`.
 
-    `regression` scores its predictions, since it may have thresholds of its own.
+    `regression` is the scoring of the regression's outputs, whose thresholds may differ from those of `scoring`.
     """
     each = list[ByMetric]()
     known = Scores()

@@ -44,7 +44,7 @@ class Preprocessor(Part, ABC):
         return Facts()
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
-        """Add facts from the examples of train after the split to those of its rows."""
+        """Return the facts of the rows of train with those of its examples, which are known once train is split."""
         return self.facts
 
     @property

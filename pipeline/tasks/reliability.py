@@ -29,7 +29,7 @@ class Judged(NamedTuple):
 
     @property
     def values(self) -> dict[str, Numbers]:
-        """The inputs of each of METRICS, in addition to the correctness."""
+        """The predictions from which each of METRICS is computed, by its name; `is_right` are the labels."""
         return {"ece": self.probabilities, "brier": self.squares}
 
 

@@ -117,7 +117,7 @@ class Scoring(Part, ABC):
 
 
 def choose_selection_metric(scoring: Scoring) -> str:
-    """Return the validation score that selects the checkpoint: of generated texts, if the entry says so."""
+    """Return the validation score that selects the checkpoint: exact_match if the entry has `select`."""
     return "exact_match" if scoring.entry.select else scoring.decides
 
 

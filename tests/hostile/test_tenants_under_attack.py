@@ -3,7 +3,7 @@
 Attacker, tenants and server have the same few cores, where an attacker of a real server has its own. So the attacker is
 nice, and a control goes on at the same rate against a process that reads the same requests and refuses them: what the
 p99 is above that with the control is the work of the server. What an attack alone takes of a processor in the server is
-measured, too: other programs on the machine do not change it much, and a fault of the rests makes it most of a processor.
+measured, too: other programs on the machine hardly change it, and a fault of the rests makes it most of a processor.
 """
 
 import asyncio
