@@ -17,7 +17,7 @@ from lsr.loading.prompts import continuations
 from pipeline.core.console import Advance
 from pipeline.data import tokens
 from pipeline.tasks import Outcome, Task
-from pipeline.tasks.completion import Written, is_equal
+from pipeline.tasks.completion import Generated, is_equal
 from pipeline.tasks.head import Head
 from pipeline.tasks.prompts import Example, Prompts
 from pipeline.tasks.task import TENANT, Scores
@@ -120,10 +120,10 @@ def evaluate_generation(
     max_new_tokens: int,
     batch_size: int,
     advance: Advance = lambda *_: None,
-) -> Written:
+) -> Generated:
     """Return the texts that a model generates for a tokenized split, and the loss of the expected ones."""
     asked, _ = _apart(split)
     texts = write(model, prompts, asked, max_new_tokens, batch_size, advance)
     fewer = max(1, batch_size // 4)  # fewer, because logits of all words take memory
     outputs_of_split = outputs(task.head, model, split, task.head.collator(prompts.tokenizer), fewer)
-    return Written(outputs_of_split, tokens.labels_of(split), None, texts)
+    return Generated(outputs_of_split, tokens.labels_of(split), None, texts)

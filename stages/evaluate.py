@@ -20,7 +20,7 @@ from pipeline.methods import adapter_task, adapters, banks, cards
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.tasks import Outcome, Task, paired, reliability, reported
-from pipeline.tasks.completion import Written
+from pipeline.tasks.completion import Generated
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scores import BY_CLASS
 from pipeline.tasks.task import Scores
@@ -85,7 +85,7 @@ class Run:
         base = banks.base_of(self.view.base_model)
         bank = AdapterBank.load(base, artifacts.BANK)
         sizes["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
-        served = banks.Served(bank, list(self.task.facts.tenants))
+        served = banks.BankModel(bank, list(self.task.facts.tenants))
         return self.outcome(bank.model, served), sizes
 
     def by_texts(self) -> Answered:
@@ -122,7 +122,7 @@ class Run:
             outputs = evaluation.outputs(head, model, self.test, collate, size, advance)
         return evaluation.outcome(outputs, self.test)
 
-    def generate(self, model: nn.Module, title: str) -> Written:
+    def generate(self, model: nn.Module, title: str) -> Generated:
         """Return the texts of a language model for the prompts of the test split.
 
         The model runs on the fastest device, and is moved back: initializations that are recomputed when an adapter is

@@ -96,16 +96,16 @@ def _ranks(updates: Mapping[str, Pair], form: str, number: int) -> dict[str, int
 def _small(updates: Mapping[str, Pair], form: str, number: int) -> Updates:
     # The small updates by layer: each of its own rank, or cores between the bases of a layer or of a group.
     ranks = _ranks(updates, form, number)
-    paired = form == "directions"
+    is_diagonal = form == "directions"
     share = "layers" if form == "shared" else "none"
     layer_groups = defaultdict[LayerGroup, dict[str, InitContext]](dict)
     for name, rank in ranks.items():
         m, n = shape_of(updates[name])
         shapes = FactorShapes.dense(rank, n, m)
-        scaling = ALPHA / (DIAGONAL if paired else rank)
+        scaling = ALPHA / (DIAGONAL if is_diagonal else rank)
         layer_group = layer_group_of(name, shapes, share)
         read = partial(updates.__getitem__, name)
-        layer_groups[layer_group][name] = InitContext(shapes, read, scaling=scaling, paired=paired)
+        layer_groups[layer_group][name] = InitContext(shapes, read, scaling=scaling, is_diagonal=is_diagonal)
     small = {}
     for contexts in layer_groups.values():
         every = list(contexts.values())

@@ -108,7 +108,7 @@ def _read_rest(files: Files, merged: Merged) -> tuple[Contents, list[str]]:
         task=read_task(files.folder),
         modules=list(modules),
     )
-    heads = _take_heads(contents.whole(modules), merged.state)
+    heads = _take_heads(contents.fully_trained_modules(modules), merged.state)
     changed = [name for name in merged.before if name not in heads and merged.has_changed(name)]
     layers = _name_layers(files, modules, changed)
     has_biases = any(BIAS in name for name in changed)

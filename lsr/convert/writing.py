@@ -25,7 +25,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX, ROUNDED, TASK, WEIGHTS, tokenizer_files
 from lsr.tuner.forms import form_of
 from lsr.tuner.injected import Resolved
-from lsr.tuner.options import Fields, exactly, usual_and_others
+from lsr.tuner.options import Fields, exact_patterns, usual_and_others
 from lsr.tuner.packing import Tensors, pack, unpack
 from lsr.tuner.sharing import layer_group_of
 from lsr.tuner.targets import outer_names
@@ -257,7 +257,7 @@ def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     pattern: dict[str, float] = {}
     for name, value in others.items():
         if any(other.endswith(f".{name}") for other in values):
-            pattern |= exactly({name: value})
+            pattern |= exact_patterns({name: value})
         else:
             pattern[re.escape(name)] = value
     return usual, pattern
@@ -314,7 +314,7 @@ def _config(contents: Contents, updates: Updates, is_shared: bool) -> LsrConfig:
         modules_to_save=list(contents.endings) or None,
         rank_shape=(len(first.bases.a),),
         alpha=alpha,
-        alpha_pattern=exactly(others),
+        alpha_pattern=exact_patterns(others),
         share="layers" if is_shared else "none",
         dropout=contents.dropout,
         bias=contents.bias,

@@ -26,7 +26,7 @@ class InitContext:
     generator: torch.Generator | None = None  # draws random factors; None: torch's global generator
     core_generator: torch.Generator | None = None  # likewise for a random core
     zero: bool = True  # B1 = 0 where B is drawn
-    paired: bool = False  # bases for a diagonal core: the i-th direction of B belongs to the i-th of A
+    is_diagonal: bool = False  # bases for a diagonal core: the i-th direction of B belongs to the i-th of A
 
 
 @dataclass(frozen=True)

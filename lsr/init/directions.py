@@ -64,7 +64,7 @@ def singular_bases(contexts: Sequence[InitContext]) -> InitialFactors:
     al. 2024, arXiv 2411.19557), which uses the first full gradient.
     """
     first = contexts[0]
-    find = diagonalize_jointly if first.paired else leading_bases
+    find = diagonalize_jointly if first.is_diagonal else leading_bases
     matrices = matrices_of(contexts)
     left, right = find(matrices, first.form.rank, first.seed)
     return InitialFactors.dense(right, left)

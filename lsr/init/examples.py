@@ -24,12 +24,12 @@ from lsr.init.passes import (
     Batch,
     Track,
     copy_values,
-    descend,
     fit_head,
     head_parameters,
     hide_progress,
     loss_of,
     preserve_state,
+    run_adamw,
     set_values,
     widths,
 )
@@ -237,7 +237,7 @@ def _losses(
 ) -> list[float]:
     # Take a step per batch, with `slower` times the usual learning rates; return the losses.
     factors = list(chain(*pairs.values()))
-    steps = descend(
+    steps = run_adamw(
         model,
         [(factors, slower * RATE), (head, slower * HEAD_RATE)],
         batches,

@@ -76,7 +76,7 @@ def preserve_state(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iter
                 parameter.grad = gradient
 
 
-def descend(
+def run_adamw(
     model: nn.Module,
     groups: Sequence[Group],
     batches: Sequence[Batch],
@@ -199,7 +199,7 @@ def _is_dead_after(
     # Take one step per batch. If none of the last gradients is left, the head has learned the batch by heart; if only
     # some are, they end within the head.
     reached: list[bool] = []
-    for _, gradients in descend(model, [(parameters, rate)], batches, "fit the head", track):
+    for _, gradients in run_adamw(model, [(parameters, rate)], batches, "fit the head", track):
         reached = [bool(gradient.any()) for gradient in gradients if gradient is not None]
         if not reached:
             raise ValueError("the loss does not depend on the head: is this the head that the model calls?")

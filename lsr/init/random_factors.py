@@ -53,10 +53,10 @@ def random_bases(contexts: Sequence[InitContext]) -> InitialFactors:
 
 def fresh_core(
     context: InitContext, b: Tensor, a: Tensor
-) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of paired ones
+) -> Tensor:  # (m, r), (r, n) -> (r, r), or (r,) of a diagonal one
     """Return a core of zeros; with `context.zero` false a random one, whose entries have the variance 1 / r."""
     rank = context.form.rank
-    shape = [rank] if context.paired else [rank, rank]
+    shape = [rank] if context.is_diagonal else [rank, rank]
     with torch.device("cpu"):
         if context.zero:
             return torch.zeros(shape)

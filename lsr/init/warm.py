@@ -21,8 +21,8 @@ def warm_core(
     context: InitContext,
     b: Tensor,  # (m, r)
     a: Tensor,  # (r, n)
-) -> Tensor:  # (r, r), or (r,) of paired ones
+) -> Tensor:  # (r, r), or (r,) of a diagonal one
     """Return the core R of min ||U - scaling * B R A||_F, with the bases in their stored dtype."""
-    between = diagonal_between if context.paired else core_between
+    between = diagonal_between if context.is_diagonal else core_between
     core = between(context.matrix(), b.double(), a.double())
     return core / context.scaling

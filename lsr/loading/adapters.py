@@ -77,7 +77,7 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     entries = sum(tensor.numel() for tensor in (*base.parameters(), *files.tensors.values()))
     with wrap_errors(f"{files.folder}: does not fit the base model", *MISFITS):
-        with _Bounded(entries + ROOM):
+        with _AllocationLimit(entries + ROOM):
             model = model_class(base, config, low_cpu_mem_usage=is_empty)
         _check_complete(model, files.tensors)
         tensors = {name: value.to(device) for name, value in files.tensors.items()}
@@ -152,7 +152,7 @@ def _config_of(files: Files, base: nn.Module) -> PeftConfig:  # checked before a
         return config_of(deepcopy(files.fields), widest)
 
 
-class _Bounded(TorchDispatchMode):
+class _AllocationLimit(TorchDispatchMode):
     """Limits the total entries of created tensors to `most`: untrusted configurations may state any size.
 
     The projections of VeRA and RandLoRA, for example, are not in the file: PEFT draws them from a seed.

@@ -50,7 +50,7 @@ def load_model(model_class: Any, name: str, revision: str | None = None, **more:
     Weights are converted to float32, in which adapters are trained and exported. Code in the model's repository is
     never run, and the terminal is never prompted for permission to run it.
     """
-    with explain_base(name):
+    with wrap_base_errors(name):
         return model_class.from_pretrained(
             name,
             revision=revision,
@@ -72,9 +72,9 @@ def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreT
     name, revision = locate(fields, base)
     model_class = class_of(fields)
     own = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-    with explain_base(name):
+    with wrap_base_errors(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    with explain_base(name), torch.device("meta"):
+    with wrap_base_errors(name), torch.device("meta"):
         empty = (
             model_class.from_config(config, trust_remote_code=False)
             if hasattr(model_class, "from_config")
@@ -95,7 +95,9 @@ def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreT
     )
     for key, shape, needed in sorted(info["mismatched_keys"]):
         if key not in own:
-            raise InputError(f"base model {name}: {key} is {by(shape)}, but the adapter is for {by(needed)}")
+            raise InputError(
+                f"base model {name}: {key} is {format_shape(shape)}, but the adapter is for {format_shape(needed)}"
+            )
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
     if is_classifier(model):
@@ -123,7 +125,7 @@ def tokenizer_in(name: str, revision: str | None) -> PreTrainedTokenizerBase | N
     # Without these files transformers makes up a tokenizer of five words.
     if not any(_has_file(name, revision, file) for file in VOCABULARIES):
         return None
-    with explain_base(name):
+    with wrap_base_errors(name):
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
@@ -196,12 +198,12 @@ def class_of(fields: Fields) -> Any:
     return model_class
 
 
-def explain_base(name: str) -> AbstractContextManager[None]:
+def wrap_base_errors(name: str) -> AbstractContextManager[None]:
     """Convert errors of transformers while it loads a model into a one-line NoBaseError."""
     needed = "needed: a folder or hub repository with config.json and model.safetensors"
     return wrap_errors(f"base model {name}: cannot be loaded ({needed})", *MISFITS, to=NoBaseError)
 
 
-def by(shape: Sequence[int]) -> str:
+def format_shape(shape: Sequence[int]) -> str:
     """Format a shape for messages: 24 x 3."""
     return " x ".join(map(str, shape))

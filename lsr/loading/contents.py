@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lsr.errors import InputError, check_held, wrap_errors
 from lsr.init.passes import widths
-from lsr.loading.base_models import by
+from lsr.loading.base_models import format_shape
 from lsr.loading.task import MAX_LABELS, TENANTS, are_names, validate_task_info
 from lsr.loading.updates import LORA_FACTOR, LSR, Updates, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
@@ -61,7 +61,7 @@ class Contents:
         """The shape of the weight of each adapted layer: outputs and inputs."""
         return {name: update.bases.shape for name, update in self.updates.items()}
 
-    def whole(self, modules: Modules) -> list[str]:
+    def fully_trained_modules(self, modules: Modules) -> list[str]:
         """Return the fully trained modules of a base model, selected by PEFT's rule for names."""
         whole: list[str] = []
         for name in modules:
@@ -71,14 +71,14 @@ class Contents:
                 whole.append(name)
         return whole
 
-    def heads_on(self, modules: Modules, labels: int) -> dict[str, dict[str, Tensor]]:
+    def head_tensors(self, modules: Modules, labels: int) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of each fully trained module (`labels` is the base model's number of labels).
 
         Raises:
             ValueError: if a tensor is missing, belongs to no such module, or has a wrong shape apart from the number of
                 labels, or if the task names another number of labels.
         """
-        states = {name: modules[name].state_dict() for name in self.whole(modules)}
+        states = {name: modules[name].state_dict() for name in self.fully_trained_modules(modules)}
         needed = {}
         for name, state in states.items():
             for key, value in state.items():
@@ -93,7 +93,7 @@ class Contents:
                 shape = torch.Size((count, *shape[1:]))
             held = self.heads[key].shape
             if held != shape:
-                raise ValueError(f"{key} of a head is {by(held)}, needed: {by(shape)}")
+                raise ValueError(f"{key} of a head is {format_shape(held)}, needed: {format_shape(shape)}")
         if count > MAX_LABELS:
             raise ValueError(f"its head has {count:,} outputs; at most {MAX_LABELS:,} are allowed")
         check_labels((self.task or {}).get("labels"), count)
@@ -114,7 +114,7 @@ def check_layers(shapes: Mapping[str, Sequence[int]], modules: Modules) -> None:
         n, m = widths(modules[name])
         if tuple(shape) != (m, n):
             own = f"this one is {m} x {n}"
-            raise ValueError(f"layer {name!r}: the adapter is for a layer of {by(shape)}, {own}")
+            raise ValueError(f"layer {name!r}: the adapter is for a layer of {format_shape(shape)}, {own}")
 
 
 def check_layer(name: str, modules: Modules) -> None:

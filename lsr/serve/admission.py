@@ -144,12 +144,12 @@ def admit(
             _check_base(contents.base, known)
             check_stop_tokens(contents.task, base.vocabulary)
             check_layers(contents.shapes, base.modules)
-            own = contents.whole(base.modules)
+            own = contents.fully_trained_modules(base.modules)
             check_heads(base.heads, own)
             all_adapted |= contents.updates.keys()
             all_whole |= {*own}
             _check_apart(all_adapted, all_whole)
-            heads[name] = contents.heads_on(base.modules, base.labels)
+            heads[name] = contents.head_tensors(base.modules, base.labels)
     answering = _with_finite_last_rows(base, adapters, heads)
     for name, contents in adapters.items():
         if name not in answering:

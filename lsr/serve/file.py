@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lsr.convert.writing import SHARED_ADAPTER, replace_folder, write_files
 from lsr.errors import InputError, wrap_errors
-from lsr.loading.base_models import by
+from lsr.loading.base_models import format_shape
 from lsr.loading.contents import BASE_FIELDS
 from lsr.loading.task import are_names, validate_task_info
 from lsr.loading.updates import Bases
@@ -211,7 +211,7 @@ def _bases(
             raise ValueError(f"the bases of {owner!r} are missing")
         are_matrices = a.dim() == b.dim() == 2
         if not are_matrices or not 0 < len(a) == b.shape[1]:
-            reason = f"{by(a.shape)} and {by(b.shape)}; needed: r x n and m x r"
+            reason = f"{format_shape(a.shape)} and {format_shape(b.shape)}; needed: r x n and m x r"
             raise ValueError(f"the bases of {owner!r} are {reason}")
         by_owner[owner] = Bases(a=a, b=b)
     bases = BasesOfLayers()

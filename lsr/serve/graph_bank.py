@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lsr.errors import InputError, wrap_errors
-from lsr.loading.base_models import explain_base, tokenizer_in
+from lsr.loading.base_models import tokenizer_in, wrap_base_errors
 from lsr.loading.contents import check_labels, read_task
 from lsr.loading.padding import MASK
 from lsr.loading.task import TENANTS as TENANTS_OF_ADAPTER
@@ -85,7 +85,7 @@ class GraphBank:
             outputs = tenant.end - tenant.first
             self.versions[name] = Version(tenant.task, {}, round_up(outputs))
         self.shared = Turns()
-        with explain_base(str(folder)):
+        with wrap_base_errors(str(folder)):
             config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
         self.model = GraphModel(config)
 
@@ -134,7 +134,7 @@ def open_graphs(folder: Path, runtime: str, threads: int) -> tuple[GraphBank, An
         InputError: as `GraphBank`; if the tokenizer is invalid.
     """
     bank = GraphBank(folder, runtime, threads)
-    with explain_base(str(folder)):
+    with wrap_base_errors(str(folder)):
         tokenizer = tokenizer_in(str(folder), None)
     if tokenizer is None:
         raise InputError(f"{folder}: has no tokenizer")

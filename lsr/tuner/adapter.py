@@ -71,7 +71,7 @@ class LsrAdapter(nn.Module):
             factors = [factor.to(self.core.device) for factor in factors]
         return _build_cropped(self.form, factors)
 
-    def collapse(self) -> Pair:  # (r, in_features), (out_features, r)
+    def to_lora(self) -> Pair:  # (r, in_features), (out_features, r)
         """Return the equivalent LoRA factors R A and B, without the scaling."""
         a, b = self.matrices()
         if self.has_core:
@@ -80,7 +80,7 @@ class LsrAdapter(nn.Module):
 
     def update(self) -> Tensor:  # (out_features, in_features)
         """Return the update, in at least float32."""
-        a, b = self.collapse()
+        a, b = self.to_lora()
         precise = torch.promote_types(a.dtype, torch.float32)
         return self.scaling * (b.to(precise) @ a.to(precise))
 

@@ -19,11 +19,11 @@ from lsr.tuner.options import (
     TERMS,
     Fields,
     check_options,
-    exactly,
+    default_separation_rank,
+    exact_patterns,
     matches,
     override,
     usual_and_others,
-    usual_terms,
 )
 
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
@@ -124,7 +124,7 @@ class LsrConfig(PeftConfig):
         for name in PATTERNS:
             setattr(self, name, getattr(self, name) or {})
         if self.separation_rank is None:
-            self.separation_rank = usual_terms(self.rank_shape)
+            self.separation_rank = default_separation_rank(self.rank_shape)
         self.rank_pattern = {name: _as_tuple(shape) for name, shape in self.rank_pattern.items()}
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
             self.resolved = Resolved.from_fields(self.resolved)
@@ -180,7 +180,7 @@ class LsrConfig(PeftConfig):
         """Return the separation rank of a layer: the default if it is the only dense or the only factored layer."""
         ranks = self.ranks(layer_name)
         is_usual = (len(ranks) > 1) == (len(self.rank_shape) > 1)  # otherwise no number of terms was chosen for it
-        return cast("int", self.separation_rank) if is_usual else usual_terms(ranks)
+        return cast("int", self.separation_rank) if is_usual else default_separation_rank(ranks)
 
     def scaling(self, layer_name: str, form: FactorShapes) -> float:
         """Return the scaling of a layer's update, alpha / r.
@@ -198,7 +198,7 @@ class LsrConfig(PeftConfig):
             self,
             rank_shape=usual,
             separation_rank=1,
-            rank_pattern=exactly(others),
+            rank_pattern=exact_patterns(others),
             alpha_pattern=alphas,
             target_modules=list(ranks),
             exclude_modules=None,

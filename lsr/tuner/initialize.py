@@ -88,7 +88,7 @@ def _context(layer: LsrLinear, adapter_name: str, config: LsrConfig, statistics:
         generator=_generator(config, layer.layer_name),
         core_generator=_generator(config, f"{layer.layer_name}core"),
         zero=config.init_weights is not False,
-        paired=config.core == "diagonal",
+        is_diagonal=config.core == "diagonal",
     )
 
 

@@ -76,10 +76,10 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             (adapter,) = active
             weight = self.in_layout(self.weight)
             bias = cast("Tensor | None", self.base_layer.bias)
-            return apply_with_update(x, weight, bias, *adapter.collapse(), adapter.scaling)
+            return apply_with_update(x, weight, bias, *adapter.to_lora(), adapter.scaling)
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         for adapter in active:
-            result = add_low_rank(result, adapter.dropout(x), *adapter.collapse(), adapter.scaling)
+            result = add_low_rank(result, adapter.dropout(x), *adapter.to_lora(), adapter.scaling)
         return result
 
     def _forward_rows(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
@@ -89,7 +89,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
                 continue
             rows = [row for row, chosen in enumerate(adapter_names) if chosen == name]
             adapter = self.adapter(name)
-            result[rows] = add_low_rank(result[rows], x[rows], *adapter.collapse(), adapter.scaling)
+            result[rows] = add_low_rank(result[rows], x[rows], *adapter.to_lora(), adapter.scaling)
         return result
 
     def base_matrix(self) -> Tensor:  # (out_features, in_features)

@@ -39,7 +39,7 @@ class Injection:
     owners: dict[LayerGroup, LsrAdapter] = field(default_factory=dict)
 
 
-class WholeHeads(BaseTuner):
+class MultiLayerHeadTuner(BaseTuner):
     """A tuner that can be unloaded from models whose head has several layers, such as RoBERTa's."""
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -50,7 +50,7 @@ class WholeHeads(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
 
-class LsrModel(WholeHeads):
+class LsrModel(MultiLayerHeadTuner):
     """A base model with LSR adapters; use it through `peft.get_peft_model(model, LsrConfig(...))`."""
 
     prefix = "lsr_"

@@ -107,7 +107,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
 
 
-def usual_terms(rank_shape: Sequence[int]) -> int:
+def default_separation_rank(rank_shape: Sequence[int]) -> int:
     """Return the default separation rank."""
     return TERMS if len(rank_shape) > 1 else 1
 
@@ -127,7 +127,7 @@ def usual_and_others(values: Mapping[str, Value]) -> tuple[Value, dict[str, Valu
     return usual, others
 
 
-def exactly(values: Mapping[str, Value]) -> dict[str, Value]:
+def exact_patterns(values: Mapping[str, Value]) -> dict[str, Value]:
     """Return values of layers by patterns that match exactly one name each."""
     return {f"^{re.escape(name)}": value for name, value in values.items()}
 

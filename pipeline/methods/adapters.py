@@ -19,7 +19,7 @@ from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, PREFIX
 from lsr.tuner.initialize import initialize_factors
-from lsr.tuner.options import usual_terms
+from lsr.tuner.options import default_separation_rank
 from lsr.tuner.rates import rate_factor
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data.base_models import public_name
@@ -90,7 +90,7 @@ def rate_of(section: MethodParams, parameter: str) -> float | None:
     if isinstance(section, LsrParams):
         terms = section.separation_rank
         if terms == "auto":
-            terms = usual_terms(section.rank_shape)
+            terms = default_separation_rank(section.rank_shape)
         return section.learning_rate * rate_factor(parameter, terms)
     for key, rate in section.rates.items():
         if key.removesuffix(f"_{RATE}") in parameter:

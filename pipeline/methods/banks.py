@@ -76,7 +76,7 @@ def freeze_shared_adapter(model: PeftModel, layer: str) -> None:
     heads.last_layer_of(model, layer).requires_grad_(True)
 
 
-class Served(nn.Module):
+class BankModel(nn.Module):
     """A bank as a model; each row has the number of its tenant, an index into `names`."""
 
     def __init__(self, bank: AdapterBank, names: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 
 from lsr.loading.fields import allow
-from lsr.tuner.model import WholeHeads
+from lsr.tuner.model import MultiLayerHeadTuner
 
 NAME = "KADAPTATION"
 
@@ -110,7 +110,7 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
 
-class KAdaptationModel(WholeHeads):
+class KAdaptationModel(MultiLayerHeadTuner):
     """A base model with KAdaptation adapters; it owns the shared factors, so they are saved once."""
 
     prefix = "kadaptation_"

@@ -97,7 +97,7 @@ def of_adapter(
         files = read_files(adapter_folder(source))
         contents = read_contents(files)
         check_layers(contents.shapes, modules)
-        heads = contents.heads_on(modules, task.head.width(task.head.names))
+        heads = contents.head_tensors(modules, task.head.width(task.head.names))
         order = order_of_outputs(task, contents, view.data) if heads else None
         if order:
             layer = last_layer(files)

@@ -78,9 +78,9 @@ LabelNames = Annotated[Names, AfterValidator(check_names)]
 class LabelSpec(StrictModel):
     """Base class of label forms. A subclass adds keys, and checks whether the rest of the entry is compatible."""
 
-    told_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
-    scored_by: ClassVar[tuple[str, ...]]  # the metrics that may score it
-    goes_with: ClassVar[frozenset[str]] = frozenset()  # keys of ONLY
+    identified_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
+    allowed_metrics: ClassVar[tuple[str, ...]]  # the metrics that may score it
+    compatible_keys: ClassVar[frozenset[str]] = frozenset()  # keys of ONLY
     has_new_tokens: ClassVar[bool] = False  # whether a text of limited length is generated, by a model without a head
 
     column: str
@@ -92,7 +92,7 @@ class LabelSpec(StrictModel):
             ValueError: if a key or a metric is not compatible.
         """
         for key, needs in ONLY.items():
-            if getattr(entry, key) and key not in self.goes_with:
+            if getattr(entry, key) and key not in self.compatible_keys:
                 raise ValueError(needs.format(count=len(entry.choices)))
         for key, others in APART.items():
             for other in others:
@@ -111,18 +111,18 @@ class LabelSpec(StrictModel):
 
     def _check_metrics(self, entry: "DatasetEntry") -> None:
         for metric in entry.metrics:
-            if metric not in self.scored_by:
-                near = nearest(metric, self.scored_by)
-                allowed = ", ".join(self.scored_by)
+            if metric not in self.allowed_metrics:
+                near = nearest(metric, self.allowed_metrics)
+                allowed = ", ".join(self.allowed_metrics)
                 raise ValueError(f"metrics: {metric} does not fit this label{near}; allowed are {allowed}")
 
 
 class Classes(LabelSpec):
     """A label column with a class, by number or name."""
 
-    told_by = frozenset({"names"})
-    scored_by = OF_CLASSES
-    goes_with = frozenset({"choices", "group", "stratify", "tenant"})
+    identified_by = frozenset({"names"})
+    allowed_metrics = OF_CLASSES
+    compatible_keys = frozenset({"choices", "group", "stratify", "tenant"})
 
     names: LabelNames = Field(
         (), description="at least two, in class order; tenants that have other names than each other need none"
@@ -166,8 +166,8 @@ class Classes(LabelSpec):
 class Threshold(Classes):
     """Two classes derived from a number: above the threshold or not. Numbers too close to it are dropped."""
 
-    told_by = frozenset({"threshold", "margin"})
-    goes_with = frozenset({"group", "stratify"})
+    identified_by = frozenset({"threshold", "margin"})
+    compatible_keys = frozenset({"group", "stratify"})
 
     names: Annotated[tuple[str, str], AfterValidator(all_different), AfterValidator(check_names)] = Field(
         description="not above, above"
@@ -179,8 +179,8 @@ class Threshold(Classes):
 class MultiLabel(LabelSpec):
     """Any number of labels for a text, or none: a list of names, or a text that joins them."""
 
-    told_by = frozenset({"multi_label", "separator"})
-    scored_by = OF_MULTI_LABEL
+    identified_by = frozenset({"multi_label", "separator"})
+    allowed_metrics = OF_MULTI_LABEL
 
     column: str = Field(
         alias="multi_label", description="column with a list of labels, or with labels joined by the separator"
@@ -195,9 +195,9 @@ class Number(LabelSpec):
     `low` and `high` are the ends of the scale, and of plots. Labels outside are an error, predictions are not clipped.
     """
 
-    told_by = frozenset({"low", "high"})
-    scored_by = OF_NUMBERS
-    goes_with = frozenset({"group", "pairs", "tenant"})
+    identified_by = frozenset({"low", "high"})
+    allowed_metrics = OF_NUMBERS
+    compatible_keys = frozenset({"group", "pairs", "tenant"})
 
     low: StrictFloat = Field(description="lowest possible label")
     high: StrictFloat = Field(description="highest possible label")
@@ -220,9 +220,9 @@ class Number(LabelSpec):
 class Completion(LabelSpec):
     """A text to generate, given the example's text as the prompt."""
 
-    told_by = frozenset({"completion"})
-    scored_by = OF_COMPLETIONS
-    goes_with = frozenset({"template", "select"})
+    identified_by = frozenset({"completion"})
+    allowed_metrics = OF_COMPLETIONS
+    compatible_keys = frozenset({"template", "select"})
     has_new_tokens = True
 
     column: str = Field(alias="completion", description="column with the text to generate")
@@ -247,9 +247,9 @@ class Completion(LabelSpec):
 class Conversation(LabelSpec):
     """A conversation, in which a language model generates the assistant's messages. The entry has no `text`."""
 
-    told_by = frozenset({"messages"})
-    scored_by = OF_COMPLETIONS
-    goes_with = frozenset({"select"})
+    identified_by = frozenset({"messages"})
+    allowed_metrics = OF_COMPLETIONS
+    compatible_keys = frozenset({"select"})
     has_new_tokens = True
 
     column: str = Field(alias="messages", description="column with a list of messages with role and content")
@@ -277,7 +277,7 @@ def _in_its_form(label: Any) -> Any:
         return label
     given = label if isinstance(label, dict) else {}
     keys = {renamed.KEYS.get(key, key) for key in given}
-    form = next((form for form in FORMS if form.told_by & keys), FORMS[-1])
+    form = next((form for form in FORMS if form.identified_by & keys), FORMS[-1])
     return form.model_validate(label)
 
 

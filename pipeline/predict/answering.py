@@ -57,7 +57,7 @@ class Opened:
             if reason:
                 raise UserError(f"{folder}: {reason}")
             bank = AdapterBank.load(base, folder)
-            model = banks.Served(bank, bank.names)
+            model = banks.BankModel(bank, bank.names)
             base_model = bank.model
             fields = bank.base_fields
         else:

@@ -48,12 +48,12 @@ def names_of(entry: DatasetEntry, facts: Facts) -> tuple[str, ...]:
         return COMPARED
     label: Any = entry.label
     names: tuple[str, ...] = label.names
-    if is_turned(entry, facts):
+    if swaps_classes(entry, facts):
         return names[::-1]
     return names
 
 
-def is_turned(entry: DatasetEntry, facts: Facts) -> bool:
+def swaps_classes(entry: DatasetEntry, facts: Facts) -> bool:
     """Return whether the positive class is listed first, so that classes are swapped and it becomes output 1.
 
     Raises:
@@ -120,7 +120,7 @@ class ClassificationPreprocessor(Preprocessor):
 
     def finish_split(self, examples: pd.DataFrame, split: str) -> Kept:
         """Reorder labels to the order of the outputs."""
-        if is_turned(self.entry, self.facts):
+        if swaps_classes(self.entry, self.facts):
             examples = examples.assign(label=1 - examples["label"])
         return examples, Counter()
 

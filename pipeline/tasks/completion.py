@@ -24,7 +24,7 @@ from pipeline.tasks.classes import class_of
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.head import Head
 from pipeline.tasks.preprocessing import Preprocessor
-from pipeline.tasks.prompts import ROLES, SILENT, Message, Prompts
+from pipeline.tasks.prompts import IGNORE_INDEX, ROLES, Message, Prompts
 from pipeline.tasks.scoring import NEGATIVE, Answering, Answers_co, Scoring
 from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores
 
@@ -57,7 +57,7 @@ def with_prompt(entry: DatasetEntry) -> DatasetEntry:
 
 
 @dataclass(frozen=True)
-class Written(Outcome):
+class Generated(Outcome):
     """The texts that a model has generated for a split; `outputs` (examples, 2) are the loss and number of tokens."""
 
     texts: Sequence[str] = ()
@@ -185,7 +185,7 @@ class CompletionHead(Head):
     def collator(cls, tokenizer: "PreTrainedTokenizerBase") -> Any:
         from transformers import DataCollatorForSeq2Seq
 
-        padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=SILENT)
+        padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX)
 
         def collate(features: Any) -> dict[str, "Tensor"]:
             if not isinstance(features, Mapping):
@@ -211,11 +211,11 @@ class CompletionHead(Head):
             loss = torch.nn.functional.cross_entropy(
                 outputs[:-1].float(),
                 tokens,
-                ignore_index=SILENT,
+                ignore_index=IGNORE_INDEX,
                 reduction="sum",
             )
             sums.append(loss)
-        counts = (wanted != SILENT).sum(dim=1).float()
+        counts = (wanted != IGNORE_INDEX).sum(dim=1).float()
         return torch.stack([torch.stack(sums), counts], dim=1)
 
 
@@ -232,20 +232,20 @@ class CompletionScoring(Scoring):
 
     def predict(self, outcome: Outcome) -> Numbers:
         """Return the entry's first metric for each text, in [0, 1]."""
-        return compare(self.entry.metrics[0], cast("Written", outcome).texts, outcome.labels)
+        return compare(self.entry.metrics[0], cast("Generated", outcome).texts, outcome.labels)
 
     def extract_targets(self, labels: Numbers, groups: Groups) -> Numbers:
         return np.ones(len(labels), int)
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
-        base = cast("Written", outcome).base_outputs
+        base = cast("Generated", outcome).base_outputs
         assert base is not None
         loss = mean_loss(*outcome.outputs.numpy().T)
         return loss, mean_loss(*base.numpy().T)
 
     def scores(self, outcome: Outcome) -> Scores:
         loss = mean_loss(*outcome.outputs.double().numpy().T)
-        if not isinstance(outcome, Written):
+        if not isinstance(outcome, Generated):
             return {LOSS: -loss}
         scores = Scores()
         for name in self.entry.metrics:
@@ -256,7 +256,7 @@ class CompletionScoring(Scoring):
     def metrics(self, outcome: Outcome, resamples: int) -> Scores:
         from pipeline.tasks import scores
 
-        written = cast("Written", outcome)
+        written = cast("Generated", outcome)
         metrics = Scores()
         for name in self.entry.metrics:
             each = compare(name, written.texts, outcome.labels)
@@ -281,7 +281,7 @@ class CompletionScoring(Scoring):
         }
 
     def table(self, outcome: Outcome) -> Columns:
-        texts = list(cast("Written", outcome).texts)
+        texts = list(cast("Generated", outcome).texts)
         is_right = compare("exact_match", texts, outcome.labels)
         right = ["yes" if is_equal else "no" for is_equal in is_right]
         return {

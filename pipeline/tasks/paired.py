@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.tasks import scores
-from pipeline.tasks.completion import Written, compare
+from pipeline.tasks.completion import Generated, compare
 from pipeline.tasks.scoring import OfPart, Scoring, best_constants, collect_predictions
 from pipeline.tasks.task import Numbers, Outcome, Scores
 
@@ -67,14 +67,14 @@ def over_regression(
 def _predict(scoring: Scoring, outcome: Outcome) -> dict[str, Numbers]:
     """Return the predictions that each metric scores; of texts, each metric of each text."""
     metrics = scoring.entry.metrics
-    if isinstance(outcome, Written):
+    if isinstance(outcome, Generated):
         return {name: compare(name, outcome.texts, outcome.labels) for name in metrics}
     return dict.fromkeys(metrics, scoring.predict(outcome))
 
 
 def _find_baselines(scoring: Scoring, outcome: Outcome) -> dict[str, Numbers]:
     """Return the best constant prediction for each metric; of texts, each metric of what the base model generates."""
-    if isinstance(outcome, Written):
+    if isinstance(outcome, Generated):
         return {name: compare(name, outcome.base_texts, outcome.labels) for name in scoring.entry.metrics}
     _, labels, groups = collect_predictions(scoring, outcome)
     return best_constants(scoring, labels, groups)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NONE = "none"  # stands for no chat template: a prompt is its text; the same as NO_TEMPLATE in lsr.loading.prompts
-SILENT = -100  # the label of a token that no loss is about, as transformers has it
+IGNORE_INDEX = -100  # the label of a token that no loss is about, as transformers has it
 SAMPLE = "Q7z"  # an answer that no template holds
 ROLES = ("system", "user", "assistant")
 
@@ -18,7 +18,7 @@ Message = Mapping[str, str]  # role and content
 
 
 class Example(NamedTuple):
-    """The tokens of a prompt and an answer, and their labels: the token itself, or SILENT."""
+    """The tokens of a prompt and an answer, and their labels: the token itself, or IGNORE_INDEX."""
 
     ids: list[int]
     labels: list[int]
@@ -26,7 +26,7 @@ class Example(NamedTuple):
     @property
     def answer(self) -> int:
         """The number of tokens of the last answer, with the end token."""
-        answered = takewhile(lambda label: label != SILENT, reversed(self.labels))
+        answered = takewhile(lambda label: label != IGNORE_INDEX, reversed(self.labels))
         return sum(1 for _ in answered)
 
 
@@ -80,10 +80,10 @@ class Prompts:
             prompt = self._template.render(turns[:number])
             if last:
                 asked = self._since(prompt, before, last)
-                silent = [self.end] + [SILENT] * (len(asked) - 1)
+                silent = [self.end] + [IGNORE_INDEX] * (len(asked) - 1)
             else:
                 asked = self._template.tokens(prompt, begins=True)
-                silent = [SILENT] * len(asked)
+                silent = [IGNORE_INDEX] * len(asked)
             before = prompt
             last = turn["content"]
             if self.template != NONE:

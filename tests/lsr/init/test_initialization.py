@@ -147,9 +147,9 @@ def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_a_random_core_has_the_variance_of_one_over_its_rank(paired):
+def test_a_random_core_has_the_variance_of_one_over_its_rank(is_diagonal):
     form = FactorShapes.dense(64, 64, 64)
-    source = InitContext(form, torch.empty, core_generator=generator(0), zero=False, paired=paired)
+    source = InitContext(form, torch.empty, core_generator=generator(0), zero=False, is_diagonal=is_diagonal)
     draws = [fresh_core(source, torch.empty(0), torch.empty(0)) for _ in range(100)]
     assert torch.stack(draws).var().item() == pytest.approx(1 / 64, rel=0.05)
 

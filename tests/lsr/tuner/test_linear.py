@@ -82,7 +82,7 @@ def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
     add(layer, "other", config(alpha=5, seed=1))
     exact = layer.weight.float()
     for name in ("default", "other"):
-        a, b = (side.float() for side in layer.adapter(name).collapse())
+        a, b = (side.float() for side in layer.adapter(name).to_lora())
         exact = exact + layer.adapter(name).scaling * (b @ a)
     layer.merge(adapter_names=["default", "other"])
     assert torch.equal(layer.weight, exact.to(torch.bfloat16))

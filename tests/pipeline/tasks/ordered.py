@@ -15,8 +15,8 @@ from pipeline.tasks.scoring import Scoring
 
 
 class Ordered(labels.LabelSpec):
-    told_by = frozenset({"order"})
-    scored_by = ("kappa",)
+    identified_by = frozenset({"order"})
+    allowed_metrics = ("kappa",)
 
     order: tuple[str, ...]
 
