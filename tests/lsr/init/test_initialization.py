@@ -146,7 +146,7 @@ def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
     assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
 
 
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("is_diagonal", [False, True])
 def test_a_random_core_has_the_variance_of_one_over_its_rank(is_diagonal):
     form = FactorShapes.dense(64, 64, 64)
     source = InitContext(form, torch.empty, core_generator=generator(0), zero=False, is_diagonal=is_diagonal)
