@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import tasks
 from pipeline.arena import unseen
-from pipeline.arena.plan import Training
+from pipeline.arena.plan import TrainingRun
 from pipeline.core.errors import UserError
 from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
@@ -33,7 +33,7 @@ SCORED = ("validation", "test")
 LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's classifiers
 
 
-def check(training: Training) -> None:
+def check(training: TrainingRun) -> None:
     """Reject a task without classes.
 
     Raises:
@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    training: Training,
+    training: TrainingRun,
     task: Task,
     splits: Mapping[str, Dataset],
     at_once: int,

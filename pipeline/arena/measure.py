@@ -20,7 +20,7 @@ from lsr.tuner.files import WEIGHTS
 from lsr.tuner.packing import pack, unpack
 from pipeline import evaluation, tasks
 from pipeline.arena import features, record, task_tokens, unseen
-from pipeline.arena.plan import Training
+from pipeline.arena.plan import TrainingRun
 from pipeline.arena.record import Quantized, Record
 from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
 from pipeline.data import base_models
@@ -44,7 +44,7 @@ DIGITS = 6  # significant digits of scores and predictions in a record
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 
-def measure(training: Training) -> Record:
+def measure(training: TrainingRun) -> Record:
     """Run a training run and return its record; errors and divergence are recorded with their reason.
 
     After every epoch the model is scored, in the precision of training, on the held-out validation split, and on the
@@ -76,7 +76,7 @@ def measure(training: Training) -> Record:
 class Run(TrainerCallback):
     """A training run: its model is scored after every epoch, and the predictions of the best epoch are kept."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: TrainingRun) -> None:
         self.training = training
         self.task = tasks.of(training.view.dataset)  # its facts are read with the tokens
         self.seconds = defaultdict[str, float](float)  # seconds by activity
@@ -238,13 +238,13 @@ class Run(TrainerCallback):
             self.seconds[what] += record.clock() - begin
 
 
-def build_plan(training: Training, task: Task) -> Plan:
+def build_plan(training: TrainingRun, task: Task) -> Plan:
     """Resolve the section of a training run for its base model."""
     view = training.view
     return planning.resolve(view, base_models.outline(view.base_model, task))
 
 
-def build_model(training: Training, task: Task, train: Dataset) -> PeftModel:
+def build_model(training: TrainingRun, task: Task, train: Dataset) -> PeftModel:
     """Return the base model with its adapter, before training; its initialization may read tokens of `train`."""
     view = training.view
     plan = build_plan(training, task)
@@ -256,7 +256,7 @@ def build_model(training: Training, task: Task, train: Dataset) -> PeftModel:
     return model
 
 
-def sizes_of(model: PeftModel, task: Task, training: Training) -> dict[str, int]:
+def sizes_of(model: PeftModel, task: Task, training: TrainingRun) -> dict[str, int]:
     """Return the numbers of parameters and the file size of a model's adapter, as fields of a record.
 
     For tenants, the file is the bank in float32.
@@ -276,7 +276,7 @@ def sizes_of(model: PeftModel, task: Task, training: Training) -> dict[str, int]
         return {**sizes, "file_bytes": sum(files.values())}
 
 
-def build_bank(model: PeftModel, task: Task, training: Training, folder: Path) -> AdapterBank:
+def build_bank(model: PeftModel, task: Task, training: TrainingRun, folder: Path) -> AdapterBank:
     """Return the bank of a model's tenants in float32, whose adapter is written into a folder."""
     view = training.view
     adapters.save_adapter(model, folder, view.base_model)

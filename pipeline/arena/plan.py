@@ -29,7 +29,7 @@ Digests = dict[str, str]  # SHA-256 of files by relative name
 UNREAD = {"data", "model", "adapter", "tenants"}  # the first three only name what other fields of the view hold
 
 
-class Setting(NamedTuple):
+class Multipliers(NamedTuple):
     """The result of tuning: factors of the learning rates and the number of epochs in params.yaml."""
 
     multiplier: float = 1.0
@@ -45,7 +45,7 @@ class Unseen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRun:
     """One training run: a method on a task with two learning rates and a seed."""
 
     preset: str  # its name
@@ -90,11 +90,11 @@ class Entry:
         is_quantized = task in averaged and not self.chosen.features
         # Seeds whose tuned training runs are scored at all precisions.
         self.quantized_seeds = preset.quantized_seeds if is_quantized else ()
-        self._trainings: dict[tuple[Setting, int], Training] = {}
+        self._trainings: dict[tuple[Multipliers, int], TrainingRun] = {}
 
-    def first(self) -> Training:
+    def first(self) -> TrainingRun:
         """Return the training run with the learning rates of params.yaml and the first seed."""
-        return self.training(Setting(), self.preset.seeds[0])
+        return self.training(Multipliers(), self.preset.seeds[0])
 
     @property
     def labels(self) -> Path:
@@ -111,14 +111,14 @@ class Entry:
         """The names of the method's learning rates in its section, the main one first; none if only a head is tuned."""
         return list(self._view.section.rates) if self.chosen.is_trained else []
 
-    def training(self, setting: Setting, seed: int) -> Training:
+    def training(self, setting: Multipliers, seed: int) -> TrainingRun:
         """Return the training run with a setting and a seed."""
         place = (setting, seed)
         if place not in self._trainings:
             self._trainings[place] = self._training(setting, seed)
         return self._trainings[place]
 
-    def _training(self, setting: Setting, seed: int) -> Training:
+    def _training(self, setting: Multipliers, seed: int) -> TrainingRun:
         section = self._view.section
         train = self._view.train
         rates = {name: _times(getattr(section, name), setting.multiplier) for name in self.rates}
@@ -131,7 +131,7 @@ class Entry:
             "train": train.model_copy(update={"head_learning_rate": head_rate, "epochs": epochs}),
         }
         view = self._view.model_copy(update=changes)
-        return Training(
+        return TrainingRun(
             preset=self.name,
             task=self.task,
             method=self.method,

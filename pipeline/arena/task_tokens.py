@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from pipeline import tasks
-from pipeline.arena.plan import Training, digests
+from pipeline.arena.plan import TrainingRun, digests
 from pipeline.arena.preset import VERSION
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
@@ -26,7 +26,7 @@ FOLDER = Path(".cache/arena")
 KEPT = (*tokens.INPUTS, GROUP, EXPECTED)
 
 
-def splits(training: Training) -> dict[str, Dataset]:
+def splits(training: TrainingRun) -> dict[str, Dataset]:
     """Return the tokens of train, validation and test."""
     folder = folder_of(training)
     tables = dict[str, Dataset]()
@@ -36,12 +36,12 @@ def splits(training: Training) -> dict[str, Dataset]:
     return tables
 
 
-def task_of(training: Training) -> Task:
+def task_of(training: TrainingRun) -> Task:
     """Return the task of a training run, with the facts of its data."""
     return tasks.of(training.view.dataset, facts.read(folder_of(training)))
 
 
-def write_labels(training: Training, path: Path) -> None:
+def write_labels(training: TrainingRun, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
     task = task_of(training)
@@ -59,7 +59,7 @@ def write_labels(training: Training, path: Path) -> None:
     artifacts.write_csv(path, list(columns), rows)
 
 
-def folder_of(training: Training) -> Path:
+def folder_of(training: TrainingRun) -> Path:
     """Return the folder with the tokens of a training run, which are computed if they are not cached."""
 
     def make(folder: Path) -> None:
@@ -75,7 +75,7 @@ def folder_of(training: Training) -> Path:
     return artifacts.build_once(FOLDER / f"tokens-{key}", make)
 
 
-def _compute_key(training: Training) -> tuple[object, ...]:
+def _compute_key(training: TrainingRun) -> tuple[object, ...]:
     """Return all that determines the tokens of a training run."""
     view = training.view
     row = view.dataset
@@ -94,7 +94,7 @@ def _compute_key(training: Training) -> tuple[object, ...]:
     return (*known, datasets.MIRRORED) if has_mirrors(row) else known
 
 
-def _tables(training: Training) -> tuple[Facts, dict[str, pa.Table]]:
+def _tables(training: TrainingRun) -> tuple[Facts, dict[str, pa.Table]]:
     """Return the facts of the data, and the tokens by split.
 
     Raises:
@@ -145,7 +145,7 @@ def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], max_tokens: float) 
     return pa.concat_tables(parts)
 
 
-def _check_reads(training: Training) -> None:
+def _check_reads(training: TrainingRun) -> None:
     """Check that a preset's sample of a task can be compared.
 
     Raises:

@@ -11,14 +11,14 @@ from itertools import chain
 from math import inf
 from statistics import fmean
 
-from pipeline.arena.plan import Entry, Setting, Training
+from pipeline.arena.plan import Entry, Multipliers, TrainingRun
 from pipeline.arena.record import Record
 
 Records = Mapping[str, Record]  # records by key
-Steps = Generator[list[Training], None, Setting | None]  # yield training runs to do next, and return a setting
+Steps = Generator[list[TrainingRun], None, Multipliers | None]  # yield training runs to do next, and return a setting
 
 
-def missing(entry: Entry, records: Records) -> list[Training]:
+def missing(entry: Entry, records: Records) -> list[TrainingRun]:
     """Return the next training runs of an entry that have no record yet; empty if it is complete.
 
     A training run that failed or diverged is not repeated.
@@ -33,7 +33,7 @@ def missing(entry: Entry, records: Records) -> list[Training]:
     return []
 
 
-def _is_known(training: Training, records: Records) -> bool:
+def _is_known(training: TrainingRun, records: Records) -> bool:
     """Return whether a training run has a record, including scores in all precisions if they are wanted."""
     known = records.get(training.key)
     if known is None:
@@ -66,7 +66,7 @@ def _head_multipliers(entry: Entry) -> list[float]:
     return sorted(multipliers - {1.0})
 
 
-def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
+def steps(entry: Entry, records: Records) -> Iterator[list[TrainingRun]]:
     """Yield training runs that can run in parallel, step by step, until a step needs missing records.
 
     The last step has all seeds at the tuned setting.
@@ -77,9 +77,9 @@ def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
             return
 
 
-def _all_steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
+def _all_steps(entry: Entry, records: Records) -> Iterator[list[TrainingRun]]:
     """Yield all steps; each needs the records of the steps before it."""
-    tuned: Setting | None = Setting()
+    tuned: Multipliers | None = Multipliers()
     if entry.chosen.is_trained:
         tuned = yield from _tries(entry, records)
     if tuned is None:
@@ -96,7 +96,7 @@ def _tries(entry: Entry, records: Records) -> Steps:
     """Yield the tuning trials of an entry; return the best setting, or None if no trial finished."""
     tuning = entry.preset.tuning
     first = entry.seeds[0]
-    tried = [Setting(multiplier) for multiplier in sorted(tuning.rates)]
+    tried = [Multipliers(multiplier) for multiplier in sorted(tuning.rates)]
     yield [entry.training(setting, first) for setting in tried]
     for _ in range(tuning.extra_rates):
         further = _beyond(entry, tried, records)
@@ -116,8 +116,8 @@ def _tries(entry: Entry, records: Records) -> Steps:
 
 def _try_others(
     entry: Entry,
-    best: Setting,
-    others: Sequence[Setting],
+    best: Multipliers,
+    others: Sequence[Multipliers],
     records: Records,
 ) -> Steps:
     """Yield training runs at other settings than the best so far; return the best of all, or None if none finished."""
@@ -128,9 +128,9 @@ def _try_others(
 
 def _confirm_best(
     entry: Entry,
-    tried: Sequence[Setting],
+    tried: Sequence[Multipliers],
     records: Records,
-    tested: set[Setting],
+    tested: set[Multipliers],
 ) -> Steps:
     """Yield further seeds of the best setting until the best one is `tested`, and return it."""
     best = _best(entry, tried, records, tested)
@@ -149,10 +149,10 @@ def _confirm_best(
 
 def _best(
     entry: Entry,
-    tried: Sequence[Setting],
+    tried: Sequence[Multipliers],
     records: Records,
-    tested: Collection[Setting] = (),
-) -> Setting | None:
+    tested: Collection[Multipliers] = (),
+) -> Multipliers | None:
     """Return the setting with the best validation score (the first of ties); None if no trial finished.
 
     The score is the first seed's, or for a tested setting the mean over the tuning seeds, so that repeated calls give
@@ -169,18 +169,18 @@ def _best(
 
 def _beyond(
     entry: Entry,
-    tried: Sequence[Setting],
+    tried: Sequence[Multipliers],
     records: Records,
-) -> Setting | None:
+) -> Multipliers | None:
     """If the best setting is at an edge of the grid, return the next one beyond it; below the grid if none finished."""
     best = _best(entry, tried, records)
     multipliers = sorted(setting.multiplier for setting in tried)
     if len(multipliers) == 1:
-        return Setting(multipliers[0] / 2)
+        return Multipliers(multipliers[0] / 2)
     lowest, second, *_ = multipliers
     *_, last_but_one, highest = multipliers
     if best is None or best.multiplier == lowest:
-        return Setting(lowest / (second / lowest))
+        return Multipliers(lowest / (second / lowest))
     if best.multiplier == highest:
-        return Setting(highest * highest / last_but_one)
+        return Multipliers(highest * highest / last_but_one)
     return None

@@ -20,7 +20,7 @@ from lsr.serve.groups import make_member
 from lsr.tuner.model import BASE
 from pipeline import regression
 from pipeline.arena import task_tokens
-from pipeline.arena.plan import Training, find_unshuffled_splits
+from pipeline.arena.plan import TrainingRun, find_unshuffled_splits
 from pipeline.arena.preset import SampleSizes
 from pipeline.core.errors import UserError
 from pipeline.methods.batches import tokenizer_of
@@ -58,7 +58,7 @@ class HeadInputs(nn.Module):
         return self.bank(**inputs, adapter_names=names)
 
 
-def score_bank(training: Training, bank: AdapterBank) -> Scores:
+def score_bank(training: TrainingRun, bank: AdapterBank) -> Scores:
     """Return the scores of tenants that a bank answers by its groups, or by rows that are fitted."""
     tokenizer = tokenizer_of(bank.model, training.view.base_model)
     model = HeadInputs(bank)
@@ -74,7 +74,7 @@ def score_bank(training: Training, bank: AdapterBank) -> Scores:
 
 
 def score_regressions(
-    training: Training,
+    training: TrainingRun,
     task: Task,
     outputs: Callable[[str, Values], Tensor],
     model: regression.Pooled,
@@ -96,7 +96,7 @@ def score_regressions(
     return scored
 
 
-def check(training: Training, task: Task) -> None:
+def check(training: TrainingRun, task: Task) -> None:
     """Check that each tenant has a group among the tenants of a task.
 
     Raises:
@@ -111,7 +111,7 @@ def check(training: Training, task: Task) -> None:
             raise UserError(f"{given}; tenants have {listed}")
 
 
-def labels_of(training: Training, name: str) -> list[str]:
+def labels_of(training: TrainingRun, name: str) -> list[str]:
     """Return the labels of a tenant in the order of the classes in its tokens, which are made if they are not there."""
     tenant = training.unseen_tenants[name]
     own = task_tokens.task_of(training_of(training, name))
@@ -120,7 +120,7 @@ def labels_of(training: Training, name: str) -> list[str]:
     return [called[class_name] for class_name in own.head.names]
 
 
-def training_of(training: Training, name: str) -> Training:
+def training_of(training: TrainingRun, name: str) -> TrainingRun:
     """Return the training run whose tokens are those of a tenant without any text in training."""
     entry = training.unseen_tenants[name].entry
     usual = training.sample_sizes
@@ -141,7 +141,7 @@ def training_of(training: Training, name: str) -> Training:
     )
 
 
-def _read(training: Training, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Reading:
+def _read(training: TrainingRun, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Reading:
     own = training_of(training, name)
     task = task_tokens.task_of(own)
     splits = task_tokens.splits(own)
@@ -151,7 +151,7 @@ def _read(training: Training, name: str, model: nn.Module, tokenizer: PreTrained
     return Reading(task, labels_of(training, name), parts)
 
 
-def _score_counts(training: Training, reading: Reading, answer: Answer) -> dict[int, float]:
+def _score_counts(training: TrainingRun, reading: Reading, answer: Answer) -> dict[int, float]:
     """Return the score on the test split for each number of labeled texts, which the seed draws."""
     train = reading.parts["train"]
     test = reading.parts["test"]

@@ -23,7 +23,7 @@ def entry(title="glue: LoRA r=1"):
 
 
 def training(title="glue: LoRA r=1", seed=0, **setting):
-    return entry(title).training(plan.Setting(**setting), seed)
+    return entry(title).training(plan.Multipliers(**setting), seed)
 
 
 def recorded(training, score):

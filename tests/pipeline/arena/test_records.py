@@ -40,7 +40,7 @@ def run_of(made, entries):
     first = chosen.first()
     head_multiplier = made.head_rate / first.head_rate
     multiplier = head_multiplier if made.rate is None else made.rate / first.rate
-    setting = plan.Setting(multiplier) if made.rate is None else plan.Setting(multiplier, head_multiplier)
+    setting = plan.Multipliers(multiplier) if made.rate is None else plan.Multipliers(multiplier, head_multiplier)
     if made.epochs is not None:
         setting = setting._replace(epochs_multiplier=made.epochs / first.epochs)
     return chosen.training(setting, made.seed)
