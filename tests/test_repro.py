@@ -180,7 +180,7 @@ def test_a_version_of_the_adapter_is_an_artifact_of_the_registry(restored, tmp_p
         assert path.read_bytes() == (restored / artifacts.ADAPTER / path.name).read_bytes()
 
 
-def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
+def test_the_end_of_a_run_fits_a_screen(restored):
     again = quick(restored, "dvc", "repro", "--force", "--single-item", "evaluate")
     stages, _, summary = again.partition("\nlsr on tiny, glue, seed 0\n")
     assert re.search(r"\nevaluate: \d+ seconds\n", stages)
@@ -189,6 +189,9 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     for said in ("accuracy    0.", "95 %: ", "18 optimizer steps, 260 examples read", "short run"):
         assert said in summary
 
+
+@pytest.mark.nightly
+def test_the_list_of_experiments_fits_a_screen(restored):
     quick(restored, "dvc", "exp", "remove", "--all-commits")
     quick(restored, "dvc", "queue", "remove", "--all")
     quick(restored, "dvc", "exp", "run", "-S", "adapter=lora")
@@ -207,20 +210,39 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     assert all(len(line) <= 120 and "…" not in line for line in lines)
 
 
-def test_a_kept_adapter_answers_and_lists_as_the_run_it_is_from_and_outlives_the_next_run(restored):
-    assert "none is kept" in quick(restored, "python", "-m", "pipeline.keep")
-    predict = ("python", "-m", "pipeline.predict", "the cat sleeps", "the cat rests", "--adapter")
-    before = quick(restored, *predict, "artifacts/adapter")
+PREDICT = ("python", "-m", "pipeline.predict", "the cat sleeps", "the cat rests", "--adapter")
+
+
+def keep_first(repository):
+    """Keep the last adapter, check that it answers and lists as its run, and return its answers."""
+    assert "none is kept" in quick(repository, "python", "-m", "pipeline.keep")
+    before = quick(repository, *PREDICT, "artifacts/adapter")
+    assert "models/first: kept" in quick(repository, "python", "-m", "pipeline.keep", "first")
+    check_first(repository, before, json.loads((repository / artifacts.EVALUATE_METRICS).read_text()))
+    return before
+
+
+def check_first(repository, answers, scores):
+    assert quick(repository, *PREDICT, "models/first") == answers
+    table = quick(repository, "python", "-m", "pipeline.keep")
+    assert re.search(rf"first .*accuracy {scores['accuracy']:.4g}", table)
+
+
+def test_a_kept_adapter_answers_and_lists_as_the_run_it_is_from(restored):
+    keep_first(restored)
+    assert (restored / "models/first/README.md").read_text() == (restored / artifacts.CARD).read_text()
+
+
+@pytest.mark.nightly
+def test_a_kept_adapter_outlives_the_next_run_and_can_be_where_another_begins(restored):
     scores = json.loads((restored / artifacts.EVALUATE_METRICS).read_text())
     card = (restored / artifacts.CARD).read_text()
-    assert "models/first: kept" in quick(restored, "python", "-m", "pipeline.keep", "first")
+    answers = keep_first(restored)
     quick(restored, "git", "add", "models/first")  # a run of a queue sees it only so
     change_params(restored, seed=7)
     assert "train" in ran(quick(restored, "dvc", "repro"))
-    assert quick(restored, *predict, "models/first") == before
+    check_first(restored, answers, scores)
     assert (restored / "models/first/README.md").read_text() == card
-    table = quick(restored, "python", "-m", "pipeline.keep")
-    assert re.search(rf"first .*accuracy {scores['accuracy']:.4g}", table)
     change_params(restored, lsr={"init": "models/first"})
     quick(restored, "dvc", "repro")
     assert json.loads((restored / artifacts.EVALUATE_METRICS).read_text())["data"] == "glue"

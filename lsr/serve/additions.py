@@ -55,7 +55,7 @@ def add_fitted(
     tokenizer = load_tokenizer(bank.base_fields, folder, base)
     if tokenizer is None:
         raise InputError(f"{folder}: its base model has no tokenizer, which --fit needs")
-    passes = BatchRunner(bank, tokenizer, min(tokenizer.model_max_length, LENGTH), 1)
+    passes = BatchRunner(bank, tokenizer, min(tokenizer.model_max_length, LENGTH), 1, is_strict=True)
     if passes.max_new_tokens:
         raise InputError(f"{folder}: --fit: its adapters generate text; only classes are fitted")
     for name, path in files.items():

@@ -13,9 +13,13 @@ from lsr.loading.prompts import NO_TEMPLATE, Template, continuations
 from lsr.serve.bank import AdapterBank, Answer
 from lsr.serve.completions import Completion, Wanted, Writing
 from lsr.serve.modules import Version
+from lsr.serve.truncation import Inputs, truncate
 from lsr.tuner.model import BASE
 
-CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
+MAX_TEXTS = 64  # maximum number of texts of a request
+# Characters per token. Before anything is tokenized, a text that must not be truncated is refused above so many, and a
+# request above what all its texts could have if none were truncated.
+CHARACTERS = 20
 ROLES = ("system", "user", "assistant")  # roles of messages, the same as in training
 # What a text of a request must be:
 TEXT = "a text"
@@ -38,15 +42,17 @@ class TokenizedText(NamedTuple):
 
     adapter: str
     version: Version
-    inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
+    inputs: Inputs
     wanted: Wanted | None = None  # settings of a completion; None where an adapter predicts
     is_unwanted: Callable[[], bool] = _never  # whether nobody awaits the answer any more: then nothing more is written
+    is_truncated: bool = False
 
 
 class BatchRunner:
     """Runs batches of a bank with its tokenizer; it generates text if the base model is a causal language model.
 
-    `tokens` limits a text, or a prompt together with its `max_new_tokens`.
+    `tokens` limits a text, or a prompt together with its `max_new_tokens`. If `is_strict`, longer ones are refused,
+    otherwise truncated.
 
     Raises:
         InputError: if the base model has fewer positions, or its batches cannot be padded.
@@ -58,8 +64,11 @@ class BatchRunner:
         tokenizer: Any,
         tokens: int,
         max_new_tokens: int,
+        *,
+        is_strict: bool = False,
     ) -> None:
         self.bank = bank
+        self.is_strict = is_strict
         self.tokenizer = tokenizer
         model = bank.model
         prepare_batches(tokenizer, model.config, "the base model")
@@ -91,17 +100,20 @@ class BatchRunner:
         *,
         template: str | None = None,
         names: Sequence[str] = (),
+        is_strict: bool = False,
     ) -> list[TokenizedText]:
         """Tokenize texts, pairs of texts (if the adapter's task info has two columns) or prompts into rows.
 
         A prompt is a text or, if the task info has a template, a conversation: a list of messages. `template` overrides
-        the task info's. `names` replace the names of the texts in errors.
+        the task info's. `names` replace the names of the texts in errors. A text with more tokens than the adapter
+        reads is truncated as in `pipeline.predict`, a prompt on the left, unless this or the runner `is_strict`.
 
         Raises:
             InputError: if a text is not valid; names the first one.
         """
         task_info = version.task_info
         most = min(self.tokens, task_info.get("max_length") or self.tokens)
+        is_strict = is_strict or self.is_strict
         reader = Template(self.tokenizer, template or task_info.get("template") or NO_TEMPLATE)
         each = partial(_each, names or [f"{self.field}[{number}]" for number in range(len(texts))])
         form = TEXT
@@ -109,20 +121,49 @@ class BatchRunner:
             form = PROMPT
         elif wanted is None and len(task_info.get("columns") or ()) == 2:
             form = PAIR
-        parts = each(texts, partial(_parts, form, CHARACTERS * most))
-        if wanted is not None:
-            encoded = {"input_ids": each(texts, reader.prompt)}
-        else:
-            columns = map(list, zip(*parts, strict=True))
-            encoded = self.tokenizer(*columns, verbose=False)
-        each(encoded["input_ids"], partial(_check_tokens, most))
+        parts = each(texts, partial(_parts, form, CHARACTERS * most if is_strict else None))
+        if not is_strict:
+            self._check_characters(parts)
+        encoded = self._encode(parts) if wanted is None else {"input_ids": each(texts, reader.prompt)}
+        each(encoded["input_ids"], partial(_check_tokens, most if is_strict else None))
+        inputs = each(range(len(texts)), partial(self._read, encoded, parts, most))
         if wanted is not None:
             wanted = wanted._replace(stop_token_ids=tuple(task_info.get("stop_token_ids") or self.stop_token_ids))
         rows = list[TokenizedText]()
-        for values in zip(*encoded.values(), strict=True):
-            inputs = dict(zip(encoded, values, strict=True))
-            rows.append(TokenizedText(name, version, inputs, wanted))
+        for ids, own in zip(encoded["input_ids"], inputs, strict=True):
+            rows.append(TokenizedText(name, version, own, wanted, is_truncated=len(ids) > most))
         return rows
+
+    def _check_characters(self, parts: Sequence[Sequence[str]]) -> None:
+        """Reject texts with more characters together than a request could have if none were truncated.
+
+        Raises:
+            InputError: if they have.
+        """
+        characters = CHARACTERS * self.tokens * MAX_TEXTS
+        if sum(len(part) for own in parts for part in own) > characters:
+            raise InputError(f"{self.field}: over {characters:,} characters together; at most that are read")
+
+    def _encode(self, parts: Sequence[Sequence[str]]) -> Any:
+        """Tokenize texts or pairs of texts, whole."""
+        columns = map(list, zip(*parts, strict=True))
+        return self.tokenizer(*columns, verbose=False)
+
+    def _read(
+        self,
+        encoded: Any,
+        parts: Sequence[Sequence[str]],
+        length: int,
+        number: int,
+    ) -> Inputs:
+        """Return the inputs of a tokenized text or prompt, truncated to `length` tokens."""
+        inputs = {name: values[number] for name, values in encoded.items()}
+        ids = inputs["input_ids"]
+        if len(ids) <= length:
+            return inputs
+        if self.max_new_tokens:
+            return {"input_ids": ids[-length:]}
+        return truncate(self.tokenizer, encoded, number, parts[number], length)
 
     def answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
         """Return the result of each row: a ReplacedError if its version has left the bank.
@@ -215,11 +256,11 @@ def _each(
     return results
 
 
-def _parts(form: str, characters: int, text: Any) -> list[str]:
+def _parts(form: str, characters: int | None, text: Any) -> list[str]:
     """Return the texts of a request; for a conversation all roles and contents, since templates may repeat both.
 
     Raises:
-        ValueError: if it has another form, a text is blank, or the texts have too many characters.
+        ValueError: if it has another form, a text is blank, or the texts have more than `characters`.
     """
     parts = [text]
     if form == PAIR:
@@ -229,7 +270,7 @@ def _parts(form: str, characters: int, text: Any) -> list[str]:
         parts = [part for message in text for part in _parts_of_message(message)]
     if not parts or not all(map(_is_text, parts)):
         raise ValueError(f"needed: {form} of whole Unicode characters, not blank")
-    if sum(map(len, parts)) > characters:
+    if characters is not None and sum(map(len, parts)) > characters:
         raise ValueError(f"over {characters:,} characters; at most that are read")
     return parts
 
@@ -247,9 +288,9 @@ def _is_text(part: Any) -> bool:
     return bool(part.strip())
 
 
-def _check_tokens(most: int, ids: Sequence[int]) -> None:
+def _check_tokens(most: int | None, ids: Sequence[int]) -> None:
     count = len(ids)
     if count == 0:  # a row of padding alone
         raise ValueError("has no token; needed: a text of which the tokenizer makes some")
-    if count > most:
+    if most is not None and count > most:
         raise ValueError(f"{count} tokens; this adapter reads at most {most}")

@@ -32,6 +32,7 @@ BLOCK = re.compile(
 PYTHON3 = Path(__file__).with_name("python3.sh").read_text(encoding="utf-8")
 ACTIVE = "make --silent setup\n. .venv/bin/activate\n"
 COMMITTED = "make undo\n"  # where each row of a table of commands begins
+AFTER_A_RUN = ("README.md", "docs/how-to/convert.md")  # pages whose commands need a finished run: nightly
 GIVEN = Path(__file__).with_name("given")  # what pages expect their reader to have, beside an active environment
 
 
@@ -90,7 +91,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, home):
-    """The repository with few texts in place of those of packages, after `make repro`."""
+    """The repository with few texts in place of those of packages; in a nightly run after `make repro`."""
     folder = tmp_path_factory.mktemp("clone") / "lsr-adapt"
     ours = ["git", "ls-files", "-zco", "--exclude-standard"]
     listed = subprocess.run(ours, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -105,12 +106,20 @@ def clone(tmp_path_factory, home):
             pd.DataFrame(texts, columns=["rating", "text"]).to_csv(folder / f"data/{name}.csv", index=False)
     write(folder / "pipeline/datasets.yaml", rows)
     begin = "git init --quiet\ngit add --all --force\ngit commit --quiet --message Begin\n"
-    type_in(folder, f"{begin}make repro\ngit commit --quiet --all --message 'First run'\n", home)
+    run = "make repro\ngit commit --quiet --all --message 'First run'\n"
+    type_in(folder, f"{begin}{run}" if NIGHTLY else begin, home)
     return folder
 
 
+def pages():
+    """The pages with commands; those that need a finished run are nightly."""
+    for page in PAGES:
+        if SCRIPTS[page]:
+            yield pytest.param(page, marks=[pytest.mark.nightly] if page in AFTER_A_RUN else [])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if SCRIPTS[page]])
+@pytest.mark.parametrize("page", [*pages()])
 def test_every_command_of_a_page_runs_as_printed(page, clone, home, tmp_path):
     folder = tmp_path / "lsr-adapt"
     shutil.copytree(clone, folder, symlinks=True, ignore=shutil.ignore_patterns(".venv"))

@@ -204,12 +204,15 @@ def test_a_server_answers_to_each_text_as_plain_transformers_does_alone_and_in_a
         make_bank()
         bank = AdapterBank.load(None, "bank")
         passes = BatchRunner(bank, load_tokenizer(bank.base_fields, Path("bank")), 28, 1)
-        asked = [text for text in texts() if len(passes.tokenizer(text)["input_ids"]) <= LENGTH]
+        asked = texts()
+        are_long = {text: len(passes.tokenizer(text)["input_ids"]) > LENGTH for text in asked}
+        assert 0 < sum(are_long.values()) < len(asked)
         batches = [asked, *([text] for text in asked[:5]), asked[::-1]]
         responses = ask_passes(passes, posted(*(request("lora", *some) for some in batches)))
         for some, response in zip(batches, responses, strict=True):
             found = [[answer["probabilities"][label] for label in LABELS] for answer in response.json()["answers"]]
             check(found, logits(some))
+            assert response.json()["truncated"] == sum(are_long[text] for text in some)
 
 
 @torch.no_grad()

@@ -265,7 +265,7 @@ def test_two_classes_have_the_threshold_that_scikit_learn_finds_best_in_every_re
     passes = BatchRunner(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
     answers = passes.answers(passes.rows("adapter", bank.versions["adapter"], texts))
     assert [answer.label for answer in answers] == expected
-    assert json.loads(encode_response("adapter", answers))["answers"][0]["label"] == expected[0]
+    assert json.loads(encode_response("adapter", 0, answers))["answers"][0]["label"] == expected[0]
     labels = tokens.labels_of(tokens.load_tokens("test"))
     official = f1_score(labels, seconds >= 0.3)
     assert f"{official:.4f}" in said(score.main, "tuned", str(artifacts.ADAPTER), "--base", "tiny-roberta")

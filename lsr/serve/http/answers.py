@@ -100,10 +100,17 @@ class Room:
             self._held -= held
 
 
-def encode_response(adapter: str, results: Sequence[Answer | Completion]) -> bytes:
-    """Return the body of a response, encoded answer by answer, so that other threads get their turns."""
+def encode_response(
+    adapter: str,
+    truncated: int,
+    results: Sequence[Answer | Completion],
+) -> bytes:
+    """Return the body of a response, encoded answer by answer, so that other threads get their turns.
+
+    `truncated` is the number of truncated texts.
+    """
     parts = b",".join(json_bytes(_content_of(result)) for result in results)
-    return b'{"adapter":%s,"answers":[%s]}' % (json_bytes(adapter), parts)
+    return b'{"adapter":%s,"answers":[%s],"truncated":%d}' % (json_bytes(adapter), parts, truncated)
 
 
 def _content_of(result: Answer | Completion) -> dict[str, Any]:

@@ -71,7 +71,8 @@ class Service:
             finite = [result for result in results if result is not None]
             if len(finite) < len(results):
                 raise HTTPException(422, f"{self.passes.field}[{results.index(None)}]: {NOT_FINITE}")
-            render = partial(encode_response, question.adapter, finite)
+            truncated = sum(row.is_truncated for row in rows)
+            render = partial(encode_response, question.adapter, truncated, finite)
             body = await self._aside.run_if_large(size, render)
         return Response(body, media_type="application/json")
 
@@ -82,7 +83,7 @@ class Service:
         check_answers(len(texts), each, self._token_bytes, max_new_tokens)
         wanted = Wanted(max_new_tokens) if max_new_tokens else None
         rows = self.passes.rows(name, version, texts, wanted)
-        return rows, len(encode_response(name, [])) + len(texts) * each
+        return rows, len(encode_response(name, len(texts), [])) + len(texts) * each
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter."""

@@ -58,6 +58,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
         "default": 256,
         "help": "of these, the maximum for a completion (default: %(default)s)",
     },
+    "--strict": {
+        "action": "store_true",
+        "help": "reject a text that is longer than the adapter reads (default: truncate it and count it in the answer)",
+    },
     "--connections": {
         **COUNT,
         "default": 512,

@@ -141,6 +141,7 @@ class Endpoints:
             wanted,
             template=self._template(version, asked),
             names=asked.names,
+            is_strict=True,  # as OpenAI's servers do: their answers cannot hold how many prompts were truncated
         )
         if wanted.sampling is not None and not asked.is_seeded:
             rows = [_draw_seed(row) for row in rows]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 
 from lsr.serve.completions import Sampling, Wanted
-from lsr.serve.http.questions import MAX_TEXTS
+from lsr.serve.passes import MAX_TEXTS
 
 MAX_STOPS = 4  # stop sequences per request, as OpenAI has it
 MAX_STOP_LENGTH = 100  # characters of each: the text is searched for them after every token

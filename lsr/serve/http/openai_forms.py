@@ -106,6 +106,7 @@ def format_classes(
         "created": int(time.time()),
         "model": model,
         "data": data,
+        "truncated": sum(row.is_truncated for row in rows),
         "usage": _count_tokens(rows, []),
     }
 

@@ -93,7 +93,7 @@ def _passes(options: Namespace) -> BatchRunner:
     tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
     if tokenizer is None:
         raise InputError(f"{options.bank}: the base model has no tokenizer")
-    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens)
+    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens, is_strict=options.strict)
 
 
 def _passes_of_graphs(options: Namespace) -> BatchRunner:
@@ -101,7 +101,7 @@ def _passes_of_graphs(options: Namespace) -> BatchRunner:
         raise InputError(f"--base: has no effect with --runtime {options.runtime}")
     bank: Any  # stands for an AdapterBank
     bank, tokenizer = open_graphs(options.bank, options.runtime, torch.get_num_threads())
-    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens)
+    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens, is_strict=options.strict)
 
 
 def _config(

@@ -10,8 +10,7 @@ from starlette.requests import Request
 
 from lsr.serve.http.aside import Aside
 from lsr.serve.http.bodies import MAX_JSON_BYTES, parse_json
-
-MAX_TEXTS = 64  # maximum number of texts of a request
+from lsr.serve.passes import MAX_TEXTS
 
 
 class Question(NamedTuple):

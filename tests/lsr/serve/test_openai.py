@@ -266,6 +266,7 @@ def without(field):
         (COMPLETION | {"top_p": 0.9}, "top_p", "has no effect here; leave it out, or give 1"),
         (COMPLETION | {"n": 2}, "n", "has no effect here; leave it out, or give 1"),
         (COMPLETION | {"user": "me"}, "user", "has no effect here; allowed are max_tokens, model, prompt"),
+        (COMPLETION | {"prompt": "the cat " * 30}, None, "tokens; this adapter reads at most 48"),
         (COMPLETION | {"prompt": " "}, None, "prompt[0]: needed: a text of whole Unicode characters"),
         (COMPLETION | {"model": "x"}, "prompt[0]", "the answer is not finite"),
         (COMPLETION | {"model": "x", "stream": True}, "prompt[0]", "the answer is not finite"),
@@ -285,7 +286,7 @@ def test_a_mistake_is_an_error_of_the_client_with_its_field(body, field, message
         return refused.value
 
     error = ask_passes(passes, asking(call))
-    assert error.body["message"].startswith(f"{field}: " if field else message)
+    assert error.body["message"].startswith(f"{field}: " if field else ("prompt[0]: ", "messages: "))
     assert message in error.body["message"]
     assert (error.param, error.type) == (field, "invalid_request_error")
 

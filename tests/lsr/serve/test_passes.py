@@ -73,7 +73,7 @@ def test_who_leaves_before_the_pass_is_unknown_and_nobody_else_is_named(passes, 
     ("texts", "task_info", "status", "reason"),
     [
         (["a cat"], {"columns": ["text", "text_pair"]}, 422, "texts[0]: needed: a list of two texts, each"),
-        (["the cat sat on the mat"], {"max_length": 3}, 422, "this adapter reads at most 3"),
+        (["the cat sat on the mat"], {"max_length": 3}, 200, None),
         (["a cat", "the cat"], {"labels": ["new", "newer"]}, 200, None),
     ],
     ids=["pairs", "length", "other weights"],
@@ -98,11 +98,13 @@ def test_a_row_is_read_again_if_its_adapter_is_replaced_before_its_batch(
     if reason is not None:
         assert reason in response.json()["error"]
         return
+    plain = AutoTokenizer.from_pretrained(there / "base")
     model = AutoModelForSequenceClassification.from_pretrained(there / "base", num_labels=2)
     alone = PeftModel.from_pretrained(model, tmp_path / "new").eval()
     for text, answer in zip(texts, response.json()["answers"], strict=True):
         with torch.no_grad():
-            expected = alone(**passes.tokenizer(text, return_tensors="pt")).logits[0].softmax(dim=0).tolist()
+            encoded = plain(text, truncation=True, max_length=task_info["max_length"], return_tensors="pt")
+            expected = alone(**encoded).logits[0].softmax(dim=0).tolist()
         assert answer["probabilities"] == pytest.approx(dict(zip(task_info["labels"], expected, strict=True)), abs=1e-5)
 
 
@@ -237,7 +239,22 @@ def test_a_text_may_have_as_many_tokens_as_its_adapter_reads(passes):
     (row,) = passes.rows("anna", Version({"max_length": count}, {}, 2), ["a cat"])
     assert len(row.inputs["input_ids"]) == count
     says = f"texts[0]: {count} tokens; this adapter reads at most {count - 1}"
-    refused(passes.rows, "anna", Version({"max_length": count - 1}, {}, 2), ["a cat"], says=says)
+    refused(passes.rows, "anna", Version({"max_length": count - 1}, {}, 2), ["a cat"], is_strict=True, says=says)
+
+
+def test_a_long_prompt_is_truncated_on_the_left_and_counted_and_its_end_is_continued_as_peft_does(writers):
+    folder, passes = writers
+    passes.bank.add("reader", folder / "a", task_info={"max_length": 9})
+    long = " ".join(first for first, *_ in PAIRS)
+    ids = passes.tokenizer(long)["input_ids"]
+    assert len(ids) > 18
+    whole, shorter = ask_passes(passes, posted(generate("a", 4, "the cat", long), generate("reader", 4, long)))
+    passes.bank.remove("reader")
+    alone = loaded_alone(folder, "a")
+    expected = [passes.tokenizer.decode(continued(alone, ids[-most:], 4), skip_special_tokens=True) for most in (18, 9)]
+    assert whole.json()["answers"][1] == {"text": expected[0]}
+    assert shorter.json()["answers"] == [{"text": expected[1]}]
+    assert [response.json()["truncated"] for response in (whole, shorter)] == [1, 1]
 
 
 END = "<|endoftext|>"
@@ -267,8 +284,9 @@ def test_a_prompt_of_end_tokens_is_continued_as_peft_continues_these_tokens(adds
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} and {% endfor %}"
 
 
-def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versions_change(writers):
+def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versions_change(writers, monkeypatch):
     folder, passes = writers
+    monkeypatch.setattr(passes, "is_strict", True)  # the reason tells versions apart
     task_infos = {"a": {"max_length": 12}, "b": {"template": TEMPLATE, "max_length": 16}}
     prompts = [first[: 6 + 5 * at] for at, (first, _) in enumerate(PAIRS)]
     expected = {}
@@ -338,8 +356,7 @@ def test_a_prompt_is_continued_by_one_version_with_its_own_template_while_versio
             (generate("t", 2, [{"role": role, "content": "the cat"}]), "where role is system or user or assistant")
             for role in ("x" * 900_000, "tool", "", None, ["user"] * 1000, {"user": "user"})
         ),
-        (generate("t", 2, [{"role": "assistant", "content": "a"}] * 40), "over 360 characters; at most that are read"),
-        (generate("a", 2, "the cat " * 10), "reads at most 18"),
+        (generate("t", 2, [{"role": "user", "content": "a"}] * 5_000), "over 23,040 characters together"),
         (predict("a", "the cat"), "writes: ask /v1/generate"),
     ],
 )
