@@ -240,7 +240,9 @@ OUTPUT = {"-o --output": {"metavar": "OUT", "type": Path, "required": True, "hel
 FORCE = {"--force": {"action": "store_true", "help": "overwrite OUT if it exists"}}
 BASE = {"--base": {"metavar": "FOLDER_OR_HUB_ID", "help": "base model (default: the one that the adapter names)"}}
 LOSSY = f"overwrite OUT if it exists, and accept a rounding error of over {TOLERATED_LOSS:.0%}% with --dtype"
-SEVERAL = {"nargs": "+", "type": Path, "required": True}
+# An option with several words that is given twice has the words of both.
+LISTED = {"nargs": "+", "action": "extend"}
+SEVERAL = {**LISTED, "type": Path, "required": True}
 SOURCES = "folders of adapters, with or without tenants, of banks, or of folders of these"
 FORMS = (
     "target form: rank:R per layer, directions:N in total, or shared:R, cores of R x R between bases that each layer "
@@ -318,8 +320,8 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
             **OUTPUT,
             **FORCE,
             "--precision": {"choices": PRECISIONS, "help": PRECISION},
-            "--add": {"nargs": "+", "default": [], "metavar": "NAME", "help": ADD},
-            "--fit": {"nargs": "+", "default": [], "metavar": "NAME=FILE", "help": FIT},
+            "--add": {**LISTED, "default": [], "metavar": "NAME", "help": ADD},
+            "--fit": {**LISTED, "default": [], "metavar": "NAME=FILE", "help": FIT},
             "--labels": {"metavar": "A,B", "help": OWN_LABELS},
             **BASE,
         },

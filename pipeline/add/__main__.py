@@ -90,7 +90,7 @@ def _parser() -> Parser:
     add("--validation", metavar="FILE", help="file with the validation split (default: a part of FILE)")
     add("--test", metavar="FILE", help="file with the test split (default: a part of FILE)")
     columns = "column with the text, or two columns for text pairs (default: inferred)"
-    add("--text", nargs="+", default=(), metavar="COLUMN", help=columns)
+    add("--text", nargs="+", action="extend", default=[], metavar="COLUMN", help=columns)
     add("--label", metavar="COLUMN", help="column to predict (default: inferred)")
     add("--tenant", metavar="COLUMN", help="column with the tenant, if each has its own labels (default: no tenants)")
     separate = "keep labels that differ only in case or space separate, and take N/A and nan as labels"

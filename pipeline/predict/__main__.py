@@ -7,7 +7,7 @@ takes two arguments, two columns of a file, or lines of standard input with a ta
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # it takes seconds to import
 CSV = ".csv"
 JSON_LINES = ".jsonl"
 FORMATS = (CSV, JSON_LINES)
+ALIKE = ("kind", "columns", "max_length")  # fields of tasks that tenants share whose texts are answered together
 # Options whose value is None unless it is given, as some adapters and runtimes refuse them.
 BATCH_SIZE = 32
 MAX_NEW_TOKENS = 256
@@ -76,7 +77,7 @@ def _parser() -> Parser:
     add("--runtime", choices=(graphs.TORCH, *GRAPHS), default=graphs.TORCH, help=about)
     add("--file", type=Path, help="read the texts from a CSV, TSV, JSONL, JSON, XLSX or Parquet file")
     column = "text column of --file, or two columns for text pairs (default: as in training, or the only column)"
-    add("--column", nargs="+", metavar="NAME", help=column)
+    add("--column", nargs="+", action="extend", metavar="NAME", help=column)
     add("--skip-empty", action="store_true", help="skip rows without text and count them (default: stop at the first)")
     add("--out", type=Path, metavar="FILE", help="write a .csv or .jsonl file instead of printing")
     add("--force", action="store_true", help="overwrite --out if it exists")
@@ -186,6 +187,8 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
     else:
         tenants = {}
     if tenants:
+        if options.tenant is None:
+            _check_alike(tenants)
         first = next(iter(tenants.values()))
         return tenants.get(options.tenant, first), tenants
     if options.runtime != graphs.TORCH:
@@ -194,6 +197,22 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
     if options.tenant is not None or task.tenants is not None:
         raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` creates from their adapter")
     return task, {}
+
+
+def _check_alike(tenants: Mapping[str, AdapterTask]) -> None:
+    """Check that the texts of tenants can be answered together: they come from one file, and are truncated alike.
+
+    Raises:
+        UserError: if a tenant differs in that from the first.
+    """
+    first_name, first = next(iter(tenants.items()))
+    for name, task in tenants.items():
+        for field in ALIKE:
+            own = getattr(task, field)
+            other = getattr(first, field)
+            if own != other:
+                difference = f"{field} is {own} for {name} and {other} for {first_name}"
+                raise UserError(f"--tenant: required: {difference}")
 
 
 def _tenants_of_graphs(options: Namespace) -> dict[str, AdapterTask]:

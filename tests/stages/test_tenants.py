@@ -1,10 +1,12 @@
 """Tenants through the stages: one adapter for all with a head for each, own ones where they help, and late ones."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.files import WEIGHTS
@@ -88,3 +90,29 @@ def test_a_file_names_the_tenant_of_each_row_and_who_asks_must_be_known(shops):
     assert all(0 < float(row["p"]) <= 1 for row in found)
     one = table(said(predict.main, "--tenant", "bolt", "the cat number 3 sleeps", "--base", "tiny-roberta"))[0]
     assert (one["label"], float(one[f"p({one['label']})"])) == (found[0]["label"], pytest.approx(float(found[0]["p"])))
+
+
+ALIKE = {"kind": "number", "labels": None}, {"max_length": 6}
+
+
+@pytest.mark.parametrize("difference", ALIKE)
+def test_tenants_that_read_or_answer_in_different_ways_are_not_answered_from_one_file(difference, shops):
+    run(FACTORIZE, TRAIN)
+    bank = AdapterBank.load("tiny-roberta", artifacts.BANK)
+    contents = bank.contents("cast")
+    if "kind" in difference:
+        contents = replace(contents, heads={key: value[:1] for key, value in contents.heads.items()})
+    bank.add("cast", contents, task_info=bank.task_infos["cast"] | difference, replace=True)
+    bank.save("bank")
+    text = "the cat number 3 sleeps in the garden"
+    write("asked.csv", [{"shop": name, "text": text} for name in ("acme", "cast")])
+    words = ["--adapter", "bank", "--base", "tiny-roberta"]
+    key, value = next(iter(difference.items()))
+    refused(predict.main, [*words, "--file", "asked.csv"], says=f"--tenant: required: {key} is {value} for cast and ")
+    if key == "max_length":
+        tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
+        ids = tokenizer(text, truncation=True, max_length=value)["input_ids"]
+        short = tokenizer.decode(ids, skip_special_tokens=True)
+        answers = [said(predict.main, *words, "--tenant", "cast", asked) for asked in (text, short)]
+        first, second = (answer.splitlines()[1].split(",")[-2:] for answer in answers)
+        assert first == second

@@ -215,7 +215,7 @@ def test_the_command_adds_tenants_without_labels_and_with_a_few(plain, tmp_path,
     start = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
     start.save(tmp_path / "bank")
     command = ("bank", "--from", tmp_path / "bank", "-o", tmp_path / "out", "--base", folder / "base", "--force")
-    run(*command, "--add", "later", "other", "--labels", "good,bad")
+    run(*command, "--add", "later", "--add", "other", "--labels", "good,bad")
     expected = logits_alone(model, tokenizer, TEXTS[:3])
     mean = (expected["acme"][:, [1, 0]] + expected["corp"]) / 2
     bank = AdapterBank.load(str(folder / "base"), tmp_path / "out")
@@ -225,9 +225,12 @@ def test_the_command_adds_tenants_without_labels_and_with_a_few(plain, tmp_path,
     lengths = [len(text) > np.median([*map(len, TEXTS)]) for text in TEXTS]
     save_examples(tmp_path / "few.csv", TEXTS, ["good" if is_long else "bad" for is_long in lengths])
     capsys.readouterr()
-    run(*command, "--fit", f"later={tmp_path / 'few.csv'}")
-    assert "later: 60 texts, accuracy by cross-validation " in capsys.readouterr().out
-    assert AdapterBank.load(str(folder / "base"), tmp_path / "out").names == [*TENANTS, "later"]
+    few = tmp_path / "few.csv"
+    run(*command, "--fit", f"later={few}", "--fit", f"other={few}")
+    printed = capsys.readouterr().out
+    assert "later: 60 texts, accuracy by cross-validation " in printed
+    assert "other: 60 texts, accuracy by cross-validation " in printed
+    assert AdapterBank.load(str(folder / "base"), tmp_path / "out").names == [*TENANTS, "later", "other"]
 
 
 @pytest.mark.parametrize(
