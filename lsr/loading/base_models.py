@@ -8,7 +8,7 @@ A distribution declares which base model a package holds, and a function that re
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -74,13 +74,8 @@ def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreT
     own = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     with wrap_base_errors(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    with wrap_base_errors(name), torch.device("meta"):
-        empty = (
-            model_class.from_config(config, trust_remote_code=False)
-            if hasattr(model_class, "from_config")
-            else model_class(config)
-        )
-    state = empty.state_dict()
+    with wrap_base_errors(name):
+        state = _outline(model_class, config).state_dict()
     for key, value in own.items():
         if key in state and value.dim() == 2 and len(value) != len(state[key]):  # a head has a row for each label
             config.num_labels = len(value)
@@ -93,18 +88,36 @@ def load_base(fields: Fields, tensors: Tensors, base: str | None = None) -> PreT
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    for key, shape, needed in sorted(info["mismatched_keys"]):
-        if key not in own:
-            raise InputError(
-                f"base model {name}: {key} is {format_shape(shape)}, but the adapter is for {format_shape(needed)}"
-            )
-    for key in sorted(info["missing_keys"] - own.keys()):
-        raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
+    _check_loaded(info, own.keys(), name)
     if is_classifier(model):
         tokenizer = tokenizer_in(name, revision)
         if tokenizer is not None:
             set_padding(tokenizer, model.config)
     return model
+
+
+def _outline(model_class: Any, config: Any) -> PreTrainedModel:
+    """Build a model without the memory of its weights."""
+    with torch.device("meta"):
+        if hasattr(model_class, "from_config"):
+            model: PreTrainedModel = model_class.from_config(config, trust_remote_code=False)
+        else:
+            model = model_class(config)
+    return model
+
+
+def _check_loaded(info: Mapping[str, Any], held: Collection[str], name: str) -> None:
+    """Check that the base model's files have all tensors that the adapter does not hold, in the right shapes.
+
+    Raises:
+        InputError: if one is missing or has another shape; names it.
+    """
+    for key, shape, needed in sorted(info["mismatched_keys"]):
+        if key not in held:
+            wanted = f"but the adapter is for {format_shape(needed)}"
+            raise InputError(f"base model {name}: {key} is {format_shape(shape)}, {wanted}")
+    for key in sorted(info["missing_keys"].difference(held)):
+        raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
 
 
 def is_classifier(model: Any) -> bool:

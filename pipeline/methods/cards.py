@@ -39,8 +39,11 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     description = task.description
     read = " and ".join(f"`{name}`" for name in description.columns)
     target = description.predicts()
-    metric, shown = name_selection_score(task.scoring, score)
-    chosen = "strength of its penalty" if isinstance(view.section, RegressionParams) else "checkpoint"
+    sections = {
+        "Score": _describe_score(view, task, score),
+        "Parameters": _parameters(counts),
+        "Training": _training(view, description.sections),
+    }
     return Card(
         base,
         revision,
@@ -53,14 +56,16 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
         module=package if package in ("lsr", "peft") else config.__module__,
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
         summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {target}.",
-        sections={
-            "Score": f"{metric}{description.of_class(metric)} {shown:.4g} on the {view.dataset.select_on} split, "
-            f"which chose the {chosen}.",
-            "Parameters": _parameters(counts),
-            "Training": _training(view, description.sections),
-        },
+        sections=sections,
         header={"datasets": [_dataset(view)], "metrics": list(task.entry.metrics)},
     )
+
+
+def _describe_score(view: TrainView, task: Task, score: float) -> str:
+    metric, shown = name_selection_score(task.scoring, score)
+    of_class = task.description.of_class(metric)
+    chosen = "strength of its penalty" if isinstance(view.section, RegressionParams) else "checkpoint"
+    return f"{metric}{of_class} {shown:.4g} on the {view.dataset.select_on} split, which chose the {chosen}."
 
 
 def _parameters(counts: Mapping[str, int]) -> str:
@@ -75,12 +80,12 @@ def _training(view: TrainView, more: Sequence[str]) -> str:
         "tokenize": view.tokenize,
         "train": view.train,
     }
-    for word in more:
-        sections[word] = getattr(view, word)
+    for key in more:
+        sections[key] = getattr(view, key)
     values = ""
-    for word, section in sections.items():
+    for key, section in sections.items():
         chosen = section.model_dump(mode="json")
-        values += f"{word}: {json.dumps(chosen)}\n"
+        values += f"{key}: {json.dumps(chosen)}\n"
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
     return f"With these values in `params.yaml`:\n\n```yaml\n{values}```\n\n    {command}"
 

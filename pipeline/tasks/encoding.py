@@ -1,6 +1,6 @@
 """Tokenize texts, in the same way for training and for prediction."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,9 @@ Part = tuple[pa.Table, np.ndarray]  # tokens, and lengths of whole texts, (rows,
 BATCH = 1000  # texts per call of the tokenizer
 SHOWN = 40  # characters of a text in a message
 TOGETHER = 10  # such batches become one of a file
+COLUMN_TYPES = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
+# Options of the tokenizer; it is not verbose, because it would warn about long texts.
+OPTIONS: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
 
 
 def tokenize(
@@ -33,37 +36,40 @@ def tokenize(
     Raises:
         ValueError: if a text has no token.
     """
-    column_types = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
-    needed = tokenizer.model_input_names
-    names = [name for name in column_types if name in needed]
-    options: Any = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
     for batch in batches:
         columns = [batch[name] for name in TEXT_COLUMNS if name in batch.column_names]
-        given: Any = [column.to_pylist() for column in columns]
-        encoded = tokenizer(*given, **options)
+        texts = [column.to_pylist() for column in columns]
+        encoded = tokenizer(*texts, **OPTIONS)
         whole = [len(ids) for ids in encoded["input_ids"]]
         if 0 in whole:  # it would be classified at a padding position
-            text = given[0][whole.index(0)]
+            text = texts[0][whole.index(0)]
             raise ValueError(f"the tokenizer makes no token of the text {text[:SHOWN]!r}")
+        names = [name for name in COLUMN_TYPES if name in tokenizer.model_input_names]
         for number, length in enumerate(whole):
             if length <= max_length:
                 continue
-            texts = [column[number] for column in given]  # these few alone are encoded twice
-            shorter = tokenizer(*texts, truncation=True, max_length=max_length, **options)
+            own = [column[number] for column in texts]  # these few alone are encoded twice
+            shorter = tokenizer(*own, truncation=True, max_length=max_length, **OPTIONS)
             for name in names:
                 encoded[name][number] = shorter[name]
-        arrays = dict[str, Any]()
-        for name in names:
-            numbers = pa.list_(column_types[name])
-            arrays[name] = pa.array(encoded[name], numbers)
-        lengths = map(len, encoded["input_ids"])
-        arrays["length"] = pa.array(lengths, pa.int32())
-        others = list(batch.column_names)
-        others.sort(key=lambda name: name != "label")
-        for name in others:
-            arrays[name] = batch[name]
-        table = pa.table(arrays)
+        tokens = {name: encoded[name] for name in names}
+        table = _build_table(tokens, batch)
         yield table, np.array(whole)
+
+
+def _build_table(tokens: Mapping[str, Sequence[Sequence[int]]], batch: pa.Table) -> pa.Table:
+    """Return the tokens and their number, followed by the columns of the batch, the label first."""
+    arrays = dict[str, Any]()
+    for name, rows in tokens.items():
+        numbers = pa.list_(COLUMN_TYPES[name])
+        arrays[name] = pa.array(rows, numbers)
+    lengths = map(len, tokens["input_ids"])
+    arrays["length"] = pa.array(lengths, pa.int32())
+    others = list(batch.column_names)
+    others.sort(key=lambda name: name != "label")
+    for name in others:
+        arrays[name] = batch[name]
+    return pa.table(arrays)
 
 
 def write(tokens: Iterable[Part], path: Path) -> np.ndarray:
