@@ -60,7 +60,7 @@ def guard_inputs(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
 
     Raises:
         UserError: if an input has changed, or differs from the input of the stage tokenize.
-        SystemExit: as one of its processes has ended.
+        SystemExit: if one of the processes of a training run has failed, with that process's exit code.
     """
     if not console.IS_FIRST:  # the first process of a training run compares for all: it writes when others have ended
         yield params.load(view)

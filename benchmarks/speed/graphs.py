@@ -36,9 +36,9 @@ LABELS = ("no", "yes")
 
 
 def run() -> Iterator[Row]:
-    """Yield a row for each number of threads and of texts per batch, and way to answer.
+    """Yield a row for each number of threads, batch size and runtime: torch, and the graphs in float32 and 8 bits.
 
-    All texts are many.TEXT, of 23 tokens. `to_torch` is the median of the ratios of times within rounds.
+    All texts are many.TEXT, of 23 tokens. `to_torch` is the median ratio of the times within a round.
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -28,7 +28,7 @@ SMALLEST = torch.finfo(torch.bfloat16).tiny  # smallest scale of a group
 
 
 def group_lengths(width: int) -> list[int]:
-    """Return the number of entries in each group of an axis."""
+    """Divide an axis of this width into groups of about GROUP entries, and return the number of entries of each."""
     groups = max(1, round(width / GROUP))
     length, longer = divmod(width, groups)
     return [length + 1] * longer + [length] * (groups - longer)

@@ -148,7 +148,7 @@ def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:
-    """Return (M, N)."""
+    """Return the shape (M, N) of a matrix, given as a tensor or as two factors."""
     if isinstance(matrix, Tensor):
         return len(matrix), matrix.shape[1]
     left, right = matrix

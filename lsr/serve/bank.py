@@ -139,7 +139,7 @@ class AdapterBank(nn.Module):
 
     @property
     def of_base(self) -> Mapping[str, nn.Module]:
-        """The modules of the base model by name, unwrapped."""
+        """The modules of the base model by name, without the wrappers for adapters."""
         return self._base.modules
 
     @property

@@ -52,7 +52,7 @@ def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str, str]:
-    """Describe the replaced spellings, by kind."""
+    """Return a note each, by key, on merged spellings, missing labels and spaces around labels, if there are any."""
     counts = counts_of(column)
     missing = list[str]()
     merged = list[str]()

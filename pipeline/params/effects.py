@@ -46,7 +46,7 @@ class Idle(NamedTuple):
 
     @property
     def line(self) -> str:
-        """The error message: the reason, and what to do."""
+        """The error message: the key and value, why they have no effect, and the value to leave."""
         usual = list(self.usual) if isinstance(self.usual, tuple) else self.usual
         return f"{self.key}: {self.value} has no effect: {self.reason}; leave it at {usual}"
 
