@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from pipeline.add import column_types
 from pipeline.add.columns import Choice, infer_entry
 from pipeline.core import artifacts, console, git
-from pipeline.core.console import Parser, warn_without_identity
+from pipeline.core.console import Parser, fraction, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import datasets, opening, recognition, sources
 from pipeline.params.dataset_entry import DatasetEntry
@@ -43,6 +43,7 @@ from pipeline.params.sources import (
 from pipeline.params.validation import validate
 from pipeline.params.yaml_file import read_yaml
 from pipeline.tasks.cells import has_mirrors
+from pipeline.tasks.classes import some_of
 
 OWN = REGISTRIES["data"].own
 LOCK = Path(".cache/add.lock")  # not next to the file, because files of that folder are inputs of the pipeline
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: if a file cannot be read or is not in data/, the name is taken, or the entry would not work.
     """
     with _parser().parse(arguments) as options:
+        if options.held_out_tenants is not None and options.tenant is None:
+            raise UserError("--held-out-tenants: has no effect without --tenant, the column of tenants")
         files = _files(options)
         name = _name(options.name, files["train"])
         _check_new(name, check_entries("data"))
@@ -67,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = pd.concat([_read(path, source, choice) for path in files.values()], ignore_index=True)
         where = ", ".join(map(str, files.values()))
         content, notes = infer_entry(table, source, choice, where)
+        if options.held_out_tenants is not None:
+            content["held_out_tenants"] = options.held_out_tenants
         entry = validate(DatasetEntry, content, OWN, (name,))
         entry._where = str(OWN)
         loaded = datasets.load(entry, name)
@@ -93,6 +98,8 @@ def _parser() -> Parser:
     add("--text", nargs="+", action="extend", default=[], metavar="COLUMN", help=columns)
     add("--label", metavar="COLUMN", help="column to predict (default: inferred)")
     add("--tenant", metavar="COLUMN", help="column with the tenant, if each has its own labels (default: no tenants)")
+    unseen = "share of tenants to keep for test: evaluate scores the model on them with no labels and with a few"
+    add("--held-out-tenants", type=fraction, metavar="SHARE", help=f"{unseen} (default: none)")
     separate = "keep labels that differ only in case or space separate, and take N/A and nan as labels"
     add("--keep-labels", action="store_true", help=separate)
     add("--encoding", metavar="NAME", help="encoding of the files, such as cp1252 (default: detected)")
@@ -232,6 +239,10 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
         "splits": _sizes(loaded, len(table)),
         **notes,
     }
+    held_out = loaded.task.facts.held_out
+    if held_out:
+        count = len(held_out) + len(loaded.task.facts.tenants)
+        shown["unseen"] = f"{len(held_out)} of {count} tenants, by a hash of the name: {some_of(list(held_out))}"
     if written:
         shown["file"] = f"read as {written}"
     named = [column for column in table if column.casefold() in USUAL_TENANTS]

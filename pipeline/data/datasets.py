@@ -26,7 +26,7 @@ import pyarrow as pa
 from pipeline import tasks
 from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError
-from pipeline.data import files, sources
+from pipeline.data import files, held_out, sources
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
@@ -82,9 +82,9 @@ class Examples:
     def __getitem__(self, name: str) -> np.ndarray:
         """Return a column of numbers: labels (one or several per example), groups or tenants."""
         column = self._table[name]
-        if column.dtype == object:  # a column of lists
-            return np.array(column.tolist())
-        return np.array(column)
+        is_of_lists = column.dtype == object
+        values = column.tolist() if is_of_lists else column
+        return np.array(values)
 
     def in_order_of_hashes(self) -> "Examples":
         """Return the examples ordered by their hashes, independent of the source's order; pairs already are.
@@ -133,17 +133,25 @@ class Loaded(NamedTuple):
 def load(entry: DatasetEntry, name: str) -> Loaded:
     """Load train, validation and test with the columns text, text_pair (for a pair) and label; count dropped rows.
 
-    Classes are int, numbers float. An unreadable source, an invalid text or label, an empty split and an unusable train
-    split are rejected with the entry's name, the split, its file and the line or row.
+    Classes are int, numbers float. The texts of held-out tenants, if there are any, are a further split, `held_out`. An
+    unreadable source, an invalid text or label, an empty split and an unusable train split are rejected with the
+    entry's name, the split, its file and the line or row.
     """
     where = f"{entry.where}: {name}"
     texts = Texts()
     task, examples, dropped = _read(entry, where, texts)
+    apart = None
+    if task.facts.held_out:
+        examples, apart, left_out = held_out.separate(task, examples)
+        dropped.update(left_out)
     train, conflicting = _distinct(examples)
-    dropped["duplicate"] = len(examples["train"]) - len(train)
+    dropped["duplicate"] += len(examples["train"]) - len(train)
     examples |= _cut(train, task)
     examples, left_out = _disjoint(examples, task)
     dropped.update(left_out)
+    if apart is not None:
+        examples["train"], left_out = held_out.drop_shared(examples["train"], apart)
+        dropped.update(left_out)
     facts = task.preprocessor.facts_of_examples(examples["train"])
     task = task.with_facts(facts)
     kept = Tables()
@@ -158,6 +166,8 @@ def load(entry: DatasetEntry, name: str) -> Loaded:
         # Only an entry with select_on: test has no validation split; the checkpoint is then chosen on test.
         part = kept.get(split, kept["test"])
         splits[split] = Examples(part, texts)
+    if apart is not None:
+        splits[held_out.HELD_OUT] = Examples(apart, texts)
     return Loaded(task, splits, dict(dropped), conflicting)
 
 
@@ -260,7 +270,8 @@ def _cut(train: pd.DataFrame, task: Task) -> Tables:
 
 def _even_positions(train: pd.DataFrame, task: Task) -> pd.Series:
     """Return positions evenly spaced over the rows of each class, in order, so that each class is split exactly."""
-    keys = [train[name] for name in task.preprocessor.strata]
+    strata = task.preprocessor.strata
+    keys = [train[name] for name in strata]
     of_class = train["position"].groupby(keys)
     offsets = list[float]()
     for key, positions in of_class:
@@ -279,10 +290,12 @@ def _disjoint(examples: Tables, task: Task) -> tuple[Tables, Dropped]:
     """Return splits without texts of other splits, also in another order or of another tenant, and their number."""
     dropped = Dropped()
     if task.preprocessor.shares_texts:  # no tenant may train on a text that another one of them is scored on
-        others = [split for split in examples if split != "train"]
+        others = [*examples]
+        others.remove("train")
         examples, dropped["duplicate"] = _without_shared(examples, "position", others)
     if has_mirrors(task.entry):
-        provided = [split for split in task.entry.source.names if split != "train"]
+        provided = [*task.entry.source.names]
+        provided.remove("train")
         examples, dropped[MIRRORED] = _without_shared(examples, MIRROR, provided)
     return examples, dropped
 
@@ -342,5 +355,8 @@ def _check_filled(
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:
-    parts = [f"{name} {count}" for name, count in counts.items()]
+    parts = list[str]()
+    for name, count in counts.items():
+        part = f"{name} {count}"
+        parts.append(part)
     return ", ".join(parts)

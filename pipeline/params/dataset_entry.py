@@ -26,6 +26,10 @@ class DatasetEntry(RegistryEntry):
     tenant: str | None = Added(
         description="column with the tenant of each example: each tenant has its own labels, splits and scores"
     )
+    held_out_tenants: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = Added(
+        description="fraction of tenants, chosen by a hash of their names, of which no text is in train, validation or "
+        "test; evaluate scores the model on them with no labels and with 5, 10, 20 and 60"
+    )
     label: Label = Field(
         description="column and names; with threshold and perhaps margin; or multi_label, separator and names, for any "
         "number of labels per text; or column, low and high; or the column of a completion, which a language model "
@@ -80,6 +84,8 @@ class DatasetEntry(RegistryEntry):
     @model_validator(mode="after")
     def _goes_with_its_label_and_has_the_three_splits(self) -> Self:
         self.label.check(self)
+        if self.held_out_tenants is not None and self.tenant is None:
+            raise ValueError("held_out_tenants: needs tenant, the column of tenants")
         have = self.source.names.keys()
         if "train" not in have:
             raise ValueError("the source must provide train")

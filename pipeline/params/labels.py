@@ -47,6 +47,7 @@ ONLY = {  # keys of an entry that only some forms go with
     "template": "template: needs a label of completions",
     "select": "select: needs a label of completions or messages",
     "tenant": "tenant: needs a label of classes or of a number",
+    "held_out_tenants": "held_out_tenants: needs a label of classes, since no other is fitted to a few texts",
 }
 APART = {  # keys of an entry that exclude each other
     "tenant": ("choices", "group", "pairs", "stratify"),  # a tenant's cut takes a share of each class anyway
@@ -122,7 +123,7 @@ class Classes(LabelSpec):
 
     identified_by = frozenset({"names"})
     allowed_metrics = OF_CLASSES
-    compatible_keys = frozenset({"choices", "group", "stratify", "tenant"})
+    compatible_keys = frozenset({"choices", "group", "held_out_tenants", "stratify", "tenant"})
 
     names: LabelNames = Field(
         (), description="at least two, in class order; tenants that have other names than each other need none"

@@ -29,6 +29,7 @@ class Facts(StrictModel):
 
     positive: str | None = None  # the class of f1: the rarer one of two
     tenants: Mapping[str, Tenant] = {}
+    held_out: Mapping[str, Tenant] = {}  # tenants of which training reads no text
     # Probability from which each label applies; the stage train chooses them.
     thresholds: tuple[float, ...] | None = None
     # Temperature of all outputs, or of each label or tenant; the stage train fits them.

@@ -24,6 +24,7 @@ from pipeline.tasks.classes import ClassificationDescription, ClassificationScor
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.head import Head
+from pipeline.tasks.held_out import choose_tenants, describe_scores
 from pipeline.tasks.number import RegressionScoring, number_in
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Answering, Answers_co, OfPart, Scoring
@@ -78,7 +79,8 @@ class TenantsPreprocessor(Preprocessor):
         self.column = str(entry.tenant)
         self.is_number = is_number(entry)
         self.target = "float64" if self.is_number else "int64"
-        self.tenants = list(facts.tenants)
+        self.known = {**facts.tenants, **facts.held_out}
+        self.tenants = list(self.known)
         numbers = range(len(self.tenants))
         self.numbers = dict(zip(self.tenants, numbers, strict=True))
 
@@ -112,7 +114,7 @@ class TenantsPreprocessor(Preprocessor):
 
         Raises:
             ValueError: if a tenant's name is not a valid folder name, or it has too few texts or labels, or too long
-                labels.
+                labels; if the share of held-out tenants leaves too few.
         """
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for where, cells in train:
@@ -132,7 +134,12 @@ class TenantsPreprocessor(Preprocessor):
             except ValueError as error:
                 raise ValueError(f"tenant {name}: {error}") from None
             tenants[name] = Tenant(labels=names, train=labels.total())
-        return Facts(tenants=tenants)
+        share = self.entry.held_out_tenants
+        if share is None:
+            return Facts(tenants=tenants)
+        chosen = sorted(choose_tenants(tenants, share))
+        held_out = {name: tenants.pop(name) for name in chosen}
+        return Facts(tenants=tenants, held_out=held_out)
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant."""
@@ -146,12 +153,11 @@ class TenantsPreprocessor(Preprocessor):
 
     def label_of(self, cells: Cells) -> Any:
         tenant, label = _tenant_and_label(cells, self.entry)
-        tenants = tenants_of(self.facts)
-        if tenant not in tenants:
+        if tenant not in self.known:
             raise ValueError(f"tenant {tenant!r} has no rows in train")
         if self.is_number:
             return number_in(cells, self.label)
-        labels = tenants[tenant].labels or ()
+        labels = self.known[tenant].labels or ()
         if label in labels:
             return labels.index(label)
         value = cells[self.label.column]
@@ -293,7 +299,7 @@ class TenantsScoring(Scoring):
             width = Head.width(tenant.labels)
             outputs = outcome.outputs[rows][:, :width]
             own = Outcome(outputs, outcome.labels[rows])
-            scoring = self.single(_entry_of_tenant(self.entry, tenant), Facts())
+            scoring = self.single(entry_of_tenant(self.entry, tenant), Facts())
             parts.append(OfPart(name, scoring, rows, own))
         return parts
 
@@ -331,7 +337,7 @@ class TenantsScoring(Scoring):
         return columns
 
 
-def _entry_of_tenant(entry: DatasetEntry, tenant: Tenant) -> DatasetEntry:
+def entry_of_tenant(entry: DatasetEntry, tenant: Tenant) -> DatasetEntry:
     """Return a data set entry with the labels of one tenant."""
     if tenant.labels is None:
         return entry
@@ -385,6 +391,8 @@ class TenantsDescription(Description):
             yield "best", ", ".join(best[:few])
             yield "worst", ", ".join(worst[:few])
         yield "tenants", f"{count:,}, {each:,.0f} bytes each in {artifacts.BANK}"
+        if "held_out_0_labels" in metrics:
+            yield "held out", describe_scores(metrics)
 
     def commands(self, table: ReadTable) -> Iterable[Line]:
         tenants = table(artifacts.EVALUATE_TENANTS)["tenant"]

@@ -1,6 +1,7 @@
 """A file of one's own gets a row: what is decided from its columns, what is refused, and that other rows stay."""
 
 import gzip
+import hashlib
 import os
 import re
 import shlex
@@ -385,6 +386,16 @@ def test_names_of_columns_are_quoted_where_they_are_to_be_typed():
 
 
 SHOPS = [{"shop": f"s{row % 3}", "text": text(row), "queue": QUEUES[row % 2 + row % 3 // 2]} for row in ROWS]
+
+
+def test_a_share_of_tenants_is_held_out_and_they_are_named():
+    shown = said(main, "data/two.csv", "--label", "queue", "--tenant", "team", "--held-out-tenants", "0.25")
+    row = read_yaml(OWN)["two"]
+    assert (row["tenant"], row["held_out_tenants"]) == ("team", 0.25)
+    first, *_ = sorted("0123", key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert f"\n  unseen  1 of 4 tenants, by a hash of the name: {first}\n" in shown
+    assert "\n  label   queue, for each of 3 tenants one of its labels, 3 labels each\n" in shown
+    assert ", held_out 30, by a hash of the text" in shown
 
 
 def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_is_noticed():

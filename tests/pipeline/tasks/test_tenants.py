@@ -1,5 +1,7 @@
 """Tenants in one data set: labels, splits, outputs, loss and scores of their own; what does not fit is one line."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,6 +85,44 @@ def test_a_text_of_several_tenants_stays_with_each_and_is_trained_on_by_none_whe
     assert loaded.dropped["duplicate"] == len(same) - used
 
 
+FOUR = [
+    one for at, name in enumerate(("acme", "bolt", "cast", "echo")) for one in rows(name, ["no", "yes"], 40, 50 * at)
+]
+
+
+def test_whole_tenants_are_held_out_by_the_hashes_of_their_names_and_the_others_are_split_as_without_them():
+    task, splits, loaded = load(FOUR, held_out_tenants=0.25)
+    by_hash = sorted(["acme", "bolt", "cast", "echo"], key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert by_hash[0] == "echo"
+    assert (list(task.facts.tenants), list(task.facts.held_out)) == (["acme", "bolt", "cast"], ["echo"])
+    assert set(splits.pop("held_out")["text"]) == {one["text"] for one in FOUR[120:]}
+    assert task.head.fields()["num_labels"] == 6
+    _, without, _ = load(FOUR[:120])
+    for name, table in without.items():
+        pd.testing.assert_frame_equal(table, splits[name])
+    _, turned, _ = load(FOUR[::-1], held_out_tenants=0.25)
+    assert set(turned["held_out"]["text"]) == {one["text"] for one in FOUR[120:]}
+    assert sum(loaded.dropped.values()) == 0
+
+
+def test_held_out_tenants_are_taken_out_of_splits_of_the_source_too():
+    task, splits, _ = load(FOUR[:150], test=FOUR[20:40] + FOUR[150:], split={"validation": 0.1}, held_out_tenants=0.25)
+    assert set(splits["test"]["text"]) == {one["text"] for one in FOUR[20:40]}
+    assert set(splits["held_out"]["text"]) == {one["text"] for one in FOUR[120:]}
+    assert list(splits["held_out"]["tenant"]) == [0] * 40
+    assert list(task.facts.held_out) == ["echo"]
+
+
+def test_no_tenant_trains_on_a_text_of_a_held_out_one():
+    shared = [one | {"who": "acme"} for one in FOUR[120:130]]
+    _, splits, loaded = load(FOUR + shared, held_out_tenants=0.25)
+    texts = {one["text"] for one in shared}
+    assert texts <= set(splits["held_out"]["text"])
+    assert not texts & set(splits["train"]["text"])
+    kept = sum(map(len, splits.values()))
+    assert loaded.dropped["duplicate"] == len(FOUR) + len(shared) - kept > 0
+
+
 def test_numbers_and_common_names_are_labels_of_tenants_too():
     train, label = rows("a", [1, 2.5], 20) + rows("b", [3, 4], 20, 50), OWN | {"low": 0, "high": 5}
     task, splits, _ = load(train, label, metrics=["pearson"])
@@ -114,6 +154,16 @@ MISTAKES = [
     (rows("acme", ["no", "yes"], 9), NUMBER, "'no' is not a finite number"),
     (rows("acme", ["no", "yes"], 9), IN_TEST, "tenant 'bolt' has no rows in train"),
     (BOTH, IN_TEST | {"test": rows("acme", ["x"], 9)}, "label 'x' is not a class of tenant acme: no, yes"),
+    (
+        FOUR,
+        {"held_out_tenants": 0.1},
+        "held_out_tenants: 0.1 of 4 tenants holds out 0 and leaves 4; needed: at least 1",
+    ),
+    (
+        FOUR,
+        {"held_out_tenants": 0.7},
+        "held_out_tenants: 0.7 of 4 tenants holds out 3 and leaves 1; needed: at least 1",
+    ),
 ]
 
 
@@ -128,6 +178,9 @@ def test_what_a_tenant_cannot_be_is_one_line(train, settings, message):
         ({"group": ["who"]}, "tenant: cannot be combined with group"),
         ({"stratify": True}, "tenant: cannot be combined with stratify"),
         ({"metrics": ["f1"]}, "use macro_f1"),
+        ({"held_out_tenants": 0.2} | NUMBER, "held_out_tenants: needs a label of classes"),
+        ({"held_out_tenants": 0.2, "tenant": None} | XYZ, "held_out_tenants: needs tenant, the column of tenants"),
+        ({"held_out_tenants": 1.0}, "held_out_tenants\n  Input should be less than 1"),
     ],
 )
 def test_what_goes_with_no_tenants_is_refused(more, says):
