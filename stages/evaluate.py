@@ -13,7 +13,7 @@ from torch import nn
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
-from pipeline import evaluation, params, regression, stage
+from pipeline import evaluation, held_out, params, regression, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapter_task, adapters, banks, cards
@@ -38,6 +38,7 @@ def main(view: params.EvaluateView) -> None:
     metrics = sizes | whole | compare(view, task, outcome)
     metrics |= reported.report(task, outcome, view.evaluate.resamples)
     metrics |= write_reliability(task, outcome, view.evaluate.resamples)
+    metrics |= write_held_out(view, task)
     write_metrics(view, metrics)
     write_predictions(task, outcome)
     write_parts(view.dataset.metrics[0], parts)
@@ -169,6 +170,13 @@ def write_reliability(task: Task, outcome: Outcome, resamples: int) -> Scores:
     report = reliability.report(task, outcome, resamples)
     artifacts.write_csv(artifacts.EVALUATE_RELIABILITY, reliability.RELIABILITY, report.reliability)
     artifacts.write_csv(artifacts.EVALUATE_COVERAGE, reliability.COVERAGE, report.coverage)
+    return report.metrics
+
+
+def write_held_out(view: params.EvaluateView, task: Task) -> Scores:
+    """Write how held-out tenants score by their number of labels, no rows if there are none, and return the metrics."""
+    report = held_out.report(view, task)
+    artifacts.write_csv(artifacts.EVALUATE_HELD_OUT, held_out.OF_HELD_OUT, report.rows)
     return report.metrics
 
 

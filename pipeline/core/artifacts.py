@@ -34,6 +34,7 @@ EVALUATE_CLASSES = Path("reports/evaluate/classes.csv")
 EVALUATE_RELIABILITY = Path("reports/evaluate/reliability.csv")
 EVALUATE_COVERAGE = Path("reports/evaluate/coverage.csv")
 EVALUATE_TENANTS = Path("reports/evaluate/tenants.csv")
+EVALUATE_HELD_OUT = Path("reports/evaluate/held_out_tenants.csv")
 ARENA = Path("reports/arena")  # one folder of records per preset; they are not outs of the DVC pipeline
 
 Value = str | int | float

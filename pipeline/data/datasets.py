@@ -161,14 +161,20 @@ def load(entry: DatasetEntry, name: str) -> Loaded:
         kept[split], left_out = task.preprocessor.finish_split(examples[split], split)
         dropped.update(left_out)
     _check_filled(task, kept, where, dropped)
-    splits = dict[str, Examples]()
-    for split in SPLITS:
-        # Only an entry with select_on: test has no validation split; the checkpoint is then chosen on test.
-        part = kept.get(split, kept["test"])
-        splits[split] = Examples(part, texts)
+    splits = _add_texts(kept, texts)
     if apart is not None:
         splits[held_out.HELD_OUT] = Examples(apart, texts)
     return Loaded(task, splits, dict(dropped), conflicting)
+
+
+def _add_texts(tables: Tables, texts: Texts) -> dict[str, Examples]:
+    """Return the examples of each split with their texts."""
+    splits = dict[str, Examples]()
+    for split in SPLITS:
+        # Only an entry with select_on: test has no validation split; the checkpoint is then chosen on test.
+        part = tables.get(split, tables["test"])
+        splits[split] = Examples(part, texts)
+    return splits
 
 
 def _read(

@@ -30,10 +30,12 @@ def separate(task: Task, examples: dict[Split, pd.DataFrame]) -> Separated:
         splits[split] = table[~is_held_out]
         parts.append(table[is_held_out])
     together = pd.concat(parts, ignore_index=True)
-    distinct = together.drop_duplicates("hash").sort_values("hash")
+    distinct = together.drop_duplicates("hash")
+    held_out = distinct.sort_values("hash")
+    held_out[TENANT] -= first
     duplicates = len(together) - len(distinct)
-    numbers = distinct[TENANT] - first
-    return Separated(splits, distinct.assign(**{TENANT: numbers}), Counter(duplicate=duplicates))
+    dropped = Counter(duplicate=duplicates)
+    return Separated(splits, held_out, dropped)
 
 
 def drop_shared(train: pd.DataFrame, held_out: pd.DataFrame) -> Kept:
@@ -43,4 +45,5 @@ def drop_shared(train: pd.DataFrame, held_out: pd.DataFrame) -> Kept:
         if column in train:
             is_shared = kept[column].isin(held_out[column])
             kept = kept[~is_shared]
-    return kept, Counter(duplicate=len(train) - len(kept))
+    duplicates = len(train) - len(kept)
+    return kept, Counter(duplicate=duplicates)

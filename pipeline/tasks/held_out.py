@@ -19,9 +19,10 @@ def choose_tenants(names: Iterable[str], share: float) -> Sequence[str]:
     count = round(share * total)
     left = total - count
     if count < 1 or left < MIN_TRAINED:
+        where = "held_out_tenants"
         given = f"{share:g} of {total} tenants holds out {count} and leaves {left}"
         needed = f"at least 1 held out and {MIN_TRAINED} left for training"
-        raise ValueError(f"held_out_tenants: {given}; needed: {needed}")
+        raise ValueError(f"{where}: {given}; needed: {needed}")
     return by_hash[:count]
 
 
@@ -38,7 +39,9 @@ def name_regression_metric(count: int) -> str:
 def describe_scores(metrics: Mapping[str, float]) -> str:
     """Return the scores of held-out tenants with the least and the most labels, next to own regressions."""
     counts = [count for count in COUNTS if name_metric(count) in metrics]
-    first_and_last = dict.fromkeys((counts[0], counts[-1]))  # a single one if they are equal
+    fewest = counts[0]
+    most = counts[-1]
+    first_and_last = dict.fromkeys((fewest, most))  # a single one if they are equal
     parts = list[str]()
     for count in first_and_last:
         name = name_metric(count)
@@ -49,5 +52,7 @@ def describe_scores(metrics: Mapping[str, float]) -> str:
         if count:
             regression = metrics[name_regression_metric(count)]
             own = f"; own regression {regression:.3g}"
-        parts.append(f"{score:.3g} ({low:.3g} to {high:.3g}{own}) with {count} labels")
+        ends = f"{low:.3g} to {high:.3g}"
+        part = f"{score:.3g} ({ends}{own}) with {count} labels"
+        parts.append(part)
     return ", ".join(parts)

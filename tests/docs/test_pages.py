@@ -248,10 +248,19 @@ def test_every_page_opens_without_a_complaint_or_a_request(site, browser):
     assert not said
 
 
+SCORES_OF_HELD_OUT = [
+    {"labels": count, "method": method, "score": 0.8, "low": 0.7, "high": 0.9, "tenants": 4}
+    for count in (0, 5, 10, 20, 60)
+    for method in ("fitted head", "own regression")
+    if count or method == "fitted head"
+]
+
+
 @pytest.fixture
 def plotted(tmp_path, monkeypatch):
-    """The page of `make plots`, of the committed reports."""
+    """The page of `make plots`, of the committed reports and a few tenants that a run held out."""
     shutil.copytree(ROOT / "reports", tmp_path / "reports")
+    write(tmp_path / artifacts.EVALUATE_HELD_OUT, SCORES_OF_HELD_OUT)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -278,6 +287,21 @@ def test_titles_of_plots_differ_and_names_of_layers_are_whole(plotted):
     names = pd.read_csv(ROOT / artifacts.FACTORIZE_START)["layer"]
     assert len(names) > 1
     assert not [name for name in names if f">{name}<" not in drawn]
+
+
+def test_scores_of_held_out_tenants_are_drawn_by_number_of_labels_with_intervals(plotted):
+    text = plotted.read_text(encoding="utf-8")
+    specifications = [json.loads(found) for found in re.findall(r"var spec = (.*?);\s*vegaEmbed", text, re.DOTALL)]
+    (of_held_out,) = [one for one in specifications if "labeled texts per tenant" in json.dumps(one)]
+    drawn = vegalite_to_svg(of_held_out)
+    for method in ("fitted head", "own regression"):
+        assert f">{method}<" in drawn
+    ends = re.findall(r'aria-label="labeled texts per tenant: (\d+); [^"]*0.7; high: 0.9;', drawn)
+    assert ends == [str(row["labels"]) for row in SCORES_OF_HELD_OUT]
+    places = {
+        int(count): float(x) for count, x in re.findall(r"tenant: (\d+); [^>]*high[^>]*translate\(([\d.]+),", drawn)
+    }
+    assert sorted(places, key=places.get) == [0, 5, 10, 20, 60]
 
 
 @pytest.mark.nightly

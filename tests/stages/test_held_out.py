@@ -1,0 +1,241 @@
+"""Tenants that training has not seen: none of their texts reach it, and their scores are those of plain libraries."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from scipy import special
+from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModel, AutoTokenizer
+
+from lsr.__main__ import main as lsr
+from lsr.serve.bank import AdapterBank
+from pipeline import held_out, summary
+from pipeline.core import artifacts
+from pipeline.tasks import Facts, label_curve
+from pipeline.tasks.classes import ClassificationScoring
+from pipeline.tasks.facts import Tenant
+from tests import workspace
+from tests.kit import said, table, write
+from tests.pipeline.data.rows import row_of
+from tests.references import plain
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run_in
+
+NO_YES = ["no", "yes"]
+LABELS = {"acme": NO_YES, "bolt": list("xyz"), "cast": NO_YES, "dune": NO_YES, "echo": NO_YES, "gala": list("abc")}
+TEXTS = {"acme": 40, "bolt": 40, "cast": 9, "dune": 40, "echo": 25, "gala": 12}
+TRAINED = ["acme", "bolt", "dune"]
+HELD_OUT = ["cast", "echo", "gala"]  # the half whose names have the lowest hashes; nobody has the labels of gala
+ROW = workspace.ROWS["shops"] | {"held_out_tenants": 0.5}
+LENGTH = 24  # tokens
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10)
+
+
+def rows():
+    pairs = workspace.sentences(60)
+    made = []
+    for name, labels in LABELS.items():
+        for number in range(TEXTS[name]):
+            text = f"{pairs[number][number % 2]} {name}"
+            made.append({"shop": name, "text": text, "label": labels[number % len(labels)]})
+    return made
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A workspace in which all stages have run."""
+    folder = workspace.make(
+        tmp_path_factory.mktemp("held_out"),
+        data="shops",
+        adapter="lora",
+        tenants={"shared_adapter": "trained", "precision": "float32"},
+        train={"epochs": 2, "head_learning_rate": 0.01},
+    )
+    write(folder / "data/shops.csv", rows())
+    write(folder / "data/datasets.yaml", {"shops": ROW})
+    return run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+
+
+def tokens(split):
+    return Dataset.from_file(str(artifacts.tokens(split))).to_pandas()
+
+
+def test_no_text_of_a_held_out_tenant_is_in_a_split_or_in_the_bank(world, monkeypatch):
+    monkeypatch.chdir(world)
+    by_hash = sorted(LABELS, key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert sorted(by_hash[:3]) == HELD_OUT
+    for split in ("train", "validation", "test"):
+        assert {text.rsplit(" ", 1)[1] for text in tokens(split)["text"]} == {*TRAINED}
+    apart = tokens("held_out")
+    names = apart["text"].str.rsplit(" ", n=1).str[1]
+    assert names.value_counts().to_dict() == {name: TEXTS[name] for name in HELD_OUT}
+    assert [HELD_OUT[number] for number in apart["tenant"]] == list(names)
+    labels = [LABELS[name][label] for name, label in zip(names, apart["label"], strict=True)]
+    given = {row["text"]: row["label"] for row in rows()}
+    assert labels == [given[text] for text in apart["text"]]
+    assert AdapterBank.load("tiny-roberta", artifacts.BANK).names == TRAINED
+    shares = {row["part"]: int(row["rows"]) for row in table(artifacts.TOKENIZE_SPLITS)}
+    assert shares["held_out"] == 46
+
+
+def examples_of(name):
+    """Return the texts of a held-out tenant and the numbers of their labels, in the order of their hashes."""
+    apart = tokens("held_out")
+    own = apart[apart["tenant"] == HELD_OUT.index(name)]
+    return list(own["text"]), own["label"].to_numpy()
+
+
+def draws(name, count, most):
+    """Yield the positions of the labeled and of the scored texts in each draw."""
+    _, labels = examples_of(name)
+    for draw in range(5):
+        order = label_curve.order_texts(labels, name, draw)
+        yield order[:count], order[most:]
+
+
+def test_without_labels_a_tenant_is_answered_by_the_mean_rows_of_the_trained_ones(world, monkeypatch):
+    monkeypatch.chdir(world)
+    model = plain.adapted(plain.base_model("tiny-roberta", num_labels=7), artifacts.ADAPTER)
+    means = {}
+    for name, most in (("cast", 0), ("echo", 10)):
+        texts, labels = examples_of(name)
+        logits = plain.logits_alone(model, "tiny-roberta", [[text] for text in texts], LENGTH)
+        answers = ((logits[:, :2] + logits[:, 5:]) / 2).argmax(dim=1).numpy()  # of acme and dune
+        scores = [metrics.accuracy_score(labels[unseen], answers[unseen]) for _, unseen in draws(name, 0, most)]
+        means[name] = np.mean(scores)
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["held_out_0_labels"] == pytest.approx(np.mean([*means.values()]), abs=1e-5)
+    assert (found["held_out_tenants"], found["held_out_scored"]) == (3, 2)
+    assert found["held_out_0_labels_low"] < found["held_out_0_labels"] < found["held_out_0_labels_high"]
+
+
+@pytest.mark.nightly
+def test_with_labels_a_tenant_is_answered_as_after_lsr_bank_fit(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    texts, labels = examples_of("echo")
+    tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
+    scores = []
+    for draw, (known, unseen) in enumerate(draws("echo", 10, 10)):
+        few = [{"text": texts[place], "label": NO_YES[labels[place]]} for place in known]
+        file = write(tmp_path / f"{draw}.csv", few)
+        bank = tmp_path / f"bank{draw}"
+        words = ["bank", "--from", "artifacts/bank", "-o", str(bank), "--base", "tiny-roberta", "--fit", f"echo={file}"]
+        assert lsr(words) == 0
+        fitted = AdapterBank.load("tiny-roberta", bank)
+        right = [answer(fitted, tokenizer, "echo", texts[place]) == NO_YES[labels[place]] for place in unseen]
+        scores.append(np.mean(right))
+    assert report(artifacts.EVALUATE_METRICS)["held_out_10_labels"] == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+@torch.no_grad()
+def answer(bank, tokenizer, name, text):
+    logits = bank(**tokenizer(text, return_tensors="pt"), adapter_names=[name]).logits
+    return bank.answers(logits, [name])[0].label
+
+
+def test_the_regression_of_a_tenants_own_is_that_of_scikit_learn_on_the_frozen_encoder(world, monkeypatch):
+    monkeypatch.chdir(world)
+    encoder = AutoModel.from_pretrained("tiny-roberta", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
+    texts, labels = examples_of("echo")
+    with torch.no_grad():
+        states = [encoder(**plain.encoded(tokenizer, [text], LENGTH)).last_hidden_state[0].mean(0) for text in texts]
+    features = torch.stack(states).double().numpy()
+    scores = []
+    for known, unseen in draws("echo", 10, 10):
+        scaler = StandardScaler().fit(features[known])
+        train, test = scaler.transform(features[known]), scaler.transform(features[unseen])
+        fitted = fit_best(train, labels[known])
+        scores.append(fitted.score(test, labels[unseen]))
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["held_out_10_labels_regression"] == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+def fit_best(features, labels):
+    """Return the regression with the least log loss by cross-validation over at most five folds."""
+    folds = StratifiedKFold(min(5, np.bincount(labels).min()))
+    candidates = [LogisticRegression(C=strength, max_iter=1000) for strength in STRENGTHS]
+    losses = []
+    for candidate in candidates:
+        gains = cross_val_score(candidate, features, labels, cv=folds, scoring="neg_log_loss")
+        losses.append(-gains.mean())
+    return candidates[int(np.argmin(losses))].fit(features, labels)
+
+
+def test_the_table_has_a_row_per_number_of_labels_and_method_and_dvc_shows_no_more_metrics(world, monkeypatch):
+    monkeypatch.chdir(world)
+    curve = pd.read_csv(artifacts.EVALUATE_HELD_OUT)
+    methods = curve.groupby("labels")["method"].nunique().to_dict()
+    assert methods == {0: 1, 5: 2, 10: 2}
+    assert curve.groupby("labels")["tenants"].first().to_dict() == {0: 2, 5: 1, 10: 1}
+    assert ((curve["low"] <= curve["score"]) & (curve["score"] <= curve["high"])).all()
+    shown = artifacts.EVALUATE_METRICS.read_text(encoding="utf-8").partition('"details"')[0]
+    assert "held_out" not in shown
+    assert "\nheld out    " in said(summary.main)
+
+
+def test_a_run_without_held_out_tenants_has_no_row_and_no_fact_of_them(world, tmp_path):
+    folder = workspace.make(tmp_path, data="shops", adapter="lora")
+    write(folder / "data/shops.csv", rows())
+    write(folder / "data/datasets.yaml", {"shops": workspace.ROWS["shops"]})
+    run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    assert (folder / artifacts.EVALUATE_HELD_OUT).read_text() == "labels,method,score,low,high,tenants\n"
+    assert set(report(folder / artifacts.TOKENS / "facts.json")) == {"tenants"}
+    assert "held_out" not in (folder / artifacts.EVALUATE_METRICS).read_text()
+
+
+def later(labels, start, features):
+    row = row_of({"train": "a.csv"}, {"column": "label", "names": NO_YES}, split={"validation": 0.1, "test": 0.1})
+    scoring = ClassificationScoring(row, Facts())
+    return held_out.Later("acme", scoring, features, features, labels, start)
+
+
+KNOWN = np.arange(60)
+UNSEEN = np.arange(60, 200)
+
+
+def share_right(tenant, logits):
+    return (logits.argmax(axis=1) == tenant.labels[UNSEEN]).mean()
+
+
+def test_a_fit_learns_a_question_that_differs_and_the_groups_rows_stay_where_they_are_right():
+    features = np.random.default_rng(0).normal(size=(200, 6))
+    random = np.random.default_rng(1).random(200)
+    group = np.zeros((2, 7))
+    group[1, 0] = 2
+    labels = (random < special.expit(2 * features[:, 0])).astype(int)
+    alike = later(labels, group, features)
+    kept = held_out.predict_by_fit(alike, KNOWN, UNSEEN)
+    np.testing.assert_allclose(kept[:, 1] - kept[:, 0], 2 * features[UNSEEN, 0], atol=1e-9)
+    differs = later((features[:, 1] > 0).astype(int), group, features)
+    assert share_right(differs, features[UNSEEN] @ group[:, :-1].T) < 0.6
+    assert share_right(differs, held_out.predict_by_fit(differs, KNOWN, UNSEEN)) > 0.8
+    assert share_right(differs, held_out.predict_by_regression(differs, KNOWN, UNSEEN)) > 0.8
+
+
+def test_where_all_labeled_texts_have_one_label_the_groups_rows_answer():
+    features = np.random.default_rng(1).normal(size=(200, 3))
+    group = np.array([[-1.0, 0, 0, 0], [1, 0, 0, 0]])
+    single = later(np.zeros(200, int), group, features)
+    answers = dict(held_out.answer(single, KNOWN, UNSEEN))
+    np.testing.assert_allclose(answers[held_out.MODEL], features[UNSEEN] @ group[:, :-1].T, atol=1e-9)
+    assert share_right(single, answers[held_out.REGRESSION]) == 1
+
+
+def test_so_many_tenants_are_scored_that_a_run_stays_short(capsys):
+    own = Tenant(labels=("no", "yes"), train=9)
+    other = Tenant(labels=("no", "perhaps"), train=9)
+    names = [f"t{number}" for number in range(25)]
+    trained = {"acme": Tenant(labels=("yes", "no"), train=9)}
+    facts = Facts(tenants=trained, held_out={**dict.fromkeys(names, own), "z": other})
+    by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert held_out.choose_scored(facts) == by_hash[:16]
+    printed = capsys.readouterr().out
+    assert "1 of 26 held-out tenants are not scored, as no training tenant has their labels: z\n" in printed
+    assert "of 25 held-out tenants, 16 are scored" in printed
