@@ -1,5 +1,6 @@
 """Find labels with several spellings, and words for missing labels."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -34,7 +35,7 @@ def missing_words(counts: Iterable[str]) -> dict[str, None]:
 
 
 def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
-    """Map spellings to a more frequent one that differs only in case, inner space, or like 1 and 1.0."""
+    """Map spellings to a more frequent one that differs only in case, inner space, Unicode form, or like 1 and 1.0."""
     groups = dict[str, list[str]]()
     for spelling in sorted(counts):
         folded = _fold_spelling(spelling)
@@ -107,5 +108,6 @@ def respell(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Series:
 
 
 def _fold_spelling(spelling: str) -> str:
-    words = plain_text(spelling).casefold().split()
+    composed = unicodedata.normalize("NFC", plain_text(spelling))  # macOS may write an accent as a character of its own
+    words = composed.casefold().split()
     return " ".join(words)

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import dvc.cli
@@ -182,6 +183,15 @@ def test_labels_that_differ_in_case_or_space_are_merged_and_words_for_none_are_m
     assert "\n  missing N/A (12 rows), nan (12 rows), taken for no label; --keep-labels makes classes" in shown
     assert "\n  spaces  around 12 labels are left out\n" in shown
     assert "; 36 rows left out: no text or label, or " in shown
+
+
+def test_labels_that_differ_in_the_form_of_an_accent_are_merged():
+    forms = ["bestätigt", unicodedata.normalize("NFD", "bestätigt"), "bestätigt", "offen"]
+    write("data/forms.csv", [{"text": text(row), "label": forms[row % 4]} for row in ROWS])
+    said(main, "data/forms.csv")
+    table = pd.read_csv("data/forms.csv")
+    assert table["label"].nunique() == 3
+    assert loaded("forms") == dict(zip(table["text"], table["label"].str.normalize("NFC"), strict=True))
 
 
 def test_labels_of_a_multi_label_column_that_differ_in_case_are_named_and_stay_apart():
