@@ -8,7 +8,7 @@ Writes artifacts/init/ (a PEFT adapter with its head, both before training) and 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from peft import PeftModel
 from torch import Tensor
@@ -33,15 +33,28 @@ SHOWN_METRICS = ("energy", "start_read")  # metrics in DVC's tables
 Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
-def initialize(model: PeftModel, plan: Plan, read: Mapping[str, Matrix], of: str) -> list[Row]:
+class Initialized(NamedTuple):
+    """A model with an initialized adapter, and what the reports state about it."""
+
+    model: PeftModel
+    rows: Sequence[Row] = ()  # one per layer, or per group with shared bases; none for methods other than LSR
+    sizes: Sequence[int] = ()  # sizes of the batches of examples that were read
+
+
+def initialize(
+    model: PeftModel,
+    section: params.LsrParams,
+    plan: Plan,
+    read: Mapping[str, Matrix],
+    of: str,
+) -> list[Row]:
     """Initialize LSR from the statistics read; return a report row per layer, or per group with shared bases."""
-    section = cast("params.LsrParams", plan.section)
     groups = groups_of(model, "default")
     captured = INITIALIZATIONS[section.scheme].reads if read else "weight"
-    rows: list[Row] = []
+    rows = list[Row]()
     count = sum(map(len, groups.values()))
-    console.line(f"factorize-init: {section.init}, {count} layers, {len(groups)} starts")
-    with console.progress("factorize-init", len(groups), "starts") as advance:
+    console.line(f"factorize-init: {section.init}, {count} layers, {len(groups)} initializations")
+    with console.progress("factorize-init", len(groups), "initializations") as advance:
 
         def report(name: str) -> None:
             layers = groups[name]
@@ -63,11 +76,12 @@ def compute_captured_energy(layers: Sequence[LsrLinear], read: Mapping[str, Matr
     """
     adapter = layers[0].adapter("default")
     a, b = map(in_double, adapter.matrices())
-    reachable = (a, b if adapter.has_core else None)
-    energies = []
+    columns = b if adapter.has_core else None
+    energies = list[float]()
     for layer in layers:
         matrix = read[layer.layer_name] if read else in_double(layer.base_matrix())
-        energies.append(energy_between(matrix, *reachable))
+        energy = energy_between(matrix, a, columns)
+        energies.append(energy)
     return fmean(energies)
 
 
@@ -85,22 +99,23 @@ def main(view: params.FactorizeInitView) -> None:
     base = base_models.load_base_model(view.base_model, task)
     base_models.check_positions(base, view.tokenize.max_length)
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
-    sizes = list[int]()  # sizes of the batches that are read
     if "tenants.shared_adapter" in starts:
-        model = banks.add_tenant_heads(base, view, task)
-        rows = list[Row]()
+        initialized = Initialized(banks.add_tenant_heads(base, view, task))
     else:
-        model, rows = build_initialized_model(view, task, base, sizes)
+        initialized = build_initialized_model(view, task, base)
     with artifacts.replace_atomically(artifacts.INIT) as folder:
         folder.mkdir()
-        adapters.save_adapter(model, folder, view.base_model)
-    write_reports(rows, sizes)
+        adapters.save_adapter(initialized.model, folder, view.base_model)
+    write_reports(initialized.rows, initialized.sizes)
 
 
 def build_initialized_model(
-    view: params.FactorizeInitView, task: Task, base: PreTrainedModel, sizes: list[int]
-) -> tuple[PeftModel, list[Row]]:
-    """Return a base model with an initialized adapter, and the report's rows; append the sizes of batches read."""
+    view: params.FactorizeInitView,
+    task: Task,
+    base: PreTrainedModel,
+) -> Initialized:
+    """Add an adapter to the base model, and initialize it."""
+    sizes = list[int]()
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
         for item in console.track(items, f"{view.data}: {title}"):
@@ -112,9 +127,9 @@ def build_initialized_model(
     read = statistics.read(base, plan, view, task, train, track)
     model = adapters.add_adapter(base, plan, read)
     rows = list[Row]()
-    if isinstance(view.section, params.LsrParams):
-        rows = initialize(model, plan, read, view.model)
-    return model, rows
+    if isinstance(plan.section, params.LsrParams):
+        rows = initialize(model, plan.section, plan, read, view.model)
+    return Initialized(model, rows, sizes)
 
 
 def write_reports(rows: Sequence[Row], sizes: Sequence[int]) -> None:

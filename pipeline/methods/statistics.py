@@ -1,6 +1,6 @@
 """Statistics that an initialization needs besides the weights: gradients, updates, or another adapter."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -82,7 +82,11 @@ def _move_to_device(batches: Iterable[Mapping[str, Tensor]], device: torch.devic
 
 
 def of_adapter(
-    source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView, task: Task
+    source: str,
+    base: PreTrainedModel,
+    plan: Plan,
+    view: FactorizeInitView,
+    task: Task,
 ) -> dict[str, Matrix]:
     """Return another adapter's updates of the layers of a plan, and load its head into the base model.
 
@@ -100,18 +104,22 @@ def of_adapter(
         heads = contents.head_tensors(modules, task.head.width(task.head.names))
         order = order_of_outputs(task, contents, view.data) if heads else None
         if order:
-            layer = last_layer(files)
-            by_label = (f"{layer}.weight", f"{layer}.bias")
-            for name, state in heads.items():
-                for key in state:
-                    if f"{name}.{key}" in by_label:
-                        state[key] = state[key][order]
+            _reorder_outputs(heads, last_layer(files), order)
         for name, state in heads.items():
             modules[name].load_state_dict(state)
     for name in sorted(contents.updates.keys() ^ set(plan.layers)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
     return {name: contents.updates[name].product() for name in plan.layers}
+
+
+def _reorder_outputs(heads: Mapping[str, dict[str, Tensor]], layer: str, order: Sequence[int]) -> None:
+    """Reorder the rows of a head's last layer in place."""
+    by_label = (f"{layer}.weight", f"{layer}.bias")
+    for name, state in heads.items():
+        for key in state:
+            if f"{name}.{key}" in by_label:
+                state[key] = state[key][order]
 
 
 def order_of_outputs(task: Task, contents: Contents, data: str) -> list[int] | None:
