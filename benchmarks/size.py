@@ -16,7 +16,7 @@ from pipeline.core import console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError
 
-PACKAGES = ("lsr", "lsr_onnx", "pipeline", "stages", "benchmarks")
+PACKAGES = ("lsr", "lsr_onnx", "lsr_server", "pipeline", "stages", "benchmarks")
 LONG_BODY = 30  # code lines
 LONG_FILE = 200  # lines
 # Names that describe nothing.

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from unittest import mock
 
-from lsr.__main__ import COMMANDS, SCRIPT, parser
+from lsr.__main__ import COMMANDS, parser
+from lsr_server.command import SCRIPT
 
 WIDTH = 100  # characters
 MODULES = (

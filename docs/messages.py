@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("lsr", "lsr_onnx", "pipeline", "stages")
+PACKAGES = ("lsr", "lsr_onnx", "lsr_server", "pipeline", "stages")
 PRINTING = ("UserError", "InputError", "NoBaseError", "ValueError", "ArgumentTypeError", "warn", "note")
 
 

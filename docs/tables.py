@@ -340,7 +340,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "model_row": partial(definitions.keys_of, ModelEntry, ModelEntry.model_fields),
     "commands": of_text(commands.commands, "Makefile"),
     "messages": messages.messages,
-    "routes": of_text(definitions.routes, "lsr/serve/http/openapi.json"),
+    "routes": of_text(definitions.routes, "lsr_server/openapi.json"),
 }
 
 

@@ -5,6 +5,8 @@ FROM python:3.11-slim
 WORKDIR /srv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY lsr lsr
+COPY lsr_onnx lsr_onnx
+COPY lsr_server lsr_server
 # `demo` is the base model of the default run. With --build-arg PIP_EXTRA_INDEX_URL=... , the index of torch's CPU builds,
 # the image is gigabytes smaller.
 ARG PIP_EXTRA_INDEX_URL

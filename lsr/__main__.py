@@ -1,13 +1,13 @@
 """The command line `lsr`, also `python -m lsr`: convert, quantize, compress and bank adapters, and serve banks."""
 
-import argparse
 import sys
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -26,16 +26,12 @@ from lsr.loading.contents import read_contents
 from lsr.loading.updates import LSR
 from lsr.serve.additions import add_fitted, add_unlabeled, split_labels
 from lsr.serve.file import FILE
-from lsr.serve.http import command as server
 from lsr.serve.joining import join_banks
+from lsr.serve.passes import open_bank
 from lsr.tuner.files import adapter_folder, previous_run, read_config, weights_of
+from lsr_server import command as server
 
-# Exit codes.
-MISTAKE = 2
-FAILED = 1
-STOPPED = 130
 MODULE = "python -m lsr"
-SCRIPT = "lsr"
 LORA_FORMAT = "lora"
 ONNX = "onnx"
 MORE_THAN_ROUNDING = 0.1  # fraction of the largest output; bfloat16 changes about 0.01 of it
@@ -49,7 +45,6 @@ def _export(options: Namespace) -> None:
         return
     # An LSR adapter is a LoRA without its base model, but then the outputs are not compared.
     needs_base = options.to != LORA_FORMAT or _is_decomposed(options)
-    method = None if options.to == LORA_FORMAT else LSR
     sources = [options.adapter]
     if options.base:
         sources.append(Path(options.base))
@@ -57,7 +52,7 @@ def _export(options: Namespace) -> None:
     model = None
     why = "the model reads no token ids"
     try:
-        model = load_adapter(options.adapter, options.base, method)
+        model = load_adapter(options.adapter, options.base, None)
     except NoBaseError as error:
         if options.base or needs_base:
             raise
@@ -89,7 +84,15 @@ def _write_export(options: Namespace, folder: Path, model: PeftModel | None) -> 
         errors = export_lora(model or options.adapter, folder, dtype=dtype, force=options.force)
     else:
         tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
-        errors = export_merged(model, folder, dtype=dtype, tokenizer=tokenizer, force=options.force)
+        adapter = model if read_config(options.adapter)["peft_type"] == LSR else options.adapter
+        errors = export_merged(
+            adapter,
+            folder,
+            dtype=dtype,
+            base=options.base,
+            tokenizer=tokenizer,
+            force=options.force,
+        )
         if tokenizer is None:
             lines.append("no tokenizer in the folder of the adapter or of its base model: add its files before serving")
     lines.append(f"{options.output}: {options.to}, {len(errors.layers)} layers, {options.dtype}, {_size(folder)}")
@@ -223,6 +226,13 @@ def _files_by_name(arguments: Sequence[str]) -> dict[str, Path]:
     return files
 
 
+def _serve(options: Namespace) -> None:
+    if options.runtime == server.TORCH:
+        server.run(options, open_bank)
+    else:
+        server.serve_graphs(options)
+
+
 def _sizes(source: Path, output: Path) -> str:
     before = weights_of(source).stat().st_size
     after = weights_of(output).stat().st_size
@@ -267,9 +277,8 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
         _export,
         "convert an adapter to plain LoRA, to a merged model or to ONNX",
         "Convert an adapter to a plain PEFT LoRA (LSR exactly, other PEFT methods by an SVD of each layer's update) or "
-        "merge an LSR adapter into its base model. Or write an adapter of any PEFT method with its base model as ONNX "
-        "graphs in float32 and int8, for transformers.js and Optimum. The outputs of the result are compared with "
-        "those of the adapter.",
+        "merge an adapter of any PEFT method into its base model, or write both as ONNX graphs in float32 and int8, "
+        "for transformers.js and Optimum. The outputs of the result are compared with those of the adapter.",
         {
             **ADAPTER,
             "--to": {"choices": (LORA_FORMAT, "merged", ONNX), "required": True, "help": "output format"},
@@ -326,28 +335,13 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, dict[str, dict[
             **BASE,
         },
     ),
-    "serve": (
-        server.run,
-        "serve a bank over HTTP",
-        "Serve a bank over HTTP: each request names the adapter for its texts, and GET /openapi.json describes all "
-        "requests. Adding and removing adapters needs the bearer token in the environment variable LSR_TOKEN; if it is "
-        "unset, both are disabled.",
-        server.ARGUMENTS,
-    ),
+    server.SERVE: (_serve, server.SUMMARY, server.DESCRIPTION, server.ARGUMENTS),
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit."""
-        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def parser(called: str = MODULE) -> Parser:
+def parser(called: str = MODULE) -> ArgumentParser:
     """Return the parser of the whole command line; messages show its name."""
-    top = Parser(
+    top = server.Parser(
         prog=called,
         description="Export, import, quantize and compress adapters, and serve many adapters of one base model. "
         "`COMMAND --help` lists the options of a command.",
@@ -356,14 +350,8 @@ def parser(called: str = MODULE) -> Parser:
     for name, (run, summary, description, arguments) in COMMANDS.items():
         command = added.add_parser(name, help=summary, description=description)
         command.set_defaults(run=run)
-        for flags, options in arguments.items():
-            command.add_argument(*flags.split(), **options)
+        server.add_arguments(command, arguments)
     return top
-
-
-def script() -> int:
-    """Run the command of the console script `lsr`; return the exit code."""
-    return main(called=SCRIPT)
 
 
 def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
@@ -378,20 +366,7 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
         note = previous_run(folder)
         if note:
             print(f"{folder}: {note}", file=sys.stderr)
-    try:
-        options.run(options)
-    except InputError as error:
-        return _report_failure(f"{called} {options.command}: {error}", MISTAKE)
-    except KeyboardInterrupt:
-        return _report_failure("stopped; no partial output was written", STOPPED)
-    except OSError as error:
-        return _report_failure(escape(f"{called} {options.command}: {error}"), FAILED)
-    return 0
-
-
-def _report_failure(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
-    return code
+    return server.report(f"{called} {options.command}", partial(options.run, options))
 
 
 def _folders(options: Namespace) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Run the graphs that `lsr export --to onnx` writes, with onnxruntime and numpy alone.
+"""What runs without torch: graphs of `lsr export --to onnx`, and what these and `lsr serve` share with `lsr`.
 
-It is not in `lsr`, because `import lsr` loads torch, which takes seconds. `pipeline.predict` and `lsr serve` share it.
+It is not in `lsr`, because `import lsr` loads torch, which takes seconds. It needs numpy, and onnxruntime for graphs.
 """

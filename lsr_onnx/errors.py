@@ -1,5 +1,55 @@
-"""The error for invalid folders of graphs."""
+"""One-line errors for users' mistakes: where, what, and what is allowed."""
+
+import re
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold and UTF-8 cannot
+# And what a terminal interprets as a command or a line break.
+CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029]|{HALVES.pattern}")
+LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
 
 
-class GraphError(ValueError):
-    """A mistake that the user can fix: one line that says where, what, and what is needed."""
+shortened = reprlib.repr  # a value as Python writes it, cut short so that it does not hide the reason next to it
+
+
+class InputError(ValueError):
+    """A mistake that the user can fix: one line that says where, what, and what is allowed.
+
+    Its length is limited, because it may quote an untrusted file.
+    """
+
+    def __str__(self) -> str:
+        line = escape(super().__str__().replace("\n", " "))
+        if len(line) <= LONGEST_LINE:
+            return line
+        half = (LONGEST_LINE - 3) // 2
+        return f"{line[:half]}...{line[-half:]}"
+
+
+def escape(text: str) -> str:
+    """Escape an untrusted text so that a terminal can show it in one line."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+@contextmanager
+def wrap_errors(where: object, *error_types: type[BaseException], to: type[InputError] = InputError) -> Iterator[None]:
+    """Convert errors of these types into a one-line error that begins with `where`.
+
+    Raises:
+        InputError: in place of them, or the given subclass of it.
+    """
+    try:
+        yield
+    except error_types as error:
+        raise to(f"{where}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first informative line of an error's message, or the error's type if there is no message."""
+    message = str(error).strip() or type(error).__name__
+    first, *others = message.splitlines()
+    if others and first.endswith(":"):  # torch's messages begin with such headings
+        return others[0].strip()
+    return first

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsr_onnx.errors import GraphError
+from lsr_onnx.errors import InputError
 
 FLOAT32 = "onnx/model.onnx"
 INT8 = "onnx/model_quantized.onnx"
@@ -41,22 +41,22 @@ def check_no_graphs(folder: Path) -> None:
     """Check that a folder does not have graphs, which torch cannot run.
 
     Raises:
-        GraphError: if it has; names the runtimes for graphs.
+        InputError: if it has; names the runtimes for graphs.
     """
     if has_graphs(folder):
-        raise GraphError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
+        raise InputError(f"{folder}: holds graphs in ONNX; needed: --runtime {' or '.join(GRAPHS)}")
 
 
 def check_files(folder: Path, runtime: str) -> None:
     """Check that a folder has the files that a runtime needs.
 
     Raises:
-        GraphError: if a file is missing; names the first.
+        InputError: if a file is missing; names the first.
     """
     note = TENANTS if has_tenants(folder) else TASK
     for name in (GRAPHS[runtime], TOKENIZER, note):
         if not (folder / name).is_file():
-            raise GraphError(f"--runtime {runtime}: {folder} has no {name}; {REMEDY}")
+            raise InputError(f"--runtime {runtime}: {folder} has no {name}; {REMEDY}")
 
 
 def tenants_as_json(tenants: Mapping[str, Tenant]) -> str:
@@ -71,30 +71,34 @@ def read_tenants(folder: Path) -> dict[str, Tenant]:
     """Return the tenants of the graphs in a folder, by name.
 
     Raises:
-        GraphError: if the file is too large or not JSON, or a tenant has no outputs.
+        InputError: if the file is too large or not JSON, or a tenant has no outputs.
     """
     path = folder / TENANTS
     size = path.stat().st_size
     if size > MAX_TENANTS_BYTES:
-        raise GraphError(f"{path}: has {size:,} bytes; at most {MAX_TENANTS_BYTES:,} are allowed")
+        raise InputError(f"{path}: has {size:,} bytes; at most {MAX_TENANTS_BYTES:,} are allowed")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise GraphError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(content, dict) or not content:
-        raise GraphError(f"{path}: must be an object with an entry for each tenant")
-    return {name: _tenant_of(entry, f"{path}: {name!r:.60}") for name, entry in content.items()}
+        raise InputError(f"{path}: must be an object with an entry for each tenant")
+    tenants = {}
+    for name, entry in content.items():
+        tenants[name] = _tenant_of(entry, f"{path}: {name!r:.60}")
+    return tenants
 
 
 def _tenant_of(entry: Any, where: str) -> Tenant:
     if not isinstance(entry, dict) or entry.keys() != {"outputs", "task"}:
-        raise GraphError(f"{where}: {NEEDED}")
+        raise InputError(f"{where}: {NEEDED}")
     outputs = entry["outputs"]
     task = entry["task"]
-    are_numbers = isinstance(outputs, list) and [type(number) for number in outputs] == [int, int]
-    if not are_numbers or not isinstance(task, dict):
-        raise GraphError(f"{where}: {NEEDED}")
+    if not isinstance(outputs, list) or not isinstance(task, dict):
+        raise InputError(f"{where}: {NEEDED}")
+    if [type(number) for number in outputs] != [int, int]:
+        raise InputError(f"{where}: {NEEDED}")
     first, end = outputs
     if not 0 <= first < end <= MAX_OUTPUTS:
-        raise GraphError(f"{where}: outputs must be at least one, from 0 to {MAX_OUTPUTS:,}, got {first} to {end}")
+        raise InputError(f"{where}: outputs must be at least one, from 0 to {MAX_OUTPUTS:,}, got {first} to {end}")
     return Tenant(first, end, task)

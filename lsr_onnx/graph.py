@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsr_onnx.errors import GraphError
+from lsr_onnx.errors import InputError
 
 LOGITS = "logits"
 REMEDY = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"  # where a package is missing
@@ -20,7 +20,7 @@ class Graph:
     `threads` is the number of threads per operator; 0 stands for all cores.
 
     Raises:
-        GraphError: if ONNX Runtime is not installed, the file is broken or needs an operator that the runtime lacks, or
+        InputError: if ONNX Runtime is not installed, the file is broken or needs an operator that the runtime lacks, or
             the graph has other inputs or outputs.
     """
 
@@ -29,7 +29,7 @@ class Graph:
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as state
         except ImportError:
-            raise GraphError(f"{path}: needs onnxruntime, which is not installed; {REMEDY}") from None
+            raise InputError(f"{path}: needs onnxruntime, which is not installed; {REMEDY}") from None
         self.path = path
         self._failures = tuple(
             kind for _, kind in inspect.getmembers(state, inspect.isclass) if issubclass(kind, Exception)
@@ -48,13 +48,13 @@ class Graph:
         """Return the logits (texts, outputs) for int64 token inputs (texts, length); inputs unknown to it are ignored.
 
         Raises:
-            GraphError: if the runtime fails, or the logits have another shape.
+            InputError: if the runtime fails, or the logits have another shape.
         """
         with self._wrap_errors():
             (logits,) = self._session.run([LOGITS], {name: tokens[name] for name in self.inputs})
         values = np.asarray(logits)
         if values.ndim != 2:
-            raise GraphError(f"{self.path}: {LOGITS} have {values.ndim} axes; needed: texts and labels")
+            raise InputError(f"{self.path}: {LOGITS} have {values.ndim} axes; needed: texts and labels")
         return values
 
     def _check_names(self) -> None:
@@ -63,17 +63,17 @@ class Graph:
             return
         actual = f"takes {', '.join(self.inputs)} and returns {', '.join(outputs)}"
         needed = f"takes some of {', '.join(KINDS_OF_TOKENS)} and returns {LOGITS}"
-        raise GraphError(f"{self.path}: {actual}; needed: {needed}")
+        raise InputError(f"{self.path}: {actual}; needed: {needed}")
 
     @contextmanager
     def _wrap_errors(self) -> Iterator[None]:
         """Convert errors of ONNX Runtime into one line that names the file.
 
         Raises:
-            GraphError: in place of it.
+            InputError: in place of it.
         """
         try:
             yield
         except self._failures as error:
             first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-            raise GraphError(f"{self.path}: {first}") from None
+            raise InputError(f"{self.path}: {first}") from None

@@ -21,7 +21,7 @@ from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import choose_strength, fit_rows, rows_of, with_ones
 from lsr.serve.groups import make_member
 from lsr.serve.shared_adapter import last_layer
-from lsr.tuner.model import BASE
+from lsr_onnx.names import BASE
 from pipeline import regression
 from pipeline.core import artifacts, console
 from pipeline.core.console import Advance

@@ -61,7 +61,7 @@ def files_row(path):
 
 def make(folder: Path) -> Path:
     """Fill an empty folder, run the pipeline there, commit all, and return it."""
-    for name in ("lsr", "lsr_onnx", "pipeline", "stages", "data", "models"):
+    for name in ("lsr", "lsr_onnx", "lsr_server", "pipeline", "stages", "data", "models"):
         shutil.copytree(workspace.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(workspace.ROOT / name, folder / name)

@@ -143,7 +143,7 @@ def test_lines_spread_over_hosts_and_what_failed_alone_runs_again(node, hosts, t
 
 def test_records_of_a_preset_that_hosts_share_are_those_of_one_machine(hosts, tmp_path):
     folder = tmp_path / "repository"
-    for name in ("lsr", "lsr_onnx", "pipeline"):
+    for name in ("lsr", "lsr_onnx", "lsr_server", "pipeline"):
         shutil.copytree(workspace.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     workspace.make(folder)
     methods = {name: SMALL["methods"][name] for name in ("head", "LoRA r=1")}

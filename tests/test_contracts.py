@@ -21,7 +21,7 @@ from tests.workspace import ROOT, read_yaml
 DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model"}
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = {name: stage for name, stage in DVC["stages"].items() if "outs" in stage}
-OURS = ("lsr", "lsr_onnx", "pipeline", "stages", "benchmarks")
+OURS = ("lsr", "lsr_onnx", "lsr_server", "pipeline", "stages", "benchmarks")
 REGISTRIES = [table.built_in.as_posix() for table in params.REGISTRIES.values()]
 IGNORED = Repo(str(ROOT)).dvcignore
 # A participle as the first word of a function's name leaves open what the function does: `joined` does not say what it
@@ -35,7 +35,7 @@ passing reading replacing running saying selecting showing taking telling using 
 """
 NOT_PARTICIPLES = ("bed", "embed", "exceed", "feed", "need", "proceed", "red", "seed", "speed", "succeed")
 NAMED_BY_PARTICIPLES = set()  # exceptions, of which there are none
-IMPORTS = grimp.build_graph("lsr", "lsr_onnx", "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None)
+IMPORTS = grimp.build_graph(*OURS, exclude_type_checking_imports=True, cache_dir=None)
 
 
 def view_of(stage):

@@ -13,7 +13,7 @@ from tests.kit import refused
 from tests.repository import command
 from tests.workspace import ROOT
 
-PACKAGES = ("lsr/", "lsr_onnx/")
+PACKAGES = ("lsr/", "lsr_onnx/", "lsr_server/")
 # What the extras bring, by the names that are imported. accelerate is left out: PEFT needs it.
 OTHERS = ("dvc", "datasets", "pydantic", "rich", "ruamel", "sklearn", "matplotlib", "pandas", "pyarrow")
 ALONE = f"""
@@ -66,7 +66,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_lsr_and_nothing_else(wheel):
     names = {name for name in wheel if name.startswith(PACKAGES)}
-    others = {"lsr/py.typed", "lsr/serve/http/openapi.json"}
+    others = {"lsr/py.typed", "lsr_server/openapi.json"}
     modules = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert names == {path.relative_to(ROOT).as_posix() for path in modules} | others
 

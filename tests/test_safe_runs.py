@@ -238,7 +238,7 @@ def pages():
 
 def messages():
     """Yield the strings of our code; those with values have expressions in braces."""
-    for package in ("lsr", "lsr_onnx", "pipeline", "stages"):
+    for package in ("lsr", "lsr_onnx", "lsr_server", "pipeline", "stages"):
         for path in (ROOT / package).rglob("*.py"):
             nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
             formatted = [node for node in nodes if isinstance(node, ast.JoinedStr)]

@@ -9,10 +9,11 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from lsr.convert.lowrank import read_lowrank
+from lsr.convert.lowrank import measure_merge, merge, read_lowrank
 from lsr.convert.relative_errors import Norms, RelativeErrors, errors_of, relative
 from lsr.convert.writing import check_output, replace_folder, write, write_task
 from lsr.errors import InputError
+from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import is_classifier
 from lsr.loading.contents import Contents, read_contents, read_task
 from lsr.loading.padding import set_padding
@@ -109,34 +110,73 @@ def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> L
 
 
 def export_merged(
-    model: PeftModel,
+    adapter: PeftModel | str | Path,
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     adapter_name: str = "default",
+    base: str | None = None,
     tokenizer: Any = None,
     force: bool = False,
 ) -> RelativeErrors:
-    """Write the base model with the adapter merged into its weights, and its tokenizer if given; modifies `model`.
+    """Write the base model with the adapter merged into its weights, and its tokenizer if given.
 
-    Label names come from the task.json of the adapter's folder. A classifier's config.json gets the tokenizer's padding
-    token, and the tokenizer pads on the side that the model needs.
+    `adapter` is a model with an LSR adapter, which is modified, or the folder of an adapter of any PEFT method that can
+    be merged, onto the base model that it names or onto `base`. Label names come from the task.json of the adapter's
+    folder. A classifier's config.json gets the tokenizer's padding token, and the tokenizer pads on the side that the
+    model needs.
+
+    Returns the relative errors of the updates by rounding.
 
     Raises:
         InputError: as `export_lora`, and unless task.json has one name for each label.
     """
     folder = Path(folder)
-    check_output(folder, (), replace=force)
+    if isinstance(adapter, PeftModel):
+        check_output(folder, (), replace=force)
+        return _merge_lsr(adapter, folder, dtype, adapter_name, tokenizer, force)
+    check_output(folder, (Path(adapter),), replace=force)
+    files = read_files(adapter)
+    if files.method == LSR:
+        return _merge_lsr(load_adapter(files, base), folder, dtype, adapter_name, tokenizer, force)
+    merged = merge(files, base)
+    errors = relative(measure_merge(files, merged, dtype))
+    _check(errors, dtype, force)
+    _write_merged(merged.model, folder, files.folder, dtype, tokenizer)
+    return errors
+
+
+def _merge_lsr(
+    model: PeftModel,
+    folder: Path,
+    dtype: torch.dtype,
+    adapter_name: str,
+    tokenizer: Any,
+    force: bool,
+) -> RelativeErrors:
+    """Write a model with an LSR adapter, merged."""
     errors = _measure_merge_errors(layers_of(model, adapter_name), adapter_name, dtype)
     _check(errors, dtype, force)
-    config = config_of(model, adapter_name)
-    task = None if config.folder is None else read_task(config.folder)
+    model.set_adapter(adapter_name)
+    source = config_of(model, adapter_name).folder
+    _write_merged(model, folder, source, dtype, tokenizer)
+    return errors
+
+
+def _write_merged(
+    model: Any,
+    folder: Path,
+    source: Path | None,
+    dtype: torch.dtype,
+    tokenizer: Any,
+) -> None:
+    """Write a model, into which an adapter from the folder `source` is merged, unless it is merged already."""
+    task = None if source is None else read_task(source)
     task_info = task or {}
-    describe_labels(model.config, task_info, config.folder)
+    describe_labels(model.config, task_info, source)
     if task_info.get("thresholds"):
         model.config.problem_type = "multi_label_classification"  # a pipeline then takes labels one by one
-    model.set_adapter(adapter_name)
-    plain = cast("Any", model.merge_and_unload())
+    plain = cast("Any", model.merge_and_unload()) if isinstance(model, PeftModel) else model
     if tokenizer is not None and is_classifier(plain):
         set_padding(tokenizer, plain.config)
     for name, parameter in plain.named_parameters():
@@ -147,7 +187,6 @@ def export_merged(
         if tokenizer is not None:
             tokenizer.save_pretrained(str(new))
         write_task(new, task)
-    return errors
 
 
 def describe_labels(config: Any, task: Mapping[str, Any], folder: Path | None) -> None:

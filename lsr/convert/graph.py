@@ -24,7 +24,6 @@ from lsr.loading.contents import read_task
 from lsr.loading.padding import prepare_batches
 from lsr.tuner.files import read_files
 from lsr.tuner.options import Fields
-from lsr_onnx.errors import GraphError
 from lsr_onnx.folder import FLOAT32, INT8
 from lsr_onnx.graph import LOGITS, REMEDY, Graph
 
@@ -331,7 +330,4 @@ def run_graph(path: Path, inputs: Mapping[str, Tensor]) -> np.ndarray:
     Raises:
         InputError: if the runtime cannot run it.
     """
-    try:
-        return Graph(path).run({name: value.numpy() for name, value in inputs.items()})
-    except GraphError as error:
-        raise InputError(str(error)) from None
+    return Graph(path).run({name: value.numpy() for name, value in inputs.items()})

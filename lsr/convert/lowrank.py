@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.spectrum import full_svd
+from lsr.convert.relative_errors import Norms
 from lsr.errors import InputError
 from lsr.loading.adapters import load_onto, merge_adapter
 from lsr.loading.base_models import load_base
@@ -83,7 +84,7 @@ def read_lowrank(
         InputError: if PEFT cannot merge it, it changes more than linear layers, biases and its head, or, without
             `rank`, its factors would be larger than a layer's weight; names the rank needed.
     """
-    merged = _merge(files, base)
+    merged = merge(files, base)
     contents, layers = _read_rest(files, merged)
     spectra = {layer: _decompose(files, layer, merged.difference(layer)) for layer in layers}
     if rank is None:
@@ -99,17 +100,9 @@ def read_lowrank(
 def _read_rest(files: Files, merged: Merged) -> tuple[Contents, list[str]]:
     """Return the contents of an adapter without its updates, and the names of the updated layers."""
     modules = dict(merged.model.named_modules())
-    contents = Contents(
-        source=str(files.folder),
-        base={name: files.fields.get(name) for name in BASE_FIELDS},
-        updates={},
-        heads={},
-        endings=tuple(files.fields.get("modules_to_save") or ()),
-        task=read_task(files.folder),
-        modules=list(modules),
-    )
+    contents = _read_description(files, modules)
     heads = _take_heads(contents.fully_trained_modules(modules), merged.state)
-    changed = [name for name in merged.before if name not in heads and merged.has_changed(name)]
+    changed = _list_changed(merged, heads)
     layers = _name_layers(files, modules, changed)
     has_biases = any(BIAS in name for name in changed)
     if has_biases:
@@ -123,7 +116,51 @@ def _read_rest(files: Files, merged: Merged) -> tuple[Contents, list[str]]:
     return rest, layers
 
 
-def _merge(files: Files, base: str | None) -> Merged:
+def measure_merge(
+    files: Files,
+    merged: Merged,
+    dtype: torch.dtype,
+) -> dict[str, Norms]:
+    """Return the norms of the rounding in a dtype and of the update, for each changed tensor that is not of a head."""
+    modules = dict(merged.model.named_modules())
+    heads = _take_heads(_read_description(files, modules).fully_trained_modules(modules), merged.state)
+    norms = {}
+    for name in _list_changed(merged, heads):
+        exact = merged.state[name]
+        update = exact - merged.before[name].double()
+        rounding = exact.to(dtype).double() - exact
+        norms[name.removesuffix(WEIGHT)] = float(rounding.norm()), float(update.norm())
+    return norms
+
+
+def _read_description(files: Files, modules: dict[str, nn.Module]) -> Contents:
+    """Return the contents of an adapter without its tensors."""
+    return Contents(
+        source=str(files.folder),
+        base={name: files.fields.get(name) for name in BASE_FIELDS},
+        updates={},
+        heads={},
+        endings=tuple(files.fields.get("modules_to_save") or ()),
+        task=read_task(files.folder),
+        modules=list(modules),
+    )
+
+
+def _list_changed(merged: Merged, heads: Tensors) -> list[str]:
+    """Return the names of the base model's tensors, but for those of heads, that a merge has changed."""
+    changed = []
+    for name in merged.before:
+        if name not in heads and merged.has_changed(name):
+            changed.append(name)
+    return changed
+
+
+def merge(files: Files, base: str | None) -> Merged:
+    """Load an adapter of any PEFT method onto its base model, or onto `base`, and merge it in float64.
+
+    Raises:
+        InputError: as `load_base`, `load_onto` and `merge_adapter`.
+    """
     model = load_base(files.fields, files.tensors, base)
     before = {name: value.clone() for name, value in model.state_dict().items()}  # some methods change the base, too
     merged = merge_adapter(load_onto(model, files).double(), files)

@@ -26,6 +26,8 @@ class RelativeErrors:
 
     def __str__(self) -> str:
         """Format the total error and the largest one with its layer."""
+        if not self.layers:
+            return f"{self.total:.2g}"
         worst = self.worst
         error = self.layers[worst]
         return f"{self.total:.2g} in total, {error:.2g} at most, in {worst}"
@@ -60,9 +62,8 @@ def relative(norms: Mapping[str, Norms]) -> RelativeErrors:
     layers = dict[str, float]()
     for name, (error, length) in norms.items():
         layers[name] = _share(error, length)
-    errors, lengths = zip(*norms.values(), strict=True)
-    total_error = hypot(*errors)
-    total_length = hypot(*lengths)
+    total_error = hypot(*(error for error, _ in norms.values()))
+    total_length = hypot(*(length for _, length in norms.values()))
     total = _share(total_error, total_length)
     return RelativeErrors(layers, total)
 

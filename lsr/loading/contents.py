@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from lsr.errors import InputError, check_held, wrap_errors
 from lsr.init.passes import widths
 from lsr.loading.base_models import format_shape
-from lsr.loading.task import MAX_LABELS, TENANTS, are_names, validate_task_info
 from lsr.loading.updates import LORA_FACTOR, LSR, Updates, check_config, updates_in
 from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, factors_by_layer, read_files, read_json
 from lsr.tuner.forms import form_in_file
 from lsr.tuner.options import Fields
 from lsr.tuner.packing import Tensors
 from lsr.tuner.targets import check_adaptable
+from lsr_onnx.names import check_labels, make_label_names
+from lsr_onnx.task import MAX_LABELS, TENANTS, are_names, validate_task_info
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
@@ -126,24 +127,6 @@ def check_layer(name: str, modules: Modules) -> None:
     if name not in modules:
         raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
     check_adaptable(modules[name], name)
-
-
-def check_labels(names: Sequence[str] | None, outputs: int) -> None:
-    """Check that a head has one output per label of the task; None if the task does not name them.
-
-    Raises:
-        ValueError: if not, or if two labels have the same name.
-    """
-    if names is None:
-        return
-    different = len(set(names))
-    if not len(names) == different == outputs:
-        raise ValueError(f"its task names {different} different labels, but its head has {outputs} outputs")
-
-
-def make_label_names(count: int) -> list[str]:
-    """Return default names of labels, as transformers makes them: LABEL_0 and so on."""
-    return [f"LABEL_{number}" for number in range(count)]
 
 
 def by_label(head: Tensors, labels: int) -> list[str]:

@@ -180,7 +180,7 @@ def filter_fields(fields: Fields, widest: int) -> dict[str, Any]:
     """
     method = fields["peft_type"]
     if method not in PeftType.__members__:
-        raise ValueError(f"PEFT has no method {method!r}")
+        raise ValueError(f"PEFT has no method {method!r}, and no imported module has registered one of this name")
     if method not in _ALLOWED:
         raise ValueError(f"adapters of the method {method} are not loaded: its fields are not on the list of safe ones")
     known = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method)].__dataclass_fields__

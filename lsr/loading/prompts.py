@@ -7,8 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from lsr.errors import first_line
-
-NO_TEMPLATE = "none"  # stands for no chat template: a prompt is its text
+from lsr_onnx.task import NO_TEMPLATE
 
 Message = Mapping[str, str]  # role and content
 

@@ -1,6 +1,5 @@
 """Check the adapters that a bank admits: heads and adapted linear layers only, with finite outputs."""
 
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -12,38 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsr.errors import CONTROL, InputError, wrap_errors
+from lsr.errors import InputError, wrap_errors
 from lsr.loading.adapters import outputs
 from lsr.loading.contents import Contents, check_layer, check_layers
-from lsr.loading.task import TENANTS, check_stop_tokens
 from lsr.loading.updates import Update
-from lsr.serve.group_names import is_reserved, name_group
-from lsr.tuner.model import BASE
+from lsr.serve.group_names import name_group
 from lsr.tuner.targets import heads_of
+from lsr_onnx.names import check_name
+from lsr_onnx.task import TENANTS, check_stop_tokens
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name
-LONGEST_NAME = 255  # bytes of an adapter's name, as of a folder's on usual file systems
-NO_NAME = re.compile(rf"{CONTROL.pattern}|[/\\]")  # control characters, halves, parts of a path
-
-
-def check_name(name: str, taken: Container[str] = ()) -> None:
-    """Reject names that are not safe as folder names or on terminals.
-
-    Each answer repeats the name, so its length is limited, too.
-
-    Raises:
-        ValueError: if the name is taken or not allowed; the message lists what is allowed.
-    """
-    if len(name.encode(errors="replace")) > LONGEST_NAME:
-        raise ValueError(f"an adapter's name must have at most {LONGEST_NAME} bytes in UTF-8, got {name[:30]!r}...")
-    if name in taken:
-        raise ValueError(f"an adapter named {name!r} is in the bank; replace=True replaces it")
-    if name in ("", ".", "..", BASE) or NO_NAME.search(name):
-        allowed = f"must be non-empty, not {BASE!r}, and have no path separators, control characters or lone surrogates"
-        raise ValueError(f"an adapter's name {allowed}, got {name!r}")
-    if is_reserved(name):
-        reserved = "__group_, which is for groups of tenants"
-        raise ValueError(f"an adapter's name must not begin with {reserved}, got {name!r}")
 
 
 def check_group(name: str, task_info: Mapping[str, Any] | None) -> None:

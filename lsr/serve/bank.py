@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace as changed
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,61 +14,20 @@ from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
 from lsr.errors import InputError, wrap_errors
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, check_labels, check_layers, make_label_names, read_on
-from lsr.loading.task import check_stop_tokens, validate_task_info
+from lsr.loading.contents import Contents, check_layers, read_on
 from lsr.loading.updates import Update
 from lsr.serve.admission import BaseModel, admit, check_modules
 from lsr.serve.file import HEADS, LAYERS, BankFile, BasesOfLayers, TaskInfos
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
-from lsr.serve.group_names import is_reserved
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Version
 from lsr.serve.row_pool import BASE_SLOT, RowPool, StoredPool, largest, round_up
 from lsr.serve.shared_adapter import base_with, on_plain_base, split
 from lsr.tuner.files import Files
-from lsr.tuner.model import BASE, copies_of_a_row
-
-
-class Answer(NamedTuple):
-    """The result of one row: a logit per label, or a single number if `labels` is None."""
-
-    adapter: str
-    labels: tuple[str, ...] | None
-    logits: Tensor  # (labels,), or (1,)
-    thresholds: tuple[float, ...] | None = None  # multi-label tasks: the probability from which each label applies
-    threshold: float | None = None  # the probability of the second of two labels from which it is the answer
-
-    @property
-    def probabilities(self) -> dict[str, float]:
-        """The probability of each label; they add up to 1 unless the task is multi-label. Empty for regression."""
-        logits = self.logits.double()
-        shares = logits.softmax(dim=0) if self.thresholds is None else logits.sigmoid()
-        return dict(zip(self.labels or (), shares.tolist(), strict=False))
-
-    @property
-    def label(self) -> str:
-        """The likeliest label; of two with a threshold, the second one if its probability reaches that."""
-        probabilities = self.probabilities
-        if self.threshold is None:
-            return max(probabilities, key=lambda label: probabilities[label])
-        assert self.labels is not None
-        first, second = self.labels
-        return second if probabilities[second] >= self.threshold else first
-
-    @property
-    def applying(self) -> list[str]:
-        """Multi-label tasks: the labels whose probabilities reach their thresholds."""
-        reached = zip(self.probabilities.items(), self.thresholds or (), strict=False)
-        return [label for (label, share), threshold in reached if share >= threshold]
-
-
-def make_answer(name: str, task_info: Mapping[str, Any], logits: Tensor) -> Answer:
-    """Return the answer of an adapter, which has this task info and computed the logits (labels,)."""
-    count = len(logits)
-    labels = tuple(task_info.get("labels") or make_label_names(count)) if count != 1 else None
-    thresholds = tuple(task_info.get("thresholds") or ()) or None
-    threshold = task_info.get("threshold") if count == 2 else None
-    return Answer(name, labels, logits, thresholds, threshold)
+from lsr.tuner.model import copies_of_a_row
+from lsr_onnx.answers import Answer, make_answer
+from lsr_onnx.names import BASE, check_labels, is_reserved
+from lsr_onnx.task import check_stop_tokens, validate_task_info
 
 
 class AdapterBank(nn.Module):

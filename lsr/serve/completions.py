@@ -1,38 +1,15 @@
 """Completions during generation: choose the next token of each row, extend its text, and decide when it ends."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TopPLogitsWarper
+
+from lsr_onnx.rows import Completion, Wanted
 
 UNFINISHED = "\ufffd"  # a tokenizer decodes the first bytes of a character as this, until the others follow
-
-
-class Sampling(NamedTuple):
-    """Parameters of sampling: tokens are drawn from the softmax of the logits divided by the temperature."""
-
-    temperature: float  # above 0
-    seed: int  # seeds a generator of this row, so that other rows of a batch change nothing
-
-
-class Wanted(NamedTuple):
-    """Settings of a completion."""
-
-    max_new_tokens: int
-    stop_token_ids: tuple[int, ...] = ()  # each ends it
-    stop_texts: Sequence[str] = ()  # likewise; they are not part of the completion
-    sampling: Sampling | None = None  # None: the likeliest tokens
-    # Called with all of the text that later tokens leave as it is; if a batch fails, again from the beginning.
-    listen: Callable[[str], None] | None = None
-
-
-class Completion(NamedTuple):
-    """The text that a language model has generated for a prompt."""
-
-    text: str
-    tokens: int  # written, with the one that ended it
-    has_stopped: bool  # whether it ended at a stop token or text rather than at the token limit
 
 
 class Writing:
@@ -69,6 +46,9 @@ class Writing:
             return
         logits = scores.double().cpu()
         logits = (logits - logits.max()) / sampling.temperature  # a low temperature does not overflow
+        if sampling.top_p < 1:
+            kept = TopPLogitsWarper(sampling.top_p)(torch.empty(1, 0, dtype=torch.int64), logits[None])
+            logits = kept[0]
         token = torch.multinomial(logits.softmax(dim=0), 1, generator=self._generator)
         scores.fill_(-torch.inf)
         scores[int(token)] = 0

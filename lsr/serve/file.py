@@ -33,13 +33,13 @@ from lsr.convert.writing import SHARED_ADAPTER, replace_folder, write_files
 from lsr.errors import InputError, wrap_errors
 from lsr.loading.base_models import format_shape
 from lsr.loading.contents import BASE_FIELDS
-from lsr.loading.task import are_names, validate_task_info
 from lsr.loading.updates import Bases
-from lsr.serve.admission import check_group, check_name
-from lsr.serve.group_names import is_reserved
+from lsr.serve.admission import check_group
 from lsr.serve.row_pool import StoredPool
 from lsr.serve.shared_adapter import bytes_of
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
+from lsr_onnx.names import check_name, is_reserved
+from lsr_onnx.task import are_names, validate_task_info
 
 FILE = "bank.safetensors"
 HEADERS = "lsr_bank_"  # prefix of the header's key, before the version

@@ -19,8 +19,9 @@ from lsr.loading.contents import Contents
 from lsr.serve.bank import AdapterBank
 from lsr.serve.groups import labels_of, make_member
 from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, TokenizedText
-from lsr.tuner.model import BASE
+from lsr.serve.passes import BatchRunner
+from lsr_onnx.names import BASE
+from lsr_onnx.rows import TokenizedText
 
 FOLDS = 10
 MIN_TEXTS = 4

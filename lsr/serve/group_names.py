@@ -8,10 +8,8 @@ An entry is neither listed nor answered as a tenant, and its name cannot be give
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 
-RESERVED = re.compile("__group_.*", re.DOTALL)
 DIGITS = 16  # hexadecimal digits of a hash of the labels
 
 
@@ -20,8 +18,3 @@ def name_group(labels: Iterable[str] | None) -> str:
     content = json.dumps(None if labels is None else sorted(labels))
     digest = hashlib.sha256(content.encode()).hexdigest()
     return f"__group_{digest[:DIGITS]}__"
-
-
-def is_reserved(name: str) -> bool:
-    """Return whether a name is reserved for groups."""
-    return RESERVED.fullmatch(name) is not None

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from lsr.errors import InputError
 from lsr.loading.base_models import load_base, locate, tokenizer_in
 from lsr.loading.contents import Contents, read_contents, read_task
-from lsr.loading.task import TENANTS
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.serve.shared_adapter import base_with, fingerprint, split
 from lsr.tuner.files import CONFIG, Files, tokenizer_files
+from lsr_onnx.task import TENANTS
 
 PROBE = "A text: naïve, 東京 and 1,234."  # text on which two tokenizers are compared
 

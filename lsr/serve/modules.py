@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from lsr.init.passes import widths
 from lsr.loading.contents import by_label
-from lsr.loading.task import MAX_LABELS
 from lsr.loading.updates import Bases, Update
 from lsr.serve.row_pool import Change, RowPool
 from lsr.tuner.forms import SMALL
+from lsr_onnx.task import MAX_LABELS
 
 # Row pools of a layer:
 DIRECTIONS = "directions"

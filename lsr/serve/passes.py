@@ -1,54 +1,31 @@
 """Run texts for different adapters through a bank in one batch, to classify or to generate."""
 
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lsr.errors import HALVES, InputError, wrap_errors
+from lsr.loading.base_models import load_tokenizer
+from lsr.loading.contents import Contents, read_on
 from lsr.loading.padding import prepare_batches
-from lsr.loading.prompts import NO_TEMPLATE, Template, continuations
-from lsr.serve.bank import AdapterBank, Answer
-from lsr.serve.completions import Completion, Wanted, Writing
-from lsr.serve.modules import Version
-from lsr.serve.truncation import Inputs, truncate
-from lsr.tuner.model import BASE
-
-MAX_TEXTS = 64  # maximum number of texts of a request
-# Characters per token. Before anything is tokenized, a text that must not be truncated is refused above so many, and a
-# request above what all its texts could have if none were truncated.
-CHARACTERS = 20
-ROLES = ("system", "user", "assistant")  # roles of messages, the same as in training
-# What a text of a request must be:
-TEXT = "a text"
-PAIR = "a list of two texts, each"
-PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
-
-Result = Answer | Completion | None  # a prediction or a completion; None: not finite
+from lsr.loading.prompts import Template, continuations
+from lsr.serve.bank import AdapterBank
+from lsr.serve.completions import Writing
+from lsr.serve.truncation import truncate
+from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
+from lsr_onnx.errors import InputError
+from lsr_onnx.names import BASE
+from lsr_onnx.rows import Completion, Result, TokenizedText, Version, Wanted
+from lsr_onnx.runner import PROMPT, TEXT, Runner, check_tokens, form_of, read_each
+from lsr_onnx.task import NO_TEMPLATE
+from lsr_onnx.truncation import Inputs
 
 
-class ReplacedError(Exception):
-    """The adapter of a row was replaced or removed after the row was tokenized; it must be tokenized again."""
-
-
-def _never() -> bool:
-    return False
-
-
-class TokenizedText(NamedTuple):
-    """A tokenized text for one version of an adapter: by its columns, length, template and stop tokens."""
-
-    adapter: str
-    version: Version
-    inputs: Inputs
-    wanted: Wanted | None = None  # settings of a completion; None where an adapter predicts
-    is_unwanted: Callable[[], bool] = _never  # whether nobody awaits the answer any more: then nothing more is written
-    is_truncated: bool = False
-
-
-class BatchRunner:
+class BatchRunner(Runner):
     """Runs batches of a bank with its tokenizer; it generates text if the base model is a causal language model.
 
     `tokens` limits a text, or a prompt together with its `max_new_tokens`. If `is_strict`, longer ones are refused,
@@ -57,6 +34,9 @@ class BatchRunner:
     Raises:
         InputError: if the base model has fewer positions, or its batches cannot be padded.
     """
+
+    can_change = True
+    adapter_files = (CONFIG, TASK, WEIGHTS, ROUNDED)
 
     def __init__(
         self,
@@ -67,9 +47,6 @@ class BatchRunner:
         *,
         is_strict: bool = False,
     ) -> None:
-        self.bank = bank
-        self.is_strict = is_strict
-        self.tokenizer = tokenizer
         model = bank.model
         prepare_batches(tokenizer, model.config, "the base model")
         tokenizer(["any"])  # a first call changes the tokenizer; later ones, of several threads, do not
@@ -79,9 +56,8 @@ class BatchRunner:
             raise InputError(
                 f"--max-new-tokens: needed: some of the {tokens} tokens, but not all, got {max_new_tokens}"
             )
-        self.field = "prompts" if writes else "texts"  # name of the request's field, for messages
-        self.max_new_tokens = max_new_tokens if writes else 0
-        self.tokens = tokens - self.max_new_tokens  # maximum tokens of a text or prompt
+        written = max_new_tokens if writes else 0
+        super().__init__(bank, tokenizer, tokens - written, written, is_strict=is_strict)
         end = model.generation_config.eos_token_id if writes else None
         self.stop_token_ids: list[int] = [end] if isinstance(end, int) else end or []
         no_padding = int(tokenizer.pad_token_id == 0)
@@ -112,42 +88,24 @@ class BatchRunner:
             InputError: if a text is not valid; names the first one.
         """
         task_info = version.task_info
-        most = min(self.tokens, task_info.get("max_length") or self.tokens)
-        is_strict = is_strict or self.is_strict
-        reader = Template(self.tokenizer, template or task_info.get("template") or NO_TEMPLATE)
-        each = partial(_each, names or [f"{self.field}[{number}]" for number in range(len(texts))])
-        form = TEXT
-        if wanted is not None and not reader.is_none:
-            form = PROMPT
-        elif wanted is None and len(task_info.get("columns") or ()) == 2:
-            form = PAIR
-        parts = each(texts, partial(_parts, form, CHARACTERS * most if is_strict else None))
-        if not is_strict:
-            self._check_characters(parts)
-        encoded = self._encode(parts) if wanted is None else {"input_ids": each(texts, reader.prompt)}
-        each(encoded["input_ids"], partial(_check_tokens, most if is_strict else None))
-        inputs = each(range(len(texts)), partial(self._read, encoded, parts, most))
+        most = self.limit(version)
+        longest = most if is_strict or self.is_strict else None
+        names = self.name_texts(len(texts), names)
         if wanted is not None:
+            reader = Template(self.tokenizer, template or task_info.get("template") or NO_TEMPLATE)
+            parts = self.read_texts(TEXT if reader.is_none else PROMPT, texts, names, longest)
+            encoded: Any = {"input_ids": read_each(names, texts, reader.prompt)}
             wanted = wanted._replace(stop_token_ids=tuple(task_info.get("stop_token_ids") or self.stop_token_ids))
+        else:
+            parts = self.read_texts(form_of(version), texts, names, longest)
+            columns = map(list, zip(*parts, strict=True))
+            encoded = self.tokenizer(*columns, verbose=False)
+        read_each(names, encoded["input_ids"], partial(check_tokens, longest))
+        inputs = read_each(names, range(len(texts)), partial(self._read, encoded, parts, most))
         rows = list[TokenizedText]()
         for ids, own in zip(encoded["input_ids"], inputs, strict=True):
             rows.append(TokenizedText(name, version, own, wanted, is_truncated=len(ids) > most))
         return rows
-
-    def _check_characters(self, parts: Sequence[Sequence[str]]) -> None:
-        """Reject texts with more characters together than a request could have if none were truncated.
-
-        Raises:
-            InputError: if they have.
-        """
-        characters = CHARACTERS * self.tokens * MAX_TEXTS
-        if sum(len(part) for own in parts for part in own) > characters:
-            raise InputError(f"{self.field}: over {characters:,} characters together; at most that are read")
-
-    def _encode(self, parts: Sequence[Sequence[str]]) -> Any:
-        """Tokenize texts or pairs of texts, whole."""
-        columns = map(list, zip(*parts, strict=True))
-        return self.tokenizer(*columns, verbose=False)
 
     def _read(
         self,
@@ -165,33 +123,27 @@ class BatchRunner:
             return {"input_ids": ids[-length:]}
         return truncate(self.tokenizer, encoded, number, parts[number], length)
 
-    def answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
-        """Return the result of each row: a ReplacedError if its version has left the bank.
+    def read_adapter(self, folder: Path) -> Contents:
+        """Read the files of an untrusted adapter for the base model.
 
-        If a batch fails, for example by lack of memory, its halves run separately, so that only the row that causes the
-        error gets it. The bank must not change meanwhile.
+        Raises:
+            InputError: as `read_on`; if its template is a program other than that of the base model's tokenizer.
         """
-        with self.bank.shared.one_thread:
-            versions = self.bank.versions
-            current = [row for row in rows if versions.get(row.adapter) is row.version]
-            answers = iter(self._answers(current))
-            results = list[Result | Exception]()
-            for row in rows:
-                is_current = versions.get(row.adapter) is row.version
-                results.append(next(answers) if is_current else ReplacedError())
-            return results
+        contents = read_on(self.bank.of_base, folder)
+        template = (contents.task or {}).get("template")
+        own = self.tokenizer.chat_template  # another is a program, which may take time and memory of all
+        if template and template not in (NO_TEMPLATE, own):
+            raise InputError(f"{folder}: task.json: template must be none or that of the base model's tokenizer")
+        return contents
 
-    def _answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
-        if not rows:
-            return []
-        answer = self._generate if self.max_new_tokens else self._predict
-        try:
-            return [*answer(rows)]
-        except Exception as error:
-            if len(rows) == 1:
-                return [error]
-        half = len(rows) // 2
-        return self._answers(rows[:half]) + self._answers(rows[half:])
+    def answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
+        """Return the result of each row, as `Runner.answers` does, while no other thread uses the bank."""
+        with self.bank.shared.one_thread:
+            return super().answers(rows)
+
+    def run(self, rows: Sequence[TokenizedText]) -> list[Result]:
+        """Return the result of each row of a batch."""
+        return self._generate(rows) if self.max_new_tokens else self._predict(rows)
 
     def _predict(self, rows: Sequence[TokenizedText]) -> list[Result]:
         names = [row.adapter for row in rows]
@@ -243,54 +195,20 @@ class BatchRunner:
         return [writing.completion() for writing in writings]
 
 
-def _each(
-    names: Sequence[str],
-    values: Sequence[Any],
-    read: Callable[[Any], Any],
-) -> list[Any]:
-    """Apply `read` to each text; its errors name the text."""
-    results = []
-    for name, value in zip(names, values, strict=True):
-        with wrap_errors(name, ValueError):
-            results.append(read(value))
-    return results
-
-
-def _parts(form: str, characters: int | None, text: Any) -> list[str]:
-    """Return the texts of a request; for a conversation all roles and contents, since templates may repeat both.
+def open_bank(options: Namespace) -> BatchRunner:
+    """Open the bank that the options of `lsr serve` name, with its tokenizer.
 
     Raises:
-        ValueError: if it has another form, a text is blank, or the texts have more than `characters`.
+        InputError: as `AdapterBank.load` and `BatchRunner`.
     """
-    parts = [text]
-    if form == PAIR:
-        is_pair = isinstance(text, list) and len(text) == 2
-        parts = text if is_pair else []
-    elif form == PROMPT and isinstance(text, list):
-        parts = [part for message in text for part in _parts_of_message(message)]
-    if not parts or not all(map(_is_text, parts)):
-        raise ValueError(f"needed: {form} of whole Unicode characters, not blank")
-    if characters is not None and sum(map(len, parts)) > characters:
-        raise ValueError(f"over {characters:,} characters; at most that are read")
-    return parts
-
-
-def _parts_of_message(message: Any) -> list[Any]:
-    if not isinstance(message, dict) or message.keys() != {"role", "content"}:
-        return [None]
-    role = message["role"]
-    return [role, message["content"]] if role in ROLES else [None]
-
-
-def _is_text(part: Any) -> bool:
-    if not isinstance(part, str) or HALVES.search(part):
-        return False
-    return bool(part.strip())
-
-
-def _check_tokens(most: int | None, ids: Sequence[int]) -> None:
-    count = len(ids)
-    if count == 0:  # a row of padding alone
-        raise ValueError("has no token; needed: a text of which the tokenizer makes some")
-    if most is not None and count > most:
-        raise ValueError(f"{count} tokens; this adapter reads at most {most}")
+    bank = AdapterBank.load(options.base, options.bank)
+    tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
+    if tokenizer is None:
+        raise InputError(f"{options.bank}: the base model has no tokenizer")
+    return BatchRunner(
+        bank,
+        tokenizer,
+        options.max_length,
+        options.max_new_tokens,
+        is_strict=options.strict,
+    )

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lsr.errors import InputError
 from lsr.loading.adapters import load_adapter, load_onto, merge_adapter
 from lsr.loading.contents import BASE_FIELDS, Contents, read_contents, read_task
-from lsr.loading.task import TENANTS
 from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.options import Fields
+from lsr_onnx.task import TENANTS
 
 SCALED_BY = ("peft_type", "use_rslora")  # fields that determine an adapter's scaling, in addition to its alpha
 PLACEHOLDER = 2  # rows of zeros of the last layer, where no tenant's are

@@ -26,8 +26,7 @@ from lsr.tuner.lookup import RECORDS, config_of, find_injected, groups_of, layer
 from lsr.tuner.options import Fields
 from lsr.tuner.sharing import LayerGroup, layer_group_of
 from lsr.tuner.targets import DEFAULTS, check_names, is_quantized, select_layers
-
-BASE = "__base__"  # PEFT's name for a row without an adapter
+from lsr_onnx.names import BASE
 
 
 @dataclass

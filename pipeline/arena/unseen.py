@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import choose_strength, fit_rows, layer_of, rows_of, with_ones
 from lsr.serve.groups import make_member
-from lsr.tuner.model import BASE
+from lsr_onnx.names import BASE
 from pipeline import regression
 from pipeline.arena import task_tokens
 from pipeline.arena.plan import TrainingRun, find_unshuffled_splits

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lsr_onnx.errors import InputError
+
 # Exit codes.
 MISTAKE = 2
 FAILED = 1
@@ -89,9 +91,7 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
             code = STOPPED
             lines = stopped
         except Exception as error:
-            # Of lsr, which takes seconds to import: it is there if it has raised one.
-            of_lsr = sys.modules.get("lsr.errors")
-            if isinstance(error, UserError) or (of_lsr and isinstance(error, of_lsr.InputError)):
+            if isinstance(error, UserError | InputError):
                 code = MISTAKE
                 lines = f"{before}{error}"
             else:

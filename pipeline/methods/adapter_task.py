@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import field_validator
 
+from lsr_onnx.task import validate_task_info
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.sources import StrictModel
@@ -22,7 +23,7 @@ Names = tuple[str, ...]
 class AdapterTask(StrictModel):
     """The task of an adapter: its type and everything needed to answer.
 
-    `lsr.loading.task` checks the fields for all readers and writers of the file.
+    `lsr_onnx.task` checks the fields for all readers and writers of the file.
     """
 
     kind: str  # task type, such as classes or number
@@ -70,8 +71,6 @@ class AdapterTask(StrictModel):
         Raises:
             InputError: if a field exceeds the limits of readers; names it and what is allowed.
         """
-        from lsr.loading.task import validate_task_info  # it imports torch, which takes seconds
-
         validate_task_info(self.model_dump(mode="json", exclude_defaults=True), folder)
         (folder / FILE).write_text(self.model_dump_json(indent=2, exclude_defaults=True) + "\n", encoding="utf-8")
 

@@ -13,9 +13,9 @@ from lsr.init import read_examples
 from lsr.init.context import Matrices
 from lsr.init.passes import Track, hide_progress
 from lsr.loading.contents import Contents, check_layers, read_contents
-from lsr.loading.task import TENANTS
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import TASK, adapter_folder, read_files
+from lsr_onnx.task import TENANTS
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import tokens

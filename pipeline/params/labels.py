@@ -23,7 +23,7 @@ COMPARED = ("first", "second")  # the classes of pairs: which of the two has the
 CHOSEN = ("wrong", "right")  # the classes of a choice
 RARER = "rarer"  # stands for the class that is rarer in train
 
-# What lsr.loading.task allows in the task.json of an adapter, which a test compares: characters of a label, labels of
+# What lsr_onnx.task allows in the task.json of an adapter, which a test compares: characters of a label, labels of
 # an adapter or a tenant, and bytes of these labels together.
 LONGEST_NAME = 200
 MAX_LABELS = 10_000

@@ -3,7 +3,6 @@
 ONNX Runtime, tokenizers and numpy start in a tenth of the time of torch.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from lsr_onnx import folder as layout
-from lsr_onnx.errors import GraphError
 from lsr_onnx.folder import GRAPHS, TASK, TENANTS, TOKENIZER
 from lsr_onnx.graph import Graph
+from lsr_onnx.task import read_task_of_graphs, validate_task_info
+from lsr_onnx.tokenizer import open_tokenizer
 from pipeline.core.batches import iter_batches
 from pipeline.core.console import Advance
-from pipeline.core.errors import UserError, as_user_error
+from pipeline.core.errors import UserError
 from pipeline.methods.adapter_task import AdapterTask, tasks_of_infos
 from pipeline.params.validation import validate
 from pipeline.predict.texts import check_finite, refuse_long_text
@@ -27,21 +27,18 @@ from pipeline.tasks.task import TENANT
 
 TORCH = "torch"
 INT8 = "onnx-int8"
-MAX_NOTE_BYTES = 2**20
-MAX_LENGTH = 2**31  # tokens
 
 
 def check_runtime(folder: Path, runtime: str) -> None:
     """Check that a folder has the files that a runtime needs.
 
     Raises:
-        UserError: if not; names the suitable runtime, or the missing file.
+        InputError: if not; names the suitable runtime, or the missing file.
     """
-    with as_user_error(GraphError):
-        if runtime == TORCH:
-            layout.check_no_graphs(folder)
-        else:
-            layout.check_files(folder, runtime)
+    if runtime == TORCH:
+        layout.check_no_graphs(folder)
+    else:
+        layout.check_files(folder, runtime)
 
 
 def read_task(folder: Path) -> AdapterTask:
@@ -53,12 +50,8 @@ def read_task(folder: Path) -> AdapterTask:
     if layout.has_tenants(folder):
         raise UserError(f"{folder}: the graphs have tenants; needed: those of an adapter of one task")
     path = folder / TASK
-    if path.stat().st_size > MAX_NOTE_BYTES:
-        raise UserError(f"{path}: has over {MAX_NOTE_BYTES:,} bytes")
-    with as_user_error(OSError, ValueError, RecursionError, before=f"{path}: "):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    task = validate(AdapterTask, content, path, ())
-    _check_task(task, str(path))
+    task = validate(AdapterTask, read_task_of_graphs(folder), path, ())
+    _check_type(task, str(path))
     return task
 
 
@@ -70,12 +63,13 @@ def read_tenants(folder: Path) -> dict[str, AdapterTask]:
     """
     if not layout.has_tenants(folder):
         return {}
-    with as_user_error(GraphError):
-        tenants = layout.read_tenants(folder)
+    tenants = layout.read_tenants(folder)
     path = folder / TENANTS
+    for name, tenant in tenants.items():
+        validate_task_info(tenant.task, f"{path}: {name}")
     tasks = tasks_of_infos({name: tenant.task for name, tenant in tenants.items()}, path)
     for name, task in tasks.items():
-        _check_task(task, f"{path}: {name}")
+        _check_type(task, f"{path}: {name}")
         outputs = tenants[name].end - tenants[name].first
         labels = task.task.head.width(task.labels)
         if outputs != labels:
@@ -83,28 +77,9 @@ def read_tenants(folder: Path) -> dict[str, AdapterTask]:
     return tasks
 
 
-def _check_task(task: AdapterTask, where: str) -> None:
-    reason = _misfit(task)
-    if reason:
-        raise UserError(f"{where}: {reason}")
-
-
-def _misfit(task: AdapterTask) -> str:
-    """Return why a graph cannot answer for a task; empty if it can.
-
-    `lsr.loading.task`, which checks the files of adapters, is a part of `lsr`, which imports torch.
-    """
+def _check_type(task: AdapterTask, where: str) -> None:
     if task.task.head.generates or task.tenants is not None:
-        return "is for completions or tenants; needed: that of a classifier or a regression"
-    if not 0 < task.max_length < MAX_LENGTH:
-        return f"max_length must be from 1 to {MAX_LENGTH - 1:,}, got {task.max_length}"
-    if not 0 < len(task.columns) <= len(TEXT_COLUMNS):
-        return f"columns must be one or two, got {len(task.columns)}"
-    if task.thresholds is not None and len(task.thresholds) != len(task.labels or ()):
-        return f"thresholds must be one for each label, got {len(task.thresholds)}"
-    if task.threshold is not None and (task.kind != "classes" or len(task.labels or ()) != 2):
-        return f"threshold needs two classes, got {task.kind} {' '.join(task.labels or ())}"
-    return ""
+        raise UserError(f"{where}: is for completions or tenants; needed: that of a classifier or a regression")
 
 
 class OpenedGraph:
@@ -129,12 +104,13 @@ class OpenedGraph:
         self.is_strict = is_strict  # texts that are longer than the adapter reads are refused
         # In 8 bits, the scale of activations is computed per batch: an answer would depend on the batch's other texts.
         self.batch_size = 1 if runtime == INT8 else batch_size
-        with as_user_error(GraphError):
-            self.graph = Graph(folder / GRAPHS[runtime])
-            tenants = layout.read_tenants(folder) if layout.has_tenants(folder) else {}
+        self.graph = Graph(folder / GRAPHS[runtime])
+        tenants = layout.read_tenants(folder) if layout.has_tenants(folder) else {}
         self.tenants = list(tenants.values())
         self._check_width()
-        self.tokenizer = _open_tokenizer(folder / TOKENIZER, task.max_length)
+        self.tokenizer = open_tokenizer(folder / TOKENIZER)
+        direction = (self.tokenizer.truncation or {}).get("direction", "right")
+        self.tokenizer.enable_truncation(task.max_length, direction=direction)
 
     def outputs(
         self,
@@ -182,8 +158,7 @@ class OpenedGraph:
             "attention_mask": [text.attention_mask for text in encoded],
             "token_type_ids": [text.type_ids for text in encoded],
         }
-        with as_user_error(GraphError):
-            return self.graph.run({name: np.array(ids, dtype=np.int64) for name, ids in tokens.items()})
+        return self.graph.run({name: np.array(ids, dtype=np.int64) for name, ids in tokens.items()})
 
     def _of_tenants(self, outputs: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         """Select the outputs of each row's tenant."""
@@ -209,20 +184,3 @@ class OpenedGraph:
 def _count_characters(text: str | tuple[str, str]) -> int:
     """Return the length of a text or of a pair: texts of similar length share batches, which need less padding."""
     return len(text) if isinstance(text, str) else sum(map(len, text))
-
-
-def _open_tokenizer(path: Path, max_length: int) -> Any:
-    """Load the tokenizer in a file, which pads batches, and set its limit of tokens per text.
-
-    Raises:
-        UserError: if the file is invalid, or does not pad.
-    """
-    from tokenizers import Tokenizer
-
-    with as_user_error(Exception, before=f"{path}: "):  # errors of the package have no class of their own
-        tokenizer = Tokenizer.from_file(str(path))
-    if tokenizer.padding is None:
-        raise UserError(f"{path}: does not pad; export the adapter again: lsr export --to onnx")
-    direction = (tokenizer.truncation or {}).get("direction", "right")
-    tokenizer.enable_truncation(max_length, direction=direction)
-    return tokenizer

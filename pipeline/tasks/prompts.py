@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
+from lsr_onnx.task import LONGEST_TEMPLATE
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NONE = "none"  # stands for no chat template: a prompt is its text; the same as NO_TEMPLATE in lsr.loading.prompts
+NONE = "none"  # stands for no chat template: a prompt is its text; the same as NO_TEMPLATE in lsr_onnx.task
 IGNORE_INDEX = -100  # the label of a token that no loss is about, as transformers has it
 SAMPLE = "Q7z"  # an answer that no template holds
 ROLES = ("system", "user", "assistant")
@@ -39,7 +40,6 @@ class Prompts:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None = None) -> None:
         from lsr.loading.prompts import Template  # it imports torch, which takes seconds
-        from lsr.loading.task import LONGEST_TEMPLATE
 
         self.tokenizer = tokenizer
         own = tokenizer.get_chat_template() if tokenizer.chat_template else NONE

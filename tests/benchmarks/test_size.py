@@ -79,5 +79,5 @@ def test_a_folder_without_code_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path)])
     assert end.value.code == MISTAKE
-    packages = "lsr, lsr_onnx, pipeline, stages, benchmarks"
+    packages = "lsr, lsr_onnx, lsr_server, pipeline, stages, benchmarks"
     assert capsys.readouterr().err == f"{tmp_path}: no Python files in {packages}; give the folder of a checkout\n"

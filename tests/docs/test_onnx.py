@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from lsr.__main__ import main as lsr
 from tests.browser import chromium
-from tests.kit import said, write
+from tests.kit import edit, said, write
 from tests.references.test_graphs import save_bert
 from tests.references.test_graphs_of_banks import NOTE, SLICES, TENANTS
 from tests.workspace import ROOT
@@ -61,27 +61,81 @@ def served(folder):
     server.server_close()
 
 
-@pytest.mark.nightly
-def test_the_page_answers_in_a_browser_as_the_adapter_does_and_asks_nobody_else(model):
+def build_page():
+    """Build the page of the graphs in build/onnx."""
     build = [sys.executable, ROOT / "examples/browser/build.py", "build/onnx", "-o", "build/browser"]
     subprocess.run(build, check=True)
+
+
+def ask_page(page, text):
+    """Type a text; return the answer, the share of each label, and the milliseconds that it took."""
+    page.fill("#text", text, timeout=60_000)
+    page.wait_for_function("document.getElementById('state').textContent.startsWith('answered')")
+    page.wait_for_timeout(500)
+    labels = page.locator("#answer th").all_inner_texts()
+    shares = [float(share) for share in page.locator("#answer td.share").all_inner_texts()]
+    (milliseconds,) = re.findall(r"answered in (\d+) ms", page.inner_text("#state"))
+    return page.inner_text("#label"), dict(zip(labels, shares, strict=True)), int(milliseconds)
+
+
+@pytest.mark.nightly
+def test_the_page_answers_in_a_browser_as_the_adapter_does_and_asks_nobody_else(model, record_property):
+    build_page()
     asked = []
+    times = []
     with chromium() as browser, served("build/browser") as address:
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: asked.append(str(error)))
         page.goto(address)
         for text in ("the cat sleeps in the garden", "x"):
-            page.fill("#text", text, timeout=60_000)
-            page.wait_for_function("document.getElementById('state').textContent.startsWith('answered')")
-            page.wait_for_timeout(500)
-            labels = page.locator("#answer th").all_inner_texts()
-            shares = [float(share) for share in page.locator("#answer td.share").all_inner_texts()]
-            assert labels == ["no", "yes"]
-            assert shares == pytest.approx(probabilities(model, text), abs=QUANTIZED)
+            answer, shares, milliseconds = ask_page(page, text)
+            expected = dict(zip(["no", "yes"], probabilities(model, text), strict=True))
+            assert shares == pytest.approx(expected, abs=QUANTIZED)
+            assert answer == max(expected, key=expected.get)
+            times.append(milliseconds)
         page.fill("#text", " ")
         assert page.inner_text("#state") == "type a text"
+        assert page.inner_text("#label") == ""
+    record_property("milliseconds per sentence", times)
     assert all(url.startswith((address, "data:")) for url in asked), asked
+
+
+@pytest.mark.nightly
+def test_the_page_answers_by_the_threshold_of_the_second_of_two_labels(model):
+    text = "the cat sleeps in the garden"
+    _, second = probabilities(model, text)
+    with chromium() as browser:
+        for threshold, label in ((second - 0.1, "yes"), (second + 0.1, "no")):
+            edit("build/onnx/task.json", threshold=threshold)
+            build_page()
+            with served("build/browser") as address:
+                page = browser.new_page()
+                page.goto(address)
+                answer, shares, _ = ask_page(page, text)
+            assert shares["yes"] == pytest.approx(second, abs=QUANTIZED)
+            assert answer == label
+            assert page.locator("#answer tr.chosen th").all_inner_texts() == [label]
+
+
+@pytest.mark.nightly
+def test_the_page_of_multi_label_answers_by_the_threshold_of_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["a", "b", "c"]
+    model = save_bert(3, {"labels": names, "thresholds": [0.5] * 3, "columns": ["text"]})
+    said(lsr, "export", "lora", "--base", "base", "--to", "onnx", "-o", "build/onnx")
+    text = "the cat sleeps in the garden"
+    encoded = AutoTokenizer.from_pretrained("base")(text, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**encoded).logits[0].sigmoid().tolist()
+    edit("build/onnx/task.json", thresholds=[expected[0] - 0.1, expected[1] + 0.1, expected[2] - 0.1])
+    build_page()
+    with chromium() as browser, served("build/browser") as address:
+        page = browser.new_page()
+        page.goto(address)
+        answer, shares, _ = ask_page(page, text)
+    assert shares == pytest.approx(dict(zip(names, expected, strict=True)), abs=QUANTIZED)
+    assert answer == "a; c"
 
 
 @pytest.mark.nightly

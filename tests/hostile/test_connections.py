@@ -17,8 +17,8 @@ import pytest
 import uvicorn
 
 from lsr.__main__ import main
-from lsr.serve.http.connections import Protocol, Server
-from lsr.serve.http.limits import GRACE, Awaited, Connections, Limits, Pace, client_of
+from lsr_server.connections import Protocol, Server
+from lsr_server.limits import GRACE, Awaited, Connections, Limits, Pace, client_of
 from tests.hostile.connections import CHUNKED, HEAD, HEALTH, LONG, another_address, connect
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED

@@ -20,6 +20,7 @@ SIZES = {  # of a method that has no usual ones, or whose usual ones are too lar
     "CPT": {"cpt_token_ids": [1, 2, 3], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": [1, 2, 2]},
     "FOURIERFT": {"n_frequency": 20},
     "IA3": {"feedforward_modules": []},
+    "KADAPTATION": {"n": 2, "r": 1},
     "LN_TUNING": {"target_modules": ["LayerNorm"]},
     "LSR": {"rank_shape": [2], "train": "core"},
     "OFT": {"oft_block_size": 4, "r": 0},

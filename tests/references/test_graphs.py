@@ -252,9 +252,11 @@ MISTAKES = {
     "graph: the graph has 2 outputs, but task.json names 3 labels": lambda: edit(
         "graph/task.json", labels=["a", "b", "c"]
     ),
-    "graph/task.json: max_length must be from 1 to": lambda: edit("graph/task.json", max_length=-1),
-    "graph/task.json: columns must be one or two, got 3": lambda: edit("graph/task.json", columns=["a", "b", "c"]),
-    "graph/task.json: thresholds must be one for each label": lambda: edit("graph/task.json", thresholds=[0.5]),
+    "graph: task.json: max_length must be a positive whole number": lambda: edit("graph/task.json", max_length=-1),
+    "graph: task.json: columns must be a list of one, or of two for pairs": lambda: edit(
+        "graph/task.json", columns=["a", "b", "c"]
+    ),
+    "graph: task.json: thresholds must be one for each label": lambda: edit("graph/task.json", thresholds=[0.5]),
     "--runtime onnx: graph has no tokenizer.json; needed: a folder that": Path("graph/tokenizer.json").unlink,
 }
 

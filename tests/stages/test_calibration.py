@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 
 from lsr.__main__ import main as lsr
 from lsr.serve.bank import AdapterBank
-from lsr.serve.http.answers import encode_response
 from lsr.serve.passes import BatchRunner
+from lsr_server.answers import encode_response
 from pipeline import score
 from pipeline.core import artifacts
 from pipeline.data import tokens

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +10,19 @@ import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from transformers import BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from lsr import export_lora
+from lsr import export_lora, export_merged
 from lsr.__main__ import main
 from lsr.errors import InputError
 from lsr.tuner.files import WEIGHTS
-from tests.kit import refused, said
+from pipeline.methods import kadaptation
+from tests.kit import digests, edit, refused, said, write
 from tests.lsr.methods import METHODS, logits, model_of, save
 from tests.tiny.models import tiny
 from tests.tiny.training import stir
+from tests.workspace import ROOT, read_yaml
 
 WIDTH = 24  # of the layers that most methods adapt
 LOW = {  # the ranks by which the tiny adapters of methods are defined
@@ -28,6 +32,7 @@ LOW = {  # the ranks by which the tiny adapters of methods are defined
     "DELORA": 4,
     "GRALORA": 8,
     "HRA": 4,
+    "KADAPTATION": 4,  # two terms with a factor of rank 2 and one of rank 1
     "LORA": 4,
     "LSR": 2,
     "MISS": 4,
@@ -71,8 +76,27 @@ REFUSED = {
 }
 
 
-def test_every_method_of_peft_is_here():
-    assert sorted([*LOW, *HIGH, *REFUSED]) == METHODS
+NOT_LINEAR = ("BEFT", "LN_TUNING", "TRAINABLE_TOKENS")  # they change biases, layer norms or embeddings
+
+
+def test_every_method_of_peft_and_of_the_arena_is_here():
+    here = {*LOW, *HIGH, *REFUSED}
+    assert here == {*METHODS, kadaptation.NAME}
+    of_params = {section["type"] for section in read_yaml(ROOT / "params.yaml").values() if "type" in (section or ())}
+    of_arena = re.findall(r"\w+\.type: (\w+)", (ROOT / "pipeline/arena.yaml").read_text())
+    assert len(of_params) > 5
+    assert len(of_arena) > 3
+    assert of_params.union(of_arena) <= here
+
+
+def test_a_method_that_no_module_has_registered_is_refused_in_a_line(bases, tmp_path):
+    save(tmp_path / "adapter", "LORA")
+    edit(tmp_path / "adapter/adapter_config.json", peft_type="MYOWN")
+    with pytest.raises(
+        InputError, match="PEFT has no method 'MYOWN', and no imported module has registered one"
+    ) as error:
+        export_lora(tmp_path / "adapter", tmp_path / "lora", base=str(bases / "bert"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +190,44 @@ def test_what_is_no_lora_is_refused_in_a_line(method, bases, tmp_path):
         export_lora(tmp_path / "adapter", tmp_path / "lora", base=base_of(bases, method))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize("method", sorted([*LOW, *HIGH, *NOT_LINEAR]))
+def test_a_merged_checkpoint_has_the_weights_that_peft_merges(method, bases, tmp_path):
+    save(tmp_path / "adapter", method)
+    lost = export_merged(tmp_path / "adapter", tmp_path / "merged", base=base_of(bases, method))
+    assert lost.total <= 1e-5
+    written = BertForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    expected = merged(tmp_path / "adapter", tiny("bert")).float()
+    actual = written.state_dict()
+    for name, value in expected.state_dict().items():
+        assert torch.allclose(actual[name], value, atol=1e-6), name
+    unmerged = PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "adapter"))
+    assert torch.allclose(logits(written, method), logits(unmerged, method), atol=1e-5)
+
+
+def test_a_prompt_cannot_be_merged_and_is_refused_in_a_line(bases, tmp_path):
+    save(tmp_path / "adapter", "PROMPT_TUNING")
+    with pytest.raises(InputError, match="PROMPT_TUNING cannot be merged") as error:
+        export_merged(tmp_path / "adapter", tmp_path / "merged", base=str(bases / "llama-causal"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_command_merges_any_method_and_prints_rounding_and_the_difference_of_outputs(bases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "oft", "OFT")
+    write("oft/task.json", {"labels": ["bad", "fair", "good"]})
+    base = ["--base", str(bases / "bert")]
+    text = said(main, "export", "oft", "--to", "merged", "-o", "out", *base)
+    (difference,) = re.findall(r"^merged: differs by (\S+) at most$", text, re.MULTILINE)
+    assert float(difference) < 1e-5
+    assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
+    text = said(main, "export", "oft", "--to", "merged", "--dtype", "bfloat16", "-o", "half", *base, "--force")
+    rounding = re.findall(r"rounding error of the update in bfloat16: (\S+) in total", text)
+    assert float(rounding[0]) > 1e-3
+    said(main, "export", "oft", "--to", "merged", "-o", "again", *base)
+    assert [*digests("again").values()] == [*digests("out").values()]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lsr.errors import InputError
-from lsr.loading import task
 from lsr.loading.contents import read_task
 from lsr.serve.admission import vocabulary_of
+from lsr_onnx import task
+from lsr_onnx.errors import InputError
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import labels as of_pipeline
 from pipeline.tasks import prompts

@@ -7,8 +7,8 @@ import re
 import httpx2
 from jsonschema import Draft202012Validator
 
-from lsr.serve.http.application import DESCRIPTION, Service
-from lsr.serve.http.batches import BatchScheduler
+from lsr_server.application import DESCRIPTION, Service
+from lsr_server.batches import BatchScheduler
 
 DESCRIBED = json.loads(DESCRIPTION.read_text())
 

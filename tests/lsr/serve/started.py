@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import resource
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -12,6 +13,15 @@ from pathlib import Path
 
 from lsr.__main__ import main
 from tests.forked import CONTEXT
+from tests.workspace import ROOT
+
+WITHOUT_TORCH = """
+import sys
+sys.modules |= dict.fromkeys(["torch", "transformers", "peft", "safetensors", "scipy", "tensorly", "pandas"])
+from lsr_server.__main__ import script
+sys.argv = ["lsr", *sys.argv[1:]]
+sys.exit(script())
+"""
 
 
 @dataclass
@@ -62,3 +72,28 @@ def started(bank, log, *words, files=None, is_new=False):
         process.kill()
         process.join()
     assert "Traceback" not in log.read_text()
+
+
+@contextmanager
+def started_without_torch(folder, *words):
+    """Yield the port of a server of graphs, in a process that cannot import torch."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, "serve", str(folder), *words, "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        port = re.search(r"^http://127\.0\.0\.1:(\d+): ", line)
+        assert port, line + process.stderr.read()
+        try:
+            yield int(port[1])
+        finally:
+            process.terminate()
+            errors = process.stderr.read()
+        assert "Traceback" not in errors, errors
+
+
+def run_without_torch(*words):
+    """Run the script `lsr` in a process that cannot import torch; return its exit code and what it wrote to stderr."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITHOUT_TORCH, *words]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run.returncode, run.stderr

@@ -11,9 +11,11 @@ from starlette.formparsers import MultiPartParser
 from transformers import AutoTokenizer
 
 from lsr import AdapterBank
-from lsr.serve.bank import Answer
-from lsr.serve.http import application, bodies, questions
-from lsr.serve.http.answers import (
+from lsr.serve.modules import Version
+from lsr.serve.passes import BatchRunner
+from lsr_onnx.answers import Answer
+from lsr_server import application, bodies, questions
+from lsr_server.answers import (
     MAX_ANSWER_BYTES,
     MAX_COMPUTED_BYTES,
     SMALL,
@@ -21,8 +23,6 @@ from lsr.serve.http.answers import (
     longest_token,
     most_bytes,
 )
-from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner
 from tests import architectures
 from tests.kit import refused
 from tests.lsr.saved import save_lora

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lsr.serve.http.aside import REST, Aside
+from lsr_server.aside import REST, Aside
 
 
 class Clock:

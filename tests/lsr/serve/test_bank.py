@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from lsr import AdapterBank
 from lsr.loading import updates
 from lsr.loading.contents import read_contents
-from lsr.serve.bank import Answer
 from lsr.serve.modules import BankHead
 from lsr.tuner.files import WEIGHTS
+from lsr_onnx.answers import Answer
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.tiny.models import tiny, tokens

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from starlette.exceptions import HTTPException
 
-from lsr.serve.http.batches import WAITING, BatchScheduler
-from lsr.serve.http.rests import REST
 from lsr.serve.modules import Version
-from lsr.serve.passes import TokenizedText
+from lsr_onnx.rows import TokenizedText
+from lsr_server.batches import WAITING, BatchScheduler
+from lsr_server.rests import REST
 
 
 class Passed:

@@ -1,6 +1,6 @@
 import asyncio
 
-from lsr.serve.http.memory import give_back
+from lsr_server.memory import give_back
 from tests.kit import resident
 
 

@@ -1,6 +1,7 @@
 """`lsr serve --runtime onnx` answers over HTTP as plain PEFT does, each text alone, with the limits of a bank."""
 
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from transformers import AutoTokenizer
 
 from lsr.__main__ import main as lsr
-from tests.kit import edit, refused, said
+from tests import architectures
+from tests.kit import MISTAKE, edit, refused, said
 from tests.lsr.serve.asking import ask, posted, predict
-from tests.lsr.serve.started import started
-from tests.references.test_graphs import save_bert
+from tests.lsr.serve.started import run_without_torch, started, started_without_torch
+from tests.references.test_graphs import ARCHITECTURES, EXPORT, save_bert
 from tests.references.test_graphs_of_banks import SLICES, TENANTS, save_graphs_of_a_bank
-from tests.references.test_padding import texts
+from tests.references.test_padding import LABELS, plain, save_lora, texts
 
 LENGTH = 24  # tokens that the adapters read
 
@@ -123,3 +125,80 @@ def test_the_graphs_of_one_adapter_are_served_under_the_name_of_their_folder(tmp
     with torch.no_grad():
         expected = model(**encoded).logits[0].item()
     assert answer.json()["answers"][0]["number"] == pytest.approx(expected, abs=1e-4)
+
+
+def ask_without_torch(folder, *requests):
+    """Return the JSON of the answers of a server of graphs that cannot import torch."""
+    with started_without_torch(folder, "--runtime", "onnx") as port:
+        responses = ask(posted(*requests), f"http://127.0.0.1:{port}")
+    assert [response.status_code for response in responses] == [200] * len(requests)
+    return [response.json()["answers"] for response in responses]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_torch_a_server_answers_as_plain_transformers_does_to_each_text_alone(architecture, tmp_path):
+    with chdir(tmp_path):
+        architectures.save_padded(tmp_path / "base", architecture)
+        save_lora(architecture)
+        said(lsr, *EXPORT)
+        counts = AutoTokenizer.from_pretrained("base")(texts())["input_ids"]
+        asked = [text for text, ids in zip(texts(), counts, strict=True) if 0 < len(ids) <= LENGTH]
+        expected = plain()(asked).softmax(1)
+        (answers,) = ask_without_torch("graph", predict("graph", *asked))
+    for answer, shares in zip(answers, expected.tolist(), strict=True):
+        assert answer["probabilities"] == pytest.approx(dict(zip(LABELS, shares, strict=True)), abs=1e-4)
+        assert answer["label"] == LABELS[max(range(len(LABELS)), key=shares.__getitem__)]
+
+
+NOTES = {
+    "multi-label": (3, {"labels": ["a", "b", "c"], "thresholds": [0.5, 0.4, 0.3]}),
+    "number": (1, {"kind": "number"}),
+    "pairs": (2, {"labels": ["no", "yes"], "columns": ["first", "second"]}),
+    "threshold": (2, {"labels": ["no", "yes"], "threshold": 0.9}),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NOTES)
+def test_so_it_does_for_each_task_type(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs, task_info = NOTES[name]
+    model = save_bert(outputs, task_info)
+    said(lsr, *EXPORT)
+    pair = ["the cat sleeps", "the owl in the barn"] if name == "pairs" else ["the cat sleeps"]
+    encoded = AutoTokenizer.from_pretrained("base")(*pair, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**encoded).logits[0].double()
+    ((answer,),) = ask_without_torch("graph", predict("graph", pair if name == "pairs" else pair[0]))
+    if name == "number":
+        assert answer == {"number": pytest.approx(logits.item(), abs=1e-4)}
+        return
+    labels = task_info["labels"]
+    shares = logits.sigmoid() if name == "multi-label" else logits.softmax(0)
+    assert list(answer["probabilities"].values()) == pytest.approx(shares.tolist(), abs=1e-4)
+    if name == "multi-label":
+        reached = zip(labels, shares, task_info["thresholds"], strict=True)
+        assert answer["labels"] == [label for label, share, threshold in reached if share >= threshold]
+    else:
+        number = int(shares[1] >= 0.9) if name == "threshold" else int(shares.argmax())
+        assert answer["label"] == labels[number]
+
+
+def test_where_torch_is_absent_mistakes_and_other_commands_are_a_line(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world[0] / "graph", "graph")
+    serve = ["serve", "graph", "--port", "0"]
+    says = {
+        (*serve,): "lsr serve: graph: holds graphs in ONNX; needed: --runtime onnx or onnx-int8",
+        (*serve, "--runtime", "onnx", "--base", "base"): "lsr serve: --base: has no effect with --runtime onnx",
+        (*serve, "--runtime", "tflite"): "lsr serve: argument --runtime: invalid choice: 'tflite'",
+        ("serve", "nothing", "--runtime", "onnx"): "lsr serve: --runtime onnx: nothing has no onnx/model.onnx",
+        (*serve, "--runtime", "onnx", "--max-length", "4000"): "lsr serve: --max-length: the base model does not take",
+    }
+    edit("graph/tokenizer.json", truncation=None)
+    for words, line in says.items():
+        code, errors = run_without_torch(*words)
+        assert (code, errors.count("\n")) == (MISTAKE, 1), errors
+        assert errors.startswith(line)
+    code, errors = run_without_torch("export", "adapter")
+    assert (code, errors) == (1, "lsr: needs peft; without it, only graphs are served: --runtime onnx\n")

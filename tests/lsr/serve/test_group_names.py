@@ -10,9 +10,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lsr import AdapterBank
 from lsr.__main__ import main
 from lsr.serve.file import FILE, HEADER
-from lsr.serve.group_names import is_reserved, name_group
+from lsr.serve.group_names import name_group
 from lsr.serve.joining import join_banks
 from lsr.serve.passes import BatchRunner
+from lsr_onnx.names import is_reserved
 from pipeline.tasks.tenants import FORBIDDEN
 from tests.kit import refused
 from tests.lsr.serve.asking import ask_passes, files

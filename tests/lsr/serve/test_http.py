@@ -21,9 +21,9 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr.__main__ import main
-from lsr.serve.http import command
-from lsr.serve.http.application import Service
-from lsr.serve.http.batches import BatchScheduler
+from lsr_server import command
+from lsr_server.application import Service
+from lsr_server.batches import BatchScheduler
 from tests.kit import refused
 from tests.lsr.serve.asking import DESCRIBED, ask, files, posted, predict
 from tests.lsr.serve.tenants import TENANTS

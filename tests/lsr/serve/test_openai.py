@@ -12,10 +12,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
-from lsr.serve.http.application import Service
-from lsr.serve.http.batches import BatchScheduler
-from lsr.serve.http.streaming import MAX_UNSENT, GrowingText
 from lsr.serve.passes import BatchRunner
+from lsr_server.application import Service
+from lsr_server.batches import BatchScheduler
+from lsr_server.streaming import MAX_UNSENT, GrowingText
 from tests.lsr.serve.asking import ask, ask_passes, posted
 from tests.lsr.serve.started import started
 from tests.lsr.serve.tenants import save_writers
@@ -76,14 +76,26 @@ def greedy(model, ids, count):
     return model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)[0, len(ids) :].tolist()
 
 
-def sampled(model, ids, count, temperature, seed):
+def nucleus(chances, top_p):
+    """Return probabilities with 0 for all but the likeliest tokens, the fewest that have at least `top_p` together."""
+    kept = torch.zeros_like(chances)
+    together = 0.0
+    for token in sorted(range(len(chances)), key=lambda token: -chances[token]):
+        kept[token] = chances[token]
+        together += float(chances[token])
+        if together >= top_p:
+            break
+    return kept / kept.sum()
+
+
+def sampled(model, ids, count, temperature, seed, top_p=1):
     """Return tokens drawn one by one from the softmax of the last logits."""
     generator = torch.Generator().manual_seed(seed)
     written = []
     while len(written) < count and END not in written:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids + written])).logits[0, -1]
-        chances = (logits.double() / temperature).softmax(dim=0)
+        chances = nucleus((logits.double() / temperature).softmax(dim=0), top_p)
         written.append(int(torch.multinomial(chances, 1, generator=generator)))
     return written
 
@@ -134,6 +146,23 @@ def test_completions_are_those_of_plain_transformers_with_each_adapter_alone(tem
         assert answer.usage.completion_tokens == sum(map(len, written))
         texts.update(decoded)
     assert len(texts) > 3
+
+
+@pytest.mark.parametrize("top_p", [0, 0.3, 0.6])
+def test_with_top_p_tokens_are_drawn_from_the_likeliest_alone(top_p, passes, alone):
+    async def call(client):
+        common = {"model": "a", "max_tokens": MAX_NEW, "temperature": 1.5, "seed": 11}
+        narrow = await client.completions.create(prompt=PROMPTS, top_p=top_p, **common)
+        return narrow, await client.completions.create(prompt=PROMPTS, **common)
+
+    narrow, wide = ask_passes(passes, asking(call))
+    expected = []
+    for prompt in PROMPTS:
+        ids = passes.tokenizer(prompt)["input_ids"]
+        tokens = sampled(alone["a"], ids, MAX_NEW, 1.5, 11, top_p)
+        expected.append(passes.tokenizer.decode(tokens, skip_special_tokens=True))
+    assert [choice.text for choice in narrow.choices] == expected
+    assert [choice.text for choice in wide.choices] != expected
 
 
 def test_another_seed_is_another_sample_and_without_one_each_prompt_has_its_own(passes):
@@ -263,8 +292,13 @@ def without(field):
         (COMPLETION | {"stop": list("abcde")}, "stop", "needed: at most 4 texts"),
         (COMPLETION | {"stream": 1}, "stream", "needed: true or false"),
         (COMPLETION | {"stream_options": {"include_usage": True}}, "stream_options", 'with "stream": true'),
-        (COMPLETION | {"top_p": 0.9}, "top_p", "has no effect here; leave it out, or give 1"),
+        (COMPLETION | {"top_p": 1.1}, "top_p", "needed: 0 to 1"),
+        (COMPLETION | {"top_p": "a"}, "top_p", "needed: 0 to 1"),
+        (COMPLETION | {"top_p": 0.9, "temperature": 0}, "top_p", "has no effect at temperature 0"),
         (COMPLETION | {"n": 2}, "n", "has no effect here; leave it out, or give 1"),
+        (COMPLETION | {"logprobs": 0}, "logprobs", "has no effect here; leave it out, or give False"),
+        (CHAT | {"logprobs": True, "top_logprobs": 2}, "logprobs", "has no effect here; leave it out, or give False"),
+        (COMPLETION | {"repetition_penalty": 1.1}, "repetition_penalty", "has no effect here; leave it out, or give 1"),
         (COMPLETION | {"user": "me"}, "user", "has no effect here; allowed are max_tokens, model, prompt"),
         (COMPLETION | {"prompt": "the cat " * 30}, None, "tokens; this adapter reads at most 48"),
         (COMPLETION | {"prompt": " "}, None, "prompt[0]: needed: a text of whole Unicode characters"),
@@ -294,12 +328,32 @@ def test_a_mistake_is_an_error_of_the_client_with_its_field(body, field, message
 def test_fields_that_are_null_or_ask_for_nothing_are_taken(passes):
     async def call(client):
         neutral = {"n": 1, "top_p": 1.0, "presence_penalty": 0, "logit_bias": {}, "logprobs": None, "stop": None}
+        neutral["extra_body"] = {"repetition_penalty": 1, "min_p": 0, "store": False, "tool_choice": "none"}
         plain = {"model": "a", "prompt": "the cat", "max_tokens": 5, "temperature": 0}
         answers = [await client.completions.create(**plain, **more) for more in ({}, neutral)]
         return [answer.choices[0].text for answer in answers]
 
     first, second = ask_passes(passes, asking(call))
     assert first == second
+
+
+def test_of_a_call_the_client_sends_what_it_is_given_and_no_more(passes):
+    """So a field that is refused comes from a user, or from a library that sits on the client."""
+    sent = []
+
+    async def call(client):
+        async def record(request):
+            sent.append(json.loads(request.content))
+
+        client.event_hooks["request"].append(record)
+        return await asking(chat)(client)
+
+    async def chat(client):
+        await client.chat.completions.create(model="a", messages=MESSAGES)
+        await client.completions.create(model="a", prompt="the cat")
+
+    ask_passes(passes, call)
+    assert sent == [{"model": "a", "messages": MESSAGES}, {"model": "a", "prompt": "the cat"}]
 
 
 def test_who_has_the_token_sees_the_adapters_and_who_knows_no_name_is_told_none(passes, monkeypatch):

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lsr import AdapterBank
 from lsr.loading.padding import prepare_batches
-from lsr.serve.completions import Wanted
 from lsr.serve.modules import Version
 from lsr.serve.passes import BatchRunner
+from lsr_onnx.rows import Wanted
 from tests.kit import refused
 from tests.lsr.serve.asking import ask_passes, generate, posted, predict
 from tests.lsr.serve.tenants import save, save_writers

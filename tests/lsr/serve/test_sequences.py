@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from lsr import AdapterBank
 from lsr.errors import InputError
 from lsr.loading.contents import read_on
-from lsr.tuner.model import BASE
+from lsr_onnx.names import BASE
 from tests.lsr.saved import asked, save, save_lora, says
 from tests.tiny.models import tiny
 from tests.tiny.subjects import BASES, DENSE, SHARED

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from lsr import AdapterBank, LsrConfig
 from lsr.loading.base_models import locate
-from lsr.serve.completions import Wanted
 from lsr.serve.passes import BatchRunner
+from lsr_onnx.rows import Wanted
 from pipeline import evaluation, params
 from pipeline.core import digests
 from pipeline.core.errors import UserError

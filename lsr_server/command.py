@@ -1,13 +1,29 @@
-"""The command `lsr serve`: its arguments, and the packages that it needs."""
+"""The command `lsr serve`: its arguments, the packages that it needs, and how its mistakes are reported."""
 
+import argparse
+import sys
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from lsr.errors import InputError
-from lsr_onnx.folder import GRAPHS
+from lsr_onnx.errors import InputError, escape
+from lsr_onnx.folder import GRAPHS, check_no_graphs
+from lsr_onnx.runner import Runner
 
+# Exit codes.
+MISTAKE = 2
+FAILED = 1
+STOPPED = 130
+SCRIPT = "lsr"
+SERVE = "serve"
+SUMMARY = "serve a bank over HTTP"
+DESCRIPTION = (
+    "Serve a bank over HTTP: each request names the adapter for its texts, and GET /openapi.json describes all "
+    "requests. Adding and removing adapters needs the bearer token in the environment variable LSR_TOKEN; if it is "
+    "unset, both are disabled."
+)
 TORCH = "torch"
 # Import names of the packages of the extra `server`.
 PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
@@ -108,13 +124,62 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
 }
 
 
-def run(options: Namespace) -> None:
-    """Serve a bank until SIGTERM or SIGINT, then finish pending requests for up to 30 seconds."""
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit."""
+        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser, arguments: dict[str, dict[str, Any]]) -> None:
+    """Add arguments with options of argparse's add_argument, by their names or flags."""
+    for flags, options in arguments.items():
+        parser.add_argument(*flags.split(), **options)
+
+
+def report(called: str, call: Callable[[], None]) -> int:
+    """Call a command and return its exit code; its mistakes are lines that begin with what was called."""
+    try:
+        call()
+    except InputError as error:
+        return _print_failure(f"{called}: {error}", MISTAKE)
+    except KeyboardInterrupt:
+        return _print_failure("stopped; no partial output was written", STOPPED)
+    except OSError as error:
+        return _print_failure(escape(f"{called}: {error}"), FAILED)
+    return 0
+
+
+def _print_failure(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def serve_graphs(options: Namespace) -> None:
+    """Serve the graphs in a folder, without torch.
+
+    Raises:
+        InputError: as `run`.
+    """
+    from lsr_server.graphs import open_graphs
+
+    run(options, open_graphs)
+
+
+def run(options: Namespace, open_runner: Callable[[Namespace], Runner]) -> None:
+    """Serve what `open_runner` opens until SIGTERM or SIGINT, then finish pending requests for up to 30 seconds.
+
+    Raises:
+        InputError: if a package is missing, or the folder has graphs, which torch cannot run; or as `open_runner`.
+    """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(
             f"needs {', '.join(missing)}; in a clone of lsr-adapt: pip install -c constraints.txt -e '.[server]'"
         )
-    from lsr.serve.http.process import serve  # it imports them
+    if options.runtime == TORCH:
+        check_no_graphs(options.bank)
+    from lsr_server.process import serve  # it imports them
 
-    serve(options)
+    serve(options, open_runner)

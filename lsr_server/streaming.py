@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from lsr.serve.http.answers import SMALL, json_bytes
+from lsr_server.answers import SMALL, json_bytes
 
 Answer = TypeVar("Answer")
 

@@ -5,13 +5,16 @@ readers and writers of the file check here.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from lsr.errors import HALVES, InputError, shortened
-from lsr.tuner.files import TASK
-from lsr.tuner.options import Fields
+from lsr_onnx.errors import HALVES, InputError, shortened, wrap_errors
+from lsr_onnx.folder import TASK
 
+Fields = Mapping[str, Any]
+
+NO_TEMPLATE = "none"  # value of `template` that stands for no chat template: a prompt is its text
 TENANTS = "tenants"  # key that replaces `labels`: names of labels by tenant
 LONGEST_NAME = 200  # characters of a label, a tenant or a column
 MAX_LABELS = 10_000  # labels per adapter
@@ -24,6 +27,7 @@ MAX_STOP_TOKENS = 16  # tokens that end an answer
 LARGEST = 2**31 - 1  # number of a token, or of tokens
 LONGEST_TEMPLATE = 100_000  # characters of a chat template; templates of published models have up to some 20,000
 FORMER_NAMES = {"ends": "stop_token_ids"}  # names that fields have in files of earlier versions
+MAX_BYTES = 2**20  # limit to the file next to graphs
 MAX_OTHER_BYTES = 4_000  # limit to all unknown fields together, as JSON
 
 
@@ -55,6 +59,21 @@ def validate_task_info(task_info: Any, where: object) -> dict[str, Any]:
     _check_temperatures_count(task_info, where)
     _check_others({field: value for field, value in task_info.items() if field not in CHECKS}, where)
     return task_info
+
+
+def read_task_of_graphs(folder: Path) -> dict[str, Any]:
+    """Read the task info of the graphs of a single adapter.
+
+    Raises:
+        InputError: as `validate_task_info`; if the file is too large or is not JSON.
+    """
+    path = folder / TASK
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(f"{path}: has {size:,} bytes; at most {MAX_BYTES:,} are allowed")
+    with wrap_errors(path, OSError, ValueError, RecursionError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return validate_task_info(content, folder)
 
 
 def check_stop_tokens(task_info: Fields | None, vocabulary: int | None) -> None:

@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from lsr.serve.http.answers import SMALL
-from lsr.serve.http.limits import FULL, Awaited, Connections, client_of
-from lsr.serve.http.refusals import refusal
-from lsr.serve.http.streaming import STREAMED
+from lsr_server.answers import SMALL
+from lsr_server.limits import FULL, Awaited, Connections, client_of
+from lsr_server.refusals import refusal
+from lsr_server.streaming import STREAMED
 
 ACCEPTED = 16  # connections per turn of the event loop; one that is refused is closed four turns later
 QUEUE = 2048  # connections that the kernel keeps until they are accepted

@@ -12,10 +12,9 @@ from typing import Any
 from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 
-from lsr.loading.contents import make_label_names
-from lsr.serve.bank import Answer
-from lsr.serve.completions import Completion
-from lsr.serve.modules import Version
+from lsr_onnx.answers import Answer
+from lsr_onnx.names import make_label_names
+from lsr_onnx.rows import Completion, Version
 
 SMALL = 1 << 16  # bytes of JSON that the event loop itself parses or renders: it takes about a millisecond
 MAX_ANSWER_BYTES = 4 << 20  # maximum size of the answers to a request

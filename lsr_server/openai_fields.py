@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 
-from lsr.serve.completions import Sampling, Wanted
-from lsr.serve.passes import MAX_TEXTS
+from lsr_onnx.rows import Sampling, Wanted
+from lsr_onnx.runner import MAX_TEXTS
 
 MAX_STOPS = 4  # stop sequences per request, as OpenAI has it
 MAX_STOP_LENGTH = 100  # characters of each: the text is searched for them after every token
@@ -14,7 +14,7 @@ MAX_TEMPERATURE = 2.0
 DEFAULT_TEMPERATURE = 1.0  # OpenAI's
 DEFAULT_TOKENS = 16  # OpenAI's, of /v1/completions
 MAX_SEED = 2**63
-COMMON = ("model", "max_tokens", "temperature", "seed", "stop", "stream", "stream_options")
+COMMON = ("model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options")
 COMPLETION = (*COMMON, "prompt")
 CHAT = (*COMMON, "messages", "max_completion_tokens")
 CLASSIFY = ("model", "input")
@@ -25,11 +25,15 @@ NEUTRAL: dict[str, Any] = {
     "frequency_penalty": 0,
     "logit_bias": {},
     "logprobs": False,
+    "min_p": 0,
+    "modalities": ["text"],
     "n": 1,
     "presence_penalty": 0,
+    "repetition_penalty": 1,
     "response_format": {"type": "text"},
+    "store": False,
+    "tool_choice": "none",
     "tools": [],
-    "top_p": 1,
 }
 
 
@@ -173,17 +177,30 @@ def _read_tokens(
 
 
 def _read_sampling(fields: Mapping[str, Any]) -> Sampling | None:
-    temperature = fields.get("temperature", DEFAULT_TEMPERATURE)
-    if type(temperature) not in (int, float) or not 0 <= temperature <= MAX_TEMPERATURE:
-        raise FieldError("temperature", f"needed: 0 to {MAX_TEMPERATURE:g}")
+    temperature = _read_number(fields, "temperature", DEFAULT_TEMPERATURE, MAX_TEMPERATURE)
+    top_p = _read_number(fields, "top_p", 1.0, 1.0)
     seed = fields.get("seed", 0)
     if type(seed) is not int or not -MAX_SEED <= seed < MAX_SEED:
         raise FieldError("seed", "needed: a whole number of 64 bits")
     if temperature > 0:
-        return Sampling(temperature, seed)
+        return Sampling(temperature, seed, top_p)
     if "seed" in fields:
         raise FieldError("seed", "has no effect at temperature 0")
+    if top_p != 1:
+        raise FieldError("top_p", "has no effect at temperature 0")
     return None
+
+
+def _read_number(
+    fields: Mapping[str, Any],
+    name: str,
+    default: float,
+    most: float,
+) -> float:
+    number = fields.get(name, default)
+    if type(number) not in (int, float) or not 0 <= number <= most:
+        raise FieldError(name, f"needed: 0 to {most:g}")
+    return float(number)
 
 
 def _read_stop(fields: Mapping[str, Any]) -> list[str]:

@@ -7,11 +7,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from lsr.serve.bank import Answer
-from lsr.serve.completions import Completion
-from lsr.serve.http.openai_fields import Asked
-from lsr.serve.http.refusals import refuse_with
-from lsr.serve.passes import Result, TokenizedText
+from lsr_onnx.answers import Answer
+from lsr_onnx.rows import Completion, Result, TokenizedText
+from lsr_server.openai_fields import Asked
+from lsr_server.refusals import refuse_with
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
 
@@ -41,8 +40,9 @@ class Form:
         self._rows = rows
         self._is_chat = asked.is_chat
         self._has_usage = asked.has_usage
+        kind = "chatcmpl" if self._is_chat else "cmpl"
         self._head = {
-            "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{secrets.token_hex(16)}",
+            "id": f"{kind}-{secrets.token_hex(16)}",
             "created": int(time.time()),
             "model": asked.model,
         }
@@ -57,7 +57,13 @@ class Form:
             reason = _reason_of(completion)
             choices.append({"index": number, **text, "logprobs": None, "finish_reason": reason})
         kind = "chat.completion" if self._is_chat else "text_completion"
-        return {**self._head, "object": kind, "choices": choices, "usage": _count_tokens(self._rows, completions)}
+        usage = _count_tokens(self._rows, completions)
+        return {
+            **self._head,
+            "object": kind,
+            "choices": choices,
+            "usage": usage,
+        }
 
     def begin(self) -> list[dict[str, Any]]:
         """Return the first piece, before the text, if the format has one."""

@@ -5,39 +5,36 @@ both, with rests.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Scope
 
-from lsr.errors import InputError
-from lsr.loading.contents import Contents, read_on
-from lsr.loading.prompts import NO_TEMPLATE
-from lsr.serve.http.aside import Aside
-from lsr.serve.http.bodies import MAX_JSON_BYTES, check_values, header_of
-from lsr.serve.passes import BatchRunner
-from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
+from lsr_onnx.errors import InputError
+from lsr_onnx.runner import Runner
+from lsr_server.aside import Aside
+from lsr_server.bodies import MAX_JSON_BYTES, check_values, header_of
 
 MAX_ADAPTER_BYTES = 16 << 20  # maximum size of a request with an adapter
 PIECE = 1 << 20  # bytes of a body that are held in memory
-JSON = (CONFIG, TASK)
-FILES = (*JSON, WEIGHTS, ROUNDED)
+JSON = ".json"  # extension of configurations; the others are tensors
 
 
 class Uploads:
     """Reads uploaded adapters for a bank, one at a time."""
 
-    def __init__(self, passes: BatchRunner) -> None:
+    def __init__(self, passes: Runner) -> None:
         self._passes = passes
         self._aside = Aside()
 
-    async def read(self, request: Request, name: str) -> Contents:
+    async def read(self, request: Request, name: str) -> Any:
         """Return the adapter in a request's form; errors name the adapter instead of a folder."""
         with TemporaryDirectory() as body_folder, TemporaryDirectory() as folder:
             body = Path(body_folder, "body")
@@ -48,14 +45,9 @@ class Uploads:
                 raise InputError(str(error).replace(folder, name)) from None
         return replace(contents, source=name)
 
-    def _read(self, scope: Scope, body: Path, folder: Path) -> Contents:
-        write_files(scope, body, folder)
-        contents = read_on(self._passes.bank.of_base, folder)
-        template = (contents.task or {}).get("template")
-        own = self._passes.tokenizer.chat_template  # another is a program, which may take time and memory of all
-        if template and template not in (NO_TEMPLATE, own):
-            raise InputError(f"{folder}: task.json: template must be none or that of the base model's tokenizer")
-        return contents
+    def _read(self, scope: Scope, body: Path, folder: Path) -> Any:
+        asyncio.run(write_files(scope, body, folder, self._passes.adapter_files))
+        return self._passes.read_adapter(folder)
 
 
 async def save_body(stream: AsyncIterator[bytes], path: Path) -> None:
@@ -70,25 +62,26 @@ async def save_body(stream: AsyncIterator[bytes], path: Path) -> None:
         await asyncio.to_thread(file.write, piece)
 
 
-def write_files(scope: Scope, body: Path, folder: Path) -> None:
-    """Parse the form in a file and write its files to a folder; runs in a thread."""
-    asyncio.run(_write_files(scope, body, folder))
-
-
-async def _write_files(scope: Scope, body: Path, folder: Path) -> None:
+async def write_files(
+    scope: Scope,
+    body: Path,
+    folder: Path,
+    allowed: Sequence[str],
+) -> None:
+    """Parse the form in the file `body` and write its files to a folder; other names than `allowed` are rejected."""
     with body.open("rb") as file:
 
         async def receive() -> Message:
             piece = file.read(PIECE)
             return {"type": "http.request", "body": piece, "more_body": len(piece) == PIECE}
 
-        async with Request(scope, receive).form(max_files=len(FILES), max_fields=0) as form:
+        async with Request(scope, receive).form(max_files=len(allowed), max_fields=0) as form:
             for name, part in form.multi_items():
-                if name not in FILES:
-                    raise HTTPException(422, f"{name[:100]!r}: the parts of the form are {', '.join(FILES)}")
+                if name not in allowed:
+                    raise HTTPException(422, f"{name[:100]!r}: the parts of the form are {', '.join(allowed)}")
                 assert isinstance(part, UploadFile)  # max_fields=0 allows files only
                 content = part.file.read()
-                if name in JSON:
+                if name.endswith(JSON):
                     _check_json(name, content)
                 else:
                     _check_json(f"the header of {name}", header_of(content))

@@ -13,9 +13,9 @@ from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from lsr.serve.http.rests import REST, Rest
-from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, ReplacedError, Result, TokenizedText
+from lsr_onnx.rows import ReplacedError, Result, TokenizedText, Version
+from lsr_onnx.runner import Runner
+from lsr_server.rests import REST, Rest
 
 WAITING = Gauge("lsr_waiting_rows", "Rows that wait for a batch")
 BATCHES = Histogram("lsr_batch_rows", "Rows of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
@@ -55,7 +55,7 @@ class BatchScheduler:
 
     def __init__(
         self,
-        passes: BatchRunner,
+        passes: Runner,
         rows: int,
         room: int,
         wait: float,

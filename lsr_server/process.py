@@ -5,23 +5,19 @@ import os
 import socket
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 import uvicorn
 
-from lsr.errors import InputError
-from lsr.loading.base_models import load_tokenizer
-from lsr.serve.bank import AdapterBank
-from lsr.serve.graph_bank import GraphBank, check_torch_serves, open_graphs
-from lsr.serve.http.application import Service
-from lsr.serve.http.batches import BatchScheduler
-from lsr.serve.http.command import TORCH
-from lsr.serve.http.connections import ACCEPTED, OneLength, Protocol, Server
-from lsr.serve.http.limits import Awaited, Connections, Limits
-from lsr.serve.http.memory import BETWEEN, give_back, take_from_few_arenas
-from lsr.serve.passes import BatchRunner
+from lsr_onnx.errors import InputError
+from lsr_onnx.runner import Runner
+from lsr_server.application import Service
+from lsr_server.batches import BatchScheduler
+from lsr_server.connections import ACCEPTED, OneLength, Protocol, Server
+from lsr_server.limits import Awaited, Connections, Limits
+from lsr_server.memory import BETWEEN, give_back, take_from_few_arenas
 
 SWITCH = (
     0.0005  # seconds until a thread of Python lets others on, in place of .005, which each of many requests would wait
@@ -30,15 +26,15 @@ STOPPING = 30  # seconds for what was asked, after a signal
 RESERVED = 128  # file descriptors besides admitted connections: rejected ones, uploads, and the process's own
 
 
-def serve(options: Namespace) -> None:
-    """Serve a bank, with the options of the command, until a signal stops it."""
+def serve(options: Namespace, open_runner: Callable[[Namespace], Runner]) -> None:
+    """Serve what `open_runner` opens, with the options of the command, until a signal stops it."""
     take_from_few_arenas()
     sys.setswitchinterval(SWITCH)
     connections = Connections(_limits(options))
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family) as listening:
         _bind(listening, options.host, options.port)  # before the bank is read, which takes longer
-        passes = _passes(options)
+        passes = open_runner(options)
         server = Server(_config(options, passes, connections))
         gc.collect()
         gc.freeze()  # a million objects stay; each full collection would visit them while requests wait
@@ -85,28 +81,9 @@ def _bind(listening: socket.socket, host: str, port: int) -> None:
         raise InputError(f"--port: needed: 0 to 65535, got {port}") from None
 
 
-def _passes(options: Namespace) -> BatchRunner:
-    if options.runtime != TORCH:
-        return _passes_of_graphs(options)
-    check_torch_serves(options.bank)
-    bank = AdapterBank.load(options.base, options.bank)
-    tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
-    if tokenizer is None:
-        raise InputError(f"{options.bank}: the base model has no tokenizer")
-    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens, is_strict=options.strict)
-
-
-def _passes_of_graphs(options: Namespace) -> BatchRunner:
-    if options.base is not None:
-        raise InputError(f"--base: has no effect with --runtime {options.runtime}")
-    bank: Any  # stands for an AdapterBank
-    bank, tokenizer = open_graphs(options.bank, options.runtime, torch.get_num_threads())
-    return BatchRunner(bank, tokenizer, options.max_length, options.max_new_tokens, is_strict=options.strict)
-
-
 def _config(
     options: Namespace,
-    passes: BatchRunner,
+    passes: Runner,
     connections: Connections,
 ) -> uvicorn.Config:
     batches = BatchScheduler(passes, options.max_batch_size, options.max_queue, options.max_wait_ms / 1000)
@@ -130,13 +107,13 @@ def _config(
 def _announce(
     host: str,
     listening: socket.socket,
-    passes: BatchRunner,
+    passes: Runner,
 ) -> None:
     adapters = len(passes.bank.names)
     port = listening.getsockname()[1]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     plural = "s" * (adapters != 1)
     changes = "enabled by LSR_TOKEN" if os.environ.get("LSR_TOKEN") else "disabled: LSR_TOKEN is not set"
-    if isinstance(passes.bank, GraphBank):
+    if not passes.can_change:
         changes = "disabled: graphs do not change"
     print(f"http://{address}: {adapters:,} adapter{plural}; PUT and DELETE are {changes}", file=sys.stderr)

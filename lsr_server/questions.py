@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from lsr.serve.http.aside import Aside
-from lsr.serve.http.bodies import MAX_JSON_BYTES, parse_json
-from lsr.serve.passes import MAX_TEXTS
+from lsr_onnx.runner import MAX_TEXTS
+from lsr_server.aside import Aside
+from lsr_server.bodies import MAX_JSON_BYTES, parse_json
 
 
 class Question(NamedTuple):

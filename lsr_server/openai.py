@@ -16,17 +16,16 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from lsr.loading.prompts import NO_TEMPLATE
-from lsr.serve.completions import Completion
-from lsr.serve.http.answers import NOT_FINITE, SECONDS, Room, check_answers, json_bytes, most_bytes
-from lsr.serve.http.aside import Aside
-from lsr.serve.http.batches import BatchScheduler, answer_by_one_version
-from lsr.serve.http.openai_fields import Asked, FieldError, read_chat, read_classify, read_completion
-from lsr.serve.http.openai_forms import Form, format_classes, format_error
-from lsr.serve.http.questions import check_token, read_json
-from lsr.serve.http.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
-from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, TokenizedText
+from lsr_onnx.rows import Completion, TokenizedText, Version
+from lsr_onnx.runner import Runner
+from lsr_onnx.task import NO_TEMPLATE
+from lsr_server.answers import NOT_FINITE, SECONDS, Room, check_answers, json_bytes, most_bytes
+from lsr_server.aside import Aside
+from lsr_server.batches import BatchScheduler, answer_by_one_version
+from lsr_server.openai_fields import Asked, FieldError, read_chat, read_classify, read_completion
+from lsr_server.openai_forms import Form, format_classes, format_error
+from lsr_server.questions import check_token, read_json
+from lsr_server.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
 
 PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
 MAX_HEAD = 512  # bytes of an answer, or of one of its choices, in addition to its texts and the name of the adapter
@@ -40,7 +39,7 @@ class Endpoints:
 
     def __init__(
         self,
-        passes: BatchRunner,
+        passes: Runner,
         batches: BatchScheduler,
         room: Room,
         aside: Aside,

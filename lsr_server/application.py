@@ -14,19 +14,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lsr.errors import InputError
-from lsr.serve.completions import Wanted
-from lsr.serve.graph_bank import GraphBank
-from lsr.serve.http import openai, openai_forms
-from lsr.serve.http.answers import NOT_FINITE, SECONDS, Room, check_answers, encode_response, longest_token, most_bytes
-from lsr.serve.http.aside import Aside
-from lsr.serve.http.batches import BatchScheduler, answer_by_one_version
-from lsr.serve.http.openai_fields import FieldError
-from lsr.serve.http.questions import Question, check_body, check_token, read_json, read_question
-from lsr.serve.http.refusals import refusal
-from lsr.serve.http.uploads import MAX_ADAPTER_BYTES, Uploads
-from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner, TokenizedText
+from lsr_onnx.errors import InputError
+from lsr_onnx.rows import TokenizedText, Version, Wanted
+from lsr_onnx.runner import Runner
+from lsr_server import openai, openai_forms
+from lsr_server.answers import NOT_FINITE, SECONDS, Room, check_answers, encode_response, longest_token, most_bytes
+from lsr_server.aside import Aside
+from lsr_server.batches import BatchScheduler, answer_by_one_version
+from lsr_server.openai_fields import FieldError
+from lsr_server.questions import Question, check_body, check_token, read_json, read_question
+from lsr_server.refusals import refusal
+from lsr_server.uploads import MAX_ADAPTER_BYTES, Uploads
 
 DESCRIPTION = Path(__file__).with_name("openapi.json")
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
@@ -37,7 +35,7 @@ class Service:
 
     def __init__(
         self,
-        passes: BatchRunner,
+        passes: Runner,
         batches: BatchScheduler,
     ) -> None:
         self.passes = passes
@@ -107,7 +105,7 @@ class Service:
         return Response(status_code=204)
 
     def _check_changes(self) -> None:
-        if isinstance(self.bank, GraphBank):
+        if not self.passes.can_change:
             raise HTTPException(422, "the adapters of a graph do not change: export the bank again")
 
     async def refuse(self, _: Request) -> Response:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lsr.serve.http.answers import SMALL
-from lsr.serve.http.rests import REST, Rest
+from lsr_server.answers import SMALL
+from lsr_server.rests import REST, Rest
 
 
 class Aside:
