@@ -183,9 +183,9 @@ def print_curves(curves: Mapping[str, Curve], scoring: Scoring) -> None:
         values = [value for _, value in points]
         first = values[0]
         last = values[-1]
-        word = name.replace("_", " ")
+        heading = name.replace("_", " ")
         line = console.sparkline(values)
-        console.line(f"{word:16} {line} {first:.4g} to {last:.4g}")
+        console.line(f"{heading:16} {line} {first:.4g} to {last:.4g}")
 
 
 if __name__ == "__main__":

@@ -226,9 +226,9 @@ def _misfit(name: str, value: Any) -> str | None:
 
 
 def _misfit_of_start(value: Any) -> str | None:
-    word = value.lower() if isinstance(value, str) else ""
-    steps = ITERATIONS.fullmatch(word)
-    if isinstance(value, bool) or word in STARTS or (steps and int(steps[1]) <= MAX_STEPS):
+    text = value.lower() if isinstance(value, str) else ""
+    steps = ITERATIONS.fullmatch(text)
+    if isinstance(value, bool) or text in STARTS or (steps and int(steps[1]) <= MAX_STEPS):
         return None
     return f"a bool or one of {', '.join(STARTS)}, or pissa_niter_N with N of at most {MAX_STEPS}"
 

@@ -44,7 +44,10 @@ from lsr_onnx.task import are_names, validate_task_info
 FILE = "bank.safetensors"
 HEADERS = "lsr_bank_"  # prefix of the header's key, before the version
 HEADER = f"{HEADERS}9"
-LAYERS, HEADS, BASES = "layers", "heads", "bases"  # kinds of tensors
+# The first parts of the names of tensors:
+LAYERS = "layers"
+HEADS = "heads"
+BASES = "bases"
 BLANK = "0" * 64
 DIGEST = re.compile("[0-9a-f]{64}")
 IN_HEADER = 2  # objects around the task info of an adapter

@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 Fields = Mapping[str, Any]  # fields of a configuration or of another JSON object
 
 CORED = ("core", "all")  # the values of `train` that add a core
-WORDS = {
+CHOICES = {
     "train": ("factors", *CORED),
     "core": ("full", "diagonal"),
     "share": ("none", "layers"),
@@ -73,10 +73,10 @@ def check_options(config: "LsrConfig") -> None:
         raise ValueError(f"init_weights: {init_weights!r} is now called {present!r}; change it, {place}")
     if not isinstance(init_weights, bool) and init_weights not in INITIALIZATIONS:
         raise ValueError(f"init_weights must be a bool or one of {[*INITIALIZATIONS]}, got {init_weights!r}")
-    for name, words in WORDS.items():
-        word = getattr(config, name)
-        if word not in words:
-            raise ValueError(f"{name} must be one of {list(words)}, got {word!r}")
+    for name, values in CHOICES.items():
+        value = getattr(config, name)
+        if value not in values:
+            raise ValueError(f"{name} must be one of {list(values)}, got {value!r}")
     check_patterns(vars(config))
     _check_together(config)
 
@@ -91,9 +91,9 @@ def _check_together(config: "LsrConfig") -> None:
         raise ValueError("layers_pattern needs layers_to_transform, got None")
     if config.has_core:
         return
-    for name, word in (("share", "layers"), ("core", "diagonal")):  # without a core, layers that share are all alike
-        if getattr(config, name) == word:
-            raise ValueError(f"{name}={word!r} needs train to be one of {list(CORED)}, got {config.train!r}")
+    for name, value in (("share", "layers"), ("core", "diagonal")):  # without a core, layers that share are all alike
+        if getattr(config, name) == value:
+            raise ValueError(f"{name}={value!r} needs train to be one of {list(CORED)}, got {config.train!r}")
 
 
 def _with_pattern(config: "LsrConfig", name: str, pattern: str) -> Iterable[tuple[str, Any]]:

@@ -252,8 +252,8 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
     rare = description.rare(splits["train"]["label"])
     if rare:
         shown["rare"] = rare
-    for word, decided in shown.items():
-        console.line(f"  {word:8}{decided}")
+    for heading, decided in shown.items():
+        console.line(f"  {heading:8}{decided}")
 
 
 def _show_commands(name: str, files: Sequence[Path], loaded: datasets.Loaded) -> None:

@@ -330,8 +330,8 @@ def load(name: str, path: Path = PATH) -> Preset:
         UserError: if there is none of this name, or the file is not valid.
     """
     presets = {}
-    for word, values in read_yaml(path).items():
-        presets[word] = validate(Preset, values, path, (word,))
+    for name, values in read_yaml(path).items():
+        presets[name] = validate(Preset, values, path, (name,))
     if name not in presets:
         known = ", ".join(presets)
         raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {known}")

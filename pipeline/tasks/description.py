@@ -14,7 +14,7 @@ from pipeline.tasks.task import Columns, Numbers, Part, Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Line = tuple[str, str]  # a word at the beginning, and the text after it
+Line = tuple[str, str]  # a heading, and the text after it
 ReadTable = Callable[[Path], pd.DataFrame]  # reads a report
 
 

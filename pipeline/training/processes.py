@@ -29,10 +29,10 @@ def check_machine(train: TrainParams) -> None:
     check_precision(train)
     if train.precision == "bf16" and not has_fast_bf16():
         console.warn("train: this machine has no instructions for bf16, so train.precision: fp32 would be faster")
-    for word in train.report_to:
-        if importlib.util.find_spec(word) is None:
-            install = f"install it with: pip install -c constraints.txt -e '.[{word}]'"
-            raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
+    for tracker in train.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            install = f"install it with: pip install -c constraints.txt -e '.[{tracker}]'"
+            raise UserError(f"{PARAMS}: train.report_to: {tracker} is not installed; {install}")
     if "WORLD_SIZE" not in os.environ:  # otherwise torchrun has started them, on other machines too
         _check_room(train.processes)
     parts = max(train.processes, shares())

@@ -224,7 +224,7 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
         logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
-        report_to=[word for word in view.train.report_to if word != DVCLIVE],
+        report_to=[tracker for tracker in view.train.report_to if tracker != DVCLIVE],
         run_name=name_of(view),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
