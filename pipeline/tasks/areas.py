@@ -49,18 +49,23 @@ def areas_of(
 ) -> Numbers:  # (resamples,)
     """Return the mean area over labels for each resample, by the weights (resamples, examples).
 
-    A label is left out of the mean as of the whole sample; in a resample where its area is undefined it counts as 0.
+    As in the whole sample, labels whose area is undefined are left out of the mean; it is nan where all are.
     """
     area = AREAS[name]
-    total = np.zeros(len(weights))
     places = _find_defined(labels)
+    if not len(places):
+        return np.zeros(len(weights))
+    total = np.zeros(len(weights))
+    counts = np.zeros(len(weights), np.int64)
     for place in places:
         actual = labels[:, place]
         own_scores = scores[:, place]
         positive, negative = _sum_by_score(actual, own_scores, weights)
-        total += area(positive, negative)
-    count = max(1, len(places))
-    return total / count
+        is_defined = positive.any(axis=1) & negative.any(axis=1)
+        total += np.where(is_defined, area(positive, negative), 0.0)
+        counts += is_defined
+    means = total / counts.clip(min=1)
+    return np.where(counts > 0, means, np.nan)
 
 
 def _sum_by_score(

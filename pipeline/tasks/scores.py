@@ -3,6 +3,7 @@
 An interval shows how much a score would vary with other examples of the same kind, not with another training run.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -303,21 +304,33 @@ def _center_ranks(values: Numbers) -> Numbers:  # (resamples, examples), of each
 
 
 def _percentiles(of_drawn: OfDrawn, count: int, resamples: int) -> Interval:
-    """Return the percentiles of bootstrap scores; the draws depend only on the number of units."""
+    """Return the percentiles of bootstrap scores; the draws depend only on the number of units.
+
+    Resamples whose score is undefined, nan, are left out.
+    """
     numbers = np.arange(count)
     if count == 1:  # every resample equals the sample
         (whole,) = of_drawn(numbers[None])
         return float(whole), float(whole)
-    bounds = stats.bootstrap(
-        (numbers,),
-        lambda drawn, axis: of_drawn(drawn),
-        n_resamples=resamples,
-        batch=max(1, NUMBERS_AT_ONCE // count),
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    # scipy warns where the score of a resample is undefined.
+    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):
+        result = stats.bootstrap(
+            (numbers,),
+            lambda drawn, axis: of_drawn(drawn),
+            n_resamples=resamples,
+            batch=max(1, NUMBERS_AT_ONCE // count),
+            vectorized=True,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        )
+    bounds = result.confidence_interval
+    drawn_scores = result.bootstrap_distribution
+    is_undefined = np.isnan(drawn_scores)
+    if is_undefined.any():
+        tail = 100 * (1 - CONFIDENCE) / 2
+        low, high = np.percentile(drawn_scores[~is_undefined], [tail, 100 - tail])
+        return float(low), float(high)
     return float(bounds.low), float(bounds.high)
 
 

@@ -1,8 +1,12 @@
 """Errors in the units of labels and areas under curves are those of scikit-learn; intervals resample examples."""
 
+import warnings
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.metrics import average_precision_score, mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 from pipeline import tasks
@@ -71,6 +75,52 @@ def test_areas_of_multi_label_are_the_mean_over_labels_that_occur():
 
     for name, score in AREAS.items():
         check(found, name, mean_of(score), labels.astype(int), outputs.astype(np.float64))
+
+
+def defined_ends(score, actual, predicted):
+    """Return the percentiles of the scores of resamples, without those in which no score is defined."""
+    order = np.lexsort((*predicted.T, *actual.T))
+    drawn = stats.bootstrap(
+        (np.arange(len(order)),),
+        lambda numbers: score(actual[order[numbers]], predicted[order[numbers]]),
+        n_resamples=references.RESAMPLES,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).bootstrap_distribution
+    assert 0 < np.isnan(drawn).mean() < 1
+    return np.nanpercentile(drawn, [2.5, 97.5])
+
+
+def mean_of_defined(score, actual, predicted):
+    """Return the mean score of the labels that some texts have and others have not; nan if there are none."""
+    labels = zip(actual.T, predicted.T, strict=True)
+    each = [score(applies, lead) for applies, lead in labels if np.ptp(applies)]
+    return np.mean(each) if each else np.nan
+
+
+@pytest.mark.parametrize("rare", [[0, 1], [0, 1, 2]])
+def test_a_resample_without_a_text_of_a_rare_class_or_label_says_nothing_of_its_area(rare):
+    random = np.random.default_rng(4)
+    labels = np.zeros((60, 2), np.int64)
+    labels[rare, 0] = 1
+    labels[:, 1] = random.integers(0, 2, 60)
+    outputs = (3 * labels + random.normal(size=(60, 2))).astype(np.float32)
+    of_two = np.stack([0 * outputs[:, 0], outputs[:, 0]], axis=1)
+    with_third = ((0, 0), (0, 1))  # a label that no text has
+    several = Outcome(torch.from_numpy(np.pad(outputs, with_third)), np.pad(labels, with_third).astype(float))
+    with warnings.catch_warnings(action="error"):
+        two = report(classes("no", "yes"), Outcome(torch.from_numpy(of_two), labels[:, 0]))
+        many = report(workspace.ROWS["animals"], several)
+    exact = outputs.astype(np.float64)
+    for name, score in AREAS.items():
+        mean_of = partial(mean_of_defined, score)
+        ends = defined_ends(mean_of, labels[:, :1], exact[:, :1])
+        assert (two[f"{name}_low"], two[f"{name}_high"]) == pytest.approx(ends, abs=1e-9)
+        assert two[f"{name}_low"] > 0
+        assert many[name] == pytest.approx(mean_of(labels, exact))
+        ends = references.resampled(mean_of, several.labels.astype(int), several.outputs.numpy().astype(np.float64))
+        assert (many[f"{name}_low"], many[f"{name}_high"]) == pytest.approx(ends, abs=1e-9)
 
 
 def test_groups_are_resampled_as_wholes():
