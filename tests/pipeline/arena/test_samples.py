@@ -164,5 +164,6 @@ def test_of_the_committed_presets_these_tasks_read_a_sample_of_a_split_that_thei
         "base": [],
         "paper": [],
         "tenants": [],
+        "tenant-heads": [],
         "generate": [],
     }
