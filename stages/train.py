@@ -6,7 +6,7 @@ inputs and labels; README.md, its card), artifacts/bank/ (what is served, if the
 Not a DVC out: runs/, where trackers write.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
 from pipeline.params.sections import RegressionParams
 from pipeline.tasks import Task
+from pipeline.tasks.classes import some_of
 from pipeline.tasks.scoring import Scoring, name_selection_score
-from pipeline.training import calibration, checkpoints, head_regression, processes, run
+from pipeline.training import calibration, checkpoints, head_regression, processes, run, shared_head
 from pipeline.training.history import History
+from pipeline.training.shared_head import GroupHead
 
 CURVES = {  # names of curves by key in the Trainer's log
     "loss": artifacts.TRAIN_LOSS,
@@ -37,6 +39,8 @@ CURVES = {  # names of curves by key in the Trainer's log
 }
 NO_BANK = "There is no bank: the data has no column of tenants. What was trained is in artifacts/adapter.\n"
 Curve = list[tuple[int, float]]  # optimizer steps and values
+MAX_GROUPS = 3  # groups of tenants on the terminal
+MAX_LABELS = 3  # labels of each
 SHOWN = ("best_epoch", "best_score", "read", "steps")  # metrics in DVC's tables
 
 
@@ -58,17 +62,26 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     tokenizer = tokenizer_of(model.get_base_model(), view.base_model)
     collate = task.head.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
+    shared = None
     if isinstance(view.section, RegressionParams):
         layer = heads.last_layer_of(model, last_layer(read_files(artifacts.INIT)))
         history = head_regression.fit_head(view, task, model, layer, splits, collate)
     else:
+        shared = shared_head.share(task, model, view.tenants.head)
         history = History.of(fit(view, task, model, splits, collate, folder))
     if not console.IS_FIRST:
         return
     # The model has the weights of the best checkpoint.
+    group_heads = list[GroupHead]()
+    if shared is not None:
+        group_heads = shared_head.choose_shares(
+            task, model, shared, splits["validation"], collate, view.train.batch_size
+        )
+        shared.add_deviations()
+        print_groups(group_heads)
     task = calibration.calibrate(task, model, splits["validation"], collate, view.train.batch_size)
     write_adapter(view, task, model, tokenizer, history.best_score)
-    write_bank(view, task)
+    write_bank(view, task, group_heads)
     write_reports(view, task, history)
 
 
@@ -92,17 +105,30 @@ def fit(
 ) -> Trainer:
     """Fit the model, load the weights of the best checkpoint, and return the Trainer."""
     each = run.steps_an_epoch(view, splits["train"])
-    epochs = view.train.epochs
+    epochs = view.train.epoch_count
     steps = epochs * each
     patience = None if view.train.patience == "none" else view.train.patience
     if view.train.extend_epochs == "auto":
         console.line(f"train: {epochs} epochs of {each} steps, {steps:,}, by train.extend_epochs: auto")
+    elif task.facts.tenants:
+        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}; train.epochs sets their number")
     with console.progress("train", steps, "steps") as advance:
         watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
         trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)
         processes.check_same(folder.name)
         run.fit(trainer, folder, patience)
     return trainer
+
+
+def print_groups(group_heads: Sequence[GroupHead]) -> None:
+    """Print which tenants share rows of their heads, and how far they deviate from them."""
+    for head in group_heads[:MAX_GROUPS]:
+        labels = some_of(head.group.labels or ["a number"], MAX_LABELS)
+        kept = f"and keep {head.kept:.0%} of their deviations" if head.kept else "without deviations"
+        console.line(f"train: {len(head.group.tenants):,} tenants with {labels} share rows of their heads, {kept}")
+    more = len(group_heads) - MAX_GROUPS
+    if more > 0:
+        console.line(f"train: {more:,} more groups of tenants share rows of their heads")
 
 
 def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenizer: Any, score: float) -> None:
@@ -117,8 +143,8 @@ def write_adapter(view: params.TrainView, task: Task, model: PeftModel, tokenize
         card.write(folder)
 
 
-def write_bank(view: params.TrainView, task: Task) -> None:
-    """Write the bank of the tenants or, without tenants, a folder with an explanatory line.
+def write_bank(view: params.TrainView, task: Task, group_heads: Sequence[GroupHead]) -> None:
+    """Write the bank of the tenants and their groups or, without tenants, a folder with an explanatory line.
 
     DVC warns of an output that is an empty folder.
     """
@@ -129,6 +155,7 @@ def write_bank(view: params.TrainView, task: Task) -> None:
             return
         base = banks.base_of(view.base_model)
         bank = AdapterBank.of_tenants(artifacts.ADAPTER, base, precision=view.tenants.precision)
+        bank.add_groups(shared_head.make_entries(bank, list(task.facts.tenants), group_heads))
         bank.save(folder)
 
 
@@ -157,8 +184,8 @@ def write_reports(view: params.TrainView, task: Task, history: History) -> None:
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, SHOWN)
     print_curves(curves, task.scoring)
-    if history.steps and len(scores) < view.train.epochs:
-        done = f"{len(scores)} of {view.train.epochs} epochs"
+    if history.steps and len(scores) < view.train.epoch_count:
+        done = f"{len(scores)} of {view.train.epoch_count} epochs"
         console.line(f"train: stopped after {done}, by train.patience: {view.train.patience}")
 
 

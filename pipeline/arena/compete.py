@@ -116,7 +116,7 @@ def _idle_with_epochs(entry: Entry) -> Iterator[str]:
         return
     train = entry.first().view.train
     tried = {1.0, *factors}
-    numbers = {plan.scale_epochs(train.epochs, factor) for factor in tried}
+    numbers = {plan.scale_epochs(train.epoch_count, factor) for factor in tried}
     if len(numbers) < len(tried):
         same = f"two factors give the same number of epochs on {entry.task}"
         yield f"tuning.epochs: {same}, where train.epochs is {train.epochs}"

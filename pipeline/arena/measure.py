@@ -32,8 +32,9 @@ from pipeline.methods.planning import Plan
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.cells import round_significant
 from pipeline.tasks.prompts import Prompts
-from pipeline.training import run
+from pipeline.training import run, shared_head
 from pipeline.training.run import DivergedError
+from pipeline.training.shared_head import SharedHead
 
 AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
 SCORED = ("validation", "test")
@@ -83,6 +84,7 @@ class Run(TrainerCallback):
         self.splits: Mapping[str, Dataset] = {}
         self.model: Any = None
         self.tokenizer: Any = None  # pads batches for the model
+        self.shared: SharedHead | None = None  # the head in which groups of tenants share rows
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
         self.predicted: list[float] = []
@@ -129,6 +131,7 @@ class Run(TrainerCallback):
             train = self.splits["train"]
             run.weigh_classes(self.training.view, self.task, self.model.get_base_model(), train)
             view = run.with_enough_steps(self.training.view, train)
+            self.shared = shared_head.share(self.task, self.model, view.tenants.head)
             with tempfile.TemporaryDirectory() as folder:
                 trainer = run.trainer_of(
                     view,
@@ -142,6 +145,10 @@ class Run(TrainerCallback):
                     **ALONE,
                 )
                 trainer.train()
+            if self.shared is not None:
+                self._choose_shares()
+                self.shared.add_deviations()
+                self.shared = None
 
     def _score_unseen(self) -> unseen.Scores:
         """Return the scores of the tenants without any text in training."""
@@ -156,12 +163,22 @@ class Run(TrainerCallback):
             return
         before = self.seconds["score"]
         with self._measure_time("score"):
+            if self.shared is not None:
+                self._choose_shares()
             self._add(self._outcomes())
+            if self.shared is not None:
+                self.shared.keep_all()
             self.model.train()
         self.seconds["train"] -= self.seconds["score"] - before
         patience = self.training.view.train.patience
         if patience != "none":
             control.should_training_stop |= run.lacks_gain(self.validation, patience)
+
+    def _choose_shares(self) -> None:
+        """Keep the shares of tenants' deviations that are best on validation."""
+        assert self.shared is not None
+        collate = self.task.head.collator(self.tokenizer)
+        shared_head.choose_shares(self.task, self.model, self.shared, self.splits["validation"], collate, AT_ONCE)
 
     def _in_precisions(self) -> Iterator[tuple[str, Quantized]]:
         """Yield each precision with the size and scores of the quantized adapter and head."""

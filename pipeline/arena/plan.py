@@ -21,7 +21,7 @@ from pipeline.methods.planning import list_types
 from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.reading import apply_overrides, load_entry
-from pipeline.params.sections import HeadParams
+from pipeline.params.sections import USUAL_EPOCHS, HeadParams
 from pipeline.params.sources import Split
 
 PRIVATE = Path(".cache/arena/labels")
@@ -124,7 +124,7 @@ class Entry:
         rates = {name: _times(getattr(section, name), setting.multiplier) for name in self.rates}
         # If only the head is trained, its rate is tuned in place of the adapter's.
         head_rate = _times(train.head_learning_rate, setting.head_multiplier if rates else setting.multiplier)
-        epochs = scale_epochs(train.epochs, setting.epochs_multiplier)
+        epochs = scale_epochs(train.epoch_count, setting.epochs_multiplier)
         changes = {
             "seed": seed,
             "section": section.model_copy(update=rates),
@@ -199,7 +199,7 @@ class Entry:
         # A preset may set keys that only some methods have, and make sections that params.yaml does not have.
         sections = {method.adapter for method in self.preset.methods.values()}
         others = sections.union(params.load_params().sections) - {adapter}
-        values = self.preset.params | changes.params | self.chosen.params
+        values = {"train.epochs": USUAL_EPOCHS} | self.preset.params | changes.params | self.chosen.params
         overrides = {
             **{key: value for key, value in values.items() if section_of(key) not in others},
             "train.processes": 1,  # workers share the machine instead
@@ -281,6 +281,8 @@ def key_of(
     changes, increase VERSION.
     """
     section = view.section
+    head = view.tenants.head
+    has_tenants = view.dataset.tenant is not None
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
     values = section.model_dump(mode="json", exclude_defaults=True)
     sources: list[Source] = [view.dataset.source, view.base_model.source]
@@ -298,7 +300,8 @@ def key_of(
         **({"by_hash": sorted(by_hash)} if by_hash else {}),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
-        **({} if view.dataset.tenant is None else {"tenants": view.tenants.shared_adapter}),
+        **({"tenants": view.tenants.shared_adapter} if has_tenants else {}),
+        **({} if head == "own" or not has_tenants or not method.is_trained else {"tenants_head": head}),
         **({"scored": "last"} if only_last else {}),
         **({"unseen": _hash_unseen(unseen, pinned)} if unseen else {}),
     }

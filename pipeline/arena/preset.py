@@ -39,6 +39,7 @@ OWN_KEYS = {
 }  # the arena sets them itself
 # Keys without effect here, like the section evaluate: the arena scores in its own way.
 UNREAD_KEYS = {"train.report_to", "tenants.precision"}
+HEAD = "tenants.head"
 MAX_NEW_TOKENS = "max_new_tokens"  # the key of sample_sizes that has no value `all`
 WRITES_NOTHING = "max_new_tokens has no effect: the data have no completions"
 OF_ALL = {"tokenize", "train", "tenants", "evaluate"}  # the sections of params.yaml that are not for methods
@@ -214,6 +215,7 @@ class Preset(Section):
         rows = {name: load_entry("data", self.row_of(name)) for name in self.tasks}
         self._check_max_new_tokens(rows)
         self._check_kinds(rows)
+        self._check_params(rows)
         self._check_files(rows)
         self._check_averages(rows)
         self._check_tenants(rows)
@@ -277,6 +279,20 @@ class Preset(Section):
             described = {"hub": source.path, "files": source.files} if isinstance(source, TableSource) else {}
             if task.kind and not described.get(task.kind):
                 raise ValueError(f"{place}: the row's source describes no {task.kind}")
+
+    def _check_params(self, rows: Datasets) -> None:
+        of_tenants = {name for name, row in rows.items() if row.tenant is not None}
+        places = {"params": (self.params, of_tenants)}
+        for name, task in self.tasks.items():
+            places[f"tasks: {name}: params"] = task.params, of_tenants & {name}
+        for name, method in self.methods.items():
+            read = of_tenants & {*(method.tasks or self.tasks)} if method.is_trained else set()
+            places[f"methods: {name}: params"] = method.params, read
+        for place, (values, read) in places.items():
+            if HEAD in values and not read:
+                raise ValueError(f"{place}: {HEAD} has no effect: no head of tenants is trained")
+            if values.get("train.epochs") == "auto":
+                raise ValueError(f"{place}: train.epochs: a number is needed: methods are compared at equal ones")
 
     def _check_files(self, rows: Datasets) -> None:
         named = set[str]()

@@ -30,7 +30,9 @@ from pipeline.params.sections import RATE
 from pipeline.params.sources import ModelEntry
 
 # Names of biases, and of parameters for which zero is neither the initial nor a neutral value: they do not decay.
-UNDECAYED = (r"\bbias$", "lora_magnitude_vector", "ia3_l")
+UNDECAYED = (r"\bbias$", r"\bparametrizations\.bias\.", "lora_magnitude_vector", "ia3_l")
+# At the peak of the learning rate, a step multiplies tenants' deviations from the rows that they share by 1 - this.
+DECAY_OF_DEVIATIONS = 0.02
 
 
 def add_adapter(
@@ -112,6 +114,8 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
         rate = None if id(parameter) in in_head else rate_of(view.section, name)
         rate = head_rate if rate is None else rate
         decay = view.train.weight_decay if name in decaying else 0.0
+        if name.endswith(".deviations"):
+            decay = DECAY_OF_DEVIATIONS / rate
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     # A third of the time that many small tensors take one by one.

@@ -1,11 +1,13 @@
 """The last layer of a trained head, which has a row for each output."""
 
+from pathlib import Path
+
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from lsr.serve.shared_adapter import last_layer
-from lsr.tuner.files import PREFIX, read_files
+from lsr.tuner.files import PREFIX, Files, read_files
 from pipeline.core import artifacts
 
 
@@ -18,6 +20,13 @@ def last_layer_of(model: PeftModel, layer: str) -> nn.Linear:
     trained = named[f"{PREFIX}{layer}"]
     assert isinstance(trained, nn.Linear)
     return trained
+
+
+def find_last_layer(model: PeftModel) -> nn.Linear:
+    """Return the head's last layer as it is trained, of a model whose adapter need not be in a folder."""
+    fields = model.peft_config["default"].to_dict()
+    files = Files(Path(), fields, get_peft_model_state_dict(model, save_embedding_layers=False))
+    return last_layer_of(model, last_layer(files))
 
 
 @torch.no_grad()

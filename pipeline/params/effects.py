@@ -10,19 +10,28 @@ from typing import Any, NamedTuple
 
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.schema import Params
-from pipeline.params.sections import MAX_EPOCHS, READ, LsrParams, MethodParams, RegressionParams, TrainParams
+from pipeline.params.sections import (
+    MAX_EPOCHS,
+    READ,
+    USUAL_EPOCHS,
+    LsrParams,
+    MethodParams,
+    RegressionParams,
+    TrainParams,
+)
 
 # Of keys without a default in the schema, the values of the committed params.yaml.
 COMMITTED = {
-    "train.epochs": 2,
+    "train.epochs": "auto",
     "train.head_learning_rate": 0.002,
     "tenants.shared_adapter": "trained",
+    "tenants.head": "auto",
     "tenants.precision": "8bit",
     "evaluate.max_new_tokens": 64,
     "evaluate.regression_baseline": 2048,
 }
 UNREAD_BY_REGRESSION = {  # keys of train
-    "epochs": 2,
+    "epochs": "auto",
     "extend_epochs": "none",
     "patience": "none",
     "processes": 1,
@@ -53,11 +62,12 @@ class Idle(NamedTuple):
 
 def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
     """Yield the values of params.yaml that are set without effect on a data set entry."""
-    yield from idle_in_training(params.train)
     is_of_tenants = entry.tenant is not None
+    yield from idle_in_training(resolve_epochs(params.train, entry))
     reasons = dict[str, str]()
     if not is_of_tenants:
-        reasons["tenants.shared_adapter"] = reasons["tenants.precision"] = "the data have no column of tenants"
+        for key in ("shared_adapter", "head", "precision"):
+            reasons[f"tenants.{key}"] = "the data have no column of tenants"
     if entry.label.has_new_tokens:
         reasons["train.head_learning_rate"] = "a language model has no head of its own to train"
         reasons["evaluate.regression_baseline"] = "no regression predicts a text"
@@ -70,28 +80,35 @@ def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
         yield from idle_in_section(section)
         if isinstance(section, RegressionParams):
             yield from _idle_with_regression(params.train)
+            if is_of_tenants:
+                yield from _set("tenants.head", params.tenants.head, "adapter: regression fits each tenant by itself")
 
 
 def _idle_with_regression(train: TrainParams) -> Iterator[Idle]:
     for name, usual in UNREAD_BY_REGRESSION.items():
         value = getattr(train, name)
-        if value != usual:
+        is_resolved = name == "epochs" and value == USUAL_EPOCHS  # the number that `auto` stands for
+        if value != usual and not is_resolved:
             yield Idle(f"train.{name}", value, usual, "adapter: regression has no training loop")
 
 
 def idle_in_training(train: TrainParams) -> Iterator[Idle]:
     """Yield the training parameters that are set without effect, whatever the method and the data."""
-    most = train.epochs if train.extend_epochs == "none" else max(train.epochs, MAX_EPOCHS)
-    yield from _idle_patience(train, most)
+    most = MAX_EPOCHS if train.epochs == "auto" else train.epochs
+    yield from _idle_patience(train, most if train.extend_epochs == "none" else max(most, MAX_EPOCHS))
 
 
 def idle_in_epochs(train: TrainParams, epochs: int) -> Iterator[Idle]:
     """Yield values without effect if `train.extend_epochs: auto` trains for at least this many epochs."""
-    if train.epochs <= epochs:
-        yield from _set(
-            "train.epochs", train.epochs, f"train.extend_epochs: auto trains for {epochs} epochs of these data"
-        )
-    yield from _idle_patience(train, max(train.epochs, epochs))
+    most = epochs
+    if train.epochs == "auto":
+        most = MAX_EPOCHS
+    elif train.epochs > epochs:
+        most = train.epochs
+    elif train.epochs != USUAL_EPOCHS:  # to which `auto` is resolved
+        reason = f"train.extend_epochs: auto trains for {epochs} epochs of these data"
+        yield from _set("train.epochs", train.epochs, reason)
+    yield from _idle_patience(train, most)
 
 
 def _idle_patience(train: TrainParams, most: int) -> Iterator[Idle]:
@@ -118,6 +135,13 @@ def idle_in_section(section: MethodParams) -> Iterator[Idle]:
             yield Idle(f"{section.key}.rank_shape", shape, (1,), reason)
         if section.separation_rank not in ("auto", 1):
             yield Idle(f"{section.key}.separation_rank", section.separation_rank, "auto", reason)
+
+
+def resolve_epochs(train: TrainParams, entry: DatasetEntry) -> TrainParams:
+    """Replace `epochs: auto` by its number; with tenants it stays, as it depends on their number of texts."""
+    if train.epochs == "auto" and entry.tenant is None:
+        return train.with_epochs(USUAL_EPOCHS)
+    return train
 
 
 def _set(key: str, value: Any, reason: str) -> Iterator[Idle]:

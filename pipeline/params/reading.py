@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.effects import idle_in_file
+from pipeline.params.effects import idle_in_file, resolve_epochs
 from pipeline.params.schema import PARAMS, REGISTRIES, Params, View
 from pipeline.params.sources import NAME, ModelEntry, RegistryEntry
 from pipeline.params.validation import Place, validate
@@ -102,7 +102,7 @@ def build_view(
         section = params.head  # the shared adapter is not trained
     # It takes only its own fields, and as all are validated already, frozen sections stay as they are.
     return view.model_construct(
-        **dict(params),
+        **{**dict(params), "train": resolve_epochs(params.train, dataset)},
         section=section,
         dataset=dataset,
         base_model=base_model,

@@ -50,6 +50,10 @@ LsrInit = (
     Literal["random", "principal", "gradient", "lora_update", "warm_start"] | Annotated[StrictStr, Field(pattern="/")]
 )
 READ = ("gradient", "lora_update", "warm_start")  # initializations of LSR that read examples
+# Of train.epochs: auto. The steps are those with which LoRA learned the question of 8 tenants with 20 or 60 texts each.
+USUAL_EPOCHS = 2
+TENANT_EPOCHS = 4
+TENANT_STEPS = 96
 # Of train.extend_epochs: auto.
 MIN_STEPS = 300
 MAX_EPOCHS = 30
@@ -101,7 +105,10 @@ class TokenizeParams(Section):
 class TrainParams(Section):
     """How any adapter is trained."""
 
-    epochs: Count = Field(description="each adds a checkpoint and a point to the curves")
+    epochs: Literal["auto"] | Count = Field(
+        description=f"each adds a checkpoint and a point to the curves; auto: {USUAL_EPOCHS}, or with tenants at least "
+        f"{TENANT_EPOCHS}, and more until they have {TENANT_STEPS} optimizer steps, but at most {MAX_EPOCHS}"
+    )
     extend_epochs: Literal["none", "auto"] = Field(
         "none",
         exclude_if=lambda chosen: chosen == "none",
@@ -137,6 +144,16 @@ class TrainParams(Section):
         tuple[Literal["tensorboard", "wandb", "mlflow", "dvclive"], ...], AfterValidator(all_different)
     ] = Field(exclude=True, description="trackers, by their names in transformers; they write into runs/")
 
+    @property
+    def epoch_count(self) -> int:
+        """The number of epochs, after `with_epochs` where they are `auto`."""
+        assert self.epochs != "auto"
+        return self.epochs
+
+    def with_epochs(self, epochs: int) -> Self:
+        """Return a copy that trains for this number of epochs."""
+        return self.model_copy(update={"epochs": epochs})
+
 
 class TenantsParams(Section):
     """The adapter that all tenants share, and their bank, if the data set has a column of tenants."""
@@ -145,6 +162,11 @@ class TenantsParams(Section):
         pattern="^trained$|/",
         description="trained: one adapter for all; or the folder of an adapter of tenants, which stays as it is and "
         "gets heads for those of the data set",
+    )
+    head: Literal["auto", "own", "shared"] = Field(
+        "auto",
+        description="auto: tenants with the same set of labels, or with a number each, share the rows of their heads, "
+        "from which each deviates as far as validation supports it; own: nothing is shared; shared: no deviation",
     )
     precision: Literal["float32", "bfloat16", "8bit", "4bit", "3bit", "2bit"] = Field(
         description="of heads in the bank"

@@ -36,7 +36,7 @@ from pipeline.methods import adapters
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, FullParams, TrainView, effects
-from pipeline.params.sections import MAX_EPOCHS, MIN_STEPS
+from pipeline.params.sections import MAX_EPOCHS, MIN_STEPS, TENANT_EPOCHS, TENANT_STEPS
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scoring import choose_selection_metric
@@ -102,6 +102,14 @@ def enough_epochs(view: TrainView, train: Dataset) -> int:
     return min(MAX_EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch(view, train)))
 
 
+def choose_epochs(view: TrainView, train: Dataset) -> int:
+    """Return the number of epochs that `train.epochs` is or, if it is `auto`, chooses for a train split of tenants."""
+    if view.train.epochs != "auto":
+        return view.train.epochs
+    epochs = math.ceil(TENANT_STEPS / steps_an_epoch(view, train))
+    return min(MAX_EPOCHS, max(TENANT_EPOCHS, epochs))
+
+
 def check_epochs(view: TrainView, train: Dataset) -> None:
     """Check that epochs and patience have an effect, given the train split.
 
@@ -117,11 +125,11 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
 
 
 def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
-    """Return a view with the number of epochs that follows from `train.extend_epochs` for a train split."""
-    if view.train.extend_epochs == "none":
-        return view
-    epochs = max(view.train.epochs, enough_epochs(view, train))
-    return view.model_copy(update={"train": view.train.model_copy(update={"epochs": epochs})})
+    """Return a view with the number of epochs that `epochs` and `extend_epochs` choose for a train split."""
+    epochs = choose_epochs(view, train)
+    if view.train.extend_epochs == "auto":
+        epochs = max(epochs, enough_epochs(view, train))
+    return view.model_copy(update={"train": view.train.with_epochs(epochs)})
 
 
 def check_class_weights(view: TrainView) -> None:
@@ -207,10 +215,10 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
     """Translate our train section into the Trainer's arguments."""
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=view.train.epochs,
+        num_train_epochs=view.train.epoch_count,
         per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
         per_device_eval_batch_size=(4 if task.head.fields() else 1) * view.train.batch_size,
-        warmup_steps=round(view.train.warmup_ratio * view.train.epochs * steps_an_epoch),
+        warmup_steps=round(view.train.warmup_ratio * view.train.epoch_count * steps_an_epoch),
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -220,7 +228,7 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
         bf16=view.train.precision == "bf16",
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,
-        logging_steps=steps_a_log(view.train.epochs, steps_an_epoch),
+        logging_steps=steps_a_log(view.train.epoch_count, steps_an_epoch),
         logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,

@@ -20,11 +20,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline.core import artifacts
 from pipeline.data import inputs
 from tests import workspace
 from tests.kit import digests, write
+from tests.stages import shops
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run
 
 pytestmark = pytest.mark.nightly
@@ -94,6 +96,25 @@ def test_two_processes_train_what_one_does_but_for_rounding(two, class_weights):
     here = digests("artifacts", "reports")
     assert done(BY_HAND)[0] == 0
     assert digests("artifacts", "reports") == here
+
+
+def test_two_processes_share_rows_of_heads_among_tenants_as_one_does(tmp_path, monkeypatch):
+    workspace.make(
+        tmp_path, data="shops", adapter="lora", train={"batch_size": 18, "epochs": 1}, tenants={"precision": "float32"}
+    )
+    monkeypatch.chdir(tmp_path)
+    write("data/shops.csv", shops.rows(shops.LABELS))  # 126 of them in train, which are whole batches
+    write("data/datasets.yaml", {"shops": workspace.ROWS["shops"]})
+    path = tmp_path / "tiny-roberta/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    alone, entries = load_file(artifacts.ADAPTER / WEIGHTS), load_file(artifacts.BANK / FILE)
+    workspace.change(train={"processes": 2})
+    code, _, error = done()
+    assert (code, error) == (0, "")
+    torch.testing.assert_close(load_file(artifacts.ADAPTER / WEIGHTS), alone, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(load_file(artifacts.BANK / FILE), entries, rtol=1e-3, atol=1e-4)
 
 
 def rows_read(file, epochs):

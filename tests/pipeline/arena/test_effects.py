@@ -47,7 +47,7 @@ KEYS = {
     "seed": [({}, 3, "params: seed is set by the arena itself")],
     "adapter": [({}, "lora", "params: adapter is set by the arena itself")],
     "tokenize.max_length": [({}, 12, None)],
-    "train.epochs": [({}, 1, None)],
+    "train.epochs": [({}, 1, None), ({}, "auto", "small: params: train.epochs: a number is needed")],
     "train.extend_epochs": [({}, "auto", None)],
     "train.patience": [
         (SHORT, 1, None),
@@ -66,6 +66,7 @@ KEYS = {
     "train.precision": [({}, "bf16", None), ({}, "fp16", "small.tasks.glue: train.precision: fp16 needs a GPU")],
     "train.report_to": [({}, ["tensorboard"], "params: train.report_to has no effect: the arena does not read it")],
     "tenants.shared_adapter": [({}, "models/shared", "params: tenants.shared_adapter is set by the arena itself")],
+    "tenants.head": [({}, "own", "params: tenants.head has no effect: no head of tenants is trained")],
     "tenants.precision": [({}, "4bit", "params: tenants.precision has no effect: the arena does not read it")],
     "evaluate.batch_size": [({}, 7, "params: evaluate.batch_size has no effect: the arena does not read it")],
     "evaluate.resamples": [({}, 300, "params: evaluate.resamples has no effect: the arena does not read it")],

@@ -1,0 +1,52 @@
+"""Groups of tenants, whose labels are the same set, in any order, or which all predict a number.
+
+The rows of a head for a group are shared by its tenants, each of which may deviate from them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.tasks.facts import Facts, Tenant
+from pipeline.tasks.head import Head
+from pipeline.tasks.task import Numbers
+
+
+class Group(NamedTuple):
+    """A group of tenants, and where its tenants' outputs are in the head."""
+
+    labels: tuple[str, ...] | None  # in the order of the first tenant; None for a number
+    tenants: Numbers  # (tenants,): their numbers
+    outputs: Numbers  # (tenants, labels): the output of the head for each of the group's labels
+
+
+def find_groups(facts: Facts) -> list[Group]:
+    """Return the groups of at least two tenants, in the order of their first tenants."""
+    members = dict[frozenset[str], list[int]]()
+    tenants = list(facts.tenants.values())
+    for number, tenant in enumerate(tenants):
+        labels = frozenset(tenant.labels or ())
+        members.setdefault(labels, []).append(number)
+    first = _first_outputs(tenants)
+    groups = list[Group]()
+    for numbers in members.values():
+        if len(numbers) > 1:
+            groups.append(_make_group(tenants, numbers, first))
+    return groups
+
+
+def _first_outputs(tenants: Sequence[Tenant]) -> Numbers:
+    """Return the first output of each tenant in the head."""
+    widths = np.array([Head.width(tenant.labels) for tenant in tenants])
+    return widths.cumsum() - widths
+
+
+def _make_group(tenants: Sequence[Tenant], numbers: Sequence[int], first: Numbers) -> Group:
+    labels = tenants[numbers[0]].labels
+    rows = list[list[int]]()
+    for number in numbers:
+        own = tenants[number].labels or ()
+        places = [own.index(label) for label in labels or ()] or [0]
+        rows.append([first[number] + place for place in places])
+    return Group(labels, np.array(numbers), np.array(rows))

@@ -1,0 +1,223 @@
+"""A head whose rows are shared by a group of tenants, plus a regularized deviation of each tenant.
+
+A tenant's row for a label is the group's row for it plus a deviation, which starts at zero (Evgeniou & Pontil,
+"Regularized multi-task learning", 2004). Weight decay limits deviations in training; then the validation split chooses
+the share of them that is kept, from none, where tenants only share rows, to all of them. Saved rows are sums, so a
+trained adapter has the same form as with heads of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from transformers import DataCollatorWithPadding
+
+from lsr.loading.contents import Contents
+from lsr.serve.bank import AdapterBank
+from lsr.serve.group_names import name_group
+from pipeline import evaluation
+from pipeline.core.errors import UserError
+from pipeline.methods import heads
+from pipeline.params import PARAMS
+from pipeline.tasks import Outcome, Task
+from pipeline.tasks.calibration import Classified, fit_temperature
+from pipeline.tasks.groups import Group, find_groups
+from pipeline.tasks.head import Head
+from pipeline.training.head_regression import Unscored
+
+SHARES = tuple(np.linspace(0, 1, 11).tolist())  # candidates for the share of the deviations that is kept
+AT_ONCE = 2**22  # entries of the rows of examples that are in memory at the same time
+
+
+class GroupRows(nn.Module):
+    """A parametrization of a weight or bias (outputs, ...): the rows of groups, plus deviations, for their outputs.
+
+    Other outputs keep rows of their own. It starts with the mean of the tenants' rows for each group.
+    """
+
+    outputs: Tensor  # (grouped outputs,): their positions in the head
+    places: Tensor  # (grouped outputs,): the row of its group that each has
+    kept: Tensor  # (grouped outputs, 1): the share of the deviations that is kept; 1 in training
+
+    def __init__(self, value: Tensor, groups: Sequence[Group], *, has_deviations: bool) -> None:
+        super().__init__()
+        matrix = value.detach().flatten(1) if value.dim() > 1 else value.detach()[:, None]
+        outputs = [torch.from_numpy(group.outputs).to(value.device) for group in groups]
+        means = [matrix[own].double().mean(dim=0).to(matrix) for own in outputs]
+        flat = torch.cat([own.flatten() for own in outputs])
+        self.rows = nn.Parameter(torch.cat(means))
+        self.deviations = nn.Parameter(matrix.new_zeros(len(flat), matrix.shape[1])) if has_deviations else None
+        self.register_buffer("outputs", flat, persistent=False)
+        self.register_buffer("places", number_rows(outputs), persistent=False)
+        self.register_buffer("kept", matrix.new_ones(len(flat), 1), persistent=False)
+
+    def forward(self, own: Tensor) -> Tensor:
+        """Return the rows of all outputs."""
+        rows = functional.embedding(self.places, self.rows)  # unlike indexing, it adds up gradients in a fixed order
+        if self.deviations is not None:
+            rows = rows + self.kept * self.deviations
+        return own.index_copy(0, self.outputs, rows.reshape(-1, *own.shape[1:]))
+
+
+def number_rows(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the row of each grouped output, given the outputs (tenants, labels) of each group."""
+    places = list[Tensor]()
+    first = 0
+    for own in outputs:
+        tenants, labels = own.shape
+        numbers = torch.arange(first, first + labels, device=own.device)
+        places.append(numbers.repeat(tenants))
+        first += labels
+    return torch.cat(places)
+
+
+class SharedHead(NamedTuple):
+    """The last layer of a head in which groups of tenants share rows."""
+
+    layer: nn.Linear
+    groups: Sequence[Group]
+
+    @property
+    def parametrizations(self) -> dict[str, GroupRows]:
+        """The parametrizations of weight and bias by name."""
+        parametrized: Any = self.layer.parametrizations
+        return {name: parametrizations[0] for name, parametrizations in parametrized.items()}
+
+    @torch.no_grad()
+    def keep(self, shares: Sequence[float]) -> None:
+        """Keep these shares of the deviations of the tenants of each group."""
+        sizes = [group.outputs.size for group in self.groups]
+        for rows in self.parametrizations.values():
+            for kept, share in zip(rows.kept.split(sizes), shares, strict=True):
+                kept.fill_(share)
+
+    def keep_all(self) -> None:
+        """Keep all deviations, as in training."""
+        self.keep([1.0] * len(self.groups))
+
+    @torch.no_grad()
+    def rows(self, share: float) -> "Rows":
+        """Return the rows of all outputs with this share of the deviations, which the layer keeps."""
+        self.keep([share] * len(self.groups))
+        bias = None if self.layer.bias is None else self.layer.bias.float().cpu()
+        return Rows(self.layer.weight.float().cpu(), bias)
+
+    def add_deviations(self) -> None:
+        """Make the rows of all outputs, which are sums, the plain parameters of the layer."""
+        for name in self.parametrizations:
+            parametrize.remove_parametrizations(self.layer, name)
+
+
+class Rows(NamedTuple):
+    """The rows of all outputs of a head, on the CPU."""
+
+    weight: Tensor  # (outputs, width)
+    bias: Tensor | None  # (outputs,)
+
+    def logits(self, features: Tensor, outputs: Tensor) -> Tensor:
+        """Return the logits (examples, labels) of the outputs (examples, labels) for features (examples, width)."""
+        count = max(1, AT_ONCE // (outputs.shape[1] * features.shape[1]))
+        parts = list[Tensor]()
+        for some, own in zip(features.split(count), outputs.split(count), strict=True):
+            logits = torch.einsum("nd,nkd->nk", some, self.weight[own])
+            parts.append(logits if self.bias is None else logits + self.bias[own])
+        return torch.cat(parts)
+
+
+class GroupHead(NamedTuple):
+    """The trained rows of a group: those of a tenant without a deviation."""
+
+    group: Group
+    rows: Rows
+    temperature: float | None  # by which the rows must be divided; None without probabilities
+    kept: float  # the share of its tenants' deviations that is kept
+
+
+def share(task: Task, model: PeftModel, head: str) -> SharedHead | None:
+    """Let groups of tenants share rows of the head's last layer, as `tenants.head` selects; None if there are none.
+
+    Raises:
+        UserError: if no two tenants have the same labels, although `head` is `shared`.
+    """
+    groups = [] if head == "own" else find_groups(task.facts)
+    if not groups:
+        if head == "shared":
+            reason = "no two tenants have the same labels"
+            raise UserError(f"{PARAMS}: tenants.head: shared has no effect: {reason}; leave it at auto")
+        return None
+    layer = heads.find_last_layer(model)
+    for name, value in list(layer.named_parameters()):
+        rows = GroupRows(value, groups, has_deviations=head == "auto")
+        parametrize.register_parametrization(layer, name, rows)
+    return SharedHead(layer, groups)
+
+
+def choose_shares(
+    task: Task,
+    model: PeftModel,
+    shared: SharedHead,
+    validation: Dataset,
+    collate: DataCollatorWithPadding,
+    batch_size: int,
+) -> list[GroupHead]:
+    """Keep the share of each group's deviations that has the lowest validation loss, and return the groups' rows.
+
+    The loss is the mean over tenants; of ties, the smallest share is kept. A group without examples keeps all.
+    """
+    with shared.layer.register_forward_hook(lambda module, inputs, output: inputs[0]):
+        features = evaluation.outputs(task.head, Unscored(model), validation, collate, batch_size)
+    outcome = evaluation.outcome(features, validation)
+    without = shared.rows(0.0)
+    deviating = shared.rows(1.0)
+    group_heads = [_choose_share(task.head, group, outcome, without, deviating) for group in shared.groups]
+    shared.keep([head.kept for head in group_heads])
+    return group_heads
+
+
+def _choose_share(head: Head, group: Group, outcome: Outcome, shared: Rows, deviating: Rows) -> GroupHead:
+    members = pd.Index(group.tenants).get_indexer(pd.Index(outcome.groups))
+    examples = np.flatnonzero(members >= 0)
+    tenants = members[examples]
+    in_own_order = np.sort(group.outputs, axis=1)  # in the order of each tenant's labels
+    outputs = torch.from_numpy(in_own_order[tenants])
+    features = outcome.outputs[examples]
+    labels = outcome.labels[examples]
+    without = shared.logits(features, outputs)
+    change = deviating.logits(features, outputs) - without
+    losses = list[float]()
+    for share in SHARES:
+        each = head.losses(without + share * change, torch.from_numpy(labels))
+        of_tenants = pd.Series(each.numpy()).groupby(tenants).mean()
+        losses.append(of_tenants.mean())
+    rows = torch.from_numpy(group.outputs[0])
+    return GroupHead(
+        group,
+        Rows(shared.weight[rows], None if shared.bias is None else shared.bias[rows]),
+        temperature=fit_temperature([Classified(without.numpy(), labels)]) if head.has_probabilities else None,
+        kept=SHARES[int(np.argmin(losses))] if len(examples) else 1.0,
+    )
+
+
+def make_entries(bank: AdapterBank, tenants: Sequence[str], group_heads: Sequence[GroupHead]) -> dict[str, Contents]:
+    """Return the entries of groups for a bank of these tenants, with calibrated rows; see `lsr.serve.group_names`."""
+    entries = dict[str, Contents]()
+    for head in group_heads:
+        member = bank.contents(tenants[head.group.tenants[0]])
+        task_info = {**(member.task or {}), "labels": head.group.labels and list(head.group.labels)}
+        if head.temperature is not None:
+            task_info["temperatures"] = [head.temperature]
+        (layer,) = (ending.removeprefix(".") for ending in member.endings)
+        rows = {f"{layer}.weight": head.rows.weight, f"{layer}.bias": head.rows.bias}
+        divisor = head.temperature or 1.0
+        tensors = {name: value / divisor for name, value in rows.items() if value is not None}
+        name = name_group(head.group.labels)
+        entries[name] = replace(member, source=name, heads=tensors, task=task_info)
+    return entries
