@@ -346,9 +346,9 @@ def load(name: str, path: Path = PATH) -> Preset:
         UserError: if there is none of this name, or the file is not valid.
     """
     presets = {}
-    for name, values in read_yaml(path).items():
-        presets[name] = validate(Preset, values, path, (name,))
+    for known, values in read_yaml(path).items():
+        presets[known] = validate(Preset, values, path, (known,))
     if name not in presets:
-        known = ", ".join(presets)
-        raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {known}")
+        listed = ", ".join(presets)
+        raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {listed}")
     return presets[name]
