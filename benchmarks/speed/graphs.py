@@ -30,9 +30,20 @@ THREADS = (1, 2)
 ROUNDS = 30
 SERVER_ROUNDS = 4
 TORCH = "torch, merged"
+FLOAT = "onnx, float32"
 QUANTIZED = "onnx, 8 bits"
 ALONE = "onnx, 8 bits, text by text"
 LABELS = ("no", "yes")
+# Goals for `to_torch`, on one thread: at most this share of torch's time, by method and texts per batch.
+MOST = {
+    (FLOAT, 1): 0.6,
+    (FLOAT, 8): 1.0,
+    (FLOAT, 32): 1.0,
+    (QUANTIZED, 1): 0.3,
+    (QUANTIZED, 8): 0.45,
+    (QUANTIZED, 32): 0.5,
+}
+LEAST = {"onnx-int8": 1.8}  # goal: at least this many times torch's texts per second, by runtime
 
 
 def run() -> Iterator[Row]:
@@ -69,7 +80,7 @@ def _time_batch(model: Any, folder: Path, inputs: Mapping[str, np.ndarray], thre
 
     calls: dict[str, Callable[[], object]] = {
         TORCH: partial(model, **tensors),
-        "onnx, float32": partial(exact.run, inputs),
+        FLOAT: partial(exact.run, inputs),
         QUANTIZED: partial(quantized.run, inputs),
         ALONE: answer_alone,
     }
@@ -82,12 +93,14 @@ def _time_batch(model: Any, folder: Path, inputs: Mapping[str, np.ndarray], thre
             "method": method,
             "milliseconds": 1000 * median(seconds),
             "to_torch": ratio(seconds, times[TORCH]),
+            "goal": MOST.get((method, texts)) if threads == 1 else None,
         }
 
 
 def over_http() -> Iterator[Row]:
     """Yield a row of `lsr serve` for each runtime: tenants with two labels each, and many concurrent clients.
 
+    `start_seconds` is the time until it answers, `megabytes` its memory after all texts.
     `to_torch` is texts per second relative to torch, the median of the ratios within rounds.
     """
     with TemporaryDirectory() as temporary, ExitStack() as servers:
@@ -100,11 +113,12 @@ def over_http() -> Iterator[Row]:
         options = {"torch": (str(folder / "bank"), "--base", base)}
         for runtime in GRAPHS:
             options[runtime] = (str(folder / "graphs"), "--runtime", runtime)
-        calls = {}
+        started = {}
         for runtime, words in options.items():
-            port = servers.enter_context(many.serve(*words))
-            calls[runtime] = partial(_ask, port)
+            started[runtime] = servers.enter_context(many.serve(*words))
+        calls = {runtime: partial(_ask, server.port) for runtime, server in started.items()}
         times = take_turns(calls, SERVER_ROUNDS)
+        megabytes = {runtime: server.megabytes for runtime, server in started.items()}
     for runtime, seconds in times.items():
         yield {
             "tenants": many.TENANTS,
@@ -112,6 +126,9 @@ def over_http() -> Iterator[Row]:
             "runtime": runtime,
             "texts_per_second": many.TEXTS / median(seconds),
             "to_torch": ratio(times["torch"], seconds),
+            "goal": LEAST.get(runtime),
+            "start_seconds": started[runtime].start_seconds,
+            "megabytes": megabytes[runtime],
         }
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -121,8 +122,8 @@ def over_http() -> Iterator[Row]:
         filled.save(f"{folder}/bank")
         base().save_pretrained(f"{folder}/base")
         tokenizer.save_pretrained(f"{folder}/base")
-        with serve(f"{folder}/bank", "--base", f"{folder}/base") as port:
-            times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(port, seconds))}, ROUNDS)
+        with serve(f"{folder}/bank", "--base", f"{folder}/base") as server:
+            times = take_turns({"bank": alone, "server": lambda: asyncio.run(ask(server.port, seconds))}, ROUNDS)
     percentiles = quantiles(seconds[-ROUNDS * TEXTS :], n=100)
     yield {
         "tenants": TENANTS,
@@ -135,15 +136,32 @@ def over_http() -> Iterator[Row]:
     }
 
 
+class Server(NamedTuple):
+    """A process of `lsr serve`."""
+
+    port: int
+    start_seconds: float  # until it answers
+    process: int  # its number
+
+    @property
+    def megabytes(self) -> float:
+        """The memory that the process has now."""
+        status = Path(f"/proc/{self.process}/status").read_text(encoding="utf-8")
+        (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
+        return int(kilobytes) / 1024
+
+
 @contextmanager
-def serve(*arguments: str) -> Iterator[int]:
-    """Yield the port of `lsr serve` with a bank and options; it has as many threads as torch has here."""
-    command = [sys.executable, "-m", "lsr", "serve", *arguments, "--port", "0"]
+def serve(*arguments: str) -> Iterator[Server]:
+    """Yield `lsr serve` with a bank or graphs and options; it has as many threads as torch has here."""
+    command = [sys.executable, "-m", "lsr_server", "serve", *arguments, "--port", "0"]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
+    begin = perf_counter()
     with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
         assert server.stderr is not None
         try:
-            yield int(re.findall(r":(\d+): ", server.stderr.readline())[0])
+            port = int(re.findall(r":(\d+): ", server.stderr.readline())[0])
+            yield Server(port, perf_counter() - begin, server.pid)
         finally:
             server.terminate()
 

@@ -59,7 +59,12 @@ def test_graphs_answer_batches_and_requests_by_every_runtime(tiny, monkeypatch):
     for row in rows:
         assert row["to_torch"] > 0
         assert row["method"] != graphs.TORCH or row["to_torch"] == 1
-    assert [row["runtime"] for row in graphs.over_http()] == ["torch", "onnx", "onnx-int8"]
+    assert [row["goal"] for row in rows] == [None, 0.6, 0.3, None] + [None] * 4
+    served = {row["runtime"]: row for row in graphs.over_http()}
+    assert list(served) == ["torch", "onnx", "onnx-int8"]
+    assert served["onnx-int8"]["goal"] == 1.8
+    assert served["onnx"]["megabytes"] < served["torch"]["megabytes"] / 2
+    assert all(row["start_seconds"] > 0 for row in served.values())
 
 
 def test_a_bank_of_so_many_adapters_is_loaded_and_its_file_hashed(tiny, monkeypatch):
