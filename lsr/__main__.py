@@ -3,7 +3,7 @@
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -22,13 +22,13 @@ from lsr.convert.writing import GRAPHS, SHARED_ADAPTER, check_output, replace_fo
 from lsr.errors import InputError, NoBaseError, escape
 from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
-from lsr.loading.contents import read_contents
+from lsr.loading.contents import read_contents, read_task
 from lsr.loading.updates import LSR
 from lsr.serve.additions import add_fitted, add_unlabeled, split_labels
 from lsr.serve.file import FILE
 from lsr.serve.joining import join_banks
 from lsr.serve.passes import open_bank
-from lsr.tuner.files import adapter_folder, previous_run, read_config, weights_of
+from lsr.tuner.files import TASK, adapter_folder, previous_run, read_config, weights_of
 from lsr_server import command as server
 
 MODULE = "python -m lsr"
@@ -65,8 +65,17 @@ def _export(options: Namespace) -> None:
             lines.append(f"the outputs are not compared: {why}")
         else:
             lines += _compare_outputs(options, new, expected)
-    for line in lines:
+    for line in (*lines, *_describe_thresholds(options.adapter)):
         say(line)
+
+
+def _describe_thresholds(adapter: Path) -> Iterator[str]:
+    # Lines about fields of task.json without which readers would choose other labels.
+    task = read_task(adapter) or {}
+    for field in ("threshold", "thresholds"):
+        value = task.get(field)
+        if value is not None:
+            yield f"{TASK}: {field} {value}: transformers and PEFT do not read it; apply it to probabilities"
 
 
 def _is_decomposed(options: Namespace) -> bool:
@@ -137,6 +146,8 @@ def _export_graphs(options: Namespace) -> None:
     if differences.quantized_probability is not None:
         int8 += f", probabilities by {differences.quantized_probability:.2g}"
     say(int8)
+    for line in _describe_thresholds(options.adapter):
+        say(line)
 
 
 def _compare_outputs(options: Namespace, folder: Path, expected: Tensor) -> list[str]:

@@ -171,7 +171,8 @@ def test_one_label_has_the_temperature_that_scipy_finds_in_every_reader(go):
     texts = texts_of("test")
     expected = softmax(logits_of(model, texts) / temperatures, axis=1)
     check_readers(texts, ("dog", "cat"), expected, lambda values: softmax(values, axis=1))
-    said(lsr, "export", str(artifacts.ADAPTER), "--to", "onnx", "-o", "graph", "--base", "tiny-roberta")
+    to_graph = ("--to", "onnx", "-o", "graph", "--base", "tiny-roberta")
+    assert "threshold" not in said(lsr, "export", str(artifacts.ADAPTER), *to_graph)
     by_graph = printed(texts, ("dog", "cat"), "--adapter", "graph", "--runtime", "onnx")
     assert by_graph == pytest.approx(expected, abs=2e-6)
 
@@ -260,6 +261,9 @@ def test_two_classes_have_the_threshold_that_scikit_learn_finds_best_in_every_re
     reported = table(artifacts.EVALUATE_PREDICTIONS)
     assert [row["predicted"] for row in reported] == expected
     check_abstention(reported, np.where(seconds >= 0.3, seconds, 1 - seconds))
+    for form in ("lora", "merged", "onnx"):
+        words = ("--to", form, "-o", form, "--force", "--base", "tiny-roberta")
+        assert "task.json: threshold 0.3: transformers" in said(lsr, "export", str(artifacts.ADAPTER), *words)
     said(lsr, "bank", "--from", str(artifacts.ADAPTER), "--base", "tiny-roberta", "-o", "bank", "--force")
     bank = AdapterBank.load("tiny-roberta", "bank")
     passes = BatchRunner(bank, plain.AutoTokenizer.from_pretrained("tiny-roberta"), LENGTH, 1)
