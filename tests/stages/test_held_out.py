@@ -49,12 +49,12 @@ def rows():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A workspace in which all stages have run."""
+    """A workspace in which all stages have run, with heads of each tenant's own, whose mean is that of the group."""
     folder = workspace.make(
         tmp_path_factory.mktemp("held_out"),
         data="shops",
         adapter="lora",
-        tenants={"shared_adapter": "trained", "precision": "float32"},
+        tenants={"shared_adapter": "trained", "head": "own", "precision": "float32"},
         train={"epochs": 2, "head_learning_rate": 0.01},
     )
     write(folder / "data/shops.csv", rows())
