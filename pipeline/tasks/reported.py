@@ -24,7 +24,8 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
     """Return the errors of numbers, or the areas of two classes or of labels, each with its 95 % interval.
 
     An error has a baseline: the best constant's. The area of multi-label is the mean over the labels that some texts
-    have and others have not. Numbers are (examples,), and areas are made of the difference of two logits.
+    have and others have not; there is none without such a label. Numbers are (examples,), and areas are made of the
+    difference of two logits.
     """
     entry = task.entry
     head = task.head
@@ -46,6 +47,8 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
     groups = outcome.groups if entry.group else None
     values = np.stack(leads, axis=1)
     actual = np.stack(labels, axis=1)
+    if not np.ptp(actual, axis=0).any():  # no area is defined
+        return {}
     return _measure(
         AREAS,
         values,

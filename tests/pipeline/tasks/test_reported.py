@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 from pipeline import tasks
@@ -121,6 +122,15 @@ def test_a_resample_without_a_text_of_a_rare_class_or_label_says_nothing_of_its_
         assert many[name] == pytest.approx(mean_of(labels, exact))
         ends = references.resampled(mean_of, several.labels.astype(int), several.outputs.numpy().astype(np.float64))
         assert (many[f"{name}_low"], many[f"{name}_high"]) == pytest.approx(ends, abs=1e-9)
+
+
+def test_there_is_no_area_where_all_texts_have_one_class_or_the_same_labels():
+    outputs = torch.from_numpy(np.random.default_rng(5).normal(size=(20, 3)).astype(np.float32))
+    two = Outcome(outputs[:, :2], np.zeros(20, np.int64))
+    with pytest.warns(UndefinedMetricWarning):
+        assert np.isnan(roc_auc_score(two.labels, outputs[:, 1]))
+    assert report(classes("no", "yes"), two) == {}
+    assert report(workspace.ROWS["animals"], Outcome(outputs, np.tile([0.0, 1.0, 0.0], (20, 1)))) == {}
 
 
 def test_groups_are_resampled_as_wholes():
