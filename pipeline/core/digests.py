@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
-PACKAGES = ("lsr", "pipeline", "stages")
+PACKAGES = ("lsr", "lsr_onnx", "pipeline", "stages")
 
 
 def sha256(path: Path) -> str:
