@@ -24,13 +24,13 @@ from pipeline.methods import adapters, banks, cards, heads
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
+from pipeline.methods.heads import GroupHead
 from pipeline.params.sections import RegressionParams
 from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
 from pipeline.tasks.scoring import Scoring, name_selection_score
 from pipeline.training import calibration, checkpoints, head_regression, processes, run, shared_head
 from pipeline.training.history import History
-from pipeline.training.shared_head import GroupHead
 
 CURVES = {  # names of curves by key in the Trainer's log
     "loss": artifacts.TRAIN_LOSS,
@@ -155,7 +155,7 @@ def write_bank(view: params.TrainView, task: Task, group_heads: Sequence[GroupHe
             return
         base = banks.base_of(view.base_model)
         bank = AdapterBank.of_tenants(artifacts.ADAPTER, base, precision=view.tenants.precision)
-        bank.add_groups(shared_head.make_entries(bank, list(task.facts.tenants), group_heads))
+        bank.add_groups(banks.make_group_entries(bank, list(task.facts.tenants), group_heads))
         bank.save(folder)
 
 

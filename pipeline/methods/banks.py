@@ -1,6 +1,7 @@
 """The bank of a multi-tenant data set: the shared adapter, and each tenant's rows of the head."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -10,7 +11,9 @@ from transformers import PreTrainedModel
 
 from lsr.init.passes import fit_head
 from lsr.loading.adapters import load_onto
+from lsr.loading.contents import Contents
 from lsr.serve.bank import AdapterBank
+from lsr.serve.group_names import name_group
 from lsr.serve.shared_adapter import last_layer, split
 from lsr.tuner.files import PREFIX, Files, adapter_folder
 from pipeline.core import console
@@ -18,6 +21,7 @@ from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import base_models, tokens
 from pipeline.methods import heads
 from pipeline.methods.batches import tokenizer_of
+from pipeline.methods.heads import GroupHead
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams, PeftParams, load_params
 from pipeline.params.sources import HubModel, ModelEntry
 from pipeline.tasks import Task
@@ -74,6 +78,31 @@ def freeze_shared_adapter(model: PeftModel, layer: str) -> None:
     """Freeze all parameters except the tenants' rows of the head's last layer."""
     model.requires_grad_(False)
     heads.last_layer_of(model, layer).requires_grad_(True)
+
+
+def make_group_entries(
+    bank: AdapterBank, tenants: Sequence[str], group_heads: Sequence[GroupHead]
+) -> dict[str, Contents]:
+    """Return the entries of groups for a bank of these tenants, with calibrated rows; see `lsr.serve.group_names`."""
+    entries = dict[str, Contents]()
+    for head in group_heads:
+        labels = head.group.labels
+        name = name_group(labels)
+        first = head.group.tenants[0]
+        member = bank.contents(tenants[first])
+        task_info = dict(member.task or {})
+        task_info["labels"] = None if labels is None else list(labels)
+        divisor = 1.0
+        if head.temperature is not None:
+            task_info["temperatures"] = [head.temperature]
+            divisor = head.temperature
+        (ending,) = member.endings
+        layer = ending.removeprefix(".")
+        tensors = {f"{layer}.weight": head.rows.weight / divisor}
+        if head.rows.bias is not None:
+            tensors[f"{layer}.bias"] = head.rows.bias / divisor
+        entries[name] = replace(member, source=name, heads=tensors, task=task_info)
+    return entries
 
 
 class BankModel(nn.Module):

@@ -1,6 +1,7 @@
 """The last layer of a trained head, which has a row for each output."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import PREFIX, Files, read_files
 from pipeline.core import artifacts
+from pipeline.tasks.groups import Group
+
+AT_ONCE = 2**22  # entries of the rows of examples that are in memory at the same time
 
 
 def last_layer_of(model: PeftModel, layer: str) -> nn.Linear:
@@ -37,3 +41,28 @@ def scale_head(model: PeftModel, temperatures: Tensor) -> None:
     layer.weight.div_(divisors[:, None])
     if layer.bias is not None:
         layer.bias.div_(divisors)
+
+
+class Rows(NamedTuple):
+    """The rows of all outputs of a head, on the CPU."""
+
+    weight: Tensor  # (outputs, width)
+    bias: Tensor | None  # (outputs,)
+
+    def logits(self, features: Tensor, outputs: Tensor) -> Tensor:
+        """Return the logits (examples, labels) of the outputs (examples, labels) for features (examples, width)."""
+        count = max(1, AT_ONCE // (outputs.shape[1] * features.shape[1]))
+        parts = list[Tensor]()
+        for some, own in zip(features.split(count), outputs.split(count), strict=True):
+            logits = torch.einsum("nd,nkd->nk", some, self.weight[own])
+            parts.append(logits if self.bias is None else logits + self.bias[own])
+        return torch.cat(parts)
+
+
+class GroupHead(NamedTuple):
+    """The trained rows of a group: those of a tenant without a deviation."""
+
+    group: Group
+    rows: Rows
+    temperature: float | None  # by which the rows must be divided; None without probabilities
+    kept: float  # the share of its tenants' deviations that is kept

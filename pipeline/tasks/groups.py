@@ -28,7 +28,8 @@ def find_groups(facts: Facts) -> list[Group]:
     for number, tenant in enumerate(tenants):
         labels = frozenset(tenant.labels or ())
         members.setdefault(labels, []).append(number)
-    first = _first_outputs(tenants)
+    widths = np.array([Head.width(tenant.labels) for tenant in tenants])
+    first = widths.cumsum() - widths
     groups = list[Group]()
     for numbers in members.values():
         if len(numbers) > 1:
@@ -36,17 +37,19 @@ def find_groups(facts: Facts) -> list[Group]:
     return groups
 
 
-def _first_outputs(tenants: Sequence[Tenant]) -> Numbers:
-    """Return the first output of each tenant in the head."""
-    widths = np.array([Head.width(tenant.labels) for tenant in tenants])
-    return widths.cumsum() - widths
-
-
 def _make_group(tenants: Sequence[Tenant], numbers: Sequence[int], first: Numbers) -> Group:
+    """Return a group of tenants by number; `first` has the first output of each tenant in the head."""
     labels = tenants[numbers[0]].labels
-    rows = list[list[int]]()
+    outputs = list[Numbers]()
     for number in numbers:
-        own = tenants[number].labels or ()
-        places = [own.index(label) for label in labels or ()] or [0]
-        rows.append([first[number] + place for place in places])
-    return Group(labels, np.array(numbers), np.array(rows))
+        places = _places_of(labels, tenants[number].labels)
+        outputs.append(first[number] + places)
+    return Group(labels, np.array(numbers), np.stack(outputs))
+
+
+def _places_of(labels: Sequence[str] | None, own: Sequence[str] | None) -> Numbers:
+    """Return the place of each label among a tenant's own labels."""
+    if labels is None or own is None:
+        return np.zeros(1, np.int64)
+    places = [own.index(label) for label in labels]
+    return np.array(places)

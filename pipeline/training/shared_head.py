@@ -7,7 +7,6 @@ trained adapter has the same form as with heads of their own.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +19,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers import DataCollatorWithPadding
 
-from lsr.loading.contents import Contents
-from lsr.serve.bank import AdapterBank
-from lsr.serve.group_names import name_group
 from pipeline import evaluation
 from pipeline.core.errors import UserError
 from pipeline.methods import heads
+from pipeline.methods.heads import GroupHead, Rows
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.calibration import Classified, fit_temperature
@@ -34,7 +31,6 @@ from pipeline.tasks.head import Head
 from pipeline.training.head_regression import Unscored
 
 SHARES = tuple(np.linspace(0, 1, 11).tolist())  # candidates for the share of the deviations that is kept
-AT_ONCE = 2**22  # entries of the rows of examples that are in memory at the same time
 
 
 class GroupRows(nn.Module):
@@ -51,13 +47,22 @@ class GroupRows(nn.Module):
         super().__init__()
         matrix = value.detach().flatten(1) if value.dim() > 1 else value.detach()[:, None]
         outputs = [torch.from_numpy(group.outputs).to(value.device) for group in groups]
-        means = [matrix[own].double().mean(dim=0).to(matrix) for own in outputs]
-        flat = torch.cat([own.flatten() for own in outputs])
+        means = list[Tensor]()
+        for own in outputs:
+            mean = matrix[own].double().mean(dim=0)
+            means.append(mean.to(matrix))
         self.rows = nn.Parameter(torch.cat(means))
-        self.deviations = nn.Parameter(matrix.new_zeros(len(flat), matrix.shape[1])) if has_deviations else None
-        self.register_buffer("outputs", flat, persistent=False)
-        self.register_buffer("places", number_rows(outputs), persistent=False)
-        self.register_buffer("kept", matrix.new_ones(len(flat), 1), persistent=False)
+        all_outputs = torch.cat([own.flatten() for own in outputs])
+        count = len(all_outputs)
+        self.deviations = None
+        if has_deviations:
+            zeros = matrix.new_zeros(count, matrix.shape[1])
+            self.deviations = nn.Parameter(zeros)
+        places = number_rows(outputs)
+        kept = matrix.new_ones(count, 1)
+        self.register_buffer("outputs", all_outputs, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("kept", kept, persistent=False)
 
     def forward(self, own: Tensor) -> Tensor:
         """Return the rows of all outputs."""
@@ -104,7 +109,7 @@ class SharedHead(NamedTuple):
         self.keep([1.0] * len(self.groups))
 
     @torch.no_grad()
-    def rows(self, share: float) -> "Rows":
+    def rows(self, share: float) -> Rows:
         """Return the rows of all outputs with this share of the deviations, which the layer keeps."""
         self.keep([share] * len(self.groups))
         bias = None if self.layer.bias is None else self.layer.bias.float().cpu()
@@ -114,31 +119,6 @@ class SharedHead(NamedTuple):
         """Make the rows of all outputs, which are sums, the plain parameters of the layer."""
         for name in self.parametrizations:
             parametrize.remove_parametrizations(self.layer, name)
-
-
-class Rows(NamedTuple):
-    """The rows of all outputs of a head, on the CPU."""
-
-    weight: Tensor  # (outputs, width)
-    bias: Tensor | None  # (outputs,)
-
-    def logits(self, features: Tensor, outputs: Tensor) -> Tensor:
-        """Return the logits (examples, labels) of the outputs (examples, labels) for features (examples, width)."""
-        count = max(1, AT_ONCE // (outputs.shape[1] * features.shape[1]))
-        parts = list[Tensor]()
-        for some, own in zip(features.split(count), outputs.split(count), strict=True):
-            logits = torch.einsum("nd,nkd->nk", some, self.weight[own])
-            parts.append(logits if self.bias is None else logits + self.bias[own])
-        return torch.cat(parts)
-
-
-class GroupHead(NamedTuple):
-    """The trained rows of a group: those of a tenant without a deviation."""
-
-    group: Group
-    rows: Rows
-    temperature: float | None  # by which the rows must be divided; None without probabilities
-    kept: float  # the share of its tenants' deviations that is kept
 
 
 def share(task: Task, model: PeftModel, head: str) -> SharedHead | None:
@@ -204,20 +184,3 @@ def _choose_share(head: Head, group: Group, outcome: Outcome, shared: Rows, devi
         temperature=fit_temperature([Classified(without.numpy(), labels)]) if head.has_probabilities else None,
         kept=SHARES[int(np.argmin(losses))] if len(examples) else 1.0,
     )
-
-
-def make_entries(bank: AdapterBank, tenants: Sequence[str], group_heads: Sequence[GroupHead]) -> dict[str, Contents]:
-    """Return the entries of groups for a bank of these tenants, with calibrated rows; see `lsr.serve.group_names`."""
-    entries = dict[str, Contents]()
-    for head in group_heads:
-        member = bank.contents(tenants[head.group.tenants[0]])
-        task_info = {**(member.task or {}), "labels": head.group.labels and list(head.group.labels)}
-        if head.temperature is not None:
-            task_info["temperatures"] = [head.temperature]
-        (layer,) = (ending.removeprefix(".") for ending in member.endings)
-        rows = {f"{layer}.weight": head.rows.weight, f"{layer}.bias": head.rows.bias}
-        divisor = head.temperature or 1.0
-        tensors = {name: value / divisor for name, value in rows.items() if value is not None}
-        name = name_group(head.group.labels)
-        entries[name] = replace(member, source=name, heads=tensors, task=task_info)
-    return entries
