@@ -17,7 +17,7 @@ from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS
 
 USUAL = ("label", "labels", "tags", "topics", "class", "target", "category", "sentiment", "stars", "rating", "score")
 CUT = {"validation": 0.1, "test": 0.2}
-WITH_COMMA = re.compile(r"-?\d+,\d+")
+WITH_COMMA = re.compile(r"-?\d+(,\d+)?")
 # The columns of a language model's data:
 PROMPT = "prompt"
 COMPLETION = "completion"
@@ -79,6 +79,8 @@ def infer_entry(
     notes = spellings.notes_of(column, replaced)
     if "multi_label" in scored["label"]:
         notes |= spellings.notes_of_names(scored["label"]["names"])
+    elif _have_commas(scored["label"].get("names", ())):
+        notes["numbers"] = "with a comma are taken for classes; to predict a number, write them with a point"
     return Description(content, notes)
 
 
@@ -233,8 +235,9 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
 
 
 def _have_commas(values: Collection[str]) -> bool:
-    """Return whether all values are numbers with a decimal comma."""
-    return bool(values) and all(map(WITH_COMMA.fullmatch, values))
+    """Return whether all values are numbers, some of them with a decimal comma."""
+    has_comma = any("," in value for value in values)
+    return has_comma and all(map(WITH_COMMA.fullmatch, values))
 
 
 def _of_classes(column: Any, counts: Mapping[str, int]) -> dict[str, Any]:

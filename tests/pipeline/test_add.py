@@ -223,6 +223,20 @@ def test_numbers_that_are_written_in_two_ways_are_one_class_in_words_or_refused(
     assert loaded("ways") == dict(zip(table["text"], table["label"].astype(int).astype(str), strict=True))
 
 
+def test_numbers_with_a_decimal_comma_are_classes_and_it_is_said():
+    stars = ["1", "2,5", "4"]
+    rows = "".join(f"{text(row)};{stars[row % 3]}\n" for row in ROWS)
+    write("data/commas.csv", f"text;stars\n{rows}")
+    shown = said(main, "data/commas.csv")
+    table = pd.read_csv("data/commas.csv", sep=";", decimal=",")
+    assert table["stars"].dtype == float
+    assert read_yaml(OWN)["commas"]["label"]["names"] == stars
+    assert "\n  numbers with a comma are taken for classes; to predict a number, write them with a point\n" in shown
+    write("data/points.csv", f"text;stars\n{rows.replace(',', '.')}")
+    assert "numbers" not in said(main, "data/points.csv")
+    assert read_yaml(OWN)["points"]["label"] == {"column": "stars", "low": 1, "high": 4}
+
+
 def test_a_word_for_a_missing_number_leaves_numbers():
     write("data/scale.csv", [{"text": text(row), "stars": "n/a" if row % 10 == 3 else row / 8} for row in ROWS])
     shown = said(main, "data/scale.csv")
