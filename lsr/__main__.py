@@ -24,10 +24,11 @@ from lsr.loading.adapters import load_adapter, outputs
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.loading.contents import read_contents, read_task
 from lsr.loading.updates import LSR
-from lsr.serve.additions import add_fitted, add_unlabeled, split_labels
+from lsr.serve.additions import add_fitted, add_unlabeled
 from lsr.serve.file import FILE
 from lsr.serve.joining import join_banks
-from lsr.serve.passes import open_bank
+from lsr.serve.labeled import split_labels
+from lsr.serve.tenant_runner import open_bank
 from lsr.tuner.files import TASK, adapter_folder, previous_run, read_config, weights_of
 from lsr_server import command as server
 
@@ -204,9 +205,10 @@ def _bank(options: Namespace) -> None:
     files = _files_by_name(options.fit)
     if options.labels is not None and not (options.add or files):
         raise InputError("--labels: has no effect without --add or --fit")
-    labels = None if options.labels is None else split_labels(options.labels)
+    labels = None if options.labels is None else split_labels(options.labels, "--labels")
     bank = join_banks(options.sources, options.base, options.precision)
-    add_unlabeled(bank, options.add, labels)
+    if options.add:
+        say(add_unlabeled(bank, options.add, labels))
     if files:
         for line in add_fitted(bank, files, options.sources[0], options.base, labels):
             say(line)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lsr_onnx.errors import HALVES, InputError, wrap_errors
+from lsr_onnx.examples import Example
 from lsr_onnx.rows import ReplacedError, Result, TokenizedText, Version, Wanted
 
 MAX_TEXTS = 64  # maximum number of texts of a request
@@ -18,6 +19,26 @@ ROLES = ("system", "user", "assistant")  # roles of messages, the same as in tra
 TEXT = "a text"
 PAIR = "a list of two texts, each"
 PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
+
+
+class PreparedFit(ABC):
+    """A fit of a tenant's rows to labeled texts, in steps that a server makes where they keep nobody waiting."""
+
+    batches: Sequence[Sequence[int]]  # numbers of the texts that are read together
+    tokens: int  # of all texts
+    outputs: int  # labels
+
+    @abstractmethod
+    def read(self, batch: Sequence[int]) -> Any:
+        """Return the features of these texts; the bank must not change meanwhile."""
+
+    @abstractmethod
+    def finish(self, parts: Sequence[Any], check_time: Callable[[], None]) -> dict[str, Any]:
+        """Fit the rows to the features of all batches, and describe the fit; `check_time` may raise an error."""
+
+    @abstractmethod
+    def add(self) -> None:
+        """Add or replace the tenant, when the fit is finished."""
 
 
 class Runner(ABC):
@@ -78,6 +99,22 @@ class Runner(ABC):
 
         Raises:
             InputError: if it does not fit.
+        """
+        raise NotImplementedError
+
+    def add_tenant(self, name: str, labels: tuple[str, ...] | None) -> int:
+        """Add or replace a tenant with the rows of its group, and return the number of other tenants in it.
+
+        Raises:
+            InputError: if no tenant has these labels, or the bank cannot add tenants.
+        """
+        raise NotImplementedError
+
+    def prepare_fit(self, name: str, examples: Sequence[Example]) -> PreparedFit:
+        """Check and tokenize labeled texts for a fit of a tenant's rows.
+
+        Raises:
+            InputError: if they do not fit the bank.
         """
         raise NotImplementedError
 

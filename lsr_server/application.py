@@ -17,12 +17,12 @@ from starlette.routing import Route
 from lsr_onnx.errors import InputError
 from lsr_onnx.rows import TokenizedText, Version, Wanted
 from lsr_onnx.runner import Runner
-from lsr_server import openai, openai_forms
+from lsr_server import openai, openai_forms, tenants
 from lsr_server.answers import NOT_FINITE, SECONDS, Room, check_answers, encode_response, longest_token, most_bytes
 from lsr_server.aside import Aside
 from lsr_server.batches import BatchScheduler, answer_by_one_version
 from lsr_server.openai_fields import FieldError
-from lsr_server.questions import Question, check_body, check_token, read_json, read_question
+from lsr_server.questions import Question, check_body, check_change, read_json, read_question
 from lsr_server.refusals import refusal
 from lsr_server.uploads import MAX_ADAPTER_BYTES, Uploads
 
@@ -46,6 +46,7 @@ class Service:
         self._aside = Aside()
         self._uploads = Uploads(passes)
         self._openai = openai.Endpoints(passes, batches, self._answer_room, self._aside, self._token_bytes)
+        self._tenants = tenants.Endpoints(passes, batches, self._aside)
         ADAPTERS.set_function(lambda: len(self.bank.versions))
 
     async def answer(self, request: Request) -> Response:
@@ -85,8 +86,7 @@ class Service:
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter."""
-        self._check_changes()
-        check_token(request)
+        check_change(request, self.passes)
         check_body(request, MAX_ADAPTER_BYTES)
         name = request.path_params["name"]
         contents = await self._uploads.read(request, name)
@@ -95,18 +95,13 @@ class Service:
 
     async def delete(self, request: Request) -> Response:
         """Remove an adapter."""
-        self._check_changes()
-        check_token(request)
+        check_change(request, self.passes)
         name = request.path_params["name"]
         try:
             await self.batches.change(self.bank.remove, name)
         except InputError:
             raise _make_not_found_error(name) from None
         return Response(status_code=204)
-
-    def _check_changes(self) -> None:
-        if not self.passes.can_change:
-            raise HTTPException(422, "the adapters of a graph do not change: export the bank again")
 
     async def refuse(self, _: Request) -> Response:
         """Reject predictions with a generating base model, and generation with a predicting one."""
@@ -132,6 +127,7 @@ class Service:
             Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank.versions)})),
             Route("/metrics", lambda _: Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})),
             Route("/openapi.json", lambda _: Response(description, media_type="application/json")),
+            *self._tenants.routes(),
             *self._openai.routes(),
         ]
         return Starlette(routes=routes, lifespan=self.run_batches, exception_handlers=HANDLERS)

@@ -74,6 +74,8 @@ class BatchScheduler:
         self._others_passed = -inf  # when the last batch of adapters that are not large has passed
         self._changing = asyncio.Lock()
         self._change_rest = Rest(REST, now)
+        self._reading = asyncio.Lock()
+        self._read_rest = Rest(LARGE_REST, now)
         self._thread = ThreadPoolExecutor(1)
         WAITING.set_function(self._count)
 
@@ -117,6 +119,16 @@ class BatchScheduler:
             await asyncio.sleep(self._change_rest.remaining)
             return await self._in_turn(self._add_rest(self._change_rest, call), *args)
 
+    async def read(self, call: Callable[[], Any]) -> Any:
+        """Return the result of a call that reads the bank, made between two batches.
+
+        While others are asked, such calls rest LARGE_REST times as long as they take.
+        """
+        async with self._reading:
+            while self._seconds_until(self._read_rest) > 0:
+                await asyncio.sleep(self._seconds_until(self._read_rest))
+            return await self._in_turn(self._add_rest(self._read_rest, call))
+
     def _add_rest(self, rest: Rest, call: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a call to begin a pause after it, as long as the call took."""
 
@@ -144,7 +156,7 @@ class BatchScheduler:
                 await self._pass(batch)
             elif self._waiting:  # large ones that rest, until others come
                 self._came.clear()
-                asyncio.get_running_loop().call_later(self._seconds_until_large(), self._came.set)
+                asyncio.get_running_loop().call_later(self._seconds_until(self._large_rest), self._came.set)
             if not self._waiting:
                 self._came.clear()
 
@@ -184,14 +196,14 @@ class BatchScheduler:
                 waiting_after[name] = left
         self._waiting = waiting_after
 
-    def _seconds_until_large(self) -> float:
-        """Return how long large batches must pause; 0 if no other rows wait."""
+    def _seconds_until(self, rest: Rest) -> float:
+        """Return how long large batches or other reading must pause; 0 if no other rows are asked."""
         asked = self._others_passed + ASKED - self._now()
-        return min(max(0.0, asked), self._large_rest.remaining)
+        return min(max(0.0, asked), rest.remaining)
 
     def _is_next_large(self, kinds: set[bool]) -> bool:
         """Return whether the next batch is for large adapters: small and large ones have separate batches."""
-        if True not in kinds or self._seconds_until_large() > 0:
+        if True not in kinds or self._seconds_until(self._large_rest) > 0:
             return False
         return len(kinds) == 1 or not self._was_large
 

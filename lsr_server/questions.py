@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from lsr_onnx.runner import MAX_TEXTS
+from lsr_onnx.runner import MAX_TEXTS, Runner
 from lsr_server.aside import Aside
 from lsr_server.bodies import MAX_JSON_BYTES, parse_json
 
@@ -53,6 +53,13 @@ def check_body(request: Request, most: int) -> None:
         raise HTTPException(411, "needed: Content-Length")
     if int(length) > most:  # the server reads no more than that
         raise HTTPException(413, f"a body has at most {most:,} bytes")
+
+
+def check_change(request: Request, passes: Runner) -> None:
+    """Reject a change of adapters of a graph, or without the server's token."""
+    if not passes.can_change:
+        raise HTTPException(422, "the adapters of a graph do not change: export the bank again")
+    check_token(request)
 
 
 def check_token(request: Request) -> None:

@@ -1,183 +1,282 @@
-"""Fit a tenant's head to a few labeled texts in seconds, without changing the shared adapter.
+"""Fit the rows of a head's last layer to a few examples: a group's rows plus a regularized deviation.
 
-The rows of the head are those of the tenant's group plus a deviation, which starts at zero and is regularized
-(Evgeniou & Pontil, "Regularized multi-task learning", 2004). Its strength is chosen by cross-validation.
+The deviation starts at zero (Evgeniou & Pontil, "Regularized multi-task learning", 2004). Its strength is chosen by
+cross-validation. Features are the inputs of the layer, (texts, width); rows are its weight with the bias as last
+column, (outputs, width + 1). All is in float64.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import optimize, special, stats
-from torch import nn
 
-from lsr.errors import InputError
 from lsr.loading.contents import Contents
-from lsr.serve.bank import AdapterBank
-from lsr.serve.groups import labels_of, make_member
-from lsr.serve.modules import Version
-from lsr.serve.passes import BatchRunner
-from lsr_onnx.names import BASE
-from lsr_onnx.rows import TokenizedText
 
 FOLDS = 10
-MIN_TEXTS = 4
 STRENGTHS = np.logspace(1, -4, 11)  # penalties, from hardly any deviation to nearly a regression of its own
 SMALLEST_UNIT = 1e-12  # where all texts have the same features
-BATCH = 32  # texts
+PRECISE = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}  # options of L-BFGS
 CONFIDENCE = 0.95
+RESAMPLES = 2000  # of the bootstrap
+SEED = 0
 
 Array = np.ndarray
+Interval = tuple[float, float]
 
 
 class Chosen(NamedTuple):
-    """The regularization that cross-validation chooses, and what it says of the fit."""
+    """The regularization that cross-validation chooses, and the quality of the fit."""
 
     strength: float
     is_better: bool  # than the group's rows
-    accuracy: float  # on texts that the fit has not seen
-    interval: tuple[float, float]  # of `accuracy`, by Wilson's method
+    score: float  # on texts that the fit has not seen, in the metric of the form
+    interval: Interval  # 95 % interval of `score`
 
 
-class Fit(NamedTuple):
-    """A tenant's fitted head."""
+class Form(ABC):
+    """The form of a task's answers: its loss and its score. Logits are (texts, outputs)."""
 
-    contents: Contents  # with the group's own rows where the fit is not better
-    chosen: Chosen
-    group_accuracy: float  # of the group's rows on the same texts
+    metric: str
+
+    @abstractmethod
+    def losses(self, logits: Array, targets: Array) -> Array:  # (texts,)
+        """Return the loss of each text."""
+
+    @abstractmethod
+    def solve(
+        self,
+        inputs: Array,
+        offsets: Array,
+        targets: Array,
+        strength: float,
+    ) -> Array:
+        """Return the deviation (outputs, width + 1) that minimizes mean loss plus penalty.
+
+        `inputs` are (texts, width + 1), and `offsets` (texts, outputs) the logits without a deviation. The penalty is
+        half of `strength` times the squared norm.
+        """
+
+    @abstractmethod
+    def score(self, logits: Array, targets: Array) -> float:
+        """Return the metric of these logits."""
+
+    @abstractmethod
+    def interval(self, logits: Array, targets: Array) -> Interval:
+        """Return the 95 % interval of the metric."""
 
 
-class Example(NamedTuple):
-    """A labeled text, or pair of texts."""
+class LogLossForm(Form):
+    """A form whose loss is a log loss, which L-BFGS minimizes."""
 
-    text: str | list[str]
-    label: str
+    @abstractmethod
+    def evaluate(self, logits: Array, targets: Array) -> tuple[Array, Array]:
+        """Return the loss of each text, (texts,), and its gradient in the logits, (texts, outputs)."""
+
+    def losses(self, logits: Array, targets: Array) -> Array:
+        """Return the log loss of each text."""
+        losses, _ = self.evaluate(logits, targets)
+        return losses
+
+    def solve(
+        self,
+        inputs: Array,
+        offsets: Array,
+        targets: Array,
+        strength: float,
+    ) -> Array:
+        """Return the minimum, which L-BFGS finds from zero."""
+        shape = (offsets.shape[1], inputs.shape[1])
+
+        def objective(flat: Array) -> tuple[float, Array]:
+            deviation = flat.reshape(shape)
+            logits = offsets + inputs @ deviation.T
+            losses, of_logits = self.evaluate(logits, targets)
+            penalty = strength * (deviation**2).sum() / 2
+            gradient = of_logits.T @ inputs / len(inputs) + strength * deviation
+            return float(losses.mean() + penalty), gradient.ravel()
+
+        minimum = optimize.minimize(
+            objective,
+            np.zeros(shape).ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            options=PRECISE,
+        )
+        deviation: Array = minimum.x.reshape(shape)
+        return deviation
 
 
-def fit_tenant(passes: BatchRunner, name: str, examples: Sequence[Example], labels: Sequence[str] | None = None) -> Fit:
-    """Fit a tenant's head to labeled texts; `labels` are all possible labels in order.
+class Classes(LogLossForm):
+    """One label per text, by number: targets are (texts,)."""
 
-    By default the tenant's labels in the bank, otherwise the labels of the examples in alphabetical order. The bank
-    does not change; `bank.add(name, fit.contents, replace=True)` stores the result.
+    metric = "accuracy"
 
-    Raises:
-        InputError: if there are too few texts, of two labels at least, a label is not among `labels`, or no tenant of
-            the bank has these labels.
+    def evaluate(self, logits: Array, targets: Array) -> tuple[Array, Array]:
+        """Return the negative logarithm of the probability of each text's label, and its gradient."""
+        log_probabilities = special.log_softmax(logits, axis=1)
+        places = np.arange(len(targets)), targets
+        gradient = np.exp(log_probabilities)
+        gradient[places] -= 1
+        return -log_probabilities[places], gradient
+
+    def score(self, logits: Array, targets: Array) -> float:
+        """Return the accuracy."""
+        is_right = logits.argmax(axis=1) == targets
+        return float(is_right.mean())
+
+    def interval(self, logits: Array, targets: Array) -> Interval:
+        """Return the interval of the accuracy by Wilson's method."""
+        is_right = logits.argmax(axis=1) == targets
+        test = stats.binomtest(int(is_right.sum()), len(targets))
+        interval = test.proportion_ci(CONFIDENCE, "wilson")
+        return float(interval.low), float(interval.high)
+
+
+class MultiLabel(LogLossForm):
+    """Any number of labels per text, each by a logistic regression: targets are (texts, outputs), 0 or 1."""
+
+    metric = "f1"
+
+    def evaluate(self, logits: Array, targets: Array) -> tuple[Array, Array]:
+        """Return the sum of the log losses of all labels, and its gradient."""
+        signs = 2 * targets - 1
+        losses = -special.log_expit(signs * logits).sum(axis=1)
+        gradient = special.expit(logits) - targets
+        return losses, gradient
+
+    def score(self, logits: Array, targets: Array) -> float:
+        """Return F1 over all labels of all texts, where a probability of one half predicts a label."""
+        hits, counted = _count_hits(logits, targets)
+        return _divide(2 * hits.sum(), counted.sum())
+
+    def interval(self, logits: Array, targets: Array) -> Interval:
+        """Return the percentiles of F1 over resampled texts."""
+        hits, counted = _count_hits(logits, targets)
+        scores = list[float]()
+        for picked in _resample(len(targets)):
+            score = _divide(2 * hits[picked].sum(), counted[picked].sum())
+            scores.append(score)
+        return _percentiles(scores)
+
+
+class Numbers(Form):
+    """A number per text: targets are (texts,)."""
+
+    metric = "rmse"
+
+    def losses(self, logits: Array, targets: Array) -> Array:
+        """Return half of the squared errors."""
+        losses: Array = (logits[:, 0] - targets) ** 2 / 2
+        return losses
+
+    def solve(
+        self,
+        inputs: Array,
+        offsets: Array,
+        targets: Array,
+        strength: float,
+    ) -> Array:
+        """Return the solution of a ridge regression, by the smaller of both systems of equations."""
+        errors = targets - offsets[:, 0]
+        count, width = inputs.shape
+        penalty = count * strength
+        if count < width:
+            gram = inputs @ inputs.T
+            weights = np.linalg.solve(gram + penalty * np.eye(count), errors)
+            deviation = inputs.T @ weights
+        else:
+            gram = inputs.T @ inputs
+            deviation = np.linalg.solve(gram + penalty * np.eye(width), inputs.T @ errors)
+        return deviation[None]
+
+    def score(self, logits: Array, targets: Array) -> float:
+        """Return the root mean squared error."""
+        return float(np.sqrt(2 * self.losses(logits, targets).mean()))
+
+    def interval(self, logits: Array, targets: Array) -> Interval:
+        """Return the percentiles of the root mean squared error over resampled texts."""
+        squares = 2 * self.losses(logits, targets)
+        scores = list[float]()
+        for picked in _resample(len(targets)):
+            mean = squares[picked].mean()
+            scores.append(float(np.sqrt(mean)))
+        return _percentiles(scores)
+
+
+CLASSES = Classes()
+MULTI_LABEL = MultiLabel()
+NUMBERS = Numbers()
+
+
+def _count_hits(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Return for each text its true positives, and the number of its labels plus that of its predicted labels."""
+    is_predicted = logits >= 0
+    hits = (is_predicted * targets).sum(axis=1)
+    counted = is_predicted.sum(axis=1) + targets.sum(axis=1)
+    return hits, counted
+
+
+def _divide(hits: int, counted: int) -> float:
+    """Return the quotient; 0 where nothing is counted."""
+    return float(hits / max(counted, 1))
+
+
+def _resample(count: int) -> Iterator[Array]:
+    """Draw the numbers of texts with replacement, again and again; the draws are the same for the same count."""
+    random = np.random.default_rng(SEED)
+    for _ in range(RESAMPLES):
+        yield random.integers(count, size=count)
+
+
+def _percentiles(scores: Sequence[float]) -> Interval:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(scores, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def never_stop() -> None:
+    """Let a fit take as long as it needs."""
+
+
+def choose_strength(
+    features: Array,
+    targets: Array,
+    start: Array,
+    form: Form = CLASSES,
+    check_time: Callable[[], None] = never_stop,
+) -> Chosen:
+    """Return the strength with the least loss by cross-validation, and whether that beats the group's rows.
+
+    It does if the loss is lower by more than its standard error: the least of several is too low by chance.
+    `check_time` is called before each fit, and may raise an error.
     """
-    labels = _choose_labels(passes.bank, name, examples, labels)
-    targets = _number_labels(examples, labels)
-    group = make_member(passes.bank, name, tuple(labels))
-    features = read_features(passes, group, name, [example.text for example in examples])
-    start = rows_of(group, features.shape[1])
-    chosen = choose_strength(features, targets, start)
-    rows = start
-    if chosen.is_better:
-        rows = fit_rows(features, targets, start, chosen.strength)
-    return Fit(with_rows(group, rows), chosen, score_group(features, targets, start))
-
-
-def choose_strength(features: Array, targets: Array, start: Array) -> Chosen:
-    """Return the strength with the least log loss by cross-validation, and whether that beats the group's rows.
-
-    It does if the log loss is lower by more than its standard error: the least of several is too low by chance.
-    """
-    losses, correct = cross_validate(features, targets, start, assign_folds(targets))
+    folds = assign_folds(targets)
+    logits = cross_validate(features, targets, start, folds, form, check_time)
+    losses = np.stack([form.losses(held_out, targets) for held_out in logits])
     best = int(losses.mean(axis=1).argmin())
-    count = len(targets)
-    of_group = -_log_probabilities(features, start)[np.arange(count), targets]
-    gain = of_group - losses[best]
-    hits = int(correct[best].sum())
-    interval = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, "wilson")
+    group_logits = with_ones(features) @ start.T
+    gain = form.losses(group_logits, targets) - losses[best]
     return Chosen(
         strength=float(STRENGTHS[best]),
         is_better=bool(gain.mean() > stats.sem(gain)),
-        accuracy=hits / count,
-        interval=(float(interval.low), float(interval.high)),
+        score=form.score(logits[best], targets),
+        interval=form.interval(logits[best], targets),
     )
 
 
-def score_group(features: Array, targets: Array, rows: Array) -> float:
-    """Return the accuracy of these rows of a head."""
+def score_group(
+    features: Array,
+    targets: Array,
+    rows: Array,
+    form: Form = CLASSES,
+) -> float:
+    """Return the score of these rows of a head."""
     logits = with_ones(features) @ rows.T
-    is_right = logits.argmax(axis=1) == targets
-    return float(is_right.mean())
-
-
-def _choose_labels(
-    bank: AdapterBank,
-    name: str,
-    examples: Sequence[Example],
-    labels: Sequence[str] | None,
-) -> Sequence[str]:
-    """Return the labels that a tenant may answer with.
-
-    Raises:
-        InputError: if there are too few texts, of two labels at least, or the tenant predicts a number.
-    """
-    given = sorted({example.label for example in examples})
-    if len(examples) < MIN_TEXTS or len(given) < 2:
-        found = f"got {len(examples)} of {len(given)}"
-        raise InputError(f"needed: at least {MIN_TEXTS} texts, of two different labels; {found}")
-    if labels is not None:
-        return labels
-    if name not in bank.names:
-        return given
-    own = labels_of(bank, name)
-    if own is None:
-        raise InputError(f"{name}: predicts a number; only classes are fitted")
-    return own
-
-
-def _number_labels(examples: Sequence[Example], labels: Sequence[str]) -> Array:
-    """Return the number of each example's label.
-
-    Raises:
-        InputError: if a label is not in `labels`.
-    """
-    for example in examples:
-        if example.label not in labels:
-            raise InputError(f"label {example.label!r}: is not one of {', '.join(labels)}")
-    places = {label: number for number, label in enumerate(labels)}
-    return np.array([places[example.label] for example in examples])
-
-
-def read_features(passes: BatchRunner, group: Contents, name: str, texts: Sequence[str | list[str]]) -> Array:
-    """Return a tenant's input features of the head's last layer in float64: (texts, width), pooled by the base model.
-
-    Raises:
-        InputError: if a text is not valid.
-    """
-    bank = passes.bank
-    version = Version(dict(group.task or {}), {}, 0)
-    rows = passes.rows(name, version, texts)
-    parts = list[Array]()
-    with bank.shared.one_thread, _without_head(bank, group):
-        for batch in _batches(rows):
-            inputs = passes.tokenizer.pad([row.inputs for row in batch], return_tensors="pt")
-            with torch.no_grad():
-                pooled = bank(**inputs, adapter_names=[BASE] * len(batch)).logits
-            parts.append(pooled.double().numpy())
-    return np.concatenate(parts)
-
-
-def _batches(rows: Sequence[TokenizedText]) -> Iterator[Sequence[TokenizedText]]:
-    for first in range(0, len(rows), BATCH):
-        yield rows[first : first + BATCH]
-
-
-@contextmanager
-def _without_head(bank: AdapterBank, group: Contents) -> Iterator[None]:
-    """Let the model return the inputs of its head's last layer in place of the outputs."""
-    name = layer_of(group)
-    layer = bank.model.get_submodule(name)
-    bank.model.set_submodule(name, nn.Identity())
-    try:
-        yield
-    finally:
-        bank.model.set_submodule(name, layer)
+    return form.score(logits, targets)
 
 
 def layer_of(group: Contents) -> str:
@@ -187,20 +286,22 @@ def layer_of(group: Contents) -> str:
 
 
 def rows_of(group: Contents, width: int) -> Array:
-    """Return weight and bias of a head's last layer as one matrix: (labels, width + 1)."""
+    """Return weight and bias of a head's last layer as one matrix: (outputs, width + 1)."""
     layer = layer_of(group)
     weight = group.heads[f"{layer}.weight"].double().numpy()
-    bias = group.heads.get(f"{layer}.bias")
-    last = np.zeros(len(weight)) if bias is None else bias.double().numpy()
     assert weight.shape[1] == width
-    return np.column_stack([weight, last])
+    bias = group.heads.get(f"{layer}.bias")
+    column = np.zeros(len(weight))
+    if bias is not None:
+        column = bias.double().numpy()
+    return np.column_stack([weight, column])
 
 
 def with_rows(group: Contents, rows: Array) -> Contents:
-    """Return a tenant's contents with these rows of the head's last layer: (labels, width + 1)."""
+    """Return a tenant's contents with these rows of the head's last layer: (outputs, width + 1)."""
     layer = layer_of(group)
-    heads = dict(group.heads)
     tensor = torch.from_numpy(rows).float()
+    heads = dict(group.heads)
     heads[f"{layer}.weight"] = tensor[:, :-1].contiguous()
     if f"{layer}.bias" in heads:
         heads[f"{layer}.bias"] = tensor[:, -1].contiguous()
@@ -213,65 +314,54 @@ def with_ones(features: Array) -> Array:
 
 
 def assign_folds(targets: Array) -> Array:
-    """Assign each example to a fold, distributing the examples of each label evenly in order."""
-    order = np.argsort(targets, kind="stable")
+    """Assign each example to a fold, distributing equal or similar targets evenly, in the order of the examples."""
+    columns = np.atleast_2d(targets.T)
+    order = np.lexsort(columns)
     folds = np.empty(len(targets), int)
     folds[order] = np.arange(len(targets)) % min(FOLDS, len(targets))
     return folds
 
 
-def cross_validate(features: Array, targets: Array, start: Array, folds: Array) -> tuple[Array, Array]:
-    """Return log loss and correctness of each example, by a fit without the example's fold.
-
-    Both are (strengths, examples).
-    """
-    losses = np.empty((len(STRENGTHS), len(targets)))
-    correct = np.empty((len(STRENGTHS), len(targets)), bool)
+def cross_validate(
+    features: Array,
+    targets: Array,
+    start: Array,
+    folds: Array,
+    form: Form = CLASSES,
+    check_time: Callable[[], None] = never_stop,
+) -> Array:
+    """Return the logits of each example by a fit without the example's fold: (strengths, examples, outputs)."""
+    logits = np.empty((len(STRENGTHS), len(targets), len(start)))
     for fold in np.unique(folds):
         is_held_out = folds == fold
         known = features[~is_held_out]
-        unseen = features[is_held_out]
-        own = targets[is_held_out]
+        unseen = with_ones(features[is_held_out])
         for number, strength in enumerate(STRENGTHS):
-            rows = fit_rows(known, targets[~is_held_out], start, strength)
-            log_probabilities = _log_probabilities(unseen, rows)
-            losses[number, is_held_out] = -log_probabilities[np.arange(len(own)), own]
-            correct[number, is_held_out] = log_probabilities.argmax(axis=1) == own
-    return losses, correct
+            check_time()
+            rows = fit_rows(known, targets[~is_held_out], start, strength, form)
+            logits[number, is_held_out] = unseen @ rows.T
+    return logits
 
 
-def fit_rows(features: Array, targets: Array, start: Array, strength: float) -> Array:
-    """Return `start` plus the deviation that minimizes mean log loss plus penalty: (labels, width + 1), in float64.
+def fit_rows(
+    features: Array,
+    targets: Array,
+    start: Array,
+    strength: float,
+    form: Form = CLASSES,
+) -> Array:
+    """Return `start` plus the deviation that minimizes mean loss plus penalty.
 
     The penalty is half of `strength` times the deviation's squared norm, for features that are centered and scaled to
     mean squared norm one, so that it depends neither on their scale nor on their mean.
     """
     center = features.mean(axis=0)
     centered = features - center
-    unit = max(np.sqrt((centered**2).sum(axis=1).mean()), SMALLEST_UNIT)
+    squares = (centered**2).sum(axis=1)
+    unit = max(np.sqrt(squares.mean()), SMALLEST_UNIT)
     inputs = with_ones(centered / unit)
     offsets = with_ones(features) @ start.T
-    is_own = np.eye(len(start))[targets]
-    count = len(targets)
-
-    def objective(flat: Array) -> tuple[float, Array]:
-        deviation = flat.reshape(start.shape)
-        log_probabilities = special.log_softmax(offsets + inputs @ deviation.T, axis=1)
-        loss = -(log_probabilities * is_own).sum() / count + strength * (deviation**2).sum() / 2
-        gradient = (np.exp(log_probabilities) - is_own).T @ inputs / count + strength * deviation
-        return float(loss), gradient.ravel()
-
-    zeros = np.zeros(start.size)
-    options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}
-    minimum = optimize.minimize(objective, zeros, jac=True, method="L-BFGS-B", options=options)
-    deviation = minimum.x.reshape(start.shape)
+    deviation = form.solve(inputs, offsets, targets, strength)
     weight = deviation[:, :-1] / unit
     bias = deviation[:, -1] - weight @ center
     return start + np.column_stack([weight, bias])
-
-
-def _log_probabilities(features: Array, rows: Array) -> Array:
-    """Return the logarithm of each label's probability: (texts, labels)."""
-    logits = with_ones(features) @ rows.T
-    log_probabilities: Array = special.log_softmax(logits, axis=1)
-    return log_probabilities

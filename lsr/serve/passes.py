@@ -1,6 +1,5 @@
 """Run texts for different adapters through a bank in one batch, to classify or to generate."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsr.loading.base_models import load_tokenizer
 from lsr.loading.contents import Contents, read_on
 from lsr.loading.padding import prepare_batches
 from lsr.loading.prompts import Template, continuations
@@ -193,22 +191,3 @@ class BatchRunner(Runner):
             stopping_criteria=[take],
         )
         return [writing.completion() for writing in writings]
-
-
-def open_bank(options: Namespace) -> BatchRunner:
-    """Open the bank that the options of `lsr serve` name, with its tokenizer.
-
-    Raises:
-        InputError: as `AdapterBank.load` and `BatchRunner`.
-    """
-    bank = AdapterBank.load(options.base, options.bank)
-    tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
-    if tokenizer is None:
-        raise InputError(f"{options.bank}: the base model has no tokenizer")
-    return BatchRunner(
-        bank,
-        tokenizer,
-        options.max_length,
-        options.max_new_tokens,
-        is_strict=options.strict,
-    )

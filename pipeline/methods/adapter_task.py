@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import field_validator
 
+from lsr_onnx.names import is_reserved
 from lsr_onnx.task import validate_task_info
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
@@ -83,7 +84,9 @@ def read_bank(folder: Path) -> dict[str, AdapterTask]:
     """
     from lsr.serve.file import read as read_bank_file  # it imports torch, which takes seconds
 
-    return tasks_of_infos(read_bank_file(folder).task_infos, folder)
+    task_infos = read_bank_file(folder).task_infos
+    of_tenants = {name: task_info for name, task_info in task_infos.items() if not is_reserved(name)}
+    return tasks_of_infos(of_tenants, folder)
 
 
 def tasks_of_infos(task_infos: Mapping[str, Mapping[str, Any]], where: Path) -> dict[str, AdapterTask]:

@@ -23,11 +23,12 @@ from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.predict import graphs, texts
+from pipeline.predict import graphs, texts, unknown
 from pipeline.predict.abstention import Abstention, add_option
 from pipeline.predict.columns import columns_of
 from pipeline.predict.graphs import OpenedGraph
 from pipeline.predict.texts import STDIN
+from pipeline.predict.unknown import Group, find_group
 from pipeline.tasks.task import Columns
 
 if TYPE_CHECKING:  # it takes seconds to import
@@ -70,6 +71,7 @@ def _parser() -> Parser:
     add("--adapter", type=Path, metavar="FOLDER", default=last, help=folder)
     tenant = "tenant to predict for, with a bank (default with --file: the tenant column used in training)"
     add("--tenant", metavar="NAME", help=tenant)
+    add(unknown.OPTION, metavar="A,B", help=unknown.HELP)
     add("--base", metavar="FOLDER_OR_HUB_ID", help="base model (default: the one that the adapter names)")
     about = (
         "torch, or a graph from `lsr export --to onnx`: float32, or 8 bits one text at a time (default: %(default)s)"
@@ -121,7 +123,7 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
     """
     identity = artifacts.identity(options.adapter)
     previous.print_note_of(options.adapter)
-    task, tenants = _tasks(options)
+    task, tenants, group = _tasks(options)
     abstention = Abstention(options.min_probability, task)
     generates = task.task.head.generates
     if options.max_new_tokens is not None and not generates:
@@ -131,9 +133,9 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
     count = 0
     truncated = 0
     with console.progress("predict", None, "texts", console.errors) as advance:
-        for table, asked in texts.read(options, task, tenants):
+        for table, asked in texts.read(options, task, tenants, group):
             if opened is None:
-                opened = _open_predictor(options, task)
+                opened = _open_predictor(options, task, group)
                 artifacts.check_not_replaced(options.adapter, identity)
             if generates and not isinstance(opened, OpenedGraph):
                 answers, cut = opened.generate(
@@ -156,7 +158,7 @@ def _answer_rows(options: Namespace) -> Iterator[pd.DataFrame]:
         console.note(f"{truncated} of {count} texts truncated to {task.max_length} tokens")
 
 
-def _open_predictor(options: Namespace, task: AdapterTask) -> "Opened | OpenedGraph":
+def _open_predictor(options: Namespace, task: AdapterTask, group: Group | None) -> "Opened | OpenedGraph":
     if options.runtime != graphs.TORCH:
         return OpenedGraph(options.adapter, task, options.runtime, options.batch_size, is_strict=options.strict)
     # These take seconds: after what can be checked without.
@@ -164,7 +166,7 @@ def _open_predictor(options: Namespace, task: AdapterTask) -> "Opened | OpenedGr
     from pipeline.predict.answering import Opened
 
     advise_on_threads(console.note)
-    return Opened(options.adapter, options.base, task, options.batch_size, is_strict=options.strict)
+    return Opened(options.adapter, options.base, task, options.batch_size, is_strict=options.strict, group=group)
 
 
 def _is_for_one_text(options: Namespace) -> bool:
@@ -174,8 +176,8 @@ def _is_for_one_text(options: Namespace) -> bool:
     return len(options.texts) == 1 and options.texts != [STDIN]
 
 
-def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
-    """Return the task of the adapter or the chosen tenant, and the tasks of all tenants of a bank.
+def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask], Group | None]:
+    """Return the task of the adapter or the chosen tenant, the tasks of all tenants of a bank, and the unknown ones'.
 
     Raises:
         UserError: if there is no such adapter, or it needs a bank.
@@ -186,17 +188,21 @@ def _tasks(options: Namespace) -> tuple[AdapterTask, dict[str, AdapterTask]]:
         tenants = adapter_task.read_bank(options.adapter)
     else:
         tenants = {}
+    group = None
+    if options.labels is not None:
+        group = find_group(options.labels, options.tenant, tenants)
+        tenants[group.name] = group.task
     if tenants:
         if options.tenant is None:
             _check_alike(tenants)
         first = next(iter(tenants.values()))
-        return tenants.get(options.tenant, first), tenants
+        return tenants.get(options.tenant, first), tenants, group
     if options.runtime != graphs.TORCH:
-        return graphs.read_task(options.adapter), {}
+        return graphs.read_task(options.adapter), {}, None
     task = adapter_task.read(options.adapter)
     if options.tenant is not None or task.tenants is not None:
         raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` creates from their adapter")
-    return task, {}
+    return task, {}, None
 
 
 def _check_alike(tenants: Mapping[str, AdapterTask]) -> None:
@@ -222,7 +228,7 @@ def _tenants_of_graphs(options: Namespace) -> dict[str, AdapterTask]:
         UserError: if an option has no effect on them.
     """
     tenants = graphs.read_tenants(options.adapter)
-    without_effect = ["base"] if tenants else ["base", "tenant"]
+    without_effect = ["base", "labels"] if tenants else ["base", "labels", "tenant"]
     for name in without_effect:
         if getattr(options, name) is not None:
             raise UserError(f"--{name}: has no effect with --runtime {options.runtime}")

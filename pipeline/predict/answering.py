@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TextStreamer
 from lsr.loading import adapters, base_models
 from lsr.loading.padding import prepare_batches
 from lsr.serve.bank import AdapterBank
+from lsr.serve.groups import make_member
 from pipeline import evaluation
 from pipeline.core import artifacts
 from pipeline.core.console import Advance
@@ -23,6 +24,7 @@ from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
 from pipeline.predict.texts import check_finite, refuse_long_text
+from pipeline.predict.unknown import Group
 from pipeline.tasks.completion import CompletionDescription
 from pipeline.tasks.completion import to_user_message as asked_of
 from pipeline.tasks.encoding import tokenize
@@ -32,6 +34,8 @@ from pipeline.tasks.task import Columns
 
 class Opened:
     """An opened adapter or bank on its base model, or on another one, which answers batches of texts.
+
+    `group` answers for tenants that the bank does not have.
 
     Raises:
         UserError: or InputError, if something is missing or does not fit.
@@ -45,6 +49,7 @@ class Opened:
         batch_size: int,
         *,
         is_strict: bool = False,
+        group: Group | None = None,
     ) -> None:
         self.folder = folder
         self.task = task
@@ -56,7 +61,7 @@ class Opened:
             reason = task.task.head.misfit_of_bank(folder)
             if reason:
                 raise UserError(f"{folder}: {reason}")
-            bank = AdapterBank.load(base, folder)
+            bank = _load_bank(base, folder, group)
             model = banks.BankModel(bank, bank.names)
             base_model = bank.model
             fields = bank.base_fields
@@ -134,6 +139,14 @@ class Opened:
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
         written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
         return CompletionDescription.to_columns(written, None), truncated
+
+
+def _load_bank(base: str | None, folder: Path, group: Group | None) -> AdapterBank:
+    bank = AdapterBank.load(base, folder)
+    if group is not None:
+        contents = make_member(bank, group.name, group.labels)
+        bank.add(group.name, contents)
+    return bank
 
 
 def _check_method(name: str, folder: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data import recognition, sources
 from pipeline.methods.adapter_task import AdapterTask
+from pipeline.predict.unknown import Group
 from pipeline.tasks.cells import TEXT_COLUMNS, is_missing, plain_text, text_in
 from pipeline.tasks.task import TENANT
 
@@ -35,8 +36,9 @@ def read(
     options: Namespace,
     task: AdapterTask,
     tenants: Mapping[str, AdapterTask],
+    group: Group | None = None,
 ) -> Iterator[tuple[pd.DataFrame, Asked]]:
-    """Yield tables of the rows that have a text, each with the inputs of the model.
+    """Yield tables of the rows that have a text, each with the inputs of the model; `group` is for unknown tenants.
 
     Raises:
         UserError: if there are no rows, or one cannot be answered.
@@ -57,7 +59,7 @@ def read(
         full = whole[~empty]
         asked = _extract_texts(full, texts)
         if tenants:
-            asked[TENANT] = _tenants_of(full, options.tenant, list(tenants), str(task.tenant))
+            asked[TENANT] = _tenants_of(full, options.tenant, list(tenants), str(task.tenant), group)
         if not full.empty:
             yield full, asked
     if skipped:
@@ -173,8 +175,11 @@ def _tenants_of(
     tenant: str | None,
     known: Sequence[str],
     column: str,
+    group: Group | None,
 ) -> list[int]:
     """Return the number of each row's tenant: from --tenant or, without it, from the column used in training.
+
+    A group answers for tenants that are not known, and for all without such a column.
 
     Raises:
         UserError: if there is no such tenant, or no such column.
@@ -183,10 +188,14 @@ def _tenants_of(
         names = pd.Series(tenant, table.index)
     elif column in table:
         names = table[column].map(plain_text)
+    elif group is not None:
+        names = pd.Series(group.name, table.index)
     else:
         first = ", ".join(known[:SHOWN])
         raise UserError(f"--tenant: required with a bank; tenants: {first}")
     numbers = pd.Index(known).get_indexer(names)
+    if group is not None:
+        numbers[numbers == -1] = known.index(group.name)
     if -1 in numbers:
         name = names.iloc[numbers.argmin()]
         raise UserError(f"--tenant: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")

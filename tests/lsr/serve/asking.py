@@ -16,7 +16,7 @@ DESCRIBED = json.loads(DESCRIPTION.read_text())
 async def described(response):
     await response.aread()
     method = response.request.method.lower()
-    path = re.sub("^(/v1/adapters)/.*", r"\1/{name}", response.url.path)
+    path = re.sub("^(/v1/(adapters|tenants))/[^/]+", r"\1/{name}", response.url.path)
     if method not in DESCRIBED["paths"][path]:
         assert (response.status_code, list(response.json())) == (405, ["error"])
         return

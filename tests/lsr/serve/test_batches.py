@@ -102,6 +102,37 @@ def test_a_change_waits_until_the_bank_has_rested_from_the_one_before_and_batche
     assert len(passed.batches) > 5
 
 
+def test_other_reading_of_the_bank_gets_a_fifth_of_the_time_while_tenants_are_asked():
+    # Reading takes .1 s, so it rests for .4 s: 36 batches of .011 s are shorter than that, 37 longer.
+    passed = Passed({"anna": 8}, {"anna": 0.011})
+
+    def read():
+        passed.batches.append("r")
+        passed.now += 0.1
+        return "features"
+
+    async def call():
+        batches = BatchScheduler(passed, 1, 200, 0, passed.clock)
+        running = asyncio.create_task(batches.run())
+        assert [await batches.read(read) for _ in range(3)] == ["features"] * 3  # nobody is asked, so it needs no rest
+        assert passed.batches == ["r"] * 3
+        passed.now += 10
+        await batches.answers([passed.rows["anna"]])
+        reads = asyncio.gather(*(batches.read(read) for _ in range(3)))
+        for _ in range(100):
+            await batches.answers([passed.rows["anna"]])
+            await asyncio.sleep(0.005)  # the clock stands still, and the event loop gives others their turn
+        between = "".join(passed.batches[4:]).split("r")
+        passed.now += 10
+        await asyncio.wait_for(reads, 10)
+        running.cancel()
+        return between
+
+    between = asyncio.run(call())
+    assert all(len(batches) >= 37 for batches in between[1:-1])
+    assert 2 <= len(between) - 1 <= 3
+
+
 def waiting_rows():
     return WAITING.collect()[0].samples[0].value
 

@@ -1,6 +1,7 @@
 """A tenant without labels, or with a few: against plain transformers, PEFT and scikit-learn."""
 
 import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -8,17 +9,20 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.__main__ import main
-from lsr.errors import InputError
-from lsr.serve.fitting import Example, fit_rows, fit_tenant
+from lsr.serve.fitting import MULTI_LABEL, NUMBERS, choose_strength, fit_rows
+from lsr.serve.group_names import name_group
 from lsr.serve.groups import find_groups, make_member
+from lsr.serve.labeled import Example, fit_tenant
 from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import TASK
+from lsr_onnx.errors import InputError
 from tests import architectures, workspace
 from tests.kit import write
 
@@ -94,9 +98,9 @@ def test_a_tenant_without_labels_has_the_mean_of_those_that_are_asked_the_same(p
     expected = logits_alone(model, tokenizer, TEXTS[:6])
     bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"), precision=precision)
     assert find_groups(bank) == {
-        frozenset(("bad", "good")): ["acme", "corp"],
-        frozenset(): ["bolt", "eve"],
-        frozenset("abc"): ["dora"],
+        frozenset(("bad", "good")): {("bad", "good"): ["acme"], ("good", "bad"): ["corp"]},
+        frozenset(): {None: ["bolt", "eve"]},
+        frozenset("abc"): {("a", "b", "c"): ["dora"]},
     }
     bank.add("later", make_member(bank, "later", ("good", "bad")))
     bank.add("number", make_member(bank, "number", None))
@@ -127,6 +131,70 @@ def test_a_fit_from_zero_is_the_logistic_regression_of_scikit_learn(count):
     expected = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(inputs, targets)
     logits = np.column_stack([features, np.ones(40)]) @ rows.T
     assert_close(_shares(logits), expected.predict_proba(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("texts", [40, 6])  # more and fewer than inputs
+def test_a_fit_of_numbers_from_zero_is_the_ridge_regression_of_scikit_learn(texts):
+    random = np.random.default_rng(2)
+    features = 5 + random.normal(size=(texts, 7))
+    targets = 100 * random.normal(size=texts)
+    strength = 0.01
+    rows = fit_rows(features, targets, np.zeros((1, 8)), strength, NUMBERS)
+    inputs = standardize(features)
+    expected = Ridge(alpha=strength * texts, fit_intercept=False).fit(inputs, targets)
+    numbers = np.column_stack([features, np.ones(texts)]) @ rows[0]
+    assert_close(numbers, expected.predict(inputs), rtol=1e-8, atol=1e-8)
+
+
+def test_a_fit_of_several_labels_from_zero_is_a_logistic_regression_of_scikit_learn_for_each():
+    random = np.random.default_rng(3)
+    features = random.normal(size=(40, 7))
+    targets = (random.random((40, 3)) < 0.4).astype(float)
+    strength = 0.02
+    rows = fit_rows(features, targets, np.zeros((3, 8)), strength, MULTI_LABEL)
+    inputs = standardize(features)
+    logits = np.column_stack([features, np.ones(40)]) @ rows.T
+    for label in range(3):
+        regression = LogisticRegression(C=1 / (strength * 40), fit_intercept=False, tol=1e-10, max_iter=10_000)
+        expected = regression.fit(inputs, targets[:, label]).decision_function(inputs)
+        assert_close(logits[:, label], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_by_cross_validation_are_those_of_scikit_learn():
+    random = np.random.default_rng(4)
+    features = random.normal(size=(50, 4))
+    targets = features @ [3.0, 0, -2, 1] + random.normal(size=50)
+    chosen = choose_strength(features, targets, np.zeros((1, 5)), NUMBERS)
+    assert chosen.is_better
+    folds = np.empty(50, int)
+    folds[np.argsort(targets)] = np.arange(50) % 10
+    squares = np.empty(50)
+    for fold in range(10):
+        known, unseen = features[folds != fold], features[folds == fold]
+        center = known.mean(axis=0)
+        unit = np.sqrt(((known - center) ** 2).sum(axis=1).mean())
+        inputs = np.column_stack([(known - center) / unit, np.ones(len(known))])
+        ridge = Ridge(alpha=chosen.strength * len(known), fit_intercept=False).fit(inputs, targets[folds != fold])
+        numbers = ridge.predict(np.column_stack([(unseen - center) / unit, np.ones(len(unseen))]))
+        squares[folds == fold] = (numbers - targets[folds == fold]) ** 2
+    assert chosen.score == pytest.approx(np.sqrt(squares.mean()))
+    resampled = stats.bootstrap((squares,), lambda sample, axis: np.sqrt(sample.mean(axis=axis)), method="percentile")
+    assert chosen.interval == pytest.approx(tuple(resampled.confidence_interval), rel=0.1)
+
+
+def test_f1_of_several_labels_is_that_of_scikit_learn_with_the_percentiles_of_a_bootstrap():
+    random = np.random.default_rng(5)
+    logits = random.normal(size=(80, 3))
+    targets = (logits + random.normal(size=(80, 3)) > 0.3).astype(float)
+    predicted = logits >= 0
+    assert MULTI_LABEL.score(logits, targets) == pytest.approx(f1_score(targets, predicted, average="micro"))
+    assert MULTI_LABEL.score(-np.ones((2, 3)), np.zeros((2, 3))) == 0  # nothing to find, and nothing found
+
+    def score(numbers):
+        return f1_score(targets[numbers], predicted[numbers], average="micro")
+
+    draws = [score(random.integers(80, size=80)) for _ in range(500)]
+    assert MULTI_LABEL.interval(logits, targets) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
 
 
 def standardize(features):
@@ -173,8 +241,8 @@ def test_a_few_labels_teach_a_question_that_differs_and_leave_a_group_that_is_ri
     examples = [Example(text, answer) for text, answer in zip(texts, answers, strict=True)]
     fit = fit_tenant(passes, "later", examples)
     assert fit.chosen.is_better
-    assert fit.chosen.accuracy > 0.7 > fit.group_accuracy
-    hits = round(fit.chosen.accuracy * len(texts))
+    assert fit.chosen.score > 0.7 > fit.group_score
+    hits = round(fit.chosen.score * len(texts))
     interval = stats.binomtest(hits, len(texts)).proportion_ci(0.95, "wilson")
     assert fit.chosen.interval == (interval.low, interval.high)
     passes.bank.add("later", fit.contents)
@@ -216,6 +284,7 @@ def test_the_command_adds_tenants_without_labels_and_with_a_few(plain, tmp_path,
     start.save(tmp_path / "bank")
     command = ("bank", "--from", tmp_path / "bank", "-o", tmp_path / "out", "--base", folder / "base", "--force")
     run(*command, "--add", "later", "--add", "other", "--labels", "good,bad")
+    assert "2 tenants added with the rows of their group, of 2 tenants" in capsys.readouterr().out
     expected = logits_alone(model, tokenizer, TEXTS[:3])
     mean = (expected["acme"][:, [1, 0]] + expected["corp"]) / 2
     bank = AdapterBank.load(str(folder / "base"), tmp_path / "out")
@@ -233,13 +302,21 @@ def test_the_command_adds_tenants_without_labels_and_with_a_few(plain, tmp_path,
     assert AdapterBank.load(str(folder / "base"), tmp_path / "out").names == [*TENANTS, "later", "other"]
 
 
+def test_long_texts_are_truncated_and_counted_and_contradictory_ones_too(bert, tmp_path, capsys):
+    folder, *_ = bert
+    save_examples(tmp_path / "long.csv", ["cat " * 200] * 200, ["bad", "good"] * 100)
+    words = ("--base", folder / "base", "--fit", f"later={tmp_path / 'long.csv'}")
+    run("bank", "--from", folder / "adapter", "-o", tmp_path / "out", *words)
+    assert "later: 200 texts, 1 of them with different labels, 200 truncated, accuracy" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (("--labels", "a,b"), "--labels: has no effect without --add or --fit"),
         (("--add", "acme", "--labels", "bad,good"), "acme"),
         (("--add", "later", "--labels", "bad,,good"), "--labels: needed: names, separated by commas"),
-        (("--add", "later", "--labels", "bad"), "no tenant of the bank has 'bad'"),
+        (("--add", "later", "--labels", "bad"), "'bad': only some of those of other tenants, bad, good; name all of"),
         (("--fit", "later"), "--fit: needed: NAME=FILE.csv, got 'later'"),
         (("--fit", "later=there/is/none.csv"), "there/is/none.csv: "),
         (
@@ -252,8 +329,14 @@ def test_the_command_adds_tenants_without_labels_and_with_a_few(plain, tmp_path,
         ),
         (("--fit", "later={folder}/ragged.csv"), "ragged.csv: line 3: needed: 2 cells, as in the header"),
         (("--fit", "later={folder}/empty.csv"), "empty.csv: line 2: has no text or no label"),
-        (("--fit", "bolt={folder}/few.csv"), "bolt: predicts a number; only classes are fitted"),
-        (("--fit", "later={folder}/few.csv", "--labels", "bad,worse"), "label 'good': is not one of bad, worse"),
+        (("--fit", "bolt={folder}/few.csv"), "label 'bad': needed: a number from -1e+30 to 1e+30"),
+        (("--fit", "acme={folder}/other.csv"), "label 'Bad': is not one of 'bad, good'"),
+        (("--fit", "later={folder}/other.csv"), "no tenant of the bank has 'Bad, Good'; did you mean bad, good?"),
+        (
+            ("--fit", "later={folder}/few.csv", "--labels", "bad,worse"),
+            "no tenant of the bank has 'bad, worse'",
+        ),
+        (("--fit", "later={folder}/alike.csv"), "alike.csv: needed: at least 4 texts, of two different labels"),
         (("--fit", "later={folder}/latin.csv"), "latin.csv: 'utf-8' codec can't decode"),
     ],
 )
@@ -265,6 +348,8 @@ def test_what_cannot_be_added_is_one_line_and_nothing_is_written(bert, tmp_path,
         "ragged.csv": b"text,label\na,bad\nb\n",
         "empty.csv": b"text,label\n ,bad\n",
         "few.csv": b"text,label\na,bad\nb,good\nc,bad\nd,good\n",
+        "other.csv": b"text,label\na,Bad\nb,Good\nc,Bad\nd,Good\n",
+        "alike.csv": b"text,label\na,bad\nb,bad\nc,bad\nd,bad\n",
         "latin.csv": b"text,label\n\xe9,bad\n",
     }
     for name, content in files.items():
@@ -278,9 +363,11 @@ def test_what_cannot_be_added_is_one_line_and_nothing_is_written(bert, tmp_path,
 
 
 BAD = [
-    (("bad", "bad"), "labels: bad, bad: each must be given once"),
+    (("bad", "bad"), "labels: 'bad, bad': each must be given once"),
     (("Bad", "Good"), "did you mean bad, good?"),
-    (("bad",), "labels: no tenant of the bank has 'bad'"),
+    (("good", "GOOD", "bad"), "labels: no tenant of the bank has 'good, GOOD, bad'"),
+    (("bad",), "labels: 'bad': only some of those of other tenants, bad, good; name all of them"),
+    (("c", "a"), "labels: 'c, a': only some of those of other tenants, a, b, c; name all of them"),
     (("x", "y"), "there are: bad, good; a number; a, b, c"),
 ]
 
@@ -292,3 +379,91 @@ def test_labels_that_no_tenant_has_are_refused_in_a_line(bert, labels, line):
     with pytest.raises(InputError) as error:
         make_member(bank, "later", labels)
     assert line in str(error.value)
+
+
+def test_tenants_that_differ_in_more_than_their_rows_are_not_in_the_mean(bert, tmp_path):
+    """A tenant with an update of its own, and one whose labels have no names, count for no group."""
+    folder, model, tokenizer = bert
+    bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
+    rows = bank.contents("acme")
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=2)
+    own = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False))
+    own.save_pretrained(str(tmp_path / "own"), save_embedding_layers=False)
+    bank.add("own", tmp_path / "own", task_info={"labels": ["bad", "good"]})
+    bank.add("unnamed", rows, task_info={})
+    bank.add("later", make_member(bank, "later", ("good", "bad")))
+    bank.add("number", make_member(bank, "number", None))
+    expected = logits_alone(model, tokenizer, TEXTS[:3])
+    mean = (expected["acme"][:, [1, 0]] + expected["corp"]) / 2
+    of_numbers = (expected["bolt"] + expected["eve"]) / 2
+    for text, row, number in zip(TEXTS, mean, of_numbers, strict=False):
+        assert_close(ask(bank, tokenizer, "later", text).logits, row, rtol=1e-4, atol=1e-5)
+        assert_close(ask(bank, tokenizer, "number", text).logits, number, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_with_rows_of_its_own_answers_by_them_also_without_tenants(bert):
+    folder, model, tokenizer = bert
+    bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
+    bank.add_groups({name_group(("bad", "good")): bank.contents("corp"), name_group(None): bank.contents("eve")})
+    expected = logits_alone(model, tokenizer, TEXTS[:3])
+    for names in (["acme", "corp", "bolt", "eve"], []):
+        bank.add("later", make_member(bank, "later", ("bad", "good")), replace=True)
+        bank.add("number", make_member(bank, "number", None), replace=True)
+        for text, row, number in zip(TEXTS, expected["corp"][:, [1, 0]], expected["eve"], strict=False):
+            assert_close(ask(bank, tokenizer, "later", text).logits, row, rtol=1e-4, atol=1e-5)
+            assert_close(ask(bank, tokenizer, "number", text).logits, number, rtol=1e-4, atol=1e-5)
+        for name in names:
+            bank.remove(name)
+
+
+def test_a_multi_label_group_answers_with_all_labels_above_one_half_and_is_fitted_label_by_label(bert):
+    folder, *_ = bert
+    passes = passes_of(folder)
+    bank = passes.bank
+    task_info = {"labels": ["x", "y", "z"], "thresholds": [0.1, 0.2, 0.3], "columns": ["text"], "max_length": 28}
+    bank.add("tags", bank.contents("dora"), task_info=task_info)
+    member = make_member(bank, "later", ("z", "x", "y"))
+    assert member.task["thresholds"] == [0.5] * 3
+    examples = [Example(text, ("x", "y")[: number % 3]) for number, text in enumerate(TEXTS)]
+    assert fit_tenant(passes, "tags", examples).metric == "f1"
+    of_file = [Example(text, ",".join(("x", "y")[: number % 3])) for number, text in enumerate(TEXTS)]
+    written = fit_tenant(passes, "tags", of_file)
+    assert written.chosen == fit_tenant(passes, "tags", examples).chosen
+    bank.add("classes", bank.contents("dora"), task_info={**task_info, "thresholds": None})
+    with pytest.raises(InputError, match="some tenants with these labels are multi-label, and others are not"):
+        make_member(bank, "later", ("x", "y", "z"))
+
+
+def test_numbers_that_differ_from_the_group_are_fitted_and_texts_with_two_labels_are_counted(bert):
+    folder, model, tokenizer = bert
+    passes = passes_of(folder)
+    states = states_alone(model, tokenizer, TEXTS)
+    numbers = 50 + 10 * (states - states.mean(axis=0))[:, 0] / states[:, 0].std()
+    examples = [Example(text, f"{number}") for text, number in zip(TEXTS, numbers, strict=True)]
+    fit = fit_tenant(passes, "later", examples)
+    each = logits_alone(model, tokenizer, TEXTS)
+    group = ((each["bolt"] + each["eve"]) / 2).double().numpy()[:, 0]
+    assert fit.metric == "rmse"
+    assert fit.group_score == pytest.approx(np.sqrt(((group - numbers) ** 2).mean()), rel=1e-4)
+    assert fit.chosen.is_better
+    assert fit.chosen.score < 2  # of numbers that vary by 10
+    passes.bank.add("later", fit.contents)
+    answered = [float(ask(passes.bank, tokenizer, "later", text).logits[0]) for text in TEXTS[:10]]
+    assert answered == pytest.approx(numbers[:10], abs=3)
+    assert fit.contradictory == 0
+    twice = [*examples, Example(TEXTS[0], 1.5), Example(TEXTS[1], 2.5), Example(TEXTS[2], examples[2].label)]
+    assert fit_tenant(passes, "later", twice).contradictory == 2
+
+
+@pytest.mark.nightly
+def test_a_tenant_is_added_to_ten_thousand_in_a_second(bert):
+    folder, model, tokenizer = bert
+    bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
+    acme = bank.contents("acme")
+    bank.add_all({f"tenant-{number}": acme for number in range(10_000)})
+    begin = time.perf_counter()
+    bank.add("later", make_member(bank, "later", ("good", "bad")))
+    assert time.perf_counter() - begin < 1
+    expected = logits_alone(model, tokenizer, TEXTS[:1])
+    [mean] = (10_001 * expected["acme"][:, [1, 0]] + expected["corp"]) / 10_002
+    assert_close(ask(bank, tokenizer, "later", TEXTS[0]).logits, mean, rtol=1e-4, atol=1e-5)
