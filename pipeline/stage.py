@@ -31,7 +31,9 @@ def run(main: Callable[[AnyView], None], view: type[AnyView], description: str, 
         with guard_inputs(stage, view) as loaded:
             main(loaded)
             if "RANK" not in os.environ:
-                console.line(f"{name.rpartition('.')[2]}: {time.monotonic() - start:,.0f} seconds")
+                seconds = round(time.monotonic() - start)
+                plural = "s" * (seconds != 1)
+                console.line(f"{name.rpartition('.')[2]}: {seconds:,} second{plural}")
             if then is not None:
                 _print(then)
 

@@ -103,7 +103,7 @@ def _results(params: Params, entry: DatasetEntry, metrics: Mapping[str, Any]) ->
         baseline = metrics[f"{name}_baseline"]
         yield name, f"{score} ({ends}); {baseline:.4g} {description.baseline}"
     yield from verdicts(entry.metrics[0], metrics, description)
-    yield from reported.describe(metrics)
+    yield from reported.describe(metrics, description.unit)
     yield from description.results(metrics, _table)
     classes = _table(artifacts.EVALUATE_CLASSES)
     is_silent = (classes["texts"] > 0) & (classes["answers"] == 0)
@@ -111,10 +111,13 @@ def _results(params: Params, entry: DatasetEntry, metrics: Mapping[str, Any]) ->
     if silent:
         more = " and others" if len(silent) > FEW else ""
         yield "unpredicted", f"{', '.join(silent[:FEW])}{more}, but test has such texts"
-    of_adapter = f"{metrics['adapter_trained']:,} of the adapter"
-    of_head = f"{metrics['head_parameters']:,} of the head"
-    yield "parameters", f"{of_adapter} and {of_head} trained, {metrics['base_parameters']:,} frozen"
-    yield "bytes", f"{metrics['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
+    adapter = f"{metrics['adapter_trained']:,} of the adapter"
+    stored = f"{metrics['adapter_bytes']:,} in {artifacts.ADAPTER}"
+    if metrics["head_parameters"]:  # a language model has none
+        adapter += f" and {metrics['head_parameters']:,} of the head"
+        stored += ", with the head"
+    yield "parameters", f"{adapter} trained, {metrics['base_parameters']:,} frozen"
+    yield "bytes", stored
     steps = f"{metrics['steps']:,} optimizer steps" if metrics["steps"] else "a regression"
     yield "training", f"{steps}, {metrics['read']:,} examples read"
     if metrics["start_batches"]:

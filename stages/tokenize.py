@@ -164,9 +164,11 @@ def print_splits(
         rows.append((split, *shown, truncated))
     title = f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}"
     console.table(title, ("split", "rows", "p50", "p95", "truncated"), rows)
-    counted = [f"{count} {reason}" for reason, count in left_out.items()]
-    reasons = ", ".join(counted)
-    console.line(f"rows left out: {reasons}; duplicates with a conflicting label: {conflicting}")
+    counted = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
+    line = f"rows left out: {', '.join(counted) or 'none'}"
+    if conflicting:
+        line += f"; duplicates with a conflicting label: {conflicting:,}"
+    console.line(line)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         for row in rows:
             line(f"  {' | '.join(map(_format_cell, row))}")
         return
-    grid = Table(title=_clean(title), title_justify="left")
+    line(title)  # not as the table's own, which would be wrapped to its width
+    grid = Table()
     for column in columns:
         grid.add_column(_clean(column), justify="right" if grid.columns else "left")
     for row in rows:

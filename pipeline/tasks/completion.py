@@ -298,6 +298,7 @@ class CompletionDescription(Description):
     hub_task = "text-generation"
     baseline = "without the adapter"
     baseline_name = "the model without the adapter"
+    baseline_word = "base"
     first_change = "model=smollm2"  # a model that generates, as others do
     scored_by = "what is written is scored by the stage evaluate"
 
@@ -321,7 +322,7 @@ class CompletionDescription(Description):
         yield "loss", f"{loss}; {metrics['loss_baseline']:.4g} {self.baseline}"
         for row in table(artifacts.EVALUATE_PREDICTIONS)[:SHOWN].itertuples():
             prompt = textwrap.shorten(self.show_prompt(row.prompt), LONGEST_SHOWN)
-            shown = f"{prompt} -> {textwrap.shorten(row.said, LONGEST_SHOWN)}"
+            shown = f"{prompt} -> {textwrap.shorten(row.said, LONGEST_SHOWN) or '(nothing)'}"
             if row.right == "no":
                 shown += f" (expected: {textwrap.shorten(row.expected, LONGEST_SHOWN)})"
             yield "e.g.", shown

@@ -73,6 +73,10 @@ class RegressionDescription(Description):
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
         return {"number": [round_significant(value, 6) for value in outputs[:, 0].tolist()]}
 
+    @property
+    def unit(self) -> str:
+        return self.label.column
+
     def predicts(self) -> str:
         return f"a number from {self.label.low:g} to {self.label.high:g}"
 

@@ -15,7 +15,14 @@ from pipeline.tasks.task import Groups, Numbers, Outcome, Scores, Task
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
 LINES = {"errors": ERRORS, "areas": AREAS, "calibration": ("ece", "brier")}  # of the last screen, with their metrics
-NAMES = {"rmse": "RMSE", "mae": "MAE", "roc_auc": "ROC-AUC", "average_precision": "average precision"}
+NAMES = {
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "average precision",
+    "ece": "ECE",
+    "brier": "Brier",
+}
 OTHERS = {"{}_baseline": "constant", "uncalibrated_{}": "before"}  # other values of a metric, by key
 Line = tuple[str, str]
 
@@ -92,13 +99,17 @@ def _measure(
     return metrics
 
 
-def describe(metrics: Mapping[str, Any]) -> Iterable[Line]:
-    """Yield a line for the last screen for each group of these metrics, and for those of probabilities."""
+def describe(metrics: Mapping[str, Any], unit: str) -> Iterable[Line]:
+    """Yield a line for the last screen for each group of these metrics, and for those of probabilities.
+
+    `unit` is that of errors.
+    """
     for heading, names in LINES.items():
         known = [name for name in names if name in metrics]
         parts = [_describe_metric(name, metrics) for name in known]
         if parts:
-            yield heading, ", ".join(parts)
+            line = ", ".join(parts)
+            yield heading, f"{line}, in units of {unit}" if names == ERRORS else line
 
 
 def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:

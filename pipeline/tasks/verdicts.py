@@ -15,33 +15,25 @@ class Difference(NamedTuple):
     low: float
     high: float
 
-    @property
-    def interval(self) -> str:
-        """The interval in words."""
-        low = f"{self.low:.4g}"
-        high = f"{self.high:.4g}"
-        return f"(95 %: {low} to {high})"
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} (95 %: {self.low:.4g} to {self.high:.4g})"
 
     def describe(self, baseline: str, score: str = "") -> str:
         """Return whether the difference is above 0, below 0 or neither, after the name of the baseline."""
-        if self.low > 0:
-            direction = "better"
-            by = self.mean
-        elif self.high < 0:
-            direction = "worse"
-            by = -self.mean
-        else:
-            difference = f"difference {self.mean:.4g}"
-            return f"not better than {baseline}{score}: {difference} {self.interval}"
         comma = "," if score else ""
-        return f"{direction} than {baseline}{score}{comma} by {by:.4g} {self.interval}"
+        if self.low > 0:
+            return f"better than {baseline}{score}{comma} by {self}"
+        if self.high < 0:
+            worse = Difference(-self.mean, -self.high, -self.low)
+            return f"worse than {baseline}{score}{comma} by {worse}"
+        return f"not better than {baseline}{score}: difference {self}"
 
 
 def verdicts(metric: str, metrics: Mapping[str, float], description: Description) -> Iterator[Line]:
     """Yield a name and a line for each baseline with which the stage evaluate has compared a metric."""
     constant = _difference(f"{metric}_over_baseline", metrics)
     if constant:
-        yield "constant", constant.describe(description.baseline_name)
+        yield description.baseline_word, constant.describe(description.baseline_name)
     regression = _difference(f"{metric}_over_regression", metrics)
     if regression:
         score = metrics[f"{metric}_regression"]

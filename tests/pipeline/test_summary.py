@@ -1,11 +1,13 @@
 """The end of a run is one screen, of what the reports say."""
 
+import io
 import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from pipeline.core import artifacts
+from pipeline.core import artifacts, console
 from pipeline.summary import main
 from tests.kit import refused, said, write
 from tests.workspace import change, copy_committed
@@ -65,6 +67,23 @@ def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out(monkeypat
     monkeypatch.setenv("DVC_ROOT", str(tmp_path.parent))
     assert "predict" in output
     assert "predict" not in said(main)  # nothing is next in a temporary copy
+
+
+def test_a_model_without_a_head_is_not_said_to_have_one():
+    assert "770 of the head trained" in said(main)
+    assert "24,408 in artifacts/adapter, with the head\n" in said(main)
+    counts = COUNTS | {"head_parameters": 0}
+    write(artifacts.EVALUATE_METRICS, {"data": "movie-reviews"} | SCORES | F1 | counts)
+    assert "\nparameters  4,716 of the adapter trained, 22,713,216 frozen\n" in said(main)
+    assert "\nbytes       24,408 in artifacts/adapter\n" in said(main)
+
+
+def test_the_title_of_a_table_is_one_line_in_a_terminal_however_narrow_the_table(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=screen, width=100, force_terminal=True, color_system=None))
+    title = "multi-label: tokens of whole texts, truncated to 24"
+    console.table(title, ["split"], [["train"]])
+    assert screen.getvalue().splitlines()[0] == title
 
 
 def test_a_class_that_no_answer_names_is_said():
@@ -129,7 +148,7 @@ def test_there_is_no_hint_without_a_reason(run, train):
 
 DIFFERENCES = [  # an interval, and what the screen says of it
     ((0.1, 0.05, 0.15), "better than {} by 0.1 (95 %: 0.05 to 0.15)"),
-    ((-0.1, -0.15, -0.05), "worse than {} by 0.1 (95 %: -0.15 to -0.05)"),
+    ((-0.1, -0.15, -0.05), "worse than {} by 0.1 (95 %: 0.05 to 0.15)"),
     ((0.02, -0.01, 0.05), "not better than {}: difference 0.02 (95 %: -0.01 to 0.05)"),
     ((0.0, 0.0, 0.0), "not better than {}: difference 0 (95 %: 0 to 0)"),
 ]

@@ -319,8 +319,9 @@ def test_the_validation_score_is_printed_as_the_loss_that_transformers_computes(
         (completion.ConversationDescription, json.dumps(TALK)),
     ],
 )
-def test_the_screen_shows_what_is_answered_and_not_a_whole_conversation(kind, prompt):
-    answered = pd.DataFrame([{"prompt": prompt, "said": "in the barn", "right": "no", "expected": "in the wood"}])
+@pytest.mark.parametrize(("said", "shown"), [("in the barn", "in the barn"), (" ", "(nothing)")])
+def test_the_screen_shows_what_is_answered_and_not_a_whole_conversation(said, shown, kind, prompt):
+    answered = pd.DataFrame([{"prompt": prompt, "said": said, "right": "no", "expected": "in the wood"}])
     description = kind(SimpleNamespace(label=None), Facts())
     lines = list(description.results({"loss": 1.5, "loss_baseline": 2.5}, lambda path: answered))
-    assert lines[-1] == ("e.g.", "Where is the dog? -> in the barn (expected: in the wood)")
+    assert lines[-1] == ("e.g.", f"Where is the dog? -> {shown} (expected: in the wood)")

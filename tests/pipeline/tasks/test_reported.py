@@ -49,9 +49,9 @@ def test_errors_of_a_number_are_in_its_units_beside_those_of_the_best_constant()
     for name, score in ERRORS.items():
         best = min(score(labels, np.full(90, constant)) for constant in constants)
         assert found[f"{name}_baseline"] == pytest.approx(best, abs=1e-5)
-    [(word, line)] = reported.describe(found)
+    [(word, line)] = reported.describe(found, "stars")
     assert word == "errors"
-    assert line.endswith(f"; constant {found['mae_baseline']:.3g})")
+    assert line.endswith(f"; constant {found['mae_baseline']:.3g}), in units of stars")
 
 
 def test_areas_of_two_classes_are_those_of_the_second_also_where_scores_are_equal():
