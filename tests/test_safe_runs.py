@@ -122,6 +122,7 @@ def trained(folder):
     return workspace.read_yaml(folder / "dvc.lock")["stages"]["train"]
 
 
+@pytest.mark.nightly
 def test_a_second_run_in_another_terminal_does_not_change_what_is_recorded_for_the_first(repository):
     with contextlib.chdir(repository):
         before = digests("artifacts/adapter")

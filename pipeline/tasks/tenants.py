@@ -390,7 +390,7 @@ class TenantsDescription(Description):
         if few:
             yield "best", ", ".join(best[:few])
             yield "worst", ", ".join(worst[:few])
-        yield "tenants", f"{count:,}, {each:,.0f} bytes each in {artifacts.BANK}"
+        yield "tenants", f"{count:,} of {each:,.0f} bytes each in {artifacts.BANK}"
         if "held_out_0_labels" in metrics:
             yield "held out", describe_scores(metrics)
 

@@ -203,7 +203,10 @@ sys.meta_path.insert(0, Late())
 """
 
 
-@pytest.mark.parametrize("before", ["pipeline.data.datasets", "pipeline.data.base_models"])
+LATER = pytest.param("pipeline.data.base_models", marks=pytest.mark.nightly)
+
+
+@pytest.mark.parametrize("before", ["pipeline.data.datasets", LATER])
 def test_code_that_is_edited_after_it_was_imported_and_before_the_stage_has_begun_is_noticed(after, tmp_path, before):
     folder = after()
     for name in ("lsr", "stages"):
