@@ -277,9 +277,22 @@ def test_the_page_of_plots_has_its_library_inside(plotted):
     assert text.count("vegaEmbed('#") >= 6
 
 
+def specifications_in(page):
+    text = page.read_text(encoding="utf-8")
+    return [json.loads(found) for found in re.findall(r"var spec = (.*?);\s*vegaEmbed", text, re.DOTALL)]
+
+
+def test_the_legend_of_calibration_tells_its_lines_apart(plotted):
+    (of_calibration,) = [one for one in specifications_in(plotted) if '"field": "head"' in json.dumps(one)]
+    svg = vegalite_to_svg(of_calibration)
+    symbols = re.findall(r'<g class="mark-symbol role-legend-symbol".*?</g>', svg, re.DOTALL)
+    of_lines = [symbol for symbol in symbols if "stroke-dasharray" in symbol]
+    assert len(of_lines) == 2
+    assert all(' stroke="' in symbol for symbol in of_lines)
+
+
 def test_titles_of_plots_differ_and_names_of_layers_are_whole(plotted):
-    text = plotted.read_text(encoding="utf-8")
-    specifications = [json.loads(found) for found in re.findall(r"var spec = (.*?);\s*vegaEmbed", text, re.DOTALL)]
+    specifications = specifications_in(plotted)
     titles = [specification["title"]["text"] for specification in specifications]
     assert len(set(titles)) == len(titles) > 8
     (of_layers,) = [one for one in specifications if "energy" in json.dumps(one.get("encoding"))]
