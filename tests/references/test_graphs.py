@@ -4,6 +4,7 @@ The reference is that of test_padding.py: plain transformers in float32, the bas
 each text alone and without padding. Graphs are run by ONNX Runtime on what the exported tokenizer makes.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr.__main__ import main as lsr
+from lsr.convert.graph import check_size
 from lsr_onnx.graph import Graph
 from pipeline import score
 from pipeline.core import artifacts
@@ -227,6 +229,34 @@ def test_what_cannot_become_a_graph_is_refused_in_a_line_and_nothing_is_written(
     assert not Path("graph").exists()
 
 
+def test_without_the_extra_an_export_is_refused_in_a_line_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_bert(2, {"labels": ["no", "yes"]})
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    before = sorted(tmp_path.rglob("*"))
+    refused(
+        lsr, list(EXPORT), says="onnxscript: not installed; in a clone of lsr-adapt: pip install -c constraints.txt"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_above_two_gigabytes_is_refused_in_a_line():
+    large = torch.nn.Linear(25_000, 25_000, bias=False, device="meta")  # without memory
+    says = "adapter: base model and adapter have 2.5 GB in float32, and a file of ONNX holds at most 2 GB"
+    assert says in refused(check_size, large, Path("adapter"))
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "tokenizers"])
+def test_predict_and_serve_name_the_package_that_is_missing(graphs, package, monkeypatch):
+    monkeypatch.chdir(graphs)
+    monkeypatch.setitem(sys.modules, package, None)
+    options = ["--runtime", "onnx"]
+    says = f"needs {package}, which is not installed"
+    refused(predict, ["--adapter", "graph", *options, "the cat"], says=says)
+    refused(lsr, ["serve", "graph", *options, "--port", "0"], says=says)
+
+
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     """A folder with the graphs of an adapter with two labels."""
@@ -275,6 +305,7 @@ def test_a_broken_folder_of_graphs_is_a_line(graphs, line, tmp_path, monkeypatch
         (["--adapter", "graph"], "graph: holds graphs in ONNX; needed: --runtime onnx or onnx-int8"),
         (["--adapter", "lora", "--runtime", "onnx"], "--runtime onnx: lora has no onnx/model.onnx"),
         (["--adapter", "graph", "--runtime", "onnx", "--base", "base"], "--base: has no effect with --runtime onnx"),
+        (["--adapter", "graph", "--runtime", "tflite"], "argument --runtime: invalid choice: 'tflite'"),
         (["--adapter", "graph", "--runtime", "onnx", "--tenant", "a"], "--tenant: has no effect with --runtime onnx"),
     ],
 )
