@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pipeline.methods import adapters, banks, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
+from pipeline.methods.heads import GroupHead
 from pipeline.methods.planning import Plan
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.cells import round_significant
@@ -85,6 +86,7 @@ class Run(TrainerCallback):
         self.model: Any = None
         self.tokenizer: Any = None  # pads batches for the model
         self.shared: SharedHead | None = None  # the head in which groups of tenants share rows
+        self.group_heads: Sequence[GroupHead] = ()  # the rows of these groups
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
         self.predicted: list[float] = []
@@ -155,6 +157,8 @@ class Run(TrainerCallback):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             bank = build_bank(self.model, self.task, self.training, folder)
+            tenants = list(self.task.facts.tenants)
+            bank.add_groups(banks.make_group_entries(bank, tenants, self.group_heads))
             return unseen.score_bank(self.training, bank)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
@@ -178,7 +182,8 @@ class Run(TrainerCallback):
         """Keep the shares of tenants' deviations that are best on validation."""
         assert self.shared is not None
         collate = self.task.head.collator(self.tokenizer)
-        shared_head.choose_shares(self.task, self.model, self.shared, self.splits["validation"], collate, AT_ONCE)
+        validation = self.splits["validation"]
+        self.group_heads = shared_head.choose_shares(self.task, self.model, self.shared, validation, collate, AT_ONCE)
 
     def _in_precisions(self) -> Iterator[tuple[str, Quantized]]:
         """Yield each precision with the size and scores of the quantized adapter and head."""

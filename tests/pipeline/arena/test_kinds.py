@@ -90,6 +90,24 @@ def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):
     assert found.file_bytes > 2 * found.tenant_bytes > 2 * 4 * 3 * 25
 
 
+def test_a_method_chooses_what_tenants_with_the_same_labels_share(arena, tmp_path):
+    words = ["red", "green", "blue"]
+    write("shops.jsonl", [*rows("acme", words, 40), *rows("bolt", words, 40)])
+    row = {**ROW, "tenant": "who", "label": {"column": "kind"}, "metrics": ["accuracy"]}
+    write("data/datasets.yaml", {"shops": row})
+    lora = small.SMALL["methods"]["LoRA r=1"]
+    methods = {head: {**lora, "params": lora["params"] | {"tenants.head": head}} for head in ("auto", "own", "shared")}
+    small.use(tasks={"few": {"row": "shops", "sample_sizes": {"test": 9}}}, methods=METHODS | methods)
+    chosen = {head: training(head) for head in methods}
+    assert len({run.key for run in chosen.values()}) == 3
+    for head in ("auto", "shared"):
+        found = measure(chosen[head])
+        assert (found.status, found.reason) == ("finished", "")
+        parts = labels_of("few", found, tmp_path / f"{head}.csv")
+        assert found.score() == pytest.approx(examples.score("accuracy", found, parts), abs=1e-6)
+        assert found.trained == found.stored == TINY
+
+
 def test_the_labels_of_a_text_that_has_several_are_drawn_together(arena):
     made = [{"text": f"{one['text']} of late", "tags": [one["kind"]] * (n % 4 > 0)} for n, one in enumerate(SHOPS)]
     write("tagged.jsonl", made)
