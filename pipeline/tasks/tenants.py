@@ -24,7 +24,7 @@ from pipeline.tasks.classes import ClassificationDescription, ClassificationScor
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.head import Head
-from pipeline.tasks.held_out import choose_tenants, describe_scores
+from pipeline.tasks.held_out import choose_tenants, describe_scores, name_metric
 from pipeline.tasks.number import RegressionScoring, number_in
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Answering, Answers_co, OfPart, Scoring
@@ -100,14 +100,17 @@ class TenantsPreprocessor(Preprocessor):
             return 0.5
         number, *labels = stratum
         label = str(labels[0]) if labels else ""  # none if it is a number
-        return place_of(f"{self.tenants[number]}\n{label}")
+        tenant = self.tenants[number]
+        return place_of(f"{tenant}\n{label}")
 
     def unit_of(self, cells: Cells, number: int) -> int:
-        return self.numbers[plain_text(cells[self.column])]
+        name = plain_text(cells[self.column])
+        return self.numbers[name]
 
     def extend_dedup_key(self, cells: Cells, alike: str) -> str:
         """Add the tenant: several tenants may have the same text."""
-        return f"{alike}\n{plain_text(cells[self.column])}"
+        name = plain_text(cells[self.column])
+        return f"{alike}\n{name}"
 
     def facts_of_rows(self, train: Iterable[Record]) -> Facts:
         """Find the tenants and their labels.
@@ -124,22 +127,37 @@ class TenantsPreprocessor(Preprocessor):
             if FORBIDDEN.fullmatch(tenant):
                 raise ValueError(f"{where}: tenant {tenant!r}: {NAMES}")
             counts[tenant][label] += 1
-        _check_enough(counts, 0 if self.is_number else MIN_LABELS)
-        given = () if self.is_number else names_of(self.entry, Facts())
+        least = 0 if self.is_number else MIN_LABELS
+        _check_enough(counts, least)
+        tenants = self._make_tenants(counts)
+        held_out = dict[str, Tenant]()
+        share = self.entry.held_out_tenants
+        if share is not None:
+            chosen = choose_tenants(tenants, share)
+            for name in sorted(chosen):
+                held_out[name] = tenants.pop(name)
+        return Facts(tenants=tenants, held_out=held_out)
+
+    def _make_tenants(self, counts: Mapping[str, Counter[str]]) -> dict[str, Tenant]:
+        """Return the tenants by name, given the number of their texts with each label.
+
+        Raises:
+            ValueError: if labels are too long or too many.
+        """
+        given: tuple[str, ...] = ()
+        if not self.is_number:
+            given = names_of(self.entry, Facts())
         tenants = dict[str, Tenant]()
         for name, labels in sorted(counts.items()):
-            names = None if self.is_number else given or in_order(labels)
+            names = None
+            if not self.is_number:
+                names = given or in_order(labels)
             try:
                 check_names(names or ())
             except ValueError as error:
                 raise ValueError(f"tenant {name}: {error}") from None
             tenants[name] = Tenant(labels=names, train=labels.total())
-        share = self.entry.held_out_tenants
-        if share is None:
-            return Facts(tenants=tenants)
-        chosen = sorted(choose_tenants(tenants, share))
-        held_out = {name: tenants.pop(name) for name in chosen}
-        return Facts(tenants=tenants, held_out=held_out)
+        return tenants
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant."""
@@ -189,8 +207,9 @@ def _check_enough(counts: Mapping[str, Counter[str]], least: int) -> None:  # te
     few = list[str]()
     for name, labels in sorted(counts.items()):
         texts = labels.total()
-        if texts < MIN_TEXTS or len(labels) < least:
-            few.append(f"{name} has {texts} and {len(labels)}")
+        different = len(labels)
+        if texts < MIN_TEXTS or different < least:
+            few.append(f"{name} has {texts} and {different}")
     if few:
         tenants = " tenants" if len(few) > SHOWN else ""
         needed = f"{MIN_TEXTS} texts and {least} different labels"
@@ -224,7 +243,9 @@ class TenantsHead(Head):
         parts = list[Classified]()
         for number, width in enumerate(self.widths):
             rows = positions.get(number, nobody)
-            parts.append(Classified(logits[rows, :width], outcome.labels[rows]))
+            own = logits[rows, :width]
+            part = Classified(own, outcome.labels[rows])
+            parts.append(part)
         return parts
 
     def select_logits(self, logits: "Tensor", **loss_columns: "Tensor") -> "Tensor":  # (n, outputs) -> (n, most)
@@ -233,7 +254,8 @@ class TenantsHead(Head):
 
         widths = torch.from_numpy(self.widths).to(logits.device)
         first = widths.cumsum(0) - widths
-        places = torch.arange(int(widths.max()), device=logits.device)
+        most = int(widths.max())
+        places = torch.arange(most, device=logits.device)
         tenant = loss_columns[TENANT][:, None]
         columns = first[tenant] + places
         last = logits.shape[1] - 1
@@ -283,8 +305,10 @@ class TenantsScoring(Scoring):
         return self.single(self.entry, Facts()).predict(outcome)
 
     def scores(self, outcome: Outcome) -> Scores:
-        parts = self.of_parts(outcome)
-        each = [part.scoring.scores(part.outcome) for part in parts]
+        each = list[Scores]()
+        for part in self.of_parts(outcome):
+            scores = part.scoring.scores(part.outcome)
+            each.append(scores)
         return {name: _mean_of(name, each) for name in self.entry.metrics}
 
     def metrics(self, outcome: Outcome, resamples: int) -> Scores:
@@ -294,13 +318,17 @@ class TenantsScoring(Scoring):
     def of_parts(self, outcome: Outcome) -> list[OfPart]:
         """Return each tenant's examples as a data set of its own; tenants without any are left out."""
         parts = list[OfPart]()
-        for name, rows in self.facts.rows_of_parts(len(outcome.labels), outcome.groups).items():
+        count = len(outcome.labels)
+        rows_of_parts = self.facts.rows_of_parts(count, outcome.groups)
+        for name, rows in rows_of_parts.items():
             tenant = self.facts.tenants[name]
             width = Head.width(tenant.labels)
             outputs = outcome.outputs[rows][:, :width]
             own = Outcome(outputs, outcome.labels[rows])
-            scoring = self.single(entry_of_tenant(self.entry, tenant), Facts())
-            parts.append(OfPart(name, scoring, rows, own))
+            entry = entry_of_tenant(self.entry, tenant)
+            scoring = self.single(entry, Facts())
+            part = OfPart(name, scoring, rows, own)
+            parts.append(part)
         return parts
 
     def parts(self, outcome: Outcome, resamples: int) -> tuple[Scores, dict[str, Scores]]:
@@ -321,8 +349,9 @@ class TenantsScoring(Scoring):
             for name in self.entry.metrics:
                 metrics |= _interval_of_mean(name, each)
         counts = [int(own["examples"]) for own in each]
+        tenants = tenants_of(self.facts)
         metrics["examples"] = sum(counts)
-        metrics["tenants"] = len(tenants_of(self.facts))
+        metrics["tenants"] = len(tenants)
         return metrics, parts
 
     def table(self, outcome: Outcome) -> Columns:
@@ -330,7 +359,8 @@ class TenantsScoring(Scoring):
         count = len(outcome.labels)
         for part in self.of_parts(outcome):
             names = [part.name] * len(part.rows)
-            table = {TENANT: names, **part.scoring.table(part.outcome)}
+            own = part.scoring.table(part.outcome)
+            table = {TENANT: names, **own}
             for column, values in table.items():
                 whole = columns.setdefault(column, np.empty(count, object))
                 whole[part.rows] = np.array(values, object)
@@ -354,7 +384,12 @@ class TenantsDescription(Description):
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         tenants = tenants_of(self.facts)
         labels = {name: tenant.labels for name, tenant in tenants.items()}
-        return super().task_info(tokenizer) | {"tenants": labels, "tenant": self.entry.tenant}
+        info = super().task_info(tokenizer)
+        return {
+            **info,
+            "tenants": labels,
+            "tenant": self.entry.tenant,
+        }
 
     def card(self) -> dict[str, Any]:
         return {"tenant": next(iter(self.facts.tenants))}
@@ -365,14 +400,17 @@ class TenantsDescription(Description):
 
     def predicts(self) -> str:
         what = "a number" if is_number(self.entry) else "one of its labels"
-        count = len(tenants_of(self.facts))
+        tenants = tenants_of(self.facts)
+        count = len(tenants)
         return f"for each of {count:,} tenants {what}"
 
     def of_data(self, labels: Numbers) -> str:
         if is_number(self.entry):
             return self.predicts()
         widths = widths_of(self.facts)
-        ends = sorted({widths.min(), widths.max()})
+        least = widths.min()
+        most = widths.max()
+        ends = sorted({least, most})
         shown = " to ".join(map(str, ends))
         return f"{self.predicts()}, {shown} labels each"
 
@@ -382,7 +420,10 @@ class TenantsDescription(Description):
     def results(self, metrics: Mapping[str, float], table: ReadTable) -> Iterable[Line]:
         scores = table(artifacts.EVALUATE_TENANTS)
         scored = sorted(zip(scores["score"], scores["tenant"], strict=True))
-        worst = [f"{name} {score:.4g}" for score, name in scored]
+        worst = list[str]()
+        for score, name in scored:
+            shown = f"{name} {score:.4g}"
+            worst.append(shown)
         best = worst[::-1]
         few = min(SHOWN, len(scored) // 2)  # so that none is among both; a single tenant is in the first line already
         count = metrics["tenants"]
@@ -391,13 +432,14 @@ class TenantsDescription(Description):
             yield "best", ", ".join(best[:few])
             yield "worst", ", ".join(worst[:few])
         yield "tenants", f"{count:,} of {each:,.0f} bytes each in {artifacts.BANK}"
-        if "held_out_0_labels" in metrics:
+        if name_metric(0) in metrics:
             yield "held out", describe_scores(metrics)
 
     def commands(self, table: ReadTable) -> Iterable[Line]:
         tenants = table(artifacts.EVALUATE_TENANTS)["tenant"]
         name = shlex.quote(tenants[0])
-        yield "predict", f"python -m pipeline.predict --tenant {name} {self.format_texts()}"
+        texts = self.format_texts()
+        yield "predict", f"python -m pipeline.predict --tenant {name} {texts}"
         yield "serve", f"lsr serve {artifacts.BANK}"
 
 
@@ -405,14 +447,16 @@ def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
     """Return the interval of a metric's mean over tenants, clipped to the range of the metric."""
     from pipeline.tasks import scores
 
+    low_name = f"{name}_low"
+    high_name = f"{name}_high"
     values = _values_of(name, each)
-    lows = _values_of(f"{name}_low", each)
-    highs = _values_of(f"{name}_high", each)
+    lows = _values_of(low_name, each)
+    highs = _values_of(high_name, each)
     low, high = scores.interval_of_mean(values, lows, highs)
     least = -1.0 if name in scores.SIGNED else 0.0
     return {
-        f"{name}_low": max(least, low),
-        f"{name}_high": min(1.0, high),
+        low_name: max(least, low),
+        high_name: min(1.0, high),
     }
 
 
@@ -426,6 +470,8 @@ def _mean_of(name: str, each: Sequence[Mapping[str, float]]) -> float:
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Sort labels, by value if all are numbers."""
-    numbers = pd.to_numeric(pd.Series([*labels]), errors="coerce")
-    key = float if numbers.notna().all() else None
+    column = pd.Series([*labels])
+    numbers = pd.to_numeric(column, errors="coerce")
+    are_numbers = numbers.notna().all()
+    key = float if are_numbers else None
     return tuple(sorted(labels, key=key))
