@@ -61,4 +61,6 @@ def count_kept(first: int, second: int, room: int) -> tuple[int, int]:
     if shorter + longer > room:
         shorter = min(shorter, room // 2)
         longer = room - shorter
-    return (shorter, longer) if first <= second else (longer, shorter)
+    if first <= second:
+        return shorter, longer
+    return longer, shorter

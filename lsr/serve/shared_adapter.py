@@ -135,14 +135,18 @@ def base_with(shared_adapter: Files, base: nn.Module | str | None) -> nn.Module:
     `merge_adapter`.
     """
     if not isinstance(base, nn.Module):
-        return merge_adapter(load_adapter(shared_adapter, base, None), shared_adapter)
+        loaded = load_adapter(shared_adapter, base, None)
+        return merge_adapter(loaded, shared_adapter)
     own = base.state_dict()
-    rows = _rows_of(last_layer(shared_adapter), shared_adapter)
+    layer = last_layer(shared_adapter)
+    rows = _rows_of(layer, shared_adapter)
     shapes = Shapes()
     for key, value in rows.items():
         tensor = own.get(key, value)
         shapes[key] = tensor.shape
-    return merge_adapter(load_onto(base, _with_zeros(shared_adapter, shapes)), shared_adapter)
+    with_zeros = _with_zeros(shared_adapter, shapes)
+    model = load_onto(base, with_zeros)
+    return merge_adapter(model, shared_adapter)
 
 
 def fingerprint(shared_adapter: Files | None) -> str | None:

@@ -27,7 +27,8 @@ def find_groups(facts: Facts) -> list[Group]:
     tenants = list(facts.tenants.values())
     for number, tenant in enumerate(tenants):
         labels = frozenset(tenant.labels or ())
-        members.setdefault(labels, []).append(number)
+        same = members.setdefault(labels, [])
+        same.append(number)
     widths = np.array([Head.width(tenant.labels) for tenant in tenants])
     first = widths.cumsum() - widths
     groups = list[Group]()
@@ -37,14 +38,19 @@ def find_groups(facts: Facts) -> list[Group]:
     return groups
 
 
-def _make_group(tenants: Sequence[Tenant], numbers: Sequence[int], first: Numbers) -> Group:
+def _make_group(
+    tenants: Sequence[Tenant],
+    numbers: Sequence[int],
+    first: Numbers,
+) -> Group:
     """Return a group of tenants by number; `first` has the first output of each tenant in the head."""
     labels = tenants[numbers[0]].labels
     outputs = list[Numbers]()
     for number in numbers:
         places = _places_of(labels, tenants[number].labels)
         outputs.append(first[number] + places)
-    return Group(labels, np.array(numbers), np.stack(outputs))
+    members = np.array(numbers)
+    return Group(labels, members, np.stack(outputs))
 
 
 def _places_of(labels: Sequence[str] | None, own: Sequence[str] | None) -> Numbers:
