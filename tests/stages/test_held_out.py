@@ -1,6 +1,7 @@
 """Tenants that training has not seen: none of their texts reach it, and their scores are those of plain libraries."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,25 @@ def test_with_labels_a_tenant_is_answered_as_after_lsr_bank_fit(world, monkeypat
 def answer(bank, tokenizer, name, text):
     logits = bank(**tokenizer(text, return_tensors="pt"), adapter_names=[name]).logits
     return bank.answers(logits, [name])[0].label
+
+
+@pytest.mark.nightly
+def test_where_heads_are_shared_a_tenant_without_labels_is_answered_as_after_lsr_bank_add(world, monkeypatch, tmp_path):
+    shutil.copytree(world, tmp_path / "shared")
+    monkeypatch.chdir(tmp_path / "shared")
+    workspace.change(tenants={"head": "shared"})
+    run_in(".", TRAIN, EVALUATE)
+    names = ["echo", "cast"]
+    words = ["bank", "--from", "artifacts/bank", "-o", "out", "--base", "tiny-roberta", "--add", *names]
+    assert lsr([*words, "--labels", "no,yes"]) == 0
+    bank = AdapterBank.load("tiny-roberta", "out")
+    tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
+    means = []
+    for name, most in (("cast", 0), ("echo", 10)):
+        texts, labels = examples_of(name)
+        right = np.array([answer(bank, tokenizer, name, text) for text in texts]) == np.array(NO_YES)[labels]
+        means.append(np.mean([right[unseen].mean() for _, unseen in draws(name, 0, most)]))
+    assert report(artifacts.EVALUATE_METRICS)["held_out_0_labels"] == pytest.approx(np.mean(means), abs=1e-5)
 
 
 def test_the_regression_of_a_tenants_own_is_that_of_scikit_learn_on_the_frozen_encoder(world, monkeypatch):
