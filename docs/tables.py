@@ -20,6 +20,7 @@ from pipeline.arena import record as arena_records
 from pipeline.core.console import Parser
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sources import ModelEntry
+from pipeline.params.yaml_file import read_yaml
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ("sentiment", "other-tasks", "larger-encoder", "tenants", "generation", "robustness")  # pages
@@ -38,6 +39,7 @@ PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
+HEADS = "tenant-heads"  # the preset that compares ways to share a head
 TENANTS = 8  # of each task of the preset tenants
 JUDGED = ("Δ, these tasks", "Δ, new tasks")  # with 95 % intervals
 LEADERS = ("method", "trained", "file, kB", "CPU s", "accuracy, %", "Δ vs LoRA r = 1, these tasks", "Δ, new tasks")
@@ -246,6 +248,44 @@ def differences() -> Iterator[str]:
     return table(("method", *tasks), rows)
 
 
+def heads() -> Iterator[str]:
+    """Yield the scores of ways to share a head by task, each with the number of epochs that was chosen.
+
+    What has not been run is a dash.
+    """
+    known = _results_so_far()
+    chosen = read_yaml(ROOT / "pipeline/arena.yaml")[HEADS]
+    rows = []
+    for method in chosen["methods"]:
+        cells = [_with_epochs(known.get((task, method))) for task in chosen["tasks"]]
+        rows.append([method, *cells])
+    return table(("method", *chosen["tasks"]), rows)
+
+
+def _results_so_far() -> dict[tuple[str, str], Result]:
+    path = ROOT / f"reports/compare/{HEADS}/comparison.json"
+    return results(HEADS) if path.exists() else {}
+
+
+def _with_epochs(row: Result | None) -> str:
+    if row is None or row["score"] is None:
+        return "–"
+    return f"{_scored(row)} ({row['epochs']})" if "epochs" in row else f"{row['score']:.1f}"
+
+
+def later() -> Iterator[str]:
+    """Yield the scores on tenants without texts in training by their number of labels, for each task of training."""
+    scored = {place: row["unseen"] for place, row in _results_so_far().items() if "unseen" in row}
+    if not scored:
+        return iter(["No model has been scored on them yet."])
+    counts = sorted({int(count) for unseen in scored.values() for count in unseen})
+    rows = []
+    for (task, method), unseen in scored.items():
+        cells = [_scored(unseen[str(count)]) for count in counts]
+        rows.append([task, method, *cells])
+    return table(("trained on", "method", *(f"{count} labels" for count in counts)), rows)
+
+
 def completions() -> Iterator[str]:
     """Yield scores in percent, and losses per token, of methods of the preset `generate` that have some, by task."""
     by_task = results("generate")
@@ -325,6 +365,8 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "tenants": tenants,
     "differences of tenants": differences,
     "hypotheses of tenants": partial(hypotheses, "tenants"),
+    "heads": heads,
+    "later tenants": later,
     "completions": completions,
     "hypotheses of completions": partial(hypotheses, "generate"),
     "first screen": first_screen,

@@ -4,8 +4,9 @@ The classifier is a logistic regression, whose penalty is chosen on the validati
 There is no training loop, and nothing depends on a seed.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,36 +66,69 @@ def measure(
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
     parts = read_parts(task, model, splits, collate, at_once)
     by_tenant = dict[str, Pipeline]()
-    for name in parts["train"].rows:  # each tenant has its own regression
-        by_tenant[name] = _fit(training.chosen.features, parts["train"].of(name), parts["validation"].of(name))
+    parameters = 0
+    for names, fitted in _fit_units(training, task, parts):
+        by_tenant |= dict.fromkeys(names, fitted)
+        parameters += _count(fitted)
 
     def outputs(name: str, features: Values) -> Tensor:
         return _outputs(by_tenant[name], features, width_of(task, name))
 
     return Measured(
         _outcomes(by_tenant, parts),
-        sum(map(_count, by_tenant.values())),
+        parameters,
         unseen.score_regressions(training, task, outputs, model, tokenizer),
     )
 
 
+def _fit_units(training: TrainingRun, task: Task, parts: Mapping[str, Part]) -> list[tuple[list[str], Pipeline]]:
+    """Fit a regression to the texts of each tenant or, with a shared head, of each group of tenants with equal labels.
+
+    Without tenants, it is fitted to all texts. Each fit comes with the names of its tenants.
+    """
+    is_shared = training.view.tenants.head == "shared"
+    units = defaultdict[Any, list[str]](list)
+    for name in parts["train"].rows:
+        unit: object = name
+        if is_shared and name in task.facts.tenants:
+            unit = task.facts.tenants[name].labels
+        units[unit].append(name)
+    fits = list[tuple[list[str], Pipeline]]()
+    for names in units.values():
+        train = _join(parts["train"], names)
+        validation = _join(parts["validation"], names)
+        fitted = _fit(training.chosen.features, train, validation)
+        fits.append((names, fitted))
+    return fits
+
+
+def _join(part: Part, names: Iterable[str]) -> XY:
+    """Return the features and labels of the examples of some tenants."""
+    rows = np.concatenate([part.rows_of(name) for name in names])
+    return part.features[rows], part.labels[rows]
+
+
 def _outputs(fitted: Pipeline, features: Values, width: int) -> Tensor:
     """Return log-probabilities, (n, width), the smallest number for classes that the regression does not have."""
-    outputs = torch.full((len(features), width), torch.finfo(torch.float32).min)
-    outputs[:, fitted.classes_] = torch.from_numpy(_logs(fitted, features)).float()
+    least = torch.finfo(torch.float32).min
+    outputs = torch.full((len(features), width), least)
+    known = torch.from_numpy(_logs(fitted, features))
+    outputs[:, fitted.classes_] = known.float()
     return outputs
 
 
 def _outcomes(by_tenant: Mapping[str, Pipeline], parts: Mapping[str, Part]) -> dict[str, Outcome]:
     """Return the log-probabilities for validation and test."""
-    width = 1 + max(int(part.labels.max()) for part in parts.values())
+    largest = max(part.labels.max() for part in parts.values())
+    width = 1 + int(largest)
     scored = dict[str, Outcome]()
     for split in SCORED:
         part = parts[split]
         outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
         for name, fitted in by_tenant.items():
+            rows = part.rows_of(name)
             features, _ = part.of(name)
-            outputs[part.rows_of(name)] = _outputs(fitted, features, width)
+            outputs[rows] = _outputs(fitted, features, width)
         scored[split] = Outcome(outputs, part.labels, part.groups)
     return scored
 

@@ -281,7 +281,7 @@ def key_of(
     changes, increase VERSION.
     """
     section = view.section
-    head = view.tenants.head
+    head = _read_head(view, method)
     has_tenants = view.dataset.tenant is not None
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
     values = section.model_dump(mode="json", exclude_defaults=True)
@@ -301,12 +301,19 @@ def key_of(
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
         **({"tenants": view.tenants.shared_adapter} if has_tenants else {}),
-        **({} if head == "own" or not has_tenants or not method.is_trained else {"tenants_head": head}),
+        **({"tenants_head": head} if has_tenants and head != "own" else {}),
         **({"scored": "last"} if only_last else {}),
         **({"unseen": _hash_unseen(unseen, pinned)} if unseen else {}),
     }
     text = json.dumps(known, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_head(view: TrainView, method: Method) -> str:
+    """Return `tenants.head` as a method reads it: regressions have no deviations, and nothing untrained a head."""
+    head = view.tenants.head
+    is_read = method.is_trained or (method.features and head == "shared")
+    return head if is_read else "own"
 
 
 def _hash_unseen(unseen: Mapping[str, Unseen], pinned: Mapping[str, str]) -> dict[str, Any]:

@@ -286,7 +286,8 @@ class Preset(Section):
         for name, task in self.tasks.items():
             places[f"tasks: {name}: params"] = task.params, of_tenants & {name}
         for name, method in self.methods.items():
-            read = of_tenants & {*(method.tasks or self.tasks)} if method.is_trained else set()
+            reads_heads = method.is_trained or method.features
+            read = of_tenants & {*(method.tasks or self.tasks)} if reads_heads else set()
             places[f"methods: {name}: params"] = method.params, read
         for place, (values, read) in places.items():
             if HEAD in values and not read:

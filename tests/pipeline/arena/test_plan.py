@@ -180,7 +180,7 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     """Where this fails, what a key hashes has changed: give the records their new keys in the same commit."""
     monkeypatch.chdir(workspace.ROOT)
     chosen = preset.load(name)
-    assert {"LoRA r=1", "one LoRA r=8, 4 passes", "own heads"} & chosen.methods.keys()
+    assert {"LoRA r=1", "one LoRA r=8, 4 passes", "tenants ignored"} & chosen.methods.keys()
     assert len(chosen.seeds) >= 2
     records = record.read(record.FOLDER / name)
     planned = set()

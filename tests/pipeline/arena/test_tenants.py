@@ -1,13 +1,19 @@
 """Tenants in the arena: how they share a head, tenants of whom no text is in training, and tuned numbers of epochs."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoModel
+from torch.nn import functional
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.arena import measure as measuring
 from pipeline.arena import task_tokens, unseen
@@ -38,8 +44,11 @@ LATE = {
 }
 LORA = {"lora.r": 2, "lora.lora_alpha": 4, "lora.learning_rate": 0.05}
 METHODS = {
-    "each": {"adapter": "head", "features": "mean", "tasks": ["shops"]},
-    "own": {"adapter": "lora", "tasks": ["shops"], "params": LORA},
+    "one": {"adapter": "head", "features": "mean", "tasks": ["shops"], "params": {"tenants.head": "shared"}},
+    "each": {"adapter": "head", "features": "mean", "tasks": ["shops"], "params": {"tenants.head": "own"}},
+    "own": {"adapter": "lora", "tasks": ["shops"], "params": {**LORA, "tenants.head": "own"}},
+    "ignored": {"adapter": "lora", "tasks": ["shops"], "params": {**LORA, "tenants.head": "shared"}},
+    "deviating": {"adapter": "lora", "tasks": ["shops"], "params": {**LORA, "tenants.head": "auto"}},
 }
 UNSEEN = {"late": ["red", "green", "blue"]}
 SAMPLE = {"train": 40, "validation": 10, "test": 18}
@@ -113,7 +122,7 @@ def reference(method):
     return fitted, predicted
 
 
-@pytest.mark.parametrize("method", ["each"])
+@pytest.mark.parametrize("method", ["one", "each"])
 def test_regressions_on_the_frozen_encoder_are_those_of_scikit_learn(method, tenants):
     found = measure(training(method))
     assert (found.status, found.reason) == ("finished", "")
@@ -149,15 +158,80 @@ def trained(method, monkeypatch):
     return found, models[0].eval()
 
 
-def test_a_tenant_without_labels_is_answered_by_the_mean_of_own_heads(tenants, monkeypatch):
-    found, model = trained("own", monkeypatch)
-    test = task_tokens.splits(unseen.training_of(training("own"), "late"))["test"]
+@pytest.mark.parametrize("method", ["own", "ignored"])
+def test_a_tenant_without_labels_is_answered_by_its_group_or_the_mean_of_own_heads(method, tenants, monkeypatch):
+    found, model = trained(method, monkeypatch)
+    test = task_tokens.splits(unseen.training_of(training(method), "late"))["test"]
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([ids])).logits for ids in test["input_ids"]])
     of_group = (logits[:, :3] + logits[:, 3:]) / 2
     expected = accuracy_score(as_tenants_call(test["label"][:]), of_group.argmax(dim=1))
     assert found.unseen["late"][0] == pytest.approx(expected, abs=1e-6)
     assert found.unseen["late"][60] > found.unseen["late"][0]  # a word in the text tells the label
+
+
+@pytest.fixture
+def still(tenants):
+    """The preset with a base model without dropout, trained on all texts at once, so that no step depends on a draw."""
+    shutil.copytree("tiny-roberta", "still-roberta", dirs_exist_ok=True)
+    config = json.loads(Path("still-roberta/config.json").read_text())
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    write("still-roberta/config.json", json.dumps(config | dropouts))
+    source = {"kind": "hub", "path": "still-roberta"}
+    entry = {"source": source, "target_modules": ["query", "value"], "head": ["classifier"]}
+    write("models/models.yaml", {"still": entry})
+    yield {"model": "still", "params": {"train.batch_size": 100, "train.epochs": 4, "train.weight_decay": 0.0}}
+    Path("models/models.yaml").unlink()
+
+
+def start_with_one_head(model):
+    """Return plain PEFT's model with three classes and the initial weights of a model of two tenants."""
+    base = AutoModelForSequenceClassification.from_pretrained("still-roberta", num_labels=3)
+    config = LoraConfig(
+        task_type="SEQ_CLS", r=2, lora_alpha=4, target_modules=["query", "value"], modules_to_save=["classifier"]
+    )
+    plain = get_peft_model(base, config)
+    state = model.state_dict()
+    for name, value in plain.state_dict().items():
+        initial = state[name].reshape(2, *value.shape).mean(dim=0) if "out_proj" in name else state[name]
+        value.copy_(initial)
+    return plain
+
+
+def train_plainly(plain, examples, epochs=4):
+    """Train with AdamW on all texts at once, with linearly decreasing rates."""
+    in_head = [value for name, value in plain.named_parameters() if value.requires_grad and "classifier" in name]
+    others = [value for name, value in plain.named_parameters() if value.requires_grad and "classifier" not in name]
+    head_rate = training("ignored").head_rate
+    groups = [{"params": others, "lr": 0.05}, {"params": in_head, "lr": head_rate}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    batch = AutoTokenizer.from_pretrained("still-roberta").pad(
+        {"input_ids": examples["input_ids"][:]}, return_tensors="pt"
+    )
+    labels = torch.tensor(examples["label"][:])
+    plain.train()
+    for epoch in range(epochs):
+        for group, rate in zip(optimizer.param_groups, (0.05, head_rate), strict=True):
+            group["lr"] = rate * (1 - epoch / epochs)
+        optimizer.zero_grad()
+        functional.cross_entropy(plain(**batch).logits, labels).backward()
+        torch.nn.utils.clip_grad_norm_([*others, *in_head], 1.0)
+        optimizer.step()
+
+
+def test_ignoring_tenants_is_a_plain_loop_with_one_head(still, monkeypatch):
+    use(**still)
+    splits = task_tokens.splits(training("own"))
+    fresh = measuring.build_model(training("own"), task_tokens.task_of(training("own")), splits["train"])
+    plain = start_with_one_head(fresh)
+    train_plainly(plain, splits["train"])
+    found, model = trained("ignored", monkeypatch)
+    plain.eval()
+    with torch.no_grad():
+        expected = torch.cat([plain(torch.tensor([ids])).logits for ids in splits["test"]["input_ids"]])
+        logits = torch.cat([model(torch.tensor([ids])).logits for ids in splits["test"]["input_ids"]])
+    torch.testing.assert_close(logits, expected.repeat(1, 2), rtol=1e-3, atol=1e-4)
+    assert list(found.predicted) == expected.argmax(dim=1).tolist()
 
 
 def test_where_the_number_of_epochs_is_tuned_the_last_one_alone_is_scored(tenants):
@@ -175,6 +249,14 @@ def test_where_the_number_of_epochs_is_tuned_the_last_one_alone_is_scored(tenant
     assert plain.epochs is None  # nothing is trained
 
 
+def test_each_way_to_share_a_head_is_a_method_of_its_own(tenants):
+    heads = {method: training(method).key for method in ("own", "ignored", "deviating")}
+    assert len({*heads.values()}) == 3
+    alone = {"adapter": "head", "features": "mean", "tasks": ["shops"]}
+    use(methods=METHODS | {"alone": alone})  # whose head is `auto`: regressions have no deviations
+    assert training("alone").key == training("each").key != training("one").key
+
+
 BROKEN = [
     ({"unseen": {"late": ["red", "green"]}}, "tasks: shops: unseen: late: must be 3 different labels, for rouge, vert"),
     ({"unseen": {"late": ["red", "red", "blue"]}}, "unseen: late: must be 3 different labels, for rouge, vert, bleu"),
@@ -190,7 +272,8 @@ def test_a_tenant_added_later_must_have_the_labels_of_others(changes, says, tena
     task = {"row": "shops", "sample_sizes": SAMPLE, **changes}
 
     def checked():
-        use(tasks={"shops": task}, methods={"each": METHODS["each"]}, baseline="each")
+        each = {"adapter": "head", "features": "mean", "tasks": ["shops"]}
+        small.use(tasks={"shops": task}, methods={"each": each})
         check([small.entry("shops: each")])
 
     refused(checked, says=says)
