@@ -249,11 +249,10 @@ def differences() -> Iterator[str]:
 
 
 def heads() -> Iterator[str]:
-    """Yield the scores of ways to share a head by task, each with the number of epochs that was chosen.
-
-    What has not been run is a dash.
-    """
+    """Yield the scores of ways to share a head by task, each with the number of epochs that was chosen."""
     known = _results_so_far()
+    if not known:
+        return iter(["No row of this table has been run yet."])
     chosen = read_yaml(ROOT / "pipeline/arena.yaml")[HEADS]
     rows = []
     for method in chosen["methods"]:
