@@ -69,15 +69,6 @@ def many_labels(server):
     return predict(server, [1] * 24)
 
 
-def long_texts(server):
-    """Texts that are truncated, of as many characters as a request may have and of more."""
-    allowed = "a " * (20 * 64 * 64 // 2)
-    bodies = [body("ben", allowed), body("ben", *["a " * 640] * 64), body("ben", allowed * 8)]
-    answers = at_once(lambda content: server.post("/v1/predict", content), *bodies * CLIENTS)
-    assert {status for status, _ in answers} == {200, 422}
-    return answers
-
-
 def nobody_reads(server):
     """Thirty clients that ask for large answers and read nothing."""
     labels = [f"{at:03}" + "\x01" * 197 for at in range(320)]
@@ -160,7 +151,6 @@ ON = {
         long_labels,
         labels_at_the_limits,
         many_labels,
-        long_texts,
         nobody_reads,
         large_bodies,
         large_files,
