@@ -35,7 +35,6 @@ from lsr.serve.passes import BatchRunner
 from lsr_onnx.errors import InputError, shortened, wrap_errors
 from lsr_onnx.examples import Example, Label, Text
 from lsr_onnx.rows import TokenizedText
-from lsr_onnx.runner import MAX_TEXTS
 
 MIN_TEXTS = 4
 LARGEST_NUMBER = 1e30
@@ -105,13 +104,11 @@ def read_part(passes: BatchRunner, prepared: Prepared, batch: Sequence[int]) -> 
 
 
 def _tokenize(passes: BatchRunner, group: Contents, texts: Sequence[Text]) -> list[TokenizedText]:
-    """Tokenize texts, as many at once as a request may have; longer ones are truncated as in predictions."""
+    """Tokenize texts one by one, as the limit of characters is that of a request; longer ones are truncated."""
     version = Version(dict(group.task or {}), {}, 0)
     rows = list[TokenizedText]()
-    for first in range(0, len(texts), MAX_TEXTS):
-        part = texts[first : first + MAX_TEXTS]
-        names = [f"{passes.field}[{number}]" for number in range(first, first + len(part))]
-        rows += passes.rows(group.source, version, part, names=names)
+    for number, text in enumerate(texts):
+        rows += passes.rows(group.source, version, [text], names=[f"{passes.field}[{number}]"])
     return rows
 
 

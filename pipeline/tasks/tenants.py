@@ -129,7 +129,7 @@ class TenantsPreprocessor(Preprocessor):
             counts[tenant][label] += 1
         least = 0 if self.is_number else MIN_LABELS
         _check_enough(counts, least)
-        tenants = self._make_tenants(counts)
+        tenants = _make_tenants(self.entry, counts)
         held_out = dict[str, Tenant]()
         share = self.entry.held_out_tenants
         if share is not None:
@@ -137,27 +137,6 @@ class TenantsPreprocessor(Preprocessor):
             for name in sorted(chosen):
                 held_out[name] = tenants.pop(name)
         return Facts(tenants=tenants, held_out=held_out)
-
-    def _make_tenants(self, counts: Mapping[str, Counter[str]]) -> dict[str, Tenant]:
-        """Return the tenants by name, given the number of their texts with each label.
-
-        Raises:
-            ValueError: if labels are too long or too many.
-        """
-        given: tuple[str, ...] = ()
-        if not self.is_number:
-            given = names_of(self.entry, Facts())
-        tenants = dict[str, Tenant]()
-        for name, labels in sorted(counts.items()):
-            names = None
-            if not self.is_number:
-                names = given or in_order(labels)
-            try:
-                check_names(names or ())
-            except ValueError as error:
-                raise ValueError(f"tenant {name}: {error}") from None
-            tenants[name] = Tenant(labels=names, train=labels.total())
-        return tenants
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant."""
@@ -201,6 +180,27 @@ def _tenant_and_label(cells: Cells, entry: DatasetEntry) -> tuple[str, str]:
     tenant = cells[str(entry.tenant)]
     label = cells[entry.label.column]
     return plain_text(tenant), plain_text(label)
+
+
+def _make_tenants(entry: DatasetEntry, counts: Mapping[str, Counter[str]]) -> dict[str, Tenant]:
+    """Return the tenants by name, given the number of their texts with each label.
+
+    Raises:
+        ValueError: if labels are too long or too many.
+    """
+    has_labels = not is_number(entry)
+    given = names_of(entry, Facts()) if has_labels else ()
+    tenants = dict[str, Tenant]()
+    for name, labels in sorted(counts.items()):
+        names = None
+        if has_labels:
+            names = given or in_order(labels)
+        try:
+            check_names(names or ())
+        except ValueError as error:
+            raise ValueError(f"tenant {name}: {error}") from None
+        tenants[name] = Tenant(labels=names, train=labels.total())
+    return tenants
 
 
 def _check_enough(counts: Mapping[str, Counter[str]], least: int) -> None:  # texts by tenant and label; labels

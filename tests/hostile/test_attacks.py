@@ -90,6 +90,12 @@ def large_bodies(server):
     return at_once(lambda content: server.post("/v1/predict", content.encode()), *bodies * CLIENTS)
 
 
+def long_texts(server):
+    """Texts that are truncated: many, a long one, both with as many characters as a request may have, and too many."""
+    requests = [["a cat " * 100] * 64, ["a cat " * 6400], ["a cat " * 109_220]]
+    return at_once(lambda texts: server.post("/v1/predict", body("anna", *texts)), *requests * CLIENTS)
+
+
 def large_files(server):
     sent = files(server.folder / "0/ben")
     more = b'{"more": [' + b"[]," * 2_600_000 + b"[]]}"
@@ -153,6 +159,7 @@ ON = {
         many_labels,
         nobody_reads,
         large_bodies,
+        long_texts,
         large_files,
         bytes_like_the_end_of_a_part,
         a_header_of_many_tensors,
