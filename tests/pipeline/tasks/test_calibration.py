@@ -9,7 +9,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from lsr.loading import task as checks
+from lsr_onnx import task as checks
 from pipeline.tasks import calibration
 from pipeline.tasks.calibration import Classified, as_binary, fit_temperature, fit_temperatures
 
