@@ -45,9 +45,9 @@ def ask(call, address="http://server", **options):
     return asyncio.run(run())
 
 
-def ask_passes(passes, call):
-    """What `call` returns, given a client of a server in this process."""
-    app = Service(passes, BatchScheduler(passes, 8, 400, 0.01)).application()
+def ask_passes(passes, call, wait=0.01):
+    """What `call` returns, given a client of a server in this process, which waits so many seconds for a full batch."""
+    app = Service(passes, BatchScheduler(passes, 8, 400, wait)).application()
 
     async def run(client):
         async with app.router.lifespan_context(app):

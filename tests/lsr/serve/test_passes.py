@@ -56,7 +56,7 @@ def test_what_breaks_a_batch_is_an_error_of_its_row_alone(passes, monkeypatch):
 
     monkeypatch.setattr(passes.bank, "forward", forward)
     names = ["anna", "ben", "cleo", "dora", "anna", "cleo", "dora", "anna"]
-    found = ask_passes(passes, posted(*(predict(name, "a cat") for name in names)))
+    found = ask_passes(passes, posted(*(predict(name, "a cat") for name in names)), wait=1)
     assert [response.status_code for response in found] == [500 if name == "ben" else 200 for name in names]
     assert sorted(sizes) == [1, 1, 2, 2, 4, 4, 8]  # the halves with ben in them, and the others as a whole
 
