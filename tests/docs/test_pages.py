@@ -39,6 +39,13 @@ def blocks(language):
     return sorted(set(re.findall(rf"```{language}\n(.*?)```", ALL, re.DOTALL)))
 
 
+def test_the_site_is_built_without_a_warning(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    run = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "reference/api.html").is_file()
+
+
 @pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.startswith("methods:")])
 def test_methods_of_a_preset_that_are_shown_are_valid(block):
     for method in YAML(typ="safe", pure=True).load(block)["methods"].values():
