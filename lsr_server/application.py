@@ -22,7 +22,7 @@ from lsr_server.answers import NOT_FINITE, SECONDS, Room, check_answers, encode_
 from lsr_server.aside import Aside
 from lsr_server.batches import BatchScheduler, answer_by_one_version
 from lsr_server.openai_fields import FieldError
-from lsr_server.questions import Question, check_body, check_change, read_json, read_question
+from lsr_server.questions import Question, check_body, check_change, has_long_text, read_json, read_question
 from lsr_server.refusals import refusal
 from lsr_server.uploads import MAX_ADAPTER_BYTES, Uploads
 
@@ -64,7 +64,8 @@ class Service:
 
     async def _answer_by(self, question: Question, version: Version) -> Response:
         # Not in the event loop, which one long text would stop.
-        rows, size = await asyncio.to_thread(self._rows, version, question)
+        is_long = has_long_text(question.texts, self.passes.tokens)
+        rows, size = await self._aside.run_in_thread(partial(self._rows, version, question), is_long=is_long)
         with self._answer_room.hold(size):
             results = await self.batches.answers(rows)
             finite = [result for result in results if result is not None]

@@ -31,6 +31,10 @@ class Aside:
         """Return the result of a call on this many bytes of JSON: made at once if they are few, or else by `run`."""
         return call() if size <= SMALL else await self.run(call)
 
+    async def run_in_thread(self, call: Callable[[], Any], *, is_long: bool) -> Any:
+        """Return the result of a call, made by `run` if it is long, or else at once in a thread of its own."""
+        return await (self.run(call) if is_long else asyncio.to_thread(call))
+
     async def run(self, call: Callable[[], Any]) -> Any:
         """Return the result of a call, made after earlier calls and a pause."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run_after_rest, call)

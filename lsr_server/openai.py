@@ -24,7 +24,7 @@ from lsr_server.aside import Aside
 from lsr_server.batches import BatchScheduler, answer_by_one_version
 from lsr_server.openai_fields import Asked, FieldError, read_chat, read_classify, read_completion
 from lsr_server.openai_forms import Form, format_classes, format_error
-from lsr_server.questions import check_token, read_json
+from lsr_server.questions import check_token, has_long_text, read_json
 from lsr_server.streaming import DONE, STREAMED, GrowingText, encode_event, run_unless_left
 
 PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/classify")
@@ -207,7 +207,8 @@ class Endpoints:
         each = most_bytes(version, 0, 0) + MAX_HEAD
         check_answers(len(texts), each, 0, 0)
         names = [f"input[{number}]" for number in range(len(texts))]
-        rows = await asyncio.to_thread(self._passes.rows, model, version, texts, names=names)
+        read = partial(self._passes.rows, model, version, texts, names=names)
+        rows = await self._aside.run_in_thread(read, is_long=has_long_text(texts, self._passes.tokens))
         size = MAX_HEAD + len(texts) * each
         answers = await run_unless_left(request, self._answers(rows, size))
         if None in answers:

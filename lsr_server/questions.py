@@ -2,13 +2,14 @@
 
 import os
 import secrets
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from lsr_onnx.runner import MAX_TEXTS, Runner
+from lsr_onnx.runner import CHARACTERS, MAX_TEXTS, Runner
 from lsr_server.aside import Aside
 from lsr_server.bodies import MAX_JSON_BYTES, parse_json
 
@@ -19,6 +20,17 @@ class Question(NamedTuple):
     adapter: str
     texts: list[Any]  # texts to classify, or prompts
     max_new_tokens: int  # limit to the generated tokens; 0 where an adapter predicts
+
+
+def has_long_text(texts: Sequence[Any], tokens: int) -> bool:
+    """Return whether a text, or a message of a prompt, is so long that `tokens` of it are read only in part."""
+    for text in texts:
+        parts = text if isinstance(text, list) else [text]
+        for part in parts:
+            content = part.get("content") if isinstance(part, dict) else part
+            if isinstance(content, str) and len(content) > CHARACTERS * tokens:
+                return True
+    return False
 
 
 def read_question(content: Any, max_new_tokens: int) -> Question:

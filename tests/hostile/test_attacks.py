@@ -91,8 +91,8 @@ def large_bodies(server):
 
 
 def long_texts(server):
-    """Texts that are truncated: many, a long one, both with as many characters as a request may have, and too many."""
-    requests = [["a cat " * 100] * 64, ["a cat " * 6400], ["a cat " * 109_220]]
+    """A text that is truncated, with as many characters as a request may have, and one with too many."""
+    requests = [["a cat " * 6400], ["a cat " * 109_220]]
     return at_once(lambda texts: server.post("/v1/predict", body("anna", *texts)), *requests * CLIENTS)
 
 
