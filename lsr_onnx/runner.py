@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsr_onnx.errors import HALVES, InputError, wrap_errors
 from lsr_onnx.examples import Example
 from lsr_onnx.rows import ReplacedError, Result, TokenizedText, Version, Wanted
+from lsr_onnx.task import NO_TEMPLATE
+from lsr_onnx.truncation import Inputs
 
 MAX_TEXTS = 64  # maximum number of texts of a request
 # Characters per token. Before anything is tokenized, a text that must not be truncated is refused above so many, and a
@@ -19,6 +21,13 @@ ROLES = ("system", "user", "assistant")  # roles of messages, the same as in tra
 TEXT = "a text"
 PAIR = "a list of two texts, each"
 PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
+
+
+class Encoded(NamedTuple):
+    """A tokenized text."""
+
+    ids: Sequence[int]  # all of its tokens
+    cut: Callable[[int], Inputs]  # returns its inputs, truncated to so many tokens
 
 
 class PreparedFit(ABC):
@@ -51,6 +60,7 @@ class Runner(ABC):
 
     can_change = False  # whether adapters can be added to the bank and removed
     adapter_files: Sequence[str] = ()  # names of the files of an adapter that may be uploaded
+    stop_token_ids: Sequence[int] = ()  # end a completion unless the adapter has others
 
     def __init__(
         self,
@@ -68,7 +78,6 @@ class Runner(ABC):
         self.max_new_tokens = max_new_tokens
         self.field = "prompts" if max_new_tokens else "texts"  # name of the request's field, for messages
 
-    @abstractmethod
     def rows(
         self,
         name: str,
@@ -82,9 +91,37 @@ class Runner(ABC):
     ) -> list[TokenizedText]:
         """Tokenize texts, pairs of texts (if the adapter's task info has two columns) or prompts into rows.
 
-        `template` overrides the task info's. `names` replace the names of the texts in errors. A text with more tokens
-        than the adapter reads is truncated as in `pipeline.predict`, a prompt on the left, unless this or the runner
-        `is_strict`.
+        A prompt is a text or, if the task info has a template, a conversation: a list of messages. `template` overrides
+        the task info's. `names` replace the names of the texts in errors. A text with more tokens than the adapter
+        reads is truncated as in `pipeline.predict`, a prompt on the left, unless this or the runner `is_strict`.
+
+        Raises:
+            InputError: if a text is not valid; names the first one.
+        """
+        task_info = version.task_info
+        most = self.limit(version)
+        longest = most if is_strict or self.is_strict else None
+        names = self.name_texts(len(texts), names)
+        encoded = self.encode(version, texts, names, longest, template or task_info.get("template") or NO_TEMPLATE)
+        read_each(names, [text.ids for text in encoded], partial(check_tokens, longest))
+        inputs = read_each(names, encoded, lambda text: text.cut(most))
+        if wanted is not None:
+            wanted = wanted._replace(stop_token_ids=tuple(task_info.get("stop_token_ids") or self.stop_token_ids))
+        rows = list[TokenizedText]()
+        for text, own in zip(encoded, inputs, strict=True):
+            rows.append(TokenizedText(name, version, own, wanted, is_truncated=len(text.ids) > most))
+        return rows
+
+    @abstractmethod
+    def encode(
+        self,
+        version: Version,
+        texts: Sequence[Any],
+        names: Sequence[str],
+        longest: int | None,
+        template: str,
+    ) -> list[Encoded]:
+        """Check texts by `read_texts` and tokenize them; `template` is that of prompts.
 
         Raises:
             InputError: if a text is not valid; names the first one.

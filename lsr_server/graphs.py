@@ -19,8 +19,8 @@ from lsr_onnx.errors import InputError, wrap_errors
 from lsr_onnx.folder import GRAPHS, INT8, TASK, TENANTS, TOKENIZER, Tenant
 from lsr_onnx.graph import KINDS_OF_TOKENS, Graph
 from lsr_onnx.names import check_labels, check_name
-from lsr_onnx.rows import Result, TokenizedText, Version, Wanted
-from lsr_onnx.runner import Runner, check_tokens, form_of, read_each
+from lsr_onnx.rows import Result, TokenizedText, Version
+from lsr_onnx.runner import Encoded, Runner, form_of
 from lsr_onnx.task import TENANTS as TENANTS_OF_ADAPTER
 from lsr_onnx.task import read_task_of_graphs, validate_task_info
 from lsr_onnx.tokenizer import open_tokenizer
@@ -121,35 +121,20 @@ class GraphRunner(Runner):
         except InputError:
             raise InputError(f"--max-length: the base model does not take {self.tokens}") from None
 
-    def rows(
+    def encode(
         self,
-        name: str,
         version: Version,
         texts: Sequence[Any],
-        wanted: Wanted | None = None,
-        *,
-        template: str | None = None,
-        names: Sequence[str] = (),
-        is_strict: bool = False,
-    ) -> list[TokenizedText]:
-        """Tokenize texts, or pairs of texts, into rows; longer ones than the adapter reads are truncated.
-
-        Raises:
-            InputError: if a text is not valid; names the first one.
-        """
-        most = self.limit(version)
-        longest = most if is_strict or self.is_strict else None
-        names = self.name_texts(len(texts), names)
+        names: Sequence[str],
+        longest: int | None,
+        template: str,
+    ) -> list[Encoded]:
+        """Check and tokenize texts, or pairs of texts; `template` is for prompts, which graphs do not take."""
         parts = self.read_texts(form_of(version), texts, names, longest)
         encoded = self.tokenizer.encode_batch([own[0] if len(own) == 1 else tuple(own) for own in parts])
-        read_each(names, [text.ids for text in encoded], partial(check_tokens, longest))
-        inputs = read_each(names, encoded, partial(self._read, most))
-        rows = list[TokenizedText]()
-        for text, own in zip(encoded, inputs, strict=True):
-            rows.append(TokenizedText(name, version, own, is_truncated=len(text.ids) > most))
-        return rows
+        return [Encoded(text.ids, partial(self._cut, text)) for text in encoded]
 
-    def _read(self, length: int, text: Any) -> Inputs:
+    def _cut(self, text: Any, length: int) -> Inputs:
         """Return the inputs of a tokenized text, truncated to `length` tokens."""
         inputs = {IDS: text.ids, MASK: text.attention_mask, KINDS: text.type_ids}
         return inputs if len(text.ids) <= length else cut(inputs, text.sequence_ids, length, self._side)

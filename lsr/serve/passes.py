@@ -17,8 +17,8 @@ from lsr.serve.truncation import truncate
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr_onnx.errors import InputError
 from lsr_onnx.names import BASE
-from lsr_onnx.rows import Completion, Result, TokenizedText, Version, Wanted
-from lsr_onnx.runner import PROMPT, TEXT, Runner, check_tokens, form_of, read_each
+from lsr_onnx.rows import Completion, Result, TokenizedText, Version
+from lsr_onnx.runner import PROMPT, TEXT, Encoded, Runner, form_of, read_each
 from lsr_onnx.task import NO_TEMPLATE
 from lsr_onnx.truncation import Inputs
 
@@ -65,52 +65,34 @@ class BatchRunner(Runner):
         except (IndexError, RuntimeError):
             raise InputError(f"--max-length: the base model does not take {tokens}") from None
 
-    def rows(
+    def encode(
         self,
-        name: str,
         version: Version,
         texts: Sequence[Any],
-        wanted: Wanted | None = None,
-        *,
-        template: str | None = None,
-        names: Sequence[str] = (),
-        is_strict: bool = False,
-    ) -> list[TokenizedText]:
-        """Tokenize texts, pairs of texts (if the adapter's task info has two columns) or prompts into rows.
-
-        A prompt is a text or, if the task info has a template, a conversation: a list of messages. `template` overrides
-        the task info's. `names` replace the names of the texts in errors. A text with more tokens than the adapter
-        reads is truncated as in `pipeline.predict`, a prompt on the left, unless this or the runner `is_strict`.
-
-        Raises:
-            InputError: if a text is not valid; names the first one.
-        """
-        task_info = version.task_info
-        most = self.limit(version)
-        longest = most if is_strict or self.is_strict else None
-        names = self.name_texts(len(texts), names)
-        if wanted is not None:
-            reader = Template(self.tokenizer, template or task_info.get("template") or NO_TEMPLATE)
+        names: Sequence[str],
+        longest: int | None,
+        template: str,
+    ) -> list[Encoded]:
+        """Check and tokenize texts, or prompts if the base model generates text."""
+        if self.max_new_tokens:
+            reader = Template(self.tokenizer, template)
             parts = self.read_texts(TEXT if reader.is_none else PROMPT, texts, names, longest)
             encoded: Any = {"input_ids": read_each(names, texts, reader.prompt)}
-            wanted = wanted._replace(stop_token_ids=tuple(task_info.get("stop_token_ids") or self.stop_token_ids))
         else:
             parts = self.read_texts(form_of(version), texts, names, longest)
             columns = map(list, zip(*parts, strict=True))
             encoded = self.tokenizer(*columns, verbose=False)
-        read_each(names, encoded["input_ids"], partial(check_tokens, longest))
-        inputs = read_each(names, range(len(texts)), partial(self._read, encoded, parts, most))
-        rows = list[TokenizedText]()
-        for ids, own in zip(encoded["input_ids"], inputs, strict=True):
-            rows.append(TokenizedText(name, version, own, wanted, is_truncated=len(ids) > most))
-        return rows
+        tokenized = list[Encoded]()
+        for number, ids in enumerate(encoded["input_ids"]):
+            tokenized.append(Encoded(ids, partial(self._cut, encoded, parts, number)))
+        return tokenized
 
-    def _read(
+    def _cut(
         self,
         encoded: Any,
         parts: Sequence[Sequence[str]],
-        length: int,
         number: int,
+        length: int,
     ) -> Inputs:
         """Return the inputs of a tokenized text or prompt, truncated to `length` tokens."""
         inputs = {name: values[number] for name, values in encoded.items()}
