@@ -367,11 +367,6 @@ def parser(called: str = MODULE) -> ArgumentParser:
     return top
 
 
-def script() -> int:
-    """Run a console script that an earlier version has installed, until it is installed again; return the exit code."""
-    return main(called=server.SCRIPT)
-
-
 def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     """Run a command; return the exit code."""
     options = parser(called).parse_args(arguments)

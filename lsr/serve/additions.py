@@ -7,7 +7,7 @@ from pathlib import Path
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import NUMBERS
-from lsr.serve.groups import Labels, find_group, make_member
+from lsr.serve.groups import Labels, join_group
 from lsr.serve.labeled import Fit, fit_tenant
 from lsr.serve.passes import BatchRunner
 from lsr_onnx.errors import InputError, wrap_errors
@@ -25,10 +25,9 @@ def add_unlabeled(bank: AdapterBank, names: Sequence[str], labels: Labels) -> st
         InputError: if a name is taken, or no tenant of the bank has these labels.
     """
     first = names[0]
-    contents = make_member(bank, first, labels)
-    group = find_group(bank, labels, without=first)
+    contents, tenants = join_group(bank, first, labels)
     bank.add_all({name: replace(contents, source=name) for name in names})
-    return f"{_count(len(names))} added with the rows of their group, of {_count(group.tenants)}"
+    return f"{_count(len(names))} added with the rows of their group, of {_count(tenants)}"
 
 
 def _count(tenants: int) -> str:

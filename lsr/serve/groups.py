@@ -82,7 +82,7 @@ def _version_of(bank: AdapterBank, name: str) -> Version:
     return bank.groups[name] if name in bank.groups else bank.versions[name]
 
 
-def find_group(
+def _find_group(
     bank: AdapterBank,
     labels: Labels,
     without: str,
@@ -119,17 +119,31 @@ def make_member(
     name: str,
     labels: Labels,
 ) -> Contents:
-    """Return contents for a tenant with the labels of a group: the group's rows, in the order of its labels.
+    """Return contents for a tenant with the labels of a group, as `join_group` does."""
+    contents, _ = join_group(bank, name, labels)
+    return contents
+
+
+def join_group(
+    bank: AdapterBank,
+    name: str,
+    labels: Labels,
+) -> tuple[Contents, int]:
+    """Return contents for a tenant, and the number of other tenants in its group.
+
+    Its rows are those of the group, in the order of its labels.
 
     Raises:
-        InputError: as `find_group`; or if the labels of some tenants exclude each other, and those of others do not.
+        InputError: if a label is given twice, or no tenant has these labels in a head that differs in nothing else; or
+            if the labels of some tenants exclude each other, and those of others do not.
     """
     with bank.shared.one_thread:
-        sources = find_group(bank, labels, without=name).sources
+        sources, tenants = _find_group(bank, labels, without=name)
         layer = last_layer(_require_shared(bank))
         heads = _mean_rows(bank, layer, sources, labels)
         task = _task_of(bank, sources, labels)
-        return Contents(name, bank.base_fields, {}, heads, (f".{layer}",), task)
+        contents = Contents(name, bank.base_fields, {}, heads, (f".{layer}",), task)
+        return contents, tenants
 
 
 def _keep_alike(bank: AdapterBank, group: Orders) -> Orders:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
-from lsr.serve.groups import Labels, find_group, make_member
+from lsr.serve.groups import Labels, join_group
 from lsr.serve.labeled import Fit, Prepared, finish, prepare, read_part
 from lsr.serve.passes import BatchRunner
 from lsr_onnx.errors import InputError
@@ -62,13 +62,12 @@ class TenantRunner(BatchRunner):
         """Add or replace a tenant with the rows of its group, and return the number of other tenants in it.
 
         Raises:
-            InputError: as `find_group`, `make_member` and `AdapterBank.add`.
+            InputError: as `join_group` and `AdapterBank.add`.
         """
         with self.bank.shared.one_thread:
-            group = find_group(self.bank, labels, without=name)
-            contents = make_member(self.bank, name, labels)
+            contents, tenants = join_group(self.bank, name, labels)
             self.bank.add(name, contents, replace=True)
-        return group.tenants
+        return tenants
 
     def prepare_fit(self, name: str, examples: Sequence[Example]) -> BankFit:
         """Check and tokenize labeled texts for a fit of a tenant's rows.
