@@ -38,7 +38,7 @@ PLACE = re.compile(
 PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"
 MEAN = "sentiment"  # the average of the preset offline
-TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
+TIMED_TASK = "amazon-reviews"  # all training runs of the picture's methods on it ran on one idle machine
 HEADS = "tenant-heads"  # the preset that compares ways to share a head
 TENANTS = 8  # of each task of the preset tenants
 JUDGED = ("Δ, these tasks", "Δ, new tasks")  # with 95 % intervals
@@ -210,7 +210,7 @@ def _interval(said: Result, word: str | None = None) -> str:
 
 
 def hypotheses(preset: str) -> Iterator[str]:
-    """Yield what a preset expected before its trainings, and the verdicts."""
+    """Yield what a preset expected before its training runs, and the verdicts."""
     found = _comparison(preset)["hypotheses"]
     keys = ["method", "expected", "versus", *(["on"] if len({one["on"] for one in found}) > 1 else [])]
     rows = [

@@ -4,7 +4,7 @@ It is logistic for classes, for each label in multi-label tasks, and for each te
 for numbers. Features are standardized; the validation split selects the penalty. The encoder is not trained.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -262,14 +262,28 @@ def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = Tru
 
 
 def predict(layers: Mapping[str, Linear], part: Part) -> Outcome:
-    """Return the predictions of regressions, padded with the smallest number where tenants have fewer outputs."""
+    """Return the predictions of regressions."""
     width = max(len(layer.bias) for layer in layers.values())
-    shape = (len(part.labels), width)
-    outputs = torch.full(shape, torch.finfo(torch.float32).min)
-    for name, layer in layers.items():
+    return join_outputs(part, layers, width, lambda name, features: layers[name].outputs(features))
+
+
+def join_outputs(
+    part: Part,
+    names: Iterable[str],
+    width: int,
+    outputs_of: Callable[[str, Values], Tensor],
+) -> Outcome:
+    """Return the outputs (n, width) of regressions for the examples of each of these tenants.
+
+    `outputs_of` returns those of a tenant for features (n, width of the model). Where a tenant has fewer outputs, and
+    for other tenants, they are the smallest number.
+    """
+    outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
+    for name in names:
         rows = part.rows_of(name)
         features, _ = part.of(name)
-        outputs[rows, : len(layer.bias)] = layer.outputs(features)
+        own = outputs_of(name, features)
+        outputs[rows, : own.shape[1]] = own
     return Outcome(outputs, part.labels, part.groups)
 
 

@@ -41,7 +41,7 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
         task_tokens.write_labels(entry.first(), entry.labels)
     most = sum(tuning.most_left(entry, records) for entry in left)
     busy: dict[str, Future[Record]] = {}  # running training runs by key
-    with workers(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
+    with workers(jobs) as pool, console.progress("arena: at most", most, "training runs") as advance:
         try:
             while True:
                 # Entry by entry, so that they are completed in turn.

@@ -26,7 +26,7 @@ from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
-from pipeline.regression import STEPS, STRENGTHS, XY, Part, Pooled, Values, read_parts, width_of
+from pipeline.regression import STEPS, STRENGTHS, XY, Part, Pooled, Values, join_outputs, read_parts, width_of
 from pipeline.tasks import Outcome, Task
 
 OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # where a text has a few features that are not 0
@@ -74,8 +74,14 @@ def measure(
     def outputs(name: str, features: Values) -> Tensor:
         return _outputs(by_tenant[name], features, width_of(task, name))
 
+    largest = max(part.labels.max() for part in parts.values())
+    width = 1 + int(largest)
+
+    def padded(name: str, features: Values) -> Tensor:
+        return _outputs(by_tenant[name], features, width)
+
     return Measured(
-        _outcomes(by_tenant, parts),
+        {split: join_outputs(parts[split], by_tenant, width, padded) for split in SCORED},
         parameters,
         unseen.score_regressions(training, task, outputs, model, tokenizer),
     )
@@ -115,22 +121,6 @@ def _outputs(fitted: Pipeline, features: Values, width: int) -> Tensor:
     known = torch.from_numpy(_logs(fitted, features))
     outputs[:, fitted.classes_] = known.float()
     return outputs
-
-
-def _outcomes(by_tenant: Mapping[str, Pipeline], parts: Mapping[str, Part]) -> dict[str, Outcome]:
-    """Return the log-probabilities for validation and test."""
-    largest = max(part.labels.max() for part in parts.values())
-    width = 1 + int(largest)
-    scored = dict[str, Outcome]()
-    for split in SCORED:
-        part = parts[split]
-        outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
-        for name, fitted in by_tenant.items():
-            rows = part.rows_of(name)
-            features, _ = part.of(name)
-            outputs[rows] = _outputs(fitted, features, width)
-        scored[split] = Outcome(outputs, part.labels, part.groups)
-    return scored
 
 
 def _count(fitted: Pipeline) -> int:
