@@ -15,19 +15,18 @@ from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import nn
 
 from lsr.serve.bank import AdapterBank
-from lsr.serve.fitting import choose_strength, fit_rows, rows_of, with_ones
+from lsr.serve.fitting import fit_if_better, rows_of, with_ones
 from lsr.serve.groups import make_member
-from lsr.serve.shared_adapter import last_layer
-from lsr_onnx.names import BASE
 from pipeline import regression
 from pipeline.core import artifacts, console
 from pipeline.core.console import Advance
 from pipeline.data import base_models, tokens
 from pipeline.data.held_out import HELD_OUT
 from pipeline.methods import banks
+from pipeline.methods.banks import HeadInputs
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import EvaluateView
@@ -71,19 +70,6 @@ class Later(NamedTuple):
     frozen: Numbers  # (texts, width of the base model)
     labels: Numbers  # (texts,)
     start: Numbers  # (labels, width + 1)
-
-
-class HeadInputs(nn.Module):
-    """A bank as a model whose `logits` are the inputs of its head's last layer, (n, width), while `layer` is hooked."""
-
-    def __init__(self, bank: AdapterBank) -> None:
-        super().__init__()
-        self.bank = bank
-
-    def forward(self, tenant: Tensor | None = None, **inputs: Tensor) -> Any:
-        """Return the output of the shared adapter, whoever the tenants are."""
-        names = [BASE] * len(inputs["input_ids"])
-        return self.bank(**inputs, adapter_names=names)
 
 
 def report(view: EvaluateView, task: Task) -> Report:
@@ -180,10 +166,7 @@ def read_adapted(
     """Return the inputs of the head's last layer, in the bank's model."""
     collate = later.head.collator(tokenizer_of(bank.model, view.base_model))
     model = HeadInputs(bank).to(fastest())
-    assert bank.shared_adapter is not None
-    layer = bank.model.get_submodule(last_layer(bank.shared_adapter))
-    with layer.register_forward_hook(lambda module, inputs, output: inputs[0]):
-        return read_part(view, later, model, examples, collate, advance)
+    return read_part(view, later, model, examples, collate, advance)
 
 
 def read_frozen(view: EvaluateView, later: Task, examples: Dataset, advance: Advance) -> Part:
@@ -264,9 +247,7 @@ def predict_by_fit(tenant: Later, known: Numbers, unseen: Numbers) -> Numbers:
     features = tenant.adapted[known] @ basis
     rows = np.column_stack([weight @ basis, tenant.start[:, -1]])
     if len(np.unique(labels)) > 1:
-        chosen = choose_strength(features, labels, rows)
-        if chosen.is_better:
-            rows = fit_rows(features, labels, rows, chosen.strength)
+        rows, _ = fit_if_better(features, labels, rows)
     return with_ones(tenant.adapted[unseen] @ basis) @ rows.T
 
 

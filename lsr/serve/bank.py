@@ -22,7 +22,7 @@ from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
 from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Version
 from lsr.serve.row_pool import BASE_SLOT, RowPool, StoredPool, largest, round_up
-from lsr.serve.shared_adapter import base_with, on_plain_base, split
+from lsr.serve.shared_adapter import base_with, last_layer, on_plain_base, split
 from lsr.tuner.files import Files
 from lsr.tuner.model import copies_of_a_row
 from lsr_onnx.answers import Answer, make_answer
@@ -313,6 +313,20 @@ class AdapterBank(nn.Module):
         """Call the model's `generate` with one adapter name per prompt, which holds for all its beams or answers."""
         with self._pass_batch(adapter_names, (*args, *kwargs.values()), copies_of_a_row(kwargs)):
             return self.model.generate(*args, **kwargs)
+
+    def head_inputs(self, **inputs: Any) -> Tensor:  # (rows, width)
+        """Return the inputs of the head's last layer, which all tenants of a shared adapter have in common."""
+        assert self.shared_adapter is not None
+        name = last_layer(self.shared_adapter)
+        names = [BASE] * len(inputs["input_ids"])
+        with self.shared.one_thread:
+            layer = self.model.get_submodule(name)
+            self.model.set_submodule(name, nn.Identity())
+            try:
+                features: Tensor = self(**inputs, adapter_names=names).logits
+            finally:
+                self.model.set_submodule(name, layer)
+        return features
 
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
         """Return for each row its adapter, the names of its labels, and its own logits.

@@ -1,15 +1,11 @@
 """Read the features of texts: the inputs of the head's last layer, in small batches that others can go between."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
-from lsr.serve.bank import AdapterBank
 from lsr.serve.passes import BatchRunner
-from lsr_onnx.names import BASE
 from lsr_onnx.rows import TokenizedText
 
 MAX_ROWS = 32  # texts of a batch
@@ -32,25 +28,13 @@ def split_batches(rows: Sequence[TokenizedText]) -> list[list[int]]:
     return batches
 
 
-def read_batch(passes: BatchRunner, layer: str, rows: Sequence[TokenizedText]) -> Array:  # (rows, width), float64
-    """Return the features of a batch: the inputs of the head's last layer, `layer`, without any tenant's parameters."""
-    bank = passes.bank
+def read_batch(passes: BatchRunner, rows: Sequence[TokenizedText]) -> Array:  # (rows, width), float64
+    """Return the features of a batch: the inputs of the head's last layer, without any tenant's parameters."""
     inputs = passes.tokenizer.pad([row.inputs for row in rows], return_tensors="pt")
-    with bank.shared.one_thread, _without_head(bank, layer), torch.no_grad():
-        pooled = bank(**inputs, adapter_names=[BASE] * len(rows)).logits
+    with torch.no_grad():
+        pooled = passes.bank.head_inputs(**inputs)
     features: Array = pooled.double().numpy()
     return features
-
-
-@contextmanager
-def _without_head(bank: AdapterBank, name: str) -> Iterator[None]:
-    """Let the model return the inputs of its head's last layer in place of the outputs."""
-    layer = bank.model.get_submodule(name)
-    bank.model.set_submodule(name, nn.Identity())
-    try:
-        yield
-    finally:
-        bank.model.set_submodule(name, layer)
 
 
 def join_batches(batches: Sequence[Sequence[int]], parts: Sequence[Array]) -> Array:

@@ -6,7 +6,7 @@ column, (outputs, width + 1). All is in float64.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -156,11 +156,7 @@ class MultiLabel(LogLossForm):
     def interval(self, logits: Array, targets: Array) -> Interval:
         """Return the percentiles of F1 over resampled texts."""
         hits, counted = _count_hits(logits, targets)
-        scores = list[float]()
-        for picked in _resample(len(targets)):
-            score = _divide(2 * hits[picked].sum(), counted[picked].sum())
-            scores.append(score)
-        return _percentiles(scores)
+        return _bootstrap(len(targets), lambda picked: _divide(2 * hits[picked].sum(), counted[picked].sum()))
 
 
 class Numbers(Form):
@@ -200,11 +196,7 @@ class Numbers(Form):
     def interval(self, logits: Array, targets: Array) -> Interval:
         """Return the percentiles of the root mean squared error over resampled texts."""
         squares = 2 * self.losses(logits, targets)
-        scores = list[float]()
-        for picked in _resample(len(targets)):
-            mean = squares[picked].mean()
-            scores.append(float(np.sqrt(mean)))
-        return _percentiles(scores)
+        return _bootstrap(len(targets), lambda picked: np.sqrt(squares[picked].mean()))
 
 
 CLASSES = Classes()
@@ -225,14 +217,13 @@ def _divide(hits: int, counted: int) -> float:
     return float(hits / max(counted, 1))
 
 
-def _resample(count: int) -> Iterator[Array]:
-    """Draw the numbers of texts with replacement, again and again; the draws are the same for the same count."""
+def _bootstrap(count: int, score: Callable[[Array], float]) -> Interval:
+    """Return the percentiles of a score over resampled texts; the draws are the same for the same count.
+
+    `score` takes the numbers of the texts that are drawn, with replacement.
+    """
     random = np.random.default_rng(SEED)
-    for _ in range(RESAMPLES):
-        yield random.integers(count, size=count)
-
-
-def _percentiles(scores: Sequence[float]) -> Interval:
+    scores = [score(random.integers(count, size=count)) for _ in range(RESAMPLES)]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(scores, [tail, 1 - tail])
     return float(low), float(high)
@@ -266,6 +257,20 @@ def choose_strength(
         score=form.score(logits[best], targets),
         interval=form.interval(logits[best], targets),
     )
+
+
+def fit_if_better(
+    features: Array,
+    targets: Array,
+    start: Array,
+    form: Form = CLASSES,
+    check_time: Callable[[], None] = never_stop,
+) -> tuple[Array, Chosen]:
+    """Return rows that are fitted with the strength that is chosen, or those of the group where these are as good."""
+    chosen = choose_strength(features, targets, start, form, check_time)
+    if not chosen.is_better:
+        return start, chosen
+    return fit_rows(features, targets, start, chosen.strength, form), chosen
 
 
 def score_group(

@@ -21,9 +21,7 @@ from lsr.serve.fitting import (
     NUMBERS,
     Chosen,
     Form,
-    choose_strength,
-    fit_rows,
-    layer_of,
+    fit_if_better,
     never_stop,
     rows_of,
     score_group,
@@ -100,7 +98,7 @@ def prepare(passes: BatchRunner, name: str, examples: Sequence[Example], labels:
 def read_part(passes: BatchRunner, prepared: Prepared, batch: Sequence[int]) -> Array:
     """Return the features of the rows with these numbers: (rows, width), in float64."""
     rows = [prepared.rows[number] for number in batch]
-    return read_batch(passes, layer_of(prepared.group), rows)
+    return read_batch(passes, rows)
 
 
 def _tokenize(passes: BatchRunner, group: Contents, texts: Sequence[Text]) -> list[TokenizedText]:
@@ -124,11 +122,8 @@ def finish(
     group, form, targets, *_ = prepared
     features = join_batches(prepared.batches, parts)
     start = rows_of(group, features.shape[1])
-    chosen = choose_strength(features, targets, start, form, check_time)
-    contents = group
-    if chosen.is_better:
-        rows = fit_rows(features, targets, start, chosen.strength, form)
-        contents = with_rows(group, rows)
+    rows, chosen = fit_if_better(features, targets, start, form, check_time)
+    contents = with_rows(group, rows) if chosen.is_better else group
     of_group = score_group(features, targets, start, form)
     return Fit(
         contents=contents,

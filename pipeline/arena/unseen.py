@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lsr.serve.bank import AdapterBank
-from lsr.serve.fitting import choose_strength, fit_rows, layer_of, rows_of, with_ones
+from lsr.serve.fitting import fit_if_better, rows_of, with_ones
 from lsr.serve.groups import make_member
-from lsr_onnx.names import BASE
 from pipeline import regression
 from pipeline.arena import task_tokens
 from pipeline.arena.plan import TrainingRun, find_unshuffled_splits
 from pipeline.arena.preset import SampleSizes
 from pipeline.core.errors import UserError
+from pipeline.methods.banks import HeadInputs
 from pipeline.methods.batches import tokenizer_of
 from pipeline.regression import Part, Values
 from pipeline.tasks import Outcome, Task
@@ -45,19 +45,6 @@ class Reading(NamedTuple):
     parts: Mapping[str, Part]
 
 
-class HeadInputs(nn.Module):
-    """A bank as a model whose `logits` are the inputs of its head's last layer, (n, width), while that is hooked."""
-
-    def __init__(self, bank: AdapterBank) -> None:
-        super().__init__()
-        self.bank = bank
-
-    def forward(self, **inputs: Tensor) -> Any:
-        """Return the output of the shared adapter."""
-        names = [BASE] * len(inputs["input_ids"])
-        return self.bank(**inputs, adapter_names=names)
-
-
 def score_bank(training: TrainingRun, bank: AdapterBank) -> Scores:
     """Return the scores of tenants that a bank answers by its groups, or by rows that are fitted."""
     tokenizer = tokenizer_of(bank.model, training.view.base_model)
@@ -65,9 +52,7 @@ def score_bank(training: TrainingRun, bank: AdapterBank) -> Scores:
     scored = Scores()
     for name in training.unseen_tenants:
         group = make_member(bank, name, tuple(labels_of(training, name)))
-        layer = bank.model.get_submodule(layer_of(group))
-        with layer.register_forward_hook(lambda module, inputs, output: inputs[0]):
-            reading = _read(training, name, model, tokenizer)
+        reading = _read(training, name, model, tokenizer)
         start = rows_of(group, reading.parts["test"].features.shape[1])
         scored[name] = _score_counts(training, reading, _answer_by_rows(start))
     return scored
@@ -173,9 +158,7 @@ def _answer_by_rows(start: Values) -> Answer:
         rows = start
         if len(np.unique(labels)) > 1:
             known = features.astype(np.float64)
-            chosen = choose_strength(known, labels, start)
-            if chosen.is_better:
-                rows = fit_rows(known, labels, start, chosen.strength)
+            rows, _ = fit_if_better(known, labels, start)
         return with_ones(asked) @ rows.T
 
     return answer

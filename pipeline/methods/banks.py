@@ -105,6 +105,18 @@ def make_group_entries(
     return entries
 
 
+class HeadInputs(nn.Module):
+    """A bank as a model whose `logits` are the inputs of its head's last layer, (n, width), whoever the tenants are."""
+
+    def __init__(self, bank: AdapterBank) -> None:
+        super().__init__()
+        self.bank = bank
+
+    def forward(self, tenant: Tensor | None = None, **inputs: Tensor) -> SimpleNamespace:
+        """Return the inputs of the head."""
+        return SimpleNamespace(logits=self.bank.head_inputs(**inputs))
+
+
 class BankModel(nn.Module):
     """A bank as a model; each row has the number of its tenant, an index into `names`."""
 

@@ -1,5 +1,7 @@
 """The last layer of a trained head, which has a row for each output."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +33,13 @@ def find_last_layer(model: PeftModel) -> nn.Linear:
     fields = model.peft_config["default"].to_dict()
     files = Files(Path(), fields, get_peft_model_state_dict(model, save_embedding_layers=False))
     return last_layer_of(model, last_layer(files))
+
+
+@contextmanager
+def return_inputs(layer: nn.Module) -> Iterator[None]:
+    """Let a layer return its inputs in place of its outputs."""
+    with layer.register_forward_hook(lambda module, inputs, output: inputs[0]):
+        yield
 
 
 @torch.no_grad()

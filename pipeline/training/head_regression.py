@@ -16,6 +16,7 @@ from transformers import DataCollatorWithPadding
 from pipeline import regression
 from pipeline.core import console
 from pipeline.core.errors import UserError
+from pipeline.methods import heads
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, TrainView
 from pipeline.regression import Linear, Part
@@ -76,7 +77,7 @@ def _read(
     total = sum(map(len, splits.values()))
     with (
         console.progress("train, regression on the frozen model", total, "examples") as advance,
-        layer.register_forward_hook(lambda module, inputs, output: inputs[0]),
+        heads.return_inputs(layer),
     ):
         return regression.read_parts(task, unscored, splits, collate, view.train.batch_size, advance)
 

@@ -152,7 +152,7 @@ def choose_shares(
 
     The loss is the mean over tenants; of ties, the smallest share is kept. A group without examples keeps all.
     """
-    with shared.layer.register_forward_hook(lambda module, inputs, output: inputs[0]):
+    with heads.return_inputs(shared.layer):
         features = evaluation.outputs(task.head, Unscored(model), validation, collate, batch_size)
     outcome = evaluation.outcome(features, validation)
     without = shared.rows(0.0)
