@@ -30,7 +30,8 @@ def split_batches(rows: Sequence[TokenizedText]) -> list[list[int]]:
 
 def read_batch(passes: BatchRunner, rows: Sequence[TokenizedText]) -> Array:  # (rows, width), float64
     """Return the features of a batch: the inputs of the head's last layer, without any tenant's parameters."""
-    inputs = passes.tokenizer.pad([row.inputs for row in rows], return_tensors="pt")
+    texts = [row.inputs for row in rows]
+    inputs = passes.tokenizer.pad(texts, return_tensors="pt")
     with torch.no_grad():
         pooled = passes.bank.head_inputs(**inputs)
     features: Array = pooled.double().numpy()
@@ -40,5 +41,6 @@ def read_batch(passes: BatchRunner, rows: Sequence[TokenizedText]) -> Array:  # 
 def join_batches(batches: Sequence[Sequence[int]], parts: Sequence[Array]) -> Array:
     """Return the features of batches in the order of their rows' numbers."""
     numbers = np.concatenate(batches)
-    features: Array = np.concatenate(parts)[np.argsort(numbers)]
-    return features
+    in_order = np.argsort(numbers)
+    features: Array = np.concatenate(parts)
+    return features[in_order]
