@@ -77,11 +77,11 @@ def measure(
     largest = max(part.labels.max() for part in parts.values())
     width = 1 + int(largest)
 
-    def padded(name: str, features: Values) -> Tensor:
+    def pad_outputs(name: str, features: Values) -> Tensor:
         return _outputs(by_tenant[name], features, width)
 
     return Measured(
-        {split: join_outputs(parts[split], by_tenant, width, padded) for split in SCORED},
+        {split: join_outputs(parts[split], by_tenant, width, pad_outputs) for split in SCORED},
         parameters,
         unseen.score_regressions(training, task, outputs, model, tokenizer),
     )
