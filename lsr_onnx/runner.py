@@ -139,6 +139,15 @@ class Runner(ABC):
         """
         raise NotImplementedError
 
+    def find_version(self, name: str) -> Version | None:
+        """Return the present version of an adapter, or of the entry of a group; None if there is neither."""
+        version: Version | None = self.bank.versions.get(name)
+        return version
+
+    def name_entry(self, labels: tuple[str, ...] | None) -> str:
+        """Return the name of the entry for tenants with these labels, in any order; None is for numbers."""
+        raise NotImplementedError
+
     def add_tenant(self, name: str, labels: tuple[str, ...] | None) -> int:
         """Add or replace a tenant with the rows of its group, and return the number of other tenants in it.
 
@@ -161,12 +170,11 @@ class Runner(ABC):
         If a batch fails, for example by lack of memory, its halves run separately, so that only the row that causes the
         error gets it. Adapters must not change meanwhile.
         """
-        versions = self.bank.versions
-        current = [row for row in rows if versions.get(row.adapter) is row.version]
+        current = [row for row in rows if self.find_version(row.adapter) is row.version]
         answers = iter(self._answers(current))
         results = list[Result | Exception]()
         for row in rows:
-            is_current = versions.get(row.adapter) is row.version
+            is_current = self.find_version(row.adapter) is row.version
             results.append(next(answers) if is_current else ReplacedError())
         return results
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from starlette.applications import Starlette
@@ -22,7 +22,7 @@ from lsr_server.answers import NOT_FINITE, SECONDS, Room, check_answers, encode_
 from lsr_server.aside import Aside
 from lsr_server.batches import BatchScheduler, answer_by_one_version
 from lsr_server.openai_fields import FieldError
-from lsr_server.questions import Question, check_body, check_change, has_long_text, read_json, read_question
+from lsr_server.questions import Group, Question, check_body, check_change, has_long_text, read_json, read_question
 from lsr_server.refusals import refusal
 from lsr_server.uploads import MAX_ADAPTER_BYTES, Uploads
 
@@ -30,17 +30,31 @@ DESCRIPTION = Path(__file__).with_name("openapi.json")
 ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
 
 
+class Entry(NamedTuple):
+    """What answers a question: an adapter of the bank, or the entry of a group of tenants."""
+
+    name: str
+    version: Version
+
+
 class Service:
-    """The answers to requests."""
+    """The answers to requests.
+
+    If it `answers_by_group`, a tenant that the bank does not have is answered by the rows of the group whose labels the
+    request names.
+    """
 
     def __init__(
         self,
         passes: Runner,
         batches: BatchScheduler,
+        *,
+        answers_by_group: bool = False,
     ) -> None:
         self.passes = passes
         self.bank = passes.bank
         self.batches = batches
+        self._answers_by_group = answers_by_group
         self._answer_room = Room()
         self._token_bytes = longest_token(passes.tokenizer) if passes.max_new_tokens else 0
         self._aside = Aside()
@@ -52,20 +66,36 @@ class Service:
     async def answer(self, request: Request) -> Response:
         """Answer a request: predictions for `texts`, or greedy completions of `prompts`."""
         with SECONDS.time():
-            question = read_question(await read_json(request, self._aside), self.passes.max_new_tokens)
-            find = partial(self._version, question.adapter)
+            content = await read_json(request, self._aside)
+            takes_labels = self._answers_by_group
+            question = read_question(content, self.passes.max_new_tokens, takes_labels=takes_labels)
+            find = partial(self._find_entry, question)
             return await answer_by_one_version(find, partial(self._answer_by, question))
 
-    def _version(self, adapter: str) -> Version:
-        version = self.bank.versions.get(adapter)
-        if version is None:
-            raise _make_not_found_error(adapter)
-        return version
+    def _find_entry(self, question: Question) -> Entry:
+        """Return the entry that answers a question: the adapter, or that of the group if the bank does not have it.
 
-    async def _answer_by(self, question: Question, version: Version) -> Response:
+        Raises:
+            HTTPException: if there is neither, or the adapter has other labels than the question names.
+        """
+        group = question.group
+        version = self.bank.versions.get(question.adapter)
+        if version is not None:
+            if group is not None and not _has_labels(version, group):
+                raise HTTPException(422, "labels: the adapter of this name has others")
+            return Entry(question.adapter, version)
+        if group is None:
+            raise _make_not_found_error(question.adapter)
+        name = self.passes.name_entry(group.labels)
+        version = self.passes.find_version(name)
+        if version is None:
+            raise HTTPException(404, f"no adapter is named {question.adapter[:100]!r}, and no group has these labels")
+        return Entry(name, version)
+
+    async def _answer_by(self, question: Question, entry: Entry) -> Response:
         # Not in the event loop, which one long text would stop.
         is_long = has_long_text(question.texts, self.passes.tokens)
-        rows, size = await self._aside.run_in_thread(partial(self._rows, version, question), is_long=is_long)
+        rows, size = await self._aside.run_in_thread(partial(self._rows, entry, question), is_long=is_long)
         with self._answer_room.hold(size):
             results = await self.batches.answers(rows)
             finite = [result for result in results if result is not None]
@@ -76,14 +106,15 @@ class Service:
             body = await self._aside.run_if_large(size, render)
         return Response(body, media_type="application/json")
 
-    def _rows(self, version: Version, question: Question) -> tuple[list[TokenizedText], int]:
+    def _rows(self, entry: Entry, question: Question) -> tuple[list[TokenizedText], int]:
         """Return the rows of a question, and an upper bound of the bytes of the response."""
-        name, texts, max_new_tokens = question
-        each = most_bytes(version, max_new_tokens, self._token_bytes)
+        texts = question.texts
+        max_new_tokens = question.max_new_tokens
+        each = most_bytes(entry.version, max_new_tokens, self._token_bytes)
         check_answers(len(texts), each, self._token_bytes, max_new_tokens)
         wanted = Wanted(max_new_tokens) if max_new_tokens else None
-        rows = self.passes.rows(name, version, texts, wanted)
-        return rows, len(encode_response(name, len(texts), [])) + len(texts) * each
+        rows = self.passes.rows(entry.name, entry.version, texts, wanted)
+        return rows, len(encode_response(question.adapter, len(texts), [])) + len(texts) * each
 
     async def put(self, request: Request) -> Response:
         """Add or replace an adapter."""
@@ -132,6 +163,10 @@ class Service:
             *self._openai.routes(),
         ]
         return Starlette(routes=routes, lifespan=self.run_batches, exception_handlers=HANDLERS)
+
+
+def _has_labels(version: Version, group: Group) -> bool:
+    return frozenset(version.task_info.get("labels") or ()) == frozenset(group.labels or ())
 
 
 def _make_not_found_error(adapter: str) -> HTTPException:  # the bank's own error may suggest the name of another tenant

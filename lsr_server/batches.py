@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from prometheus_client import Gauge, Histogram
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from lsr_onnx.rows import ReplacedError, Result, TokenizedText, Version
+from lsr_onnx.rows import ReplacedError, Result, TokenizedText
 from lsr_onnx.runner import Runner
 from lsr_server.rests import REST, Rest
 
@@ -28,6 +28,8 @@ LARGE_REST = 4.0
 ASKED = 1.0  # seconds after a batch of others in which they are taken to be asked
 MOST = 64 * 64  # texts of a request times the size of their adapter: their answers are made between two batches
 
+Found = TypeVar("Found")  # what has been found for a request: the version of its adapter
+
 
 class Waiting(NamedTuple):
     """A row that waits for a batch, with the future of its result."""
@@ -37,8 +39,8 @@ class Waiting(NamedTuple):
 
 
 async def answer_by_one_version(
-    find: Callable[[], Version],
-    answer: Callable[[Version], Awaitable[Response]],
+    find: Callable[[], Found],
+    answer: Callable[[Found], Awaitable[Response]],
 ) -> Response:
     """Answer a request by one version of its adapter: if it is replaced before the last row, all is read again."""
     while True:
@@ -180,7 +182,6 @@ class BatchScheduler:
 
     def _drop(self) -> None:
         """Drop rows whose client has left or whose adapter was replaced: the new one may be larger."""
-        versions = self._passes.bank.versions
         # Replaces the old mapping at once, because another thread counts.
         waiting_after = OrderedDict[str, deque[Waiting]]()
         for name, own in self._waiting.items():
@@ -188,7 +189,7 @@ class BatchScheduler:
             for waiting in own:
                 if waiting.result.done():
                     continue
-                if waiting.row.version is versions.get(name):
+                if waiting.row.version is self._passes.find_version(name):
                     left.append(waiting)
                 else:
                     waiting.result.set_exception(ReplacedError())

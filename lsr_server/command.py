@@ -78,6 +78,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # options of argparse's add_argument, 
         "action": "store_true",
         "help": "reject a text that is longer than the adapter reads (default: truncate it and count it in the answer)",
     },
+    "--answer-by-group": {
+        "action": "store_true",
+        "help": "answer for a tenant that the bank does not have by the head rows of its group, if the request has its "
+        "`labels` (default: 404)",
+    },
     "--connections": {
         **COUNT,
         "default": 512,

@@ -174,6 +174,8 @@ def open_graphs(options: Namespace) -> GraphRunner:
     """
     if options.base is not None:
         raise InputError(f"--base: has no effect with --runtime {options.runtime}")
+    if options.answer_by_group:
+        raise InputError("--answer-by-group: needs --runtime torch; graphs have no rows of groups")
     bank = GraphBank(options.bank, options.runtime, count_threads())
     return GraphRunner(bank, open_tokenizer(options.bank / TOKENIZER), options.max_length, is_strict=options.strict)
 

@@ -87,7 +87,7 @@ def _config(
     connections: Connections,
 ) -> uvicorn.Config:
     batches = BatchScheduler(passes, options.max_batch_size, options.max_queue, options.max_wait_ms / 1000)
-    service = Service(passes, batches)
+    service = Service(passes, batches, answers_by_group=options.answer_by_group)
     protocol: Any = partial(Protocol, connections)  # uvicorn calls it for each connection
     return uvicorn.Config(
         OneLength(service.application()),

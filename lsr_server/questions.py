@@ -12,6 +12,13 @@ from starlette.requests import Request
 from lsr_onnx.runner import CHARACTERS, MAX_TEXTS, Runner
 from lsr_server.aside import Aside
 from lsr_server.bodies import MAX_JSON_BYTES, parse_json
+from lsr_server.tenant_fields import LABELS, read_labels
+
+
+class Group(NamedTuple):
+    """The tenants with the same labels, in any order."""
+
+    labels: tuple[str, ...] | None  # None for numbers
 
 
 class Question(NamedTuple):
@@ -20,6 +27,7 @@ class Question(NamedTuple):
     adapter: str
     texts: list[Any]  # texts to classify, or prompts
     max_new_tokens: int  # limit to the generated tokens; 0 where an adapter predicts
+    group: Group | None = None  # None if the request names no labels
 
 
 def has_long_text(texts: Sequence[Any], tokens: int) -> bool:
@@ -33,8 +41,24 @@ def has_long_text(texts: Sequence[Any], tokens: int) -> bool:
     return False
 
 
-def read_question(content: Any, max_new_tokens: int) -> Question:
-    """Return the question in a request; `max_new_tokens` is the largest allowed value, 0 for predictions."""
+def read_question(
+    content: Any,
+    max_new_tokens: int,
+    *,
+    takes_labels: bool = False,
+) -> Question:
+    """Return the question in a request.
+
+    `max_new_tokens` is the largest allowed value, 0 for predictions. If it `takes_labels`, a request may name those of
+    its tenant.
+
+    Raises:
+        HTTPException: if the request has another form; InputError if a label is beyond the limits of task.json.
+    """
+    group = None
+    if takes_labels and isinstance(content, dict) and LABELS in content:
+        group = Group(read_labels({LABELS: content[LABELS]}))
+        content = {name: value for name, value in content.items() if name != LABELS}
     field = "prompts" if max_new_tokens else "texts"
     fields = {"adapter", field, "max_new_tokens"} if max_new_tokens else {"adapter", field}
     if isinstance(content, dict) and content.keys() == fields:
@@ -44,7 +68,7 @@ def read_question(content: Any, max_new_tokens: int) -> Question:
         is_count = type(count) is int and bool(max_new_tokens) <= count <= max_new_tokens
         are_texts = isinstance(texts, list) and 0 < len(texts) <= MAX_TEXTS
         if isinstance(name, str) and are_texts and is_count:
-            return Question(name, texts, count)
+            return Question(name, texts, count, group)
     example = f'"{field}": [TEXT, ...]'
     if max_new_tokens:
         example += f', "max_new_tokens": 1 to {max_new_tokens}'

@@ -14,6 +14,7 @@ from lsr_server.bodies import parse_json
 MAX_EXAMPLES = 1000  # maximum number of labeled texts of a request
 CSV = "text/csv"
 BODY = "the body"
+LABELS = "labels"
 
 
 def read_labels(content: Any) -> tuple[str, ...] | None:
@@ -22,13 +23,13 @@ def read_labels(content: Any) -> tuple[str, ...] | None:
     Raises:
         HTTPException: if the request has another form; InputError if a label is beyond the limits of task.json.
     """
-    if not isinstance(content, dict) or content.keys() != {"labels"} or content["labels"] == []:
+    if not isinstance(content, dict) or content.keys() != {LABELS} or content[LABELS] == []:
         raise HTTPException(422, 'needed: {"labels": [NAME, ...]}, or null for a number')
-    labels = content["labels"]
+    labels = content[LABELS]
     if labels is None:
         return None
-    with wrap_errors("labels", ValueError):
-        CHECKS["labels"](labels)
+    with wrap_errors(LABELS, ValueError):
+        CHECKS[LABELS](labels)
     return tuple(labels)
 
 

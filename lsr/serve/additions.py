@@ -41,7 +41,9 @@ def add_fitted(
     base: str | None,
     labels: Labels,
 ) -> Iterator[str]:
-    """Add or replace tenants with labeled texts, and yield a line about each; `folder` is the bank's.
+    """Fit tenants to labeled texts, and yield a line about each; `folder` is the bank's.
+
+    Where a fit is not better than the rows of the group, a new tenant gets these, and one of the bank stays as it is.
 
     Raises:
         InputError: if a file cannot be read, or its labels do not fit the bank.
@@ -56,18 +58,29 @@ def add_fitted(
         examples = read_file(path, columns_of(bank))
         with wrap_errors(path, InputError):
             fit = fit_tenant(passes, name, examples, labels)
-        bank.add(name, fit.contents, replace=True)
-        yield _describe(name, fit, len(examples))
+        is_new = name not in bank.versions
+        if fit.chosen.is_better or is_new:
+            bank.add(name, fit.contents, replace=True)
+        yield _describe(name, fit, len(examples), is_new=is_new)
 
 
-def _describe(name: str, fit: Fit, count: int) -> str:
+def _describe(
+    name: str,
+    fit: Fit,
+    count: int,
+    *,
+    is_new: bool,
+) -> str:
     """Describe a fit in one line: its cross-validated score, compared with the group's rows."""
     chosen = fit.chosen
     low, high = (_format(fit, end) for end in chosen.interval)
     unit = "" if fit.metric == NUMBERS.metric else " %"
     fitted = f"{_format(fit, chosen.score)}{unit} ({low} to {high})"
     of_group = f"{_format(fit, fit.group_score)}{unit}"
-    answers = "the fit answers" if chosen.is_better else "not better, so the rows of its group answer"
+    answers = "not better, so "
+    answers += "the rows of its group answer" if is_new else "its rows in the bank stay"
+    if chosen.is_better:
+        answers = "the fit answers"
     texts = f"{count} texts"
     if fit.contradictory:
         texts += f", {fit.contradictory} of them with different labels"

@@ -252,10 +252,15 @@ class AdapterBank(nn.Module):
             fields |= version.base
         self.base_fields = fields
 
+    def find_version(self, name: str) -> Version | None:
+        """Return the present version of an adapter, or of the entry of a group; None if there is neither."""
+        return self.groups[name] if name in self.groups else self.versions.get(name)
+
     def _slot(self, name: str) -> int:  # index in the row pools
         if name == BASE:
             return BASE_SLOT
-        self._check_known(name)
+        if name not in self.groups:
+            self._check_known(name)
         return self.slots[name]
 
     def _check_known(self, name: str) -> None:
@@ -336,7 +341,8 @@ class AdapterBank(nn.Module):
         answers = []
         for name, row in zip(adapter_names, logits, strict=True):
             count = self.outputs(name)
-            task_info = self.versions[name].task_info if name in self.versions else {}
+            version = self.find_version(name)
+            task_info = {} if version is None else version.task_info
             answers.append(make_answer(name, task_info, row[:count]))
         return answers
 

@@ -3,7 +3,7 @@
 Tenants with the same set of labels, in any order, form a group, and so do tenants that predict a number. An entry has
 the group's rows of the head's last layer, without the deviation of any tenant: the rows for a tenant without examples.
 They are in the order of the entry's `labels` in its task info, sorted by code point, and its temperature is its own.
-An entry is neither listed nor answered as a tenant, and its name cannot be given to one.
+An entry is neither listed nor asked for by its name, which no tenant can have.
 """
 
 import hashlib

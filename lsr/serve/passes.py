@@ -116,6 +116,11 @@ class BatchRunner(Runner):
             raise InputError(f"{folder}: task.json: template must be none or that of the base model's tokenizer")
         return contents
 
+    def find_version(self, name: str) -> Version | None:
+        """Return the present version of an adapter, or of the entry of a group; None if there is neither."""
+        version: Version | None = self.bank.find_version(name)
+        return version
+
     def answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
         """Return the result of each row, as `Runner.answers` does, while no other thread uses the bank."""
         with self.bank.shared.one_thread:

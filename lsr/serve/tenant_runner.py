@@ -8,6 +8,7 @@ import numpy as np
 
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
+from lsr.serve.group_names import name_group
 from lsr.serve.groups import Labels, join_group
 from lsr.serve.labeled import Fit, Prepared, finish, prepare, read_part
 from lsr.serve.passes import BatchRunner
@@ -23,6 +24,7 @@ class BankFit(PreparedFit):
         self._passes = passes
         self._name = name
         self._prepared = prepared
+        self._is_new = name not in passes.bank.versions
         self._fit: Fit | None = None
         self.batches = prepared.batches
         self.tokens = sum(len(row.inputs["input_ids"]) for row in prepared.rows)
@@ -46,17 +48,26 @@ class BankFit(PreparedFit):
             "score": chosen.score,
             "interval": chosen.interval,
             "group_score": fit.group_score,
-            "answers": "fit" if chosen.is_better else "group",
+            "answers": "fit" if chosen.is_better else self._answers_otherwise,
         }
 
+    @property
+    def _answers_otherwise(self) -> str:
+        return "group" if self._is_new else "before"
+
     def add(self) -> None:
-        """Add or replace the tenant in the bank."""
+        """Add or replace the tenant in the bank; where the fit is not better, one that was in the bank stays."""
         assert self._fit is not None
-        self._passes.bank.add(self._name, self._fit.contents, replace=True)
+        if self._fit.chosen.is_better or self._is_new:
+            self._passes.bank.add(self._name, self._fit.contents, replace=True)
 
 
 class TenantRunner(BatchRunner):
     """Runs batches of a bank, and adds tenants to it that have no adapter of their own."""
+
+    def name_entry(self, labels: Labels) -> str:
+        """Return the name of the entry for tenants with these labels, in any order; None is for numbers."""
+        return name_group(labels)
 
     def add_tenant(self, name: str, labels: Labels) -> int:
         """Add or replace a tenant with the rows of its group, and return the number of other tenants in it.
@@ -82,9 +93,12 @@ def open_bank(options: Namespace) -> TenantRunner:
     """Open the bank that the options of `lsr serve` name, with its tokenizer.
 
     Raises:
-        InputError: as `AdapterBank.load` and `BatchRunner`.
+        InputError: as `AdapterBank.load` and `BatchRunner`; if it shall answer by groups and has none.
     """
     bank = AdapterBank.load(options.base, options.bank)
+    if options.answer_by_group and not bank.groups:
+        needed = "needed: a bank of a training run with tenants.head: auto or shared"
+        raise InputError(f"{options.bank}: --answer-by-group: it has no rows of groups; {needed}")
     tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
     if tokenizer is None:
         raise InputError(f"{options.bank}: the base model has no tokenizer")

@@ -45,9 +45,9 @@ def ask(call, address="http://server", **options):
     return asyncio.run(run())
 
 
-def ask_passes(passes, call, wait=0.01):
+def ask_passes(passes, call, wait=0.01, **options):
     """What `call` returns, given a client of a server in this process, which waits so many seconds for a full batch."""
-    app = Service(passes, BatchScheduler(passes, 8, 400, wait)).application()
+    app = Service(passes, BatchScheduler(passes, 8, 400, wait), **options).application()
 
     async def run(client):
         async with app.router.lifespan_context(app):

@@ -302,6 +302,22 @@ def test_the_command_adds_tenants_without_labels_and_with_a_few(plain, tmp_path,
     assert AdapterBank.load(str(folder / "base"), tmp_path / "out").names == [*TENANTS, "later", "other"]
 
 
+def test_a_tenant_of_the_bank_keeps_its_rows_where_a_fit_is_not_better(bert, tmp_path, capsys):
+    folder, model, tokenizer = bert
+    each = logits_alone(model, tokenizer, TEXTS)
+    chances_of_group = each["corp"][:, [1, 0]].softmax(dim=1)[:, 1].tolist()
+    random = np.random.default_rng(5)
+    save_examples(
+        tmp_path / "few.csv", TEXTS, ["good" if random.random() < chance else "bad" for chance in chances_of_group]
+    )
+    words = ("--base", folder / "base", "--fit", f"acme={tmp_path / 'few.csv'}")
+    run("bank", "--from", folder / "adapter", "-o", tmp_path / "out", *words)
+    assert "not better, so its rows in the bank stay" in capsys.readouterr().out
+    bank = AdapterBank.load(str(folder / "base"), tmp_path / "out")
+    for text, row in zip(TEXTS[:6], each["acme"], strict=False):
+        assert_close(ask(bank, tokenizer, "acme", text).logits, row, rtol=1e-4, atol=1e-5)
+
+
 def test_long_texts_are_truncated_and_counted_and_contradictory_ones_too(bert, tmp_path, capsys):
     folder, *_ = bert
     save_examples(tmp_path / "long.csv", ["cat " * 200] * 200, ["bad", "good"] * 100)

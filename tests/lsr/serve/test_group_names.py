@@ -1,10 +1,12 @@
-"""The entries of groups of tenants in a bank: stored with its tenants, but neither listed nor answered as one."""
+"""The entries of groups of tenants in a bank: stored with its tenants, but not listed as one."""
 
+import asyncio
 import json
 import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
@@ -13,6 +15,7 @@ from lsr.serve.file import FILE, HEADER
 from lsr.serve.group_names import name_group
 from lsr.serve.joining import join_banks
 from lsr.serve.passes import BatchRunner
+from lsr.serve.tenant_runner import TenantRunner
 from lsr_onnx.names import is_reserved
 from pipeline.tasks.tenants import FORBIDDEN
 from tests.kit import refused
@@ -66,12 +69,85 @@ def test_an_entry_is_saved_joined_and_kept_while_tenants_leave(folder):
             assert torch.equal(value, expected[name])
 
 
-def test_no_text_is_answered_by_an_entry(folder):
-    bank = load(folder)
-    inputs = AutoTokenizer.from_pretrained(folder / "base")("the cat", return_tensors="pt")
-    says = f"adapter_names: no adapter is named '{GROUP}', of 3 in the bank"
-    refused(lambda: bank(**inputs, adapter_names=[GROUP]), says=says)
-    refused(bank.remove, GROUP, says=says)
+def test_an_entry_is_not_removed(folder):
+    refused(load(folder).remove, GROUP, says=f"adapter_names: no adapter is named '{GROUP}', of 3 in the bank")
+
+
+def chances_alone(folder, name, texts):
+    """The probabilities of each text by the adapter alone in plain PEFT, by label."""
+    labels = LABELS[name]
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=len(labels))
+    model = PeftModel.from_pretrained(base, folder / name).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    chances = []
+    for text in texts:
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        chances.append(dict(zip(labels, logits.softmax(dim=0).tolist(), strict=True)))
+    return chances
+
+
+def test_a_server_answers_for_unknown_tenants_by_the_entry_of_the_labels_that_a_request_names(folder):
+    texts = ["the cat", "a longer text about a cat", "no"]
+    passes = TenantRunner(load(folder), AutoTokenizer.from_pretrained(folder / "base"), 28, 1)
+    of_group = chances_alone(folder, "ben", texts)
+    of_cleo = chances_alone(folder, "cleo", texts)
+
+    async def call(client):
+        async def ask(name, *labels):
+            sent = {"adapter": name, "texts": texts}
+            if labels:
+                sent["labels"] = labels[0]
+            return await client.post("/v1/predict", json=sent)
+
+        requests = [
+            ask("newcomer", ["good", "bad"]),
+            ask("another", ["bad", "good"]),
+            ask("cleo"),
+            ask("cleo", ["z", "x", "y"]),
+        ]
+        responses = await asyncio.gather(*requests)
+        for response, name, chances in zip(
+            responses,
+            ("newcomer", "another", "cleo", "cleo"),
+            (of_group, of_group, of_cleo, of_cleo),
+            strict=True,
+        ):
+            assert response.status_code == 200, response.text
+            content = response.json()
+            assert content["adapter"] == name
+            for answer, expected in zip(content["answers"], chances, strict=True):
+                assert answer["probabilities"] == pytest.approx(expected, abs=1e-5)
+                assert answer["label"] == max(expected, key=expected.get)
+        refusals = [
+            (ask("newcomer"), 404, "no adapter is named 'newcomer'"),
+            (ask("newcomer", ["x", "y"]), 404, "no adapter is named 'newcomer', and no group has these labels"),
+            (ask("newcomer", None), 404, "no adapter is named 'newcomer', and no group has these labels"),
+            (ask(GROUP), 404, f"no adapter is named '{GROUP}'"),
+            (ask("cleo", ["x", "y"]), 422, "labels: the adapter of this name has others"),
+            (ask("newcomer", "bad"), 422, "labels: must be a list of names"),
+            (ask("newcomer", []), 422, "needed: {"),
+        ]
+        for request, status, says in refusals:
+            response = await request
+            assert response.status_code == status
+            assert says in response.json()["error"]
+
+    ask_passes(passes, call, answers_by_group=True)
+
+
+def test_without_the_option_a_request_with_labels_is_refused(folder):
+    passes = TenantRunner(load(folder), AutoTokenizer.from_pretrained(folder / "base"), 28, 1)
+    content = {"adapter": "cleo", "texts": ["the cat"], "labels": LABELS["cleo"]}
+    response = ask_passes(passes, lambda client: client.post("/v1/predict", json=content))
+    assert response.status_code == 422
+
+
+def test_the_option_is_refused_where_no_group_has_rows(folder, tmp_path):
+    words = ["bank", "--from", str(folder / "anna"), "-o", str(tmp_path / "bank"), "--base", str(folder / "base")]
+    assert main(words) == 0
+    serve = ["serve", str(tmp_path / "bank"), "--base", str(folder / "base"), "--answer-by-group", "--port", "0"]
+    refused(main, serve, says="--answer-by-group: it has no rows of groups; needed: a bank of a training run with")
 
 
 def test_no_user_gives_or_takes_such_a_name(folder, tmp_path):
@@ -98,7 +174,7 @@ def test_a_file_has_no_entry_of_another_name(folder, tmp_path):
     refused(AdapterBank.load, str(folder / "base"), path.parent, says=f"must be named {GROUP}, got '__group_mine'")
 
 
-def test_a_server_neither_lists_nor_answers_nor_changes_an_entry(folder, monkeypatch):
+def test_a_server_neither_lists_nor_changes_an_entry_nor_answers_by_its_name(folder, monkeypatch):
     monkeypatch.setenv("LSR_TOKEN", "secret")
     bank = load(folder)
     passes = BatchRunner(bank, AutoTokenizer.from_pretrained(folder / "base"), 28, 1)

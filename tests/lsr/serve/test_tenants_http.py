@@ -155,17 +155,26 @@ def test_csv_and_json_give_the_same_fit(bert):
     assert (of_json["texts"], of_json["truncated"]) == (8, 1)
 
 
-def test_a_fit_that_is_not_better_leaves_the_rows_of_the_group(bert):
+def test_a_fit_that_is_not_better_leaves_the_rows_of_the_group_or_those_that_the_tenant_had(bert):
     folder, model, tokenizer = bert
     group = torch.from_numpy(logits_of_group(model, tokenizer))
-    random = np.random.default_rng(5)
-    chances = group.softmax(dim=1)[:, 1].numpy()
-    labels = ["good" if random.random() < chance else "bad" for chance in chances]
+    each = logits_alone(model, tokenizer, TEXTS)
+
+    async def fit_to_labels_of(client, name, logits):
+        """Fit a tenant to labels drawn by the probabilities of its group, (texts, 2), and return what answers then."""
+        random = np.random.default_rng(5)
+        chances = logits.softmax(dim=1)[:, 1].numpy()
+        labels = ["good" if random.random() < chance else "bad" for chance in chances]
+        sent = {"texts": TEXTS, "labels": labels}
+        return (await client.post(f"/v1/tenants/{name}/fit", json=sent, headers=ALLOWED)).json()["answers"]
 
     async def call(client):
-        posted = await client.post("/v1/tenants/x/fit", json={"texts": TEXTS, "labels": labels}, headers=ALLOWED)
-        assert posted.json()["answers"] == "group"
+        assert await fit_to_labels_of(client, "x", group) == "group"
         check_answers(await ask_for(client, "x", TEXTS), ("bad", "good"), group)
+        await client.delete("/v1/adapters/x", headers=ALLOWED)
+        others_of_acme = each["corp"][:, [1, 0]]
+        assert await fit_to_labels_of(client, "acme", others_of_acme) == "before"
+        check_answers(await ask_for(client, "acme", TEXTS), TENANTS["acme"], each["acme"])
 
     ask_passes(passes_of(folder), call)
 
