@@ -28,6 +28,7 @@ from pipeline.methods.heads import GroupHead
 from pipeline.params.sections import RegressionParams
 from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
+from pipeline.tasks.groups import find_similar
 from pipeline.tasks.scoring import Scoring, name_selection_score
 from pipeline.training import calibration, checkpoints, head_regression, processes, run, shared_head
 from pipeline.training.history import History
@@ -67,6 +68,8 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
         layer = heads.last_layer_of(model, last_layer(read_files(artifacts.INIT)))
         history = head_regression.fit_head(view, task, model, layer, splits, collate)
     else:
+        if view.tenants.head != "own":
+            print_similar(task)
         shared = shared_head.share(task, model, view.tenants.head)
         history = History.of(fit(view, task, model, splits, collate, folder))
     if not console.IS_FIRST:
@@ -118,6 +121,16 @@ def fit(
         processes.check_same(folder.name)
         run.fit(trainer, folder, patience)
     return trainer
+
+
+def print_similar(task: Task) -> None:
+    """Print which tenants would share rows of their heads if their labels had the same case."""
+    tenants = task.facts.tenants
+    for first, other in find_similar(task.facts)[:MAX_GROUPS]:
+        labels = some_of(tenants[first].labels or (), MAX_LABELS)
+        others = some_of(tenants[other].labels or (), MAX_LABELS)
+        reason = f"{labels} and {others} differ in case alone"
+        console.line(f"train: {first} and {other} share no rows of their heads, because their labels {reason}")
 
 
 def print_groups(group_heads: Sequence[GroupHead]) -> None:

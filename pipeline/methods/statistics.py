@@ -23,6 +23,7 @@ from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
+from pipeline.methods.shared_rows import share_rows
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
@@ -43,8 +44,8 @@ def read(
     """Compute the gradients or updates of layers that the initialization of a plan needs; empty if it needs none.
 
     Statistics of examples are over a sample of tokens, after the head was fitted to it. In a warm start, the base model
-    keeps the trained head. The model runs on the fastest device and is moved back afterwards, because decompositions
-    are reproducible to the byte only on one device.
+    keeps the trained head. Groups of tenants share rows of the head, as when training begins. The model runs on the
+    fastest device and is moved back afterwards, because decompositions are reproducible to the byte only on one device.
     """
     section = plan.section
     if isinstance(section, LsrParams) and section.source:
@@ -55,19 +56,21 @@ def read(
     size = BATCH[section.init]
     batches = list(tokens.sample(train(), collate, section.init_examples, view.seed, size))
     layers = {name: base.get_submodule(name) for name in plan.layers}
-    head = [base.get_submodule(name) for name in plan.head]
     model = cast("nn.Module", base)
     before = base.device
     device = fastest()
     try:
         model.to(device)
-        with as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "):
+        with (
+            as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "),
+            share_rows(base, task, view.tenants.head),
+        ):
             return read_examples(
                 section.init,
                 base,
                 layers,
                 _move_to_device(batches, device),
-                head,
+                [base.get_submodule(name) for name in plan.head],
                 steps=section.init_head_steps,
                 seed=view.seed,
                 track=track,

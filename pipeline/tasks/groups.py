@@ -38,6 +38,26 @@ def find_groups(facts: Facts) -> list[Group]:
     return groups
 
 
+def find_similar(facts: Facts) -> list[tuple[str, str]]:
+    """Return pairs of tenants whose labels differ in case alone, so that they are in different groups.
+
+    Each set of labels is in one pair at most, by its first tenant.
+    """
+    seen = set[frozenset[str]]()
+    firsts = dict[frozenset[str], str]()
+    pairs = list[tuple[str, str]]()
+    for name, tenant in facts.tenants.items():
+        labels = frozenset(tenant.labels or ())
+        if labels in seen:
+            continue
+        seen.add(labels)
+        folded = frozenset(map(str.casefold, labels))
+        first = firsts.setdefault(folded, name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
+
+
 def _make_group(
     tenants: Sequence[Tenant],
     numbers: Sequence[int],

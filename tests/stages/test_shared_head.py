@@ -236,10 +236,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(shops, monkeypatch):
     assert digests("artifacts", "reports") == whole
 
 
-def test_tenants_without_a_group_are_trained_as_with_heads_of_their_own(shops):
+def test_tenants_without_a_group_are_trained_as_with_heads_of_their_own(shops, capsys):
     labels = {"acme": ["no", "yes"], "bolt": ["x", "y", "z"], "cast": ["No", "yes"], "dora": ["yes", "no", "perhaps"]}
     write("data/shops.csv", rows(labels))
     run(TOKENIZE, FACTORIZE, TRAIN)
+    reason = "because their labels no, yes and No, yes differ in case alone"
+    assert f"train: acme and cast share no rows of their heads, {reason}" in capsys.readouterr().out
     alone = load_file(artifacts.ADAPTER / WEIGHTS)
     assert not AdapterBank.load("tiny-roberta", artifacts.BANK).groups
     workspace.change(tenants={"head": "own"})
