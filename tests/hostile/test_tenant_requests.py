@@ -48,7 +48,8 @@ def harm(content, chance):
             content[key][chance.randrange(len(content[key]))] = value
         else:
             content[key] = value
-    sent = bytearray((content if isinstance(content, str) else json.dumps(content)).encode())
+    text = content if isinstance(content, str) else json.dumps(content)
+    sent = bytearray(text.encode(errors="surrogatepass"))  # so that a lone surrogate is sent too
     for _ in range(chance.choice((0, 0, 1, 3))):
         sent[chance.randrange(len(sent))] = chance.randrange(256)
     return bytes(sent)
