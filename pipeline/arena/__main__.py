@@ -8,7 +8,7 @@ are read, too, if their files are copied there.
 from collections.abc import Sequence
 
 from pipeline.arena import plan, preset, record
-from pipeline.arena.compete import compete
+from pipeline.arena.execution import run_all
 from pipeline.core import console
 from pipeline.core.console import Parser, whole_number
 
@@ -18,9 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _parser().parse(arguments, "stopped; finished training runs are kept") as options:
         folder = record.FOLDER / options.preset
         chosen = preset.load(options.preset)
-        entries = plan.entries(options.preset, chosen, options.only)
+        cells = plan.cells(options.preset, chosen, options.only)
         new = folder / f"{options.write}{record.ENDING}"
-        compete(entries, record.read(folder), new, options.jobs)
+        run_all(cells, record.read(folder), new, options.jobs)
         console.line(f"compare: python -m pipeline.compare {options.preset}")
 
 
@@ -43,7 +43,7 @@ def _parser() -> Parser:
         action="append",
         default=[],
         metavar="TEXT",
-        help="run only entries TASK: METHOD that contain TEXT, such as 'tweets: LoRA r=1' (default: all); may be "
+        help="run only what has TEXT in its title TASK: METHOD, such as 'tweets: LoRA r=1' (default: all); may be "
         "repeated to require several",
     )
     parallel = "number of training runs in parallel (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""Plan the training runs of a comparison and the entries to which they belong."""
+"""Plan the training runs of a comparison and the cells to which they belong."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from pipeline.methods.planning import list_types
 from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.reading import apply_overrides, load_entry
-from pipeline.params.sections import USUAL_EPOCHS, HeadParams
+from pipeline.params.sections import USUAL_EPOCHS, HeadOnlyParams
 from pipeline.params.sources import Split
 
 PRIVATE = Path(".cache/arena/labels")
@@ -72,10 +72,10 @@ class TrainingRun:
     @property
     def is_alone(self) -> bool:
         """Whether this is the base model itself, generating text without an adapter."""
-        return self.writes and not self.chosen.trained and isinstance(self.view.section, HeadParams)
+        return self.writes and not self.chosen.trained and isinstance(self.view.section, HeadOnlyParams)
 
 
-class Entry:
+class Cell:
     """A method on a task: tuned independently, one row of the tables."""
 
     def __init__(self, name: str, preset: Preset, task: str, method: str) -> None:
@@ -217,8 +217,8 @@ class Entry:
         return view.model_copy(update={"dataset": dataset})
 
 
-def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
-    """Return the entries of a preset whose titles contain all of `only`, by task; or the one of exactly this title.
+def cells(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Cell]:
+    """Return the cells of a preset whose titles contain all of `only`, by task; or the one of exactly this title.
 
     Raises:
         UserError: if there is none.
@@ -227,18 +227,18 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     for task in preset.tasks:
         for method, chosen in preset.methods.items():
             if task in (chosen.tasks or preset.tasks):
-                entry = Entry(name, preset, task, method)
-                listed[entry.title] = entry
+                cell = Cell(name, preset, task, method)
+                listed[cell.title] = cell
     if len(only) == 1 and only[0] in listed:
         return [listed[only[0]]]
     matching = list(listed.values())
     for words in only:
-        matching = [entry for entry in matching if words in entry.title]
+        matching = [cell for cell in matching if words in cell.title]
     if matching:
         return matching
     words = " ".join(only)
     near = nearest(words, listed)
-    raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
+    raise UserError(f"--only {words}: no method on a task has this in its title{near}; a title is TASK: METHOD")
 
 
 def find_unshuffled_splits(row: DatasetEntry, sample_sizes: SampleSizes) -> tuple[Split, ...]:

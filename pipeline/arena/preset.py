@@ -151,8 +151,8 @@ class Method(Section):
     @model_validator(mode="after")
     def _sets_what_it_reads(self) -> Self:
         if self.adapter == "regression":
-            raise ValueError("adapter: regression is not trained by the arena; set adapter: head and features")
-        if self.features and self.adapter != "head":
+            raise ValueError("adapter: regression is not trained by the arena; set adapter: head_only and features")
+        if self.features and self.adapter != "head_only":
             raise ValueError(f"adapter: {self.adapter} has no effect: features are in place of it; set it to head")
         if self.features and not self.trained:
             raise ValueError("trained: false has no effect: features are in place of training; remove it")

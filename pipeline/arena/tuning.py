@@ -1,4 +1,4 @@
-"""Choose the next training runs of an entry: tuning trials first, then all seeds at the best setting.
+"""Choose the next training runs of a cell: tuning trials first, then all seeds at the best setting.
 
 Every method has the same number of trials on every task: the preset's learning rates, some beyond them while the best
 is at an edge, then numbers of epochs, and then rates of the head. Only the validation score decides: with the first
@@ -11,19 +11,19 @@ from itertools import chain
 from math import inf
 from statistics import fmean
 
-from pipeline.arena.plan import Entry, Multipliers, TrainingRun
+from pipeline.arena.plan import Cell, Multipliers, TrainingRun
 from pipeline.arena.record import Record
 
 Records = Mapping[str, Record]  # records by key
 Steps = Generator[list[TrainingRun], None, Multipliers | None]  # yield training runs to do next, and return a setting
 
 
-def missing(entry: Entry, records: Records) -> list[TrainingRun]:
-    """Return the next training runs of an entry that have no record yet; empty if it is complete.
+def missing(cell: Cell, records: Records) -> list[TrainingRun]:
+    """Return the next training runs of a cell that have no record yet; empty if it is complete.
 
     A training run that failed or diverged is not repeated.
     """
-    for trainings in steps(entry, records):
+    for trainings in steps(cell, records):
         left = []
         for training in trainings:
             if not _is_known(training, records):
@@ -42,113 +42,113 @@ def _is_known(training: TrainingRun, records: Records) -> bool:
     return not lacks_precisions or known.status != "finished"
 
 
-def most_left(entry: Entry, records: Records) -> int:
+def most_left(cell: Cell, records: Records) -> int:
     """Return an upper bound of the missing training runs, unless the best trial changes with further seeds."""
-    tuning = entry.preset.tuning
-    most = len(entry.seeds)
-    if entry.chosen.is_trained:
+    tuning = cell.preset.tuning
+    most = len(cell.seeds)
+    if cell.chosen.is_trained:
         most += len(tuning.rates) + tuning.extra_rates - 1
-        most += len(_epochs_multipliers(entry)) + len(_head_multipliers(entry))
-    trainings = chain.from_iterable(steps(entry, records))
+        most += len(_epochs_multipliers(cell)) + len(_head_multipliers(cell))
+    trainings = chain.from_iterable(steps(cell, records))
     known = {training.key for training in trainings if _is_known(training, records)}
-    next_step = missing(entry, records)
+    next_step = missing(cell, records)
     return max(most - len(known), len(next_step))
 
 
-def _epochs_multipliers(entry: Entry) -> list[float]:
+def _epochs_multipliers(cell: Cell) -> list[float]:
     """Return the factors of the number of epochs to try at the best rate, besides 1, which tuning used."""
-    return sorted({*entry.preset.tuning.epochs} - {1.0})
+    return sorted({*cell.preset.tuning.epochs} - {1.0})
 
 
-def _head_multipliers(entry: Entry) -> list[float]:
+def _head_multipliers(cell: Cell) -> list[float]:
     """Return the factors of the head's learning rate to try at the best rate, besides 1, which tuning used."""
-    multipliers = set(entry.preset.tuning.head_rates) if entry.rates else set()
+    multipliers = set(cell.preset.tuning.head_rates) if cell.rates else set()
     return sorted(multipliers - {1.0})
 
 
-def steps(entry: Entry, records: Records) -> Iterator[list[TrainingRun]]:
+def steps(cell: Cell, records: Records) -> Iterator[list[TrainingRun]]:
     """Yield training runs that can run in parallel, step by step, until a step needs missing records.
 
     The last step has all seeds at the tuned setting.
     """
-    for trainings in _all_steps(entry, records):
+    for trainings in _all_steps(cell, records):
         yield trainings
         if any(training.key not in records for training in trainings):
             return
 
 
-def _all_steps(entry: Entry, records: Records) -> Iterator[list[TrainingRun]]:
+def _all_steps(cell: Cell, records: Records) -> Iterator[list[TrainingRun]]:
     """Yield all steps; each needs the records of the steps before it."""
     tuned: Multipliers | None = Multipliers()
-    if entry.chosen.is_trained:
-        tuned = yield from _tries(entry, records)
+    if cell.chosen.is_trained:
+        tuned = yield from _tries(cell, records)
     if tuned is None:
         return
     trainings = []
-    for seed in entry.seeds:
-        training = entry.training(tuned, seed)
-        is_quantized = seed in entry.quantized_seeds
+    for seed in cell.seeds:
+        training = cell.training(tuned, seed)
+        is_quantized = seed in cell.quantized_seeds
         trainings.append(replace(training, is_quantized=is_quantized, is_tuned=True))
     yield trainings
 
 
-def _tries(entry: Entry, records: Records) -> Steps:
-    """Yield the tuning trials of an entry; return the best setting, or None if no trial finished."""
-    tuning = entry.preset.tuning
-    first = entry.seeds[0]
+def _tries(cell: Cell, records: Records) -> Steps:
+    """Yield the tuning trials of a cell; return the best setting, or None if no trial finished."""
+    tuning = cell.preset.tuning
+    first = cell.seeds[0]
     tried = [Multipliers(multiplier) for multiplier in sorted(tuning.rates)]
-    yield [entry.training(setting, first) for setting in tried]
+    yield [cell.training(setting, first) for setting in tried]
     for _ in range(tuning.extra_rates):
-        further = _beyond(entry, tried, records)
+        further = _beyond(cell, tried, records)
         if further is None:
             break
         tried.append(further)
-        yield [entry.training(further, first)]
-    best = yield from _confirm_best(entry, tried, records, set())
+        yield [cell.training(further, first)]
+    best = yield from _confirm_best(cell, tried, records, set())
     if best is not None:
-        others = [best._replace(epochs_multiplier=multiplier) for multiplier in _epochs_multipliers(entry)]
-        best = yield from _try_others(entry, best, others, records)
+        others = [best._replace(epochs_multiplier=multiplier) for multiplier in _epochs_multipliers(cell)]
+        best = yield from _try_others(cell, best, others, records)
     if best is not None:
-        others = [best._replace(head_multiplier=multiplier) for multiplier in _head_multipliers(entry)]
-        best = yield from _try_others(entry, best, others, records)
+        others = [best._replace(head_multiplier=multiplier) for multiplier in _head_multipliers(cell)]
+        best = yield from _try_others(cell, best, others, records)
     return best
 
 
 def _try_others(
-    entry: Entry,
+    cell: Cell,
     best: Multipliers,
     others: Sequence[Multipliers],
     records: Records,
 ) -> Steps:
     """Yield training runs at other settings than the best so far; return the best of all, or None if none finished."""
-    yield [entry.training(setting, entry.seeds[0]) for setting in others]
-    best_of_all = yield from _confirm_best(entry, [best, *others], records, {best})
+    yield [cell.training(setting, cell.seeds[0]) for setting in others]
+    best_of_all = yield from _confirm_best(cell, [best, *others], records, {best})
     return best_of_all
 
 
 def _confirm_best(
-    entry: Entry,
+    cell: Cell,
     tried: Sequence[Multipliers],
     records: Records,
     tested: set[Multipliers],
 ) -> Steps:
     """Yield further seeds of the best setting until the best one is `tested`, and return it."""
-    best = _best(entry, tried, records, tested)
+    best = _best(cell, tried, records, tested)
     while best is not None and best not in tested:
         tested = {*tested, best}
         trainings = []
-        for seed in entry.seeds[: entry.preset.tuning.seeds]:
-            training = entry.training(best, seed)
+        for seed in cell.seeds[: cell.preset.tuning.seeds]:
+            training = cell.training(best, seed)
             # Rounded at once where it is new, for it is one of the tuned training runs if this setting stays the best.
-            is_quantized = seed in entry.quantized_seeds and training.key not in records
+            is_quantized = seed in cell.quantized_seeds and training.key not in records
             trainings.append(replace(training, is_quantized=is_quantized))
         yield trainings
-        best = _best(entry, tried, records, tested)
+        best = _best(cell, tried, records, tested)
     return best
 
 
 def _best(
-    entry: Entry,
+    cell: Cell,
     tried: Sequence[Multipliers],
     records: Records,
     tested: Collection[Multipliers] = (),
@@ -160,20 +160,20 @@ def _best(
     """
     scores = {}
     for setting in tried:
-        count = entry.preset.tuning.seeds if setting in tested else 1
-        trainings = [entry.training(setting, seed) for seed in entry.seeds[:count]]
+        count = cell.preset.tuning.seeds if setting in tested else 1
+        trainings = [cell.training(setting, seed) for seed in cell.seeds[:count]]
         scores[setting] = fmean(records[training.key].held_out for training in trainings)
     best = max(scores, key=scores.__getitem__)
     return best if scores[best] > -inf else None
 
 
 def _beyond(
-    entry: Entry,
+    cell: Cell,
     tried: Sequence[Multipliers],
     records: Records,
 ) -> Multipliers | None:
     """If the best setting is at an edge of the grid, return the next one beyond it; below the grid if none finished."""
-    best = _best(entry, tried, records)
+    best = _best(cell, tried, records)
     multipliers = sorted(setting.multiplier for setting in tried)
     if len(multipliers) == 1:
         return Multipliers(multipliers[0] / 2)

@@ -96,7 +96,7 @@ def cells(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Cel
     """
     used = set[str]()
     with_records = []
-    for planned in plan.entries(name, preset):
+    for planned in plan.cells(name, preset):
         steps = list(tuning.steps(planned, records))
         trainings = {training.key for training in chain.from_iterable(steps)}
         keys = trainings & records.keys()
@@ -122,7 +122,7 @@ def _by_seed_and_rates(record: Record) -> tuple[int, float, float]:
 
 
 def _cell(
-    planned: plan.Entry,
+    planned: plan.Cell,
     known: Iterable[Record],
     tuned: Collection[str],
 ) -> Cell:

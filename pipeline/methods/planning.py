@@ -27,7 +27,7 @@ from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data.base_models import outline, public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FactorizeInitView, FullParams, LsrParams, MethodParams, PeftParams
-from pipeline.params.sections import OWN_LOOP, HeadParams
+from pipeline.params.sections import OWN_LOOP, HeadOnlyParams
 from pipeline.params.sources import ModelEntry
 from pipeline.tasks.head import Head
 
@@ -79,7 +79,7 @@ def resolve(view: FactorizeInitView, base: PreTrainedModel) -> Plan:
     section = view.section
     entry = view.base_model
     head = head_of(entry, base)
-    if not head and isinstance(section, HeadParams | FullParams):
+    if not head and isinstance(section, HeadOnlyParams | FullParams):
         raise UserError(f"{PARAMS}: adapter: {section.key}: a language model has no head; choose another")
     whole = head
     if isinstance(section, FullParams):

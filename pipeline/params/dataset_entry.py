@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
 from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_MULTI_LABEL, OF_NUMBERS, RARER, Classes, Label, Pairs
-from pipeline.params.sources import Added, Columns, Mark, Names, PackageSource, RegistryEntry, TableSource
+from pipeline.params.sources import Added, Columns, MarkedSpan, Names, PackageSource, RegistryEntry, TableSource
 
 SELECT_PROMPTS = 64
 
@@ -15,7 +15,7 @@ class DatasetEntry(RegistryEntry):
 
     source: TableSource | PackageSource = Field(discriminator="kind")
     text: Names = Field((), max_length=2, description="one text, or a pair: a column, or a template with columns in {}")
-    mark: tuple[Mark, ...] = Field((), description="parts of columns to mark, before templates are filled")
+    span: tuple[MarkedSpan, ...] = Field((), description="parts of columns to mark, before templates are filled")
     choices: Names = Field(
         (),
         description="columns, each of which fills {choice} in one example; the label is the index of the right one",

@@ -256,8 +256,8 @@ class Conversation(LabelSpec):
     column: str = Field(alias="messages", description="column with a list of messages with role and content")
 
     def _check_text(self, entry: "DatasetEntry") -> None:
-        if entry.text or entry.mark:
-            raise ValueError("messages hold the whole example: leave out text and mark")
+        if entry.text or entry.span:
+            raise ValueError("messages hold the whole example: leave out text and span")
 
 
 class Pairs(StrictModel):

@@ -99,7 +99,7 @@ def build_view(
     """Build a view from checked params and the entries that they name."""
     section = params.sections[params.adapter]
     if dataset.tenant is not None and params.tenants.folder:
-        section = params.head  # the shared adapter is not trained
+        section = params.head_only  # the shared adapter is not trained
     # It takes only its own fields, and as all are validated already, frozen sections stay as they are.
     return view.model_construct(
         **{**dict(params), "train": resolve_epochs(params.train, dataset)},

@@ -13,7 +13,7 @@ from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import (
     EvaluateParams,
     FullParams,
-    HeadParams,
+    HeadOnlyParams,
     LsrParams,
     Method,
     MethodParams,
@@ -53,7 +53,7 @@ class Params(Section):
     tenants: TenantsParams
     lsr: LsrParams
     full: FullParams
-    head: HeadParams
+    head_only: HeadOnlyParams
     regression: RegressionParams = RegressionParams()
     methods: dict[Slug, Method]
     adapter: StrictStr  # the key of a section
@@ -73,7 +73,7 @@ class Params(Section):
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
         keys = [
             "full",
-            "head",
+            "head_only",
             "lsr",
             "regression",
             *(key for key in info.context or () if key not in cls.model_fields),
@@ -89,7 +89,7 @@ class Params(Section):
         own: dict[str, MethodParams] = {
             "lsr": self.lsr,
             "full": self.full,
-            "head": self.head,
+            "head_only": self.head_only,
             "regression": self.regression,
         }
         return own | self.methods

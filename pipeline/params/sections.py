@@ -324,11 +324,11 @@ class FullParams(MethodParams):
     learning_rate: Rate = Field(description="peak learning rate of the base model")
 
 
-class HeadParams(MethodParams):
+class HeadOnlyParams(MethodParams):
     """Linear probing: only the head is trained, with train.head_learning_rate."""
 
 
-class RegressionParams(HeadParams):
+class RegressionParams(HeadOnlyParams):
     """A logistic or ridge regression on what the head's last layer reads: that layer alone, without a training loop."""
 
 

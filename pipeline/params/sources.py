@@ -1,4 +1,4 @@
-"""The schemas of sources (hub, files or packages), of model entries, and of marks in texts."""
+"""The schemas of sources (hub, files or packages), of model entries, and of marked spans of texts."""
 
 import os
 import re
@@ -251,7 +251,7 @@ def is_template(template: str) -> bool:
     return fields(template) != (template,)
 
 
-class Mark(StrictModel):
+class MarkedSpan(StrictModel):
     """A part of a text to surround by signs, such as the word of WiC and the two spans of WSC."""
 
     column: str = Field(description="of the text")
@@ -263,7 +263,7 @@ class Mark(StrictModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that the mark reads."""
+        """The columns that the span reads."""
         columns = self.model_dump(exclude={"sign"}, exclude_none=True)
         return tuple(columns.values())
 
@@ -271,5 +271,5 @@ class Mark(StrictModel):
     def _is_by_characters_or_by_words(self) -> Self:
         given = list(self.model_dump(exclude={"column", "sign"}, exclude_none=True))
         if given not in (["start", "end"], ["word", "text"]):
-            raise ValueError(f"a mark needs start and end, or word and text, got {' and '.join(given) or 'neither'}")
+            raise ValueError(f"a span needs start and end, or word and text, got {' and '.join(given) or 'neither'}")
         return self

@@ -9,13 +9,13 @@ from math import isnan
 from typing import Any
 
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
+from pipeline.params.sources import CHOICE, FIELD, MarkedSpan, fields, is_template
 
 Cells = Mapping[str, Any]  # cells of a row by column
 Record = tuple[str, Cells]  # where a row is, such as line 7, and its cells
 Name = tuple[str, str]  # a column, and the name of a class, label or tenant in it
 Names = Iterable[tuple[str, object]]  # columns, and values in them that are names
-Span = tuple[int, int]  # the first character of a part of a text, and the first one after it
+Bounds = tuple[int, int]  # the first character of a part of a text, and the first one after it
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
 HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold and a tokenizer cannot take
 TEXT_COLUMNS = ("text", "text_pair")  # text columns of examples
@@ -115,7 +115,7 @@ def round_significant(value: float, digits: int) -> float:
 
 
 def text_columns(entry: DatasetEntry) -> list[str]:
-    """Return the columns of which the texts of a row are composed, without the columns of marks."""
+    """Return the columns of which the texts of a row are composed, without the columns that say where spans are."""
     names = list[str]()
     for template in entry.text:
         names += fields(template)
@@ -132,7 +132,7 @@ def has_mirrors(entry: DatasetEntry) -> bool:
 
 
 def column_texts(cells: Cells, entry: DatasetEntry) -> dict[str, str]:
-    """Return the text of each column of which a row's texts are composed, with marks inserted.
+    """Return the text of each column of which a row's texts are composed, with the signs of spans inserted.
 
     Raises:
         ValueError: if a value is not text, or without a part that is to be marked.
@@ -140,11 +140,11 @@ def column_texts(cells: Cells, entry: DatasetEntry) -> dict[str, str]:
     values = dict[str, str]()
     for name in text_columns(entry):
         values[name] = text_in(cells[name])
-    marks = dict[str, list[Mark]]()
-    for mark in entry.mark:
-        marks.setdefault(mark.column, []).append(mark)
-    for name, own in marks.items():
-        values[name] = _insert_marks(cells, name, own)
+    spans = dict[str, list[MarkedSpan]]()
+    for span in entry.span:
+        spans.setdefault(span.column, []).append(span)
+    for name, own in spans.items():
+        values[name] = _insert_signs(cells, name, own)
     return values
 
 
@@ -187,17 +187,17 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return FIELD.sub(value_of, template)
 
 
-def _insert_marks(
+def _insert_signs(
     cells: Cells,
     column: str,
-    marks: Sequence[Mark],
+    spans: Sequence[MarkedSpan],
 ) -> str:
     text: str = cells[column]
     signs = list[tuple[int, str]]()
-    for mark in marks:
-        begin, end = _span_of(text, mark, cells)
-        signs.append((begin, mark.sign))
-        signs.append((end, mark.sign))
+    for span in spans:
+        begin, end = _bounds_of(text, span, cells)
+        signs.append((begin, span.sign))
+        signs.append((end, span.sign))
     for place, sign in sorted(signs, reverse=True):
         before = text[:place]
         after = text[place:]
@@ -205,26 +205,26 @@ def _insert_marks(
     return text
 
 
-def _span_of(text: str, mark: Mark, cells: Cells) -> Span:
-    if mark.word is None or mark.text is None:
-        return _span_by_characters(text, mark, cells)
-    number = _whole(cells, mark.word)
-    phrase = str(cells[mark.text])
-    span = _find_phrase(text, phrase, number)
-    if span is None:
-        raise ValueError(f"{mark.text} {phrase!r} is not at word {number} of {mark.column}: {text!r}")
-    return span
+def _bounds_of(text: str, span: MarkedSpan, cells: Cells) -> Bounds:
+    if span.word is None or span.text is None:
+        return _bounds_by_characters(text, span, cells)
+    number = _whole(cells, span.word)
+    phrase = str(cells[span.text])
+    bounds = _find_phrase(text, phrase, number)
+    if bounds is None:
+        raise ValueError(f"{span.text} {phrase!r} is not at word {number} of {span.column}: {text!r}")
+    return bounds
 
 
-def _span_by_characters(text: str, mark: Mark, cells: Cells) -> Span:
-    begin = _whole(cells, str(mark.start))
-    end = _whole(cells, str(mark.end))
+def _bounds_by_characters(text: str, span: MarkedSpan, cells: Cells) -> Bounds:
+    begin = _whole(cells, str(span.start))
+    end = _whole(cells, str(span.end))
     if not 0 <= begin < end <= len(text):
-        raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
+        raise ValueError(f"{span.start} {begin} and {span.end} {end} are not in {span.column}: {text!r}")
     return begin, end
 
 
-def _find_phrase(text: str, phrase: str, number: int) -> Span | None:
+def _find_phrase(text: str, phrase: str, number: int) -> Bounds | None:
     """Return where a phrase is in a text, nearest to the word with this number; None if it is not within ASTRAY."""
     first_characters = list[int]()
     for word in re.finditer(r"\S+", text):

@@ -95,7 +95,7 @@ class CompletionPreprocessor(Preprocessor):
 
     def alike(self, cells: Cells, made: Sequence[Mapping[str, str]]) -> str:
         """Compare texts without the template, so that templates do not change splits."""
-        if self.entry.mark:
+        if self.entry.span:
             return super().alike(cells, made)
         return fold_texts(cells[name] for name in text_columns(self.entry))
 

@@ -51,8 +51,8 @@ class Preprocessor(Part, ABC):
     def reads(self) -> tuple[str, ...]:
         """The columns of the source that examples need."""
         names = text_columns(self.entry)
-        for mark in self.entry.mark:
-            names += mark.columns
+        for span in self.entry.span:
+            names += span.columns
         names += self.entry.group or ()
         names.append(self.entry.label.column)
         return tuple(dict.fromkeys(names))

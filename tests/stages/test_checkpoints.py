@@ -86,9 +86,9 @@ def test_full_fine_tuning_is_what_plain_transformers_makes_of_the_weights_that_i
     assert found["adapter_trained"] + found["head_parameters"] == whole
 
 
-TRAINED = [("bert", "full"), ("llama", "full"), ("llama", "lora"), ("bert", "head")]
+TRAINED = [("bert", "full"), ("llama", "full"), ("llama", "lora"), ("bert", "head_only")]
 STEPS = 6  # each of all rows: their order is no matter
-RATES = {"full": {"learning_rate": 5e-5}, "lora": {"learning_rate": 0.002}, "head": {}}
+RATES = {"full": {"learning_rate": 5e-5}, "lora": {"learning_rate": 0.002}, "head_only": {}}
 LSR = {"rank_shape": [3], "separation_rank": 1, "train": "all", "init": "principal", "learning_rate": 0.006}
 
 
@@ -116,11 +116,11 @@ def fitted(adapter, rate):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize(
-    ("kind", "adapter"), [("bert", "full"), ("llama", "full"), ("llama", "lora"), ("bert", "head")]
+    ("kind", "adapter"), [("bert", "full"), ("llama", "full"), ("llama", "lora"), ("bert", "head_only")]
 )
 def test_a_checkpoint_in_half_precision_trains_as_its_weights_in_float32(kind, adapter, dtype, go, monkeypatch):
     config = NO_DROPOUT if kind == "bert" else {}
-    section = {} if adapter == "head" else {adapter: RATES[adapter]}
+    section = {} if adapter == "head_only" else {adapter: RATES[adapter]}
     go(kind, dtype, config, adapter=adapter, train={"epochs": STEPS, "batch_size": 512, "weight_decay": 0.0}, **section)
     states = []
 
@@ -147,7 +147,7 @@ def share(masks):
 
 
 @pytest.mark.parametrize(
-    ("kind", "adapter"), [("llama", "lsr"), ("bert", "lora"), ("gpt2", "full"), ("roberta", "head")]
+    ("kind", "adapter"), [("llama", "lsr"), ("bert", "lora"), ("gpt2", "full"), ("roberta", "head_only")]
 )
 def test_a_bf16_checkpoint_is_scored_asked_served_and_exported_alike(kind, adapter, go, tmp_path):
     go(kind, torch.bfloat16, adapter=adapter, lsr=LSR, train={"epochs": 3, "head_learning_rate": 0.02})

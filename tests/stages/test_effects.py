@@ -37,7 +37,7 @@ OF_METHODS = {"lsr": LsrParams, "full": FullParams, "lora": PeftParams}
 
 
 def leaves():
-    outer = Params.model_fields.keys() - {*SECTIONS, "lsr", "full", "head", "regression", "methods"}
+    outer = Params.model_fields.keys() - {*SECTIONS, "lsr", "full", "head_only", "regression", "methods"}
     inner = {f"{name}.{field}" for name, schema in (SECTIONS | OF_METHODS).items() for field in schema.model_fields}
     committed = workspace.read_yaml(workspace.ROOT / "params.yaml")
     named = {f"{name}.{key}" for name, section in committed.items() if isinstance(section, dict) for key in section}

@@ -48,7 +48,7 @@ def shops(tmp_path, monkeypatch):
 @pytest.fixture
 def ready(shops):
     """The model of the pipeline before training in float64, in which tenants share rows, and all that it is made of."""
-    workspace.change(adapter="head")
+    workspace.change(adapter="head_only")
     run(TOKENIZE, FACTORIZE)
     view = params.load(params.TrainView)
     task = tokens.load_task(view.dataset)

@@ -34,7 +34,7 @@ def shops(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("adapter", ["lora", "directions", "vera", "head"])
+@pytest.mark.parametrize("adapter", ["lora", "directions", "vera", "head_only"])
 def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, shops):
     workspace.change(adapter=adapter)
     run(FACTORIZE, TRAIN, EVALUATE)

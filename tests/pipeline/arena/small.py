@@ -16,14 +16,14 @@ def use(**changes: Any) -> None:
     kit.write(preset.PATH, {"small": workspace.merged(SMALL, changes)})
 
 
-def entry(title="glue: LoRA r=1"):
-    """Return the entry of the preset `small` that has this title."""
-    [chosen] = plan.entries("small", preset.load("small"), [title])
+def cell(title="glue: LoRA r=1"):
+    """Return the cell of the preset `small` that has this title."""
+    [chosen] = plan.cells("small", preset.load("small"), [title])
     return chosen
 
 
 def training(title="glue: LoRA r=1", seed=0, **setting):
-    return entry(title).training(plan.Multipliers(**setting), seed)
+    return cell(title).training(plan.Multipliers(**setting), seed)
 
 
 def recorded(training, score):

@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from pipeline.arena import measure as measuring
 from pipeline.arena import plan, preset
-from pipeline.arena.compete import check
+from pipeline.arena.execution import check
 from pipeline.compare.comparison import compare
 from pipeline.params.sections import EvaluateParams, TenantsParams, TokenizeParams, TrainParams
 from tests import kit, workspace
@@ -101,7 +101,7 @@ def test_a_key_of_params_changes_what_is_measured_or_is_refused(arena, monkeypat
     use(beside | {key: value})
     if says:
         title = "glue: LSR shared r=2" if key.startswith("lsr.") else LORA
-        refused(lambda: check(plan.entries("small", preset.load("small"), [title])), says=says)
+        refused(lambda: check(plan.cells("small", preset.load("small"), [title])), says=says)
         return
     changed = measured(monkeypatch)
     use(beside)
@@ -127,7 +127,7 @@ RANDOM = {"lsr.init": "random", "lsr.train": "factors"}
 IDLE = [
     (method(params={"lora.r": 2}), "methods.odd: params: lora.r has no effect: the method's adapter is lsr"),
     (method(features="mean"), "methods.odd: adapter: lsr has no effect: features are in place of it; set it to head"),
-    (method(adapter="head", features="mean", trained=False), "methods.odd: trained: false has no effect"),
+    (method(adapter="head_only", features="mean", trained=False), "methods.odd: trained: false has no effect"),
     (
         method(trained=False, params={"train.epochs": 3}),
         "methods.odd: params: train.epochs has no effect: the method is",
@@ -194,7 +194,7 @@ IDLE = [
 @pytest.mark.parametrize(("changes", "says"), IDLE)
 def test_what_would_have_no_effect_is_refused_before_anything_runs(arena, changes, says):
     small.use(**changes)
-    refused(lambda: check(plan.entries("small", preset.load("small"))), says=says)
+    refused(lambda: check(plan.cells("small", preset.load("small"))), says=says)
 
 
 # The fields of a preset, with other values. Their effect is on keys, on what is tried, or on the comparison.

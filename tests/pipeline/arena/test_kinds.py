@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.arena import preset, task_tokens
-from pipeline.arena.compete import check
+from pipeline.arena.execution import check
 from pipeline.arena.features import Pooled
 from pipeline.arena.measure import measure
 from pipeline.compare import examples
@@ -196,6 +196,8 @@ def test_the_base_model_alone_is_what_a_fresh_adapter_leaves_whatever_the_seed(w
 
 
 def test_what_cannot_be_compared_is_refused_before(writing):
-    refused(check, [small.entry("writing: head")], says="small.methods.head: adapter: head: a language model has no")
+    refused(
+        check, [small.cell("writing: head")], says="small.methods.head: adapter: head_only: a language model has no"
+    )
     writing(sample_sizes={"max_new_tokens": None})
-    refused(check, [small.entry("writing: alone")], says="writing: completions are compared by what is written: set sa")
+    refused(check, [small.cell("writing: alone")], says="writing: completions are compared by what is written: set sa")

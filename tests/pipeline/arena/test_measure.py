@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import __main__ as arena_command
-from pipeline.arena import compete, plan, record, task_tokens
+from pipeline.arena import execution, plan, record, task_tokens
 from pipeline.arena.measure import build_model, measure
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters
@@ -185,7 +185,7 @@ def run(*words):
 @pytest.fixture
 def in_threads(monkeypatch):
     """Workers in this process, which import nothing again."""
-    monkeypatch.setattr(compete, "workers", ThreadPoolExecutor)
+    monkeypatch.setattr(execution, "workers", ThreadPoolExecutor)
 
 
 def test_it_runs_what_is_missing_and_nothing_twice(arena, in_threads, capsys):
@@ -212,5 +212,5 @@ def test_labels_of_files_stay_in_the_cache(arena, in_threads):
 
 
 def test_an_unknown_entry_is_told_from_the_nearest(arena):
-    says = "no entry has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD"
+    says = "no method on a task has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD"
     refused(run, "--only", "glue: LoRA r=2", says=says)

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.arena import plan, preset, record, tuning
-from pipeline.arena.compete import check
+from pipeline.arena.execution import check
 from pipeline.methods import planning
 from tests import workspace
 from tests.kit import refused
 from tests.pipeline.arena import small
-from tests.pipeline.arena.small import entry, recorded, training
+from tests.pipeline.arena.small import cell, recorded, training
 
 
 def simulate(chosen, score):
-    """Answer what an entry asks for until it is complete; return the records, in the order that it asked for them."""
+    """Answer what a cell asks for until it is complete; return the records, in the order that it asked for them."""
     records = {}
     while trainings := tuning.missing(chosen, records):
         records |= {one.key: recorded(one, score(one)) for one in trainings}
@@ -35,7 +35,7 @@ LORA = "glue: LoRA r=1"
 WIDER_SEEDS = {"tuning": {"seeds": 2, "extra_rates": 3}, "seeds": [0, 1, 2]}
 ALONE = {"methods": {"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}}}
 HEADS = {"tuning": {"head_rates": [0.5, 1.0, 2.0]}}
-# A preset, an entry, its validation score by factor of the rate, of the head's rate, and seed; what is asked for so.
+# A preset, a cell, its validation score by factor of the rate, of the head's rate, and seed; what is asked for so.
 ASKED = [
     ({}, LORA, lambda r, h, s: -abs(r - 0.5), [(0.5, 1, 0), (1, 1, 0), (0.5, 1, 1)]),
     # Where the best is at an end, the next one is tried, as often as is allowed.
@@ -69,8 +69,8 @@ ASKED = [
 @pytest.mark.parametrize(("changes", "title", "score", "asked"), ASKED)
 def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(changes, title, score, asked, arena):
     small.use(**changes)
-    chosen = entry(title)
-    first = entry(title).first()
+    chosen = cell(title)
+    first = cell(title).first()
 
     def setting(one):
         return one.rate and one.rate / first.rate, one.head_rate / first.head_rate, one.seed
@@ -83,7 +83,7 @@ def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(changes, titl
 
 def test_numbers_of_epochs_are_tried_at_the_best_rate_and_then_rates_of_the_head(arena):
     small.use(tuning={"epochs": [0.5, 2.0], "head_rates": [2.0]})
-    chosen = entry()
+    chosen = cell()
     first = chosen.first()
 
     def setting(one):
@@ -100,22 +100,22 @@ def test_numbers_of_epochs_are_tried_at_the_best_rate_and_then_rates_of_the_head
 
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
-    records = simulate(entry(), lambda one: one.rate)
+    records = simulate(cell(), lambda one: one.rate)
     small.use(quantized_seeds=[1])
-    again = tuning.missing(entry(), records)
-    assert [(one.seed, one.is_quantized, one.rate) for one in again] == [(1, True, entry().first().rate)]
+    again = tuning.missing(cell(), records)
+    assert [(one.seed, one.is_quantized, one.rate) for one in again] == [(1, True, cell().first().rate)]
     records |= {one.key: recorded(one, one.rate) for one in again}
-    assert tuning.missing(entry(), records) == []
-    assert entry("ratings: LoRA r=1").quantized_seeds == (1,)
+    assert tuning.missing(cell(), records) == []
+    assert cell("ratings: LoRA r=1").quantized_seeds == (1,)
     small.use(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, quantized_seeds=[1])
-    assert [entry(f"{task}: LoRA r=1").quantized_seeds for task in ("glue", "ratings")] == [(1,), ()]
-    small.use(methods={"mean": {"adapter": "head", "features": "mean"}}, baseline="mean", quantized_seeds=[1])
-    assert entry("glue: mean").quantized_seeds == ()  # or what has nothing to round would be run again and again
+    assert [cell(f"{task}: LoRA r=1").quantized_seeds for task in ("glue", "ratings")] == [(1,), ()]
+    small.use(methods={"mean": {"adapter": "head_only", "features": "mean"}}, baseline="mean", quantized_seeds=[1])
+    assert cell("glue: mean").quantized_seeds == ()  # or what has nothing to round would be run again and again
 
 
 def test_the_test_score_has_no_say(arena):
-    records = simulate(entry(), lambda one: (one.rate, -one.rate))
-    assert last_step(entry(), records)[0].rate == entry().first().rate
+    records = simulate(cell(), lambda one: (one.rate, -one.rate))
+    assert last_step(cell(), records)[0].rate == cell().first().rate
 
 
 def test_a_key_stands_for_all_that_a_training_sees(arena):
@@ -142,7 +142,7 @@ def test_a_key_is_the_same_whatever_the_method_is_called_and_other_methods_are(a
     assert key() == before == key("glue: LoRA")
     odd = {"adapter": "loha", "params": {"loha.type": "LOHA"}}
     small.use(methods={"odd": odd}, params={"loha.learning_rate": 0.01})
-    assert entry("glue: odd").first().rate == 0.01
+    assert cell("glue: odd").first().rate == 0.01
     assert key() == before
 
 
@@ -184,7 +184,7 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     assert len(chosen.seeds) >= 2
     records = record.read(record.FOLDER / name)
     planned = set()
-    for its in plan.entries(name, chosen):
+    for its in plan.cells(name, chosen):
         assert its.first().view.seed == 0
         planning.build_config(its.first().view.section, 0, ["query"], ["classifier"])
         is_begun = (its.task, its.method) in {(one.task, one.method) for one in records.values()}
@@ -234,10 +234,10 @@ def test_a_broken_preset_is_refused_in_a_line(changes, says, arena):
 def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused(arena, tmp_path):
     """Private data are not in the repository, their records are."""
     small.use(files={"ratings.csv": "0" * 64})
-    known = entry("ratings: head")
+    known = cell("ratings: head")
     refused(check, [known], says="ratings.csv: not the file of the preset: its SHA-256 must be 0000")
     Path("ratings.csv").rename(tmp_path / "ratings.csv")
-    assert entry("ratings: head").first().key == known.first().key
+    assert cell("ratings: head").first().key == known.first().key
     (tmp_path / "ratings.csv").rename("ratings.csv")
 
 
@@ -257,4 +257,4 @@ MISFITS = [
 @pytest.mark.parametrize(("changes", "says"), MISFITS)
 def test_what_does_not_fit_is_said_before_anything_runs(changes, says, arena):
     small.use(**changes)
-    refused(lambda: check(plan.entries("small", preset.load("small"), ["glu"])), says=says)
+    refused(lambda: check(plan.cells("small", preset.load("small"), ["glu"])), says=says)

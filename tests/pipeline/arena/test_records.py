@@ -34,9 +34,9 @@ def test_records_differ_from_those_that_were_made_in_names_alone(name):
     assert hashlib.sha256(without_keys.encode()).hexdigest() == digest
 
 
-def run_of(made, entries):
+def run_of(made, cells):
     """The training run of a preset that has the task, the method, the learning rates and the seed of a record."""
-    chosen = entries[f"{made.task}: {made.method}"]
+    chosen = cells[f"{made.task}: {made.method}"]
     first = chosen.first()
     head_multiplier = made.head_rate / first.head_rate
     multiplier = head_multiplier if made.rate is None else made.rate / first.rate
@@ -50,6 +50,6 @@ def run_of(made, entries):
 def test_each_record_has_the_key_of_the_training_run_that_it_names(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     records = record.read(record.FOLDER / name)
-    entries = {entry.title: entry for entry in plan.entries(name, preset.load(name))}
+    cells = {cell.title: cell for cell in plan.cells(name, preset.load(name))}
     assert len(records) >= RENAMED["records"][name][0]
-    assert {key: run_of(made, entries).key for key, made in records.items()} == {key: key for key in records}
+    assert {key: run_of(made, cells).key for key, made in records.items()} == {key: key for key in records}

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pipeline.arena import plan, preset, task_tokens
-from pipeline.arena.compete import check
+from pipeline.arena.execution import check
 from pipeline.data import datasets
 from tests import workspace
 from tests.kit import refused, write
@@ -142,7 +142,7 @@ def test_the_order_of_files_is_refused_where_nothing_depends_on_it(row, sample_s
     assert small.training("moods: head").by_hash == ()
     small.use(tasks={"moods": {"sample_sizes": sample_sizes, "order": "file"}})
     says = "pipeline/arena.yaml: small.tasks.moods.order: file changes nothing: "
-    refused(lambda: check([small.entry("moods: head")]), says=says)
+    refused(lambda: check([small.cell("moods: head")]), says=says)
 
 
 def test_the_first_rows_of_what_is_cut_from_train_are_those_of_the_cut(arena):
@@ -156,8 +156,8 @@ def test_of_the_committed_presets_these_tasks_read_a_sample_of_a_split_that_thei
     monkeypatch.chdir(workspace.ROOT)
     found = {}
     for name in workspace.read_yaml(workspace.ROOT / preset.PATH):
-        entries = {entry.task: entry for entry in plan.entries(name, preset.load(name))}
-        found[name] = [task for task, entry in entries.items() if entry.first().by_hash]
+        cells = {cell.task: cell for cell in plan.cells(name, preset.load(name))}
+        found[name] = [task for task, cell in cells.items() if cell.first().by_hash]
     assert found == {
         "offline": [],
         "kinds": ["stsb"],

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from pipeline.arena import measure as measuring
 from pipeline.arena import task_tokens, unseen
-from pipeline.arena.compete import check
+from pipeline.arena.execution import check
 from pipeline.arena.measure import measure
 from tests.kit import refused, write
 from tests.pipeline.arena import small
@@ -44,8 +44,8 @@ LATE = {
 }
 LORA = {"lora.r": 2, "lora.lora_alpha": 4, "lora.learning_rate": 0.05}
 METHODS = {
-    "one": {"adapter": "head", "features": "mean", "tasks": ["shops"], "params": {"tenants.head": "shared"}},
-    "each": {"adapter": "head", "features": "mean", "tasks": ["shops"], "params": {"tenants.head": "own"}},
+    "one": {"adapter": "head_only", "features": "mean", "tasks": ["shops"], "params": {"tenants.head": "shared"}},
+    "each": {"adapter": "head_only", "features": "mean", "tasks": ["shops"], "params": {"tenants.head": "own"}},
     "own": {"adapter": "lora", "tasks": ["shops"], "params": {**LORA, "tenants.head": "own"}},
     "ignored": {"adapter": "lora", "tasks": ["shops"], "params": {**LORA, "tenants.head": "shared"}},
     "deviating": {"adapter": "lora", "tasks": ["shops"], "params": {**LORA, "tenants.head": "auto"}},
@@ -252,7 +252,7 @@ def test_where_the_number_of_epochs_is_tuned_the_last_one_alone_is_scored(tenant
 def test_each_way_to_share_a_head_is_a_method_of_its_own(tenants):
     heads = {method: training(method).key for method in ("own", "ignored", "deviating")}
     assert len({*heads.values()}) == 3
-    alone = {"adapter": "head", "features": "mean", "tasks": ["shops"]}
+    alone = {"adapter": "head_only", "features": "mean", "tasks": ["shops"]}
     use(methods=METHODS | {"alone": alone})  # whose head is `auto`: regressions have no deviations
     assert training("alone").key == training("each").key != training("one").key
 
@@ -272,9 +272,9 @@ def test_a_tenant_added_later_must_have_the_labels_of_others(changes, says, tena
     task = {"row": "shops", "sample_sizes": SAMPLE, **changes}
 
     def checked():
-        each = {"adapter": "head", "features": "mean", "tasks": ["shops"]}
+        each = {"adapter": "head_only", "features": "mean", "tasks": ["shops"]}
         small.use(tasks={"shops": task}, methods={"each": each})
-        check([small.entry("shops: each")])
+        check([small.cell("shops: each")])
 
     refused(checked, says=says)
 
@@ -293,4 +293,4 @@ IDLE = [
 @pytest.mark.parametrize(("params", "epochs", "says"), IDLE)
 def test_what_has_no_effect_where_epochs_are_tuned_is_refused(params, epochs, says, tenants):
     use(params=params, tuning={"epochs": epochs})
-    refused(check, [small.entry("shops: own")], says=says)
+    refused(check, [small.cell("shops: own")], says=says)

@@ -89,8 +89,8 @@ def went(one, **changes):
 def trainings(chosen, said=went):
     """All records of a preset, by key, each of them what is `said` of a training."""
     records = {}
-    for entry in plan.entries("small", chosen):
-        while left := tuning.missing(entry, records):
+    for cell in plan.cells("small", chosen):
+        while left := tuning.missing(cell, records):
             records |= {one.key: said(one) for one in left}
     return records
 

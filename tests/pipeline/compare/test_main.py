@@ -84,7 +84,7 @@ def test_the_committed_comparison_is_that_of_the_committed_records(name, monkeyp
     records, preset = arena_record.read(arena_record.FOLDER / name), load(name)
     committed = json.loads((command.OUTPUT / name / "comparison.json").read_text(encoding="utf-8"))
     found = json.loads(json.dumps(compare(name, records, preset)))
-    if not all(its.labels.is_file() for its in plan.entries(name, preset) if its.task in found["metrics"]):
+    if not all(its.labels.is_file() for its in plan.cells(name, preset) if its.task in found["metrics"]):
         found, committed = without_errors(found), without_errors(committed)
     assert found == committed, f"run: python -m pipeline.compare {name}"
 

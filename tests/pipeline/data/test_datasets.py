@@ -162,7 +162,7 @@ def test_texts_in_another_order_are_not_in_another_split_and_what_is_left_out_is
 
 
 def test_of_marked_texts_the_marks_are_a_part(make):
-    marks = [{"column": name, "start": f"start {name}", "end": f"end {name}"} for name in ("first", "second")]
+    spans = [{"column": name, "start": f"start {name}", "end": f"end {name}"} for name in ("first", "second")]
     columns = ("first", "second", *(f"{end} {name}" for name in ("first", "second") for end in ("start", "end")))
     one = ("the bat hit", 4, 7)
     other = ("a bat flew", 2, 5)
@@ -173,7 +173,7 @@ def test_of_marked_texts_the_marks_are_a_part(make):
 
     train = [of(other, one), of(plain, one), ("x", "y", 0, 1, 0, 1, 0)]
     held_out = {"validation": [("v", "w", 0, 1, 0, 1, 0)], "test": [of(one, other)]}
-    row = make(columns=columns, text=("first", "second"), mark=marks, train=train, **held_out)
+    row = make(columns=columns, text=("first", "second"), span=spans, train=train, **held_out)
     loaded = datasets.load(row, "mine")
     assert sorted(frames(loaded)["train"]["text"]) == ["*x*", "a bat *flew*"]
     assert loaded.dropped == {"missing": 0, "within_margin": 0, "duplicate": 0, "in_another_order": 1}

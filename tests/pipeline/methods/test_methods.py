@@ -27,7 +27,7 @@ TRAINED = {  # numbers of the adapter in this workspace, from the formulas of th
     "lsr": 2 * 2 * 2 * (4 + 6) * LAYERS,
     "lora": 8 * 2 * WIDTH * LAYERS,
     "full": 19_472,
-    "head": 0,
+    "head_only": 0,
     "regression": 0,
     "krona": (4 * 4 + 6 * 6) * LAYERS,
     "kadaptation": 8**3 + 2 * WIDTH * LAYERS,
@@ -40,7 +40,7 @@ TRAINED = {  # numbers of the adapter in this workspace, from the formulas of th
     "ln_tuning": 2 * 24 * (2 * 2 + 1),
     "peft": 2 * WIDTH * LAYERS,
 }
-FORMS = ("lsr", "lora", "full", "head", "kadaptation", "bitfit", "vera")  # one for each way of storing an adapter
+FORMS = ("lsr", "lora", "full", "head_only", "kadaptation", "bitfit", "vera")  # one for each way of storing an adapter
 RANDOM = {"vblora", "unilora"}  # whose authors start with a small update that is not zero
 
 

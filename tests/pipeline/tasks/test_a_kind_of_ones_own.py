@@ -87,7 +87,7 @@ def test_predict_needs_the_adapter_alone():
 
 def test_the_arena_keeps_its_answers_and_labels(tmp_path):
     small.use(tasks={"levels": {}}, methods={"update": {"adapter": "lsr", "params": small.LSR}})
-    training = small.entry("levels: update").first()
+    training = small.cell("levels: update").first()
     record = measure(training)
     assert record.status == "finished", record.reason
     task_tokens.write_labels(training, tmp_path / "levels.csv")

@@ -124,9 +124,9 @@ def test_mistakes_are_one_line(tmp_path):
         refused(params.reading.validate, DatasetEntry, ROW | changes, "t.yaml", ("animals",), says=says)
     kit.write("animals.csv", "text,tags\na,cat\nb,awake|cta\n")
     refused(run, TOKENIZE, says="animals.csv: line 3: label 'cta' is none of awake, cat, wet; did you mean cat?")
-    small.use(tasks={"animals": {}}, methods={"mean": {"adapter": "head", "features": "mean"}})
+    small.use(tasks={"animals": {}}, methods={"mean": {"adapter": "head_only", "features": "mean"}})
     says = "features: they need a task with classes, which animals is not"
-    refused(features.check, small.entry("animals: mean").first(), says=says)
+    refused(features.check, small.cell("animals: mean").first(), says=says)
     task = json.loads((artifacts.ADAPTER / "task.json").read_text())
     kit.write(tmp_path / "task.json", task | {"thresholds": [0.5, 2, 0.5]})
     refused(adapter_task.read, tmp_path, says="task.json: thresholds must be a list of probabilities, got [0.5, 2")

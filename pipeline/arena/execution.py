@@ -1,4 +1,4 @@
-"""Run the missing training runs of entries in worker processes, after checking that all of them can run."""
+"""Run the missing training runs of cells in worker processes, after checking that all of them can run."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from threading import Thread
 from pipeline import params
 from pipeline.arena import features, plan, record, task_tokens, tuning, unseen
 from pipeline.arena.measure import build_plan, measure
-from pipeline.arena.plan import Entry
+from pipeline.arena.plan import Cell
 from pipeline.arena.preset import PATH
 from pipeline.arena.record import Record
 from pipeline.core import console
@@ -27,25 +27,25 @@ from pipeline.params.reading import all_of
 from pipeline.training import processes, run
 
 
-def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jobs: int) -> None:
+def run_all(cells: Sequence[Cell], records: dict[str, Record], path: Path, jobs: int) -> None:
     """Run the missing training runs, and add their records to `records` and to the file.
 
     Raises:
         UserError: if one cannot run, before any does; or if a worker dies.
     """
-    left = [entry for entry in entries if tuning.missing(entry, records)]
+    left = [cell for cell in cells if tuning.missing(cell, records)]
     if not left:
         return
     check(left)
-    for entry in {entry.task: entry for entry in left}.values():
-        task_tokens.write_labels(entry.first(), entry.labels)
-    most = sum(tuning.most_left(entry, records) for entry in left)
+    for cell in {cell.task: cell for cell in left}.values():
+        task_tokens.write_labels(cell.first(), cell.labels)
+    most = sum(tuning.most_left(cell, records) for cell in left)
     busy: dict[str, Future[Record]] = {}  # running training runs by key
     with workers(jobs) as pool, console.progress("arena: at most", most, "training runs") as advance:
         try:
             while True:
-                # Entry by entry, so that they are completed in turn.
-                missing = chain.from_iterable(tuning.missing(entry, records) for entry in left)
+                # Cell by cell, so that they are completed in turn.
+                missing = chain.from_iterable(tuning.missing(cell, records) for cell in left)
                 waiting = (training for training in missing if training.key not in busy)
                 for training in islice(waiting, jobs - len(busy)):
                     busy[training.key] = pool.submit(measure, training)
@@ -64,16 +64,16 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
             raise
 
 
-def check(entries: Sequence[Entry]) -> None:
-    """Check the values of each entry, read the data of each task, then try each method on the base model's outline."""
-    all_of(partial(_check_values, entry) for entry in entries)
-    tasks = {entry.task: partial(_check_task, entry) for entry in entries}
-    methods = {entry.method: partial(_check_method, entry) for entry in entries}
+def check(cells: Sequence[Cell]) -> None:
+    """Check the values of each cell, read the data of each task, then try each method on the base model's outline."""
+    all_of(partial(_check_values, cell) for cell in cells)
+    tasks = {cell.task: partial(_check_task, cell) for cell in cells}
+    methods = {cell.method: partial(_check_method, cell) for cell in cells}
     for unit, checks in {"tasks": tasks, "methods": methods}.items():
-        here = f"{PATH}: {entries[0].name}.{unit}"
+        here = f"{PATH}: {cells[0].name}.{unit}"
         listed = console.track(checks.items(), "check", unit)
         all_of(partial(_check_at, f"{here}.{name}: ", check) for name, check in listed)
-    all_of(partial(_check_epochs, entry) for entry in entries)
+    all_of(partial(_check_epochs, cell) for cell in cells)
 
 
 def _check_at(here: str, check_one: Callable[[], object]) -> None:
@@ -83,57 +83,57 @@ def _check_at(here: str, check_one: Callable[[], object]) -> None:
         raise UserError(re.sub(rf"^{params.PARAMS}: ", here, str(error), flags=re.MULTILINE)) from None
 
 
-def _check_values(entry: Entry) -> None:
-    """Check that the values of a preset have an effect on an entry.
+def _check_values(cell: Cell) -> None:
+    """Check that the values of a preset have an effect on a cell.
 
     Values of a preset or a task are for several methods, some of which do not read them; a method's are its own.
 
     Raises:
         UserError: if a value has no effect.
     """
-    view = entry.first().view
-    of_method = f"{PATH}: {entry.name}.methods.{entry.method}: "
-    of_task = f"{PATH}: {entry.name}.tasks.{entry.task}: "
+    view = cell.first().view
+    of_method = f"{PATH}: {cell.name}.methods.{cell.method}: "
+    of_task = f"{PATH}: {cell.name}.tasks.{cell.task}: "
     lines = []
-    if entry.chosen.is_trained:
+    if cell.chosen.is_trained:
         lines += [f"{of_method}{value.line}" for value in effects.idle_in_training(view.train)]
     for value in effects.idle_in_section(view.section):
-        if value.key in entry.chosen.params:
+        if value.key in cell.chosen.params:
             lines.append(f"{of_method}{value.line}")
-    for line in _idle_with_epochs(entry):
-        lines.append(f"{PATH}: {entry.name}.{line}")
+    for line in _idle_with_epochs(cell):
+        lines.append(f"{PATH}: {cell.name}.{line}")
     if lines:
         raise UserError("\n".join(lines))
     _check_at(of_task, partial(run.check_class_weights, view))
-    sets_precision = "train.precision" in entry.chosen.params
+    sets_precision = "train.precision" in cell.chosen.params
     _check_at(of_method if sets_precision else of_task, partial(processes.check_precision, view.train))
 
 
-def _idle_with_epochs(entry: Entry) -> Iterator[str]:
+def _idle_with_epochs(cell: Cell) -> Iterator[str]:
     """Yield a line for each value without effect because the number of epochs is tuned."""
-    factors = entry.preset.tuning.epochs
-    if not factors or not entry.chosen.is_trained:
+    factors = cell.preset.tuning.epochs
+    if not factors or not cell.chosen.is_trained:
         return
-    train = entry.first().view.train
+    train = cell.first().view.train
     tried = {1.0, *factors}
     numbers = {plan.scale_epochs(train.epoch_count, factor) for factor in tried}
     if len(numbers) < len(tried):
-        same = f"two factors give the same number of epochs on {entry.task}"
+        same = f"two factors give the same number of epochs on {cell.task}"
         yield f"tuning.epochs: {same}, where train.epochs is {train.epochs}"
     for key in ("patience", "extend_epochs"):
         value = getattr(train, key)
         if value != "none":
-            yield f"tuning.epochs: on {entry.task}, train.{key}: {value} has no effect: the number of epochs is tuned"
+            yield f"tuning.epochs: on {cell.task}, train.{key}: {value} has no effect: the number of epochs is tuned"
 
 
-def _check_task(entry: Entry) -> None:
-    first = entry.first()
+def _check_task(cell: Cell) -> None:
+    first = cell.first()
     view = first.view
     sources = [view.dataset.source]
     for tenant in first.unseen_tenants.values():
         sources.append(tenant.entry.source)
     for source in sources:
-        _check_pins(source, entry.preset.files)
+        _check_pins(source, cell.preset.files)
     processes.check_machine(view.train)
     tokenizer = base_models.load_tokenizer(view.base_model)
     base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
@@ -149,33 +149,33 @@ def _check_pins(source: Source, pinned: Mapping[str, str]) -> None:
             raise UserError(f"{path}: not the file of the preset: its SHA-256 must be {pinned[path]}")
 
 
-def _check_method(entry: Entry) -> None:
-    if entry.chosen.features:
-        features.check(entry.first())
-    elif not entry.first().is_alone:
-        build_plan(entry.first(), task_tokens.task_of(entry.first()))
+def _check_method(cell: Cell) -> None:
+    if cell.chosen.features:
+        features.check(cell.first())
+    elif not cell.first().is_alone:
+        build_plan(cell.first(), task_tokens.task_of(cell.first()))
 
 
-def _check_epochs(entry: Entry) -> None:
-    """Check that epochs and patience of a task or a method have an effect on an entry, whose tokens are there.
+def _check_epochs(cell: Cell) -> None:
+    """Check that epochs and patience of a task or a method have an effect on a cell, whose tokens are there.
 
     Raises:
         UserError: if one has none.
     """
-    first = entry.first()
+    first = cell.first()
     train = first.view.train
-    if train.extend_epochs != "auto" or not entry.chosen.is_trained:
+    if train.extend_epochs != "auto" or not cell.chosen.is_trained:
         return
     tokens = task_tokens.splits(first)["train"]
     lines = []
     for value in effects.idle_in_epochs(train, run.enough_epochs(first.view, tokens)):
-        if value.key in entry.chosen.params:
-            place = f"methods.{entry.method}: on {entry.task}"
-        elif value.key in entry.preset.tasks[entry.task].params:
-            place = f"tasks.{entry.task}"
+        if value.key in cell.chosen.params:
+            place = f"methods.{cell.method}: on {cell.task}"
+        elif value.key in cell.preset.tasks[cell.task].params:
+            place = f"tasks.{cell.task}"
         else:
             continue
-        lines.append(f"{PATH}: {entry.name}.{place}: {value.line}")
+        lines.append(f"{PATH}: {cell.name}.{place}: {value.line}")
     if lines:
         raise UserError("\n".join(lines))
 
