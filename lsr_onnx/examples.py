@@ -17,7 +17,7 @@ MAX_CHARACTERS = 100_000  # maximum number of characters per cell
 
 
 Label = str | float | tuple[str, ...]  # a class, a number, or the labels of a multi-label task
-Text = str | list[str]  # or a pair
+Text = str | list[str]  # a text, or a pair of texts
 
 
 class Example(NamedTuple):

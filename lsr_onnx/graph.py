@@ -10,7 +10,7 @@ import numpy as np
 from lsr_onnx.errors import InputError
 
 LOGITS = "logits"
-REMEDY = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"  # where a package is missing
+REMEDY = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"  # advice where a package is missing
 KINDS_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
 

@@ -17,7 +17,7 @@ MAX_TEXTS = 64  # maximum number of texts of a request
 # request above what all its texts could have if none were truncated.
 CHARACTERS = 20
 ROLES = ("system", "user", "assistant")  # roles of messages, the same as in training
-# What a text of a request must be:
+# Names of what a text of a request must be:
 TEXT = "a text"
 PAIR = "a list of two texts, each"
 PROMPT = f"a text, or a list of messages with role and content, where role is {' or '.join(ROLES)},"
@@ -34,7 +34,7 @@ class PreparedFit(ABC):
     """A fit of a tenant's rows to labeled texts, in steps that a server makes where they keep nobody waiting."""
 
     batches: Sequence[Sequence[int]]  # numbers of the texts that are read together
-    tokens: int  # of all texts
+    tokens: int  # number of tokens of all texts
     outputs: int  # labels
 
     @abstractmethod

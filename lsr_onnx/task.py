@@ -214,7 +214,7 @@ def _check_tokens(value: Any) -> None:
     _check_count(value, MAX_STOP_TOKENS, "tokens")
 
 
-# By field: a function that raises a ValueError with what is wrong with a value that is not null.
+# Functions by field, each of which raises a ValueError with what is wrong with a value that is not null.
 CHECKS: dict[str, Callable[[Any], None]] = {
     "kind": _check_name,
     "labels": _check_names,

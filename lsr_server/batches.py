@@ -28,7 +28,7 @@ LARGE_REST = 4.0
 ASKED = 1.0  # seconds after a batch of others in which they are taken to be asked
 MOST = 64 * 64  # texts of a request times the size of their adapter: their answers are made between two batches
 
-Found = TypeVar("Found")  # what has been found for a request: the version of its adapter
+Found = TypeVar("Found")  # result of a lookup for a request: the version of its adapter
 
 
 class Waiting(NamedTuple):

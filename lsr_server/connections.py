@@ -75,7 +75,7 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         self.flow: PacedFlow = PacedFlow(transport)
         transport.set_write_buffer_limits(high=0)  # pause_writing is called whenever something is left to be read
-        if self.client is not None:  # without a client, it has left already
+        if self.client is not None:  # there is no client if it has left already
             self.address = client_of(self.client[0])
         if self._connections.admit(self, self.loop.time()):
             self._await_client()
@@ -182,7 +182,7 @@ class Protocol(H11Protocol):
             self._timer = self.loop.call_later(seconds, self._time_out, awaited[0], seconds)
 
     def _next(self) -> tuple[Awaited, RequestResponseCycle | None] | None:
-        # What the client has to do, after the head of which request; None while it waits for the server.
+        # Return what the client has to do, after the head of which request; None while it waits for the server.
         if self.flow.write_paused or self._is_between_pieces():
             return Awaited.READING, self.cycle
         if self.transport.is_closing():
@@ -196,7 +196,7 @@ class Protocol(H11Protocol):
         return (Awaited.TURN, None) if has_begun else None
 
     def _is_between_pieces(self) -> bool:
-        # Of an answer that the server has; it still writes those of a stream.
+        # This concerns answers that the server has whole; it still writes the pieces of a stream.
         if self.conn.our_state is not h11.SEND_BODY or self.cycle is None:
             return False
         return not self.cycle.scope["state"].get(STREAMED)

@@ -27,7 +27,7 @@ from lsr_onnx.tokenizer import open_tokenizer
 from lsr_onnx.truncation import Inputs, cut
 
 IDS, MASK, KINDS = KINDS_OF_TOKENS
-Tokens = dict[str, np.ndarray]  # by input of a graph: (texts, length)
+Tokens = dict[str, np.ndarray]  # arrays (texts, length) by input of a graph
 
 
 class GraphVersion(NamedTuple):

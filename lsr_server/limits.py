@@ -127,7 +127,7 @@ class Connections:
         own = self._by_client.get(connection.address) or self._make_group()
         if not (own.has_room(now) and self._all.has_room(now)):
             return False
-        self._by_client[connection.address] = own  # again, if the one that made room was the client's last
+        self._by_client[connection.address] = own  # the one that made room may have been its last
         for group in self._groups(connection):
             group.add(connection)
         return True

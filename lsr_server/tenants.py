@@ -39,7 +39,7 @@ class Endpoints:
     ) -> None:
         self._passes = passes
         self._batches = batches
-        self._aside = aside  # for large JSON
+        self._aside = aside  # thread for large JSON
         self._fits = Aside()
         self._one_fit = asyncio.Lock()
 

@@ -41,9 +41,9 @@ from pipeline.tasks.task import Numbers, Scores
 from pipeline.tasks.tenants import entry_of_tenant
 
 MAX_TENANTS = 16  # scored tenants, so that a run stays short; the first ones by hash
-MAX_TEXTS = 260  # per tenant
-MAX_RESAMPLES = 1000  # of the texts in each draw, for intervals without a formula
-FOLDS = 5  # of the regression's cross-validation
+MAX_TEXTS = 260  # texts per tenant
+MAX_RESAMPLES = 1000  # resamples of the texts in each draw, for intervals without a formula
+FOLDS = 5  # folds of the regression's cross-validation
 SHOWN = 5  # tenants in a message
 OF_HELD_OUT = ("labels", "method", "score", "low", "high", "tenants")
 MODEL = "adapter, rows of the group or fitted"

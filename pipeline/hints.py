@@ -12,9 +12,9 @@ from pipeline.params.sections import TrainParams
 FEW_EXAMPLES = 10  # training examples of a class
 MAX_CLASSES = 3  # maximum number of classes that are named
 RISE = 1.05  # ratio of the last validation loss to the lowest
-MIN_EPOCHS = 2  # after the one with the lowest validation loss
+MIN_EPOCHS = 2  # epochs after the one with the lowest validation loss
 MIN_SHARE = 0.0005  # smallest share of truncated texts to mention
-SHARE = "share_"  # before the name of a class, in the report of the splits
+SHARE = "share_"  # prefix of the name of a class in the report of the splits
 
 
 def hints(params: Params) -> Iterator[str]:

@@ -67,7 +67,7 @@ def guard_inputs(stage: str, view: type[AnyView]) -> Iterator[AnyView]:
     if not console.IS_FIRST:  # the first process of a training run compares for all: it writes when others have ended
         yield params.load(view)
         return
-    values = inputs.values(stage)  # before they are read: a later edit is one that the stage may have missed
+    values = inputs.values(stage)  # hashed before they are read: the stage may miss a later edit
     loaded = params.load(view)
     before = values | inputs.at_start(stage, loaded)
     if stage != inputs.TOKENIZE:

@@ -9,7 +9,7 @@ import torch
 from lsr.algebra.spectrum import Pair, norm_of
 from lsr.loading.updates import Updates
 
-Norms = tuple[float, float]  # of an error, and of the original
+Norms = tuple[float, float]  # norms of an error and of the original
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from lsr.tuner.targets import outer_names
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
 EXACT = "float32"  # the precision in which PEFT reads the file
-# Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
+# Endings of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
 SHARED_ADAPTER = "shared_adapter"  # the folder in a bank with the adapter that its tenants share
 GRAPHS = "onnx"  # the folder with graphs, where transformers.js looks for them
@@ -230,7 +230,7 @@ def _fields_of_lora(contents: Contents, updates: Updates) -> dict[str, Any]:
         "layers_to_transform": None,
         "layers_pattern": None,
         "bias": BIASES[contents.bias],
-        "fan_in_fan_out": contents.is_transposed,  # without a base, PEFT sets it where it is needed
+        "fan_in_fan_out": contents.is_transposed,  # PEFT sets it where it is needed if there is no base model
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,

@@ -40,7 +40,7 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:  # ()
 
 def widths(layer: nn.Module) -> tuple[int, int]:
     """Return in_features and out_features of a layer; GPT-2's Conv1D stores its weight in that order, transposed."""
-    if isinstance(layer, nn.Linear):  # not from the weight: packed 4-bit weights have other shapes
+    if isinstance(layer, nn.Linear):  # packed 4-bit weights have other shapes
         return layer.in_features, layer.out_features
     n, m = cast("nn.Parameter", layer.weight).shape
     return n, m
@@ -218,7 +218,7 @@ def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Para
 
 
 def _check_labels(batches: Sequence[Batch]) -> None:
-    every = [batch["labels"] for batch in batches if "labels" in batch]  # without them, the model returns no loss
+    every = [batch["labels"] for batch in batches if "labels" in batch]  # the model returns no loss without labels
     if not every:
         return
     first = every[0][0]

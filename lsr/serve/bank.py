@@ -66,7 +66,7 @@ class AdapterBank(nn.Module):
         self.shared_adapter: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self.versions: dict[str, Version] = {}  # current version by adapter
-        self.groups: dict[str, Version] = {}  # of the entries for groups of tenants, by the names in group_names
+        self.groups: dict[str, Version] = {}  # entries for groups of tenants, by the names of group_names
         self.layers: dict[str, BankLayer] = {}  # layers by the name of the module that each wraps
         self.heads: dict[str, BankHead] = {}
         self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())

@@ -21,7 +21,7 @@ STRENGTHS = np.logspace(1, -4, 11)  # penalties, from hardly any deviation to ne
 SMALLEST_UNIT = 1e-12  # where all texts have the same features
 PRECISE = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}  # options of L-BFGS
 CONFIDENCE = 0.95
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 2000  # number of bootstrap resamples
 SEED = 0
 
 Array = np.ndarray
@@ -32,8 +32,8 @@ class Chosen(NamedTuple):
     """The regularization that cross-validation chooses, and the quality of the fit."""
 
     strength: float
-    is_better: bool  # than the group's rows
-    score: float  # on texts that the fit has not seen, in the metric of the form
+    is_better: bool  # whether the fit is better than the group's rows
+    score: float  # score on texts that the fit has not seen, in the metric of the form
     interval: Interval  # 95 % interval of `score`
 
 

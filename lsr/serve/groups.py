@@ -33,7 +33,7 @@ EVEN = 0.5  # threshold of each label of a multi-label task before any is chosen
 
 Labels = tuple[str, ...] | None  # labels in the order of the head's rows; None for regression
 Orders = dict[Labels, list[str]]  # names of tenants by their labels in order
-Groups = dict[frozenset[str], Orders]  # by set of labels, empty for regression
+Groups = dict[frozenset[str], Orders]  # orders of labels by their set, empty for regression
 
 
 class Group(NamedTuple):

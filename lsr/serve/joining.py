@@ -80,7 +80,7 @@ def _part(folder: Path, base: str | None) -> Part:
         return Part(adapters, shared_adapter)
     return Part(
         {folder.absolute().name: read_contents(folder, head_alone=True)}
-    )  # not the name of what a link leads to
+    )  # the name of the link itself, not of its target
 
 
 def _check_tokenizers(folders: Sequence[Path], of_base: Any) -> None:

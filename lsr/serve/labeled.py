@@ -54,9 +54,9 @@ class Prepared(NamedTuple):
 class Fit(NamedTuple):
     """A tenant's fitted head."""
 
-    contents: Contents  # with the group's own rows where the fit is not better
+    contents: Contents  # the fitted head, or the group's own rows where the fit is not better
     chosen: Chosen
-    group_score: float  # of the group's rows on the same texts
+    group_score: float  # score of the group's rows on the same texts
     metric: str
     contradictory: int  # texts that have several different labels
     truncated: int  # texts with more tokens than the tenant reads

@@ -46,7 +46,7 @@ def split(folder: str | Path) -> tuple[Files, dict[str, Contents]]:
     layer = last_layer(files)
     rows = _rows_of(layer, files)
     shapes = Shapes()  # shapes of the shared tensors
-    pieces = list[Sequence[Tensor]]()  # for each tensor, its pieces by tenant
+    pieces = list[Sequence[Tensor]]()  # pieces of each tensor by tenant
     for key, value in rows.items():
         if not value.dim() or len(value) != count:
             shape = tuple(value.shape)

@@ -131,7 +131,7 @@ class LsrConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
-        self.folder: Path | None = None  # where it was read from, if it was
+        self.folder: Path | None = None  # folder from which it was read, if it was
         self.injected: Injected | None = None  # the model's record of the last adapter made from it
         check_options(self)
 

@@ -91,7 +91,7 @@ def _check_together(config: "LsrConfig") -> None:
         raise ValueError("layers_pattern needs layers_to_transform, got None")
     if config.has_core:
         return
-    for name, value in (("share", "layers"), ("core", "diagonal")):  # without a core, layers that share are all alike
+    for name, value in (("share", "layers"), ("core", "diagonal")):  # layers that share are all alike without a core
         if getattr(config, name) == value:
             raise ValueError(f"{name}={value!r} needs train to be one of {list(CORED)}, got {config.train!r}")
 
@@ -190,7 +190,7 @@ def _ways_of(parsed: Any, depth: int = 0) -> int:
         match opcode.name:
             case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN" | "AT":
                 pass
-            case "SUBPATTERN" if node[1] == node[2] == 0:  # its flags
+            case "SUBPATTERN" if node[1] == node[2] == 0:  # a group that sets no flags
                 ways *= _ways_of(node[3], depth + 1)
             case "BRANCH":
                 ways *= _ways_of_one(node[1], depth + 1)

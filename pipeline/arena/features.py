@@ -29,7 +29,7 @@ from pipeline.params import PARAMS
 from pipeline.regression import STEPS, STRENGTHS, XY, Part, Pooled, Values, join_outputs, read_parts, width_of
 from pipeline.tasks import Outcome, Task
 
-OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # where a text has a few features that are not 0
+OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # strengths for TF-IDF, in which a text has a few features that are not 0
 SCORED = ("validation", "test")
 LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's classifiers
 

@@ -48,7 +48,7 @@ class Unseen(NamedTuple):
 class TrainingRun:
     """One training run: a method on a task with two learning rates and a seed."""
 
-    preset: str  # its name
+    preset: str  # name of the preset
     task: str
     method: str
     seed: int
@@ -58,7 +58,7 @@ class TrainingRun:
     head_rate: float
     key: str
     chosen: Method  # the method's changes in the preset
-    epochs: int | None = None  # if their number is tuned: then the last one alone is scored
+    epochs: int | None = None  # number of epochs, if it is tuned: then the last one alone is scored
     unseen_tenants: Mapping[str, Unseen] = field(default_factory=dict)  # those without any text in training, by name
     by_hash: tuple[Split, ...] = ()  # the splits to bring into the order of hashes before their first rows are read
     is_quantized: bool = False  # scored at all precisions, too

@@ -46,10 +46,10 @@ class Record(StrictModel, extra="ignore"):
     key: str  # hash of all that determines the result except the code, 16 hexadecimal digits
     preset: str
     task: str  # a row of pipeline/datasets.yaml
-    method: str  # its name in the preset
+    method: str  # name of the method in the preset
     rate: float | None  # learning rate of the adapter; None if only the head is trained
     head_rate: float
-    epochs: int | None = Field(None, exclude_if=lambda epochs: epochs is None)  # if their number is tuned
+    epochs: int | None = Field(None, exclude_if=lambda epochs: epochs is None)  # number of epochs, if it is tuned
     seed: int
 
     status: Literal["finished", "diverged", "failed"]

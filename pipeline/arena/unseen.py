@@ -33,7 +33,7 @@ DRAWN_FROM = 240  # training texts of a tenant, from which each seed draws the l
 SPLITS = ("train", "test")
 DIGITS = 6
 AT_ONCE = 64  # examples per batch
-Scores = dict[str, dict[int, float]]  # by tenant and number of labeled texts
+Scores = dict[str, dict[int, float]]  # scores by tenant and number of labeled texts
 Answer = Callable[[Values, Values, Values], Values]  # (features, labels) of labeled texts, features -> logits
 
 
@@ -41,7 +41,7 @@ class Reading(NamedTuple):
     """A tenant without any text in training, and its texts."""
 
     task: Task
-    labels: Sequence[str]  # in the order of the classes in its tokens, as the tenants of training call them
+    labels: Sequence[str]  # names that the tenants of training have for the classes in its tokens, in their order
     parts: Mapping[str, Part]
 
 

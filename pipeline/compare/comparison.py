@@ -58,7 +58,7 @@ def compare(
         "methods": methods,  # smallest first
         "margin": preset.margin,
         "hypotheses": comparator.outcomes(preset.hypotheses),
-        "made": _collect_provenance(records.values()),  # where the records come from
+        "made": _collect_provenance(records.values()),  # provenance of the records
         "notes": notes,
         "results": _results(tasks, comparator, preset.baseline, methods),
     }

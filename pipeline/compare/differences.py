@@ -48,12 +48,12 @@ from scipy import optimize, stats
 
 from pipeline.arena.preset import Hypothesis
 
-# Of a hypothesis, by the corrected tests.
+# Verdicts on a hypothesis, by the corrected tests.
 BETTER = "better"
 EQUIVALENT = "equivalent"
 WORSE = "worse"
 UNDECIDED = "undecided"
-# Of any other difference, by its interval.
+# Verdicts on any other difference, by its interval.
 AHEAD = "ahead"
 CLOSE = "close"
 BEHIND = "behind"
@@ -91,7 +91,7 @@ class Difference:
     With a single seed, errors are unknown.
     """
 
-    mean: float = math.nan  # without a seed in common
+    mean: float = math.nan  # not a number without a seed in common
     these: tuple[Error, ...] = ()  # independent errors with the tasks fixed: of seeds, and of examples
     alone: tuple[Error, ...] = ()  # errors with seeds fixed too, due to examples alone
     drawn: tuple[Error, ...] = ()  # errors with tasks or tenants drawn too; unknown for a single one
@@ -195,7 +195,7 @@ def _of_examples(part: Part, seeds: Seeds) -> tuple[float, float]:
     """Return, over draws of the examples, the variance of the mean over seeds and the covariance of two seeds."""
     mine, theirs = part
     differences = [mine[seed].resampled - theirs[seed].resampled for seed in seeds]  # differences on each resample
-    if not np.ptp(differences, axis=1).any():  # without labels, or without a difference
+    if not np.ptp(differences, axis=1).any():  # there are no labels, or no difference
         return 0.0, 0.0
     covariances = np.cov(differences)
     apart = ~np.eye(len(seeds), dtype=bool)

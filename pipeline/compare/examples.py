@@ -22,7 +22,7 @@ Values = NDArray[Any]
 Labels: TypeAlias = pd.Series | pd.DataFrame  # one for each example, or a column for each of several that it may have
 Parts = Mapping[str, Labels]  # the labels that are scored together, by name: of a task, or of each tenant
 TOLERANCE = 2e-6  # rounding error of a score with six digits
-OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly constant
+OF_NUMBERS = 0.005  # tolerance for predictions that are numbers with six digits, perhaps nearly constant
 AT_ONCE = 1000  # resamples in memory
 
 

@@ -172,7 +172,7 @@ def row(
         "seconds": _seconds(known),  # CPU seconds of a whole training run, mean over seeds
         **({"loss": fmean(losses)} if losses else {}),  # per token of a completion
         **({"unseen": unseen} if unseen else {}),  # scores of tenants without texts in training, by labeled texts
-        **({"epochs": chosen.epochs} if chosen and chosen.epochs else {}),  # if their number is tuned
+        **({"epochs": chosen.epochs} if chosen and chosen.epochs else {}),  # number of epochs, if it is tuned
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
         **difference,  # difference vs. the baseline

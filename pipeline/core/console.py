@@ -121,7 +121,7 @@ def progress(
             nonlocal last
             bar.update(task.id, advance=done, note=note or task.fields["note"])
             now = time.monotonic()
-            # Without a terminal. A training run reports its beginning with 0 steps done.
+            # There is no terminal. A training run reports its beginning with 0 steps done.
             if not to.is_terminal and task.completed and now - last >= SECONDS_BETWEEN_LINES:
                 last = now
                 of_total = "" if total is None else f"/{total}"
@@ -147,7 +147,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         for row in rows:
             line(f"  {' | '.join(map(_format_cell, row))}")
         return
-    line(title)  # not as the table's own, which would be wrapped to its width
+    line(title)  # a title of the table's own would be wrapped to its width
     grid = Table()
     for column in columns:
         grid.add_column(_clean(column), justify="right" if grid.columns else "left")

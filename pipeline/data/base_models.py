@@ -106,7 +106,7 @@ def load_config(entry: ModelEntry, task: Task) -> "PreTrainedConfig":
     config: PreTrainedConfig = _load_pretrained(entry, AutoConfig)
     known = set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     needed = task.head.auto_class
-    if task.head.peft_task == "CAUSAL_LM":  # without encoders, of which some are causal models by an option
+    if task.head.peft_task == "CAUSAL_LM":  # encoders are left out: some are causal models by an option
         known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
         needed += ", which must read from left to right,"
     if config.model_type not in known:

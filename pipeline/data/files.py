@@ -187,7 +187,7 @@ def _check_record(record: Any, place: str, text: str) -> dict[str, Any]:
 
 
 def _items(record: Any, path: Sequence[str], where: str) -> Iterator[dict[str, Any]]:
-    # Of each object in the lists along a path, the record with the object in place of the list.
+    # Yield the record once for each object in the lists along a path, with the object in place of the list.
     if not path:
         yield record
         return
@@ -224,7 +224,7 @@ def is_utf_8(line: bytes) -> bool:
 def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, buffer_size=2**20) as file:  # without, a group of rows is read whole
+    with pq.ParquetFile(path, buffer_size=2**20) as file:  # without a buffer size, a group of rows is read whole
         number = 0
         for batch in file.iter_batches(ROWS):
             for row in batch.to_pylist():

@@ -16,7 +16,7 @@ class Separated(NamedTuple):
     """The splits without held-out tenants, the examples of these, and how many were left out by reason."""
 
     splits: dict[Split, pd.DataFrame]
-    held_out: pd.DataFrame  # in the order of the hashes; tenants are numbered from 0
+    held_out: pd.DataFrame  # rows in the order of their hashes; tenants are numbered from 0
     dropped: Counter[str]
 
 

@@ -19,7 +19,7 @@ from pipeline.params.sources import RegistryEntry
 from pipeline.params.yaml_file import by_dotted_key, read_yaml
 
 Inputs = dict[str, str | None]  # inputs by name: a digest, or a value in JSON; None if it is missing
-Entries = dict[str, RegistryEntry | None]  # by key of params.yaml; None if it is missing or invalid
+Entries = dict[str, RegistryEntry | None]  # entries by key of params.yaml; None if one is missing or invalid
 TOKENIZE = "tokenize"  # the stage that records rows and files
 
 

@@ -35,7 +35,7 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     of_checkpoint = base_models.load_config(view.base_model, task).dtype
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]
     package = config.__module__.partition(".")[0]
-    is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
+    is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # or a head or a model
     description = task.description
     read = " and ".join(f"`{name}`" for name in description.columns)
     target = description.predicts()

@@ -73,5 +73,5 @@ class GroupHead(NamedTuple):
 
     group: Group
     rows: Rows
-    temperature: float | None  # by which the rows must be divided; None without probabilities
+    temperature: float | None  # divisor that the rows still need; None without probabilities
     kept: float  # the share of its tenants' deviations that is kept

@@ -105,7 +105,7 @@ def idle_in_epochs(train: TrainParams, epochs: int) -> Iterator[Idle]:
         most = MAX_EPOCHS
     elif train.epochs > epochs:
         most = train.epochs
-    elif train.epochs != USUAL_EPOCHS:  # to which `auto` is resolved
+    elif train.epochs != USUAL_EPOCHS:  # the number to which `auto` is resolved
         reason = f"train.extend_epochs: auto trains for {epochs} epochs of these data"
         yield from _set("train.epochs", train.epochs, reason)
     yield from _idle_patience(train, most)

@@ -79,7 +79,7 @@ LabelNames = Annotated[Names, AfterValidator(check_names)]
 class LabelSpec(StrictModel):
     """Base class of label forms. A subclass adds keys, and checks whether the rest of the entry is compatible."""
 
-    identified_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
+    identified_by: ClassVar[frozenset[str]]  # keys of this type alone, one of which is enough to recognize it
     allowed_metrics: ClassVar[tuple[str, ...]]  # the metrics that may score it
     compatible_keys: ClassVar[frozenset[str]] = frozenset()  # keys of ONLY
     has_new_tokens: ClassVar[bool] = False  # whether a text of limited length is generated, by a model without a head

@@ -50,11 +50,12 @@ LsrInit = (
     Literal["random", "principal", "gradient", "lora_update", "warm_start"] | Annotated[StrictStr, Field(pattern="/")]
 )
 READ = ("gradient", "lora_update", "warm_start")  # initializations of LSR that read examples
-# Of train.epochs: auto. The steps are those with which LoRA learned the question of 8 tenants with 20 or 60 texts each.
+# Numbers to which train.epochs: auto is resolved. The steps are those with which LoRA learned the question of 8
+# tenants with 20 or 60 texts each.
 USUAL_EPOCHS = 2
 TENANT_EPOCHS = 4
 TENANT_STEPS = 96
-# Of train.extend_epochs: auto.
+# The number of steps to which train.extend_epochs: auto extends.
 MIN_STEPS = 300
 MAX_EPOCHS = 30
 RATE = "learning_rate"

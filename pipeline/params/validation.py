@@ -20,7 +20,7 @@ IN_YAML = [  # pydantic's messages in Python's words
     (re.compile(r"Unable to extract tag using discriminator '(\w+)'"), r"It needs a key \1"),
     (re.compile(r"Input tag '(.*)' found using '(\w+)' does .* tags: (.*)"), r"No \2 '\1'; there are \3"),
 ]
-OURS = "Value error, "  # before a message of a validator of ours
+OURS = "Value error, "  # prefix that pydantic puts before our validators' messages
 EXPECTED = "input should be "
 
 

@@ -12,7 +12,7 @@ from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sources import CHOICE, FIELD, MarkedSpan, fields, is_template
 
 Cells = Mapping[str, Any]  # cells of a row by column
-Record = tuple[str, Cells]  # where a row is, such as line 7, and its cells
+Record = tuple[str, Cells]  # place of a row, such as line 7, and its cells
 Name = tuple[str, str]  # a column, and the name of a class, label or tenant in it
 Names = Iterable[tuple[str, object]]  # columns, and values in them that are names
 Bounds = tuple[int, int]  # the first character of a part of a text, and the first one after it

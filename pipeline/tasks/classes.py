@@ -60,7 +60,7 @@ def swaps_classes(entry: DatasetEntry, facts: Facts) -> bool:
         UserError: if only the data determine the positive class, and they were not read.
     """
     label: Any = entry.label
-    positive = getattr(label, "positive", None)  # only labels of classes have it
+    positive = getattr(label, "positive", None)  # labels of other types have no positive class
     if positive is None:
         return False
     if positive == RARER:

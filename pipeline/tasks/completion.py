@@ -61,8 +61,8 @@ class Generated(Outcome):
     """The texts that a model has generated for a split; `outputs` (examples, 2) are the loss and number of tokens."""
 
     texts: Sequence[str] = ()
-    base_outputs: "Tensor | None" = None  # without the adapter, as are
-    base_texts: Sequence[str] = ()
+    base_outputs: "Tensor | None" = None  # outputs of the base model alone
+    base_texts: Sequence[str] = ()  # texts of the base model alone
 
 
 class CompletionPreprocessor(Preprocessor):
@@ -387,7 +387,7 @@ def _words(text: str) -> list[str]:
 
 
 def _prompt_and_answer(value: Any) -> tuple[str, str]:
-    # Of a conversation: all but its last message as JSON, and the content of that.
+    # A conversation is split into all but its last message, as JSON, and the content of that message.
     messages = list(value) if isinstance(value, list | tuple | np.ndarray) else []
     if len(messages) < 2 or not all(map(_is_message, messages)):
         raise ValueError("no conversation; needed: a list of at least two messages with role and content")

@@ -23,11 +23,11 @@ class Description(Part, ABC):
 
     hub_task = "text-classification"  # name of the task on a model card
     baseline = "for the constant baseline"  # names of the baselines in the run summary
-    baseline_name = "the constant baseline"  # where a difference from it is given
-    baseline_word = "constant"  # at the beginning of that line
+    baseline_name = "the constant baseline"  # name of the baseline in a difference from it
+    baseline_word = "constant"  # first word of the line with that difference
     first_change = "train.extend_epochs=auto"  # suggested change of params.yaml for a first training run
     sections: ClassVar[tuple[str, ...]] = ()  # additional sections of params.yaml on which training depends
-    scored_by = ""  # where such adapters are scored, if not by pipeline.score
+    scored_by = ""  # command that scores such adapters, if pipeline.score does not
 
     @property
     def unit(self) -> str:

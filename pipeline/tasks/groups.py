@@ -16,8 +16,8 @@ from pipeline.tasks.task import Numbers
 class Group(NamedTuple):
     """A group of tenants, and where its tenants' outputs are in the head."""
 
-    labels: tuple[str, ...] | None  # in the order of the first tenant; None for a number
-    tenants: Numbers  # (tenants,): their numbers
+    labels: tuple[str, ...] | None  # labels in the order of the first tenant; None for a number
+    tenants: Numbers  # (tenants,): numbers of the tenants
     outputs: Numbers  # (tenants, labels): the output of the head for each of the group's labels
 
 

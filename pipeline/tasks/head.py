@@ -22,7 +22,7 @@ class Head(Part, ABC):
     output_columns: ClassVar[tuple[str, ...]] = ()  # columns that `outputs` reads, and the model does not
     can_balance = False  # there are classes that a loss can give equal weights
     has_probabilities = False  # whether it has probabilities, which temperatures calibrate
-    generates = False  # its answer is a text, which a language model generates
+    generates = False  # whether the answer is a text that a language model generates
 
     @property
     def names(self) -> tuple[str, ...]:

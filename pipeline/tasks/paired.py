@@ -21,7 +21,7 @@ REGRESSION = "regression"
 class Difference(NamedTuple):
     """The difference of a score and a baseline's."""
 
-    baseline: float  # its score
+    baseline: float  # score of the baseline
     mean: float
     low: float
     high: float

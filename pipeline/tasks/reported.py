@@ -14,7 +14,7 @@ from pipeline.tasks.task import Groups, Numbers, Outcome, Scores, Task
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
-LINES = {"errors": ERRORS, "areas": AREAS, "calibration": ("ece", "brier")}  # of the last screen, with their metrics
+LINES = {"errors": ERRORS, "areas": AREAS, "calibration": ("ece", "brier")}  # metrics by line of the last screen
 NAMES = {
     "rmse": "RMSE",
     "mae": "MAE",

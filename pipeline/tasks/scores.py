@@ -226,7 +226,7 @@ class Units(NamedTuple):
     """The units that a bootstrap draws: examples or whole groups, in an order independent of the examples' order."""
 
     order: Numbers  # positions of all examples, unit after unit
-    first: Numbers  # where in `order` each unit begins
+    first: Numbers  # position in `order` at which each unit begins
 
     @classmethod
     def of(cls, predictions: Numbers, labels: Numbers, groups: Groups) -> "Units":

@@ -57,7 +57,7 @@ class Part:
 class TaskType(NamedTuple):
     """A task type: the class of each part."""
 
-    kind: str  # its name in task.json
+    kind: str  # name of the task type in task.json
     preprocessor: "type[Preprocessor]"
     head: "type[Head]"
     scoring: "type[Scoring]"

@@ -35,6 +35,6 @@ def calibrate(
     repeated = np.repeat(temperatures, widths)
     of_outputs = torch.from_numpy(repeated).float()
     heads.scale_head(model, of_outputs)
-    if not task.facts.tenants:  # which have no thresholds
+    if not task.facts.tenants:  # tenants have no thresholds
         outcome = replace(outcome, outputs=outputs / of_outputs)
     return task.tune_thresholds(outcome).with_temperatures(temperatures)

@@ -108,7 +108,7 @@ def seal(checkpoint: Path) -> None:
     checksums = _checksums(checkpoint)
     sealed.write_text(json.dumps(checksums), encoding="utf-8")
     folders = [path for path in checkpoint.rglob("*") if path.is_dir()]
-    _wait_for_disk([sealed, *folders, checkpoint, checkpoint.parent])  # also the names in the folders
+    _wait_for_disk([sealed, *folders, checkpoint, checkpoint.parent])  # folders hold names
 
 
 def newest(folder: Path) -> Path | None:

@@ -166,7 +166,7 @@ def _choose_share(head: Head, group: Group, outcome: Outcome, shared: Rows, devi
     members = pd.Index(group.tenants).get_indexer(pd.Index(outcome.groups))
     examples = np.flatnonzero(members >= 0)
     tenants = members[examples]
-    in_own_order = np.sort(group.outputs, axis=1)  # in the order of each tenant's labels
+    in_own_order = np.sort(group.outputs, axis=1)  # columns in the order of each tenant's labels
     outputs = torch.from_numpy(in_own_order[tenants])
     features = outcome.outputs[examples]
     labels = outcome.labels[examples]
