@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
+
+from scipy import stats
 
 from docs import commands, definitions, messages, picture
 from docs.markdown import table
@@ -37,6 +39,8 @@ PLACE = re.compile(
 )
 PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"
+SETFIT = "benchmarks/results/setfit.json"
+SETFIT_NAME = "SetFit, tenants ignored"
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all training runs of the picture's methods on it ran on one idle machine
 HEADS = "tenant-heads"  # the preset that compares ways to share a head
@@ -258,7 +262,27 @@ def heads() -> Iterator[str]:
     for method in chosen["methods"]:
         cells = [_with_epochs(known.get((task, method))) for task in chosen["tasks"]]
         rows.append([method, *cells])
+    of_setfit = _read_setfit()
+    rows.append([SETFIT_NAME, *(_setfit_score(of_setfit.get(task)) for task in chosen["tasks"])])
     return table(("method", *chosen["tasks"]), rows)
+
+
+def _read_setfit() -> dict[str, Any]:
+    path = ROOT / SETFIT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _setfit_score(by_seed: Mapping[str, Any] | None) -> str:
+    if not by_seed:
+        return "–"
+    return f"{_mean_of_seeds(one['accuracy'] for one in by_seed.values())} (1)"
+
+
+def _mean_of_seeds(accuracies: Iterable[float]) -> str:
+    """Return a mean in percent with half of its 95 % interval, by Student's t over seeds."""
+    values = [100 * accuracy for accuracy in accuracies]
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{mean(values):.1f} ± {half:.1f}"
 
 
 def _results_so_far() -> dict[tuple[str, str], Result]:
@@ -282,6 +306,9 @@ def later() -> Iterator[str]:
     for (task, method), unseen in scored.items():
         cells = [_scored(unseen[str(count)]) for count in counts]
         rows.append([task, method, *cells])
+    for task, by_seed in _read_setfit().items():
+        without_labels = _mean_of_seeds(mean(one["unseen"].values()) for one in by_seed.values())
+        rows.append([task, SETFIT_NAME, without_labels, *("–" for _ in counts[1:])])
     return table(("trained on", "method", *(f"{count} labels" for count in counts)), rows)
 
 

@@ -32,7 +32,9 @@ EXAMPLES = 150
 LENGTH = 24  # tokens; some texts have more
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10)
 ROUNDED = 2e-3  # of correlations with numbers of three digits, as in the report
-CLOSE = {"bert": 0.02, "roberta": 2e-4, "gpt2": 2e-4}  # probabilities; the tanh before BERT's head is nearly 1
+# Of probabilities. The tanh before BERT's head is nearly 1; and how near scikit-learn comes to the optimum depends on
+# the last bits of the features, which differ between processors: probabilities differed by .002 on one of them.
+CLOSE = {"bert": 0.02, "roberta": 5e-3, "gpt2": 5e-3}
 FEW = 10  # validation texts of a label, below which labels share a threshold
 FOLDER = Path("models/encoder")
 PLAIN = {"adapter": "regression", "train": {"head_learning_rate": 0.002, "epochs": 2}}
