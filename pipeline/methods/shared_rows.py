@@ -64,8 +64,17 @@ class SharedRows(nn.Module):
 
 
 @contextmanager
-def share_rows(base: PreTrainedModel, task: Task, head: str) -> Iterator[None]:
-    """Let the tenants of each group share rows of the head, unless `tenants.head` is `own`; they begin alike then."""
+def share_rows(
+    base: PreTrainedModel,
+    task: Task,
+    head: str,
+    *,
+    keep: bool,
+) -> Iterator[None]:
+    """Let the tenants of each group share rows of the head, unless `tenants.head` is `own`.
+
+    Afterwards the head has these rows with `keep`, and its own ones without.
+    """
     groups = [] if head == "own" else find_groups(task.facts)
     if not groups:
         yield
@@ -79,4 +88,5 @@ def share_rows(base: PreTrainedModel, task: Task, head: str) -> Iterator[None]:
         yield
     finally:
         base.set_submodule(name, layer)
-    shared.copy_to(layer)
+    if keep:
+        shared.copy_to(layer)

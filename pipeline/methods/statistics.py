@@ -63,7 +63,7 @@ def read(
         model.to(device)
         with (
             as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "),
-            share_rows(base, task, view.tenants.head),
+            share_rows(base, task, view.tenants.head, keep=section.init == "warm_start"),
         ):
             return read_examples(
                 section.init,
