@@ -126,7 +126,10 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
 )
 def test_what_cannot_be_read_back_is_not_written(words, part, value, message, beside, monkeypatch):
     made = load_file("adapter/" + WEIGHTS)
-    edit("adapter/" + WEIGHTS, **{key: torch.full(its.shape, value) for key, its in made.items() if part in key})
+    changed = {key: torch.full(its.shape, value) for key, its in made.items() if part in key}
+    if part == "classifier":  # were all of it so large, a sum could overflow in float32, depending on the processor
+        changed = {key: its * (torch.arange(its.numel()).view(its.shape) == 0) for key, its in changed.items()}
+    edit("adapter/" + WEIGHTS, **changed)
     real = commands.load_adapter  # what is written of a sound adapter can be read, so one reads otherwise
 
     def load(folder, *options):
