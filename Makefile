@@ -13,6 +13,8 @@ PRESET ?= offline
 ADAPTER ?= $(if $(wildcard artifacts/bank/bank.safetensors),artifacts/bank,artifacts/adapter)
 ARENA := $(VENV)/.with-pipeline,$(if $(filter base,$(PRESET)),base-model,demo)
 PLOTS := $(VENV)/.with-pipeline,demo,plots
+STAGES := tokenize factorize-init train evaluate
+RESTORED := params.yaml dvc.lock $(addprefix reports/,tokenize factorize_init train evaluate)
 ONNX := $(VENV)/.with-pipeline,demo,onnx
 ALL := $(VENV)/.with-pipeline,demo,plots,server,smollm2,onnx,docs,dev
 # One worker a core, each with the neighboring tests of one file, which share what they set up.
@@ -48,10 +50,17 @@ repro: $(RUN)
 experiments: $(RUN)
 	@python -m pipeline.experiments $(COMMITS)
 
-## undo: restore params.yaml, dvc.lock, reports/ and artifacts/ of the committed run, and nothing else
+## undo: restore params.yaml, dvc.lock, reports/ and artifacts/ of the committed run, and nothing else; changes nothing
+##       if the cache lacks its outputs, as where it was made on another machine
 undo: $(RUN)
-	git checkout HEAD -- params.yaml dvc.lock $(addprefix reports/,tokenize factorize_init train evaluate)
-	dvc checkout --force tokenize factorize-init train evaluate
+	@mkdir -p .dvc/tmp && tar -cf .dvc/tmp/undo.tar $(wildcard $(RESTORED))
+	git checkout HEAD -- $(RESTORED)
+	@dvc checkout --force $(STAGES) || { \
+	    tar -xf .dvc/tmp/undo.tar; \
+	    dvc checkout --force --quiet $(STAGES); \
+	    echo 'undo: outputs of the committed run are not in the cache: nothing is changed; make repro trains it anew' >&2; \
+	    exit 1; \
+	}
 
 ## plots: draw all plots on one page, dvc_plots/index.html, which opens offline
 plots: $(PLOTS)

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -172,6 +173,31 @@ def test_the_last_adapter_is_used_while_the_next_one_trains_and_after_its_run_wa
     assert after != answer
     quick(repository, *MAKE.split(), "undo")
     assert predicted(repository) == (answer, "")
+
+
+def test_where_the_cache_lacks_the_committed_run_going_back_changes_nothing(committed, tmp_path):
+    folder = shutil.copytree(committed, tmp_path / "repository", symlinks=True)
+    mine = (folder / "dvc.lock").read_bytes()
+    lock = workspace.read_yaml(folder / "dvc.lock")
+    for out in lock["stages"]["train"]["outs"]:  # as a run of another machine has them
+        out["md5"] = "0" * 32 + ".dir" * out["md5"].endswith(".dir")
+    (folder / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    quick(folder, "git", "commit", "--quiet", "--message", "A run of another machine", "dvc.lock")
+    (folder / "dvc.lock").write_bytes(mine)
+    change_seed(folder, 7)
+    with contextlib.chdir(folder):
+        before = digests("artifacts") | digests("reports")
+    code, said = typed(folder, f"{MAKE} undo")
+    assert code
+    assert "undo: outputs of the committed run are not in the cache: nothing is changed; " in said
+    assert (folder / "dvc.lock").read_bytes() == mine
+    assert "seed: 7" in (folder / "params.yaml").read_text()
+    with contextlib.chdir(folder):
+        assert digests("artifacts") | digests("reports") == before
+
+
+def change_seed(folder, seed):
+    write(folder / "params.yaml", workspace.merged(workspace.read_yaml(folder / "params.yaml"), {"seed": seed}))
 
 
 @pytest.mark.nightly
