@@ -243,8 +243,13 @@ NAMED = (
     "git checkout HEAD params.yaml",
     "git checkout HEAD {PARAMS}",  # as our code prints it
     "git restore --staged data models",
-    "git checkout HEAD -- params.yaml dvc.lock $(addprefix reports/,tokenize factorize_init train evaluate)",
-    "dvc checkout --force tokenize factorize-init train evaluate",
+    "git checkout HEAD -- $(RESTORED)",
+    "dvc checkout --force $(STAGES)",
+    "dvc checkout --force --quiet $(STAGES)",
+)
+OF_MAKEFILE = (  # what those of the Makefile restore
+    "RESTORED := params.yaml dvc.lock $(addprefix reports/,tokenize factorize_init train evaluate)\n",
+    "STAGES := tokenize factorize-init train evaluate\n",
 )
 WORDS = {program: words.replace(" ", "|") for program, words in VERBS.items()}
 COMMAND = re.compile(rf"\b(?:git ({WORDS['git']})|dvc ({WORDS['dvc']}))\b[^`\n&|;]*")
@@ -284,6 +289,8 @@ def test_every_documented_or_printed_command_of_git_and_dvc_removes_nothing_or_n
     harmless = {*HARMLESS["git"].split(), *HARMLESS["dvc"].split()}
     others = {match[0].strip() for match in actual if (match[1] or match[2]) not in harmless}
     assert others - set(NAMED) == set()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(definition in makefile for definition in OF_MAKEFILE)
 
 
 # What is walked: that which changes files, and one of each kind that runs something.
