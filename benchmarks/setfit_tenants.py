@@ -18,8 +18,8 @@ from datasets import Dataset
 from pipeline.arena import plan, preset, task_tokens, unseen
 from pipeline.arena.plan import TrainingRun
 from pipeline.core import console
-from pipeline.core.console import Parser
-from pipeline.core.errors import UserError
+from pipeline.core.console import Parser, whole_number
+from pipeline.core.errors import UserError, nearest
 from pipeline.data import base_models
 from pipeline.tasks.task import TENANT
 
@@ -36,12 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train SetFit on a task with each seed, and write its accuracies.
 
     Raises:
-        UserError: if SetFit is not installed.
+        UserError: if SetFit is not installed, or there is no such task.
     """
     with _parser().parse(arguments, "stopped; seeds that are done are kept") as options:
         if importlib.util.find_spec("setfit") is None:
             raise UserError("setfit is needed: pip install setfit==1.2.0")
-        [cell] = plan.cells(PRESET, preset.load(PRESET), [f"{options.task}: {METHOD}"])
+        cells = {cell.task: cell for cell in plan.cells(PRESET, preset.load(PRESET), [f": {METHOD}"])}
+        if options.task not in cells:
+            near = nearest(options.task, cells)
+            raise UserError(f"{options.task}: no task of {PRESET}{near}; tasks: {', '.join(cells)}")
+        cell = cells[options.task]
         for seed in options.seeds or cell.seeds:
             measured = measure(cell.training(plan.Multipliers(), seed))
             _keep(options.task, seed, measured)
@@ -61,9 +65,8 @@ def _parser() -> Parser:
         "needs setfit 1.2.0, which pip installs, and the files of the benchmark.",
     )
     parser.add_argument("task", metavar="TASK", help=f"task of {PRESET}, such as alike-20")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="seeds of the training runs (default: those of the benchmark)"
-    )
+    seeds = "seeds of the training runs (default: those of the benchmark)"
+    parser.add_argument("--seeds", type=whole_number(0, 2**32 - 1), nargs="+", metavar="N", help=seeds)
     return parser
 
 

@@ -127,7 +127,8 @@ class Connections:
         own = self._by_client.get(connection.address) or self._make_group()
         if not (own.has_room(now) and self._all.has_room(now)):
             return False
-        self._by_client[connection.address] = own  # the one that made room may have been its last
+        # Set again: the connection that was closed to make room may have been the client's last one.
+        self._by_client[connection.address] = own
         for group in self._groups(connection):
             group.add(connection)
         return True

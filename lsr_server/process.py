@@ -33,7 +33,8 @@ def serve(options: Namespace, open_runner: Callable[[Namespace], Runner]) -> Non
     connections = Connections(_limits(options))
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family) as listening:
-        _bind(listening, options.host, options.port)  # first, because reading the bank takes longer
+        # An address that is taken is reported before the bank is read, which takes longer.
+        _bind(listening, options.host, options.port)
         passes = open_runner(options)
         server = Server(_config(options, passes, connections))
         gc.collect()

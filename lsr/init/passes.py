@@ -40,7 +40,7 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:  # ()
 
 def widths(layer: nn.Module) -> tuple[int, int]:
     """Return in_features and out_features of a layer; GPT-2's Conv1D stores its weight in that order, transposed."""
-    if isinstance(layer, nn.Linear):  # packed 4-bit weights have other shapes
+    if isinstance(layer, nn.Linear):  # its weight, if packed in 4 bits, has another shape
         return layer.in_features, layer.out_features
     n, m = cast("nn.Parameter", layer.weight).shape
     return n, m

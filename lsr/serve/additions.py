@@ -77,10 +77,12 @@ def _describe(
     unit = "" if fit.metric == NUMBERS.metric else " %"
     fitted = f"{_format(fit, chosen.score)}{unit} ({low} to {high})"
     of_group = f"{_format(fit, fit.group_score)}{unit}"
-    answers = "not better, so "
-    answers += "the rows of its group answer" if is_new else "its rows in the bank stay"
     if chosen.is_better:
         answers = "the fit answers"
+    elif is_new:
+        answers = "not better, so the rows of its group answer"
+    else:
+        answers = "not better, so its rows in the bank stay"
     texts = f"{count} texts"
     if fit.contradictory:
         texts += f", {fit.contradictory} of them with different labels"

@@ -35,7 +35,8 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
     of_checkpoint = base_models.load_config(view.base_model, task).dtype
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]
     package = config.__module__.partition(".")[0]
-    is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # or a head or a model
+    # PEFT saves a head alone, or a whole model, as an adapter without layers.
+    is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES
     description = task.description
     read = " and ".join(f"`{name}`" for name in description.columns)
     target = description.predicts()

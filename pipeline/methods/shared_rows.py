@@ -1,14 +1,17 @@
-"""A head in which the tenants of a group share rows, while an initialization reads examples.
+"""Rows of a head that groups of tenants share, in a short LoRA run of an initialization and in training.
 
-So a short LoRA run learns one answer from the texts of all tenants with the same labels, as training begins to do.
+So an initialization that reads examples learns one answer from the texts of all tenants with the same labels, as
+training begins to do.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from lsr.serve.admission import heads_in
@@ -16,51 +19,69 @@ from pipeline.tasks import Task
 from pipeline.tasks.groups import Group, find_groups
 
 
-class SharedRows(nn.Module):
-    """A linear layer whose outputs share rows within groups, beginning with the mean; other outputs keep their own."""
+class GroupRows(nn.Module):
+    """A parametrization of a weight or bias (outputs, ...): the rows of groups, plus deviations, for their outputs.
 
-    places: Tensor  # (outputs,): the row of each output
+    Other outputs keep rows of their own. It starts with the mean of the tenants' rows for each group.
+    """
 
-    def __init__(self, layer: nn.Linear, groups: Sequence[Group]) -> None:
+    outputs: Tensor  # (grouped outputs,): their positions in the head
+    places: Tensor  # (grouped outputs,): the row of its group that each has
+    kept: Tensor  # (grouped outputs, 1): the share of the deviations that is kept; 1 in training
+
+    def __init__(self, value: Tensor, groups: Sequence[Group], *, has_deviations: bool) -> None:
         super().__init__()
-        places = torch.full((layer.out_features,), -1)
-        first = 0
-        for group in groups:
-            labels = group.outputs.shape[1]
-            places[torch.from_numpy(group.outputs)] = torch.arange(first, first + labels)
-            first += labels
-        is_own = places < 0
-        places[is_own] = torch.arange(first, first + int(is_own.sum()))
-        self.register_buffer("places", places.to(layer.weight.device), persistent=False)
-        self.weight = nn.Parameter(self._mean_rows(layer.weight.detach()))
-        self.bias = None
-        if layer.bias is not None:
-            column = layer.bias.detach()[:, None]
-            self.bias = nn.Parameter(self._mean_rows(column).squeeze(1))
+        matrix = value.detach().flatten(1) if value.dim() > 1 else value.detach()[:, None]
+        outputs = [torch.from_numpy(group.outputs).to(value.device) for group in groups]
+        means = list[Tensor]()
+        for own in outputs:
+            mean = matrix[own].double().mean(dim=0)
+            means.append(mean.to(matrix))
+        self.rows = nn.Parameter(torch.cat(means))
+        all_outputs = torch.cat([own.flatten() for own in outputs])
+        count = len(all_outputs)
+        self.deviations = None
+        if has_deviations:
+            zeros = matrix.new_zeros(count, matrix.shape[1])
+            self.deviations = nn.Parameter(zeros)
+        places = number_rows(outputs)
+        kept = matrix.new_ones(count, 1)
+        self.register_buffer("outputs", all_outputs, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("kept", kept, persistent=False)
 
-    def _mean_rows(self, values: Tensor) -> Tensor:  # (outputs, width) -> (rows, width)
-        sizes = self.places.bincount()
-        sums = torch.zeros(len(sizes), values.shape[1], dtype=torch.float64, device=values.device)
-        sums.index_add_(0, self.places, values.double())
-        means = sums / sizes[:, None]
-        return means.to(values)
+    def forward(self, own: Tensor) -> Tensor:
+        """Return the rows of all outputs."""
+        rows = functional.embedding(self.places, self.rows)  # unlike indexing, it adds up gradients in a fixed order
+        if self.deviations is not None:
+            rows = rows + self.kept * self.deviations
+        return own.index_copy(0, self.outputs, rows.reshape(-1, *own.shape[1:]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return all outputs."""
-        # Unlike indexing, an embedding adds up gradients in a fixed order.
-        weight = functional.embedding(self.places, self.weight)
-        if self.bias is None:
-            return functional.linear(x, weight)
-        columns = functional.embedding(self.places, self.bias[:, None])
-        bias = columns.squeeze(1)
-        return functional.linear(x, weight, bias)
 
-    @torch.no_grad()
-    def copy_to(self, layer: nn.Linear) -> None:
-        """Copy the row of each output to a layer."""
-        layer.weight.copy_(self.weight[self.places])
-        if self.bias is not None:
-            layer.bias.copy_(self.bias[self.places])
+def number_rows(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the row of each grouped output, given the outputs (tenants, labels) of each group."""
+    places = list[Tensor]()
+    first = 0
+    for own in outputs:
+        tenants, labels = own.shape
+        numbers = torch.arange(first, first + labels, device=own.device)
+        places.append(numbers.repeat(tenants))
+        first += labels
+    return torch.cat(places)
+
+
+def share_layer(layer: nn.Linear, groups: Sequence[Group], *, has_deviations: bool) -> None:
+    """Let the outputs of each group share rows of a layer's weight and bias."""
+    for name, value in list(layer.named_parameters()):
+        rows = GroupRows(value, groups, has_deviations=has_deviations)
+        parametrize.register_parametrization(layer, name, rows)
+
+
+def unshare(layer: nn.Linear, *, keep: bool) -> None:
+    """Give each output a row of its own again: the one that it shared with `keep`, and without the one before."""
+    parametrized: Any = layer.parametrizations
+    for name in list(parametrized):
+        parametrize.remove_parametrizations(layer, name, leave_parametrized=keep)
 
 
 @contextmanager
@@ -79,14 +100,12 @@ def share_rows(
     if not groups:
         yield
         return
-    name = heads_in(base)[-1]
-    layer = base.get_submodule(name)
+    layer = base.get_submodule(heads_in(base)[-1])
     assert isinstance(layer, nn.Linear)
-    shared = SharedRows(layer, groups)
-    base.set_submodule(name, shared)
+    share_layer(layer, groups, has_deviations=False)
     try:
         yield
-    finally:
-        base.set_submodule(name, layer)
-    if keep:
-        shared.copy_to(layer)
+    except BaseException:
+        unshare(layer, keep=False)
+        raise
+    unshare(layer, keep=keep)

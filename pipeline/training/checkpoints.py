@@ -108,7 +108,8 @@ def seal(checkpoint: Path) -> None:
     checksums = _checksums(checkpoint)
     sealed.write_text(json.dumps(checksums), encoding="utf-8")
     folders = [path for path in checkpoint.rglob("*") if path.is_dir()]
-    _wait_for_disk([sealed, *folders, checkpoint, checkpoint.parent])  # folders hold names
+    # The names of files are in their folders, which must be on the disk, too.
+    _wait_for_disk([sealed, *folders, checkpoint, checkpoint.parent])
 
 
 def newest(folder: Path) -> Path | None:

@@ -14,15 +14,14 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils import parametrize
+from torch import nn
 from transformers import DataCollatorWithPadding
 
 from pipeline import evaluation
 from pipeline.core.errors import UserError
 from pipeline.methods import heads
 from pipeline.methods.heads import GroupHead, Rows
+from pipeline.methods.shared_rows import GroupRows, share_layer, unshare
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.calibration import Classified, fit_temperature
@@ -31,57 +30,6 @@ from pipeline.tasks.head import Head
 from pipeline.training.head_regression import Unscored
 
 SHARES = tuple(np.linspace(0, 1, 11).tolist())  # candidates for the share of the deviations that is kept
-
-
-class GroupRows(nn.Module):
-    """A parametrization of a weight or bias (outputs, ...): the rows of groups, plus deviations, for their outputs.
-
-    Other outputs keep rows of their own. It starts with the mean of the tenants' rows for each group.
-    """
-
-    outputs: Tensor  # (grouped outputs,): their positions in the head
-    places: Tensor  # (grouped outputs,): the row of its group that each has
-    kept: Tensor  # (grouped outputs, 1): the share of the deviations that is kept; 1 in training
-
-    def __init__(self, value: Tensor, groups: Sequence[Group], *, has_deviations: bool) -> None:
-        super().__init__()
-        matrix = value.detach().flatten(1) if value.dim() > 1 else value.detach()[:, None]
-        outputs = [torch.from_numpy(group.outputs).to(value.device) for group in groups]
-        means = list[Tensor]()
-        for own in outputs:
-            mean = matrix[own].double().mean(dim=0)
-            means.append(mean.to(matrix))
-        self.rows = nn.Parameter(torch.cat(means))
-        all_outputs = torch.cat([own.flatten() for own in outputs])
-        count = len(all_outputs)
-        self.deviations = None
-        if has_deviations:
-            zeros = matrix.new_zeros(count, matrix.shape[1])
-            self.deviations = nn.Parameter(zeros)
-        places = number_rows(outputs)
-        kept = matrix.new_ones(count, 1)
-        self.register_buffer("outputs", all_outputs, persistent=False)
-        self.register_buffer("places", places, persistent=False)
-        self.register_buffer("kept", kept, persistent=False)
-
-    def forward(self, own: Tensor) -> Tensor:
-        """Return the rows of all outputs."""
-        rows = functional.embedding(self.places, self.rows)  # unlike indexing, it adds up gradients in a fixed order
-        if self.deviations is not None:
-            rows = rows + self.kept * self.deviations
-        return own.index_copy(0, self.outputs, rows.reshape(-1, *own.shape[1:]))
-
-
-def number_rows(outputs: Sequence[Tensor]) -> Tensor:
-    """Return the row of each grouped output, given the outputs (tenants, labels) of each group."""
-    places = list[Tensor]()
-    first = 0
-    for own in outputs:
-        tenants, labels = own.shape
-        numbers = torch.arange(first, first + labels, device=own.device)
-        places.append(numbers.repeat(tenants))
-        first += labels
-    return torch.cat(places)
 
 
 class SharedHead(NamedTuple):
@@ -117,8 +65,7 @@ class SharedHead(NamedTuple):
 
     def add_deviations(self) -> None:
         """Make the rows of all outputs, which are sums, the plain parameters of the layer."""
-        for name in self.parametrizations:
-            parametrize.remove_parametrizations(self.layer, name)
+        unshare(self.layer, keep=True)
 
 
 def share(task: Task, model: PeftModel, head: str) -> SharedHead | None:
@@ -134,9 +81,7 @@ def share(task: Task, model: PeftModel, head: str) -> SharedHead | None:
             raise UserError(f"{PARAMS}: tenants.head: shared has no effect: {reason}; leave it at auto")
         return None
     layer = heads.find_last_layer(model)
-    for name, value in list(layer.named_parameters()):
-        rows = GroupRows(value, groups, has_deviations=head == "auto")
-        parametrize.register_parametrization(layer, name, rows)
+    share_layer(layer, groups, has_deviations=head == "auto")
     return SharedHead(layer, groups)
 
 

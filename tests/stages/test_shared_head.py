@@ -15,6 +15,7 @@ from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.methods import adapters
 from pipeline.methods.batches import tokenizer_of
+from pipeline.methods.shared_rows import GroupRows
 from pipeline.tasks.facts import Facts, Tenant
 from pipeline.tasks.groups import find_groups
 from pipeline.training import shared_head
@@ -275,7 +276,7 @@ def test_ten_thousand_tenants_share_two_rows():
     facts = Facts(tenants={str(number): Tenant(labels=("a", "b"), train=9) for number in range(10_000)})
     [group] = find_groups(facts)
     value = torch.randn(20_000, 24, dtype=torch.float64)
-    parametrization = shared_head.GroupRows(value, [group], has_deviations=True)
+    parametrization = GroupRows(value, [group], has_deviations=True)
     assert parametrization.rows.shape == (2, 24)
     rows_of_all = parametrization(value)
     expected = value.unflatten(0, (10_000, 2)).mean(dim=0)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.core import artifacts
-from pipeline.methods.shared_rows import SharedRows
+from pipeline.methods.shared_rows import share_layer, unshare
 from pipeline.tasks.groups import Group
 from tests import workspace
 from tests.kit import write
@@ -24,11 +24,12 @@ GROUPS = [
 PLACES = [0, 1, 2, 0, 1, 2, 1, 0, 3, 4]
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_it_begins_with_means_and_its_gradients_are_those_of_a_dense_layer(has_bias):
+def test_it_begins_with_means_and_its_gradients_are_those_of_a_dense_layer(has_bias, keep):
     torch.manual_seed(0)
     layer = nn.Linear(WIDTH, len(PLACES), bias=has_bias, dtype=torch.float64)
-    shared = SharedRows(layer, GROUPS)
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
     rows = []
     for place in range(5):
         members = [output for output, own in enumerate(PLACES) if own == place]
@@ -42,13 +43,20 @@ def test_it_begins_with_means_and_its_gradients_are_those_of_a_dense_layer(has_b
             for place in range(5)
         ]
         logits = logits + torch.tensor([means[place] for place in PLACES], dtype=torch.float64)
-    torch.testing.assert_close(shared(x), logits)
+    share_layer(layer, GROUPS, has_deviations=False)
+    torch.testing.assert_close(layer(x), logits)
     targets = torch.randint(len(PLACES), (7,))
     functional.cross_entropy(logits, targets).backward()
-    functional.cross_entropy(shared(x), targets).backward()
-    torch.testing.assert_close(shared.weight.grad, weight.grad)
-    shared.copy_to(layer)
-    torch.testing.assert_close(layer(x), logits)
+    functional.cross_entropy(layer(x), targets).backward()
+    trained = layer.parametrizations.weight
+    torch.testing.assert_close(trained[0].rows.grad, weight.grad[:3])
+    torch.testing.assert_close(trained.original.grad[8:], weight.grad[3:])
+    assert not trained.original.grad[:8].any()
+    unshare(layer, keep=keep)
+    if keep:
+        torch.testing.assert_close(layer(x), logits)
+    else:
+        assert all(map(torch.equal, layer.parameters(), before))
 
 
 @pytest.mark.parametrize("head", ["auto", "shared", "own"])
