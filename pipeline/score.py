@@ -165,6 +165,8 @@ def _answers(task: AdapterTask) -> tuple[object, ...]:  # equal where adapters a
 
 
 def _labels(task: AdapterTask) -> str:
+    if task.tenants is not None:
+        return f"the labels of {len(task.tenants):,} tenants"
     return " ".join(task.labels or [f"a {task.kind}"])
 
 

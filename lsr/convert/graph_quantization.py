@@ -64,8 +64,8 @@ def _divide_by_magnitudes(activations: str) -> list[Any]:
 
     absolute = f"{activations}_absolute"
     largest = f"{activations}_largest"
-    magnitudes = _magnitudes(activations)
-    scaled = _scaled(activations)
+    magnitudes = _name_magnitudes(activations)
+    scaled = _name_scaled(activations)
     return [
         make_node("Abs", [activations], [absolute], name=absolute),
         make_node("ReduceMax", [absolute, LAST_AXIS], [largest], name=largest, keepdims=1),
@@ -82,14 +82,14 @@ def _multiply_scaled(product: Any) -> list[Any]:
     output = product.output[0]
     of_scaled = f"{output}_of_scaled"
     return [
-        make_node(MATRIX_PRODUCT, [_scaled(activations), weights], [of_scaled], name=product.name),
-        make_node("Mul", [of_scaled, _magnitudes(activations)], [output], name=f"{output}_rescaled"),
+        make_node(MATRIX_PRODUCT, [_name_scaled(activations), weights], [of_scaled], name=product.name),
+        make_node("Mul", [of_scaled, _name_magnitudes(activations)], [output], name=f"{output}_rescaled"),
     ]
 
 
-def _magnitudes(activations: str) -> str:
+def _name_magnitudes(activations: str) -> str:
     return f"{activations}_magnitudes"
 
 
-def _scaled(activations: str) -> str:
+def _name_scaled(activations: str) -> str:
     return f"{activations}_scaled"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from pipeline.tasks.description import Description, Line
 
 REGRESSION = "a regression on the frozen model"
+ROUNDING = 1e-9  # relative to the width of the interval; below it a difference is 0
 
 
 class Difference(NamedTuple):
@@ -16,7 +17,9 @@ class Difference(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} (95 %: {self.low:.4g} to {self.high:.4g})"
+        # The mean of differences that add up to 0 is not exactly 0, because of rounding.
+        mean = self.mean if abs(self.mean) > ROUNDING * (self.high - self.low) else 0.0
+        return f"{mean:.4g} (95 %: {self.low:.4g} to {self.high:.4g})"
 
     def describe(self, baseline: str, score: str = "") -> str:
         """Return whether the difference is above 0, below 0 or neither, after the name of the baseline."""

@@ -150,6 +150,7 @@ DIFFERENCES = [  # an interval, and what the screen says of it
     ((0.1, 0.05, 0.15), "better than {} by 0.1 (95 %: 0.05 to 0.15)"),
     ((-0.1, -0.15, -0.05), "worse than {} by 0.1 (95 %: 0.05 to 0.15)"),
     ((0.02, -0.01, 0.05), "not better than {}: difference 0.02 (95 %: -0.01 to 0.05)"),
+    ((-3.7e-17, -0.16, 0.16), "not better than {}: difference 0 (95 %: -0.16 to 0.16)"),
     ((0.0, 0.0, 0.0), "not better than {}: difference 0 (95 %: 0 to 0)"),
 ]
 

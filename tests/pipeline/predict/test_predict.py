@@ -262,6 +262,13 @@ def test_what_cannot_be_scored_is_one_line(after, words, message):
     assert refused(score.main, words, says=message).startswith("python -m pipeline.score: ")
 
 
+def test_the_score_of_tenants_on_other_data_is_refused_in_words(after):
+    after()
+    edit(TASK, labels=None, tenant="shop", tenants={"a": ["bad", "good"], "b": ["off", "on"]})
+    says = "predicts the labels of 2 tenants of sentence1 and sentence2, but "
+    refused(score.main, ["ratings", str(artifacts.ADAPTER)], says=says)
+
+
 def test_answers_below_a_probability_are_empty_and_counted(one):
     texts = [f"{SENTENCE} {number}" for number in range(12)]
     plain = table(ok(*texts))
