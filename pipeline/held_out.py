@@ -2,21 +2,23 @@
 
 Without labels, a tenant answers by the head rows of its group: the training tenants with the same labels. With a few,
 its rows are fitted as by `lsr bank --fit`, and the group's stay where the fit is not better. Next to it is a regression
-of the tenant's own, by scikit-learn, on the frozen base model and the same labeled texts.
+of the tenant's own, by scikit-learn, on the frozen base model and the same labeled texts: logistic for classes, and a
+ridge regression for numbers.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from lsr.serve import fitting
 from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import fit_if_better, rows_of, with_ones
 from lsr.serve.groups import make_member
@@ -36,9 +38,10 @@ from pipeline.tasks.cells import place_of
 from pipeline.tasks.classes import ClassificationScoring, some_of
 from pipeline.tasks.held_out import name_metric, name_regression_metric
 from pipeline.tasks.label_curve import DRAWS, Mean, Scored
+from pipeline.tasks.number import RegressionScoring
 from pipeline.tasks.scoring import Scoring, collect_predictions
 from pipeline.tasks.task import Numbers, Scores
-from pipeline.tasks.tenants import entry_of_tenant
+from pipeline.tasks.tenants import entry_of_tenant, is_number
 
 MAX_TENANTS = 16  # scored tenants, so that a run stays short; the first ones by hash
 MAX_TEXTS = 260  # texts per tenant
@@ -61,10 +64,20 @@ class Report(NamedTuple):
     rows: list[tuple[Cell, ...]]  # rows of OF_HELD_OUT
 
 
+class LabelKind(NamedTuple):
+    """How labels of one kind, classes or numbers, are scored, fitted and regressed."""
+
+    scoring: type[Scoring]
+    form: fitting.Form
+    fit_regression: regression.Fit
+    choose_penalty: Callable[[Numbers, Numbers], float]  # for features and labels
+
+
 class Later(NamedTuple):
     """A held-out tenant: its labeled texts as features, and the head rows of its group."""
 
     name: str
+    kind: LabelKind
     scoring: Scoring
     adapted: Numbers  # (texts, width), the inputs of the head's last layer
     frozen: Numbers  # (texts, width of the base model)
@@ -131,6 +144,7 @@ def read_tenants(view: EvaluateView, task: Task, names: Sequence[str]) -> list[L
     with console.progress("evaluate, texts of held-out tenants", 2 * len(examples), "texts") as advance:
         adapted = read_adapted(view, later, bank, examples, advance)
         frozen = read_frozen(view, later, examples, advance)
+    kind = NUMBERS if is_number(task.entry) else CLASSES
     tenants = list[Later]()
     for name in names:
         features, labels = adapted.of(name)
@@ -138,7 +152,8 @@ def read_tenants(view: EvaluateView, task: Task, names: Sequence[str]) -> list[L
         entry = entry_of_tenant(task.entry, held_out[name])
         later_tenant = Later(
             name=name,
-            scoring=ClassificationScoring(entry, Facts()),
+            kind=kind,
+            scoring=kind.scoring(entry, Facts()),
             adapted=features.astype(np.float64),
             frozen=of_base.astype(np.float64),
             labels=labels,
@@ -247,12 +262,12 @@ def predict_by_fit(tenant: Later, known: Numbers, unseen: Numbers) -> Numbers:
     features = tenant.adapted[known] @ basis
     rows = np.column_stack([weight @ basis, tenant.start[:, -1]])
     if len(np.unique(labels)) > 1:
-        rows, _ = fit_if_better(features, labels, rows)
+        rows, _ = fit_if_better(features, labels, rows, tenant.kind.form)
     return with_ones(tenant.adapted[unseen] @ basis) @ rows.T
 
 
 def predict_by_regression(tenant: Later, known: Numbers, unseen: Numbers) -> Numbers:
-    """Return the logits of a logistic regression on the frozen base model's standardized features."""
+    """Return the outputs of a regression on the frozen base model's standardized features."""
     labels = tenant.labels[known]
     scaler = StandardScaler().fit(tenant.frozen[known])
     standardized = scaler.transform(tenant.frozen[known])
@@ -260,10 +275,10 @@ def predict_by_regression(tenant: Later, known: Numbers, unseen: Numbers) -> Num
     features = standardized @ basis
     options = Options(
         outputs=len(tenant.start),
-        strength=choose_penalty(features, labels),
+        strength=tenant.kind.choose_penalty(features, labels),
         has_bias=True,
     )
-    layer = regression.fit_classes(features, labels, options)
+    layer = tenant.kind.fit_regression(features, labels, options)
     return layer.outputs(scaler.transform(tenant.frozen[unseen]) @ basis).numpy()
 
 
@@ -276,7 +291,7 @@ def find_basis(vectors: Numbers) -> Numbers:
     return basis
 
 
-def choose_penalty(features: Numbers, labels: Numbers) -> float:
+def choose_penalty_of_classes(features: Numbers, labels: Numbers) -> float:
     """Return the strength with the least log loss by cross-validation; the usual one if a label has a single text."""
     _, counts = np.unique(labels, return_counts=True)
     folds = min(FOLDS, int(counts.min()))
@@ -291,6 +306,33 @@ def choose_penalty(features: Numbers, labels: Numbers) -> float:
     )
     search.fit(features, labels)
     return float(search.best_params_["C"])
+
+
+def choose_penalty_of_numbers(features: Numbers, labels: Numbers) -> float:
+    """Return the strength with the least squared error by cross-validation."""
+    search = GridSearchCV(
+        Ridge(),
+        {"alpha": [1 / strength for strength in STRENGTHS]},
+        scoring="neg_mean_squared_error",
+        cv=KFold(min(FOLDS, len(labels))),
+        refit=False,
+    )
+    search.fit(features, labels)
+    return 1 / float(search.best_params_["alpha"])
+
+
+CLASSES = LabelKind(
+    ClassificationScoring,
+    fitting.CLASSES,
+    regression.fit_classes,
+    choose_penalty_of_classes,
+)
+NUMBERS = LabelKind(
+    RegressionScoring,
+    fitting.NUMBERS,
+    regression.fit_number,
+    choose_penalty_of_numbers,
+)
 
 
 def score(scoring: Scoring, outcome: Outcome, metric: str, resamples: int) -> tuple[float, float, float]:

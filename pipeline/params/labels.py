@@ -47,7 +47,7 @@ ONLY = {  # keys of an entry that only some forms go with
     "template": "template: needs a label of completions",
     "select": "select: needs a label of completions or messages",
     "tenant": "tenant: needs a label of classes or of a number",
-    "held_out_tenants": "held_out_tenants: needs a label of classes, since no other is fitted to a few texts",
+    "held_out_tenants": "held_out_tenants: needs a label of classes or of a number",
 }
 APART = {  # keys of an entry that exclude each other
     "tenant": ("choices", "group", "pairs", "stratify"),  # a tenant's cut takes a share of each class anyway
@@ -198,7 +198,7 @@ class Number(LabelSpec):
 
     identified_by = frozenset({"low", "high"})
     allowed_metrics = OF_NUMBERS
-    compatible_keys = frozenset({"group", "pairs", "tenant"})
+    compatible_keys = frozenset({"group", "held_out_tenants", "pairs", "tenant"})
 
     low: StrictFloat = Field(description="lowest possible label")
     high: StrictFloat = Field(description="highest possible label")

@@ -213,7 +213,7 @@ def test_a_run_without_held_out_tenants_has_no_row_and_no_fact_of_them(world, tm
 def later(labels, start, features):
     row = row_of({"train": "a.csv"}, {"column": "label", "names": NO_YES}, split={"validation": 0.1, "test": 0.1})
     scoring = ClassificationScoring(row, Facts())
-    return held_out.Later("acme", scoring, features, features, labels, start)
+    return held_out.Later("acme", held_out.CLASSES, scoring, features, features, labels, start)
 
 
 KNOWN = np.arange(60)
