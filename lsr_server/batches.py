@@ -197,10 +197,17 @@ class BatchScheduler:
                 waiting_after[name] = left
         self._waiting = waiting_after
 
+    def is_busy(self) -> bool:
+        """Return whether rows of adapters that are not large have passed shortly before."""
+        return self._seconds_left_busy() > 0
+
+    def _seconds_left_busy(self) -> float:
+        """Return how long others are still taken to be asked; 0 if they are not."""
+        return max(0.0, self._others_passed + ASKED - self._now())
+
     def _seconds_until(self, rest: Rest) -> float:
         """Return how long large batches or other reading must pause; 0 if no other rows are asked."""
-        asked = self._others_passed + ASKED - self._now()
-        return min(max(0.0, asked), rest.remaining)
+        return min(self._seconds_left_busy(), rest.remaining)
 
     def _is_next_large(self, kinds: set[bool]) -> bool:
         """Return whether the next batch is for large adapters: small and large ones have separate batches."""

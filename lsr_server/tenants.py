@@ -21,6 +21,7 @@ from lsr_server.aside import Aside
 from lsr_server.batches import BatchScheduler
 from lsr_server.bodies import MAX_JSON_BYTES
 from lsr_server.questions import check_body, check_change, read_json
+from lsr_server.rests import REST
 from lsr_server.tenant_fields import parse_examples, read_labels
 
 MAX_TOKENS = 1 << 17  # maximum tokens of all texts of a fit
@@ -68,7 +69,7 @@ class Endpoints:
             parts = list[Any]()
             for batch in prepared.batches:
                 parts.append(await self._batches.read(partial(prepared.read, batch)))
-            described = await self._fits.run(partial(_finish_in_time, prepared, parts))
+            described = await self._fits.run(partial(_finish_in_time, prepared, parts, self._batches.is_busy))
             await self._batches.change(prepared.add)
         return JSONResponse(described)
 
@@ -101,15 +102,41 @@ class Endpoints:
         return prepared
 
 
-def _finish_in_time(prepared: PreparedFit, parts: list[Any]) -> dict[str, Any]:
-    return prepared.finish(parts, _make_clock(time.thread_time() + MAX_SECONDS))
+def _finish_in_time(
+    prepared: PreparedFit,
+    parts: list[Any],
+    is_busy: Callable[[], bool],
+) -> dict[str, Any]:
+    return prepared.finish(parts, FitClock(is_busy).check_time)
 
 
-def _make_clock(end: float) -> Callable[[], None]:
-    """Return a function that raises an error when this thread has computed until `end`."""
+class FitClock:
+    """Limits the time of a fit in this thread, and lets it rest after each step while others are asked.
 
-    def check_time() -> None:
-        if time.thread_time() > end:
+    `computed` returns the thread's CPU seconds, and `sleep` waits.
+    """
+
+    def __init__(
+        self,
+        is_busy: Callable[[], bool],
+        computed: Callable[[], float] = time.thread_time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._is_busy = is_busy
+        self._computed = computed
+        self._sleep = sleep
+        self._last = computed()
+        self._end = self._last + MAX_SECONDS
+
+    def check_time(self) -> None:
+        """Rest REST times as long as the last step took, if others are asked.
+
+        Raises:
+            InputError: if the fit has computed for more than MAX_SECONDS.
+        """
+        now = self._computed()
+        if now > self._end:
             raise InputError(f"the fit takes over {MAX_SECONDS:g} seconds of a processor; send fewer texts")
-
-    return check_time
+        if self._is_busy():
+            self._sleep(REST * (now - self._last))
+        self._last = self._computed()

@@ -8,8 +8,8 @@ import torch
 from lsr.serve.passes import BatchRunner
 from lsr_onnx.rows import TokenizedText
 
-MAX_ROWS = 32  # texts of a batch
-MAX_TOKENS = 2048  # tokens of a batch, with padding
+MAX_ROWS = 16  # texts of a batch
+MAX_TOKENS = 512  # tokens of a batch, with padding
 
 Array = np.ndarray
 

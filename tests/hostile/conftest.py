@@ -2,10 +2,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from lsr.serve.bank import AdapterBank
 from tests.hostile.serving import Server
 from tests.kit import edit
 from tests.lsr.serve.started import started
 from tests.lsr.serve.tenants import save_writers
+from tests.lsr.serve.test_fitting import save_tenants
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}{{ message['content'] }}{% endfor %}"
 
@@ -33,5 +35,14 @@ def writers(tmp_path_factory):
     bank = save_writers(folder, "a")
     edit(folder / "base/tokenizer_config.json", model_max_length=64)
     bank.add("t", folder / "a", task_info={"template": TEMPLATE})
+    bank.save(folder / "bank")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grouped(tmp_path_factory):
+    """A folder with a bank of tenants that share an adapter, in which `acme` and `corp` have the same labels."""
+    folder, *_ = save_tenants(tmp_path_factory.mktemp("grouped"), "bert")
+    bank = AdapterBank.of_tenants(folder / "adapter", str(folder / "base"))
     bank.save(folder / "bank")
     return folder

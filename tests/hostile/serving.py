@@ -37,6 +37,13 @@ class Server(NamedTuple):
         response = httpx2.put(address, files=sent, headers={"Authorization": "Bearer secret"}, timeout=120)
         return response.status_code, response.json().get("error")
 
+    def fit(self, content, name):
+        """Send labeled texts as JSON to fit a tenant, and return the status and what is answered."""
+        address = f"http://{HOST}:{self.port}/v1/tenants/{name}/fit"
+        headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+        response = httpx2.post(address, content=content, headers=headers, timeout=300)
+        return response.status_code, response.json()
+
     @property
     def memory(self):
         """Bytes that the process has in memory."""

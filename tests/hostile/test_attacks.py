@@ -10,7 +10,9 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -33,6 +35,12 @@ def says(start, there):
 def writes(start, writers):
     """A server that writes after prompts."""
     return start(writers / "bank", writers)
+
+
+@pytest.fixture(scope="module")
+def fits(start, grouped):
+    """A server that fits tenants to labeled texts."""
+    return start(grouped / "bank", grouped)
 
 
 def at_once(call, *arguments):
@@ -131,6 +139,17 @@ def an_index_of_many_values(server):
     return answers
 
 
+def fits_to_random_labels(server):
+    """Fits that take long: no row of the head separates the texts."""
+    random = np.random.default_rng(0)
+    texts = [" ".join(["a cat"] * 19) + f" {number}" for number in range(200)]
+    labels = ["good" if is_good else "bad" for is_good in random.random(len(texts)) < 0.5]
+    content = json.dumps({"texts": texts, "labels": labels}).encode()
+    answers = at_once(partial(server.fit, content), "guest", "other")
+    assert {status for status, _ in answers} == {200}
+    return answers
+
+
 def many_stop_tokens(server):
     sent = files(server.folder / "a")
     put = server.put(sent | {"task.json": b'{"stop_token_ids": [' + b"7, " * 2_600_000 + b"7]}"})
@@ -165,7 +184,15 @@ ON = {
         a_header_of_many_tensors,
         an_index_of_many_values,
     ),
+    "fits": (fits_to_random_labels,),
     "writes": (many_stop_tokens, a_stop_token_that_no_integer_holds, long_roles),
+}
+
+
+ORDINARY = {  # what another asks meanwhile
+    "says": ("/v1/predict", body("anna", "a cat")),
+    "fits": ("/v1/predict", body("acme", "a cat")),
+    "writes": ("/v1/generate", body("a", "a cat", field="prompts", max_new_tokens=2)),
 }
 
 
@@ -175,8 +202,7 @@ ON = {
 def test_others_are_answered_and_memory_is_what_it_was(kind, attack, request, trials, record_property):
     server = request.getfixturevalue(kind)
     trials["trials"] += 1
-    path, name, more = ("/v1/predict", "anna", {}) if kind == "says" else ("/v1/generate", "a", {"max_new_tokens": 2})
-    ordinary = body(name, "a cat", field="prompts" if more else "texts", **more)
+    path, ordinary = ORDINARY[kind]
     for _ in range(20):
         assert server.post(path, ordinary)[0] == 200
     before = server.memory

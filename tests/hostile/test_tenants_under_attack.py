@@ -24,6 +24,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from lsr import AdapterBank
+from lsr.__main__ import main as lsr
 from lsr.loading.contents import read_contents
 from tests.forked import CONTEXT
 from tests.hostile import connections
@@ -60,6 +61,15 @@ def says(start, there):
     bank.add_all(dict.fromkeys(map(str, range(TENANTS)), read_contents(there / "0/ben")))
     bank.save(there / "many", force=True)  # xdist may ask twice for it
     return start(there / "many", there), b"/v1/predict", lambda name: body(name, "a cat")
+
+
+@pytest.fixture(scope="module")
+def fits(start, grouped):
+    """A server with 256 more tenants that fits tenants to labeled texts, and what is asked of a tenant."""
+    names = [*map(str, range(TENANTS))]
+    words = ["bank", "--from", str(grouped / "bank"), "-o", str(grouped / "many"), "--base", str(grouped / "base")]
+    assert lsr([*words, "--add", *names, "--labels", "bad,good", "--force"]) == 0
+    return start(grouped / "many", grouped), b"/v1/predict", lambda name: body(name, "a cat")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 from lsr import AdapterBank
 from lsr.serve.tenant_runner import TenantRunner
 from lsr_server import tenants
+from lsr_server.rests import REST
+from lsr_server.tenants import FitClock
 from tests.lsr.serve.asking import ask_passes, predict
 from tests.lsr.serve.tenants import save_writers
 from tests.lsr.serve.test_fitting import TENANTS, TEXTS, logits_alone, logits_of_group, save_tenants, states_alone
@@ -343,3 +345,13 @@ def test_a_bank_without_a_shared_adapter_and_one_that_writes_add_no_tenants(ther
         for response in ask_passes(passes, call):
             assert response.status_code == 422
             assert reason in response.json()["error"]
+
+
+@pytest.mark.parametrize(("is_busy", "rests"), [(True, [REST * 0.25, REST * 0.5]), (False, [])])
+def test_a_fit_rests_after_each_step_while_others_are_asked(is_busy, rests):
+    computed = iter([1.0, 1.25, 1.25, 1.75, 1.75])  # when it begins, and before and after each rest
+    slept = []
+    clock = FitClock(lambda: is_busy, lambda: next(computed), slept.append)
+    clock.check_time()
+    clock.check_time()
+    assert slept == rests
