@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 from pipeline.arena import plan, preset, task_tokens, unseen
@@ -21,6 +22,7 @@ from pipeline.core import console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import base_models
+from pipeline.tasks.facts import Tenant
 from pipeline.tasks.task import TENANT
 
 PRESET = "tenant-heads"
@@ -73,28 +75,34 @@ def _parser() -> Parser:
 def measure(training: TrainingRun) -> dict[str, Any]:
     """Return the accuracy of one seed: the mean over the tenants in training, and of each other tenant."""
     known = task_tokens.task_of(training).facts.tenants
-    names = list(known)
-    called: dict[str, Any] = {name: tenant.labels for name, tenant in known.items()}
-
-    def labels_in(split: Dataset) -> list[str]:
-        pairs = zip(split[TENANT], split["label"], strict=True)
-        return [called[names[tenant]][label] for tenant, label in pairs]
-
     splits = task_tokens.splits(training)
     train = splits["train"]
     test = splits["test"]
-    model = _train(training, texts_of(training, train), labels_in(train))
-    is_right = _answers(model, texts_of(training, test)) == np.array(labels_in(test))
-    tenants = np.array(test[TENANT])
-    of_tenants = [float(is_right[tenants == tenant].mean()) for tenant in range(len(names))]
+    model = _train(training, texts_of(training, train), _labels_of(train, known))
+    is_right = _find_right(model, training, test, _labels_of(test, known))
+    by_tenant = pd.Series(is_right).groupby(np.array(test[TENANT])).mean()
     later = {}
     for name in training.unseen_tenants:
         own = task_tokens.splits(unseen.training_of(training, name))["test"]
         labels = unseen.labels_of(training, name)
-        wanted = np.array([labels[label] for label in own["label"]])
-        accuracy = (_answers(model, texts_of(training, own)) == wanted).mean()
+        wanted = [labels[label] for label in own["label"]]
+        accuracy = _find_right(model, training, own, wanted).mean()
         later[name] = round(float(accuracy), DIGITS)
-    return {"accuracy": round(float(np.mean(of_tenants)), DIGITS), "unseen": later}
+    accuracy = float(by_tenant.mean())
+    return {"accuracy": round(accuracy, DIGITS), "unseen": later}
+
+
+def _labels_of(split: Dataset, known: Mapping[str, Tenant]) -> list[str]:
+    """Return the label of each example by its name."""
+    tenants = [tenant.labels or () for tenant in known.values()]
+    pairs = zip(split[TENANT], split["label"], strict=True)
+    return [tenants[tenant][label] for tenant, label in pairs]
+
+
+def _find_right(model: Any, training: TrainingRun, split: Dataset, labels: list[str]) -> Any:
+    """Return whether the answer to each example is its label."""
+    answers = _answers(model, texts_of(training, split))
+    return answers == np.array(labels)
 
 
 def texts_of(training: TrainingRun, split: Dataset) -> list[str]:
