@@ -135,6 +135,7 @@ def test_numbers_and_common_names_are_labels_of_tenants_too():
 MANY = [one for at in range(9) for one in rows(f"t{at}", ["no"], 5, 9 * at)]
 NEEDED = "a tenant needs 5 texts and 2 different labels; "
 XYZ, NUMBER = {"label": OWN | {"names": list("xyz")}}, {"label": OWN | {"low": 0, "high": 1}, "metrics": ["pearson"]}
+TAGS = {"label": {"multi_label": "tags", "names": ["x", "y"]}, "metrics": ["micro_f1"]}
 IN_TEST = {"split": {"validation": 0.1}, "test": rows("bolt", ["no", "yes"], 9)}
 MISTAKES = [
     (rows("acme", ["no", "yes"], 4), {}, NEEDED + "acme has 4 and 2"),
@@ -178,7 +179,7 @@ def test_what_a_tenant_cannot_be_is_one_line(train, settings, message):
         ({"group": ["who"]}, "tenant: cannot be combined with group"),
         ({"stratify": True}, "tenant: cannot be combined with stratify"),
         ({"metrics": ["f1"]}, "use macro_f1"),
-        ({"held_out_tenants": 0.2} | NUMBER, "held_out_tenants: needs a label of classes"),
+        ({"held_out_tenants": 0.2, "tenant": None} | TAGS, "held_out_tenants: needs a label of classes or of a number"),
         ({"held_out_tenants": 0.2, "tenant": None} | XYZ, "held_out_tenants: needs tenant, the column of tenants"),
         ({"held_out_tenants": 1.0}, "held_out_tenants\n  Input should be less than 1"),
     ],
