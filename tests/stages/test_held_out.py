@@ -7,25 +7,36 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
 from scipy import special
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from lsr.__main__ import main as lsr
 from lsr.serve.bank import AdapterBank
 from pipeline import held_out, summary
 from pipeline.core import artifacts
-from pipeline.tasks import Facts, label_curve
+from pipeline.tasks import Facts
 from pipeline.tasks.classes import ClassificationScoring
 from pipeline.tasks.facts import Tenant
 from tests import workspace
 from tests.kit import said, table, write
 from tests.pipeline.data.rows import row_of
 from tests.references import plain
+from tests.stages.held_out_runs import (
+    LENGTH,
+    STRENGTHS,
+    draws,
+    examples_of,
+    fit_bank,
+    fit_best,
+    frozen_features,
+    rows_of,
+    run_stages,
+    tokens,
+)
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run_in
 
 NO_YES = ["no", "yes"]
@@ -34,37 +45,15 @@ TEXTS = {"acme": 40, "bolt": 40, "cast": 9, "dune": 40, "echo": 25, "gala": 12}
 TRAINED = ["acme", "bolt", "dune"]
 HELD_OUT = ["cast", "echo", "gala"]  # the half whose names have the lowest hashes; nobody has the labels of gala
 ROW = workspace.ROWS["shops"] | {"held_out_tenants": 0.5}
-LENGTH = 24  # tokens
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10)
 
 
 def rows():
-    pairs = workspace.sentences(60)
-    made = []
-    for name, labels in LABELS.items():
-        for number in range(TEXTS[name]):
-            text = f"{pairs[number][number % 2]} {name}"
-            made.append({"shop": name, "text": text, "label": labels[number % len(labels)]})
-    return made
+    return rows_of(TEXTS, "label", lambda name, number: LABELS[name][number % len(LABELS[name])])
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A workspace in which all stages have run, with heads of each tenant's own, whose mean is that of the group."""
-    folder = workspace.make(
-        tmp_path_factory.mktemp("held_out"),
-        data="shops",
-        adapter="lora",
-        tenants={"shared_adapter": "trained", "head": "own", "precision": "float32"},
-        train={"epochs": 2, "head_learning_rate": 0.01},
-    )
-    write(folder / "data/shops.csv", rows())
-    write(folder / "data/datasets.yaml", {"shops": ROW})
-    return run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-
-
-def tokens(split):
-    return Dataset.from_file(str(artifacts.tokens(split))).to_pandas()
+    return run_stages(tmp_path_factory.mktemp("held_out"), ROW, rows())
 
 
 def test_no_text_of_a_held_out_tenant_is_in_a_split_or_in_the_bank(world, monkeypatch):
@@ -85,30 +74,15 @@ def test_no_text_of_a_held_out_tenant_is_in_a_split_or_in_the_bank(world, monkey
     assert shares["held_out"] == 46
 
 
-def examples_of(name):
-    """Return the texts of a held-out tenant and the numbers of their labels, in the order of their hashes."""
-    apart = tokens("held_out")
-    own = apart[apart["tenant"] == HELD_OUT.index(name)]
-    return list(own["text"]), own["label"].to_numpy()
-
-
-def draws(name, count, most):
-    """Yield the positions of the labeled and of the scored texts in each draw."""
-    _, labels = examples_of(name)
-    for draw in range(5):
-        order = label_curve.order_texts(labels, name, draw)
-        yield order[:count], order[most:]
-
-
 def test_without_labels_a_tenant_is_answered_by_the_mean_rows_of_the_trained_ones(world, monkeypatch):
     monkeypatch.chdir(world)
     model = plain.adapted(plain.base_model("tiny-roberta", num_labels=7), artifacts.ADAPTER)
     means = {}
     for name, most in (("cast", 0), ("echo", 10)):
-        texts, labels = examples_of(name)
+        texts, labels = examples_of(name, HELD_OUT)
         logits = plain.logits_alone(model, "tiny-roberta", [[text] for text in texts], LENGTH)
         answers = ((logits[:, :2] + logits[:, 5:]) / 2).argmax(dim=1).numpy()  # of acme and dune
-        scores = [metrics.accuracy_score(labels[unseen], answers[unseen]) for _, unseen in draws(name, 0, most)]
+        scores = [metrics.accuracy_score(labels[unseen], answers[unseen]) for _, unseen in draws(labels, name, 0, most)]
         means[name] = np.mean(scores)
     found = report(artifacts.EVALUATE_METRICS)
     assert found["held_out_0_labels"] == pytest.approx(np.mean([*means.values()]), abs=1e-5)
@@ -119,16 +93,12 @@ def test_without_labels_a_tenant_is_answered_by_the_mean_rows_of_the_trained_one
 @pytest.mark.nightly
 def test_with_labels_a_tenant_is_answered_as_after_lsr_bank_fit(world, monkeypatch, tmp_path):
     monkeypatch.chdir(world)
-    texts, labels = examples_of("echo")
+    texts, labels = examples_of("echo", HELD_OUT)
     tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
     scores = []
-    for draw, (known, unseen) in enumerate(draws("echo", 10, 10)):
-        few = [{"text": texts[place], "label": NO_YES[labels[place]]} for place in known]
-        file = write(tmp_path / f"{draw}.csv", few)
-        bank = tmp_path / f"bank{draw}"
-        words = ["bank", "--from", "artifacts/bank", "-o", str(bank), "--base", "tiny-roberta", "--fit", f"echo={file}"]
-        assert lsr(words) == 0
-        fitted = AdapterBank.load("tiny-roberta", bank)
+    for draw, (known, unseen) in enumerate(draws(labels, "echo", 10, 10)):
+        few = [texts[place] for place in known]
+        fitted = fit_bank(tmp_path / str(draw), "echo", few, [NO_YES[labels[place]] for place in known])
         right = [answer(fitted, tokenizer, "echo", texts[place]) == NO_YES[labels[place]] for place in unseen]
         scores.append(np.mean(right))
     assert report(artifacts.EVALUATE_METRICS)["held_out_10_labels"] == pytest.approx(np.mean(scores), abs=1e-5)
@@ -153,39 +123,26 @@ def test_where_heads_are_shared_a_tenant_without_labels_is_answered_as_after_lsr
     tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
     means = []
     for name, most in (("cast", 0), ("echo", 10)):
-        texts, labels = examples_of(name)
+        texts, labels = examples_of(name, HELD_OUT)
         right = np.array([answer(bank, tokenizer, name, text) for text in texts]) == np.array(NO_YES)[labels]
-        means.append(np.mean([right[unseen].mean() for _, unseen in draws(name, 0, most)]))
+        means.append(np.mean([right[unseen].mean() for _, unseen in draws(labels, name, 0, most)]))
     assert report(artifacts.EVALUATE_METRICS)["held_out_0_labels"] == pytest.approx(np.mean(means), abs=1e-5)
 
 
 def test_the_regression_of_a_tenants_own_is_that_of_scikit_learn_on_the_frozen_encoder(world, monkeypatch):
     monkeypatch.chdir(world)
-    encoder = AutoModel.from_pretrained("tiny-roberta", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
-    texts, labels = examples_of("echo")
-    with torch.no_grad():
-        states = [encoder(**plain.encoded(tokenizer, [text], LENGTH)).last_hidden_state[0].mean(0) for text in texts]
-    features = torch.stack(states).double().numpy()
+    texts, labels = examples_of("echo", HELD_OUT)
+    features = frozen_features(texts)
+    candidates = [LogisticRegression(C=strength, max_iter=1000) for strength in STRENGTHS]
     scores = []
-    for known, unseen in draws("echo", 10, 10):
+    for known, unseen in draws(labels, "echo", 10, 10):
         scaler = StandardScaler().fit(features[known])
         train, test = scaler.transform(features[known]), scaler.transform(features[unseen])
-        fitted = fit_best(train, labels[known])
+        folds = StratifiedKFold(min(5, np.bincount(labels[known]).min()))
+        fitted = fit_best(candidates, train, labels[known], folds, "neg_log_loss")
         scores.append(fitted.score(test, labels[unseen]))
     found = report(artifacts.EVALUATE_METRICS)
     assert found["held_out_10_labels_regression"] == pytest.approx(np.mean(scores), abs=1e-5)
-
-
-def fit_best(features, labels):
-    """Return the regression with the least log loss by cross-validation over at most five folds."""
-    folds = StratifiedKFold(min(5, np.bincount(labels).min()))
-    candidates = [LogisticRegression(C=strength, max_iter=1000) for strength in STRENGTHS]
-    losses = []
-    for candidate in candidates:
-        gains = cross_val_score(candidate, features, labels, cv=folds, scoring="neg_log_loss")
-        losses.append(-gains.mean())
-    return candidates[int(np.argmin(losses))].fit(features, labels)
 
 
 def test_the_table_has_a_row_per_number_of_labels_and_method_and_dvc_shows_no_more_metrics(world, monkeypatch):
