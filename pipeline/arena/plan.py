@@ -21,7 +21,7 @@ from pipeline.methods.planning import list_types
 from pipeline.params import LsrParams, PeftParams, TrainView
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.reading import apply_overrides, load_entry
-from pipeline.params.sections import USUAL_EPOCHS, HeadOnlyParams
+from pipeline.params.sections import SHORT_RUNS, USUAL_EPOCHS, HeadOnlyParams, MethodParams
 from pipeline.params.sources import Split
 
 PRIVATE = Path(".cache/arena/labels")
@@ -284,13 +284,14 @@ def key_of(
     head = _read_head(view, method)
     has_tenants = view.dataset.tenant is not None
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
-    values = section.model_dump(mode="json", exclude_defaults=True)
+    values = section.model_dump(mode="json", exclude={"init_epochs"}, exclude_defaults=True)
     sources: list[Source] = [view.dataset.source, view.base_model.source]
     if isinstance(section, LsrParams) and section.source:
         sources.append(section.source)  # an adapter to go on from
     for name, value in usual.items():
         if name in values and values[name] == value:
             del values[name]
+    values |= _read_init_epochs(section)
     known = {
         **view.model_dump(mode="json", exclude=UNREAD, exclude_defaults=True),
         "section": {"type": view.adapter} | values,  # the sections without a type have fixed names
@@ -307,6 +308,13 @@ def key_of(
     }
     text = json.dumps(known, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_init_epochs(section: MethodParams) -> dict[str, Any]:
+    """Return `init_epochs` where it changes a short LoRA run: before there was such a key, each had one epoch."""
+    if not isinstance(section, LsrParams) or section.init not in SHORT_RUNS or section.init_epochs == 1:
+        return {}
+    return {"init_epochs": section.init_epochs}
 
 
 def _read_head(view: TrainView, method: Method) -> str:

@@ -1,7 +1,8 @@
 """Statistics that an initialization needs besides the weights: gradients, updates, or another adapter."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from lsr.algebra.spectrum import Matrix
 from lsr.init import read_examples
 from lsr.init.context import Matrices
-from lsr.init.passes import Track, hide_progress
+from lsr.init.passes import Batch, Track, hide_progress
 from lsr.loading.contents import Contents, check_layers, read_contents
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import TASK, adapter_folder, read_files
@@ -25,10 +26,11 @@ from pipeline.methods.device import fastest
 from pipeline.methods.planning import Plan
 from pipeline.methods.shared_rows import share_rows
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
+from pipeline.params.sections import MAX_EPOCHS, SHORT_BATCH, SHORT_RUNS, SHORT_STEPS
 from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
 
-BATCH = {"gradient": 32, "lora_update": 8, "warm_start": 8}  # examples per batch; training takes one step per batch
+GRADIENT_BATCH = 32  # examples
 NUMBER = "a number"  # stands for a label in regression
 SHOWN = 4  # labels in a message
 
@@ -53,14 +55,18 @@ def read(
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return {}
     collate = task.head.collator(tokenizer_of(base, view.base_model))
-    size = BATCH[section.init]
-    batches = list(tokens.sample(train(), collate, section.init_examples, view.seed, size))
+    runs = section.init in SHORT_RUNS
+    size = SHORT_BATCH if runs else GRADIENT_BATCH
+    sampled = tokens.sample(train(), collate, section.init_examples, view.seed, size)
     layers = {name: base.get_submodule(name) for name in plan.layers}
     model = cast("nn.Module", base)
     before = base.device
     device = fastest()
     try:
         model.to(device)
+        batches = list(_move_to_device(sampled, device))
+        if runs:
+            batches = repeat(batches, section.init_epochs, view.seed)
         with (
             as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "),
             share_rows(base, task, view.tenants.head, keep=section.init == "warm_start"),
@@ -69,7 +75,7 @@ def read(
                 section.init,
                 base,
                 layers,
-                _move_to_device(batches, device),
+                batches,
                 [base.get_submodule(name) for name in plan.head],
                 steps=section.init_head_steps,
                 seed=view.seed,
@@ -77,6 +83,20 @@ def read(
             )
     finally:
         model.to(before)
+
+
+def repeat(batches: Sequence[Batch], epochs: int | Literal["auto"], seed: int) -> list[Batch]:
+    """Return the batches of each epoch of a short LoRA run; those after the first are in new orders."""
+    count = math.ceil(SHORT_STEPS / len(batches))
+    count = min(MAX_EPOCHS, count)
+    if epochs != "auto":
+        count = epochs
+    draws = torch.Generator().manual_seed(seed)
+    repeated = list(batches)
+    for _ in range(1, count):
+        order = torch.randperm(len(batches), generator=draws)
+        repeated += [batches[place] for place in order.tolist()]
+    return repeated
 
 
 def _move_to_device(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:

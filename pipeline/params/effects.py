@@ -13,6 +13,7 @@ from pipeline.params.schema import Params
 from pipeline.params.sections import (
     MAX_EPOCHS,
     READ,
+    SHORT_RUNS,
     USUAL_EPOCHS,
     LsrParams,
     MethodParams,
@@ -128,6 +129,9 @@ def idle_in_section(section: MethodParams) -> Iterator[Idle]:
             usual = LsrParams.model_fields[name].default
             if value != usual:
                 yield Idle(f"{section.key}.{name}", value, usual, reason)
+    if section.init not in SHORT_RUNS and section.init_epochs != "auto":
+        reason = f"only init: {' and '.join(SHORT_RUNS)} have a short LoRA run"
+        yield Idle(f"{section.key}.init_epochs", section.init_epochs, "auto", reason)
     if section.total_directions != "none":
         reason = "total_directions chooses the rank of each layer"
         if section.rank_shape != (1,):

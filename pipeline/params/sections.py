@@ -49,12 +49,16 @@ Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies produ
 LsrInit = (
     Literal["random", "principal", "gradient", "lora_update", "warm_start"] | Annotated[StrictStr, Field(pattern="/")]
 )
-READ = ("gradient", "lora_update", "warm_start")  # initializations of LSR that read examples
+SHORT_RUNS = ("lora_update", "warm_start")  # initializations of LSR that begin with a short LoRA run
+READ = ("gradient", *SHORT_RUNS)  # those that read examples
 # Numbers to which train.epochs: auto is resolved. The steps are those with which LoRA learned the question of 8
 # tenants with 20 or 60 texts each.
 USUAL_EPOCHS = 2
 TENANT_EPOCHS = 4
 TENANT_STEPS = 96
+# Examples per step of a short LoRA run, and the number of steps to which lsr.init_epochs: auto extends it.
+SHORT_BATCH = 8
+SHORT_STEPS = 96
 # The number of steps to which train.extend_epochs: auto extends.
 MIN_STEPS = 300
 MAX_EPOCHS = 30
@@ -232,6 +236,11 @@ class LsrParams(MethodParams):
     )
     init_head_steps: Annotated[StrictInt, Field(ge=0)] = Field(
         60, description="steps to fit the head before gradient, lora_update and warm_start"
+    )
+    init_epochs: Literal["auto"] | Count = Field(
+        "auto",
+        description=f"of the short LoRA run over these examples, with batches of {SHORT_BATCH}; auto: 1, or more until "
+        f"they have {SHORT_STEPS} optimizer steps, but at most {MAX_EPOCHS}",
     )
     total_directions: Literal["none"] | Count = Field(
         "none", description="directions of diagonal cores, distributed over the target layers by gradient or update"
