@@ -7,13 +7,25 @@ from lsr.algebra.spectrum import core_between, diagonal_between, leading_svd
 from lsr.init.context import InitContext, InitialFactors, matrices_of
 from lsr.init.directions import nearest_factors
 
+ROUNDING = 1e-10  # singular values below this fraction of the largest are zeros with rounding errors
+USUAL_NORM = 3**-0.5  # of a row of LoRA's A: its entries have the variance 1 / (3 in_features)
+
 
 def warm_factors(context: InitContext) -> InitialFactors:
-    """Return the sums nearest to both sides of the update's truncated SVD: with one factor per side, the SVD itself."""
+    """Return the sums nearest to both sides of the update's truncated SVD: with one factor per side, the SVD itself.
+
+    Where the update has a lower rank than the adapter, the other columns of B are zero, and the rows of A have the norm
+    that LoRA's have on average: if both were zero, no gradient would ever reach them.
+    """
     (matrix,) = matrices_of([context])
     left, values, right = leading_svd(matrix, context.form.rank, context.seed)
     roots = (values / context.scaling).sqrt()
-    a, b = nearest_factors(left * roots, roots[:, None] * right, context.form)
+    rows = roots
+    if len(context.form.rank_shape) == 1:
+        is_zero = values <= ROUNDING * values.max()
+        roots = roots.masked_fill(is_zero, 0.0)
+        rows = roots.masked_fill(is_zero, USUAL_NORM)
+    a, b = nearest_factors(left * roots, rows[:, None] * right, context.form)
     return InitialFactors(balance(*a), balance(*b))
 
 

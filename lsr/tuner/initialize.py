@@ -123,8 +123,8 @@ def initialize_from_data(
     """
     layers = layers_of(model, adapter_name)
     config = config_of(model, adapter_name)
-    active = getattr(model, "active_adapters", [adapter_name])
-    if list(active) != [adapter_name]:  # the examples pass through the active ones, and their heads would be fitted
+    active = next(iter(layers.values())).active_adapters
+    if active != [adapter_name]:  # the examples pass through the active ones, and their heads would be fitted
         raise ValueError(
             f"adapter {adapter_name!r} must be the active one, and {', '.join(map(repr, active)) or 'none'} is: "
             f"call model.set_adapter({adapter_name!r}) first"

@@ -49,6 +49,17 @@ class MultiLayerHeadTuner(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
 
+def _disable_fast_path(model: nn.Module, layer: nn.TransformerEncoderLayer) -> None:
+    """Disable PyTorch's fast path in evaluation mode, which reads the base weights and bypasses the adapters.
+
+    An encoder with such a layer must not pack padded texts into nested tensors, which only the fast path reads.
+    """
+    layer.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and layer in module.layers:
+            module.use_nested_tensor = False
+
+
 class LsrModel(MultiLayerHeadTuner):
     """A base model with LSR adapters; use it through `peft.get_peft_model(model, LsrConfig(...))`."""
 
@@ -151,8 +162,7 @@ class LsrModel(MultiLayerHeadTuner):
                 layer.requires_grad_(False)  # an additional adapter is not active yet
             self._replace_module(parent, target_name, layer, target)
         if isinstance(parent, nn.TransformerEncoderLayer):
-            # The fast path in evaluation mode reads the base weights and bypasses the adapters; zero disables it.
-            parent.activation_relu_or_gelu = 0
+            _disable_fast_path(cast("nn.Module", self.model), parent)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Our factors are float32 already, whatever the base model is, unless its dtype is requested.

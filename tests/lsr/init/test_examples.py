@@ -280,3 +280,20 @@ def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, sha
             layers[layer].weight += (left @ right).float()
     assert not torch.allclose(logits(expected), logits(tiny(name)), atol=1e-3)
     assert_close(logits(model), logits(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_directions_beyond_the_rank_of_the_short_run_are_trained_too():
+    """If a column of B and a row of A were both zero, none of them would get a gradient."""
+    fields = {"rank_shape": (24,), "init_weights": "warm_start", "separation_rank": 1}
+    model = get_peft_model(tiny("bert"), Subject("bert", fields).config())
+    listed = batches(2, 2, 2)
+    initialize_from_data(model, listed, head_steps=3, seed=3)
+    layer = next(iter(find_lsr_layers(model).values()))
+    a, b = layer.adapter("default").matrices()
+    assert not b[:, 16:].any()  # the rank of the short run is 16
+    assert_close(a[16:].norm(dim=1), torch.full((8,), 3**-0.5), atol=1e-5, rtol=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(**listed[0]).loss.backward()
+    optimizer.step()
+    _, b = layer.adapter("default").matrices()
+    assert (b[:, 16:].norm(dim=0) > 1e-3).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import get_peft_model, inject_adapter_in_model
 from peft.utils import ModulesToSaveWrapper
 from torch.testing import assert_close
 
@@ -251,3 +251,17 @@ def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples():
     says = "adapter 'b' must be the active one, and 'a' is: call model.set_adapter('b') first"
     refused(initialize_from_data, model, BATCHES, "b", kind=ValueError, says=says)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("word", ["gradient", "lora_update", "warm_start"])
+def test_a_model_with_injected_adapters_begins_like_one_of_peft(word):
+    fields = {**OTHER, "init_weights": word}
+    injected = inject_adapter_in_model(LsrConfig(**fields), tiny("bert"))
+    wrapped = get_peft_model(tiny("bert"), LsrConfig(**fields | {"task_type": None}))
+    for model in (injected, wrapped):
+        initialize_from_data(model, BATCHES, head_steps=0)
+    own = find_lsr_layers(injected)
+    expected = find_lsr_layers(wrapped)
+    assert own.keys() == expected.keys()
+    for name, layer in own.items():
+        assert_close(layer.adapter("default").matrices(), expected[name].adapter("default").matrices(), atol=0, rtol=0)

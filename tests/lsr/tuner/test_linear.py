@@ -88,17 +88,23 @@ def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
     assert torch.equal(layer.weight, exact.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("layers", [[0], [1], [0, 1]], ids=str)
+@pytest.mark.parametrize("is_padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("targets", [["linear1"], ["linear1", "linear2"]])
-def test_torchs_own_encoder_layer_does_not_bypass_the_adapter_in_evaluation(targets):
+def test_torchs_own_encoder_layer_does_not_bypass_the_adapter_in_evaluation(targets, is_padded, layers):
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2)
-    model = get_peft_model(encoder.eval(), LsrConfig(target_modules=targets, separation_rank=2, init_weights=False))
+    fields = {"layers_to_transform": layers, "layers_pattern": "layers", "separation_rank": 2, "init_weights": False}
+    model = get_peft_model(encoder.eval(), LsrConfig(target_modules=targets, **fields))
     x = torch.randn(2, 5, 8)
+    is_padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if is_padded else None
     with torch.no_grad():
-        adapted = model.eval()(x)
+        adapted = model.eval()(x, src_key_padding_mask=is_padding)
         plain = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2).eval()
         plain.load_state_dict(model.merge_and_unload().state_dict())
-        assert_close(adapted, plain(x), atol=1e-5, rtol=1e-5)
+        expected = plain(x, src_key_padding_mask=is_padding)
+    is_text = ~is_padding if is_padded else torch.ones(2, 5, dtype=torch.bool)
+    assert_close(adapted[is_text], expected[is_text], atol=1e-5, rtol=1e-5)
 
 
 def sides(m, n, dtype=torch.float64):
