@@ -129,6 +129,8 @@ class Service:
         """Remove an adapter."""
         check_change(request, self.passes)
         name = request.path_params["name"]
+        if name not in self.bank.versions:  # the bank would look for similar names, between two batches
+            raise _make_not_found_error(name)
         try:
             await self.batches.change(self.bank.remove, name)
         except InputError:
@@ -162,7 +164,9 @@ class Service:
             *self._tenants.routes(),
             *self._openai.routes(),
         ]
-        return Starlette(routes=routes, lifespan=self.run_batches, exception_handlers=HANDLERS)
+        application = Starlette(routes=routes, lifespan=self.run_batches, exception_handlers=HANDLERS)
+        application.router.redirect_slashes = False  # to the scheme and host that the server is taken to have
+        return application
 
 
 def _has_labels(version: Version, group: Group) -> bool:

@@ -111,6 +111,8 @@ class BatchScheduler:
         """Reject rows if the adapter's size allows fewer, the queue is full, or the adapter already has half of it."""
         if count > 1 and count * size > MOST:
             raise HTTPException(422, f"at most {max(1, MOST // size)} at once for an adapter of this size")
+        if count > self._room:
+            raise HTTPException(422, f"at most {self._room} texts at once, by --max-queue")
         own = len(self._waiting.get(adapter, ()))
         if self._count() + count > self._room or (own and 2 * (own + count) > self._room):
             raise HTTPException(429, "too many texts are waiting; try again later", {"Retry-After": "1"})

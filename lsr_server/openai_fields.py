@@ -86,7 +86,15 @@ def read_chat(content: Any, max_new_tokens: int) -> Asked:
         raise FieldError("max_tokens", "has no effect next to max_completion_tokens")
     name = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
     tokens = _read_tokens(fields, name, max_new_tokens, max_new_tokens)
-    return _read_asked(fields, [messages], ["messages"], tokens)
+    conversation = [_drop_nulls(message) for message in messages]
+    return _read_asked(fields, [conversation], ["messages"], tokens)
+
+
+def _drop_nulls(message: Any) -> Any:
+    """Return a message without fields that are null: a client sends back those of an answer, such as `refusal`."""
+    if not isinstance(message, dict):
+        return message
+    return {name: value for name, value in message.items() if value is not None}
 
 
 def read_classify(content: Any) -> tuple[str, list[Any]]:

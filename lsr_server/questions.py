@@ -100,7 +100,7 @@ def check_change(request: Request, passes: Runner) -> None:
 
 def check_token(request: Request) -> None:
     """Reject a change of adapters without the server's token."""
-    given = request.headers.get("Authorization", "").encode()
+    given = request.headers.get("Authorization", "").encode("latin-1")  # the bytes that were sent, in any encoding
     token = os.environ.get("LSR_TOKEN")
     if not token or not secrets.compare_digest(given, f"Bearer {token}".encode()):
         raise HTTPException(401, "needed: Authorization: Bearer $LSR_TOKEN", {"WWW-Authenticate": "Bearer"})

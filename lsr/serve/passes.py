@@ -107,8 +107,12 @@ class BatchRunner(Runner):
         """Read the files of an untrusted adapter for the base model.
 
         Raises:
-            InputError: as `read_on`; if its template is a program other than that of the base model's tokenizer.
+            InputError: as `read_on`; if its template is a program other than that of the base model's tokenizer, or if
+                the bank has a shared adapter, which would be added to it.
         """
+        if self.bank.shared_adapter is not None:
+            reason = "the tenants of this bank share an adapter, which would be added to this one"
+            raise InputError(f"{folder}: {reason}; add a tenant by its labels, or fit it to labeled texts")
         contents = read_on(self.bank.of_base, folder)
         template = (contents.task or {}).get("template")
         own = self.tokenizer.chat_template  # another is a program, which may take time and memory of all

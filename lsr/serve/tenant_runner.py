@@ -24,7 +24,6 @@ class BankFit(PreparedFit):
         self._passes = passes
         self._name = name
         self._prepared = prepared
-        self._is_new = name not in passes.bank.versions
         self._fit: Fit | None = None
         self.batches = prepared.batches
         self.tokens = sum(len(row.inputs["input_ids"]) for row in prepared.rows)
@@ -50,6 +49,10 @@ class BankFit(PreparedFit):
             "group_score": fit.group_score,
             "answers": "fit" if chosen.is_better else self._answers_otherwise,
         }
+
+    @property
+    def _is_new(self) -> bool:  # others may add or remove it during the fit
+        return self._name not in self._passes.bank.versions
 
     @property
     def _answers_otherwise(self) -> str:

@@ -48,6 +48,9 @@ def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_b
         batches = BatchScheduler(passed, 6, 40, 0, passed.clock)
         asked = asked_of(batches, passed, {"wide": 8, "anna": 15, "ben": 2, "high": 2})
         await asyncio.sleep(0.1)
+        with pytest.raises(HTTPException, match="at most 40 texts at once, by --max-queue") as raised:
+            await batches.answers([passed.rows["anna"]] * 41)
+        assert raised.value.status_code == 422  # nobody should try again
         with pytest.raises(HTTPException, match="too many texts are waiting"):  # half of the room are its own
             await batches.answers([passed.rows["anna"]] * 6)
         with pytest.raises(HTTPException, match="at most 8 at once for an adapter of this size"):

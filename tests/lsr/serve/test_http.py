@@ -15,17 +15,24 @@ from functools import partial
 from itertools import product
 from unittest import mock
 
+import httpx2
 import pytest
 import torch
 from peft import PeftModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lsr import AdapterBank
 from lsr.__main__ import main
+from lsr.serve import bank
+from lsr.serve.passes import BatchRunner
 from lsr_server import command
 from lsr_server.application import Service
 from lsr_server.batches import BatchScheduler
+from lsr_server.questions import check_token
 from tests.kit import refused
-from tests.lsr.serve.asking import DESCRIBED, ask, files, posted, predict
+from tests.lsr.serve.asking import DESCRIBED, ask, ask_passes, files, posted, predict
 from tests.lsr.serve.tenants import TENANTS
 from tests.workspace import ROOT, sentences
 
@@ -208,6 +215,34 @@ def test_files_that_cannot_be_served_change_nothing(file, change, status, reason
     assert reason in response.json()["error"]
     (again,) = ask(posted(predict("anna", *TEXTS)), server[1])
     check("anna", again, expected, versions=(0,))
+
+
+def test_a_path_that_ends_with_a_slash_is_not_redirected_to_a_host_that_the_client_names(server):
+    response = httpx2.post(f"{server[1]}/v1/predict/", json={}, headers={"Host": "elsewhere"})
+    assert (response.status_code, response.json()) == (404, {"error": "Not Found"})
+
+
+@pytest.mark.parametrize("token", ["secret", "schlüssel", "ключ"])
+def test_the_token_may_have_any_letters(token, monkeypatch):
+    monkeypatch.setenv("LSR_TOKEN", token)
+    sent = f"Bearer {token}".encode()
+    check_token(Request({"type": "http", "headers": [(b"authorization", sent)]}))
+    with pytest.raises(HTTPException, match="Bearer"):
+        check_token(Request({"type": "http", "headers": [(b"authorization", sent + b"x")]}))
+
+
+def test_a_name_that_is_not_there_is_not_compared_with_those_of_all_tenants(there, monkeypatch):
+    compared = []
+    monkeypatch.setattr(bank, "get_close_matches", lambda *given: compared.append(given) or [])
+    monkeypatch.setenv("LSR_TOKEN", "secret")
+    held = AdapterBank.load(str(there / "base"), there / "bank")
+    passes = BatchRunner(held, AutoTokenizer.from_pretrained(there / "base"), 28, 1)
+
+    async def call(client):
+        return await client.delete("/v1/adapters/ann", headers=ALLOWED)
+
+    assert ask_passes(passes, call).status_code == 404
+    assert not compared
 
 
 def test_every_path_is_described_and_answers(server):

@@ -337,6 +337,21 @@ def test_fields_that_are_null_or_ask_for_nothing_are_taken(passes):
     assert first == second
 
 
+def test_an_answer_can_be_a_message_of_the_next_conversation(passes):
+    async def call(client):
+        common = {"model": "a", "max_tokens": MAX_NEW, "temperature": 1, "seed": 1}
+        message = (await client.chat.completions.create(messages=MESSAGES, **common)).choices[0].message
+        by_hand = {"role": "assistant", "content": message.content}
+        answers = []
+        for said in (message, by_hand):
+            again = await client.chat.completions.create(messages=[MESSAGES[1], said, MESSAGES[3]], **common)
+            answers.append(again.choices[0].message.content)
+        return answers
+
+    answer, expected = ask_passes(passes, asking(call))
+    assert answer == expected
+
+
 def test_of_a_call_the_client_sends_what_it_is_given_and_no_more(passes):
     """So a field that is refused comes from a user, or from a library that sits on the client."""
     sent = []

@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.serve.tenant_runner import TenantRunner
+from lsr_onnx.examples import Example
 from lsr_server import tenants
 from lsr_server.rests import REST
 from lsr_server.tenants import FitClock
-from tests.lsr.serve.asking import ask_passes, predict
+from tests.lsr.serve.asking import ask_passes, files, predict
 from tests.lsr.serve.tenants import save_writers
 from tests.lsr.serve.test_fitting import TENANTS, TEXTS, logits_alone, logits_of_group, save_tenants, states_alone
 
@@ -179,6 +180,40 @@ def test_a_fit_that_is_not_better_leaves_the_rows_of_the_group_or_those_that_the
         check_answers(await ask_for(client, "acme", TEXTS), TENANTS["acme"], each["acme"])
 
     ask_passes(passes_of(folder), call)
+
+
+def test_an_adapter_on_the_plain_base_is_refused_where_the_shared_one_would_be_added_to_it(bert, tmp_path):
+    folder, model, tokenizer = bert
+    expected = logits_alone(model, tokenizer, TEXTS[:6])
+    passes = passes_of(folder)
+    passes.bank.write("acme", tmp_path / "acme")  # with the shared adapter, for the plain base
+
+    async def call(client):
+        put = await client.put("/v1/adapters/acme", files=files(tmp_path / "acme"), headers=ALLOWED)
+        await check_others(client, expected, TEXTS[:6])
+        return put
+
+    put = ask_passes(passes, call)
+    assert put.status_code == 422
+    assert "acme: the tenants of this bank share an adapter" in put.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["acme", "zoe"])
+def test_a_fit_that_is_not_better_keeps_what_others_have_put_or_adds_what_they_have_removed(name, bert):
+    passes = passes_of(bert[0])
+    bank = passes.bank
+    examples = [Example(text, ("bad", "good")[number % 2]) for number, text in enumerate(["the cat"] * 8)]
+    prepared = passes.prepare_fit(name, examples)
+    if name == "acme":
+        bank.remove(name)
+    else:
+        bank.add(name, bank.contents("corp"))
+    before = bank.versions.get(name)
+    described = prepared.finish([prepared.read(batch) for batch in prepared.batches], lambda: None)
+    prepared.add()
+    assert described["answers"] == {"acme": "group", "zoe": "before"}[name]
+    assert name in bank.versions
+    assert before in (None, bank.versions[name])
 
 
 def test_a_tenant_of_numbers_is_fitted_by_its_errors(bert):
