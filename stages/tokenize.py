@@ -50,6 +50,8 @@ def main(view: params.TokenizeView) -> None:
     rare = loaded.task.description.rare(labels)
     if rare:
         console.warn(f"rare classes in train: {rare}")
+    if loaded.shared:
+        console.warn(loaded.describe_shared())
     left_out = left_out_of(loaded, splits)
     write_splits(splits, {**left_out, CONFLICTING: loaded.conflicting})
     print_splits(view, splits, left_out, loaded.conflicting)

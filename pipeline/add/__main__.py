@@ -243,10 +243,13 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
     if held_out:
         count = len(held_out) + len(loaded.task.facts.tenants)
         shown["unseen"] = f"{len(held_out)} of {count} tenants, by a hash of the name: {some_of(list(held_out))}"
+    if loaded.shared:
+        shown["shared"] = loaded.describe_shared()
     if written:
         shown["file"] = f"read as {written}"
     named = [column for column in table if column.casefold() in USUAL_TENANTS]
-    if entry.tenant is None and named:
+    may_have_tenants = "tenant" in entry.label.compatible_keys
+    if entry.tenant is None and named and may_have_tenants:
         column = quote(named[0])
         shown["tenants"] = f"none; if the column {column} has the tenant of each row: --tenant {column}"
     rare = description.rare(splits["train"]["label"])

@@ -56,7 +56,7 @@ def detect_joined_labels(column: pd.Series) -> dict[str, Any]:
     types = {type(value) for value in values}
     if types == {list}:
         cells = [labels_in(value, "") for value in values]
-        return {"names": _names(cells)} if _are_several(cells) else {}
+        return {"names": _names(cells)} if _are_few(cells) else {}
     if types != {str}:
         return {}
     for separator in SEPARATORS:
@@ -74,9 +74,14 @@ def _names(cells: Sequence[Labels]) -> list[str]:
 
 def _are_several(cells: Sequence[Labels]) -> bool:
     """Return whether cells are multi-label: labels between separators, with few different labels overall."""
+    return _are_few(cells) and max(map(len, cells)) > 1
+
+
+def _are_few(cells: Sequence[Labels]) -> bool:
+    """Return whether cells have few different labels overall, but more than one."""
     names = _names(cells)
     most = min(MAX_CLASSES, len(cells) / 5)
-    return 1 < len(names) <= most and max(map(len, cells)) > 1
+    return 1 < len(names) <= most
 
 
 def _are_names(cells: Sequence[Labels]) -> bool:

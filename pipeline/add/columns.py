@@ -50,7 +50,7 @@ def infer_entry(
 
     Raises:
         UserError: if a chosen column is missing, there is no header line, the columns to read or to predict are
-            ambiguous, or the column to predict has neither classes nor numbers.
+            ambiguous, the column to predict has neither classes nor numbers, or an option has no effect.
     """
     _check_columns(table, choice, where)
     keys = source.model_dump(mode="json", exclude_defaults=True)
@@ -59,6 +59,7 @@ def infer_entry(
     table = table.drop(columns=choice.tenant or [])
     written = _infer_completion(table, choice)
     if written:
+        _check_completion(choice)
         content |= written
         content["split"] = fractions
         return Description(content, {})
@@ -90,10 +91,8 @@ def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
     Raises:
         UserError: if not.
     """
-    for name in table:
-        as_cell = pd.Series([name])
-        if column_types.is_text(as_cell):
-            raise UserError(f"{where}: no header line found; add one, such as text,label")
+    if _is_row(table):
+        raise UserError(f"{where}: no header line found; add one, such as text,label")
     label = choice.label
     tenant = choice.tenant
     chosen = list(choice.text)
@@ -104,6 +103,21 @@ def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
     sources.check_columns(table.columns, chosen, where)
     if tenant is not None and tenant == label:
         raise UserError(f"{where}: --tenant and --label name the same column, {tenant}; they must be two")
+
+
+def _is_row(table: pd.DataFrame) -> bool:
+    """Return whether the names of columns are a row: one is a text, and another is a number or recurs in its column.
+
+    A question of a survey is a text as well, but is the name of a column.
+    """
+    has_text = any(column_types.is_text(pd.Series([name])) for name in table)
+    if not has_text:
+        return False
+    for name, values in table.items():
+        as_cell = pd.Series([name])
+        if column_types.as_numbers(as_cell) is not None or values.eq(name).any():
+            return True
+    return False
 
 
 def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
@@ -138,6 +152,19 @@ def _infer_completion(table: pd.DataFrame, choice: Choice) -> dict[str, Any]:
         label = {"completion": COMPLETION}
         return {"text": text, "label": label, "metrics": metrics}
     return {}
+
+
+def _check_completion(choice: Choice) -> None:
+    """Check that no option is given that has no effect on completions.
+
+    Raises:
+        UserError: if one is.
+    """
+    reason = "has no effect on completions; name another column with --label"
+    if choice.tenant is not None:
+        raise UserError(f"--tenant: {reason}")
+    if choice.keeps_labels:
+        raise UserError(f"--keep-labels: {reason}")
 
 
 def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:

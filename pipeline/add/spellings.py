@@ -102,6 +102,9 @@ def respell(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Series:
     """Replace spellings in a column."""
     values = list[object]()
     for value in column:
+        if value is None:  # no value, rather than the name None
+            values.append(None)
+            continue
         spelling = spelling_of(value)
         values.append(replaced.get(spelling, value))
     return pd.Series(values, column.index, dtype=object, name=column.name)

@@ -128,6 +128,14 @@ class Loaded(NamedTuple):
     # several columns, in_another_order: left out of train, or of what is cut from it, for a row of another split.
     dropped: dict[str, int]
     conflicting: int  # dropped duplicates whose label differs from the label of the row that is kept
+    shared: int  # texts of test that validation has, too: splits that the source provides are left as they are
+
+    def describe_shared(self) -> str:
+        """Return a line on texts that validation and test share; empty if there are none."""
+        if not self.shared:
+            return ""
+        reason = "which chooses the checkpoint and thresholds, so that scores may be too high"
+        return f"{self.shared:,} texts of test are in validation, too, {reason}; remove them from either file"
 
 
 def load(entry: DatasetEntry, name: str) -> Loaded:
@@ -164,7 +172,15 @@ def load(entry: DatasetEntry, name: str) -> Loaded:
     splits = _add_texts(kept, texts)
     if apart is not None:
         splits[held_out.HELD_OUT] = Examples(apart, texts)
-    return Loaded(task, splits, dict(dropped), conflicting)
+    return Loaded(task, splits, dict(dropped), conflicting, _count_shared(examples))
+
+
+def _count_shared(examples: Tables) -> int:
+    """Return the number of texts of test that validation has, too."""
+    if "validation" not in examples:
+        return 0
+    is_shared = examples["test"]["hash"].isin(examples["validation"]["hash"])
+    return int(is_shared.sum())
 
 
 def _add_texts(tables: Tables, texts: Texts) -> dict[str, Examples]:

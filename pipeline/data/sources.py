@@ -93,6 +93,8 @@ def _replace_cells(cells: Cells, replaced: Replacements) -> Cells:
     changed = dict(cells)
     for column, values in replaced.items():
         value = cells[column]
+        if value is None:  # no value, rather than the name None
+            continue
         spelling = spelling_of(value)
         changed[column] = values.get(spelling, value)
     return changed

@@ -5,12 +5,14 @@ otherwise as CSV, but a single text that is written as it is. All columns of a f
 takes two arguments, two columns of a file, or lines of standard input with a tab between the two texts.
 """
 
+import json
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -262,7 +264,9 @@ def _write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
     count = 0
     for table in tables:
         if ending == JSON_LINES:
-            table.to_json(out, orient="records", lines=True, force_ascii=False, default_handler=str)
+            for record in table.to_dict("records"):
+                line = json.dumps(_to_json(record), ensure_ascii=False, separators=(",", ":"), default=str)
+                out.write(f"{line}\n")
         else:
             cells = chain(table.columns, *(table[name] for name in table))
             table.to_csv(
@@ -275,6 +279,18 @@ def _write(tables: Iterable[pd.DataFrame], out: TextIO, ending: str) -> int:
         out.flush()
         count += len(table)
     return count
+
+
+def _to_json(value: Any) -> Any:
+    """Return a value with null in place of missing ones and of numbers that JSON does not have."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    is_infinite = isinstance(value, float) and math.isinf(value)
+    return None if is_infinite or pd.isna(value) else value
 
 
 if __name__ == "__main__":

@@ -215,6 +215,37 @@ def test_labels_that_differ_are_kept_where_the_user_says_so():
     assert "missing" not in shown
 
 
+def test_a_row_without_a_label_is_left_out_though_none_is_the_name_of_a_class():
+    labels = ["none", "none", "bug", "None", None]
+    rows = [{"text": text(row), "label": labels[row % 5]} for row in ROWS]
+    write("data/bugs.jsonl", rows)
+    assert "merged  None as none (24 rows)" in said(main, "data/bugs.jsonl")
+    assert loaded("bugs") == {row["text"]: row["label"].lower() for row in rows if row["label"]}
+
+
+def test_lists_of_one_label_each_are_labels():
+    write("data/lists.jsonl", [{"text": text(row), "label": [QUEUES[row % 3]]} for row in ROWS])
+    said(main, "data/lists.jsonl")
+    assert read_yaml(OWN)["lists"]["label"] == {"multi_label": "label", "names": QUEUES}
+
+
+def test_a_question_is_the_name_of_a_column():
+    question = "What do you think of it?"
+    write(
+        "data/survey.csv", [{question: text(row), "Date of purchase": "2024", "queue": QUEUES[row % 3]} for row in ROWS]
+    )
+    said(main, "data/survey.csv", "--label", "queue")
+    assert read_yaml(OWN)["survey"]["text"] == [question]
+
+
+@pytest.mark.parametrize("option", [["--tenant", "user"], ["--keep-labels"]])
+def test_an_option_without_effect_on_completions_is_refused_and_not_advised(option):
+    asked = [{"prompt": f"Where is {row}?", "completion": text(row), "user": row % 2} for row in ROWS]
+    write("data/asked.csv", asked)
+    refused(main, ["data/asked.csv", *option], says=f"{option[0]}: has no effect on completions")
+    assert "--tenant user" not in said(main, "data/asked.csv")
+
+
 def test_numbers_that_are_written_in_two_ways_are_one_class_in_words_or_refused():
     write("data/ways.csv", "text,label\n" + "".join(f"{text(row)},{('1', '1.0', '2')[row % 3]}\n" for row in ROWS))
     refused(main, ["data/ways.csv", "--keep-labels"], says="which would be one name, 1: write it in one way")
@@ -243,6 +274,16 @@ def test_a_word_for_a_missing_number_leaves_numbers():
     assert read_yaml(OWN)["scale"]["label"] == {"column": "stars", "low": 0, "high": 119 / 8}
     assert "missing n/a (12 rows), taken for no label" in shown
     assert "merged" not in shown
+
+
+def test_texts_that_validation_and_test_of_ones_own_share_are_kept_and_counted():
+    rows = [{"body": text(row), "queue": QUEUES[row % 3]} for row in range(120)]
+    parts = {"train": rows[:70], "held": rows[70:100], "final": rows[95:]}
+    for split, part in parts.items():
+        write(f"data/{split}.csv", part)
+    shown = said(main, "data/train.csv", "--validation", "data/held.csv", "--test", "data/final.csv")
+    assert "\n  splits  train 70, validation 30, test 25\n" in shown
+    assert "\n  shared  5 texts of test are in validation, too, which chooses the checkpoint and thresholds" in shown
 
 
 def test_splits_of_ones_own_are_taken_as_they_are():

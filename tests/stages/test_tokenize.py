@@ -91,6 +91,19 @@ def test_pairs_that_another_split_has_in_another_order_are_left_out_and_the_repo
     assert [written(split) for split in ("train", "validation", "test")] == before
 
 
+def test_texts_that_validation_and_test_share_are_kept_and_a_line_says_how_many(here, capfd):
+    run(TOKENIZE)
+    assert "validation, too" not in "".join(capfd.readouterr())
+    shared = [("a cat they share", 1), ("a dog they share", 0)]
+    for split in ("validation", "test"):
+        fill(split, [*ROWS[split], *shared])
+    run(TOKENIZE)
+    assert "2 texts of test are in validation, too, which chooses the checkpoint" in "".join(capfd.readouterr())
+    assert [len(written(split)) for split in ("validation", "test")] == [
+        len(ROWS[name]) + 2 for name in ("validation", "test")
+    ]
+
+
 def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(here, monkeypatch):
     run(TOKENIZE)
     first, whole = digests("artifacts", "reports"), written()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -133,6 +134,20 @@ def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one):
     assert [list(record) for record in found] == [["n", "label", "sentence1", "late", *ours]] * 2
     assert (found[0]["n"], found[0]["label"]) == (3, "good")
     assert (found[1]["n"], found[1]["late"]) == (None, [1, None])
+
+
+def test_numbers_and_dates_of_other_columns_are_the_same_in_json_as_in_csv(one):
+    values = {"small": 1e-12, "long": 0.12345678901234566, "large": 10**20, "nested": [1e-12, None]}
+    write("in.jsonl", [{"sentence1": SENTENCE, **values}])
+    (found,) = map(json.loads, ok("--file", "in.jsonl", "--json").splitlines())
+    assert {name: found[name] for name in values} == values
+    day = pd.Timestamp("2024-01-31")
+    values = {"sentence1": [SENTENCE], "day": [day], "bytes": [b"\xff"], "none": [math.nan], "list": [[1.5, math.nan]]}
+    pd.DataFrame(values).to_parquet("in.parquet")
+    (found,) = map(json.loads, ok("--file", "in.parquet", "--json").splitlines())
+    (row,) = table(ok("--file", "in.parquet"))
+    assert (found["day"], found["bytes"]) == (row["day"], row["bytes"]) == (str(day), str(b"\xff"))
+    assert (found["none"], found["list"]) == (None, [1.5, None])
 
 
 def test_each_table_is_answered_before_the_next_is_read_and_a_later_mistake_is_a_line(one, monkeypatch):
