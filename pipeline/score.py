@@ -144,7 +144,8 @@ def _metrics(outputs: Tensor, task: Task, texts: Examples) -> list[str]:
     scores = [f"{metrics[name]:.4f}" for name in names]
     low = metrics[f"{names[0]}_low"]
     high = metrics[f"{names[0]}_high"]
-    return [*scores, f"{low:.4f} to {high:.4f}", f"{len(texts):,}"]
+    examples = int(metrics["examples"])
+    return [*scores, f"{low:.4f} to {high:.4f}", f"{examples:,}"]
 
 
 def _outputs(name: str, answer: Callable[..., tuple[Any, int]], texts: Examples) -> Tensor:

@@ -14,6 +14,7 @@ from pipeline.tasks.task import Groups, Numbers, Outcome, Scores, Task
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
+ADVICE = "divide its numbers, so that they vary by about 1, or train longer"
 LINES = {"errors": ERRORS, "areas": AREAS, "calibration": ("ece", "brier")}  # metrics by line of the last screen
 NAMES = {
     "rmse": "RMSE",
@@ -110,6 +111,8 @@ def describe(metrics: Mapping[str, Any], unit: str) -> Iterable[Line]:
         if parts:
             line = ", ".join(parts)
             yield heading, f"{line}, in units of {unit}" if names == ERRORS else line
+    if "rmse_baseline" in metrics and metrics["rmse_low"] > metrics["rmse_baseline"]:
+        yield "scale", f"the mean has smaller errors: the head has not reached the units of {unit}; {ADVICE}"
 
 
 def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:

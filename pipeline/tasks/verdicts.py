@@ -19,11 +19,21 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         # The mean of differences that add up to 0 is not exactly 0, because of rounding.
         mean = self.mean if abs(self.mean) > ROUNDING * (self.high - self.low) else 0.0
-        return f"{mean:.4g} (95 %: {self.low:.4g} to {self.high:.4g})"
+        ends = f"95 %: {self.low:.4g} to {self.high:.4g}"
+        if self.is_constant:
+            ends = "no interval: every resample scores the same"
+        return f"{mean:.4g} ({ends})"
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every resample has this difference, which is not 0: there are too few examples for a verdict."""
+        return self.low == self.high != 0
 
     def describe(self, baseline: str, score: str = "") -> str:
         """Return whether the difference is above 0, below 0 or neither, after the name of the baseline."""
         comma = "," if score else ""
+        if self.is_constant:
+            return f"next to {baseline}{score}: difference {self}"
         if self.low > 0:
             return f"better than {baseline}{score}{comma} by {self}"
         if self.high < 0:

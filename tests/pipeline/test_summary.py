@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipeline.core import artifacts, console
 from pipeline.summary import main
+from pipeline.tasks.verdicts import Difference
 from tests.kit import refused, said, write
 from tests.workspace import change, copy_committed
 
@@ -201,3 +202,11 @@ def test_values_that_differ_from_the_last_commit_are_listed_with_what_undoes_the
 
 def git(*words):
     subprocess.run(["git", *words], check=True)
+
+
+def test_a_difference_that_every_resample_has_is_no_verdict():
+    of_one_example = Difference(-1.0, -1.0, -1.0)
+    line = of_one_example.describe("the most frequent class")
+    assert line == "next to the most frequent class: difference -1 (no interval: every resample scores the same)"
+    equal = Difference(0.0, 0.0, 0.0)
+    assert equal.describe("it") == "not better than it: difference 0 (95 %: 0 to 0)"

@@ -20,7 +20,7 @@ from lsr import AdapterBank, compress_adapter, export_lora, export_merged, quant
 from lsr.init import INITIALIZATIONS
 from lsr.init.random_factors import fresh_core
 from lsr.tuner.files import WEIGHTS
-from pipeline import params
+from pipeline import params, score
 from pipeline.core import artifacts
 from pipeline.methods import adapters
 from pipeline.params.sections import READ
@@ -184,6 +184,9 @@ def check_answers(kind):
     columns = [name for name in ("prompt", "text", "text_pair") if name in scored[0]]
     asked = [{name: row[name] for name in columns} | {"shop": row.get("tenant", "")} for row in scored]
     more = ["--max-new-tokens", "4"] if kind == "writing" else []
+    if kind == "copa":  # questions are counted, not their two choices
+        *_, line = said(score.main, kind, str(artifacts.ADAPTER)).splitlines()
+        assert line.split()[-1] == str(len(scored) // 2)
     answers = table(said(predict, "--file", write("asked.csv", asked).as_posix(), "--column", *columns, *more))
     assert len(answers) == len(scored) > 3
     for row, expected in zip(answers, scored, strict=True):
