@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from dulwich.errors import NotGitRepository
 from dulwich.repo import Repo
+from filelock import FileLock
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.core import artifacts
@@ -25,6 +26,7 @@ from pipeline.params.sources import StrictModel
 
 FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
+LOCK = Path(".cache/arena/records.lock")
 
 
 class Quantized(StrictModel):
@@ -111,12 +113,17 @@ def read(folder: Path) -> dict[str, Record]:
 
 
 def append(path: Path, record: Record) -> None:
-    """Append a record to a file, after removing a partial last line of a killed run."""
+    """Append a record to a file, after removing a partial last line of a killed run.
+
+    Another command may append to the file at the same time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    os.truncate(path, len(_whole(path.read_bytes())))
-    with path.open("a", encoding="utf-8") as file:
-        file.write(record.model_dump_json() + "\n")
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(LOCK):
+        path.touch()
+        os.truncate(path, len(_whole(path.read_bytes())))
+        with path.open("a", encoding="utf-8") as file:
+            file.write(record.model_dump_json() + "\n")
 
 
 def _lines(path: Path) -> Iterator[Record]:

@@ -1,6 +1,8 @@
 """Which trainings a preset has: equal tries, the validation score decides, then seeds; a mistake in it is one line."""
 
+import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -153,6 +155,23 @@ def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(arena, tmp_
     path.write_bytes(whole + whole[:100])
     assert record.read(tmp_path).keys() == {key()}
     record.append(path, recorded(training(seed=1), 0.5))
+    assert record.read(tmp_path).keys() == {key(), key(seed=1)}
+
+
+def test_two_commands_at_once_both_append_their_record(arena, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    other = Thread(target=record.append, args=(path, recorded(training(seed=1), 0.5)))
+    truncate = os.truncate
+
+    def truncate_meanwhile(*given):
+        monkeypatch.setattr(os, "truncate", truncate)
+        other.start()
+        other.join(0.5)  # it waits for the first one
+        truncate(*given)
+
+    monkeypatch.setattr(os, "truncate", truncate_meanwhile)
+    record.append(path, recorded(training(), 0.5))
+    other.join()
     assert record.read(tmp_path).keys() == {key(), key(seed=1)}
 
 
