@@ -137,12 +137,12 @@ def test_every_output_is_a_path_of_pipeline_artifacts():
 
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
     from lsr.init import INITIALIZATIONS
-    from pipeline.methods.statistics import BATCH
-    from pipeline.params.sections import READ, LsrParams
+    from pipeline.params.sections import READ, SHORT_RUNS, LsrParams
 
     words, _ = get_args(LsrParams.model_fields["init"].annotation)  # or another adapter
     assert get_args(words) == tuple(INITIALIZATIONS)
-    assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.read}
+    assert set(READ) == {word for word, one in INITIALIZATIONS.items() if one.read}
+    assert set(SHORT_RUNS) == {word for word, one in INITIALIZATIONS.items() if one.reads == "update"}
 
 
 def trees(*folders):

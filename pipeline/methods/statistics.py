@@ -99,7 +99,7 @@ def repeat(batches: Sequence[Batch], epochs: int | Literal["auto"], seed: int) -
     return repeated
 
 
-def _move_to_device(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
+def _move_to_device(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[Batch]:
     for batch in batches:
         yield {name: value.to(device) for name, value in batch.items()}
 

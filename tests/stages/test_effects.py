@@ -59,7 +59,7 @@ def test_what_is_set_differs_from_what_is_committed():
     for name, value in UNREAD_BY_REGRESSION.items():
         in_file = committed["train"].get(name, Train.model_fields[name].default)
         assert in_file == (list(value) if isinstance(value, tuple) else value), name
-    for name in ("init_examples", "init_head_steps"):
+    for name in ("init_examples", "init_head_steps", "init_epochs"):
         assert committed["lsr"][name] == LsrParams.model_fields[name].default
 
 
