@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import read_examples
@@ -55,18 +55,13 @@ def read(
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return {}
     collate = task.head.collator(tokenizer_of(base, view.base_model))
-    runs = section.init in SHORT_RUNS
-    size = SHORT_BATCH if runs else GRADIENT_BATCH
-    sampled = tokens.sample(train(), collate, section.init_examples, view.seed, size)
+    batches = _sample(train(), collate, section, view.seed)
     layers = {name: base.get_submodule(name) for name in plan.layers}
     model = cast("nn.Module", base)
     before = base.device
     device = fastest()
     try:
         model.to(device)
-        batches = list(_move_to_device(sampled, device))
-        if runs:
-            batches = repeat(batches, section.init_epochs, view.seed)
         with (
             as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "),
             share_rows(base, task, view.tenants.head, keep=section.init == "warm_start"),
@@ -75,7 +70,7 @@ def read(
                 section.init,
                 base,
                 layers,
-                batches,
+                _move_to_device(batches, device),
                 [base.get_submodule(name) for name in plan.head],
                 steps=section.init_head_steps,
                 seed=view.seed,
@@ -83,6 +78,14 @@ def read(
             )
     finally:
         model.to(before)
+
+
+def _sample(split: Dataset, collate: DataCollatorWithPadding, section: LsrParams, seed: int) -> list[Batch]:
+    """Return the batches that an initialization reads: of gradients once, of a short LoRA run in each epoch."""
+    if section.init not in SHORT_RUNS:
+        return list(tokens.sample(split, collate, section.init_examples, seed, GRADIENT_BATCH))
+    batches = list(tokens.sample(split, collate, section.init_examples, seed, SHORT_BATCH))
+    return repeat(batches, section.init_epochs, seed)
 
 
 def repeat(batches: Sequence[Batch], epochs: int | Literal["auto"], seed: int) -> list[Batch]:
