@@ -86,15 +86,38 @@ def read_chat(content: Any, max_new_tokens: int) -> Asked:
         raise FieldError("max_tokens", "has no effect next to max_completion_tokens")
     name = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
     tokens = _read_tokens(fields, name, max_new_tokens, max_new_tokens)
-    conversation = [_drop_nulls(message) for message in messages]
+    conversation = [_read_message(message) for message in messages]
     return _read_asked(fields, [conversation], ["messages"], tokens)
 
 
-def _drop_nulls(message: Any) -> Any:
-    """Return a message without fields that are null: a client sends back those of an answer, such as `refusal`."""
+def _read_message(message: Any) -> Any:
+    """Return a message of OpenAI's API with one text, and without fields that are null.
+
+    A client sends back the null fields of an answer, such as `refusal`, and may send a text in parts. `developer` is
+    the newer name of the role `system`.
+    """
     if not isinstance(message, dict):
         return message
-    return {name: value for name, value in message.items() if value is not None}
+    fields = {name: value for name, value in message.items() if value is not None}
+    if fields.get("role") == "developer":
+        fields["role"] = "system"
+    if "content" in fields:
+        fields["content"] = _join_parts(fields["content"])
+    return fields
+
+
+def _join_parts(content: Any) -> Any:
+    """Return the text of a list of parts that are texts; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = list[str]()
+    for part in content:
+        if not isinstance(part, dict) or part.keys() != {"type", "text"} or part["type"] != "text":
+            return content
+        if not isinstance(part["text"], str):
+            return content
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 def read_classify(content: Any) -> tuple[str, list[Any]]:

@@ -352,6 +352,25 @@ def test_an_answer_can_be_a_message_of_the_next_conversation(passes):
     assert answer == expected
 
 
+def test_a_text_may_come_in_parts_and_a_developer_is_a_system(passes):
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]
+    asked = [{"role": "developer", "content": parts}, *MESSAGES[1:]]
+    image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+
+    async def call(client):
+        common = {"model": "a", "max_tokens": MAX_NEW, "temperature": 1, "seed": 1}
+        answers = []
+        for messages in (asked, MESSAGES):
+            answer = await client.chat.completions.create(messages=messages, **common)
+            answers.append(answer.choices[0].message.content)
+        with pytest.raises(openai.BadRequestError, match="needed: a text, or a list of messages"):
+            await client.chat.completions.create(messages=[{"role": "user", "content": image}], **common)
+        return answers
+
+    answer, expected = ask_passes(passes, asking(call))
+    assert answer == expected
+
+
 def test_of_a_call_the_client_sends_what_it_is_given_and_no_more(passes):
     """So a field that is refused comes from a user, or from a library that sits on the client."""
     sent = []
@@ -390,11 +409,19 @@ def test_who_has_the_token_sees_the_adapters_and_who_knows_no_name_is_told_none(
 def test_too_many_waiting_texts_are_an_error_of_the_client(passes):
     app = Service(passes, BatchScheduler(passes, 1, 4, 0.01)).application()
 
+    async def ask_often(own):
+        def ask_for(count):
+            return own.completions.create(model="a", prompt=["the cat"] * count)
+
+        _, second = await asyncio.gather(ask_for(3), ask_for(3), return_exceptions=True)
+        assert isinstance(second, openai.RateLimitError)
+        assert "too many texts are waiting" in str(second)
+        with pytest.raises(openai.BadRequestError, match="at most 4 texts at once, by --max-queue"):
+            await ask_for(5)
+
     async def call(client):
         async with app.router.lifespan_context(app):
-            asked = asking(lambda own: own.completions.create(model="a", prompt=["the cat"] * 5))
-            with pytest.raises(openai.RateLimitError, match="too many texts are waiting"):
-                await asked(client)
+            await asking(ask_often)(client)
 
     import httpx2
 
