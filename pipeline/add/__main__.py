@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 from pipeline.add import column_types
 from pipeline.add.columns import Choice, infer_entry
+from pipeline.add.spellings import notes_of_names
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, fraction, warn_without_identity
 from pipeline.core.errors import UserError, as_user_error
@@ -240,6 +241,7 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
         **notes,
     }
     held_out = loaded.task.facts.held_out
+    shown |= notes_of_names([*loaded.task.facts.tenants, *held_out], "tenants")
     if held_out:
         count = len(held_out) + len(loaded.task.facts.tenants)
         shown["unseen"] = f"{len(held_out)} of {count} tenants, by a hash of the name: {some_of(list(held_out))}"

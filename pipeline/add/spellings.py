@@ -77,13 +77,13 @@ def notes_of(column: pd.Series, replaced: Mapping[str, str | None]) -> dict[str,
     return notes
 
 
-def notes_of_names(names: Iterable[str]) -> dict[str, str]:
-    """Describe labels of a multi-label column that differ only in case or space; they are not merged."""
+def notes_of_names(names: Iterable[str], kind: str = "labels") -> dict[str, str]:
+    """Describe labels of a multi-label column, or tenants, that differ only in case or space; they are not merged."""
     alike = one_spelling(Counter(names))
     if not alike:
         return {}
     shown = some_of([f"{label} and {spelling}" for spelling, label in alike.items()])
-    return {"apart": f"{shown} are different labels; write them in one way to merge them"}
+    return {"apart": f"{shown} are different {kind}; write them in one way to merge them"}
 
 
 def _has_space_around(value: object) -> bool:

@@ -477,6 +477,14 @@ def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_i
     assert "if the column Customer has the tenant of each row: --tenant Customer\n" in shown
 
 
+def test_tenants_whose_names_differ_only_in_case_or_space_stay_apart_and_it_is_said():
+    names = ["Acme Inc", "acme  inc", "Bolt", "Bolt"]
+    write("data/case.csv", [{**row, "shop": names[number % 4]} for number, row in enumerate(SHOPS)])
+    shown = said(main, "data/case.csv", "--tenant", "shop")
+    assert "for each of 3 tenants" in shown
+    assert "\n  apart   Acme Inc and acme  inc are different tenants; write them in one way to merge them\n" in shown
+
+
 AT_ONCE = """
 import sys, time
 from pipeline.add import __main__ as add
