@@ -197,6 +197,8 @@ def _tenants_of(
     if group is not None:
         numbers[numbers == -1] = known.index(group.name)
     if -1 in numbers:
-        name = names.iloc[numbers.argmin()]
-        raise UserError(f"--tenant: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")
+        place = numbers.argmin()
+        name = names.iloc[place]
+        where = "--tenant" if tenant is not None else f"row {names.index[place]}, {column}"
+        raise UserError(f"{where}: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")
     return list(numbers.tolist())

@@ -90,6 +90,9 @@ def test_a_file_names_the_tenant_of_each_row_and_who_asks_must_be_known(shops):
     assert all(0 < float(row["p"]) <= 1 for row in found)
     one = table(said(predict.main, "--tenant", "bolt", "the cat number 3 sleeps", "--base", "tiny-roberta"))[0]
     assert (one["label"], float(one[f"p({one['label']})"])) == (found[0]["label"], pytest.approx(float(found[0]["p"])))
+    write("asked.csv", [{"shop": name, "text": "the cat number 3 sleeps"} for name in ("bolt", "", "acme")])
+    words = ["--file", "asked.csv", "--base", "tiny-roberta"]
+    refused(predict.main, words, says="row 2, shop: no tenant '' of 3 in the bank")
 
 
 ALIKE = {"kind": "number", "labels": None}, {"max_length": 6}
