@@ -74,7 +74,13 @@ def world(tmp_path_factory):
         ROWS,
         tokenize={"max_length": LENGTH},
         train=TRAINING,
-        lsr={"init": "warm_start", "init_examples": 64, "init_head_steps": 20, "learning_rate": 0.05},
+        lsr={
+            "init": "warm_start",
+            "init_examples": 64,
+            "init_head_steps": 20,
+            "init_epochs": 1,
+            "learning_rate": 0.05,
+        },
     )
     write(folder / "animals.csv", noisy_animals(300))
     write(folder / "data/shops.csv", shop_rows(80))

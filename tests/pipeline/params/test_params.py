@@ -53,7 +53,7 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
     section = params.LsrParams(type="LSR", learning_rate=0.1)
     usual = LsrConfig()
     renamed = {"layers": "layers_to_transform"}
-    own = {"type", "learning_rate", "init", "init_examples", "init_head_steps", "total_directions"}
+    own = {"type", "learning_rate", "init", "init_examples", "init_head_steps", "init_epochs", "total_directions"}
     for name, value in section:
         default = getattr(usual, renamed.get(name, name)) if name not in own else value
         assert value == default or (value in ("auto", "default", "all") and default in (None, 16)), name

@@ -25,7 +25,7 @@ from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, r
 
 LEVELS = ("bad", "fair", "good", "superb")
 ROW = workspace.ROWS["levels"]
-START = {"init": "lora_update", "init_examples": 16, "init_head_steps": 3, "learning_rate": 0.05}
+START = {"init": "lora_update", "init_examples": 16, "init_head_steps": 3, "init_epochs": 1, "learning_rate": 0.05}
 
 
 @pytest.fixture(scope="module")
