@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -85,18 +85,24 @@ def _sample(split: Dataset, collate: DataCollatorWithPadding, section: LsrParams
     if section.init not in SHORT_RUNS:
         return list(tokens.sample(split, collate, section.init_examples, seed, GRADIENT_BATCH))
     batches = list(tokens.sample(split, collate, section.init_examples, seed, SHORT_BATCH))
-    return repeat(batches, section.init_epochs, seed)
+    epochs = section.init_epochs
+    if epochs == "auto":
+        is_whole = section.init_examples >= len(split)
+        epochs = choose_epochs(len(batches)) if is_whole else 1
+    return repeat(batches, epochs, seed)
 
 
-def repeat(batches: Sequence[Batch], epochs: int | Literal["auto"], seed: int) -> list[Batch]:
-    """Return the batches of each epoch of a short LoRA run; those after the first are in new orders."""
-    count = math.ceil(SHORT_STEPS / len(batches))
-    count = min(MAX_EPOCHS, count)
-    if epochs != "auto":
-        count = epochs
+def choose_epochs(steps: int) -> int:
+    """Return the epochs of a short LoRA run over a whole split, given the steps of one epoch."""
+    enough = math.ceil(SHORT_STEPS / steps)
+    return min(MAX_EPOCHS, enough)
+
+
+def repeat(batches: Sequence[Batch], epochs: int, seed: int) -> list[Batch]:
+    """Return the batches of each epoch; those after the first are in new orders."""
     draws = torch.Generator().manual_seed(seed)
     repeated = list(batches)
-    for _ in range(1, count):
+    for _ in range(1, epochs):
         order = torch.randperm(len(batches), generator=draws)
         repeated += [batches[place] for place in order.tolist()]
     return repeated

@@ -239,8 +239,8 @@ class LsrParams(MethodParams):
     )
     init_epochs: Literal["auto"] | Count = Field(
         "auto",
-        description=f"of the short LoRA run over these examples, with batches of {SHORT_BATCH}; auto: 1, or more until "
-        f"they have {SHORT_STEPS} optimizer steps, but at most {MAX_EPOCHS}",
+        description=f"of the short LoRA run over these examples, with batches of {SHORT_BATCH}; auto: 1, or if these "
+        f"are the whole train split, more until they have {SHORT_STEPS} optimizer steps, but at most {MAX_EPOCHS}",
     )
     total_directions: Literal["none"] | Count = Field(
         "none", description="directions of diagonal cores, distributed over the target layers by gradient or update"

@@ -39,7 +39,7 @@ ALL = {"init_examples": 1024, "init_head_steps": 0}
 RUN = ALL | {"init_epochs": 1}  # a short run takes a step for each eight of 32 texts
 RUN_3 = ALL | {"init_epochs": 3}
 RUN_ONE = ONE_BATCH | {"init_epochs": 1}
-SHORT = ALL | {"init_examples": 24}  # three batches, so that 96 steps need 32 epochs, of which there are 30
+PART = ALL | {"init_examples": 24}  # of which a short run has one epoch, as there are more
 LAYERS = {
     "roberta": ["query", "value"],
     "distilbert": ["q_lin", "v_lin"],
@@ -65,7 +65,8 @@ CASES = [  # the initialization, the form, labels, the architecture, its dtype, 
     ("lora_update", "cores", "number", "qwen2", torch.bfloat16, RUN),
     ("warm_start", "factors", "multi_label", "gpt2", torch.float32, RUN_3),
     ("warm_start", "shared", "three", "roberta", torch.float32, RUN),
-    ("warm_start", "factors", "number", "distilbert", torch.float32, SHORT),
+    ("warm_start", "factors", "number", "distilbert", torch.float32, PART),
+    ("warm_start", "factors", "number", "distilbert", torch.float32, ALL),
     ("warm_start", "directions", "three", "qwen2", torch.float32, RUN_ONE),
 ]
 # Of the short run, as docs/explanation/initialization.md has it.
@@ -129,7 +130,8 @@ def test_an_initialization_is_that_of_dense_definitions(go, word, form, labels, 
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in LAYERS[architecture]]
     size = {"gradient": 32}.get(word, 8)
     batches = list(tokens.sample(tokens.load_tokens("train"), dict, examples["init_examples"], 0, size))
-    run = in_epochs(batches, examples.get("init_epochs", 30))
+    whole = 24 if examples["init_examples"] >= 32 else 1  # 96 steps of the whole split, or an epoch of a part
+    run = in_epochs(batches, examples.get("init_epochs", whole))
     if word == "principal":
         read = {name: plain.weight_of(model, name).detach() for name in names}
     elif word == "gradient":
