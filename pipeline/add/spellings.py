@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from pipeline.data.sources import replace_value
 from pipeline.tasks.cells import is_missing, plain_text, spelling_of
 from pipeline.tasks.classes import some_of
 
@@ -100,13 +101,7 @@ def _format_count(count: int, noun: str) -> str:
 
 def respell(column: pd.Series, replaced: Mapping[str, str | None]) -> pd.Series:
     """Replace spellings in a column."""
-    values = list[object]()
-    for value in column:
-        if value is None:  # no value, rather than the name None
-            values.append(None)
-            continue
-        spelling = spelling_of(value)
-        values.append(replaced.get(spelling, value))
+    values = [replace_value(value, replaced) for value in column]
     return pd.Series(values, column.index, dtype=object, name=column.name)
 
 

@@ -131,9 +131,7 @@ class Loaded(NamedTuple):
     shared: int  # texts of test that validation has, too: splits that the source provides are left as they are
 
     def describe_shared(self) -> str:
-        """Return a line on texts that validation and test share; empty if there are none."""
-        if not self.shared:
-            return ""
+        """Return a line on the texts that validation and test share."""
         reason = "which chooses the checkpoint and thresholds, so that scores may be too high"
         return f"{self.shared:,} texts of test are in validation, too, {reason}; remove them from either file"
 

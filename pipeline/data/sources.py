@@ -92,12 +92,16 @@ def _replace_cells(cells: Cells, replaced: Replacements) -> Cells:
         return cells
     changed = dict(cells)
     for column, values in replaced.items():
-        value = cells[column]
-        if value is None:  # no value, rather than the name None
-            continue
-        spelling = spelling_of(value)
-        changed[column] = values.get(spelling, value)
+        changed[column] = replace_value(cells[column], values)
     return changed
+
+
+def replace_value(value: Any, replaced: Mapping[str, Any]) -> Any:
+    """Return what replaces the spelling of a value; None is no value, rather than the name None, and stays."""
+    if value is None:
+        return None
+    spelling = spelling_of(value)
+    return replaced.get(spelling, value)
 
 
 def values(
