@@ -166,9 +166,9 @@ class Endpoints:
         text = GrowingText()
 
         def grow(longer: str) -> None:
-            text.grow(longer)
             if text.is_left:
                 task.cancel()
+            text.grow(longer)
 
         def listen(longer: str) -> None:  # runs in the thread of batches
             loop.call_soon_threadsafe(grow, longer)

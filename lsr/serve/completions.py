@@ -1,15 +1,13 @@
 """Completions during generation: choose the next token of each row, extend its text, and decide when it ends."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
+from lsr.serve.settling import Decoder
 from lsr_onnx.rows import Completion, Wanted
-
-UNFINISHED = "\ufffd"  # a tokenizer decodes the first bytes of a character as this, until the others follow
 
 
 class Writing:
@@ -18,11 +16,11 @@ class Writing:
     def __init__(
         self,
         wanted: Wanted,
-        tokenizer: Any,
+        decoder: Decoder,
         is_unwanted: Callable[[], bool],
     ) -> None:
         self._wanted = wanted
-        self._decoder = tokenizer
+        self._decoder = decoder
         self._is_unwanted = is_unwanted
         self._tokens: list[int] = []
         self._text = ""
@@ -66,28 +64,20 @@ class Writing:
 
     def _decode(self) -> None:
         wanted = self._wanted
-        text = self._decoder.decode(self._tokens, skip_special_tokens=True)
+        text = self._decoder.decode(self._tokens)
         starts = [text.index(stop) for stop in wanted.stop_texts if stop in text]
         if starts:
             text = text[: min(starts)]
             self._has_stopped = True
             self.is_over = True
         self._text = text
-        if wanted.listen is not None:
-            wanted.listen(text if self.is_over else text[: count_settled(text, wanted.stop_texts)])
+        if wanted.listen is None:
+            return
+        count = len(text) if self.is_over else self._decoder.count_settled(self._tokens, text, wanted.stop_texts)
+        wanted.listen(text[:count])
 
     def completion(self) -> Completion | None:
         """Return the completion; None if the logits were not finite."""
         if not self._is_finite:
             return None
         return Completion(self._text, len(self._tokens), self._has_stopped)
-
-
-def count_settled(text: str, stop_texts: Sequence[str]) -> int:
-    """Return how many leading characters of an unfinished text are final: the rest may change or be a stop text."""
-    length = len(text.rstrip(UNFINISHED))
-    for stop in stop_texts:
-        for count in range(1, len(stop)):
-            if text.endswith(stop[:count]):
-                length = min(length, len(text) - count)
-    return length

@@ -13,6 +13,7 @@ from lsr.loading.padding import prepare_batches
 from lsr.loading.prompts import Template, continuations
 from lsr.serve.bank import AdapterBank
 from lsr.serve.completions import Writing
+from lsr.serve.settling import Decoder
 from lsr.serve.truncation import truncate
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr_onnx.errors import InputError
@@ -157,8 +158,9 @@ class BatchRunner(Runner):
         prompts = [row.inputs["input_ids"] for row in rows]
         wanted = [row.wanted for row in rows if row.wanted is not None]
         writings = []
+        decoder = Decoder(self.tokenizer)
         for row, own in zip(rows, wanted, strict=True):
-            writings.append(Writing(own, self.tokenizer, row.is_unwanted))
+            writings.append(Writing(own, decoder, row.is_unwanted))
 
         def choose(_: Tensor, scores: Tensor) -> Tensor:
             are_finite = scores.amax(dim=-1).isfinite().tolist()  # NaN is larger than any; some scores are -inf
