@@ -103,9 +103,7 @@ def format_classes(
     data = []
     for number, answer in enumerate(answers):
         assert isinstance(answer, Answer)
-        chances = answer.probabilities
-        probs = list(chances.values())
-        data.append({"index": number, "label": answer.label, "probs": probs, "num_classes": len(probs)})
+        data.append({"index": number, **_format_labels(answer)})
     return {
         "id": f"classify-{secrets.token_hex(16)}",
         "object": "list",
@@ -115,6 +113,18 @@ def format_classes(
         "truncated": sum(row.is_truncated for row in rows),
         "usage": _count_tokens(rows, []),
     }
+
+
+def _format_labels(answer: Answer) -> dict[str, Any]:
+    """Return the fields of one text; vLLM's have one label, so those of a multi-label task are in one more field."""
+    probabilities = answer.probabilities
+    probs = list(probabilities.values())
+    fields = {"probs": probs, "num_classes": len(probs)}
+    if answer.thresholds is None:
+        return {"label": answer.label, **fields}
+    applying = answer.applying
+    likeliest = max(applying, key=lambda label: probabilities[label], default=None)
+    return {"label": likeliest, "labels": applying, **fields}
 
 
 def _count_tokens(rows: Sequence[TokenizedText], completions: Sequence[Completion]) -> dict[str, int]:

@@ -583,6 +583,30 @@ def test_texts_are_classified_as_peft_does_with_each_adapter_alone(there):
             assert (item["label"], item["num_classes"]) == (labels[int(chances.argmax())], len(labels))
 
 
+def test_of_a_multi_label_adapter_the_labels_that_apply_and_the_likeliest_of_them_are_answered(there):
+    base = AutoModelForSequenceClassification.from_pretrained(there / "base", num_labels=4)
+    model = PeftModel.from_pretrained(base, there / "0/cleo").eval()
+    tokenizer = AutoTokenizer.from_pretrained(there / "base")
+    with torch.no_grad():
+        shares = model(**tokenizer([TEXTS[0]], return_tensors="pt")).logits[0].double().sigmoid().tolist()
+    labels = list("wxyz")
+    ranked = sorted(labels, key=lambda label: -shares[labels.index(label)])
+    bank = AdapterBank.load(None, there / "bank")
+    for name, applying in (("all", labels), ("none", []), ("others", ranked[1:])):
+        thresholds = [0.0 if label in applying else 1.0 for label in labels]
+        bank.add(name, there / "0/cleo", task_info={"labels": labels, "thresholds": thresholds})
+    passes = BatchRunner(bank, tokenizer, 30, 1)
+    answers = ask_passes(passes, posted(*(classify(name, TEXTS[0]) for name in ("all", "none", "others"))))
+    items = [answer.json()["data"][0] for answer in answers]
+    assert [(item["label"], item["labels"]) for item in items] == [
+        (ranked[0], labels),
+        (None, []),
+        (ranked[1], [label for label in labels if label in ranked[1:]]),
+    ]
+    assert all(item["probs"] == pytest.approx(shares, abs=1e-5) for item in items)
+    assert {item["num_classes"] for item in items} == {4}
+
+
 def test_what_cannot_be_classified_has_its_reason(there, passes):
     predicting = BatchRunner(
         AdapterBank.load(None, there / "bank"), AutoTokenizer.from_pretrained(there / "base"), 30, 1
