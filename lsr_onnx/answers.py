@@ -55,10 +55,10 @@ def make_answer(
 ) -> Answer:
     """Return the answer of an adapter, which has this task info and computed the logits (labels,)."""
     count = len(logits)
-    if count == 1:
+    thresholds = task_info.get("thresholds") or ()
+    if count == 1 and not thresholds:
         return Answer(name, None, logits)
     names = task_info.get("labels") or make_label_names(count)
-    thresholds = task_info.get("thresholds") or ()
     threshold = None
     if count == 2:
         threshold = task_info.get("threshold")

@@ -180,7 +180,7 @@ def check_size(model: Any, folder: Path) -> None:
 def _describe(config: Any, task: Mapping[str, Any], folder: Path) -> None:
     """Set labels and problem type in a model's configuration for transformers.js."""
     describe_labels(config, task, folder)
-    if task.get("thresholds"):
+    if task.get("thresholds") or (not task and config.problem_type == MULTI_LABEL):
         config.problem_type = MULTI_LABEL
     elif config.num_labels == 1:
         config.problem_type = REGRESSION

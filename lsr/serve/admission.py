@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from functools import partial
 from itertools import product
 from typing import Any, Self
@@ -17,8 +18,11 @@ from lsr.loading.contents import Contents, check_layer, check_layers
 from lsr.loading.updates import Update
 from lsr.serve.group_names import name_group
 from lsr.tuner.targets import heads_of
-from lsr_onnx.names import check_name
-from lsr_onnx.task import TENANTS, check_stop_tokens
+from lsr_onnx.names import check_name, make_label_names
+from lsr_onnx.task import TENANTS, check_stop_tokens, validate_task_info
+
+EVEN = 0.5  # threshold of each label of a multi-label task before any is chosen on examples
+MULTI_LABEL = "multi_label_classification"  # problem_type of transformers
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name
 
@@ -78,6 +82,23 @@ class BaseModel:
         """Wrap a model that is not yet in a bank."""
         labels = int(getattr(getattr(model, "config", None), "num_labels", 0))
         return cls(model, dict(model.named_modules()), heads_in(model), labels, vocabulary_of(model))
+
+
+def add_task(base: BaseModel, contents: Contents) -> Contents:
+    """Return an adapter with task info: without a file of it, that of the base model's configuration if multi-label.
+
+    Raises:
+        InputError: if it has too many labels.
+    """
+    problem_type = getattr(getattr(base.model, "config", None), "problem_type", None)
+    if contents.task is not None or problem_type != MULTI_LABEL or not base.heads:
+        return contents
+    labels = contents.labels
+    if labels is None:
+        labels = make_label_names(base.labels)
+    names = list(labels) or make_label_names(1)
+    task_info = {"labels": names, "thresholds": [EVEN] * len(names)}
+    return changed(contents, task=validate_task_info(task_info, contents.source))
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

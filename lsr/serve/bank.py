@@ -16,7 +16,7 @@ from lsr.errors import InputError, wrap_errors
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, check_layers, read_on
 from lsr.loading.updates import Update
-from lsr.serve.admission import BaseModel, admit, check_modules
+from lsr.serve.admission import BaseModel, add_task, admit, check_modules
 from lsr.serve.file import HEADS, LAYERS, BankFile, BasesOfLayers, TaskInfos
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
@@ -162,9 +162,10 @@ class AdapterBank(nn.Module):
         replace: bool = False,
     ) -> None:
         """Add adapters by name: all of them or, on an error, none. The errors are those of `add`."""
+        with_tasks = {name: add_task(self._base, contents) for name, contents in adapters.items()}
         with self.shared.one_thread:
             taken = () if replace else self.slots
-            self.versions |= self._store(adapters, taken, are_groups=False)
+            self.versions |= self._store(with_tasks, taken, are_groups=False)
             self._unwrap_unused()
 
     def add_groups(self, groups: Mapping[str, Contents]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lsr.loading.contents import Contents
+from lsr.serve.admission import EVEN
 from lsr.serve.bank import AdapterBank
 from lsr.serve.group_names import name_group
 from lsr.serve.modules import SCALING, Version
@@ -29,7 +30,6 @@ WEIGHT = "weight"
 A_NUMBER = "a number"
 BLOCK = 4096  # rows that are summed at once
 FITTED = ("threshold", "thresholds", "temperatures")  # keys of task.json that are one tenant's own
-EVEN = 0.5  # threshold of each label of a multi-label task before any is chosen on examples
 
 Labels = tuple[str, ...] | None  # labels in the order of the head's rows; None for regression
 Orders = dict[Labels, list[str]]  # names of tenants by their labels in order

@@ -155,6 +155,7 @@ def save_bert(outputs, task_info):
 
 
 TASKS = {
+    "one label": (1, {"labels": ["a"], "thresholds": [0.5]}, "multi_label_classification"),
     "multi-label": (3, {"labels": ["a", "b", "c"], "thresholds": [0.5, 0.4, 0.3]}, "multi_label_classification"),
     "number": (1, {"kind": "number"}, "regression"),
     "pairs": (2, {"labels": ["no", "yes"], "columns": ["first", "second"]}, "single_label_classification"),
@@ -180,6 +181,15 @@ def test_so_do_those_of_each_task_type(name, tmp_path, monkeypatch):
             expected.append(model(**encoded).logits)
     assert_close(logits_of("model.onnx", asked, pairs), torch.cat(expected), atol=1e-4, rtol=0)
     assert json.loads(Path("graph/config.json").read_text())["problem_type"] == problem_type
+
+
+def test_without_task_json_a_multi_label_base_model_makes_a_multi_label_graph(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_bert(1, {})
+    Path("lora/task.json").unlink()
+    edit("base/config.json", problem_type="multi_label_classification")
+    assert "probabilities" in said(lsr, *EXPORT)
+    assert json.loads(Path("graph/config.json").read_text())["problem_type"] == "multi_label_classification"
 
 
 @pytest.mark.nightly

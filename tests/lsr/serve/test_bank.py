@@ -1,5 +1,6 @@
 """Rows of one batch through the adapters of a bank, against PEFT with each adapter alone."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -69,6 +70,33 @@ def test_a_label_applies_from_its_threshold_on():
     logits = torch.tensor([0.0, -0.1, 0.1])
     answer = Answer("a", ("even", "below", "above"), logits, thresholds=(0.5, 0.5, 0.5))
     assert answer.applying == ["even", "above"]
+
+
+@pytest.mark.parametrize("labels", [1, 2, 5])
+def test_without_task_json_labels_apply_as_the_pipeline_of_transformers_has_it_for_the_base_model(labels, tmp_path):
+    save_lora(tmp_path / "foreign", labels=labels)
+    base = tiny("bert")
+    base.config.problem_type = "multi_label_classification"
+    bank = AdapterBank(base)
+    bank.add("foreign", tmp_path / "foreign")
+    names = ["foreign"] * 4
+    shares = asked(bank, names)[:, :labels].sigmoid()
+    for answer, own in zip(bank.answers(asked(bank, names), names), shares.tolist(), strict=True):
+        expected = {f"LABEL_{number}": share for number, share in enumerate(own)}
+        assert answer.probabilities == pytest.approx(expected)
+        assert answer.applying == [label for label, share in expected.items() if share >= 0.5]
+    bank.save(tmp_path / "bank")
+    loaded = AdapterBank.load(tiny("bert"), tmp_path / "bank")
+    assert loaded.answers(asked(loaded, names), names)[0].thresholds == (0.5,) * labels
+
+
+def test_a_single_label_with_a_threshold_applies_or_not_and_is_not_a_number(tmp_path):
+    write(save_lora(tmp_path / "one", labels=1) / "task.json", {"labels": ["toxic"], "thresholds": [0.25]})
+    bank = AdapterBank(tiny("bert"))
+    bank.add("one", tmp_path / "one")
+    (answer,) = bank.answers(torch.tensor([[-1.0]]), ["one"])
+    assert answer.probabilities == pytest.approx({"toxic": 1 / (1 + math.e)})
+    assert (answer.applying, answer.labels) == (["toxic"], ("toxic",))
 
 
 def test_an_adapter_takes_the_memory_of_its_own_directions(tmp_path):

@@ -151,6 +151,7 @@ def test_without_torch_a_server_answers_as_plain_transformers_does_to_each_text_
 
 
 NOTES = {
+    "one label": (1, {"labels": ["a"], "thresholds": [0.5]}),
     "multi-label": (3, {"labels": ["a", "b", "c"], "thresholds": [0.5, 0.4, 0.3]}),
     "number": (1, {"kind": "number"}),
     "pairs": (2, {"labels": ["no", "yes"], "columns": ["first", "second"]}),
@@ -174,9 +175,10 @@ def test_so_it_does_for_each_task_type(name, tmp_path, monkeypatch):
         assert answer == {"number": pytest.approx(logits.item(), abs=1e-4)}
         return
     labels = task_info["labels"]
-    shares = logits.sigmoid() if name == "multi-label" else logits.softmax(0)
+    is_multi_label = "thresholds" in task_info
+    shares = logits.sigmoid() if is_multi_label else logits.softmax(0)
     assert list(answer["probabilities"].values()) == pytest.approx(shares.tolist(), abs=1e-4)
-    if name == "multi-label":
+    if is_multi_label:
         reached = zip(labels, shares, task_info["thresholds"], strict=True)
         assert answer["labels"] == [label for label, share, threshold in reached if share >= threshold]
     else:
