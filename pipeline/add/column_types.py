@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.add import lists
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.multi_label import labels_in
 
@@ -33,6 +34,8 @@ def is_text(column: pd.Series) -> bool:
     beginning = column.head(SEEN)
     values = drop_missing(beginning)
     if {type(value) for value in values} != {str}:
+        return False
+    if lists.are_texts(values):
         return False
     text = "".join(values)
     letters = sum(map(str.isalpha, text))

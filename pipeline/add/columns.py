@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipeline.add import column_types, spellings
+from pipeline.add import column_types, lists, spellings
 from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.params.sources import TableSource
@@ -236,7 +236,7 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
         high = float(scale.max())
         label = {"column": name, "low": low, "high": high}
         return {"label": label, "metrics": ["pearson", "spearman"]}
-    parts = column_types.detect_joined_labels(column)
+    parts = column_types.detect_joined_labels(column) or lists.name_labels(column, where)
     if parts:
         label = {"multi_label": name, **parts}
         return {"label": label, "metrics": ["macro_f1", "micro_f1"]}

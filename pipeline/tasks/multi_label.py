@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import filterfalse
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -193,11 +194,12 @@ def labels_in(cell: object, separator: str) -> tuple[str, ...]:
 
 
 def parts_in(cell: object, separator: str) -> Sequence[object]:
-    """Return the raw items of a list, or the parts of a text between separators; an empty cell has none."""
+    """Return the items of a list without nulls, or the parts of a text between separators; an empty cell has none."""
     if is_missing(cell):
         return ()
     if isinstance(cell, list | tuple | np.ndarray):
-        return list(cell)
+        filled = filterfalse(is_missing, cell)
+        return list(filled)
     return str(cell).split(separator)
 
 

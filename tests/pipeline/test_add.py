@@ -229,6 +229,37 @@ def test_lists_of_one_label_each_are_labels():
     assert read_yaml(OWN)["lists"]["label"] == {"multi_label": "label", "names": QUEUES}
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
+def test_a_chosen_column_of_lists_is_multi_label_though_it_has_many_labels_or_nulls(ending):
+    many = [f"l{row % 40:02}" for row in ROWS]
+    cells = [[many[row]] if row % 3 else [None] for row in ROWS]
+    path = write(f"data/lists.{ending}", [{"text": text(row), "of": cells[row]} for row in ROWS])
+    write("data/held.jsonl", [{"text": f"held {text(row)}", "of": ["l01", "l02"]} for row in range(9)])
+    said(main, str(path), "--label", "of", "--validation", "data/held.jsonl", "--test", "data/held.jsonl")
+    expected = sorted({many[row] for row in ROWS if row % 3})
+    assert read_yaml(OWN)["lists"]["label"] == {"multi_label": "of", "names": expected}
+    train = frames(datasets.load(params.load_entry("data", "lists"), "lists"))["train"]
+    applying = dict(zip(train["text"], map(sum, train["label"]), strict=True))
+    assert applying == {text(row): min(row % 3, 1) for row in ROWS}
+
+
+NO_LISTS = {
+    "one": ([["toxic"], []], "has lists with 1 label in 120 rows; needed: 2 to 100, or a class in each cell"),
+    "mixed": ([["ink"], ["slow"], "paper"], "has lists of labels, but also 'paper'; needed: a list in each cell"),
+    "quoted": (["['ink', 'slow']", "['ink']", "[]"], "has lists written as text, such as ['ink', 'slow']; needed"),
+    "json": (['["ink", "a long label of five words", "slow"]', "[]"], "has lists written as text, such as ["),
+    "numbers": (["[0, 3]", "[1]", "[ ]"], "has lists written as text, such as [0, 3]; needed: labels joined by ; or"),
+}
+
+
+@pytest.mark.parametrize("name", NO_LISTS)
+def test_lists_are_never_names_of_classes(name):
+    cells, line = NO_LISTS[name]
+    write("data/lists.jsonl", [{"text": text(row), "tags": cells[row % len(cells)]} for row in ROWS])
+    refused(main, ["data/lists.jsonl"], says=f"data/lists.jsonl: tags: {line}")
+    assert not OWN.exists()
+
+
 def test_a_question_is_the_name_of_a_column():
     question = "What do you think of it?"
     write(
