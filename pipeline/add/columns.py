@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pipeline.add import column_types, lists, spellings
+from pipeline.add import column_types, lists, odd_cells, spellings
 from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.params.sources import TableSource
@@ -186,7 +186,7 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
         different = as_text.nunique()
         if column_types.detect_joined_labels(values) or 1 < different <= most:
             few.append(column)
-        elif column_types.may_be_scale(values):
+        elif column_types.may_be_scale(spellings.drop_missing_words(values)):
             numbers.append(column)
     named = {column.casefold(): column for column in reversed(columns)}  # the first of equal names
     for usual in USUAL:
@@ -199,9 +199,18 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
         shown = " or ".join(map(quote, possible))
         raise UserError(f"{where}: which column is to be predicted? --label {shown}")
     shown = ", ".join(table)
-    have = f"each has text, or another value in nearly every row: {shown}"
+    reason = _describe_columns(table[columns]) or f"each has text, or another value in nearly every row: {shown}"
     needed = "needed: one with a few classes, or with numbers"
-    raise UserError(f"{where}: no column could be a label; {have}; {needed}")
+    raise UserError(f"{where}: no column could be a label; {reason}; {needed}")
+
+
+def _describe_columns(table: pd.DataFrame) -> str:
+    """Describe the first column that has numbers in all but a few cells; empty if there is none."""
+    for name, column in table.items():
+        odd = odd_cells.describe_odd_cell(column)
+        if odd:
+            return f"{name} {odd}"
+    return ""
 
 
 def _find_respellings(column: pd.Series) -> dict[str, str | None]:
@@ -245,12 +254,7 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
         return {"label": label, "metrics": ["accuracy", "macro_f1"]}
     values = column_types.drop_missing(column)
     counts = Counter(map(plain_text, values))
-    most = min(column_types.MAX_CLASSES, len(values) / 2)
-    if not 1 < len(counts) <= most:
-        has = f"it has {len(counts):,} different values in {len(values):,} rows"
-        numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
-        needed = f"needed are {numbers} or 2 to {column_types.MAX_CLASSES} values with several rows each"
-        raise UserError(f"{where}: {name} is not a label: {has}; {needed}; choose another --label")
+    _check_classes(column, counts, where)
     if all(isinstance(value, bool) for value in values):
         booleans = {"false": counts["0"], "true": counts["1"]}
         return _of_classes(name, booleans)
@@ -259,6 +263,23 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
     names = sorted(counts, key=float if are_numbers else None)
     in_order = {label: counts[label] for label in names}
     return _of_classes(name, in_order)
+
+
+def _check_classes(column: pd.Series, counts: Counter[str], where: str) -> None:
+    """Check that a column, with so many rows of each value, has classes.
+
+    Raises:
+        UserError: if it has too few or too many values.
+    """
+    rows = counts.total()
+    most = min(column_types.MAX_CLASSES, rows / 2)
+    if 1 < len(counts) <= most:
+        return
+    odd = odd_cells.describe_odd_cell(column)
+    has = odd or f"has {len(counts):,} different values in {rows:,} rows"
+    numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
+    needed = f"needed are {numbers} or 2 to {column_types.MAX_CLASSES} values with several rows each"
+    raise UserError(f"{where}: {column.name} is not a label: it {has}; {needed}; choose another --label")
 
 
 def _have_commas(values: Collection[str]) -> bool:

@@ -35,6 +35,13 @@ def missing_words(counts: Iterable[str]) -> dict[str, None]:
     return dict.fromkeys(missing)
 
 
+def drop_missing_words(column: pd.Series) -> pd.Series:
+    """Return a column in which cells with a word for a missing label are empty."""
+    counts = counts_of(column)
+    missing = missing_words(counts)
+    return respell(column, missing)
+
+
 def one_spelling(counts: Mapping[str, int]) -> dict[str, str]:
     """Map spellings to a more frequent one that differs only in case, inner space, Unicode form, or like 1 and 1.0."""
     groups = dict[str, list[str]]()

@@ -307,6 +307,23 @@ def test_a_word_for_a_missing_number_leaves_numbers():
     assert "merged" not in shown
 
 
+@pytest.mark.parametrize("word", ["n/a", "NaN", "<NA>"])
+def test_numbers_with_words_for_missing_ones_may_be_the_label_whatever_the_column_is_called(word):
+    write("data/heights.csv", [{"text": text(row), "height": word if row % 10 == 3 else row / 8} for row in ROWS])
+    refused(main, ["data/heights.csv"], says="data/heights.csv: which column is to be predicted? --label height")
+
+
+@pytest.mark.parametrize("word", ["unknown", "-", "1,5"])
+@pytest.mark.parametrize("column", ["height", "stars"])
+def test_of_a_column_that_looks_like_numbers_the_first_other_cell_is_named(column, word):
+    rows = [{"text": text(row), "place": f"room {row}", column: word if row % 10 == 3 else row / 8} for row in ROWS]
+    write("data/heights.csv", rows)
+    line = refused(main, ["data/heights.csv"])
+    assert f"looks like numbers, but row 4 has '{word}'; needed" in line
+    chosen = refused(main, ["data/heights.csv", "--label", column])
+    assert f"{column} is not a label: it looks like numbers, but row 4 has '{word}'; needed are numbers" in chosen
+
+
 def test_texts_that_validation_and_test_of_ones_own_share_are_kept_and_counted():
     rows = [{"body": text(row), "queue": QUEUES[row % 3]} for row in range(120)]
     parts = {"train": rows[:70], "held": rows[70:100], "final": rows[95:]}
