@@ -440,8 +440,12 @@ def class_of(value: Any, label: Any) -> int | None:
         return known[plain]
     if plain == str(HIDDEN):
         raise ValueError(IS_HIDDEN)
-    allowed = f"allowed: {', '.join(known)}{nearest(value, label.names)}"
-    raise ValueError(f"label {value!r} is not a class; {allowed}")
+    names = label.names
+    allowed = f"allowed: {', '.join(names)}"
+    if len(known) > len(names):
+        last = len(names) - 1
+        allowed = f"{allowed}, or their numbers, 0 to {last}"
+    raise ValueError(f"label {value!r} is not a class; {allowed}{nearest(value, names)}")
 
 
 @cache

@@ -282,7 +282,7 @@ def test_a_text_is_what_the_file_says(tmp_path, name, content, texts):
         ("a.parquet", "no parquet", "a.parquet: "),
         ("a.xls", "a", "a.xls: the extension must be one of .csv, .tsv, .txt, .jsonl, .json, .xlsx, .parquet"),
         ("a.csv", "text,label\nü,0\ncafé,1\n".encode("latin-1"), "a.csv: line 2 is not UTF-8; `encoding` in the entry"),
-        ("a.csv", "text,label\n\nb,goood\n", "a.csv: line 3: label 'goood' is not a class; allowed: bad, good, 0, 1"),
+        ("a.csv", "text,label\n\nb,goood\n", "a.csv: line 3: label 'goood' is not a class; allowed: bad, good, or"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_line(tmp_path, name, content, message):

@@ -55,8 +55,13 @@ def test_the_positive_one_of_two_classes_is_the_second_output():
 def test_a_value_that_is_no_class_is_refused_and_the_nearest_named(value):
     with pytest.raises(ValueError, match=r"^label 'yess' is not a class; .*; did you mean yes\?$"):
         read(("no", "yes"), "yess")
-    with pytest.raises(ValueError, match=r"^label .* is not a class; allowed: no, yes, 0, 1$"):
+    with pytest.raises(ValueError, match=r"^label .* is not a class; allowed: no, yes, or their numbers, 0 to 1$"):
         read(("no", "yes"), "no", value)
+
+
+def test_of_names_that_are_numbers_no_other_numbers_are_allowed():
+    with pytest.raises(ValueError, match=r"^label 0 is not a class; allowed: 1, 2, 3$"):
+        read(("1", "2", "3"), 0)
 
 
 @pytest.mark.parametrize("label", [("no", "yes"), NUMBER])
