@@ -214,7 +214,9 @@ def correlation(shared: Numbers, spread: Numbers, varies: Numbers) -> Numbers:
     """Return covariances over roots of products of variances; 0 where one of these does not vary."""
     positive = np.where(varies, spread, 1)
     root = np.sqrt(positive)
-    return np.where(varies, shared / root, 0.0)
+    shares = shared / root
+    within = shares.clip(-1, 1)  # rounding may lead out of it
+    return np.where(varies, within, 0.0)
 
 
 class Metric(NamedTuple):

@@ -49,6 +49,22 @@ def test_the_scores_are_the_official_ones():
     }
 
 
+@pytest.mark.parametrize("slope", [-3.7, 0.3])
+@pytest.mark.parametrize("name", [*OF_NUMBERS, "matthews_correlation"])
+def test_intervals_of_a_correlation_are_within_its_bounds_where_all_is_right_or_reversed(name, slope):
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        labels = random.integers(0, 2, 30) if name == "matthews_correlation" else random.normal(size=30)
+        predictions = labels if slope > 0 else 1 - labels
+        if name in OF_NUMBERS:
+            predictions = slope * labels + 10
+        low, high = interval(name, predictions, labels, 100)
+        assert -1 <= low <= high <= 1
+        assert abs(low - np.sign(slope)) < 1e-9
+        least, most = scores.difference(name, predictions, predictions[::-1], labels, 100)
+        assert -2 <= least <= most <= 2
+
+
 @pytest.mark.parametrize("constant", [0.1, 1e9])
 def test_a_correlation_with_a_constant_is_zero_without_a_warning(constant):
     labels = np.arange(7.0)
