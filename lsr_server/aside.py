@@ -35,11 +35,15 @@ class Aside:
         """Return the result of a call, made by `run` if it is long, or else at once in a thread of its own."""
         return await (self.run(call) if is_long else asyncio.to_thread(call))
 
-    async def run(self, call: Callable[[], Any]) -> Any:
-        """Return the result of a call, made after earlier calls and a pause."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run_after_rest, call)
+    async def run(self, call: Callable[[], Any], count_rested: Callable[[], float] = lambda: 0.0) -> Any:
+        """Return the result of a call, made after earlier calls and a pause.
 
-    def _run_after_rest(self, call: Callable[[], Any]) -> Any:
+        `count_rested` returns the CPU seconds of the call after which it has rested itself.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._run_after_rest, call, count_rested)
+
+    def _run_after_rest(self, call: Callable[[], Any], count_rested: Callable[[], float]) -> Any:
         remaining = self._rest.remaining
         if remaining:
             self._sleep(remaining)
@@ -47,4 +51,5 @@ class Aside:
         try:
             return call()
         finally:
-            self._rest.begin(self._computed() - begin)
+            spent = self._computed() - begin
+            self._rest.begin(spent - count_rested())

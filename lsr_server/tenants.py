@@ -69,7 +69,8 @@ class Endpoints:
             parts = list[Any]()
             for batch in prepared.batches:
                 parts.append(await self._batches.read(partial(prepared.read, batch)))
-            described = await self._fits.run(partial(_finish_in_time, prepared, parts, self._batches.is_busy))
+            clock = FitClock(self._batches.is_busy)
+            described = await self._fits.run(partial(_finish_in_time, prepared, parts, clock), clock.count_rested)
             await self._batches.change(prepared.add)
         return JSONResponse(described)
 
@@ -105,9 +106,10 @@ class Endpoints:
 def _finish_in_time(
     prepared: PreparedFit,
     parts: list[Any],
-    is_busy: Callable[[], bool],
+    clock: "FitClock",
 ) -> dict[str, Any]:
-    return prepared.finish(parts, FitClock(is_busy).check_time)
+    clock.begin()
+    return prepared.finish(parts, clock.check_time)
 
 
 class FitClock:
@@ -125,8 +127,17 @@ class FitClock:
         self._is_busy = is_busy
         self._computed = computed
         self._sleep = sleep
-        self._last = computed()
+        self._rested = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin in this thread."""
+        self._last = self._computed()
         self._end = self._last + MAX_SECONDS
+
+    def count_rested(self) -> float:
+        """Return the CPU seconds of the steps after which the fit has rested."""
+        return self._rested
 
     def check_time(self) -> None:
         """Rest REST times as long as the last step took, if others are asked.
@@ -138,5 +149,7 @@ class FitClock:
         if now > self._end:
             raise InputError(f"the fit takes over {MAX_SECONDS:g} seconds of a processor; send fewer texts")
         if self._is_busy():
-            self._sleep(REST * (now - self._last))
+            spent = now - self._last
+            self._sleep(REST * spent)
+            self._rested += spent
         self._last = self._computed()

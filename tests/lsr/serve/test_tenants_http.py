@@ -390,3 +390,4 @@ def test_a_fit_rests_after_each_step_while_others_are_asked(is_busy, rests):
     clock.check_time()
     clock.check_time()
     assert slept == rests
+    assert REST * clock.count_rested() == sum(rests)
