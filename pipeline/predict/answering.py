@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TextStreamer
+from transformers import PreTrainedModel
 
 from lsr.loading import adapters, base_models
 from lsr.loading.padding import prepare_batches
@@ -23,6 +23,7 @@ from pipeline.data.base_models import check_positions
 from pipeline.methods import banks, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 from pipeline.methods.device import fastest
+from pipeline.predict.streaming import CompletionPrinter
 from pipeline.predict.texts import check_finite, refuse_long_text
 from pipeline.predict.unknown import Group
 from pipeline.tasks.completion import CompletionDescription
@@ -136,7 +137,7 @@ class Opened:
             truncated += is_long
         room = max(map(len, cut)) + most
         check_positions(cast("PreTrainedModel", self.model), room, "--max-new-tokens")
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if shown else None
+        streamer = CompletionPrinter(prompts) if shown else None
         written = evaluation.write(self.model, prompts, cut, most, self.batch_size, advance, streamer)
         return CompletionDescription.to_columns(written, None), truncated
 
