@@ -23,7 +23,12 @@ from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, find_injected, layers_of
 from lsr.tuner.packing import dtype_name
+from lsr_onnx.task import TENANTS
 
+# Problem types of transformers.
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
 EXACT = 1e-6  # relative error of the update up to which an export equals its adapter
 TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -174,8 +179,8 @@ def _write_merged(
     task = None if source is None else read_task(source)
     task_info = task or {}
     describe_labels(model.config, task_info, source)
-    if task_info.get("thresholds"):
-        model.config.problem_type = "multi_label_classification"  # a pipeline then takes labels one by one
+    if task_info and TENANTS not in task_info and is_classifier(model):
+        describe_problem(model.config, task_info)
     plain = cast("Any", model.merge_and_unload()) if isinstance(model, PeftModel) else model
     if tokenizer is not None and is_classifier(plain):
         set_padding(tokenizer, plain.config)
@@ -203,6 +208,16 @@ def describe_labels(config: Any, task: Mapping[str, Any], folder: Path | None) -
         raise InputError(f"{folder}/{TASK}: labels must be {needed}, got {' '.join(names)}")
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def describe_problem(config: Any, task: Mapping[str, Any]) -> None:
+    """Set the problem type of a model's configuration, by which the pipeline of transformers reads its outputs."""
+    if task.get("thresholds"):
+        config.problem_type = MULTI_LABEL
+    elif config.num_labels == 1:
+        config.problem_type = REGRESSION
+    else:
+        config.problem_type = SINGLE_LABEL
 
 
 def _of_model(model: PeftModel, adapter_name: str) -> Contents:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lsr.convert.export import describe_labels
+from lsr.convert.export import MULTI_LABEL, REGRESSION, describe_labels, describe_problem
 from lsr.convert.graph_quantization import quantize_graph
 from lsr.convert.writing import GRAPHS, check_output, replace_folder, write_task
 from lsr.errors import InputError
@@ -34,9 +34,6 @@ MAX_BYTES = 2 * 10**9  # limit for the weights: a protobuf file cannot be larger
 UNLIMITED = 10**9  # tokens, from which on transformers means that a tokenizer has no limit
 MAX_LENGTH = 128  # tokens of a text that is compared
 MAX_DIFFERENCE = 1e-4  # largest accepted difference of a logit, relative to the largest logit if that is above 1
-SINGLE_LABEL = "single_label_classification"
-MULTI_LABEL = "multi_label_classification"
-REGRESSION = "regression"
 # Of different lengths, so that shorter ones are padded where they are in one batch.
 TEXTS = (
     "Yes.",
@@ -180,12 +177,8 @@ def check_size(model: Any, folder: Path) -> None:
 def _describe(config: Any, task: Mapping[str, Any], folder: Path) -> None:
     """Set labels and problem type in a model's configuration for transformers.js."""
     describe_labels(config, task, folder)
-    if task.get("thresholds") or (not task and config.problem_type == MULTI_LABEL):
-        config.problem_type = MULTI_LABEL
-    elif config.num_labels == 1:
-        config.problem_type = REGRESSION
-    else:
-        config.problem_type = SINGLE_LABEL
+    if task or config.problem_type != MULTI_LABEL:  # without task.json, the base model says whether it is multi-label
+        describe_problem(config, task)
 
 
 def _fix_length_and_padding(tokenizer: Any) -> None:

@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from sklearn.metrics import accuracy_score
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from lsr.__main__ import main as lsr
 from lsr.convert.graph import check_size
@@ -160,6 +160,22 @@ TASKS = {
     "number": (1, {"kind": "number"}, "regression"),
     "pairs": (2, {"labels": ["no", "yes"], "columns": ["first", "second"]}, "single_label_classification"),
 }
+
+
+@pytest.mark.parametrize("of_base", [None, "multi_label_classification"])
+@pytest.mark.parametrize("name", ["number", "one label", "pairs"])
+def test_the_pipeline_of_transformers_reads_a_merged_checkpoint_by_its_task(name, of_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs, task_info, _ = TASKS[name]
+    model = save_bert(outputs, task_info)
+    edit("base/config.json", problem_type=of_base)
+    said(lsr, "export", "lora", "--to", "merged", "-o", "merged", "--base", "base")
+    with torch.no_grad():
+        logits = model(**AutoTokenizer.from_pretrained("base")("the cat", return_tensors="pt")).logits[0]
+    expected = {"number": logits, "one label": logits.sigmoid(), "pairs": logits.softmax(0)}[name]
+    (answers,) = pipeline("text-classification", "merged", top_k=None)(["the cat"])
+    scores = [answer["score"] for answer in sorted(answers, key=lambda answer: answer["label"])]
+    assert scores == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 @pytest.mark.nightly
