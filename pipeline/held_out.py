@@ -41,7 +41,7 @@ from pipeline.tasks.label_curve import DRAWS, Mean, Scored
 from pipeline.tasks.number import RegressionScoring
 from pipeline.tasks.scoring import Scoring, collect_predictions
 from pipeline.tasks.task import Numbers, Scores
-from pipeline.tasks.tenants import entry_of_tenant, is_number
+from pipeline.tasks.tenants import entry_of_tenant
 
 MAX_TENANTS = 16  # scored tenants, so that a run stays short; the first ones by hash
 MAX_TEXTS = 260  # texts per tenant
@@ -144,7 +144,7 @@ def read_tenants(view: EvaluateView, task: Task, names: Sequence[str]) -> list[L
     with console.progress("evaluate, texts of held-out tenants", 2 * len(examples), "texts") as advance:
         adapted = read_adapted(view, later, bank, examples, advance)
         frozen = read_frozen(view, later, examples, advance)
-    kind = NUMBERS if is_number(task.entry) else CLASSES
+    kind = NUMBERS if task.entry.predicts_number else CLASSES
     tenants = list[Later]()
     for name in names:
         features, labels = adapted.of(name)

@@ -22,7 +22,7 @@ from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import as_user_error
 from pipeline.data import base_models, content, inputs, tokens
-from pipeline.methods import adapters, banks, planning, statistics
+from pipeline.methods import adapters, banks, label_units, planning, statistics
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.planning import Plan
 from pipeline.tasks import Task
@@ -97,6 +97,7 @@ def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     task = tokens.load_task(view.dataset)
     base = base_models.load_base_model(view.base_model, task)
+    label_units.center_head(base, task)
     base_models.check_positions(base, view.tokenize.max_length)
     tokenizer_of(base, view.base_model)  # refuses a model whose batches cannot be padded, before anything is trained
     if "tenants.shared_adapter" in starts:

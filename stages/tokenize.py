@@ -110,7 +110,8 @@ def tokenize(
             counts = summarize(examples["label"], lengths, task, max_length)
             too_long = len(examples) - len(lengths)
             tokenized[split] = Tokenized(lengths, too_long, counts)
-        task.facts.write(folder)
+        facts = task.facts if view.standardizes_labels else task.facts.without_label_scale()
+        facts.write(folder)
     return tokenized
 
 

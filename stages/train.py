@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import Trainer, set_seed
+from transformers import DataCollatorWithPadding, Trainer, set_seed
 
 from lsr.serve.bank import AdapterBank
 from lsr.serve.shared_adapter import last_layer
@@ -20,7 +20,7 @@ from lsr.tuner.files import read_files
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, banks, cards, heads
+from pipeline.methods import adapters, banks, cards, heads, label_units
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
@@ -63,25 +63,14 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     tokenizer = tokenizer_of(model.get_base_model(), view.base_model)
     collate = task.head.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
-    shared = None
+    group_heads = list[GroupHead]()
     if isinstance(view.section, RegressionParams):
         layer = heads.last_layer_of(model, last_layer(read_files(artifacts.INIT)))
         history = head_regression.fit_head(view, task, model, layer, splits, collate)
     else:
-        if view.tenants.head != "own":
-            print_similar(task)
-        shared = shared_head.share(task, model, view.tenants.head)
-        history = History.of(fit(view, task, model, splits, collate, folder))
+        history, group_heads = fit_with_shared_rows(view, task, model, splits, collate, folder)
     if not console.IS_FIRST:
         return
-    # The model has the weights of the best checkpoint.
-    group_heads = list[GroupHead]()
-    if shared is not None:
-        group_heads = shared_head.choose_shares(
-            task, model, shared, splits["validation"], collate, view.train.batch_size
-        )
-        shared.add_deviations()
-        print_groups(group_heads)
     task = calibration.calibrate(task, model, splits["validation"], collate, view.train.batch_size)
     write_adapter(view, task, model, tokenizer, history.best_score)
     write_bank(view, task, group_heads)
@@ -98,12 +87,39 @@ def load_initialized(view: params.TrainView, task: Task, train: Dataset) -> Peft
     return model
 
 
+def fit_with_shared_rows(
+    view: params.TrainView,
+    task: Task,
+    model: PeftModel,
+    splits: dict[str, Dataset],
+    collate: DataCollatorWithPadding,
+    folder: Path,
+) -> tuple[History, list[GroupHead]]:
+    """Fit the model, in which tenants may share rows of the head; return the history and the groups' rows.
+
+    The model has the weights of the best checkpoint.
+    """
+    if view.tenants.head != "own":
+        print_similar(task)
+    with label_units.standardize_head(model, task) as units:
+        shared = shared_head.share(task, model, view.tenants.head, units)
+        history = History.of(fit(view, task, model, splits, collate, folder))
+        if shared is None or not console.IS_FIRST:
+            return history, []
+        group_heads = shared_head.choose_shares(
+            task, model, shared, splits["validation"], collate, view.train.batch_size
+        )
+        shared.add_deviations()
+    print_groups(group_heads)
+    return history, group_heads
+
+
 def fit(
     view: params.TrainView,
     task: Task,
     model: PeftModel,
     splits: dict[str, Dataset],
-    collate: Any,
+    collate: DataCollatorWithPadding,
     folder: Path,
 ) -> Trainer:
     """Fit the model, load the weights of the best checkpoint, and return the Trainer."""

@@ -100,6 +100,9 @@ def _check_values(cell: Cell) -> None:
     for value in effects.idle_in_section(view.section):
         if value.key in cell.chosen.params:
             lines.append(f"{of_method}{value.line}")
+    for value in effects.idle_in_labels(view.tokenize, view.dataset):
+        if value.key in cell.preset.tasks[cell.task].params:
+            lines.append(f"{of_task}{value.line}")
     for line in _idle_with_epochs(cell):
         lines.append(f"{PATH}: {cell.name}.{line}")
     if lines:

@@ -24,12 +24,14 @@ from pipeline.arena.plan import TrainingRun
 from pipeline.arena.record import Quantized, Record
 from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
 from pipeline.data import base_models
-from pipeline.methods import adapters, banks, planning, statistics
+from pipeline.methods import adapters, banks, label_units, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.heads import GroupHead
+from pipeline.methods.label_units import Units
 from pipeline.methods.planning import Plan
+from pipeline.params import TrainView
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.cells import round_significant
 from pipeline.tasks.prompts import Prompts
@@ -133,24 +135,29 @@ class Run(TrainerCallback):
             train = self.splits["train"]
             run.weigh_classes(self.training.view, self.task, self.model.get_base_model(), train)
             view = run.with_enough_steps(self.training.view, train)
-            self.shared = shared_head.share(self.task, self.model, view.tenants.head)
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = run.trainer_of(
-                    view,
-                    self.task,
-                    self.model,
-                    self.splits,
-                    self.task.head.collator(self.tokenizer),
-                    Path(folder),
-                    [run.StopAtDivergence(), self],
-                    report_to=[],
-                    **ALONE,
-                )
-                trainer.train()
-            if self.shared is not None:
-                self._choose_shares()
-                self.shared.add_deviations()
-                self.shared = None
+            with label_units.standardize_head(self.model, self.task) as units:
+                self._fit(view, units)
+
+    def _fit(self, view: TrainView, units: Units | None) -> None:
+        """Fit the model, whose tenants may share rows of the head; it predicts standardized numbers in these units."""
+        self.shared = shared_head.share(self.task, self.model, view.tenants.head, units)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = run.trainer_of(
+                view,
+                self.task,
+                self.model,
+                self.splits,
+                self.task.head.collator(self.tokenizer),
+                Path(folder),
+                [run.StopAtDivergence(), self],
+                report_to=[],
+                **ALONE,
+            )
+            trainer.train()
+        if self.shared is not None:
+            self._choose_shares()
+            self.shared.add_deviations()
+            self.shared = None
 
     def _score_unseen(self) -> unseen.Scores:
         """Return the scores of the tenants without any text in training."""
@@ -272,6 +279,7 @@ def build_model(training: TrainingRun, task: Task, train: Dataset) -> PeftModel:
     plan = build_plan(training, task)
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, task)
+    label_units.center_head(base, task)
     read = statistics.read(base, plan, view, task, lambda: train)
     model = adapters.add_adapter(base, plan, read)
     adapters.initialize(model, plan, read)

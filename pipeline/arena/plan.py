@@ -292,8 +292,10 @@ def key_of(
         if name in values and values[name] == value:
             del values[name]
     values |= _read_init_epochs(section)
+    read = view.model_dump(mode="json", exclude=UNREAD, exclude_defaults=True)
+    read["tokenize"] = _read_tokenize(view, method)
     known = {
-        **view.model_dump(mode="json", exclude=UNREAD, exclude_defaults=True),
+        **read,
         "section": {"type": view.adapter} | values,  # the sections without a type have fixed names
         "version": VERSION,
         "sample_sizes": sample_sizes.model_dump(mode="json"),
@@ -308,6 +310,17 @@ def key_of(
     }
     text = json.dumps(known, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_tokenize(view: TrainView, method: Method) -> dict[str, Any]:
+    """Return the values of `tokenize`, with `standardize_labels` where it standardizes: no labels were before.
+
+    Regressions fit numbers in any unit.
+    """
+    values = view.tokenize.model_dump(mode="json", exclude={"standardize_labels"}, exclude_defaults=True)
+    if view.standardizes_labels and not method.features:
+        values["standardize_labels"] = "auto"
+    return values
 
 
 def _read_init_epochs(section: MethodParams) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _compute_key(training: TrainingRun) -> tuple[object, ...]:
     """Return all that determines the tokens of a training run."""
     view = training.view
     row = view.dataset
-    known = (
+    known: tuple[object, ...] = (
         training.task,
         row.model_dump_json(),
         view.base_model.model_dump_json(),
@@ -90,6 +90,8 @@ def _compute_key(training: TrainingRun) -> tuple[object, ...]:
         VERSION,
         facts.FILE,
     )
+    if view.standardizes_labels:
+        known = (*known, facts.LabelScale.__name__)
     # Older tokens of texts of several columns may have, in two splits, the same texts in another order.
     return (*known, datasets.MIRRORED) if has_mirrors(row) else known
 
@@ -128,11 +130,16 @@ def _tables(training: TrainingRun) -> tuple[Facts, dict[str, pa.Table]]:
             raise UserError(
                 f"{task}: {name} has no text of at most {sample_sizes.max_tokens} tokens; raise sample_sizes.max_tokens"
             )
-    known = loaded.task.facts
-    train = first["train"]
+    return _facts_of(training, loaded.task.facts, first["train"]), first
+
+
+def _facts_of(training: TrainingRun, known: Facts, train: pa.Table) -> Facts:
+    """Return the facts of the data, of which only these examples are trained on."""
     if TENANT in train.column_names:
         known = known.with_counts(train[TENANT].to_numpy())
-    return known, first
+    if training.view.standardizes_labels:
+        return known.with_label_scale(train["label"].to_numpy())
+    return known.without_label_scale()
 
 
 def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], max_tokens: float) -> pa.Table:

@@ -22,6 +22,7 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import heads
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.heads import GroupHead
+from pipeline.methods.label_units import standardize_head
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams, PeftParams, load_params
 from pipeline.params.sources import HubModel, ModelEntry
 from pipeline.tasks import Task
@@ -57,7 +58,10 @@ def add_tenant_heads(base: PreTrainedModel, view: FactorizeInitView, task: Task)
         model = load_onto(base, shared_adapter._replace(tensors=tensors), trainable=True)
         freeze_shared_adapter(model, layer)
         own = [heads.last_layer_of(model, layer)]
-        with fit_head(model, own, batches, seed=view.seed, keep=True, track=console.track):
+        with (
+            standardize_head(model, task),
+            fit_head(model, own, batches, seed=view.seed, keep=True, track=console.track),
+        ):
             return model
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from lsr.serve.admission import heads_in
+from pipeline.methods.label_units import find_layer
 from pipeline.tasks import Task
 from pipeline.tasks.groups import Group, find_groups
 
@@ -100,8 +100,7 @@ def share_rows(
     if not groups:
         yield
         return
-    layer = base.get_submodule(heads_in(base)[-1])
-    assert isinstance(layer, nn.Linear)
+    layer = find_layer(base)
     share_layer(layer, groups, has_deviations=False)
     try:
         yield

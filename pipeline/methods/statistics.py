@@ -23,6 +23,7 @@ from pipeline.data import tokens
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
+from pipeline.methods.label_units import standardize_base
 from pipeline.methods.planning import Plan
 from pipeline.methods.shared_rows import share_rows
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
@@ -64,6 +65,7 @@ def read(
         model.to(device)
         with (
             as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "),
+            standardize_base(base, task),
             share_rows(base, task, view.tenants.head, keep=section.init == "warm_start"),
         ):
             return read_examples(

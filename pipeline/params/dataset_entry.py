@@ -4,7 +4,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
-from pipeline.params.labels import OF_CLASSES, OF_COMPLETIONS, OF_MULTI_LABEL, OF_NUMBERS, RARER, Classes, Label, Pairs
+from pipeline.params.labels import (
+    OF_CLASSES,
+    OF_COMPLETIONS,
+    OF_MULTI_LABEL,
+    OF_NUMBERS,
+    RARER,
+    Classes,
+    Label,
+    Number,
+    Pairs,
+)
 from pipeline.params.sources import Added, Columns, MarkedSpan, Names, PackageSource, RegistryEntry, TableSource
 
 SELECT_PROMPTS = 64
@@ -75,6 +85,11 @@ class DatasetEntry(RegistryEntry):
     def is_grouped(self) -> bool:
         """Whether examples are scored in groups, which a split never separates."""
         return bool(self.group or self.choices)
+
+    @property
+    def predicts_number(self) -> bool:
+        """Whether the answer is a number: labels are numbers, which are not compared in pairs."""
+        return isinstance(self.label, Number) and self.pairs is None
 
     @property
     def select_prompts(self) -> int:

@@ -18,11 +18,13 @@ from pipeline.params.sections import (
     LsrParams,
     MethodParams,
     RegressionParams,
+    TokenizeParams,
     TrainParams,
 )
 
 # Of keys without a default in the schema, the values of the committed params.yaml.
 COMMITTED = {
+    "tokenize.standardize_labels": "auto",
     "train.epochs": "auto",
     "train.head_learning_rate": 0.002,
     "tenants.shared_adapter": "trained",
@@ -64,6 +66,7 @@ class Idle(NamedTuple):
 def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
     """Yield the values of params.yaml that are set without effect on a data set entry."""
     is_of_tenants = entry.tenant is not None
+    yield from idle_in_labels(params.tokenize, entry)
     yield from idle_in_training(resolve_epochs(params.train, entry))
     reasons = dict[str, str]()
     if not is_of_tenants:
@@ -81,8 +84,17 @@ def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
         yield from idle_in_section(section)
         if isinstance(section, RegressionParams):
             yield from _idle_with_regression(params.train)
+            key = "tokenize.standardize_labels"
+            yield from _set(key, params.tokenize.standardize_labels, "adapter: regression fits numbers in any unit")
             if is_of_tenants:
                 yield from _set("tenants.head", params.tenants.head, "adapter: regression fits each tenant by itself")
+
+
+def idle_in_labels(tokenize: TokenizeParams, entry: DatasetEntry) -> Iterator[Idle]:
+    """Yield the value about numbers if it is set for a data set entry whose labels are none."""
+    if not entry.predicts_number:
+        key = "tokenize.standardize_labels"
+        yield from _set(key, tokenize.standardize_labels, "the labels are not numbers to predict")
 
 
 def _idle_with_regression(train: TrainParams) -> Iterator[Idle]:

@@ -115,13 +115,17 @@ class TokenizeView(View):
 
     tokenize: TokenizeParams
 
+    @property
+    def standardizes_labels(self) -> bool:
+        """Whether numbers are learned in standard deviations from their mean."""
+        return self.dataset.predicts_number and self.tokenize.standardize_labels == "auto"
 
-class FactorizeInitView(View):
+
+class FactorizeInitView(TokenizeView):
     """The view of stages/factorize_init.py. The data set entry determines the number of labels of the head."""
 
     adapter: str
     seed: int
-    tokenize: TokenizeParams
     tenants: TenantsParams
     section: SerializeAsAny[MethodParams]  # serialized with all fields of the method's own section
 

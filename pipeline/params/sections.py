@@ -105,6 +105,11 @@ class TokenizeParams(Section):
     """How texts are tokenized."""
 
     max_length: StrictInt = Field(ge=8, le=8192, description="tokens, special ones included")
+    standardize_labels: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: numbers are learned in standard deviations from their mean in train, so that the learning "
+        "rates fit any unit, and the loss is in units of their variance; none: in their own units",
+    )
 
 
 class TrainParams(Section):

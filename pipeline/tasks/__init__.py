@@ -24,7 +24,7 @@ from pipeline.tasks.facts import Facts
 from pipeline.tasks.multi_label import MultiLabelDescription, MultiLabelHead, MultiLabelPreprocessor, MultiLabelScoring
 from pipeline.tasks.number import RegressionDescription, RegressionHead, RegressionPreprocessor, RegressionScoring
 from pipeline.tasks.task import Outcome, Task, TaskType
-from pipeline.tasks.tenants import TenantsDescription, TenantsHead, TenantsPreprocessor, TenantsScoring, is_number
+from pipeline.tasks.tenants import TenantsDescription, TenantsHead, TenantsPreprocessor, TenantsScoring
 
 __all__ = ["TASKS", "Facts", "Outcome", "Task", "TaskType", "kinds", "of"]
 
@@ -60,7 +60,7 @@ def of(entry: DatasetEntry, facts: Facts = Facts()) -> Task:  # noqa: B008 it is
 
 def _type_of(entry: DatasetEntry) -> TaskType:
     if entry.tenant is not None:
-        return TENANTS_OF_NUMBERS if is_number(entry) else TENANTS_OF_CLASSES
+        return TENANTS_OF_NUMBERS if entry.predicts_number else TENANTS_OF_CLASSES
     if entry.choices:
         return CHOICES
     if entry.pairs is not None:

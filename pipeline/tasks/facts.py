@@ -24,10 +24,25 @@ class Tenant(StrictModel):
     train: int  # examples
 
 
+class LabelScale(StrictModel):
+    """The mean and the standard deviation of the numbers of a training split."""
+
+    mean: float
+    deviation: float  # above 0
+
+    @classmethod
+    def of(cls, labels: Numbers) -> Self:
+        """Return the scale of these numbers; that of equal ones has a deviation of 1, which changes nothing."""
+        mean = np.mean(labels, dtype=np.float64)
+        deviation = np.std(labels, dtype=np.float64)
+        return cls(mean=float(mean), deviation=float(deviation) or 1.0)
+
+
 class Facts(StrictModel):
     """The facts that a task depends on."""
 
     positive: str | None = None  # the class of f1: the rarer one of two
+    label_scale: LabelScale | None = None  # of numbers, if training standardizes them
     tenants: Mapping[str, Tenant] = {}
     held_out: Mapping[str, Tenant] = {}  # tenants of which training reads no text
     # Probability from which each label applies; the stage train chooses them.
@@ -62,6 +77,14 @@ class Facts(StrictModel):
             tenant = self.tenants[name]
             known[name] = tenant.model_copy(update={"train": count})
         return self.model_copy(update={"tenants": known})
+
+    def with_label_scale(self, labels: Numbers) -> Self:
+        """Return a copy with the scale of these numbers."""
+        return self.model_copy(update={"label_scale": LabelScale.of(labels)})
+
+    def without_label_scale(self) -> Self:
+        """Return a copy with which training leaves numbers in their own units."""
+        return self.model_copy(update={"label_scale": None})
 
     def write(self, folder: Path) -> None:
         """Write the facts next to the tokens, if there are any."""

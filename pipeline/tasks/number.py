@@ -1,21 +1,23 @@
 """Regression: a model predicts a number."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from pipeline.tasks.cells import Cells, round_significant
 from pipeline.tasks.description import Description
+from pipeline.tasks.facts import Facts, LabelScale
 from pipeline.tasks.head import Head
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Scoring
 from pipeline.tasks.task import Columns, Numbers, Outcome, Scores
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 HIDDEN = -1  # GLUE's placeholder in the label column of a test split
 IS_HIDDEN = "the label is -1: the labels of this split are hidden; choose another split"
@@ -30,12 +32,26 @@ class RegressionPreprocessor(Preprocessor):
     def label_of(self, cells: Cells) -> Any:
         return number_in(cells, self.label)
 
+    def facts_of_examples(self, train: pd.DataFrame) -> Facts:
+        """Find the scale of the numbers."""
+        return self.facts.with_label_scale(train["label"].to_numpy())
+
 
 class RegressionHead(Head):
     """A head with one output, the number."""
 
     def fields(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
+
+    def loss(self) -> "Callable[..., Tensor] | None":
+        scale = self.facts.label_scale
+        if scale is None:
+            return None
+
+        def loss(logits: "Tensor", labels: "Tensor") -> "Tensor":
+            return squared_errors(logits, labels, scale).mean()
+
+        return loss
 
 
 class RegressionScoring(Scoring):
@@ -57,7 +73,7 @@ class RegressionScoring(Scoring):
 
     def table(self, outcome: Outcome) -> Columns:
         actual = outcome.labels.tolist()
-        predicted = [round_significant(value, 3) for value in self.predict(outcome).tolist()]
+        predicted = [round_on_scale(value, self.label) for value in self.predict(outcome).tolist()]
         return {
             "actual": actual,
             "predicted": predicted,
@@ -84,6 +100,17 @@ class RegressionDescription(Description):
         return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
 
 
+def squared_errors(logits: "Tensor", labels: "Tensor", scale: LabelScale | None) -> "Tensor":
+    """Return the squared error of each example, (examples,), given logits (examples, 1 or more).
+
+    With a scale, it is in units of the variance of the labels: 1 on average for a prediction of their mean.
+    """
+    errors = logits[:, 0] - labels.to(logits)
+    if scale is not None:
+        errors = errors / scale.deviation
+    return errors.square()
+
+
 def number_in(cells: Cells, label: Any) -> float:
     """Return the number in the cells of a row.
 
@@ -96,6 +123,12 @@ def number_in(cells: Cells, label: Any) -> float:
     if number == HIDDEN:
         raise ValueError(IS_HIDDEN)
     raise ValueError(f"label {number:g} is not in the entry's range, {label.low:g} to {label.high:g}")
+
+
+def round_on_scale(value: float, label: Any) -> float:
+    """Round a number to three digits of the length of the scale: 2015.37 to 2015.4 on one from 1950 to 2025."""
+    whole_digits = math.ceil(math.log10(label.high - label.low))
+    return round(value, 3 - whole_digits)
 
 
 def bins_of(values: Sequence[float], label: Any) -> list[str]:

@@ -14,7 +14,7 @@ from pipeline.tasks.task import Groups, Numbers, Outcome, Scores, Task
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
-ADVICE = "divide its numbers, so that they vary by about 1, or train longer"
+ADVICE = "train longer, or raise train.head_learning_rate"
 LINES = {"errors": ERRORS, "areas": AREAS, "calibration": ("ece", "brier")}  # metrics by line of the last screen
 NAMES = {
     "rmse": "RMSE",
@@ -112,7 +112,7 @@ def describe(metrics: Mapping[str, Any], unit: str) -> Iterable[Line]:
             line = ", ".join(parts)
             yield heading, f"{line}, in units of {unit}" if names == ERRORS else line
     if "rmse_baseline" in metrics and metrics["rmse_low"] > metrics["rmse_baseline"]:
-        yield "scale", f"the mean has smaller errors: the head has not reached the units of {unit}; {ADVICE}"
+        yield "mean", f"the mean of {unit} has smaller errors than the predictions; {ADVICE}"
 
 
 def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.labels import Number, check_names
+from pipeline.params.labels import check_names
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
 from pipeline.tasks.classes import ClassificationDescription, ClassificationScoring, names_of, positive_of, some_of
@@ -25,7 +25,7 @@ from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.head import Head
 from pipeline.tasks.held_out import choose_tenants, describe_scores, name_metric
-from pipeline.tasks.number import RegressionScoring, number_in
+from pipeline.tasks.number import RegressionScoring, number_in, squared_errors
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Answering, Answers_co, OfPart, Scoring
 from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores
@@ -58,11 +58,6 @@ def tenants_of(facts: Facts) -> Mapping[str, Tenant]:
     return facts.tenants
 
 
-def is_number(entry: DatasetEntry) -> bool:
-    """Return whether the labels of tenants are numbers rather than classes."""
-    return isinstance(entry.label, Number)
-
-
 def widths_of(facts: Facts) -> Numbers:
     """Return the number of outputs of each tenant."""
     tenants = tenants_of(facts).values()
@@ -77,7 +72,7 @@ class TenantsPreprocessor(Preprocessor):
     def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
         super().__init__(entry, facts)
         self.column = str(entry.tenant)
-        self.is_number = is_number(entry)
+        self.is_number = entry.predicts_number
         self.target = "float64" if self.is_number else "int64"
         self.known = {**facts.tenants, **facts.held_out}
         self.tenants = list(self.known)
@@ -139,8 +134,9 @@ class TenantsPreprocessor(Preprocessor):
         return Facts(tenants=tenants, held_out=held_out)
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
-        """Count the examples of each tenant."""
-        return self.facts.with_counts(train[TENANT].to_numpy())
+        """Count the examples of each tenant, and find the scale of numbers, which is one for all tenants."""
+        facts = self.facts.with_counts(train[TENANT].to_numpy())
+        return facts.with_label_scale(train["label"].to_numpy()) if self.is_number else facts
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         columns = [self.column]
@@ -188,7 +184,7 @@ def _make_tenants(entry: DatasetEntry, counts: Mapping[str, Counter[str]]) -> di
     Raises:
         ValueError: if labels are too long or too many.
     """
-    has_labels = not is_number(entry)
+    has_labels = not entry.predicts_number
     given = names_of(entry, Facts()) if has_labels else ()
     tenants = dict[str, Tenant]()
     for name, labels in sorted(counts.items()):
@@ -223,7 +219,7 @@ class TenantsHead(Head):
 
     def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
         super().__init__(entry, facts)
-        self.has_probabilities = not is_number(entry)
+        self.has_probabilities = not entry.predicts_number
 
     @cached_property
     def widths(self) -> Numbers:
@@ -231,7 +227,7 @@ class TenantsHead(Head):
         return widths_of(self.facts)
 
     def fields(self) -> dict[str, Any]:
-        kind = "regression" if is_number(self.entry) else "single_label_classification"
+        kind = "regression" if self.entry.predicts_number else "single_label_classification"
         count = int(self.widths.sum())
         return {"num_labels": count, "problem_type": kind}
 
@@ -283,9 +279,8 @@ class TenantsHead(Head):
         """Return the loss of each example, given the logits of its tenant: (examples,)."""
         from torch.nn import functional
 
-        if is_number(self.entry):
-            numbers = logits[:, 0]
-            return functional.mse_loss(numbers, labels.to(logits), reduction="none")
+        if self.entry.predicts_number:
+            return squared_errors(logits, labels, self.facts.label_scale)
         return functional.cross_entropy(logits, labels, reduction="none")
 
 
@@ -294,7 +289,7 @@ class TenantsScoring(Scoring):
 
     def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
         super().__init__(entry, facts)
-        self.single: type[Scoring] = RegressionScoring if is_number(entry) else ClassificationScoring
+        self.single: type[Scoring] = RegressionScoring if entry.predicts_number else ClassificationScoring
         self.has_one_class_each = self.single.has_one_class_each
 
     @staticmethod
@@ -399,13 +394,13 @@ class TenantsDescription(Description):
     )  # outputs of one tenant; tenants with numbers use their own task type
 
     def predicts(self) -> str:
-        what = "a number" if is_number(self.entry) else "one of its labels"
+        what = "a number" if self.entry.predicts_number else "one of its labels"
         tenants = tenants_of(self.facts)
         count = len(tenants)
         return f"for each of {count:,} tenants {what}"
 
     def of_data(self, labels: Numbers) -> str:
-        if is_number(self.entry):
+        if self.entry.predicts_number:
             return self.predicts()
         widths = widths_of(self.facts)
         least = widths.min()

@@ -99,11 +99,13 @@ def _put(layer: Any, layers: Mapping[str, Linear]) -> None:
 
 
 def _loss(task: Task, layers: Mapping[str, Linear], part: Part) -> float:
-    """Return the mean loss over tenants or, without tenants, over examples."""
+    """Return the mean loss over tenants or, without tenants, over examples; of numbers in units of their variance."""
+    scale = task.facts.label_scale
+    unit = 1.0 if scale is None else scale.deviation**2
     losses = list[float]()
     for name, layer in layers.items():
         features, labels = part.of(name)
         if len(labels):
             loss = regression.estimator_of(task).loss(layer.outputs(features), torch.from_numpy(labels))
-            losses.append(float(loss))
+            losses.append(float(loss) / unit)
     return sum(losses) / len(losses)

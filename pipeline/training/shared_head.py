@@ -21,6 +21,7 @@ from pipeline import evaluation
 from pipeline.core.errors import UserError
 from pipeline.methods import heads
 from pipeline.methods.heads import GroupHead, Rows
+from pipeline.methods.label_units import Units
 from pipeline.methods.shared_rows import GroupRows, share_layer, unshare
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, Task
@@ -37,6 +38,7 @@ class SharedHead(NamedTuple):
 
     layer: nn.Linear
     groups: Sequence[Group]
+    units: Units | None  # those in which the parameters of the layer predict numbers; None if they predict labels
 
     @property
     def parametrizations(self) -> dict[str, GroupRows]:
@@ -58,18 +60,27 @@ class SharedHead(NamedTuple):
 
     @torch.no_grad()
     def rows(self, share: float) -> Rows:
-        """Return the rows of all outputs with this share of the deviations, which the layer keeps."""
+        """Return the rows of all outputs with this share of the deviations, which the layer keeps.
+
+        Rows of numbers predict them in the units of the labels.
+        """
         self.keep([share] * len(self.groups))
+        weight = self.layer.weight.float().cpu()
         bias = None if self.layer.bias is None else self.layer.bias.float().cpu()
-        return Rows(self.layer.weight.float().cpu(), bias)
+        if self.units is not None:
+            weight = weight * self.units.one
+            bias = None if bias is None else self.units.to_labels(bias)
+        return Rows(weight, bias)
 
     def add_deviations(self) -> None:
         """Make the rows of all outputs, which are sums, the plain parameters of the layer."""
         unshare(self.layer, keep=True)
 
 
-def share(task: Task, model: PeftModel, head: str) -> SharedHead | None:
+def share(task: Task, model: PeftModel, head: str, units: Units | None) -> SharedHead | None:
     """Let groups of tenants share rows of the head's last layer, as `tenants.head` selects; None if there are none.
+
+    `units` are those in which the parameters of the layer predict numbers, see `pipeline.methods.label_units`.
 
     Raises:
         UserError: if no two tenants have the same labels, although `head` is `shared`.
@@ -82,7 +93,7 @@ def share(task: Task, model: PeftModel, head: str) -> SharedHead | None:
         return None
     layer = heads.find_last_layer(model)
     share_layer(layer, groups, has_deviations=head == "auto")
-    return SharedHead(layer, groups)
+    return SharedHead(layer, groups, units)
 
 
 def choose_shares(

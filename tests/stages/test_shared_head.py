@@ -15,6 +15,7 @@ from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.methods import adapters
 from pipeline.methods.batches import tokenizer_of
+from pipeline.methods.label_units import standardize_head
 from pipeline.methods.shared_rows import GroupRows
 from pipeline.tasks.facts import Facts, Tenant
 from pipeline.tasks.groups import find_groups
@@ -75,7 +76,7 @@ def batches_of(collate, count):
 def test_rows_are_those_of_a_plain_loop_with_rows_of_groups_and_deviations(head, ready):
     view, task, model, collate = ready
     batches = batches_of(collate, 6)
-    shared = shared_head.share(task, model, head)
+    shared = shared_head.share(task, model, head, None)
     optimizer = adapters.optimizer(model, view)
     for batch in batches:
         optimizer.zero_grad()
@@ -125,7 +126,7 @@ def test_rows_are_those_of_a_plain_loop_with_rows_of_groups_and_deviations(head,
 @pytest.mark.parametrize("size", [0.3, 3.0])
 def test_the_share_of_deviations_is_the_one_with_the_lowest_log_loss_by_scikit_learn(size, ready):
     _, task, model, collate = ready
-    shared = shared_head.share(task, model, "auto")
+    shared = shared_head.share(task, model, "auto", None)
     validation = tokens.load_tokens("validation")
     torch.manual_seed(1)
     for rows_of_part in shared.parametrizations.values():
@@ -207,19 +208,24 @@ def test_numbers_are_shared_too_and_their_share_has_the_lowest_error_by_scikit_l
     task = tokens.load_task(view.dataset)
     model = stage.load_initialized(view, task, tokens.load_tokens("train"))
     collate = task.head.collator(tokenizer_of(model.get_base_model(), view.base_model))
-    shared = shared_head.share(task, model, "auto")
-    torch.manual_seed(0)
-    for part in shared.parametrizations.values():
-        part.deviations.data.normal_()
     validation = tokens.load_tokens("validation")
-    [group_head] = shared_head.choose_shares(task, model, shared, validation, collate, 16)
-    assert group_head.temperature is None
     tenants, labels = np.array(validation["tenant"][:]), np.array(validation["label"][:])
     outputs = {}
-    for share in (0.0, 1.0):
-        shared.keep([share])
-        each = [model(input_ids=torch.tensor([ids])).logits.detach() for ids in validation["input_ids"][:]]
-        outputs[share] = torch.cat(each).numpy()[np.arange(len(tenants)), tenants]
+    torch.manual_seed(0)
+    with standardize_head(model, task) as units:
+        shared = shared_head.share(task, model, "auto", units)
+        for part in shared.parametrizations.values():
+            part.deviations.data.normal_()
+        [group_head] = shared_head.choose_shares(task, model, shared, validation, collate, 16)
+        features = []
+        shared.layer.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].detach()))
+        for share in (0.0, 1.0):
+            shared.keep([share])
+            each = [model(input_ids=torch.tensor([ids])).logits.detach() for ids in validation["input_ids"][:]]
+            outputs[share] = torch.cat(each).numpy()[np.arange(len(tenants)), tenants]
+    assert group_head.temperature is None
+    answers = torch.cat(features[: len(labels)]) @ group_head.rows.weight[0] + group_head.rows.bias
+    np.testing.assert_allclose(answers.detach(), outputs[0.0], atol=1e-4)
     errors = {}
     for share in np.linspace(0, 1, 11):
         predicted = outputs[0.0] + share * (outputs[1.0] - outputs[0.0])

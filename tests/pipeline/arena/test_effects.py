@@ -21,7 +21,7 @@ LORA = "glue: LoRA r=1"
 READS = {"train": 47}  # so that classes have other weights than 1
 
 
-def measured(monkeypatch):
+def measured(monkeypatch, title=LORA):
     """What is measured of a training run, with the weights that it ends with; not what its key says."""
     weights = []
 
@@ -34,7 +34,7 @@ def measured(monkeypatch):
     usual = measuring.sizes_of
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "sizes_of", sizes_of)
-        record = measuring.measure(small.training(LORA))
+        record = measuring.measure(small.training(title))
     assert record.status == "finished", record.reason
     return record.validation, record.test, record.predicted, weights
 
@@ -85,7 +85,7 @@ SECTIONS = {"tokenize": TokenizeParams, "train": TrainParams, "tenants": Tenants
 
 def test_every_key_of_a_section_of_all_methods_has_a_case():
     keys = {f"{name}.{field}" for name, schema in SECTIONS.items() for field in schema.model_fields}
-    assert keys - KEYS.keys() == {"train.compile"}  # see below
+    assert keys - KEYS.keys() == {"train.compile", "tokenize.standardize_labels"}  # see below
 
 
 def use(values):
@@ -106,6 +106,16 @@ def test_a_key_of_params_changes_what_is_measured_or_is_refused(arena, monkeypat
     changed = measured(monkeypatch)
     use(beside)
     assert measured(monkeypatch) != changed
+
+
+def test_a_task_of_numbers_may_leave_them_in_their_own_units(arena, monkeypatch):
+    standardized = measured(monkeypatch, "ratings: LoRA r=1")
+    value = {"tokenize.standardize_labels": "none"}
+    kit.write(preset.PATH, {"small": workspace.merged(small.SMALL, {"tasks": {"ratings": {"params": value}}})})
+    assert measured(monkeypatch, "ratings: LoRA r=1") != standardized
+    kit.write(preset.PATH, {"small": workspace.merged(small.SMALL, {"tasks": {"glue": {"params": value}}})})
+    says = "small.tasks.glue: tokenize.standardize_labels: none has no effect: the labels are not numbers to predict"
+    refused(lambda: check(plan.cells("small", preset.load("small"), [LORA])), says=says)
 
 
 def test_models_are_compiled_if_a_preset_says_so(arena, monkeypatch):

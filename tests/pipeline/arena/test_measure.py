@@ -54,8 +54,10 @@ def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, a
     plain = measure(training(title))
     quantized = measure(dataclasses.replace(training(title), is_quantized=True))
     assert quantized.quantized.keys() == set(PRECISIONS)
-    assert quantized.quantized["float32"].test == quantized.test[-1]
-    assert quantized.quantized["float32"].validation == quantized.validation[-1]
+    # While a head is trained, a hook adds the mean of numbers to its outputs; afterwards its bias does.
+    rounding = 1e-3 if title.startswith("ratings") else 0.0
+    assert quantized.quantized["float32"].test == pytest.approx(quantized.test[-1], abs=rounding)
+    assert quantized.quantized["float32"].validation == pytest.approx(quantized.validation[-1], abs=rounding)
     sizes = [quantized.quantized[precision].bytes for precision in PRECISIONS]
     assert sizes == sorted(sizes, reverse=True)
     assert quantized.predicted == plain.predicted
