@@ -136,10 +136,12 @@ def _tables(training: TrainingRun) -> tuple[Facts, dict[str, pa.Table]]:
 def _facts_of(training: TrainingRun, known: Facts, train: pa.Table) -> Facts:
     """Return the facts of the data, of which only these examples are trained on."""
     if TENANT in train.column_names:
-        known = known.with_counts(train[TENANT].to_numpy())
-    if training.view.standardizes_labels:
-        return known.with_label_scale(train["label"].to_numpy())
-    return known.without_label_scale()
+        tenants = train[TENANT].to_numpy()
+        known = known.with_counts(tenants)
+    if not training.view.standardizes_labels:
+        return known.without_label_scale()
+    labels = train["label"].to_numpy()
+    return known.with_label_scale(labels)
 
 
 def _short(tokenized: Iterable[tuple[pa.Table, np.ndarray]], max_tokens: float) -> pa.Table:
