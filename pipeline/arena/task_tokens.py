@@ -45,7 +45,9 @@ def write_labels(training: TrainingRun, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
     test = splits(training)["test"]
     task = task_of(training)
-    known = task.scoring.extract_targets(tokens.labels_of(test), tokens.groups_of(test))
+    labels = tokens.labels_of(test)
+    groups = tokens.groups_of(test)
+    known = task.scoring.extract_targets(labels, groups)
     columns = dict[str, list[Any]]()
     if known.ndim == 1:
         columns["label"] = known.tolist()
@@ -70,8 +72,9 @@ def folder_of(training: TrainingRun) -> Path:
             write([(table, lengths)], folder / f"{split}.arrow")
         known.write(folder)
 
-    known = repr(_compute_key(training))
-    key = hashlib.sha256(known.encode()).hexdigest()[:16]
+    known = _compute_key(training)
+    digest = hashlib.sha256(repr(known).encode())
+    key = digest.hexdigest()[:16]
     return artifacts.build_once(FOLDER / f"tokens-{key}", make)
 
 
@@ -92,8 +95,10 @@ def _compute_key(training: TrainingRun) -> tuple[object, ...]:
     )
     if view.standardizes_labels:
         known = (*known, facts.LabelScale.__name__)
-    # Older tokens of texts of several columns may have, in two splits, the same texts in another order.
-    return (*known, datasets.MIRRORED) if has_mirrors(row) else known
+    if has_mirrors(row):
+        # Older tokens of texts of several columns may have, in two splits, the same texts in another order.
+        known = (*known, datasets.MIRRORED)
+    return known
 
 
 def _tables(training: TrainingRun) -> tuple[Facts, dict[str, pa.Table]]:

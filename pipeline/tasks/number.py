@@ -49,7 +49,7 @@ class RegressionHead(Head):
             return None
 
         def loss(logits: "Tensor", labels: "Tensor") -> "Tensor":
-            return squared_errors(logits, labels, scale).mean()
+            return compute_squared_errors(logits, labels, scale).mean()
 
         return loss
 
@@ -100,7 +100,7 @@ class RegressionDescription(Description):
         return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
 
 
-def squared_errors(logits: "Tensor", labels: "Tensor", scale: LabelScale | None) -> "Tensor":
+def compute_squared_errors(logits: "Tensor", labels: "Tensor", scale: LabelScale | None) -> "Tensor":
     """Return the squared error of each example, (examples,), given logits (examples, 1 or more).
 
     With a scale, it is in units of the variance of the labels: 1 on average for a prediction of their mean.

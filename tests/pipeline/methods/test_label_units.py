@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.methods.label_units import standardize
 from pipeline.tasks.facts import Facts, LabelScale
-from pipeline.tasks.number import squared_errors
+from pipeline.tasks.number import compute_squared_errors
 
 WIDTH = 6
 STEPS = 40
@@ -43,7 +43,7 @@ def test_it_learns_what_a_plain_layer_learns_of_numbers_standardized_before(mean
     scale = LabelScale.of(labels.numpy())
     assert (scale.mean, scale.deviation) == pytest.approx((mean, deviation), abs=1e-9 * deviation)
     with standardize(layer, scale):
-        fit(layer, lambda: squared_errors(layer(x), labels, scale).mean())
+        fit(layer, lambda: compute_squared_errors(layer(x), labels, scale).mean())
     fit(plain, lambda: nn.functional.mse_loss(plain(x)[:, 0], standardized))
     expected = plain(x) * deviation + mean
     torch.testing.assert_close(layer(x) / deviation, expected / deviation, rtol=1e-5, atol=1e-5)
@@ -56,7 +56,7 @@ def test_without_a_bias_it_learns_in_units_of_the_root_mean_square():
     with torch.no_grad():
         layer.weight.mul_(50.0)
     with standardize(layer, scale):
-        fit(layer, lambda: squared_errors(layer(x), labels, scale).mean())
+        fit(layer, lambda: compute_squared_errors(layer(x), labels, scale).mean())
     fit(plain, lambda: ((plain(x)[:, 0] - labels / 50.0) * 50.0 / 30.0).square().mean())
     torch.testing.assert_close(layer(x), plain(x) * 50.0, rtol=1e-5, atol=1e-4)
 
