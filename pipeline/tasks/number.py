@@ -126,9 +126,9 @@ def number_in(cells: Cells, label: Any) -> float:
 
 
 def round_on_scale(value: float, label: Any) -> float:
-    """Round a number to three digits of the length of the scale: 2015.37 to 2015.4 on one from 1950 to 2025."""
+    """Round a number to four digits of the length of the scale: 2015.375 to 2015.38 on one from 1950 to 2025."""
     whole_digits = math.ceil(math.log10(label.high - label.low))
-    return round(value, 3 - whole_digits)
+    return round(value, 4 - whole_digits)
 
 
 def bins_of(values: Sequence[float], label: Any) -> list[str]:

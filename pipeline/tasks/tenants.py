@@ -25,7 +25,7 @@ from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.head import Head
 from pipeline.tasks.held_out import choose_tenants, describe_scores, name_metric
-from pipeline.tasks.number import RegressionScoring, number_in, compute_squared_errors
+from pipeline.tasks.number import RegressionScoring, compute_squared_errors, number_in
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Answering, Answers_co, OfPart, Scoring
 from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores

@@ -5,7 +5,9 @@ Nothing here comes from lsr, pipeline or stages. Each text passes through the mo
 
 import json
 import re
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from peft import PeftModel
@@ -15,6 +17,36 @@ from transformers import AutoTokenizer
 PREFIX = "base_model.model."  # PEFT's, before the names of tensors of the base model
 MARK = ".lsr_adapters."
 DIAGONAL = 8  # the divisor of alpha with diagonal cores, as docs/explanation/family.md has it
+
+
+class LabelUnits(NamedTuple):
+    """A label is `zero` plus `one` times what a head learns; `deviation` is that of the labels."""
+
+    zero: float
+    one: float
+    deviation: float
+
+    @classmethod
+    def of(cls, labels, head):
+        """Return the units for a head's last layer; one without a bias learns in units of the root mean square."""
+        labels = np.asarray(labels, np.float64)
+        if head.bias is None:
+            return cls(0.0, np.sqrt(np.mean(labels**2)), labels.std())
+        return cls(labels.mean(), labels.std(), labels.std())
+
+    def standardize(self, head):
+        """Let a head that answers with labels answer with what is learned."""
+        head.weight.data /= self.one
+        if head.bias is not None:
+            head.bias.data = (head.bias.data - self.zero) / self.one
+
+    def loss(self, learned, label):
+        """Return the squared error in units of the variance of the labels."""
+        return ((learned * self.one + self.zero - label) / self.deviation) ** 2
+
+    def label(self, name, value):
+        """Return the value of a tensor of a standardized head that answers with labels."""
+        return value * self.one + (self.zero if name.endswith("bias") else 0.0)
 
 
 def base_model(folder, auto="AutoModelForSequenceClassification", **head):

@@ -125,6 +125,11 @@ def test_an_initialization_is_that_of_dense_definitions(go, word, form, labels, 
     outputs = len(texts.ROWS[labels]["label"].get("names", [0]))
     model = plain.base_model(folder, num_labels=outputs).double()
     model.load_state_dict(head, strict=False)
+    units = None
+    if labels == "number":
+        layer = last_layer(model)
+        units = plain.LabelUnits.of(tokens.load_tokens("train")["label"][:], layer)
+        units.standardize(layer)
     factors = plain.factors_of(artifacts.INIT)
     fields = plain.fields_of(artifacts.INIT)
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in LAYERS[architecture]]
@@ -135,14 +140,27 @@ def test_an_initialization_is_that_of_dense_definitions(go, word, form, labels, 
     if word == "principal":
         read = {name: plain.weight_of(model, name).detach() for name in names}
     elif word == "gradient":
-        read = mean_gradients(model, names, HEADS[architecture], batches, labels, examples["init_head_steps"])
+        read = mean_gradients(model, names, HEADS[architecture], batches, labels, units, examples["init_head_steps"])
     else:
-        read, head = short_run(model, names, HEADS[architecture], run, labels, examples["init_head_steps"])
+        read, head = short_run(model, names, HEADS[architecture], run, labels, units, examples["init_head_steps"])
+        if units is not None:
+            for name in head:
+                if name.rpartition(".")[0] == last_name(model):
+                    head[name] = units.label(name, head[name])
     check = {"warm_start": WARM, "lora_update": COLD, "gradient": COLD, "principal": COLD}[word][form]
     check(read, factors, fields)
     for name, tensor in head_in(artifacts.INIT).items():
         expected = head[name] if word == "warm_start" or word == "principal" else tensor
         torch.testing.assert_close(tensor.double(), expected.double(), rtol=1e-4, atol=1e-5)
+
+
+def last_name(model):
+    """Return the name of the head's last layer, the last linear layer outside of the backbone."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1].split(".modules_to")[0]
+
+
+def last_layer(model):
+    return model.get_submodule(last_name(model))
 
 
 def in_epochs(batches, epochs):
@@ -152,7 +170,7 @@ def in_epochs(batches, epochs):
     return batches + [batches[place] for order in orders for place in order]
 
 
-def loss_of(model, batch, labels):
+def loss_of(model, batch, labels, units):
     """Return the mean loss of a batch, each of whose examples passes alone."""
     losses = []
     for place, label in enumerate(batch["label"]):
@@ -160,7 +178,7 @@ def loss_of(model, batch, labels):
         logits = model(**inputs).logits
         wanted = torch.tensor([label])
         if labels == "number":
-            losses.append(F.mse_loss(logits[:, 0], wanted.double()))
+            losses.append(units.loss(logits[0, 0], wanted[0].double()))
         elif labels == "multi_label":
             losses.append(F.binary_cross_entropy_with_logits(logits, wanted.double()))
         else:
@@ -172,7 +190,7 @@ def parameters_of(model, modules):
     return [parameter for name in modules for parameter in model.get_submodule(name).parameters()]
 
 
-def fit_head(model, head, batches, labels, steps):
+def fit_head(model, head, batches, labels, units, steps):
     """Take steps of AdamW at the rate 0.01 on one batch."""
     assert steps == 0 or len(batches) == 1
     model.requires_grad_(False)
@@ -180,23 +198,23 @@ def fit_head(model, head, batches, labels, steps):
     optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss_of(model, batches[0], labels).backward()
+        loss_of(model, batches[0], labels, units).backward()
         optimizer.step()
 
 
-def mean_gradients(model, names, head, batches, labels, steps):
+def mean_gradients(model, names, head, batches, labels, units, steps):
     """Return dL/dW over all examples, (m, n) by layer, through a fitted head."""
-    fit_head(model, head, batches, labels, steps)
+    fit_head(model, head, batches, labels, units, steps)
     model.requires_grad_(False)
     weights = [model.get_submodule(name).weight.requires_grad_(True) for name in names]
     whole = {key: [value for batch in batches for value in batch[key]] for key in batches[0]}
-    gradients = torch.autograd.grad(loss_of(model, whole, labels), weights)
+    gradients = torch.autograd.grad(loss_of(model, whole, labels, units), weights)
     return {name: plain.as_stored(model, name, one) for name, one in zip(names, gradients, strict=True)}
 
 
-def short_run(model, names, head, batches, labels, steps):
+def short_run(model, names, head, batches, labels, units, steps):
     """Return the update of each layer and the head after a LoRA of PEFT has taken a step for each batch."""
-    fit_head(model, head, batches, labels, steps)
+    fit_head(model, head, batches, labels, units, steps)
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=RANK,
@@ -218,7 +236,7 @@ def short_run(model, names, head, batches, labels, steps):
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=len(batches))
     for batch in batches:
         optimizer.zero_grad()
-        loss_of(outer, batch, labels).backward()
+        loss_of(outer, batch, labels, units).backward()
         nn.utils.clip_grad_norm_([*factors, *trained_head], 1.0)
         optimizer.step()
         schedule.step()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from pipeline.core import artifacts
+from pipeline.data import tokens
 from pipeline.training import run as training
 from tests import kit, workspace
 from tests.kit import table
@@ -113,6 +114,7 @@ class Loop:
         outputs = len(texts.ROWS[labels]["label"].get("names", [0]))
         self.model = plain.base_model(folder, num_labels=outputs).double().requires_grad_(False)
         self.fields = plain.fields_of(artifacts.INIT)
+        self.units = None
         children = [name for name, _ in self.model.named_children()]
         self.heads = [name for name in children if name != self.model.base_model_prefix]
         if self.fields["peft_type"] == "LSR":
@@ -121,6 +123,10 @@ class Loop:
             self.trained = self.with_lora()
         else:  # full fine-tuning
             self.trained = self.whole(children)
+        if labels == "number":
+            [head] = [layer for name, layer in self.model.named_modules() if name == "score"]
+            self.units = plain.LabelUnits.of(tokens.load_tokens("train")["label"][:], head)
+            self.units.standardize(head)
 
     def whole(self, modules):
         """Return the parameters of modules of the base model, with the values of the file."""
@@ -216,7 +222,6 @@ LOSSES = {  # of the logits of a text, by the names or the number that the file 
     "three": of_class("size"),
     "pairs": of_class("weather"),
     "multi_label": of_several,
-    "number": lambda logits, example, names: (logits[0] - example["rating"]) ** 2,
 }
 
 
@@ -259,6 +264,8 @@ def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels,
     weights = class_weights(epochs) if method == "balanced" else {}
 
     def loss(logits, example):
+        if loop.units is not None:
+            return loop.units.loss(logits[0], example["rating"])
         return weights.get(example["size"], 1.0) * LOSSES[labels](logits, example, names)
 
     losses, validations, states = loop.fit(epochs, loss)
@@ -266,6 +273,9 @@ def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels,
     assert column("validation_loss") == pytest.approx(validations, rel=1e-4)
     actual = before_calibration(plain.tensors_of(artifacts.ADAPTER), loop.heads)
     best = states[report(artifacts.TRAIN_METRICS)["best_epoch"] - 1]
+    if loop.units is not None:
+        for values in (first, best):
+            values["score.weight"] = loop.units.label("score.weight", values["score.weight"])
     assert actual.keys() >= best.keys()
     for name, expected in best.items():
         moved = (expected - first[name]).norm()
