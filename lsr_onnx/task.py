@@ -16,6 +16,10 @@ Fields = Mapping[str, Any]
 
 NO_TEMPLATE = "none"  # value of `template` that stands for no chat template: a prompt is its text
 TENANTS = "tenants"  # key that replaces `labels`: names of labels by tenant
+# Problem types of transformers.
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
 LONGEST_NAME = 200  # characters of a label, a tenant or a column
 MAX_LABELS = 10_000  # labels per adapter
 MAX_LABEL_BYTES = 64_000  # limit to all labels of an adapter together, in UTF-8

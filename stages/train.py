@@ -7,6 +7,7 @@ Not a DVC out: runs/, where trackers write.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def fit_with_shared_rows(
     """
     if view.tenants.head != "own":
         print_similar(task)
-    with label_units.standardize_head(model, task) as units:
+    find_layer = partial(heads.find_last_layer, model)
+    with label_units.standardize_numbers(task, find_layer) as units:
         shared = shared_head.share(task, model, view.tenants.head, units)
         history = History.of(fit(view, task, model, splits, collate, folder))
         if shared is None or not console.IS_FIRST:

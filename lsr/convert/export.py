@@ -23,12 +23,8 @@ from lsr.tuner.files import PREFIX, TASK, Files, read_files
 from lsr.tuner.layer import LsrLinear
 from lsr.tuner.lookup import config_of, find_injected, layers_of
 from lsr.tuner.packing import dtype_name
-from lsr_onnx.task import TENANTS
+from lsr_onnx.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TENANTS
 
-# Problem types of transformers.
-SINGLE_LABEL = "single_label_classification"
-MULTI_LABEL = "multi_label_classification"
-REGRESSION = "regression"
 EXACT = 1e-6  # relative error of the update up to which an export equals its adapter
 TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lsr.convert.export import MULTI_LABEL, REGRESSION, describe_labels, describe_problem
+from lsr.convert.export import describe_labels, describe_problem
 from lsr.convert.graph_quantization import quantize_graph
 from lsr.convert.writing import GRAPHS, check_output, replace_folder, write_task
 from lsr.errors import InputError
@@ -27,6 +27,7 @@ from lsr.tuner.files import read_files
 from lsr.tuner.options import Fields
 from lsr_onnx.folder import FLOAT32, INT8
 from lsr_onnx.graph import LOGITS, REMEDY, Graph
+from lsr_onnx.task import MULTI_LABEL, REGRESSION
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20

@@ -2,8 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from dataclasses import replace as changed
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, Self
@@ -19,10 +18,9 @@ from lsr.loading.updates import Update
 from lsr.serve.group_names import name_group
 from lsr.tuner.targets import heads_of
 from lsr_onnx.names import check_name, make_label_names
-from lsr_onnx.task import TENANTS, check_stop_tokens, validate_task_info
+from lsr_onnx.task import MULTI_LABEL, TENANTS, check_stop_tokens, validate_task_info
 
 EVEN = 0.5  # threshold of each label of a multi-label task before any is chosen on examples
-MULTI_LABEL = "multi_label_classification"  # problem_type of transformers
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name
 
@@ -98,7 +96,7 @@ def add_task(base: BaseModel, contents: Contents) -> Contents:
         labels = make_label_names(base.labels)
     names = list(labels) or make_label_names(1)
     task_info = {"labels": names, "thresholds": [EVEN] * len(names)}
-    return changed(contents, task=validate_task_info(task_info, contents.source))
+    return replace(contents, task=validate_task_info(task_info, contents.source))
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

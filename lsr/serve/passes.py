@@ -57,6 +57,7 @@ class BatchRunner(Runner):
             )
         written = max_new_tokens if writes else 0
         super().__init__(bank, tokenizer, tokens - written, written, is_strict=is_strict)
+        self._decoder = Decoder(tokenizer)
         end = model.generation_config.eos_token_id if writes else None
         self.stop_token_ids: list[int] = [end] if isinstance(end, int) else end or []
         no_padding = int(tokenizer.pad_token_id == 0)
@@ -158,9 +159,8 @@ class BatchRunner(Runner):
         prompts = [row.inputs["input_ids"] for row in rows]
         wanted = [row.wanted for row in rows if row.wanted is not None]
         writings = []
-        decoder = Decoder(self.tokenizer)
         for row, own in zip(rows, wanted, strict=True):
-            writings.append(Writing(own, decoder, row.is_unwanted))
+            writings.append(Writing(own, self._decoder, row.is_unwanted))
 
         def choose(_: Tensor, scores: Tensor) -> Tensor:
             are_finite = scores.amax(dim=-1).isfinite().tolist()  # NaN is larger than any; some scores are -inf

@@ -20,7 +20,9 @@ class Decoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._text_tokenizer = tokenizer
-        self._steps = read_steps(tokenizer)
+        steps = read_steps(tokenizer)
+        self._is_stable = is_stable(steps)
+        self._has_bytes = any(step["type"] == BYTES for step in steps)
         self._special = set(tokenizer.all_special_ids)
         self._cleaned = 0  # characters
         if tokenizer.clean_up_tokenization_spaces:
@@ -46,10 +48,11 @@ class Decoder:
         return length
 
     def _count_stable(self, tokens: Sequence[int], text: str) -> int:
-        if not is_stable(self._steps):
+        if not self._is_stable:
             return 0
-        if any(step["type"] == BYTES for step in self._steps):
-            text = self.decode(tokens[: self._count_before_bytes(tokens)])
+        if self._has_bytes:
+            count = self._count_before_bytes(tokens)
+            text = text if count == len(tokens) else self.decode(tokens[:count])
         return max(0, len(text.rstrip(UNFINISHED)) - self._cleaned)
 
     def _count_before_bytes(self, tokens: Sequence[int]) -> int:

@@ -1,12 +1,12 @@
 """Recognize the content of a column: running text, joined labels, or numbers."""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from pipeline.add import lists
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.multi_label import labels_in
 
@@ -16,6 +16,8 @@ MAX_CLASSES = 100
 SEPARATORS = ";|,"  # separators between the labels of a multi-label cell
 LONGEST = 30  # characters of a label
 MAX_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
+# A list that is written as text, as pandas writes it to CSV.
+WRITTEN_LIST = re.compile(r"""\s*\[(\s*|\s*['"\d-].*)\]\s*""", re.DOTALL)
 Labels = tuple[str, ...]  # labels in one cell
 
 
@@ -35,13 +37,23 @@ def is_text(column: pd.Series) -> bool:
     values = drop_missing(beginning)
     if {type(value) for value in values} != {str}:
         return False
-    if lists.are_texts(values):
+    if are_written_lists(values):
         return False
     text = "".join(values)
     letters = sum(map(str.isalpha, text))
     words = sum(map(_count_words, values))
     is_of_letters = letters > 0.5 * len(text)
     return is_of_letters and words >= WORDS * len(values)
+
+
+def are_written_lists(values: Sequence[Any]) -> bool:
+    """Return whether all values are lists that are written as text, with brackets."""
+    for value in values:
+        if not isinstance(value, str):
+            return False
+        if not WRITTEN_LIST.fullmatch(value):
+            return False
+    return bool(values)
 
 
 def _count_words(text: str) -> int:
@@ -59,17 +71,18 @@ def detect_joined_labels(column: pd.Series) -> dict[str, Any]:
     types = {type(value) for value in values}
     if types == {list}:
         cells = [labels_in(value, "") for value in values]
-        return {"names": _names(cells)} if _are_few(cells) else {}
+        return {"names": collect_names(cells)} if _are_few(cells) else {}
     if types != {str}:
         return {}
     for separator in SEPARATORS:
         cells = [labels_in(value, separator) for value in values]
         if _are_several(cells) and _are_names(cells):
-            return {"separator": separator, "names": _names(cells)}
+            return {"separator": separator, "names": collect_names(cells)}
     return {}
 
 
-def _names(cells: Sequence[Labels]) -> list[str]:
+def collect_names(cells: Iterable[Labels]) -> list[str]:
+    """Return the different labels of cells, sorted."""
     names = set[str]()
     names.update(*cells)
     return sorted(names)
@@ -82,7 +95,7 @@ def _are_several(cells: Sequence[Labels]) -> bool:
 
 def _are_few(cells: Sequence[Labels]) -> bool:
     """Return whether cells have few different labels overall, but more than one."""
-    names = _names(cells)
+    names = collect_names(cells)
     most = min(MAX_CLASSES, len(cells) / 5)
     return 1 < len(names) <= most
 

@@ -22,7 +22,7 @@ from pipeline.data import base_models, tokens
 from pipeline.methods import heads
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.heads import GroupHead
-from pipeline.methods.label_units import standardize_head
+from pipeline.methods.label_units import standardize_numbers
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams, PeftParams, load_params
 from pipeline.params.sources import HubModel, ModelEntry
 from pipeline.tasks import Task
@@ -59,7 +59,7 @@ def add_tenant_heads(base: PreTrainedModel, view: FactorizeInitView, task: Task)
         freeze_shared_adapter(model, layer)
         own = [heads.last_layer_of(model, layer)]
         with (
-            standardize_head(model, task),
+            standardize_numbers(task, lambda: heads.last_layer_of(model, layer)),
             fit_head(model, own, batches, seed=view.seed, keep=True, track=console.track),
         ):
             return model

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from lsr.serve.admission import heads_in
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import PREFIX, Files, read_files
 from pipeline.core import artifacts
@@ -26,6 +28,13 @@ def last_layer_of(model: PeftModel, layer: str) -> nn.Linear:
     trained = named[f"{PREFIX}{layer}"]
     assert isinstance(trained, nn.Linear)
     return trained
+
+
+def last_layer_of_base(base: PreTrainedModel) -> nn.Linear:
+    """Return the last layer of the head of a model without an adapter."""
+    layer = base.get_submodule(heads_in(base)[-1])
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def find_last_layer(model: PeftModel) -> nn.Linear:

@@ -7,26 +7,24 @@ text: it predicts labels in units of their root mean square.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lsr.serve.admission import heads_in
 from pipeline.methods import heads
 from pipeline.tasks import Task
 from pipeline.tasks.facts import LabelScale
 
 
-class Units(NamedTuple):
-    """Convert what the parameters of a layer predict: a label is `zero` plus `one` times a standardized label."""
+class LabelUnits(NamedTuple):
+    """Convert what the parameters of a layer predict: a label is `offset` plus `factor` times a standardized label."""
 
-    zero: float
-    one: float
+    offset: float
+    factor: float
 
     @classmethod
     def of(cls, layer: nn.Linear, scale: LabelScale) -> Self:
@@ -38,70 +36,49 @@ class Units(NamedTuple):
     def to_labels(self, standardized: Tensor) -> Tensor:
         """Convert standardized labels, in at least float32: a large mean leaves lower precisions no digits."""
         precise = torch.promote_types(standardized.dtype, torch.float32)
-        return standardized.to(precise) * self.one + self.zero
+        return standardized.to(precise) * self.factor + self.offset
 
     @torch.no_grad()
     def convert_to_labels(self, layer: nn.Linear) -> None:
         """Let the parameters of a layer that predict standardized labels predict labels."""
-        layer.weight.mul_(self.one)
+        layer.weight.mul_(self.factor)
         if layer.bias is not None:
-            layer.bias.mul_(self.one).add_(self.zero)
+            layer.bias.mul_(self.factor).add_(self.offset)
 
     @torch.no_grad()
     def convert_to_standardized(self, layer: nn.Linear) -> None:
         """Let the parameters of a layer that predict labels predict standardized ones."""
-        layer.weight.div_(self.one)
+        layer.weight.div_(self.factor)
         if layer.bias is not None:
-            layer.bias.sub_(self.zero).div_(self.one)
-
-
-def find_layer(base: PreTrainedModel) -> nn.Linear:
-    """Return the last layer of the head of a model without an adapter."""
-    layer = base.get_submodule(heads_in(base)[-1])
-    assert isinstance(layer, nn.Linear)
-    return layer
+            layer.bias.sub_(self.offset).div_(self.factor)
 
 
 def center_head(base: PreTrainedModel, task: Task) -> None:
     """Let a new head predict numbers around the mean of the labels, as far apart as a new head predicts classes."""
     scale = task.facts.label_scale
     if scale is not None:
-        layer = find_layer(base)
-        Units.of(layer, scale).convert_to_labels(layer)
+        layer = heads.last_layer_of_base(base)
+        LabelUnits.of(layer, scale).convert_to_labels(layer)
 
 
 @contextmanager
-def standardize_base(base: PreTrainedModel, task: Task) -> Iterator[Units | None]:
-    """Let the head of a model without an adapter learn standardized numbers, for a short run of an initialization.
+def standardize_numbers(task: Task, find_layer: Callable[[], nn.Linear]) -> Iterator[LabelUnits | None]:
+    """Let the last layer of a head learn standardized numbers, while a model is trained.
 
-    Yields the units; None if there are no numbers to standardize.
+    Yields the units; None if there are no numbers to standardize: then no layer is looked for.
     """
     scale = task.facts.label_scale
     if scale is None:
         yield None
         return
-    with standardize(find_layer(base), scale) as units:
+    with standardize(find_layer(), scale) as units:
         yield units
 
 
 @contextmanager
-def standardize_head(model: PeftModel, task: Task) -> Iterator[Units | None]:
-    """Let the head of a model with an adapter learn standardized numbers, for training.
-
-    Yields the units; None if there are no numbers to standardize.
-    """
-    scale = task.facts.label_scale
-    if scale is None:
-        yield None
-        return
-    with standardize(heads.find_last_layer(model), scale) as units:
-        yield units
-
-
-@contextmanager
-def standardize(layer: nn.Linear, scale: LabelScale) -> Iterator[Units]:
+def standardize(layer: nn.Linear, scale: LabelScale) -> Iterator[LabelUnits]:
     """Let the parameters of a layer predict standardized labels, and the layer still predict labels."""
-    units = Units.of(layer, scale)
+    units = LabelUnits.of(layer, scale)
     units.convert_to_standardized(layer)
     try:
         with layer.register_forward_hook(lambda module, inputs, outputs: units.to_labels(outputs)):

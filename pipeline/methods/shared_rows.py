@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from pipeline.methods.label_units import find_layer
+from pipeline.methods import heads
 from pipeline.tasks import Task
 from pipeline.tasks.groups import Group, find_groups
 
@@ -100,7 +100,7 @@ def share_rows(
     if not groups:
         yield
         return
-    layer = find_layer(base)
+    layer = heads.last_layer_of_base(base)
     share_layer(layer, groups, has_deviations=False)
     try:
         yield

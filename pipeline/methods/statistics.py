@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,8 @@ from pipeline.data import tokens
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
-from pipeline.methods.label_units import standardize_base
+from pipeline.methods.heads import last_layer_of_base
+from pipeline.methods.label_units import standardize_numbers
 from pipeline.methods.planning import Plan
 from pipeline.methods.shared_rows import share_rows
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
@@ -65,7 +67,7 @@ def read(
         model.to(device)
         with (
             as_user_error(ValueError, before=f"{PARAMS}: {section.key}.init: {view.data}: "),
-            standardize_base(base, task),
+            standardize_numbers(task, partial(last_layer_of_base, base)),
             share_rows(base, task, view.tenants.head, keep=section.init == "warm_start"),
         ):
             return read_examples(

@@ -22,9 +22,10 @@ from pipeline.params.sections import (
     TrainParams,
 )
 
+STANDARDIZE = "tokenize.standardize_labels"
 # Of keys without a default in the schema, the values of the committed params.yaml.
 COMMITTED = {
-    "tokenize.standardize_labels": "auto",
+    STANDARDIZE: "auto",
     "train.epochs": "auto",
     "train.head_learning_rate": 0.002,
     "tenants.shared_adapter": "trained",
@@ -84,8 +85,8 @@ def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
         yield from idle_in_section(section)
         if isinstance(section, RegressionParams):
             yield from _idle_with_regression(params.train)
-            key = "tokenize.standardize_labels"
-            yield from _set(key, params.tokenize.standardize_labels, "adapter: regression fits numbers in any unit")
+            reason = "adapter: regression fits numbers in any unit"
+            yield from _set(STANDARDIZE, params.tokenize.standardize_labels, reason)
             if is_of_tenants:
                 yield from _set("tenants.head", params.tenants.head, "adapter: regression fits each tenant by itself")
 
@@ -93,8 +94,7 @@ def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
 def idle_in_labels(tokenize: TokenizeParams, entry: DatasetEntry) -> Iterator[Idle]:
     """Yield the value about numbers if it is set for a data set entry whose labels are none."""
     if not entry.predicts_number:
-        key = "tokenize.standardize_labels"
-        yield from _set(key, tokenize.standardize_labels, "the labels are not numbers to predict")
+        yield from _set(STANDARDIZE, tokenize.standardize_labels, "the labels are not numbers to predict")
 
 
 def _idle_with_regression(train: TrainParams) -> Iterator[Idle]:

@@ -25,7 +25,7 @@ class Tenant(StrictModel):
 
 
 class LabelScale(StrictModel):
-    """The mean and the standard deviation of the numbers of a training split."""
+    """The mean and the standard deviation of the numbers in train."""
 
     mean: float
     deviation: float  # above 0
@@ -35,7 +35,8 @@ class LabelScale(StrictModel):
         """Return the scale of these numbers; that of equal ones has a deviation of 1, which changes nothing."""
         mean = np.mean(labels, dtype=np.float64)
         deviation = np.std(labels, dtype=np.float64)
-        return cls(mean=float(mean), deviation=float(deviation) or 1.0)
+        are_equal = np.min(labels) == np.max(labels)  # their deviation may be above 0 by rounding
+        return cls(mean=float(mean), deviation=1.0 if are_equal else float(deviation))
 
 
 class Facts(StrictModel):

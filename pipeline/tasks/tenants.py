@@ -72,8 +72,7 @@ class TenantsPreprocessor(Preprocessor):
     def __init__(self, entry: DatasetEntry, facts: Facts) -> None:
         super().__init__(entry, facts)
         self.column = str(entry.tenant)
-        self.is_number = entry.predicts_number
-        self.target = "float64" if self.is_number else "int64"
+        self.target = "float64" if entry.predicts_number else "int64"
         self.known = {**facts.tenants, **facts.held_out}
         self.tenants = list(self.known)
         numbers = range(len(self.tenants))
@@ -87,7 +86,7 @@ class TenantsPreprocessor(Preprocessor):
 
     @property
     def strata(self) -> list[str]:
-        return [TENANT] if self.is_number else [TENANT, "label"]
+        return [TENANT] if self.entry.predicts_number else [TENANT, "label"]
 
     def offset(self, stratum: Any, rows: int) -> float:
         # Drawn where shares are below a row, so that each split has its share of many tenants; an only row is in train.
@@ -122,7 +121,7 @@ class TenantsPreprocessor(Preprocessor):
             if FORBIDDEN.fullmatch(tenant):
                 raise ValueError(f"{where}: tenant {tenant!r}: {NAMES}")
             counts[tenant][label] += 1
-        least = 0 if self.is_number else MIN_LABELS
+        least = 0 if self.entry.predicts_number else MIN_LABELS
         _check_enough(counts, least)
         tenants = _make_tenants(self.entry, counts)
         held_out = dict[str, Tenant]()
@@ -135,12 +134,16 @@ class TenantsPreprocessor(Preprocessor):
 
     def facts_of_examples(self, train: pd.DataFrame) -> Facts:
         """Count the examples of each tenant, and find the scale of numbers, which is one for all tenants."""
-        facts = self.facts.with_counts(train[TENANT].to_numpy())
-        return facts.with_label_scale(train["label"].to_numpy()) if self.is_number else facts
+        tenants = train[TENANT].to_numpy()
+        facts = self.facts.with_counts(tenants)
+        if not self.entry.predicts_number:
+            return facts
+        numbers = train["label"].to_numpy()
+        return facts.with_label_scale(numbers)
 
     def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
         columns = [self.column]
-        if not self.is_number:
+        if not self.entry.predicts_number:
             columns.append(self.label.column)
         return [(column, cells[column]) for column in columns]
 
@@ -148,7 +151,7 @@ class TenantsPreprocessor(Preprocessor):
         tenant, label = _tenant_and_label(cells, self.entry)
         if tenant not in self.known:
             raise ValueError(f"tenant {tenant!r} has no rows in train")
-        if self.is_number:
+        if self.entry.predicts_number:
             return number_in(cells, self.label)
         labels = self.known[tenant].labels or ()
         if label in labels:

@@ -21,7 +21,7 @@ from pipeline import evaluation
 from pipeline.core.errors import UserError
 from pipeline.methods import heads
 from pipeline.methods.heads import GroupHead, Rows
-from pipeline.methods.label_units import Units
+from pipeline.methods.label_units import LabelUnits
 from pipeline.methods.shared_rows import GroupRows, share_layer, unshare
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, Task
@@ -38,7 +38,7 @@ class SharedHead(NamedTuple):
 
     layer: nn.Linear
     groups: Sequence[Group]
-    units: Units | None  # those in which the parameters of the layer predict numbers; None if they predict labels
+    units: LabelUnits | None  # those in which the parameters of the layer predict numbers; None if they predict labels
 
     @property
     def parametrizations(self) -> dict[str, GroupRows]:
@@ -68,7 +68,7 @@ class SharedHead(NamedTuple):
         weight = self.layer.weight.float().cpu()
         bias = None if self.layer.bias is None else self.layer.bias.float().cpu()
         if self.units is not None:
-            weight = weight * self.units.one
+            weight = weight * self.units.factor
             bias = None if bias is None else self.units.to_labels(bias)
         return Rows(weight, bias)
 
@@ -77,7 +77,7 @@ class SharedHead(NamedTuple):
         unshare(self.layer, keep=True)
 
 
-def share(task: Task, model: PeftModel, head: str, units: Units | None) -> SharedHead | None:
+def share(task: Task, model: PeftModel, head: str, units: LabelUnits | None) -> SharedHead | None:
     """Let groups of tenants share rows of the head's last layer, as `tenants.head` selects; None if there are none.
 
     `units` are those in which the parameters of the layer predict numbers, see `pipeline.methods.label_units`.

@@ -20,10 +20,10 @@ DIAGONAL = 8  # the divisor of alpha with diagonal cores, as docs/explanation/fa
 
 
 class LabelUnits(NamedTuple):
-    """A label is `zero` plus `one` times what a head learns; `deviation` is that of the labels."""
+    """A label is `offset` plus `factor` times what a head learns; `deviation` is that of the labels."""
 
-    zero: float
-    one: float
+    offset: float
+    factor: float
     deviation: float
 
     @classmethod
@@ -36,17 +36,17 @@ class LabelUnits(NamedTuple):
 
     def standardize(self, head):
         """Let a head that answers with labels answer with what is learned."""
-        head.weight.data /= self.one
+        head.weight.data /= self.factor
         if head.bias is not None:
-            head.bias.data = (head.bias.data - self.zero) / self.one
+            head.bias.data = (head.bias.data - self.offset) / self.factor
 
     def loss(self, learned, label):
         """Return the squared error in units of the variance of the labels."""
-        return ((learned * self.one + self.zero - label) / self.deviation) ** 2
+        return ((learned * self.factor + self.offset - label) / self.deviation) ** 2
 
     def label(self, name, value):
         """Return the value of a tensor of a standardized head that answers with labels."""
-        return value * self.one + (self.zero if name.endswith("bias") else 0.0)
+        return value * self.factor + (self.offset if name.endswith("bias") else 0.0)
 
 
 def base_model(folder, auto="AutoModelForSequenceClassification", **head):

@@ -31,14 +31,14 @@ def rows_of(counts, column, label_of):
     return rows
 
 
-def run_stages(folder, entry, rows):
+def run_stages(folder, entry, rows, **changes):
     """Make a workspace in which all stages have run, with heads of each tenant's own, whose mean is the group's."""
     made = workspace.make(
         folder,
         data="shops",
         adapter="lora",
         tenants={"shared_adapter": "trained", "head": "own", "precision": "float32"},
-        train={"epochs": 2, "head_learning_rate": 0.01},
+        **{"train": {"epochs": 2, "head_learning_rate": 0.01}, **changes},
     )
     write(made / "data/shops.csv", rows)
     write(made / "data/datasets.yaml", {"shops": entry})

@@ -1,5 +1,7 @@
 """A head that tenants with the same labels share, against a plain loop, transformers and scikit-learn."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,9 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data import tokens
-from pipeline.methods import adapters
+from pipeline.methods import adapters, heads
 from pipeline.methods.batches import tokenizer_of
-from pipeline.methods.label_units import standardize_head
+from pipeline.methods.label_units import standardize_numbers
 from pipeline.methods.shared_rows import GroupRows
 from pipeline.tasks.facts import Facts, Tenant
 from pipeline.tasks.groups import find_groups
@@ -212,7 +214,7 @@ def test_numbers_are_shared_too_and_their_share_has_the_lowest_error_by_scikit_l
     tenants, labels = np.array(validation["tenant"][:]), np.array(validation["label"][:])
     outputs = {}
     torch.manual_seed(0)
-    with standardize_head(model, task) as units:
+    with standardize_numbers(task, partial(heads.find_last_layer, model)) as units:
         shared = shared_head.share(task, model, "auto", units)
         for part in shared.parametrizations.values():
             part.deviations.data.normal_()

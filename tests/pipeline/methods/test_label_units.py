@@ -83,6 +83,7 @@ def test_outputs_in_bfloat16_keep_the_digits_below_a_large_mean():
     assert (outputs - expected).abs().max() < 0.1  # neighbors of 2,015 in bfloat16 are 8 apart
 
 
-def test_equal_numbers_have_a_deviation_of_one():
-    scale = Facts().with_label_scale(np.full(4, 7.0)).label_scale
-    assert scale == LabelScale(mean=7.0, deviation=1.0)
+@pytest.mark.parametrize("number", [7.0, 0.1])  # the mean of 30 times 0.1 is not 0.1
+def test_equal_numbers_have_a_deviation_of_one(number):
+    scale = Facts().with_label_scale(np.full(30, number)).label_scale
+    assert (scale.mean, scale.deviation) == (pytest.approx(number), 1.0)
