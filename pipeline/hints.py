@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core import artifacts
-from pipeline.params import Params
+from pipeline.params import Params, effects
+from pipeline.params.reading import load_entry
 from pipeline.params.sections import TrainParams
 
 FEW_EXAMPLES = 10  # training examples of a class
+SHORT = 200  # optimizer steps; a run with fewer is short
+SMALL = 1000  # training examples, below which those of validation are worth learning from, too
 MAX_CLASSES = 3  # maximum number of classes that are named
 RISE = 1.05  # ratio of the last validation loss to the lowest
 MIN_EPOCHS = 2  # epochs after the one with the lowest validation loss
@@ -17,14 +20,20 @@ MIN_SHARE = 0.0005  # smallest share of truncated texts to mention
 SHARE = "share_"  # prefix of the name of a class in the report of the splits
 
 
-def hints(params: Params) -> Iterator[str]:
-    """Yield sentences on overfitting, rare classes and truncated texts, from the reports of the last run."""
+def hints(params: Params, steps: int) -> Iterator[str]:
+    """Yield sentences on overfitting, small data, rare classes and long texts, from the reports of the last run.
+
+    `steps` are the optimizer steps of the run: with too few, more examples are not what it lacks.
+    """
     validation = pd.read_csv(artifacts.TRAIN_VALIDATION_LOSS)
     losses = validation["validation_loss"].to_numpy()
     yield from _on_patience(losses, params.train)
     splits = pd.read_csv(artifacts.TOKENIZE_SPLITS)
     by_part = splits.set_index("part")
     train = by_part.loc["train"]
+    entry = load_entry("data", params.data)
+    if effects.can_refit(params, entry) and not params.train.refit and steps >= SHORT:
+        yield from _on_small_data(int(train["rows"]), int(by_part.loc["validation", "rows"]))
     yield from _on_classes(train)
     yield from _on_length(train, params.tokenize.max_length)
 
@@ -42,6 +51,13 @@ def _on_patience(losses: np.ndarray, train: TrainParams) -> Iterator[str]:
     rise = f"validation loss rose from {lowest:.4g} after epoch {best + 1} to {last:.4g}"
     patience = min(MIN_EPOCHS, epochs - 2)  # a larger patience would never end training
     yield f"{rise}: train.patience: {patience} ends training that no longer improves the validation score"
+
+
+def _on_small_data(train: int, validation: int) -> Iterator[str]:
+    """Yield a sentence if there are few training examples."""
+    if train < SMALL:
+        learned = f"train.refit: true then learns from the {validation:,} of validation, too"
+        yield f"{train:,} training examples are few: {learned}"
 
 
 def _on_classes(train: pd.Series) -> Iterator[str]:

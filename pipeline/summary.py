@@ -16,7 +16,7 @@ from pipeline import tasks
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
-from pipeline.hints import hints
+from pipeline.hints import SHORT, hints
 from pipeline.params import PARAMS, LsrParams, Params, load_entry, load_params
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import TrainParams
@@ -29,7 +29,6 @@ WIDTH = 100  # characters
 INDENT = 12  # characters
 FEW = 3  # classes
 MAX_CLASSES = 10  # limit to the classes whose scores are shown one by one
-SHORT = 200  # optimizer steps
 MAX_EDITS = 6  # limit to the changed keys of params.yaml that are shown
 TEXTS = ("class", "tenant", "prompt", "said", "expected")  # columns of reports that are not numbers
 
@@ -44,12 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with parser.parse(arguments):
         params = load_params()
         entry = load_entry("data", params.data)
-        results = list(_results(params, entry, _metrics(params)))
+        metrics = _metrics(params)
+        results = list(_results(params, entry, metrics))
         chosen = f"{params.adapter} on {params.model}, {params.data}, seed {params.seed}"
         console.line(f"\n{chosen}\n")
         for heading, result in results:
             console.line(_wrap_line(heading, result))
-        for hint in hints(params):
+        for hint in hints(params, metrics["steps"]):
             console.line(_wrap_line("hint", hint))
         classes = _table(artifacts.EVALUATE_CLASSES)
         if 0 < len(classes) <= MAX_CLASSES:

@@ -6,14 +6,14 @@ inputs and labels; README.md, its card), artifacts/bank/ (what is served, if the
 Not a DVC out: runs/, where trackers write.
 """
 
+import gc
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import DataCollatorWithPadding, Trainer, set_seed
+from transformers import set_seed
 
 from lsr.serve.bank import AdapterBank
 from lsr.serve.shared_adapter import last_layer
@@ -21,7 +21,7 @@ from lsr.tuner.files import read_files
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, banks, cards, heads, label_units
+from pipeline.methods import adapters, banks, cards, heads
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import advise_on_threads
@@ -31,7 +31,8 @@ from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
 from pipeline.tasks.groups import find_similar
 from pipeline.tasks.scoring import Scoring, name_selection_score
-from pipeline.training import calibration, checkpoints, head_regression, processes, run, shared_head
+from pipeline.training import calibration, checkpoints, head_regression, processes, run
+from pipeline.training.fit import REFIT, Fitted, count_tenants, fit, join, refit
 from pipeline.training.history import History
 
 CURVES = {  # names of curves by key in the Trainer's log
@@ -64,18 +65,25 @@ def train(view: params.TrainView, folder: Path) -> None:  # resumes from the las
     tokenizer = tokenizer_of(model.get_base_model(), view.base_model)
     collate = task.head.collator(tokenizer)
     view = run.with_enough_steps(view, splits["train"])
-    group_heads = list[GroupHead]()
     if isinstance(view.section, RegressionParams):
         layer = heads.last_layer_of(model, last_layer(read_files(artifacts.INIT)))
         history = head_regression.fit_head(view, task, model, layer, splits, collate)
+        fitted = Fitted(history, [])
     else:
-        history, group_heads = fit_with_shared_rows(view, task, model, splits, collate, folder)
+        print_similar(view, task)
+        fitted = fit(view, task, model, splits, collate, folder)
+    if console.IS_FIRST:
+        task = calibration.calibrate(task, model, splits["validation"], collate, view.train.batch_size)
+    if view.train.refit:
+        del model
+        gc.collect()  # a trained model is in reference cycles, and memory should hold one base model
+        model, fitted = refit_with_validation(view, task, splits, folder / REFIT, fitted)
     if not console.IS_FIRST:
         return
-    task = calibration.calibrate(task, model, splits["validation"], collate, view.train.batch_size)
-    write_adapter(view, task, model, tokenizer, history.best_score)
-    write_bank(view, task, group_heads)
-    write_reports(view, task, history)
+    print_groups(fitted.group_heads)
+    write_adapter(view, task, model, tokenizer, fitted.history.best_score)
+    write_bank(view, task, fitted.group_heads)
+    write_reports(view, task, fitted.history)
 
 
 def load_initialized(view: params.TrainView, task: Task, train: Dataset) -> PeftModel:
@@ -88,61 +96,35 @@ def load_initialized(view: params.TrainView, task: Task, train: Dataset) -> Peft
     return model
 
 
-def fit_with_shared_rows(
+def refit_with_validation(
     view: params.TrainView,
     task: Task,
-    model: PeftModel,
-    splits: dict[str, Dataset],
-    collate: DataCollatorWithPadding,
+    splits: Mapping[str, Dataset],
     folder: Path,
-) -> tuple[History, list[GroupHead]]:
-    """Fit the model, in which tenants may share rows of the head; return the history and the groups' rows.
-
-    The model has the weights of the best checkpoint.
-    """
-    if view.tenants.head != "own":
-        print_similar(task)
-    find_layer = partial(heads.find_last_layer, model)
-    with label_units.standardize_numbers(task, find_layer) as units:
-        shared = shared_head.share(task, model, view.tenants.head, units)
-        history = History.of(fit(view, task, model, splits, collate, folder))
-        if shared is None or not console.IS_FIRST:
-            return history, []
-        group_heads = shared_head.choose_shares(
-            task, model, shared, splits["validation"], collate, view.train.batch_size
-        )
-        shared.add_deviations()
-    print_groups(group_heads)
-    return history, group_heads
-
-
-def fit(
-    view: params.TrainView,
-    task: Task,
-    model: PeftModel,
-    splits: dict[str, Dataset],
-    collate: DataCollatorWithPadding,
-    folder: Path,
-) -> Trainer:
-    """Fit the model, load the weights of the best checkpoint, and return the Trainer."""
-    each = run.steps_an_epoch(view, splits["train"])
-    epochs = view.train.epoch_count
-    steps = epochs * each
-    patience = None if view.train.patience == "none" else view.train.patience
-    if view.train.extend_epochs == "auto":
-        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}, by train.extend_epochs: auto")
-    elif task.facts.tenants:
-        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}; train.epochs sets their number")
-    with console.progress("train", steps, "steps") as advance:
-        watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
-        trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)
-        processes.check_same(folder.name)
-        run.fit(trainer, folder, patience)
-    return trainer
+    fitted: Fitted,
+) -> tuple[PeftModel, Fitted]:
+    """Return the model that is trained again on train and validation, with the temperatures that validation had."""
+    examples = join(splits)
+    choice = fitted.choice
+    steps = choice.epochs * run.steps_an_epoch(view, examples)
+    set_seed(view.seed)
+    counted = count_tenants(task, examples)
+    model = load_initialized(view, counted, examples)
+    collate = task.head.collator(tokenizer_of(model.get_base_model(), view.base_model))
+    with console.progress("train, on train and validation", steps, "steps") as advance:
+        watching = [run.StopAtDivergence(), run.Progress(advance)]
+        trainer, group_heads = refit(view, counted, model, examples, collate, folder, choice, watching)
+    if task.facts.temperatures is not None:
+        calibration.scale_head(task.facts, model)
+    count = f"{len(examples):,} examples"
+    console.line(f"train: trained again on train and validation, {count}, for {choice.epochs} epochs")
+    return model, Fitted(fitted.history.add_run(trainer), group_heads)
 
 
-def print_similar(task: Task) -> None:
+def print_similar(view: params.TrainView, task: Task) -> None:
     """Print which tenants would share rows of their heads if their labels had the same case."""
+    if view.tenants.head == "own":
+        return
     tenants = task.facts.tenants
     for first, other in find_similar(task.facts)[:MAX_GROUPS]:
         labels = some_of(tenants[first].labels or (), MAX_LABELS)
@@ -201,22 +183,21 @@ def write_reports(view: params.TrainView, task: Task, history: History) -> None:
             points.append(point)
         curves[path.stem] = points
         artifacts.write_csv(path, ["step", path.stem], points)
-    scores = dict(curves["validation_score"])
-    best = history.best_step
     _, last_loss = curves["loss"][-1]
     _, last_score = curves["validation_score"][-1]
     metrics = {
-        "best_epoch": 1 + list(scores).index(best),
-        "best_score": scores[best],
+        "best_epoch": history.best_epoch,
+        "best_score": history.best_score,
         "last_score": last_score,
         "last_loss": last_loss,
         "steps": history.steps,
-        "read": len(scores) * history.examples,
+        "read": history.read,
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics, SHOWN)
     print_curves(curves, task.scoring)
-    if history.steps and len(scores) < view.train.epoch_count:
-        done = f"{len(scores)} of {view.train.epoch_count} epochs"
+    epochs = len(curves["validation_score"])
+    if history.steps and epochs < view.train.epoch_count:
+        done = f"{epochs} of {view.train.epoch_count} epochs"
         console.line(f"train: stopped after {done}, by train.patience: {view.train.patience}")
 
 

@@ -36,7 +36,7 @@ from pipeline.params import TrainView
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.cells import round_significant
 from pipeline.tasks.prompts import Prompts
-from pipeline.training import run, shared_head
+from pipeline.training import fit, run, shared_head
 from pipeline.training.run import DivergedError
 from pipeline.training.shared_head import SharedHead
 
@@ -84,6 +84,8 @@ class Run(TrainerCallback):
     def __init__(self, training: TrainingRun) -> None:
         self.training = training
         self.task = tasks.of(training.view.dataset)  # its facts are read with the tokens
+        self.best_epoch = 0  # number of epochs before it
+        self.best_task = self.task  # with the thresholds of the best epoch
         self.seconds = defaultdict[str, float](float)  # seconds by activity
         self.splits: Mapping[str, Dataset] = {}
         self.model: Any = None
@@ -139,6 +141,8 @@ class Run(TrainerCallback):
             find_layer = partial(heads.find_last_layer, self.model)
             with label_units.standardize_numbers(self.task, find_layer) as units:
                 self._fit(view, units)
+            if view.train.refit:
+                self._refit(view)
 
     def _fit(self, view: TrainView, units: LabelUnits | None) -> None:
         """Fit the model, whose tenants may share rows of the head; it predicts standardized numbers in these units."""
@@ -160,6 +164,32 @@ class Run(TrainerCallback):
             self._choose_shares()
             self.shared.add_deviations()
             self.shared = None
+
+    def _refit(self, view: TrainView) -> None:
+        """Train again on train and validation together, and replace the test scores and answers of the best epoch."""
+        best = self.best_epoch
+        epochs = self.training.epochs or 1 + best
+        examples = fit.join(self.splits)
+        counted = fit.count_tenants(self.task, examples)
+        self.model = None  # memory should hold one base model
+        self.model = build_model(self.training, counted, self.splits["train"])
+        base = self.model.get_base_model()
+        self.tokenizer = tokenizer_of(base, view.base_model)
+        run.weigh_classes(view, counted, base, examples)
+        collate = self.task.head.collator(self.tokenizer)
+        with tempfile.TemporaryDirectory() as folder:
+            _, self.group_heads = fit.refit(
+                view,
+                counted,
+                self.model,
+                examples,
+                collate,
+                Path(folder),
+                fit.Choice(epochs, self.group_heads),
+                [run.StopAtDivergence()],
+            )
+        self.task = self.best_task  # thresholds are not chosen again
+        _, self.test[best], self.predicted = self._scores(self.task, self._outcomes())
 
     def _score_unseen(self) -> unseen.Scores:
         """Return the scores of the tenants without any text in training."""
@@ -201,13 +231,18 @@ class Run(TrainerCallback):
         for precision in PRECISIONS:
             stored = pack(state, precision)
             set_peft_model_state_dict(self.model, unpack(stored))
-            validation, test, _ = self._scores(self._outcomes())
+            outcomes = self._outcomes()
+            task = self.task.tune_thresholds(outcomes["validation"])
+            validation, test, _ = self._scores(task, outcomes)
             yield precision, Quantized(bytes=len(save(stored)), validation=validation, test=test)
 
     def _add(self, outcomes: Mapping[str, Outcome]) -> None:
         """Add the scores of an epoch. Among epochs with equal scores, the last is the best."""
-        validation, test, predicted = self._scores(outcomes)
+        task = self.task.tune_thresholds(outcomes["validation"])
+        validation, test, predicted = self._scores(task, outcomes)
         if not self.validation or validation >= max(self.validation):
+            self.best_epoch = len(self.validation)
+            self.best_task = task
             self.predicted = predicted
         self.validation.append(validation)
         self.test.append(test)
@@ -243,14 +278,13 @@ class Run(TrainerCallback):
         outputs = evaluation.outputs(head, self.model, examples, head.collator(self.tokenizer), at_once)
         return evaluation.outcome(outputs, examples)
 
-    def _scores(self, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
-        """Return the validation score, the test metrics, and the answers on the test split.
+    def _scores(self, task: Task, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, float], list[float]]:
+        """Return the validation score, the test metrics, and the answers on the test split, by a task's thresholds.
 
         Raises:
             DivergedError: if an output is not finite.
         """
         scores = dict[str, dict[str, float]]()
-        task = self.task.tune_thresholds(outcomes["validation"])
         for split, outcome in outcomes.items():
             if not outcome.outputs.isfinite().all():
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")

@@ -86,11 +86,17 @@ class Cell:
         self.title = f"{task}: {method}"  # name in messages and for `--only`
         self.chosen = preset.methods[method]
         self.seeds = preset.seeds[: self.chosen.seeds]  # seeds with which the method is repeated
-        averaged = chain.from_iterable(preset.means.values())
-        is_quantized = task in averaged and not self.chosen.features
-        # Seeds whose tuned training runs are scored at all precisions.
-        self.quantized_seeds = preset.quantized_seeds if is_quantized else ()
         self._trainings: dict[tuple[Multipliers, int], TrainingRun] = {}
+
+    @cached_property
+    def quantized_seeds(self) -> Sequence[int]:
+        """The seeds whose tuned training runs are scored at all precisions.
+
+        None after a refit, which leaves no split that could choose a precision.
+        """
+        averaged = chain.from_iterable(self.preset.means.values())
+        is_quantized = self.task in averaged and not self.chosen.features
+        return self.preset.quantized_seeds if is_quantized and not self._view.train.refit else ()
 
     def first(self) -> TrainingRun:
         """Return the training run with the learning rates of params.yaml and the first seed."""

@@ -65,7 +65,11 @@ def of_training(view: TrainView, task: Task, counts: Mapping[str, int], score: f
 def _describe_score(view: TrainView, task: Task, score: float) -> str:
     metric, shown = name_selection_score(task.scoring, score)
     of_class = task.description.of_class(metric)
-    chosen = "strength of its penalty" if isinstance(view.section, RegressionParams) else "checkpoint"
+    chosen = "checkpoint"
+    if view.train.refit:
+        chosen = "number of epochs of a second training run, on train and validation together"
+    elif isinstance(view.section, RegressionParams):
+        chosen = "strength of its penalty"
     return f"{metric}{of_class} {shown:.4g} on the {view.dataset.select_on} split, which chose the {chosen}."
 
 

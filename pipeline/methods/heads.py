@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -15,6 +15,7 @@ from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import PREFIX, Files, read_files
 from pipeline.core import artifacts
 from pipeline.tasks.groups import Group
+from pipeline.tasks.task import Numbers
 
 AT_ONCE = 2**22  # entries of the rows of examples that are in memory at the same time
 
@@ -76,11 +77,17 @@ class Rows(NamedTuple):
             parts.append(logits if self.bias is None else logits + self.bias[own])
         return torch.cat(parts)
 
+    def select(self, outputs: Numbers) -> Self:
+        """Return the rows of these outputs."""
+        rows = torch.from_numpy(outputs)
+        bias = None if self.bias is None else self.bias[rows]
+        return type(self)(self.weight[rows], bias)
+
 
 class GroupHead(NamedTuple):
     """The trained rows of a group: those of a tenant without a deviation."""
 
     group: Group
-    rows: Rows
+    rows: Rows  # in the order of the group's labels
     temperature: float | None  # divisor that the rows still need; None without probabilities
     kept: float  # the share of its tenants' deviations that is kept

@@ -1,6 +1,5 @@
 """Statistics that an initialization needs besides the weights: gradients, updates, or another adapter."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -29,7 +28,7 @@ from pipeline.methods.label_units import standardize_numbers
 from pipeline.methods.planning import Plan
 from pipeline.methods.shared_rows import share_rows
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
-from pipeline.params.sections import MAX_EPOCHS, SHORT_BATCH, SHORT_RUNS, SHORT_STEPS
+from pipeline.params.sections import SHORT_BATCH, SHORT_RUNS, SHORT_STEPS, enough_epochs
 from pipeline.tasks import Task
 from pipeline.tasks.classes import some_of
 
@@ -92,14 +91,8 @@ def _sample(split: Dataset, collate: DataCollatorWithPadding, section: LsrParams
     epochs = section.init_epochs
     if epochs == "auto":
         is_whole = section.init_examples >= len(split)
-        epochs = choose_epochs(len(batches)) if is_whole else 1
+        epochs = enough_epochs(SHORT_STEPS, len(batches)) if is_whole else 1
     return repeat(batches, epochs, seed)
-
-
-def choose_epochs(steps: int) -> int:
-    """Return the epochs of a short LoRA run over a whole split, given the steps of one epoch."""
-    enough = math.ceil(SHORT_STEPS / steps)
-    return min(MAX_EPOCHS, enough)
 
 
 def repeat(batches: Sequence[Batch], epochs: int, seed: int) -> list[Batch]:

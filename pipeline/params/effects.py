@@ -27,6 +27,7 @@ STANDARDIZE = "tokenize.standardize_labels"
 COMMITTED = {
     STANDARDIZE: "auto",
     "train.epochs": "auto",
+    "train.refit": False,
     "train.head_learning_rate": 0.002,
     "tenants.shared_adapter": "trained",
     "tenants.head": "auto",
@@ -38,6 +39,7 @@ UNREAD_BY_REGRESSION = {  # keys of train
     "epochs": "auto",
     "extend_epochs": "none",
     "patience": "none",
+    "refit": False,
     "processes": 1,
     "head_learning_rate": 0.002,
     "weight_decay": 0.01,
@@ -69,6 +71,7 @@ def idle_in_file(params: Params, entry: DatasetEntry) -> Iterator[Idle]:
     is_of_tenants = entry.tenant is not None
     yield from idle_in_labels(params.tokenize, entry)
     yield from idle_in_training(resolve_epochs(params.train, entry))
+    yield from idle_in_validation(params.train, entry)
     reasons = dict[str, str]()
     if not is_of_tenants:
         for key in ("shared_adapter", "head", "precision"):
@@ -95,6 +98,22 @@ def idle_in_labels(tokenize: TokenizeParams, entry: DatasetEntry) -> Iterator[Id
     """Yield the value about numbers if it is set for a data set entry whose labels are none."""
     if not entry.predicts_number:
         yield from _set(STANDARDIZE, tokenize.standardize_labels, "the labels are not numbers to predict")
+
+
+def idle_in_validation(train: TrainParams, entry: DatasetEntry) -> Iterator[Idle]:
+    """Yield `train.refit` if it is set for a data set entry without a validation split."""
+    if not _has_validation(entry):
+        reason = "the data have no validation split to learn from, and the test split is none"
+        yield from _set("train.refit", train.refit, reason)
+
+
+def can_refit(params: Params, entry: DatasetEntry) -> bool:
+    """Return whether `train.refit` would have an effect."""
+    return _has_validation(entry) and not isinstance(params.sections[params.adapter], RegressionParams)
+
+
+def _has_validation(entry: DatasetEntry) -> bool:
+    return entry.select_on == "validation"
 
 
 def _idle_with_regression(train: TrainParams) -> Iterator[Idle]:

@@ -1,5 +1,6 @@
 """The sections of params.yaml: general ones, and one per method (LSR, PEFT's methods, full fine-tuning, head)."""
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -97,6 +98,11 @@ FIXED = {
 }
 
 
+def enough_epochs(steps: int, steps_an_epoch: int) -> int:
+    """Return the smallest number of epochs with at least so many optimizer steps, or MAX_EPOCHS if that is less."""
+    return min(MAX_EPOCHS, math.ceil(steps / steps_an_epoch))
+
+
 class Section(StrictModel):
     """A part of params.yaml. Only methods have defaults: DVC can only show and lock values that are in the file."""
 
@@ -128,6 +134,12 @@ class TrainParams(Section):
         "none",
         exclude_if=lambda chosen: chosen == "none",
         description="epochs without a better validation score before training stops; the rates' schedule is unchanged",
+    )
+    refit: StrictBool = Field(
+        False,
+        exclude_if=lambda chosen: not chosen,
+        description="whether to train a second time, on train and validation together, for the number of epochs, and "
+        "with the thresholds and temperatures, that validation chose: for few texts",
     )
     batch_size: Count = Field(description="examples per optimizer step, over all processes")
     processes: Count = Field(1, description="training processes on this machine, or with torchrun on all machines")

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from pipeline import evaluation
 from pipeline.methods import heads
 from pipeline.tasks import Task
 from pipeline.tasks.calibration import fit_temperatures
+from pipeline.tasks.facts import Facts
 from pipeline.tasks.tenants import widths_of
 
 
@@ -30,11 +32,18 @@ def calibrate(
         return task
     outputs = evaluation.outputs(head, model, validation, collate, batch_size)
     outcome = evaluation.outcome(outputs, validation)
-    temperatures = fit_temperatures(head.collect_logits(outcome))
-    widths = widths_of(task.facts) if task.facts.tenants else 1
-    repeated = np.repeat(temperatures, widths)
+    calibrated = task.with_temperatures(fit_temperatures(head.collect_logits(outcome)))
+    divisors = scale_head(calibrated.facts, model)
+    if not task.facts.tenants:  # tenants have no thresholds
+        outcome = replace(outcome, outputs=outputs / divisors)
+    return calibrated.tune_thresholds(outcome)
+
+
+def scale_head(facts: Facts, model: PeftModel) -> Tensor:
+    """Divide the outputs of the head by the temperatures that validation determined; return those of all outputs."""
+    assert facts.temperatures is not None
+    widths = widths_of(facts) if facts.tenants else 1
+    repeated = np.repeat(facts.temperatures, widths)
     of_outputs = torch.from_numpy(repeated).float()
     heads.scale_head(model, of_outputs)
-    if not task.facts.tenants:  # tenants have no thresholds
-        outcome = replace(outcome, outputs=outputs / of_outputs)
-    return task.tune_thresholds(outcome).with_temperatures(temperatures)
+    return of_outputs

@@ -61,7 +61,7 @@ def fit_head(
         {"step": 0, "loss": _loss(task, layers, parts["train"])},
         {"step": 0, "eval_loss": _loss(task, layers, parts["validation"]), "eval_score": score},
     ]
-    return History(log, examples=len(splits["train"]), best_step=0, steps=0, best_score=score)
+    return History(log, read=len(splits["train"]), best_step=0, steps=0, best_score=score)
 
 
 def _read(

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from pipeline.methods import adapters
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS, FullParams, TrainView, effects
-from pipeline.params.sections import MAX_EPOCHS, MIN_STEPS, TENANT_EPOCHS, TENANT_STEPS
+from pipeline.params.sections import MIN_STEPS, TENANT_EPOCHS, TENANT_STEPS, enough_epochs
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.prompts import Prompts
 from pipeline.tasks.scoring import choose_selection_metric
@@ -47,6 +47,7 @@ LOGS_A_RUN = 100  # points of the loss curve
 # Names of curves by key in the Trainer's log.
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}
 DVCLIVE = "dvclive"
+StopRule = Callable[[TrainerState], bool]  # whether training ends, from the state at the end of an epoch
 
 
 class BatchingTrainer(Trainer):
@@ -97,17 +98,17 @@ def steps_an_epoch(view: TrainView, train: Dataset) -> int:
     return math.ceil(len(train) / view.train.batch_size)
 
 
-def enough_epochs(view: TrainView, train: Dataset) -> int:
+def extend_epochs(view: TrainView, train: Dataset) -> int:
     """Return the minimum number of epochs of `train.extend_epochs: auto` for a train split."""
-    return min(MAX_EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch(view, train)))
+    return enough_epochs(MIN_STEPS, steps_an_epoch(view, train))
 
 
 def choose_epochs(view: TrainView, train: Dataset) -> int:
     """Return the number of epochs that `train.epochs` is or, if it is `auto`, chooses for a train split of tenants."""
     if view.train.epochs != "auto":
         return view.train.epochs
-    epochs = math.ceil(TENANT_STEPS / steps_an_epoch(view, train))
-    return min(MAX_EPOCHS, max(TENANT_EPOCHS, epochs))
+    epochs = enough_epochs(TENANT_STEPS, steps_an_epoch(view, train))
+    return max(TENANT_EPOCHS, epochs)
 
 
 def check_epochs(view: TrainView, train: Dataset) -> None:
@@ -118,7 +119,7 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
     """
     if view.train.extend_epochs != "auto":
         return
-    idle = effects.idle_in_epochs(view.train, enough_epochs(view, train))
+    idle = effects.idle_in_epochs(view.train, extend_epochs(view, train))
     lines = [f"{PARAMS}: {value.line}" for value in idle]
     if lines:
         raise UserError("\n".join(lines))
@@ -128,7 +129,7 @@ def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
     """Return a view with the number of epochs that `epochs` and `extend_epochs` choose for a train split."""
     epochs = choose_epochs(view, train)
     if view.train.extend_epochs == "auto":
-        epochs = max(epochs, enough_epochs(view, train))
+        epochs = max(epochs, extend_epochs(view, train))
     return view.model_copy(update={"train": view.train.with_epochs(epochs)})
 
 
@@ -195,18 +196,17 @@ def trainer_of(
     return trainer
 
 
-def fit(trainer: Trainer, folder: Path, patience: int | None = None) -> None:
+def fit(trainer: Trainer, folder: Path, is_over: StopRule = lambda state: False) -> None:
     """Fit the model, resuming from the last complete checkpoint in the run's folder.
 
-    Training ends after `patience` epochs without a better validation score.
+    Training ends after the first epoch at whose end `is_over` is true of the Trainer's state.
     """
     newest = checkpoints.newest(folder)
     trainer.add_callback(checkpoints.Keep(folder))
-    if patience is not None:
-        trainer.add_callback(StopWithoutGain(patience))
-        state = None if newest is None else checkpoints.state_of(newest)
-        if state is not None and lacks_gain(scores_of(state), patience):
-            trainer.args.num_train_epochs = round(state.epoch)  # it had stopped here when it was killed
+    trainer.add_callback(StopWhen(is_over))
+    state = None if newest is None else checkpoints.state_of(newest)
+    if state is not None and is_over(state):
+        trainer.args.num_train_epochs = round(state.epoch)  # it had stopped here when it was killed
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 
@@ -289,22 +289,27 @@ class StopAtDivergence(TrainerCallback):
                 )
 
 
-class StopWithoutGain(TrainerCallback):
-    """Stops a run after `patience` epochs without a better validation score.
+class StopWhen(TrainerCallback):
+    """Stops a run after the first epoch at whose end a rule holds.
 
     transformers' EarlyStoppingCallback loses its count when a run resumes; here the Trainer's state determines it.
     """
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    def __init__(self, is_over: StopRule) -> None:
+        self.is_over = is_over
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        control.should_training_stop |= lacks_gain(scores_of(state), self.patience)
+        control.should_training_stop |= self.is_over(state)
 
 
 def scores_of(state: TrainerState) -> list[float]:
     """Return the validation scores in a Trainer's state, by epoch."""
     return [entry["eval_score"] for entry in state.log_history if "eval_score" in entry]
+
+
+def is_out_of_patience(patience: int | Literal["none"], state: TrainerState) -> bool:
+    """Return whether at least `patience` epochs came after the one with the best score."""
+    return patience != "none" and lacks_gain(scores_of(state), patience)
 
 
 def lacks_gain(scores: Sequence[float], patience: int) -> bool:

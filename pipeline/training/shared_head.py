@@ -72,6 +72,12 @@ class SharedHead(NamedTuple):
             bias = None if bias is None else self.units.to_labels(bias)
         return Rows(weight, bias)
 
+    def keep_as_before(self, group_heads: Sequence[GroupHead]) -> list[GroupHead]:
+        """Keep the shares that were chosen for an earlier model of these groups, and return the rows of this one."""
+        without = self.rows(0.0)
+        self.keep([head.kept for head in group_heads])
+        return [head._replace(rows=without.select(head.group.outputs[0])) for head in group_heads]
+
     def add_deviations(self) -> None:
         """Make the rows of all outputs, which are sums, the plain parameters of the layer."""
         unshare(self.layer, keep=True)
@@ -133,10 +139,9 @@ def _choose_share(head: Head, group: Group, outcome: Outcome, shared: Rows, devi
         each = head.losses(without + share * change, torch.from_numpy(labels))
         of_tenants = pd.Series(each.numpy()).groupby(tenants).mean()
         losses.append(of_tenants.mean())
-    rows = torch.from_numpy(group.outputs[0])
     return GroupHead(
         group,
-        Rows(shared.weight[rows], None if shared.bias is None else shared.bias[rows]),
+        rows=shared.select(group.outputs[0]),
         temperature=fit_temperature([Classified(without.numpy(), labels)]) if head.has_probabilities else None,
         kept=SHARES[int(np.argmin(losses))] if len(examples) else 1.0,
     )

@@ -34,7 +34,7 @@ def workspace(tmp_path, monkeypatch):
     reports(losses=[0.5, 0.4])
 
 
-def reports(losses, truncated=0.0, rows=200, **counts):
+def reports(losses, truncated=0.0, rows=2000, **counts):
     """Write the reports of the validation loss by epoch, and of the splits."""
     steps = range(221, 221 * (1 + len(losses)), 221)
     curve = [{"step": step, "validation_loss": loss} for step, loss in zip(steps, losses, strict=True)]
@@ -42,7 +42,10 @@ def reports(losses, truncated=0.0, rows=200, **counts):
     shares = {f"share_{name}": count / rows for name, count in (counts or {"negative": 99, "positive": 101}).items()}
     columns = {"tokens_p50": 26, "tokens_p95": 120, "tokens_p99": 190, "tokens_max": 420, "truncated_share": truncated}
     train = {"part": "train", "rows": rows} | columns | shares
-    write(artifacts.TOKENIZE_SPLITS, [train, {"part": "left out: missing", "rows": 0}])
+    write(
+        artifacts.TOKENIZE_SPLITS,
+        [train, {"part": "validation", "rows": 500}, {"part": "left out: missing", "rows": 0}],
+    )
 
 
 def classes(**rows):
@@ -124,12 +127,16 @@ HINTS = [  # reports, changes of params.yaml, and the hint
     ({"losses": [0.5], "a": 1, "b": 2, "c": 3, "d": 4, "e": 190}, {}, "label more texts of a 1, b 2, c 3 and 1 more: "),
     ({"losses": [0.5], "truncated": 0.032}, {}, "3.2% of the training texts have more than tokenize.max_length: 128 "
      "tokens and are truncated; 99 % have at most 190"),
+    ({"losses": [0.5], "rows": 999}, {}, "999 training examples are few: train.refit: true then learns from the 500 of "
+     "validation, too"),
 ]  # fmt: skip
 NO_HINTS = [
     ({"losses": [0.5, 0.3, 0.31, 0.31]}, {"epochs": 4}),
     ({"losses": [0.5, 0.3, 0.62]}, {"epochs": 3}),  # one epoch later, any patience is too late
     ({"losses": [0.5, 0.3, 0.4, 0.62]}, {"epochs": 5, "patience": 2}),
     ({"losses": [0.5], "truncated": 0.0004, "first": 10, "second": 190}, {}),
+    ({"losses": [0.5], "rows": 1000}, {}),
+    ({"losses": [0.5], "rows": 999}, {"refit": True}),
 ]
 
 
@@ -138,6 +145,13 @@ def test_a_hint_says_what_the_reports_suggest_to_change(run, train, hint):
     change(train=train)
     reports(**run)
     assert f"hint {hint}" in " ".join(said(main).split())
+
+
+def test_a_short_run_needs_more_steps_before_it_needs_the_examples_of_validation():
+    reports([0.5], rows=999)
+    assert "\nhint " in said(main)
+    write(artifacts.TRAIN_METRICS, {"steps": 199, "read": 6000})
+    assert "\nhint " not in said(main)
 
 
 @pytest.mark.parametrize(("run", "train"), NO_HINTS)

@@ -71,6 +71,7 @@ def go(world, monkeypatch):
     usual = (world / "params.yaml").read_bytes()
     monkeypatch.chdir(world)
     batches = []
+    real = training.trainer_of
 
     def recording(collate):
         def collated(features):
@@ -79,21 +80,20 @@ def go(world, monkeypatch):
 
         return collated
 
-    def stages(method, labels, architecture, dtype):
+    def stages(method, labels, architecture, dtype, *, refit=False):
         folder = Path(f"models/{architecture}-{dtype}")
         if not folder.exists():
             models.save(folder, architecture, dtype)
             kit.edit(folder / "config.json", without_dropout)
         word, section = METHODS[method]
-        weights = {"class_weights": "balanced" if method == "balanced" else "none"}
-        workspace.change(data=labels, model=str(folder), adapter=word, train=weights, **{word: section})
+        training_values = {"class_weights": "balanced" if method == "balanced" else "none", "refit": refit}
+        workspace.change(data=labels, model=str(folder), adapter=word, train=training_values, **{word: section})
         run(TOKENIZE, FACTORIZE)
-        real = training.trainer_of
         monkeypatch.setattr(
             training,
             "trainer_of",
-            lambda view, task, model, splits, collate, *others: real(
-                view, task, model, splits, recording(collate), *others
+            lambda view, task, model, splits, collate, *others, **changes: real(
+                view, task, model, splits, recording(collate), *others, **changes
             ),
         )
         run(TRAIN)
@@ -178,11 +178,14 @@ class Loop:
         """Return the mean loss over examples, each of which passes alone."""
         return torch.stack([loss(self.model(**inputs).logits[0], example) for inputs, example in examples]).mean()
 
-    def fit(self, epochs, loss):
-        """Take a step for each batch; return the losses of steps and of validation, and the values after each epoch."""
+    def fit(self, epochs, loss, steps=None):
+        """Take a step for each batch; return the losses of steps and of validation, and the values after each epoch.
+
+        The rates are zero after `steps`, which are those of the epochs if not given.
+        """
         optimizer = torch.optim.AdamW(self.groups())
         peaks = [group["lr"] for group in optimizer.param_groups]
-        steps = sum(len(batches) for batches, _ in epochs)
+        steps = steps or sum(len(batches) for batches, _ in epochs)
         losses = []
         validations = []
         states = []
@@ -197,7 +200,7 @@ class Loop:
                 optimizer.step()
                 losses.append(of_step.item())
             with torch.no_grad():
-                validations.append(self.loss(validation, loss).item())
+                validations.append(self.loss(validation, loss).item() if validation else None)
             states.append(self.values())
         return losses, validations, states
 
@@ -232,8 +235,8 @@ def class_weights(epochs):
     return dict(zip(names, compute_class_weight("balanced", classes=names, y=sizes), strict=True))
 
 
-def read_by_epoch(collated, folder, labels):
-    """Return for each epoch the batches that were trained on, and what was validated on, as inputs and examples."""
+def inputs_and_examples(collated, folder, labels):
+    """Return the inputs and the example of each text of batches."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     columns = texts.ROWS[labels]["text"]
     known = {}
@@ -241,10 +244,15 @@ def read_by_epoch(collated, folder, labels):
         inputs = plain.encoded(tokenizer, [example[name] for name in columns], LENGTH)
         known[tuple(inputs["input_ids"][0].tolist())] = inputs, example
     assert len(known) == EXAMPLES
+    return [[known[ids] for ids in batch] for batch in collated]
+
+
+def read_by_epoch(collated, folder, labels):
+    """Return for each epoch the batches that were trained on, and what was validated on, as inputs and examples."""
     metrics = report(artifacts.TRAIN_METRICS)
     steps = metrics["steps"] // EPOCHS
     of_epoch = len(collated) // EPOCHS
-    batches = [[known[ids] for ids in batch] for batch in collated]
+    batches = inputs_and_examples(collated, folder, labels)
     epochs = [batches[start : start + of_epoch] for start in range(0, len(batches), of_epoch)]
     assert sum(len(batch) for epoch in epochs for batch in epoch[:steps]) == metrics["read"]
     return [(epoch[:steps], [one for batch in epoch[steps:] for one in batch]) for epoch in epochs]
@@ -257,10 +265,46 @@ def read_by_epoch(collated, folder, labels):
 )
 def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels, architecture, dtype):
     folder, collated = go(method, labels, architecture, dtype)
-    names = report(artifacts.ADAPTER / "task.json")["labels"]
     loop = Loop(folder, labels)
     first = loop.values()
     epochs = read_by_epoch(collated, folder, labels)
+    losses, validations, states = loop.fit(epochs, loss_of(loop, method, labels, epochs))
+    assert column("loss") == pytest.approx(losses, rel=1e-4)
+    assert column("validation_loss") == pytest.approx(validations, rel=1e-4)
+    check_adapter(loop, first, states[report(artifacts.TRAIN_METRICS)["best_epoch"] - 1])
+
+
+@pytest.mark.parametrize(
+    ("method", "labels", "architecture"),
+    [("balanced", "three", "roberta"), ("sums", "number", "gpt2"), ("shared", "multi_label", "qwen2")],
+)
+def test_a_refit_is_a_plain_loop_over_train_and_validation_with_what_validation_chose(go, method, labels, architecture):
+    folder, _ = go(method, labels, architecture, torch.float32)
+    chosen = report(artifacts.ADAPTER / "task.json")
+    alone = report(artifacts.TRAIN_METRICS)
+    folder, collated = go(method, labels, architecture, torch.float32, refit=True)
+    assert report(artifacts.ADAPTER / "task.json") == chosen  # the same temperatures and thresholds
+    metrics = report(artifacts.TRAIN_METRICS)
+    counts = [len(tokens.load_tokens(split)) for split in ("train", "validation")]
+    each = -(-sum(counts) // 8)
+    best = metrics["best_epoch"]
+    steps = best * each
+    assert (metrics["steps"], metrics["read"]) == (alone["steps"] + steps, alone["read"] + best * sum(counts))
+    assert metrics["best_score"] == alone["best_score"]
+    batches = inputs_and_examples(collated, folder, labels)[-steps:]
+    epochs = [(batches[start : start + each], []) for start in range(0, steps, each)]
+    for read, _ in epochs:
+        texts_read = {example["text"] for batch in read for _, example in batch}
+        assert (len(texts_read), sum(map(len, read))) == (sum(counts), sum(counts))
+    loop = Loop(folder, labels)
+    first = loop.values()
+    _, _, states = loop.fit(epochs, loss_of(loop, method, labels, epochs), EPOCHS * each)
+    check_adapter(loop, first, states[-1])
+
+
+def loss_of(loop, method, labels, epochs):
+    """Return the function that computes the loss of a text from its logits and its example."""
+    names = report(artifacts.ADAPTER / "task.json")["labels"]
     weights = class_weights(epochs) if method == "balanced" else {}
 
     def loss(logits, example):
@@ -268,11 +312,12 @@ def test_training_is_a_plain_loop_over_texts_that_pass_alone(go, method, labels,
             return loop.units.loss(logits[0], example["rating"])
         return weights.get(example["size"], 1.0) * LOSSES[labels](logits, example, names)
 
-    losses, validations, states = loop.fit(epochs, loss)
-    assert column("loss") == pytest.approx(losses, rel=1e-4)
-    assert column("validation_loss") == pytest.approx(validations, rel=1e-4)
+    return loss
+
+
+def check_adapter(loop, first, best):
+    """Compare the values of artifacts/adapter with those of a loop, which began with the values `first`."""
     actual = before_calibration(plain.tensors_of(artifacts.ADAPTER), loop.heads)
-    best = states[report(artifacts.TRAIN_METRICS)["best_epoch"] - 1]
     if loop.units is not None:
         for values in (first, best):
             values["score.weight"] = loop.units.label("score.weight", values["score.weight"])

@@ -71,9 +71,9 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("class_weights", ["none", "balanced"])
-def test_two_processes_train_what_one_does_but_for_rounding(two, class_weights):
-    workspace.change(train={"class_weights": class_weights})
+@pytest.mark.parametrize(("class_weights", "refit"), [("none", False), ("balanced", False), ("none", True)])
+def test_two_processes_train_what_one_does_but_for_rounding(two, class_weights, refit):
+    workspace.change(train={"class_weights": class_weights, "refit": refit})
     if class_weights == "balanced":
         table = pd.read_parquet("glue/mrpc/train-00000.parquet")
         few = table.query("label == 1")[:21]  # train then has 66 rows of a class and 14 of the other: 8 whole batches

@@ -57,6 +57,7 @@ KEYS = {
             "small.methods.LoRA r=1: train.patience: 1 has no effect: it ends training after 2 epochs at the earl",
         ),
     ],
+    "train.refit": [({}, True, None)],
     "train.batch_size": [({}, 8, None)],
     "train.processes": [({}, 2, "params: train.processes is set by the arena itself")],
     "train.head_learning_rate": [({}, 0.01, None)],

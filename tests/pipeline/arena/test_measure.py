@@ -84,6 +84,38 @@ def test_a_training_run_has_as_many_steps_as_its_preset_wants_and_ends_without_g
     assert (record.status, record.validation, record.selected) == ("finished", (0.5, 0.7, 0.6, 0.7), 3)
 
 
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_refit_trains_on_train_and_validation_and_replaces_the_scores_of_the_best_epoch(arena, monkeypatch, tuned):
+    read = []
+    train = Trainer.train
+
+    def recording(trainer, *args, **options):
+        result = train(trainer, *args, **options)
+        read.append((sorted(trainer.train_dataset["input_ids"][:]), round(trainer.state.epoch)))
+        return result
+
+    monkeypatch.setattr(Trainer, "train", recording)
+    epochs = {"tuning": {"rates": [1.0], "extra_rates": 0, "head_rates": [], "epochs": [0.5]}} if tuned else {}
+    fast = {"train.epochs": 3, "train.head_learning_rate": 0.1}
+    small.use(params=fast, **epochs)
+    alone = measure(training())
+    small.use(params={**fast, "train.refit": True}, **epochs)
+    refitted = measure(training())
+    assert refitted.status == "finished", refitted.reason
+    assert refitted.key != alone.key
+    assert refitted.validation == alone.validation
+    splits = task_tokens.splits(training())
+    texts_of = {split: splits[split]["input_ids"][:] for split in ("train", "validation", "test")}
+    best = len(alone.validation) - 1 - alone.validation[::-1].index(max(alone.validation))
+    length = 3 if tuned else best + 1
+    assert read[1:] == [read[0], (sorted(texts_of["train"] + texts_of["validation"]), length)]
+    others = [epoch for epoch in range(len(alone.test)) if epoch != best]
+    assert [refitted.test[epoch] for epoch in others] == [alone.test[epoch] for epoch in others]
+    truth = splits["test"]["label"][:]
+    assert refitted.test[best]["accuracy"] == pytest.approx(accuracy_score(truth, refitted.predicted), abs=1e-6)
+    assert refitted.predicted != alone.predicted
+
+
 def test_balanced_classes_have_the_weights_of_scikit_learn_in_every_batch(arena, monkeypatch):
     losses = []
 
