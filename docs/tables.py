@@ -279,10 +279,10 @@ def _setfit_score(by_seed: Mapping[str, Any] | None) -> str:
 
 
 def _mean_of_seeds(accuracies: Iterable[float]) -> str:
-    """Return a mean in percent with half of its 95 % interval, by Student's t; a dash for fewer than two seeds."""
+    """Return a mean in percent with half of its 95 % interval, by Student's t, which one seed does not have."""
     values = [100 * accuracy for accuracy in accuracies]
     if len(values) < 2:
-        return "–"
+        return f"{values[0]:.1f}, one seed"
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return f"{mean(values):.1f} ± {half:.1f}"
 
