@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeline.core import artifacts
 from pipeline.params import Params, effects
-from pipeline.params.reading import load_entry
+from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import TrainParams
 
 FEW_EXAMPLES = 10  # training examples of a class
@@ -20,7 +20,7 @@ MIN_SHARE = 0.0005  # smallest share of truncated texts to mention
 SHARE = "share_"  # prefix of the name of a class in the report of the splits
 
 
-def hints(params: Params, steps: int) -> Iterator[str]:
+def hints(params: Params, entry: DatasetEntry, steps: int) -> Iterator[str]:
     """Yield sentences on overfitting, small data, rare classes and long texts, from the reports of the last run.
 
     `steps` are the optimizer steps of the run: with too few, more examples are not what it lacks.
@@ -31,7 +31,6 @@ def hints(params: Params, steps: int) -> Iterator[str]:
     splits = pd.read_csv(artifacts.TOKENIZE_SPLITS)
     by_part = splits.set_index("part")
     train = by_part.loc["train"]
-    entry = load_entry("data", params.data)
     if effects.can_refit(params, entry) and not params.train.refit and steps >= SHORT:
         yield from _on_small_data(int(train["rows"]), int(by_part.loc["validation", "rows"]))
     yield from _on_classes(train)

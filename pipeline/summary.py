@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.line(f"\n{chosen}\n")
         for heading, result in results:
             console.line(_wrap_line(heading, result))
-        for hint in hints(params, metrics["steps"]):
+        for hint in hints(params, entry, metrics["steps"]):
             console.line(_wrap_line("hint", hint))
         classes = _table(artifacts.EVALUATE_CLASSES)
         if 0 < len(classes) <= MAX_CLASSES:

@@ -1,8 +1,9 @@
 """Train the adapter and the head; everything else stays frozen.
 
-Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the PEFT adapter of the best epoch; task.json, its
-inputs and labels; README.md, its card), artifacts/bank/ (what is served, if there are tenants) and reports/train/. With
-`train.processes` above 1, it starts itself that many times through torchrun, and the first process writes.
+Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the PEFT adapter of the best epoch or, with
+`train.refit`, of a second training run; task.json, its inputs and labels; README.md, its card), artifacts/bank/ (what
+is served, if there are tenants) and reports/train/. With `train.processes` above 1, it starts itself that many times
+through torchrun, and the first process writes.
 Not a DVC out: runs/, where trackers write.
 """
 
@@ -115,7 +116,7 @@ def refit_with_validation(
         watching = [run.StopAtDivergence(), run.Progress(advance)]
         trainer, group_heads = refit(view, counted, model, examples, collate, folder, choice, watching)
     if task.facts.temperatures is not None:
-        calibration.scale_head(task.facts, model)
+        calibration.apply_temperatures(task.facts, model)
     count = f"{len(examples):,} examples"
     console.line(f"train: trained again on train and validation, {count}, for {choice.epochs} epochs")
     return model, Fitted(fitted.history.add_run(trainer), group_heads)

@@ -104,7 +104,8 @@ def _check_values(cell: Cell) -> None:
         if value.key in cell.preset.tasks[cell.task].params:
             lines.append(f"{of_task}{value.line}")
     for value in effects.idle_in_validation(view.train, view.dataset):
-        lines.append(f"{of_task}{value.line}")
+        where = of_method if value.key in cell.chosen.params else of_task
+        lines.append(f"{where}{value.line}")
     for line in _idle_with_epochs(cell):
         lines.append(f"{PATH}: {cell.name}.{line}")
     if lines:
@@ -173,7 +174,7 @@ def _check_epochs(cell: Cell) -> None:
         return
     tokens = task_tokens.splits(first)["train"]
     lines = []
-    for value in effects.idle_in_epochs(train, run.extend_epochs(first.view, tokens)):
+    for value in effects.idle_in_epochs(train, run.choose_extended_epochs(first.view, tokens)):
         if value.key in cell.chosen.params:
             place = f"methods.{cell.method}: on {cell.task}"
         elif value.key in cell.preset.tasks[cell.task].params:

@@ -4,7 +4,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,11 @@ from pipeline.arena.plan import TrainingRun
 from pipeline.arena.record import Quantized, Record
 from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
 from pipeline.data import base_models
-from pipeline.methods import adapters, banks, heads, label_units, planning, statistics
+from pipeline.methods import adapters, banks, label_units, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.methods.heads import GroupHead
-from pipeline.methods.label_units import LabelUnits
 from pipeline.methods.planning import Plan
 from pipeline.params import TrainView
 from pipeline.tasks import Outcome, Task
@@ -138,15 +136,14 @@ class Run(TrainerCallback):
             train = self.splits["train"]
             run.weigh_classes(self.training.view, self.task, self.model.get_base_model(), train)
             view = run.with_enough_steps(self.training.view, train)
-            find_layer = partial(heads.find_last_layer, self.model)
-            with label_units.standardize_numbers(self.task, find_layer) as units:
-                self._fit(view, units)
+            with shared_head.prepare_head(self.task, self.model, view.tenants.head) as shared:
+                self.shared = shared
+                self._fit(view)
             if view.train.refit:
                 self._refit(view)
 
-    def _fit(self, view: TrainView, units: LabelUnits | None) -> None:
-        """Fit the model, whose tenants may share rows of the head; it predicts standardized numbers in these units."""
-        self.shared = shared_head.share(self.task, self.model, view.tenants.head, units)
+    def _fit(self, view: TrainView) -> None:
+        """Fit the model, whose tenants may share rows of the head."""
         with tempfile.TemporaryDirectory() as folder:
             trainer = run.trainer_of(
                 view,

@@ -130,8 +130,6 @@ def load_tokenizer(entry: ModelEntry) -> "PreTrainedTokenizerBase":
 
 def _load_pretrained(entry: ModelEntry, auto_class: Any, **more: Any) -> Any:
     path, revision = source(entry)
-    # The Trainer raises the level in each of several processes.
-    logging.set_verbosity_error()
     with wrap_loading_errors(entry):
         return auto_class.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
 

@@ -33,13 +33,13 @@ def calibrate(
     outputs = evaluation.outputs(head, model, validation, collate, batch_size)
     outcome = evaluation.outcome(outputs, validation)
     calibrated = task.with_temperatures(fit_temperatures(head.collect_logits(outcome)))
-    divisors = scale_head(calibrated.facts, model)
+    divisors = apply_temperatures(calibrated.facts, model)
     if not task.facts.tenants:  # tenants have no thresholds
         outcome = replace(outcome, outputs=outputs / divisors)
     return calibrated.tune_thresholds(outcome)
 
 
-def scale_head(facts: Facts, model: PeftModel) -> Tensor:
+def apply_temperatures(facts: Facts, model: PeftModel) -> Tensor:
     """Divide the outputs of the head by the temperatures that validation determined; return those of all outputs."""
     assert facts.temperatures is not None
     widths = widths_of(facts) if facts.tenants else 1

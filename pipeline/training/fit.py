@@ -10,7 +10,6 @@ from peft import PeftModel
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainerState
 
 from pipeline.core import console
-from pipeline.methods import heads, label_units
 from pipeline.methods.heads import GroupHead
 from pipeline.params import TrainView
 from pipeline.tasks import Task
@@ -49,10 +48,15 @@ def fit(
     folder: Path,
 ) -> Fitted:
     """Fit the model, in which tenants may share rows of the head; it has the weights of the best checkpoint."""
-    find_layer = partial(heads.find_last_layer, model)
-    with label_units.standardize_numbers(task, find_layer) as units:
-        shared = shared_head.share(task, model, view.tenants.head, units)
-        history = History.of(_train(view, task, model, splits, collate, folder))
+    steps = view.train.epoch_count * run.steps_an_epoch(view, splits["train"])
+    _print_length(view, task, steps)
+    with shared_head.prepare_head(task, model, view.tenants.head) as shared:
+        with console.progress("train", steps, "steps") as advance:
+            watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
+            trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)
+            processes.check_same(folder.name)
+            run.fit(trainer, folder, partial(run.is_out_of_patience, view.train.patience))
+        history = History.of(trainer)
         if shared is None or not console.IS_FIRST:
             return Fitted(history, [])
         group_heads = shared_head.choose_shares(
@@ -62,28 +66,14 @@ def fit(
     return Fitted(history, group_heads)
 
 
-def _train(
-    view: TrainView,
-    task: Task,
-    model: PeftModel,
-    splits: Mapping[str, Dataset],
-    collate: DataCollatorWithPadding,
-    folder: Path,
-) -> Trainer:
-    """Train the model, load the weights of the best checkpoint, and return the Trainer."""
-    each = run.steps_an_epoch(view, splits["train"])
+def _print_length(view: TrainView, task: Task, steps: int) -> None:
+    """Print the number of epochs and optimizer steps, where the data determine it."""
     epochs = view.train.epoch_count
-    steps = epochs * each
+    length = f"train: {epochs} epochs of {steps // epochs} steps, {steps:,}"
     if view.train.extend_epochs == "auto":
-        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}, by train.extend_epochs: auto")
+        console.line(f"{length}, by train.extend_epochs: auto")
     elif task.facts.tenants:
-        console.line(f"train: {epochs} epochs of {each} steps, {steps:,}; train.epochs sets their number")
-    with console.progress("train", steps, "steps") as advance:
-        watching = [run.StopAtDivergence(), run.Progress(advance), *run.trackers(view)]
-        trainer = run.trainer_of(view, task, model, splits, collate, folder, watching)
-        processes.check_same(folder.name)
-        run.fit(trainer, folder, partial(run.is_out_of_patience, view.train.patience))
-    return trainer
+        console.line(f"{length}; train.epochs sets their number")
 
 
 def join(splits: Mapping[str, Dataset]) -> Dataset:
@@ -115,9 +105,7 @@ def refit(
     The task, and the loss of the model, have the examples' numbers of tenants, see `count_tenants`.
     The learning rates have the schedule of the earlier training run, which may have had more epochs.
     """
-    find_layer = partial(heads.find_last_layer, model)
-    with label_units.standardize_numbers(task, find_layer) as units:
-        shared = shared_head.share(task, model, view.tenants.head, units)
+    with shared_head.prepare_head(task, model, view.tenants.head) as shared:
         trainer = run.trainer_of(
             view,
             task,

@@ -98,7 +98,7 @@ def steps_an_epoch(view: TrainView, train: Dataset) -> int:
     return math.ceil(len(train) / view.train.batch_size)
 
 
-def extend_epochs(view: TrainView, train: Dataset) -> int:
+def choose_extended_epochs(view: TrainView, train: Dataset) -> int:
     """Return the minimum number of epochs of `train.extend_epochs: auto` for a train split."""
     return enough_epochs(MIN_STEPS, steps_an_epoch(view, train))
 
@@ -119,7 +119,7 @@ def check_epochs(view: TrainView, train: Dataset) -> None:
     """
     if view.train.extend_epochs != "auto":
         return
-    idle = effects.idle_in_epochs(view.train, extend_epochs(view, train))
+    idle = effects.idle_in_epochs(view.train, choose_extended_epochs(view, train))
     lines = [f"{PARAMS}: {value.line}" for value in idle]
     if lines:
         raise UserError("\n".join(lines))
@@ -129,7 +129,7 @@ def with_enough_steps(view: TrainView, train: Dataset) -> TrainView:
     """Return a view with the number of epochs that `epochs` and `extend_epochs` choose for a train split."""
     epochs = choose_epochs(view, train)
     if view.train.extend_epochs == "auto":
-        epochs = max(epochs, extend_epochs(view, train))
+        epochs = max(epochs, choose_extended_epochs(view, train))
     return view.model_copy(update={"train": view.train.with_epochs(epochs)})
 
 
@@ -196,7 +196,7 @@ def trainer_of(
     return trainer
 
 
-def fit(trainer: Trainer, folder: Path, is_over: StopRule = lambda state: False) -> None:
+def fit(trainer: Trainer, folder: Path, is_over: StopRule) -> None:
     """Fit the model, resuming from the last complete checkpoint in the run's folder.
 
     Training ends after the first epoch at whose end `is_over` is true of the Trainer's state.
@@ -234,6 +234,7 @@ def training_arguments(view: TrainView, task: Task, steps_an_epoch: int, folder:
         data_seed=view.seed,
         report_to=[tracker for tracker in view.train.report_to if tracker != DVCLIVE],
         run_name=name_of(view),
+        log_level_replica="passive",  # that of the first process, or a second model would be loaded with a report
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=isinstance(view.section, FullParams),  # adapters and heads have no unused parameters

@@ -6,7 +6,9 @@ the share of them that is kept, from none, where tenants only share rows, to all
 trained adapter has the same form as with heads of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from pipeline import evaluation
 from pipeline.core.errors import UserError
 from pipeline.methods import heads
 from pipeline.methods.heads import GroupHead, Rows
-from pipeline.methods.label_units import LabelUnits
+from pipeline.methods.label_units import LabelUnits, standardize_numbers
 from pipeline.methods.shared_rows import GroupRows, share_layer, unshare
 from pipeline.params import PARAMS
 from pipeline.tasks import Outcome, Task
@@ -81,6 +83,17 @@ class SharedHead(NamedTuple):
     def add_deviations(self) -> None:
         """Make the rows of all outputs, which are sums, the plain parameters of the layer."""
         unshare(self.layer, keep=True)
+
+
+@contextmanager
+def prepare_head(task: Task, model: PeftModel, head: str) -> Iterator[SharedHead | None]:
+    """Let a head learn standardized numbers, while a model is trained, and share rows as `share` describes.
+
+    Yields the shared head, whose deviations are to be added before the end; None if no group shares rows.
+    """
+    find_layer = partial(heads.find_last_layer, model)
+    with standardize_numbers(task, find_layer) as units:
+        yield share(task, model, head, units)
 
 
 def share(task: Task, model: PeftModel, head: str, units: LabelUnits | None) -> SharedHead | None:

@@ -119,6 +119,20 @@ def test_without_a_validation_split_it_is_the_same_sample_as_test(arena):
     assert {label for label, *_ in sample("test")} == {0, 1, 2}
 
 
+def test_a_refit_is_refused_without_a_validation_split_where_it_is_set(arena):
+    files = {"train": FILES["train"], "test": FILES["test"]}
+    row = {**ROW, "source": {"kind": "files", "files": files}, "select_on": "test"}
+    use(row=row, sample_sizes={**READS, "validation": 100})
+    check([small.cell("moods: head")])
+    reason = "train.refit: True has no effect: the data have no validation split"
+    tasks = {"moods": {"sample_sizes": READS, "params": {"train.refit": True}}}
+    small.use(tasks=tasks)
+    refused(lambda: check([small.cell("moods: head")]), says=f"pipeline/arena.yaml: small.tasks.moods: {reason}")
+    methods = {"head": {"adapter": "head_only", "params": {"train.refit": True}}}
+    small.use(tasks={"moods": {"sample_sizes": READS}}, methods=methods)
+    refused(lambda: check([small.cell("moods: head")]), says=f"pipeline/arena.yaml: small.methods.head: {reason}")
+
+
 CUT = {
     **ROW,
     "source": {"kind": "files", "files": {"train": FILES["train"]}},
