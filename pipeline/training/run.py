@@ -191,7 +191,9 @@ def trainer_of(
         callbacks=list(watching),
     )
     # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
-    trainer.model_accepts_loss_kwargs = False
+    # That of a language model is a mean over tokens, of which processes have different numbers: it counts them.
+    if not task.head.generates or processes.shares() == 1:
+        trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -24,7 +24,7 @@ from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline.core import artifacts
 from pipeline.data import inputs
-from tests import workspace
+from tests import workspace, writers
 from tests.kit import digests, write
 from tests.stages import shops
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run
@@ -115,6 +115,21 @@ def test_two_processes_share_rows_of_heads_among_tenants_as_one_does(tmp_path, m
     assert (code, error) == (0, "")
     torch.testing.assert_close(load_file(artifacts.ADAPTER / WEIGHTS), alone, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(load_file(artifacts.BANK / FILE), entries, rtol=1e-3, atol=1e-4)
+
+
+def test_each_token_of_a_completion_counts_alike_whichever_process_has_it(tmp_path, monkeypatch):
+    rows = writers.rows(118)  # 72 of them in train, which are whole batches
+    for number, row in enumerate(rows):
+        row["place"] += " in the barn" * (number % 4)
+    writers.make(tmp_path, written=rows, adapter="lora", train={"batch_size": 12})
+    monkeypatch.chdir(tmp_path)
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    alone, scores = load_file(artifacts.ADAPTER / WEIGHTS), report(artifacts.TRAIN_METRICS)
+    workspace.change(train={"processes": 2})
+    code, _, error = done()
+    assert (code, error) == (0, "")
+    torch.testing.assert_close(load_file(artifacts.ADAPTER / WEIGHTS), alone, rtol=1e-3, atol=1e-4)
+    assert report(artifacts.TRAIN_METRICS) == pytest.approx(scores, rel=1e-5)
 
 
 def rows_read(file, epochs):
