@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -84,6 +85,26 @@ def test_full_fine_tuning_is_what_plain_transformers_makes_of_the_weights_that_i
     whole = sum(map(torch.Tensor.numel, model.parameters()))
     assert found["adapter_trained"] + found["head_parameters"] == found["base_parameters"] + found["head_parameters"]
     assert found["adapter_trained"] + found["head_parameters"] == whole
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lsr"])
+def test_an_encoder_decoder_answers_as_plain_transformers_and_peft_do_to_each_text_alone(adapter, go):
+    go("bart", adapter=adapter, lsr=LSR, train={"epochs": 1})
+    end_each_text()
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    base, tokenizer = plain()
+    expected = probabilities(PeftModel.from_pretrained(base, str(artifacts.ADAPTER)).eval(), tokenizer)
+    assert predicted().numpy() == pytest.approx(expected.numpy(), **CLOSE)
+    assert report(artifacts.EVALUATE_METRICS)["loss"] == pytest.approx(loss_of(expected), rel=1e-4)
+
+
+def end_each_text():
+    """Let the tokenizer of the base model put its end token after each text, as that of BART does."""
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    end = tokenizer.eos_token
+    template = TemplateProcessing(single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, 0)])
+    tokenizer.backend_tokenizer.post_processor = template
+    tokenizer.save_pretrained(BASE)
 
 
 TRAINED = [("bert", "full"), ("llama", "full"), ("llama", "lora"), ("bert", "head_only")]
