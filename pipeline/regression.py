@@ -173,7 +173,8 @@ class Pooled(nn.Module):
 
     def __init__(self, encoder: Any, features: str | None) -> None:
         super().__init__()
-        self.encoder = encoder
+        # Of an encoder-decoder the encoder alone: T5's decoder needs an input of its own.
+        self.encoder = encoder.get_encoder() if encoder.config.is_encoder_decoder else encoder
         self.features = features
 
     def forward(

@@ -87,9 +87,9 @@ def test_full_fine_tuning_is_what_plain_transformers_makes_of_the_weights_that_i
     assert found["adapter_trained"] + found["head_parameters"] == whole
 
 
-@pytest.mark.parametrize("adapter", ["lora", "lsr"])
-def test_an_encoder_decoder_answers_as_plain_transformers_and_peft_do_to_each_text_alone(adapter, go):
-    go("bart", adapter=adapter, lsr=LSR, train={"epochs": 1})
+@pytest.mark.parametrize(("kind", "adapter"), [("bart", "lora"), ("bart", "lsr"), ("t5", "lora")])
+def test_an_encoder_decoder_answers_as_plain_transformers_and_peft_do_to_each_text_alone(kind, adapter, go):
+    go(kind, adapter=adapter, lsr=LSR, train={"epochs": 1})
     end_each_text()
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     base, tokenizer = plain()
