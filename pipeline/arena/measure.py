@@ -90,6 +90,7 @@ class Run(TrainerCallback):
         self.tokenizer: Any = None  # pads batches for the model
         self.shared: SharedHead | None = None  # the head in which groups of tenants share rows
         self.group_heads: Sequence[GroupHead] = ()  # the rows of these groups
+        self.best_group_heads: Sequence[GroupHead] = ()  # those of the best epoch
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
         self.predicted: list[float] = []
@@ -182,7 +183,7 @@ class Run(TrainerCallback):
                 examples,
                 collate,
                 Path(folder),
-                fit.Choice(epochs, self.group_heads),
+                fit.Choice(epochs, self.best_group_heads),
                 [run.StopAtDivergence()],
             )
         self.task = self.best_task  # thresholds are not chosen again
@@ -240,6 +241,7 @@ class Run(TrainerCallback):
         if not self.validation or validation >= max(self.validation):
             self.best_epoch = len(self.validation)
             self.best_task = task
+            self.best_group_heads = self.group_heads
             self.predicted = predicted
         self.validation.append(validation)
         self.test.append(test)

@@ -19,6 +19,9 @@ from pipeline.arena import measure as measuring
 from pipeline.arena import task_tokens, unseen
 from pipeline.arena.execution import check
 from pipeline.arena.measure import measure
+from pipeline.tasks.tenants import TenantsScoring
+from pipeline.training import fit as fitting
+from pipeline.training import shared_head
 from tests.kit import refused, write
 from tests.pipeline.arena import small
 
@@ -247,6 +250,30 @@ def test_where_the_number_of_epochs_is_tuned_the_last_one_alone_is_scored(tenant
     assert (longer.epochs, len(longer.test)) == (4, 1)
     plain = measure(training("each"))
     assert plain.epochs is None  # nothing is trained
+
+
+def test_a_refit_keeps_the_share_of_deviations_that_the_best_epoch_had(tenants, monkeypatch):
+    choose = shared_head.choose_shares
+    refit = fitting.refit
+    shares = iter([0.1, 0.2, 0.3, 0.4])  # of each epoch, and those of the last one again
+    accuracies = iter(2 * [0.5] + 2 * [0.7] + 2 * [0.6] + [0.4, 0.4])  # of validation and test by epoch
+    kept = []
+
+    def choose_next(*args):
+        return [head._replace(kept=share) for head, share in zip(choose(*args), shares, strict=False)]
+
+    def recording(*args):
+        trainer, group_heads = refit(*args)
+        kept.append([head.kept for head in group_heads])
+        return trainer, group_heads
+
+    monkeypatch.setattr(shared_head, "choose_shares", choose_next)
+    monkeypatch.setattr(fitting, "refit", recording)
+    monkeypatch.setattr(TenantsScoring, "scores", lambda *_: {"accuracy": next(accuracies)})
+    use(params={"train.epochs": 3, "train.refit": True}, tasks={"shops": {"row": "shops", "sample_sizes": SAMPLE}})
+    found = measure(training("deviating"))
+    assert (found.status, found.validation) == ("finished", (0.5, 0.7, 0.6))
+    assert kept == [[0.2]]
 
 
 def test_each_way_to_share_a_head_is_a_method_of_its_own(tenants):
