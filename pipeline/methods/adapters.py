@@ -10,6 +10,7 @@ import peft
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import get_parameter_names
 
@@ -30,7 +31,7 @@ from pipeline.params.sections import RATE
 from pipeline.params.sources import ModelEntry
 
 # Names of biases, and of parameters for which zero is neither the initial nor a neutral value: they do not decay.
-UNDECAYED = (r"\bbias$", r"\bparametrizations\.bias\.", "lora_magnitude_vector", "ia3_l")
+UNDECAYED = (r"(\b|_)bias$", r"\bparametrizations\.bias\.", "lora_magnitude_vector", "ia3_l")
 # At the peak of the learning rate, a step multiplies tenants' deviations from the rows that they share by 1 - this.
 DECAY_OF_DEVIATIONS = 0.02
 
@@ -105,6 +106,7 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     head_rate = view.train.head_learning_rate
     types = set(map(type, model.modules()))
     norms = [module_class for module_class in types if module_class.__name__.endswith("Norm")]
+    norms.append(nn.LayerNorm)  # and its subclasses of other names, as Nemotron has one
     decaying = set(get_parameter_names(model, norms, UNDECAYED))
     in_head = head_parameters(model, view.base_model)
     groups = dict[tuple[float, float], dict[str, Any]]()  # parameter groups by learning rate and weight decay

@@ -16,9 +16,11 @@ from lsr.tuner.files import PREFIX, WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data import tokens
+from pipeline.methods import adapters
 from pipeline.predict.__main__ import main as predict
 from pipeline.tasks.completion import CompletionScoring
 from pipeline.training.run import Progress
+from stages import train as stage
 from tests import architectures, workspace, writers
 from tests.kit import said, table
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run, trained
@@ -105,6 +107,20 @@ def end_each_text():
     template = TemplateProcessing(single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, 0)])
     tokenizer.backend_tokenizer.post_processor = template
     tokenizer.save_pretrained(BASE)
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta", "llama", "nemotron"])
+def test_weights_decay_in_full_fine_tuning_but_not_biases_and_norms_whatever_their_names(kind, go):
+    go(kind, adapter="full")
+    run(TOKENIZE, FACTORIZE)
+    view = params.load(params.TrainView)
+    model = stage.load_initialized(view, tokens.load_task(view.dataset), tokens.load_tokens("train"))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = adapters.optimizer(model, view).param_groups
+    decaying = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    # Of these architectures, all biases and weights of norms are vectors, and nothing else is one.
+    assert decaying == {id(parameter) for parameter in trained if parameter.dim() > 1}
+    assert sum(len(group["params"]) for group in groups) == len(trained)
 
 
 TRAINED = [("bert", "full"), ("llama", "full"), ("llama", "lora"), ("bert", "head_only")]
