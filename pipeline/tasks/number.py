@@ -105,7 +105,10 @@ def compute_squared_errors(logits: "Tensor", labels: "Tensor", scale: LabelScale
 
     With a scale, it is in units of the variance of the labels: 1 on average for a prediction of their mean.
     """
-    errors = logits[:, 0] - labels.to(logits)
+    import torch
+
+    precise = torch.promote_types(logits.dtype, torch.float32)  # bfloat16 would round the labels to 8 bits
+    errors = logits[:, 0] - labels.to(logits.device, precise)
     if scale is not None:
         errors = errors / scale.deviation
     return errors.square()

@@ -83,6 +83,13 @@ def test_outputs_in_bfloat16_keep_the_digits_below_a_large_mean():
     assert (outputs - expected).abs().max() < 0.1  # neighbors of 2,015 in bfloat16 are 8 apart
 
 
+def test_labels_keep_their_digits_beside_outputs_in_bfloat16():
+    labels = torch.arange(2000.0, 2030.0)
+    outputs = torch.full((30, 1), 2016.0, dtype=torch.bfloat16)
+    errors = compute_squared_errors(outputs, labels, None)
+    torch.testing.assert_close(errors, (labels - 2016.0).square(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("number", [7.0, 0.1])  # the mean of 30 times 0.1 is not 0.1
 def test_equal_numbers_have_a_deviation_of_one(number):
     scale = Facts().with_label_scale(np.full(30, number)).label_scale
