@@ -38,7 +38,8 @@ def read(tasks: Cells) -> tuple[dict[str, Parts], list[str]]:
             if trainings:
                 notes.append(_note(task, f"{path} is not there"))
             continue
-        table = pd.read_csv(path)
+        # Names of tenants may look like numbers or missing values.
+        table = pd.read_csv(path, dtype={TENANT: str}, keep_default_na=False)
         parts = parts_of(task, table)
         mismatches = (_mismatch(parts, training) for training in trainings)
         mismatch = next(filter(None, mismatches), None)
@@ -67,9 +68,8 @@ def parts_of(task: str, table: pd.DataFrame) -> Parts:
     labels = columns.astype(np.float64).squeeze("columns")
     if TENANT not in table:
         return {task: labels}
-    tenants = table[TENANT].map(str)
     parts = {}
-    for name, part in labels.groupby(tenants):
+    for name, part in labels.groupby(table[TENANT]):
         parts[f"{task}: {name}"] = part
     return parts
 

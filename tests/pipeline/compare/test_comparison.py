@@ -77,13 +77,14 @@ def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_a
     assert found["notes"] == []
 
 
-def test_a_difference_on_a_task_of_tenants_is_over_them_too(folder):
+@pytest.mark.parametrize("names", [("shop 0", "shop 1"), ("01", "1"), ("NA", "null")])
+def test_a_difference_on_a_task_of_tenants_is_over_them_too(folder, names):
     """Tenants are drawn as the tasks of an average are; without their names they are one task."""
     chosen = made.preset(tasks=["rte"], hypotheses=[{**HELD, "on": "rte"}])
     records = made.trainings(chosen)
     made.save_labels("rte")
     plain = compare("small", records, chosen, RESAMPLES)
-    whose = np.array([f"shop {at * at % 4}" for at in range(made.EXAMPLES)])
+    whose = np.array([names[at * at % 4] for at in range(made.EXAMPLES)])
     made.save_labels("rte", tenant=whose)
     found = compare("small", dict(made.with_means(records, whose)), chosen, RESAMPLES)
     made.save_labels("rte")
