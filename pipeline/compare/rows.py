@@ -126,8 +126,12 @@ def _cell(
     known: Iterable[Record],
     tuned: Collection[str],
 ) -> Cell:
-    """Return a cell with its records; `tuned` has the keys of those at its tuned setting, if there is one."""
-    records = sorted(known, key=_by_seed_and_rates)
+    """Return a cell with its records; `tuned` has the keys of those at its tuned setting, if there is one.
+
+    A record may have another name: keys do not depend on names, so methods of the same settings share their records.
+    """
+    names = {"task": planned.task, "method": planned.method}
+    records = [record.model_copy(update=names) for record in sorted(known, key=_by_seed_and_rates)]
     first_seed = planned.seeds[0]
     trials = tuple(record for record in records if record.seed == first_seed)
     if not tuned:

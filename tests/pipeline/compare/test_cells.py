@@ -67,6 +67,17 @@ def test_records_that_two_methods_of_the_same_settings_share_are_not_left_out():
     assert left == len(others)
 
 
+def test_methods_of_the_same_settings_each_have_their_records_under_the_present_name():
+    chosen = alone()
+    (settings,) = chosen.methods.values()
+    methods = {"renamed": settings, "the same": settings}
+    tasks, _ = cells("small", chosen.model_copy(update={"methods": methods}), trainings(chosen))
+    for name in methods:
+        cell = tasks["rte"][name]
+        assert {training.method for training in cell.trainings} == {name}
+        assert len(cell.finished) == len(chosen.seeds)
+
+
 def test_a_method_whose_tries_are_not_all_there_is_not_tuned_yet():
     first, *_ = records = trainings(alone())
     cell, _ = one({key: record for key, record in records.items() if key != first})
