@@ -280,7 +280,7 @@ def join_outputs(
     for other tenants, they are the smallest number.
     """
     outputs = torch.full((len(part.labels), width), torch.finfo(torch.float32).min)
-    for name in names:
+    for name in part.rows.keys() & {*names}:
         rows = part.rows_of(name)
         features, _ = part.of(name)
         own = outputs_of(name, features)

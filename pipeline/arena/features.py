@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
+from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
@@ -26,10 +27,11 @@ from pipeline.data import base_models
 from pipeline.methods.batches import tokenizer_of
 from pipeline.methods.device import fastest
 from pipeline.params import PARAMS
-from pipeline.regression import STEPS, STRENGTHS, XY, Part, Pooled, Values, join_outputs, read_parts, width_of
+from pipeline.regression import STEPS, STRENGTHS, USUAL, XY, Part, Pooled, Values, join_outputs, read_parts, width_of
 from pipeline.tasks import Outcome, Task
 
 OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # strengths for TF-IDF, in which a text has a few features that are not 0
+USUAL_OF_WORDS = 1.0  # strength for TF-IDF where no validation example could choose one
 SCORED = ("validation", "test")
 LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's classifiers
 
@@ -131,27 +133,41 @@ def _count(fitted: Pipeline) -> int:
 
 
 def _fit(features: str | None, train: XY, validation: XY) -> Pipeline:
-    """Fit the regression with the lowest validation loss (the first of ties), or the nearest class mean."""
+    """Fit the regression with the lowest validation loss (the first of ties), or the nearest class mean.
+
+    A class without training examples cannot be predicted, so validation examples of it choose nothing. If all training
+    examples have one class, it is always predicted.
+    """
+    _, labels = train
+    if len(np.unique(labels)) == 1:
+        return make_pipeline(DummyClassifier()).fit(*train)
     if features == "nearest":
         return make_pipeline(NearestCentroid()).fit(*train)
     scaler = StandardScaler()
     strengths = STRENGTHS
+    usual = USUAL
     if features == "words":
         scaler = TfidfTransformer()
         strengths = OF_WORDS
-    held_out, wanted = validation
+        usual = USUAL_OF_WORDS
 
-    def loss(fitted: Pipeline) -> float:
-        logs = _logs(fitted, held_out)
-        places = np.searchsorted(fitted.classes_, wanted)
-        of_wanted = logs[np.arange(len(wanted)), places]
-        return float(-of_wanted.mean())
-
-    candidates = []
-    for strength in strengths:
+    def fit(strength: float) -> Pipeline:
         regression = LogisticRegression(C=strength, max_iter=STEPS)
-        candidates.append(make_pipeline(scaler, regression).fit(*train))
-    return min(candidates, key=loss)
+        return make_pipeline(scaler, regression).fit(*train)
+
+    held_out, wanted = validation
+    is_known = np.isin(wanted, labels)
+    if not is_known.any():
+        return fit(usual)
+    return min(map(fit, strengths), key=lambda fitted: _loss(fitted, held_out[is_known], wanted[is_known]))
+
+
+def _loss(fitted: Pipeline, x: Values, classes: Values) -> float:
+    """Return the mean log loss on examples of classes that the regression has."""
+    logs = _logs(fitted, x)
+    places = np.searchsorted(fitted.classes_, classes)
+    of_classes = logs[np.arange(len(classes)), places]
+    return float(-of_classes.mean())
 
 
 def _logs(fitted: Pipeline, x: Values) -> Values:

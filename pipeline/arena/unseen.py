@@ -181,6 +181,6 @@ def _answer_by_regression(
         for member, known in group.items():
             columns = [list(known or ()).index(label) for label in reading.labels]
             each.append(outputs(member, asked).numpy()[:, columns])
-        return np.mean(each, axis=0)
+        return np.mean(each, axis=0, dtype=np.float64)  # of classes that a member lacks, float32 has the least number
 
     return answer

@@ -144,6 +144,53 @@ def test_regressions_on_the_frozen_encoder_are_those_of_scikit_learn(method, ten
         assert found.unseen["late"][count] == pytest.approx(own.score(features["test"], labels["test"]), abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["one", "each"])
+@pytest.mark.parametrize("features", ["mean", "words"])
+def test_a_class_that_no_training_text_has_is_not_predicted_and_chooses_no_penalty(method, features, tenants):
+    """Of one text per tenant, each tenant alone has one class, and both together have two of three."""
+    few = {"row": "shops", "sample_sizes": SAMPLE | {"train": 1}, "unseen": UNSEEN}
+    use(tasks={"shops": few}, methods={name: METHODS[name] | {"features": features} for name in ("one", "each")})
+    found = measure(training(method))
+    assert (found.status, found.reason) == ("finished", "")
+    splits = task_tokens.splits(training(method))
+    owners = splits["test"]["tenant"][:]
+    labels = splits["train"]["label"][:]
+    if method == "each":
+        by_tenant = dict(zip(splits["train"]["tenant"][:], labels, strict=True))
+        assert list(found.predicted) == [by_tenant[owner] for owner in owners]
+    else:
+        assert {*found.predicted} <= {*labels}
+        assert len({*labels}) == 2
+    if (method, features) == ("one", "mean"):
+        read = pooled(splits)
+        wanted = np.array(splits["validation"]["label"][:])
+        known = np.isin(wanted, labels)
+        assert not known.all()
+        candidates = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)) for c in STRENGTHS]
+        fitted = [candidate.fit(read["train"], labels) for candidate in candidates]
+        held_out = read["validation"][known]
+        best = min(fitted, key=lambda one: log_loss(wanted[known], one.predict_proba(held_out), labels=one.classes_))
+        assert list(found.predicted) == best.predict(read["test"]).tolist()
+
+
+def test_a_tenant_without_texts_in_validation_has_the_usual_penalty(tenants):
+    files = {}
+    for split, names in {"train": ("acme", "bolt"), "validation": ("acme",), "test": ("bolt",)}.items():
+        rows = [row | {"text": f"{row['text']} {split}"} for name in names for row in texts(name, 40)]
+        files[split] = f"{split}.jsonl"
+        write(files[split], rows)
+    write("data/datasets.yaml", {"shops": {**SHOPS, "source": {"kind": "files", "files": files}, "split": {}}})
+    use(tasks={"shops": {"row": "shops", "sample_sizes": SAMPLE}})
+    found = measure(training("each"))
+    assert (found.status, found.reason) == ("finished", "")
+    splits = task_tokens.splits(training("each"))
+    read = pooled(splits)
+    own = np.array(splits["train"]["tenant"][:]) == 1
+    usual = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
+    usual.fit(read["train"][own], np.array(splits["train"]["label"][:])[own])
+    assert list(found.predicted) == usual.predict(read["test"]).tolist()
+
+
 def as_tenants_call(classes):
     """Return the outputs of tenants for classes of a tenant added later."""
     names = LATE["label"]["names"]
