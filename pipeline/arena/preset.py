@@ -153,7 +153,7 @@ class Method(Section):
         if self.adapter == "regression":
             raise ValueError("adapter: regression is not trained by the arena; set adapter: head_only and features")
         if self.features and self.adapter != "head_only":
-            raise ValueError(f"adapter: {self.adapter} has no effect: features are in place of it; set it to head")
+            raise ValueError(f"adapter: {self.adapter} has no effect: features are in place of it; set it to head_only")
         if self.features and not self.trained:
             raise ValueError("trained: false has no effect: features are in place of training; remove it")
         for key in self.params:

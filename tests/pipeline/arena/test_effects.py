@@ -137,7 +137,10 @@ def method(**changes):
 RANDOM = {"lsr.init": "random", "lsr.train": "factors"}
 IDLE = [
     (method(params={"lora.r": 2}), "methods.odd: params: lora.r has no effect: the method's adapter is lsr"),
-    (method(features="mean"), "methods.odd: adapter: lsr has no effect: features are in place of it; set it to head"),
+    (
+        method(features="mean"),
+        "methods.odd: adapter: lsr has no effect: features are in place of it; set it to head_only",
+    ),
     (method(adapter="head_only", features="mean", trained=False), "methods.odd: trained: false has no effect"),
     (
         method(trained=False, params={"train.epochs": 3}),
