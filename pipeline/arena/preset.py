@@ -160,7 +160,9 @@ class Method(Section):
             section = section_of(key)
             if section not in OF_ALL | {self.adapter}:
                 raise ValueError(f"params: {key} has no effect: the method's adapter is {self.adapter}")
-            if section == "train" and not self.is_trained and key != "train.precision":
+            # What is scored as initialized generates texts in the precision of training.
+            is_read = self.is_trained or (key == "train.precision" and not self.features)
+            if section == "train" and not is_read:
                 raise ValueError(f"params: {key} has no effect: the method is not trained")
         return self
 

@@ -146,6 +146,10 @@ IDLE = [
         method(trained=False, params={"train.epochs": 3}),
         "methods.odd: params: train.epochs has no effect: the method is",
     ),
+    (
+        method(adapter="head_only", features="mean", params={"train.precision": "bf16"}),
+        "methods.odd: params: train.precision has no effect: the method is not trained",
+    ),
     (method(seeds=3), "small: methods: odd: seeds: must be at most 2, as many as seeds has, got 3"),
     ({"tuning": {"seeds": 3}}, "small: tuning: seeds: must be at most 2, as many as seeds has, got 3"),
     (
