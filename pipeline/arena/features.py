@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
+from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
@@ -32,7 +33,6 @@ from pipeline.tasks import Outcome, Task
 
 OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # strengths for TF-IDF, in which a text has a few features that are not 0
 USUAL_OF_WORDS = 1.0  # strength for TF-IDF where no validation example could choose one
-SCORED = ("validation", "test")
 LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's classifiers
 
 
@@ -67,32 +67,60 @@ def measure(
     collate = task.head.collator(tokenizer)
     model = Pooled(base.base_model, training.chosen.features).to(fastest())
     parts = read_parts(task, model, splits, collate, at_once)
-    by_tenant = dict[str, Pipeline]()
-    parameters = 0
-    for names, fitted in _fit_units(training, task, parts):
-        by_tenant |= dict.fromkeys(names, fitted)
-        parameters += _count(fitted)
+    largest = max(part.labels.max() for part in parts.values())
+    width = 1 + int(largest)
+    fits = _fit_units(training, task, parts)
+    of_validation = _answer(fits, parts["validation"], width)
+    if training.view.train.refit:
+        fits = [_refit(fit, parts) for fit in fits]
+    by_tenant = _by_tenant(fits)
 
     def outputs(name: str, features: Values) -> Tensor:
         return _outputs(by_tenant[name], features, width_of(task, name))
 
-    largest = max(part.labels.max() for part in parts.values())
-    width = 1 + int(largest)
-
-    def pad_outputs(name: str, features: Values) -> Tensor:
-        return _outputs(by_tenant[name], features, width)
-
     return Measured(
-        {split: join_outputs(parts[split], by_tenant, width, pad_outputs) for split in SCORED},
-        parameters,
+        {"validation": of_validation, "test": _answer(fits, parts["test"], width)},
+        sum(_count(fit.regression) for fit in fits),
         unseen.score_regressions(training, task, outputs, model, tokenizer),
     )
 
 
-def _fit_units(training: TrainingRun, task: Task, parts: Mapping[str, Part]) -> list[tuple[list[str], Pipeline]]:
+class Fit(NamedTuple):
+    """A regression, and the tenants that it answers."""
+
+    names: list[str]
+    regression: Pipeline
+
+
+def _by_tenant(fits: Iterable[Fit]) -> dict[str, Pipeline]:
+    by_tenant = dict[str, Pipeline]()
+    for fit in fits:
+        by_tenant |= dict.fromkeys(fit.names, fit.regression)
+    return by_tenant
+
+
+def _answer(fits: Iterable[Fit], part: Part, width: int) -> Outcome:
+    """Return log-probabilities for a split, (n, width)."""
+    by_tenant = _by_tenant(fits)
+    return join_outputs(part, by_tenant, width, lambda name, features: _outputs(by_tenant[name], features, width))
+
+
+def _refit(fit: Fit, parts: Mapping[str, Part]) -> Fit:
+    """Fit a regression, with the penalty that validation has chosen, to train and validation together."""
+    features = list[Values]()
+    labels = list[Values]()
+    for split in ("train", "validation"):
+        x, y = _join(parts[split], fit.names)
+        features.append(x)
+        labels.append(y)
+    regression = clone(fit.regression).fit(np.concatenate(features), np.concatenate(labels))
+    return Fit(fit.names, regression)
+
+
+def _fit_units(training: TrainingRun, task: Task, parts: Mapping[str, Part]) -> list[Fit]:
     """Fit a regression to the texts of each tenant or, with a shared head, of each group of tenants with equal labels.
 
-    Without tenants, it is fitted to all texts. Each fit comes with the names of its tenants.
+    Without tenants, it is fitted to all texts.
     """
     is_shared = training.view.tenants.head == "shared"
     units = defaultdict[Any, list[str]](list)
@@ -101,12 +129,12 @@ def _fit_units(training: TrainingRun, task: Task, parts: Mapping[str, Part]) -> 
         if is_shared and name in task.facts.tenants:
             unit = task.facts.tenants[name].labels
         units[unit].append(name)
-    fits = list[tuple[list[str], Pipeline]]()
+    fits = list[Fit]()
     for names in units.values():
         train = _join(parts["train"], names)
         validation = _join(parts["validation"], names)
         fitted = _fit(training.chosen.features, train, validation)
-        fits.append((names, fitted))
+        fits.append(Fit(names, fitted))
     return fits
 
 

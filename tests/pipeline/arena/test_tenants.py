@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.pipeline import make_pipeline
@@ -97,15 +98,19 @@ def pooled(splits):
 
 
 def fit(features, labels, chosen):
-    """Fit logistic regressions to some examples of train, and return the one with the lowest loss on validation."""
+    """Fit logistic regressions to some examples of train, and return the one with the lowest loss on validation.
+
+    Examples of a class that train does not have choose nothing.
+    """
     train, validation = chosen
     candidates = []
     for strength in STRENGTHS:
         regression = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
         candidates.append(regression.fit(features["train"][train], labels["train"][train]))
-    held_out = features["validation"][validation]
-    wanted = labels["validation"][validation]
-    return min(candidates, key=lambda one: log_loss(wanted, one.predict_proba(held_out), labels=range(3)))
+    known = validation & np.isin(labels["validation"], labels["train"][train])
+    held_out = features["validation"][known]
+    wanted = labels["validation"][known]
+    return min(candidates, key=lambda one: log_loss(wanted, one.predict_proba(held_out), labels=one.classes_))
 
 
 def reference(method):
@@ -145,6 +150,31 @@ def test_regressions_on_the_frozen_encoder_are_those_of_scikit_learn(method, ten
 
 
 @pytest.mark.parametrize("method", ["one", "each"])
+def test_with_a_refit_regressions_learn_from_validation_too_with_the_penalty_that_it_chose(method, tenants):
+    few = {"shops": {"row": "shops", "sample_sizes": SAMPLE | {"train": 8, "validation": 30}}}
+    use(tasks=few)
+    once = measure(training(method))
+    use(tasks=few, params={"train.refit": True})
+    found = measure(training(method))
+    assert (found.status, found.reason) == ("finished", "")
+    assert found.validation == once.validation
+    splits = task_tokens.splits(training(method))
+    features = pooled(splits)
+    both = np.concatenate([features["train"], features["validation"]])
+    labels = np.concatenate([splits[split]["label"][:] for split in ("train", "validation")])
+    owners = np.concatenate([splits[split]["tenant"][:] for split in ("train", "validation")])
+    fitted, _ = reference(method)
+    expected = np.empty(len(features["test"]))
+    for tenant, chosen in enumerate(fitted):
+        rows = (method == "one") | (owners == tenant)
+        own = np.array(splits["test"]["tenant"][:]) == tenant
+        again = clone(chosen).fit(both[rows], labels[rows])
+        expected[own] = again.predict(features["test"][own])
+    assert list(found.predicted) == expected.tolist()
+    assert found.predicted != once.predicted
+
+
+@pytest.mark.parametrize("method", ["one", "each"])
 @pytest.mark.parametrize("features", ["mean", "words"])
 def test_a_class_that_no_training_text_has_is_not_predicted_and_chooses_no_penalty(method, features, tenants):
     """Of one text per tenant, each tenant alone has one class, and both together have two of three."""
@@ -162,15 +192,8 @@ def test_a_class_that_no_training_text_has_is_not_predicted_and_chooses_no_penal
         assert {*found.predicted} <= {*labels}
         assert len({*labels}) == 2
     if (method, features) == ("one", "mean"):
-        read = pooled(splits)
-        wanted = np.array(splits["validation"]["label"][:])
-        known = np.isin(wanted, labels)
-        assert not known.all()
-        candidates = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)) for c in STRENGTHS]
-        fitted = [candidate.fit(read["train"], labels) for candidate in candidates]
-        held_out = read["validation"][known]
-        best = min(fitted, key=lambda one: log_loss(wanted[known], one.predict_proba(held_out), labels=one.classes_))
-        assert list(found.predicted) == best.predict(read["test"]).tolist()
+        _, predicted = reference(method)
+        assert list(found.predicted) == predicted.tolist()
 
 
 def test_a_tenant_without_texts_in_validation_has_the_usual_penalty(tenants):
