@@ -79,16 +79,27 @@ def interval(
 
     A share of independent examples or groups has the exact interval of Clopper and Pearson. So does f1, which is
     2j / (1 + j), where j is the share of hits among the examples that are, or are predicted as, class 1. All other
-    intervals are percentiles of a bootstrap over examples, or over whole groups; all use the same resamples.
+    intervals are percentiles of a bootstrap over examples, or over whole groups; all use the same resamples. That of a
+    calibration error, which noise makes larger in the sample and again in each resample, is the basic bootstrap's.
 
     Reference: Clopper & Pearson, "The use of confidence or fiducial limits", 1934; Efron & Tibshirani, "An Introduction
-    to the Bootstrap", 1993, chapter 13.
+    to the Bootstrap", 1993, chapter 13; Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2
+    (basic).
     """
     if has_exact_interval(name, in_groups=groups is not None):
         return _exact(name, predictions, labels, groups)
     units = Units.of(predictions, labels, groups)
     of_drawn = _of_drawn(name, predictions, labels, groups, units)
-    return _percentiles(of_drawn, len(units.first), resamples)
+    ends = _percentiles(of_drawn, len(units.first), resamples)
+    if name != sums.ECE:
+        return ends
+    return _correct_bias(EXAMPLES[name](labels, predictions), ends)
+
+
+def _correct_bias(error: float, ends: Interval) -> Interval:
+    """Return the basic bootstrap's interval from the percentiles' for an error in [0, 1], which it always contains."""
+    low, high = ends
+    return max(0.0, 2 * error - high), min(1.0, max(error, 2 * error - low))
 
 
 def score_with_interval(

@@ -9,7 +9,7 @@ from sklearn.metrics import brier_score_loss
 
 from pipeline import tasks
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.tasks import Facts, Outcome, reliability
+from pipeline.tasks import Facts, Outcome, reliability, scores
 from pipeline.tasks.facts import Tenant
 from tests import workspace
 from tests.pipeline.tasks import references
@@ -54,7 +54,11 @@ def check(metrics, right, probabilities, squares, prefix=""):
     assert metrics[f"{prefix}brier"] == pytest.approx(np.mean(squares), abs=1e-12)
     for name, score, values in (("ece", slow_error, probabilities), ("brier", lambda _, drawn: drawn.mean(), squares)):
         ends = metrics[f"{prefix}{name}_low"], metrics[f"{prefix}{name}_high"]
-        assert ends == pytest.approx(references.resampled(score, right, values), abs=1e-12)
+        low, high = references.resampled(score, right, values)
+        if name == "ece":  # the basic bootstrap's
+            error = metrics[f"{prefix}ece"]
+            low, high = max(0, 2 * error - high), max(error, 2 * error - low)
+        assert ends == pytest.approx((low, high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("row", "classes"), [(TWO, 2), (CLASSES, 3)])
@@ -103,6 +107,26 @@ def test_of_tenants_all_texts_count_and_of_numbers_nothing_is_reported():
     confidence = np.concatenate([own.max(axis=1) for own in shares])
     assert found.metrics["uncalibrated_ece"] == pytest.approx(slow_error(right, confidence), abs=1e-12)
     assert report(workspace.ROWS["ratings"], outcome, None) == ({}, [], [])
+
+
+def draw_answers(random, count, sharpness):
+    """Return probabilities that are too high, and whether the answers are right."""
+    leads = np.abs(random.normal(1.5, 1.2, count))
+    return expit(sharpness * leads), (random.random(count) < expit(leads)).astype(int)
+
+
+@pytest.mark.parametrize(("count", "sharpness", "least"), [(400, 1.15, 0.8), (400, 1.5, 0.85), (100, 3.0, 0.85)])
+def test_the_interval_of_a_calibration_error_covers_that_of_all_such_texts(count, sharpness, least):
+    random = np.random.default_rng(0)
+    probabilities, right = draw_answers(random, 1_000_000, sharpness)
+    truth = scores.EXAMPLES["ece"](right, probabilities)
+    covered = []
+    for _ in range(200):
+        probabilities, right = draw_answers(random, count, sharpness)
+        low, high = scores.interval("ece", probabilities, right, 200)
+        assert low <= scores.EXAMPLES["ece"](right, probabilities) <= high
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) > least
 
 
 def test_coverage_is_the_share_of_texts_with_a_probability_and_accuracy_that_of_right_ones_among_them():
