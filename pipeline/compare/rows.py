@@ -225,17 +225,21 @@ def _losses(cells: Iterable[Cell]) -> list[float]:
 def _unseen(cells: Iterable[Cell]) -> dict[str, Row]:
     """Return the mean score over tenants without any text in training, with its interval over seeds, in percent.
 
-    By the number of labeled texts of such a tenant.
+    By the number of labeled texts of such a tenant; over tasks, means are taken by seed as those of other scores.
     """
-    by_count = defaultdict[str, list[float]](list)
+    by_task = defaultdict[str, list[BySeed]](list)
     for cell in cells:
+        of_task = defaultdict[str, BySeed](dict)
         for training in cell.finished:
             scores = pd.DataFrame(training.unseen)  # one row per number of labeled texts
             for count, mean in scores.mean(axis=1).items():
-                by_count[str(count)].append(PERCENT * mean)
+                of_task[str(count)][training.seed] = PERCENT * mean
+        for count, by_seed in of_task.items():
+            by_task[count].append(by_seed)
     means = dict[str, Row]()
-    for count, values in by_count.items():
-        means[count] = estimate("score", values)
+    for count, of_tasks in by_task.items():
+        values = _mean_by_seed(of_tasks).values()
+        means[count] = estimate("score", list(values))
     return means
 
 
