@@ -137,12 +137,14 @@ def _read(training: TrainingRun, name: str, model: nn.Module, tokenizer: PreTrai
 
 
 def _score_counts(training: TrainingRun, reading: Reading, answer: Answer) -> dict[int, float]:
-    """Return the score on the test split for each number of labeled texts, which the seed draws."""
+    """Return the score on the test split for each number of labeled texts that there are, which the seed draws."""
     train = reading.parts["train"]
     test = reading.parts["test"]
     order = np.random.default_rng(training.seed).permutation(len(train.labels))
     scored = dict[int, float]()
     for count in COUNTS:
+        if count > len(order):
+            break
         drawn = order[:count]
         logits = answer(train.features[drawn], train.labels[drawn], test.features)
         outcome = Outcome(torch.from_numpy(logits), test.labels)

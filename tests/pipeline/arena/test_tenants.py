@@ -243,6 +243,15 @@ def test_a_tenant_without_labels_is_answered_by_its_group_or_the_mean_of_own_hea
     assert found.unseen["late"][60] > found.unseen["late"][0]  # a word in the text tells the label
 
 
+def test_a_tenant_added_later_is_scored_with_as_many_labels_as_it_has(tenants):
+    write("few.jsonl", later(60))
+    few = LATE | {"source": {"kind": "files", "files": {"train": "few.jsonl"}}}
+    write("data/datasets.yaml", {"shops": SHOPS, "late": few})
+    assert len(task_tokens.splits(unseen.training_of(training("one"), "late"))["train"]) < 60
+    for method in ("one", "own"):
+        assert [*measure(training(method)).unseen["late"]] == [0, 20]
+
+
 @pytest.fixture
 def still(tenants):
     """The preset with a base model without dropout, trained on all texts at once, so that no step depends on a draw."""
