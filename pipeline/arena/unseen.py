@@ -183,6 +183,7 @@ def _answer_by_regression(
         for member, known in group.items():
             columns = [list(known or ()).index(label) for label in reading.labels]
             each.append(outputs(member, asked).numpy()[:, columns])
-        return np.mean(each, axis=0, dtype=np.float64)  # of classes that a member lacks, float32 has the least number
+        logs = np.array(each, np.float64)  # of classes that a member lacks, float32 has the least number
+        return logs.mean(axis=0)
 
     return answer
