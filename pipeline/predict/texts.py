@@ -127,12 +127,7 @@ def _texts(options: Namespace, task: AdapterTask) -> Texts:
     else:
         where = f"--file: {options.file}"
         before = f"{where}: "
-        with sources.wrap_reading_errors(where):
-            source = recognition.source_of(options.file)
-            written = recognition.words_of(source)
-        if written:
-            console.note(f"{where}: read as {written}")
-        tables = sources.values(source, where)
+        tables = _tables_of_file(options.file, where, [*chosen, task.tenant or ""])
     first = next(tables)
     if not len(first):
         raise UserError(f"{where}: empty; needed: at least one row")
@@ -141,6 +136,17 @@ def _texts(options: Namespace, task: AdapterTask) -> Texts:
         chosen = there
     sources.check_columns(there, chosen, f"{where}, --column")
     return Texts(chain([first], tables), chosen, before)
+
+
+def _tables_of_file(path: Path, where: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Return the tables of a file; objects become columns, such as review.text, if one of them is to be read."""
+    with sources.wrap_reading_errors(where):
+        source = recognition.source_of(path)
+        written = recognition.words_of(source)
+    if written:
+        console.note(f"{where}: read as {written}")
+    is_nested = any("." in name for name in columns)
+    return sources.values(source, where, flat=is_nested)
 
 
 def _tables(options: Namespace, columns: Sequence[str]) -> Iterator[pd.DataFrame]:

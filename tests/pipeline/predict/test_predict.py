@@ -115,6 +115,21 @@ def test_a_file_as_excel_writes_it_is_answered_as_the_arguments_are_and_it_is_sa
     assert (encoding in err) == (encoding != "utf-8")
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_key_of_an_object_is_a_column_as_in_training(one, ending):
+    edit(TASK, columns=["review.text"])
+    texts = [SENTENCE, "an owl, at night"]
+    write(f"in.{ending}", [{"id": number, "review": {"text": text, "stars": 3}} for number, text in enumerate(texts)])
+    answers = table(ok(*texts))
+    expected = [
+        {"id": str(number), "review.text": row.pop("text"), "review.stars": "3", **row}
+        for number, row in enumerate(answers)
+    ]
+    assert table(ok("--file", f"in.{ending}")) == expected
+    edit(TASK, columns=["sentence1"])
+    assert table(ok("--file", f"in.{ending}", "--column", "review.text")) == expected
+
+
 def test_texts_with_carriage_returns_are_read_again_by_pandas_as_they_were(one):
     texts = [SENTENCE, "an owl\rat night", "a fox\r\nin the wood", "\r a hen"]
     write("in.jsonl", [{"sentence1": text, "number": number, "none": None} for number, text in enumerate(texts)])
