@@ -20,6 +20,7 @@ from pipeline.tasks.cells import TEXT_COLUMNS, is_missing, plain_text, text_in
 from pipeline.tasks.task import TENANT
 
 STDIN = "-"
+MARK = "\ufeff"  # byte order mark, with which programs of Windows begin a text in UTF-8
 SHOWN = 10  # tenants that a message names
 Asked = dict[str, list[Any]]  # text, text_pair (for pairs) and tenant by number (of a bank), one for each row
 
@@ -170,7 +171,10 @@ def _words(given: Sequence[str], width: int) -> Iterator[list[str]]:
         console.note("one text per line; Ctrl-D ends")
     with sources.wrap_reading_errors("standard input"):
         for number, line in enumerate(sys.stdin, start=1):
-            row = line.removesuffix("\n").split("\t", width - 1)
+            text = line.removesuffix("\n")
+            if number == 1:
+                text = text.removeprefix(MARK)
+            row = text.split("\t", width - 1)
             if len(row) != width:
                 raise UserError(f"standard input: line {number}: needed: two texts with a tab between them")
             yield row

@@ -201,6 +201,8 @@ def test_rows_without_a_text_are_left_out_and_counted(one, capsys):
 def test_standard_input_holds_one_text_a_line(one, monkeypatch):
     typed(monkeypatch, f"{SENTENCE}\r\nan owl\n".encode())
     assert ok("-") == ok(SENTENCE, "an owl")
+    typed(monkeypatch, f"{SENTENCE}\nan owl\n".encode("utf-8-sig"))  # as programs of Windows write it
+    assert ok("-") == ok(SENTENCE, "an owl")
     for content, message in (
         (b"", "standard input: empty; needed: at least one row"),
         (b"a\xff\n", "standard input: 'utf-8' codec can't decode byte 0xff in position 1: invalid start byte"),
