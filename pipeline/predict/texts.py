@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from lsr_onnx.errors import shortened
 from pipeline.core import console
 from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError, as_user_error, nearest
@@ -133,7 +134,8 @@ def _texts(options: Namespace, task: AdapterTask) -> Texts:
     if not len(first):
         raise UserError(f"{where}: empty; needed: at least one row")
     there = list(first.columns)
-    if len(there) == width == 1 and options.column is None:
+    if len(there) == width == 1 and options.column is None and there != chosen:
+        console.note(f"{where}: the texts are in its only column, which is named {shortened(there[0])}")
         chosen = there
     sources.check_columns(there, chosen, f"{where}, --column")
     return Texts(chain([first], tables), chosen, before)

@@ -130,6 +130,16 @@ def test_a_key_of_an_object_is_a_column_as_in_training(one, ending):
     assert table(ok("--file", f"in.{ending}", "--column", "review.text")) == expected
 
 
+def test_the_only_column_is_named_as_its_name_may_be_a_text(one, capsys):
+    Path("in.txt").write_text(f"an owl\n{SENTENCE}\n")
+    predict.main(["--file", "in.txt"])
+    out, err = capsys.readouterr()
+    assert [row["an owl"] for row in table(out)] == [SENTENCE]
+    assert err == "--file: in.txt: the texts are in its only column, which is named 'an owl'\n"
+    predict.main(["--file", "in.txt", "--column", "an owl"])
+    assert capsys.readouterr() == (out, "")
+
+
 def test_texts_with_carriage_returns_are_read_again_by_pandas_as_they_were(one):
     texts = [SENTENCE, "an owl\rat night", "a fox\r\nin the wood", "\r a hen"]
     write("in.jsonl", [{"sentence1": text, "number": number, "none": None} for number, text in enumerate(texts)])
