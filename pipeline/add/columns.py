@@ -73,6 +73,7 @@ def infer_entry(
     if not fractions:
         scored.pop("stratify", None)  # nothing is cut
     content["text"] = list(choice.text) or _texts(table, label, where)
+    _check_named([label, *content["text"]], where)
     if choice.tenant is not None:
         content["tenant"] = choice.tenant
     content |= scored
@@ -118,6 +119,17 @@ def _is_row(table: pd.DataFrame) -> bool:
         if column_types.as_numbers(as_cell) is not None or values.eq(name).any():
             return True
     return False
+
+
+def _check_named(columns: Sequence[str], where: str) -> None:
+    """Check that columns have names: Excel may write `sep=;`, and exports a title, above the line with the names.
+
+    Raises:
+        UserError: if one has none.
+    """
+    if "" in columns:
+        needed = "a first line with the names of columns, such as text,label"
+        raise UserError(f"{where}: a column to read has no name; needed: {needed}")
 
 
 def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
