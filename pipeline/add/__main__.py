@@ -73,9 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         content, notes = infer_entry(table, source, choice, where)
         if options.held_out_tenants is not None:
             content["held_out_tenants"] = options.held_out_tenants
-        entry = validate(DatasetEntry, content, OWN, (name,))
-        entry._where = str(OWN)
-        loaded = datasets.load(entry, name)
+        loaded = _load(content, name)
         LOCK.parent.mkdir(exist_ok=True)
         with FileLock(LOCK):  # another command may add an entry at the same time
             _append(name, content)
@@ -190,6 +188,29 @@ def _read(path: Path, source: TableSource, choice: Choice) -> pd.DataFrame:
             running.append(name)
     empty = dict.fromkeys(running)  # text that memory need not hold
     return pd.concat([first, *(table.assign(**empty) for table in tables)])
+
+
+def _load(content: dict[str, Any], name: str) -> datasets.Loaded:
+    """Return the data of an entry, which is stratified if no text has a hash in the share of a split.
+
+    All texts of a file can have hashes in the share of train, for example of one with the train split of another run.
+
+    Raises:
+        EmptySplitError: if a split is empty nevertheless.
+    """
+    try:
+        return datasets.load(_entry_of(content, name), name)
+    except datasets.EmptySplitError:
+        if not _entry_of(content, name).may_stratify:
+            raise
+    content["stratify"] = True
+    return datasets.load(_entry_of(content, name), name)
+
+
+def _entry_of(content: Mapping[str, Any], name: str) -> DatasetEntry:
+    entry = validate(DatasetEntry, content, OWN, (name,))
+    entry._where = str(OWN)
+    return entry
 
 
 def _without_rows(path: Path) -> str:

@@ -119,6 +119,10 @@ class Examples:
         return pa.array(texts)
 
 
+class EmptySplitError(UserError):
+    """A split has no rows."""
+
+
 class Loaded(NamedTuple):
     """The task with the facts of its data, the tables by split, and the numbers of dropped rows."""
 
@@ -158,19 +162,28 @@ def load(entry: DatasetEntry, name: str) -> Loaded:
     if apart is not None:
         examples["train"], left_out = held_out.drop_shared(examples["train"], apart)
         dropped.update(left_out)
+    _check_filled(task, examples, where, dropped)  # an empty train has no facts
     facts = task.preprocessor.facts_of_examples(examples["train"])
     task = task.with_facts(facts)
-    kept = Tables()
-    for split in SPLITS:
-        if split not in examples:
-            continue
-        kept[split], left_out = task.preprocessor.finish_split(examples[split], split)
-        dropped.update(left_out)
+    kept, left_out = _finish(task, examples)
+    dropped.update(left_out)
     _check_filled(task, kept, where, dropped)
+    _check_train(task, kept["train"], where)
     splits = _add_texts(kept, texts)
     if apart is not None:
         splits[held_out.HELD_OUT] = Examples(apart, texts)
     return Loaded(task, splits, dict(dropped), conflicting, _count_shared(examples))
+
+
+def _finish(task: Task, examples: Tables) -> tuple[Tables, Dropped]:
+    """Return the finished examples of each split, and the dropped ones by reason."""
+    dropped = Dropped()
+    kept = Tables()
+    for split in SPLITS:
+        if split in examples:
+            kept[split], left_out = task.preprocessor.finish_split(examples[split], split)
+            dropped.update(left_out)
+    return kept, dropped
 
 
 def _count_shared(examples: Tables) -> int:
@@ -350,28 +363,43 @@ def _check_filled(
     where: str,
     dropped: Mapping[str, int],
 ) -> None:
-    """Check that no split is empty, and that the task can learn from train.
+    """Check that no split is empty.
 
     Raises:
-        UserError: if not; states the rows of each split, and the dropped rows by reason.
+        EmptySplitError: if one is; states the rows of each split, the dropped rows by reason, and what to do.
     """
     names = task.entry.source.names
-    sizes = dict[str, int]()
-    for split, part in examples.items():
-        sizes[split] = len(part)
-    for split, part in examples.items():
-        if not part.empty:
+    sizes = {split: len(examples[split]) for split in SPLITS if split in examples}
+    for split, size in sizes.items():
+        if size > 0:
             continue
         file = names.get(split, names["train"])
-        remedy = ""
-        if split in task.entry.split:
-            remedy = "; no text has a hash in its share: set stratify, or name a file for it"
         rows = _format_counts(sizes)
         lost = _format_counts(dropped)
-        raise UserError(f"{where}: {split} is empty; rows: {rows}; dropped: {lost}; of {file}{remedy}")
-    problem = task.preprocessor.find_train_problem(examples["train"])
+        remedy = _remedy_for_empty(split, task)
+        raise EmptySplitError(f"{where}: {split} is empty; rows: {rows}; dropped: {lost}; of {file}{remedy}")
+
+
+def _check_train(task: Task, train: pd.DataFrame, where: str) -> None:
+    """Check that the task can learn from train.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    problem = task.preprocessor.find_train_problem(train)
     if problem:
         raise UserError(f"{where}: train has {problem}")
+
+
+def _remedy_for_empty(split: Split, task: Task) -> str:
+    """Return what to do about an empty split, where splits are taken from train; empty for one of the source's own."""
+    entry = task.entry
+    is_cut = split in entry.split or (split == "train" and any(entry.split.values()))
+    if not is_cut:
+        return ""
+    reason = "" if task.preprocessor.strata else "no text has a hash in its share: "
+    remedy = "set stratify, or name a file for it" if entry.may_stratify else "name a file for it"
+    return f"; {reason}{remedy}"
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

@@ -87,6 +87,13 @@ class DatasetEntry(RegistryEntry):
         return bool(self.group or self.choices)
 
     @property
+    def may_stratify(self) -> bool:
+        """Whether `stratify` could be set: something is cut, and the key is compatible with the others."""
+        is_cut = any(self.split.values())
+        others = (self.tenant, self.is_grouped, self.stratify)
+        return is_cut and "stratify" in self.label.compatible_keys and not any(others)
+
+    @property
     def predicts_number(self) -> bool:
         """Whether the answer is a number: labels are numbers, which are not compared in pairs."""
         return isinstance(self.label, Number) and self.pairs is None

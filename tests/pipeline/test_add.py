@@ -337,6 +337,26 @@ def test_texts_that_validation_and_test_of_ones_own_share_are_kept_and_counted()
     assert "\n  shared  5 texts of test are in validation, too, which chooses the checkpoint and thresholds" in shown
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_file_with_a_split_of_another_run_has_all_splits(split):
+    rows = [{"text": text(row), "label": QUEUES[row % 3]} for row in range(3000)]
+    write("data/all.csv", rows)
+    said(main, "data/all.csv")
+    assert "stratify" not in read_yaml(OWN)["all"]
+    part = frames(datasets.load(params.load_entry("data", "all"), "all"))[split]
+    known = {row["text"]: row["label"] for row in rows}
+    table = part.assign(label=part["text"].map(known))
+    table.to_csv("data/part.csv", index=False)
+    said(main, "data/part.csv")
+    assert read_yaml(OWN)["part"]["stratify"]
+    splits = frames(datasets.load(params.load_entry("data", "part"), "part"))
+    for name, share in {"validation": 0.1, "test": 0.2}.items():
+        counts = splits[name]["label"].map(dict(enumerate(QUEUES))).value_counts()
+        assert (counts / table["label"].value_counts()).tolist() == pytest.approx([share] * 3, abs=0.01)
+    write("data/numbers.csv", [{"text": row, "label": number / 7} for number, row in enumerate(table["text"])])
+    refused(main, ["data/numbers.csv"], says="; no text has a hash in its share: name a file for it")
+
+
 def test_splits_of_ones_own_are_taken_as_they_are():
     for split, count in {"train": 80, "held": 30, "final": 10}.items():
         rows = [

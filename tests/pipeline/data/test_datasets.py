@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pipeline.data import datasets
 from pipeline.data import files as data_files
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.tasks.cells import plain_text
+from pipeline.tasks.cells import fold, place_of, plain_text
 from tests import workspace
 from tests.kit import growth, refused, write
 from tests.pipeline.data.rows import CLASSES, NUMBER, SPLITS, frames, row_of, tar_gz
@@ -199,6 +199,15 @@ def test_an_empty_split_is_refused_with_counts(make):
     assert "validation is empty; rows: train 20, validation 0, test 1; dropped: missing 1, within_margin 0" in message
     assert message.endswith(", duplicate 0; of " + row.source.files["validation"])
     assert refusal(make(train=sentences(3), split=CUT)).endswith("in its share: set stratify, or name a file for it")
+    assert refusal(make(train=sentences(3), split=CUT, stratify=True)).endswith("train.jsonl; name a file for it")
+    numbers = {"label": NUMBER, "metrics": ["pearson"], "split": CUT}  # of which strata cannot be taken
+    assert refusal(make(train=rated(3), **numbers)).endswith("in its share: name a file for it")
+
+
+def test_a_train_split_without_rows_is_refused_with_counts(make):
+    held = [row for row in rated(400) if place_of(fold(row[0])) < 0.2]
+    numbers = {"label": NUMBER, "metrics": ["pearson"], "split": CUT}
+    assert f"train is empty; rows: train 0, validation 0, test {len(held)}; " in refusal(make(train=held, **numbers))
 
 
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):
