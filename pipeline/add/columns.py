@@ -180,33 +180,19 @@ def _check_completion(choice: Choice) -> None:
 
 
 def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
-    """Return the column to predict: the one with a usual name, or the only one with few values.
+    """Return the column to predict: the one with a usual name, or the only one with few values or with lists of names.
 
     Raises:
-        UserError: if there is none, or several have few values or numbers.
+        UserError: if there is none, or several have few values, numbers or lists.
     """
-    columns = list[str]()
-    few = list[str]()
-    numbers = list[str]()
-    most = min(column_types.MAX_CLASSES, len(table) / 5)
-    for column in table:
-        values = table[column]
-        if column in text or column_types.is_running_text(values):
-            continue
-        columns.append(column)
-        as_text = values.map(str)
-        different = as_text.nunique()
-        if column_types.detect_joined_labels(values) or 1 < different <= most:
-            few.append(column)
-        elif column_types.may_be_scale(spellings.drop_missing_words(values)):
-            numbers.append(column)
+    columns, few, numbers, of_lists = _find_candidates(table, text)
     named = {column.casefold(): column for column in reversed(columns)}  # the first of equal names
     for usual in USUAL:
         if usual in named:
             return named[usual]
-    if len(few) == 1:
-        return few[0]
-    possible = few or numbers
+    possible = few or [*numbers, *of_lists]
+    if len(possible) == 1 and possible != numbers:
+        return possible[0]
     if possible:
         shown = " or ".join(map(quote, possible))
         raise UserError(f"{where}: which column is to be predicted? --label {shown}")
@@ -214,6 +200,34 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
     reason = _describe_columns(table[columns]) or f"each has text, or another value in nearly every row: {shown}"
     needed = "needed: one with a few classes, or with numbers"
     raise UserError(f"{where}: no column could be a label; {reason}; {needed}")
+
+
+class Candidates(NamedTuple):
+    """Columns that could be the label."""
+
+    columns: list[str]  # all columns without running text
+    few: list[str]  # with few values
+    numbers: list[str]
+    of_lists: list[str]  # with lists of names
+
+
+def _find_candidates(table: pd.DataFrame, text: Sequence[str]) -> Candidates:
+    candidates = Candidates([], [], [], [])
+    most = min(column_types.MAX_CLASSES, len(table) / 5)
+    for column in table:
+        values = table[column]
+        if column in text or column_types.is_running_text(values):
+            continue
+        candidates.columns.append(column)
+        as_text = values.map(str)
+        different = as_text.nunique()
+        if column_types.detect_joined_labels(values) or 1 < different <= most:
+            candidates.few.append(column)
+        elif column_types.may_be_scale(spellings.drop_missing_words(values)):
+            candidates.numbers.append(column)
+        elif lists.are_lists_of_names(values):
+            candidates.of_lists.append(column)
+    return candidates
 
 
 def _describe_columns(table: pd.DataFrame) -> str:

@@ -1,14 +1,27 @@
 """Recognize lists of labels in the cells of a column: as values, or as text, as pandas writes them to CSV."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
 
-from pipeline.add.column_types import MAX_CLASSES, are_written_lists, collect_names
+from pipeline.add.column_types import MAX_CLASSES, are_written_lists, collect_names, drop_missing
 from pipeline.core.errors import UserError
 from pipeline.tasks.cells import is_missing
 from pipeline.tasks.multi_label import labels_in
+
+
+def are_lists_of_names(column: pd.Series) -> bool:
+    """Return whether all cells are lists of texts, with as many different ones as a label may have."""
+    cells = drop_missing(column)
+    if not all(isinstance(cell, list) for cell in cells):
+        return False
+    items = chain.from_iterable(cells)
+    if not all(item is None or isinstance(item, str) for item in items):
+        return False
+    names = collect_names(labels_in(cell, "") for cell in cells)
+    return 1 < len(names) <= MAX_CLASSES
 
 
 def name_labels(column: pd.Series, where: str) -> dict[str, Any]:

@@ -246,6 +246,18 @@ def test_a_chosen_column_of_lists_is_multi_label_though_it_has_many_labels_or_nu
     assert applying == {text(row): min(row % 3, 1) for row in ROWS}
 
 
+def test_a_column_of_lists_with_many_labels_is_found_whatever_it_is_called():
+    many = [[f"l{row % 40:02}"] for row in ROWS]
+    rows = [{"id": row, "text": text(row), "of": [*many[row], None]} for row in ROWS]
+    write("data/lists.jsonl", rows)
+    said(main, "data/lists.jsonl")
+    assert read_yaml(OWN)["lists"]["label"] == {"multi_label": "of", "names": sorted({name for (name,) in many})}
+    write("data/sizes.jsonl", [{**row, "size": row["id"] / 7} for row in rows])
+    refused(main, ["data/sizes.jsonl"], says="which column is to be predicted? --label size or of")
+    write("data/vectors.jsonl", [{**row, "of": [row["id"] / 7, 1.5]} for row in rows])
+    refused(main, ["data/vectors.jsonl"], says="no column could be a label")
+
+
 NO_LISTS = {
     "one": ([["toxic"], []], "has lists with 1 label in 120 rows; needed: 2 to 100, or a class in each cell"),
     "mixed": ([["ink"], ["slow"], "paper"], "has lists of labels, but also 'paper'; needed: a list in each cell"),
