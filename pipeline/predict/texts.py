@@ -106,11 +106,12 @@ def _with_columns(table: pd.DataFrame, names: Sequence[str], before: str) -> pd.
     """Return a table with the columns of the first row, null where rows lack them.
 
     Raises:
-        UserError: if it has a column that the first row lacks.
+        UserError: if it has a value in a column that the first row lacks.
     """
     for late in table.columns.difference(names):
         row = table[late].first_valid_index()
-        raise UserError(f"{before}row {row}: a new key {late!r}; add it to row 1 (null if it has no value)")
+        if row is not None:
+            raise UserError(f"{before}row {row}: a new key {late!r}; add it to row 1 (null if it has no value)")
     lacking = dict.fromkeys(name for name in names if name not in table)
     return table.assign(**lacking)[names]
 

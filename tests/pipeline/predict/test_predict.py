@@ -189,7 +189,7 @@ def test_each_table_is_answered_before_the_next_is_read_and_a_later_mistake_is_a
         assert err.startswith(f"python -m pipeline.predict: --file: in.jsonl: {says}")
         assert says in mistake("--file", "in.jsonl", "--out", "out.csv")
         assert not Path("out.csv").exists()
-    write("in.jsonl", [first, {"sentence1": "an owl"}])
+    write("in.jsonl", [first, {"sentence1": "an owl", "late": None}])
     assert [row["label"] for row in table(ok("--file", "in.jsonl"))] == ["good", ""]
 
 
