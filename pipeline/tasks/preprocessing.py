@@ -156,7 +156,7 @@ def _examples_of(
     entry = preprocessor.entry
     alike = preprocessor.alike(cells, texts)
     group = entry.group
-    together = fold(str(cells[group[0]])) if group else alike  # rows with the same text are all in one split
+    together = fold(plain_text(cells[group[0]])) if group else alike  # rows with the same text are all in one split
     position = place_of(together)
     own = preprocessor.extend_dedup_key(cells, alike)
     unit = preprocessor.unit_of(cells, number)

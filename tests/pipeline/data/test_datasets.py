@@ -90,6 +90,18 @@ def test_select_on_test_chooses_on_the_test_split_and_leaves_all_other_rows_to_t
     assert {split: len(table) for split, table in found.items()} == {"train": 10, "validation": 50, "test": 50}
 
 
+def test_a_group_whose_number_is_written_in_two_ways_is_in_one_split(make):
+    rows = [("other", 0, 0)]
+    for number in range(400):
+        group = number // 4
+        rows.append((f"{group} has sentence number {number}", group if number % 2 else float(group), 1))
+    groups = {"group": ("paragraph",), "columns": ("text", "paragraph"), "metrics": ["exact_match"]}
+    found = load(make(train=rows, test=[("held out", 1, 1)], split={"validation": 0.3}, **groups))
+    train, validation = (set(found[split]["text"].str.split().str[0]) for split in ("train", "validation"))
+    assert len(validation) > 1
+    assert not train & validation
+
+
 def test_strata_take_the_share_of_each_class_in_the_order_of_the_hash(make):
     train = [(f"sentence number {number}", int(number % 10 == 0)) for number in range(400)]
     found = load(make(train=train, split=CUT, stratify=True))
