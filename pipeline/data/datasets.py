@@ -394,7 +394,7 @@ def _check_train(task: Task, train: pd.DataFrame, where: str) -> None:
 def _remedy_for_empty(split: Split, task: Task) -> str:
     """Return what to do about an empty split, where splits are taken from train; empty for one of the source's own."""
     entry = task.entry
-    is_cut = split in entry.split or (split == "train" and any(entry.split.values()))
+    is_cut = split in entry.split or (split == "train" and entry.split)
     if not is_cut:
         return ""
     reason = "" if task.preprocessor.strata else "no text has a hash in its share: "

@@ -59,7 +59,7 @@ class DatasetEntry(RegistryEntry):
         f"{SELECT_PROMPTS} validation prompts; exact_match:16: for 16",
     )
     pairs: Pairs | None = Field(None, description="compare the numbers of two examples instead of predicting them")
-    split: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(ge=0, lt=1)]] = Field(
+    split: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(gt=0, lt=1)]] = Field(
         {}, description="splits to take from train, as fractions"
     )
     stratify: StrictBool = Field(
@@ -89,9 +89,8 @@ class DatasetEntry(RegistryEntry):
     @property
     def may_stratify(self) -> bool:
         """Whether `stratify` could be set: something is cut, and the key is compatible with the others."""
-        is_cut = any(self.split.values())
         others = (self.tenant, self.is_grouped, self.stratify)
-        return is_cut and "stratify" in self.label.compatible_keys and not any(others)
+        return bool(self.split) and "stratify" in self.label.compatible_keys and not any(others)
 
     @property
     def predicts_number(self) -> bool:

@@ -152,6 +152,8 @@ ROW_MISTAKES = [
     ("movie-pairs.text", ["text", "id"], "movie-pairs: pairs are made of one text column, got text, id"),
     ("multirc.group", ..., "multirc: exact_match scores groups: define them with `group`"),
     ("stsb.stratify", True, "stsb: stratify: needs a label of classes"),
+    ("movie-reviews.split.validation", 0.0, "movie-reviews.split.validation: "),  # which would choose the epoch on test
+    ("movie-reviews.split.test", 0.0, "movie-reviews.split.test: "),
     ("movie-reviews.cut", {"test": 0.1}, "movie-reviews.cut: this key is now called split"),
     ("movie-reviews.label.above", 0.0, "movie-reviews.label.above: this key is now called threshold"),
     ("cola.label", {"several": "a", "names": ["b", "c"]}, "label.several: this key is now called multi_label"),
