@@ -7,7 +7,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("lsr", "lsr_onnx", "lsr_server", "pipeline", "stages")
-PRINTING = ("UserError", "InputError", "NoBaseError", "ValueError", "ArgumentTypeError", "warn", "note")
+PRINTING = (
+    "UserError",
+    "EmptySplitError",
+    "DivergedError",
+    "InputError",
+    "NoBaseError",
+    "ValueError",
+    "ArgumentTypeError",
+    "warn",
+    "note",
+)
 
 
 def messages() -> Iterator[str]:
