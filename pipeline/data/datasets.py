@@ -374,9 +374,9 @@ def _check_filled(
         if size > 0:
             continue
         file = names.get(split, names["train"])
-        rows = _format_counts(sizes)
-        lost = _format_counts(dropped)
-        remedy = _remedy_for_empty(split, task)
+        rows = _format_counts(sizes.items())
+        lost = _format_counts(dropped.items())
+        remedy = _remedy_for_empty(split, sizes, task)
         raise EmptySplitError(f"{where}: {split} is empty; rows: {rows}; dropped: {lost}; of {file}{remedy}")
 
 
@@ -391,20 +391,24 @@ def _check_train(task: Task, train: pd.DataFrame, where: str) -> None:
         raise UserError(f"{where}: train has {problem}")
 
 
-def _remedy_for_empty(split: Split, task: Task) -> str:
-    """Return what to do about an empty split, where splits are taken from train; empty for one of the source's own."""
+def _remedy_for_empty(split: Split, sizes: Mapping[Split, int], task: Task) -> str:
+    """Return what to do about an empty split, if it is due to how train is cut; empty otherwise."""
     entry = task.entry
-    is_cut = split in entry.split or (split == "train" and entry.split)
+    is_cut = split in entry.split
+    remedy = "name a file for it"
+    if split == "train":
+        is_cut = any(sizes.get(other) for other in entry.split)
+        remedy = "name files for the other splits"
     if not is_cut:
         return ""
     reason = "" if task.preprocessor.strata else "no text has a hash in its share: "
-    remedy = "set stratify, or name a file for it" if entry.may_stratify else "name a file for it"
-    return f"; {reason}{remedy}"
+    stratify = "set stratify, or " if entry.may_stratify else ""
+    return f"; {reason}{stratify}{remedy}"
 
 
-def _format_counts(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Iterable[tuple[str, int]]) -> str:
     parts = list[str]()
-    for name, count in counts.items():
+    for name, count in counts:
         part = f"{name} {count}"
         parts.append(part)
     return ", ".join(parts)

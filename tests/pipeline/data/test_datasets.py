@@ -219,7 +219,11 @@ def test_an_empty_split_is_refused_with_counts(make):
 def test_a_train_split_without_rows_is_refused_with_counts(make):
     held = [row for row in rated(400) if place_of(fold(row[0])) < 0.2]
     numbers = {"label": NUMBER, "metrics": ["pearson"], "split": CUT}
-    assert f"train is empty; rows: train 0, validation 0, test {len(held)}; " in refusal(make(train=held, **numbers))
+    line = refusal(make(train=held, **numbers))
+    assert f"train is empty; rows: train 0, validation 0, test {len(held)}; " in line
+    assert line.endswith("; no text has a hash in its share: name files for the other splits")
+    row = make(train=held, test=held, **numbers | {"split": {"validation": 0.1}})
+    assert refusal(row).endswith(f", duplicate {len(held)}; of {row.source.files['train']}")
 
 
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):
