@@ -132,7 +132,7 @@ class LsrConfig(PeftConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self.folder: Path | None = None  # folder from which it was read, if it was
-        self.injected: Injected | None = None  # the model's record of the last adapter made from it
+        self.injected: Injected | None = None  # the record of the adapter made from it
         check_options(self)
 
     @property

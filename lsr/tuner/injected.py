@@ -64,8 +64,7 @@ def _shapes(fields: Fields) -> LayerShapes:
 class Injected:
     """The record of an adapter in a model, stored there by the adapter's name.
 
-    PEFT writes the files of an adapter from its configuration alone, which therefore refers to the record of its last
-    injection.
+    PEFT writes the files of an adapter from its configuration alone, which therefore refers to the record.
     """
 
     resolved: Resolved

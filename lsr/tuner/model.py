@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -74,6 +75,8 @@ class LsrModel(MultiLayerHeadTuner):
             ValueError: if an entry of the configuration matches no layer; names the model's layers.
         """
         config = config_of(self, adapter_name)
+        if config.injected is not None:  # has the record of another adapter, by which that one is saved
+            config = self.peft_config[adapter_name] = copy(config)
         names = check_names(config, model)
         # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))

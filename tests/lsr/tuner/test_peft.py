@@ -3,6 +3,7 @@
 The others are in tests/capabilities, the formulas in test_special_cases.py.
 """
 
+import copy
 import re
 import warnings
 from collections import OrderedDict
@@ -134,6 +135,16 @@ def test_what_one_model_has_read_is_not_taken_for_read_by_another_with_the_same_
         first(**batch)
     with pytest.warns(UserWarning, match="has been given none"):
         second(**batch)
+
+
+def test_models_of_other_widths_that_share_a_configuration_are_each_saved_with_their_own_shapes(tmp_path):
+    config = LsrConfig(rank_shape=(2,), target_modules=["0"], init_weights=False, seed=0)
+    bases = [nn.Sequential(nn.Linear(width, width)) for width in (12, 20)]
+    models = [get_peft_model(copy.deepcopy(base), config) for base in bases]
+    for base, model in zip(bases, models, strict=True):
+        model.save_pretrained(str(tmp_path))
+        x = torch.eye(base[0].in_features)
+        assert torch.equal(PeftModel.from_pretrained(base, str(tmp_path))(x), model(x))
 
 
 def test_a_deleted_adapter_awaits_no_examples():
