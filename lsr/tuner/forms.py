@@ -12,7 +12,7 @@ from lsr.errors import wrap_errors
 from lsr.init.passes import widths
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.packing import Tensors
-from lsr.tuner.targets import check_adaptable
+from lsr.tuner.targets import check_adaptable, check_called
 
 MAX_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
 MAX_ENTRIES = 2**30  # limit to the entries of A and B together: a 23,000 x 23,000 layer has as many at full rank
@@ -72,6 +72,7 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> di
         module = model.get_submodule(name)
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         check_adaptable(base, name)
+        check_called(model, name)
         forms[name] = form_of(config, name, *widths(base))
     return forms
 

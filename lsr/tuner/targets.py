@@ -30,6 +30,20 @@ SHOWN = 8  # names of a message
 # Names that PEFT adds to modules_to_save for a task_type, whether or not the model has them.
 ADDED = {*SEQ_CLS_HEAD_NAMES, "qa_outputs"}
 ADAPTABLE = (nn.Linear, Conv1D)
+MAMBA = ("x_proj", "dt_proj", "out_proj")
+# By class of a module: its layers whose weight it reads without calling them, some of them only by kernels for GPUs.
+UNCALLED = {
+    "MambaMixer": MAMBA,
+    "FalconMambaMixer": MAMBA,
+    "JambaMambaMixer": ("dt_proj",),
+    "Mamba2Mixer": ("out_proj",),
+    "BambaMixer": ("out_proj",),
+    "FalconH1Mixer": ("out_proj",),
+    "GraniteMoeHybridMambaLayer": ("out_proj",),
+    "NemotronHMamba2Mixer": ("out_proj",),
+    "Zamba2MambaMixer": ("out_proj",),
+    "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
 
 
 def check_names(
@@ -199,6 +213,19 @@ def check_adaptable(base: nn.Module, layer_name: str) -> None:
             f"{problem}: its weight is quantized, got the dtype {base.weight.dtype}; "
             "only the 8- and 4-bit layers of bitsandbytes are supported"
         )
+
+
+def check_called(model: nn.Module, layer_name: str) -> None:
+    """Check that a model calls a layer instead of reading its weight: an adapter would have no effect, silently.
+
+    Raises:
+        TypeError: if not; names the layer.
+    """
+    outer, _, last = layer_name.rpartition(".")
+    parent = type(model.get_submodule(outer)).__name__
+    if last in UNCALLED.get(parent, ()):
+        reason = f"{parent} reads its weight but does not always call it"
+        raise TypeError(f"layer {layer_name!r} cannot be adapted: {reason}; leave it out with exclude_modules")
 
 
 def is_quantized(layer: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig
 
 from lsr import LsrConfig
 from lsr.algebra.separable import FactorShapes
@@ -184,6 +185,25 @@ def test_a_mistake_is_refused_with_its_name_and_what_is_there(fields, message):
 def test_a_layer_that_cannot_be_adapted_is_refused_by_name_and_type(layer, reason):
     says = f"layer 'block.part' cannot be adapted: {reason}"
     refused(LsrLinear, layer, "default", "block.part", kind=TypeError, says=says)
+
+
+READ_ONLY = [
+    (MambaConfig(hidden_size=12, num_hidden_layers=1, state_size=4, vocab_size=9), "MambaMixer", "dt_proj"),
+    (
+        Mamba2Config(hidden_size=12, num_hidden_layers=1, num_heads=3, head_dim=8, vocab_size=9),
+        "Mamba2Mixer",
+        "out_proj",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "parent", "last"), READ_ONLY, ids=["mamba", "mamba2"])
+def test_a_layer_whose_weight_is_read_instead_of_called_is_refused(config, parent, last):
+    base = AutoModelForCausalLM.from_config(config)
+    says = f"layer 'backbone.layers.0.mixer.{last}' cannot be adapted: {parent} reads its weight but does not always"
+    targets = LsrConfig(target_modules=["in_proj", last], rank_shape=(2,))
+    refused(get_peft_model, base, targets, kind=TypeError, says=says)
+    assert not any(isinstance(module, LsrLinear) for module in base.modules())
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
