@@ -162,7 +162,8 @@ def apply_with_update(
     Under autocast x is cast once, for both W and A. A and B are cast to the dtype of x, never the reverse. Double
     backward is exact.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
+    # There is no autocast on the device meta, where models are measured: asking for it raises an error.
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
         weight = weight.to(dtype)

@@ -88,6 +88,14 @@ def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
     assert torch.equal(layer.weight, exact.to(torch.bfloat16))
 
 
+def test_a_model_without_values_computes_shapes_as_with_lora():
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 5)), LsrConfig(target_modules=["0"], rank_shape=(2,)))
+    outputs = model.to("meta")(torch.ones(3, 6, device="meta"))
+    outputs.sum().backward()
+    assert outputs.shape == (3, 5)
+    assert all(parameter.grad.is_meta for parameter in model.parameters() if parameter.requires_grad)
+
+
 @pytest.mark.parametrize("layers", [[0], [1], [0, 1]], ids=str)
 @pytest.mark.parametrize("is_padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("targets", [["linear1"], ["linear1", "linear2"]])
