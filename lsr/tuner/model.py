@@ -87,6 +87,7 @@ class LsrModel(MultiLayerHeadTuner):
             adapted = [name for name in names if name in held]
         if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
+        _check_not_nested(model, adapted)
         forms = check_forms(model, adapted, config)
         self._injection = Injection(forms)
         try:
@@ -232,6 +233,17 @@ class LsrModel(MultiLayerHeadTuner):
         )
         biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
         return {name: value for name, value in biases.items() if not name.startswith(wrapped)}
+
+
+def _check_not_nested(model: nn.Module, names: Sequence[str]) -> None:
+    # In a second wrapper around a model with adapters, its layers would have a second name.
+    for name in names:
+        layer = model.get_submodule(name)
+        if isinstance(layer, LsrLinear) and layer.layer_name != name:
+            raise ValueError(
+                f"layer {layer.layer_name!r} is adapted by a PEFT model within this one: call add_adapter() on that, "
+                "or unload() it first"
+            )
 
 
 def _labels_of(model: nn.Module) -> tuple[str, ...]:

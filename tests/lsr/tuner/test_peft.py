@@ -147,6 +147,13 @@ def test_models_of_other_widths_that_share_a_configuration_are_each_saved_with_t
         assert torch.equal(PeftModel.from_pretrained(base, str(tmp_path))(x), model(x))
 
 
+def test_a_model_with_adapters_is_not_wrapped_again():
+    config = LsrConfig(rank_shape=(2,), target_modules=["query"], seed=0)
+    model = get_peft_model(tiny("bert"), config)
+    says = f"layer {QUERIES[0]!r} is adapted by a PEFT model within this one: call add_adapter() on that, or unload()"
+    refused(get_peft_model, model, config, kind=ValueError, says=says)
+
+
 def test_a_deleted_adapter_awaits_no_examples():
     model = get_peft_model(tiny("bert"), LsrConfig(rank_shape=(2,), target_modules=["query"], seed=0)).train()
     model.add_adapter("other", LsrConfig(**AWAITING))
