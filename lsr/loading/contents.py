@@ -49,8 +49,11 @@ class Contents:
             return self.task.get("labels") or []
         if self.model_labels is not None:
             return self.model_labels
-        rows = [len(weight) for weight in self.heads.values() if weight.dim() == 2]
-        outputs = min(rows, default=0)
+        weights = [value for value in self.heads.values() if value.dim() == 2]
+        inputs = {weight.shape[1] for weight in weights}
+        rows = [len(weight) for weight in weights]
+        last = [count for count in rows if count not in inputs]  # a hidden layer has the width of another one's inputs
+        outputs = min(last or rows, default=0)
         if outputs == 0:
             return None
         if outputs == 1:

@@ -3,6 +3,7 @@
 A LoRA's folder as an LSR adapter is the same, and comes back as it was.
 """
 
+import ast
 import copy
 import json
 import re
@@ -23,7 +24,7 @@ from lsr.loading.adapters import load_adapter
 from lsr.tuner.files import CONFIG, PREFIX, WEIGHTS, read_config
 from lsr.tuner.layer import find_lsr_layers
 from tests.kit import refused, write
-from tests.lsr.saved import CASES, save_lora, save_with_base
+from tests.lsr.saved import CASES, save, save_lora, save_with_base
 from tests.repository import command
 from tests.tiny.models import logits, tiny, tokens
 
@@ -116,6 +117,15 @@ def test_values_of_a_layer_are_not_those_of_one_whose_name_ends_like_it(tmp_path
     base = copy.deepcopy(model).unload()
     export_lora(model, tmp_path / "lora")
     assert_close(PeftModel.from_pretrained(base, str(tmp_path / "lora"))(x), model(x))
+
+
+@pytest.mark.parametrize("labels", [3, 24, 30])  # fewer than the head is wide, as many, and more
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_the_card_of_an_exported_folder_has_a_name_for_each_output_of_the_head(name, labels, tmp_path):
+    save(tmp_path / "adapter", name, labels=labels)
+    export_lora(tmp_path / "adapter", tmp_path / "lora")
+    names = re.search(r"id2label=(\{.*?\})", (tmp_path / "lora/README.md").read_text())
+    assert ast.literal_eval(names[1]) == {number: f"LABEL_{number}" for number in range(labels)}
 
 
 def test_an_export_needs_an_lsr_adapter(tmp_path):
