@@ -63,7 +63,8 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         """Return the base layer's output plus the active adapters', or in row i that of `adapter_names[i]`.
 
         A single adapter on a plain layer is fused with it into one autograd node (`apply_with_update`). Several active
-        adapters, dropout, further arguments, and a hooked, patched or quantized base layer use `add_low_rank`.
+        adapters, dropout, further arguments, transposed inputs, and a hooked, patched or quantized base layer use
+        `add_low_rank`.
         """
         if adapter_names is not None:
             return self._forward_rows(x, adapter_names, *args, **kwargs)
@@ -72,7 +73,9 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         names = [] if self.disable_adapters or self.merged else self.active_adapters
         active = [self.adapter(name) for name in names if name in self.lsr_adapters]
         is_dropping = self.training and any(isinstance(adapter.dropout, nn.Dropout) for adapter in active)
-        if len(active) == 1 and not (args or kwargs or is_dropping) and _is_plain(self.base_layer):
+        # Where the tokens of x do not follow each other in memory, nn.Linear adds its bias after it has rounded.
+        is_usual = (x.dim() < 3 or x.is_contiguous()) and _is_plain(self.base_layer)
+        if len(active) == 1 and not (args or kwargs or is_dropping) and is_usual:
             (adapter,) = active
             weight = self.in_layout(self.weight)
             bias = cast("Tensor | None", self.base_layer.bias)
