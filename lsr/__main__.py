@@ -51,7 +51,7 @@ def _export(options: Namespace) -> None:
         sources.append(Path(options.base))
     check_output(options.output, sources, replace=options.force)
     model = None
-    why = "the model reads no token ids"
+    why = "the model does not read token ids alone"
     try:
         model = load_adapter(options.adapter, options.base, None)
     except NoBaseError as error:

@@ -1,6 +1,8 @@
 """Load PEFT adapters of any method onto their base models, merge them, and compute outputs to compare."""
 
+from contextlib import suppress
 from copy import deepcopy
+from inspect import signature
 from itertools import filterfalse
 from math import prod
 from pathlib import Path
@@ -113,18 +115,13 @@ def merge_adapter(model: PeftModel, files: Files) -> Any:
 def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tensor | None:  # float64
     """Return the model's first output (logits if it has a head) for seeded random token ids.
 
-    None if the model takes no token ids, such as a vision model. `state` temporarily replaces tensors by name. Rows are
-    computed one by one, so that no padding token is needed.
+    None if the model does not take token ids alone, such as a model of images or sound. `state` temporarily replaces
+    tensors by name. Rows are computed one by one, so that no padding token is needed.
     """
-    embeddings = model.get_input_embeddings()
-    if not isinstance(embeddings, nn.Embedding):
+    count = _count_tokens(model)
+    if count is None:
         return None
-    positions = getattr(model.config, "max_position_embeddings", None) or 0
-    length = LENGTH
-    if positions >= 1:  # XLNet, which has no table of positions, has -1
-        length = max(1, min(LENGTH, positions - RESERVED))
-    draws = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(embeddings.num_embeddings, (ROWS, length), generator=draws)
+    ids = _draw_ids(model.config, count)
     replaced = dict(state or {})
     logits = []
     for row in ids[:rows]:
@@ -134,6 +131,33 @@ def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tenso
         output = functional_call(model, replaced, (), inputs, tie_weights=False)
         logits.append(output[0].double())
     return torch.cat(logits)
+
+
+def _count_tokens(model: Any) -> int | None:
+    """Return the number of different token ids; None if the model does not take token ids alone."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    if "input_ids" not in signature(plain.forward).parameters:  # Whisper embeds tokens, but reads sound
+        return None
+    with suppress(NotImplementedError):  # CLIP has two inputs
+        embeddings = plain.get_input_embeddings()
+        if isinstance(embeddings, nn.Embedding):
+            return embeddings.num_embeddings
+    return None
+
+
+def _draw_ids(config: Any, count: int) -> Tensor:  # (ROWS, length)
+    """Draw token ids; those of an encoder-decoder end with the end token, at which T5 and BART classify."""
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    length = LENGTH
+    if positions >= 1:  # XLNet, which has no table of positions, has -1
+        length = max(1, min(LENGTH, positions - RESERVED))
+    draws = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(count, (ROWS, length), generator=draws)
+    end = getattr(config, "eos_token_id", None)
+    if config.is_encoder_decoder and isinstance(end, int):
+        ids[ids == end] = (end + 1) % count
+        ids[:, -1] = end
+    return ids
 
 
 def _name_in_base(name: str) -> str:

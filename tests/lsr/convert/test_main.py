@@ -3,11 +3,22 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
+from lsr import LsrConfig
 from lsr import __main__ as commands
 from lsr.__main__ import main
 from lsr.convert.writing import replace_folder
@@ -42,6 +53,38 @@ def test_the_outputs_of_an_export_are_those_of_the_adapter(name, fields, to, tmp
     names = {"lora": ["lora, unmerged", "lora, merged by PEFT"], "merged": ["merged"]}
     assert list(actual) == names[to]
     assert max(actual.values()) < 1e-5
+
+
+WIDE = {"d_model": 24, "vocab_size": 64, "eos_token_id": 2, "decoder_start_token_id": 1, "pad_token_id": 1}
+LAYERS = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+BOTH = WIDE | LAYERS | {"encoder_ffn_dim": 40, "decoder_ffn_dim": 40}
+T5 = T5Config(**WIDE, d_kv=12, d_ff=40, num_layers=1, num_decoder_layers=1, num_heads=2)
+
+
+def save_query(model, **fields):
+    """Save a model at base/ and an adapter of its layers named like queries at adapter/."""
+    model.save_pretrained("base")
+    model.name_or_path = "base"
+    config = LsrConfig(target_modules=["q_proj"], rank_shape=(2,), init_weights=False, seed=0)
+    get_peft_model(model, replace(config, **fields)).save_pretrained("adapter")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "targets"),
+    [(BartForSequenceClassification, BartConfig(**BOTH), ["q_proj"]), (T5ForSequenceClassification, T5, ["q"])],
+    ids=["bart", "t5"],
+)
+def test_a_classifier_that_reads_at_the_end_token_is_compared(model_class, config, targets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = ["classification_head"]
+    save_query(model_class(config), task_type="SEQ_CLS", target_modules=targets, modules_to_save=head)
+    assert 0 <= differences(said(main, *export("merged")))["merged"] < 1e-5
+
+
+def test_a_model_that_does_not_read_token_ids_alone_is_exported_without_a_comparison(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_query(WhisperForConditionalGeneration(WhisperConfig(**BOTH)))
+    assert "the outputs are not compared: the model does not read token ids alone" in said(main, *export())
 
 
 def test_a_rounded_export_shows_its_error_and_its_difference(beside):
