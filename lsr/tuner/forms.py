@@ -90,7 +90,7 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
     `tensors` has the tensors by layer.
 
     Raises:
-        ValueError: if they do; if they do; if they do; names the layer.
+        ValueError: names the layer, and what is allowed.
     """
     held = sum(tensor.numel() for factors in tensors.values() for tensor in factors.values())
     for name in tensors:
