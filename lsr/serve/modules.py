@@ -110,6 +110,11 @@ class BankLayer(PooledModule):
         self.add_pool(DIRECTIONS, self.n, self.m)
         self.add_pool(SCALING, 1, precision="float32", is_single=True)
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the base layer, whose dtype T5 reads."""
+        return self.base.get_parameter("weight")
+
     def put(self, slot: int, update: Update | None) -> None:
         """Store the update of the adapter at a slot, replacing the old one; None if it does not adapt the layer."""
         rows = {} if update is None else self._rows(update)

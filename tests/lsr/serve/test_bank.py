@@ -1,5 +1,6 @@
 """Rows of one batch through the adapters of a bank, against PEFT with each adapter alone."""
 
+import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
+from transformers import T5Config, T5ForSequenceClassification
 
 from lsr import AdapterBank
 from lsr.loading import updates
@@ -49,6 +51,25 @@ def test_each_row_is_what_its_adapter_alone_says(form, folders):
     bank = filled(folder, model, torch.float64)
     assert_close(asked(bank, NAMES), expected, rtol=1e-5, atol=1e-6)  # files hold float32
     assert {layer.bases is not None for layer in bank.layers.values()} == {fields.get("train") == "core"}
+
+
+def test_t5_which_reads_the_dtype_of_a_weight_says_what_each_adapter_alone_says(tmp_path):
+    sizes = {"d_model": 24, "d_kv": 12, "d_ff": 40, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    config = T5Config(**sizes, vocab_size=64, eos_token_id=2, decoder_start_token_id=0)
+    base = T5ForSequenceClassification(config).double().eval()
+    ids = tokens(2)["input_ids"]
+    ids[:, -1] = config.eos_token_id
+    bank = AdapterBank(copy.deepcopy(base))
+    expected = []
+    for row, name in enumerate("ab"):
+        lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q", "wo"], modules_to_save=["classification_head"])
+        alone = stir(get_peft_model(copy.deepcopy(base), lora), row).eval()
+        alone.save_pretrained(tmp_path / name)
+        bank.add(name, tmp_path / name)
+        expected.append(alone(ids).logits[row])
+    with torch.no_grad():
+        actual = bank(input_ids=ids, adapter_names=["a", "b"]).logits
+    assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-6)  # files hold float32
 
 
 def test_an_answer_has_the_labels_of_its_adapter_and_a_number_has_none(tmp_path):
