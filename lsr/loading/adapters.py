@@ -135,7 +135,7 @@ def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tenso
 
 def _count_tokens(model: Any) -> int | None:
     """Return the number of different token ids; None if the model does not take token ids alone."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if "input_ids" not in signature(plain.forward).parameters:  # Whisper embeds tokens, but reads sound
         return None
     with suppress(NotImplementedError):  # CLIP has two inputs
