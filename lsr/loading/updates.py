@@ -210,7 +210,8 @@ def _check_plain(files: Files) -> None:
     usual = vars(LoraConfig())
     for field, value in sorted(files.fields.items()):
         is_start = field == "init_lora_weights" and value in UNCHANGED_BASE
-        if is_start or field in KNOWN or value in (None, False, usual.get(field)):
+        # For a mixture of experts PEFT writes an empty list of adapted parameters.
+        if is_start or field in KNOWN or value in (None, False, [], usual.get(field)):
             continue
         needed = "plain LoRA on the base's own weights"
         raise InputError(f"{files.folder}: {field}={value!r} is not supported; needed: {needed}")

@@ -11,7 +11,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import T5Config, T5ForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForSequenceClassification
 
 from lsr import AdapterBank
 from lsr.loading import updates
@@ -21,11 +21,16 @@ from lsr.tuner.files import WEIGHTS
 from lsr_onnx.answers import Answer
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
-from tests.tiny.models import tiny, tokens
+from tests.tiny.models import DECODER, tiny, tokens
 from tests.tiny.subjects import BASES
 from tests.tiny.training import stir
 
 NAMES = ["b", "__base__", "c", "a", "b"]
+# Architectures that need more than those of FORMS: class, sizes, and the layers that a LoRA adapts.
+MIXTRAL = DECODER | {"num_local_experts": 2, "num_key_value_heads": 1}
+OTHERS = {
+    "mixtral": (AutoModelForCausalLM, MIXTRAL, ["q_proj", "v_proj"]),
+}
 
 
 @pytest.fixture
@@ -70,6 +75,30 @@ def test_t5_which_reads_the_dtype_of_a_weight_says_what_each_adapter_alone_says(
     with torch.no_grad():
         actual = bank(input_ids=ids, adapter_names=["a", "b"]).logits
     assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-6)  # files hold float32
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_of_other_architectures_each_row_is_what_peft_says_with_its_adapter_alone(kind, tmp_path):
+    auto, sizes, targets = OTHERS[kind]
+    torch.manual_seed(0)
+    auto.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path / "base")
+    task = "CAUSAL_LM" if auto is AutoModelForCausalLM else "SEQ_CLS"
+    config = LoraConfig(task_type=task, r=2, target_modules=targets, init_lora_weights=False)
+    bank = AdapterBank(auto.from_pretrained(tmp_path / "base"))
+    for name in ("a", "b"):
+        get_peft_model(auto.from_pretrained(tmp_path / "base"), config).save_pretrained(str(tmp_path / name))
+        bank.add(name, tmp_path / name)
+    ids = tokens(rows=3)["input_ids"]
+    ids[:, -1] = DECODER["eos_token_id"]
+    names = ["b", "__base__", "a"]
+    with torch.no_grad():
+        found = bank(input_ids=ids, adapter_names=names).logits
+        for name, row, logits in zip(names, ids, found, strict=True):
+            model = auto.from_pretrained(tmp_path / "base")
+            if name != "__base__":
+                model = PeftModel.from_pretrained(model, tmp_path / name)
+            expected = model.eval()(input_ids=row[None]).logits[0]
+            assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_answer_has_the_labels_of_its_adapter_and_a_number_has_none(tmp_path):
