@@ -337,9 +337,8 @@ NUMBERS = LabelKind(
 
 def score(scoring: Scoring, outcome: Outcome, metric: str, resamples: int) -> tuple[float, float, float]:
     """Return a metric with its interval over texts."""
-    predicted, labels, groups = collect_predictions(scoring, outcome)
-    value = scores.score([metric], predicted, labels, groups)[metric]
-    low, high = scores.interval(metric, predicted, labels, resamples, groups)
+    predictions = collect_predictions(scoring, outcome)
+    value, low, high = scores.score_with_intervals([metric], *predictions, resamples).values()
     return value, low, high
 
 

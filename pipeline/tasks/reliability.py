@@ -69,14 +69,7 @@ def _measure(judged: Judged, prefix: str, resamples: int, groups: Groups) -> Sco
     metrics = Scores()
     right = judged.is_right
     for metric, values in judged.values.items():
-        metrics |= scores.score_with_interval(
-            metric,
-            values,
-            right,
-            resamples,
-            groups,
-            prefix,
-        )
+        metrics |= scores.score_with_intervals([metric], values, right, groups, resamples, prefix)
     return metrics
 
 

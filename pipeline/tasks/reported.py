@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.tasks import scores
 from pipeline.tasks.scoring import collect_predictions
-from pipeline.tasks.task import Groups, Numbers, Outcome, Scores, Task
+from pipeline.tasks.task import Numbers, Outcome, Scores, Task
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
@@ -57,13 +57,7 @@ def report(task: Task, outcome: Outcome, resamples: int) -> Scores:
     actual = np.stack(labels, axis=1)
     if not np.ptp(actual, axis=0).any():  # no area is defined
         return {}
-    return _measure(
-        AREAS,
-        values,
-        actual,
-        resamples,
-        groups,
-    )
+    return scores.score_with_intervals(AREAS, values, actual, groups, resamples)
 
 
 def _errors(
@@ -73,30 +67,11 @@ def _errors(
 ) -> Scores:
     predicted, labels, groups = collect_predictions(task.scoring, outcome)
     values = predicted.astype(np.float64)
-    metrics = _measure(
-        ERRORS,
-        values,
-        labels,
-        resamples,
-        groups,
-    )
+    metrics = scores.score_with_intervals(ERRORS, values, labels, groups, resamples)
     median = np.median(labels)
     distances = np.abs(labels - median)
     metrics["rmse_baseline"] = float(labels.std())
     metrics["mae_baseline"] = float(distances.mean())
-    return metrics
-
-
-def _measure(
-    names: Iterable[str],
-    values: Numbers,
-    labels: Numbers,
-    resamples: int,
-    groups: Groups,
-) -> Scores:
-    metrics = Scores()
-    for name in names:
-        metrics |= scores.score_with_interval(name, values, labels, resamples, groups)
     return metrics
 
 

@@ -102,23 +102,27 @@ def _correct_bias(error: float, ends: Interval) -> Interval:
     return max(0.0, 2 * error - high), min(1.0, max(error, 2 * error - low))
 
 
-def score_with_interval(
-    name: str,
+def score_with_intervals(
+    metrics: Sequence[str],
     predictions: Numbers,
     labels: Numbers,
+    groups: Groups,
     resamples: int,
-    groups: Groups = None,
     prefix: str = "",
 ) -> Scores:
-    """Return a metric and the ends of its 95 % interval: NAME, NAME_low and NAME_high, each after a prefix."""
-    low, high = interval(name, predictions, labels, resamples, groups)
-    metric = EXAMPLES[name]
-    key = f"{prefix}{name}"
-    return {
-        key: float(metric(labels, predictions)),
-        f"{key}_low": low,
-        f"{key}_high": high,
-    }
+    """Return each metric and the ends of its 95 % interval: NAME, NAME_low and NAME_high, each after a prefix.
+
+    Raises:
+        UserError: as `score`.
+    """
+    scores = Scores()
+    for name, value in score(metrics, predictions, labels, groups).items():
+        low, high = interval(name, predictions, labels, resamples, groups)
+        key = f"{prefix}{name}"
+        scores[key] = value
+        scores[f"{key}_low"] = low
+        scores[f"{key}_high"] = high
+    return scores
 
 
 def difference(

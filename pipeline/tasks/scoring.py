@@ -85,17 +85,16 @@ class Scoring(Part, ABC):
 
         names = self.entry.metrics
         predicted, labels, groups = collect_predictions(self, outcome)
-        scored = scores.score(names, predicted, labels, groups)
-        metrics = {"score": scored[names[0]], **scored, **baselines(self, labels, groups)}
-        for name in names:
-            low, high = scores.interval(name, predicted, labels, resamples, groups)
-            metrics[f"{name}_low"] = low
-            metrics[f"{name}_high"] = high
+        scored = scores.score_with_intervals(names, predicted, labels, groups, resamples)
         loss, baseline = self.losses(outcome)
-        metrics["loss"] = loss
-        metrics["loss_baseline"] = baseline
-        metrics["examples"] = len(labels)
-        return metrics
+        return {
+            "score": scored[names[0]],
+            **scored,
+            **baselines(self, labels, groups),
+            "loss": loss,
+            "loss_baseline": baseline,
+            "examples": len(labels),
+        }
 
     def of_parts(self, outcome: Outcome) -> list[OfPart]:
         """Return the examples of each separately scored part."""
