@@ -142,8 +142,10 @@ def read_tenants(view: EvaluateView, task: Task, names: Sequence[str]) -> list[L
     bank = AdapterBank.load(banks.base_of(view.base_model), artifacts.BANK)
     groups = {name: make_member(bank, name, held_out[name].labels) for name in names}
     with console.progress("evaluate, texts of held-out tenants", 2 * len(examples), "texts") as advance:
-        adapted = read_adapted(view, later, bank, examples, advance)
-        frozen = read_frozen(view, later, examples, advance)
+        adapted = read_part(view, later, bank.model, HeadInputs(bank), examples, advance)
+        base = base_models.load_base_model(view.base_model, later)
+        encoder = Pooled(base.base_model, "mean")  # as for the regression baseline of a run
+        frozen = read_part(view, later, base, encoder, examples, advance)
     kind = NUMBERS if task.entry.predicts_number else CLASSES
     tenants = list[Later]()
     for name in names:
@@ -171,38 +173,18 @@ def select_texts(later: Task, names: Sequence[str]) -> Dataset:
     return examples.select(np.concatenate(kept))
 
 
-def read_adapted(
-    view: EvaluateView,
-    later: Task,
-    bank: AdapterBank,
-    examples: Dataset,
-    advance: Advance,
-) -> Part:
-    """Return the inputs of the head's last layer, in the bank's model."""
-    collate = later.head.collator(tokenizer_of(bank.model, view.base_model))
-    model = HeadInputs(bank).to(fastest())
-    return read_part(view, later, model, examples, collate, advance)
-
-
-def read_frozen(view: EvaluateView, later: Task, examples: Dataset, advance: Advance) -> Part:
-    """Return the means of the base model's last states, as for the regression baseline of a run."""
-    base = base_models.load_base_model(view.base_model, later)
-    collate = later.head.collator(tokenizer_of(base, view.base_model))
-    model = Pooled(base.base_model, "mean").to(fastest())
-    return read_part(view, later, model, examples, collate, advance)
-
-
 def read_part(
     view: EvaluateView,
     later: Task,
+    base: Any,
     model: nn.Module,
     examples: Dataset,
-    collate: Any,
     advance: Advance,
 ) -> Part:
-    """Return the features of the examples, which are the `logits` of a model."""
+    """Return the features of the examples, which are the `logits` of a model; the tokenizer pads for `base` inside."""
+    collate = later.head.collator(tokenizer_of(base, view.base_model))
     splits = {HELD_OUT: examples}
-    parts = regression.read_parts(later, model, splits, collate, view.evaluate.batch_size, advance)
+    parts = regression.read_parts(later, model.to(fastest()), splits, collate, view.evaluate.batch_size, advance)
     return parts[HELD_OUT]
 
 
