@@ -9,6 +9,7 @@ from pipeline.core import artifacts
 from pipeline.params import Params, effects
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import TrainParams
+from pipeline.tasks.classes import some_of
 
 FEW_EXAMPLES = 10  # training examples of a class
 SHORT = 200  # optimizer steps; a run with fewer is short
@@ -69,15 +70,9 @@ def _on_classes(train: pd.Series) -> Iterator[str]:
     few = counts[is_few].sort_values()
     if few.empty:
         return
-    named = list[str]()
-    for name, count in few[:MAX_CLASSES].items():
-        class_name = name.removeprefix(SHARE)
-        named.append(f"{class_name} {count}")
-    more = ""
-    if len(few) > MAX_CLASSES:
-        more = f" and {len(few) - MAX_CLASSES} more"
+    named = [f"{name.removeprefix(SHARE)} {count}" for name, count in few.items()]
     reason = f"below {FEW_EXAMPLES} training examples, a class is hardly learned"
-    yield f"label more texts of {', '.join(named)}{more}: {reason}"
+    yield f"label more texts of {some_of(named, MAX_CLASSES)}: {reason}"
 
 
 def _on_length(train: pd.Series, max_length: int) -> Iterator[str]:
