@@ -68,11 +68,8 @@ def average(metric: str, tenants: Sequence[Scored]) -> Mean:
     draws, and for a single tenant it is that one: see `scores.interval_of_mean`.
     """
     values = np.array([tenant.values.mean() for tenant in tenants])
-    ends = [interval_of_tenant(tenant) for tenant in tenants]
-    low, high = ends[0]
-    if len(tenants) > 1:
-        lows, highs = np.array(ends).T
-        low, high = scores.interval_of_mean(values, lows, highs)
+    lows, highs = np.array([interval_of_tenant(tenant) for tenant in tenants]).T
+    low, high = scores.interval_of_mean(values, lows, highs)
     least = -1.0 if metric in scores.SIGNED else 0.0
     return Mean(
         score=float(values.mean()),

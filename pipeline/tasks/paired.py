@@ -4,7 +4,7 @@ One baseline is a constant prediction or, for text generation, the base model wi
 regression.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,18 +111,10 @@ def _by_name(baseline: str, each: Sequence[ByMetric]) -> Scores:
     metrics = Scores()
     for name in each[0]:
         of_parts = [differences[name] for differences in each]
-        mean, low, high = _mean(of_parts)
+        _, means, lows, highs = np.array(of_parts).T
+        low, high = scores.interval_of_mean(means, lows, highs)
         key = f"{name}_over_{baseline}"
-        metrics[key] = mean
+        metrics[key] = float(means.mean())
         metrics[f"{key}_low"] = low
         metrics[f"{key}_high"] = high
     return metrics
-
-
-def _mean(differences: Iterable[Difference]) -> tuple[float, float, float]:
-    """Return the mean of differences and its interval; for a single difference its own interval."""
-    _, means, lows, highs = np.array(list(differences)).T
-    mean = float(means.mean())
-    if len(means) == 1:
-        return mean, float(lows[0]), float(highs[0])
-    return mean, *scores.interval_of_mean(means, lows, highs)

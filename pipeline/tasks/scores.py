@@ -192,9 +192,12 @@ def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval
     """Return the 95 % interval of a mean over parts, such as tenants, that are a sample themselves.
 
     It is Student's t interval of the scores, but at least as wide as the interval for these parts with other examples,
-    which follows from the intervals [low, high] of the scores: see `TenantsScoring.parts`.
+    which follows from the intervals [low, high] of the scores: see `TenantsScoring.parts`. For a single part it is the
+    part's own.
     """
     count = len(values)
+    if count == 1:
+        return float(lows[0]), float(highs[0])
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
     with_parts = stats.sem(values) * quantile
     below = np.linalg.norm(lows - values) / count

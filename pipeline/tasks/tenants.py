@@ -343,9 +343,8 @@ class TenantsScoring(Scoring):
             parts[part.name] = part.scoring.metrics(part.outcome, resamples)
         each = list(parts.values())
         metrics = {name: _mean_of(name, each) for name in each[0]}
-        if len(each) > 1:
-            for name in self.entry.metrics:
-                metrics |= _interval_of_mean(name, each)
+        for name in self.entry.metrics:
+            metrics |= _interval_of_mean(name, each)
         counts = [int(own["examples"]) for own in each]
         tenants = tenants_of(self.facts)
         metrics["examples"] = sum(counts)
