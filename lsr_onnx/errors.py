@@ -28,9 +28,9 @@ class InputError(ValueError):
         return f"{line[:half]}...{line[-half:]}"
 
 
-def escape(text: str) -> str:
-    """Escape an untrusted text so that a terminal can show it in one line."""
-    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+def escape(text: str, but: str = "") -> str:
+    """Escape the control characters of an untrusted text, except those in `but`, so that a terminal can show it."""
+    return CONTROL.sub(lambda match: match[0] if match[0] in but else ascii(match[0])[1:-1], text)
 
 
 @contextmanager

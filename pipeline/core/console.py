@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from lsr_onnx.errors import escape
 from pipeline.core import artifacts, git
-from pipeline.core.errors import MISTAKE, STOPPED, escape, exit_on_error
+from pipeline.core.errors import MISTAKE, STOPPED, exit_on_error
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
 IS_FIRST = os.environ.get("RANK", "0") == "0"  # whether this process prints and writes, if several train

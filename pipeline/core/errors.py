@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsr_onnx.errors import InputError
+from lsr_onnx.errors import InputError, escape
 
 # Exit codes.
 MISTAKE = 2
@@ -21,7 +21,6 @@ FAILED = 1
 STOPPED = 130
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # error number in messages of Rust packages: safetensors and tokenizers
 TORCH_SAVE = ("inline_container.cc", "iostream error")  # parts of torch's messages about files
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters and lone surrogates
 LONGEST_LINE = 300  # characters
 MAX_LINES = 20
 # Words that a cut leaves incomplete, but no long values.
@@ -40,11 +39,6 @@ class UserError(Exception):
         lines = [line for line in super().__str__().split("\n") if line]
         more = [f"and {len(lines) - MAX_LINES} more mistakes"] if len(lines) > MAX_LINES else []
         return "\n".join([*map(truncate_line, lines[:MAX_LINES]), *more])
-
-
-def escape(text: str, but: str = "") -> str:
-    """Escape the control characters of an untrusted text, except those in `but`, for a terminal."""
-    return CONTROL.sub(lambda match: match[0] if match[0] in but else ascii(match[0])[1:-1], text)
 
 
 def truncate_line(line: str) -> str:

@@ -11,9 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lsr_onnx.errors import HALVES
 from pipeline.data import excel, opening
 from pipeline.params.sources import CSV, EXCEL, JSON, PARQUET, SEPARATED, TableSource, ending_of
-from pipeline.tasks.cells import HALVES, Record
+from pipeline.tasks.cells import Record
 
 ROWS = 1000  # rows per table in memory
 TAB = "\t"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any
 
+from lsr_onnx.errors import HALVES
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sources import CHOICE, FIELD, MarkedSpan, fields, is_template
 
@@ -17,7 +18,6 @@ Name = tuple[str, str]  # a column, and the name of a class, label or tenant in 
 Names = Iterable[tuple[str, object]]  # columns, and values in them that are names
 Bounds = tuple[int, int]  # the first character of a part of a text, and the first one after it
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
-HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold and a tokenizer cannot take
 TEXT_COLUMNS = ("text", "text_pair")  # text columns of examples
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
