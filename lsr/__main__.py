@@ -29,7 +29,8 @@ from lsr.serve.file import FILE
 from lsr.serve.joining import join_banks
 from lsr.serve.labeled import split_labels
 from lsr.serve.tenant_runner import open_bank
-from lsr.tuner.files import TASK, adapter_folder, previous_run, read_config, weights_of
+from lsr.tuner.files import TASK, adapter_folder, read_config, weights_of
+from lsr_onnx.notes import previous_run
 from lsr_server import command as server
 
 MODULE = "python -m lsr"

@@ -5,7 +5,6 @@ from collections.abc import Collection
 from lsr_onnx.errors import (
     CONTROL,
     HALVES,
-    LONGEST_LINE,
     InputError,
     escape,
     first_line,
@@ -16,7 +15,6 @@ from lsr_onnx.errors import (
 __all__ = [
     "CONTROL",
     "HALVES",
-    "LONGEST_LINE",
     "InputError",
     "NoBaseError",
     "check_held",

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lsr_onnx.notes import PREVIOUS, previous_run
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser
 from pipeline.core.dvc import run_dvc
-from pipeline.core.errors import LONGEST_LINE, UserError, truncate_line
+from pipeline.core.errors import UserError
 from pipeline.params.yaml_file import read_yaml
 
 LOCK = Path("dvc.lock")
-NOTE = ".previous-run"  # file in the folder of an adapter or bank with one line, which `lsr` prints, too
 OUTPUTS = (artifacts.ADAPTER, artifacts.BANK)
 
 
@@ -61,18 +61,9 @@ def restore() -> None:
                 console.warn(f"{path}: not put back: {error}")
 
 
-def note_of(folder: Path) -> str | None:
-    """Return the note of a restored adapter or bank; None for any other."""
-    path = folder / NOTE
-    if not path.is_file():  # a pipe would never end
-        return None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return truncate_line(file.readline(LONGEST_LINE).strip())
-
-
 def print_note_of(folder: Path) -> None:
     """Print the note of an adapter or bank, if it was restored."""
-    note = note_of(folder)
+    note = previous_run(folder)
     if note:
         console.note(f"{folder}: {note}")
 
@@ -82,7 +73,7 @@ def _put(path: Path, cache: Path, files: dict[str, str], note: str) -> None:
         folder.mkdir()
         for name, md5 in files.items():
             _copy(_locate_in_cache(cache, md5), folder / name, md5)
-        (folder / NOTE).write_text(note, encoding="utf-8")
+        (folder / PREVIOUS).write_text(note, encoding="utf-8")
 
 
 def _cache() -> Path | None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lsr.errors import HALVES, LONGEST_LINE, InputError, escape, wrap_errors
+from lsr.errors import HALVES, InputError, wrap_errors
 from lsr.tuner.options import check_patterns
 from lsr.tuner.packing import Tensors, dtype_name, unpack
 
@@ -30,7 +30,6 @@ VOCABULARIES = (
     "tokenizer.model",
 )
 WITH_VOCABULARY = ("*token*.json", "merges.txt", "chat_template.jinja", "chat_template.json")
-PREVIOUS = ".previous-run"  # next to an adapter that a training run is about to replace: which run it is from
 # Parts that PEFT adds to the names of fully trained modules.
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -62,15 +61,6 @@ def read_files(folder: str | Path | Files, method: str | None = None) -> Files:
         return folder
     folder = Path(folder)
     return Files(folder, read_config(folder, method), read_weights(weights_of(folder)))
-
-
-def previous_run(folder: Path) -> str | None:
-    """Return the line that names the run of an adapter or bank, written while a training run replaces it; or None."""
-    path = folder / PREVIOUS
-    if not path.is_file():  # a pipe would never end
-        return None
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return escape(file.readline(LONGEST_LINE).strip())
 
 
 def adapter_folder(source: str | Path) -> Path:

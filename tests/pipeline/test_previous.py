@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from lsr.tuner.files import PREVIOUS, previous_run
+from lsr_onnx.notes import PREVIOUS, previous_run
 from pipeline import previous
 from pipeline.core import artifacts
 from tests.kit import digests, ended, write
@@ -49,19 +49,18 @@ def test_what_comes_back_is_what_dvc_has_kept_with_a_line_that_says_which_run_it
     assert restored == digests(artifacts.ADAPTER)
     assert note
     assert not artifacts.BANK.joinpath(PREVIOUS).exists()  # it is empty
-    assert previous_run(artifacts.ADAPTER) is previous.note_of(artifacts.ADAPTER) is None
+    assert previous_run(artifacts.ADAPTER) is None
     shutil.rmtree("artifacts")
     previous.main([])
-    line = previous.note_of(artifacts.ADAPTER)
+    line = previous_run(artifacts.ADAPTER)
     assert line.startswith("from the last finished training run: lora on tiny, glue, seed 3, not committed; ")
-    assert previous_run(artifacts.ADAPTER) == line
 
 
 def test_it_comes_back_without_git_too(cache, monkeypatch, tmp_path):
     (tmp_path / "no-git").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "no-git"))
     previous.restore()
-    line = previous.note_of(artifacts.ADAPTER)
+    line = previous_run(artifacts.ADAPTER)
     assert line.startswith("from the last finished training run: lora on tiny, glue, seed 3, not committed; ")
 
 
@@ -96,11 +95,10 @@ def test_of_a_cache_that_lacks_a_file_or_whose_file_is_damaged_nothing_comes_bac
 
 def test_a_note_of_a_strangers_folder_is_one_line_that_a_terminal_can_show(tmp_path):
     write(tmp_path / PREVIOUS, b"\x1b[31mred\xff" + b"x" * 10_000 + b"\nsecond line")
-    for read in (previous_run, previous.note_of):
-        line = read(tmp_path)
-        assert line.startswith("\\x1b[31mred")
-        assert len(line) <= 320
-        assert "\n" not in line
+    line = previous_run(tmp_path)
+    assert line.startswith("\\x1b[31mred")
+    assert len(line) <= 320
+    assert "\n" not in line
     (tmp_path / PREVIOUS).unlink()
     os.mkfifo(tmp_path / PREVIOUS)  # which nobody writes to
-    assert previous_run(tmp_path) is previous.note_of(tmp_path) is None
+    assert previous_run(tmp_path) is None
