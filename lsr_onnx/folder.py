@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsr_onnx.errors import InputError
+from lsr_onnx.errors import InputError, wrap_errors
 
 FLOAT32 = "onnx/model.onnx"
 INT8 = "onnx/model_quantized.onnx"
@@ -74,19 +74,26 @@ def read_tenants(folder: Path) -> dict[str, Tenant]:
         InputError: if the file is too large or not JSON, or a tenant has no outputs.
     """
     path = folder / TENANTS
-    size = path.stat().st_size
-    if size > MAX_TENANTS_BYTES:
-        raise InputError(f"{path}: has {size:,} bytes; at most {MAX_TENANTS_BYTES:,} are allowed")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {error}") from None
+    content = read_json(path, MAX_TENANTS_BYTES)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: must be an object with an entry for each tenant")
     tenants = {}
     for name, entry in content.items():
         tenants[name] = _tenant_of(entry, f"{path}: {name!r:.60}")
     return tenants
+
+
+def read_json(path: Path, most: int) -> Any:
+    """Return the value in a JSON file of at most this many bytes.
+
+    Raises:
+        InputError: if it cannot be read, is too large or is not JSON; names the file.
+    """
+    with wrap_errors(path, OSError, ValueError, RecursionError):
+        size = path.stat().st_size
+        if size > most:
+            raise InputError(f"has {size:,} bytes; at most {most:,} are allowed")
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _tenant_of(entry: Any, where: str) -> Tenant:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lsr_onnx.errors import HALVES, InputError, shortened, wrap_errors
-from lsr_onnx.folder import TASK
+from lsr_onnx.errors import HALVES, InputError, shortened
+from lsr_onnx.folder import TASK, read_json
 
 Fields = Mapping[str, Any]
 
@@ -71,13 +71,7 @@ def read_task_of_graphs(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: as `validate_task_info`; if the file is too large or is not JSON.
     """
-    path = folder / TASK
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise InputError(f"{path}: has {size:,} bytes; at most {MAX_BYTES:,} are allowed")
-    with wrap_errors(path, OSError, ValueError, RecursionError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    return validate_task_info(content, folder)
+    return validate_task_info(read_json(folder / TASK, MAX_BYTES), folder)
 
 
 def check_stop_tokens(task_info: Fields | None, vocabulary: int | None) -> None:
