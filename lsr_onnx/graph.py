@@ -1,13 +1,12 @@
 """Run the graph of a classifier or a regression with ONNX Runtime on the CPU."""
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from lsr_onnx.errors import InputError
+from lsr_onnx.errors import InputError, wrap_errors
 
 LOGITS = "logits"
 REMEDY = "in a clone of lsr-adapt: pip install -c constraints.txt -e '.[onnx]'"  # advice where a package is missing
@@ -40,7 +39,7 @@ class Graph:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 4  # the logged message is in the error, too
-        with self._wrap_errors():
+        with wrap_errors(path, *self._failures):
             self._session = onnxruntime.InferenceSession(
                 path, settings, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_OPTIMIZERS
             )
@@ -55,7 +54,7 @@ class Graph:
         Raises:
             InputError: if the runtime fails, or the logits have another shape.
         """
-        with self._wrap_errors():
+        with wrap_errors(self.path, *self._failures):
             (logits,) = self._session.run([LOGITS], {name: tokens[name] for name in self.inputs})
         values = np.asarray(logits)
         if values.ndim != 2:
@@ -69,16 +68,3 @@ class Graph:
         actual = f"takes {', '.join(self.inputs)} and returns {', '.join(outputs)}"
         needed = f"takes some of {', '.join(KINDS_OF_TOKENS)} and returns {LOGITS}"
         raise InputError(f"{self.path}: {actual}; needed: {needed}")
-
-    @contextmanager
-    def _wrap_errors(self) -> Iterator[None]:
-        """Convert errors of ONNX Runtime into one line that names the file.
-
-        Raises:
-            InputError: in place of it.
-        """
-        try:
-            yield
-        except self._failures as error:
-            first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"{self.path}: {first}") from None
