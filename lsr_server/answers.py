@@ -80,8 +80,7 @@ class Room:
     Bytes that clients have not read yet are counted with their connections.
     """
 
-    def __init__(self, most: int = MAX_COMPUTED_BYTES) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._held = 0
         HELD.set_function(lambda: self._held)
 
@@ -89,7 +88,7 @@ class Room:
     def hold(self, size: int) -> Iterator[None]:
         """Reserve this many bytes while an answer is computed; small answers are limited by the queue instead."""
         held = size if size > SMALL else 0
-        if self._held + held > self._most:
+        if self._held + held > MAX_COMPUTED_BYTES:
             reason = "too many large answers are computed; try again later, or ask with fewer texts at once"
             raise HTTPException(429, reason, {"Retry-After": "1"})
         self._held += held

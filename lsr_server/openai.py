@@ -6,7 +6,7 @@ Every error has OpenAI's form, {"error": {"message": REASON, ...}}.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from logging import getLogger
 from typing import Any
@@ -76,21 +76,16 @@ class Endpoints:
 
     async def complete(self, request: Request) -> Response:
         """Continue prompts as they are, without a chat template."""
-        self._check_writes("/v1/predict or /classify")
-        asked = read_completion(await read_json(request, self._aside), self._passes.max_new_tokens)
-        return await self._write(request, asked)
+        return await self._write(request, read_completion)
 
     async def chat(self, request: Request) -> Response:
         """Answer the last message of a conversation."""
-        self._check_writes("/v1/predict or /classify")
-        asked = read_chat(await read_json(request, self._aside), self._passes.max_new_tokens)
-        return await self._write(request, asked)
+        return await self._write(request, read_chat)
 
-    def _check_writes(self, instead: str) -> None:
+    async def _write(self, request: Request, read: Callable[[Any, int], Asked]) -> Response:
         if not self._passes.max_new_tokens:
-            raise HTTPException(400, f"the base model of this bank does not write: ask {instead}")
-
-    async def _write(self, request: Request, asked: Asked) -> Response:
+            raise HTTPException(400, "the base model of this bank does not write: ask /v1/predict or /classify")
+        asked = read(await read_json(request, self._aside), self._passes.max_new_tokens)
         with SECONDS.time():
             find = partial(self._version, asked.model)
             return await answer_by_one_version(find, partial(self._write_by, request, asked))
@@ -111,17 +106,13 @@ class Endpoints:
         if asked.is_streamed:
             return await self._stream(request, asked, rows[0], size)
         completions = await run_unless_left(request, self._answers(rows, size))
-        for number, completion in enumerate(completions):
-            if completion is None:
-                raise FieldError(asked.names[number], NOT_FINITE)
+        if None in completions:
+            raise FieldError(asked.names[completions.index(None)], NOT_FINITE)
         form = Form(asked, rows)
         return await self._respond(partial(form.answer, completions), size)
 
     async def _respond(self, content: Any, size: int) -> Response:
-        def render() -> bytes:
-            return json_bytes(content())
-
-        body = await self._aside.run_if_large(size, render)
+        body = await self._aside.run_if_large(size, lambda: json_bytes(content()))
         return Response(body, media_type="application/json")
 
     async def _answers(self, rows: list[TokenizedText], size: int) -> Any:
