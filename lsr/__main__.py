@@ -47,10 +47,7 @@ def _export(options: Namespace) -> None:
         return
     # An LSR adapter is a LoRA without its base model, but then the outputs are not compared.
     needs_base = options.to != LORA_FORMAT or _is_decomposed(options)
-    sources = [options.adapter]
-    if options.base:
-        sources.append(Path(options.base))
-    check_output(options.output, sources, replace=options.force)
+    check_output(options.output, (options.adapter, options.base), replace=options.force)
     model = None
     why = "the model does not read token ids alone"
     try:

@@ -55,7 +55,7 @@ def export_lora(
             the dtype overflows; if the adapter's folder is not an adapter; or as `read_lowrank`.
     """
     folder = Path(folder)
-    check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
+    check_output(folder, () if isinstance(adapter, PeftModel) else (adapter,), replace=force)
     if isinstance(adapter, PeftModel):
         if rank is not None:
             raise InputError("rank: needed: the folder of an adapter, not a model with it")
@@ -105,7 +105,7 @@ def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> L
             refuses a value, such as an alpha of zero.
     """
     output = Path(output)
-    check_output(output, (Path(lora),), replace=force)
+    check_output(output, (lora,), replace=force)
     write(read_contents(lora, LORA, with_biases=True), output, with_tokenizer_of=Path(lora))
     return cast("LsrConfig", LsrConfig.from_pretrained(str(output)))
 
@@ -136,7 +136,7 @@ def export_merged(
     if isinstance(adapter, PeftModel):
         check_output(folder, (), replace=force)
         return _merge_lsr(adapter, folder, dtype, adapter_name, tokenizer, force)
-    check_output(folder, (Path(adapter),), replace=force)
+    check_output(folder, (adapter,), replace=force)
     files = read_files(adapter)
     if files.method == LSR:
         return _merge_lsr(load_adapter(files, base), folder, dtype, adapter_name, tokenizer, force)

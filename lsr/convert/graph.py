@@ -78,7 +78,7 @@ def export_graphs(
     """
     folder = Path(folder)
     adapter = Path(adapter)
-    check_output(folder, (adapter, *([Path(base)] if base else [])), replace=force)
+    check_output(folder, (adapter, base), replace=force)
     check_installed()
     files = read_files(adapter, None)
     task = read_task(files.folder) or {}

@@ -125,7 +125,7 @@ def copy_files(paths: Sequence[Path], folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def check_output(path: Path, sources: Iterable[Path], *, replace: bool) -> None:
+def check_output(path: Path, sources: Iterable[str | Path | None], *, replace: bool) -> None:
     """Check that a folder may be written, before anything is computed; first restore it if a killed command moved it.
 
     Raises:
@@ -133,7 +133,7 @@ def check_output(path: Path, sources: Iterable[Path], *, replace: bool) -> None:
             than a command writes, so that no user's work is deleted.
     """
     target = path.resolve()
-    for source in (*sources, Path.cwd()):
+    for source in map(Path, filter(None, (*sources, Path.cwd()))):
         if source.resolve().is_relative_to(target):
             raise InputError(f"{path}: would replace {source}, which is read; choose another folder")
     _recover(path)

@@ -49,10 +49,7 @@ def export_bank_graphs(
     """
     source = Path(bank)
     folder = Path(folder)
-    sources = [source]
-    if base:
-        sources.append(Path(base))
-    check_output(folder, sources, replace=force)
+    check_output(folder, (source, base), replace=force)
     check_installed()
     loaded = AdapterBank.load(base, source)
     check_exportable(loaded.base_fields.get("task_type"), {}, source)
