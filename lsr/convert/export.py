@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from lsr.convert.lowrank import measure_merge, merge, read_lowrank
-from lsr.convert.relative_errors import Norms, RelativeErrors, errors_of, relative
+from lsr.convert.relative_errors import Norms, RelativeErrors, errors_of, norms_of, relative
 from lsr.convert.writing import check_output, replace_folder, write, write_task
 from lsr.errors import InputError
 from lsr.loading.adapters import load_adapter
@@ -240,10 +240,7 @@ def _measure_merge_errors(layers: Mapping[str, LsrLinear], adapter_name: str, dt
         weight = layer.get_pretrained_weight().float()
         update = layer.get_delta_weight(adapter_name).detach()
         written = _cast_weights(name, weight + update, dtype).double()
-        difference = written - weight.double() - update.double()
-        error = difference.norm()
-        length = update.double().norm()
-        norms[name] = float(error), float(length)
+        norms[name] = norms_of(written - weight.double() - update.double(), update.double())
     return relative(norms)
 
 

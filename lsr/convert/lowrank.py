@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.spectrum import full_svd
-from lsr.convert.relative_errors import Norms
+from lsr.convert.relative_errors import Norms, norms_of
 from lsr.errors import InputError
 from lsr.loading.adapters import load_onto, merge_adapter
 from lsr.loading.base_models import load_base
@@ -127,9 +127,8 @@ def measure_merge(
     norms = {}
     for name in _list_changed(merged, heads):
         exact = merged.state[name]
-        update = exact - merged.before[name].double()
         rounding = exact.to(dtype).double() - exact
-        norms[name.removesuffix(WEIGHT)] = float(rounding.norm()), float(update.norm())
+        norms[name.removesuffix(WEIGHT)] = norms_of(rounding, exact - merged.before[name].double())
     return norms
 
 

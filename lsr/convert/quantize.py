@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from lsr.convert.relative_errors import Norms, RelativeErrors, errors_of, relative
+from lsr.convert.relative_errors import Norms, RelativeErrors, errors_of, norms_of, relative
 from lsr.convert.writing import check_output, copy_files, replace_folder, write_files, write_task
 from lsr.errors import InputError
 from lsr.loading.contents import read_task
@@ -47,10 +47,7 @@ def quantize_adapter(
         written = read_files(new)
         norms = dict[str, Norms]()
         for name, tensor in exact.items():
-            difference = written.tensors[name] - tensor
-            error = difference.norm()
-            length = tensor.norm()
-            norms[name] = float(error), float(length)
+            norms[name] = norms_of(written.tensors[name] - tensor, tensor)
         of_tensors = relative(norms)
         of_update = _errors_of_updates(written, files)
         return QuantizationErrors(of_tensors, of_update)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import hypot
 
 import torch
+from torch import Tensor
 
 from lsr.algebra.spectrum import Pair, norm_of
 from lsr.loading.updates import Updates
@@ -55,6 +56,11 @@ def _distance(written: Pair, exact: Pair) -> float:  # the distance of the produ
     left = torch.cat([b, -exact_b], dim=1)
     right = torch.cat([a, exact_a])
     return norm_of((left, right))
+
+
+def norms_of(error: Tensor, exact: Tensor) -> Norms:
+    """Return the norms of an error and of what it is an error of."""
+    return float(error.norm()), float(exact.norm())
 
 
 def relative(norms: Mapping[str, Norms]) -> RelativeErrors:
