@@ -28,9 +28,13 @@ def split_batches(rows: Sequence[TokenizedText]) -> list[list[int]]:
     return batches
 
 
-def read_batch(passes: BatchRunner, rows: Sequence[TokenizedText]) -> Array:  # (rows, width), float64
-    """Return the features of a batch: the inputs of the head's last layer, without any tenant's parameters."""
-    texts = [row.inputs for row in rows]
+def read_batch(
+    passes: BatchRunner,
+    rows: Sequence[TokenizedText],
+    batch: Sequence[int],
+) -> Array:  # (batch, width), float64
+    """Return the features of rows by number: the inputs of the head's last layer, without a tenant's parameters."""
+    texts = [rows[number].inputs for number in batch]
     inputs = passes.tokenizer.pad(texts, return_tensors="pt")
     with torch.no_grad():
         pooled = passes.bank.head_inputs(**inputs)

@@ -1,6 +1,6 @@
 """Fit a tenant's head to a few labeled texts in seconds, without changing the shared adapter.
 
-A fit has three steps: `prepare` checks and tokenizes the examples, `read_part` reads their features batch by batch, and
+A fit has three steps: `prepare` checks and tokenizes the examples, `read_batch` reads their features in batches, and
 `finish` fits the rows. A server makes each step where it keeps nobody waiting.
 """
 
@@ -72,7 +72,7 @@ def fit_tenant(passes: BatchRunner, name: str, examples: Sequence[Example], labe
         InputError: as `prepare`.
     """
     prepared = prepare(passes, name, examples, labels)
-    parts = [read_part(passes, prepared, batch) for batch in prepared.batches]
+    parts = [read_batch(passes, prepared.rows, batch) for batch in prepared.batches]
     return finish(prepared, parts)
 
 
@@ -93,12 +93,6 @@ def prepare(passes: BatchRunner, name: str, examples: Sequence[Example], labels:
     rows = _tokenize(passes, group, [example.text for example in examples])
     batches = split_batches(rows)
     return Prepared(group, form, targets, rows, batches, count_contradictory(examples))
-
-
-def read_part(passes: BatchRunner, prepared: Prepared, batch: Sequence[int]) -> Array:
-    """Return the features of the rows with these numbers: (rows, width), in float64."""
-    rows = [prepared.rows[number] for number in batch]
-    return read_batch(passes, rows)
 
 
 def _tokenize(passes: BatchRunner, group: Contents, texts: Sequence[Text]) -> list[TokenizedText]:

@@ -8,9 +8,10 @@ import numpy as np
 
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
+from lsr.serve.features import read_batch
 from lsr.serve.group_names import name_group
 from lsr.serve.groups import Labels, join_group
-from lsr.serve.labeled import Fit, Prepared, finish, prepare, read_part
+from lsr.serve.labeled import Fit, Prepared, finish, prepare
 from lsr.serve.passes import BatchRunner
 from lsr_onnx.errors import InputError
 from lsr_onnx.examples import Example
@@ -31,7 +32,7 @@ class BankFit(PreparedFit):
 
     def read(self, batch: Sequence[int]) -> np.ndarray:
         """Return the features of these texts: (texts, width)."""
-        return read_part(self._passes, self._prepared, batch)
+        return read_batch(self._passes, self._prepared.rows, batch)
 
     def finish(self, parts: Sequence[np.ndarray], check_time: Callable[[], None]) -> dict[str, Any]:
         """Fit the rows, and return the content of a response about the fit."""
