@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
@@ -137,7 +137,7 @@ class Cell:
             "train": train.model_copy(update={"head_learning_rate": head_rate, "epochs": epochs}),
         }
         view = self._view.model_copy(update=changes)
-        return TrainingRun(
+        training = TrainingRun(
             preset=self.name,
             task=self.task,
             method=self.method,
@@ -146,23 +146,13 @@ class Cell:
             sample_sizes=self._sample_sizes,
             rate=rates[self.rates[0]] if rates else None,
             head_rate=head_rate,
-            key=self._key_of(view),
+            key="",
             chosen=self.chosen,
             epochs=epochs if self._is_scored_last else None,
             unseen_tenants=self._unseen,
             by_hash=self._by_hash,
         )
-
-    def _key_of(self, view: TrainView) -> str:
-        return key_of(
-            view,
-            self._sample_sizes,
-            self._by_hash,
-            self.preset.files,
-            self.chosen,
-            only_last=self._is_scored_last,
-            unseen=self._unseen,
-        )
+        return replace(training, key=key_of(training, self.preset.files))
 
     @cached_property
     def _sample_sizes(self) -> SampleSizes:
@@ -266,26 +256,17 @@ def find_unshuffled_splits(row: DatasetEntry, sample_sizes: SampleSizes) -> tupl
     return tuple(in_part)
 
 
-def key_of(
-    view: TrainView,
-    sample_sizes: SampleSizes,
-    by_hash: Sequence[Split],
-    pinned: Mapping[str, str],
-    method: Method,
-    *,
-    only_last: bool = False,
-    unseen: Mapping[str, Unseen] = MappingProxyType({}),
-) -> str:
+def key_of(training: TrainingRun, pinned: Mapping[str, str]) -> str:
     """Return a hash of all inputs of a training run (values, entries, contents of files): 16 hexadecimal digits.
 
-    `by_hash` names the splits that are sorted by hashes before their first rows are read. `pinned` has the SHA-256 of
-    files by path, which need not exist here. With `only_last`, the last epoch alone is scored. `unseen` are the tenants
-    without any text in training that are scored, too.
+    `pinned` has the SHA-256 of files by path, which need not exist here.
 
     Names of entries and sections are not hashed, and neither are values equal to the defaults of our schema or of PEFT.
     So keys stay the same when an option is removed, or added with the former behavior as its default. If a default
     changes, increase VERSION.
     """
+    view = training.view
+    method = training.chosen
     section = view.section
     head = _read_head(view, method)
     has_tenants = view.dataset.tenant is not None
@@ -304,15 +285,15 @@ def key_of(
         **read,
         "section": {"type": view.adapter} | values,  # the sections without a type have fixed names
         "version": VERSION,
-        "sample_sizes": sample_sizes.model_dump(mode="json"),
+        "sample_sizes": training.sample_sizes.model_dump(mode="json"),
         "files": digests(sources, pinned),
-        **({"by_hash": sorted(by_hash)} if by_hash else {}),
+        **({"by_hash": sorted(training.by_hash)} if training.by_hash else {}),
         **({} if method.trained else {"trained": False}),
         **({"features": method.features} if method.features else {}),
         **({"tenants": view.tenants.shared_adapter} if has_tenants else {}),
         **({"tenants_head": head} if has_tenants and head != "own" else {}),
-        **({"scored": "last"} if only_last else {}),
-        **({"unseen": _hash_unseen(unseen, pinned)} if unseen else {}),
+        **({"scored": "last"} if training.epochs is not None else {}),
+        **({"unseen": _hash_unseen(training.unseen_tenants, pinned)} if training.unseen_tenants else {}),
     }
     text = json.dumps(known, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
