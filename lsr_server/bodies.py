@@ -29,7 +29,7 @@ def header_of(content: bytes) -> bytes:
 
 
 def check_values(text: str, name: str) -> None:
-    """Reject JSON that may take long to parse; `what` names it in the error."""
+    """Reject JSON that may take long to parse; `name` says which in the error."""
     if count_of_signs(text) > MAX_VALUES:
         raise HTTPException(422, f"{name} has over {MAX_VALUES:,} JSON values; at most that is allowed")
 

@@ -133,7 +133,7 @@ def check_output(path: Path, sources: Iterable[str | Path | None], *, replace: b
             than a command writes, so that no user's work is deleted.
     """
     target = path.resolve()
-    for source in map(Path, filter(None, (*sources, Path.cwd()))):
+    for source in [Path(source) for source in (*sources, Path.cwd()) if source]:
         if source.resolve().is_relative_to(target):
             raise InputError(f"{path}: would replace {source}, which is read; choose another folder")
     _recover(path)

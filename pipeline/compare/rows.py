@@ -131,7 +131,10 @@ def _cell(
     A record may have another name: keys do not depend on names, so methods of the same settings share their records.
     """
     names = {"task": planned.task, "method": planned.method}
-    records = [record.model_copy(update=names) for record in sorted(known, key=_by_seed_and_rates)]
+    records = []
+    for record in sorted(known, key=_by_seed_and_rates):
+        renamed = record.model_copy(update=names)
+        records.append(renamed)
     first_seed = planned.seeds[0]
     trials = tuple(record for record in records if record.seed == first_seed)
     if not tuned:
