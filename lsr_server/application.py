@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lsr_onnx.errors import InputError
+from lsr_onnx.errors import HALVES, InputError
 from lsr_onnx.rows import TokenizedText, Version, Wanted
 from lsr_onnx.runner import Runner
 from lsr_server import openai, openai_forms, tenants
@@ -84,7 +84,7 @@ class Service:
             if group is not None and not _has_labels(version, group):
                 raise HTTPException(422, "labels: the adapter of this name has others")
             return Entry(question.adapter, version)
-        if group is None:
+        if group is None or HALVES.search(question.adapter):  # an answer, in UTF-8, could not repeat such a name
             raise _make_not_found_error(question.adapter)
         name = self.passes.name_entry(group.labels)
         version = self.passes.find_version(name)

@@ -100,7 +100,9 @@ def check_change(request: Request, passes: Runner) -> None:
 
 def check_token(request: Request) -> None:
     """Reject a change of adapters without the server's token."""
-    given = request.headers.get("Authorization", "").encode("latin-1")  # the bytes that were sent, in any encoding
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     token = os.environ.get("LSR_TOKEN")
-    if not token or not secrets.compare_digest(given, f"Bearer {token}".encode()):
+    is_bearer = scheme.lower() == "bearer"  # in any case, according to RFC 9110
+    sent = given.encode("latin-1")  # the bytes that were sent, in any encoding
+    if not token or not is_bearer or not secrets.compare_digest(sent, token.encode()):
         raise HTTPException(401, "needed: Authorization: Bearer $LSR_TOKEN", {"WWW-Authenticate": "Bearer"})

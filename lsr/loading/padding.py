@@ -15,6 +15,28 @@ PADDED_ON_THE_LEFT = frozenset({"xlnet"})
 # Architectures whose layers mix neighboring positions without regard to the attention mask: their output for a text
 # depends on how far it is padded. tests/lsr/loading/test_padding.py compares every classifier of transformers.
 AFFECTED_BY_PADDING = frozenset({"canine", "convbert", "fnet", "mobilebert", "nystromformer", "yoso"})
+# Architectures that count positions from the left, or do not regard the mask: what they write after a prompt depends
+# on the padding before it. The same tests compare every language model of transformers.
+WRITING_BY_PADDING = frozenset(
+    {
+        "bart",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "marian",
+        "mbart",
+        "mvp",
+        "pegasus",
+        "plbart",
+        "recurrent_gemma",
+        "reformer",
+        "rwkv",
+        "trocr",
+        "whisper",
+        "xlm",
+        "xlnet",
+    }
+)
 
 
 def set_padding(tokenizer: Any, config: Any) -> None:
@@ -34,16 +56,22 @@ def set_padding(tokenizer: Any, config: Any) -> None:
         tokenizer.model_input_names = [*tokenizer.model_input_names, MASK]
 
 
-def prepare_batches(tokenizer: Any, config: Any, where: object) -> None:
+def prepare_batches(tokenizer: Any, config: Any, where: object, *, writes: bool = False) -> None:
     """Set padding as `set_padding` does, and check that texts of different lengths can be batched.
+
+    If the model `writes`, prompts of different lengths are padded before their first token.
 
     Raises:
         InputError: if the tokenizer has neither a padding nor an end token, the model has no embedding of the padding
             token, or its output for a text depends on the padding; the message begins with `where`.
     """
-    if config.model_type in AFFECTED_BY_PADDING:
-        problem = f"the output of the architecture {config.model_type} for a text depends on the padding after it"
+    kind = config.model_type
+    if kind in AFFECTED_BY_PADDING:
+        problem = f"the output of the architecture {kind} for a text depends on the padding after it"
         raise InputError(f"{where}: {problem}, so on the other texts of a batch; choose another model")
+    if writes and kind in WRITING_BY_PADDING:
+        problem = f"what the architecture {kind} writes depends on the padding before a prompt"
+        raise InputError(f"{where}: {problem}, so on the other prompts of a batch; choose another model")
     set_padding(tokenizer, config)
     if tokenizer.pad_token_id is None:
         needed = "set one in tokenizer_config.json"

@@ -112,8 +112,14 @@ class BankLayer(PooledModule):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the base layer, whose dtype T5 reads."""
+        """The weight of the base layer, whose dtype T5 reads, and with which Mamba computes itself."""
         return self.base.get_parameter("weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the base layer, which Mamba adds itself."""
+        bias: Tensor | None = self.base.bias
+        return bias
 
     def put(self, slot: int, update: Update | None) -> None:
         """Store the update of the adapter at a slot, replacing the old one; None if it does not adapt the layer."""

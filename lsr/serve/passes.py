@@ -47,10 +47,10 @@ class BatchRunner(Runner):
         is_strict: bool = False,
     ) -> None:
         model = bank.model
-        prepare_batches(tokenizer, model.config, "the base model")
+        writes = model.can_generate() and not model.config.is_encoder_decoder
+        prepare_batches(tokenizer, model.config, "the base model", writes=writes)
         tokenizer(["any"])  # a first call changes the tokenizer; later ones, of several threads, do not
         tokens = min(tokens, tokenizer.model_max_length)
-        writes = model.can_generate() and not model.config.is_encoder_decoder
         if writes and not 0 < max_new_tokens < tokens:
             raise InputError(
                 f"--max-new-tokens: needed: some of the {tokens} tokens, but not all, got {max_new_tokens}"

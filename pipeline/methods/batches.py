@@ -18,6 +18,7 @@ def tokenizer_of(model: Any, entry: ModelEntry) -> PreTrainedTokenizerBase:
         UserError: if batches for the model cannot be padded.
     """
     tokenizer = load_tokenizer(entry)
+    where = f"{entry.where}: {public_name(entry)[0]}"
     with as_user_error(InputError):
-        prepare_batches(tokenizer, model.config, f"{entry.where}: {public_name(entry)[0]}")
+        prepare_batches(tokenizer, model.config, where, writes=model.can_generate())
     return tokenizer

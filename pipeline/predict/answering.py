@@ -78,7 +78,7 @@ class Opened:
         tokenizer = base_models.load_tokenizer(fields, folder, base)
         if tokenizer is None:
             raise UserError(f"{folder}: no tokenizer in the folder of the adapter or of its base model; see --base")
-        prepare_batches(tokenizer, base_model.config, folder)
+        prepare_batches(tokenizer, base_model.config, folder, writes=base_model.can_generate())
         self.tokenizer = tokenizer
         self.model = model.to(fastest())
 

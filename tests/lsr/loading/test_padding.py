@@ -1,18 +1,23 @@
 """The tokenizer decides which token pads; the model's configuration is told, and what cannot be padded is refused."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     Gemma3Config,
     GPT2Config,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as LANGUAGE_MODELS
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
-from lsr.loading.padding import AFFECTED_BY_PADDING, PADDED_ON_THE_LEFT, prepare_batches
+from lsr.loading.padding import AFFECTED_BY_PADDING, PADDED_ON_THE_LEFT, WRITING_BY_PADDING, prepare_batches
+from lsr.loading.prompts import continuations
 from tests.kit import refused
 
 WORDS = {word: number for number, word in enumerate(["<end>", "<pad>", "<unk>", "cat", "owl"])}
@@ -99,25 +104,35 @@ MOST = 10_000_000  # parameters of a model that is small enough to be made here
 BY_END = ("bart", "mbart", "mt5", "mvp", "plbart", "t5", "umt5", "bigbird_pegasus")  # which read at the end token
 
 
-def small(kind):
-    """Return a small random classifier of an architecture; None where these sizes do not make one."""
+def test_what_writes_by_the_padding_before_a_prompt_is_refused_in_a_line_but_classifies():
+    config = AutoConfig.for_model("bart", vocab_size=len(WORDS))
+    prepare_batches(tokenizer(pad_token="<pad>"), config, "here")
+    assert refused(prepare_batches, tokenizer(pad_token="<pad>"), config, "here", writes=True) == (
+        "here: what the architecture bart writes depends on the padding before a prompt, so on the other prompts of a "
+        "batch; choose another model"
+    )
+
+
+def small(kind, auto=AutoModelForSequenceClassification, **more):
+    """Return a small random model of an architecture; None where these sizes, and `more`, do not make one."""
     try:
         known = AutoConfig.for_model(kind)
-        sizes = {name: size for name, size in SIZES.items() if hasattr(known, name)}
+        sizes = {name: size for name, size in (SIZES | more).items() if hasattr(known, name)}
         if kind == "xlnet":  # whose number of positions nobody may set
             del sizes["max_position_embeddings"]
         config = AutoConfig.for_model(kind, **sizes)
         with torch.device("meta"):
-            outline = AutoModelForSequenceClassification.from_config(config)
+            outline = auto.from_config(config)
         if sum(parameter.numel() for parameter in outline.parameters()) > MOST:
             return None
         torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(config).float().eval()
+        model = auto.from_config(config).float().eval()
         model(input_ids=torch.tensor([[5, 6, 7, 8, 9, 10, 2]]))
     except Exception:  # an architecture that needs other sizes, images or packages
         return None
     for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+        if parameter.requires_grad:  # not a table of positions
+            parameter.data += 0.05 * torch.randn_like(parameter)
     return model
 
 
@@ -146,3 +161,44 @@ def test_every_classifier_of_transformers_answers_the_same_with_padding_or_is_re
     assert affected == AFFECTED_BY_PADDING
     assert {"bert", "roberta", "distilbert", "modernbert", "gpt2", "llama", "qwen2", *PADDED_ON_THE_LEFT} <= compared
     assert len(compared) > 60
+
+
+@pytest.mark.nightly
+def test_every_language_model_of_transformers_writes_the_same_beside_longer_prompts_or_is_refused():
+    affected = set()
+    compared = set()
+    for kind in sorted(LANGUAGE_MODELS):
+        model = small(kind, AutoModelForCausalLM, is_decoder=True, head_dim=16)
+        if model is None or not model.can_generate() or model.config.is_encoder_decoder:
+            continue
+        prompts = [torch.randint(5, 300, (count,)).tolist() for count in (6, 15)]
+        alone = beside = None
+        with suppress(Exception):  # of an architecture that needs more than a prompt, or other sizes
+            alone = logits_after(model, prompts[:1])
+            beside = logits_after(model, prompts)
+        if beside is None:
+            continue
+        compared.add(kind)
+        if not (alone - beside).abs().max() < 1e-4 * alone.abs().max():
+            affected.add(kind)
+    assert affected == WRITING_BY_PADDING & compared
+    assert {"gpt2", "llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "opt", "bloom", "mamba"} <= compared
+    assert len(compared) > 100
+
+
+def logits_after(model, prompts):
+    """Return the logits of the first two tokens that a model writes after the first of these prompts."""
+    seen = []
+
+    def record(_, scores):
+        seen.append(scores[0].nan_to_num(neginf=0.0))  # of tokens that an architecture never writes
+        return scores
+
+    own = tokenizer(pad_token="<pad>", model_input_names=["input_ids"])
+    model.generation_config.eos_token_id = None  # which could be the first token
+    model.config.get_text_config().vocab_size = SIZES["vocab_size"]
+    if model.config.model_type not in WRITING_BY_PADDING:
+        prepare_batches(own, model.config, "here", writes=True)
+    with torch.no_grad():
+        continuations(model, own, prompts, 2, (), logits_processor=[record])
+    return torch.stack(seen)

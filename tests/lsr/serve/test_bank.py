@@ -28,8 +28,13 @@ from tests.tiny.training import stir
 NAMES = ["b", "__base__", "c", "a", "b"]
 # Architectures that need more than those of FORMS: class, sizes, and the layers that a LoRA adapts.
 MIXTRAL = DECODER | {"num_local_experts": 2, "num_key_value_heads": 1}
+JAMBA = MIXTRAL | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+MAMBA = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 4}
 OTHERS = {
     "mixtral": (AutoModelForCausalLM, MIXTRAL, ["q_proj", "v_proj"]),
+    # These read the weight and bias of dt_proj, which thus has no adapter.
+    "mamba": (AutoModelForCausalLM, MAMBA, ["in_proj", "x_proj", "dt_proj"]),
+    "jamba": (AutoModelForCausalLM, JAMBA, ["in_proj", "x_proj", "dt_proj", "q_proj"]),
 }
 
 

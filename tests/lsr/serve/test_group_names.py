@@ -98,7 +98,7 @@ def test_a_server_answers_for_unknown_tenants_by_the_entry_of_the_labels_that_a_
             sent = {"adapter": name, "texts": texts}
             if labels:
                 sent["labels"] = labels[0]
-            return await client.post("/v1/predict", json=sent)
+            return await client.post("/v1/predict", content=json.dumps(sent))
 
         requests = [
             ask("newcomer", ["good", "bad"]),
@@ -123,6 +123,7 @@ def test_a_server_answers_for_unknown_tenants_by_the_entry_of_the_labels_that_a_
             (ask("newcomer"), 404, "no adapter is named 'newcomer'"),
             (ask("newcomer", ["x", "y"]), 404, "no adapter is named 'newcomer', and no group has these labels"),
             (ask("newcomer", None), 404, "no adapter is named 'newcomer', and no group has these labels"),
+            (ask("\ud800", ["good", "bad"]), 404, "no adapter is named '\\ud800'"),
             (ask(GROUP), 404, f"no adapter is named '{GROUP}'"),
             (ask("cleo", ["x", "y"]), 422, "labels: the adapter of this name has others"),
             (ask("newcomer", "bad"), 422, "labels: must be a list of names"),

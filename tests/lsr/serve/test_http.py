@@ -227,8 +227,10 @@ def test_the_token_may_have_any_letters(token, monkeypatch):
     monkeypatch.setenv("LSR_TOKEN", token)
     sent = f"Bearer {token}".encode()
     check_token(Request({"type": "http", "headers": [(b"authorization", sent)]}))
-    with pytest.raises(HTTPException, match="Bearer"):
-        check_token(Request({"type": "http", "headers": [(b"authorization", sent + b"x")]}))
+    check_token(Request({"type": "http", "headers": [(b"authorization", sent.replace(b"Bearer", b"bearer"))]}))
+    for wrong in (sent + b"x", sent.replace(b"Bearer", b"Basic"), token.encode(), b""):
+        with pytest.raises(HTTPException, match="Bearer"):
+            check_token(Request({"type": "http", "headers": [(b"authorization", wrong)]}))
 
 
 def test_a_name_that_is_not_there_is_not_compared_with_those_of_all_tenants(there, monkeypatch):
