@@ -118,8 +118,7 @@ class BankLayer(PooledModule):
     @property
     def bias(self) -> Tensor | None:
         """The bias of the base layer, which Mamba adds itself."""
-        bias: Tensor | None = self.base.bias
-        return bias
+        return self.base._parameters["bias"]  # None of a layer without
 
     def put(self, slot: int, update: Update | None) -> None:
         """Store the update of the adapter at a slot, replacing the old one; None if it does not adapt the layer."""

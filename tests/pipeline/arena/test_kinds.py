@@ -151,7 +151,7 @@ def test_features_are_a_mean_over_tokens_without_padding_or_the_first_one_or_how
     def encoder(**_):
         return SimpleNamespace(last_hidden_state=states)
 
-    encoder.config = SimpleNamespace(vocab_size=4)
+    encoder.config = SimpleNamespace(vocab_size=4, is_encoder_decoder=False)
     mean, nearest, first, words = (
         Pooled(encoder, name)(**read).logits.tolist() for name in ("mean", "nearest", "first", "words")
     )
