@@ -174,7 +174,7 @@ def test_nothing_is_lost_of_an_update_that_is_small_beside_the_weight(dtype):
     assert_close(total, torch.full_like(total, 2**-9))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_activations_give_the_fused_factors_full_precision_gradients(dtype):
     factors = [side.requires_grad_() for side in sides(12, 9, torch.float32)]
     x = normal(20, 9, dtype=dtype)
