@@ -84,6 +84,9 @@ class Head(Part, ABC):
         return model(**batch).logits
 
     @classmethod
-    def evaluate_batch(cls, logits: "Tensor", labels: "Tensor") -> "Tensor":  # (examples, ...)
-        """Return the outputs of a batch with labels from which scores are computed, like `outputs`."""
-        return logits
+    def evaluate_batch(cls, logits: Any, labels: "Tensor") -> "Tensor":  # (examples, ...)
+        """Return the outputs of a batch with labels from which scores are computed, like `outputs`.
+
+        An encoder-decoder also returns the states of its encoder, which no score needs.
+        """
+        return logits[0] if isinstance(logits, tuple) else logits

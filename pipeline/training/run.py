@@ -65,12 +65,6 @@ class BatchingTrainer(Trainer):
             return SequentialSampler(eval_dataset)
         return _with_lengths_in_memory(super()._get_eval_sampler(eval_dataset))
 
-    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Return loss, logits and labels of a batch, without the encoder's states that encoder-decoders also return."""
-        loss, outputs, labels = super().prediction_step(*args, **kwargs)
-        logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        return loss, logits, labels
-
 
 def _with_lengths_in_memory(sampler: Sampler[int] | None) -> Sampler[int] | None:
     """Turn the lengths of a sampler into a list: reading a single length from a table takes as long as a row."""
