@@ -240,7 +240,8 @@ def _measure_merge_errors(layers: Mapping[str, LsrLinear], adapter_name: str, dt
         weight = layer.get_pretrained_weight().float()
         update = layer.get_delta_weight(adapter_name).detach()
         written = _cast_weights(name, weight + update, dtype).double()
-        norms[name] = norms_of(written - weight.double() - update.double(), update.double())
+        exact = update.double()
+        norms[name] = norms_of(written - weight.double() - exact, exact)
     return relative(norms)
 
 

@@ -128,7 +128,8 @@ def measure_merge(
     for name in _list_changed(merged, heads):
         exact = merged.state[name]
         rounding = exact.to(dtype).double() - exact
-        norms[name.removesuffix(WEIGHT)] = norms_of(rounding, exact - merged.before[name].double())
+        update = exact - merged.before[name].double()
+        norms[name.removesuffix(WEIGHT)] = norms_of(rounding, update)
     return norms
 
 

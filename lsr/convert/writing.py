@@ -133,8 +133,8 @@ def check_output(path: Path, sources: Iterable[str | Path | None], *, replace: b
             than a command writes, so that no user's work is deleted.
     """
     target = path.resolve()
-    for source in [Path(source) for source in (*sources, Path.cwd()) if source]:
-        if source.resolve().is_relative_to(target):
+    for source in (*sources, Path.cwd()):
+        if source is not None and Path(source).resolve().is_relative_to(target):
             raise InputError(f"{path}: would replace {source}, which is read; choose another folder")
     _recover(path)
     if path.exists() and not replace:

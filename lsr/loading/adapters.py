@@ -161,7 +161,7 @@ def _draw_ids(config: Any, count: int) -> Tensor:  # (ROWS, length)
 
 
 def _name_in_base(name: str) -> str:
-    """Return the base model's name of a parameter in a PEFT wrapper; None if the base model has none."""
+    """Return the base model's name of a parameter in a PEFT wrapper."""
     for wrapper in (".modules_to_save.default", ".original_module", ".base_layer"):
         name = name.replace(wrapper, "")
     return name.removeprefix(PREFIX)

@@ -6,7 +6,7 @@ The parameters of all adapters are in row pools. A batch gathers them by row and
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class BankLayer(PooledModule):
     @property
     def bias(self) -> Tensor | None:
         """The bias of the base layer, which Mamba adds itself."""
-        return self.base._parameters["bias"]  # None of a layer without
+        return cast("Tensor | None", self.base.bias)
 
     def put(self, slot: int, update: Update | None) -> None:
         """Store the update of the adapter at a slot, replacing the old one; None if it does not adapt the layer."""

@@ -76,7 +76,8 @@ class LsrModel(MultiLayerHeadTuner):
         """
         config = config_of(self, adapter_name)
         if config.injected is not None:  # has the record of another adapter, by which that one is saved
-            config = self.peft_config[adapter_name] = copy(config)
+            config = copy(config)
+            self.peft_config[adapter_name] = config
         names = check_names(config, model)
         # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))

@@ -70,7 +70,7 @@ def measure(
     largest = max(part.labels.max() for part in parts.values())
     width = 1 + int(largest)
     fits = _fit_units(training, task, parts)
-    of_validation = _answer(fits, parts["validation"], width)
+    of_validation = _answer(_by_tenant(fits), parts["validation"], width)
     if training.view.train.refit:
         fits = [_refit(fit, parts) for fit in fits]
     by_tenant = _by_tenant(fits)
@@ -79,7 +79,7 @@ def measure(
         return _outputs(by_tenant[name], features, width_of(task, name))
 
     return Measured(
-        {"validation": of_validation, "test": _answer(fits, parts["test"], width)},
+        {"validation": of_validation, "test": _answer(by_tenant, parts["test"], width)},
         sum(_count(fit.regression) for fit in fits),
         unseen.score_regressions(training, task, outputs, model, tokenizer),
     )
@@ -99,9 +99,8 @@ def _by_tenant(fits: Iterable[Fit]) -> dict[str, Pipeline]:
     return by_tenant
 
 
-def _answer(fits: Iterable[Fit], part: Part, width: int) -> Outcome:
+def _answer(by_tenant: Mapping[str, Pipeline], part: Part, width: int) -> Outcome:
     """Return log-probabilities for a split, (n, width)."""
-    by_tenant = _by_tenant(fits)
     return join_outputs(part, by_tenant, width, lambda name, features: _outputs(by_tenant[name], features, width))
 
 

@@ -113,7 +113,7 @@ def _check_start(config: PeftConfig, base: PreTrainedModel, adapted: Sequence[st
     weight is square, changes what the model computes.
 
     Raises:
-        ValueError: if it cannot; if it cannot; names the layer.
+        ValueError: if it cannot; names the layer.
     """
     if str(getattr(config, START, None)).lower() != OLORA:
         return

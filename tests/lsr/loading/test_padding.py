@@ -164,7 +164,7 @@ def test_every_classifier_of_transformers_answers_the_same_with_padding_or_is_re
 
 
 @pytest.mark.nightly
-def test_every_language_model_of_transformers_writes_the_same_beside_longer_prompts_or_is_refused():
+def test_every_language_model_of_transformers_writes_the_same_in_a_batch_with_longer_prompts_or_is_refused():
     affected = set()
     compared = set()
     for kind in sorted(LANGUAGE_MODELS):
@@ -172,14 +172,14 @@ def test_every_language_model_of_transformers_writes_the_same_beside_longer_prom
         if model is None or not model.can_generate() or model.config.is_encoder_decoder:
             continue
         prompts = [torch.randint(5, 300, (count,)).tolist() for count in (6, 15)]
-        alone = beside = None
+        in_batch = None
         with suppress(Exception):  # of an architecture that needs more than a prompt, or other sizes
             alone = logits_after(model, prompts[:1])
-            beside = logits_after(model, prompts)
-        if beside is None:
+            in_batch = logits_after(model, prompts)
+        if in_batch is None:
             continue
         compared.add(kind)
-        if not (alone - beside).abs().max() < 1e-4 * alone.abs().max():
+        if not (alone - in_batch).abs().max() < 1e-4 * alone.abs().max():
             affected.add(kind)
     assert affected == WRITING_BY_PADDING & compared
     assert {"gpt2", "llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "opt", "bloom", "mamba"} <= compared

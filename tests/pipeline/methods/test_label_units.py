@@ -83,7 +83,7 @@ def test_outputs_in_bfloat16_keep_the_digits_below_a_large_mean():
     assert (outputs - expected).abs().max() < 0.1  # neighbors of 2,015 in bfloat16 are 8 apart
 
 
-def test_labels_keep_their_digits_beside_outputs_in_bfloat16():
+def test_labels_keep_their_digits_with_outputs_in_bfloat16():
     labels = torch.arange(2000.0, 2030.0)
     outputs = torch.full((30, 1), 2016.0, dtype=torch.bfloat16)
     errors = compute_squared_errors(outputs, labels, None)
