@@ -12,6 +12,7 @@ from lsr_onnx.errors import InputError, wrap_errors
 
 LABEL = "label"  # the column of labels
 TEXT = "text"  # the column of texts, if the bank does not name its columns or the file has others
+BRACE = "{"  # begins a column's name within a template
 MAX_EXAMPLES = 10_000  # maximum number of examples per file
 MAX_CHARACTERS = 100_000  # maximum number of characters per cell
 
@@ -107,7 +108,8 @@ def _text_columns(header: Sequence[str], columns: Sequence[str], where: str) -> 
         InputError: if a text column or the labels are missing.
     """
     texts = columns
-    if len(columns) == 1 and columns[0] not in header:
+    is_template = BRACE in columns[0]  # only the user can fill it
+    if len(columns) == 1 and columns[0] not in header and not is_template:
         texts = (TEXT,)
     for column in (*texts, LABEL):
         if column not in header:

@@ -20,7 +20,7 @@ TENANTS = "tenants"  # key that replaces `labels`: names of labels by tenant
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
-LONGEST_NAME = 200  # characters of a label, a tenant or a column
+LONGEST_NAME = 200  # characters of a label, a tenant or the column of tenants
 MAX_LABELS = 10_000  # labels per adapter
 MAX_LABEL_BYTES = 64_000  # limit to all labels of an adapter together, in UTF-8
 MAX_TENANTS = 100_000  # tenants per adapter
@@ -29,7 +29,8 @@ MIN_TEMPERATURE = 0.1
 MAX_TEMPERATURE = 10.0
 MAX_STOP_TOKENS = 16  # tokens that end an answer
 LARGEST = 2**31 - 1  # number of a token, or of tokens
-LONGEST_TEMPLATE = 100_000  # characters of a chat template; templates of published models have up to some 20,000
+# Characters of a chat template, or of a template of texts; chat templates of published models have up to some 20,000.
+LONGEST_TEMPLATE = 100_000
 FORMER_NAMES = {"ends": "stop_token_ids"}  # names that fields have in files of earlier versions
 MAX_BYTES = 2**20  # limit to the file next to graphs
 MAX_OTHER_BYTES = 4_000  # limit to all unknown fields together, as JSON
@@ -130,10 +131,10 @@ def _check_name(value: Any) -> None:
     _check_each([value])
 
 
-def _check_each(names: Iterable[str]) -> None:
+def _check_each(names: Iterable[str], longest: int = LONGEST_NAME) -> None:
     for name in names:
-        if len(name) > LONGEST_NAME:
-            most = f"at most {LONGEST_NAME} are allowed"
+        if len(name) > longest:
+            most = f"at most {longest:,} are allowed"
             raise ValueError(f"has {shortened(name)} of {len(name):,} characters; {most}")
         if HALVES.search(name):
             raise ValueError(f"has {shortened(name)}, which contains a lone surrogate (invalid Unicode)")
@@ -197,7 +198,9 @@ def _check_length(value: Any) -> None:
 def _check_columns(value: Any) -> None:
     if not isinstance(value, list) or len(value) not in (1, 2):
         raise ValueError(f"must be a list of one, or of two for pairs, got {shortened(value)}")
-    _check_names(value)
+    if not are_names(value):
+        raise ValueError(f"must be a list of names, or null, got {shortened(value)}")
+    _check_each(value, LONGEST_TEMPLATE)
 
 
 def _check_template(value: Any) -> None:

@@ -29,6 +29,7 @@ LONGEST_NAME = 200
 MAX_LABELS = 10_000
 MAX_LABEL_BYTES = 64_000
 LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # the column of a second text may add this ending
+LONGEST_TEMPLATE = 10_000  # characters of a template of texts
 
 
 def has_exact_interval(metric: str, *, in_groups: bool) -> bool:
@@ -102,8 +103,9 @@ class LabelSpec(StrictModel):
         self._check_text(entry)
         self._check_metrics(entry)
         for column in (*entry.text, entry.tenant or ""):
-            if len(column) > LONGEST_COLUMN and not is_template(column):
-                allowed = f"at most {LONGEST_COLUMN} are allowed"
+            longest = LONGEST_TEMPLATE if is_template(column) else LONGEST_COLUMN
+            if len(column) > longest:
+                allowed = f"at most {longest:,} are allowed"
                 raise ValueError(f"column {column[:20]!r}... of {len(column):,} characters; {allowed}")
 
     def _check_text(self, entry: "DatasetEntry") -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
@@ -249,6 +249,13 @@ def fields(template: str) -> tuple[str, ...]:
 def is_template(template: str) -> bool:
     """Return whether an item of `text` is a template rather than a column name."""
     return fields(template) != (template,)
+
+
+def rename_fields(template: str, rename: Callable[[str], str]) -> str:
+    """Return an item of `text` with other names of columns."""
+    if not is_template(template):
+        return rename(template)
+    return FIELD.sub(lambda field: f"{{{rename(field[1])}}}", template)
 
 
 class MarkedSpan(StrictModel):

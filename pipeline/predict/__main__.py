@@ -80,7 +80,8 @@ def _parser() -> Parser:
     )
     add("--runtime", choices=(graphs.TORCH, *GRAPHS), default=graphs.TORCH, help=about)
     add("--file", type=Path, help="read the texts from a CSV, TSV, JSONL, JSON, XLSX or Parquet file")
-    column = "text column of --file, or two columns for text pairs (default: as in training, or the only column)"
+    column = "text column of --file, or a template such as '{title}. {text}'; two for text pairs (default: as in "
+    column += "training, or the only column)"
     add("--column", nargs="+", action="extend", metavar="NAME", help=column)
     add("--skip-empty", action="store_true", help="skip rows without text and count them (default: stop at the first)")
     add("--out", type=Path, metavar="FILE", help="write a .csv or .jsonl file instead of printing")

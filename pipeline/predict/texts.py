@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data import recognition, sources
 from pipeline.methods.adapter_task import AdapterTask
+from pipeline.params.sources import fields, is_template
 from pipeline.predict.unknown import Group
-from pipeline.tasks.cells import TEXT_COLUMNS, is_missing, plain_text, text_in
+from pipeline.tasks.cells import TEXT_COLUMNS, fill, is_missing, plain_text, text_in
 from pipeline.tasks.task import TENANT
 
 STDIN = "-"
@@ -30,7 +31,8 @@ class Texts(NamedTuple):
     """A table with texts, and the columns and names for messages."""
 
     tables: Iterator[pd.DataFrame]  # some rows at a time
-    columns: list[str]  # names of the columns with the texts
+    templates: list[str]  # columns with the texts, or templates of texts
+    columns: list[str]  # names of the columns of which texts consist
     before: str  # the number of a row in messages
 
 
@@ -97,8 +99,9 @@ def _extract_texts(table: pd.DataFrame, texts: Texts) -> Asked:
             for text in row:
                 text_in(text)
     asked: Asked = {}
-    for name, column in zip(TEXT_COLUMNS, texts.columns, strict=False):
-        asked[name] = table[column].tolist()
+    rows = table[texts.columns].to_dict("records")
+    for name, template in zip(TEXT_COLUMNS, texts.templates, strict=False):
+        asked[name] = [fill(template, row) for row in rows]
     return asked
 
 
@@ -118,28 +121,36 @@ def _with_columns(table: pd.DataFrame, names: Sequence[str], before: str) -> pd.
 
 def _texts(options: Namespace, task: AdapterTask) -> Texts:
     width = len(task.columns)
-    chosen = list(options.column or task.columns)
-    if len(chosen) != width:
-        given = " ".join(chosen)
+    templates = list(options.column or task.columns)
+    if len(templates) != width:
+        given = " ".join(templates)
         raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {given}")
     if options.file is None:
         where = "standard input"
         before = ""
-        chosen = list(TEXT_COLUMNS[:width])
-        tables = _tables(options, chosen)
+        templates = list(TEXT_COLUMNS[:width])
+        tables = _tables(options, templates)
     else:
         where = f"--file: {options.file}"
         before = f"{where}: "
-        tables = _tables_of_file(options.file, where, [*chosen, task.tenant or ""])
+        tables = _tables_of_file(options.file, where, [*_columns_in(templates), task.tenant or ""])
     first = next(tables)
     if not len(first):
         raise UserError(f"{where}: empty; needed: at least one row")
     there = list(first.columns)
-    if len(there) == width == 1 and options.column is None and there != chosen:
+    if len(there) == width == 1 and options.column is None and there != templates and not is_template(templates[0]):
         console.note(f"{where}: the texts are in its only column, which is named {shortened(there[0])}")
-        chosen = there
-    sources.check_columns(there, chosen, f"{where}, --column")
-    return Texts(chain([first], tables), chosen, before)
+        templates = there
+    columns = _columns_in(templates)
+    shown = ["--column", *filter(is_template, templates)]
+    sources.check_columns(there, columns, f"{where}, {' '.join(shown)}")
+    return Texts(chain([first], tables), templates, columns, before)
+
+
+def _columns_in(templates: Iterable[str]) -> list[str]:
+    """Return the columns, each once, that are texts or fill templates of texts."""
+    columns = chain.from_iterable(map(fields, templates))
+    return list(dict.fromkeys(columns))
 
 
 def _tables_of_file(path: Path, where: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:

@@ -172,11 +172,12 @@ def fold_texts(texts: Iterable[str]) -> str:
 def _fill_texts(entry: DatasetEntry, values: Mapping[str, str]) -> dict[str, str]:
     texts = dict[str, str]()
     for name, template in zip(TEXT_COLUMNS, entry.text, strict=False):
-        texts[name] = _fill(template, values)
+        texts[name] = fill(template, values)
     return texts
 
 
-def _fill(template: str, values: Mapping[str, str]) -> str:
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Return the text of a template, or of a column, for the values of its columns."""
     if not is_template(template):
         return values[template]
 

@@ -15,6 +15,7 @@ import pandas as pd
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
+from pipeline.params.sources import rename_fields
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, plain_text, round_significant
 from pipeline.tasks.description import Description
@@ -379,8 +380,8 @@ class PairwiseComparisonDescription(ClassificationDescription):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        (column,) = self.entry.text
-        return column, f"{column}_pair"
+        (column,) = super().columns
+        return column, rename_fields(column, lambda name: f"{name}_pair")
 
 
 def positive_of(metric: str, entry: DatasetEntry, facts: Facts) -> str:

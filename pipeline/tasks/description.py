@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from pipeline.params.sources import is_template
-from pipeline.tasks.cells import TEXT_COLUMNS
+from pipeline.params.sources import rename_fields
 from pipeline.tasks.task import Columns, Numbers, Part, Scores
 
 if TYPE_CHECKING:
@@ -36,9 +35,17 @@ class Description(Part, ABC):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the one or two input texts: columns of the source, or stand-ins for derived texts."""
-        named = zip(TEXT_COLUMNS, self.entry.text, strict=False)
-        return tuple(name if is_template(template) else template for name, template in named)
+        """The columns of the one or two input texts, or the templates that are filled from columns.
+
+        A column with marked spans is a field of another name, so that a file of new texts needs a column that has them.
+        """
+        marked = {span.column: f"{span.column}, marked" for span in self.entry.span}
+        columns = list[str]()
+        for template in self.entry.text:
+            filled = f"{{{template}}}" if template in marked else template
+            renamed = rename_fields(filled, lambda name: marked.get(name, name))
+            columns.append(renamed)
+        return tuple(columns)
 
     def task_info(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, Any]:
         """Return the fields of task.json, except for its kind, columns and lengths.

@@ -22,7 +22,7 @@ AT_LIMITS = {
     "thresholds": [1.0] * 320,
     "temperatures": [10.0] * 320,
     "max_length": 2**31 - 1,
-    "columns": ["x" * 200, "é" * 200],
+    "columns": ["x" * 100_000, "é" * 100_000],
     "template": "x" * 100_000,
     "stop_token_ids": [2**31 - 1] * 16,
     "more": "x" * 3_900,

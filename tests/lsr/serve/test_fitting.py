@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,10 @@ from lsr.serve.groups import find_groups, make_member
 from lsr.serve.labeled import Example, fit_tenant
 from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import TASK
+from lsr_onnx import examples
 from lsr_onnx.errors import InputError
 from tests import architectures, workspace
-from tests.kit import write
+from tests.kit import refused, write
 
 TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["good", "bad"], "dora": ["a", "b", "c"], "eve": None}
 WIDTHS = [len(labels or "1") for labels in TENANTS.values()]
@@ -386,6 +388,14 @@ BAD = [
     (("c", "a"), "labels: 'c, a': only some of those of other tenants, a, b, c; name all of them"),
     (("x", "y"), "there are: bad, good; a number; a, b, c"),
 ]
+
+
+def test_texts_that_a_template_makes_are_read_from_a_column_of_its_name_and_from_no_other():
+    columns = ["{title}. {text}"]
+    read = partial(examples.parse_lines, columns=columns, where="few.csv", most=9)
+    assert read(["{title}. {text},label", "Cats. They rest.,good"]) == [("Cats. They rest.", "good")]
+    says = "few.csv: no column '{title}. {text}'; needed: {title}. {text}, label; columns: title, text, label"
+    refused(read, ["title,text,label", "Cats,They rest.,good"], kind=InputError, says=says)
 
 
 @pytest.mark.parametrize(("labels", "line"), BAD)

@@ -143,6 +143,7 @@ ROW_MISTAKES = [
     ("cola.label.names", [f"{at}" for at in range(10_001)], "10,001 labels; an adapter has at most 10,000"),
     ("cola.label.names", [f"{at:03}" + "é" * 99 for at in range(319)], "bytes together, in UTF-8; at most 64,000"),
     ("movie-reviews.text", ["x" * 196], "column 'xxxxxxxxxxxxxxxxxxxx'... of 196 characters; at most 195 are allowed"),
+    ("movie-reviews.text", ["{text}" + "x" * 9_995], "column '{text}xxxxxxxxxxxxxx'... of 10,001 characters; "),
     ("movie-reviews.label.positive", "postive", "positive: must be one of exactly two names, got postive; did you "),
     ("movie-reviews.label.tune_threshold", "f2", "label.tune_threshold: input should be 'accuracy', 'f1', "),
     ("copa.label.tune_threshold", "f1", "tune_threshold: needs exactly two names, without choices and tenants"),
