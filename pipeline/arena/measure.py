@@ -1,5 +1,6 @@
 """Run one training run of the arena: initialize the adapter, train it, and score it after every epoch."""
 
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from pipeline.params import TrainView
 from pipeline.tasks import Outcome, Task
 from pipeline.tasks.cells import round_significant
 from pipeline.tasks.prompts import Prompts
+from pipeline.tasks.task import Numbers
 from pipeline.training import fit, run, shared_head
 from pipeline.training.run import DivergedError
 from pipeline.training.shared_head import SharedHead
@@ -42,7 +44,7 @@ AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
 SCORED = ("validation", "test")
 LOGITS_AT_ONCE = 16  # examples, of whose tokens all logits are in memory
 ALONE: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-DIGITS = 6  # significant digits of scores and predictions in a record
+DIGITS = 6  # significant digits of scores in a record, and digits of predictions
 # Exceptions of a method during training, which become a record as well, unless the machine is their cause.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
@@ -289,8 +291,8 @@ class Run(TrainerCallback):
                 raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
             scored = task.scoring.scores(outcome)
             scores[split] = {name: round_significant(value, DIGITS) for name, value in scored.items()}
-        answers = task.scoring.predict(outcomes["test"]).ravel().tolist()
-        predicted = [round_significant(value, DIGITS) for value in answers]
+        answers = task.scoring.predict(outcomes["test"])
+        predicted = round_answers(answers.ravel())
         return scores["validation"][task.scoring.decides], scores["test"], predicted
 
     @contextmanager
@@ -300,6 +302,16 @@ class Run(TrainerCallback):
             yield
         finally:
             self.seconds[what] += record.clock() - begin
+
+
+def round_answers(answers: Numbers) -> list[float]:
+    """Round answers (n,) to six digits of their range, as numbers with a large mean may hardly differ."""
+    precise: list[float] = answers.astype(float).tolist()
+    spread = max(precise) - min(precise)
+    if spread == 0:
+        return precise
+    decimals = DIGITS - 1 - math.floor(math.log10(spread))
+    return [round(answer, decimals) for answer in precise]
 
 
 def build_plan(training: TrainingRun, task: Task) -> Plan:

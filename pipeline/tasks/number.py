@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 HIDDEN = -1  # GLUE's placeholder in the label column of a test split
 IS_HIDDEN = "the label is -1: the labels of this split are hidden; choose another split"
+WRITTEN = 15  # digits in a table of numbers that are already rounded: all that decimals keep in float64
+LARGE = 1000.0  # from here on, six digits lack the second one behind the point
 BINS = 10  # equal parts of the scale, for the plot of actual against predicted
 
 
@@ -75,8 +77,8 @@ class RegressionScoring(Scoring):
         actual = outcome.labels.tolist()
         predicted = [round_on_scale(value, self.label) for value in self.predict(outcome).tolist()]
         return {
-            "actual": actual,
-            "predicted": predicted,
+            "actual": [f"{value:.{WRITTEN}g}" for value in actual],
+            "predicted": [f"{value:.{WRITTEN}g}" for value in predicted],
             "actual_group": bins_of(actual, self.label),
             "predicted_group": bins_of(predicted, self.label),
         }
@@ -87,7 +89,7 @@ class RegressionDescription(Description):
 
     @classmethod
     def to_columns(cls, outputs: Numbers, labels: Sequence[str] | None, thresholds: Sequence[float] = ()) -> Columns:
-        return {"number": [round_significant(value, 6) for value in outputs[:, 0].tolist()]}
+        return {"number": list(map(round_answer, outputs[:, 0].tolist()))}
 
     @property
     def unit(self) -> str:
@@ -132,6 +134,12 @@ def round_on_scale(value: float, label: Any) -> float:
     """Round a number to four digits of the length of the scale: 2015.375 to 2015.38 on one from 1950 to 2025."""
     whole_digits = math.ceil(math.log10(label.high - label.low))
     return round(value, 4 - whole_digits)
+
+
+def round_answer(value: float) -> float:
+    """Round a number whose scale is not known to six digits, but keep hundredths of a large one."""
+    rounded = round_significant(value, 6)
+    return rounded if abs(value) < LARGE else round(value, 2)
 
 
 def bins_of(values: Sequence[float], label: Any) -> list[str]:

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 from lsr.serve.bank import AdapterBank
 from pipeline.core import artifacts
+from pipeline.predict.__main__ import main as predict
 from tests import architectures, workspace
-from tests.kit import write
+from tests.kit import said, table, write
 from tests.references import plain
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run_in
 
@@ -84,6 +85,25 @@ def test_before_training_the_mean_is_answered_and_after_it_errors_are_smaller(tm
     assert metrics["rmse"] == pytest.approx(root_mean_squared_error(table["actual"], table["predicted"]), rel=1e-2)
     assert metrics["pearson"] == pytest.approx(pearsonr(table["actual"], table["predicted"]).statistic, abs=1e-2)
     assert metrics["rmse"] < metrics["rmse_baseline"]
+
+
+def test_large_numbers_on_a_short_scale_keep_their_digits_in_files_and_answers(tmp_path, monkeypatch):
+    folder = make(tmp_path / "late", 10.0, OFFSET, **LORA)  # 350,000 to 350,040, in tenths
+    monkeypatch.chdir(folder)
+    run_in(folder, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    rows = pd.read_csv("ratings.csv")
+    scored = pd.read_csv(artifacts.EVALUATE_PREDICTIONS)
+    wanted = scored.merge(rows, left_on="text", right_on="sentence1")
+    np.testing.assert_array_equal(wanted["actual"], wanted["rating"])
+    assert scored["actual"].nunique() > 9  # with six digits, there would be as many as in whole numbers
+    expected = answers(folder)
+    told = table(said(predict, "--file", "ratings.csv", "--column", "sentence1"))
+    found = np.array([float(row["number"]) for row in told])[:40]
+    np.testing.assert_allclose(found, expected, atol=0.05)  # neighbors in float32 are 0.03 apart
+    by_text = dict(zip(rows["sentence1"][:40], expected, strict=True))
+    assert set(by_text) & set(scored["text"])
+    for text, predicted in zip(scored["text"], scored["predicted"], strict=True):
+        assert predicted == pytest.approx(by_text.get(text, predicted), abs=0.05)
 
 
 def test_a_decoder_whose_head_has_no_bias_learns_in_any_unit(tmp_path):

@@ -3,9 +3,11 @@
 import hashlib
 from contextlib import chdir
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from scipy.stats import pearsonr
 
 from pipeline.arena import measure as measuring
 from pipeline.arena import plan, preset
@@ -327,3 +329,14 @@ def test_a_field_of_a_preset_changes_what_is_run_or_compared_or_is_refused(usual
         refused(comparison, FIELDS[field], says=f"pipeline/arena.yaml: {REFUSED[field]}")
     else:
         assert comparison(FIELDS[field]) != before
+
+
+@pytest.mark.parametrize("kind", [int, bool, np.float32])
+def test_answers_in_records_keep_six_digits_of_their_range(kind):
+    if kind is not np.float32:
+        assert measuring.round_answers(np.array([1, 0, 1], kind)) == [1.0, 0.0, 1.0]
+        return
+    answers = np.array([350_123.38, 350_100.0, 350_100.47], kind)
+    assert pearsonr(measuring.round_answers(answers), answers.astype(float)).statistic == pytest.approx(1, abs=1e-10)
+    assert measuring.round_answers(np.full(3, 2.5, kind)) == [2.5] * 3
+    assert measuring.round_answers(np.array([3.14159265, 1.0], kind)) == [3.14159, 1.0]

@@ -92,7 +92,7 @@ class Pairs(Classes):
 class Choices(Classes):
     """One of two texts to choose from."""
 
-    columns = ("question", "text_pair")
+    columns = ("question", "{choice}")
     names = ("wrong", "right")
     width = 2
 
