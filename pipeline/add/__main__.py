@@ -42,7 +42,7 @@ from pipeline.params.sources import (
     ending_of,
 )
 from pipeline.params.validation import validate
-from pipeline.params.yaml_file import read_yaml
+from pipeline.params.yaml_file import parse_yaml, read_yaml
 from pipeline.tasks.cells import has_mirrors
 from pipeline.tasks.classes import some_of
 
@@ -221,6 +221,14 @@ def _without_rows(path: Path) -> str:
     return "the file is empty; needed: rows with a text and a label"
 
 
+def _is_read_as(text: str, rows: Mapping[str, Any]) -> bool:
+    """Return whether YAML reads a text as these rows; control characters can end lines."""
+    try:
+        return parse_yaml(text.encode(), OWN) == rows
+    except UserError:
+        return False
+
+
 def _check_new(name: str, names: Collection[str]) -> None:
     if name in names:
         raise UserError(f"--name: there is an entry {name} already; choose another, or remove it if it is in {OWN}")
@@ -231,6 +239,8 @@ def _append(name: str, entry: dict[str, Any]) -> None:
     rows = {name: entry}
     dumped = StringIO()
     YAML().dump(rows, dumped)
+    if not _is_read_as(dumped.getvalue(), rows):
+        raise UserError(f"{OWN}: a name has characters that YAML cannot hold; change it in the data")
     known = {}
     before = HEADER
     if OWN.exists():

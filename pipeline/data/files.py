@@ -45,22 +45,40 @@ def read_separated(
     """Yield rows as mappings by column names, which by default are in the first line.
 
     Raises:
-        ValueError: if two names are equal, or a row has a wrong number of fields, unless broken rows are dropped.
+        ValueError: if two names are equal, or a row has a wrong number of fields, unless broken rows are dropped; or if
+            one of several columns without a name has a value.
     """
     rows = iter(lines)
     if names is None:
         names = _header(rows)
-    if len(set(names)) < len(names):
+    named = [name for name in names if name]
+    has_nameless = len(names) > len(named) + 1  # one may be the numbers of rows, as pandas writes them
+    if len(set(named)) < len(named):
         raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
     width = len(names)
     for number, fields in rows:
         place = f"{unit} {number}"
         if len(fields) == width:
-            yield place, dict(zip(names, fields, strict=True))
+            cells = dict(zip(names, fields, strict=True))
+            if has_nameless:
+                _check_nameless(names, fields, place)
+                del cells[""]
+            yield place, cells
         elif drops_broken:
             yield place, dict.fromkeys(names)
         else:
             raise ValueError(f"{place} has {len(fields)} columns, not {width}")
+
+
+def _check_nameless(names: Sequence[str], fields: Sequence[str | None], place: str) -> None:
+    """Check that columns without a name are empty, such as those that a spreadsheet writes after the last one.
+
+    Raises:
+        ValueError: if one has a value.
+    """
+    for position, (name, value) in enumerate(zip(names, fields, strict=True), start=1):
+        if not name and value:
+            raise ValueError(f"{place} has a value in column {position}, which has no name in the header")
 
 
 def fields_of(ending: str, delimiter: str | None) -> Callable[[Iterable[str]], Lines]:

@@ -29,6 +29,9 @@ LONGEST_NAME = 200
 MAX_LABELS = 10_000
 MAX_LABEL_BYTES = 64_000
 LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # the column of a second text may add this ending
+# Numbers to predict whose squared errors float32 can hold.
+LARGEST_NUMBER = 1e15
+SHORTEST_SCALE = 1e-15
 LONGEST_TEMPLATE = 10_000  # characters of a template of texts
 
 
@@ -209,6 +212,15 @@ class Number(LabelSpec):
     def _low_is_below_high(self) -> Self:
         if self.low >= self.high:
             raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _float32_holds_squares(self) -> Self:
+        largest = max(abs(self.low), abs(self.high))
+        length = self.high - self.low
+        if largest > LARGEST_NUMBER or length < SHORTEST_SCALE:
+            allowed = f"at most {LARGEST_NUMBER:g} in size, on a scale of at least {SHORTEST_SCALE:g}"
+            raise ValueError(f"numbers from {self.low:g} to {self.high:g}; allowed: {allowed}; choose another unit")
         return self
 
     def _check_metrics(self, entry: "DatasetEntry") -> None:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
@@ -45,8 +46,17 @@ SEPARATED = (CSV, ".tsv", ".txt")  # txt: as MRPC was published before GLUE
 JSON = (".jsonl", ".json")
 TEXTUAL = (*SEPARATED, *JSON)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# Keys of a source that are only for files with these extensions.
-ONLY_FOR: Mapping[str, Collection[str]] = {"encoding": TEXTUAL, "delimiter": SEPARATED, "sheet": (EXCEL,)}
+# Keys of a source that are only for files with these extensions: how a file is written, and how rows are made of it.
+ONLY_FOR: Mapping[str, Collection[str]] = {
+    "encoding": TEXTUAL,
+    "delimiter": SEPARATED,
+    "sheet": (EXCEL,),
+}
+OF_ROWS: Mapping[str, Collection[str]] = {
+    "columns": (*SEPARATED, EXCEL),
+    "each": (*JSON, PARQUET),
+    "broken_lines": SEPARATED,
+}
 
 
 def ending_of(path: str | PurePath) -> str:
@@ -151,8 +161,9 @@ class TableSource(StrictModel):
     @model_validator(mode="after")
     def _each_key_has_an_effect(self) -> Self:
         endings = set(map(ending_of, self.files.values()))
-        for key, needed in ONLY_FOR.items():
-            if getattr(self, key) is not None and endings.isdisjoint(needed):
+        for key, needed in chain(ONLY_FOR.items(), OF_ROWS.items()):
+            is_default = getattr(self, key) == type(self).model_fields[key].default
+            if not is_default and endings.isdisjoint(needed):
                 raise ValueError(f"{key}: has no effect; it is for files with the extension {' or '.join(needed)}")
         return self
 

