@@ -83,7 +83,8 @@ class Form:
 
     def _piece(self, text: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, **text, "logprobs": None, "finish_reason": reason}
-        return {**self._begin_piece(), "choices": [choice]}
+        usage = {"usage": None} if self._has_usage else {}  # only the last piece has it
+        return {**self._begin_piece(), "choices": [choice], **usage}
 
     def _begin_piece(self) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"

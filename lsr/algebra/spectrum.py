@@ -32,6 +32,7 @@ Matrix = Tensor | Pair  # (M, N), or (M, k) and (k, N) whose product it is
 
 # With more entries, a seeded randomized SVD in float32 captures nearly as much as a full one, and is far faster.
 LARGE = 2**20
+SEEDS = 2**32  # seeds of numpy; torch's have no limit
 OVERSAMPLED = 16  # a large matrix is compressed to twice the rank plus this many singular vectors
 SWEEPS = 200
 # Relative to a stack of norm 1: parafac solves normal equations, which two nearly equal terms make singular.
@@ -99,7 +100,7 @@ def _svd_of_dense(
     if dense.numel() > LARGE:
         dense = dense.float()
         method = "randomized_svd"
-        options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16}
+        options = {"random_state": seed % SEEDS, "n_iter": 5, "n_oversamples": 16}
     else:
         dense = dense.double()
         method = "truncated_svd"

@@ -228,7 +228,9 @@ def test_a_stream_is_the_answer_in_pieces(seed, has_stop, passes):
     assert end.choices[0].finish_reason == whole.choices[0].finish_reason
     assert (usage.choices, usage.usage) == ([], whole.usage)
     assert [piece.choices[0].finish_reason for piece in plain[:-1]] == [None] * (len(plain) - 1)
-    assert all(piece.usage is None for piece in plain)
+    assert all(piece.usage is None for piece in (*texts, end))
+    assert all("usage" in piece.model_fields_set for piece in pieces)  # null, as OpenAI's reference says
+    assert not any("usage" in piece.model_fields_set for piece in plain)
     assert len({piece.id for piece in pieces}) == 1
 
 
