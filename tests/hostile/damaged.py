@@ -240,7 +240,7 @@ DAMAGES = {
             ("a long template", {"template": "x" * 100_001}, "100,001 characters; at most 100,000 are allowed"),
             ("a huge length", {"max_length": 10**300}, "max_length must be a positive whole number of at most"),
             ("columns that are no names", {"columns": [["text"]]}, "columns must be a list of names"),
-            ("a long column", {"columns": ["x" * 1000]}, "1,000 characters; at most 200 are allowed"),
+            ("a long column", {"columns": ["x" * 100_001]}, "100,001 characters; at most 100,000 are allowed"),
             ("a long kind of task", {"kind": "x" * 1000}, "1,000 characters; at most 200 are allowed"),
             ("a large field that nobody reads", {"more": ["x"] * 100_000}, "in fields that nothing reads"),
         ]
