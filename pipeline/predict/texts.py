@@ -87,19 +87,22 @@ def check_finite(outputs: np.ndarray, rows: Sequence[int], folder: Path) -> None
     Raises:
         FloatingPointError: if an answer is not finite; names the first row.
     """
-    are_finite = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
+    of_texts = outputs.reshape(len(outputs), -1)
+    are_finite = np.isfinite(of_texts).all(axis=1)
     if not are_finite.all():
-        row = rows[int(are_finite.argmin())]
+        first = int(are_finite.argmin())
+        row = rows[first]
         raise FloatingPointError(f"row {row}: the answer is not finite: the weights of {folder} overflow")
 
 
 def _extract_texts(table: pd.DataFrame, texts: Texts) -> Asked:
-    for number, *row in table[texts.columns].itertuples(name=None):
+    parts = table[texts.columns]
+    for number, *row in parts.itertuples(name=None):
         with as_user_error(ValueError, before=f"{texts.before}row {number}: "):
             for text in row:
                 text_in(text)
     asked: Asked = {}
-    rows = table[texts.columns].to_dict("records")
+    rows = parts.to_dict("records")
     for name, template in zip(TEXT_COLUMNS, texts.templates, strict=False):
         asked[name] = [fill(template, row) for row in rows]
     return asked
@@ -115,8 +118,10 @@ def _with_columns(table: pd.DataFrame, names: Sequence[str], before: str) -> pd.
         row = table[late].first_valid_index()
         if row is not None:
             raise UserError(f"{before}row {row}: a new key {late!r}; add it to row 1 (null if it has no value)")
-    lacking = dict.fromkeys(name for name in names if name not in table)
-    return table.assign(**lacking)[names]
+    lacking = [name for name in names if name not in table]
+    nulls = dict.fromkeys(lacking)
+    whole = table.assign(**nulls)
+    return whole[names]
 
 
 def _texts(options: Namespace, task: AdapterTask) -> Texts:
@@ -124,27 +129,44 @@ def _texts(options: Namespace, task: AdapterTask) -> Texts:
     templates = list(options.column or task.columns)
     if len(templates) != width:
         given = " ".join(templates)
-        raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {given}")
-    if options.file is None:
-        where = "standard input"
-        before = ""
-        templates = list(TEXT_COLUMNS[:width])
-        tables = _tables(options, templates)
-    else:
-        where = f"--file: {options.file}"
-        before = f"{where}: "
-        tables = _tables_of_file(options.file, where, [*_columns_in(templates), task.tenant or ""])
-    first = next(tables)
-    if not len(first):
-        raise UserError(f"{where}: empty; needed: at least one row")
+        plural = "s" if width > 1 else ""
+        raise UserError(f"--column: the adapter reads {width} column{plural}, got {given}")
+    if options.file is not None:
+        return _texts_of_file(options, templates, task.tenant or "")
+    columns = list(TEXT_COLUMNS[:width])
+    tables = _tables(options, columns)
+    first = _first_of(tables, "standard input")
+    return Texts(chain([first], tables), columns, columns, "")
+
+
+def _texts_of_file(options: Namespace, templates: list[str], tenant: str) -> Texts:
+    where = f"--file: {options.file}"
+    needed = [*_columns_in(templates), tenant]
+    tables = _tables_of_file(options.file, where, needed)
+    first = _first_of(tables, where)
     there = list(first.columns)
-    if len(there) == width == 1 and options.column is None and there != templates and not is_template(templates[0]):
+    filled = [template for template in templates if is_template(template)]
+    is_only = len(there) == len(templates) == 1
+    is_free = options.column is None and not filled
+    if is_only and is_free and there != templates:
         console.note(f"{where}: the texts are in its only column, which is named {shortened(there[0])}")
         templates = there
     columns = _columns_in(templates)
-    shown = ["--column", *filter(is_template, templates)]
-    sources.check_columns(there, columns, f"{where}, {' '.join(shown)}")
-    return Texts(chain([first], tables), templates, columns, before)
+    shown = " ".join(["--column", *filled])
+    sources.check_columns(there, columns, f"{where}, {shown}")
+    return Texts(chain([first], tables), templates, columns, f"{where}: ")
+
+
+def _first_of(tables: Iterator[pd.DataFrame], where: str) -> pd.DataFrame:
+    """Return the first table.
+
+    Raises:
+        UserError: if it has no row.
+    """
+    first = next(tables)
+    if not len(first):
+        raise UserError(f"{where}: empty; needed: at least one row")
+    return first
 
 
 def _columns_in(templates: Iterable[str]) -> list[str]:
