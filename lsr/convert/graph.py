@@ -85,6 +85,7 @@ def export_graphs(
     check_exportable(files.fields.get("task_type"), task, files.folder)
     tokenizer = fast_tokenizer(files.fields, files.folder, base)
     model = load_adapter(files, base, None)
+    _check_is_traceable(model.config)
     prepare_batches(tokenizer, model.config, files.folder)
     check_size(model, files.folder)
     limit_length(tokenizer, task.get("max_length"))
@@ -232,6 +233,17 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _check_is_traceable(config: Any) -> None:
+    """Check that a model has no decoder besides its encoder: such classifiers look up end tokens in Python.
+
+    Raises:
+        InputError: if it has.
+    """
+    if config.is_encoder_decoder:
+        reason = f"{config.model_type} is an encoder-decoder"
+        raise InputError(f"{reason}, so it cannot be exported to ONNX; use --to merged")
 
 
 @torch.no_grad()

@@ -218,6 +218,17 @@ def test_an_architecture_that_torch_cannot_trace_is_refused_in_a_line(name, tmp_
     assert not Path("graph").exists()
 
 
+@pytest.mark.parametrize(("name", "layer"), [("bart", "q_proj"), ("t5", "q")])
+def test_an_encoder_decoder_is_refused_in_a_line(name, layer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    architectures.save(tmp_path / "base", name)
+    base = AutoModelForSequenceClassification.from_pretrained("base")
+    base.save_pretrained("base")  # with its head
+    get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=[layer])).save_pretrained("lora")
+    refused(lsr, list(EXPORT), says=f"{name} is an encoder-decoder, so it cannot be exported to ONNX; use --to merged")
+    assert not Path("graph").exists()
+
+
 def test_a_long_text_loses_the_end_that_its_tokenizer_cuts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = save_bert(2, {"kind": "classes", "labels": ["no", "yes"], "columns": ["text"]})
