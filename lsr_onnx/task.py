@@ -148,12 +148,22 @@ def _check_count(values: Collection[Any], most: int, what: str) -> None:
 def _check_names(value: Any) -> None:
     if not are_names(value):
         raise ValueError(f"must be a list of names, or null, got {shortened(value)}")
-    _check_count(value, MAX_LABELS, "names")
-    _check_each(value)
-    size = sum(len(name.encode()) for name in value)
+    check_label_names(value)
+
+
+def check_label_names(names: Collection[str]) -> Collection[str]:
+    """Check that the names of labels are within the limits of an adapter, and return them.
+
+    Raises:
+        ValueError: if there are too many, or they are too long or contain lone surrogates.
+    """
+    _check_count(names, MAX_LABELS, "names")
+    _check_each(names)
+    size = sum(len(name.encode()) for name in names)
     if size > MAX_LABEL_BYTES:
         most = f"at most {MAX_LABEL_BYTES:,} are allowed"
         raise ValueError(f"has names of {size:,} bytes together, in UTF-8; {most}")
+    return names
 
 
 def _check_tenants(value: Any) -> None:

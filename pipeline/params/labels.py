@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
 
+from lsr_onnx.task import LONGEST_NAME, check_label_names
 from pipeline.core.errors import nearest
 from pipeline.params import renamed
 from pipeline.params.sources import CHOICE, Added, Names, StrictModel, all_different, fields, is_template
@@ -23,11 +24,6 @@ COMPARED = ("first", "second")  # the classes of pairs: which of the two has the
 CHOSEN = ("wrong", "right")  # the classes of a choice
 RARER = "rarer"  # stands for the class that is rarer in train
 
-# What lsr_onnx.task allows in the task.json of an adapter, which a test compares: characters of a label, labels of
-# an adapter or a tenant, and bytes of these labels together.
-LONGEST_NAME = 200
-MAX_LABELS = 10_000
-MAX_LABEL_BYTES = 64_000
 LONGEST_COLUMN = LONGEST_NAME - len("_pair")  # the column of a second text may add this ending
 # Numbers to predict whose squared errors float32 can hold.
 LARGEST_NUMBER = 1e15
@@ -60,24 +56,7 @@ APART = {  # keys of an entry that exclude each other
 }
 
 
-def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Validate the names of labels for pydantic: each answer of an adapter repeats them.
-
-    Raises:
-        ValueError: if there are too many or they are too long.
-    """
-    if len(names) > MAX_LABELS:
-        raise ValueError(f"{len(names):,} labels; an adapter has at most {MAX_LABELS:,}")
-    for name in names:
-        if len(name) > LONGEST_NAME:
-            raise ValueError(f"label {name[:20]!r}... of {len(name):,} characters; at most {LONGEST_NAME} are allowed")
-    size = sum(len(name.encode(errors="replace")) for name in names)
-    if size > MAX_LABEL_BYTES:
-        raise ValueError(f"labels of {size:,} bytes together, in UTF-8; at most {MAX_LABEL_BYTES:,} are allowed")
-    return names
-
-
-LabelNames = Annotated[Names, AfterValidator(check_names)]
+LabelNames = Annotated[Names, AfterValidator(check_label_names)]
 
 
 class LabelSpec(StrictModel):
@@ -175,7 +154,7 @@ class Threshold(Classes):
     identified_by = frozenset({"threshold", "margin"})
     compatible_keys = frozenset({"group", "stratify"})
 
-    names: Annotated[tuple[str, str], AfterValidator(all_different), AfterValidator(check_names)] = Field(
+    names: Annotated[tuple[str, str], AfterValidator(all_different), AfterValidator(check_label_names)] = Field(
         description="not above, above"
     )
     threshold: StrictFloat

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lsr_onnx.task import check_label_names
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
-from pipeline.params.labels import check_names
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
 from pipeline.tasks.classes import ClassificationDescription, ClassificationScoring, names_of, positive_of, some_of
@@ -195,9 +195,9 @@ def _make_tenants(entry: DatasetEntry, counts: Mapping[str, Counter[str]]) -> di
         if has_labels:
             names = given or in_order(labels)
         try:
-            check_names(names or ())
+            check_label_names(names or ())
         except ValueError as error:
-            raise ValueError(f"tenant {name}: {error}") from None
+            raise ValueError(f"tenant {name}: the list of its labels {error}") from None
         tenants[name] = Tenant(labels=names, train=labels.total())
     return tenants
 

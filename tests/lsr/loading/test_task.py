@@ -10,7 +10,6 @@ from lsr.serve.admission import vocabulary_of
 from lsr_onnx import task
 from lsr_onnx.errors import InputError
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.params import labels as of_pipeline
 from pipeline.tasks import prompts
 from tests.kit import refused
 from tests.tiny.models import tiny
@@ -60,15 +59,6 @@ def test_tokens_that_end_an_answer_are_in_the_vocabulary_of_the_base_model():
         kind=ValueError,
         says=f"from 0 to {last}",
     )
-
-
-def test_the_pipeline_allows_what_readers_of_an_adapter_allow():
-    assert of_pipeline.LONGEST_NAME == task.LONGEST_NAME
-    assert (of_pipeline.MAX_LABELS, of_pipeline.MAX_LABEL_BYTES) == (task.MAX_LABELS, task.MAX_LABEL_BYTES)
-    for labels in (["x" * 201], [str(at) for at in range(10_001)], [f"{at:05}" + "é" * 150 for at in range(220)]):
-        refused(task.validate_task_info, {"labels": labels}, "here", kind=InputError)
-        refused(of_pipeline.check_names, tuple(labels), kind=ValueError)
-    assert of_pipeline.check_names(tuple(AT_LIMITS["labels"])) == tuple(AT_LIMITS["labels"])
 
 
 @pytest.mark.parametrize("labels", [("x" * 201, "b"), tuple(f"{at:05}" + "é" * 90 for at in range(400))])

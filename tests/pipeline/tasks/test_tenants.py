@@ -149,7 +149,7 @@ MISTAKES = [
     (
         rows("acme", ["no", "y" * 201], 9),
         {},
-        "tenant acme: label 'yyyyyyyyyyyyyyyyyyyy'... of 201 characters; at most 200",
+        "tenant acme: the list of its labels has 'yyyyyyyyyyyy...yyyyyyyyyyyyy' of 201 characters; at most 200",
     ),
     (BOTH, XYZ, "'no' is not a class of tenant acme: x, y, z"),
     (rows("acme", ["no", "yes"], 9), NUMBER, "'no' is not a finite number"),
