@@ -7,12 +7,14 @@ import numpy as np
 
 from lsr_onnx.names import make_label_names
 
+Labels = tuple[str, ...] | None  # names of labels in the order of a head's rows; None for regression
+
 
 class Answer(NamedTuple):
     """The result of one row: a logit per label, or a single number if `labels` is None."""
 
     adapter: str
-    labels: tuple[str, ...] | None
+    labels: Labels
     logits: Any  # (labels,), or (1,): an array of numpy, or a tensor of torch
     thresholds: tuple[float, ...] | None = None  # multi-label tasks: the probability from which each label applies
     threshold: float | None = None  # the probability of the second of two labels from which it is the answer

@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lsr_onnx.answers import Labels
 from lsr_onnx.errors import HALVES, InputError, wrap_errors
 from lsr_onnx.examples import Example
 from lsr_onnx.rows import ReplacedError, Result, TokenizedText, Version, Wanted
-from lsr_onnx.task import NO_TEMPLATE
+from lsr_onnx.task import NO_TEMPLATE, ROLES
 from lsr_onnx.truncation import Inputs
 
 MAX_TEXTS = 64  # maximum number of texts of a request
 # Characters per token. Before anything is tokenized, a text that must not be truncated is refused above so many, and a
 # request above what all its texts could have if none were truncated.
 CHARACTERS = 20
-ROLES = ("system", "user", "assistant")  # roles of messages, the same as in training
 # Names of what a text of a request must be:
 TEXT = "a text"
 PAIR = "a list of two texts, each"
@@ -144,11 +144,11 @@ class Runner(ABC):
         version: Version | None = self.bank.versions.get(name)
         return version
 
-    def name_entry(self, labels: tuple[str, ...] | None) -> str:
+    def name_entry(self, labels: Labels) -> str:
         """Return the name of the entry for tenants with these labels, in any order; None is for numbers."""
         raise NotImplementedError
 
-    def add_tenant(self, name: str, labels: tuple[str, ...] | None) -> int:
+    def add_tenant(self, name: str, labels: Labels) -> int:
         """Add or replace a tenant with the rows of its group, and return the number of other tenants in it.
 
         Raises:

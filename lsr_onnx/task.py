@@ -13,8 +13,10 @@ from lsr_onnx.errors import HALVES, InputError, shortened
 from lsr_onnx.folder import TASK, read_json
 
 Fields = Mapping[str, Any]
+Message = Mapping[str, str]  # role and content
 
 NO_TEMPLATE = "none"  # value of `template` that stands for no chat template: a prompt is its text
+ROLES = ("system", "user", "assistant")  # roles of messages
 TENANTS = "tenants"  # key that replaces `labels`: names of labels by tenant
 # Problem types of transformers.
 SINGLE_LABEL = "single_label_classification"

@@ -1,15 +1,13 @@
 """Tokenize prompts for a language model and generate continuations, alike in training and in serving."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig
 
 from lsr.errors import first_line
-from lsr_onnx.task import NO_TEMPLATE
-
-Message = Mapping[str, str]  # role and content
+from lsr_onnx.task import NO_TEMPLATE, Message
 
 
 class Template:

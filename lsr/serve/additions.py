@@ -7,9 +7,10 @@ from pathlib import Path
 from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import NUMBERS
-from lsr.serve.groups import Labels, join_group
+from lsr.serve.groups import join_group
 from lsr.serve.labeled import Fit, fit_tenant
 from lsr.serve.passes import BatchRunner
+from lsr_onnx.answers import Labels
 from lsr_onnx.errors import InputError, wrap_errors
 from lsr_onnx.examples import columns_of, read_file
 

@@ -38,6 +38,7 @@ from lsr.serve.admission import check_group
 from lsr.serve.row_pool import StoredPool
 from lsr.serve.shared_adapter import bytes_of
 from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
+from lsr.tuner.packing import Tensors
 from lsr_onnx.names import check_name, is_reserved
 from lsr_onnx.task import are_names, validate_task_info
 
@@ -56,7 +57,6 @@ REMEDY = "write the bank again from its adapters"
 
 TaskInfos = dict[str, dict[str, Any]]
 BasesOfLayers = dict[str, tuple[Bases, int]]  # bases by layer, with the number of entries of a core between them
-Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

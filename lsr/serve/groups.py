@@ -21,6 +21,7 @@ from lsr.serve.modules import SCALING, Version
 from lsr.serve.row_pool import RowPool
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import Files
+from lsr_onnx.answers import Labels
 from lsr_onnx.errors import InputError, shortened
 
 MAX_SHOWN = 5  # sets of labels in a message
@@ -31,7 +32,6 @@ A_NUMBER = "a number"
 BLOCK = 4096  # rows that are summed at once
 FITTED = ("threshold", "thresholds", "temperatures")  # keys of task.json that are one tenant's own
 
-Labels = tuple[str, ...] | None  # labels in the order of the head's rows; None for regression
 Orders = dict[Labels, list[str]]  # names of tenants by their labels in order
 Groups = dict[frozenset[str], Orders]  # orders of labels by their set, empty for regression
 

@@ -27,9 +27,10 @@ from lsr.serve.fitting import (
     score_group,
     with_rows,
 )
-from lsr.serve.groups import Labels, find_groups, labels_of, make_member
+from lsr.serve.groups import find_groups, labels_of, make_member
 from lsr.serve.modules import Version
 from lsr.serve.passes import BatchRunner
+from lsr_onnx.answers import Labels
 from lsr_onnx.errors import InputError, shortened, wrap_errors
 from lsr_onnx.examples import Example, Label, Text
 from lsr_onnx.rows import TokenizedText

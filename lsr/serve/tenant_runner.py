@@ -10,9 +10,10 @@ from lsr.loading.base_models import load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.features import read_batch
 from lsr.serve.group_names import name_group
-from lsr.serve.groups import Labels, join_group
+from lsr.serve.groups import join_group
 from lsr.serve.labeled import Fit, Prepared, finish, prepare
 from lsr.serve.passes import BatchRunner
+from lsr_onnx.answers import Labels
 from lsr_onnx.errors import InputError
 from lsr_onnx.examples import Example
 from lsr_onnx.runner import PreparedFit

@@ -22,7 +22,8 @@ from lsr.tuner.packing import pack, unpack
 from pipeline import evaluation, tasks
 from pipeline.arena import features, record, task_tokens, unseen
 from pipeline.arena.plan import TrainingRun
-from pipeline.arena.record import Quantized, Record
+from pipeline.arena.record import DIGITS, Quantized, Record
+from pipeline.arena.task_tokens import AT_ONCE
 from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
 from pipeline.data import base_models
 from pipeline.methods import adapters, banks, label_units, planning, statistics
@@ -40,11 +41,9 @@ from pipeline.training import fit, run, shared_head
 from pipeline.training.run import DivergedError
 from pipeline.training.shared_head import SharedHead
 
-AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
 SCORED = ("validation", "test")
 LOGITS_AT_ONCE = 16  # examples, of whose tokens all logits are in memory
 ALONE: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-DIGITS = 6  # significant digits of scores in a record, and digits of predictions
 # Exceptions of a method during training, which become a record as well, unless the machine is their cause.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 

@@ -27,6 +27,7 @@ from pipeline.params.sources import StrictModel
 FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
 LOCK = Path(".cache/arena/records.lock")
+DIGITS = 6  # significant digits of scores in a record, and digits of predictions
 
 
 class Quantized(StrictModel):

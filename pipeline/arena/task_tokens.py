@@ -23,6 +23,7 @@ from pipeline.tasks.encoding import BATCH, write
 from pipeline.tasks.task import EXPECTED, GROUP, TENANT
 
 FOLDER = Path(".cache/arena")
+AT_ONCE = 64  # examples or prompts per batch if no gradient is needed
 KEPT = (*tokens.INPUTS, GROUP, EXPECTED)
 
 

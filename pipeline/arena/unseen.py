@@ -21,6 +21,8 @@ from pipeline import regression
 from pipeline.arena import task_tokens
 from pipeline.arena.plan import TrainingRun, find_unshuffled_splits
 from pipeline.arena.preset import SampleSizes
+from pipeline.arena.record import DIGITS
+from pipeline.arena.task_tokens import AT_ONCE
 from pipeline.core.errors import UserError
 from pipeline.methods.banks import HeadInputs
 from pipeline.methods.batches import tokenizer_of
@@ -31,8 +33,6 @@ from pipeline.tasks.cells import round_significant
 COUNTS = (0, 20, 60)  # labeled texts of a tenant
 DRAWN_FROM = 240  # training texts of a tenant, from which each seed draws the labeled ones
 SPLITS = ("train", "test")
-DIGITS = 6
-AT_ONCE = 64  # examples per batch
 Scores = dict[str, dict[int, float]]  # scores by tenant and number of labeled texts
 Answer = Callable[[Values, Values, Values], Values]  # (features, labels) of labeled texts, features -> logits
 

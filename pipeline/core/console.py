@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from lsr_onnx.errors import escape
 from pipeline.core import artifacts, git
+from pipeline.core.batches import Item
 from pipeline.core.errors import MISTAKE, STOPPED, exit_on_error
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
@@ -27,7 +28,6 @@ UNDO = """undo the change and run `dvc repro` to restore what DVC has removed
 -S leaves params.yaml edited; to undo all edits of it: git checkout HEAD params.yaml"""
 BARS = "▁▂▃▄▅▆▇█"  # heights of a curve drawn in one line
 LONGEST = 60  # bars
-Item = TypeVar("Item")
 Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import field_validator
 
+from lsr_onnx.answers import Labels
 from lsr_onnx.names import is_reserved
 from lsr_onnx.task import validate_task_info
 from pipeline import tasks
@@ -18,7 +19,6 @@ from pipeline.params.validation import validate
 from pipeline.tasks import Task, TaskType
 
 FILE = "task.json"
-Names = tuple[str, ...]
 
 
 class AdapterTask(StrictModel):
@@ -28,9 +28,9 @@ class AdapterTask(StrictModel):
     """
 
     kind: str  # task type, such as classes or number
-    columns: Names  # columns of the text or the pair of texts
-    labels: Names | None  # labels in the order of the head's outputs; null for regression
-    tenants: dict[str, Names | None] | None = None  # labels by tenant, in place of `labels`, in the same order
+    columns: tuple[str, ...]  # columns of the text or the pair of texts
+    labels: Labels
+    tenants: dict[str, Labels] | None = None  # labels by tenant, in place of `labels`, in the same order
     tenant: str | None = None  # the column that names the tenant
     thresholds: tuple[float, ...] | None = None  # the probability from which on each label of several applies
     # Probability of the second of two classes from which on it is the answer.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from lsr_onnx.answers import Labels
 from pipeline.core.errors import UserError, as_user_error
 from pipeline.methods.adapter_task import AdapterTask
 
@@ -18,7 +19,7 @@ class Group(NamedTuple):
     """A group of tenants that answers for tenants that the bank does not have."""
 
     name: str  # the name in the bank and in a table; no tenant has it
-    labels: tuple[str, ...] | None
+    labels: Labels
     task: AdapterTask
 
 
@@ -51,7 +52,7 @@ def _choose_name(tenant: str | None, tenants: Mapping[str, AdapterTask]) -> str:
     return name
 
 
-def _task_of(member: AdapterTask, labels: tuple[str, ...] | None) -> AdapterTask:
+def _task_of(member: AdapterTask, labels: Labels) -> AdapterTask:
     """Return the task of a group: that of a member, without what was fitted to its examples."""
     thresholds = None if member.thresholds is None else (EVEN,) * len(labels or ())
     fields = {"labels": labels, "thresholds": thresholds, "threshold": None, "temperatures": None}

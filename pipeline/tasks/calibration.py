@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lsr_onnx.task import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pipeline.tasks.task import Numbers
 
-# Limits of a temperature, which readers of task.json check.
-MIN_TEMPERATURE = 0.1
-MAX_TEMPERATURE = 10.0
 # Labels or tenants with fewer texts in the validation split share a temperature:
 MIN_TEXTS = 100
 MIN_TEXTS_OF_CLASS = 10

@@ -17,7 +17,7 @@ from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
 from pipeline.params.sources import rename_fields
 from pipeline.tasks.calibration import Classified
-from pipeline.tasks.cells import Cells, plain_text, round_significant
+from pipeline.tasks.cells import Cells, Names, plain_text, round_significant
 from pipeline.tasks.description import Description
 from pipeline.tasks.facts import Facts, missing
 from pipeline.tasks.head import Head
@@ -101,7 +101,7 @@ class ClassificationPreprocessor(Preprocessor):
 
     target = "int64"
 
-    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+    def names_in(self, cells: Cells) -> Names:
         if isinstance(self.label, Threshold):  # the column holds a number
             return []
         column = self.label.column
@@ -143,7 +143,7 @@ class PairwiseComparisonPreprocessor(ClassificationPreprocessor):
 
     target = "float64"  # target of the examples that are paired
 
-    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+    def names_in(self, cells: Cells) -> Names:
         return ()  # numbers that are compared
 
     def label_of(self, cells: Cells) -> Any:

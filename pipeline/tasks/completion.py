@@ -15,16 +15,27 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
+from lsr_onnx.task import ROLES, Message
 from pipeline.core import artifacts
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import Conversation
-from pipeline.tasks.cells import Cells, Record, fold_texts, hash_of, is_missing, plain_text, text_columns, text_in
+from pipeline.tasks.cells import (
+    Cells,
+    Names,
+    Record,
+    fold_texts,
+    hash_of,
+    is_missing,
+    plain_text,
+    text_columns,
+    text_in,
+)
 from pipeline.tasks.classes import class_of
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.head import Head
 from pipeline.tasks.preprocessing import Preprocessor
-from pipeline.tasks.prompts import IGNORE_INDEX, ROLES, Message, Prompts
+from pipeline.tasks.prompts import IGNORE_INDEX, Prompts
 from pipeline.tasks.scoring import NEGATIVE, Answering, Answers_co, Scoring
 from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores
 
@@ -75,7 +86,7 @@ class CompletionPreprocessor(Preprocessor):
             raise ValueError("the completion is empty")
         return cells
 
-    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+    def names_in(self, cells: Cells) -> Names:
         column = self.label.column
         is_class = self.label.names and self.label.threshold is None
         return [(column, cells[column])] if is_class else []
@@ -117,7 +128,7 @@ class ConversationPreprocessor(CompletionPreprocessor):
         prompt, answer = _prompt_and_answer(cells[column])
         return super().parse_cells({PROMPT: prompt, column: answer})
 
-    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+    def names_in(self, cells: Cells) -> Names:
         return ()
 
     def label_of(self, cells: Cells) -> Any:

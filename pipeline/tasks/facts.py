@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from lsr_onnx.answers import Labels
 from pipeline.core import artifacts
 from pipeline.params.sources import StrictModel
 
@@ -20,7 +21,7 @@ FILE = "facts.json"  # next to the tokens; there is none where nothing was found
 class Tenant(StrictModel):
     """The facts about a tenant."""
 
-    labels: tuple[str, ...] | None  # None for a number
+    labels: Labels
     train: int  # examples
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lsr_onnx.answers import Labels
 from pipeline.tasks.facts import Facts, Tenant
 from pipeline.tasks.head import Head
 from pipeline.tasks.task import Numbers
@@ -16,7 +17,7 @@ from pipeline.tasks.task import Numbers
 class Group(NamedTuple):
     """A group of tenants, and where its tenants' outputs are in the head."""
 
-    labels: tuple[str, ...] | None  # labels in the order of the first tenant; None for a number
+    labels: Labels  # labels in the order of the first tenant; None for a number
     tenants: Numbers  # (tenants,): numbers of the tenants
     outputs: Numbers  # (tenants, labels): the output of the head for each of the group's labels
 

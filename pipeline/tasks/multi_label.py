@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.core.errors import nearest
 from pipeline.tasks import sums
 from pipeline.tasks.calibration import Classified, as_binary
-from pipeline.tasks.cells import Cells, is_missing, plain_text
+from pipeline.tasks.cells import Cells, Names, is_missing, plain_text
 from pipeline.tasks.classes import (
     SHOWN,
     ClassificationDescription,
@@ -39,7 +39,7 @@ class MultiLabelPreprocessor(ClassificationPreprocessor):
 
     target = "object"  # tuples of these numbers
 
-    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+    def names_in(self, cells: Cells) -> Names:
         column = self.label.column
         return [(column, part) for part in parts_in(cells[column], self.label.separator)]
 

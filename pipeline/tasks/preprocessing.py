@@ -13,6 +13,7 @@ from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks.cells import (
     TEXT_COLUMNS,
     Cells,
+    Names,
     Record,
     column_texts,
     fold,
@@ -70,7 +71,7 @@ class Preprocessor(Part, ABC):
         """Parse the cells of a row; the row is dropped if one is then missing."""
         return cells
 
-    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+    def names_in(self, cells: Cells) -> Names:
         """Return the columns and values of a source row that are names of classes, labels or tenants."""
         return ()
 

@@ -1,21 +1,17 @@
 """Tokenize prompts and answers for a language model, with labels for training, alike in every stage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from lsr_onnx.task import LONGEST_TEMPLATE
+from lsr_onnx.task import LONGEST_TEMPLATE, NO_TEMPLATE, Message
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NONE = "none"  # stands for no chat template: a prompt is its text; the same as NO_TEMPLATE in lsr_onnx.task
 IGNORE_INDEX = -100  # the label of a token that no loss is about, as transformers has it
 SAMPLE = "Q7z"  # an answer that no template holds
-ROLES = ("system", "user", "assistant")
-
-Message = Mapping[str, str]  # role and content
 
 
 class Example(NamedTuple):
@@ -42,14 +38,14 @@ class Prompts:
         from lsr.loading.prompts import Template  # it imports torch, which takes seconds
 
         self.tokenizer = tokenizer
-        own = tokenizer.get_chat_template() if tokenizer.chat_template else NONE
+        own = tokenizer.get_chat_template() if tokenizer.chat_template else NO_TEMPLATE
         self.template = template or own
         self._template = Template(tokenizer, self.template)
         if len(self.template) > LONGEST_TEMPLATE:
             size = f"{len(self.template):,} characters; at most {LONGEST_TEMPLATE:,} are allowed"
             raise UserError(f"the tokenizer's chat template has {size}")
         self.end = tokenizer.eos_token_id  # unless the template sets another special token after an answer
-        if self.template != NONE:
+        if self.template != NO_TEMPLATE:
             turns = [{"role": role, "content": SAMPLE} for role in ("user", "assistant")]
             rendered = self._template.render(turns, asks=False)
             _, _, after = rendered.rpartition(SAMPLE)
@@ -86,7 +82,7 @@ class Prompts:
                 silent = [IGNORE_INDEX] * len(asked)
             before = prompt
             last = turn["content"]
-            if self.template != NONE:
+            if self.template != NO_TEMPLATE:
                 last = last.strip()
             answered = self._template.tokens(last)
             ids += asked + answered

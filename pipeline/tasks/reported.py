@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.tasks import scores
+from pipeline.tasks.description import Line
 from pipeline.tasks.scoring import collect_predictions
 from pipeline.tasks.task import Numbers, Outcome, Scores, Task
 
@@ -25,7 +26,6 @@ NAMES = {
     "brier": "Brier",
 }
 OTHERS = {"{}_baseline": "constant", "uncalibrated_{}": "before"}  # other values of a metric, by key
-Line = tuple[str, str]
 
 
 def report(task: Task, outcome: Outcome, resamples: int) -> Scores:

@@ -19,7 +19,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks.calibration import Classified
-from pipeline.tasks.cells import Cells, Record, is_missing, place_of, plain_text
+from pipeline.tasks.cells import Cells, Names, Record, is_missing, place_of, plain_text
 from pipeline.tasks.classes import ClassificationDescription, ClassificationScoring, names_of, positive_of, some_of
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
@@ -141,7 +141,7 @@ class TenantsPreprocessor(Preprocessor):
         numbers = train["label"].to_numpy()
         return facts.with_label_scale(numbers)
 
-    def names_in(self, cells: Cells) -> Iterable[tuple[str, object]]:
+    def names_in(self, cells: Cells) -> Names:
         columns = [self.column]
         if not self.entry.predicts_number:
             columns.append(self.label.column)

@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 from lsr import AdapterBank
 from lsr.loading import adapters
 from lsr.serve.passes import BatchRunner
+from lsr_onnx.task import NO_TEMPLATE
 from pipeline import evaluation, params, score
 from pipeline.core import artifacts
 from pipeline.data import datasets, tokens
 from pipeline.predict.__main__ import main as predict
 from pipeline.tasks import Facts, completion
-from pipeline.tasks.prompts import NONE, Prompts
+from pipeline.tasks.prompts import Prompts
 from tests import architectures, kit, workspace, writers
 from tests.kit import refused, said, table
 from tests.lsr.serve.asking import ask_passes, generate, posted
@@ -63,7 +64,7 @@ def learned(tokenizer, example):
             "{in the barn<|end|>}\n<|start|>user\nWhere is the dog?<|end|>\n<|start|>assistant\n{in the wood<|end|>}",
         ),
         (SPACED, TALK[1:], "[Where is the cat?]{in the barn<|end|>}[Where is the dog?]{in the wood<|end|>}"),
-        (NONE, ASKED, "Where is the cat?{in the wood<|end|>}"),
+        (NO_TEMPLATE, ASKED, "Where is the cat?{in the wood<|end|>}"),
     ],
     ids=["prompt", "conversation", "a space before answers", "no template"],
 )
@@ -80,9 +81,9 @@ def test_the_answers_and_their_end_token_are_learned_and_nothing_else(template, 
 def test_an_answer_ends_with_the_token_of_the_template_or_else_of_the_tokenizer():
     own = writers.tokenizer(eos_token=writers.PAD, additional_special_tokens=[writers.START, writers.END])
     assert own.decode(Prompts(own).end) == writers.END
-    assert own.decode(Prompts(own, NONE).end) == writers.PAD
+    assert own.decode(Prompts(own, NO_TEMPLATE).end) == writers.PAD
     assert Prompts(own).text([*own("in the barn").input_ids, Prompts(own).end, 7]) == "in the barn"
-    assert Prompts(writers.tokenizer(template=None)).template == NONE
+    assert Prompts(writers.tokenizer(template=None)).template == NO_TEMPLATE
     refused(Prompts, writers.tokenizer(template=None, eos_token=None), says="the tokenizer has no end token")
     refused(Prompts(own, CHANGED).example, TALK, "x", kind=ValueError, says="the chat template changes an answer")
 
@@ -269,7 +270,7 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     bank = AdapterBank(AutoModelForCausalLM.from_pretrained("writer"))
     bank.add("own", artifacts.ADAPTER)
     short = tokenizer(texts[0]).input_ids[1]
-    bank.add("bare", artifacts.ADAPTER, task_info={"template": NONE, "stop_token_ids": [2]})
+    bank.add("bare", artifacts.ADAPTER, task_info={"template": NO_TEMPLATE, "stop_token_ids": [2]})
     stopping = report(artifacts.ADAPTER / "task.json") | {"stop_token_ids": [short]}
     bank.add("short", artifacts.ADAPTER, task_info=stopping)
     bank.add("shouts", artifacts.ADAPTER, task_info={"template": CHANGED + "{{ raise_exception('no roles') }}"})
@@ -279,7 +280,7 @@ def test_a_bank_answers_over_http_as_predict_does_by_the_template_and_the_ends_o
     own, bare, cut, talk, shouts = ask_passes(passes, posted(*requests, talks, generate("shouts", 2, "a")))
     said = [[answer["text"] for answer in response.json()["answers"]] for response in (own, talk, bare, cut)]
     assert said[:2] == [texts, texts]
-    model, prompts = adapters.load_adapter(artifacts.ADAPTER, "writer"), Prompts(tokenizer, NONE)
+    model, prompts = adapters.load_adapter(artifacts.ADAPTER, "writer"), Prompts(tokenizer, NO_TEMPLATE)
     alone = [prompts.prompt(completion.to_user_message(one)) for one in asked]
     assert said[2] == evaluation.write(model, prompts, alone, 12, 1) != texts
     assert said[3][0] == tokenizer.decode(tokenizer(texts[0]).input_ids[:2])
