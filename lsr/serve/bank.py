@@ -224,7 +224,8 @@ class AdapterBank(nn.Module):
     def remove(self, name: str) -> None:
         """Remove an adapter and free its memory. The errors are those of `contents`."""
         with self.shared.one_thread:
-            self._check_known(name)
+            if name not in self.versions:  # the entry of a group of tenants is not an adapter
+                raise self._make_unknown_error(name)
             slot = self.slots.pop(name)
             self._put(slot, {})
             del self.versions[name]
@@ -255,21 +256,29 @@ class AdapterBank(nn.Module):
 
     def find_version(self, name: str) -> Version | None:
         """Return the present version of an adapter, or of the entry of a group; None if there is neither."""
-        return self.groups[name] if name in self.groups else self.versions.get(name)
+        return self.groups.get(name, self.versions.get(name))
+
+    def version_of(self, name: str) -> Version:
+        """Return the present version of an adapter, or of the entry of a group.
+
+        Raises:
+            InputError: if the bank has neither.
+        """
+        version = self.find_version(name)
+        if version is None:
+            raise self._make_unknown_error(name)
+        return version
+
+    def _make_unknown_error(self, name: str) -> InputError:
+        near = get_close_matches(name, self.versions, 1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        return InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{guess}")
 
     def _slot(self, name: str) -> int:  # index in the row pools
         if name == BASE:
             return BASE_SLOT
-        if name not in self.groups:
-            self._check_known(name)
+        self.version_of(name)  # refuses a name that is unknown
         return self.slots[name]
-
-    def _check_known(self, name: str) -> None:
-        # The entry of a group of tenants is not an adapter.
-        if name not in self.versions:
-            near = get_close_matches(name, self.versions, 1)
-            guess = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{guess}")
 
     @contextmanager
     def _pass_batch(
@@ -397,8 +406,7 @@ class AdapterBank(nn.Module):
             InputError: if the bank has no adapter of this name.
         """
         with self.shared.one_thread:
-            if name not in self.groups:
-                self._check_known(name)
+            version = self.version_of(name)
             slot = self.slots[name]
             updates = dict[str, Update]()
             for module in self.of_base:  # keeps the model's order of modules
@@ -412,7 +420,6 @@ class AdapterBank(nn.Module):
                 tensors |= {f"{module}.{key}": value for key, value in state.items()}
                 if state:
                     endings.append(f".{module}")
-            version = self.groups[name] if name in self.groups else self.versions[name]
             task_info = version.task_info or None
             return Contents(name, self.base_fields, updates, tensors, tuple(endings), task_info)
 
@@ -439,8 +446,7 @@ class AdapterBank(nn.Module):
             pools[name] = pool.copy_rows(slots)
             if not pool.form.are_bounded(pools[name].values):
                 raise InputError(f"{folder}: {name} overflows in {self.shared.precision}")
-        versions = self.versions | self.groups
-        task_infos = {name: versions[name].task_info for name in self.slots}
+        task_infos = {name: self.version_of(name).task_info for name in self.slots}
         bases = BasesOfLayers()
         for name, layer in self.layers.items():
             if layer.bases is not None:

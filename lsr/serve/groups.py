@@ -17,7 +17,7 @@ from lsr.loading.contents import Contents
 from lsr.serve.admission import EVEN
 from lsr.serve.bank import AdapterBank
 from lsr.serve.group_names import name_group
-from lsr.serve.modules import SCALING, Version
+from lsr.serve.modules import SCALING
 from lsr.serve.row_pool import RowPool
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import Files
@@ -68,18 +68,9 @@ def _require_shared(bank: AdapterBank) -> Files:
 
 
 def labels_of(bank: AdapterBank, name: str) -> Labels:
-    """Return the labels of a tenant in the order of its head's rows; None for regression."""
-    return _order_of(bank.versions[name])
-
-
-def _order_of(version: Version) -> Labels:
-    labels = version.task_info.get("labels")
+    """Return the labels of a tenant or of the entry of a group, in the order of its rows; None for regression."""
+    labels = bank.version_of(name).task_info.get("labels")
     return None if labels is None else tuple(labels)
-
-
-def _version_of(bank: AdapterBank, name: str) -> Version:
-    """Return the version of a tenant, or of the entry of a group."""
-    return bank.groups[name] if name in bank.groups else bank.versions[name]
 
 
 def _find_group(
@@ -105,7 +96,7 @@ def _find_group(
         count = sum(map(len, others.values()))
         entry = name_group(labels)
         if entry in bank.groups:
-            order = _order_of(bank.groups[entry])
+            order = labels_of(bank, entry)
             return Group({order: [entry]}, count)
         if frozenset(given) not in groups:
             raise InputError(describe_missing(given, groups))
@@ -190,7 +181,7 @@ def _task_of(bank: AdapterBank, sources: Orders, labels: Labels) -> dict[str, An
         InputError: if only some sources are multi-label.
     """
     names = list(chain.from_iterable(sources.values()))
-    task_infos = [_version_of(bank, name).task_info for name in names]
+    task_infos = [bank.version_of(name).task_info for name in names]
     kinds = {bool(task_info.get("thresholds")) for task_info in task_infos}
     if len(kinds) > 1:
         raise InputError("labels: some tenants with these labels are multi-label, and others are not")
