@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.tasks.task import Numbers
 
@@ -11,34 +10,14 @@ from pipeline.tasks.task import Numbers
 Area = Callable[[Numbers, Numbers], Numbers]
 
 
-def roc_auc(labels: Numbers, scores: Numbers) -> float:
-    """Return the mean area under the ROC curves of labels, (examples, labels) of 0 and 1; undefined ones are left out.
+def area_of(name: str, labels: Numbers, scores: Numbers) -> float:
+    """Return the mean area under the curves of labels, (examples, labels) of 0 and 1; undefined ones are left out.
 
     It is undefined, and if all are the mean is 0, where all examples have a label, or none has.
     """
-    return _mean_of_defined(roc_auc_score, labels, scores)
-
-
-def average_precision(labels: Numbers, scores: Numbers) -> float:
-    """Return the mean of scikit-learn's average precision of labels, as `roc_auc`."""
-    return _mean_of_defined(average_precision_score, labels, scores)
-
-
-def _mean_of_defined(area: Callable[..., float], labels: Numbers, scores: Numbers) -> float:
-    areas = list[float]()
-    for place in _find_defined(labels):
-        actual = labels[:, place]
-        own_scores = scores[:, place]
-        areas.append(area(actual, own_scores))
-    if not areas:
-        return 0.0
-    return float(np.mean(areas))
-
-
-def _find_defined(labels: Numbers) -> Numbers:
-    """Return the places of labels that some examples have, and others have not."""
-    varies = np.ptp(labels, axis=0)
-    return np.flatnonzero(varies)
+    once = np.ones((1, len(labels)))
+    (mean,) = areas_of(name, labels, scores, once)
+    return float(mean)
 
 
 def areas_of(
@@ -52,7 +31,8 @@ def areas_of(
     As in the whole sample, labels whose area is undefined are left out of the mean; it is nan where all are.
     """
     area = AREAS[name]
-    places = _find_defined(labels)
+    varies = np.ptp(labels, axis=0)
+    places = np.flatnonzero(varies)
     if not len(places):
         return np.zeros(len(weights))
     total = np.zeros(len(weights))

@@ -5,6 +5,7 @@ An interval shows how much a score would vary with other examples of the same ki
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -364,14 +365,10 @@ def _macro_f1(labels: Numbers, predictions: Numbers) -> float:
     if labels.ndim == 1:
         return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
     # scikit-learn takes milliseconds for labels, of each resample, and counts those that nothing has.
-    texts = labels.sum(axis=0)
-    answers = predictions.sum(axis=0)
-    hits = (labels * predictions).sum(axis=0)
-    occurs = texts + answers > 0
-    if not occurs.any():
-        return 0.0
-    of_labels = sums.f1(hits, texts, answers)
-    return float(of_labels[occurs].mean())
+    hits = labels * predictions
+    counts = [flags.sum(axis=0) for flags in (hits, labels, predictions)]
+    score = sums.METRICS["macro_f1"].score(np.stack(counts))
+    return float(score)
 
 
 def _micro_f1(labels: Numbers, predictions: Numbers) -> float:
@@ -415,11 +412,11 @@ EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "matthews_correlation": _matthews,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),
-    "roc_auc": areas.roc_auc,
-    "average_precision": areas.average_precision,
+    "roc_auc": partial(areas.area_of, "roc_auc"),
+    "average_precision": partial(areas.area_of, "average_precision"),
     "rmse": root_mean_squared_error,
     "mae": mean_absolute_error,
-    "ece": lambda labels, predictions: _of_sums("ece", labels, predictions),
+    "ece": partial(_of_sums, "ece"),
     "brier": lambda labels, predictions: float(predictions.mean()),  # predictions are the scores of each text
     "rouge_l": lambda labels, predictions: float(predictions.mean()),  # predictions are the metric of each text
 }
