@@ -40,7 +40,7 @@ from pipeline.tasks.held_out import name_metric, name_regression_metric
 from pipeline.tasks.label_curve import DRAWS, Mean, Scored
 from pipeline.tasks.number import RegressionScoring
 from pipeline.tasks.scoring import Scoring, collect_predictions
-from pipeline.tasks.task import Numbers, Scores
+from pipeline.tasks.task import Numbers, Scores, name_interval
 from pipeline.tasks.tenants import entry_of_tenant
 
 MAX_TENANTS = 16  # scored tenants, so that a run stays short; the first ones by hash
@@ -330,8 +330,7 @@ def name_metrics(means: Mapping[Key, Mean]) -> Scores:
     for (count, method), mean in means.items():
         name = name_regression_metric(count) if method == REGRESSION else name_metric(count)
         metrics[name] = mean.score
-        metrics[f"{name}_low"] = mean.low
-        metrics[f"{name}_high"] = mean.high
+        metrics |= name_interval(name, (mean.low, mean.high))
     return metrics
 
 

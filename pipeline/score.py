@@ -26,6 +26,7 @@ from pipeline.predict import graphs
 from pipeline.predict.answering import Opened
 from pipeline.tasks import Task
 from pipeline.tasks.encoding import BATCH
+from pipeline.tasks.task import interval_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,8 +143,7 @@ def _metrics(outputs: Tensor, task: Task, texts: Examples) -> list[str]:
     metrics = task.scoring.metrics(outcome, load_params().evaluate.resamples)
     names = task.entry.metrics
     scores = [f"{metrics[name]:.4f}" for name in names]
-    low = metrics[f"{names[0]}_low"]
-    high = metrics[f"{names[0]}_high"]
+    low, high = interval_of(names[0], metrics)
     examples = int(metrics["examples"])
     return [*scores, f"{low:.4f} to {high:.4f}", f"{examples:,}"]
 

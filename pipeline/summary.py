@@ -23,6 +23,7 @@ from pipeline.params.sections import TrainParams
 from pipeline.params.yaml_file import by_dotted_key, parse_yaml, read_yaml
 from pipeline.tasks import facts, reported
 from pipeline.tasks.description import Description, Line
+from pipeline.tasks.task import interval_of
 from pipeline.tasks.verdicts import verdicts
 
 WIDTH = 100  # characters
@@ -94,8 +95,7 @@ def _metrics(params: Params) -> dict[str, Any]:
 def _results(params: Params, entry: DatasetEntry, metrics: Mapping[str, Any]) -> Iterator[Line]:
     description = _load_description(entry)
     for name in entry.metrics:
-        low = metrics[f"{name}_low"]
-        high = metrics[f"{name}_high"]
+        low, high = interval_of(name, metrics)
         ends = "no interval: every resample scores the same"
         if low < high:
             ends = f"95 %: {low:.4g} to {high:.4g}"

@@ -8,13 +8,13 @@ from statistics import fmean, mode
 from typing import Any, NamedTuple
 
 import pandas as pd
-from scipy import stats
 
 from pipeline.arena import plan, tuning
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import Quantized, Record
-from pipeline.compare.differences import CONFIDENCE
+from pipeline.tasks.scores import half_width
 from pipeline.tasks.sums import ROUNDING
+from pipeline.tasks.task import name_interval
 
 FINISHED = "finished"
 PARTLY = "partly finished"
@@ -271,17 +271,13 @@ def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
     The interval is mean ± t · std / √n with n - 1 degrees of freedom. One seed gives no interval, no seed no mean.
     """
     mean = fmean(values) if values else None
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float | None, float | None] = (None, None)
     if mean is not None and len(values) > 1:
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-        half = float(quantile * stats.sem(values))
-        low = mean - half
-        high = mean + half
+        half = half_width(values)
+        interval = (mean - half, mean + half)
     return {
         name: mean,
-        f"{name}_low": low,
-        f"{name}_high": high,
+        **name_interval(name, interval),
     }
 
 

@@ -23,6 +23,7 @@ from pipeline.params.sections import RegressionParams
 from pipeline.params.sources import PackageSource
 from pipeline.tasks import Task
 from pipeline.tasks.scoring import name_selection_score
+from pipeline.tasks.task import interval_of
 from pipeline.tasks.verdicts import verdicts
 
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
@@ -114,8 +115,7 @@ def of_evaluation(view: EvaluateView, task: Task, metrics: Mapping[str, float], 
     ]
     lines = ["| test split | score | 95 % interval |", "|---|---|---|"]
     for name in names:
-        low = metrics[f"{name}_low"]
-        high = metrics[f"{name}_high"]
+        low, high = interval_of(name, metrics)
         score = f"{metrics[name]:.4g} | {low:.4g} to {high:.4g}"
         lines.append(f"| {name}{task.description.of_class(name)} | {score} |")
     lines += ["", f"of {metrics['examples']:,} examples."]

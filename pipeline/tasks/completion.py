@@ -37,7 +37,7 @@ from pipeline.tasks.head import Head
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.prompts import IGNORE_INDEX, Prompts
 from pipeline.tasks.scoring import NEGATIVE, Answering, Answers_co, Scoring
-from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores
+from pipeline.tasks.task import EXPECTED, Columns, Groups, Kept, Numbers, Outcome, Scores, name_interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -275,18 +275,15 @@ class CompletionScoring(Scoring):
             metrics[name] = float(each.mean())
             metrics[f"{name}_baseline"] = float(base.mean())
             metric = "accuracy" if name == "exact_match" else name
-            low, high = scores.interval(metric, each, np.ones(len(each)), resamples)
-            metrics[f"{name}_low"] = low
-            metrics[f"{name}_high"] = high
+            metrics |= name_interval(name, scores.interval(metric, each, np.ones(len(each)), resamples))
         sums, counts = outcome.outputs.double().numpy().T
-        low, high = scores.bootstrap(lambda counts, sums: mean_loss(sums, counts), sums, counts, resamples)
+        ends = scores.bootstrap(lambda counts, sums: mean_loss(sums, counts), sums, counts, resamples)
         loss, baseline = self.losses(outcome)
         return {
             "score": metrics[self.entry.metrics[0]],
             **metrics,
             "loss": loss,
-            "loss_low": low,
-            "loss_high": high,
+            **name_interval("loss", ends),
             "loss_baseline": baseline,
             "examples": len(outcome.labels),
         }

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.tasks.cells import place_of
+from pipeline.tasks.task import interval_of
 
 MIN_TRAINED = 2  # tenants that stay in training, since a single one has no group to learn from
 COUNTS = (0, 5, 10, 20, 60)  # labeled texts with which they are scored
@@ -46,8 +47,7 @@ def describe_scores(metrics: Mapping[str, float]) -> str:
     for count in first_and_last:
         name = name_metric(count)
         score = metrics[name]
-        low = metrics[f"{name}_low"]
-        high = metrics[f"{name}_high"]
+        low, high = interval_of(name, metrics)
         own = ""
         if count:
             regression = metrics[name_regression_metric(count)]

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from pipeline.tasks import scores
 from pipeline.tasks.cells import hash_of
 from pipeline.tasks.held_out import COUNTS
-from pipeline.tasks.scores import CONFIDENCE, Interval
+from pipeline.tasks.scores import Interval
 from pipeline.tasks.task import Numbers
 
 DRAWS = 5
@@ -86,8 +85,7 @@ def interval_of_tenant(tenant: Scored) -> Interval:
     """
     values = tenant.values
     mean = float(values.mean())
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, DRAWS - 1)
-    over_draws = quantile * stats.sem(values)
+    over_draws = scores.half_width(values)
     below = (values - tenant.lows).mean()
     above = (tenant.highs - values).mean()
     low = mean - math.hypot(below, over_draws)

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.tasks import scores
 from pipeline.tasks.completion import Generated, compare
 from pipeline.tasks.scoring import OfPart, Scoring, best_constants, collect_predictions
-from pipeline.tasks.task import Numbers, Outcome, Scores
+from pipeline.tasks.task import Numbers, Outcome, Scores, name_interval
 
 CONSTANT = "baseline"  # the baselines, as in names of metrics
 REGRESSION = "regression"
@@ -112,9 +112,7 @@ def _by_name(baseline: str, each: Sequence[ByMetric]) -> Scores:
     for name in each[0]:
         of_parts = [differences[name] for differences in each]
         _, means, lows, highs = np.array(of_parts).T
-        low, high = scores.interval_of_mean(means, lows, highs)
         key = f"{name}_over_{baseline}"
         metrics[key] = float(means.mean())
-        metrics[f"{key}_low"] = low
-        metrics[f"{key}_high"] = high
+        metrics |= name_interval(key, scores.interval_of_mean(means, lows, highs))
     return metrics

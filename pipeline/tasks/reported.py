@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.tasks import scores
 from pipeline.tasks.description import Line
 from pipeline.tasks.scoring import collect_predictions
-from pipeline.tasks.task import Numbers, Outcome, Scores, Task
+from pipeline.tasks.task import Numbers, Outcome, Scores, Task, interval_of
 
 ERRORS = ("rmse", "mae")
 AREAS = ("roc_auc", "average_precision")
@@ -92,8 +92,7 @@ def describe(metrics: Mapping[str, Any], unit: str) -> Iterable[Line]:
 
 def _describe_metric(name: str, metrics: Mapping[str, Any]) -> str:
     """Return a metric with its 95 % interval and its other values, to three digits."""
-    low = metrics[f"{name}_low"]
-    high = metrics[f"{name}_high"]
+    low, high = interval_of(name, metrics)
     value = metrics[name]
     shown = NAMES.get(name, name)
     line = f"{shown} {value:.3g} ({low:.3g} to {high:.3g}"

@@ -23,7 +23,7 @@ from pipeline.core.errors import UserError
 from pipeline.params.labels import has_exact_interval
 from pipeline.tasks import areas, sums
 from pipeline.tasks.sums import ROUNDING
-from pipeline.tasks.task import Groups, Numbers, Scores
+from pipeline.tasks.task import Groups, Numbers, Scores, name_interval
 
 Metric = Callable[[Numbers, Numbers], float]  # computes a score from labels and predictions
 Interval = tuple[float, float]
@@ -118,11 +118,9 @@ def score_with_intervals(
     """
     scores = Scores()
     for name, value in score(metrics, predictions, labels, groups).items():
-        low, high = interval(name, predictions, labels, resamples, groups)
         key = f"{prefix}{name}"
         scores[key] = value
-        scores[f"{key}_low"] = low
-        scores[f"{key}_high"] = high
+        scores |= name_interval(key, interval(name, predictions, labels, resamples, groups))
     return scores
 
 
@@ -199,14 +197,19 @@ def interval_of_mean(values: Numbers, lows: Numbers, highs: Numbers) -> Interval
     count = len(values)
     if count == 1:
         return float(lows[0]), float(highs[0])
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
-    with_parts = stats.sem(values) * quantile
+    with_parts = half_width(values)
     below = np.linalg.norm(lows - values) / count
     above = np.linalg.norm(highs - values) / count
     mean = values.mean()
     low = mean - max(with_parts, below)
     high = mean + max(with_parts, above)
     return float(low), float(high)
+
+
+def half_width(values: Sequence[float] | Numbers) -> float:
+    """Return half the width of Student's 95 % interval of the mean of at least two values: t · std / √n."""
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    return float(quantile * stats.sem(values))
 
 
 def by_class(

@@ -8,7 +8,7 @@ Class methods are for `pipeline.predict`, where an adapter answers without a dat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,11 +29,23 @@ Groups = Numbers | None  # (examples,): the number of the group of each, if they
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
 Scores = dict[str, float]  # numbers by name, such as of metrics
 Kept = tuple[pd.DataFrame, Counter[str]]  # examples, and how many were left out by reason
+Value = TypeVar("Value")
 # Columns of examples in addition to text, text_pair and label.
 GROUP = "group"
 TENANT = "tenant"
 MIRROR = "mirror"  # the column of examples that is equal where rows have the same texts, in whichever order
 EXPECTED = "expected"  # the column with what a language model is to write; `label` is then its hash
+
+
+def name_interval(name: str, interval: tuple[Value, Value]) -> dict[str, Value]:
+    """Return the ends of a score's 95 % interval by name."""
+    low, high = interval
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def interval_of(name: str, metrics: Mapping[str, Value]) -> tuple[Value, Value]:
+    """Return the ends of the 95 % interval of a score among metrics, which `name_interval` has named."""
+    return metrics[f"{name}_low"], metrics[f"{name}_high"]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipeline.tasks.held_out import choose_tenants, describe_scores, name_metric
 from pipeline.tasks.number import RegressionScoring, compute_squared_errors, number_in
 from pipeline.tasks.preprocessing import Preprocessor
 from pipeline.tasks.scoring import Answering, Answers_co, OfPart, Scoring
-from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores
+from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Scores, interval_of, name_interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -444,17 +444,14 @@ def _interval_of_mean(name: str, each: Sequence[Mapping[str, float]]) -> Scores:
     """Return the interval of a metric's mean over tenants, clipped to the range of the metric."""
     from pipeline.tasks import scores
 
-    low_name = f"{name}_low"
-    high_name = f"{name}_high"
     values = _values_of(name, each)
-    lows = _values_of(low_name, each)
-    highs = _values_of(high_name, each)
+    intervals = [interval_of(name, metrics) for metrics in each]
+    lows, highs = np.array(intervals).T
     low, high = scores.interval_of_mean(values, lows, highs)
     least = -1.0 if name in scores.SIGNED else 0.0
-    return {
-        low_name: max(least, low),
-        high_name: min(1.0, high),
-    }
+    low = max(least, low)
+    high = min(1.0, high)
+    return name_interval(name, (low, high))
 
 
 def _values_of(name: str, each: Sequence[Mapping[str, float]]) -> Numbers:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline.tasks.description import Description, Line
+from pipeline.tasks.task import interval_of
 
 REGRESSION = "a regression on the frozen model"
 ROUNDING = 1e-9  # relative to the width of the interval; below it a difference is 0
@@ -57,8 +58,4 @@ def _difference(key: str, metrics: Mapping[str, float]) -> Difference | None:
     """Return a difference among the metrics; None if there is none."""
     if key not in metrics:
         return None
-    return Difference(
-        metrics[key],
-        metrics[f"{key}_low"],
-        metrics[f"{key}_high"],
-    )
+    return Difference(metrics[key], *interval_of(key, metrics))
