@@ -141,8 +141,7 @@ class Runner(ABC):
 
     def find_version(self, name: str) -> Version | None:
         """Return the present version of an adapter, or of the entry of a group; None if there is neither."""
-        version: Version | None = self.bank.versions.get(name)
-        return version
+        return self.bank.versions.get(name)
 
     def name_entry(self, labels: Labels) -> str:
         """Return the name of the entry for tenants with these labels, in any order; None is for numbers."""

@@ -63,8 +63,7 @@ def _read_examples(content: Any) -> list[Example]:
 
 def _read_label(value: Any, where: str) -> Label:
     if isinstance(value, str) or type(value) in (int, float):
-        label: Label = value
-        return label
+        return value
     if are_names(value):
         return tuple(value)
     raise HTTPException(422, f"{where}: needed: a label, a list of labels, or a number")

@@ -85,8 +85,7 @@ class Endpoints:
         content_type = request.headers.get("Content-Type", "")
         columns = columns_of(self._passes.bank)
         parse = partial(parse_examples, body, content_type, columns)
-        examples: list[Example] = await self._aside.run_if_large(len(body), parse)
-        return examples
+        return await self._aside.run_if_large(len(body), parse)
 
     def _prepare(self, name: str, examples: list[Example]) -> PreparedFit:
         """Prepare a fit; runs in a thread.

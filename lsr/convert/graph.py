@@ -220,8 +220,7 @@ class _ByPosition(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         named = dict(zip(self.names, inputs, strict=True))
-        logits: Tensor = self.model(**named, return_dict=True).logits
-        return logits
+        return self.model(**named, return_dict=True).logits
 
 
 @contextmanager

@@ -166,8 +166,7 @@ def config_of(fields: Fields, widest: int) -> PeftConfig:
     """Build PEFT's configuration from allowed fields, with the errors of `filter_fields` and those that PEFT raises."""
     seen = filter_fields(fields, widest)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(seen["peft_type"])]
-    config: PeftConfig = config_class.from_peft_type(**config_class.check_kwargs(**seen))
-    return config
+    return config_class.from_peft_type(**config_class.check_kwargs(**seen))
 
 
 def filter_fields(fields: Fields, widest: int) -> dict[str, Any]:

@@ -38,13 +38,12 @@ def read_batch(
     inputs = passes.tokenizer.pad(texts, return_tensors="pt")
     with torch.no_grad():
         pooled = passes.bank.head_inputs(**inputs)
-    features: Array = pooled.double().numpy()
-    return features
+    return pooled.double().numpy()
 
 
 def join_batches(batches: Sequence[Sequence[int]], parts: Sequence[Array]) -> Array:
     """Return the features of batches in the order of their rows' numbers."""
     numbers = np.concatenate(batches)
     in_order = np.argsort(numbers)
-    features: Array = np.concatenate(parts)
+    features = np.concatenate(parts)
     return features[in_order]

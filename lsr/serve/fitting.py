@@ -106,8 +106,7 @@ class LogLossForm(Form):
             method="L-BFGS-B",
             options=PRECISE,
         )
-        deviation: Array = minimum.x.reshape(shape)
-        return deviation
+        return minimum.x.reshape(shape)
 
 
 class Classes(LogLossForm):
@@ -166,8 +165,7 @@ class Numbers(Form):
 
     def losses(self, logits: Array, targets: Array) -> Array:
         """Return half of the squared errors."""
-        losses: Array = (logits[:, 0] - targets) ** 2 / 2
-        return losses
+        return (logits[:, 0] - targets) ** 2 / 2
 
     def solve(
         self,

@@ -124,8 +124,7 @@ class BatchRunner(Runner):
 
     def find_version(self, name: str) -> Version | None:
         """Return the present version of an adapter, or of the entry of a group; None if there is neither."""
-        version: Version | None = self.bank.find_version(name)
-        return version
+        return self.bank.find_version(name)
 
     def answers(self, rows: Sequence[TokenizedText]) -> list[Result | Exception]:
         """Return the result of each row, as `Runner.answers` does, while no other thread uses the bank."""

@@ -396,8 +396,7 @@ def shares_of_classes(outputs: Numbers) -> Numbers:  # (n, classes)
     """Return the probability of each class."""
     from scipy.special import softmax
 
-    shares: Numbers = softmax(outputs.astype(np.float64), axis=1)
-    return shares
+    return softmax(outputs.astype(np.float64), axis=1)
 
 
 def _choose_by_threshold(shares: Numbers, threshold: float) -> Numbers:  # (n, 2) -> (n,)

@@ -212,8 +212,7 @@ def shares_of(outputs: Numbers) -> Numbers:  # (n, labels)
     """Return the probability of each label."""
     from scipy.special import expit
 
-    shares: Numbers = expit(outputs.astype(np.float64))
-    return shares
+    return expit(outputs.astype(np.float64))
 
 
 def format_labels(applies: Numbers, names: Sequence[str]) -> str:
