@@ -105,25 +105,17 @@ def _tries(cell: Cell, records: Records) -> Steps:
         tried.append(further)
         yield [cell.training(further, first)]
     best = yield from _confirm_best(cell, tried, records, set())
-    if best is not None:
-        others = [best._replace(epochs_multiplier=multiplier) for multiplier in _epochs_multipliers(cell)]
-        best = yield from _try_others(cell, best, others, records)
-    if best is not None:
-        others = [best._replace(head_multiplier=multiplier) for multiplier in _head_multipliers(cell)]
-        best = yield from _try_others(cell, best, others, records)
+    further_multipliers = {
+        "epochs_multiplier": _epochs_multipliers(cell),
+        "head_multiplier": _head_multipliers(cell),
+    }
+    for field, multipliers in further_multipliers.items():
+        if best is None:
+            break
+        others = [best._replace(**{field: multiplier}) for multiplier in multipliers]
+        yield [cell.training(setting, first) for setting in others]
+        best = yield from _confirm_best(cell, [best, *others], records, {best})
     return best
-
-
-def _try_others(
-    cell: Cell,
-    best: Multipliers,
-    others: Sequence[Multipliers],
-    records: Records,
-) -> Steps:
-    """Yield training runs at other settings than the best so far; return the best of all, or None if none finished."""
-    yield [cell.training(setting, cell.seeds[0]) for setting in others]
-    best_of_all = yield from _confirm_best(cell, [best, *others], records, {best})
-    return best_of_all
 
 
 def _confirm_best(
