@@ -94,7 +94,7 @@ def _scores(
     artifacts.check_not_replaced(folder, identity)
     outputs = _outputs(str(folder), opened.outputs, texts)
     size = weights_of(folder).stat().st_size
-    return [f"{size:,}", *_metrics(outputs, task.with_thresholds(own.tuned_thresholds), texts)]
+    return [f"{size:,}", *_metrics(outputs, task.with_fitted(thresholds=own.tuned_thresholds), texts)]
 
 
 def _scores_of_graphs(
@@ -114,7 +114,7 @@ def _scores_of_graphs(
         graphs.check_runtime(folder, runtime)
     own = graphs.read_task(folder)
     _check_answers(folder, own, task, options.data)
-    task = task.with_thresholds(own.tuned_thresholds)
+    task = task.with_fitted(thresholds=own.tuned_thresholds)
     rows = []
     for runtime, name in GRAPHS.items():
         opened = graphs.OpenedGraph(folder, own, runtime, options.batch_size)

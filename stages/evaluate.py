@@ -61,8 +61,8 @@ def compare(view: params.EvaluateView, task: Task, outcome: Outcome) -> Scores:
 def task_of(view: params.EvaluateView) -> Task:
     """Return the task with the facts of its data, and the thresholds and temperatures of its training."""
     own = adapter_task.read(artifacts.ADAPTER)
-    task = tokens.load_task(view.dataset).with_thresholds(own.tuned_thresholds)
-    return task.with_temperatures(own.temperatures)
+    task = tokens.load_task(view.dataset)
+    return task.with_fitted(thresholds=own.tuned_thresholds, temperatures=own.temperatures)
 
 
 class Run:

@@ -92,15 +92,11 @@ class Task:
         """Return the task with other facts."""
         return type(self)(self.type, self.entry, facts)
 
-    def with_thresholds(self, thresholds: Sequence[float] | None) -> Self:
-        """Return the task with other thresholds."""
-        return self.with_facts(self.facts.model_copy(update={"thresholds": thresholds}))
-
-    def with_temperatures(self, temperatures: Sequence[float] | None) -> Self:
-        """Return the task with other temperatures."""
-        return self.with_facts(self.facts.model_copy(update={"temperatures": temperatures}))
+    def with_fitted(self, **fitted: Sequence[float] | None) -> Self:
+        """Return the task with other `thresholds` or `temperatures`."""
+        return self.with_facts(self.facts.model_copy(update=fitted))
 
     def tune_thresholds(self, validation: Outcome) -> Self:
         """Return the task with thresholds chosen on a validation split; without thresholds, itself."""
         thresholds = self.scoring.best_thresholds(validation)
-        return self if thresholds is None else self.with_thresholds(thresholds)
+        return self if thresholds is None else self.with_fitted(thresholds=thresholds)

@@ -32,7 +32,7 @@ def calibrate(
         return task
     outputs = evaluation.outputs(head, model, validation, collate, batch_size)
     outcome = evaluation.outcome(outputs, validation)
-    calibrated = task.with_temperatures(fit_temperatures(head.collect_logits(outcome)))
+    calibrated = task.with_fitted(temperatures=fit_temperatures(head.collect_logits(outcome)))
     divisors = apply_temperatures(calibrated.facts, model)
     if not task.facts.tenants:  # tenants have no thresholds
         outcome = replace(outcome, outputs=outputs / divisors)

@@ -32,7 +32,7 @@ def outcome_of(classes, examples=180, seed=0):
 
 def report(row, outcome, temperatures, facts=None):
     task = tasks.of(DatasetEntry.model_validate(row), facts or Facts())
-    return reliability.report(task.with_temperatures(temperatures), outcome, references.RESAMPLES)
+    return reliability.report(task.with_fitted(temperatures=temperatures), outcome, references.RESAMPLES)
 
 
 def slow_error(right, probabilities):

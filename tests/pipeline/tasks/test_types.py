@@ -276,7 +276,7 @@ class Answered:
         self.metrics = ENTRIES[name]["metrics"]
         entry = params.load_entry("data", name)
         loaded = datasets.load(entry, name)
-        self.task = loaded.task.with_thresholds(THRESHOLDS if name == "multi-label" else None)
+        self.task = loaded.task.with_fitted(thresholds=THRESHOLDS if name == "multi-label" else None)
         self.examples = frames(loaded)["test"]
         model_entry = params.load_entry("model", "tiny")
         torch.manual_seed(0)
