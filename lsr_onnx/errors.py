@@ -2,12 +2,13 @@
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold and UTF-8 cannot
 # And what a terminal interprets as a command or a line break.
 CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029]|{HALVES.pattern}")
+MAX_SHOWN = 12  # words of a list in a message
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
 
 
@@ -31,6 +32,15 @@ class InputError(ValueError):
 def escape(text: str, but: str = "") -> str:
     """Escape the control characters of an untrusted text, except those in `but`, so that a terminal can show it."""
     return CONTROL.sub(lambda match: match[0] if match[0] in but else ascii(match[0])[1:-1], text)
+
+
+def some_of(words: Sequence[str], most: int = MAX_SHOWN) -> str:
+    """List the first words of many, and the number of the others."""
+    first = ", ".join(words[:most])
+    more = len(words) - most
+    if more > 0:
+        return f"{first} and {more} more"
+    return first
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from lsr.serve import fitting
 from lsr.serve.bank import AdapterBank
 from lsr.serve.fitting import fit_if_better, rows_of, with_ones
 from lsr.serve.groups import make_member
+from lsr_onnx.errors import some_of
 from pipeline import regression
 from pipeline.core import artifacts, console
 from pipeline.core.console import Advance
@@ -35,7 +36,7 @@ from pipeline.params import EvaluateView
 from pipeline.regression import STEPS, STRENGTHS, USUAL, Options, Part, Pooled
 from pipeline.tasks import Facts, Outcome, Task, label_curve, scores
 from pipeline.tasks.cells import place_of
-from pipeline.tasks.classes import ClassificationScoring, some_of
+from pipeline.tasks.classes import ClassificationScoring
 from pipeline.tasks.held_out import name_metric, name_regression_metric
 from pipeline.tasks.label_curve import DRAWS, Mean, Scored
 from pipeline.tasks.number import RegressionScoring

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from lsr_onnx.errors import some_of
 from pipeline.core import artifacts
 from pipeline.params import Params, effects
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sections import TrainParams
-from pipeline.tasks.classes import some_of
 
 FEW_EXAMPLES = 10  # training examples of a class
 SHORT = 200  # optimizer steps; a run with fewer is short

@@ -19,6 +19,7 @@ from transformers import set_seed
 from lsr.serve.bank import AdapterBank
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import read_files
+from lsr_onnx.errors import some_of
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
@@ -29,7 +30,6 @@ from pipeline.methods.device import advise_on_threads
 from pipeline.methods.heads import GroupHead
 from pipeline.params.sections import RegressionParams
 from pipeline.tasks import Task
-from pipeline.tasks.classes import some_of
 from pipeline.tasks.groups import find_similar
 from pipeline.tasks.scoring import Scoring, name_selection_score
 from pipeline.training import calibration, checkpoints, head_regression, processes, run

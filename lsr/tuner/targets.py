@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.options import PATTERNS, matches
+from lsr_onnx.errors import some_of
 
 # By architecture, if a configuration names no layers; PEFT's table has no entries for the last two.
 DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | {
@@ -187,12 +188,8 @@ def _there_are(
 ) -> str:
     """Format the possible names, nearest first, as the end of a message about a wrong one."""
     likeness = {name: difflib.SequenceMatcher(None, wrong, name).ratio() for name in known}
-    nearest = sorted(likeness, key=likeness.__getitem__, reverse=True)[:SHOWN]
-    listed = ", ".join(nearest)
-    more = len(known) - SHOWN
-    if more > 0:
-        listed += f" and {more} more"
-    return f"{what}: {listed}"
+    nearest = sorted(likeness, key=likeness.__getitem__, reverse=True)
+    return f"{what}: {some_of(nearest, SHOWN)}"
 
 
 def check_adaptable(base: nn.Module, layer_name: str) -> None:

@@ -20,6 +20,7 @@ import pandas as pd
 from filelock import FileLock
 from ruamel.yaml import YAML
 
+from lsr_onnx.errors import some_of
 from pipeline.add import column_types
 from pipeline.add.columns import Choice, infer_entry
 from pipeline.add.spellings import notes_of_names
@@ -44,7 +45,6 @@ from pipeline.params.sources import (
 from pipeline.params.validation import validate
 from pipeline.params.yaml_file import parse_yaml, read_yaml
 from pipeline.tasks.cells import has_mirrors
-from pipeline.tasks.classes import some_of
 
 OWN = REGISTRIES["data"].own
 LOCK = Path(".cache/add.lock")  # not next to the file, because files of that folder are inputs of the pipeline

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from lsr_onnx.errors import some_of
 from pipeline.data.sources import replace_value
 from pipeline.tasks.cells import is_missing, plain_text, spelling_of
-from pipeline.tasks.classes import some_of
 
 # Lower-case spellings; "none" is not among them, because it often is a class.
 MISSING = {"n/a", "#n/a", "na", "<na>", "nan", "null"}

@@ -16,6 +16,7 @@ from lsr.init.passes import Batch, Track, hide_progress
 from lsr.loading.contents import Contents, check_layers, read_contents
 from lsr.serve.shared_adapter import last_layer
 from lsr.tuner.files import TASK, adapter_folder, read_files
+from lsr_onnx.errors import some_of
 from lsr_onnx.task import TENANTS
 from pipeline.core import console
 from pipeline.core.errors import UserError, as_user_error
@@ -30,7 +31,6 @@ from pipeline.methods.shared_rows import share_rows
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 from pipeline.params.sections import SHORT_BATCH, SHORT_RUNS, SHORT_STEPS, enough_epochs
 from pipeline.tasks import Task
-from pipeline.tasks.classes import some_of
 
 GRADIENT_BATCH = 32  # examples
 NUMBER = "a number"  # stands for a label in regression

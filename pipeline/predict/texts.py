@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lsr_onnx.errors import shortened
+from lsr_onnx.errors import shortened, some_of
 from pipeline.core import console
 from pipeline.core.batches import iter_batches
 from pipeline.core.errors import UserError, as_user_error, nearest
@@ -237,8 +237,7 @@ def _tenants_of(
     elif group is not None:
         names = pd.Series(group.name, table.index)
     else:
-        first = ", ".join(known[:SHOWN])
-        raise UserError(f"--tenant: required with a bank; tenants: {first}")
+        raise UserError(f"--tenant: required with a bank; tenants: {some_of(known, SHOWN)}")
     numbers = pd.Index(known).get_indexer(names)
     if group is not None:
         numbers[numbers == -1] = known.index(group.name)

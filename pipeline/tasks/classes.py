@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lsr_onnx.errors import some_of
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.labels import CHOSEN, COMPARED, RARER, Threshold
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-SHOWN = 12  # classes
 # A class with less of either is rare.
 RARE_SHARE = 0.1
 RARE_TEXTS = 50
@@ -412,15 +412,6 @@ def by_label(shares: Numbers, names: Sequence[str]) -> dict[str, list[float]]:
         rounded = [round_significant(probability, 6) for probability in probabilities]
         columns[f"p({name})"] = rounded
     return columns
-
-
-def some_of(words: Sequence[str], most: int = SHOWN) -> str:
-    """List the first words of many, and the number of the others."""
-    first = ", ".join(words[:most])
-    more = len(words) - most
-    if more > 0:
-        return f"{first} and {more} more"
-    return first
 
 
 def class_of(value: Any, label: Any) -> int | None:

@@ -13,7 +13,6 @@ from pipeline.tasks import sums
 from pipeline.tasks.calibration import Classified, as_binary
 from pipeline.tasks.cells import Cells, Names, is_missing, plain_text
 from pipeline.tasks.classes import (
-    SHOWN,
     ClassificationDescription,
     ClassificationHead,
     ClassificationPreprocessor,
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 JOINED = "; "  # labels of a text, where they are printed
-OTHERS = "others"  # combinations of labels that a plot does not show one by one
+SHOWN = 12  # combinations of labels that a plot shows one by one
+OTHERS = "others"  # all other combinations
 FEW = 10  # texts of the validation split
 
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lsr_onnx.errors import some_of
 from lsr_onnx.task import check_label_names
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.tasks.calibration import Classified
 from pipeline.tasks.cells import Cells, Names, Record, is_missing, place_of, plain_text
-from pipeline.tasks.classes import ClassificationDescription, ClassificationScoring, names_of, positive_of, some_of
+from pipeline.tasks.classes import ClassificationDescription, ClassificationScoring, names_of, positive_of
 from pipeline.tasks.description import Description, Line, ReadTable
 from pipeline.tasks.facts import Facts, Tenant, missing
 from pipeline.tasks.head import Head
