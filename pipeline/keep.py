@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lsr_onnx.errors import first_line
 from pipeline import previous
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
 from pipeline.core.dvc import run_dvc
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, load_entry
 from pipeline.params.yaml_file import read_yaml
 

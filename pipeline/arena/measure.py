@@ -19,12 +19,13 @@ from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from lsr.tuner.packing import pack, unpack
+from lsr_onnx.errors import first_line
 from pipeline import evaluation, tasks
 from pipeline.arena import features, record, task_tokens, unseen
 from pipeline.arena.plan import TrainingRun
 from pipeline.arena.record import DIGITS, Quantized, Record
 from pipeline.arena.task_tokens import AT_ONCE
-from pipeline.core.errors import UserError, describe_machine_error, first_line, truncate_line
+from pipeline.core.errors import UserError, describe_machine_error, truncate_line
 from pipeline.data import base_models
 from pipeline.methods import adapters, banks, label_units, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask

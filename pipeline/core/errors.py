@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsr_onnx.errors import InputError, escape
+from lsr_onnx.errors import InputError, escape, first_line
 
 # Exit codes.
 MISTAKE = 2
@@ -162,8 +162,3 @@ def nearest(name: object, known: Iterable[object]) -> str:
     """Return "; did you mean X?" for the known name most similar to `name`, or an empty text."""
     near = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

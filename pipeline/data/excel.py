@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-from pipeline.core.errors import first_line, nearest
+from lsr_onnx.errors import first_line
+from pipeline.core.errors import nearest
 from pipeline.data import opening
 
 MAX_ROWS = 1_048_576  # limit of a sheet in Excel

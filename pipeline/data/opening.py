@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
-from pipeline.core.errors import first_line
+from lsr_onnx.errors import first_line
 
 # A compressed file may unpack to this many bytes, or to this many times its own size if that is more: of texts it is
 # three to ten times, and of a file that is made to fill a disk or memory a thousand times and more.

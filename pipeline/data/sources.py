@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from lsr_onnx.errors import first_line
 from pipeline.core.batches import iter_batches
-from pipeline.core.errors import UserError, as_user_error, first_line, nearest
+from pipeline.core.errors import UserError, as_user_error, nearest
 from pipeline.data import files, packages
 from pipeline.params.sources import PackageSource, Split, TableSource, check_hub_path
 from pipeline.tasks.cells import Cells, Record, spelling_of

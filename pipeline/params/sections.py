@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.core.errors import first_line
+from lsr_onnx.errors import first_line
 from pipeline.params.sources import StrictModel, all_different
 
 
