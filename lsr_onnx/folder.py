@@ -17,6 +17,7 @@ REMEDY = "needed: a folder that `lsr export --to onnx` has written"
 NEEDED = "must have outputs, [FIRST, END], and a task"
 MAX_TENANTS_BYTES = 64 << 20
 MAX_OUTPUTS = 2_000_000
+DEEPEST = 50  # values within values: far more than any file of settings has, and less than Python's stack holds
 
 
 class Tenant(NamedTuple):
@@ -94,6 +95,20 @@ def read_json(path: Path, most: int) -> Any:
         if size > most:
             raise InputError(f"has {size:,} bytes; at most {most:,} are allowed")
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_deeper(content: Any, deepest: int = DEEPEST) -> bool:
+    """Return whether values are nested more than `deepest` levels deep, also by YAML's aliases, which may be cyclic."""
+    level: list[Any] = [[content]]
+    for _ in range(deepest + 1):
+        inner = dict[int, Any]()  # each value once, although aliases may repeat it
+        for outer in level:
+            values = outer.values() if isinstance(outer, dict) else outer
+            for value in values:
+                if value and isinstance(value, dict | list):
+                    inner[id(value)] = value
+        level = list(inner.values())
+    return bool(level)
 
 
 def _tenant_of(entry: Any, where: str) -> Tenant:

@@ -37,8 +37,9 @@ from lsr.loading.updates import Bases
 from lsr.serve.admission import check_group
 from lsr.serve.row_pool import StoredPool
 from lsr.serve.shared_adapter import bytes_of
-from lsr.tuner.files import CONFIG, DEEPEST, WEIGHTS, Files, parse_json, read_files, read_weights
+from lsr.tuner.files import CONFIG, WEIGHTS, Files, parse_json, read_files, read_weights
 from lsr.tuner.packing import Tensors
+from lsr_onnx.folder import DEEPEST
 from lsr_onnx.names import check_name, is_reserved
 from lsr_onnx.task import are_names, validate_task_info
 

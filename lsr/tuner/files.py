@@ -15,6 +15,7 @@ from torch import Tensor
 from lsr.errors import HALVES, InputError, wrap_errors
 from lsr.tuner.options import check_patterns
 from lsr.tuner.packing import Tensors, dtype_name, unpack
+from lsr_onnx.folder import DEEPEST, is_deeper
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -34,7 +35,6 @@ WITH_VOCABULARY = ("*token*.json", "merges.txt", "chat_template.jinja", "chat_te
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MAX_BYTES = 8_000_000  # limit to a JSON file: enough for the names and hashes of 20,000 layers
-DEEPEST = 50  # values within values: far more than a configuration has, and less than Python's stack holds
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.(factor_[AB]\d+|core)")
@@ -144,22 +144,9 @@ def parse_json(content: bytes, where: object, deepest: int = DEEPEST) -> Any:
         value = json.loads(content.decode("utf-8"))
         if HALVES.search(json.dumps(value, ensure_ascii=False)):
             raise InputError("it contains a lone surrogate (invalid Unicode)")
-    if _is_deeper(value, deepest):
+    if is_deeper(value, deepest):
         raise InputError(f"{where}: more than {deepest} values within one another; at most that is allowed")
     return value
-
-
-def _is_deeper(content: Any, deepest: int) -> bool:
-    level = [content]
-    for _ in range(deepest + 1):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += value.values()
-            elif isinstance(value, list):
-                inner += value
-        level = inner
-    return bool(level)
 
 
 def weights_of(folder: Path) -> Path:

@@ -8,9 +8,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import YAMLError
 
+from lsr_onnx.folder import DEEPEST, is_deeper
 from pipeline.core.errors import UserError
 
-DEEPEST = 50  # values within values: far more than any setting has, and less than Python can parse
 TOO_DEEP = f"more than {DEEPEST} values within one another"
 
 
@@ -54,23 +54,9 @@ def _parse(text: bytes) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = DEEPEST
     content = yaml.load(text)
-    if _is_too_deep(content):
+    if is_deeper(content):
         raise RecursionError
     return content
-
-
-def _is_too_deep(content: Any) -> bool:
-    """Return whether values are nested more than DEEPEST levels deep, also by aliases, which may form a cycle."""
-    level: list[Any] = [[content]]
-    for _ in range(DEEPEST + 2):
-        inner = dict[int, Any]()
-        for value in level:
-            held = value.values() if isinstance(value, dict) else value
-            inner |= {id(item): item for item in held if isinstance(item, dict | list)}
-        level = list(inner.values())
-        if not level:
-            return False
-    return True
 
 
 def by_dotted_key(value: Any, key: str) -> dict[str, Any]:
