@@ -112,23 +112,28 @@ def merge_adapter(model: PeftModel, files: Files) -> Any:
 
 
 @torch.no_grad()
-def outputs(model: Any, rows: int = ROWS, state: Tensors | None = None) -> Tensor | None:  # float64
+def outputs(  # float64
+    model: Any,
+    rows: int = ROWS,
+    state: Tensors | None = None,
+    *,
+    at_once: bool = False,
+) -> Tensor | None:
     """Return the model's first output (logits if it has a head) for seeded random token ids.
 
     None if the model does not take token ids alone, such as a model of images or sound. `state` temporarily replaces
-    tensors by name. Rows are computed one by one, so that no padding token is needed.
+    tensors by name. Rows are computed one by one, so that no padding token is needed, or `at_once`.
     """
     count = _count_tokens(model)
     if count is None:
         return None
-    ids = _draw_ids(model.config, count)
-    replaced = dict(state or {})
+    ids = _draw_ids(model.config, count)[:rows]
     logits = []
-    for row in ids[:rows]:
-        inputs = {"input_ids": row[None], "return_dict": True}
+    for batch in ids.split(rows if at_once else 1):
+        inputs = {"input_ids": batch, "return_dict": True}
         if model.config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = row[None]
-        output = functional_call(model, replaced, (), inputs, tie_weights=False)
+            inputs["decoder_input_ids"] = batch
+        output = functional_call(model, dict(state or {}), (), inputs, tie_weights=False)
         logits.append(output[0].double())
     return torch.cat(logits)
 

@@ -20,6 +20,7 @@ from lsr.tuner.targets import heads_of
 from lsr_onnx.names import check_name, make_label_names
 from lsr_onnx.task import MULTI_LABEL, TENANTS, check_stop_tokens, validate_task_info
 
+TEXTS = 2  # of the batch that checks an adapter; a layer that is called once for all texts would pass with a single one
 EVEN = 0.5  # threshold of each label of a multi-label task before any is chosen on examples
 
 Heads = Mapping[str, Mapping[str, Tensor]]  # the tensors of each, by name
@@ -101,10 +102,13 @@ def add_task(base: BaseModel, contents: Contents) -> Contents:
 
 def vocabulary_of(model: nn.Module) -> int | None:
     """Return the size of a model's vocabulary; None if it is not a language model of transformers."""
+    return getattr(_text_config(model), "vocab_size", None)
+
+
+def _text_config(model: nn.Module) -> Any:
+    """Return the configuration of a model; of its text model, if it takes texts and images; None if it has none."""
     config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):  # in a model of texts and images, the text model has its own configuration
-        config = config.get_text_config()
-    return getattr(config, "vocab_size", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def admit(
@@ -213,49 +217,64 @@ def _check_answers(
     updates: Mapping[str, Update],
     heads: Heads,
 ) -> None:
-    # Pass one short text through the base model of a bank, which is not changed, with an adapter's updates and heads.
+    # Pass short texts through the base model of a bank, which is not changed, with an adapter's updates and heads.
+    texts = _count_texts(base.model)
     states = dict[str, Tensor]()
     named = {module: name for name, module in base.model.named_modules()}
     with torch.compiler.set_stance("force_eager"), ExitStack() as hooks:  # a compiled model would be compiled for hooks
         for name, update in updates.items():
-            hooks.enter_context(base.modules[name].register_forward_hook(partial(_add, name, update.plain())))
+            hooks.enter_context(base.modules[name].register_forward_hook(partial(_add, name, texts, update.plain())))
         for name, state in heads.items():
             module = base.modules[name]
-            hooks.enter_context(module.register_forward_pre_hook(partial(_check_call, name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(partial(_check_call, name, texts), with_kwargs=True))
             like = module.state_dict()
             for key, value in state.items():
                 states[f"{named[module]}.{key}"] = value.to(like[key])
-        answers = outputs(base.model, 1, states)
+        answers = outputs(base.model, texts, states, at_once=True)
     if answers is not None and not answers.isfinite().all():
         raise ValueError("its outputs are not finite: its weights overflow in this base model")
 
 
+def _count_texts(model: nn.Module) -> int:
+    """Return the number of texts of the batch that checks an adapter: models without a padding token take only one."""
+    has_padding = getattr(_text_config(model), "pad_token_id", None) is not None
+    return TEXTS if has_padding else 1
+
+
 def _add(
     name: str,
+    texts: int,
     plain: Update,
     _: nn.Module,
     inputs: tuple[Tensor, ...],
     output: Tensor,
 ) -> Tensor:
-    _check_rows(name, inputs[0])
     x = inputs[0]
+    _check_rows(name, texts, x)
     hidden = plain.scaling * F.linear(x, plain.bases.a.to(x))
     return output + F.linear(hidden, plain.bases.b.to(x)).to(output.dtype)
 
 
 def _check_call(
     name: str,
+    texts: int,
     _: nn.Module,
     inputs: tuple[Any, ...],
     named: dict[str, Any],
 ) -> None:
     if len(inputs) != 1 or named or not isinstance(inputs[0], Tensor):
         raise ValueError(f"trains {name!r} in full, which is not a head: the model calls it with more than one tensor")
-    _check_rows(name, inputs[0])
+    _check_rows(name, texts, inputs[0])
 
 
-def _check_rows(name: str, x: Tensor) -> None:
-    # In XLNet and Longformer the first axis is that of tokens, and experts are called with tokens of all rows.
-    if len(x) != 1:  # the number of rows in the batch
-        reason = "a bank cannot tell the rows of a batch apart"
-        raise ValueError(f"{name!r} is called with {len(x)} entries for one text, so {reason}")
+def _check_rows(
+    name: str,
+    texts: int,
+    x: Tensor,
+) -> None:
+    # In XLNet and Longformer the first axis is that of tokens, experts are called with tokens of all texts, and DeBERTa
+    # with share_att_key calls query_proj and key_proj with its positions, too.
+    if len(x) != texts:
+        count = "one text" if texts == 1 else f"{texts} texts"
+        reason = "so a bank cannot tell the rows of a batch apart"
+        raise ValueError(f"{name!r} is called with a first axis of {len(x)} for {count}, {reason}")

@@ -194,8 +194,8 @@ def test_a_bank_refuses_layers_that_are_not_called_with_a_row_for_each_text(worl
             make_bank()
             return
         line = refused(lsr, ["bank", "--from", "lora", "-o", "bank"])
-    assert "lora: 'transformer.layer.0.ff.layer_1' is called with " in line
-    assert line.endswith(" entries for one text, so a bank cannot tell the rows of a batch apart")
+    assert "lora: 'transformer.layer.0.ff.layer_1' is called with a first axis of " in line
+    assert line.endswith(" for 2 texts, so a bank cannot tell the rows of a batch apart")
 
 
 def test_a_server_answers_to_each_text_as_plain_transformers_does_alone_and_in_any_batch(world):

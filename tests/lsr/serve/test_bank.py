@@ -11,7 +11,13 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from lsr import AdapterBank
 from lsr.loading import updates
@@ -30,7 +36,20 @@ NAMES = ["b", "__base__", "c", "a", "b"]
 MIXTRAL = DECODER | {"num_local_experts": 2, "num_key_value_heads": 1}
 JAMBA = MIXTRAL | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
 MAMBA = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 4}
+# As DeBERTa-v3, whose layers for queries and keys are also called with its positions, once for all texts.
+DEBERTA = {
+    "vocab_size": 64,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+    "relative_attention": True,
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 8,
+}
 OTHERS = {
+    "deberta-v2": (AutoModelForSequenceClassification, DEBERTA, ["value_proj", "dense"]),
     "mixtral": (AutoModelForCausalLM, MIXTRAL, ["q_proj", "v_proj"]),
     # These read the weight and bias of dt_proj, which thus has no adapter.
     "mamba": (AutoModelForCausalLM, MAMBA, ["in_proj", "x_proj", "dt_proj"]),
@@ -104,6 +123,18 @@ def test_of_other_architectures_each_row_is_what_peft_says_with_its_adapter_alon
                 model = PeftModel.from_pretrained(model, tmp_path / name)
             expected = model.eval()(input_ids=row[None]).logits[0]
             assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["query_proj", "key_proj"])
+def test_layers_that_deberta_v3_also_calls_with_positions_are_refused(target, tmp_path):
+    base = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("deberta-v2", **DEBERTA))
+    bank = AdapterBank(copy.deepcopy(base))
+    get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=[target])).save_pretrained(tmp_path / "a")
+    problem = refused(lambda: bank.add("a", tmp_path / "a"))
+    name = f"deberta.encoder.layer.0.attention.self.{target}"
+    reason = "so a bank cannot tell the rows of a batch apart"
+    assert problem == f"{tmp_path / 'a'}: {name!r} is called with a first axis of 1 for 2 texts, {reason}"
+    assert bank.names == []
 
 
 def test_an_answer_has_the_labels_of_its_adapter_and_a_number_has_none(tmp_path):
