@@ -143,26 +143,38 @@ def fit(
     validation: XY,
     *,
     has_bias: bool = True,
+    refit: bool = False,
 ) -> Linear:
-    """Fit regressions and return the one with the lowest validation loss, the first of ties."""
-    features, labels = train
+    """Fit regressions to train and return the one with the lowest validation loss, the first of ties.
+
+    With `refit`, return one with the same strength that is fitted to train and validation together.
+    """
     held_out, wanted = validation
-    scaler = StandardScaler(with_mean=has_bias).fit(features)
-    standardized = scaler.transform(features)
-    candidates = list[Linear]()
+    candidates = dict[float, Linear]()
     for strength in STRENGTHS if len(wanted) else [USUAL]:
         options = Options(outputs, strength, has_bias)
-        weight, bias = estimator.fit(standardized, labels, options)
-        unscaled = weight / scaler.scale_
-        shift = unscaled @ scaler.mean_ if has_bias else 0.0
-        candidates.append(Linear(unscaled, bias - shift))
+        candidates[strength] = _fit_standardized(estimator, train, options)
 
-    def loss(candidate: Linear) -> float:
-        outputs = candidate.outputs(held_out)
+    def loss(strength: float) -> float:
+        outputs = candidates[strength].outputs(held_out)
         value = estimator.loss(outputs, torch.from_numpy(wanted))
         return float(value)
 
-    return min(candidates, key=loss)
+    best = min(candidates, key=loss)
+    if not refit:
+        return candidates[best]
+    together = [np.concatenate(both) for both in zip(train, validation, strict=True)]
+    return _fit_standardized(estimator, (together[0], together[1]), Options(outputs, best, has_bias))
+
+
+def _fit_standardized(estimator: Estimator, examples: XY, options: Options) -> Linear:
+    """Fit a regression to standardized features, and return it for the features as they are."""
+    features, labels = examples
+    scaler = StandardScaler(with_mean=options.has_bias).fit(features)
+    weight, bias = estimator.fit(scaler.transform(features), labels, options)
+    unscaled = weight / scaler.scale_
+    shift = unscaled @ scaler.mean_ if options.has_bias else 0.0
+    return Linear(unscaled, bias - shift)
 
 
 class Pooled(nn.Module):
@@ -239,17 +251,23 @@ def of_task(view: EvaluateView, task: Task) -> Baseline | None:
     validation = parts["validation"]
     layers = fit_parts(task, train, validation)
     of_validation = predict(layers, validation)
-    of_test = predict(layers, parts["test"])
     tuned = task.tune_thresholds(of_validation)
-    return Baseline(
-        tuned.scoring,
-        of_test,
-        examples=len(train.labels),
-    )
+    examples = len(train.labels)
+    if view.refit:  # as the adapter
+        layers = fit_parts(task, train, validation, refit=True)
+        examples += len(validation.labels)
+    return Baseline(tuned.scoring, predict(layers, parts["test"]), examples)
 
 
-def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = True) -> dict[str, Linear]:
-    """Fit a regression per tenant; without tenants, to all examples."""
+def fit_parts(
+    task: Task,
+    train: Part,
+    validation: Part,
+    *,
+    has_bias: bool = True,
+    refit: bool = False,
+) -> dict[str, Linear]:
+    """Fit a regression per tenant, as `fit` does; without tenants, to all examples."""
     layers = dict[str, Linear]()
     for name in train.rows:
         layers[name] = fit(
@@ -258,6 +276,7 @@ def fit_parts(task: Task, train: Part, validation: Part, *, has_bias: bool = Tru
             train.of(name),
             validation.of(name),
             has_bias=has_bias,
+            refit=refit,
         )
     return layers
 

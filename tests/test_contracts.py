@@ -18,7 +18,7 @@ from tests.workspace import ROOT, read_yaml
 
 # What the fields of a view that are no keys are in dvc.yaml. The stage `tokenize` depends on the tables as files and
 # records the chosen rows, on which the others depend: as params, each key would be a column of `dvc exp show`.
-DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model"}
+DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model", "refit": "train.refit"}
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = {name: stage for name, stage in DVC["stages"].items() if "outs" in stage}
 OURS = ("lsr", "lsr_onnx", "lsr_server", "pipeline", "stages", "benchmarks")

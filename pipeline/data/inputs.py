@@ -78,10 +78,18 @@ def values(stage: str) -> Inputs:
     read = Inputs()
     for declared in read_declaration(stage)["params"]:
         key = str(params.get("adapter")) if declared == "${adapter}" else declared
-        section = by_dotted_key(params.get(key), f"{PARAMS}: {key}")
+        section = by_dotted_key(_find(params, key), f"{PARAMS}: {key}")
         for name, value in section.items():
             read[name] = json.dumps(value, default=str)
     return read
+
+
+def _find(params: Any, key: str) -> Any:
+    """Return the value of a dotted key, None if it is missing."""
+    value = params
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def starts(view: FactorizeInitView) -> dict[str, str]:

@@ -103,6 +103,7 @@ def build_view(
     # It takes only its own fields, and as all are validated already, frozen sections stay as they are.
     return view.model_construct(
         **{**dict(params), "train": resolve_epochs(params.train, dataset)},
+        refit=params.train.refit,
         section=section,
         dataset=dataset,
         base_model=base_model,

@@ -140,3 +140,4 @@ class EvaluateView(View):
     """The view of stages/evaluate.py. Everything else about the adapter is in its folder."""
 
     evaluate: EvaluateParams
+    refit: bool  # `train.refit`: whether the regression baseline learns from validation, too

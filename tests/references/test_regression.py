@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from scipy import special, stats
 from sklearn import metrics
+from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
@@ -202,6 +203,27 @@ def test_the_regression_and_the_differences_are_those_of_scikit_learn_and_scipy(
     ends = resampled(paired, actual, np.column_stack([predicted, regression]))
     in_report = [scored[f"{metric}_over_regression_{end}"] for end in ("low", "high")]
     assert in_report == pytest.approx(ends, abs=ROUNDED)
+
+
+@pytest.mark.parametrize("labels", ["three", "number"])
+def test_with_a_refit_the_regression_learns_from_validation_too_with_the_penalty_that_it_chose(
+    world, monkeypatch, labels
+):
+    monkeypatch.chdir(world)
+    loss, make = {"three": (log_loss, logistic), "number": (squared_error, ridge)}[labels]
+    _, metric, score = KINDS[labels]
+    scored = evaluate_run(data=labels, train={"refit": True})
+    workspace.change(train={"refit": False})
+    features = mean_of_states()
+    _, *train = of_split("train", features)
+    _, *validation = of_split("validation", features)
+    _, test, actual = of_split("test", features)
+    chosen = best(loss, make, train, validation)
+    together = [np.concatenate(both) for both in zip(train, validation, strict=True)]
+    regression = clone(chosen).fit(*together).predict(test)
+    assert scored[f"{metric}_regression"] == pytest.approx(score(actual, regression), abs=1e-4)
+    assert scored[f"{metric}_regression"] != pytest.approx(score(actual, chosen.predict(test)), abs=1e-4)
+    assert scored["regression_examples"] == len(train[1]) + len(validation[1])
 
 
 def predicted_in_report(names, dimensions):
