@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestCentroid
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -155,6 +155,8 @@ def _outputs(fitted: Pipeline, features: Values, width: int) -> Tensor:
 def _count(fitted: Pipeline) -> int:
     """Return the number of parameters that are not 0."""
     last = fitted[-1]
+    if isinstance(last, KNeighborsClassifier):
+        return int(last.n_samples_fit_ * last.n_features_in_)
     learned = [getattr(last, name, 0) for name in LEARNED]
     return sum(map(np.count_nonzero, learned))
 
@@ -169,7 +171,10 @@ def _fit(features: str | None, train: XY, validation: XY) -> Pipeline:
     if len(np.unique(labels)) == 1:
         return make_pipeline(DummyClassifier()).fit(*train)
     if features == "nearest":
-        return make_pipeline(NearestCentroid()).fit(*train)
+        # NearestCentroid needs a variance; with one text of each class, the nearest text is the nearest mean.
+        has_single_texts = len(np.unique(labels)) == len(labels)
+        nearest = KNeighborsClassifier(n_neighbors=1) if has_single_texts else NearestCentroid()
+        return make_pipeline(nearest).fit(*train)
     scaler = StandardScaler()
     strengths = STRENGTHS
     usual = USUAL

@@ -21,6 +21,7 @@ from tests.pipeline.arena import small
 
 KINDS = workspace.read_yaml(Path(__file__).with_name("kinds.yaml"))
 METHODS = KINDS["tenants"]
+WORDS = ["red", "green", "blue"]
 TINY = 2 * 2 * 48  # layers, queries and values, and the widths around them
 
 
@@ -141,6 +142,21 @@ def test_features_of_the_frozen_encoder_are_scored_at_once_by_regressions(task, 
     assert nearest.stored == (2 * 3 * 24 if task == "few" else 48)
     assert 0 < words.file_bytes == 4 * words.stored
     assert measure(training("mean", task)).predicted == mean.predicted
+
+
+def test_of_a_single_text_of_each_class_the_nearest_one_answers(arena):
+    for split, ending in (("train", ""), ("validation", "."), ("test", " .")):
+        texts = [{"text": f"{word} hats and {word} shoes{ending}", "kind": word} for word in WORDS]
+        write(f"{split}.jsonl", texts)
+    files = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    label = {"column": "kind", "names": WORDS}
+    row = {"source": {"kind": "files", "files": files}, "text": ["text"], "label": label, "metrics": ["accuracy"]}
+    write("data/datasets.yaml", {"colors": row})
+    small.use(tasks={"colors": {}}, methods=METHODS)
+    found = measure(training("nearest", "colors"))
+    assert (found.status, found.reason) == ("finished", "")
+    assert found.score() == 1.0
+    assert found.stored == 3 * 24
 
 
 def test_features_are_a_mean_over_tokens_without_padding_or_the_first_one_or_how_often_they_occur():
