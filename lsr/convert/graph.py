@@ -172,7 +172,7 @@ def check_size(model: Any, folder: Path) -> None:
     """
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if size > MAX_BYTES:
-        limit = f"a file of ONNX holds at most {MAX_BYTES / 1e9:.0f} GB; write it with --to merged"
+        limit = f"a file of ONNX holds at most {MAX_BYTES / 1e9:.0f} GB; --to merged writes a single adapter"
         raise InputError(f"{folder}: base model and adapter have {size / 1e9:.1f} GB in float32, and {limit}")
 
 
@@ -242,7 +242,7 @@ def _check_is_traceable(config: Any) -> None:
     """
     if config.is_encoder_decoder:
         reason = f"{config.model_type} is an encoder-decoder"
-        raise InputError(f"{reason}, so it cannot be exported to ONNX; use --to merged")
+        raise InputError(f"{reason}, so it cannot be exported to ONNX; --to merged writes a single adapter")
 
 
 @torch.no_grad()
@@ -269,7 +269,7 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], path: Path) -> None:
         )
     except torch.onnx.errors.OnnxExporterError:
         reason = f"torch cannot trace the architecture {model.config.model_type}"
-        raise InputError(f"{reason}, so it cannot be exported to ONNX; use --to merged") from None
+        raise InputError(f"{reason}, so it cannot be exported to ONNX; --to merged writes a single adapter") from None
     assert program is not None
     graph = program.model_proto
     _remove_places(graph)

@@ -225,7 +225,8 @@ def test_an_encoder_decoder_is_refused_in_a_line(name, layer, tmp_path, monkeypa
     base = AutoModelForSequenceClassification.from_pretrained("base")
     base.save_pretrained("base")  # with its head
     get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=[layer])).save_pretrained("lora")
-    refused(lsr, list(EXPORT), says=f"{name} is an encoder-decoder, so it cannot be exported to ONNX; use --to merged")
+    reason = f"{name} is an encoder-decoder, so it cannot be exported to ONNX; --to merged writes a single adapter"
+    refused(lsr, list(EXPORT), says=reason)
     assert not Path("graph").exists()
 
 
