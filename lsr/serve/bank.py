@@ -1,9 +1,11 @@
 """AdapterBank: one base model with thousands of adapters; each row of a batch names its adapter."""
 
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
 from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +22,7 @@ from lsr.serve.admission import BaseModel, add_task, admit, check_modules
 from lsr.serve.file import HEADS, LAYERS, BankFile, BasesOfLayers, TaskInfos
 from lsr.serve.file import read as read_file
 from lsr.serve.file import write as write_file
-from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Version
+from lsr.serve.modules import DIRECTIONS, BankHead, BankLayer, BatchState, Packed, Version
 from lsr.serve.row_pool import BASE_SLOT, RowPool, StoredPool, largest, round_up
 from lsr.serve.shared_adapter import base_with, last_layer, on_plain_base, split
 from lsr.tuner.files import Files
@@ -166,7 +168,7 @@ class AdapterBank(nn.Module):
         with self.shared.one_thread:
             taken = () if replace else self.slots
             self.versions |= self._store(with_tasks, taken, are_groups=False)
-            self._unwrap_unused()
+            self._free_unused()
 
     def add_groups(self, groups: Mapping[str, Contents]) -> None:
         """Add or replace the entries of groups of tenants; see `lsr.serve.group_names`.
@@ -176,7 +178,7 @@ class AdapterBank(nn.Module):
         """
         with self.shared.one_thread:
             self.groups |= self._store(groups, (), are_groups=True)
-            self._unwrap_unused()
+            self._free_unused()
 
     def _store(
         self, adapters: Mapping[str, Contents], taken: Container[str], *, are_groups: bool
@@ -190,12 +192,17 @@ class AdapterBank(nn.Module):
             whole=self.heads,
             are_groups=are_groups,
         )
-        for name, contents in adapters.items():
-            self.wrap(contents.updates, heads[name])
-            slot = self.slots.get(name, self.shared.size)
-            self._set_size(max(self.shared.size, slot + 1))
-            self._put(slot, {**contents.updates, **heads[name]})
-            self.slots[name] = slot
+        slots = self._choose_slots(adapters)
+        with self._add_slots(slots):
+            packed = dict[str, Packed]()
+            for name, contents in adapters.items():
+                self.wrap(contents.updates, heads[name])
+                packed[name] = self._pack({**contents.updates, **heads[name]})
+            self._reserve(slots, packed)
+        # From here on no memory is allocated that could be lacking, so that all or none are added.
+        for name, rows in packed.items():
+            self._put(slots[name], rows)
+        self.slots |= slots
         sizes = self.sizes()
         versions = dict[str, Version]()
         for name, contents in adapters.items():
@@ -212,25 +219,62 @@ class AdapterBank(nn.Module):
         for name in (*new_layers, *new_heads):
             self.model.set_submodule(name, self._wrappers()[name].eval())
 
-    def _put(self, slot: int, values: Mapping[str, Any]) -> None:
-        for name, module in self._wrappers().items():
-            module.put(slot, values.get(name))
+    def _choose_slots(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the present slots of adapters by name, or the next free ones."""
+        slots = dict[str, int]()
+        free = count(self.shared.size)
+        for name in names:
+            slots[name] = self.slots[name] if name in self.slots else next(free)
+        return slots
 
-    def _set_size(self, slots: int) -> None:
-        self.shared.size = slots
+    @contextmanager
+    def _add_slots(self, slots: Mapping[str, int]) -> Iterator[None]:
+        """Add slots for what is prepared in the context; on an error, they are removed again."""
+        before = self.shared.size
+        self.shared.size = max(before, 1 + max(slots.values(), default=BASE_SLOT))
+        try:
+            for pool in self.pools().values():
+                pool.set_slots(self.shared.size)
+            yield
+        except BaseException:
+            self.shared.size = before
+            self._free_unused()
+            raise
+
+    def _pack(self, values: Mapping[str, Any]) -> Packed:
+        """Return the rows of an adapter from its updates and states, given by the module's name."""
+        packed = Packed()
+        wrappers = self._wrappers()
+        for name, value in values.items():
+            module = wrappers[name]
+            packed |= module.pack(module.rows_of(value))
+        return packed
+
+    def _reserve(self, slots: Mapping[str, int], packed: Mapping[str, Packed]) -> None:
+        """Allocate memory for the rows of adapters that have another number of rows than their slots."""
+        counts = defaultdict[RowPool, list[int]](list)
+        for name, rows in packed.items():
+            for pool, own in rows.items():
+                if len(own) != pool.count(slots[name]):
+                    counts[pool].append(len(own))
+        for pool, needed in counts.items():
+            pool.reserve(needed)
+
+    def _put(self, slot: int, packed: Packed) -> None:
         for pool in self.pools().values():
-            pool.set_slots(slots)
+            pool.put(slot, packed.get(pool))
 
     def remove(self, name: str) -> None:
         """Remove an adapter and free its memory. The errors are those of `contents`."""
         with self.shared.one_thread:
             if name not in self.versions:  # the entry of a group of tenants is not an adapter
                 raise self._make_unknown_error(name)
-            slot = self.slots.pop(name)
+            slot = self.slots[name]
             self._put(slot, {})
+            del self.slots[name]
             del self.versions[name]
             self._fill_gap(slot)
-            self._unwrap_unused()
+            self._free_unused()
 
     def _fill_gap(self, slot: int) -> None:
         # Move the adapter at the last slot to one that has become free.
@@ -240,10 +284,14 @@ class AdapterBank(nn.Module):
                 pool.move(last, slot)
             moved = next(name for name, own in self.slots.items() if own == last)
             self.slots[moved] = slot
-        self._set_size(last)
+        self.shared.size = last
 
-    def _unwrap_unused(self) -> None:
-        # Leave nothing of adapters that have left: no wrapper of a module that no other has, and no base model.
+    def _free_unused(self) -> None:
+        # Leave nothing of adapters that have left: no memory, no wrapper of a module that no other has, no base model.
+        for module in self._wrappers().values():
+            module.drop_unused()
+        for pool in self.pools().values():
+            pool.trim(self.shared.size)
         for name, module in self._wrappers().items():
             if module.is_unused:
                 self.model.set_submodule(name, module.base)

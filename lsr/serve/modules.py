@@ -26,6 +26,7 @@ CORES = "cores"
 SCALING = "scaling"
 
 State = Mapping[str, Tensor]  # tensors of a module, or rows of its row pools, by name
+Packed = dict[RowPool, Tensor]  # rows in the form in which row pools store them; without those that have none
 
 
 class Version(NamedTuple):
@@ -88,10 +89,9 @@ class PooledModule(nn.Module):
         """Whether no adapter has rows in this module."""
         return all(pool.is_unused for pool in self.pools.values())
 
-    def fill(self, slot: int, rows: State) -> None:
-        """Set the rows of a slot, given by name of the row pool; in row pools without a name here, clear the slot."""
-        for name, pool in self.pools.items():
-            pool.put(slot, rows.get(name))
+    def pack(self, rows: State) -> Packed:
+        """Return rows, given by name of the row pool, as they are stored."""
+        return {self.pools[name]: self.pools[name].pack(own) for name, own in rows.items()}
 
 
 class BankLayer(PooledModule):
@@ -120,15 +120,8 @@ class BankLayer(PooledModule):
         """The bias of the base layer, which Mamba adds itself."""
         return cast("Tensor | None", self.base.bias)
 
-    def put(self, slot: int, update: Update | None) -> None:
-        """Store the update of the adapter at a slot, replacing the old one; None if it does not adapt the layer."""
-        rows = {} if update is None else self._rows(update)
-        self.fill(slot, rows)
-        if self.bases is not None and self.pools[CORES].is_unused:  # the last adapter with a core has left
-            self.bases = None
-            del self.pools[CORES]
-
-    def _rows(self, update: Update) -> State:
+    def rows_of(self, update: Update) -> State:
+        """Return the rows of an adapter with this update."""
         core = update.core
         if core is not None and self._takes(update.bases, core.numel()):
             rows = {CORES: core.reshape(1, -1)}
@@ -138,6 +131,12 @@ class BankLayer(PooledModule):
             directions = torch.cat([bases.a, bases.b.T], dim=1)
             rows = {DIRECTIONS: directions}
         return {**rows, SCALING: torch.tensor([[update.scaling]])}
+
+    def drop_unused(self) -> None:
+        """Drop the bases when the last adapter with a core has left."""
+        if self.bases is not None and self.pools[CORES].is_unused:
+            self.bases = None
+            del self.pools[CORES]
 
     def _takes(self, bases: Bases, core_size: int) -> bool:
         """Return whether cores between these bases can be stored here; the first suitable bases are adopted."""
@@ -156,9 +155,10 @@ class BankLayer(PooledModule):
     def set_bases(self, bases: Bases, core_size: int) -> None:
         """Set the bases, and add a row pool for cores with this many entries."""
         device = self.pools[SCALING].values.device
-        self.bases = bases.to(device)
-        self.core_size = core_size
+        moved = bases.to(device)
         self.add_pool(CORES, core_size, is_single=True)
+        self.bases = moved
+        self.core_size = core_size
 
     def check_counts(self) -> None:
         """Check that each slot has a scaling and either directions or a core, or nothing.
@@ -282,12 +282,15 @@ class BankHead(PooledModule):
         if self.labelled and most > MAX_LABELS:
             raise ValueError(f"a head has {most:,} outputs; at most {MAX_LABELS:,} are allowed")
 
-    def put(self, slot: int, state: State | None) -> None:
-        """Store the state of the adapter at a slot, replacing the present one; None if it uses the base model's."""
+    def rows_of(self, state: State) -> State:
+        """Return the rows of an adapter with this state."""
         rows = dict[str, Tensor]()
-        for name, value in (state or {}).items():
+        for name, value in state.items():
             rows[name] = _as_rows(value)
-        self.fill(slot, rows)
+        return rows
+
+    def drop_unused(self) -> None:
+        """Drop nothing: a head has the same row pools for all adapters."""
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """Return a copy of the state of the adapter at a slot; empty if it uses the base model's."""

@@ -4,6 +4,7 @@ A row is, for example, a direction of a low-rank update, a core, or the weights 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -56,6 +57,7 @@ class RowPool:
         self.firsts = torch.zeros(slots, dtype=torch.int32)
         self.counts = torch.zeros(slots, dtype=torch.int32)
         self.steps = torch.arange(1, dtype=torch.int32)
+        self._reserved_steps = self.steps  # at least as many
         self._used = 1  # rows of all runs, and the row of zeros
         self._end = 1  # the first of the rows that are free after the last run
         self._mark_dynamic()
@@ -76,6 +78,7 @@ class RowPool:
         self.firsts = change(self.firsts)
         self.counts = change(self.counts)
         self.steps = change(self.steps)
+        self._reserved_steps = self.steps
         self.form.lengths = change(self.form.lengths)
         self._mark_dynamic()
 
@@ -100,44 +103,70 @@ class RowPool:
         return self.form.unpack(stored.clone())
 
     @torch.no_grad()
-    def put(self, slot: int, rows: Tensor | None) -> None:  # (count, width)
-        """Replace the rows of a slot."""
-        count = 0 if rows is None else len(rows)
+    def pack(self, rows: Tensor) -> Tensor:  # (count, width) -> (count, columns)
+        """Return rows in the form in which they are stored."""
+        return self.form.pack(rows).to(self.values)
+
+    def reserve(self, counts: Sequence[int]) -> None:
+        """Allocate memory for further runs of these lengths, so that `put` needs none; no run changes."""
+        count = sum(counts)
+        if self._end + count > len(self.values):
+            self._compact(self._used + count)
+        self._reserve_steps(max(counts))
+
+    @torch.no_grad()
+    def put(self, slot: int, packed: Tensor | None) -> None:
+        """Replace the rows of a slot by packed ones. If their number is another, `reserve` must have made room."""
+        count = 0 if packed is None else len(packed)
         if count != self.count(slot):
             self._resize(slot, count)
-        if rows is not None:
-            stored = self.form.pack(rows)
-            self.values[self._run(slot)] = stored.to(self.values)
+        if packed is not None:
+            self.values[self._run(slot)] = packed
 
     def _run(self, slot: int) -> slice:
         first = int(self.firsts[slot])
         return slice(first, first + self.count(slot))
 
     def _resize(self, slot: int, count: int) -> None:
-        """Give a slot a run of another length; its rows are lost."""
+        """Give a slot a run of another length, after the last one; its rows are lost."""
         old = self._run(slot)
-        self.firsts[slot] = ZERO_ROW
-        self.counts[slot] = 0
-        self._used += count - (old.stop - old.start)
         if old.stop == self._end:  # it was the last run
             self._end = old.start
-        rows = len(self.values)
-        if self._end + count > rows or rows > MAX_ROOM * self._used:
-            room = int(ROOM * self._used)
-            self.values = self._runs_of(self.counts, self.firsts, room)
-            self.firsts = firsts_of(self.counts)
-            self._end = self._used - count
-        if count:
-            self.firsts[slot] = self._end
-            self.counts[slot] = count
-            self._end += count
+        self.firsts[slot] = self._end if count else ZERO_ROW
+        self.counts[slot] = count
+        self._used += count - (old.stop - old.start)
+        self._end += count
         self._set_steps()
+
+    def trim(self, slots: int) -> None:
+        """Free memory that these slots do not need; nothing is freed where that itself needs memory that is lacking."""
+        with suppress(MemoryError, RuntimeError):  # torch raises RuntimeError
+            self.set_slots(slots)
+            if len(self.values) > MAX_ROOM * self._used:
+                self._compact(self._used)
+            if len(self._reserved_steps) > len(self.steps):
+                self.steps = self.steps.clone()
+                self._reserved_steps = self.steps
+                self._mark_dynamic()
+
+    def _compact(self, rows: int) -> None:
+        """Move all runs, without gaps, into new memory for this many rows."""
+        values = self._runs_of(self.counts, self.firsts, int(ROOM * rows))
+        self.firsts = firsts_of(self.counts)
+        self.values = values
+        self._end = self._used
+        self._mark_dynamic()
 
     def _set_steps(self) -> None:
         longest = max(1, int(self.counts.max()))
         if longest != len(self.steps):
-            self.steps = torch.arange(longest, dtype=torch.int32, device=self.steps.device)
+            self._reserve_steps(longest)
+            self.steps = self._reserved_steps[:longest]
         self._mark_dynamic()
+
+    def _reserve_steps(self, longest: int) -> None:
+        if longest > len(self._reserved_steps):
+            self._reserved_steps = torch.arange(longest, dtype=torch.int32, device=self.steps.device)
 
     def _runs_of(
         self,

@@ -47,7 +47,7 @@ def save_bank(folder):
         bank.add(name, folder / f"0/{name}")
     bank.add("eve", folder / "0/anna")
     for pool in bank.heads["classifier"].pools.values():  # weights that overflow: the file of a bank may hold any
-        pool.put(bank.slots["eve"], 3e38 * pool.rows(bank.slots["eve"]).sign())
+        pool.put(bank.slots["eve"], pool.pack(3e38 * pool.rows(bank.slots["eve"]).sign()))
     bank.save(folder / "bank")
 
 

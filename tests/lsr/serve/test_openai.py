@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     bank.add("own", folder / "a", task_info={"template": OWN})
     bank.add("plain", folder / "a", task_info={"template": "none"})
     pool = next(pool for name, pool in bank.pools().items() if name.endswith("directions"))
-    pool.put(bank.slots["x"], 3e38 * pool.rows(bank.slots["x"]).sign())
+    pool.put(bank.slots["x"], pool.pack(3e38 * pool.rows(bank.slots["x"]).sign()))
     bank.save(folder / "bank")
     return folder
 

@@ -178,7 +178,7 @@ def writers(tmp_path_factory):
     bank = save_writers(folder, "abx")
     bank.add("t", folder / "a", task_info={"template": "{{ messages }}"})
     pool = next(pool for name, pool in bank.pools().items() if name.endswith("directions"))
-    pool.put(bank.slots["x"], 3e38 * pool.rows(bank.slots["x"]).sign())
+    pool.put(bank.slots["x"], pool.pack(3e38 * pool.rows(bank.slots["x"]).sign()))
     return folder, BatchRunner(bank, AutoTokenizer.from_pretrained(folder / "base"), 30, 12)
 
 
