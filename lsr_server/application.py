@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lsr_onnx.errors import HALVES, InputError
 from lsr_onnx.rows import TokenizedText, Version, Wanted
@@ -129,13 +130,17 @@ class Service:
         """Remove an adapter."""
         check_change(request, self.passes)
         name = request.path_params["name"]
-        if name not in self.bank.versions:  # the bank would look for similar names, between two batches
+        is_removed = name in self.bank.versions and await self.batches.change(self._remove, name)
+        if not is_removed:
             raise _make_not_found_error(name)
-        try:
-            await self.batches.change(self.bank.remove, name)
-        except InputError:
-            raise _make_not_found_error(name) from None
         return Response(status_code=204)
+
+    def _remove(self, name: str) -> bool:
+        """Remove an adapter, and return whether there was one: the bank's own error would look for similar names."""
+        is_there = name in self.bank.versions
+        if is_there:
+            self.bank.remove(name)
+        return is_there
 
     async def refuse(self, _: Request) -> Response:
         """Reject predictions with a generating base model, and generation with a predicting one."""
@@ -167,6 +172,35 @@ class Service:
         application = Starlette(routes=routes, lifespan=self.run_batches, exception_handlers=HANDLERS)
         application.router.redirect_slashes = False  # to the scheme and host that the server is taken to have
         return application
+
+
+class RefuseAtStop:
+    """Middleware that answers requests which the server cancels because it stops."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Answer a request; of an answer that has begun, nothing more is sent."""
+        has_begun = asyncio.Event()
+
+        async def send_and_note(message: Message) -> None:
+            has_begun.set()
+            await send(message)
+
+        try:
+            await self._application(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if not has_begun.is_set():
+                refused = _refuse(Request(scope), "the server stops", 503, {"Connection": "close"})
+                await refused(scope, receive, send)
 
 
 def _has_labels(version: Version, group: Group) -> bool:

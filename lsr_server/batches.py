@@ -113,9 +113,16 @@ class BatchScheduler:
             raise HTTPException(422, f"at most {max(1, MOST // size)} at once for an adapter of this size")
         if count > self._room:
             raise HTTPException(422, f"at most {self._room} texts at once, by --max-queue")
-        own = len(self._waiting.get(adapter, ()))
-        if self._count() + count > self._room or (own and 2 * (own + count) > self._room):
+        if self._is_full(adapter, count):
+            self._drop()  # rows whose client has left hold no place
+        if self._is_full(adapter, count):
             raise HTTPException(429, "too many texts are waiting; try again later", {"Retry-After": "1"})
+
+    def _is_full(self, adapter: str, count: int) -> bool:
+        """Return whether the queue has no room for further rows of an adapter, which may have half of it."""
+        own = len(self._waiting.get(adapter, ()))
+        has_too_many = own > 0 and 2 * (own + count) > self._room
+        return has_too_many or self._count() + count > self._room
 
     async def change(self, call: Callable[..., Any], *args: Any) -> Any:
         """Return the result of a call that changes the bank, made between two batches after a pause."""
@@ -146,7 +153,7 @@ class BatchScheduler:
         return call_and_rest
 
     async def _in_turn(self, call: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _call_safely, call, *args)
 
     async def run(self) -> None:
         """Run one batch after another, until cancelled."""
@@ -170,7 +177,10 @@ class BatchScheduler:
         if self._was_large:
             answers = self._add_rest(self._large_rest, answers)
         rows = [waiting.row._replace(is_unwanted=waiting.result.done) for waiting in batch]
-        values = await self._in_turn(answers, rows)
+        try:
+            values = await self._in_turn(answers, rows)
+        except Exception as error:  # the queue goes on
+            values = [error] * len(rows)
         if not self._was_large:
             self._others_passed = self._now()
         for waiting, value in zip(batch, values, strict=True):
@@ -238,3 +248,20 @@ class BatchScheduler:
             else:
                 del self._waiting[name]
         return batch
+
+
+def _call_safely(call: Callable[..., Any], *args: Any) -> Any:
+    """Make a call in a thread, and raise any of its errors as one that a future can hold and the server answers.
+
+    Raises:
+        RuntimeError: in place of StopIteration, for which a future waits forever, and of errors that are no Exception,
+            such as a panic in Rust.
+    """
+    try:
+        return call(*args)
+    except StopIteration as error:
+        raise RuntimeError(repr(error)) from error
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(repr(error)) from error

@@ -22,6 +22,7 @@ from lsr_server.streaming import STREAMED
 
 ACCEPTED = 16  # connections per turn of the event loop; one that is refused is closed four turns later
 QUEUE = 2048  # connections that the kernel keeps until they are accepted
+LAST_SECONDS = 1.0  # for the answers of requests that are cancelled because the server stops
 
 
 class PacedFlow(FlowControl):
@@ -229,6 +230,13 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listening in sockets or []:
             listening.listen(QUEUE)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Stop, and wait for what requests that are cancelled still send."""
+        await super().shutdown(sockets)
+        cancelled = [*self.server_state.tasks]
+        if cancelled:
+            await asyncio.wait(cancelled, timeout=LAST_SECONDS)
 
 
 class OneLength:

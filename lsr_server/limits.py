@@ -35,7 +35,7 @@ class Limits:
     client_connections: int  # limit per client address
     held: int  # bytes of unfinished bodies and unread answers; one client may have half of it
     body_rate: int  # bytes of large bodies read per second; one client may have half of it
-    # Limits for sending the head, sending the body and reading the answer; uvicorn limits the time between requests.
+    # Limits for each wait. Uvicorn's own one, between requests, ends when the body of an answered request comes late.
     seconds: dict[Awaited, int]
 
 

@@ -105,17 +105,18 @@ class Endpoints:
         rows, size = await asyncio.to_thread(self._rows, version, asked)
         if asked.is_streamed:
             return await self._stream(request, asked, rows[0], size)
-        completions = await run_unless_left(request, self._answers(rows, size))
-        if None in completions:
-            raise FieldError(asked.names[completions.index(None)], NOT_FINITE)
-        form = Form(asked, rows)
-        return await self._respond(partial(form.answer, completions), size)
+        with self._room.hold(size):
+            completions: Any = await run_unless_left(request, self._batches.answers(rows))
+            if None in completions:
+                raise FieldError(asked.names[completions.index(None)], NOT_FINITE)
+            form = Form(asked, rows)
+            return await self._respond(partial(form.answer, completions), size)
 
     async def _respond(self, content: Any, size: int) -> Response:
         body = await self._aside.run_if_large(size, lambda: json_bytes(content()))
         return Response(body, media_type="application/json")
 
-    async def _answers(self, rows: list[TokenizedText], size: int) -> Any:
+    async def _answers_of_stream(self, rows: list[TokenizedText], size: int) -> Any:
         with self._room.hold(size):
             return await self._batches.answers(rows)
 
@@ -166,7 +167,7 @@ class Endpoints:
 
         assert row.wanted is not None
         listening = row.wanted._replace(listen=listen)
-        task = asyncio.create_task(self._answers([row._replace(wanted=listening)], size))
+        task = asyncio.create_task(self._answers_of_stream([row._replace(wanted=listening)], size))
         task.add_done_callback(lambda _: text.end())
         try:
             await run_unless_left(request, text.more())
@@ -201,12 +202,13 @@ class Endpoints:
         read = partial(self._passes.rows, model, version, texts, names=names)
         rows = await self._aside.run_in_thread(read, is_long=has_long_text(texts, self._passes.tokens))
         size = MAX_HEAD + len(texts) * each
-        answers = await run_unless_left(request, self._answers(rows, size))
-        if None in answers:
-            raise FieldError(names[answers.index(None)], NOT_FINITE)
-        if answers[0].labels is None:
-            raise FieldError("model", "this adapter predicts a number: ask /v1/predict")
-        return await self._respond(partial(format_classes, model, rows, answers), size)
+        with self._room.hold(size):
+            answers: Any = await run_unless_left(request, self._batches.answers(rows))
+            if None in answers:
+                raise FieldError(names[answers.index(None)], NOT_FINITE)
+            if answers[0].labels is None:
+                raise FieldError("model", "this adapter predicts a number: ask /v1/predict")
+            return await self._respond(partial(format_classes, model, rows, answers), size)
 
 
 def _draw_seed(row: TokenizedText) -> TokenizedText:

@@ -13,7 +13,7 @@ import uvicorn
 
 from lsr_onnx.errors import InputError
 from lsr_onnx.runner import Runner
-from lsr_server.application import Service
+from lsr_server.application import RefuseAtStop, Service
 from lsr_server.batches import BatchScheduler
 from lsr_server.connections import ACCEPTED, OneLength, Protocol, Server
 from lsr_server.limits import Awaited, Connections, Limits
@@ -52,6 +52,7 @@ def _limits(options: Namespace) -> Limits:
     connections = _most_connections(options.connections)
     client_connections = min(given or max(1, connections // 2), connections)
     seconds = {
+        Awaited.REQUEST: options.idle_seconds,
         Awaited.HEAD: options.head_seconds,
         Awaited.BODY: options.body_seconds,
         Awaited.READING: options.answer_seconds,
@@ -91,7 +92,7 @@ def _config(
     service = Service(passes, batches, answers_by_group=options.answer_by_group)
     protocol: Any = partial(Protocol, connections)  # uvicorn calls it for each connection
     return uvicorn.Config(
-        OneLength(service.application()),
+        OneLength(RefuseAtStop(service.application())),
         http=protocol,
         ws="none",  # its connections would have no limits
         loop="asyncio",  # others accept as many connections at once as there are

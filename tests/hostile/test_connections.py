@@ -199,6 +199,21 @@ def test_a_connection_may_be_idle_between_requests_for_longer_than_a_head_takes(
         assert time.monotonic() - begin > SHORT["idle"] - 0.5
 
 
+@pytest.mark.parametrize(
+    ("begin", "late"),
+    [(b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", b"12345"), (HEAD % 2_000_000, b" " * 2_000_000)],
+    ids=["not needed", "too long"],
+)
+def test_a_connection_is_not_idle_for_longer_after_a_body_that_comes_after_the_answer(begin, late, hasty):
+    with connect(hasty, sent=begin) as connection:
+        time.sleep(0.3)
+        assert not is_open(connection)  # it is answered
+        connection.sendall(late)
+        sent = time.monotonic()
+        received(connection)
+        assert SHORT["idle"] - 0.5 < time.monotonic() - sent < SHORT["idle"] + 5
+
+
 def test_who_does_not_read_is_closed_and_who_reads_slowly_gets_all_in_order(hasty, trials):
     trials["trials"] += 1
     with connect(hasty, sent=LONG * ANSWERS, room=4096) as silent, connect(hasty, sent=LONG * 60, room=4096) as slow:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,52 @@ def test_each_tenant_has_its_turn_and_large_adapters_pass_apart_in_every_other_b
 
     asyncio.run(call())
     assert passed.batches == ["wh", "ababaa", "wh", "aaaaaa", "ww", "aaaaa", "ww", "ww"]
+
+
+def test_rows_whose_client_has_left_hold_no_place_in_the_queue():
+    passed = Passed({"anna": 8, "ben": 8})
+
+    async def call():
+        batches = BatchScheduler(passed, 8, 20, 0)
+        for task in asked_of(batches, passed, {"anna": 10, "ben": 10}):
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.sleep(0)
+        (asked,) = asked_of(batches, passed, {"anna": 10})
+        await asyncio.sleep(0)
+        running = asyncio.create_task(batches.run())
+        assert await asked == [None] * 10
+        running.cancel()
+
+    asyncio.run(call())
+    assert "".join(passed.batches) == "a" * 10
+
+
+class Panic(BaseException):
+    """As of a package in Rust."""
+
+
+@pytest.mark.parametrize("error", [StopIteration, Panic, MemoryError])
+def test_after_a_change_or_a_batch_that_fails_in_any_way_others_go_on(error):
+    passed = Passed({"anna": 8})
+    answers = passed.answers
+
+    def fail(*_):
+        raise error("no")
+
+    async def call():
+        batches = BatchScheduler(passed, 8, 20, 0)
+        running = asyncio.create_task(batches.run())
+        for change in (fail, list):
+            with pytest.raises((RuntimeError, MemoryError), match="no") if change is fail else nullcontext():
+                assert await asyncio.wait_for(batches.change(change), 10) == []
+        for passed.answers in (fail, answers):
+            (asked,) = asked_of(batches, passed, {"anna": 1})
+            with pytest.raises((RuntimeError, MemoryError), match="no") if passed.answers is fail else nullcontext():
+                assert await asyncio.wait_for(asked, 10) == [None]
+        running.cancel()
+
+    asyncio.run(call())
 
 
 def test_large_adapters_get_a_fifth_of_the_time_while_others_are_asked():

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
 from itertools import pairwise
 
+import httpx2
 import openai
 import pytest
 import torch
@@ -13,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lsr import AdapterBank
 from lsr.serve.passes import BatchRunner
+from lsr_server import process
 from lsr_server.application import Service
 from lsr_server.batches import BatchScheduler
 from lsr_server.streaming import MAX_UNSENT, GrowingText
@@ -631,3 +635,31 @@ def test_what_cannot_be_classified_has_its_reason(there, passes):
         "the base model of this bank does not write: ask /v1/predict or /classify",
         "the base model of this bank writes: ask /v1/completions",
     ]
+
+
+def test_what_a_stop_does_not_wait_for_is_refused_in_json_and_a_stream_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "STOPPING", 1)
+    bank = save_writers(tmp_path, "ab", n_positions=2100)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.model_max_length = 2100
+    tokenizer.save_pretrained(tmp_path / "base")
+    bank.save(tmp_path / "bank")
+    words = ["--max-length", "2040", "--max-new-tokens", "2000"]
+    long = {"model": "a", "prompt": PROMPTS[0], "max_tokens": 2000}
+
+    async def call(client):
+        asked = [
+            client.post("/v1/completions", json=long),
+            client.post("/v1/completions", json=long | {"stream": True}),
+            client.post("/v1/generate", json={"adapter": "b", "prompts": PROMPTS, "max_new_tokens": 2000}),
+        ]
+        tasks = [asyncio.create_task(request) for request in asked]
+        await asyncio.sleep(0.5)
+        os.kill(running.process.pid, signal.SIGTERM)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with started(tmp_path / "bank", tmp_path / "log", *words) as running:
+        whole, streamed, generated = ask(call, f"http://127.0.0.1:{running.port}")
+    assert isinstance(streamed, httpx2.RemoteProtocolError)
+    assert (whole.status_code, whole.json()["error"]["message"]) == (503, "the server stops")
+    assert (generated.status_code, generated.json()) == (503, {"error": "the server stops"})
