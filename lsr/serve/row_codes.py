@@ -78,7 +78,9 @@ class RowCodes(WholeRows):
         return bool(outermost.isfinite().all()) and bool((outermost >= 0).all())
 
     def _scales(self, stored: Tensor) -> Tensor:  # (n, columns), uint8 -> (n, groups), bfloat16
-        return stored[:, self.codes :].contiguous().view(torch.bfloat16)
+        # A copy, even of a single row, whose scales are contiguous: after an odd number of bytes they have no view.
+        scale_bytes = stored[:, self.codes :].clone(memory_format=torch.contiguous_format)
+        return scale_bytes.view(torch.bfloat16)
 
 
 def rows_as(precision: str, parts: Sequence[int]) -> WholeRows:

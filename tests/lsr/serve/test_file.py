@@ -7,19 +7,22 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForSequenceClassification
 
 from lsr import AdapterBank, quantize_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import BITS
-from lsr.loading.contents import read_contents
+from lsr.loading.contents import Contents, read_contents
+from lsr.loading.updates import Bases, Update
 from lsr.serve import file
 from tests.kit import refused, said, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.lsr.serve import decoding
 from tests.lsr.serve.sealing import BLANK, digest, parts, seal
-from tests.tiny.models import tiny
+from tests.tiny.models import BERT, tiny, tokens
 from tests.tiny.subjects import DENSE
 
+CORED = "bert.encoder.layer.0.attention.self.query"
 SHOWN = ("diagonal cores on shared bases", "factors", "a head of two modules")
 
 
@@ -103,6 +106,54 @@ def check_nearest(values, steps, exact, bits):
         largest_error = torch.maximum(step / 2, clipped)
         error = (values[name] - value).abs()
         assert (error <= 1.001 * largest_error).all(), name
+
+
+@pytest.mark.parametrize("precision", BITS)
+def test_rows_of_an_odd_number_of_bytes_answer_as_dense_matrices_of_their_values(precision, tmp_path):
+    """Those of full cores of rank 9 and, in 3 bits, of a head of width 72."""
+    bank = AdapterBank(wide_base(), precision=precision)
+    for seed, name in enumerate("ab"):
+        bank.add(name, with_core_of_rank_9(seed))
+    bank.save(tmp_path / "bank")
+    tensors = load_file(tmp_path / "bank" / file.FILE)
+    cores = tensors[f"layers/{CORED}/cores/values"]
+    assert cores.shape[1] % 2 == 1
+    core = decoding.from_codes(cores[1:2].numpy(), (81,), BITS[precision])[0].view(9, 9)
+    weight = decoding.from_codes(tensors["heads/classifier/weight/values"][1:4].numpy(), (72,), BITS[precision])[0]
+    dense = wide_base().double()
+    bases = with_core_of_rank_9(0).updates[CORED].bases
+    with torch.no_grad():
+        dense.get_submodule(CORED).weight += 2 * bases.b.double() @ core @ bases.a.double()
+        dense.classifier.weight.copy_(weight)
+        dense.classifier.bias.copy_(tensors["heads/classifier/bias/values"][1:4].flatten())
+        expected = {rows: dense(**tokens(rows)).logits.float() for rows in (1, 2)}
+    for own in (bank, AdapterBank.load(wide_base(), tmp_path / "bank")):
+        contents = own.contents("a")
+        torch.testing.assert_close(contents.updates[CORED].core, core.float())
+        torch.testing.assert_close(contents.heads["classifier.weight"], weight.float())
+        torch.testing.assert_close(asked(own, ["a"]), expected[1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(asked(own, ["a", "b"])[0], expected[2][0], rtol=1e-5, atol=1e-5)
+
+
+def wide_base():
+    """Return a model of width 72 with the same weights each time."""
+    config = BertConfig(**BERT | {"hidden_size": 72, "num_hidden_layers": 1})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return BertForSequenceClassification(config).eval()
+
+
+def with_core_of_rank_9(seed):
+    """Return an adapter with a core between the same bases for any seed, and a head."""
+    draws = torch.Generator().manual_seed(5)
+    bases = Bases(a=torch.randn(9, 72, generator=draws) / 9, b=torch.randn(72, 9, generator=draws) / 9)
+    draws.manual_seed(seed)
+    heads = {
+        "classifier.weight": torch.randn(3, 72, generator=draws),
+        "classifier.bias": torch.randn(3, generator=draws),
+    }
+    update = Update(bases, 18, torch.randn(9, 9, generator=draws))
+    return Contents("core", {}, {CORED: update}, heads, (".classifier",), None)
 
 
 def damaged(tmp_path, change, is_sealed=True):
