@@ -27,6 +27,7 @@ from lsr.serve.row_pool import BASE_SLOT, RowPool, StoredPool, largest, round_up
 from lsr.serve.shared_adapter import base_with, last_layer, on_plain_base, split
 from lsr.tuner.files import Files
 from lsr.tuner.model import copies_of_a_row
+from lsr.tuner.packing import dtype_name
 from lsr_onnx.answers import Answer, make_answer
 from lsr_onnx.names import BASE, check_labels, is_reserved
 from lsr_onnx.task import check_stop_tokens, validate_task_info
@@ -536,9 +537,10 @@ class AdapterBank(nn.Module):
         self.shared.size += len(self.slots)
         self.wrap(contents.layers, contents.heads)
         for name, (bases, core_size) in contents.bases.items():
-            if not self.layers[name].may_share(bases):
-                raise InputError(f"{name}: its bases hold values that are too large for the rows of all adapters")
-            self.layers[name].set_bases(bases, core_size)
+            layer = self.layers[name]
+            if not layer.may_share(bases):
+                raise InputError(f"{name}: its bases must be finite in {dtype_name(layer.dtype)}, as the base model is")
+            layer.set_bases(bases, core_size)
         self._restore(contents.pools)
         sizes = self.sizes()
         for name, task_info in contents.task_infos.items():

@@ -111,6 +111,11 @@ class BankLayer(PooledModule):
         self.add_pool(SCALING, 1, precision="float32", is_single=True)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the base layer."""
+        return next(self.base.parameters()).dtype
+
+    @property
     def weight(self) -> Tensor:
         """The weight of the base layer, whose dtype T5 reads, and with which Mamba computes itself."""
         return self.base.get_parameter("weight")
@@ -147,10 +152,8 @@ class BankLayer(PooledModule):
         return bases.equals(self.bases)
 
     def may_share(self, bases: Bases) -> bool:
-        """Return whether A x is finite for any input x: rows of other adapters multiply it by zeros."""
-        dtype = next(self.base.parameters()).dtype
-        most = torch.finfo(dtype).max ** 0.5
-        return bool((bases.a.abs() <= most).all())
+        """Return whether bases are finite in the dtype of the base layer: other adapters' rows multiply B by zeros."""
+        return all(bool(side.to(self.dtype).isfinite().all()) for side in (bases.a, bases.b))
 
     def set_bases(self, bases: Bases, core_size: int) -> None:
         """Set the bases, and add a row pool for cores with this many entries."""
@@ -226,12 +229,18 @@ class BankLayer(PooledModule):
         if self.bases is not None:
             a = self.bases.a.to(x.dtype)
             hidden = F.linear(inputs, a)
+            hidden = self._clear_without_core(hidden, slots)
             hidden = self._times_cores(hidden, slots) * scaling
             hidden = hidden.flatten(0, 1).to(total.dtype)
             b = self.bases.b.to(total.dtype)
             summed = torch.addmm(total.flatten(0, 1), hidden, b.T)
             total = summed.view(total.shape)
         return total.view(result.shape)
+
+    def _clear_without_core(self, hidden: Tensor, slots: Tensor) -> Tensor:  # (rows, tokens, rank), (rows,)
+        # In rows without a core A x may overflow, whatever A is, and infinity times a core of zeros is not a number.
+        counts = self.pools[CORES].counts.index_select(0, slots)
+        return torch.where(counts[:, None, None] > 0, hidden, 0)
 
     def _times_cores(self, hidden: Tensor, slots: Tensor) -> Tensor:  # (rows, tokens, rank), (rows,)
         cores = self.pools[CORES].take(slots)  # (rows, 1, entries)

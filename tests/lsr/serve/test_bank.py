@@ -21,7 +21,8 @@ from transformers import (
 
 from lsr import AdapterBank
 from lsr.loading import updates
-from lsr.loading.contents import read_contents
+from lsr.loading.contents import Contents, read_contents
+from lsr.loading.updates import Bases, Update
 from lsr.serve.modules import BankHead
 from lsr.tuner.files import WEIGHTS
 from lsr_onnx.answers import Answer
@@ -345,6 +346,30 @@ def test_weights_that_overflow_are_refused_and_replace_nothing(layer, bank, tmp_
     for name, replace in (("new", False), ("a", True)):
         refused(bank.add, name, folder, replace=replace, says=says)
     assert torch.equal(asked(bank, NAMES), before)
+
+
+@pytest.mark.parametrize("core", ["full", "diagonal"])
+def test_rows_without_a_core_are_those_of_the_base_model_though_its_bases_overflow_for_them(core):
+    base = tiny("bert-wide").half()
+    layer = "bert.encoder.layer.0.attention.self.value"
+    inputs = []
+    hook = base.get_submodule(layer).register_forward_hook(lambda module, args, output: inputs.append(args[0]))
+    with torch.no_grad():
+        expected = base(**tokens(3)).logits
+    hook.remove()
+    entries = inputs[0][2, 5].float()  # a token of the last text
+    largest = torch.finfo(torch.float16).max
+    a = 1.2 * largest / entries.abs().sum() * entries.sign().repeat(2, 1)
+    assert (a @ entries > largest).all()
+    bases = Bases(a=a, b=torch.ones(len(entries), 2))
+    own = 1e-7 * torch.ones(2)
+    bank = AdapterBank(base)
+    update = Update(bases, 1, own.diag() if core == "full" else own)
+    bank.add("core", Contents("core", {}, {layer: update}, {}, (), None))
+    assert bank.layers[layer].bases is not None
+    logits = asked(bank, ["core", "__base__", "__base__"])
+    assert torch.equal(logits[1:], expected[1:])
+    assert logits[0].isfinite().all()
 
 
 def test_a_head_alone_answers_as_peft_does_and_is_no_lora(tmp_path):

@@ -15,6 +15,7 @@ from lsr.algebra.rounding import BITS
 from lsr.loading.contents import Contents, read_contents
 from lsr.loading.updates import Bases, Update
 from lsr.serve import file
+from lsr.tuner.packing import dtype_name
 from tests.kit import refused, said, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.lsr.serve import decoding
@@ -363,17 +364,23 @@ def test_scales_of_codes_that_are_out_of_bounds_are_refused(row, scale, message,
     assert message in refused(AdapterBank.load, tiny("bert-wide"), folder)
 
 
-def test_bases_that_overflow_for_the_rows_of_others_are_refused(saved, tmp_path):
+@pytest.mark.parametrize(
+    ("side", "value", "dtype"),
+    [
+        ("a", 1e300, torch.float32),
+        ("b", 1e300, torch.float32),
+        ("b", 1e5, torch.float16),
+    ],
+)
+def test_bases_that_overflow_in_the_base_model_are_refused(side, value, dtype, saved, tmp_path):
     saved("diagonal cores on shared bases")
-    bases = [name for name in load_file(tmp_path / "bank" / file.FILE) if name.startswith(file.BASES)]
-    a = next(name for name in bases if name.endswith("/a"))
-    folder = damaged(tmp_path, lambda header, tensors: tensors[a][0].fill_(3e38))
-    refused(
-        AdapterBank.load,
-        tiny("bert"),
-        folder,
-        says="its bases hold values that are too large for the rows of all adapters",
+    base = tiny("bert").to(dtype)
+    folder = damaged(
+        tmp_path,
+        lambda header, tensors: reshape(tensors, side, lambda old: torch.full_like(old, value, dtype=torch.float64)),
     )
+    name = QUERY.split("/")[1]
+    refused(AdapterBank.load, base, folder, says=f"{name}: its bases must be finite in {dtype_name(dtype)}")
 
 
 def test_a_bank_of_another_version_is_refused_with_what_to_do(saved, tmp_path):
