@@ -98,6 +98,8 @@ class Contents:
             held = self.heads[key].shape
             if held != shape:
                 raise ValueError(f"{key} of a head is {format_shape(held)}, needed: {format_shape(shape)}")
+        if 0 in outputs:  # a slot of a bank without rows stands for the base model's head
+            raise ValueError("its head has no outputs; at least one is needed")
         if count > MAX_LABELS:
             raise ValueError(f"its head has {count:,} outputs; at most {MAX_LABELS:,} are allowed")
         check_labels((self.task or {}).get("labels"), count)

@@ -162,8 +162,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name; those of a quantized file are dequantized to float32.
 
     Raises:
-        InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite or of an unsupported
-            dtype; names the file.
+        InputError: if it is not a file, or is truncated or corrupt, or a tensor is empty, not finite or of an
+            unsupported dtype; names the file.
     """
     if not path.exists():
         for pickled in map(path.with_name, PICKLES):
@@ -179,6 +179,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.dtype not in DTYPES:
             needed = ", ".join(map(dtype_name, DTYPES))
             raise InputError(f"{path}: {name} holds values of {dtype_name(tensor.dtype)}; needed: {needed}")
+        if tensor.numel() == 0:
+            raise InputError(f"{path}: {name} has no entries")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors

@@ -184,6 +184,23 @@ def test_what_cannot_be_read_back_is_not_written(words, part, value, message, be
     assert sorted(beside.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bank", "--from", "adapter"],
+        ["export", "adapter", "--to", "lora"],
+        ["export", "adapter", "--to", "merged"],
+        ["quantize", "adapter", "--to", "8bit"],
+        ["compress", "adapter"],
+    ],
+)
+def test_a_head_without_rows_is_refused(words, beside):
+    made = load_file("adapter/" + WEIGHTS)
+    edit("adapter/" + WEIGHTS, **{key: value[:0] for key, value in made.items() if "classifier" in key})
+    refused(main, [*words, "-o", "out"], says="has no entries")
+    assert not (beside / "out").exists()
+
+
 def misfit(folder):
     raise InputError(f"{folder}: does not fit")
 

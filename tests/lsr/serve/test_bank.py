@@ -3,6 +3,7 @@
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace as changed
 
 import pytest
 import torch
@@ -293,6 +294,16 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(kind, field
     refused(bank.add, "new", kind(tmp_path / "new", **fields), says=message)
     assert torch.equal(asked(bank, ["a", "b", "c"]), before)
     assert bank.names == ["a", "b", "c"]
+
+
+def test_a_head_without_rows_is_refused_and_replaces_nothing(bank, folders):
+    before = asked(bank, ["a", "b", "c"])
+    contents = read_contents(folders("cores") / "a")
+    empty = {name: value[:0] for name, value in contents.heads.items()}
+    for name, replace in (("new", False), ("a", True)):
+        says = "its head has no outputs; at least one is needed"
+        refused(bank.add, name, changed(contents, heads=empty), replace=replace, says=says)
+    assert torch.equal(asked(bank, ["a", "b", "c"]), before)
 
 
 def test_factors_of_wider_layers_are_refused_before_a_and_b_are_computed_of_them(bank, tmp_path, monkeypatch):
