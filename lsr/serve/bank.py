@@ -343,14 +343,16 @@ class AdapterBank(nn.Module):
         shared = self.shared
         with shared.one_thread:
             of_rows = torch.tensor([self._slot(name) for name in names], dtype=torch.int64)
-            slots = of_rows.repeat_interleave(copies).to(next(self.model.parameters()).device)
+            slots = of_rows.to(next(self.model.parameters()).device)
             shared.rank = largest(self._direction_pools(), slots)
             shared.outputs = largest(self._label_pools(), slots)
             shared.slots = slots
+            shared.copied_slots = slots.repeat_interleave(copies)
             try:
                 yield
             finally:
                 shared.slots = None
+                shared.copied_slots = None
 
     def forward(
         self,
@@ -375,7 +377,8 @@ class AdapterBank(nn.Module):
         **kwargs: Any,
     ) -> Any:
         """Call the model's `generate` with one adapter name per prompt, which holds for all its beams or answers."""
-        with self._pass_batch(adapter_names, (*args, *kwargs.values()), copies_of_a_row(kwargs)):
+        given = (*args, *kwargs.values())
+        with self._pass_batch(adapter_names, given, copies_of_a_row(self.model, given, kwargs)):
             return self.model.generate(*args, **kwargs)
 
     def head_inputs(self, **inputs: Any) -> Tensor:  # (rows, width)

@@ -45,9 +45,19 @@ class BatchState:
     labels: int  # number of labels of the base model
     size: int = 1  # number of slots, including the slot BASE_SLOT
     slots: Tensor | None = None  # (rows,), while a batch passes through the bank
+    copied_slots: Tensor | None = None  # (rows,), in generation for each beam or answer
     rank: int = 0  # upper bound of the ranks in this batch, which a layer computes for each row
     outputs: int = 0  # likewise of the labels in their heads
     one_thread: Any = field(default_factory=RLock)
+
+    def slots_of(self, rows: int) -> Tensor | None:  # (rows,)
+        """Return the slots of as many rows as a module is called with; None while no batch passes.
+
+        In generation, an encoder is called with the rows of the batch, and a decoder with consecutive copies of each.
+        """
+        if self.slots is None or rows == len(self.slots):
+            return self.slots
+        return self.copied_slots
 
 
 class PooledModule(nn.Module):
@@ -210,7 +220,7 @@ class BankLayer(PooledModule):
     ) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""
         result: Tensor = self.base(x, *args, **kwargs)
-        slots = self.shared.slots
+        slots = self.shared.slots_of(len(x))
         if slots is None:
             return result
         total = result.reshape(len(x), -1, self.m)
@@ -325,7 +335,7 @@ class BankHead(PooledModule):
     ) -> Any:
         """Apply each row's own module, all rows in one batched call."""
         of_base = self.base(x, *args, **kwargs)
-        slots = self.shared.slots
+        slots = self.shared.slots_of(len(x))
         if slots is None:
             return of_base
 

@@ -1,7 +1,7 @@
 """LsrModel: inserts LSR layers into a model, as PEFT's own methods do."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import GenerationConfig
 
 from lsr.algebra.separable import FactorShapes
 from lsr.errors import check_held, wrap_errors
@@ -133,7 +134,7 @@ class LsrModel(MultiLayerHeadTuner):
             raise ValueError("adapter_names is for evaluation only: call eval() on the model first")
         if any(layer.merged for layer in find_lsr_layers(self).values()):
             raise ValueError("adapter_names: adapters are merged into the base weights; call unmerge_adapter() first")
-        choose = partial(_choose, names, copies_of_a_row(kwargs))
+        choose = partial(_choose, names, copies_of_a_row(self.model, [*args, *kwargs.values()], kwargs))
         with ExitStack() as hooks:
             for module in self.modules():
                 if isinstance(module, LsrLinear | AuxiliaryTrainingWrapper):
@@ -263,8 +264,16 @@ def _choose(
     return args, {**kwargs, "adapter_names": [name for name in names for _ in range(rows // len(names))]}
 
 
-def copies_of_a_row(arguments: Fields) -> int:
-    """Return how many rows `generate` makes of each input row, given its arguments: beams or returned sequences."""
-    given = arguments.get("generation_config")
-    counts = [arguments.get(name) or getattr(given, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
+def copies_of_a_row(model: nn.Module, arguments: Iterable[Any], options: Fields) -> int:
+    """Return how many rows a model's `generate` makes of each input row: one per beam or returned sequence.
+
+    `arguments` are all arguments of the call, and `options` those given by name. As in transformers, these precede a
+    configuration among the arguments, and that precedes the model's own.
+    """
+    given = [value for value in arguments if isinstance(value, GenerationConfig)]
+    configurations = [*given, getattr(model, "generation_config", None)]
+    counts = []
+    for name in ("num_beams", "num_return_sequences"):
+        values = [options.get(name), *(getattr(own, name, None) for own in configurations)]
+        counts.append(next(filter(None, values), 1))
     return max(counts)

@@ -16,7 +16,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     T5Config,
+    T5ForConditionalGeneration,
     T5ForSequenceClassification,
 )
 
@@ -211,6 +213,53 @@ def test_beams_and_answers_of_a_prompt_share_its_adapter(folders):
     mixed = bank.generate(ids, adapter_names=["a", "b"], **options)
     for row, name in enumerate("ab"):
         alone = PeftModel.from_pretrained(tiny("gpt2-causal"), str(folder / name)).generate(ids, **options)
+        assert torch.equal(mixed[2 * row : 2 * row + 2], alone[2 * row : 2 * row + 2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}],
+)
+def test_an_encoder_decoder_generates_with_each_adapter_what_peft_does(options, tmp_path):
+    sizes = {"d_model": 24, "d_kv": 12, "d_ff": 40, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    config = T5Config(**sizes, vocab_size=64, eos_token_id=2, decoder_start_token_id=0, pad_token_id=0)
+    base = T5ForConditionalGeneration(config).eval()
+    ids = tokens(2)["input_ids"]
+    bank = AdapterBank(copy.deepcopy(base))
+    alone = {}
+    for seed, name in enumerate("ab"):
+        lora = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q", "v"])
+        alone[name] = stir(get_peft_model(copy.deepcopy(base), lora), seed).eval()
+        alone[name].save_pretrained(tmp_path / name)
+        bank.add(name, tmp_path / name)
+    mixed = bank.generate(ids, adapter_names=["a", "b"], max_new_tokens=4, **options)
+    count = len(mixed) // 2
+    for row, name in enumerate("ab"):
+        expected = alone[name].generate(input_ids=ids, max_new_tokens=4, **options)
+        own = slice(count * row, count * (row + 1))
+        assert torch.equal(mixed[own], expected[own])
+
+
+@pytest.mark.parametrize("place", ["model", "option", "argument"])
+def test_beams_of_a_generation_config_share_the_adapter_of_their_prompt(place, folders):
+    folder = folders("no head")
+    bank = filled(folder, "gpt2-causal")
+    ids = tokens(2)["input_ids"][:, :5]
+    lengths = {"max_new_tokens": 4, "pad_token_id": 0}
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    config = GenerationConfig(**lengths, **beams)
+    arguments = [ids]
+    options = {}
+    if place == "model":
+        bank.model.generation_config.update(**beams)
+        options = lengths
+    elif place == "option":
+        options = {"generation_config": config}
+    else:
+        arguments.append(config)
+    mixed = bank.generate(*arguments, adapter_names=["a", "b"], **options)
+    for row, name in enumerate("ab"):
+        alone = PeftModel.from_pretrained(tiny("gpt2-causal"), str(folder / name)).generate(ids, **lengths, **beams)
         assert torch.equal(mixed[2 * row : 2 * row + 2], alone[2 * row : 2 * row + 2])
 
 

@@ -227,6 +227,20 @@ def test_heads_that_were_trained_whole_go_with_their_adapter(pair):
     assert_close(row, logits(pair)[2])
 
 
+def test_beams_of_the_models_own_configuration_share_the_adapter_of_their_prompt():
+    model = Subject("gpt2-causal").with_two()
+    ids = tokens(2)["input_ids"][:, :5]
+    lengths = {"max_new_tokens": 4, "pad_token_id": 0}
+    names = ["second", "default"]
+    expected = []
+    for row, name in enumerate(names):
+        model.set_adapter(name)
+        expected.append(model.generate(input_ids=ids, num_beams=3, **lengths)[row])
+    model.generation_config.num_beams = 3
+    mixed = model.generate(input_ids=ids, adapter_names=names, **lengths)
+    assert torch.equal(mixed, torch.stack(expected))
+
+
 def test_names_that_do_not_go_are_refused_and_leave_the_model_usable(pair):
     before = logits(pair)
     wrong = ["default", "secnod", "default", "default"]
