@@ -15,7 +15,7 @@ import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def unpack(stored: Tensors) -> dict[str, Tensor]:
         left["values"] = _part(stored, "values", count, WHOLE[precision]).float()
     else:
         bits = BITS[precision]
-        packed = _part(stored, "values", ceil(count * bits / 8), torch.uint8)
+        packed = _part(stored, "values", -(-count * bits // 8), torch.uint8)
         groups = _groups(rooms)  # there are at most as many as codes, whose number is checked
         scales = _part(stored, "scales", len(groups), torch.bfloat16)
         codes = from_bytes(packed, bits, count)

@@ -1,7 +1,10 @@
 """An adapter's tensors in a few tensors of a file: what comes back, and how large it is."""
 
+import json
+import zlib
 from math import prod
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,3 +54,13 @@ def test_tensors_of_less_than_a_group_are_in_bfloat16():
     assert stored["small"].shape == (11,)
     assert all(torch.equal(actual[name], small[name].bfloat16().float()) for name in ("bias", "core"))
     assert len(actual["a"].unique()) == 4
+
+
+@pytest.mark.parametrize("shape", [[10**400], 8 * [10**300], 8 * [2**40], 8 * [10**4000]])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_index_of_more_entries_than_any_memory_has_is_refused(shape, precision):
+    stored = pack({"a": tensor((1, 64))}, precision)
+    text = json.dumps([precision, {"a": ["values", *shape]}]).encode()
+    index = torch.tensor(list(zlib.compress(text)), dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"the index has|limit"):
+        unpack({**stored, "index": index})
