@@ -452,7 +452,8 @@ class AdapterBank(nn.Module):
     def contents(self, name: str) -> Contents:
         """Return a copy of an adapter that `add` accepts; it is relative to the shared adapter, if there is one.
 
-        Or of the entry of a group, which `add_groups` accepts.
+        Or of the entry of a group, which `add_groups` accepts. All copies have the bases of the bank itself: changing
+        their entries in place would change the bank.
 
         Raises:
             InputError: if the bank has no adapter of this name.

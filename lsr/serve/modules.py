@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, NamedTuple, Self, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,14 @@ class BatchState:
     rank: int = 0  # upper bound of the ranks in this batch, which a layer computes for each row
     outputs: int = 0  # likewise of the labels in their heads
     one_thread: Any = field(default_factory=RLock)
+    all_bases: WeakSet[Bases] = field(default_factory=WeakSet)  # those of all layers
+
+    def own(self, bases: Bases) -> Bases:
+        """Return equal bases of a layer of the bank or, if there are none, a copy that only the bank has."""
+        for own in self.all_bases:
+            if own.equals(bases):
+                return own
+        return Bases(a=bases.a.detach().clone(), b=bases.b.detach().clone())
 
     def slots_of(self, rows: int) -> Tensor | None:  # (rows,)
         """Return the slots of as many rows as a module is called with; None while no batch passes.
@@ -156,7 +165,7 @@ class BankLayer(PooledModule):
     def _takes(self, bases: Bases, core_size: int) -> bool:
         """Return whether cores between these bases can be stored here; the first suitable bases are adopted."""
         if self.bases is None and self.may_share(bases):
-            self.set_bases(bases, core_size)
+            self.set_bases(self.shared.own(bases), core_size)
         if self.bases is None or core_size != self.core_size:
             return False
         return bases.equals(self.bases)
@@ -172,6 +181,7 @@ class BankLayer(PooledModule):
         self.add_pool(CORES, core_size, is_single=True)
         self.bases = moved
         self.core_size = core_size
+        self.shared.all_bases.add(moved)
 
     def check_counts(self) -> None:
         """Check that each slot has a scaling and either directions or a core, or nothing.

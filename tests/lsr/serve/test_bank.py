@@ -32,7 +32,7 @@ from lsr_onnx.answers import Answer
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.tiny.models import DECODER, tiny, tokens
-from tests.tiny.subjects import BASES
+from tests.tiny.subjects import BASES, SHARED
 from tests.tiny.training import stir
 
 NAMES = ["b", "__base__", "c", "a", "b"]
@@ -353,6 +353,23 @@ def test_a_head_without_rows_is_refused_and_replaces_nothing(bank, folders):
         says = "its head has no outputs; at least one is needed"
         refused(bank.add, name, changed(contents, heads=empty), replace=replace, says=says)
     assert torch.equal(asked(bank, ["a", "b", "c"]), before)
+
+
+def test_a_bank_has_bases_of_its_own_once_for_all_layers_that_share_them(tmp_path):
+    save(tmp_path / "a", **SHARED)
+    bank = AdapterBank(tiny("bert"))
+    bank.add("a", tmp_path / "a")
+    contents = bank.contents("a")
+    other = AdapterBank(tiny("bert"))
+    other.add("a", contents)
+    expected = asked(other, ["a", "__base__"])
+    layers = list(other.layers.values())
+    assert len({layer.bases for layer in layers}) == len({update.bases for update in contents.updates.values()}) == 2
+    for update in contents.updates.values():
+        update.bases.a.zero_()
+    assert torch.equal(asked(other, ["a", "__base__"]), expected)
+    read = read_contents(tmp_path / "a")
+    assert all(torch.equal(other.layers[name].bases.a, update.bases.a) for name, update in read.updates.items())
 
 
 def test_factors_of_wider_layers_are_refused_before_a_and_b_are_computed_of_them(bank, tmp_path, monkeypatch):
