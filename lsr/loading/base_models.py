@@ -157,15 +157,21 @@ def locate(fields: Fields, base: str | None) -> tuple[str, str | None]:
     name = base if base is not None else fields.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise NoBaseError(f"{CONFIG}: base_model_name_or_path names no base model; name it with --base")
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub repository's name starts like this
+    if name.startswith((".", "/", "~")) and not _is_folder(name):  # no hub repository's name starts like this
         raise NoBaseError(f"base model {name}: no such folder")
-    if base is not None or Path(name).is_dir():
+    if base is not None or _is_folder(name):
         return name, None
     revision = fields.get("revision")
     folder = _find_package(name, revision)
     if folder is None:
         return name, revision
     return folder, None
+
+
+def _is_folder(name: str) -> bool:
+    with suppress(OSError):  # raised for a name that is longer than the system allows
+        return Path(name).is_dir()
+    return False
 
 
 def _find_package(name: str, revision: str | None) -> str | None:

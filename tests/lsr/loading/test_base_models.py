@@ -73,6 +73,8 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "pickles": (pickled, "base model ./base: cannot be loaded (needed: a folder or hub"),
     "code": (with_code, "base model ./base: cannot be loaded (needed: a folder or hub"),
     "nowhere": (named("nowhere/no-such-model"), "base model nowhere/no-such-model: cannot be loaded (needed"),
+    "a long name": (named(3000 * "x"), "base model xxx"),
+    "a long path": (named("./" + 3000 * "x"), "no such folder"),
     "a function": (
         of_no_task(parent_library="transformers.utils.hub", base_model_class="cached_file"),
         "transformers.utils.hub.cached_file, which is not a model of transformers",
