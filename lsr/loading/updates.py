@@ -2,9 +2,10 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from math import isfinite, sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from peft import LoraConfig
@@ -43,8 +44,14 @@ EMPTY = torch.empty(0, 0)  # stands for a missing factor
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
+Change = Callable[[Tensor], Tensor]  # changes a tensor, for example by a copy to another device
+
+
 class Bases(nn.Module):
-    """A (r, n) and B (m, r), which layers of one group may share; a module, so that moving it keeps them shared."""
+    """A (r, n) and B (m, r), which layers of one group may share; a module, so that moving it keeps them shared.
+
+    Its dtype stays when the model around it is converted to another.
+    """
 
     a: Tensor
     b: Tensor
@@ -53,6 +60,10 @@ class Bases(nn.Module):
         super().__init__()
         self.register_buffer("a", a)
         self.register_buffer("b", b)
+
+    def _apply(self, fn: Change, recurse: bool = True) -> Self:
+        device = find_device(fn, self.a)
+        return super()._apply(lambda tensor: tensor.to(device), recurse)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,6 +77,11 @@ class Bases(nn.Module):
         if not self.a.equal(other.a.to(self.a)):
             return False
         return self.b.equal(other.b.to(self.b))
+
+
+def find_device(change: Change, tensor: Tensor) -> torch.device:
+    """Return the device to which a change moves a tensor; needs no memory."""
+    return change(tensor.new_empty(0)).device
 
 
 class Update(NamedTuple):

@@ -72,7 +72,6 @@ class AdapterBank(nn.Module):
         self.groups: dict[str, Version] = {}  # entries for groups of tenants, by the names of group_names
         self.layers: dict[str, BankLayer] = {}  # layers by the name of the module that each wraps
         self.heads: dict[str, BankHead] = {}
-        self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
         self.slots: dict[str, int] = {}  # index of each adapter in the row pools: 1, 2, ..., without a gap
 
     @classmethod
@@ -117,10 +116,12 @@ class AdapterBank(nn.Module):
     @property
     def nbytes(self) -> int:
         """The bytes of all adapters, without the base model."""
-        tensors = list(self.model.buffers())  # includes the bases
+        tensors = list[Tensor]()
         for pool in self.pools().values():
             tensors += pool.tensors()
-        return sum(tensor.nbytes for tensor in tensors) - self._base_bytes
+        for bases in {layer.bases for layer in self.layers.values() if layer.bases is not None}:
+            tensors += [bases.a, bases.b]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def pools(self) -> dict[str, RowPool]:
         """Return the row pools of layers and heads by their names in a file."""
@@ -365,7 +366,7 @@ class AdapterBank(nn.Module):
         The logits have as many columns as the largest head; `answers` selects the columns of each row.
 
         Raises:
-            InputError: if there is not one name per row, or a name is unknown.
+            InputError: if there is no tensor or not one name per row, or a name is unknown.
         """
         with self._pass_batch(adapter_names, (*args, *kwargs.values())):
             return self.model(*args, **kwargs)
@@ -376,7 +377,10 @@ class AdapterBank(nn.Module):
         adapter_names: Sequence[str],
         **kwargs: Any,
     ) -> Any:
-        """Call the model's `generate` with one adapter name per prompt, which holds for all its beams or answers."""
+        """Call the model's `generate` with one adapter name per prompt, which holds for all its beams or answers.
+
+        The errors are those of `forward`.
+        """
         given = (*args, *kwargs.values())
         with self._pass_batch(adapter_names, given, copies_of_a_row(self.model, given, kwargs)):
             return self.model.generate(*args, **kwargs)

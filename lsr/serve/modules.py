@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from lsr.init.passes import widths
 from lsr.loading.contents import by_label
-from lsr.loading.updates import Bases, Update
-from lsr.serve.row_pool import Change, RowPool
+from lsr.loading.updates import Bases, Change, Update, find_device
+from lsr.serve.row_pool import RowPool
 from lsr.tuner.forms import SMALL
 from lsr_onnx.task import MAX_LABELS
 
@@ -93,14 +93,15 @@ class PooledModule(nn.Module):
             is_single=is_single,
         )
         first = next(iter(self.base.state_dict().values()))
-        pool.convert(lambda tensor: tensor.to(first.device))
+        pool.move_to(first.device)
         self.pools[name] = pool
 
     def _apply(self, fn: Change, recurse: bool = True) -> Self:
-        # Row pools move with the module. They are not its buffers, as torch compiles anew for each size of a buffer.
+        # Row pools move with the module, but keep their dtypes, which a bank's file has, whatever the base model's is.
+        # They are not its buffers, as torch compiles anew for each size of a buffer.
         super()._apply(fn, recurse)
         for pool in self.pools.values():
-            pool.convert(fn)
+            pool.move_to(find_device(fn, pool.values))
         return self
 
     @property
@@ -281,11 +282,15 @@ class BankHead(PooledModule):
 
     def __init__(self, base: nn.Module, shared: BatchState) -> None:
         super().__init__(base, shared)
-        self.like = dict[str, Tensor]()  # shapes and dtypes only: tensors on the device "meta"
-        for name, value in base.state_dict().items():
-            self.like[name] = value.detach().to("meta")
+        self.like = _outline(base)
+        for name, value in self.like.items():
             self.add_pool(name, _as_rows(value).shape[1])
         self.labelled = by_label(self.like, shared.labels)
+
+    def _apply(self, fn: Change, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.like = _outline(self.base)  # all heads compute in the dtype of the base model
+        return self
 
     @property
     def _counted(self) -> RowPool:
@@ -374,6 +379,11 @@ class BankHead(PooledModule):
             rows = pool.take(slots, most)
             states[name] = self._reshape(name, rows)
         return states
+
+
+def _outline(module: nn.Module) -> dict[str, Tensor]:
+    """Return tensors with the names, shapes and dtypes of a module's, on the device "meta": without values."""
+    return {name: value.detach().to("meta") for name, value in module.state_dict().items()}
 
 
 def _as_rows(value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 A row is, for example, a direction of a low-rank update, a core, or the weights of a label in a head.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -18,9 +18,6 @@ ZERO_ROW = 0  # the row of zeros, for adapters that have fewer rows than others
 # Both are small, so that a bank takes the memory of a new one with the same adapters, whatever it held before.
 ROOM = 1 + 1 / 40  # rows of a pool after it has grown or shrunk, for each one in use
 MAX_ROOM = 1 + 1 / 20  # likewise before it shrinks
-
-
-Change = Callable[[Tensor], Tensor]  # changes a tensor, for example by a copy to another device
 
 
 class StoredPool(NamedTuple):
@@ -72,14 +69,14 @@ class RowPool:
             self.form.lengths,
         ]
 
-    def convert(self, change: Change) -> None:
-        """Apply `change` to each tensor, for example to copy it to another device."""
-        self.values = change(self.values)
-        self.firsts = change(self.firsts)
-        self.counts = change(self.counts)
-        self.steps = change(self.steps)
+    def move_to(self, device: torch.device) -> None:
+        """Move all tensors to a device."""
+        self.values = self.values.to(device)
+        self.firsts = self.firsts.to(device)
+        self.counts = self.counts.to(device)
+        self.steps = self.steps.to(device)
         self._reserved_steps = self.steps
-        self.form.lengths = change(self.form.lengths)
+        self.form.lengths = self.form.lengths.to(device)
         self._mark_dynamic()
 
     def take(self, slots: Tensor, most: int | None = None) -> Tensor:  # (n,) -> (n, most or fewer, width)

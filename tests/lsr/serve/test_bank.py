@@ -26,6 +26,7 @@ from lsr import AdapterBank
 from lsr.loading import updates
 from lsr.loading.contents import Contents, read_contents
 from lsr.loading.updates import Bases, Update
+from lsr.serve.file import FILE
 from lsr.serve.modules import BankHead
 from lsr.tuner.files import WEIGHTS
 from lsr_onnx.answers import Answer
@@ -370,6 +371,38 @@ def test_a_bank_has_bases_of_its_own_once_for_all_layers_that_share_them(tmp_pat
     assert torch.equal(asked(other, ["a", "__base__"]), expected)
     read = read_contents(tmp_path / "a")
     assert all(torch.equal(other.layers[name].bases.a, update.bases.a) for name, update in read.updates.items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "8bit"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_bank_is_converted_with_its_base_model_and_saved_as_before(dtype, precision, tmp_path):
+    save(tmp_path / "core", "bert-wide", **BASES)
+    save_lora(tmp_path / "lora", "bert-wide", seed=2)
+    bank = AdapterBank(tiny("bert-wide"), precision=precision)
+    for name in ("core", "lora"):
+        bank.add(name, tmp_path / name)
+    bank.save(tmp_path / "before")
+    size = bank.nbytes
+    bank.to(dtype)
+    names = ["core", "lora", "__base__"]
+    rounding = 1e-5 if dtype is torch.float64 else 0.05
+    for row, name in enumerate(names):
+        written = None
+        if name != "__base__":
+            AdapterBank.load(tiny("bert-wide"), tmp_path / "before").write(name, tmp_path / "plain" / name)
+            written = tmp_path / "plain" / name
+        expected = says("bert-wide", written, len(names))[row]
+        answer = asked(bank, names)[row]
+        assert answer.dtype is dtype
+        assert_close(answer.double(), expected, rtol=rounding, atol=rounding)
+    assert bank.nbytes == size
+    bank.save(tmp_path / "after")
+    files = [tmp_path / folder / FILE for folder in ("before", "after")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    bank.add("more", tmp_path / "lora")
+    answers = asked(bank, ["lora", "more"], 2)
+    more = asked(bank, ["more", "lora"], 2)
+    assert torch.equal(answers, more)
 
 
 def test_factors_of_wider_layers_are_refused_before_a_and_b_are_computed_of_them(bank, tmp_path, monkeypatch):
