@@ -338,7 +338,10 @@ class AdapterBank(nn.Module):
         copies: int = 1,
     ) -> Iterator[None]:
         # While a batch passes, other threads wait.
-        rows = len(next(filter(torch.is_tensor, given)))
+        batch = next(filter(torch.is_tensor, given), None)
+        if batch is None or batch.dim() == 0:
+            raise InputError("needed: inputs of the model as tensors with one row per text, such as input_ids")
+        rows = len(batch)
         if len(names) != rows:
             raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {len(names)}")
         shared = self.shared

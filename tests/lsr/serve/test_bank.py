@@ -326,6 +326,8 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
     refused(bank.add, "new", folders("cores") / "nothing", says="no such folder")
     refused(bank, **tokens(), says="adapter_names: needed: one name per row, 4, '__base__' for none, got 0")
     refused(asked, bank, ["a", "b", "c"], 4, says="one name per row, 4, '__base__' for none, got 3")
+    refused(bank, adapter_names=["a"], says="needed: inputs of the model as tensors with one row per text")
+    refused(bank.generate, adapter_names=["a"], says="needed: inputs of the model as tensors with one row per text")
     refused(AdapterBank, tiny("bert"), precision="5bit", says="precision must be one of float32")
 
 
