@@ -26,6 +26,7 @@ SCORE = "best_score"
 DONE = ("", "Success")  # states: of an experiment in the workspace, and in the queue
 METRICS = ("score", "read", "adapter_trained")  # columns of the table here, in addition to the params that differ
 KEPT = f"{NAME}|rev$|{STATE}|{'|'.join(METRICS)}|(adapter|model|seed)$"
+ALWAYS = f"^({STATE}|{SCORE})$"  # columns that DVC leaves out if they are empty in all rows, without --keep
 DROPPED = r"[^.]*(/|$)|params.yaml$"  # names of params alone have a dot
 WORKSPACE = "workspace"
 NOT_RUN = "not run"
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         since = ["--all-commits"] * options.all_commits
         if options.best:
             data = read_yaml(PARAMS).get("data")
-            name, reason = best(read_experiments(*since, "--precision", "10"), str(data))
+            name, reason = best(read_experiments(*since, "--precision", "10", "--keep", ALWAYS), str(data))
             print(name)
             console.note(reason)
         else:
@@ -85,7 +86,8 @@ def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
     is_done = named[STATE].isin(DONE)
     unknown = pd.Series("", named.index)
     is_here = named.get(DATA, unknown) == data
-    scores = pd.to_numeric(named[SCORE], errors="coerce")  # none where only a part of the stages has run
+    # There are no scores where only a part of the stages has run, and no such column before the first run.
+    scores = pd.to_numeric(named.get(SCORE, unknown), errors="coerce")
     left_out = Counter(named[STATE][~is_done].str.lower())
     left_out["of other data"] = int((is_done & ~is_here).sum())
     left_out["without a score"] = int((is_done & is_here & scores.isna()).sum())
