@@ -12,7 +12,7 @@ from pathlib import Path
 from charset_normalizer import CharsetMatch, from_bytes
 
 from pipeline.core.errors import UserError
-from pipeline.data import excel, files, opening
+from pipeline.data import excel, files, letters, opening
 from pipeline.params.sources import CSV, EXCEL, ONLY_FOR, SEPARATED, TEXTUAL, Split, TableSource, ending_of
 
 MARKS = {  # byte order marks; UTF-32's begins with UTF-16's
@@ -27,10 +27,10 @@ ENCODINGS = [
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "mac_roman", "koi8_r"),
     *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
 ]
+PREFERENCE = 0.7  # nats by which an encoding in this list is less likely than the one before it
 JAPANESE = ("cp932", "euc_jp")
 SAMPLE = 65_536  # bytes of lines that are not UTF-8
 HIRAGANA = re.compile("[\u3041-\u3096]")
-BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 MIN_HIRAGANA = 0.1  # smallest share of hiragana among the non-ASCII characters of a Japanese text
 WORD = re.compile(r"\w*[^\W\x00-\x7f]\w*")  # a word with a character beyond ASCII
 DELIMITERS = {",": "commas", ";": "semicolons", files.TAB: "tabs", "|": "vertical bars"}
@@ -188,19 +188,20 @@ def _likeliest(sample: bytes) -> str:
     return ENCODINGS[_preference(best)]
 
 
-def _misfit(match: CharsetMatch) -> tuple[bool, float, int]:
-    """Return a sort key, lower for encodings that fit better: first the mess of the decoded text, in hundredths.
+def _misfit(match: CharsetMatch) -> tuple[bool, float]:
+    """Return a sort key, lower for encodings that fit better: first the surprise of the decoded text, in nats.
 
-    Ties go to the more usual encoding. Every Japanese text has hiragana, and hardly any misread one does: without this
-    criterion, charset-normalizer takes Japanese texts for Korean or Chinese.
+    It is that of the letters of the language that fits best. The mess that charset-normalizer finds, as a share of the
+    characters, distinguishes Chinese from Korean; of near ties, the more usual encoding wins. Every Japanese text has
+    hiragana, and hardly any misread one does: without this criterion, Japanese texts are taken for Korean or Chinese.
     """
     text = str(match)
-    beyond = BEYOND_ASCII.findall(text)
+    beyond = letters.BEYOND_ASCII.findall(text)
     hiragana = HIRAGANA.findall(text)
     has_hiragana = len(hiragana) >= MIN_HIRAGANA * len(beyond)
     is_japanese = match.encoding in JAPANESE and has_hiragana
-    mess = round(match.chaos, 2)
-    return not is_japanese, mess, _preference(match)
+    mess = letters.MISFIT * match.chaos * len(beyond)
+    return not is_japanese, letters.misfit(text) + mess + PREFERENCE * _preference(match)
 
 
 def _preference(match: CharsetMatch) -> int:

@@ -20,6 +20,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, excel, opening, recognition, sources
 from pipeline.params.sources import TableSource
+from pipeline.params.yaml_file import read_yaml
 from tests.kit import refused, write
 from tests.pipeline.data.rows import CLASSES, frames, row_of
 
@@ -47,6 +48,12 @@ ENCODED = [
 ]  # fmt: skip
 COMPRESSED = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
 COMPRESSED["zst"] = lambda content: pa.compress(content, "zstd", asbytes=True)
+
+
+EVERYDAY = read_yaml(Path(__file__).parent / "sentences.yaml")
+LANGUAGES = [(encoding, language) for encoding in EVERYDAY for language in EVERYDAY[encoding]]
+# Those that three lines may not tell apart from the more usual encoding: their letters are few, or also Icelandic.
+AMBIGUOUS = {("cp1254", "Turkish"): 1, ("mac_roman", "German"): 4, ("mac_roman", "Danish"): 9}
 
 
 def table_of(language, breaks="\n"):
@@ -89,6 +96,24 @@ def test_encoding_and_delimiter_are_recognized(tmp_path, encoding, language, del
     expected = pd.read_csv(path, encoding=encoding, sep=delimiter, dtype=str, keep_default_na=False)
     assert cells(path) == of_pandas(expected)
     assert len(expected) == ROWS
+
+
+@pytest.mark.parametrize(("encoding", "language"), [*LANGUAGES, ("mac_roman", "German"), ("mac_roman", "Danish")])
+def test_everyday_sentences_are_read_in_their_encoding_eight_lines_always_and_three_nearly_so(
+    tmp_path, encoding, language
+):
+    sentences = next(texts[language] for texts in EVERYDAY.values() if language in texts).splitlines()
+    assert len(sentences) == 30
+    wrong = dict.fromkeys((3, 8, 15, 30), 0)
+    path = tmp_path / "text.csv"
+    for count in wrong:
+        for first in range(30 if count < 30 else 1):
+            lines = ["text", *(sentences * 2)[first : first + count], ""]
+            path.write_text("\n".join(lines), encoding=encoding)
+            recognized = recognition.encoding_of(path)
+            wrong[count] += path.read_text(encoding=recognized) != path.read_text(encoding=encoding)
+    assert wrong[3] <= AMBIGUOUS.get((encoding, language), 0)
+    assert not any(wrong[count] for count in (8, 15, 30))
 
 
 @pytest.mark.parametrize("name", ["table.tsv", "table.txt", "TABLE.TSV"])
