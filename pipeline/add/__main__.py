@@ -26,7 +26,7 @@ from pipeline.add.columns import Choice, infer_entry
 from pipeline.add.spellings import notes_of_names
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, fraction, warn_without_identity
-from pipeline.core.errors import UserError, as_user_error
+from pipeline.core.errors import UserError
 from pipeline.data import datasets, opening, recognition, sources
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.reading import check_entries
@@ -39,7 +39,6 @@ from pipeline.params.sources import (
     TEXTUAL,
     Split,
     TableSource,
-    check_encoding,
     ending_of,
 )
 from pipeline.params.validation import validate
@@ -155,13 +154,7 @@ def _source(files: Mapping[Split, Path], encoding: str | None, sheet: str | None
     Raises:
         UserError: if a file cannot be read, the files differ in encoding or delimiter, or an option has no effect.
     """
-    if encoding is not None:
-        with as_user_error(ValueError, before="--encoding: "):
-            check_encoding(encoding)
-    if sheet is not None and EXCEL not in map(ending_of, files.values()):
-        raise UserError(f"--sheet: has no effect; it is for {EXCEL}")
-    if encoding is not None and not any(ending_of(path) in TEXTUAL for path in files.values()):
-        raise UserError(f"--encoding: has no effect; it is for {', '.join(TEXTUAL)}")
+    recognition.check_options(files.values(), encoding, sheet)
     parts = dict[Split, TableSource]()
     for split, path in files.items():
         of_text = encoding if ending_of(path) in TEXTUAL else None

@@ -5,15 +5,25 @@ The results become keys of a source, by which later stages read the file without
 
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain, islice
 from pathlib import Path
 
 from charset_normalizer import CharsetMatch, from_bytes
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, as_user_error
 from pipeline.data import excel, files, letters, opening
-from pipeline.params.sources import CSV, EXCEL, ONLY_FOR, SEPARATED, TEXTUAL, Split, TableSource, ending_of
+from pipeline.params.sources import (
+    CSV,
+    EXCEL,
+    ONLY_FOR,
+    SEPARATED,
+    TEXTUAL,
+    Split,
+    TableSource,
+    check_encoding,
+    ending_of,
+)
 
 MARKS = {  # byte order marks; UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: None,
@@ -55,6 +65,22 @@ def source_of(path: Path, encoding: str | None = None, sheet: str | None = None)
         delimiter = delimiter_of(path, encoding)
     files_of: dict[Split, str] = {"train": path.as_posix()}
     return _source(files_of, {"encoding": encoding, "delimiter": delimiter, "sheet": sheet})
+
+
+def check_options(paths: Collection[Path], encoding: str | None, sheet: str | None) -> None:
+    """Check that the options --encoding and --sheet have an effect on one of some files.
+
+    Raises:
+        UserError: if one has none, or there is no such encoding.
+    """
+    endings = set(map(ending_of, paths))
+    if encoding is not None:
+        with as_user_error(ValueError, before="--encoding: "):
+            check_encoding(encoding)
+        if endings.isdisjoint(TEXTUAL):
+            raise UserError(f"--encoding: has no effect; it is for {', '.join(TEXTUAL)}")
+    if sheet is not None and EXCEL not in endings:
+        raise UserError(f"--sheet: has no effect; it is for {EXCEL}")
 
 
 def join_sources(parts: Mapping[Split, TableSource]) -> TableSource:
@@ -171,7 +197,7 @@ def encoding_of(path: Path) -> str | None:
     if not others:
         return None
     if count >= others:
-        raise ValueError(f"line {first_other} is not UTF-8, but {count:,} others are; fix it, or set the encoding")
+        raise ValueError(f"line {first_other} is not UTF-8, but {count:,} others are; fix it, or set --encoding")
     return _likeliest(bytes(sample))
 
 
@@ -184,7 +210,7 @@ def _likeliest(sample: bytes) -> str:
     matches = from_bytes(sample, cp_isolation=ENCODINGS, preemptive_behaviour=False, enable_fallback=False)
     best = min(matches, key=_misfit, default=None)
     if best is None:
-        raise ValueError("the encoding is not recognized; save the file as UTF-8, or name its encoding")
+        raise ValueError("the encoding is not recognized; save the file as UTF-8, or set --encoding")
     return ENCODINGS[_preference(best)]
 
 

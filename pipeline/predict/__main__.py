@@ -23,6 +23,7 @@ from pipeline import previous
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser, whole_number
 from pipeline.core.errors import UserError
+from pipeline.data import recognition
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.predict import graphs, texts, unknown
@@ -40,6 +41,7 @@ CSV = ".csv"
 JSON_LINES = ".jsonl"
 FORMATS = (CSV, JSON_LINES)
 ALIKE = ("kind", "columns", "max_length")  # fields of tasks that tenants share whose texts are answered together
+OF_FILE = ("column", "encoding", "sheet")  # options that have no effect without --file
 # Options whose value is None unless it is given, as some adapters and runtimes refuse them.
 BATCH_SIZE = 32
 MAX_NEW_TOKENS = 256
@@ -83,6 +85,8 @@ def _parser() -> Parser:
     column = "text column of --file, or a template such as '{title}. {text}'; two for text pairs (default: as in "
     column += "training, or the only column)"
     add("--column", nargs="+", action="extend", metavar="NAME", help=column)
+    add("--encoding", metavar="NAME", help="encoding of --file, such as cp1252 (default: detected)")
+    add("--sheet", metavar="NAME", help="sheet of an XLSX file (default: the first)")
     add("--skip-empty", action="store_true", help="skip rows without text and count them (default: stop at the first)")
     add("--out", type=Path, metavar="FILE", help="write a .csv or .jsonl file instead of printing")
     add("--force", action="store_true", help="overwrite --out if it exists")
@@ -105,8 +109,12 @@ def _check(options: Namespace) -> None:
     """
     if options.file is not None and options.texts:
         raise UserError("--file: texts are taken from the file or from the arguments, got both")
-    if options.file is None and options.column is not None:
-        raise UserError("--column: requires --file")
+    if options.file is None:
+        for name in OF_FILE:
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}: requires --file")
+    else:
+        recognition.check_options([options.file], options.encoding, options.sheet)
     graphs.check_runtime(options.adapter, options.runtime)
     if options.batch_size is not None and options.runtime == graphs.INT8:
         raise UserError(f"--batch-size: has no effect with --runtime {options.runtime}, where each text passes alone")

@@ -142,7 +142,7 @@ def _texts(options: Namespace, task: AdapterTask) -> Texts:
 def _texts_of_file(options: Namespace, templates: list[str], tenant: str) -> Texts:
     where = f"--file: {options.file}"
     needed = [*_columns_in(templates), tenant]
-    tables = _tables_of_file(options.file, where, needed)
+    tables = _tables_of_file(options, where, needed)
     first = _first_of(tables, where)
     there = list(first.columns)
     filled = [template for template in templates if is_template(template)]
@@ -175,10 +175,10 @@ def _columns_in(templates: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-def _tables_of_file(path: Path, where: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+def _tables_of_file(options: Namespace, where: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
     """Return the tables of a file; objects become columns, such as review.text, if one of them is to be read."""
     with sources.wrap_reading_errors(where):
-        source = recognition.source_of(path)
+        source = recognition.source_of(options.file, options.encoding, options.sheet)
         written = recognition.words_of(source)
     if written:
         console.note(f"{where}: read as {written}")

@@ -270,7 +270,7 @@ def test_a_damaged_compressed_file_is_one_line_or_loses_no_row(tmp_path, compres
 
 MIXED = "text,label\ncafé,good\nété,bad\n".encode() + "déjà,good\n".encode("cp1252")
 NOT_READ = [
-    ("mixed.csv", MIXED, "line 4 is not UTF-8, but 2 others are; fix it, or set the encoding"),
+    ("mixed.csv", MIXED, "line 4 is not UTF-8, but 2 others are; fix it, or set --encoding"),
     ("nothing.csv", b"text,label\n" + bytes(range(128, 256)) * 3, "the encoding is not recognized; "),
 ]
 

@@ -115,6 +115,19 @@ def test_a_file_as_excel_writes_it_is_answered_as_the_arguments_are_and_it_is_sa
     assert (encoding in err) == (encoding != "utf-8")
 
 
+def test_an_encoding_or_a_sheet_can_be_named(one):
+    rows = [{"sentence1": "źle wcięte drzwi"}, {"sentence1": SENTENCE}]
+    expected = [row["p(equivalent)"] for row in table(ok(*(row["sentence1"] for row in rows)))]
+    pd.DataFrame(rows).to_csv("in.csv", index=False, encoding="iso8859_2")
+    with pd.ExcelWriter("in.xlsx") as book:
+        pd.DataFrame([{"about": "texts"}]).to_excel(book, sheet_name="About", index=False)
+        pd.DataFrame(rows).to_excel(book, sheet_name="Texts", index=False)
+    for words in (("--file", "in.csv", "--encoding", "iso8859_2"), ("--file", "in.xlsx", "--sheet", "Texts")):
+        answered = table(ok(*words))
+        assert [row["sentence1"] for row in answered] == [row["sentence1"] for row in rows]
+        assert [row["p(equivalent)"] for row in answered] == expected
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_key_of_an_object_is_a_column_as_in_training(one, ending):
     edit(TASK, columns=["review.text"])
