@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from lsr_onnx.errors import some_of
 from pipeline.add import column_types
-from pipeline.add.columns import Choice, infer_entry
+from pipeline.add.columns import Choice, infer_entry, may_be_classes
 from pipeline.add.spellings import notes_of_names
 from pipeline.core import artifacts, console, git
 from pipeline.core.console import Parser, fraction, warn_without_identity
@@ -177,7 +177,9 @@ def _read(path: Path, source: TableSource, choice: Choice) -> pd.DataFrame:
         raise UserError(f"{path}: {_without_rows(path)}")
     running = list[str]()
     for name in first:
-        if name not in (choice.label, choice.tenant) and column_types.is_running_text(first[name]):
+        column = first[name]
+        is_chosen = name in (choice.label, choice.tenant)
+        if not is_chosen and column_types.is_running_text(column) and not may_be_classes(column):
             running.append(name)
     empty = dict.fromkeys(running)  # text that memory need not hold
     return pd.concat([first, *(table.assign(**empty) for table in tables)])

@@ -17,6 +17,9 @@ from pipeline.tasks.classes import RARE_SHARE, RARE_TEXTS
 
 USUAL = ("label", "labels", "tags", "topics", "class", "target", "category", "sentiment", "stars", "rating", "score")
 CUT = {"validation": 0.1, "test": 0.2}
+# Rows per value from which values of several words are classes rather than texts:
+MIN_ROWS = 10
+MIN_ROWS_IF_USUAL = 2  # in a column with a usual name
 WITH_COMMA = re.compile(r"-?\d+(,\d+)?")
 # The columns of a language model's data:
 PROMPT = "prompt"
@@ -143,9 +146,13 @@ def _texts(table: pd.DataFrame, label: str, where: str) -> list[str]:
     for column, values in others.items():
         if column_types.is_text(values):
             texts.append(str(column))
+    if not texts and len(others.columns) == 1:
+        texts = list(others)  # short texts, or numbers, of which there is no choice
     if len(texts) in (1, 2):
         return texts
-    columns = " ".join(map(quote, texts or table))
+    if others.empty:
+        raise UserError(f"{where}: no column of texts next to the label {label}; needed: one or two")
+    columns = " ".join(map(quote, texts or others))
     raise UserError(f"{where}: which one or two columns are the text? --text {columns}")
 
 
@@ -185,12 +192,12 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
     Raises:
         UserError: if there is none, or several have few values, numbers or lists.
     """
-    columns, few, numbers, of_lists = _find_candidates(table, text)
+    columns, few, numbers, of_lists, of_words = _find_candidates(table, text)
     named = {column.casefold(): column for column in reversed(columns)}  # the first of equal names
     for usual in USUAL:
         if usual in named:
             return named[usual]
-    possible = few or [*numbers, *of_lists]
+    possible = few or of_words or [*numbers, *of_lists]
     if len(possible) == 1 and possible != numbers:
         return possible[0]
     if possible:
@@ -205,18 +212,24 @@ def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:
 class Candidates(NamedTuple):
     """Columns that could be the label."""
 
-    columns: list[str]  # all columns without running text
+    columns: list[str]  # all columns without running text, or with classes of several words
     few: list[str]  # with few values
     numbers: list[str]
     of_lists: list[str]  # with lists of names
+    of_words: list[str]  # with few values, of several words each
 
 
 def _find_candidates(table: pd.DataFrame, text: Sequence[str]) -> Candidates:
-    candidates = Candidates([], [], [], [])
+    candidates = Candidates([], [], [], [], [])
     most = min(column_types.MAX_CLASSES, len(table) / 5)
     for column in table:
         values = table[column]
-        if column in text or column_types.is_running_text(values):
+        if column in text:
+            continue
+        if column_types.is_running_text(values):
+            if may_be_classes(values):
+                candidates.columns.append(column)
+                candidates.of_words.append(column)
             continue
         candidates.columns.append(column)
         as_text = values.map(str)
@@ -228,6 +241,14 @@ def _find_candidates(table: pd.DataFrame, text: Sequence[str]) -> Candidates:
         elif lists.are_lists_of_names(values):
             candidates.of_lists.append(column)
     return candidates
+
+
+def may_be_classes(column: pd.Series) -> bool:
+    """Return whether values of several words may be classes: few, in a column with a usual name or many rows each."""
+    is_usual = str(column.name).casefold() in USUAL
+    least = MIN_ROWS_IF_USUAL if is_usual else MIN_ROWS
+    most = min(column_types.MAX_CLASSES, len(column) / least)
+    return 1 < column.map(str).nunique() <= most
 
 
 def _describe_columns(table: pd.DataFrame) -> str:

@@ -550,6 +550,28 @@ def test_names_of_columns_are_quoted_where_they_are_to_be_typed():
     assert shlex.split(line.partition("--text ")[2]) == ["the text", "c", "d"]
 
 
+@pytest.mark.parametrize("name", ["label", "the product"])
+def test_values_of_several_words_are_classes_where_they_recur(name):
+    products = ["Credit card or prepaid card", "Checking or savings account", "Debt collection of old loans"]
+    rows = [{"id": row * 3, "text": f"{text(row)} {row}", name: products[row % 3]} for row in range(1500)]
+    write("data/loans.csv", rows)
+    main(["data/loans.csv"])
+    entry = read_yaml(OWN)["loans"]
+    assert (entry["text"], entry["label"]) == (["text"], {"column": name, "names": sorted(products)})
+
+
+def test_the_label_is_not_proposed_as_the_text_and_the_only_other_column_is_taken():
+    write("data/short.csv", [{"text": f"ok{row}", "label": QUEUES[row % 3]} for row in ROWS])
+    main(["data/short.csv"])
+    assert read_yaml(OWN)["short"]["text"] == ["text"]
+    write("data/codes.csv", [{"a": f"ok{row}", "b": f"no{row}", "label": QUEUES[row % 3]} for row in ROWS])
+    line = refused(main, ["data/codes.csv"], says="which one or two columns are the text? --text ")
+    assert line.endswith("--text a b")
+    write("data/alone.csv", [{"label": QUEUES[row % 3]} for row in ROWS])
+    says = "data/alone.csv: no column of texts next to the label label; needed: one or two"
+    refused(main, ["data/alone.csv"], says=says)
+
+
 SHOPS = [{"shop": f"s{row % 3}", "text": text(row), "queue": QUEUES[row % 2 + row % 3 // 2]} for row in ROWS]
 
 
