@@ -83,6 +83,7 @@ def infer_entry(
     content["split"] = fractions
     notes = spellings.notes_of(column, replaced)
     if "multi_label" in scored["label"]:
+        _check_multi_label(choice)
         notes |= spellings.notes_of_names(scored["label"]["names"])
     elif _have_commas(scored["label"].get("names", ())):
         notes["numbers"] = "with a comma are taken for classes; to predict a number, write them with a point"
@@ -184,6 +185,16 @@ def _check_completion(choice: Choice) -> None:
         raise UserError(f"--tenant: {reason}")
     if choice.keeps_labels:
         raise UserError(f"--keep-labels: {reason}")
+
+
+def _check_multi_label(choice: Choice) -> None:
+    """Check that --keep-labels is not given, as the labels of a multi-label column stay unchanged anyway.
+
+    Raises:
+        UserError: if it is.
+    """
+    if choice.keeps_labels:
+        raise UserError("--keep-labels: has no effect on a multi-label column, whose labels are kept")
 
 
 def _label(table: pd.DataFrame, text: Sequence[str], where: str) -> str:

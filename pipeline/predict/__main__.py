@@ -120,6 +120,10 @@ def _check(options: Namespace) -> None:
         raise UserError(f"--batch-size: has no effect with --runtime {options.runtime}, where each text passes alone")
     options.batch_size = options.batch_size or BATCH_SIZE
     out = options.out
+    if out is None and options.force:
+        raise UserError("--force: has no effect without --out")
+    if out is not None and options.json:
+        raise UserError("--json: has no effect with --out, whose extension names the format")
     if out is not None and out.suffix not in FORMATS:
         raise UserError(f"--out: {out}: the extension must be one of {', '.join(FORMATS)}")
     if out is not None and out.exists() and (out.is_dir() or not options.force):
