@@ -48,6 +48,7 @@ from pipeline.tasks.cells import has_mirrors
 OWN = REGISTRIES["data"].own
 LOCK = Path(".cache/add.lock")  # not next to the file, because files of that folder are inputs of the pipeline
 HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
+LABELS = ("column", "multi_label", "messages", "completion")  # fields of a label that name its column
 # Names that `dvc exp run -S data=NAME` takes for a number or nothing.
 NO_TEXT = re.compile(r"[-\d_]*(e-?\d+)?|null|true|false|nan|inf", re.IGNORECASE)
 USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_new(name, check_entries("data"))
         choice = Choice(options.text, options.label, options.tenant, options.keep_labels)
         source = _source(files, options.encoding, options.sheet)
-        table = pd.concat([_read(path, source, choice) for path in files.values()], ignore_index=True)
+        tables = {path: _read(path, source, choice) for path in files.values()}
+        _check_same_columns(tables, source, choice)
+        table = pd.concat(tables.values(), ignore_index=True)
         where = ", ".join(map(str, files.values()))
         content, notes = infer_entry(table, source, choice, where)
         if options.held_out_tenants is not None:
@@ -183,6 +186,22 @@ def _read(path: Path, source: TableSource, choice: Choice) -> pd.DataFrame:
             running.append(name)
     empty = dict.fromkeys(running)  # text that memory need not hold
     return pd.concat([first, *(table.assign(**empty) for table in tables)])
+
+
+def _check_same_columns(tables: Mapping[Path, pd.DataFrame], source: TableSource, choice: Choice) -> None:
+    """Check that all tables have the columns that are read of the first one.
+
+    Raises:
+        UserError: if one lacks a column, with its file; or as of `infer_entry`.
+    """
+    (train, first), *others = tables.items()
+    for path, table in others:
+        if set(first) <= set(table):
+            continue
+        content, _ = infer_entry(first, source, choice, str(train))
+        read = [*content.get("text", []), *filter(None, [choice.tenant])]
+        read += [content["label"][key] for key in LABELS if key in content["label"]]
+        sources.check_columns(table.columns, read, str(path))
 
 
 def _load(content: dict[str, Any], name: str) -> datasets.Loaded:

@@ -159,6 +159,7 @@ MISTAKES = read_yaml(ROOT / "tests/pipeline/mistakes.yaml")
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_a_mistake_is_one_line_and_nothing_is_written(words, message):
+    write("data/named.csv", [{"id": row, "Body": text(row), "Queue": QUEUES[row % 3]} for row in ROWS])
     for name, content in {
         "no.xls": b"",
         "empty.csv": b"",
