@@ -41,8 +41,11 @@ def read_file(path: Path, columns: Sequence[str]) -> list[Example]:
     Raises:
         InputError: if it cannot be read; names the file, and the line or the columns.
     """
-    with wrap_errors(path, OSError, UnicodeDecodeError), path.open(encoding="utf-8-sig", newline="") as file:
-        return parse_lines(file, columns, str(path), MAX_EXAMPLES)
+    try:
+        with wrap_errors(path, OSError), path.open(encoding="utf-8-sig", newline="") as file:
+            return parse_lines(file, columns, str(path), MAX_EXAMPLES)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8; save the file as CSV in UTF-8") from None
 
 
 def parse_lines(

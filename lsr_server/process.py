@@ -81,6 +81,8 @@ def _bind(listening: socket.socket, host: str, port: int) -> None:
         listening.bind((host, port))
     except OverflowError:
         raise InputError(f"--port: needed: 0 to 65535, got {port}") from None
+    except socket.gaierror:
+        raise InputError(f"--host: needed: an address of this machine, such as 127.0.0.1, got {host}") from None
 
 
 def _config(

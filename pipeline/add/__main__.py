@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_same_columns(tables, source, choice)
         table = pd.concat(tables.values(), ignore_index=True)
         where = ", ".join(map(str, files.values()))
-        content, notes = infer_entry(table, source, choice, where)
+        sheet = recognition.describe_sheet(source)
+        content, notes = infer_entry(table, source, choice, f"{where}, {sheet}" if sheet else where)
         if options.held_out_tenants is not None:
             content["held_out_tenants"] = options.held_out_tenants
         loaded = _load(content, name)

@@ -91,11 +91,15 @@ def infer_entry(
 
 
 def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
-    """Check that a table has a header and the chosen columns.
+    """Check that a table has rows with a header and the chosen columns, rather than a list of rows in one cell.
 
     Raises:
         UserError: if not.
     """
+    for name, values in table.items():
+        if len(table) == 1 and _is_list_of_objects(values.iloc[0]):
+            needed = f"write an entry whose source has `each: {name}`"
+            raise UserError(f"{where}: the rows are in the list {name}; {needed}")
     if _is_row(table):
         raise UserError(f"{where}: no header line found; add one, such as text,label")
     label = choice.label
@@ -108,6 +112,10 @@ def _check_columns(table: pd.DataFrame, choice: Choice, where: str) -> None:
     sources.check_columns(table.columns, chosen, where)
     if tenant is not None and tenant == label:
         raise UserError(f"{where}: --tenant and --label name the same column, {tenant}; they must be two")
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _is_row(table: pd.DataFrame) -> bool:
@@ -334,7 +342,8 @@ def _check_classes(column: pd.Series, counts: Counter[str], where: str) -> None:
     if 1 < len(counts) <= most:
         return
     odd = odd_cells.describe_odd_cell(column)
-    has = odd or f"has {len(counts):,} different values in {rows:,} rows"
+    values = "1 value" if len(counts) == 1 else f"{len(counts):,} different values"
+    has = odd or f"has {values} in {rows:,} rows"
     numbers = "numbers, with a point, not a comma," if _have_commas(counts) else "numbers,"
     needed = f"needed are {numbers} or 2 to {column_types.MAX_CLASSES} values with several rows each"
     raise UserError(f"{where}: {column.name} is not a label: it {has}; {needed}; choose another --label")

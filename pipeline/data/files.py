@@ -67,7 +67,8 @@ def read_separated(
         elif drops_broken:
             yield place, dict.fromkeys(names)
         else:
-            raise ValueError(f"{place} has {len(fields)} columns, not {width}")
+            plural = "" if len(fields) == 1 else "s"
+            raise ValueError(f"{place} has {len(fields)} column{plural}, not {width}")
 
 
 def _check_nameless(names: Sequence[str], fields: Sequence[str | None], place: str) -> None:
@@ -106,7 +107,10 @@ def _split_quoted(lines: Iterable[str], delimiter: str) -> Lines:
                 yield begin, fields
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"line {begin}: {error}") from None
+        reason = str(error)
+        if reason.startswith("new-line character"):
+            reason = "a carriage return (\\r) stands alone; end lines with \\n or \\r\\n, or quote the text"
+        raise ValueError(f"line {begin}: {reason}") from None
 
 
 def _records(path: Path, ending: str, source: TableSource) -> Iterator[Record]:

@@ -147,11 +147,19 @@ def words_of(source: TableSource) -> str:
     if source.delimiter is not None:
         delimiter = DELIMITERS[source.delimiter]
         words.append(f"{delimiter} between columns")
-    if ending_of(path) == EXCEL:
-        names = excel.sheets(path)
-        if len(names) > 1 and source.sheet is None:
-            words.append(f"the sheet {names[0]}, the first of {len(names)}")
+    sheet = describe_sheet(source)
+    if sheet:
+        words.append(sheet)
     return ", ".join(words)
+
+
+def describe_sheet(source: TableSource) -> str:
+    """Describe the sheet that is read of a source's first file; empty if it is chosen, or there is only one."""
+    path = Path(next(iter(source.files.values())))
+    if ending_of(path) != EXCEL or source.sheet is not None:
+        return ""
+    names = excel.sheets(path)
+    return f"the sheet {names[0]}, the first of {len(names)}" if len(names) > 1 else ""
 
 
 def _example(path: Path, encoding: str) -> str:

@@ -260,8 +260,13 @@ def _beside(table: pd.DataFrame, answers: Columns) -> pd.DataFrame:
 
 
 def _save(tables: Iterable[pd.DataFrame], path: Path) -> None:
-    with artifacts.replace_atomically(path) as new, new.open("w", encoding="utf-8", newline="") as file:
-        count = _write(tables, file, path.suffix)
+    with artifacts.replace_atomically(path) as new:
+        try:
+            file = new.open("w", encoding="utf-8", newline="")
+        except OSError as error:  # its own message would name the temporary file
+            raise UserError(f"--out: {path}: cannot be written: {error.strerror}") from None
+        with file:
+            count = _write(tables, file, path.suffix)
     console.note(f"{path}: {count} row{'s' * (count != 1)}")
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -159,6 +160,13 @@ MISTAKES = read_yaml(ROOT / "tests/pipeline/mistakes.yaml")
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_a_mistake_is_one_line_and_nothing_is_written(words, message):
+    with pd.ExcelWriter("data/sheets.xlsx") as book:
+        pd.DataFrame([{"about": text(1)}]).to_excel(book, sheet_name="About", index=False)
+        pd.DataFrame([{"text": text(1), "label": 1}]).to_excel(book, sheet_name="Rows", index=False)
+    write("data/within.json", json.dumps({"data": [{"text": text(row), "label": row % 2} for row in ROWS]}))
+    write("data/returns.csv", "text,label\ra,b\rc,d\r")
+    write("data/narrow.csv", "text,label\na,b\nc\n")
+    write("data/same.csv", [{"text": text(row), "label": "a"} for row in ROWS])
     write("data/named.csv", [{"id": row, "Body": text(row), "Queue": QUEUES[row % 3]} for row in ROWS])
     for name, content in {
         "no.xls": b"",

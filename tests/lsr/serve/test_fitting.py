@@ -355,7 +355,7 @@ def test_long_texts_are_truncated_and_counted_and_contradictory_ones_too(bert, t
             "no tenant of the bank has 'bad, worse'",
         ),
         (("--fit", "later={folder}/alike.csv"), "alike.csv: needed: at least 4 texts, of two different labels"),
-        (("--fit", "later={folder}/latin.csv"), "latin.csv: 'utf-8' codec can't decode"),
+        (("--fit", "later={folder}/latin.csv"), "latin.csv: is not UTF-8; save the file as CSV in UTF-8"),
     ],
 )
 def test_what_cannot_be_added_is_one_line_and_nothing_is_written(bert, tmp_path, capsys, words, line):

@@ -326,6 +326,10 @@ def test_a_stop_answers_what_was_asked(server, expected):
     [
         (["bank", "--max-batch-size", "0"], "argument --max-batch-size: needed: a whole number above 0, got '0'"),
         (["bank", "--port", "70000"], "--port: needed: 0 to 65535, got 70000"),
+        (
+            ["bank", "--host", "nohost.invalid"],
+            "--host: needed: an address of this machine, such as 127.0.0.1, got nohost",
+        ),
         (["nothing"], "nothing/bank.safetensors: no such file"),
     ],
 )

@@ -302,7 +302,7 @@ def test_a_text_is_what_the_file_says(tmp_path, name, content, texts):
         ("a.csv", 'text,label\n"a\nb",0\n"c\nd,0\n', "a.csv: line 4: unexpected end of data"),
         ("a.csv", "text,text\na,0\n", "a.csv: columns must differ from each other, got text, text"),
         ("a.csv", "text,label,,\na,0,,\nb,1,,x\n", "a.csv: line 3 has a value in column 4, which has no name in the h"),
-        ("a.tsv", "text\tlabel\na\n", "a.tsv: line 2 has 1 columns, not 2"),
+        ("a.tsv", "text\tlabel\na\n", "a.tsv: line 2 has 1 column, not 2"),
         ("a.jsonl", '{"text": "a", "label": 0}\n\n{"text"\n', "a.jsonl: line 3 is not JSON: Expecting ':' delimiter"),
         ("a.json", "[1]\n", "a.json: item 1 must be a JSON object, got int"),
         ("a.parquet", "no parquet", "a.parquet: "),
