@@ -20,7 +20,7 @@ from torch import nn
 
 from lsr.serve import fitting
 from lsr.serve.bank import AdapterBank
-from lsr.serve.fitting import fit_if_better, rows_of, with_ones
+from lsr.serve.fitting import compute_logits, fit_if_better, rows_of
 from lsr.serve.groups import make_member
 from lsr_onnx.errors import some_of
 from pipeline import regression
@@ -83,7 +83,7 @@ class Later(NamedTuple):
     adapted: Numbers  # (texts, width), the inputs of the head's last layer
     frozen: Numbers  # (texts, width of the base model)
     labels: Numbers  # (texts,)
-    start: Numbers  # (labels, width + 1)
+    start: Numbers  # (labels, width), or with the bias as last column
 
 
 def report(view: EvaluateView, task: Task) -> Report:
@@ -228,7 +228,7 @@ def score_tenant(tenant: Later, metric: str, resamples: int, advance: Advance) -
 def answer(tenant: Later, known: Numbers, unseen: Numbers) -> Iterator[tuple[str, Numbers]]:
     """Yield each method with its logits for unseen texts, (texts, labels), given the labels of known texts."""
     if not len(known):
-        yield MODEL, with_ones(tenant.adapted[unseen]) @ tenant.start.T
+        yield MODEL, compute_logits(tenant.adapted[unseen], tenant.start)
         return
     yield MODEL, predict_by_fit(tenant, known, unseen)
     yield REGRESSION, predict_by_regression(tenant, known, unseen)
@@ -240,13 +240,14 @@ def predict_by_fit(tenant: Later, known: Numbers, unseen: Numbers) -> Numbers:
     The group's rows stay where the fit is not better, or all known texts have one label.
     """
     labels = tenant.labels[known]
-    weight = tenant.start[:, :-1]
+    width = tenant.adapted.shape[1]
+    weight, bias = np.split(tenant.start, [width], axis=1)  # bias (labels, 0) if the head has none
     basis = find_basis(np.concatenate([tenant.adapted[known], weight]))
     features = tenant.adapted[known] @ basis
-    rows = np.column_stack([weight @ basis, tenant.start[:, -1]])
+    rows = np.column_stack([weight @ basis, bias])
     if len(np.unique(labels)) > 1:
         rows, _ = fit_if_better(features, labels, rows, tenant.kind.form)
-    return with_ones(tenant.adapted[unseen] @ basis) @ rows.T
+    return compute_logits(tenant.adapted[unseen] @ basis, rows)
 
 
 def predict_by_regression(tenant: Later, known: Numbers, unseen: Numbers) -> Numbers:

@@ -1,8 +1,8 @@
 """Fit the rows of a head's last layer to a few examples: a group's rows plus a regularized deviation.
 
 The deviation starts at zero (Evgeniou & Pontil, "Regularized multi-task learning", 2004). Its strength is chosen by
-cross-validation. Features are the inputs of the layer, (texts, width); rows are its weight with the bias as last
-column, (outputs, width + 1). All is in float64.
+cross-validation. Features are the inputs of the layer, (texts, width). Rows are its weight, (outputs, width), or with
+the bias as last column, (outputs, width + 1); a layer without a bias is fitted without one. All is in float64.
 """
 
 from abc import ABC, abstractmethod
@@ -54,9 +54,9 @@ class Form(ABC):
         targets: Array,
         strength: float,
     ) -> Array:
-        """Return the deviation (outputs, width + 1) that minimizes mean loss plus penalty.
+        """Return the deviation (outputs, columns) that minimizes mean loss plus penalty.
 
-        `inputs` are (texts, width + 1), and `offsets` (texts, outputs) the logits without a deviation. The penalty is
+        `inputs` are (texts, columns), and `offsets` (texts, outputs) the logits without a deviation. The penalty is
         half of `strength` times the squared norm.
         """
 
@@ -247,7 +247,7 @@ def choose_strength(
     logits = cross_validate(features, targets, start, folds, form, check_time)
     losses = np.stack([form.losses(held_out, targets) for held_out in logits])
     best = int(losses.mean(axis=1).argmin())
-    group_logits = with_ones(features) @ start.T
+    group_logits = compute_logits(features, start)
     gain = form.losses(group_logits, targets) - losses[best]
     return Chosen(
         strength=float(STRENGTHS[best]),
@@ -278,7 +278,7 @@ def score_group(
     form: Form = CLASSES,
 ) -> float:
     """Return the score of these rows of a head."""
-    logits = with_ones(features) @ rows.T
+    logits = compute_logits(features, rows)
     return form.score(logits, targets)
 
 
@@ -289,29 +289,41 @@ def layer_of(group: Contents) -> str:
 
 
 def rows_of(group: Contents, width: int) -> Array:
-    """Return weight and bias of a head's last layer as one matrix: (outputs, width + 1)."""
+    """Return the weight of a head's last layer, (outputs, width), or with its bias as last column."""
     layer = layer_of(group)
     weight = group.heads[f"{layer}.weight"].double().numpy()
     assert weight.shape[1] == width
     bias = group.heads.get(f"{layer}.bias")
-    column = np.zeros(len(weight))
-    if bias is not None:
-        column = bias.double().numpy()
-    return np.column_stack([weight, column])
+    if bias is None:
+        return weight
+    return np.column_stack([weight, bias.double().numpy()])
 
 
 def with_rows(group: Contents, rows: Array) -> Contents:
-    """Return a tenant's contents with these rows of the head's last layer: (outputs, width + 1)."""
+    """Return a tenant's contents with these rows of the head's last layer, as `rows_of` returns them."""
     layer = layer_of(group)
     tensor = torch.from_numpy(rows).float()
     heads = dict(group.heads)
-    heads[f"{layer}.weight"] = tensor[:, :-1].contiguous()
+    width = heads[f"{layer}.weight"].shape[1]
+    heads[f"{layer}.weight"] = tensor[:, :width].contiguous()
     if f"{layer}.bias" in heads:
-        heads[f"{layer}.bias"] = tensor[:, -1].contiguous()
+        heads[f"{layer}.bias"] = tensor[:, width].contiguous()
     return replace(group, heads=heads)
 
 
-def with_ones(features: Array) -> Array:
+def compute_logits(features: Array, rows: Array) -> Array:
+    """Return the logits, (texts, outputs), of features (texts, width) by rows with or without a bias."""
+    if _has_bias(rows, features):
+        features = _append_ones(features)
+    logits: Array = features @ rows.T
+    return logits
+
+
+def _has_bias(rows: Array, features: Array) -> bool:
+    return rows.shape[1] > features.shape[1]
+
+
+def _append_ones(features: Array) -> Array:
     """Return features with a column of ones for the bias."""
     return np.column_stack([features, np.ones(len(features))])
 
@@ -338,11 +350,11 @@ def cross_validate(
     for fold in np.unique(folds):
         is_held_out = folds == fold
         known = features[~is_held_out]
-        unseen = with_ones(features[is_held_out])
+        unseen = features[is_held_out]
         for number, strength in enumerate(STRENGTHS):
             check_time()
             rows = fit_rows(known, targets[~is_held_out], start, strength, form)
-            logits[number, is_held_out] = unseen @ rows.T
+            logits[number, is_held_out] = compute_logits(unseen, rows)
     return logits
 
 
@@ -355,16 +367,25 @@ def fit_rows(
 ) -> Array:
     """Return `start` plus the deviation that minimizes mean loss plus penalty.
 
-    The penalty is half of `strength` times the deviation's squared norm, for features that are centered and scaled to
-    mean squared norm one, so that it depends neither on their scale nor on their mean.
+    The penalty is half of `strength` times the deviation's squared norm, for features that are scaled to mean squared
+    norm one, so that it does not depend on their scale. With a bias they are centered first, so that it does not depend
+    on their mean either; without one, nothing could undo the shift.
     """
+    offsets = compute_logits(features, start)
+    if not _has_bias(start, features):
+        unit = _unit_of(features)
+        return start + form.solve(features / unit, offsets, targets, strength) / unit
     center = features.mean(axis=0)
     centered = features - center
-    squares = (centered**2).sum(axis=1)
-    unit = max(np.sqrt(squares.mean()), SMALLEST_UNIT)
-    inputs = with_ones(centered / unit)
-    offsets = with_ones(features) @ start.T
+    unit = _unit_of(centered)
+    inputs = _append_ones(centered / unit)
     deviation = form.solve(inputs, offsets, targets, strength)
     weight = deviation[:, :-1] / unit
     bias = deviation[:, -1] - weight @ center
     return start + np.column_stack([weight, bias])
+
+
+def _unit_of(features: Array) -> float:
+    """Return the root of the mean squared norm of features (texts, width)."""
+    squares = (features**2).sum(axis=1)
+    return max(float(np.sqrt(squares.mean())), SMALLEST_UNIT)

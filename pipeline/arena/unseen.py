@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lsr.serve.bank import AdapterBank
-from lsr.serve.fitting import fit_if_better, rows_of, with_ones
+from lsr.serve.fitting import compute_logits, fit_if_better, rows_of
 from lsr.serve.groups import make_member
 from pipeline import regression
 from pipeline.arena import task_tokens
@@ -154,14 +154,14 @@ def _score_counts(training: TrainingRun, reading: Reading, answer: Answer) -> di
 
 
 def _answer_by_rows(start: Values) -> Answer:
-    """Answer by a group's rows, (labels, width + 1), plus a deviation fitted to labeled texts where it helps."""
+    """Answer by a group's rows, as of `rows_of`, plus a deviation fitted to labeled texts where it helps."""
 
     def answer(features: Values, labels: Values, asked: Values) -> Values:
         rows = start
         if len(np.unique(labels)) > 1:
             known = features.astype(np.float64)
             rows, _ = fit_if_better(known, labels, start)
-        return with_ones(asked) @ rows.T
+        return compute_logits(asked, rows)
 
     return answer
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from lsr.__main__ import main as lsr
 from lsr.serve.bank import AdapterBank
 from pipeline import held_out, summary
+from pipeline.arena.unseen import _answer_by_rows
 from pipeline.core import artifacts
 from pipeline.tasks import Facts
 from pipeline.tasks.classes import ClassificationScoring
@@ -194,6 +195,20 @@ def test_a_fit_learns_a_question_that_differs_and_the_groups_rows_stay_where_the
     assert share_right(differs, features[UNSEEN] @ group[:, :-1].T) < 0.6
     assert share_right(differs, held_out.predict_by_fit(differs, KNOWN, UNSEEN)) > 0.8
     assert share_right(differs, held_out.predict_by_regression(differs, KNOWN, UNSEEN)) > 0.8
+
+
+def test_the_fit_of_a_head_without_a_bias_has_no_intercept():
+    features = 1 + np.random.default_rng(0).normal(size=(200, 6))
+    group = np.zeros((2, 6))
+    tenant = later((features[:, 1] > features[:, 2]).astype(int), group, features)
+    logits = held_out.predict_by_fit(tenant, KNOWN, UNSEEN)
+    weight, *_ = np.linalg.lstsq(features[UNSEEN], logits)
+    np.testing.assert_allclose(features[UNSEEN] @ weight, logits, atol=1e-9)
+    assert share_right(tenant, logits) > 0.8
+    asked = dict(held_out.answer(tenant, KNOWN[:0], UNSEEN))
+    np.testing.assert_array_equal(asked[held_out.MODEL], np.zeros((140, 2)))
+    in_the_arena = _answer_by_rows(group)
+    np.testing.assert_allclose(in_the_arena(features[KNOWN], tenant.labels[KNOWN], features[UNSEEN]), logits, atol=1e-6)
 
 
 def test_where_all_labeled_texts_have_one_label_the_groups_rows_answer():

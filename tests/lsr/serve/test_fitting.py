@@ -135,6 +135,36 @@ def test_a_fit_from_zero_is_the_logistic_regression_of_scikit_learn(count):
     assert_close(_shares(logits), expected.predict_proba(inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_fit_of_a_layer_without_a_bias_is_a_regression_without_intercept(count):
+    random = np.random.default_rng(0)
+    features = 3 + random.normal(size=(40, 7))
+    targets = np.concatenate([np.arange(count), random.integers(count, size=40 - count)])
+    inputs = features / np.sqrt((features**2).sum(axis=1).mean())
+    penalty = 0.4 / (2 if count == 2 else 1)  # of two classes it has one vector
+    expected = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(inputs, targets)
+    rows = fit_rows(features, targets, np.zeros((count, 7)), 0.01)
+    assert_close(_shares(features @ rows.T), expected.predict_proba(inputs), rtol=1e-4, atol=1e-5)
+    numbers = 100 * random.normal(size=40)
+    ridge = Ridge(alpha=0.4, fit_intercept=False).fit(inputs, numbers)
+    [row] = fit_rows(features, numbers, np.zeros((1, 7)), 0.01, NUMBERS)
+    assert_close(features @ row, ridge.predict(inputs), rtol=1e-8, atol=1e-8)
+
+
+def test_rows_of_any_head_answer_as_they_were_scored(plain):
+    """Heads of gpt2 and llama have no bias, so a fit with an intercept would be far from what they answer."""
+    folder, model, tokenizer = plain
+    passes = passes_of(folder)
+    states = states_alone(model, tokenizer, TEXTS)
+    numbers = 50 + 10 * (states - states.mean(axis=0))[:, 0] / states[:, 0].std()
+    fit = fit_tenant(passes, "later", [Example(text, number) for text, number in zip(TEXTS, numbers, strict=True)])
+    assert fit.chosen.is_better
+    passes.bank.add("later", fit.contents)
+    answered = np.array([float(ask(passes.bank, tokenizer, "later", text).logits[0]) for text in TEXTS])
+    error = np.sqrt(((answered - numbers) ** 2).mean())
+    assert error < max(fit.chosen.interval[1], 0.1)
+
+
 @pytest.mark.parametrize("texts", [40, 6])  # more and fewer than inputs
 def test_a_fit_of_numbers_from_zero_is_the_ridge_regression_of_scikit_learn(texts):
     random = np.random.default_rng(2)
