@@ -3,6 +3,9 @@
 The deviation starts at zero (Evgeniou & Pontil, "Regularized multi-task learning", 2004). Its strength is chosen by
 cross-validation. Features are the inputs of the layer, (texts, width). Rows are its weight, (outputs, width), or with
 the bias as last column, (outputs, width + 1); a layer without a bias is fitted without one. All is in float64.
+
+A text that occurs several times is in one fold, and its mean over its copies counts once in scores, standard errors and
+intervals. `texts` are the numbers of the distinct texts, (examples,), from 0.
 """
 
 from abc import ABC, abstractmethod
@@ -61,12 +64,26 @@ class Form(ABC):
         """
 
     @abstractmethod
-    def score(self, logits: Array, targets: Array) -> float:
-        """Return the metric of these logits."""
+    def measure(self, logits: Array, targets: Array) -> Array:
+        """Return what the metric is computed from, of each example: (examples,), or (examples, columns)."""
 
     @abstractmethod
-    def interval(self, logits: Array, targets: Array) -> Interval:
-        """Return the 95 % interval of the metric."""
+    def summarize(self, measures: Array) -> float:
+        """Return the metric of some texts by their measures."""
+
+    def find_interval(self, measures: Array) -> Interval:
+        """Return the 95 % interval of the metric: the percentiles over resampled texts."""
+        return _bootstrap(len(measures), lambda picked: self.summarize(measures[picked]))
+
+    def score(self, logits: Array, targets: Array, texts: Array | None = None) -> float:
+        """Return the metric of these logits; without `texts`, all are distinct."""
+        measures = self.measure(logits, targets)
+        return self.summarize(average_copies(measures, texts))
+
+    def interval(self, logits: Array, targets: Array, texts: Array | None = None) -> Interval:
+        """Return the 95 % interval of the metric; without `texts`, all are distinct."""
+        measures = self.measure(logits, targets)
+        return self.find_interval(average_copies(measures, texts))
 
 
 class LogLossForm(Form):
@@ -122,15 +139,19 @@ class Classes(LogLossForm):
         gradient[places] -= 1
         return -log_probabilities[places], gradient
 
-    def score(self, logits: Array, targets: Array) -> float:
-        """Return the accuracy."""
-        is_right = logits.argmax(axis=1) == targets
-        return float(is_right.mean())
+    def measure(self, logits: Array, targets: Array) -> Array:
+        """Return 1 where the label is right, otherwise 0."""
+        is_right: Array = logits.argmax(axis=1) == targets
+        return is_right.astype(np.float64)
 
-    def interval(self, logits: Array, targets: Array) -> Interval:
+    def summarize(self, measures: Array) -> float:
+        """Return the accuracy."""
+        return float(measures.mean())
+
+    def find_interval(self, measures: Array) -> Interval:
         """Return the interval of the accuracy by Wilson's method."""
-        is_right = logits.argmax(axis=1) == targets
-        test = stats.binomtest(int(is_right.sum()), len(targets))
+        hits = round(measures.sum())  # a text with different labels may be a part of a hit
+        test = stats.binomtest(hits, len(measures))
         interval = test.proportion_ci(CONFIDENCE, "wilson")
         return float(interval.low), float(interval.high)
 
@@ -147,15 +168,20 @@ class MultiLabel(LogLossForm):
         gradient = special.expit(logits) - targets
         return losses, gradient
 
-    def score(self, logits: Array, targets: Array) -> float:
-        """Return F1 over all labels of all texts, where a probability of one half predicts a label."""
-        hits, counted = _count_hits(logits, targets)
-        return _divide(2 * hits.sum(), counted.sum())
+    def measure(self, logits: Array, targets: Array) -> Array:
+        """Return true positives, and the number of labels plus that of predicted labels: (examples, 2).
 
-    def interval(self, logits: Array, targets: Array) -> Interval:
-        """Return the percentiles of F1 over resampled texts."""
-        hits, counted = _count_hits(logits, targets)
-        return _bootstrap(len(targets), lambda picked: _divide(2 * hits[picked].sum(), counted[picked].sum()))
+        A probability of one half predicts a label.
+        """
+        is_predicted = logits >= 0
+        hits = (is_predicted * targets).sum(axis=1)
+        counted = is_predicted.sum(axis=1) + targets.sum(axis=1)
+        return np.column_stack([hits, counted])
+
+    def summarize(self, measures: Array) -> float:
+        """Return F1 over all labels of all texts; 0 where nothing is counted."""
+        hits, counted = measures.sum(axis=0)
+        return float(2 * hits / counted) if counted else 0.0
 
 
 class Numbers(Form):
@@ -187,14 +213,13 @@ class Numbers(Form):
             deviation = np.linalg.solve(gram + penalty * np.eye(width), inputs.T @ errors)
         return deviation[None]
 
-    def score(self, logits: Array, targets: Array) -> float:
-        """Return the root mean squared error."""
-        return float(np.sqrt(2 * self.losses(logits, targets).mean()))
+    def measure(self, logits: Array, targets: Array) -> Array:
+        """Return the squared errors."""
+        return 2 * self.losses(logits, targets)
 
-    def interval(self, logits: Array, targets: Array) -> Interval:
-        """Return the percentiles of the root mean squared error over resampled texts."""
-        squares = 2 * self.losses(logits, targets)
-        return _bootstrap(len(targets), lambda picked: np.sqrt(squares[picked].mean()))
+    def summarize(self, measures: Array) -> float:
+        """Return the root mean squared error."""
+        return float(np.sqrt(measures.mean()))
 
 
 CLASSES = Classes()
@@ -202,17 +227,15 @@ MULTI_LABEL = MultiLabel()
 NUMBERS = Numbers()
 
 
-def _count_hits(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """Return for each text its true positives, and the number of its labels plus that of its predicted labels."""
-    is_predicted = logits >= 0
-    hits = (is_predicted * targets).sum(axis=1)
-    counted = is_predicted.sum(axis=1) + targets.sum(axis=1)
-    return hits, counted
-
-
-def _divide(hits: int, counted: int) -> float:
-    """Return the quotient; 0 where nothing is counted."""
-    return float(hits / max(counted, 1))
+def average_copies(values: Array, texts: Array | None) -> Array:
+    """Return the means of values (examples, ...) over the copies of each distinct text: (distinct texts, ...)."""
+    if texts is None:
+        return values
+    counts = np.bincount(texts)
+    sums = np.zeros((len(counts), *values.shape[1:]))
+    np.add.at(sums, texts, values)
+    means: Array = (sums.T / counts).T
+    return means
 
 
 def _bootstrap(count: int, score: Callable[[Array], float]) -> Interval:
@@ -237,23 +260,27 @@ def choose_strength(
     start: Array,
     form: Form = CLASSES,
     check_time: Callable[[], None] = never_stop,
+    texts: Array | None = None,
 ) -> Chosen:
     """Return the strength with the least loss by cross-validation, and whether that beats the group's rows.
 
     It does if the loss is lower by more than its standard error: the least of several is too low by chance.
-    `check_time` is called before each fit, and may raise an error.
+    `check_time` is called before each fit, and may raise an error. Without `texts`, all are distinct.
     """
-    folds = assign_folds(targets)
+    folds = assign_folds(targets, texts)
     logits = cross_validate(features, targets, start, folds, form, check_time)
-    losses = np.stack([form.losses(held_out, targets) for held_out in logits])
+
+    def losses_of(logits: Array) -> Array:
+        return average_copies(form.losses(logits, targets), texts)
+
+    losses = np.stack([losses_of(held_out) for held_out in logits])
     best = int(losses.mean(axis=1).argmin())
-    group_logits = compute_logits(features, start)
-    gain = form.losses(group_logits, targets) - losses[best]
+    gain = losses_of(compute_logits(features, start)) - losses[best]
     return Chosen(
         strength=float(STRENGTHS[best]),
         is_better=bool(gain.mean() > stats.sem(gain)),
-        score=form.score(logits[best], targets),
-        interval=form.interval(logits[best], targets),
+        score=form.score(logits[best], targets, texts),
+        interval=form.interval(logits[best], targets, texts),
     )
 
 
@@ -263,9 +290,10 @@ def fit_if_better(
     start: Array,
     form: Form = CLASSES,
     check_time: Callable[[], None] = never_stop,
+    texts: Array | None = None,
 ) -> tuple[Array, Chosen]:
     """Return rows that are fitted with the strength that is chosen, or those of the group where these are as good."""
-    chosen = choose_strength(features, targets, start, form, check_time)
+    chosen = choose_strength(features, targets, start, form, check_time, texts)
     if not chosen.is_better:
         return start, chosen
     return fit_rows(features, targets, start, chosen.strength, form), chosen
@@ -276,10 +304,11 @@ def score_group(
     targets: Array,
     rows: Array,
     form: Form = CLASSES,
+    texts: Array | None = None,
 ) -> float:
     """Return the score of these rows of a head."""
     logits = compute_logits(features, rows)
-    return form.score(logits, targets)
+    return form.score(logits, targets, texts)
 
 
 def layer_of(group: Contents) -> str:
@@ -328,8 +357,15 @@ def _append_ones(features: Array) -> Array:
     return np.column_stack([features, np.ones(len(features))])
 
 
-def assign_folds(targets: Array) -> Array:
-    """Assign each example to a fold, distributing equal or similar targets evenly, in the order of the examples."""
+def assign_folds(targets: Array, texts: Array | None = None) -> Array:
+    """Assign each example to a fold, distributing equal or similar targets evenly, in the order of the examples.
+
+    Copies of a text are in one fold, which the target of the first determines.
+    """
+    if texts is not None:
+        _, first = np.unique(texts, return_index=True)
+        of_distinct = assign_folds(targets[first])
+        return of_distinct[texts]
     columns = np.atleast_2d(targets.T)
     order = np.lexsort(columns)
     folds = np.empty(len(targets), int)

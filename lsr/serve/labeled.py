@@ -47,6 +47,7 @@ class Prepared(NamedTuple):
     group: Contents  # the tenant with the rows of its group
     form: Form
     targets: Array
+    texts: Array  # numbers of the distinct texts
     rows: list[TokenizedText]
     batches: list[list[int]]  # numbers of the rows that are read together
     contradictory: int  # texts that have several different labels
@@ -84,7 +85,8 @@ def prepare(passes: BatchRunner, name: str, examples: Sequence[Example], labels:
         InputError: if there are too few texts, or of one label; if a label is not among those of the tenant, or no
             tenant has these; if a text is not valid.
     """
-    _check_count(examples)
+    texts = number_texts(examples)
+    _check_count(examples, texts)
     bank = passes.bank
     with bank.shared.one_thread:
         labels = labels or _find_labels(bank, name, examples)
@@ -93,7 +95,7 @@ def prepare(passes: BatchRunner, name: str, examples: Sequence[Example], labels:
     targets = _read_targets(examples, labels, form)
     rows = _tokenize(passes, group, [example.text for example in examples])
     batches = split_batches(rows)
-    return Prepared(group, form, targets, rows, batches, count_contradictory(examples))
+    return Prepared(group, form, targets, texts, rows, batches, count_contradictory(examples, texts))
 
 
 def _tokenize(passes: BatchRunner, group: Contents, texts: Sequence[Text]) -> list[TokenizedText]:
@@ -114,12 +116,12 @@ def finish(
 
     `check_time` is called now and then, and may raise an error.
     """
-    group, form, targets, *_ = prepared
+    group, form, targets, texts, *_ = prepared
     features = join_batches(prepared.batches, parts)
     start = rows_of(group, features.shape[1])
-    rows, chosen = fit_if_better(features, targets, start, form, check_time)
+    rows, chosen = fit_if_better(features, targets, start, form, check_time, texts)
     contents = with_rows(group, rows) if chosen.is_better else group
-    of_group = score_group(features, targets, start, form)
+    of_group = score_group(features, targets, start, form, texts)
     return Fit(
         contents=contents,
         chosen=chosen,
@@ -130,19 +132,32 @@ def finish(
     )
 
 
-def count_contradictory(examples: Sequence[Example]) -> int:
-    """Return the number of different texts that have several different labels."""
-    labels_by_text = defaultdict[str, set[Label]](set)
+def number_texts(examples: Sequence[Example]) -> Array:
+    """Number the distinct texts from 0 in their order; texts that differ in case or whitespace only are equal."""
+    numbers = dict[tuple[str, ...], int]()
+    of_examples = list[int]()
     for example in examples:
-        labels_by_text[str(example.text)].add(example.label)
+        parts = [example.text] if isinstance(example.text, str) else example.text
+        normal = tuple(" ".join(part.casefold().split()) for part in parts)
+        number = numbers.setdefault(normal, len(numbers))
+        of_examples.append(number)
+    return np.array(of_examples)
+
+
+def count_contradictory(examples: Sequence[Example], texts: Array) -> int:
+    """Return the number of distinct texts that have several different labels."""
+    labels_by_text = defaultdict[int, set[Label]](set)
+    for example, number in zip(examples, texts, strict=True):
+        labels_by_text[number].add(example.label)
     return sum(len(labels) > 1 for labels in labels_by_text.values())
 
 
-def _check_count(examples: Sequence[Example]) -> None:
+def _check_count(examples: Sequence[Example], texts: Array) -> None:
     different = len({example.label for example in examples})
-    if len(examples) < MIN_TEXTS or different < 2:
-        got = f"got {len(examples)} of {different}"
-        raise InputError(f"needed: at least {MIN_TEXTS} texts, of two different labels; {got}")
+    distinct = len(set(texts.tolist()))
+    if distinct < MIN_TEXTS or different < 2:
+        got = f"got {distinct} of {different}"
+        raise InputError(f"needed: at least {MIN_TEXTS} different texts, of two different labels; {got}")
 
 
 def _find_labels(bank: AdapterBank, name: str, examples: Sequence[Example]) -> Labels:

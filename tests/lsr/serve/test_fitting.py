@@ -17,10 +17,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
 from lsr.__main__ import main
-from lsr.serve.fitting import MULTI_LABEL, NUMBERS, choose_strength, fit_rows
+from lsr.serve.fitting import MULTI_LABEL, NUMBERS, assign_folds, choose_strength, fit_rows
 from lsr.serve.group_names import name_group
 from lsr.serve.groups import find_groups, make_member
-from lsr.serve.labeled import Example, fit_tenant
+from lsr.serve.labeled import Example, fit_tenant, number_texts
 from lsr.serve.passes import BatchRunner
 from lsr.tuner.files import TASK
 from lsr_onnx import examples
@@ -214,6 +214,48 @@ def test_scores_by_cross_validation_are_those_of_scikit_learn():
     assert chosen.interval == pytest.approx(tuple(resampled.confidence_interval), rel=0.1)
 
 
+def repeat(distinct, classes):
+    """Twice the same texts, whose labels are drawn, and the number of each text."""
+    random = np.random.default_rng(distinct)
+    features = np.tile(random.normal(size=(distinct, 16)), (2, 1))
+    targets = np.tile(random.permutation(np.arange(distinct) % classes), 2)
+    return features, targets, np.tile(np.arange(distinct), 2)
+
+
+def test_copies_of_a_text_are_in_one_fold_and_count_once():
+    features, targets, texts = repeat(15, 2)
+    chosen = choose_strength(features, targets, np.zeros((2, 17)), texts=texts)
+    folds = assign_folds(targets, texts)
+    right = []
+    for fold in range(10):
+        known, unseen = folds != fold, folds == fold
+        assert not {*texts[known]} & {*texts[unseen]}
+        rows = fit_rows(features[known], targets[known], np.zeros((2, 17)), chosen.strength)
+        logits = np.column_stack([features[unseen], np.ones(unseen.sum())]) @ rows.T
+        right += [*(logits.argmax(axis=1) == targets[unseen])]
+    assert chosen.score == np.mean(right)
+    interval = stats.binomtest(sum(right) // 2, 15).proportion_ci(0.95, "wilson")
+    assert chosen.interval == (interval.low, interval.high)
+
+
+def test_a_text_with_two_numbers_counts_once_by_the_mean_of_its_squares():
+    numbers, targets, texts = np.array([[1.0], [1], [2]]), np.array([0.0, 2, 5]), np.array([0, 0, 1])
+    assert NUMBERS.score(numbers, targets, texts) == pytest.approx(np.sqrt((1 + 9) / 2))
+
+
+def test_labels_by_chance_are_not_better_because_each_text_occurs_twice():
+    better = {True: 0, False: 0}
+    for distinct in range(12, 24):
+        features, targets, texts = repeat(distinct, 2)
+        start = np.zeros((2, 17))
+        again = choose_strength(features, targets, start, texts=texts)
+        once = choose_strength(features[:distinct], targets[:distinct], start)
+        better[True] += again.is_better
+        better[False] += once.is_better
+    assert better[True] <= better[False] + 1
+    assert better[True] <= 2
+
+
 def test_f1_of_several_labels_is_that_of_scikit_learn_with_the_percentiles_of_a_bootstrap():
     random = np.random.default_rng(5)
     logits = random.normal(size=(80, 3))
@@ -352,7 +394,8 @@ def test_a_tenant_of_the_bank_keeps_its_rows_where_a_fit_is_not_better(bert, tmp
 
 def test_long_texts_are_truncated_and_counted_and_contradictory_ones_too(bert, tmp_path, capsys):
     folder, *_ = bert
-    save_examples(tmp_path / "long.csv", ["cat " * 200] * 200, ["bad", "good"] * 100)
+    texts = ["cat " * 200, "dog " * 200, "cat dog " * 100, "dog cat " * 100] * 50
+    save_examples(tmp_path / "long.csv", texts, ["bad", "good", "bad", "good", "good", "good", "bad", "good"] * 25)
     words = ("--base", folder / "base", "--fit", f"later={tmp_path / 'long.csv'}")
     run("bank", "--from", folder / "adapter", "-o", tmp_path / "out", *words)
     assert "later: 200 texts, 1 of them with different labels, 200 truncated, accuracy" in capsys.readouterr().out
@@ -369,7 +412,7 @@ def test_long_texts_are_truncated_and_counted_and_contradictory_ones_too(bert, t
         (("--fit", "later=there/is/none.csv"), "there/is/none.csv: "),
         (
             ("--fit", "later={folder}/header.csv"),
-            "header.csv: needed: at least 4 texts, of two different labels",
+            "header.csv: needed: at least 4 different texts, of two different labels; got 0 of 0",
         ),
         (
             ("--fit", "later={folder}/columns.csv"),
@@ -384,7 +427,14 @@ def test_long_texts_are_truncated_and_counted_and_contradictory_ones_too(bert, t
             ("--fit", "later={folder}/few.csv", "--labels", "bad,worse"),
             "no tenant of the bank has 'bad, worse'",
         ),
-        (("--fit", "later={folder}/alike.csv"), "alike.csv: needed: at least 4 texts, of two different labels"),
+        (
+            ("--fit", "later={folder}/alike.csv"),
+            "alike.csv: needed: at least 4 different texts, of two different labels",
+        ),
+        (
+            ("--fit", "later={folder}/again.csv"),
+            "again.csv: needed: at least 4 different texts, of two different labels",
+        ),
         (("--fit", "later={folder}/latin.csv"), "latin.csv: is not UTF-8; save the file as CSV in UTF-8"),
     ],
 )
@@ -398,6 +448,7 @@ def test_what_cannot_be_added_is_one_line_and_nothing_is_written(bert, tmp_path,
         "few.csv": b"text,label\na,bad\nb,good\nc,bad\nd,good\n",
         "other.csv": b"text,label\na,Bad\nb,Good\nc,Bad\nd,Good\n",
         "alike.csv": b"text,label\na,bad\nb,bad\nc,bad\nd,bad\n",
+        "again.csv": b"text,label\na cat,bad\nA  cat,good\nb,bad\nc,good\n",
         "latin.csv": b"text,label\n\xe9,bad\n",
     }
     for name, content in files.items():
@@ -509,6 +560,8 @@ def test_numbers_that_differ_from_the_group_are_fitted_and_texts_with_two_labels
     assert fit.contradictory == 0
     twice = [*examples, Example(TEXTS[0], 1.5), Example(TEXTS[1], 2.5), Example(TEXTS[2], examples[2].label)]
     assert fit_tenant(passes, "later", twice).contradictory == 2
+    spelled = [Example(text, 0) for text in ("a cat", "b", " A  cat", ["a", "cat"], ["A", "cat "])]
+    assert number_texts(spelled).tolist() == [0, 1, 0, 2, 2]
 
 
 @pytest.mark.nightly
