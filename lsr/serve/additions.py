@@ -44,7 +44,8 @@ def add_fitted(
 ) -> Iterator[str]:
     """Fit tenants to labeled texts, and yield a line about each; `folder` is the bank's.
 
-    Where a fit is not better than the rows of the group, a new tenant gets these, and one of the bank stays as it is.
+    Where a fit is not better than the rows of the group, a new tenant gets these. A tenant of the bank stays as it is
+    where a fit is not better than those or than its own.
 
     Raises:
         InputError: if a file cannot be read, or its labels do not fit the bank.
@@ -72,12 +73,14 @@ def _describe(
     *,
     is_new: bool,
 ) -> str:
-    """Describe a fit in one line: its cross-validated score, compared with the group's rows."""
+    """Describe a fit in one line: its cross-validated score, compared with rows of the group and of the bank."""
     chosen = fit.chosen
     low, high = (_format(fit, end) for end in chosen.interval)
     unit = "" if fit.metric == NUMBERS.metric else " %"
     fitted = f"{_format(fit, chosen.score)}{unit} ({low} to {high})"
-    of_group = f"{_format(fit, fit.group_score)}{unit}"
+    others = f"of its group {_format(fit, fit.group_score)}{unit}"
+    if fit.present_score is not None:
+        others += f", of its rows in the bank {_format(fit, fit.present_score)}{unit}"
     if chosen.is_better:
         answers = "the fit answers"
     elif is_new:
@@ -89,7 +92,7 @@ def _describe(
         texts += f", {fit.contradictory} of them with different labels"
     if fit.truncated:
         texts += f", {fit.truncated} truncated"
-    return f"{name}: {texts}, {fit.metric} by cross-validation {fitted}, of its group {of_group}: {answers}"
+    return f"{name}: {texts}, {fit.metric} by cross-validation {fitted}, {others}: {answers}"
 
 
 def _format(fit: Fit, score: float) -> str:

@@ -35,7 +35,7 @@ class Chosen(NamedTuple):
     """The regularization that cross-validation chooses, and the quality of the fit."""
 
     strength: float
-    is_better: bool  # whether the fit is better than the group's rows
+    is_better: bool  # whether the fit is better than the group's rows and the tenant's present ones
     score: float  # score on texts that the fit has not seen, in the metric of the form
     interval: Interval  # 95 % interval of `score`
 
@@ -261,11 +261,13 @@ def choose_strength(
     form: Form = CLASSES,
     check_time: Callable[[], None] = never_stop,
     texts: Array | None = None,
+    present: Array | None = None,
 ) -> Chosen:
     """Return the strength with the least loss by cross-validation, and whether that beats the group's rows.
 
-    It does if the loss is lower by more than its standard error: the least of several is too low by chance.
-    `check_time` is called before each fit, and may raise an error. Without `texts`, all are distinct.
+    It does if the loss is lower by more than its standard error: the least of several is too low by chance. So it must
+    be than that of the tenant's `present` rows, which may have been trained on other texts. `check_time` is called
+    before each fit, and may raise an error. Without `texts`, all are distinct.
     """
     folds = assign_folds(targets, texts)
     logits = cross_validate(features, targets, start, folds, form, check_time)
@@ -275,10 +277,11 @@ def choose_strength(
 
     losses = np.stack([losses_of(held_out) for held_out in logits])
     best = int(losses.mean(axis=1).argmin())
-    gain = losses_of(compute_logits(features, start)) - losses[best]
+    rivals = [start] if present is None else [start, present]
+    gains = [losses_of(compute_logits(features, rows)) - losses[best] for rows in rivals]
     return Chosen(
         strength=float(STRENGTHS[best]),
-        is_better=bool(gain.mean() > stats.sem(gain)),
+        is_better=all(bool(gain.mean() > stats.sem(gain)) for gain in gains),
         score=form.score(logits[best], targets, texts),
         interval=form.interval(logits[best], targets, texts),
     )
@@ -291,9 +294,10 @@ def fit_if_better(
     form: Form = CLASSES,
     check_time: Callable[[], None] = never_stop,
     texts: Array | None = None,
+    present: Array | None = None,
 ) -> tuple[Array, Chosen]:
-    """Return rows that are fitted with the strength that is chosen, or those of the group where these are as good."""
-    chosen = choose_strength(features, targets, start, form, check_time, texts)
+    """Return rows that are fitted with the strength that is chosen, or those of the group where it is not better."""
+    chosen = choose_strength(features, targets, start, form, check_time, texts, present)
     if not chosen.is_better:
         return start, chosen
     return fit_rows(features, targets, start, chosen.strength, form), chosen

@@ -137,6 +137,27 @@ def join_group(
         return contents, tenants
 
 
+def find_present(
+    bank: AdapterBank,
+    name: str,
+    labels: Labels,
+) -> Contents | None:
+    """Return the rows of a tenant of the bank, in the order of `labels`.
+
+    None if the bank does not have it, or only with other labels or with more than rows of the head's last layer.
+    """
+    with bank.shared.one_thread:
+        if name not in bank.versions:
+            return None
+        order = labels_of(bank, name)
+        sources = _keep_alike(bank, {order: [name]})
+        if {*(order or ())} != {*(labels or ())} or not sources:
+            return None
+        layer = last_layer(_require_shared(bank))
+        heads = _mean_rows(bank, layer, sources, labels)
+        return Contents(name, bank.base_fields, {}, heads, (f".{layer}",), None)
+
+
 def _keep_alike(bank: AdapterBank, group: Orders) -> Orders:
     """Return the members of a group that have one row per label in the last layer, and nothing else of their own."""
     counts = _count_rows(bank).tolist()

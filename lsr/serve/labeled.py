@@ -27,7 +27,7 @@ from lsr.serve.fitting import (
     score_group,
     with_rows,
 )
-from lsr.serve.groups import find_groups, labels_of, make_member
+from lsr.serve.groups import find_groups, find_present, labels_of, make_member
 from lsr.serve.modules import Version
 from lsr.serve.passes import BatchRunner
 from lsr_onnx.answers import Labels
@@ -45,6 +45,7 @@ class Prepared(NamedTuple):
     """Examples that are ready for a fit."""
 
     group: Contents  # the tenant with the rows of its group
+    present: Contents | None  # its rows in the bank that can be compared with them
     form: Form
     targets: Array
     texts: Array  # numbers of the distinct texts
@@ -59,6 +60,7 @@ class Fit(NamedTuple):
     contents: Contents  # the fitted head, or the group's own rows where the fit is not better
     chosen: Chosen
     group_score: float  # score of the group's rows on the same texts
+    present_score: float | None  # score of the tenant's rows in the bank that can be compared with them
     metric: str
     contradictory: int  # texts that have several different labels
     truncated: int  # texts with more tokens than the tenant reads
@@ -85,17 +87,19 @@ def prepare(passes: BatchRunner, name: str, examples: Sequence[Example], labels:
         InputError: if there are too few texts, or of one label; if a label is not among those of the tenant, or no
             tenant has these; if a text is not valid.
     """
-    texts = number_texts(examples)
-    _check_count(examples, texts)
+    _check_count(examples, len(examples))
     bank = passes.bank
     with bank.shared.one_thread:
         labels = labels or _find_labels(bank, name, examples)
         group = make_member(bank, name, labels)
+        present = find_present(bank, name, labels)
     form = _form_of(group)
     targets = _read_targets(examples, labels, form)
     rows = _tokenize(passes, group, [example.text for example in examples])
+    texts = number_texts(examples)
+    _check_count(examples, len(set(texts)))
     batches = split_batches(rows)
-    return Prepared(group, form, targets, texts, rows, batches, count_contradictory(examples, texts))
+    return Prepared(group, present, form, targets, texts, rows, batches, count_contradictory(examples, texts))
 
 
 def _tokenize(passes: BatchRunner, group: Contents, texts: Sequence[Text]) -> list[TokenizedText]:
@@ -116,16 +120,18 @@ def finish(
 
     `check_time` is called now and then, and may raise an error.
     """
-    group, form, targets, texts, *_ = prepared
+    group, present, form, targets, texts, *_ = prepared
     features = join_batches(prepared.batches, parts)
     start = rows_of(group, features.shape[1])
-    rows, chosen = fit_if_better(features, targets, start, form, check_time, texts)
+    of_bank = None if present is None else rows_of(present, features.shape[1])
+    rows, chosen = fit_if_better(features, targets, start, form, check_time, texts, of_bank)
     contents = with_rows(group, rows) if chosen.is_better else group
     of_group = score_group(features, targets, start, form, texts)
     return Fit(
         contents=contents,
         chosen=chosen,
         group_score=of_group,
+        present_score=None if of_bank is None else score_group(features, targets, of_bank, form, texts),
         metric=form.metric,
         contradictory=prepared.contradictory,
         truncated=sum(row.is_truncated for row in prepared.rows),
@@ -152,11 +158,10 @@ def count_contradictory(examples: Sequence[Example], texts: Array) -> int:
     return sum(len(labels) > 1 for labels in labels_by_text.values())
 
 
-def _check_count(examples: Sequence[Example], texts: Array) -> None:
+def _check_count(examples: Sequence[Example], texts: int) -> None:
     different = len({example.label for example in examples})
-    distinct = len(set(texts.tolist()))
-    if distinct < MIN_TEXTS or different < 2:
-        got = f"got {distinct} of {different}"
+    if texts < MIN_TEXTS or different < 2:
+        got = f"got {texts} of {different}"
         raise InputError(f"needed: at least {MIN_TEXTS} different texts, of two different labels; {got}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -390,6 +391,57 @@ def test_a_tenant_of_the_bank_keeps_its_rows_where_a_fit_is_not_better(bert, tmp
     bank = AdapterBank.load(str(folder / "base"), tmp_path / "out")
     for text, row in zip(TEXTS[:6], each["acme"], strict=False):
         assert_close(ask(bank, tokenizer, "acme", text).logits, row, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [None, ("good", "bad")])
+def test_a_tenant_of_the_bank_keeps_rows_that_are_better_than_a_fit_that_beats_the_group(bert, labels):
+    folder, model, tokenizer = bert
+    passes = passes_of(folder)
+    bank = passes.bank
+    states = states_alone(model, tokenizer, TEXTS)
+    center = states.mean(axis=0)
+    direction = np.linalg.svd(states - center, full_matrices=False)[2][1]
+    places = (states - center) @ direction
+    answers = [("bad", "good")[int(place > 0)] for place in places]
+    few = [Example(text, answer) for text, answer in zip(TEXTS, answers, strict=True)][:20]
+    weight = torch.from_numpy(np.stack([-direction, direction]) * 5 / np.abs(places).mean()).float()
+    rows = {"weight": weight, "bias": -weight @ torch.from_numpy(center).float()}
+    acme = bank.contents("acme")
+    turned = {key: rows[key.rpartition(".")[2]] for key in acme.heads}
+    bank.add("acme", replace(acme, heads=turned), replace=True)
+    bank.add("corp", replace(bank.contents("corp"), heads=turned), replace=True)  # good and bad: it answers the reverse
+    fit = fit_tenant(passes, "acme", few, labels)
+    assert (fit.group_score, fit.present_score) == (0, 1)
+    assert not fit.chosen.is_better
+    bank.remove("acme")
+    assert fit_tenant(passes, "acme", few, labels or ("bad", "good")).chosen.is_better  # than the group
+    again = fit_tenant(passes, "corp", few, labels)
+    assert again.present_score == 0
+    assert again.chosen.is_better
+
+
+def test_a_fit_beats_rows_of_the_bank_by_more_than_the_standard_error_of_the_loss():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(60, 4))
+    targets = (features[:, 0] + random.normal(size=60) > 0).astype(int)
+    start = np.zeros((2, 5))
+    found = set()
+    for scale in np.linspace(0, 3, 30):
+        present = np.zeros((2, 5))
+        present[1, 0] = scale
+        chosen = choose_strength(features, targets, start, present=present)
+        folds = assign_folds(targets)
+        losses = np.empty(60)
+        for fold in range(10):
+            unseen = folds == fold
+            rows = fit_rows(features[~unseen], targets[~unseen], start, chosen.strength)
+            shares = _shares(np.column_stack([features[unseen], np.ones(unseen.sum())]) @ rows.T)
+            losses[unseen] = -np.log(shares[np.arange(unseen.sum()), targets[unseen]])
+        of_present = -np.log(_shares(features @ present[:, :-1].T)[np.arange(60), targets])
+        gain = of_present - losses
+        assert chosen.is_better == (gain.mean() > gain.std(ddof=1) / np.sqrt(60))
+        found.add(chosen.is_better)
+    assert found == {True, False}
 
 
 def test_long_texts_are_truncated_and_counted_and_contradictory_ones_too(bert, tmp_path, capsys):

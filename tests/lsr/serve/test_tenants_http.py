@@ -202,7 +202,7 @@ def test_an_adapter_on_the_plain_base_is_refused_where_the_shared_one_would_be_a
 def test_a_fit_that_is_not_better_keeps_what_others_have_put_or_adds_what_they_have_removed(name, bert):
     passes = passes_of(bert[0])
     bank = passes.bank
-    examples = [Example(text, ("bad", "good")[number % 2]) for number, text in enumerate(["the cat"] * 8)]
+    examples = [Example(text, ("bad", "good")[number % 2]) for number, text in enumerate(TEXTS[:8])]
     prepared = passes.prepare_fit(name, examples)
     if name == "acme":
         bank.remove(name)
