@@ -117,6 +117,7 @@ class Estimator(NamedTuple):
 
     fit: Fit
     loss: Callable[[Tensor, Tensor], Tensor]
+    has_classes: bool = False  # whether each label is one class
 
 
 def mean_squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ def binary_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 ESTIMATORS = {  # estimators by problem_type of transformers
-    "single_label_classification": Estimator(fit_classes, functional.cross_entropy),
+    "single_label_classification": Estimator(fit_classes, functional.cross_entropy, has_classes=True),
     "multi_label_classification": Estimator(fit_labels, binary_cross_entropy),
     "regression": Estimator(fit_number, mean_squared_error),
 }
@@ -147,9 +148,13 @@ def fit(
 ) -> Linear:
     """Fit regressions to train and return the one with the lowest validation loss, the first of ties.
 
-    With `refit`, return one with the same strength that is fitted to train and validation together.
+    A class without training examples cannot be predicted, so validation examples of it choose nothing. With `refit`,
+    return one with the same strength that is fitted to train and validation together.
     """
     held_out, wanted = validation
+    if estimator.has_classes:
+        is_known = np.isin(wanted, train[1])
+        held_out, wanted = held_out[is_known], wanted[is_known]
     candidates = dict[float, Linear]()
     for strength in STRENGTHS if len(wanted) else [USUAL]:
         options = Options(outputs, strength, has_bias)

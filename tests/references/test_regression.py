@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, AutoTokenizer
 
 from lsr.serve.bank import AdapterBank
+from pipeline import regression
 from pipeline.core import artifacts
 from pipeline.predict.__main__ import main as predict
 from tests import kit, workspace
@@ -385,3 +386,26 @@ def test_what_a_regression_does_not_read_is_refused(world, monkeypatch, key):
     says = f"train.{key}: {IDLE[key]} has no effect: adapter: regression has no training loop; leave it at"
     refused(run, FACTORIZE, says=says.replace("['tensorboard']", "('tensorboard',)"), lines=lines)
     Path("params.yaml").write_bytes(usual)
+
+
+def test_validation_texts_of_a_class_that_train_lacks_choose_no_penalty():
+    estimator = regression.ESTIMATORS["single_label_classification"]
+    others = set()
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        features = random.normal(size=(90, 30))
+        labels = (features[:, 0] * 4 + random.logistic(size=90) > 0).astype(int)
+        train = features[:60], labels[:60]
+        wanted = np.append(labels[61:], 2)  # the last one has a class of its own
+        held_out = features[60:]
+        fitted = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)) for c in STRENGTHS]
+        losses = [metrics.log_loss(wanted[:-1], one.fit(*train).predict_proba(held_out[:-1])) for one in fitted]
+        expected = fitted[int(np.argmin(losses))].decision_function(features)
+        layer = regression.fit(estimator, 3, train, (held_out, wanted))
+        outputs = layer.outputs(features)
+        assert (outputs[:, 1] - outputs[:, 0]).numpy() == pytest.approx(expected, abs=1e-3)
+        others.add(int(np.argmin(losses)))
+        alone = regression.fit(estimator, 3, train, (held_out[-1:], wanted[-1:])).outputs(features)
+        usual = fitted[STRENGTHS.index(regression.USUAL)].decision_function(features)
+        assert (alone[:, 1] - alone[:, 0]).numpy() == pytest.approx(usual, abs=1e-3)
+    assert len(others) > 1
