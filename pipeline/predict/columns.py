@@ -34,9 +34,10 @@ def columns_of_tenants(outputs: np.ndarray, tasks: Iterable[AdapterTask]) -> Col
     """Convert outputs (texts, ...) with one task per row to columns to print: the answer and its probability."""
     columns = defaultdict[str, list[Any]](list)
     for row, task in zip(outputs, tasks, strict=True):
-        first, *shares = columns_of_texts(row[None], task).items()
-        name, (answer,) = first
+        (name, (answer,)), *shares = columns_of_texts(row[None], task).items()
         columns[name].append(answer)
         if shares:
-            columns["p"].append(max(share for _, (share,) in shares))
+            probabilities = {column: share for column, (share,) in shares}
+            largest = max(probabilities.values())  # for no label or several
+            columns["p"].append(probabilities.get(f"p({answer})", largest))
     return columns

@@ -8,10 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import special
 from transformers import AutoTokenizer
 
 from lsr import quantize_adapter
@@ -20,7 +22,9 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import score
 from pipeline.core import artifacts, console
 from pipeline.data import files
+from pipeline.methods.adapter_task import AdapterTask
 from pipeline.predict import __main__ as predict
+from pipeline.predict.columns import columns_of
 from tests.kit import edit, ended, growth, refused, said, table, write
 from tests.workspace import ROOT, read_yaml
 
@@ -348,3 +352,14 @@ def test_only_a_single_label_can_be_left_out(one):
     edit(TASK, kind="multi_label", thresholds=[0.5, 0.5])
     says = "--min-probability: needs an adapter that answers with one label, got one of the kind multi_label"
     assert mistake("a", "--min-probability", "0.6") == says
+
+
+def test_of_tenants_p_is_the_probability_of_the_answer_though_the_threshold_chose_the_less_probable():
+    shop = AdapterTask(kind="classes", columns=("text",), labels=("dog", "cat"), threshold=0.3, max_length=24)
+    tags = AdapterTask(kind="multi_label", columns=("text",), labels=("x", "y"), thresholds=(0.2, 0.9), max_length=24)
+    outputs = np.array([[0.0, -0.5], [0.0, -2.0], [0.0, 2.0], [-1.0, 1.0], [2.0, 3.0], [-2.0, -3.0]])
+    found = columns_of(outputs, {"tenant": [0, 0, 0, 1, 1, 1]}, shop, [shop, tags])
+    assert found["label"] == ["cat", "dog", "cat", "x", "x; y", ""]
+    of_two = special.softmax(outputs[:3], axis=1)[[0, 1, 2], [1, 0, 1]]
+    of_labels = special.expit([-1.0, 3.0, -2.0])  # of no label or several, the largest
+    assert found["p"] == pytest.approx([*of_two, *of_labels], abs=1e-5)
