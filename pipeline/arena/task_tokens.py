@@ -55,6 +55,8 @@ def write_labels(training: TrainingRun, path: Path) -> None:
     else:
         for number, labels in enumerate(known.T):
             columns[f"label_{number}"] = labels.tolist()
+    if GROUP in test.column_names:
+        columns[GROUP] = test[GROUP][:]
     if TENANT in test.column_names:
         names = list(task.facts.tenants)
         columns[TENANT] = [names[number] for number in test[TENANT][:]]

@@ -146,7 +146,8 @@ def _scores(
         if len(known) > 1:
             whole = [examples.score(metric, training, {part: labels}) for training in trainings]
         predicted = [examples.get_predictions(training, labels) for training in trainings]
-        drawn = examples.resample(part, metric, labels.to_numpy(), predicted, resamples)
+        groups = examples.get_groups(labels)
+        drawn = examples.resample(part, metric, labels.to_numpy(), predicted, resamples, groups)
         parts[part] = _by_method(trainings, whole, drawn)
     return parts
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pipeline.arena.record import Record
 from pipeline.compare.rows import Cell, Cells
 from pipeline.tasks import scores, sums
+from pipeline.tasks.scores import Units
 from pipeline.tasks.sums import METRICS, PEARSON
-from pipeline.tasks.task import TENANT
+from pipeline.tasks.task import GROUP, TENANT, Groups
 
 Values = NDArray[Any]
 Labels: TypeAlias = pd.Series | pd.DataFrame  # one for each example, or a column for each of several that it may have
@@ -63,7 +64,12 @@ def _note(task: str, reason: str) -> str:
 
 
 def parts_of(task: str, table: pd.DataFrame) -> Parts:
-    """Return the labels of a task's file by part: all, or one part per tenant."""
+    """Return the labels of a task's file by part: all, or one part per tenant.
+
+    The index has the position of each example and, if examples are in groups, the number of the group.
+    """
+    if GROUP in table:
+        table = table.set_index(GROUP, append=True)
     columns = table.drop(columns=TENANT, errors="ignore")
     labels = columns.astype(np.float64).squeeze("columns")
     if TENANT not in table:
@@ -78,7 +84,14 @@ def get_predictions(training: Record, labels: Labels) -> Values:
     """Return the predictions of a training run for the examples of these labels, in the same shape."""
     shape = (-1, *labels.shape[1:])
     predicted = np.array(training.predicted).reshape(shape)
-    return predicted[labels.index]
+    return predicted[labels.index.get_level_values(0)]
+
+
+def get_groups(labels: Labels) -> Groups:
+    """Return the number of the group of each example; None if there are none."""
+    if GROUP not in labels.index.names:
+        return None
+    return labels.index.get_level_values(GROUP).to_numpy()
 
 
 def score(metric: str, training: Record, parts: Parts) -> float:
@@ -115,15 +128,19 @@ def resample(
     labels: Values,
     predicted: Sequence[Values],
     resamples: int,
+    groups: Groups = None,
 ) -> Values:
-    """Return one of METRICS on each resample, (training runs, resamples).
+    """Return one of METRICS on each resample of examples, or of whole groups: (training runs, resamples).
 
     `predicted` has the shape of `labels`: (n,), or for multi-label (n, labels) of 0 and 1. The draws of a task do not
     depend on other tasks.
     """
     columns = sums.columns_of(metric, labels, *predicted)
+    if groups is not None:
+        units = Units.of(np.column_stack(predicted), labels, groups)
+        columns = np.add.reduceat(columns[units.order], units.first)
     rng = np.random.default_rng(zlib.crc32(task.encode()))
-    count = len(labels)
+    count = len(columns)
     drawn = []
     for first in range(0, resamples, AT_ONCE):
         size = min(AT_ONCE, resamples - first)

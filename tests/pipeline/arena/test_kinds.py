@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 
 from pipeline.arena import preset, task_tokens
 from pipeline.arena.execution import check
@@ -78,6 +79,16 @@ def labels_of(task, found, path):
     parts, notes = examples.read({task: {found.method: cell}})
     assert notes == []
     return parts[task]
+
+
+def test_the_groups_of_a_task_are_written_with_its_labels(monkeypatch, tmp_path):
+    test = Dataset.from_dict({"label": [1, 0, 1], "group": [4, 4, 2]})
+    scoring = SimpleNamespace(extract_targets=lambda labels, groups: labels)
+    monkeypatch.setattr(task_tokens, "splits", lambda training: {"test": test})
+    monkeypatch.setattr(task_tokens, "task_of", lambda training: SimpleNamespace(scoring=scoring))
+    task_tokens.write_labels(None, tmp_path / "multirc.csv")
+    (part,) = examples.parts_of("multirc", pd.read_csv(tmp_path / "multirc.csv")).values()
+    assert (part.tolist(), examples.get_groups(part).tolist()) == ([1, 0, 1], [4, 4, 2])
 
 
 def test_a_training_is_scored_as_the_mean_of_tenants(tenants, tmp_path):

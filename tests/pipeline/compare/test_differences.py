@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -390,3 +391,21 @@ def test_a_hypothesis_holds_if_its_own_test_says_so():
     assert {*outcomes[-1]["new"].values(), *outcomes[-1]["these"].values()} == {None}
     (elsewhere,) = comparator.outcomes([Hypothesis(method="same", expected="better", versus="base", on="glue")])
     assert {*elsewhere["these"].values()} == {None}  # an average without records
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_groups_are_drawn_whole(metric):
+    rng = np.random.default_rng(0)
+    groups = np.repeat(rng.permutation(30), rng.integers(1, 5, 30))
+    labels, *predicted = rng.integers(0, 2, (3, len(groups))).astype(float)
+    table = pd.DataFrame({"label": labels, "group": groups})
+    (part,) = of_examples.parts_of("multirc", table).values()
+    assert of_examples.get_groups(part).tolist() == groups.tolist()
+    assert of_examples.get_groups(of_examples.parts_of("rte", table[["label"]])["rte"]) is None
+    assert part.to_numpy().tolist() == labels.tolist()
+    found = of_examples.resample("multirc", metric, part.to_numpy(), predicted, 50, of_examples.get_groups(part))
+    draws = np.random.default_rng(zlib.crc32(b"multirc")).integers(30, size=(50, 30))
+    for drawn, scored in zip(draws, found.T, strict=True):
+        rows = np.concatenate([np.flatnonzero(groups == number) for number in drawn])
+        expected = [SCORES[metric](labels[rows], one[rows]) for one in predicted]
+        assert scored == pytest.approx(expected)
