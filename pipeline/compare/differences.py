@@ -200,7 +200,8 @@ def _of_examples(part: Part, seeds: Seeds) -> tuple[float, float]:
     covariances = np.cov(differences)
     apart = ~np.eye(len(seeds), dtype=bool)
     between_seeds = covariances[apart]
-    return float(covariances.mean()), float(between_seeds.mean())
+    variance = max(0.0, float(covariances.mean()))  # rounding may lead below 0
+    return variance, float(between_seeds.mean())
 
 
 def _with_tenants(differences: Values, of_seeds: Error) -> tuple[Error, ...]:

@@ -409,3 +409,18 @@ def test_groups_are_drawn_whole(metric):
         rows = np.concatenate([np.flatnonzero(groups == number) for number in drawn])
         expected = [SCORES[metric](labels[rows], one[rows]) for one in predicted]
         assert scored == pytest.approx(expected)
+
+
+def test_a_variance_that_rounding_makes_negative_is_zero():
+    """Methods whose mistakes cancel over the seeds differ by nothing, whatever the last bits are."""
+    for seed in range(100):
+        drawn = 100 * np.random.default_rng(seed).random((2 + seed % 4, 200))
+        mine = {number: Scores(float(row.mean()), row) for number, row in enumerate(drawn)}
+        theirs = {number: mine[(number + 1) % len(mine)] for number in mine}
+        difference = on_task([(mine, theirs)])
+        assert difference.alone[0].variance == pytest.approx(0, abs=1e-9)
+        assert difference.half(0.95) == pytest.approx(
+            stats.t.ppf(0.975, len(mine) - 1)
+            * stats.sem([mine[number].whole - theirs[number].whole for number in mine]),
+            rel=1e-3,
+        )
