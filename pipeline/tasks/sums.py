@@ -162,23 +162,30 @@ def _root_of_mean(terms: Numbers) -> Numbers:
 
 
 def _moments(labels: Numbers, predicted: Numbers, _classes: Numbers) -> Numbers:
-    x = labels - labels.mean()
-    y = predicted - predicted.mean()
+    x = _center(labels)
+    y = _center(predicted)
     ones = np.ones(len(x))
     squares = [x * x, y * y, x * y]
     return np.stack([ones, x, y, *squares], axis=1)
+
+
+def _center(values: Numbers) -> Numbers:
+    """Return the differences from the mean; 0 if all of them are rounding errors."""
+    if np.ptp(values) <= ROUNDING * np.abs(values).max():
+        return np.zeros(len(values))
+    return values - values.mean()
 
 
 def _pearson(moments: Numbers) -> Numbers:
     count, x, y, xx, yy, xy = moments
     x_scaled = count * xx - x * x
     y_scaled = count * yy - y * y
-    x_spread = np.maximum(x_scaled, 0)
-    y_spread = np.maximum(y_scaled, 0)
-    spread = x_spread * y_spread
-    largest = np.maximum(xx, yy)
-    least = ROUNDING * count * count * largest
-    varies = spread > least**2
+    # Each is compared with its own size, as labels and predictions may have other units.
+    rounding = ROUNDING * count * count
+    x_varies = x_scaled > rounding * xx
+    y_varies = y_scaled > rounding * yy
+    varies = x_varies & y_varies
+    spread = x_scaled * y_scaled
     shared = count * xy - x * y
     return correlation(shared, spread, varies)
 

@@ -278,3 +278,15 @@ def test_the_balanced_loss_is_the_mean_of_the_means_of_classes():
     torch.testing.assert_close(task.head.build_balanced_loss(labels.numpy())(logits, labels), expected)
     assert task.description.rare(labels.numpy()).startswith("bad 5 (10.0%), good 45 (90.0%): ")
     assert not task.description.rare(labels.repeat(20).numpy())
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e-10, 1e10, 1e12])
+def test_the_interval_of_pearson_does_not_depend_on_units(ratio):
+    random = np.random.default_rng(1)
+    labels = random.normal(size=200)
+    predictions = labels / 2 + random.normal(size=200)
+    usual = interval("pearson", predictions, labels, 100)
+    assert interval("pearson", predictions, ratio * labels, 100) == pytest.approx(usual)
+    assert interval("pearson", ratio * predictions, labels, 100) == pytest.approx(usual)
+    nearly_constant = 5 * ratio + ratio * 1e-13 * random.random(200)
+    assert interval("pearson", nearly_constant, labels, 100) == (0.0, 0.0)
