@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # A class with less of either is rare.
 RARE_SHARE = 0.1
 RARE_TEXTS = 50
+ROUNDING = 4 * np.finfo(np.float64).eps  # share of the larger of two numbers by which their difference may be off
 
 
 def names_of(entry: DatasetEntry, facts: Facts) -> tuple[str, ...]:
@@ -168,8 +169,8 @@ class PairwiseComparisonPreprocessor(ClassificationPreprocessor):
             "label": is_second_larger.astype(np.int64),
         }
         pairs = pd.DataFrame(columns)
-        is_clear = difference.abs() >= self.entry.pairs.margin
-        kept = pairs[is_clear]
+        is_near = _are_near(first["label"], second["label"], self.entry.pairs.margin)
+        kept = pairs[~is_near]
         left_out = Counter(
             within_margin=len(pairs) - len(kept),
             duplicate=len(examples) - len(texts),
@@ -423,7 +424,7 @@ def class_of(value: Any, label: Any) -> int | None:
     threshold = getattr(label, "threshold", None)
     if threshold is not None:
         number = finite(value)
-        is_near = abs(number - threshold) < label.margin
+        is_near = _are_near(number, threshold, label.margin)
         return None if is_near else int(number > threshold)
     known = _number_names(label.names)
     plain = plain_text(value)
@@ -437,6 +438,12 @@ def class_of(value: Any, label: Any) -> int | None:
         last = len(names) - 1
         allowed = f"{allowed}, or their numbers, 0 to {last}"
     raise ValueError(f"label {value!r} is not a class; {allowed}{nearest(value, names)}")
+
+
+def _are_near(first: Any, second: Any, margin: float) -> Any:
+    """Return whether numbers differ by less than a margin; a difference that rounding has made smaller does not."""
+    larger = np.maximum(np.abs(first), np.abs(second))
+    return np.abs(first - second) < margin - ROUNDING * larger
 
 
 @cache

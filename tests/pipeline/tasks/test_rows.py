@@ -1,5 +1,8 @@
 """A row becomes texts and a label, the same whether its file has types, as JSON and Parquet, or texts alone, as CSV."""
 
+from decimal import Decimal
+from itertools import product
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -76,6 +79,26 @@ def test_a_threshold_leaves_out_what_is_closer_than_the_margin():
     found = read(label, -0.5, 0.5, -0.49, 0.49, 0, "2", -3)
     assert [None if value != value else value for value in found] == [0, 1, None, None, None, 1, 0]
     assert read(label | {"margin": 0.0}, 0, 0.001, -0.001) == [0, 1, 0]  # 0 itself is not above
+
+
+def test_numbers_at_the_margin_are_kept_though_their_difference_is_rounded():
+    for threshold, margin in product(range(1, 20), range(1, 10)):
+        label = {"column": "label", "names": ("bad", "good"), "threshold": threshold / 10, "margin": margin / 10}
+        ends = [str(Decimal(threshold + sign * margin) / 10) for sign in (-1, 1)]
+        assert read(label, *ends) == [0, 1]
+        nearer = [str(Decimal(threshold * 1000 + sign * (margin * 1000 - 1)) / 10_000) for sign in (-1, 1)]
+        assert pd.isna(read(label, *nearer)).all()
+
+
+def test_a_pair_at_the_margin_is_kept_though_its_difference_is_rounded():
+    label = {"column": "label", "low": 0.0, "high": 9.0}
+    entry = row_of(dict.fromkeys(SPLITS, "data.csv"), label, pairs={"margin": 0.4}, metrics=["accuracy"])
+    preprocessor = tasks.of(entry).preprocessor
+    numbers = [3.4, 3.0, 2.6, 3.0, 2.9]
+    examples = pd.DataFrame({"text": list("abcde"), "label": numbers, "hash": range(5)})
+    kept, left_out = preprocessor.finish_split(examples, "train")
+    assert kept["label"].tolist() == [0, 0, 1]
+    assert left_out["within_margin"] == 1
 
 
 @pytest.mark.parametrize(
