@@ -203,7 +203,7 @@ class Pooled(nn.Module):
     ) -> SimpleNamespace:
         """Return the features of each text, (n, width)."""
         if self.features == "words":
-            none = torch.zeros(len(input_ids), self.encoder.config.vocab_size)
+            none = torch.zeros(len(input_ids), self.encoder.config.vocab_size, device=input_ids.device)
             counts = none.scatter_add(1, input_ids, attention_mask.float())
             return SimpleNamespace(logits=counts)
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)

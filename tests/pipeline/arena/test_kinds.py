@@ -185,6 +185,8 @@ def test_features_are_a_mean_over_tokens_without_padding_or_the_first_one_or_how
     assert mean == nearest == [[2.0, 3.0], [6.0, 7.0]]
     assert first == [[0.0, 1.0], [6.0, 7.0]]
     assert words == [[0, 2, 1, 0], [0, 0, 0, 1]]
+    elsewhere = {name: value.to("meta") for name, value in read.items()}
+    assert Pooled(encoder, "words")(**elsewhere).logits.is_meta
     on_the_left = read | {"attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])}  # as XLNet has it
     assert Pooled(encoder, "first")(**on_the_left).logits.tolist() == [[0.0, 1.0], [8.0, 9.0]]
 
