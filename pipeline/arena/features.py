@@ -1,7 +1,7 @@
 """Baselines without an adapter: scikit-learn classifiers on frozen-encoder embeddings or TF-IDF, overall or per tenant.
 
-The classifier is a logistic regression, whose penalty is chosen on the validation split, or the nearest class mean.
-There is no training loop, and nothing depends on a seed.
+The classifier is a logistic regression, whose penalty is chosen on the validation split, or the nearest class mean,
+each feature divided by its deviation within classes. There is no training loop, and nothing depends on a seed.
 """
 
 from collections import defaultdict
@@ -33,7 +33,7 @@ from pipeline.tasks import Outcome, Task
 
 OF_WORDS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]  # strengths for TF-IDF, in which a text has a few features that are not 0
 USUAL_OF_WORDS = 1.0  # strength for TF-IDF where no validation example could choose one
-LEARNED = ("coef_", "intercept_", "centroids_")  # attributes of scikit-learn's classifiers
+LEARNED = ("coef_", "intercept_", "centroids_", "within_class_std_dev_")  # attributes of scikit-learn's classifiers
 
 
 def check(training: TrainingRun) -> None:
@@ -163,6 +163,8 @@ def _count(fitted: Pipeline) -> int:
 
 def _fit(features: str | None, train: XY, validation: XY) -> Pipeline:
     """Fit the regression with the lowest validation loss (the first of ties), or the nearest class mean.
+
+    For the nearest mean, scikit-learn's probabilities divide each feature by its deviation within classes.
 
     A class without training examples cannot be predicted, so validation examples of it choose nothing. If all training
     examples have one class, it is always predicted.

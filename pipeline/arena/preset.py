@@ -145,7 +145,8 @@ class Method(Section):
     features: Features | None = Field(
         None,
         description="in place of training, for classes: a logistic regression on the mean of the encoder's states, "
-        "on the first of them, or on TF-IDF of tokens (words); or the nearest of the classes' means (nearest)",
+        "on the first of them, or on TF-IDF of tokens (words); or the nearest class mean, each feature "
+        "divided by its deviation within classes (nearest)",
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from pipeline.arena import features as features_of_encoder
 from pipeline.arena import preset, task_tokens
 from pipeline.arena.execution import check
 from pipeline.arena.features import Pooled
@@ -150,9 +151,25 @@ def test_features_of_the_frozen_encoder_are_scored_at_once_by_regressions(task, 
     assert mean.stored == (2 * 3 * 25 if task == "few" else 25)
     assert mean.file_bytes == 4 * mean.stored
     assert min(mean.score(), words.score()) > 0.45  # the words are in the texts
-    assert nearest.stored == (2 * 3 * 24 if task == "few" else 48)
+    assert nearest.stored == (2 * (3 + 1) * 24 if task == "few" else (2 + 1) * 24)  # means, and deviations within
     assert 0 < words.file_bytes == 4 * words.stored
     assert measure(training("mean", task)).predicted == mean.predicted
+
+
+def test_the_nearest_mean_is_that_of_features_divided_by_their_deviations_within_classes():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 200)
+    means = 3 * random.normal(size=(3, 8))
+    features = (random.normal(size=(200, 8)) + means[labels]) * np.logspace(0, 1.5, 8)
+    fitted = features_of_encoder._fit("nearest", (features, labels), (features[:0], labels[:0]))
+    means = np.stack([features[labels == label].mean(axis=0) for label in range(3)])
+    within = ((features - means[labels]) ** 2).sum(axis=0)
+    deviations = np.sqrt(within / (200 - 3))
+    asked = random.normal(size=(500, 8)) * 3 * np.logspace(0, 1.5, 8)
+    distances = (((asked[:, None] - means) / deviations) ** 2).sum(axis=2)
+    found = features_of_encoder._outputs(fitted, asked, 3).argmax(dim=1)
+    assert found.tolist() == distances.argmin(axis=1).tolist()
+    assert features_of_encoder._count(fitted) == 3 * 8 + 8
 
 
 def test_of_a_single_text_of_each_class_the_nearest_one_answers(arena):
