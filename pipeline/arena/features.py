@@ -76,11 +76,11 @@ def measure(
     by_tenant = _by_tenant(fits)
 
     def outputs(name: str, features: Values) -> Tensor:
-        return _outputs(by_tenant[name], features, width_of(task, name))
+        return compute_outputs(by_tenant[name], features, width_of(task, name))
 
     return Measured(
         {"validation": of_validation, "test": _answer(by_tenant, parts["test"], width)},
-        sum(_count(fit.regression) for fit in fits),
+        sum(count_parameters(fit.regression) for fit in fits),
         unseen.score_regressions(training, task, outputs, model, tokenizer),
     )
 
@@ -101,7 +101,9 @@ def _by_tenant(fits: Iterable[Fit]) -> dict[str, Pipeline]:
 
 def _answer(by_tenant: Mapping[str, Pipeline], part: Part, width: int) -> Outcome:
     """Return log-probabilities for a split, (n, width)."""
-    return join_outputs(part, by_tenant, width, lambda name, features: _outputs(by_tenant[name], features, width))
+    return join_outputs(
+        part, by_tenant, width, lambda name, features: compute_outputs(by_tenant[name], features, width)
+    )
 
 
 def _refit(fit: Fit, parts: Mapping[str, Part]) -> Fit:
@@ -132,7 +134,7 @@ def _fit_units(training: TrainingRun, task: Task, parts: Mapping[str, Part]) -> 
     for names in units.values():
         train = _join(parts["train"], names)
         validation = _join(parts["validation"], names)
-        fitted = _fit(training.chosen.features, train, validation)
+        fitted = fit_classifier(training.chosen.features, train, validation)
         fits.append(Fit(names, fitted))
     return fits
 
@@ -143,7 +145,7 @@ def _join(part: Part, names: Iterable[str]) -> XY:
     return part.features[rows], part.labels[rows]
 
 
-def _outputs(fitted: Pipeline, features: Values, width: int) -> Tensor:
+def compute_outputs(fitted: Pipeline, features: Values, width: int) -> Tensor:
     """Return log-probabilities, (n, width), the smallest number for classes that the regression does not have."""
     least = torch.finfo(torch.float32).min
     outputs = torch.full((len(features), width), least)
@@ -152,7 +154,7 @@ def _outputs(fitted: Pipeline, features: Values, width: int) -> Tensor:
     return outputs
 
 
-def _count(fitted: Pipeline) -> int:
+def count_parameters(fitted: Pipeline) -> int:
     """Return the number of parameters that are not 0."""
     last = fitted[-1]
     if isinstance(last, KNeighborsClassifier):
@@ -161,7 +163,7 @@ def _count(fitted: Pipeline) -> int:
     return sum(map(np.count_nonzero, learned))
 
 
-def _fit(features: str | None, train: XY, validation: XY) -> Pipeline:
+def fit_classifier(features: str | None, train: XY, validation: XY) -> Pipeline:
     """Fit the regression with the lowest validation loss (the first of ties), or the nearest class mean.
 
     For the nearest mean, scikit-learn's probabilities divide each feature by its deviation within classes.

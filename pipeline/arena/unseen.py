@@ -54,7 +54,7 @@ def score_bank(training: TrainingRun, bank: AdapterBank) -> Scores:
         group = make_member(bank, name, tuple(labels_of(training, name)))
         reading = _read(training, name, model, tokenizer)
         start = rows_of(group, reading.parts["test"].features.shape[1])
-        scored[name] = _score_counts(training, reading, _answer_by_rows(start))
+        scored[name] = _score_counts(training, reading, answer_by_rows(start))
     return scored
 
 
@@ -153,7 +153,7 @@ def _score_counts(training: TrainingRun, reading: Reading, answer: Answer) -> di
     return scored
 
 
-def _answer_by_rows(start: Values) -> Answer:
+def answer_by_rows(start: Values) -> Answer:
     """Answer by a group's rows, as of `rows_of`, plus a deviation fitted to labeled texts where it helps."""
 
     def answer(features: Values, labels: Values, asked: Values) -> Values:

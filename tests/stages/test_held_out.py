@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from lsr.__main__ import main as lsr
 from lsr.serve.bank import AdapterBank
 from pipeline import held_out, summary
-from pipeline.arena.unseen import _answer_by_rows
+from pipeline.arena.unseen import answer_by_rows
 from pipeline.core import artifacts
 from pipeline.tasks import Facts
 from pipeline.tasks.classes import ClassificationScoring
@@ -207,7 +207,7 @@ def test_the_fit_of_a_head_without_a_bias_has_no_intercept():
     assert share_right(tenant, logits) > 0.8
     asked = dict(held_out.answer(tenant, KNOWN[:0], UNSEEN))
     np.testing.assert_array_equal(asked[held_out.MODEL], np.zeros((140, 2)))
-    in_the_arena = _answer_by_rows(group)
+    in_the_arena = answer_by_rows(group)
     np.testing.assert_allclose(in_the_arena(features[KNOWN], tenant.labels[KNOWN], features[UNSEEN]), logits, atol=1e-6)
 
 

@@ -161,15 +161,15 @@ def test_the_nearest_mean_is_that_of_features_divided_by_their_deviations_within
     labels = random.integers(0, 3, 200)
     means = 3 * random.normal(size=(3, 8))
     features = (random.normal(size=(200, 8)) + means[labels]) * np.logspace(0, 1.5, 8)
-    fitted = features_of_encoder._fit("nearest", (features, labels), (features[:0], labels[:0]))
+    fitted = features_of_encoder.fit_classifier("nearest", (features, labels), (features[:0], labels[:0]))
     means = np.stack([features[labels == label].mean(axis=0) for label in range(3)])
     within = ((features - means[labels]) ** 2).sum(axis=0)
     deviations = np.sqrt(within / (200 - 3))
     asked = random.normal(size=(500, 8)) * 3 * np.logspace(0, 1.5, 8)
     distances = (((asked[:, None] - means) / deviations) ** 2).sum(axis=2)
-    found = features_of_encoder._outputs(fitted, asked, 3).argmax(dim=1)
+    found = features_of_encoder.compute_outputs(fitted, asked, 3).argmax(dim=1)
     assert found.tolist() == distances.argmin(axis=1).tolist()
-    assert features_of_encoder._count(fitted) == 3 * 8 + 8
+    assert features_of_encoder.count_parameters(fitted) == 3 * 8 + 8
 
 
 def test_of_a_single_text_of_each_class_the_nearest_one_answers(arena):
