@@ -46,8 +46,8 @@ class PreparedFit(ABC):
         """Fit the rows to the features of all batches, and describe the fit; `check_time` may raise an error."""
 
     @abstractmethod
-    def add(self) -> None:
-        """Add or replace the tenant, when the fit is finished."""
+    def add(self) -> str:
+        """Add or replace the tenant, when the fit is finished; return what answers: "fit", "group" or "before"."""
 
 
 class Runner(ABC):

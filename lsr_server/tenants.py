@@ -71,8 +71,8 @@ class Endpoints:
                 parts.append(await self._batches.read(partial(prepared.read, batch)))
             clock = FitClock(self._batches.is_busy)
             described = await self._fits.run(partial(_finish_in_time, prepared, parts, clock), clock.count_rested)
-            await self._batches.change(prepared.add)
-        return JSONResponse(described)
+            answers = await self._batches.change(prepared.add)
+        return JSONResponse({**described, "answers": answers})
 
     def _check_adds(self, request: Request) -> None:
         check_change(request, self._passes)

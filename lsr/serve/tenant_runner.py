@@ -49,22 +49,19 @@ class BankFit(PreparedFit):
             "score": chosen.score,
             "interval": chosen.interval,
             "group_score": fit.group_score,
-            "answers": "fit" if chosen.is_better else self._answers_otherwise,
         }
 
-    @property
-    def _is_new(self) -> bool:  # others may add or remove it during the fit
-        return self._name not in self._passes.bank.versions
+    def add(self) -> str:
+        """Add or replace the tenant in the bank, and return what answers: "fit", or "group" for the rows of its group.
 
-    @property
-    def _answers_otherwise(self) -> str:
-        return "group" if self._is_new else "before"
-
-    def add(self) -> None:
-        """Add or replace the tenant in the bank; where the fit is not better, one that was in the bank stays."""
+        "before" stands for the rows of a tenant that is in the bank now, which stay where the fit is not better.
+        """
         assert self._fit is not None
-        if self._fit.chosen.is_better or self._is_new:
-            self._passes.bank.add(self._name, self._fit.contents, replace=True)
+        is_better = self._fit.chosen.is_better
+        if not is_better and self._name in self._passes.bank.versions:
+            return "before"
+        self._passes.bank.add(self._name, self._fit.contents, replace=True)
+        return "fit" if is_better else "group"
 
 
 class TenantRunner(BatchRunner):

@@ -199,19 +199,23 @@ def test_an_adapter_on_the_plain_base_is_refused_where_the_shared_one_would_be_a
 
 
 @pytest.mark.parametrize("name", ["acme", "zoe"])
-def test_a_fit_that_is_not_better_keeps_what_others_have_put_or_adds_what_they_have_removed(name, bert):
+@pytest.mark.parametrize("is_late", [True, False], ids=["before the fit", "after it"])
+def test_a_fit_that_is_not_better_keeps_what_others_have_put_or_adds_what_they_have_removed(name, is_late, bert):
     passes = passes_of(bert[0])
     bank = passes.bank
     examples = [Example(text, ("bad", "good")[number % 2]) for number, text in enumerate(TEXTS[:8])]
     prepared = passes.prepare_fit(name, examples)
+    parts = [prepared.read(batch) for batch in prepared.batches]
+    if not is_late:
+        prepared.finish(parts, lambda: None)
     if name == "acme":
         bank.remove(name)
     else:
         bank.add(name, bank.contents("corp"))
     before = bank.versions.get(name)
-    described = prepared.finish([prepared.read(batch) for batch in prepared.batches], lambda: None)
-    prepared.add()
-    assert described["answers"] == {"acme": "group", "zoe": "before"}[name]
+    if is_late:
+        prepared.finish(parts, lambda: None)
+    assert prepared.add() == {"acme": "group", "zoe": "before"}[name]
     assert name in bank.versions
     assert before in (None, bank.versions[name])
 
