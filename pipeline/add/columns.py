@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from shlex import quote
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pipeline.add import column_types, lists, odd_cells, spellings
@@ -25,6 +26,7 @@ WITH_COMMA = re.compile(r"-?\d+(,\d+)?")
 PROMPT = "prompt"
 COMPLETION = "completion"
 MESSAGES = "messages"
+UNFIT = {bytes: "bytes", dict: "objects"}  # cells that are no labels, by type
 
 
 class Choice(NamedTuple):
@@ -305,6 +307,7 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
         UserError: if it has neither classes nor numbers.
     """
     name = column.name
+    _check_cells(column, where)
     scale = column_types.numbers_to_predict(column)
     if scale is not None:
         low = float(scale.min())
@@ -329,6 +332,20 @@ def _infer_target(column: pd.Series, tenant: str | None, where: str) -> dict[str
     names = sorted(counts, key=float if are_numbers else None)
     in_order = {label: counts[label] for label in names}
     return _of_classes(name, in_order)
+
+
+def _check_cells(column: pd.Series, where: str) -> None:
+    """Check that a column to predict holds no bytes and objects, also in lists, whose code would become class names.
+
+    Raises:
+        UserError: if it does.
+    """
+    for value in column:
+        items = value if isinstance(value, list | np.ndarray) else [value]
+        kinds = [UNFIT[kind] for kind in map(type, items) if kind in UNFIT]
+        if kinds:
+            needed = "a column of texts, numbers or lists of names"
+            raise UserError(f"{where}: {column.name} holds {kinds[0]}; needed: {needed}")
 
 
 def _check_classes(column: pd.Series, counts: Counter[str], where: str) -> None:

@@ -202,7 +202,7 @@ def _format_cell(cell: object) -> str:
         return f"{cell:.4g}"
     if isinstance(cell, int):
         return f"{cell:,}"
-    return "" if cell is None else _clean(str(cell))
+    return "" if cell is None else escape(str(cell))
 
 
 def _clean(text: str) -> str:

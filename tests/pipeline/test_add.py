@@ -650,3 +650,14 @@ def test_two_commands_at_once_both_add_their_row():
     assert sum("--name: there is an entry one already" in text for text in shown) == 1
     assert sorted(read_yaml(OWN)) == ["one", "two"]
     assert not list(Path("data").glob("*.lock"))  # all files there are inputs of the pipeline
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [([b"neg", b"pos"], "bytes"), ([[{"name": "a"}], [{"name": "b"}]], "objects")],
+    ids=["bytes", "objects"],
+)
+def test_bytes_and_objects_are_no_labels(cells, kind):
+    write("data/odd.parquet", [{"text": text(row), "kind": cells[row % 2]} for row in ROWS])
+    problem = refused(main, ["data/odd.parquet"])
+    assert f"kind holds {kind}; needed: a column of texts, numbers or lists of names" in problem
