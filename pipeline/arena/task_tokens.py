@@ -55,7 +55,7 @@ def write_labels(training: TrainingRun, path: Path) -> None:
     else:
         for number, labels in enumerate(known.T):
             columns[f"label_{number}"] = labels.tolist()
-    if GROUP in test.column_names:
+    if GROUP in test.column_names and len(test) == len(known):  # a group of choices is itself one example
         columns[GROUP] = test[GROUP][:]
     if TENANT in test.column_names:
         names = list(task.facts.tenants)
