@@ -13,6 +13,7 @@ WRITERS = {"pipeline": artifacts.replace_atomically, "lsr": replace_folder}
 CHANGES = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}  # audit events
 FILES = ("adapter_config.json", "deeper/adapter_model.safetensors")
 KILLED = 9
+STOPPED = 130
 
 
 def fill(folder, text):
@@ -52,6 +53,30 @@ def replace_until_killed(writer, folder, step):
     return code == KILLED
 
 
+def replace_until_stopped(writer, folder, step):
+    """Replace a folder in a process that is stopped, as by Ctrl-C, before its change of that number; say whether."""
+    process = os.fork()
+    if process == 0:
+        left = step
+
+        def stop(event, _):
+            nonlocal left
+            left -= event in CHANGES
+            if left == 0 and event in CHANGES:
+                raise KeyboardInterrupt
+
+        sys.addaudithook(stop)
+        try:
+            replace(writer, folder, "new")
+        except KeyboardInterrupt:
+            os._exit(STOPPED)
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, STOPPED)
+    return code == STOPPED
+
+
 def fail_to_replace(writer, folder):
     with writer(folder) as new:
         fill(new, "half")
@@ -78,6 +103,24 @@ def test_after_a_kill_between_any_two_steps_a_folder_is_whole(kind, tmp_path):
         replace(writer, folder, "next")
         assert texts(folder) == ["next", "next"]
         assert not list(tmp_path.glob(".*.old"))
+    assert step > 8
+    assert whole == {"old", "new"}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_after_a_stop_between_any_two_steps_a_folder_is_there_for_its_readers(kind, tmp_path):
+    folder = tmp_path / "adapter"
+    step = 0
+    whole = set()
+    is_stopped = True
+    while is_stopped:
+        step += 1
+        shutil.rmtree(tmp_path)
+        fill(folder, "old")
+        is_stopped = replace_until_stopped(WRITERS[kind], folder, step)
+        assert texts(folder) in (["old", "old"], ["new", "new"]), step
+        whole.add(texts(folder)[0])
     assert step > 8
     assert whole == {"old", "new"}
 

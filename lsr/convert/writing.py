@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace as changed
 from operator import itemgetter
 from pathlib import Path
@@ -184,7 +184,16 @@ def replace_folder(path: Path) -> Iterator[Path]:
     except InputError as error:
         raise type(error)(str(error).replace(str(temporary), str(path))) from None
     finally:
+        _settle(path)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(path: Path) -> None:
+    """Leave one folder if its replacement ended between two steps, as at Ctrl-C: the new one, or else the old one."""
+    with suppress(OSError):
+        _recover(path)
+    if path.exists():
+        shutil.rmtree(_locate_backup(path), ignore_errors=True)
 
 
 def _locate_backup(path: Path) -> Path:

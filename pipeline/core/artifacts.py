@@ -117,8 +117,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)  # a run was killed after it had moved the folder aside
+    _move_back(old, path)
     for left in (temporary, old):  # left by a killed run
         remove(left)
     try:
@@ -132,7 +131,15 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         remove(old)
     finally:
+        _move_back(old, path)
+        remove(old)
         remove(temporary)
+
+
+def _move_back(old: Path, path: Path) -> None:
+    """Move back a folder if a command was stopped or killed after it had moved it aside."""
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def identity(folder: Path) -> tuple[int, int] | None:
