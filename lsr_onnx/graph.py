@@ -33,18 +33,22 @@ class Graph:
         except ImportError:
             raise InputError(f"{path}: needs onnxruntime, which is not installed; {REMEDY}") from None
         self.path = path
-        self._failures = tuple(
-            kind for _, kind in inspect.getmembers(state, inspect.isclass) if issubclass(kind, Exception)
-        )
+        kinds = [kind for _, kind in inspect.getmembers(state, inspect.isclass) if issubclass(kind, Exception)]
+        self._failures = (*kinds, UnicodeDecodeError)  # the runtime's messages quote names, which may not be UTF-8
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 4  # the logged message is in the error, too
         with wrap_errors(path, *self._failures):
             self._session = onnxruntime.InferenceSession(
-                path, settings, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_OPTIMIZERS
+                path,
+                settings,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=SLOW_OPTIMIZERS,
+                enable_fallback=0,  # it would print errors, and try the same again
             )
-        self.inputs = [graph_input.name for graph_input in self._session.get_inputs()]
-        self._check_names()
+            self.inputs = [graph_input.name for graph_input in self._session.get_inputs()]
+            outputs = [graph_output.name for graph_output in self._session.get_outputs()]
+        self._check_names(outputs)
         probe = np.ones((1, 2), dtype=np.int64)
         self.width = self.run(dict.fromkeys(self.inputs, probe)).shape[1]  # outputs
 
@@ -61,8 +65,7 @@ class Graph:
             raise InputError(f"{self.path}: {LOGITS} have {values.ndim} axes; needed: texts and labels")
         return values
 
-    def _check_names(self) -> None:
-        outputs = [graph_output.name for graph_output in self._session.get_outputs()]
+    def _check_names(self, outputs: list[str]) -> None:
         if set(self.inputs) <= set(KINDS_OF_TOKENS) and outputs == [LOGITS]:
             return
         actual = f"takes {', '.join(self.inputs)} and returns {', '.join(outputs)}"

