@@ -17,13 +17,20 @@ from lsr_server.command import (
     Parser,
     add_arguments,
     report,
+    report_stop,
     serve_graphs,
 )
 
 
 def script() -> int:
     """Run the command in the arguments of the process; return the exit code."""
-    words = sys.argv[1:]
+    try:
+        return _run(sys.argv[1:])
+    except KeyboardInterrupt:  # during the imports
+        return report_stop()
+
+
+def _run(words: list[str]) -> int:
     if words[:1] == [SERVE]:
         called = f"{SCRIPT} {SERVE}"
         parser = Parser(prog=called, description=DESCRIPTION)

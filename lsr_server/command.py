@@ -150,10 +150,15 @@ def report(called: str, call: Callable[[], None]) -> int:
     except InputError as error:
         return _print_failure(f"{called}: {error}", MISTAKE)
     except KeyboardInterrupt:
-        return _print_failure("stopped; no partial output was written", STOPPED)
+        return report_stop()
     except OSError as error:
         return _print_failure(escape(f"{called}: {error}"), FAILED)
     return 0
+
+
+def report_stop() -> int:
+    """Print the line of a command that Ctrl-C has stopped, and return its exit code."""
+    return _print_failure("stopped; no partial output was written", STOPPED)
 
 
 def _print_failure(line: str, code: int) -> int:

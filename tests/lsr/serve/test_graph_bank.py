@@ -1,6 +1,9 @@
 """`lsr serve --runtime onnx` answers over HTTP as plain PEFT does, each text alone, with the limits of a bank."""
 
+import os
 import shutil
+import subprocess
+import sys
 from contextlib import chdir
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from tests.lsr.serve.started import run_without_torch, started, started_without_
 from tests.references.test_graphs import ARCHITECTURES, EXPORT, save_bert
 from tests.references.test_graphs_of_banks import SLICES, TENANTS, save_graphs_of_a_bank
 from tests.references.test_padding import LABELS, plain, save_lora, texts
+from tests.workspace import ROOT
 
 LENGTH = 24  # tokens that the adapters read
 
@@ -204,3 +208,25 @@ def test_where_torch_is_absent_mistakes_and_other_commands_are_a_line(world, tmp
         assert errors.startswith(line)
     code, errors = run_without_torch("export", "adapter")
     assert (code, errors) == (1, "lsr: needs peft; without it, only graphs are served: --runtime onnx\n")
+
+
+IMPORTING = """
+import os, signal, sys
+
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Stop())
+from lsr_server.__main__ import script
+sys.argv = ["lsr", "bank", "--from", "adapter", "-o", "bank"]
+sys.exit(script())
+"""
+
+
+def test_ctrl_c_while_torch_is_imported_is_a_line():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", IMPORTING]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "stopped; no partial output was written\n")
