@@ -25,6 +25,7 @@ from lsr_server.batches import BatchScheduler, answer_by_one_version
 from lsr_server.openai_fields import FieldError
 from lsr_server.questions import Group, Question, check_body, check_change, has_long_text, read_json, read_question
 from lsr_server.refusals import refusal
+from lsr_server.streaming import run_unless_left
 from lsr_server.uploads import MAX_ADAPTER_BYTES, Uploads
 
 DESCRIPTION = Path(__file__).with_name("openapi.json")
@@ -71,7 +72,7 @@ class Service:
             takes_labels = self._answers_by_group
             question = read_question(content, self.passes.max_new_tokens, takes_labels=takes_labels)
             find = partial(self._find_entry, question)
-            return await answer_by_one_version(find, partial(self._answer_by, question))
+            return await answer_by_one_version(find, partial(self._answer_by, request, question))
 
     def _find_entry(self, question: Question) -> Entry:
         """Return the entry that answers a question: the adapter, or that of the group if the bank does not have it.
@@ -93,12 +94,17 @@ class Service:
             raise HTTPException(404, f"no adapter is named {question.adapter[:100]!r}, and no group has these labels")
         return Entry(name, version)
 
-    async def _answer_by(self, question: Question, entry: Entry) -> Response:
+    async def _answer_by(
+        self,
+        request: Request,
+        question: Question,
+        entry: Entry,
+    ) -> Response:
         # Not in the event loop, which one long text would stop.
         is_long = has_long_text(question.texts, self.passes.tokens)
         rows, size = await self._aside.run_in_thread(partial(self._rows, entry, question), is_long=is_long)
         with self._answer_room.hold(size):
-            results = await self.batches.answers(rows)
+            results: Any = await run_unless_left(request, self.batches.answers(rows))
             finite = [result for result in results if result is not None]
             if len(finite) < len(results):
                 raise HTTPException(422, f"{self.passes.field}[{results.index(None)}]: {NOT_FINITE}")

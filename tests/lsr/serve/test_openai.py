@@ -434,13 +434,23 @@ def test_too_many_waiting_texts_are_an_error_of_the_client(passes):
     ask(call, transport=httpx2.ASGITransport(app))
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_client_that_leaves_frees_its_place(is_streamed, passes, monkeypatch):
+WRITING = {"model": "a", "prompt": "the cat", "max_tokens": MAX_NEW, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", WRITING),
+        ("/v1/completions", WRITING | {"stream": True}),
+        ("/v1/generate", {"adapter": "a", "prompts": ["the cat"], "max_new_tokens": MAX_NEW}),
+    ],
+)
+def test_a_client_that_leaves_frees_its_place(path, asked, passes, monkeypatch):
     """The application is called as a server calls it: the client leaves after the third pass."""
     real = passes.bank.model.forward
     steps = []
     left = asyncio.Event()
-    body = json.dumps({"model": "a", "prompt": "the cat", "max_tokens": MAX_NEW, "stream": is_streamed, "seed": 1})
+    body = json.dumps(asked)
     app = Service(passes, BatchScheduler(passes, 8, 400, 0.01)).application()
     messages = iter([{"type": "http.request", "body": body.encode(), "more_body": False}])
 
@@ -469,7 +479,7 @@ def test_a_client_that_leaves_frees_its_place(is_streamed, passes, monkeypatch):
 
         monkeypatch.setattr(passes.bank.model, "forward", forward)
         headers = [(b"content-length", str(len(body)).encode())]
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
         async with app.router.lifespan_context(app):
             await app(scope, receive, send)
             await asyncio.sleep(0.3)
