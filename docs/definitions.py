@@ -21,6 +21,7 @@ from pipeline.params.sections import PeftParams, Section
 
 KEY = re.compile(r"(?P<indent>  )?(?P<name>\w+):(?:.*?\s# (?P<comment>.*))?")
 OF_KEYS = ("key", "default", "values", "")
+OF_KEYS_INSIDE = ("in", *OF_KEYS)
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "none"}
 
 
@@ -81,15 +82,33 @@ def of_section(name: str, section: Mapping[str, Any], comments: Mapping[str, str
     return f"`{section['type']}`", f"`{in_yaml(keys)}`", "; ".join(filter(None, notes))
 
 
+def keys_inside(forms: Mapping[str, type[BaseModel]]) -> Iterator[str]:
+    """Yield a table of the keys inside the keys of an entry; `forms` has what a key may hold by its name in a table."""
+    rows = []
+    for form, model in forms.items():
+        for row in rows_of(model, model.model_json_schema()["properties"]):
+            rows.append((form, *row))
+    return table(OF_KEYS_INSIDE, rows)
+
+
 def keys_of(
     model: type[BaseModel],
     names: Collection[str],
     values: Mapping[str, Any] | None = None,
     comments: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """Yield a table of the keys of these names: the value in a file or else the default, what is allowed, and why."""
+    """Yield a table of the keys of these names, as `rows_of` describes them."""
+    return table(OF_KEYS, rows_of(model, names, values, comments))
+
+
+def rows_of(
+    model: type[BaseModel],
+    names: Collection[str],
+    values: Mapping[str, Any] | None = None,
+    comments: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield each key of these names: the value in a file or else the default, what is allowed, and why."""
     schema = model.model_json_schema()
-    rows = []
     for key, allowed in schema["properties"].items():
         if key not in names:
             continue
@@ -97,13 +116,12 @@ def keys_of(
         if values and key in values:
             shown = f"`{in_yaml(values[key])}`"
         comment = (comments or {}).get(key) or allowed.get("description", "")
-        rows.append((f"`{key}`", shown, kind_of(allowed), comment))
-    return table(OF_KEYS, rows)
+        yield f"`{key}`", shown, kind_of(allowed), comment
 
 
 def in_yaml(value: Any) -> str:
     """Return a value as it stands in YAML."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         return ", ".join(f"{key}: {in_yaml(inner)}" for key, inner in value.items())
     if isinstance(value, list):
         return f"[{', '.join(map(in_yaml, value))}]"
@@ -113,12 +131,13 @@ def in_yaml(value: Any) -> str:
 def kind_of(schema: Mapping[str, Any]) -> str:
     """Return in words which values a JSON schema allows."""
     if "$ref" in schema:
-        return f"a mapping: {schema['$ref'].rpartition('/')[2]}"
+        return "keys, see below"
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices:
-        return " or ".join(kind_of(choice) for choice in choices)
+        kinds = dict.fromkeys(kind_of(choice) for choice in choices)
+        return " or ".join(kinds)
     if schema.get("type") == "array":
         return f"a list of {kind_of(schema.get('items') or schema['prefixItems'][0])}"
     return TYPES.get(schema.get("type", ""), "a mapping") + bounds_of(schema)
@@ -131,7 +150,8 @@ def bounds_of(schema: Mapping[str, Any]) -> str:
     if low is None:
         return ""
     if high is None:
-        return f" ≥ {low:,.15g}"
+        sign = "≥" if "minimum" in schema else ">"
+        return f" {sign} {low:,.15g}"
     opening = "[" if "minimum" in schema else "("
     closing = "]" if "maximum" in schema else ")"
     return f" in {opening}{low:,.15g}, {high:,.15g}{closing}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from pydantic import BaseModel
 from scipy import stats
 
 from docs import commands, definitions, messages, picture
@@ -20,6 +21,7 @@ from docs.markdown import table
 from docs.picture import Result
 from pipeline.arena import record as arena_records
 from pipeline.core.console import Parser
+from pipeline.params import labels, sources
 from pipeline.params.dataset_entry import DatasetEntry
 from pipeline.params.sources import ModelEntry
 from pipeline.params.yaml_file import read_yaml
@@ -383,6 +385,24 @@ def _scored(row: Result) -> str:
     return "–" if row["score_high"] is None else f"{row['score']:.1f} ± {row['score_high'] - row['score']:.1f}"
 
 
+INSIDE_DATASET_ENTRY: Mapping[str, type[BaseModel]] = {
+    "`source`: files or the Hub": sources.TableSource,
+    "`source`: a package": sources.PackageSource,
+    "`label`: classes": labels.Classes,
+    "`label`: classes by a threshold": labels.Threshold,
+    "`label`: multi-label": labels.MultiLabel,
+    "`label`: a number": labels.Number,
+    "`label`: a completion": labels.Completion,
+    "`label`: a conversation": labels.Conversation,
+    "`span`, each": sources.MarkedSpan,
+    "`pairs`": labels.Pairs,
+}
+INSIDE_MODEL_ENTRY: Mapping[str, type[BaseModel]] = {
+    "`source`: the Hub": sources.HubModel,
+    "`source`: a package": sources.PackageModel,
+    "`archive` of a package": sources.Archive,
+    "`source`: a GGUF file": sources.GgufModel,
+}
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
     "LoRA steps": lora_steps,
@@ -407,7 +427,9 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "configuration": definitions.configuration,
     "params": of_text(definitions.params, "params.yaml"),
     "dataset_entry": partial(definitions.keys_of, DatasetEntry, DatasetEntry.model_fields),
+    "inside dataset_entry": partial(definitions.keys_inside, INSIDE_DATASET_ENTRY),
     "model_row": partial(definitions.keys_of, ModelEntry, ModelEntry.model_fields),
+    "inside model_row": partial(definitions.keys_inside, INSIDE_MODEL_ENTRY),
     "commands": of_text(commands.commands, "Makefile"),
     "messages": messages.messages,
     "routes": of_text(definitions.routes, "lsr_server/openapi.json"),

@@ -10,6 +10,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from shlex import quote
@@ -25,7 +26,7 @@ from pipeline.add import column_types
 from pipeline.add.columns import Choice, infer_entry, may_be_classes
 from pipeline.add.spellings import notes_of_names
 from pipeline.core import artifacts, console, git
-from pipeline.core.console import Parser, fraction, warn_without_identity
+from pipeline.core.console import Parser, warn_without_identity
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, opening, recognition, sources
 from pipeline.params.dataset_entry import DatasetEntry
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sheet = recognition.describe_sheet(source)
         content, notes = infer_entry(table, source, choice, f"{where}, {sheet}" if sheet else where)
         if options.held_out_tenants is not None:
-            content["held_out_tenants"] = options.held_out_tenants
+            content["held_out_tenants"] = _share_or_names(options.held_out_tenants)
         loaded = _load(content, name)
         LOCK.parent.mkdir(exist_ok=True)
         with FileLock(LOCK):  # another command may add an entry at the same time
@@ -100,8 +101,9 @@ def _parser() -> Parser:
     add("--text", nargs="+", action="extend", default=[], metavar="COLUMN", help=columns)
     add("--label", metavar="COLUMN", help="column to predict (default: inferred)")
     add("--tenant", metavar="COLUMN", help="column with the tenant, if each has its own labels (default: no tenants)")
-    unseen = "share of tenants to keep for test: evaluate scores the model on them with no labels and with a few"
-    add("--held-out-tenants", type=fraction, metavar="SHARE", help=f"{unseen} (default: none)")
+    unseen = "tenants to keep for test: evaluate scores the model on them with no labels and with a few"
+    which = f"share, such as 0.2, or names of {unseen} (default: none)"
+    add("--held-out-tenants", nargs="+", metavar="TENANT", help=which)
     separate = "keep labels that differ only in case or space separate, and take N/A and nan as labels"
     add("--keep-labels", action="store_true", help=separate)
     add("--encoding", metavar="NAME", help="encoding of the files, such as cp1252 (default: detected)")
@@ -273,6 +275,16 @@ def _append(name: str, entry: dict[str, Any]) -> None:
             raise UserError(f"{OWN}: {at_end}")
 
 
+def _share_or_names(given: Sequence[str]) -> float | list[str]:
+    """Return what holds out tenants: a single number between 0 and 1 is a share of them, anything else their names."""
+    if len(given) == 1:
+        with suppress(ValueError):
+            share = float(given[0])
+            if 0 < share < 1:
+                return share
+    return list(given)
+
+
 def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str], written: str) -> None:
     """Print the decisions about a table; `written` describes an unusual encoding or delimiter of its file."""
     description = loaded.task.description
@@ -290,7 +302,8 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
     shown |= notes_of_names([*loaded.task.facts.tenants, *held_out], "tenants")
     if held_out:
         count = len(held_out) + len(loaded.task.facts.tenants)
-        shown["unseen"] = f"{len(held_out)} of {count} tenants, by a hash of the name: {some_of(list(held_out))}"
+        how = ", by a hash of the name" if isinstance(entry.held_out_tenants, float) else ""
+        shown["unseen"] = f"{len(held_out)} of {count} tenants{how}: {some_of(list(held_out))}"
     if loaded.shared:
         shown["shared"] = loaded.describe_shared()
     if written:

@@ -84,19 +84,6 @@ def probability(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
 
 
-def fraction(text: str) -> float:
-    """Return an argument that is a number between 0 and 1, neither of which it is.
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not.
-    """
-    with suppress(ValueError):
-        number = float(text)
-        if 0 < number < 1:
-            return number
-    raise argparse.ArgumentTypeError(f"must be above 0 and below 1, got {text}")
-
-
 @contextmanager
 def progress(
     description: str,

@@ -18,6 +18,7 @@ from pipeline.params.labels import (
 from pipeline.params.sources import Added, Columns, MarkedSpan, Names, PackageSource, RegistryEntry, TableSource
 
 SELECT_PROMPTS = 64
+Share = Annotated[StrictFloat, Field(gt=0, lt=1)]
 
 
 class DatasetEntry(RegistryEntry):
@@ -36,9 +37,9 @@ class DatasetEntry(RegistryEntry):
     tenant: str | None = Added(
         description="column with the tenant of each example: each tenant has its own labels, splits and scores"
     )
-    held_out_tenants: Annotated[StrictFloat, Field(gt=0, lt=1)] | None = Added(
-        description="fraction of tenants, chosen by a hash of their names, of which no text is in train, validation or "
-        "test; evaluate scores the model on them with no labels and with 5, 10, 20 and 60"
+    held_out_tenants: Share | Columns | None = Added(
+        description="names of tenants, or a fraction of them, chosen by a hash of their names, of which no text is in "
+        "train, validation or test; evaluate scores the model on them with no labels and with 5, 10, 20 and 60"
     )
     label: Label = Field(
         description="column and names; with threshold and perhaps margin; or multi_label, separator and names, for any "
@@ -59,9 +60,7 @@ class DatasetEntry(RegistryEntry):
         f"{SELECT_PROMPTS} validation prompts; exact_match:16: for 16",
     )
     pairs: Pairs | None = Field(None, description="compare the numbers of two examples instead of predicting them")
-    split: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(gt=0, lt=1)]] = Field(
-        {}, description="splits to take from train, as fractions"
-    )
+    split: dict[Literal["validation", "test"], Share] = Field({}, description="splits to take from train, as fractions")
     stratify: StrictBool = Field(
         default=False,
         description="take the fraction from each class, so that every split has rare classes; the split of an example "

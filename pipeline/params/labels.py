@@ -67,7 +67,7 @@ class LabelSpec(StrictModel):
     compatible_keys: ClassVar[frozenset[str]] = frozenset()  # keys of ONLY
     has_new_tokens: ClassVar[bool] = False  # whether a text of limited length is generated, by a model without a head
 
-    column: str
+    column: str = Field(description="column with the label")
 
     def check(self, entry: "DatasetEntry") -> None:
         """Check that the rest of an entry is compatible with this form.
@@ -157,7 +157,7 @@ class Threshold(Classes):
     names: Annotated[tuple[str, str], AfterValidator(all_different), AfterValidator(check_label_names)] = Field(
         description="not above, above"
     )
-    threshold: StrictFloat
+    threshold: StrictFloat = Field(description="numbers above it are of the second class")
     margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - threshold| < margin are dropped")
 
 
@@ -221,7 +221,7 @@ class Completion(LabelSpec):
 
     column: str = Field(alias="completion", description="column with the text to generate")
     names: Names = Field((), description="the text for each class; with threshold, for not above and above")
-    threshold: StrictFloat | None = None
+    threshold: StrictFloat | None = Field(None, description="of a column with numbers: what divides the two names")
     margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - threshold| < margin are dropped")
 
     @model_validator(mode="after")

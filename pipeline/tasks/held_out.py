@@ -1,30 +1,45 @@
 """Tenants that are held out for test: whole tenants, of which training reads no text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from lsr_onnx.errors import some_of
+from pipeline.core.errors import nearest
 from pipeline.tasks.cells import place_of
 from pipeline.tasks.task import interval_of
 
+WHERE = "held_out_tenants"  # the key of an entry
 MIN_TRAINED = 2  # tenants that stay in training, since a single one has no group to learn from
 COUNTS = (0, 5, 10, 20, 60)  # labeled texts with which they are scored
 
 
-def choose_tenants(names: Iterable[str], share: float) -> Sequence[str]:
-    """Choose a share of tenants, rounded to whole ones, by the hashes of their names.
+def choose_tenants(tenants: Collection[str], wanted: float | Sequence[str]) -> Sequence[str]:
+    """Return the tenants to hold out: those with the wanted names, or a share by the hashes of all names.
+
+    A share is rounded to whole tenants.
 
     Raises:
-        ValueError: if no tenant would be held out, or fewer than two would stay.
+        ValueError: if there is no tenant of a name, no tenant would be held out, or fewer than two would stay.
     """
-    by_hash = sorted(names, key=place_of)
-    total = len(by_hash)
-    count = round(share * total)
-    left = total - count
-    if count < 1 or left < MIN_TRAINED:
-        where = "held_out_tenants"
-        given = f"{share:g} of {total} tenants holds out {count} and leaves {left}"
+    if not isinstance(wanted, float):
+        given = some_of(wanted)
+        chosen = wanted
+    else:
+        given = f"{wanted:g}"
+        count = round(wanted * len(tenants))
+        by_hash = sorted(tenants, key=place_of)
+        chosen = by_hash[:count]
+    for name in chosen:
+        if name not in tenants:
+            known = some_of(sorted(tenants))
+            raise ValueError(f"{WHERE}: no tenant {name!r} in train: {known}{nearest(name, tenants)}")
+    total = len(tenants)
+    held_out = len(chosen)
+    left = total - held_out
+    if held_out < 1 or left < MIN_TRAINED:
+        outcome = f"{given} of {total} tenants holds out {held_out} and leaves {left}"
         needed = f"at least 1 held out and {MIN_TRAINED} left for training"
-        raise ValueError(f"{where}: {given}; needed: {needed}")
-    return by_hash[:count]
+        raise ValueError(f"{WHERE}: {outcome}; needed: {needed}")
+    return chosen
 
 
 def name_metric(count: int) -> str:

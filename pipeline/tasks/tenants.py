@@ -126,9 +126,9 @@ class TenantsPreprocessor(Preprocessor):
         _check_enough(counts, least)
         tenants = _make_tenants(self.entry, counts)
         held_out = dict[str, Tenant]()
-        share = self.entry.held_out_tenants
-        if share is not None:
-            chosen = choose_tenants(tenants, share)
+        wanted = self.entry.held_out_tenants
+        if wanted is not None:
+            chosen = choose_tenants(tenants, wanted)
             for name in sorted(chosen):
                 held_out[name] = tenants.pop(name)
         return Facts(tenants=tenants, held_out=held_out)

@@ -594,6 +594,13 @@ def test_a_share_of_tenants_is_held_out_and_they_are_named():
     assert ", held_out 30, by a hash of the text" in shown
 
 
+@pytest.mark.parametrize("names", [["3"], ["2", "0"]])
+def test_tenants_are_held_out_by_name(names):
+    shown = said(main, "data/two.csv", "--label", "queue", "--tenant", "team", "--held-out-tenants", *names)
+    assert read_yaml(OWN)["two"]["held_out_tenants"] == names
+    assert f"\n  unseen  {len(names)} of 4 tenants: {', '.join(sorted(names))}\n" in shown
+
+
 def test_a_column_of_tenants_gives_each_its_labels_and_one_that_may_be_of_them_is_noticed():
     write("data/shops.csv", SHOPS)
     shown = said(main, "data/shops.csv", "--tenant", "shop")

@@ -105,6 +105,14 @@ def test_whole_tenants_are_held_out_by_the_hashes_of_their_names_and_the_others_
     assert sum(loaded.dropped.values()) == 0
 
 
+def test_tenants_with_these_names_are_held_out():
+    task, splits, _ = load(FOUR, held_out_tenants=["cast", "bolt"])
+    assert (list(task.facts.tenants), list(task.facts.held_out)) == (["acme", "echo"], ["bolt", "cast"])
+    apart = splits["held_out"]
+    assert set(apart["text"]) == {one["text"] for one in FOUR[40:120]}
+    assert set(apart[apart["tenant"] == 0]["text"]) == {one["text"] for one in FOUR[40:80]}
+
+
 def test_held_out_tenants_are_taken_out_of_splits_of_the_source_too():
     task, splits, _ = load(FOUR[:150], test=FOUR[20:40] + FOUR[150:], split={"validation": 0.1}, held_out_tenants=0.25)
     assert set(splits["test"]["text"]) == {one["text"] for one in FOUR[20:40]}
@@ -160,6 +168,7 @@ MISTAKES = [
         {"held_out_tenants": 0.1},
         "held_out_tenants: 0.1 of 4 tenants holds out 0 and leaves 4; needed: at least 1",
     ),
+    (FOUR, {"held_out_tenants": ["dolt"]}, "no tenant 'dolt' in train: acme, bolt, cast, echo; did you mean bolt?"),
     (
         FOUR,
         {"held_out_tenants": 0.7},
@@ -181,7 +190,9 @@ def test_what_a_tenant_cannot_be_is_one_line(train, settings, message):
         ({"metrics": ["f1"]}, "use macro_f1"),
         ({"held_out_tenants": 0.2, "tenant": None} | TAGS, "held_out_tenants: needs a label of classes or of a number"),
         ({"held_out_tenants": 0.2, "tenant": None} | XYZ, "held_out_tenants: needs tenant, the column of tenants"),
-        ({"held_out_tenants": 1.0}, "held_out_tenants\n  Input should be less than 1"),
+        ({"held_out_tenants": []}, "held_out_tenants"),
+        ({"held_out_tenants": ["a", "a"]}, "names must differ"),
+        ({"held_out_tenants": 1.0}, "Input should be less than 1"),
     ],
 )
 def test_what_goes_with_no_tenants_is_refused(more, says):
