@@ -316,6 +316,13 @@ def _show(table: pd.DataFrame, loaded: datasets.Loaded, notes: Mapping[str, str]
     rare = description.rare(splits["train"]["label"])
     if rare:
         shown["rare"] = rare
+    absent = list[str]()
+    for split, examples in splits.items():
+        names = description.absent(examples["label"])
+        if names:
+            absent.append(f"{split} has no {some_of(names)}")
+    if absent:
+        shown["absent"] = f"{'; '.join(absent)}: no score of it sees them"
     for heading, decided in shown.items():
         console.line(f"  {heading:8}{decided}")
 

@@ -363,14 +363,19 @@ class ClassificationDescription(OfClasses, Description):
     def rare(self, labels: Numbers) -> str:
         names = self.names
         enough = max(RARE_SHARE * len(labels), RARE_TEXTS)
+        even_share = 1 / len(names)
         few = list[str]()
         for name, count in zip(names, count_classes(labels, names), strict=True):
-            if count < enough:
-                share = count / len(labels)
+            share = count / len(labels)
+            if count < enough and share < even_share / 2:  # with few texts, or many classes, all would be rare
                 few.append(f"{name} {count:,} ({share:.1%})")
         if not few:
             return ""
         return f"{some_of(few)}: macro_f1 sees them, and train.class_weights: balanced gives them weight"
+
+    def absent(self, labels: Numbers) -> Sequence[str]:
+        counts = count_classes(labels, self.names)
+        return [name for name, count in zip(self.names, counts, strict=True) if not count]
 
     def of_class(self, metric: str) -> str:
         return positive_of(metric, self.entry, self.facts)

@@ -86,6 +86,10 @@ class Description(Part, ABC):
         """Describe classes so rare that accuracy hides them; empty if there are none."""
         return ""
 
+    def absent(self, labels: Numbers) -> Sequence[str]:
+        """Return the classes that no example of a split has."""
+        return ()
+
     def of_class(self, metric: str) -> str:
         """Return the class of a class-specific metric as words after its name; empty for other metrics."""
         return ""

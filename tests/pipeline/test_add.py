@@ -119,6 +119,22 @@ def test_a_rare_class_is_noticed_and_scored_by_what_sees_it():
     assert read_yaml(OWN)["rare"].get("stratify") is None  # 100 rows are enough for a random cut
 
 
+def test_classes_are_rare_where_they_have_less_than_half_of_an_even_share():
+    labels = ["good"] * 29 + ["bad"] * 31
+    write("data/even.csv", [{"text": text(row), "label": label} for row, label in enumerate(labels)])
+    assert "\n  rare " not in said(main, "data/even.csv")
+    write("data/many.csv", [{"text": text(row), "label": f"l{row % 20}"} for row in range(2000)])
+    assert "\n  rare " not in said(main, "data/many.csv")
+
+
+def test_classes_that_a_split_lacks_are_said():
+    for split, names in {"first": ["a", "b", "c"], "second": ["a", "b"], "third": ["a"]}.items():
+        rows = [{"text": f"{split} {text(row)}", "label": names[row % len(names)]} for row in range(60)]
+        write(f"data/{split}.csv", rows)
+    shown = said(main, "data/first.csv", "--validation", "data/second.csv", "--test", "data/third.csv")
+    assert "\n  absent  validation has no c; test has no b, c: no score of it sees them\n" in shown
+
+
 def test_comments_and_other_rows_stay_as_they_are():
     before = """# mine
 first: # yes
