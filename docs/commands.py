@@ -17,7 +17,7 @@ MODULES = (
     *("pipeline.add", "pipeline.check", "pipeline.predict", "pipeline.score", "pipeline.summary"),
     *("pipeline.keep", "pipeline.previous", "pipeline.experiments", "pipeline.arena", "pipeline.compare"),
     *("stages.tokenize", "stages.factorize_init", "stages.train", "stages.evaluate"),
-    *("benchmarks.speed", "benchmarks.size", "benchmarks.setfit_tenants"),
+    *("benchmarks.speed", "benchmarks.size", "benchmarks.setfit_tenants", "benchmarks.unseen_domains"),
     *("docs.tables", "docs.capabilities", "docs.plots", "docs.notebook", "examples.completions"),
 )
 
