@@ -6,6 +6,7 @@ holds out. Each domain has as many texts as in the task `alike-260`.
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _parser().parse(arguments, "stopped; runs that are done are kept") as options:
         write_files()
         names = [_add_entry(number, pair) for number, pair in enumerate(PAIRS)]
-        for seed in options.seeds:
-            for head in HEADS:
-                for name in names:
-                    measure(name, head, seed)
+        runs = list(product(options.seeds, HEADS, names))
+        with console.progress("unseen domains", len(runs), "training runs") as advance:
+            for seed, head, name in runs:
+                measure(name, head, seed)
+                advance(1)
 
 
 def _parser() -> Parser:

@@ -41,6 +41,8 @@ PLACE = re.compile(
 )
 PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"
+UNSEEN_DOMAINS = "benchmarks/results/unseen_domains.json"
+NAMES_OF_HEADS = {"shared": "tenants ignored", "auto": "shared head with deviations"}
 SETFIT = "benchmarks/results/setfit.json"
 SETFIT_NAME = "SetFit, tenants ignored"
 MEAN = "sentiment"  # the average of the preset offline
@@ -277,10 +279,10 @@ def _read_setfit() -> dict[str, Any]:
 def _setfit_score(by_seed: Mapping[str, Any] | None) -> str:
     if not by_seed:
         return "–"
-    return f"{_mean_of_seeds(one['accuracy'] for one in by_seed.values())} (1)"
+    return f"{_mean_of_samples(one['accuracy'] for one in by_seed.values())} (1)"
 
 
-def _mean_of_seeds(accuracies: Iterable[float]) -> str:
+def _mean_of_samples(accuracies: Iterable[float]) -> str:
     """Return a mean in percent with half of its 95 % interval, by Student's t, which one seed does not have."""
     values = [100 * accuracy for accuracy in accuracies]
     if len(values) < 2:
@@ -311,9 +313,34 @@ def later() -> Iterator[str]:
         cells = [_scored(unseen[str(count)]) for count in counts]
         rows.append([task, method, *cells])
     for task, by_seed in _read_setfit().items():
-        without_labels = _mean_of_seeds(mean(one["unseen"].values()) for one in by_seed.values())
+        without_labels = _mean_of_samples(mean(one["unseen"].values()) for one in by_seed.values())
         rows.append([task, SETFIT_NAME, without_labels, *("–" for _ in counts[1:])])
     return table(("trained on", "method", *(f"{count} labels" for count in counts)), rows)
+
+
+def unseen_domains() -> Iterator[str]:
+    """Yield the accuracies on domains without texts in training, by their number of labels."""
+    path = ROOT / UNSEEN_DOMAINS
+    if not path.exists():
+        return iter(["No pair of domains has been scored yet."])
+    by_head = json.loads(path.read_text(encoding="utf-8"))
+    counts = list(by_head["auto"]["0"]["unseen-0"]["model"])
+    rows = []
+    for head, name in NAMES_OF_HEADS.items():
+        rows.append([name, *_cells_of_pairs(by_head[head], "model", counts)])
+    rows.append(["regression, own", *_cells_of_pairs(by_head["auto"], "regression", counts)])
+    return table(("method", *(f"{count} labels" for count in counts)), rows)
+
+
+def _cells_of_pairs(by_seed: Mapping[str, Any], method: str, counts: Iterable[str]) -> Iterator[str]:
+    """Yield a cell per number of labels: the mean over pairs of domains, whose scores are means over seeds."""
+    for count in counts:
+        by_pair = defaultdict[str, list[float]](list)
+        for scores_of_pairs in by_seed.values():
+            for pair, by_method in scores_of_pairs.items():
+                if count in by_method[method]:
+                    by_pair[pair].append(by_method[method][count])
+        yield _mean_of_samples(map(mean, by_pair.values())) if by_pair else "–"
 
 
 def completions() -> Iterator[str]:
@@ -415,6 +442,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "hypotheses of tenants": partial(hypotheses, "tenants"),
     "heads": heads,
     "later tenants": later,
+    "unseen domains": unseen_domains,
     "completions": completions,
     "hypotheses of completions": partial(hypotheses, "generate"),
     "first screen": first_screen,
