@@ -92,15 +92,14 @@ def best(experiments: pd.DataFrame, data: str) -> tuple[str, str]:
     left_out["of other data"] = int((is_done & ~is_here).sum())
     left_out["without a score"] = int((is_done & is_here & scores.isna()).sum())
     others = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    of_others = f"; left out: {others}" if others else ""
     candidates = scores[is_done & is_here].dropna()
     if candidates.empty:
-        raise UserError(f"no experiment on {data} has succeeded since the last commit; left out: {others or 'none'}")
+        raise UserError(f"no experiment on {data} has succeeded since the last commit{of_others}")
     first = candidates.idxmax()
     count = len(candidates)
     plural = "" if count == 1 else "s"
-    reason = f"validation score {candidates[first]:.6g} on {data}: the best of {count} experiment{plural}"
-    if others:
-        reason += f"; left out: {others}"
+    reason = f"validation score {candidates[first]:.6g} on {data}: the best of {count} experiment{plural}{of_others}"
     return str(named[NAME][first]), reason
 
 
