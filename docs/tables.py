@@ -324,7 +324,7 @@ def unseen_domains() -> Iterator[str]:
     if not path.exists():
         return iter(["No pair of domains has been scored yet."])
     by_head = json.loads(path.read_text(encoding="utf-8"))
-    counts = list(by_head["auto"]["0"]["unseen-0"]["model"])
+    counts = sorted(by_head["auto"]["0"]["unseen-0"]["model"], key=int)
     rows = []
     for head, name in NAMES_OF_HEADS.items():
         rows.append([name, *_cells_of_pairs(by_head[head], "model", counts)])

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from peft import PeftConfig
 from ruamel.yaml import YAML
+from scipy import stats
 from vl_convert import vegalite_to_svg
 
 import lsr
@@ -130,6 +131,16 @@ def test_what_a_page_shows_is_what_the_reports_give(name, monkeypatch):
 def test_every_table_is_on_a_page():
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in tables.PAGES]
     assert {place["name"] for text in texts for place in tables.PLACE.finditer(text)} == set(tables.TABLES)
+
+
+@pytest.mark.parametrize(("head", "name"), [("shared", "tenants ignored"), ("auto", "shared head with deviations")])
+def test_accuracies_on_unseen_domains_have_students_interval_over_pairs(head, name):
+    known = json.loads((ROOT / "benchmarks/results/unseen_domains.json").read_text(encoding="utf-8"))[head]
+    by_seed = [{pair: scores["model"]["20"] for pair, scores in of_seed.items()} for of_seed in known.values()]
+    by_pair = pd.DataFrame(by_seed).mean() * 100
+    low, high = stats.t.interval(0.95, len(by_pair) - 1, by_pair.mean(), stats.sem(by_pair))
+    (row,) = [line for line in tables.unseen_domains() if line.startswith(f"| {name} |")]
+    assert f"| {by_pair.mean():.1f} ± {(high - low) / 2:.1f} |" in row
 
 
 WRITTEN_BY_A_PROGRAM = "docs/reference/capabilities.md"
