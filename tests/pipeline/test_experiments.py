@@ -40,7 +40,7 @@ def test_the_best_is_one_that_succeeded_on_the_chosen_data_and_a_line_says_what_
 
 
 def test_without_one_that_succeeded_there_is_no_best():
-    with pytest.raises(UserError, match="no experiment on reviews has succeeded since the last commit$"):
+    with pytest.raises(UserError, match=r"no experiment on reviews has succeeded since the last commit$"):
         best(experiments(BASE), "reviews")
     failed = experiments(BASE, ("failed", "1", "Failed", "0.95", "reviews"))
     with pytest.raises(UserError, match="left out: 1 failed"):
