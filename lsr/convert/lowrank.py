@@ -22,7 +22,7 @@ from lsr.tuner.targets import ADAPTABLE
 # The part of an update, relative to its norm, that the factors of a layer may lack; rounding them adds less than that.
 NEGLIGIBLE = 5e-7
 WEIGHT = ".weight"
-BIAS = "bias"
+BIAS = ".bias"  # the end of the name of a bias, by PEFT's rule: a table of relative_attention_bias is none
 
 
 class Merged(NamedTuple):
@@ -104,7 +104,7 @@ def _read_rest(files: Files, merged: Merged) -> tuple[Contents, list[str]]:
     heads = _take_heads(contents.fully_trained_modules(modules), merged.state)
     changed = _list_changed(merged, heads)
     layers = _name_layers(files, modules, changed)
-    has_biases = any(BIAS in name for name in changed)
+    has_biases = any(name.endswith(BIAS) for name in changed)
     if has_biases:
         heads |= _take_biases(layers, merged.state, heads)
     rest = replace(
@@ -187,7 +187,7 @@ def _name_layers(
         layer = name.removesuffix(WEIGHT)
         if layer != name and isinstance(modules.get(layer), ADAPTABLE):
             layers.append(layer)
-        elif BIAS not in name:
+        elif not name.endswith(BIAS):
             reason = "which is not a weight of a linear layer, so a LoRA cannot hold it"
             raise InputError(f"{files.folder}: {files.method} changes {name}, {reason}")
     if not layers:
@@ -203,7 +203,7 @@ def _take_biases(
     """Return all biases in the form in which PEFT stores a LoRA's trained biases."""
     biases = {}
     for name, value in state.items():
-        if BIAS not in name or name in heads:
+        if not name.endswith(BIAS) or name in heads:
             continue
         module, _, last = name.rpartition(".")
         biases[f"{module}.base_layer.{last}" if module in layers else name] = value

@@ -1,5 +1,6 @@
 """Adapters of any PEFT method as plain LoRAs, held to PEFT's merged models and to numpy's ranks."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from lsr import export_lora, export_merged
@@ -18,6 +19,7 @@ from lsr.__main__ import main
 from lsr.errors import InputError
 from lsr.tuner.files import WEIGHTS
 from pipeline.methods import kadaptation
+from tests import architectures
 from tests.kit import digests, edit, refused, said, write
 from tests.lsr.methods import METHODS, logits, model_of, save
 from tests.tiny.models import tiny
@@ -281,6 +283,27 @@ def test_transposed_weights_patterns_and_biases_are_kept(name, config, bases, tm
     expected, actual, ranks = check(tmp_path / "adapter", tmp_path / "lora", name)
     assert ranks
     assert torch.allclose(logits(actual, "LORA"), logits(expected, "LORA"), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "target"), [("deberta", "in_proj"), ("t5", "q")])
+def test_a_parameter_that_is_only_named_like_a_bias_stays_the_base_models(kind, target, tmp_path):
+    base = str(architectures.save(tmp_path / "base", kind))
+    torch.manual_seed(0)
+    start = AutoModelForSequenceClassification.from_pretrained(base)
+    start.save_pretrained(base)  # with the head: PEFT does not save that of T5
+    config = LoraConfig(task_type="SEQ_CLS", r=2, bias="all", target_modules=[target])
+    model = stir(get_peft_model(copy.deepcopy(start), config).eval())
+    model.save_pretrained(str(tmp_path / "adapter"))
+    export_lora(tmp_path / "adapter", tmp_path / "lora", base=base)
+    # Neither DeBERTa's q_bias nor T5's relative_attention_bias, which PEFT neither trains nor saves.
+    names = load_file(tmp_path / "adapter" / WEIGHTS).keys()
+    once = {name for name in names if "modules_to_save" not in name and "original_module" not in name}
+    assert load_file(tmp_path / "lora" / WEIGHTS).keys() == once
+    loaded = PeftModel.from_pretrained(start, str(tmp_path / "lora")).eval()
+    inputs = {"input_ids": torch.tensor([[5, 9, 7, 0]])}
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs).logits, model(**inputs).logits, atol=1e-6)
+    said(main, "export", str(tmp_path / "adapter"), "--to", "lora", "-o", str(tmp_path / "again"), "--base", base)
 
 
 def test_the_command_prints_ranks_errors_and_the_difference_of_outputs(bases, tmp_path, monkeypatch):
