@@ -655,21 +655,31 @@ def test_what_a_stop_does_not_wait_for_is_refused_in_json_and_a_stream_ends(tmp_
     tokenizer.save_pretrained(tmp_path / "base")
     bank.save(tmp_path / "bank")
     words = ["--max-length", "2040", "--max-new-tokens", "2000"]
-    long = {"model": "a", "prompt": PROMPTS[0], "max_tokens": 2000}
+    long = {"model": "a", "prompt": PROMPTS[0], "max_tokens": 2000, "temperature": 0}
 
     async def call(client):
+        has_begun = asyncio.Event()
+
+        async def stream():
+            plain = httpx2.AsyncClient(base_url=client.base_url, timeout=60)  # `client` reads the whole answer first
+            request = plain.stream("POST", "/v1/completions", json=long | {"stream": True})
+            async with plain, request as response:
+                has_begun.set()
+                await response.aread()
+
+        streamed = asyncio.create_task(stream())
+        await asyncio.wait_for(has_begun.wait(), 30)
         asked = [
             client.post("/v1/completions", json=long),
-            client.post("/v1/completions", json=long | {"stream": True}),
             client.post("/v1/generate", json={"adapter": "b", "prompts": PROMPTS, "max_new_tokens": 2000}),
         ]
         tasks = [asyncio.create_task(request) for request in asked]
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.3)
         os.kill(running.process.pid, signal.SIGTERM)
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        return await asyncio.gather(*tasks, streamed, return_exceptions=True)
 
     with started(tmp_path / "bank", tmp_path / "log", *words) as running:
-        whole, streamed, generated = ask(call, f"http://127.0.0.1:{running.port}")
+        whole, generated, streamed = ask(call, f"http://127.0.0.1:{running.port}")
     assert isinstance(streamed, httpx2.RemoteProtocolError)
     assert (whole.status_code, whole.json()["error"]["message"]) == (503, "the server stops")
     assert (generated.status_code, generated.json()) == (503, {"error": "the server stops"})
