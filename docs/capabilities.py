@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.core import artifacts, console
 from pipeline.core.console import Parser
 from tests.capabilities.probes import BEHAVIORS
-from tests.tiny.subjects import METHODS, Subject
+from tests.old_tiny.subjects import METHODS, Subject
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/reference/capabilities.md"

@@ -9,8 +9,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from tests.tiny.models import logits, tiny
-from tests.tiny.training import is_factor
+from tests.old_tiny.models import logits, tiny
+from tests.old_tiny.training import is_factor
 
 TOLERANCE = 1e-5
 

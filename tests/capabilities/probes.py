@@ -20,9 +20,9 @@ from peft.utils.hotswap import hotswap_adapter
 from torch.testing import assert_close
 
 from tests.capabilities.checks import base_weights, check, far, layers, near, rejects, reloaded, same, same_base
-from tests.tiny.models import Fields, logits, tiny, tokens
-from tests.tiny.subjects import CASES, CORE, METHODS, SHARED, TARGETS, Subject
-from tests.tiny.training import is_factor, loss, stir, train, trainable
+from tests.old_tiny.models import Fields, logits, tiny, tokens
+from tests.old_tiny.subjects import CASES, CORE, METHODS, SHARED, TARGETS, Subject
+from tests.old_tiny.training import is_factor, loss, stir, train, trainable
 
 
 @dataclass(frozen=True)

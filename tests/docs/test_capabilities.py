@@ -6,7 +6,7 @@ import pytest
 
 from docs.capabilities import HAS, PAGE, column, page
 from tests.capabilities.probes import BEHAVIORS, REFUSED
-from tests.tiny.subjects import METHODS
+from tests.old_tiny.subjects import METHODS
 from tests.workspace import ROOT
 
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from tests import workspace
 from tests.hostile.damaged import DAMAGES
 from tests.kit import LONGEST, NIGHTLY, edit, refused
 from tests.stages.running import FACTORIZE, run
-from tests.tiny.models import tiny
+from tests.old_tiny.models import tiny
 
 IT = "models/it"
 FAMILY = {"rank_shape": [3], "separation_rank": 1, "train": "core"}

@@ -23,8 +23,8 @@ from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.lsr.serve import decoding
 from tests.lsr.serve.sealing import seal
 from tests.lsr.serve.test_shared_adapter import TENANTS, rows_of, save_tenants
-from tests.tiny.models import tiny
-from tests.tiny.subjects import DENSE
+from tests.old_tiny.models import tiny
+from tests.old_tiny.subjects import DENSE
 
 CHANGES = 1_500 if NIGHTLY else 125  # of the bytes of each bank's files
 RESEALED = 1_000 if NIGHTLY else 40

@@ -7,7 +7,7 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig, get_peft_model
 from peft.utils import PeftType
 
-from tests.tiny.models import tiny, tokens
+from tests.old_tiny.models import tiny, tokens
 
 SECONDS = 5  # of a load that takes a tenth of one: the machine may be busy
 CLASSIFIER = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}

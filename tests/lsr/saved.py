@@ -5,10 +5,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lsr.serve.admission import heads_in
-from tests.tiny import subjects
-from tests.tiny.models import tiny, tokens
-from tests.tiny.subjects import BASES, DENSE, Subject
-from tests.tiny.training import stir
+from tests.old_tiny import subjects
+from tests.old_tiny.models import tiny, tokens
+from tests.old_tiny.subjects import BASES, DENSE, Subject
+from tests.old_tiny.training import stir
 
 CASES = {  # the configurations of subjects.py, and one without a task: model, fields
     **{name: (one.model, one.fields) for name, one in subjects.CASES.items()},

@@ -20,8 +20,8 @@ from lsr.tuner.packing import pack, unpack
 from tests.kit import edit, refused, said, write
 from tests.lsr.convert.test_main import differences
 from tests.lsr.saved import CASES, save, save_lora, save_with_base, says
-from tests.tiny.models import logits, tiny
-from tests.tiny.subjects import BASES
+from tests.old_tiny.models import logits, tiny
+from tests.old_tiny.subjects import BASES
 
 FEW_BITS = PRECISIONS[1:]
 OTHERS = {

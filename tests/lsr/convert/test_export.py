@@ -26,7 +26,7 @@ from lsr.tuner.layer import find_lsr_layers
 from tests.kit import refused, write
 from tests.lsr.saved import CASES, save, save_lora, save_with_base
 from tests.repository import command
-from tests.tiny.models import logits, tiny, tokens
+from tests.old_tiny.models import logits, tiny, tokens
 
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {

@@ -22,8 +22,8 @@ from pipeline.methods import kadaptation
 from tests import architectures
 from tests.kit import digests, edit, refused, said, write
 from tests.lsr.methods import METHODS, logits, model_of, save
-from tests.tiny.models import tiny
-from tests.tiny.training import stir
+from tests.old_tiny.models import tiny
+from tests.old_tiny.training import stir
 from tests.workspace import ROOT, read_yaml
 
 WIDTH = 24  # of the layers that most methods adapt

@@ -4,8 +4,8 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from tests.tiny.models import LABELS, tiny, tokens
-from tests.tiny.subjects import Subject
+from tests.old_tiny.models import LABELS, tiny, tokens
+from tests.old_tiny.subjects import Subject
 
 HEADS = {"bert": ["classifier"], "distilbert": ["pre_classifier", "classifier"], "gpt2": ["score"], "llama-causal": []}
 LAYERS = {

@@ -18,8 +18,8 @@ from lsr.init.passes import fit_head
 from lsr.tuner.layer import find_lsr_layers
 from tests.kit import refused
 from tests.lsr.init.models import HEADS, LAYERS, Titles, batches, examples, in_use, made, state, values_of, wrapped
-from tests.tiny.models import logits, tiny, tokens
-from tests.tiny.subjects import DENSE, Subject
+from tests.old_tiny.models import logits, tiny, tokens
+from tests.old_tiny.subjects import DENSE, Subject
 
 each_model = pytest.mark.parametrize("name", LAYERS)
 

@@ -27,8 +27,8 @@ from lsr.tuner.layer import find_lsr_layers
 from lsr.tuner.lookup import groups_of
 from tests.kit import refused
 from tests.lsr.layers import decaying, normal
-from tests.tiny.models import LABELS, logits, tiny, tokens
-from tests.tiny.subjects import Subject
+from tests.old_tiny.models import LABELS, logits, tiny, tokens
+from tests.old_tiny.subjects import Subject
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
 WIDTHS = (20, 26)  # 26 is padded to 27 or more

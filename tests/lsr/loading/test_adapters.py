@@ -9,7 +9,7 @@ from lsr.loading.adapters import load_adapter, load_onto
 from lsr.tuner.files import WEIGHTS
 from tests.kit import edit
 from tests.lsr.saved import save_with_base
-from tests.tiny.models import tiny, tokens
+from tests.old_tiny.models import tiny, tokens
 
 LORA = {"task_type": "SEQ_CLS", "r": 3, "target_modules": ["query", "value"], "bias": "all"}
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -16,7 +16,7 @@ from pipeline import params
 from pipeline.data import packages
 from tests.kit import edit, refused
 from tests.lsr.saved import save_with_base
-from tests.tiny.models import SIZES, VOCABULARY, tiny
+from tests.old_tiny.models import SIZES, VOCABULARY, tiny
 from tests.workspace import ROOT
 
 

@@ -15,7 +15,7 @@ from lsr.loading.fields import STEPS, filter_fields
 from lsr.tuner.files import CONFIG, WEIGHTS
 from tests.kit import edit, refused
 from tests.lsr.methods import METHODS, SECONDS, UNREAD, in_time, logits, model_of, save
-from tests.tiny.models import tiny
+from tests.old_tiny.models import tiny
 
 # Of LoRA: initializations, of which some change the base weights, and variants.
 LORAS = {

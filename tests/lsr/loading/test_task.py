@@ -12,7 +12,7 @@ from lsr_onnx.errors import InputError
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.tasks import prompts
 from tests.kit import refused
-from tests.tiny.models import tiny
+from tests.old_tiny.models import tiny
 
 AT_LIMITS = {
     "kind": "x" * 200,

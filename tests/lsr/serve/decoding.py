@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lsr.serve import file
 from tests.lsr.saved import with_labels
-from tests.tiny.models import tokens
+from tests.old_tiny.models import tokens
 
 GROUP = 64
 BFLOAT16_STEP = 2.0**-7  # of a value, between it and the next one

@@ -32,9 +32,9 @@ from lsr.tuner.files import WEIGHTS
 from lsr_onnx.answers import Answer
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
-from tests.tiny.models import DECODER, tiny, tokens
-from tests.tiny.subjects import BASES, SHARED
-from tests.tiny.training import stir
+from tests.old_tiny.models import DECODER, tiny, tokens
+from tests.old_tiny.subjects import BASES, SHARED
+from tests.old_tiny.training import stir
 
 NAMES = ["b", "__base__", "c", "a", "b"]
 # Architectures that need more than those of FORMS: class, sizes, and the layers that a LoRA adapts.

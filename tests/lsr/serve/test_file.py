@@ -20,8 +20,8 @@ from tests.kit import refused, said, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says
 from tests.lsr.serve import decoding
 from tests.lsr.serve.sealing import BLANK, digest, parts, seal
-from tests.tiny.models import BERT, tiny, tokens
-from tests.tiny.subjects import DENSE
+from tests.old_tiny.models import BERT, tiny, tokens
+from tests.old_tiny.subjects import DENSE
 
 CORED = "bert.encoder.layer.0.attention.self.query"
 SHOWN = ("diagonal cores on shared bases", "factors", "a head of two modules")

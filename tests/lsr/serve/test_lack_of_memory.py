@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lsr import AdapterBank
 from lsr.loading.contents import read_contents
 from tests.lsr.saved import asked, save, save_lora
-from tests.tiny.models import tiny
-from tests.tiny.subjects import BASES
+from tests.old_tiny.models import tiny
+from tests.old_tiny.subjects import BASES
 
 LARGE = 1000  # bytes
 COUNT = 12  # adapters at first

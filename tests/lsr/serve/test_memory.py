@@ -16,7 +16,7 @@ from lsr.loading.updates import Bases, Update
 from tests.kit import resident
 from tests.lsr.saved import asked
 from tests.lsr.serve import decoding
-from tests.tiny.models import BERT, LABELS
+from tests.old_tiny.models import BERT, LABELS
 
 WIDTH = 384
 CONFIG = BertConfig(**BERT | {"hidden_size": WIDTH, "num_hidden_layers": 1, "intermediate_size": 8})

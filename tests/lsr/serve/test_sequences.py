@@ -13,8 +13,8 @@ from lsr.errors import InputError
 from lsr.loading.contents import read_on
 from lsr_onnx.names import BASE
 from tests.lsr.saved import asked, save, save_lora, says
-from tests.tiny.models import tiny
-from tests.tiny.subjects import BASES, DENSE, SHARED
+from tests.old_tiny.models import tiny
+from tests.old_tiny.subjects import BASES, DENSE, SHARED
 
 ATTENTION = {"target_modules": ["q_lin", "v_lin"]}
 KINDS = {  # how each is saved, and its fields; some can only be in a bank without some others

@@ -20,9 +20,9 @@ from lsr.serve.shared_adapter import PLACEHOLDER, base_with, split
 from lsr.tuner.files import TASK, WEIGHTS
 from tests.kit import edit, refused, said, write
 from tests.lsr.saved import asked, save_lora, says, with_labels
-from tests.tiny.models import tiny, tokens
-from tests.tiny.subjects import BASES, DENSE, SHARED, TARGETS, Subject
-from tests.tiny.training import stir
+from tests.old_tiny.models import tiny, tokens
+from tests.old_tiny.subjects import BASES, DENSE, SHARED, TARGETS, Subject
+from tests.old_tiny.training import stir
 
 TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["a", "b", "c"]}  # the second asks for a number
 WIDE = [*TENANTS] * 2 + ["__base__"]

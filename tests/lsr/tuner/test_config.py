@@ -18,8 +18,8 @@ from lsr.tuner.forms import check_room
 from lsr.tuner.injected import Resolved
 from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from tests.kit import edit, refused
-from tests.tiny.models import logits, tiny
-from tests.tiny.subjects import CASES
+from tests.old_tiny.models import logits, tiny
+from tests.old_tiny.subjects import CASES
 
 WORDS = list(INITIALIZATIONS)
 

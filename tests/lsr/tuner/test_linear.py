@@ -15,9 +15,9 @@ from lsr import LsrConfig
 from lsr.tuner.adapter import apply_with_update, times_core
 from tests.kit import refused
 from tests.lsr.layers import adapt, add, base, config, normal
-from tests.tiny.models import logits, tiny
-from tests.tiny.subjects import Subject
-from tests.tiny.training import train, trainable
+from tests.old_tiny.models import logits, tiny
+from tests.old_tiny.subjects import Subject
+from tests.old_tiny.training import train, trainable
 
 WIDTHS = st.integers(1, 9)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])

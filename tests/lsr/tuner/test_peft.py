@@ -22,9 +22,9 @@ from lsr.tuner.layer import LsrLinear, find_lsr_layers
 from tests.kit import edit, refused
 from tests.lsr.layers import adapters
 from tests.lsr.saved import save_with_base
-from tests.tiny.models import LABELS, logits, tiny, tokens
-from tests.tiny.subjects import CASES, DENSE, SHARED, Subject
-from tests.tiny.training import is_factor, train, trainable
+from tests.old_tiny.models import LABELS, logits, tiny, tokens
+from tests.old_tiny.subjects import CASES, DENSE, SHARED, Subject
+from tests.old_tiny.training import is_factor, train, trainable
 
 
 def is_head(case, name):

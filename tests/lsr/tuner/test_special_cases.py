@@ -11,8 +11,8 @@ from lsr import LsrConfig
 from lsr.tuner.initialize import initialize_group
 from lsr.tuner.layer import find_lsr_layers
 from tests.lsr.layers import adapt, base, normal
-from tests.tiny.models import LABELS, logits, tiny, tokens
-from tests.tiny.training import loss, trainable
+from tests.old_tiny.models import LABELS, logits, tiny, tokens
+from tests.old_tiny.training import loss, trainable
 
 STEPS = 5
 

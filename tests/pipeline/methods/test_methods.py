@@ -19,7 +19,7 @@ from pipeline.params.sections import FIXED
 from tests import workspace
 from tests.kit import refused, write
 from tests.stages.running import added, base_model, logits
-from tests.tiny.models import tiny
+from tests.old_tiny.models import tiny
 
 LAYERS = 4  # query and value of two
 WIDTH = 24

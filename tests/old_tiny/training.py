@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tests.tiny.models import LABELS, tokens
+from tests.old_tiny.models import LABELS, tokens
 
 
 def stir(model: Any, seed: int = 0) -> Any:

@@ -8,8 +8,8 @@ import torch
 from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 
 from lsr import LsrConfig
-from tests.tiny.models import Fields, tiny
-from tests.tiny.training import stir
+from tests.old_tiny.models import Fields, tiny
+from tests.old_tiny.training import stir
 
 METHODS: dict[str, tuple[type[PeftConfig], Fields, Fields]] = {  # configuration, fields of a first and a second adapter
     "LSR": (
