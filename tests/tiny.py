@@ -253,7 +253,7 @@ def save_adapter(
     """
     is_causal = config.task_type == "CAUSAL_LM"
     auto = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
-    options = {} if is_causal else {"num_labels": len(labels)}
+    options = {} if is_causal else {"num_labels": len(labels), "ignore_mismatched_sizes": True}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(auto.from_pretrained(base, dtype=torch.float32, **options), config)
@@ -275,5 +275,6 @@ def save_bank(folder: Path, base: Path, adapters: Mapping[str, Path]) -> Path:
 
 def merged(folder: Path, base: Path, labels: int) -> PreTrainedModel:
     """Return a saved base model with the adapter of a folder, by PEFT, in float32."""
-    model = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, num_labels=labels)
+    options = {"num_labels": labels, "ignore_mismatched_sizes": True}  # a head of other labels is drawn anew
+    model = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, **options)
     return PeftModel.from_pretrained(model, str(folder)).eval()
