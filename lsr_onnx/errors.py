@@ -9,7 +9,10 @@ HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates, which JSON can hold a
 # And what a terminal interprets as a command or a line break.
 CONTROL = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029]|{HALVES.pattern}")
 MAX_SHOWN = 12  # words of a list in a message
-LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
+LONGEST_LINE = 300  # characters of a message, before a command's name is prepended
+# Words that a cut leaves incomplete, but no long values.
+CUT_FIRST = re.compile(r"^\S{1,40}(?!\S)")
+CUT_LAST = re.compile(r"(?<!\S)\S{1,40}$")
 
 
 shortened = reprlib.repr  # a value as Python writes it, cut short so that it does not hide the reason next to it
@@ -22,11 +25,20 @@ class InputError(ValueError):
     """
 
     def __str__(self) -> str:
-        line = escape(super().__str__().replace("\n", " "))
-        if len(line) <= LONGEST_LINE:
-            return line
-        half = (LONGEST_LINE - 3) // 2
-        return f"{line[:half]}...{line[-half:]}"
+        return format_rejection(super().__str__())
+
+
+def format_rejection(text: str) -> str:
+    """Write a message as one line for a terminal: every message that rejects an input goes through this function.
+
+    Line breaks become spaces, and control characters are escaped. A text of more than LONGEST_LINE characters loses its
+    middle, from word to word.
+    """
+    line = escape(text.replace("\n", " "))
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = (LONGEST_LINE - len(" ... ")) // 2
+    return f"{CUT_LAST.sub('', line[:half]).rstrip()} ... {CUT_FIRST.sub('', line[-half:]).lstrip()}"
 
 
 def escape(text: str, but: str = "") -> str:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lsr_onnx.errors import InputError, escape
+from lsr_onnx.errors import InputError, format_rejection
 from lsr_onnx.folder import GRAPHS, check_no_graphs
 from lsr_onnx.runner import Runner
 
@@ -134,7 +134,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit."""
-        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        line = format_rejection(f"{self.prog}: {message}; see {self.prog} --help")
+        self.exit(MISTAKE, f"{line}\n")
 
 
 def add_arguments(parser: argparse.ArgumentParser, arguments: dict[str, dict[str, Any]]) -> None:
@@ -152,7 +153,7 @@ def report(called: str, call: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return report_stop()
     except OSError as error:
-        return _print_failure(escape(f"{called}: {error}"), FAILED)
+        return _print_failure(format_rejection(f"{called}: {error}"), FAILED)
     return 0
 
 

@@ -19,13 +19,13 @@ from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from lsr.tuner.packing import pack, unpack
-from lsr_onnx.errors import first_line
+from lsr_onnx.errors import first_line, format_rejection
 from pipeline import evaluation, tasks
 from pipeline.arena import features, record, task_tokens, unseen
 from pipeline.arena.plan import TrainingRun
 from pipeline.arena.record import DIGITS, Quantized, Record
 from pipeline.arena.task_tokens import AT_ONCE
-from pipeline.core.errors import UserError, describe_machine_error, truncate_line
+from pipeline.core.errors import UserError, describe_machine_error
 from pipeline.data import base_models
 from pipeline.methods import adapters, banks, label_units, planning, statistics
 from pipeline.methods.adapter_task import AdapterTask
@@ -65,7 +65,7 @@ def measure(training: TrainingRun) -> Record:
     except BROKEN as error:
         if describe_machine_error(error):
             raise
-        reason = truncate_line(f"{type(error).__name__}: {first_line(error)}")
+        reason = format_rejection(f"{type(error).__name__}: {first_line(error)}")
         outcome = {"status": "failed", "reason": reason}
     return Record.model_validate(
         vars(training)  # a record has its names, rates, seed and key

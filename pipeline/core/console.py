@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from lsr_onnx.errors import escape
+from lsr_onnx.errors import escape, format_rejection
 from pipeline.core import artifacts, git
 from pipeline.core.batches import Item
 from pipeline.core.errors import MISTAKE, STOPPED, exit_on_error
@@ -39,7 +39,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit."""
-        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        line = format_rejection(f"{self.prog}: {message}; see {self.prog} --help")
+        self.exit(MISTAKE, f"{line}\n")
 
     @contextmanager
     def parse(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsr_onnx.errors import InputError, escape, first_line
+from lsr_onnx.errors import InputError, first_line, format_rejection
 
 # Exit codes.
 MISTAKE = 2
@@ -21,11 +21,7 @@ FAILED = 1
 STOPPED = 130
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # error number in messages of Rust packages: safetensors and tokenizers
 TORCH_SAVE = ("inline_container.cc", "iostream error")  # parts of torch's messages about files
-LONGEST_LINE = 300  # characters
 MAX_LINES = 20
-# Words that a cut leaves incomplete, but no long values.
-CUT_FIRST = re.compile(r"^\S{1,40}(?!\S)")
-CUT_LAST = re.compile(r"(?<!\S)\S{1,40}$")
 
 
 class UserError(Exception):
@@ -38,19 +34,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         lines = [line for line in super().__str__().split("\n") if line]
         more = [f"and {len(lines) - MAX_LINES} more mistakes"] if len(lines) > MAX_LINES else []
-        return "\n".join([*map(truncate_line, lines[:MAX_LINES]), *more])
-
-
-def truncate_line(line: str) -> str:
-    """Escape control characters, and shorten a line to LONGEST_LINE characters by leaving out its middle.
-
-    It is shortened between words.
-    """
-    line = escape(line)
-    if len(line) <= LONGEST_LINE:
-        return line
-    half = (LONGEST_LINE - len(" ... ")) // 2
-    return f"{CUT_LAST.sub('', line[:half]).rstrip()} ... {CUT_FIRST.sub('', line[-half:]).lstrip()}"
+        return "\n".join([*map(format_rejection, lines[:MAX_LINES]), *more])
 
 
 @contextmanager
@@ -93,7 +77,7 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
                 if not reason:
                     raise
                 code = FAILED
-                lines = truncate_line(f"{program}: {reason}")
+                lines = format_rejection(f"{program}: {reason}")
         if _is_first_to_fail():
             print(lines, file=sys.stderr)
         raise SystemExit(code)
