@@ -1,0 +1,69 @@
+"""The tenants of a server: adapters of one base model for every kind of task, and a bank of tenants that share one."""
+
+from peft import LoraConfig
+from tokenizers.processors import TemplateProcessing
+
+from lsr import LsrConfig
+from tests import helpers, rows, tiny
+
+CHANGING = ("anna", "ben", "cleo", "dora")  # tenants with a second version, which has other labels and reads less
+LENGTHS = (28, 12)  # tokens that the versions read
+PAIR = "pia"
+TAGS = "tom"
+NUMBER = "nora"
+ALONE = (*CHANGING, PAIR, TAGS, NUMBER)
+THRESHOLDS = [0.3, 0.5, 0.9]
+SHARING = {"acme": ["bad", "good"], "corp": ["good", "bad"], "bolt": None, "abel": ["a", "b", "c"]}  # labels by tenant
+TEXTS = [row["text"] for row in rows.examples(24)]
+
+
+def config(number, rank=3):
+    """Return the configuration of a LoRA, or for every other number of an adapter of LSR."""
+    options = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
+    if number % 2:
+        return LoraConfig(r=rank, **options)
+    return LsrConfig(rank_shape=(rank,), separation_rank=None, **options)
+
+
+def save_base(folder):
+    """Save a base model whose tokenizer adds special tokens and marks the second text of a pair."""
+    tiny.save_base(folder, "bert")
+    tokenizer = tiny.tokenizer("bert", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    special = [(token, tiny.SPECIAL.index(token)) for token in ("<s>", "<unk>")]
+    template = TemplateProcessing(single="<s> $A <unk>", pair="<s> $A <unk> $B:1 <unk>:1", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = template
+    tokenizer.save_pretrained(folder)
+
+
+def save_alone(folder):
+    """Save the adapters of tenants who have one each, on the base model in the folder.
+
+    The second version of `cleo` is so large that it needs batches of its own.
+    """
+    base = folder / "base"
+    for number, name in enumerate(CHANGING):
+        for version, max_length in enumerate(LENGTHS):
+            count = 2 + number + version * (70 if name == "cleo" else 1)
+            labels = [f"{name}-{version}-{label}" for label in range(count)]
+            seed = 2 * number + version
+            task = {"labels": labels, "max_length": max_length}
+            tiny.save_adapter(folder / f"{version}/{name}", base, config(seed, 3 + version), seed=seed, **task)
+    tiny.save_adapter(folder / "0" / PAIR, base, config(8), seed=8, columns=["text", "other"])
+    multi_label = {"kind": "multi_label", "thresholds": THRESHOLDS}
+    tiny.save_adapter(folder / "0" / TAGS, base, config(9), seed=9, labels=["x", "y", "z"], **multi_label)
+    number = tiny.save_adapter(folder / "0" / NUMBER, base, config(10), seed=10, labels=["value"], kind="number")
+    helpers.edit(number / "task.json", labels=None)
+
+
+def save_sharing(folder):
+    """Save one adapter of all tenants of SHARING, on the base model in the folder."""
+    outputs = [label for labels in SHARING.values() for label in labels or ["value"]]
+    adapter = tiny.save_adapter(folder / "sharing", folder / "base", config(1), labels=outputs, tenant="shop")
+    helpers.edit(adapter / "task.json", labels=None, tenants=SHARING)
+
+
+def save_bank(folder, source):
+    """Make the bank of the adapters in a folder by the command, beside the base model."""
+    bank = source.with_name(f"bank-of-{source.name}")
+    helpers.printed("lsr", "bank", "--from", source, "--base", folder / "base", "-o", bank)
+    return bank
