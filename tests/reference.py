@@ -36,7 +36,8 @@ def load_alone(base: Path, adapter: Path | None = None, outputs: int | None = No
     if outputs is not None:
         options["num_labels"] = outputs
     model = getattr(transformers, auto).from_pretrained(base, dtype=torch.float32, **options).eval()
-    model.config.get_text_config().pad_token_id = None
+    if not model.config.is_encoder_decoder:  # whose decoder begins with this token
+        model.config.get_text_config().pad_token_id = None
     if adapter is None:
         return model
     if fields_of(adapter)["peft_type"] != "LSR":
