@@ -447,6 +447,8 @@ def test_coverage_and_accuracy_if_an_answer_needs_a_probability(judge, name):
         is_answered = shares >= float(row["min_probability"]) - ROUNDED
         assert float(row["coverage"]) == pytest.approx(is_answered.mean(), abs=ROUNDED)
         assert float(row["accuracy"]) == pytest.approx(right[is_answered].mean(), abs=ROUNDED)
+    several = judge("multi_label").folder  # where no answer can be left out
+    assert not read_table(several / "reports/evaluate/coverage.csv")
 
 
 @pytest.mark.parametrize("name", ["two", "three", "multi_label"])
