@@ -264,6 +264,22 @@ def save_adapter(
     return folder
 
 
+def save_tenants(
+    folder: Path, base: Path, config: PeftConfig, tenants: Mapping[str, Sequence[str] | None], **options: Any
+) -> Path:
+    """Save an adapter that tenants share, with the labels of each, or None for a number; return the folder.
+
+    `options` are those of `save_adapter`. The tenants have the outputs of the head one after the other.
+    """
+    outputs = sum(len(labels or "1") for labels in tenants.values())
+    labels = [str(output) for output in range(outputs)]
+    save_adapter(folder, base, config, labels=labels, tenants=dict(tenants), **options)
+    path = folder / "task.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"labels": None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
 def save_bank(folder: Path, base: Path, adapters: Mapping[str, Path]) -> Path:
     """Save a bank of adapters of a saved base model; return its folder."""
     bank = AdapterBank(AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32))
