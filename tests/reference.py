@@ -66,20 +66,22 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: tuple[str, ...], max_lengt
 
 
 def generate_alone(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, **options: Any
 ) -> list[str]:
     """Return the text that plain `generate` writes greedily for each prompt of a user, one after the other."""
     written = []
     for prompt in prompts:
         ids = prompt_ids(tokenizer, prompt)
         mask = torch.ones_like(ids)
-        tokens = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
+        tokens = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **options)
         written.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
     return written
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """Return the token ids (1, length) of a prompt of the user by the tokenizer's chat template."""
+    """Return the token ids (1, length) of a prompt of the user by the tokenizer's chat template, if it has one."""
+    if tokenizer.chat_template is None:
+        return tokenizer(prompt, return_tensors="pt").input_ids
     turns = [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
 
