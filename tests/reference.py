@@ -117,13 +117,18 @@ def load_head(model: nn.Module, folder: Path) -> None:
 
 
 def factors_of(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the factors and the core of each layer by name; shared ones are in all layers that share them.
+    """Return the factors and the core of each layer by name; shared ones are in all layers that share them."""
+    return by_layer(tensors_of(folder))
+
+
+def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the factors and the core of each layer from tensors by their names in a file.
 
     Layers share with those whose names differ from theirs in the index alone; the file holds what is shared in the
     first of them.
     """
     own: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors_of(folder).items():
+    for name, tensor in tensors.items():
         layer, mark, factor = name.partition(MARK)
         if mark:
             own.setdefault(layer, {})[factor] = tensor
@@ -139,9 +144,14 @@ def dense_updates(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     for layer, factors in factors_of(folder).items():
         precise = {name: value.double() for name, value in factors.items()}
         a, b, core = sides(precise, *weight_of(model, layer).shape)
-        divisor = DIAGONAL if fields["core"] == "diagonal" else len(core)
-        updates[layer] = fields["alpha"] / divisor * b @ core @ a
+        updates[layer] = scaling_of(fields, len(core)) * b @ core @ a
     return updates
+
+
+def scaling_of(fields: Mapping[str, Any], rank: int) -> float:
+    """Return the factor of an update of a rank, from the configuration of its adapter."""
+    divisor = DIAGONAL if fields["core"] == "diagonal" else rank
+    return fields["alpha"] / divisor
 
 
 def sides(factors: Mapping[str, Tensor], m: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
