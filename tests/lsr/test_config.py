@@ -109,6 +109,21 @@ def test_a_mistake_is_rejected_by_its_name_and_the_model_stays_plain(fields, key
     assert [name for name, _ in base.named_modules()] == names
 
 
+EXPERTS = [f"^model.layers.{layer}.mlp.experts.{at}.up" for layer in range(48) for at in range(128)]
+REGULAR = {
+    "endings": r".*\.(q|k|v)_proj",
+    "a block": r"model\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|up_proj))",
+    "layers": rf".*layers\.({'|'.join(map(str, range(24)))})\..*_proj",
+    "every name": "|".join(EXPERTS),
+}
+
+
+@pytest.mark.parametrize("pattern", REGULAR.values(), ids=REGULAR)
+def test_regular_expressions_that_people_use_are_taken(pattern):
+    config = LsrConfig(target_modules=pattern, rank_pattern={pattern: (1, 1)})
+    assert config.target_modules == pattern
+
+
 def integers():
     """Return a model whose weight holds codes, as quantized ones of other libraries do."""
     layer = nn.Linear(4, 4)
