@@ -410,6 +410,7 @@ def test_after_any_changes_its_memory_is_that_of_a_new_bank(wide):
         new.add(name, adapter)
     without = storage_bytes(model)
     assert storage_bytes(bank) - without <= 1.05 * (storage_bytes(new) - without)
+    assert bank.nbytes <= 1.05 * new.nbytes
     for actual, expected in zip(ask(bank, list(held)[:ROWS]), ask(new, list(held)[:ROWS]), strict=True):
         assert torch.equal(actual.logits, expected.logits)
 
