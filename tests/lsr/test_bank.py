@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from peft import LoraConfig, VeraConfig
+from peft import LoraConfig, PromptTuningConfig, VeraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -164,7 +164,6 @@ class BankMachine(RuleBasedStateMachine):
         self.bank.remove(name)
         del self.held[name]
 
-    @precondition(lambda self: self.held)
     @rule()
     def save_and_load(self):
         self.bank.save(self.folder, force=True)
@@ -603,11 +602,27 @@ def test_each_tenant_has_its_part_of_the_head_with_which_all_were_trained(how, t
     again = AdapterBank.load(None, tmp_path / "bank")
     check(again, expected, ASKED)
     assert [answer.labels for answer in ask(again, ASKED[:3])] == [("bad", "good"), None, ("a", "b", "c")]
+    shared = tiny.merged(tmp_path / "bank/shared_adapter", tmp_path / "base", 2)
+    assert not logits_of(shared).any()  # an adapter of PEFT, without what is a tenant's
     *_, is_written = SHARED[how]
     for name in TENANTS if is_written else ():
         again.write(name, tmp_path / name)
         alone = tiny.merged(tmp_path / name, tmp_path / "base", len(TENANTS[name] or "1"))
         assert_close(logits_of(alone), expected[name], **NEAR)
+
+
+@pytest.mark.parametrize("how", ["LSR with biases", "cores"])
+def test_a_last_layer_with_as_many_rows_as_the_layers_before_it_is_found(how, tmp_path):
+    labels = [str(label) for label in range(24)]
+    expected = save_tenants(tmp_path, how, {"acme": labels})
+    check(AdapterBank.of_tenants(tmp_path / "adapter"), expected, ["acme"] * 2)
+
+
+def test_a_method_without_a_head_is_not_shared(tmp_path):
+    base = tiny.save_base(tmp_path / "base", "bert")
+    config = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    folder = tiny.save_tenants(tmp_path / "adapter", base, config, TENANTS)
+    refused(AdapterBank.of_tenants, folder, says="PROMPT_TUNING")
 
 
 def test_a_tenant_takes_the_bytes_of_its_part_of_the_head(tmp_path):

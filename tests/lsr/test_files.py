@@ -11,6 +11,7 @@ import pickle
 import shutil
 import signal
 import sys
+import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lsr import AdapterBank, LsrConfig
 from lsr.errors import InputError
 from tests import reference, rows, tiny
-from tests.helpers import LONGEST, edit, printed, read_json, refused, run, write
+from tests.helpers import LONGEST, ROOT, edit, printed, read_json, read_yaml, refused, run, write
 from tests.lsr.server.asking import files_of, put, started
 
 CONFIG = "adapter_config.json"
@@ -714,3 +715,10 @@ def test_a_base_model_in_an_installed_package_is_found_by_name_and_revision(besi
     torch.testing.assert_close(merge("--force"), expected)
     edit(beside / "it" / CONFIG, revision="def")
     refused("lsr", "export", "it", "--to", "merged", "-o", "other", says="someone/tiny")
+
+
+def test_base_models_of_the_registry_are_found_in_their_packages():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lsr.base_models"]
+    sources = {name: entry["source"] for name, entry in read_yaml(ROOT / "pipeline/models.yaml").items()}
+    pinned = f"{sources['minilm']['same_as']}@{sources['minilm']['revision']}"
+    assert declared.keys() == {pinned, sources["smollm2"]["same_as"]}

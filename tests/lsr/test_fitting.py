@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from peft import LoraConfig
 from scipy.special import softmax
@@ -20,7 +22,7 @@ from transformers import AutoTokenizer
 from lsr import AdapterBank
 from tests import reference, rows, tiny
 from tests.helpers import edit, printed, refused, write
-from tests.lsr.server.asking import Request, fit, predict, put_labels, read_answers, read_fit, started
+from tests.lsr.server.asking import Request, files_of, fit, predict, put, put_labels, read_answers, read_fit, started
 
 LENGTH = 28  # tokens that the tenants read
 EXAMPLES = rows.examples(60)
@@ -338,6 +340,13 @@ def test_what_cannot_be_added_is_rejected_and_nothing_is_written(options, lines,
     assert not (tmp_path / "out").exists()
 
 
+def test_tenants_who_have_an_adapter_each_have_no_group(bert, tmp_path):
+    adapter = tiny.save_adapter(tmp_path / "own", bert.base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    few = save_examples(tmp_path, ["yes", "no"] * 30)
+    for options in (("--add", "later", "--labels", "no,yes"), ("--fit", f"later={few}")):
+        refused("lsr", "bank", "--from", adapter, "-o", tmp_path / "out", *options, says="share")
+
+
 UNKNOWN = [  # options of predict, and what the line names
     (("--tenant", "acme", "--labels", "bad,good"), "--labels"),
     (("--tenant", "new", "--labels", "Good,bad"), "did you mean bad, good"),
@@ -397,13 +406,21 @@ def test_what_cannot_be_added_over_http_has_a_reason(request_, status, says, ser
     assert says in response.json()["error"]
 
 
+def test_an_adapter_of_its_own_is_rejected_where_tenants_share_one(bert, server, tmp_path):
+    AdapterBank.load(None, bert.bank).write("acme", tmp_path / "acme")
+    [response] = server.ask(put("acme", files_of(tmp_path / "acme")))
+    assert response.status_code == 422
+    check_answers(server, "acme", bert.logits["acme"])
+
+
 def test_tenants_come_later_over_http_and_others_answer_as_before(bert, server, tmp_path):
     means = means_of(bert)
     group = means["good", "bad"][:, ::-1]
     labels = opposed(bert)
     by_command = logits_of(bert, fitted(bert, tmp_path, "fitted", labels), "fitted")
     [of_chance] = server.ask(fit("chance", TEXTS, drawn(softmax(group, axis=1))))
-    [of_fit] = server.ask(fit("fitted", TEXTS, labels))
+    of_fit, during = server.ask(fit("fitted", TEXTS, labels), predict("acme", *TEXTS[:4]))
+    check_response(during, bert.logits["acme"])
     for request in (put_labels("later", ["bad", "good"]), put_labels("number", None)):
         [response] = server.ask(request)
         assert response.status_code == 200, response.text
@@ -425,9 +442,23 @@ def test_tenants_come_later_over_http_and_others_answer_as_before(bert, server, 
 def check_answers(server, name, logits):
     """Check a tenant's predictions over HTTP by its logits: of a number, or of bad and good."""
     [response] = server.ask(predict(name, *TEXTS[:4]))
+    check_response(response, logits)
+
+
+def check_response(response, logits):
+    """Check the predictions of a response by their logits."""
     answers = read_answers(response)
     if logits.shape[1] == 1:
         assert_allclose(answers, logits[:4, 0], atol=1e-3)
     else:
         shares = [[answer[label] for label in ALLOWED] for answer in answers]
         assert_allclose(shares, softmax(logits[:4], axis=1), atol=1e-4)
+
+
+@settings(derandomize=True)
+@given(content=st.data())
+def test_whatever_is_sent_has_an_answer_or_a_reason(content, server):
+    values = st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.sampled_from([*CONTENT.values()])
+    body = content.draw(st.fixed_dictionaries({"texts": values, "labels": st.lists(values, max_size=5) | values}))
+    responses = server.ask(fit_to(json.dumps(body)), fit_to(json.dumps(body)[:-1]))
+    assert {response.status_code for response in responses} <= {200, 400, 422}
