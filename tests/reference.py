@@ -144,8 +144,17 @@ def dense_updates(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     for layer, factors in factors_of(folder).items():
         precise = {name: value.double() for name, value in factors.items()}
         a, b, core = sides(precise, *weight_of(model, layer).shape)
-        updates[layer] = scaling_of(fields, len(core)) * b @ core @ a
+        alpha = alpha_of(layer, fields)
+        updates[layer] = scaling_of(fields | {"alpha": alpha}, len(core)) * b @ core @ a
     return updates
+
+
+def alpha_of(layer: str, fields: Mapping[str, Any]) -> float:
+    """Return the alpha of a layer; a pattern matches the end of a layer's name, or with ^ the whole name."""
+    for pattern, alpha in fields["alpha_pattern"].items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+            return alpha
+    return fields["alpha"]
 
 
 def scaling_of(fields: Mapping[str, Any], rank: int) -> float:
