@@ -3,7 +3,9 @@
 LSR adapters are held to Kronecker products of their files, adapters of other methods to what PEFT merges.
 """
 
+import json
 import re
+import zlib
 from collections import OrderedDict
 from contextlib import chdir
 from pathlib import Path
@@ -45,20 +47,22 @@ ADAPTERS = {  # of LSR: the architecture, and fields of its configuration
     "grouped queries": ("llama", SHARED | {"init_weights": True, "task_type": "CAUSAL_LM"}),
     "one of the layers": ("gpt2", DENSE | {"layers_to_transform": 0, "layers_pattern": "h", "task_type": "CAUSAL_LM"}),
 }
+RANKS = {"r": 3, "rank_pattern": {"value": 2}, "alpha_pattern": {"query": 5}}
 FULL = 24  # the width of the layers
-METHODS = {  # of PEFT: fields of its configuration, and the rank of the LoRA; 0 if there is none
-    "LoraConfig": ({"r": 3, "use_rslora": True, "rank_pattern": {"value": 2}, "alpha_pattern": {"query": 5}}, 3),
-    "LoraConfig, DoRA": ({"r": 2, "use_dora": True}, FULL),
-    "LoraConfig, PiSSA": ({"r": 3, "init_lora_weights": "pissa"}, 6),
-    "VeraConfig": ({"r": 4}, 4),
-    "LoHaConfig": ({"r": 2}, 4),
-    "LoKrConfig": ({"r": 4}, FULL),
-    "HRAConfig": ({"r": 4}, 4),
-    "AdaLoraConfig": ({"total_step": 10, "target_r": 4, "init_r": 6}, 6),
-    "VBLoRAConfig": ({"r": 4, "num_vectors": 8, "vector_length": 3}, 4),
-    "OFTConfig": ({"oft_block_size": 4, "r": 0}, 0),
-    "IA3Config": ({"feedforward_modules": []}, 0),
-    "LNTuningConfig": ({"target_modules": ["LayerNorm"]}, 0),
+METHODS = {  # of PEFT: the architecture, fields of its configuration, and the rank of the LoRA; 0 if there is none
+    "LoraConfig": ("bert", RANKS | {"use_rslora": True}, 3),
+    "LoraConfig, DoRA": ("bert", {"r": 2, "use_dora": True}, FULL),
+    "LoraConfig, PiSSA": ("bert", {"r": 3, "init_lora_weights": "pissa"}, 6),
+    "VeraConfig": ("bert", {"r": 4}, 4),
+    "VeraConfig, transposed": ("gpt2", {"r": 4}, 4),
+    "LoHaConfig": ("bert", {"r": 2}, 4),
+    "LoKrConfig": ("bert", {"r": 4}, FULL),
+    "HRAConfig": ("bert", {"r": 4}, 4),
+    "AdaLoraConfig": ("bert", {"total_step": 10, "target_r": 4, "init_r": 6}, 6),
+    "VBLoRAConfig": ("bert", {"r": 4, "num_vectors": 8, "vector_length": 3}, 4),
+    "OFTConfig": ("bert", {"oft_block_size": 4, "r": 0}, 0),
+    "IA3Config": ("bert", {"feedforward_modules": []}, 0),
+    "LNTuningConfig": ("bert", {"target_modules": ["LayerNorm"]}, 0),
 }
 PORTABLE = {  # fields that old versions of PEFT know
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode"),
@@ -122,8 +126,8 @@ def exported(tmp_path_factory):
         save_lsr(root / name, architecture, **fields)
         printed("lsr", "export", root / name / "adapter", "--to", "lora", "-o", root / name / "lora")
         printed("lsr", "export", root / name / "adapter", "--to", "merged", "-o", root / name / "merged")
-    for name, (fields, rank) in METHODS.items():
-        save(root / name, "bert", getattr(peft, name.partition(",")[0]), **fields)
+    for name, (architecture, fields, rank) in METHODS.items():
+        save(root / name, architecture, getattr(peft, name.partition(",")[0]), **fields)
         export_merged(root / name / "adapter", root / name / "merged")
         if rank:
             export_lora(root / name / "adapter", root / name / "lora", rank=rank if rank == FULL else None)
@@ -141,9 +145,10 @@ def merged_by_hand(folder, architecture, fields):
     return model
 
 
-def merged_by_peft(folder, base=None):
-    """Return BERT in float64 with an adapter of a method of PEFT."""
-    return PeftModel.from_pretrained(base or tiny.base_model("bert"), str(folder)).double().merge_and_unload().eval()
+def merged_by_peft(folder, architecture):
+    """Return a base model in float64 with an adapter of a method of PEFT."""
+    model = PeftModel.from_pretrained(tiny.base_model(architecture), str(folder))
+    return model.double().merge_and_unload().eval()
 
 
 # Exports.
@@ -161,8 +166,8 @@ def test_peft_and_transformers_without_lsr_answer_as_the_adapter(exported, name)
 @pytest.mark.parametrize("name", METHODS)
 def test_adapters_of_other_methods_answer_as_in_peft(exported, name):
     root, found = exported
-    expected = tiny.logits(merged_by_peft(root / name / "adapter"))
-    forms = ["lora", "lora, merged", "merged"] if METHODS[name][1] else ["merged"]
+    expected = tiny.logits(merged_by_peft(root / name / "adapter", METHODS[name][0]))
+    forms = ["lora", "lora, merged", "merged"] if METHODS[name][2] else ["merged"]
     for form in forms:
         assert_close(found[f"{name}/{form}"], expected, atol=2e-6, rtol=2e-6)
 
@@ -174,14 +179,14 @@ def loras(folder):
     return {name: [tensors[f"{name}.lora_{side}.weight"].double() for side in "BA"] for name in layers}
 
 
-@pytest.mark.parametrize("name", [*ADAPTERS, *(name for name, (_, rank) in METHODS.items() if rank)])
+@pytest.mark.parametrize("name", [*ADAPTERS, *(name for name, (*_, rank) in METHODS.items() if rank)])
 def test_a_lora_has_the_true_rank_of_each_layer_and_fields_that_old_versions_of_peft_know(exported, name):
     folder = exported[0] / name / "lora"
     assert reference.fields_of(folder).keys() <= PORTABLE
     ranks = [len(a) for _, a in loras(folder).values()]
     assert ranks == [int(torch.linalg.matrix_rank(b @ a, rtol=2e-7)) for b, a in loras(folder).values()]
     if name in METHODS:
-        assert max(ranks) == METHODS[name][1]
+        assert max(ranks) == METHODS[name][2]
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -229,25 +234,37 @@ def test_kadaptation_of_the_pipeline_becomes_a_lora(tmp_path, monkeypatch):
 # Ranks and dtypes.
 
 
+def errors_of(found, updates):
+    """Return the relative errors of dense updates by layer, and in total; one that is not there is zero."""
+    errors = {name: float((found.get(name, 0) - update).norm()) for name, update in updates.items()}
+    norms = {name: float(update.norm()) for name, update in updates.items()}
+    total = np.linalg.norm([*errors.values()]) / np.linalg.norm([*norms.values()])
+    return {name: errors[name] / norms[name] for name in errors}, total
+
+
+def least_error(update, rank):
+    """Return the relative error of the nearest matrix of a rank (Eckart & Young 1936)."""
+    values = np.linalg.svd(update.numpy(), compute_uv=False)
+    return np.linalg.norm(values[rank:]) / np.linalg.norm(values)
+
+
+def differences(model, base, layers):
+    """Return by how much weights of layers differ between two models."""
+    return {name: reference.weight_of(model, name).data - reference.weight_of(base, name).data for name in layers}
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("name", ["two factors", "LoKrConfig"])
 def test_at_a_rank_each_update_is_the_nearest_with_its_error(exported, name, rank, tmp_path):
     folder = exported[0] / name / "adapter"
     errors = export_lora(folder, tmp_path / "lora", rank=rank)
-    base = tiny.base_model("bert").double()
-    after = merged_by_peft(folder) if name in METHODS else merged_by_hand(folder, *ADAPTERS[name])
-    lost = 0.0
-    whole = 0.0
-    for layer, (b, a) in loras(tmp_path / "lora").items():
-        update = after.get_submodule(layer).weight.data - base.get_submodule(layer).weight.data
-        left, values, right = torch.linalg.svd(update)
-        nearest = left[:, :rank] * values[:rank] @ right[:rank]
-        assert_close(b @ a, nearest, atol=1e-5, rtol=1e-5)
-        norm = values[rank:].norm()
-        assert errors.layers[layer] == pytest.approx(float(norm / values.norm()), abs=1e-6)
-        lost += norm**2
-        whole += values.norm() ** 2
-    assert errors.total == pytest.approx(float(lost / whole) ** 0.5, abs=1e-6)
+    found = {layer: b @ a for layer, (b, a) in loras(tmp_path / "lora").items()}
+    merged = merged_by_peft(folder, "bert") if name in METHODS else merged_by_hand(folder, *ADAPTERS[name])
+    updates = differences(merged, tiny.base_model("bert").double(), found)
+    layers, total = errors_of(found, updates)
+    assert layers == pytest.approx({layer: least_error(update, rank) for layer, update in updates.items()}, abs=1e-6)
+    assert errors.layers == pytest.approx(layers, abs=1e-6)
+    assert errors.total == pytest.approx(total, abs=1e-6)
 
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -257,14 +274,15 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def test_a_lower_precision_has_the_error_that_is_returned(exported, dtype, tmp_path):
     folder = exported[0] / "two factors/adapter"
     errors = export_merged(folder, tmp_path / "merged", dtype=HALVES[dtype], force=True)
-    written = load_file(tmp_path / "merged/model.safetensors")
-    assert {value.dtype for value in written.values()} == {HALVES[dtype]}
+    state = load_file(tmp_path / "merged/model.safetensors")
+    assert {value.dtype for value in state.values()} == {HALVES[dtype]}
     base = tiny.base_model("bert").double()
-    for layer, update in reference.dense_updates(folder, base).items():
-        exact = base.get_submodule(layer).weight.data + update
-        rounding = written[f"{layer}.weight"].double() - exact
-        assert errors.layers[layer] == pytest.approx(float(rounding.norm() / update.norm()), rel=1e-3)
-    assert max(errors.layers.values()) >= errors.total > 1e-4
+    updates = reference.dense_updates(folder, base)
+    written = tiny.base_model("bert").double()
+    written.load_state_dict(state)
+    layers, total = errors_of(differences(written, base, updates), updates)
+    assert errors.layers == pytest.approx(layers, rel=1e-3)
+    assert errors.total == pytest.approx(total, rel=1e-3)
 
 
 # Imports.
@@ -273,7 +291,7 @@ def test_a_lower_precision_has_the_error_that_is_returned(exported, dtype, tmp_p
 LORAS = {
     "usual": ("bert", {}),
     "transposed": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
-    "patterns": ("bert", METHODS["LoraConfig"][0] | {"lora_dropout": 0.1}),
+    "patterns": ("bert", METHODS["LoraConfig"][1] | {"lora_dropout": 0.1}),
     "a head of two layers": ("distilbert", {"r": 1}),
     "no task": ("bert", {"task_type": None}),
 }
@@ -292,11 +310,9 @@ def test_a_lora_becomes_lsr_and_comes_back_without_the_change_of_a_bit(name, dty
     back = load_file(f"back/{WEIGHTS}")
     assert back.keys() <= stored.keys()
     assert all(torch.equal(value, stored[key]) for key, value in back.items())
-    plain = tiny.base_model(architecture)
-    expected = tiny.logits(merged_by_peft("adapter", plain))
+    expected = tiny.logits(merged_by_peft("adapter", architecture))
     for folder in ("lsr", "back"):
-        actual = tiny.logits(merged_by_peft(folder, tiny.base_model(architecture)))
-        assert_close(actual, expected, atol=1e-9, rtol=1e-9)
+        assert_close(tiny.logits(merged_by_peft(folder, architecture)), expected, atol=1e-9, rtol=1e-9)
     for field in ("task_type", "base_model_name_or_path"):
         assert reference.fields_of(Path("back"))[field] == reference.fields_of(Path("adapter"))[field]
 
@@ -367,6 +383,27 @@ def test_everything_reads_an_adapter_of_few_bits(exported, name, tmp_path):
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+def deflated(text):
+    """Return deflated text as a tensor of bytes."""
+    return torch.tensor(list(zlib.compress(text.encode())), dtype=torch.uint8)
+
+
+LYING = {  # indices of a file of few bits
+    "missing": None,
+    "of another type": torch.ones(3),
+    "of too many entries": deflated(json.dumps(["3bit", {"a": ["values", *8 * [2**40]]}])),
+    "of too many bytes": deflated(" " * 10**7),
+}
+
+
+@pytest.mark.parametrize("index", LYING.values(), ids=LYING)
+def test_a_file_of_few_bits_whose_index_lies_is_rejected_before_memory_is_taken(exported, index, tmp_path):
+    quantize_adapter(exported[0] / "core/adapter", tmp_path / "few", "3bit")
+    lie = {} if index is None else {"index": index}
+    edit(tmp_path / "few/adapter_rounded.safetensors", lambda tensors: {"values": tensors["values"]} | lie)
+    refused("lsr", "export", tmp_path / "few", "--to", "lora", "-o", tmp_path / "out", says="index")
+
+
 # Lower ranks.
 
 
@@ -386,23 +423,10 @@ def large(request, tmp_path_factory):
     save(folder, architecture, kind, **fields)
     base = tiny.base_model(architecture, causal=is_causal(fields)).double()
     if kind is LsrConfig:
-        updates = reference.dense_updates(folder / "adapter", base)
-    else:
-        adapted = PeftModel.from_pretrained(base, str(folder / "adapter")).get_base_model()
-        base = tiny.base_model(architecture, causal=is_causal(fields)).double()
-        updates = {}
-        for layer in loras(folder / "adapter"):
-            update = adapted.get_submodule(layer).get_delta_weight("default")
-            updates[layer] = reference.as_stored(base, layer, update).detach().double()
-    return folder / "adapter", base, updates
-
-
-def errors_of(found, updates):
-    """Return the relative errors of dense updates by layer, and in total; one that is not there is zero."""
-    errors = {name: float((found.get(name, 0) - update).norm()) for name, update in updates.items()}
-    norms = {name: float(update.norm()) for name, update in updates.items()}
-    total = np.linalg.norm([*errors.values()]) / np.linalg.norm([*norms.values()])
-    return {name: errors[name] / norms[name] for name in errors}, total
+        return folder / "adapter", base, reference.dense_updates(folder / "adapter", base)
+    model = tiny.base_model(architecture, causal=is_causal(fields)).double()
+    merged = PeftModel.from_pretrained(model, str(folder / "adapter")).double().merge_and_unload()
+    return folder / "adapter", base, differences(merged, base, loras(folder / "adapter"))
 
 
 @pytest.mark.parametrize("form", ["rank:24", "directions:999", "shared:24"])
@@ -422,13 +446,14 @@ def test_what_is_lost_are_the_smallest_singular_values(large, form, tmp_path):
     layers, total = errors_of(found, updates)
     assert errors.layers == pytest.approx(layers, abs=1e-6)
     assert errors.total == pytest.approx(total, abs=1e-6)
-    values = {name: np.linalg.svd(update.numpy(), compute_uv=False) for name, update in updates.items()}
     count = int(form[-1])
-    every = np.concatenate([*values.values()])
-    least = np.sort(every)[-count] if "directions" in form else 0.0
-    for name, own in values.items():
-        kept = (own >= least).sum() if least else count
-        assert layers[name] == pytest.approx(np.linalg.norm(own[kept:]) / np.linalg.norm(own), abs=1e-6)
+    kept = dict.fromkeys(updates, count)
+    if "directions" in form:
+        values = {name: np.linalg.svd(update.numpy(), compute_uv=False) for name, update in updates.items()}
+        least = np.sort(np.concatenate([*values.values()]))[-count]
+        kept = {name: (own >= least).sum() for name, own in values.items()}
+    for name, update in updates.items():
+        assert layers[name] == pytest.approx(least_error(update, kept[name]), abs=1e-6)
 
 
 def test_shared_bases_lose_less_than_those_of_the_stacked_updates(large, tmp_path):
@@ -497,7 +522,7 @@ def test_labels_head_and_tokenizer_are_in_what_is_written(command):
     assert one.chat_template == "{{ messages }}"
     if command == "merge":
         assert read_json(Path("out/config.json"))["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
-    if command in ("export", "import"):
+    if command in ("export", "import", "compress"):
         source = reference.tensors_of(Path(words[1]))
         written = reference.tensors_of(Path("out"))
         assert torch.equal(written["classifier.weight"], source["classifier.weight"])
@@ -563,6 +588,7 @@ MISTAKES = [  # words of a command, and what its line says
     ("export prompt --to lora --base writer", "PROMPT_TUNING"),
     ("export prompt --to merged --base writer", "PROMPT_TUNING"),
     ("export misnamed --to merged", "labels"),
+    ("export norms --to lora", "norms"),
     ("quantize adapter --to 5bit", "8bit"),
     ("quantize huge --to 3bit", "finite"),
     ("compress adapter --to core:3", "shared:R"),
@@ -580,6 +606,7 @@ def mistaken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistaken")
     with chdir(folder):
         save(Path(), "bert", LoraConfig, to="dora", use_dora=True)
+        save(Path(), "bert", peft.LNTuningConfig, to="norms", target_modules=["LayerNorm"])
         for name in ("misnamed", "huge", "zero", "adapter"):
             save_lsr(Path(), to=name, **DENSE)
         write(Path("misnamed/task.json"), {"labels": ["bad", "good"]})

@@ -686,3 +686,13 @@ def test_a_lora_run_reads_the_whole_of_a_small_split_again_and_again_but_a_part_
     folder = prepare(tmp_path, rows.ENTRIES["two"], count=32)
     initialize(folder, "warm_start", init_examples=read, init_head_steps=0)
     assert read_json(folder / "reports/factorize_init/metrics.json")["start_read"] == examples
+
+
+@pytest.mark.parametrize("head", ["shared", "own"])
+def test_after_a_warm_start_tenants_with_the_same_labels_share_a_head_unless_each_has_its_own(head, tmp_path):
+    entry = rows.ENTRIES["tenants"] | {"label": {"column": "weather"}}
+    folder = rows.make_workspace(tmp_path, "both", entries={"both": entry}, tenants={"head": head})
+    run_stages(folder, "tokenize")
+    weight = reference.tensors_of(initialize(folder, "warm_start"))["classifier.weight"]
+    assert torch.equal(weight[:2], weight[2:]) == (head == "shared")
+    assert not torch.equal(weight[0], weight[1])
