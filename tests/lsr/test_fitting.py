@@ -87,11 +87,12 @@ def bert(tmp_path_factory):
     return save(tmp_path_factory.mktemp("bert"), "bert")
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2"])
-def zero(request, tmp_path_factory):
-    """Tenants whose head weights are zero."""
+@pytest.fixture(scope="module")
+def zeros(tmp_path_factory):
+    """Tenants whose head weights are zero, by the architecture of their base model."""
     tenants = {"sky": ["dry", "wet"], "size": ["low", "mid", "high"], "rating": None}
-    return save(tmp_path_factory.mktemp(request.param), request.param, tenants, is_zero=True)
+    names = ("bert", "gpt2")
+    return {name: save(tmp_path_factory.mktemp(name), name, tenants, is_zero=True) for name in names}
 
 
 @torch.no_grad()
@@ -106,9 +107,9 @@ def logits_of(saved, bank, name, texts=TEXTS):
 
 
 def change(saved, folder, *words):
-    """Run `lsr bank` with more options; return the new bank and what was printed."""
-    text = printed("lsr", "bank", "--from", saved.bank, "-o", folder / "out", "--force", *words)
-    return AdapterBank.load(None, folder / "out"), text
+    """Return the bank that `lsr bank` makes with more options."""
+    printed("lsr", "bank", "--from", saved.bank, "-o", folder / "out", "--force", *words)
+    return AdapterBank.load(None, folder / "out")
 
 
 def save_examples(folder, labels, texts=TEXTS):
@@ -120,8 +121,7 @@ def save_examples(folder, labels, texts=TEXTS):
 def fitted(saved, folder, name, labels, texts=TEXTS, options=()):
     """Return a bank in which a tenant is fitted to labeled texts by the command."""
     path = save_examples(folder, labels, texts)
-    bank, _ = change(saved, folder, "--fit", f"{name}={path}", *options)
-    return bank
+    return change(saved, folder, "--fit", f"{name}={path}", *options)
 
 
 # By labels
@@ -140,7 +140,7 @@ def means_of(saved):
 def test_a_tenant_without_texts_answers_by_the_mean_of_those_with_its_labels(plain, tmp_path):
     for labels, mean in means_of(plain).items():
         words = ("--labels", ",".join(labels)) if labels else ()
-        bank, _ = change(plain, tmp_path, "--add", "later", "other", *words)
+        bank = change(plain, tmp_path, "--add", "later", "other", *words)
         assert list(bank.names) == [*TENANTS, "later", "other"]
         for name in ("later", "other"):
             assert_allclose(logits_of(plain, bank, name, TEXTS[:4]), mean[:4], rtol=1e-4, atol=1e-5)
@@ -201,18 +201,19 @@ def losses_of(outputs, targets):
     return -np.log(outputs[np.arange(len(targets)), targets])
 
 
-REGRESSIONS = [  # the column of labels, the regression, the number of texts, and the tolerance
-    ("weather", classify, 60, 1e-3),
-    ("size", classify, 60, 1e-3),
-    ("rating", estimate, 60, 1e-3),
-    ("rating", estimate, 12, 1e-3),  # fewer than the inputs of the head
+REGRESSIONS = [  # the architecture, the column of labels, the regression, and the number of texts
+    ("bert", "size", classify, 60),
+    ("gpt2", "weather", classify, 60),
+    ("bert", "rating", estimate, 12),  # fewer than the inputs of the head
+    ("gpt2", "rating", estimate, 60),
 ]
 
 
-@pytest.mark.parametrize(("column", "regress", "count", "tolerance"), REGRESSIONS)
+@pytest.mark.parametrize(("architecture", "column", "regress", "count"), REGRESSIONS)
 def test_a_tenant_with_labeled_texts_is_the_regression_that_cross_validation_chooses(
-    column, regress, count, tolerance, zero, tmp_path
+    architecture, column, regress, count, zeros, tmp_path
 ):
+    zero = zeros[architecture]
     labels = [example[column] for example in EXAMPLES[:count]]
     bank = fitted(zero, tmp_path, "later", labels, TEXTS[:count])
     actual = logits_of(zero, bank, "later", TEXTS[:count])
@@ -229,7 +230,7 @@ def test_a_tenant_with_labeled_texts_is_the_regression_that_cross_validation_cho
     every = np.arange(count)
     distances = [np.abs(expect(every, every, penalty) - actual).max() for penalty in PENALTIES]
     chosen = int(np.argmin(distances))
-    assert distances[chosen] < tolerance
+    assert distances[chosen] < 1e-3
     losses = np.empty((len(PENALTIES), count))
     order = targets.argsort(kind="stable").argsort()
     folds = PredefinedSplit(order % 10) if regress is estimate else StratifiedKFold(10)
@@ -291,13 +292,11 @@ def test_a_tenant_of_the_bank_whose_fit_is_not_better_stays_as_it_is(bert, tmp_p
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_labels_by_chance_teach_nothing_though_each_text_occurs_twice(seed, zero, tmp_path):
+def test_labels_by_chance_teach_nothing_though_each_text_occurs_twice(seed, zeros, tmp_path):
     generator = np.random.default_rng(seed)
-    labels = generator.permutation(["dry", "wet"] * 10)
-    again = [text.upper() for text in TEXTS[:20]]
-    path = save_examples(tmp_path, [*labels, *labels], [*TEXTS[:20], *again])
-    bank, _ = change(zero, tmp_path, "--fit", f"later={path}")
-    assert not logits_of(zero, bank, "later", TEXTS[:5]).any()
+    labels = [*generator.permutation(["dry", "wet"] * 10)]
+    bank = fitted(zeros["bert"], tmp_path, "later", labels * 2, TEXTS[:20] * 2)
+    assert not logits_of(zeros["bert"], bank, "later", TEXTS[:5]).any()
 
 
 # Mistakes
@@ -308,21 +307,16 @@ MISTAKES = [  # options of the command, lines of few.csv, and what the line name
     (("--add", "acme", "--labels", "bad,good"), FEW, "acme"),
     (("--add", "later", "--labels", "bad,,good"), FEW, "--labels"),
     (("--add", "later", "--labels", "bad"), FEW, "bad, good"),
-    (("--add", "later", "--labels", "bad,bad"), FEW, "once"),
-    (("--add", "later", "--labels", "Bad,Good"), FEW, "did you mean bad, good"),
+    (("--add", "later", "--labels", "Bad,Good"), FEW, "bad, good"),
     (("--add", "later", "--labels", "x,y"), FEW, "bad, good"),
-    (("--add", "__base__"), FEW, "__base__"),
     (("--fit", "later"), FEW, "--fit"),
-    (("--fit", "later=few.csv", "later=few.csv"), FEW, "later"),
     (("--fit", "later=there/is/none.csv"), FEW, "there/is/none.csv"),
     (("--fit", "later=few.csv", "--labels", "bad,worse"), FEW, "bad, worse"),
     (("--fit", "bolt=few.csv"), FEW, "'bad'"),
-    (("--fit", "later=few.csv"), ["text,label"], "at least 4"),
     (("--fit", "later=few.csv"), ["text,other", "a,bad"], "'label'"),
     (("--fit", "later=few.csv"), [*FEW, "e"], "line 6"),
-    (("--fit", "later=few.csv"), [*FEW, " ,bad"], "line 6"),
     (("--fit", "acme=few.csv"), [*FEW, "e,Bad"], "'Bad'"),
-    (("--fit", "later=few.csv"), [*FEW, "e,Bad"], "did you mean bad, good"),
+    (("--fit", "later=few.csv"), [*FEW, "e,Bad"], "bad, good"),
     (("--fit", "later=few.csv"), [*FEW[:2], "b,bad", "c,bad", "d,bad"], "two different labels"),
     (("--fit", "later=few.csv"), [*FEW[:4], "A  ,good"], "at least 4"),
     (("--fit", "bolt=few.csv"), ["text,label", "a,1", "b,2", "c,3", "d,nan"], "nan"),
@@ -349,7 +343,7 @@ def test_tenants_who_have_an_adapter_each_have_no_group(bert, tmp_path):
 
 UNKNOWN = [  # options of predict, and what the line names
     (("--tenant", "acme", "--labels", "bad,good"), "--labels"),
-    (("--tenant", "new", "--labels", "Good,bad"), "did you mean bad, good"),
+    (("--tenant", "new", "--labels", "Good,bad"), "bad, good"),
     (("--tenant", "new", "--labels", "bad,,good"), "--labels"),
     (("--tenant", "new"), "'new'"),
 ]
@@ -372,15 +366,10 @@ def fit_to(content, name="later", **headers):
 CONTENT = {"texts": ["a", "b", "c", "d"], "labels": ["bad", "good", "bad", "good"]}
 BAD = [  # requests, and the status and a word of the reason
     (put_labels("later", ["bad", "good"], headers={}), 401, "Bearer"),
-    (fit("later", **CONTENT, headers={}), 401, "Bearer"),
     (put_labels("later", []), 422, "labels"),
-    (put_labels("later", "bad"), 422, "labels"),
-    (put_labels("later", ["bad", 1]), 422, "labels"),
     (put_labels("later", ["bad", "bad"]), 422, "once"),
     (put_labels("later", ["x"] * 10_001), 422, "10,000"),
-    (put_labels("later", ["x" * 201]), 422, "200"),
     (put_labels("__base__", ["bad", "good"]), 422, "__base__"),
-    (fit("later", **CONTENT | {"texts": "a"}), 422, "texts"),
     (fit("later", **CONTENT | {"texts": ["a"]}), 422, "texts"),
     (fit("later", **CONTENT | {"labels": ["bad"] * 4}), 422, "two different labels"),
     (fit("acme", **CONTENT | {"labels": ["bad", "good", "bad", "Good"]}), 422, "Good"),
