@@ -87,10 +87,15 @@ def _message(call: Callable[..., object], *arguments: Any, **options: Any) -> st
 
 
 def run_stages(folder: Path, *names: str) -> Path:
-    """Run stages, by default all four, in a workspace; return its folder."""
+    """Run stages, by default all four, in a workspace; return its folder.
+
+    The screen at the end, which is a process of its own, is left out: it takes as long as a stage.
+    """
     with chdir(folder):
         for name in names or STAGES:
-            printed(f"stages.{name}")
+            python = "true" if name == "evaluate" else sys.executable
+            with patch.object(sys, "executable", python):
+                printed(f"stages.{name}")
     return folder
 
 
