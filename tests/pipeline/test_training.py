@@ -430,7 +430,8 @@ def check_adapter(before, after, of_head):
 
 # Bytes.
 
-DROPOUT = {"lsr": {"dropout": 0.1}, "train": {"epochs": 3}}
+QUICK = {"evaluate": {"regression_baseline": "none"}}
+DROPOUT = QUICK | {"lsr": {"dropout": 0.1}, "train": {"epochs": 3}}
 
 
 def outputs_of_training():
@@ -462,7 +463,7 @@ def train_and_kill(number):
 
 
 def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_bytes(copied):
-    folder = copied("three", "roberta", lsr={"dropout": 0.1}, train={"epochs": 6})
+    folder = copied("three", "roberta", lsr={"dropout": 0.1}, train={"epochs": 6}, **QUICK)
     undisturbed = outputs_of_training()
     steps = read_json(METRICS)["steps"] // 6
     for epoch in (1, 3):
@@ -522,7 +523,7 @@ def test_a_tracker_writes_into_runs_and_changes_no_byte(copied, monkeypatch):
 
 def test_patience_ends_training_after_epochs_without_a_better_score(copied):
     train = {"epochs": 8, "head_learning_rate": 0.5}
-    folder = copied("three", "roberta", lsr={"learning_rate": 0.5}, train=train)
+    folder = copied("three", "roberta", lsr={"learning_rate": 0.5}, train=train, **QUICK)
     scores = curve("validation_score")
     best = 0
     stop = 1
@@ -536,7 +537,7 @@ def test_patience_ends_training_after_epochs_without_a_better_score(copied):
 
 
 def test_with_tenants_epochs_are_as_many_as_make_96_steps(trained):
-    folder = trained("tenants", "bert", train={"epochs": "auto", "batch_size": 12})
+    folder = trained("tenants", "bert", train={"epochs": "auto", "batch_size": 12}, **QUICK)
     [train] = [row for row in read_table(folder / "reports/tokenize/splits.csv") if row["part"] == "train"]
     steps = ceil(int(train["rows"]) / 12)
     epochs = max(4, ceil(96 / steps))
@@ -551,7 +552,7 @@ def test_with_tenants_epochs_are_as_many_as_make_96_steps(trained):
 @pytest.mark.parametrize("kind", ["LSR", "LORA"])
 def test_training_goes_on_from_the_update_and_the_head_of_another_adapter(copied, kind):
     form = {"rank_shape": [3], "separation_rank": 1, "share": "layers", "train": "all", "init": "principal"}
-    folder = copied("three", "roberta", lsr=form)
+    folder = copied("three", "roberta", lsr=form, **QUICK)
     other = folder / "models/other"
     base = folder / "models/roberta"
     model = reference.load_alone(base, ADAPTER, 3)
@@ -577,7 +578,7 @@ def test_large_numbers_on_a_short_scale_keep_their_digits(trained):
     examples = [row | {"rating": offset + 10 * round(row["rating"], 1)} for row in rows.examples()]
     label = {"column": "rating", "low": offset, "high": offset + 40}
     entry = rows.ENTRIES["number"] | {"label": label}
-    folder = trained("number", "bert", rows=examples, entries={"number": entry}, train={"epochs": 3})
+    folder = trained("number", "bert", rows=examples, entries={"number": entry}, train={"epochs": 3}, **QUICK)
     scored = read_table(folder / "reports/evaluate/predictions.csv")
     by_text = {row["text"]: row["rating"] for row in examples}
     assert [float(row["actual"]) for row in scored] == [by_text[row["text"]] for row in scored]
