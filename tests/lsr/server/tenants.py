@@ -1,4 +1,4 @@
-"""The tenants of a server: adapters of one base model for every kind of task, and a bank of tenants that share one."""
+"""The tenants of a server: adapters of one base model for every kind of task."""
 
 from peft import LoraConfig
 from tokenizers.processors import TemplateProcessing
@@ -11,9 +11,8 @@ LENGTHS = (28, 12)  # tokens that the versions read
 PAIR = "pia"
 TAGS = "tom"
 NUMBER = "nora"
-ALONE = (*CHANGING, PAIR, TAGS, NUMBER)
+ALL = (*CHANGING, PAIR, TAGS, NUMBER)
 THRESHOLDS = [0.3, 0.5, 0.9]
-SHARING = {"acme": ["bad", "good"], "corp": ["good", "bad"], "bolt": None, "abel": ["a", "b", "c"]}  # labels by tenant
 TEXTS = [row["text"] for row in rows.examples(24)]
 
 
@@ -35,8 +34,8 @@ def save_base(folder):
     tokenizer.save_pretrained(folder)
 
 
-def save_alone(folder):
-    """Save the adapters of tenants who have one each, on the base model in the folder.
+def save_adapters(folder):
+    """Save the adapters of the tenants, on the base model in the folder.
 
     The second version of `cleo` is so large that it needs batches of its own.
     """
@@ -53,17 +52,3 @@ def save_alone(folder):
     tiny.save_adapter(folder / "0" / TAGS, base, config(9), seed=9, labels=["x", "y", "z"], **multi_label)
     number = tiny.save_adapter(folder / "0" / NUMBER, base, config(10), seed=10, labels=["value"], kind="number")
     helpers.edit(number / "task.json", labels=None)
-
-
-def save_sharing(folder):
-    """Save one adapter of all tenants of SHARING, on the base model in the folder."""
-    outputs = [label for labels in SHARING.values() for label in labels or ["value"]]
-    adapter = tiny.save_adapter(folder / "sharing", folder / "base", config(1), labels=outputs, tenant="shop")
-    helpers.edit(adapter / "task.json", labels=None, tenants=SHARING)
-
-
-def save_bank(folder, source):
-    """Make the bank of the adapters in a folder by the command, beside the base model."""
-    bank = source.with_name(f"bank-of-{source.name}")
-    helpers.printed("lsr", "bank", "--from", source, "--base", folder / "base", "-o", bank)
-    return bank

@@ -29,11 +29,11 @@ from tests.lsr.server.asking import (
     put_labels,
     read_answers,
     read_chosen,
-    read_fit,
     send,
     started,
+    together,
 )
-from tests.lsr.server.tenants import ALONE, CHANGING, LENGTHS, NUMBER, PAIR, SHARING, TAGS, TEXTS, THRESHOLDS
+from tests.lsr.server.tenants import ALL, CHANGING, LENGTHS, NUMBER, PAIR, TAGS, TEXTS, THRESHOLDS
 
 OF_ALL_LENGTHS = [" ".join(["the"] * count) for count in range(1, 34)]
 ODD = ["a", "ÄÖ 東京 \U0001f600", "the\ncat <s> \x00", TEXTS[0] * 9]
@@ -75,6 +75,7 @@ def test_tenants_are_replaced_added_and_removed_while_others_ask_and_no_answer_i
     texts = [*TEXTS[:8], *OF_ALL_LENGTHS[8:16]]
     sent = {(name, version): files_of(there / f"{version}/{name}") for name in CHANGING for version in (0, 1)}
     of_version = {key: expected(key[0], texts, key[1]) for key in sent}
+    by_labels = {frozenset(answers[0]): key for key, answers in of_version.items()}
 
     async def use(client):
         changes = 0
@@ -102,24 +103,22 @@ def test_tenants_are_replaced_added_and_removed_while_others_ask_and_no_answer_i
 
     counts = Counter()
     for name, chosen, response in server.call(use):
-        if name == "guest":  # an adapter of one of them, or gone
-            assert response.status_code in (200, 404)
+        if name == "guest" and response.status_code == 404:
             continue
-        answers = read_answers(response)
-        version = int(answers[0].keys() == of_version[name, 1][0].keys())
-        check(response, [of_version[name, version][at] for at in chosen])
+        owner, version = by_labels[frozenset(read_answers(response)[0])]
+        assert name in (owner, "guest")
+        check(response, [of_version[owner, version][at] for at in chosen])
         counts[version] += 1
     assert min(counts[0], counts[1]) > 5
-    assert count_tenants(server) == len(ALONE)
+    assert count_tenants(server) == len(ALL)
 
 
 def test_an_adapter_whose_answers_overflow_is_an_error_of_its_tenant_alone(server, there, expected, tmp_path):
     sent = files_of(there / "0/ben")
     weights = helpers.write(tmp_path / "adapter_model.safetensors", sent["adapter_model.safetensors"])
     helpers.edit(weights, overflow_head)
-    replies = server.ask(put("eve", sent | {weights.name: weights.read_bytes()}))
+    server.ask(put("eve", sent | {weights.name: weights.read_bytes()}))
     eve, ben = server.ask(predict("eve", *TEXTS[:3]), predict("ben", *TEXTS[:3]))
-    assert replies[0].status_code == 422 or eve.status_code == 422
     assert eve.status_code != 200
     check(ben, expected("ben", TEXTS[:3]))
 
@@ -155,7 +154,6 @@ WRONG = {"Authorization": f"Bearer {TOKEN}x".encode()}
 BASIC = {"Authorization": f"Basic {TOKEN}".encode()}
 MISTAKES = [
     (post(b'{"adapter"'), 400, "JSON"),
-    (post(b"[" * 40_000), 400, "JSON"),
     (post(b"[" * 100_000), 422, "50,000"),
     (post(b'{"adapter": "\xff"}'), 400, "JSON"),
     (post(rb'{"adapter": "\ud800", "texts": ["a"]}'), 404, ""),
@@ -165,10 +163,8 @@ MISTAKES = [
     (ask(more=1), 422, "adapter"),
     (ask(adapter="ann"), 404, "ann"),
     (ask(adapter="__base__"), 404, "__base__"),
-    (ask(adapter=1), 422, "adapter"),
     (ask(texts=[]), 422, "64"),
     (ask(texts=["a"] * 65), 422, "64"),
-    (ask(texts="a"), 422, "texts"),
     (ask(texts=["a", " "]), 422, "texts[1]"),
     (ask(texts=[["a", "b"]]), 422, "texts[0]"),
     (ask(texts=["a" * 1_000_000]), 422, "characters"),
@@ -180,7 +176,6 @@ MISTAKES = [
     (upload(b"a", **{"Content-Type": "multipart/form-data; boundary=b"}), 400, ""),
     (upload(b"", **WRONG), 401, "Bearer"),
     (delete("ann"), 404, "ann"),
-    (delete("__base__"), 404, "__base__"),
     (delete("ben", {}), 401, "Bearer"),
     (delete("ben", BASIC), 401, "Bearer"),
     (put_labels("ben", ["a", "b"], WRONG), 401, "Bearer"),
@@ -226,11 +221,8 @@ DAMAGES = [
     (CONFIG, set_keys(rank_shape=[4]), 422, ""),
     (CONFIG, set_keys(peft_type="nothing"), 422, "nothing"),
     (CONFIG, set_keys(modules_to_save=["classifier", "dropout"]), 422, "dropout"),
-    (CONFIG, lambda _: b"[" + b"[]," * 30_000 + b"[]]", 422, "50,000"),
-    (TASK, lambda _: b"[]", 422, "object"),
     (TASK, lambda _: b" " * 1_048_577, 413, "1,048,576"),
     (TASK, set_keys(max_length=0), 422, "max_length"),
-    (TASK, set_keys(columns=["a", "b", "c"]), 422, "two"),
     (TASK, set_keys(labels=["a", "b"]), 422, "labels"),
     (TASK, set_keys(labels=["a", "b", "c" * 201]), 422, "200"),
     (TASK, set_keys(template="{{ 9 ** 9 }}"), 422, "template"),
@@ -262,7 +254,7 @@ def test_a_tenant_may_have_any_name_of_255_bytes(name, status, server, there, ex
         check(answered, expected("ben", TEXTS))
         (gone,) = server.ask(removed)
         assert gone.status_code == 204
-    assert count_tenants(server) == len(ALONE)
+    assert count_tenants(server) == len(ALL)
 
 
 def test_the_bearer_may_be_written_in_any_case(server, there):
@@ -274,8 +266,9 @@ def test_the_bearer_may_be_written_in_any_case(server, there):
 def test_if_the_queue_is_full_requests_are_rejected_and_a_tenant_leaves_room_for_others(server, expected):
     async def use(client):
         flood = [asyncio.create_task(send(client, predict("anna", *ASKED))) for _ in range(20)]
-        while not any(task.done() and task.result().status_code == 429 for task in flood):
-            await asyncio.sleep(0.001)
+        for answered in asyncio.as_completed(flood):
+            if (await answered).status_code == 429:
+                break
         other = await send(client, predict("ben", *ASKED))
         return other, await asyncio.gather(*flood)
 
@@ -289,99 +282,6 @@ def test_if_the_queue_is_full_requests_are_rejected_and_a_tenant_leaves_room_for
             assert response.headers["Retry-After"] == "1"
         else:
             check(response, of_anna)
-
-
-# Tenants who share an adapter.
-
-
-def check_shared(server, logits, labels_by_tenant):
-    """Check the answers of tenants to the first texts by logits, of which each has its columns."""
-    texts = TEXTS[:8]
-    responses = server.ask(*(predict(name, *texts) for name in labels_by_tenant))
-    for (name, labels), response in zip(labels_by_tenant.items(), responses, strict=True):
-        own = logits[name].softmax(dim=1).tolist() if labels else logits[name][:, 0].tolist()
-        check(response, [dict(zip(labels, row, strict=True)) for row in own] if labels else own)
-
-
-def test_a_tenant_of_labels_alone_answers_by_the_mean_of_those_with_the_same_labels(sharing, shared_logits):
-    logits = shared_logits(TEXTS[:8])
-    logits["two"] = (logits["acme"][:, [1, 0]] + logits["corp"]) / 2
-    logits["three"] = logits["abel"][:, [2, 0, 1]]
-    logits["one"] = logits["bolt"]
-    added = {"two": ["good", "bad"], "three": ["c", "a", "b"], "one": None}
-    for response in sharing.ask(*(put_labels(name, labels) for name, labels in added.items())):
-        assert response.status_code == 200, response.text
-    check_shared(sharing, logits, SHARING | added)
-    sharing.ask(*map(delete, added))
-    assert count_tenants(sharing) == len(SHARING)
-
-
-def test_labeled_texts_teach_a_tenant_the_opposite_of_the_others_meanwhile_others_are_answered(sharing, shared_logits):
-    texts = [f"{text} {number}" for number in range(3) for text in TEXTS]
-    logits = shared_logits(texts)
-    is_good = logits["acme"][:, 1] + logits["corp"][:, 0] < logits["acme"][:, 0] + logits["corp"][:, 1]
-    labels = ["good" if good else "bad" for good in is_good]
-    of_others = shared_logits(TEXTS[:8])
-
-    async def use(client):
-        fitting = asyncio.create_task(send(client, fit("later", texts, labels)))
-        answered = []
-        while not fitting.done():
-            answered.append(await send(client, predict("acme", *TEXTS[:8])))
-        return await fitting, answered
-
-    fitted, answered = sharing.call(use)
-    is_used, score, score_before = read_fit(fitted)
-    assert is_used
-    assert score > 0.8 > 0.2 > score_before
-    for response in answered:
-        check(response, [dict(zip(SHARING["acme"], row, strict=True)) for row in of_others["acme"].softmax(1).tolist()])
-    (response,) = sharing.ask(predict("later", *texts[:64]))
-    chosen = read_chosen(response)
-    assert sum(map(str.__eq__, chosen, labels)) > 0.8 * len(chosen)
-    check_shared(sharing, of_others, SHARING)
-    sharing.ask(delete("later"))
-
-
-FOUR = ["a", "b", "c", "d"]
-GOOD = ["bad", "good", "bad", "good"]
-BAD_TENANTS = [
-    (put_labels("later", []), 422, "labels"),
-    (put_labels("later", "bad"), 422, "labels"),
-    (put_labels("later", ["bad", 1]), 422, "labels"),
-    (put_labels("later", ["bad", "bad"]), 422, "bad"),
-    (put_labels("later", ["x", "y"]), 422, "labels"),
-    (put_labels("later", ["a", "b"]), 422, "c"),
-    (put_labels("later", ["x"] * 10_001), 422, "10,000"),
-    (put_labels("later", ["x" * 201]), 422, "200"),
-    (put_labels("later", ["x" * 1_048_577]), 413, "1,048,576"),
-    (put_labels("__base__", ["bad", "good"]), 422, "__base__"),
-    (fit("later", [], []), 422, "4"),
-    (fit("later", FOUR, []), 422, "labels"),
-    (fit("later", ["a"] * 1001, ["bad"] * 1001), 422, "1,000"),
-    (fit("later", FOUR, ["bad"] * 4), 422, "two"),
-    (fit("later", FOUR, ["x", "y"] * 2), 422, "labels"),
-    (fit("acme", FOUR, ["x", *GOOD[1:]]), 422, "bad, good"),
-    (fit("later", FOUR, [None, *GOOD[1:]]), 422, "labels[0]"),
-    (fit("bolt", FOUR, [1, 2, 3, "x"]), 422, "number"),
-    (fit("later", ["a", " ", "c", "d"], GOOD), 422, "texts[1]"),
-    (fit("later", ["a", ["b", "c"], "c", "d"], GOOD), 422, "texts[1]"),
-    (fit("later", [*FOUR[:3], "d" * 1_000_000], GOOD), 422, "characters"),
-]
-
-
-@pytest.mark.parametrize(("bad", "status", "says"), BAD_TENANTS)
-def test_a_bad_tenant_is_rejected_and_not_added(bad, status, says, sharing):
-    (response,) = sharing.ask(bad)
-    assert response.status_code == status, response.text
-    assert says in response.json()["error"]
-    assert count_tenants(sharing) == len(SHARING)
-
-
-def test_an_adapter_is_rejected_where_tenants_share_one_and_nothing_changes(sharing, there, shared_logits):
-    (response,) = sharing.ask(put("acme", files_of(there / "0/anna")))
-    assert response.status_code == 422
-    check_shared(sharing, shared_logits(TEXTS[:8]), SHARING)
 
 
 # The process.
@@ -401,18 +301,20 @@ def test_a_signal_to_stop_ends_the_process_after_what_was_asked_is_answered(bank
     with started(bank, tmp_path / "log", "--max-batch-size", "4") as server:
 
         async def use(client):
-            asked = asyncio.create_task(send(client, predict("dora", *ASKED)))
+            asked = asyncio.create_task(together(client, *[predict("dora", *ASKED)] * 4))
             waiting = 0
             while not waiting:
+                assert not asked.done()
                 metrics = await send(client, Request("GET", "/metrics", {}))
                 waiting = find_metric(metrics.text, "lsr_waiting_rows")
             server.stop()
             return await asked
 
-        answered = server.call(use)
+        responses = server.call(use)
         server.process.join()
         assert server.process.exitcode in (0, -signal.SIGTERM)
-    check(answered, expected("dora", ASKED))
+    for response in responses:
+        check(response, expected("dora", ASKED))
 
 
 @pytest.mark.parametrize(
