@@ -118,16 +118,6 @@ def test_gradients_of_the_input_alone_are_those_of_the_merged_layer(tokens):
     assert_close(actual, expected)
 
 
-def test_several_active_adapters_add_up():
-    layer = linear(6, 8)
-    model = adapt(layer, **FAMILY["core"])
-    model.add_adapter("other", LsrConfig(target_modules=["0"], alpha=3, init_weights=False, separation_rank=1))
-    model.base_model.set_adapter(["default", "other"])
-    total = layer.weight + update_of(model, 8, 6) + update_of(model, 8, 6, "other")
-    x = normal(5, 6)
-    assert_close(model(x), F.linear(x, total, layer.bias))
-
-
 @pytest.mark.parametrize("form", ["sums of Kronecker products", "core"])
 def test_dropout_is_that_of_the_adapters_input(form):
     layer = linear(6, 8)
