@@ -20,8 +20,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 from lsr.__main__ import main as lsr
 from pipeline.predict.__main__ import main as predict
 from tests.kit import digests, refused, said, table, write
-from tests.references.test_graphs import PREDICT, save_bert
-from tests.references.test_padding import texts
+from tests.references.graphs import PREDICT, save_bert, texts
 from tests.workspace import ROOT
 
 TENANTS = {"acme": ["no", "yes"], "bolt": ["low", "mid", "high"], "cord": ["a", "b"]}

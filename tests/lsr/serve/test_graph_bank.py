@@ -16,9 +16,8 @@ from tests import architectures
 from tests.kit import MISTAKE, edit, refused, said
 from tests.lsr.serve.asking import ask, posted, predict
 from tests.lsr.serve.started import run_without_torch, started, started_without_torch
-from tests.references.test_graphs import ARCHITECTURES, EXPORT, save_bert
+from tests.references.graphs import ARCHITECTURES, EXPORT, LABELS, plain, save_bert, save_lora, texts
 from tests.references.test_graphs_of_banks import SLICES, TENANTS, save_graphs_of_a_bank
-from tests.references.test_padding import LABELS, plain, save_lora, texts
 from tests.workspace import ROOT
 
 LENGTH = 24  # tokens that the adapters read
