@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 from scipy import stats
 
-from tests.helpers import ROOT, edit, printed, read_json, read_yaml, refused, write
+from tests.helpers import ROOT, edit, merge, printed, read_json, read_yaml, refused, write
 
 METHODS = {
     "base": "LoRA r=1",
@@ -236,6 +236,20 @@ def test_another_baseline_turns_the_differences(copy, monkeypatch, found):
         assert row_of(turned, task, "base")["difference"] == pytest.approx(-before)
 
 
+@pytest.mark.parametrize("names", [("harbor", "market"), ("NA", "01")])
+def test_a_task_of_tenants_is_compared_over_new_tenants_too(copy, monkeypatch, found, names):
+    labels = []
+    for number, label in enumerate(ACTUAL):
+        labels.append({"label": float(label), "tenant": names[number // 2 % 2]})
+    write(copy / f"reports/arena/made-up/labels/{TASKS[0]}.csv", labels)
+    comparison = compare(copy, monkeypatch)
+    row = row_of(comparison, TASKS[0], "better")
+    assert row["difference"] == pytest.approx(20)
+    assert row["error_examples"] == pytest.approx(row_of(found, TASKS[0], "better")["error_examples"], rel=0.2)
+    assert row["new"]["low"] <= row["these"]["low"]
+    assert comparison["notes"] == found["notes"]
+
+
 def spoil(record):
     """Return whether to keep a record, some of which are changed into those of runs that did not finish."""
     task, method, _, _ = setting_of(record)
@@ -272,11 +286,15 @@ def test_runs_that_did_not_finish_are_told_and_left_out(copy, monkeypatch):
         (["empty"], "no records"),
         (["broken"], "line 1"),
         (["strange"], "none of the 1 records"),
+        (["changed"], "none of the"),
     ],
 )
 def test_a_mistake_is_one_line(copy, monkeypatch, words, says):
     preset = read_yaml(copy / "pipeline/arena.yaml")["made-up"]
-    edit(copy / "pipeline/arena.yaml", empty=preset, broken=preset, strange=preset)
+    others = dict.fromkeys(("empty", "broken", "strange"), preset)
+    changed = merge(preset, {"params": {"train.weight_decay": 0.5}})
+    edit(copy / "pipeline/arena.yaml", **others, changed=changed)
+    write(copy / "reports/arena/changed/records.jsonl", (copy / RECORDS).read_text(encoding="utf-8"))
     write(copy / "reports/arena/broken/records.jsonl", '{"key": 3}\n')
     stranger = load_records(copy)[0] | {"key": "f" * 16}
     write(copy / "reports/arena/strange/records.jsonl", f"{json.dumps(stranger)}\n")

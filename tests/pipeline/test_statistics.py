@@ -113,6 +113,7 @@ def test_an_exact_match_is_a_group_without_a_mistake():
     assert found == {"exact_match": pytest.approx(1 / 3)}
     ends = scores.interval("exact_match", predicted, actual, RESAMPLES, groups)
     assert ends == pytest.approx(reference.exact_interval(1, 3))
+    assert scores.difference("exact_match", actual, 1 - actual, actual, RESAMPLES, groups) == (1, 1)
 
 
 @pytest.mark.parametrize("metric", ["pearson", "spearman", "matthews_correlation"])
