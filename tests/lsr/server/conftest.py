@@ -33,19 +33,16 @@ def server(bank, there):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(there):
-    return AutoTokenizer.from_pretrained(there / "base")
-
-
-@pytest.fixture(scope="session")
-def expected(there, tokenizer):
+def expected(there):
     """A function that returns what plain transformers and PEFT say of texts with a version of one adapter alone.
 
-    As the server's answers are, it is probabilities by label, or a number, for each text.
+    They are read by the tokenizer of `base`. As the server's answers are, it is probabilities by label, or a number,
+    for each text.
     """
     loaded = {}
 
-    def say(name, texts, version=0):
+    def say(name, texts, version=0, base=there / "base"):
+        tokenizer = AutoTokenizer.from_pretrained(base)
         folder = there / f"{version}/{name}"
         task = helpers.read_json(folder / "task.json")
         labels = task["labels"]

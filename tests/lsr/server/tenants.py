@@ -24,12 +24,13 @@ def config(number, rank=3):
     return LsrConfig(rank_shape=(rank,), separation_rank=None, **options)
 
 
-def save_base(folder):
-    """Save a base model whose tokenizer adds special tokens and marks the second text of a pair."""
+def save_base(folder, single="<s> $A <unk>", pair="<s> $A <unk> $B:1 <unk>:1", **options):
+    """Save a base model whose tokenizer adds special tokens by a template and marks the second text of a pair."""
     tiny.save_base(folder, "bert")
-    tokenizer = tiny.tokenizer("bert", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = tiny.tokenizer("bert", model_input_names=inputs, **options)
     special = [(token, tiny.SPECIAL.index(token)) for token in ("<s>", "<unk>")]
-    template = TemplateProcessing(single="<s> $A <unk>", pair="<s> $A <unk> $B:1 <unk>:1", special_tokens=special)
+    template = TemplateProcessing(single=single, pair=pair, special_tokens=special)
     tokenizer.backend_tokenizer.post_processor = template
     tokenizer.save_pretrained(folder)
 

@@ -11,6 +11,7 @@ import socket
 from collections import Counter
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests import helpers
 from tests.lsr.server.asking import (
@@ -33,7 +34,7 @@ from tests.lsr.server.asking import (
     started,
     together,
 )
-from tests.lsr.server.tenants import ALL, CHANGING, LENGTHS, NUMBER, PAIR, TAGS, TEXTS, THRESHOLDS
+from tests.lsr.server.tenants import ALL, CHANGING, LENGTHS, NUMBER, PAIR, TAGS, TEXTS, THRESHOLDS, save_base
 
 OF_ALL_LENGTHS = [" ".join(["the"] * count) for count in range(1, 34)]
 ODD = ["a", "ÄÖ 東京 \U0001f600", "the\ncat <s> \x00", TEXTS[0] * 9]
@@ -48,14 +49,28 @@ def check(response, expected):
         assert answer == pytest.approx(value, abs=CLOSE)
 
 
-def test_each_text_of_a_batch_is_answered_as_by_its_adapter_alone(server, expected, tokenizer):
+def test_each_text_of_a_batch_is_answered_as_by_its_adapter_alone(server, there, expected):
     asked = dict.fromkeys((*CHANGING, TAGS, NUMBER), ASKED) | {PAIR: PAIRS}
+    tokenizer = AutoTokenizer.from_pretrained(there / "base")
     responses = server.ask(*(predict(name, *texts) for name, texts in asked.items()))
     for (name, texts), response in zip(asked.items(), responses, strict=True):
         check(response, expected(name, texts))
         columns = [list(column) for column in zip(*texts, strict=True)] if name == PAIR else [texts]
         counts = map(len, tokenizer(*columns)["input_ids"])
         assert count_truncated(response) == sum(count > LENGTHS[0] for count in counts)
+
+
+@pytest.mark.parametrize(
+    ("single", "pair", "side"),
+    [("<s> $A <unk>", "<s> $A <unk> <unk> $B <unk>", "left"), ("$A <s>", "$A $B:1 <unk>:1 <s>", "right")],
+)
+def test_any_tokenizer_truncates_as_transformers_does(single, pair, side, bank, tmp_path, expected):
+    base = tmp_path / "base"
+    save_base(base, single, pair, truncation_side=side)
+    with started(bank, tmp_path / "log", "--base", str(base)) as server:
+        texts, pairs = server.ask(predict("anna", *ASKED), predict(PAIR, *PAIRS))
+    check(texts, expected("anna", ASKED, base=base))
+    check(pairs, expected(PAIR, PAIRS, base=base))
 
 
 def test_the_label_is_the_likeliest_or_all_whose_probabilities_reach_their_thresholds(server):
