@@ -3,10 +3,12 @@
 Held to plain transformers and PEFT, a plain training loop, scikit-learn and scipy.
 """
 
+import copy
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -28,7 +30,8 @@ from tests.helpers import (
     write,
 )
 
-SPLITS = ("train", "validation", "test")
+FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+SPLITS = tuple(FRACTIONS)
 RESAMPLES = rows.SMALL["evaluate"]["resamples"]
 LENGTH = rows.SMALL["tokenize"]["max_length"]
 COUNTS = {"acme": 60, "bolt": 50, "cast": 40}
@@ -57,43 +60,40 @@ TABLE = table_of(COUNTS)
 TRUTH = {row["text"]: row for row in TABLE}
 
 
+def read_tokens(folder, split):
+    """Return the examples of a split as a table."""
+    return Dataset.from_file(str(folder / f"artifacts/tokens/{split}.arrow")).to_pandas()
+
+
 def read_split(folder, split):
     """Return the rows of a split, in its order."""
-    texts = Dataset.from_file(str(folder / f"artifacts/tokens/{split}.arrow"))["text"][:]
-    return [TRUTH[text] for text in texts]
+    return [TRUTH[text] for text in read_tokens(folder, split)["text"]]
 
 
-def tokenize(folder, table, **entry):
-    """Make the splits of rows; return the texts of each by tenant."""
-    rows.make_workspace(folder, "shops", rows=table, entries={"shops": ENTRY | entry})
+def tokenize(folder, table):
+    """Make the splits of rows; return all examples as a table, with their splits."""
+    rows.make_workspace(folder, "shops", rows=table, entries=ENTRIES)
     run_stages(folder, "tokenize")
-    texts = {}
-    for split in SPLITS:
-        examples = Dataset.from_file(str(folder / f"artifacts/tokens/{split}.arrow"))
-        for number, text in zip(examples["tenant"][:], examples["text"][:], strict=True):
-            texts.setdefault((split, number), set()).add(text)
-    return texts
+    tables = [read_tokens(folder, split).assign(split=split) for split in SPLITS]
+    return pd.concat(tables)
 
 
-def test_each_label_of_each_tenant_has_its_fraction_in_each_split(trained):
-    folder = trained("shops", rows=TABLE, entries=ENTRIES, adapter="lora", tenants=SHARED)
-    splits = {split: read_split(folder, split) for split in SPLITS}
-    assert sum(map(len, splits.values())) == len(TABLE)
-    for shop, labels in LABELS.items():
-        for label in labels:
-            counts = []
-            for split in SPLITS:
-                same = [row for row in splits[split] if (row["shop"], row["label"]) == (shop, label)]
-                counts.append(len(same))
-            expected = np.array([0.6, 0.2, 0.2]) * sum(counts)
-            assert np.abs(counts - expected).max() <= 1
+def test_each_label_of_each_tenant_has_its_fraction_in_each_split(tmp_path):
+    examples = tokenize(tmp_path, TABLE)
+    assert len(examples) == len(TABLE)
+    counts = examples.groupby(["tenant", "label"])["split"].value_counts().unstack()
+    assert len(counts) == sum(map(len, LABELS.values()))
+    totals = counts.sum(axis=1)
+    for split, fraction in FRACTIONS.items():
+        assert (counts[split] - fraction * totals).abs().max() <= 1
 
 
 def test_the_splits_of_a_tenant_do_not_depend_on_the_others(tmp_path):
     together = tokenize(tmp_path / "together", TABLE)
     alone = tokenize(tmp_path / "alone", table_of({"acme": COUNTS["acme"]}))
-    for (split, _), texts in alone.items():
-        assert texts == together[split, 0]
+    own = together[together["tenant"] == 0]
+    columns = ["text", "split"]
+    assert set(map(tuple, alone[columns].values)) == set(map(tuple, own[columns].values))
 
 
 def test_no_tenant_trains_on_a_text_that_is_scored_for_another(tmp_path):
@@ -102,33 +102,36 @@ def test_no_tenant_trains_on_a_text_that_is_scored_for_another(tmp_path):
         for number in range(40):
             text = rows.example(number)["text"]
             shared.append({"shop": shop, "text": text, "label": labels[number % 2]})
-    texts = tokenize(tmp_path, shared)
-    trained_on = texts["train", 0] | texts["train", 1]
-    for split in ("validation", "test"):
-        assert not trained_on & (texts[split, 0] | texts[split, 1])
-    assert texts["train", 0]
-    assert texts["train", 1]
+    examples = tokenize(tmp_path, shared)
+    is_trained = examples["split"] == "train"
+    scored = examples[~is_trained]
+    assert not set(examples[is_trained]["text"]) & set(scored["text"])
+    assert examples[is_trained]["tenant"].nunique() == 2
 
 
 def test_of_many_small_tenants_each_split_has_its_fraction_and_train_has_every_label(tmp_path):
     small = []
     for tenant in range(60):
         for number in range(5 + tenant % 3):
-            text = f"{number} of {tenant}"
-            small.append({"shop": f"shop {tenant}", "text": text, "label": "abbc"[number % 4]})
-    tokenize(tmp_path, small)
-    tokens = {split: Dataset.from_file(str(tmp_path / f"artifacts/tokens/{split}.arrow")) for split in SPLITS}
-    fractions = [len(tokens[split]) / len(small) for split in SPLITS]
-    assert fractions == pytest.approx([0.6, 0.2, 0.2], abs=0.05)
-    seen = set(zip(tokens["train"]["tenant"][:], tokens["train"]["label"][:], strict=True))
-    assert len(seen) == 60 * 3
+            row = {"shop": f"shop {tenant}", "text": f"{number} of {tenant}"}
+            small.append(row | {"label": "abbc"[number % 4]})
+    examples = tokenize(tmp_path, small)
+    found = examples["split"].value_counts() / len(small)
+    assert found.to_dict() == pytest.approx(FRACTIONS, abs=0.05)
+    trained = examples[examples["split"] == "train"]
+    assert len(trained[["tenant", "label"]].drop_duplicates()) == 60 * 3
+
+
+def make_rows(labels):
+    """Return rows of one tenant with these labels."""
+    return [{"shop": "acme", "text": str(number), "label": label} for number, label in enumerate(labels)]
 
 
 MISTAKES = {
-    "few texts": ([{"shop": "acme", "text": str(number), "label": number % 2} for number in range(4)], {}, "5 texts"),
-    "one label": ([{"shop": "acme", "text": str(number), "label": 1} for number in range(9)], {}, "2 different labels"),
+    "few texts": (make_rows("abab"), {}, "5 texts"),
+    "one label": (make_rows("aaaaaaaaa"), {}, "2 different labels"),
     "a path": ([row | {"shop": "../x"} for row in TABLE], {}, "'../x'"),
-    "a long label": ([row | {"label": "y" * 201 + row["label"]} for row in TABLE], {}, "at most 200"),
+    "a long label": (make_rows(["a" * 201, "b"] * 5), {}, "at most 200"),
     "an unknown label": (TABLE, {"label": {"column": "label", "names": ["no", "yes"]}}, "no, yes"),
     "no number": (TABLE, NUMBER | {"label": {"column": "label", "low": 0, "high": 1}}, "number"),
     "a metric of two classes": (TABLE, {"metrics": ["f1"]}, "macro_f1"),
@@ -191,7 +194,7 @@ def train_plainly(heads, examples, epochs, rate, decay):
         torch.nn.utils.clip_grad_norm_([*weights, *biases], 1.0)
         optimizer.step()
         losses.append(loss.item())
-        states.append({name: [value.detach().clone() for value in head] for name, head in heads.items()})
+        states.append(copy.deepcopy(heads))
     return losses, states
 
 
@@ -298,25 +301,30 @@ def judge(trained):
     return of
 
 
+def close(value):
+    """Return a value up to the digits of a report."""
+    return pytest.approx(value, abs=1e-5)
+
+
 def check_mean(report, name, values, intervals):
     """Hold a mean over tenants to that of scores; its interval is Student's, but not narrower than that of texts."""
     values = np.array(values)
     low, high = np.array(intervals).T
-    student = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    below = np.linalg.norm(values - low) / len(values)
-    above = np.linalg.norm(high - values) / len(values)
+    count = len(values)
+    student = stats.t.ppf(0.975, count - 1) * stats.sem(values)
+    below = max(student, np.linalg.norm(values - low) / count)
+    above = max(student, np.linalg.norm(high - values) / count)
     mean = values.mean()
-    assert report[name] == pytest.approx(mean, abs=1e-5)
     least = -1 if name == "pearson" else 0
-    assert report[f"{name}_low"] == pytest.approx(max(least, mean - max(student, below)), abs=1e-5)
-    assert report[f"{name}_high"] == pytest.approx(min(1, mean + max(student, above)), abs=1e-5)
+    assert report[name] == close(mean)
+    assert report[f"{name}_low"] == close(max(least, mean - below))
+    assert report[f"{name}_high"] == close(min(1, mean + above))
 
 
-def check_tenant(row, value, interval, baseline):
-    """Hold the line of a tenant in the table to a score."""
-    assert float(row["score"]) == pytest.approx(value, abs=1e-5)
-    assert (float(row["low"]), float(row["high"])) == pytest.approx(interval, abs=1e-5)
-    assert float(row["baseline"]) == pytest.approx(baseline, abs=1e-5)
+def check_tenant(row, *expected):
+    """Hold the line of a tenant in the table to a score, its interval and its baseline."""
+    columns = ("score", "low", "high", "baseline")
+    assert [float(row[column]) for column in columns] == close(list(expected))
 
 
 @pytest.mark.parametrize("adapter", ["lora", "lsr"])
@@ -329,7 +337,8 @@ def test_scores_are_means_over_tenants_and_each_has_a_line(judge, adapter):
     losses = []
     for shop, (texts, actual, logits) in run.tenants.items():
         predicted = logits.argmax(axis=1)
-        losses.append(metrics.log_loss(actual, special.softmax(logits, axis=1), labels=range(logits.shape[1])))
+        shares = special.softmax(logits, axis=1)
+        losses.append(metrics.log_loss(actual, shares, labels=range(len(LABELS[shop]))))
         for name in scores:
             scores[name].append(reference.SCORES[name](actual, predicted))
         exact = reference.exact_interval((actual == predicted).sum(), len(texts))
@@ -338,12 +347,11 @@ def test_scores_are_means_over_tenants_and_each_has_a_line(judge, adapter):
         intervals["macro_f1"].append(bootstrap)
         baseline = np.bincount(actual).max() / len(actual)
         assert int(table[shop]["texts"]) == len(texts)
-        check_tenant(table[shop], scores["accuracy"][-1], exact, baseline)
+        check_tenant(table[shop], scores["accuracy"][-1], *exact, baseline)
     for name, values in scores.items():
         check_mean(run.report, name, values, intervals[name])
     assert run.report["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert run.report["tenants"] == len(LABELS)
-    assert run.report["examples"] == sum(len(own.texts) for own in run.tenants.values())
 
 
 def test_numbers_of_tenants_have_a_score_each(judge):
@@ -356,7 +364,7 @@ def test_numbers_of_tenants_have_a_score_each(judge):
         scores.append(reference.SCORES["pearson"](actual, outputs))
         intervals.append(reference.bootstrap_interval(reference.SCORES["pearson"], actual, outputs, RESAMPLES))
         errors.append(np.mean((actual - outputs) ** 2))
-        check_tenant(table[shop], scores[-1], intervals[-1], 0)
+        check_tenant(table[shop], scores[-1], *intervals[-1], 0)
     check_mean(run.report, "pearson", scores, intervals)
     assert run.report["loss"] == pytest.approx(np.mean(errors), rel=1e-3)
 
@@ -366,7 +374,9 @@ def test_the_bank_and_predict_say_what_was_scored(judge, adapter, tmp_path, monk
     run = judge(adapter)
     monkeypatch.chdir(run.folder)
     reported = {row["text"]: row for row in read_table(run.folder / "reports/evaluate/predictions.csv")}
-    asked = [{"shop": shop, "text": text} for shop, own in run.tenants.items() for text in own.texts]
+    asked = []
+    for shop, own in run.tenants.items():
+        asked.extend({"shop": shop, "text": text} for text in own.texts)
     file = write(tmp_path / "asked.csv", asked)
     answered = {row["text"]: row for row in read_table(printed("pipeline.predict", "--file", file))}
     for shop, (texts, actual, logits) in run.tenants.items():
@@ -374,12 +384,13 @@ def test_the_bank_and_predict_say_what_was_scored(judge, adapter, tmp_path, monk
         for number, text in enumerate(texts):
             label = LABELS[shop][shares[number].argmax()]
             row = reported[text]
-            assert (row["tenant"], row["actual"], row["predicted"]) == (shop, LABELS[shop][actual[number]], label)
-            assert answered[text]["label"] == label
-            assert float(answered[text]["p"]) == pytest.approx(shares[number].max(), abs=1e-5)
+            assert row["tenant"] == shop
+            assert row["actual"] == LABELS[shop][actual[number]]
+            assert row["predicted"] == answered[text]["label"] == label
+            assert float(answered[text]["p"]) == close(shares[number].max())
         (one,) = read_table(printed("pipeline.predict", "--tenant", shop, texts[0]))
         found = [float(one[f"p({label})"]) for label in LABELS[shop]]
-        assert found == pytest.approx(shares[0], abs=1e-5)
+        assert found == close(shares[0])
     bank = AdapterBank.load("models/bert", "artifacts/bank")
     assert bank.names == list(LABELS)
     assert run.task["tenants"] == LABELS
@@ -402,7 +413,8 @@ def test_probabilities_have_one_temperature_and_the_errors_of_all_texts(judge):
         for _, actual, logits in validation:
             width = logits.shape[1]
             targets = (count * np.eye(width)[actual] + 1 / width) / (count + 1)
-            total -= np.sum(targets * special.log_softmax(logits / np.exp(log), axis=1))
+            shares = special.log_softmax(logits / np.exp(log), axis=1)
+            total -= np.sum(targets * shares)
         return total
 
     found = optimize.minimize_scalar(cross_entropy, bounds=(-2, 2), method="bounded", options={"xatol": 1e-9})
@@ -414,7 +426,7 @@ def test_probabilities_have_one_temperature_and_the_errors_of_all_texts(judge):
             flags = np.eye(shares.shape[1])[actual]
             of_classes = ((shares - flags) ** 2).sum(axis=1)
             squares.extend(of_classes / 2 if shares.shape[1] == 2 else of_classes)
-        assert run.report[f"{prefix}brier"] == pytest.approx(np.mean(squares), abs=1e-5)
+        assert run.report[f"{prefix}brier"] == close(np.mean(squares))
 
 
 def forget(tensors):
