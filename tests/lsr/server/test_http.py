@@ -278,7 +278,7 @@ def test_the_bearer_may_be_written_in_any_case(server, there):
     assert response.status_code == 200
 
 
-def test_if_the_queue_is_full_requests_are_rejected_and_a_tenant_leaves_room_for_others(server, expected):
+def test_if_the_queue_is_full_requests_are_rejected_and_a_tenant_leaves_room_for_others(bank, tmp_path, expected):
     async def use(client):
         flood = [asyncio.create_task(send(client, predict("anna", *ASKED))) for _ in range(20)]
         for answered in asyncio.as_completed(flood):
@@ -287,7 +287,9 @@ def test_if_the_queue_is_full_requests_are_rejected_and_a_tenant_leaves_room_for
         other = await send(client, predict("ben", *ASKED))
         return other, await asyncio.gather(*flood)
 
-    other, flood = server.call(use)
+    room = str(2 * len(ASKED) + 8)
+    with started(bank, tmp_path / "log", "--max-queue", room, "--max-batch-size", "4") as server:
+        other, flood = server.call(use)
     check(other, expected("ben", ASKED))
     of_anna = expected("anna", ASKED)
     counts = Counter(response.status_code for response in flood)
