@@ -82,13 +82,9 @@ check: $(ALL)
 	ruff format --check .
 	$(MAKE) --jobs 2 types test # mypy has one core: the suite does not wait for it
 
-## nightly: run all tests, with many kills, several processes, full disks, a browser and more random inputs; first those
-##          that measure times, one after another, for about 15 minutes in which nothing else should run on the machine
+## nightly: run all tests, also the slow ones: kills, several processes, every page, a browser, and more random inputs
 nightly: $(ALL)
-	@failed=0; \
-	LSR_NIGHTLY=1 pytest -m alone || failed=1; \
-	LSR_NIGHTLY=1 $(PYTEST) -m 'not alone' || failed=1; \
-	exit $$failed
+	LSR_NIGHTLY=1 $(PYTEST) -m ''
 
 ## audit: list known vulnerabilities of the pinned versions; exit status 1 if there are any or the index is unreachable
 audit: $(ALL)

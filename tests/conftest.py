@@ -127,12 +127,6 @@ def trials(request, record_property):
     record_property("trials", (kind, name, counted["trials"] or 1))
 
 
-def pytest_collection_modifyitems(items):
-    """Put files that run whole pipelines first: last, they would leave all workers but one without work for minutes."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)  # whole, so that what a file sets up is set up once
-
-
 def pytest_collection_finish():
     """What is imported stays: without it, every full garbage collection would look at a million objects again."""
     gc.collect()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lsr.__main__ import main
-from tests.forked import CONTEXT
 from tests.workspace import ROOT
 
+CONTEXT = multiprocessing.get_context("fork")  # from a process that has imported much
 WITHOUT_TORCH = """
 import sys
 sys.modules |= dict.fromkeys(["torch", "transformers", "peft", "safetensors", "scipy", "tensorly", "pandas"])
