@@ -16,13 +16,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from sklearn.metrics import log_loss
 from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr import AdapterBank
 from tests import reference, rows, tiny
-from tests.helpers import printed, read_json, read_table, write
+from tests.helpers import printed, read_json, read_table, refused, write
 
 ADAPTER = Path("artifacts/adapter")
 LENGTH = 24  # tokens, which some texts exceed
@@ -243,6 +244,17 @@ def test_parameters_and_bytes_are_those_of_the_files(case, know):
         assert found["adapter_trained"] == details["base_parameters"]
 
 
+@pytest.mark.parametrize("case", CASES[:5], ids="-".join)
+def test_the_card_has_the_scores_of_the_test_split(case, know):
+    known = know(case)
+    found = read_json(known.folder / "reports/evaluate/metrics.json")
+    card = ModelCard.load(known.folder / "artifacts/card.md")
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    expected = {name: found[name] for name in rows.ENTRIES[case.task]["metrics"]}
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+
+
 # The command that predicts.
 
 
@@ -300,7 +312,10 @@ def test_an_adapter_is_asked_by_the_tokenizer_in_its_folder(know, tmp_path):
 
 def read_merged(known, case, folder):
     export(known, "merged", folder)
-    return ask_model(known, AutoModelForSequenceClassification.from_pretrained(folder), folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    if known.task["labels"]:
+        assert model.config.id2label == dict(enumerate(known.task["labels"]))
+    return ask_model(known, model, folder)
 
 
 def export(known, form, folder):
@@ -384,6 +399,12 @@ def read_onnx(known, case, folder):
     wanted = {given.name: batch[given.name] for given in session.get_inputs()}
     [logits] = session.run(["logits"], wanted)
     return answers_of(known, logits.astype(float))
+
+
+def test_a_bank_rejects_a_model_whose_layers_see_no_row_for_each_text(know, tmp_path):
+    known = know(Case("xlnet", "three", "lora"))
+    with chdir(known.folder):
+        refused("lsr", "bank", "--from", ADAPTER, "-o", tmp_path / "bank", says="layer")
 
 
 LSR = ("sums", "shared")

@@ -4,6 +4,7 @@ The model is loaded from its checkpoint in float32, the adapter from artifacts/a
 files.
 """
 
+import shutil
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,8 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests import reference, rows
-from tests.helpers import printed, read_json, read_table, run_stages, write
+from tests import reference, rows, tiny
+from tests.helpers import change_params, edit, printed, read_json, read_table, refused, run, run_stages, write
 
 ADAPTER = Path("artifacts/adapter")
 LENGTH = 48  # tokens
@@ -25,6 +26,7 @@ NEW_TOKENS = 9
 MOST = 14  # new tokens
 CLAUSES = ("now ", "so ", "at night ", "nobody saw it: ")
 PROMPT = "{more}Where is the {animal} number {at}?"
+END = "<|im_end|>"
 SIZES = {"train": 40, "validation": 8, "test": 14}
 ENTRY = {
     "source": {"kind": "files", "files": {split: f"data/{split}.jsonl" for split in SIZES}},
@@ -62,8 +64,11 @@ def make(folder, architecture, has_template=True, entry=ENTRY, splits=None, **pa
     rows.make_workspace(folder, "completion", architecture, entries={"completion": entry}, **sizes | params)
     for split, its in (splits or split_rows()).items():
         write(folder / f"data/{split}.jsonl", its)
-    if not has_template:
-        (folder / f"models/{architecture}/chat_template.jinja").unlink()
+    base = folder / f"models/{architecture}"
+    if has_template:  # another end token than that of the template
+        edit(base / "tokenizer_config.json", eos_token="<unk>", additional_special_tokens=[END])
+    else:
+        (base / "chat_template.jinja").unlink()
     return folder
 
 
@@ -117,7 +122,12 @@ def loss_of(model, examples):
 def ids_of(tokenizer, prompt, completion):
     """Return the token ids of a prompt, and those of its completion and the end token."""
     answer = tokenizer(completion, add_special_tokens=False).input_ids
-    return reference.prompt_ids(tokenizer, prompt)[0].tolist(), [*answer, tokenizer.eos_token_id]
+    return reference.prompt_ids(tokenizer, prompt)[0].tolist(), [*answer, end_of(tokenizer)]
+
+
+def end_of(tokenizer):
+    """Return the token that ends an answer: that of the chat template if it is a special one, else the tokenizer's."""
+    return tokenizer.convert_tokens_to_ids(END) if END in tokenizer.all_special_tokens else tokenizer.eos_token_id
 
 
 def loss_of_pairs(model, tokenizer, examples):
@@ -133,6 +143,7 @@ def test_the_test_split_is_answered_as_plain_generate_does(known):
     expected = dict(pairs(split_rows()["test"]))
     written = writes(known, prompts_of(known), NEW_TOKENS)
     assert len({len(text) for text in written}) > 3
+    assert set(known.task["stop_token_ids"]) == {known.tokenizer.eos_token_id, end_of(known.tokenizer)}
     assert set(prompts_of(known)) == set(expected)
     for row, text in zip(known.rows, written, strict=True):
         is_right = text.strip() == expected[row["prompt"]]
@@ -181,6 +192,26 @@ def test_a_prompt_that_is_too_long_is_truncated_on_the_left(known):
     end = known.task["stop_token_ids"]
     tokens = known.model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, eos_token_id=end)
     assert answer == known.tokenizer.decode(tokens[0, LENGTH:], skip_special_tokens=True) + "\n"
+
+
+def test_the_template_is_that_of_the_training_whatever_becomes_of_the_tokenizer(known, tmp_path):
+    prompt = known.rows[0]["prompt"]
+    base = shutil.copytree(known.base, tmp_path / "base")
+    write(base / "chat_template.jinja", "{{ messages }}")
+    with chdir(known.folder):
+        answer = printed("pipeline.predict", prompt, "--base", base, "--max-new-tokens", NEW_TOKENS)
+    assert answer == known.rows[0]["said"] + "\n"
+
+
+@pytest.mark.parametrize(("model", "adapter"), [("bert", "lora"), ("llama", "full"), ("llama", "head_only")])
+def test_an_encoder_and_a_head_are_rejected(tmp_path, model, adapter):
+    folder = make(tmp_path, "llama", adapter=adapter)
+    tiny.save_base(folder / "models/bert", "bert")
+    change_params(folder, model=f"models/{model}")
+    with chdir(folder):
+        ended = [run(f"stages.{stage}") for stage in ("tokenize", "factorize_init")]
+    assert ended[-1].status == 2
+    assert ended[-1].err.count("\n") == 1
 
 
 @pytest.mark.parametrize("form", ["merged", "lora"])
@@ -269,6 +300,22 @@ def test_long_prompts_are_truncated_on_the_left_and_examples_whose_completion_do
     assert trained == pytest.approx(loss_of(model, cut), rel=1e-4)
 
 
+def test_more_tokens_than_the_model_has_positions_are_rejected(trained):
+    folder = trained("completion", "gpt2", evaluate={"max_new_tokens": 4})
+    with chdir(folder):
+        refused("pipeline.predict", "Where?", "--max-new-tokens", 60, says="--max-new-tokens")
+
+
+@pytest.mark.xfail(reason="evaluate truncates a prompt to make room for the expected answer", strict=True)
+def test_predict_and_evaluate_answer_alike_to_prompts_that_do_not_fit_beside_their_answer(trained):
+    folder = trained("completion", "gpt2", evaluate={"max_new_tokens": 4})
+    scored = read_table(folder / "reports/evaluate/predictions.csv")
+    prompts = [row["prompt"] for row in scored]
+    with chdir(folder):
+        answers = read_table(printed("pipeline.predict", *prompts, "--max-new-tokens", 4))
+    assert [row["answer"] for row in answers] == [row["said"] for row in scored]
+
+
 CHANGED = {  # methods that change weights of the base model itself, or have no layers that could be switched off
     "pissa": ("gpt2", {"adapter": "lora", "lora": {"init_lora_weights": "pissa"}}),
     "olora": ("llama", {"adapter": "lora", "lora": {"init_lora_weights": "olora"}}),
@@ -288,7 +335,7 @@ def test_the_baseline_is_what_the_checkpoint_writes_whatever_the_adapter_changes
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts = [row["prompt"] for row in scored]
     answers = [row["expected"] for row in scored]
-    end = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": 1}
+    end = {"eos_token_id": end_of(tokenizer), "pad_token_id": 1}
     written = reference.generate_alone(model, tokenizer, prompts, NEW_TOKENS, **end)
     overlaps = [reference.rouge_l(text, answer) for text, answer in zip(written, answers, strict=True)]
     found = report["details"][0]

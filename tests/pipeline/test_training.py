@@ -9,6 +9,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from math import ceil
@@ -20,6 +22,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional as F
@@ -84,11 +87,11 @@ CASES = [
 ]
 
 
-def split_rows():
+def split_rows(sizes=SIZES):
     """Return the rows of each split."""
     splits = {}
     first = 0
-    for split, count in SIZES.items():
+    for split, count in sizes.items():
         splits[split] = [example_of(number) for number in range(first, first + count)]
         first += count
     return splits
@@ -99,7 +102,7 @@ def example_of(number):
     return example | {"rating": PRICE + 1000 * example["rating"]}
 
 
-def make(folder, task, architecture, **params):
+def make(folder, task, architecture, sizes=SIZES, **params):
     """Make a workspace with a file of each split."""
     files = {split: f"data/{split}.csv" for split in SIZES}
     entry = {key: value for key, value in rows.ENTRIES[task].items() if key != "split"}
@@ -107,7 +110,7 @@ def make(folder, task, architecture, **params):
     if task == "number":
         entry["label"] = {"column": "rating", "low": PRICE, "high": PRICE + 4000}
     rows.make_workspace(folder, task, architecture, entries={task: entry}, **params)
-    for split, its in split_rows().items():
+    for split, its in split_rows(sizes).items():
         write(folder / files[split], its)
     return folder
 
@@ -439,7 +442,7 @@ def outputs_of_training():
 
 
 def test_the_same_inputs_give_the_same_bytes(copied):
-    folder = copied("three", "roberta", **DROPOUT)
+    folder = copied("three", "roberta", lsr=STARTED | {"dropout": 0.1}, **QUICK)
     first = digests(Path("artifacts"), Path("reports"))
     run_stages(folder)
     assert digests(Path("artifacts"), Path("reports")) == first
@@ -506,6 +509,25 @@ def test_two_processes_train_what_one_does_but_for_rounding(tmp_path, monkeypatc
     torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-4)
     again = read_json(METRICS)
     assert (again["steps"], again["read"]) == (metrics["steps"], metrics["read"])
+
+
+@pytest.mark.nightly
+def test_two_processes_that_are_killed_go_on_and_end_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = {"epochs": 6, "batch_size": 6, "processes": 2}
+    folder = make(tmp_path, "three", "bert", lsr={"dropout": 0.1}, train=train)
+    run_stages(folder, "tokenize", "factorize_init")
+    in_new_process(folder, "-m", "stages.train", OMP_NUM_THREADS="1")
+    undisturbed = outputs_of_training()
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "stages.train"], env=variables, start_new_session=True)
+    while not checkpoints():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    in_new_process(folder, "-m", "stages.train", OMP_NUM_THREADS="1")
+    assert outputs_of_training() == undisturbed
 
 
 def test_a_tracker_writes_into_runs_and_changes_no_byte(copied, monkeypatch):
@@ -591,7 +613,62 @@ def test_large_numbers_on_a_short_scale_keep_their_digits(trained):
     assert np.abs(expected - offset - 20).max() < 40
 
 
+def test_numbers_far_from_zero_are_learned_in_bf16_as_in_fp32(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make(tmp_path, "number", "bert", train={"epochs": 2})
+    run_stages(folder, "tokenize", "factorize_init", "train")
+    precise = curve("loss")
+    change_params(folder, train={"precision": "bf16"})
+    run_stages(folder, "train")
+    assert curve("loss") == pytest.approx(precise, rel=0.05)
+    assert curve("loss") != precise
+
+
+# Thresholds of labels.
+
+
+@pytest.mark.parametrize("count", [40, 12])
+def test_thresholds_have_the_best_f1_on_validation_and_rare_labels_share_one(tmp_path, monkeypatch, count):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"train": 24, "validation": count, "test": 8}
+    folder = make(tmp_path, "multi_label", "bert", sizes, train={"epochs": 3})
+    run_stages(folder, "tokenize", "factorize_init", "train")
+    task = read_json(ADAPTER / "task.json")
+    model = reference.load_alone(folder / "models/bert", ADAPTER, 3)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "models/bert")
+    examples = split_rows(sizes)["validation"]
+    texts = [(row["text"],) for row in examples]
+    found = reference.logits_alone(model, tokenizer, texts, LENGTH).sigmoid().numpy()
+    actual = np.array([tags_of(row, task["labels"]) for row in examples])
+    if count < 20:  # no label has ten texts
+        assert len(set(task["thresholds"])) == 1
+        actual = actual.reshape(-1, 1)
+        found = found.reshape(-1, 1)
+    for threshold, truth, values in zip(task["thresholds"], actual.T, found.T, strict=False):
+        best = max(f1_score(truth, values >= tried) for tried in np.arange(1, 100) / 100)
+        assert f1_score(truth, values >= threshold) == pytest.approx(best)
+
+
 # Accidents.
+
+
+@pytest.mark.parametrize(
+    ("task", "train"), [("three", {"precision": "fp16"}), ("number", {"class_weights": "balanced"})]
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works with a GPU")
+def test_what_cannot_be_trained_is_rejected(tmp_path, monkeypatch, task, train):
+    monkeypatch.chdir(tmp_path)
+    run_stages(make(tmp_path, task, "roberta", train=train), "tokenize", "factorize_init")
+    [option] = train
+    refused("stages.train", says=option)
+
+
+def test_an_adapter_of_another_base_model_is_not_evaluated(copied):
+    folder = copied("three", "roberta", **DROPOUT)
+    shutil.rmtree(folder / "models/roberta")
+    tiny.save_base(folder / "models/roberta", "roberta", hidden_size=32)
+    run_stages(folder, "tokenize")
+    refused("stages.evaluate", says=str(ADAPTER))
 
 
 def spoil(folder, name, value):
