@@ -172,6 +172,18 @@ def test_a_fresh_adapter_changes_no_bit(case):
     assert_same(case.model(seed=None), case.base())
 
 
+def test_without_a_seed_factors_are_drawn_by_torchs_generator():
+    drawn = []
+    with torch.random.fork_rng():
+        for seed in (5, 5, 6):
+            torch.manual_seed(seed)
+            model = get_peft_model(BERT.base(), BERT.config(seed=None))
+            drawn.append([parameter for name, parameter in model.named_parameters() if name.endswith("_A1")])
+    first, again, other = drawn
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
+
+
 BIASES = {None: "no bias", "all": "bias", "lsr_only": "base_layer.bias"}
 
 
