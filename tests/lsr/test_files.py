@@ -167,6 +167,20 @@ def more(name):
     return lambda folder: edit(folder / WEIGHTS, **{name: torch.ones(2, 3)})
 
 
+def head_of(count):
+    """Give the head so many outputs, which the task does not name."""
+
+    def change(tensors):
+        rows = {name: value for name, value in tensors.items() if "classifier" in name}
+        return tensors | {name: value[:1].repeat(count, *[1] * (value.dim() - 1)) for name, value in rows.items()}
+
+    def apply(folder):
+        (folder / TASK).unlink()
+        edit(folder / WEIGHTS, change)
+
+    return apply
+
+
 def widened(folder):
     """Give the configuration layers that are too wide for any memory."""
     wide = {"out_features": 10**9, "out_shape": [10**5, 10**4]}
@@ -216,6 +230,8 @@ OF_LSR = {
     "a longer core": (tensor(".core", lambda value: value.repeat(2, 1)), "core"),
     "a narrower head": (tensor(HEAD, lambda value: value[:, 1:]), "classifier"),
     "a head without a bias": (tensor(BIAS, lambda value: None), BIAS),
+    "no outputs": (head_of(0), "outputs"),
+    "many outputs": (head_of(10_001), "10,001"),
     "more labels": (task(labels=["a", "b", "c", "d"]), "label"),
     "a long label": (task(labels=["a", "b", "c" * 201]), "labels"),
     "many labels": (task(labels=[str(number) for number in range(10_001)]), "labels"),

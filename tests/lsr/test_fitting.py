@@ -294,8 +294,8 @@ def test_a_tenant_of_the_bank_whose_fit_is_not_better_stays_as_it_is(bert, tmp_p
 @pytest.mark.parametrize("seed", range(2))
 def test_labels_by_chance_teach_nothing_though_each_text_occurs_twice(seed, zeros, tmp_path):
     generator = np.random.default_rng(seed)
-    labels = [*generator.permutation(["dry", "wet"] * 10)]
-    bank = fitted(zeros["bert"], tmp_path, "later", labels * 2, TEXTS[:20] * 2)
+    labels = [*generator.permutation(["dry", "wet"] * 12)]
+    bank = fitted(zeros["bert"], tmp_path, "later", labels * 2, TEXTS[:24] * 2)
     assert not logits_of(zeros["bert"], bank, "later", TEXTS[:5]).any()
 
 
