@@ -230,7 +230,7 @@ OF_LSR = {
     "a longer core": (tensor(".core", lambda value: value.repeat(2, 1)), "core"),
     "a narrower head": (tensor(HEAD, lambda value: value[:, 1:]), "classifier"),
     "a head without a bias": (tensor(BIAS, lambda value: None), BIAS),
-    "no outputs": (head_of(0), "outputs"),
+    "no outputs": (head_of(0), "classifier"),
     "many outputs": (head_of(10_001), "10,001"),
     "more labels": (task(labels=["a", "b", "c", "d"]), "label"),
     "a long label": (task(labels=["a", "b", "c" * 201]), "labels"),
