@@ -32,6 +32,7 @@ HOW_TO = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/ho
 PAGES = ["README.md", "docs/tutorial.md", "docs/tenants.md", "docs/generate.md", *HOW_TO]
 QUICK = ["docs/tenants.md", "docs/generate.md"]  # in every run of the tests, without the blocks that are nightly
 ACTIVE = "make --silent setup\n. .venv/bin/activate\n"
+SETTINGS = {"HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
 ACTIVATE = """PATH="$PWD/.venv/bin:$PATH"
 deactivate() { PATH="${PATH#*:}"; }
 """
@@ -53,6 +54,17 @@ def typed_rows(table):
     return script
 
 
+def commands_of(block):
+    """Return the commands of a block, if it has any."""
+    table = block["table"] or ""
+    header = table.partition("\n")[0]
+    if block["language"] == "sh":
+        return block["fenced"]
+    if block["indented"]:
+        return dedent(block["indented"])
+    return typed_rows(table) if header.endswith(" type |") else ""
+
+
 def script_of(page, *, with_nightly):
     """Return what a page has its reader type."""
     script = ""
@@ -62,27 +74,21 @@ def script_of(page, *, with_nightly):
             mark = block["mark"]
             words = block["words"]
             continue
-        is_table = (block["table"] or "").partition("\n")[0].endswith(" type |")
         if mark == "into":
             script += f"cat >> {words} << 'END'\n{block['fenced']}END\n"
         elif mark is None or (mark == "nightly" and with_nightly):
-            if block["language"] == "sh":
-                script += block["fenced"]
-            elif block["indented"]:
-                script += dedent(block["indented"])
-            elif is_table:
-                script += typed_rows(block["table"])
+            script += commands_of(block)
         mark = None
     return script
 
 
 def type_in(folder, script, home):
     """Have a shell that stops at the first failure read a script, as a stranger with little but Git's configuration."""
-    variables = {"PATH": f"{home}:/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    variables |= {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+    variables = SETTINGS | {"PATH": f"{home}:/usr/local/bin:/usr/bin:/bin", "HOME": str(home)}
     path = write(home / "script", f"trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{script}")
-    ended = subprocess.run(["bash", "-e", path], cwd=folder, env=variables, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with (home / "said").open("w+") as said:
+        ended = subprocess.run(["bash", "-e", path], cwd=folder, env=variables, stdout=said, stderr=said, check=False)
+    assert ended.returncode == 0, (home / "said").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,8 @@ def home(tmp_path_factory):
 
 def use_few_texts(folder):
     """Replace the texts of packages, which are not installed, by a few in files."""
-    texts = [{"rating": 4 * (row["weather"] == "wet") - 2, "text": row["text"]} for row in rows.examples(200)]
+    ratings = {"wet": 2, "dry": -2}
+    texts = [{"rating": ratings[row["weather"]], "text": row["text"]} for row in rows.examples(200)]
 
     def change(entries):
         for name, entry in entries.items():
@@ -121,8 +128,8 @@ def use_few_texts(folder):
 def clone(tmp_path_factory, home):
     """The repository with few texts, committed."""
     folder = tmp_path_factory.mktemp("clone") / "lsr-adapt"
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in filter(None, tracked.stdout.split("\0")):
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     use_few_texts(folder)

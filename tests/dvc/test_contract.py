@@ -5,7 +5,6 @@ the product, so this file imports `pipeline.params`.
 """
 
 import ast
-from pathlib import Path
 
 import grimp
 import pytest
@@ -39,7 +38,7 @@ def imported_files(graph, stage):
         new = found - modules - {""}
     files = set()
     for name in modules:
-        path = ROOT.joinpath(*name.split("."))
+        path = ROOT / name.replace(".", "/")
         files.add(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
     return files
 
@@ -55,16 +54,20 @@ def files_seen(dep):
     ignored = Repo(str(ROOT)).dvcignore
     system = LocalFileSystem()
     files = set()
-    for path in (ROOT / dep, *(ROOT / dep).rglob("*")):
-        if path.is_file() and not ignored.is_ignored(system, str(path), ignore_subrepos=False):
+    root = ROOT / dep
+    for path in [root, *root.rglob("*")]:
+        is_ignored = ignored.is_ignored(system, str(path), ignore_subrepos=False)
+        if path.is_file() and not is_ignored:
             files.add(path)
     return files
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_params_of_a_stage_are_the_fields_of_its_view(stage):
-    view = getattr(params, f"{stage.title().replace('-', '')}View")
-    assert set(STAGES[stage]["params"]) == {FIELDS.get(field, field) for field in view.model_fields}
+    name = stage.title().replace("-", "")
+    view = getattr(params, f"{name}View")
+    expected = {FIELDS.get(field, field) for field in view.model_fields}
+    assert set(STAGES[stage]["params"]) == expected
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -72,19 +75,20 @@ def test_the_deps_of_a_stage_have_every_file_that_it_imports_and_no_dep_is_idle(
     imported = imported_files(graph, stage)
     seen = set()
     for dep in STAGES[stage]["deps"]:
-        if dep not in OF_USERS and not dep.startswith("artifacts/"):
-            files = files_seen(dep)
-            assert not imported.isdisjoint(files), dep
-            seen |= files
+        if dep in OF_USERS or dep.startswith("artifacts/"):
+            continue
+        files = files_seen(dep)
+        assert not imported.isdisjoint(files), dep
+        seen |= files
     missing = imported - seen
     assert not [path for path in missing if has_code(path)]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_results_are_cached_and_reports_are_in_git(stage):
-    assert all(Path(path).parts[0] == "artifacts" for path in STAGES[stage]["outs"])
-    for kind in ("metrics", "plots"):
-        for entry in STAGES[stage].get(kind, []):
-            ((path, options),) = entry.items()
-            assert Path(path).parts[0] == "reports"
-            assert options["cache"] is False
+    declared = STAGES[stage]
+    assert all(path.startswith("artifacts/") for path in declared["outs"])
+    for entry in declared.get("metrics", []) + declared["plots"]:
+        ((path, options),) = entry.items()
+        assert path.startswith("reports/")
+        assert options["cache"] is False
