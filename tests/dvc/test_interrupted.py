@@ -5,7 +5,6 @@ The commands run in forked processes, which have imported everything; what is co
 
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.helpers import change_params, digests, edit, write
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 FORK = multiprocessing.get_context("fork")
 KILLED = 9
+STOPPED = 130  # by Ctrl-C
 CHANGES = {"os.rename", "os.rmdir", "shutil.rmtree"}  # audit events
 
 
@@ -80,45 +80,54 @@ def test_what_a_stage_does_not_read_may_change_meanwhile(copied):
     assert Path("artifacts/adapter").is_dir()
 
 
-def run_until(step, module, words):
-    """Run a command that ends at its change of this number, as by kill -9."""
+def kill():
+    os._exit(KILLED)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def run_until(step, stop, module, words):
+    """Run a command that is stopped before its change of this number."""
     left = step
 
     def count(event, _):
         nonlocal left
         left -= event in CHANGES
-        if left == 0:
-            os._exit(KILLED)
+        if left == 0 and event in CHANGES:
+            stop()
 
     sys.addaudithook(count)
-    helpers.run(module, *words)
+    sys.exit(helpers.run(module, *words).status)
 
 
-def kill_at(step, module, words):
-    """Run a command until its change of this number; return whether it was killed before its end."""
-    process = FORK.Process(target=run_until, args=(step, module, words))
+def is_stopped(step, stop, module, words):
+    """Run a command in a process that is stopped before its change of this number; return whether it has so many."""
+    process = FORK.Process(target=run_until, args=(step, stop, module, words))
     process.start()
     process.join()
-    assert process.exitcode in (0, KILLED)
-    return process.exitcode == KILLED
+    assert process.exitcode in (0, KILLED, STOPPED)
+    return process.exitcode != 0
 
 
 EXPORT = ("export", "artifacts/adapter", "--to", "lora", "-o", "build/lora", "--force")
 COMMANDS = {"artifacts/init": ("stages.factorize_init", ()), "build/lora": ("lsr", EXPORT)}
 
 
+@pytest.mark.parametrize("stop", [kill, interrupt])
 @pytest.mark.parametrize("folder", COMMANDS)
-def test_a_command_that_is_killed_leaves_its_folder_whole(copied, folder):
+def test_a_command_that_is_stopped_anywhere_leaves_its_folder_whole(copied, folder, stop):
     copied()
     module, words = COMMANDS[folder]
     helpers.printed(module, *words)
     new = digests(Path(folder))
-    shutil.copytree(folder, "new")
     write(Path(folder, "old.txt"), "of an earlier run")
     old = digests(Path(folder))
+    whole = [old, new, {}] if stop is kill else [old, new]  # killed between two changes: the next command repairs it
     step = 1
-    while kill_at(step, module, words):
-        assert digests(Path(folder)) in ({}, old, new)
+    while is_stopped(step, stop, module, words):
+        assert digests(Path(folder)) in whole
         step += 1
     assert step > 2
     assert digests(Path(folder)) == new
