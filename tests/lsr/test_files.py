@@ -496,8 +496,16 @@ def name_tokenizer(path):
     return {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "x", "tokenizer_name_or_path": path}
 
 
-OPENED = []
-sys.addaudithook(lambda event, arguments: OPENED.append(str(arguments[0])) if event == "open" else None)
+OPENED = {}  # whether a path was opened, of those that nobody may open
+
+
+def note(event, arguments):
+    """Note that a path is opened; a hook stays until the process ends."""
+    if event == "open" and str(arguments[0]) in OPENED:
+        OPENED[str(arguments[0])] = True
+
+
+sys.addaudithook(note)
 REJECTED = {  # fields that name a file, and what the line names
     "a state": ("PROMPT_TUNING", lambda path: {"prompt_tuning_init_state_dict_path": path}, "PROMPT_TUNING"),
     "a tokenizer": ("PROMPT_TUNING", name_tokenizer, "PROMPT_TUNING"),
@@ -517,10 +525,10 @@ def trap(request, tmp_path, monkeypatch):
         os.mkfifo(path)
     elif path.suffix == ".bin":
         path.write_bytes(pickle.dumps(Explosive()))
-    OPENED.clear()
+    OPENED[str(path)] = False
     with in_time():
         yield str(path)
-    assert str(path) not in OPENED
+    assert not OPENED.pop(str(path))
     assert not Path("exploded").exists()
 
 
