@@ -113,6 +113,7 @@ EXPERTS = [f"^model.layers.{layer}.mlp.experts.{at}.up" for layer in range(48) f
 REGULAR = {
     "endings": r".*\.(q|k|v)_proj",
     "a block": r"model\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|up_proj))",
+    "an optional part": r".*\.(self_)?attention\.query",
     "layers": rf".*layers\.({'|'.join(map(str, range(24)))})\..*_proj",
     "every name": "|".join(EXPERTS),
 }
