@@ -274,8 +274,10 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def test_a_lower_precision_has_the_error_that_is_returned(exported, dtype, tmp_path):
     folder = exported[0] / "two factors/adapter"
     errors = export_merged(folder, tmp_path / "merged", dtype=HALVES[dtype], force=True)
+    export_lora(folder, tmp_path / "lora", dtype=HALVES[dtype])
     state = load_file(tmp_path / "merged/model.safetensors")
-    assert {value.dtype for value in state.values()} == {HALVES[dtype]}
+    for tensors in (state, load_file(tmp_path / "lora" / WEIGHTS)):
+        assert {value.dtype for value in tensors.values()} == {HALVES[dtype]}
     base = tiny.base_model("bert").double()
     updates = reference.dense_updates(folder, base)
     written = tiny.base_model("bert").double()
@@ -325,9 +327,9 @@ LEAST = {"8bit": 0.0001, "4bit": 0.01154, "3bit": 0.03744, "2bit": 0.1188}  # sq
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """A LoRA of rank 1 on layers of width 128, whose tensors are groups of 64 values."""
+    """A LoRA of rank 1, whose tensors are one or two groups of 64 values."""
     folder = tmp_path_factory.mktemp("wide")
-    layers = nn.Sequential(*(nn.Linear(128, 128) for _ in range(3)))
+    layers = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64), nn.Linear(64, 64))
     config = LoraConfig(r=1, target_modules=["0", "1", "2"], init_lora_weights=False)
     tiny.stir(get_peft_model(layers, config), size=1).save_pretrained(str(folder))
     return folder
@@ -374,13 +376,13 @@ def test_rounding_again_changes_no_byte_and_small_tensors_are_in_bfloat16(export
 @pytest.mark.parametrize("name", ["two factors", "shared", "LoKrConfig", "LoraConfig, DoRA"])
 def test_everything_reads_an_adapter_of_few_bits(exported, name, tmp_path):
     folder = exported[0] / name / "adapter"
-    printed("lsr", "quantize", folder, "--to", "4bit", "-o", tmp_path / "few")
-    printed("lsr", "quantize", tmp_path / "few", "--to", "float32", "-o", tmp_path / "back")
-    for source in ("few", "back"):
-        export_merged(tmp_path / source, tmp_path / f"merged {source}")
-    one, other = (load_file(tmp_path / f"merged {source}/model.safetensors") for source in ("few", "back"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    quantize_adapter(folder, tmp_path / "few", "4bit")
+    quantize_adapter(tmp_path / "few", tmp_path / "back", "float32")
+    export_merged(tmp_path / "few", tmp_path / "merged")
+    architecture, *_ = (METHODS | ADAPTERS)[name]
+    expected = merged_by_peft(tmp_path / "back", architecture).state_dict()
+    for key, value in load_file(tmp_path / "merged/model.safetensors").items():
+        assert_close(value.double(), expected[key], atol=1e-6, rtol=1e-6)
 
 
 def deflated(text):

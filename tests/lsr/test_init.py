@@ -378,11 +378,13 @@ def test_another_seed_gives_other_values(word):
     assert not torch.equal(first_factor(one), first_factor(other))
 
 
-def test_random_values_do_not_depend_on_the_other_layers():
+def test_random_values_of_each_layer_are_its_own_and_do_not_depend_on_the_others():
     alone = get_peft_model_state_dict(fresh("random", "sums", target_modules=["value"]))
     every = get_peft_model_state_dict(fresh("random", "sums"))
     assert len(alone) < len(every)
     assert are_equal(alone, every)
+    drawn = [tuple(value.flatten().tolist()) for name, value in every.items() if "factor_A" in name]
+    assert len(set(drawn)) == len(drawn)
 
 
 def draw(seed, fields):
