@@ -79,7 +79,11 @@ FILES = [
     ("stages/tokenize.py", {"tokenize"}),
     ("stages/train.py", {"train"}),
     ("lsr/errors.py", ALL),
+    ("artifacts/tokens/test.arrow", ALL),
+    ("artifacts/inputs.json", ALL),
+    ("artifacts/init/adapter_config.json", {"factorize-init", "train"}),
     ("artifacts/adapter/adapter_config.json", {"train", "evaluate"}),
+    ("artifacts/bank/README.md", {"train", "evaluate"}),
     ("reports/train/metrics.json", {"train"}),
     ("pipeline/summary.py", set()),  # writes no file
     ("pipeline/arena.yaml", set()),
@@ -90,8 +94,8 @@ FILES = [
 @pytest.mark.parametrize(("name", "expected"), FILES, ids=str)
 def test_a_file_that_is_edited_or_new_makes_stale_the_stages_that_read_it(name, expected):
     path = Path(name)
-    text = path.read_text() if path.exists() else ""
-    write(path, f"{text}\n")
+    content = path.read_bytes() if path.exists() else b""
+    write(path, content + b"\n")
     assert stale() == expected
 
 
@@ -226,7 +230,7 @@ def test_a_queue_of_seeds_runs_without_tokenizing_again(type_in):
     said = type_in("dvc exp run --run-all")
     assert stages_run(said) == ["factorize-init", "train", "evaluate"] * 2
     table = printed("pipeline.experiments")
-    assert table.count("lora") == 2
+    assert table.count("Success") == 2
     assert run("pipeline.experiments", "--best").status == 0
 
 
