@@ -54,7 +54,7 @@ ENTRIES = {
 }
 LONGEST = {"two": 8, "three": 24, "multi_label": 24, "number": 8}  # tokens: without their ends, many texts are equal
 OTHERS = {"rare": "two", "alone": "two", "constant": "number"}  # the same model on another test file
-CASES = {name: ENTRIES[name] for name in ENTRIES} | {name: ENTRIES[model] for name, model in OTHERS.items()}
+CASES = ENTRIES | {name: ENTRIES[model] for name, model in OTHERS.items()}
 SINGLE = ["two", "rare", "alone", "three"]
 
 
@@ -201,6 +201,11 @@ def read_truth(folder, task, split):
     return np.array(flags)
 
 
+def numbers_of(table, column):
+    """Return the numbers of a column of rows."""
+    return [float(row[column]) for row in table]
+
+
 def check(report, name, value, ends):
     """Hold a reported score and its interval to those of a reference."""
     reported = report[f"{name}_low"], report[f"{name}_high"]
@@ -216,15 +221,16 @@ def interval_of(name, actual, predicted):
         return reference.bootstrap_interval(reference.SCORES[name], actual, predicted, RESAMPLES)
     hits = np.sum(actual * predicted)
     either = np.sum(actual | predicted)
-    low, high = reference.exact_interval(hits, either)
-    return 2 * low / (1 + low), 2 * high / (1 + high)
+    ends = np.array(reference.exact_interval(hits, either))
+    return tuple(2 * ends / (1 + ends))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_and_intervals_are_those_of_scikit_learn_and_scipy(judge, name):
     judged = judge(name)
     assert judged.report["examples"] == len(judged.actual)
-    assert judged.report["score"] == judged.report[CASES[name]["metrics"][0]]
+    first = CASES[name]["metrics"][0]
+    assert judged.report["score"] == judged.report[first]
     for metric in CASES[name]["metrics"]:
         if name == "constant":
             check(judged.report, metric, 0, (0, 0))  # a correlation with a constant
@@ -278,9 +284,11 @@ def test_losses_of_the_outputs_and_of_the_best_constant_output(judge, name):
         flags = np.eye(len(judged.names))[judged.actual]
     if judged.kind != "number":
         outputs = reference.probabilities_of(outputs, judged.kind)
-    means = np.full((len(flags), *flags.shape[1:]), flags.mean(axis=0))
-    assert judged.report["loss"] == pytest.approx(compute_loss(judged, outputs), rel=1e-5)
-    assert judged.report["loss_baseline"] == pytest.approx(compute_loss(judged, means), rel=1e-5, abs=1e-9)
+    means = np.broadcast_to(flags.mean(axis=0), flags.shape)
+    loss = compute_loss(judged, outputs)
+    baseline = compute_loss(judged, means)
+    assert judged.report["loss"] == pytest.approx(loss, rel=1e-5)
+    assert judged.report["loss_baseline"] == pytest.approx(baseline, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", [*SINGLE, "multi_label"])
@@ -293,8 +301,7 @@ def test_each_class_has_the_precision_recall_and_f1_of_scikit_learn(judge, name)
     table = read_table(judged.folder / "reports/evaluate/classes.csv")
     assert [row["class"] for row in table] == judged.names
     for column, values in zip(("precision", "recall", "f1", "texts"), scores, strict=True):
-        reported = [float(row[column]) for row in table]
-        assert reported == pytest.approx(values, abs=ROUNDED)
+        assert numbers_of(table, column) == pytest.approx(values, abs=ROUNDED)
     for number, row in enumerate(table):
         answers = judged.predicted == number
         if judged.kind == "multi_label":
@@ -392,9 +399,10 @@ def calibration_error(right, probabilities):
     bins = (BINS * probabilities).astype(int)
     bins = np.minimum(bins, BINS - 1)
     error = 0.0
+    excess = right - probabilities
     for number in range(BINS):
         inside = bins == number
-        error += abs(right[inside].sum() - probabilities[inside].sum())
+        error += abs(excess[inside].sum())
     return error / right.size
 
 
@@ -422,9 +430,9 @@ def test_calibration_errors_and_brier_scores_with_and_without_the_temperature(ju
     frequencies, means = calibration_curve(right.ravel(), shares.ravel(), n_bins=BINS)
     table = read_table(judged.folder / "reports/evaluate/reliability.csv")
     points = [row for row in table if row["head"] == head]
-    assert [float(row["probability"]) for row in points] == pytest.approx(means, abs=ROUNDED)
-    assert [float(row["frequency"]) for row in points] == pytest.approx(frequencies, abs=ROUNDED)
-    assert sum(int(row["answers"]) for row in points) == right.size
+    assert numbers_of(points, "probability") == pytest.approx(means, abs=ROUNDED)
+    assert numbers_of(points, "frequency") == pytest.approx(frequencies, abs=ROUNDED)
+    assert sum(numbers_of(points, "answers")) == right.size
 
 
 @pytest.mark.parametrize("name", ["two", "three"])
@@ -443,10 +451,14 @@ def test_coverage_and_accuracy_if_an_answer_needs_a_probability(judge, name):
     shares, right, _ = confidence_of(judged)
     table = read_table(judged.folder / "reports/evaluate/coverage.csv")
     assert float(table[-1]["coverage"]) == 1
-    for row in table:
-        is_answered = shares >= float(row["min_probability"]) - ROUNDED
-        assert float(row["coverage"]) == pytest.approx(is_answered.mean(), abs=ROUNDED)
-        assert float(row["accuracy"]) == pytest.approx(right[is_answered].mean(), abs=ROUNDED)
+    coverages = []
+    accuracies = []
+    for least in numbers_of(table, "min_probability"):
+        is_answered = shares >= least - ROUNDED
+        coverages.append(is_answered.mean())
+        accuracies.append(right[is_answered].mean())
+    assert numbers_of(table, "coverage") == pytest.approx(coverages, abs=ROUNDED)
+    assert numbers_of(table, "accuracy") == pytest.approx(accuracies, abs=ROUNDED)
     several = judge("multi_label").folder  # where no answer can be left out
     assert not read_table(several / "reports/evaluate/coverage.csv")
 
