@@ -300,10 +300,11 @@ def test_long_prompts_are_truncated_on_the_left_and_examples_whose_completion_do
     assert trained == pytest.approx(loss_of(model, cut), rel=1e-4)
 
 
-def test_more_tokens_than_the_model_has_positions_are_rejected(trained):
-    folder = trained("completion", "gpt2", evaluate={"max_new_tokens": 4})
-    with chdir(folder):
-        refused("pipeline.predict", "Where?", "--max-new-tokens", 60, says="--max-new-tokens")
+def test_more_tokens_than_the_model_has_positions_are_rejected(copied):
+    folder = copied("completion", "gpt2", evaluate={"max_new_tokens": 4})
+    refused("pipeline.predict", "Where?", "--max-new-tokens", 60, says="--max-new-tokens")
+    change_params(folder, evaluate={"max_new_tokens": 60})
+    refused("stages.evaluate", says="max_new_tokens")
 
 
 @pytest.mark.xfail(reason="evaluate truncates a prompt to make room for the expected answer", strict=True)

@@ -6,6 +6,7 @@ user's file. The optimizer is AdamW, its rates rise and fall linearly, and the n
 
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -431,6 +432,42 @@ def check_adapter(before, after, of_head):
         assert torch.equal(actual[name], initial[name])
 
 
+# Reports.
+
+
+def test_the_report_of_tokens_is_that_of_plain_lengths(tmp_path):
+    folder = make(tmp_path, "pairs", "bert", tokenize={"max_length": LENGTH})
+    run_stages(folder, "tokenize")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "models/bert")
+    parts = {row["part"]: row for row in read_table(folder / "reports/tokenize/splits.csv")}
+    lengths = {}
+    for split, examples in split_rows().items():
+        texts = [(row["text"], row["other"]) for row in examples]
+        lengths[split] = [len(tokenizer(*pair).input_ids) for pair in texts]
+        found = parts[split]
+        assert int(found["rows"]) == SIZES[split]
+        assert int(found["tokens_max"]) == max(lengths[split])
+        assert int(found["tokens_p50"]) == np.percentile(lengths[split], 50, method="higher")
+        assert float(found["truncated_share"]) == pytest.approx(np.mean(np.array(lengths[split]) > LENGTH), abs=1e-5)
+    bins = read_table(folder / "reports/tokenize/lengths.csv")
+    starts = [int(row["length"]) for row in bins]
+    counts, _ = np.histogram(lengths["train"], [*starts, starts[-1] + starts[1]])
+    assert [int(row["rows"]) for row in bins] == counts.tolist()
+
+
+@pytest.mark.parametrize("init", ["gradient", "warm_start"])
+def test_the_report_of_an_initialization_counts_what_it_reads(tmp_path, init):
+    folder = make(tmp_path, "three", "bert", lsr=STARTED | {"init": init})
+    run_stages(folder, "tokenize")
+    with recorded() as batches:
+        run_stages(folder, "factorize_init")
+    metrics = read_json(folder / "reports/factorize_init/metrics.json")
+    assert metrics["start_read"] == sum(map(len, batches)) > 0
+    assert metrics["details"][0]["start_batches"] == len(batches)
+    energies = [float(row["energy"]) for row in read_table(folder / "reports/factorize_init/start.csv")]
+    assert metrics["energy"] == pytest.approx(np.mean(energies), abs=1e-5)
+
+
 # Bytes.
 
 QUICK = {"evaluate": {"regression_baseline": "none"}}
@@ -535,7 +572,8 @@ def test_a_tracker_writes_into_runs_and_changes_no_byte(copied, monkeypatch):
     before = outputs_of_training()
     monkeypatch.setattr(os, "environ", os.environ.copy())
     change_params(folder, train={"report_to": ["tensorboard"]})
-    run_stages(folder, "train")
+    said = printed("stages.train")
+    assert re.findall(r"^ +(\d+) \|", said, re.MULTILINE) == ["1", "2", "3"]  # epochs
     assert outputs_of_training() == before
     assert list((folder / "runs").rglob("events.*"))
 
