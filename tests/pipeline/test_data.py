@@ -7,9 +7,11 @@ import gzip
 import hashlib
 import random
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -388,6 +390,16 @@ def test_f1_of_a_users_own_data_is_that_of_the_class_which_train_has_less_of():
     assert found["test"]["label"].tolist() == [0]
 
 
+def test_duplicates_with_another_label_and_texts_that_scored_splits_share_are_counted():
+    train = as_rows([("v", "", 1), ("a", "", 0), ("A", "", 1), ("b", "", 1), (" b", "", 1), ("t", "", 0), ("a", "", 1)])
+    held = {"validation": as_rows([("v", "", 0), ("s", "", 1)]), "test": as_rows([("s", "", 1), ("t", "", 0)])}
+    write_entry(train, held)
+    assert "1 texts of test are in validation" in printed("stages.tokenize")
+    report = {row["part"]: row["rows"] for row in read_table(Path("reports/tokenize/splits.csv"))}
+    assert report["left out: duplicate"] == "5"
+    assert report["left out: duplicate with another label"] == "3"
+
+
 WORDS = st.sampled_from(["a", "A ", "\uff21", "b", "B", "hello world", "Hello \u3000WORLD", "\u210cello world", "c"])
 DRAWN = st.lists(st.tuples(WORDS, WORDS, st.integers(0, 1)), max_size=12)
 TEMPLATES = {"text": (["text"], "{0}"), "pair": (["text", "other"], "{0}"), "both": (["{text}: {other}"], "{0}: {1}")}
@@ -455,7 +467,7 @@ def test_rows_of_each_tenant_are_cut_evenly_and_train_has_no_text_on_which_anoth
 
 
 def test_a_split_without_rows_is_one_line():
-    reject("is empty", numbered(3), {}, split=CUT)
+    reject("stratify", numbered(3), {}, split=CUT)
     reject("validation is empty", numbered(20), {"validation": [{"text": "", "label": 0}], "test": numbered(1)})
 
 
@@ -496,6 +508,17 @@ def test_a_folder_of_the_form_of_the_hub_is_read_and_read_again_after_an_edit(gl
     write(Path("data/glue/mrpc/validation-0.parquet"), edited)
     found = tokenize([], source=HUB, **PAIRS)
     assert found["test"][columns].to_numpy().tolist() == edited.to_numpy().tolist()
+
+
+@pytest.mark.usefixtures("glue")
+def test_another_revision_in_the_cache_of_datasets_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    datasets.load_dataset("data/glue", "mrpc")
+    (loaded,) = tmp_path.glob("glue/mrpc*/0.0.0/*/dataset_info.json")
+    shutil.copytree(loaded.parent, tmp_path / "nobody___glue/mrpc/0.0.0" / ("a" * 40))
+    source = HUB | {"path": "nobody/glue"}
+    assert len(tokenize([], source=source | {"revision": "a" * 40}, **PAIRS)["test"]) == 20
+    reject("revision", [], source=source | {"revision": "b" * 40}, **PAIRS)
 
 
 HUB_MISTAKES = [
@@ -541,7 +564,7 @@ def test_files_are_recorded_by_their_content_and_rejected_where_dvc_does_not_wat
     linked.symlink_to(write(tmp_path / "rows.jsonl", numbered(6)))
     tokenize(linked)
     recorded = Path("artifacts/inputs.json").read_text()
-    for path in (linked, Path("data/validation.jsonl"), Path("data/test.jsonl")):
+    for path in (linked, Path("data/validation.jsonl"), Path("data/test.jsonl"), Path("models/bert/tokenizer.json")):
         assert sha256(path.read_text()) in recorded
     Path("data/link").symlink_to(tmp_path)
     elsewhere = write(Path("elsewhere.jsonl"), numbered(6))

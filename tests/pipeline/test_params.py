@@ -209,6 +209,12 @@ def test_a_rejection_is_one_short_line_for_a_terminal_whoever_writes_it(here):
     assert " word198 word199" in line
 
 
+def test_an_error_of_the_machine_is_one_line_too(here):
+    ended = run("pipeline.predict", "--adapter", "x" * 300, "a")
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert "name too long" in ended.err
+
+
 def test_all_mistakes_are_found_at_once_and_entries_of_ones_own_are_checked(here):
     change_params(Path(), seed=-1, train={"epochs": "four"})
     ended = run("pipeline.check")
@@ -384,6 +390,10 @@ def test_a_model_that_cannot_be_adapted_by_default_or_reads_less_is_one_line():
     set_param("lora.target_modules", "default")
     set_param("adapter", "lora")
     refused("pipeline.check", says="layer_1")
+    tiny.save_base(Path("models/decoder"), "gpt2")
+    set_param("model", "models/decoder")
+    set_param("lora.init_lora_weights", "olora")  # PEFT would begin with another model
+    refused("pipeline.check", says="olora")
     set_param("model", "models/bert")
     set_param("tokenize.max_length", 65)
     refused("stages.tokenize", says="30")
