@@ -60,6 +60,20 @@ def test_each_text_of_a_batch_is_answered_as_by_its_adapter_alone(server, there,
         assert count_truncated(response) == sum(count > LENGTHS[0] for count in counts)
 
 
+def test_a_text_may_be_asked_by_itself(server, expected):
+    responses = server.ask(*(predict("ben", text) for text in ODD))
+    for response, value in zip(responses, expected("ben", ODD), strict=True):
+        check(response, [value])
+
+
+def test_second_versions_answer_from_when_they_are_put(server, there, expected):
+    for version in (1, 0):
+        server.ask(*(put(name, files_of(there / f"{version}/{name}")) for name in CHANGING))
+        responses = server.ask(*(predict(name, *TEXTS) for name in CHANGING))
+        for name, response in zip(CHANGING, responses, strict=True):
+            check(response, expected(name, TEXTS, version))
+
+
 @pytest.mark.parametrize(
     ("single", "pair", "side"),
     [("<s> $A <unk>", "<s> $A <unk> <unk> $B <unk>", "left"), ("$A <s>", "$A $B:1 <unk>:1 <s>", "right")],
@@ -290,6 +304,8 @@ def test_if_the_queue_is_full_requests_are_rejected_and_a_tenant_leaves_room_for
     room = str(2 * len(ASKED) + 8)
     with started(bank, tmp_path / "log", "--max-queue", room, "--max-batch-size", "4") as server:
         other, flood = server.call(use)
+        crowd = server.ask(*(predict(name, *ASKED) for name in CHANGING))
+    assert {response.status_code for response in crowd} == {200, 429}
     check(other, expected("ben", ASKED))
     of_anna = expected("anna", ASKED)
     counts = Counter(response.status_code for response in flood)
