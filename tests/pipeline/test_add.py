@@ -176,11 +176,16 @@ def test_a_tsv_file_without_quotes_keeps_them_in_its_texts():
     check_labels(name, table["text"], table["label"])
 
 
-def test_an_encoding_is_that_which_is_named():
+def test_an_encoding_and_a_sheet_are_those_that_are_named():
     table = table_of(text=lambda at: f"źle {at}", label=QUEUES)
     table.to_csv("data/coded.csv", index=False, encoding="iso8859_2")
-    name, _, _ = add("data/coded.csv", "--encoding", "iso8859_2")
-    check_labels(name, table["text"], table["label"])
+    with pd.ExcelWriter("data/book.xlsx") as book:
+        table[:3].to_excel(book, sheet_name="Few", index=False)
+        table.to_excel(book, sheet_name="Rows", index=False)
+    for words in (["data/coded.csv", "--encoding", "iso8859_2"], ["data/book.xlsx", "--sheet", "Rows"]):
+        name, _, _ = add(*words)
+        check_labels(name, table["text"], table["label"])
+    refused("pipeline.add", "data/book.xlsx", "--sheet", "Row", "--name", "other", says="Rows")
 
 
 def test_a_rare_class_is_scored_and_said():

@@ -159,7 +159,7 @@ KEYS = [*PARAMS, *(f"{key}.{name}" for key in PARAMS if isinstance(PARAMS[key], 
 
 
 @pytest.mark.usefixtures("here")
-@settings(max_examples=2 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS), value=VALUES)
 def test_any_value_of_any_key_ends_well_or_in_one_line(tokenized, key, value):
     shutil.copy(tokenized / "params.yaml", "params.yaml")
