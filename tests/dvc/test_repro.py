@@ -187,6 +187,7 @@ def save_experiment(type_in, name, best_score, **changes):
     type_in(f"dvc exp save --force --name {name}")
 
 
+@pytest.mark.nightly
 def test_the_best_experiment_has_the_best_validation_score_on_the_chosen_data(type_in):
     ended = run("pipeline.experiments", "--best")
     assert (ended.status, ended.out) == (2, "")
