@@ -223,6 +223,7 @@ def test_files_for_splits_are_taken_as_they_are():
     train, validation, test = (save(f"{split}.csv", part) for split, part in parts.items())
     name, entry, _ = add(train, "--validation", validation, "--test", test)
     assert entry["source"]["files"] == {split: f"data/{split}.csv" for split in parts}
+    assert "stratify" not in entry
     found = tokenize(name)
     for split in ("validation", "test"):
         assert found[split]["text"].tolist() == parts[split]["body"].tolist()
