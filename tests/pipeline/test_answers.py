@@ -7,6 +7,7 @@ file. Scores are those of scikit-learn and scipy.
 import itertools
 import re
 import shutil
+from collections import defaultdict
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
@@ -224,6 +225,20 @@ def mean_loss(known, case, part):
     if case.task == "multi_label":
         return np.mean([log_loss(*column, labels=[0, 1]) for column in zip(actual.T, answers.T, strict=True)])
     return log_loss(actual, answers, labels=range(answers.shape[1]))
+
+
+def test_a_group_of_examples_is_right_if_all_of_them_are(trained):
+    entry = rows.ENTRIES["two"] | {"group": ["herd"], "metrics": ["exact_match", "macro_f1"]}
+    examples = [row | {"herd": row["at"] // 3} for row in rows.examples()]
+    folder = trained("grouped", entries={"grouped": entry}, rows=examples, train={"epochs": 6})
+    scored = read_table(folder / "reports/evaluate/predictions.csv")
+    herds = {row["text"]: row["herd"] for row in examples}
+    are_right = defaultdict(list)
+    for row in scored:
+        are_right[herds[row["text"]]].append(row["actual"] == row["predicted"])
+    found = read_json(folder / "reports/evaluate/metrics.json")
+    assert found["exact_match"] == pytest.approx(np.mean([all(herd) for herd in are_right.values()]), abs=1e-6)
+    assert 0 < found["exact_match"] < 1
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)

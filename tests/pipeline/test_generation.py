@@ -256,6 +256,7 @@ def test_the_completion_and_its_end_token_are_learned_and_nothing_else(tmp_path,
     after = reference.load_alone(base, folder / ADAPTER)
     assert trained == pytest.approx(loss_of_pairs(before, tokenizer, pairs(splits["train"])), rel=1e-4)
     assert validated == pytest.approx(loss_of_pairs(after, tokenizer, pairs(splits["validation"])), rel=1e-4)
+    assert f" {validated:.4g} " in (folder / ADAPTER / "README.md").read_text()  # with no minus
 
 
 def test_the_last_answer_of_a_conversation_is_learned_after_the_turns_before_it(tmp_path):
