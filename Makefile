@@ -17,8 +17,8 @@ STAGES := tokenize factorize-init train evaluate
 RESTORED := params.yaml dvc.lock $(addprefix reports/,tokenize factorize_init train evaluate)
 ONNX := $(VENV)/.with-pipeline,demo,onnx
 ALL := $(VENV)/.with-pipeline,demo,plots,server,smollm2,onnx,docs,dev
-# One worker a core, each with the neighboring tests of one file, which share what they set up.
-PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
+# One worker a core. A file is run by one of them: its tests share what they set up.
+PYTEST := pytest -n auto --maxprocesses 8 --dist loadfile
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A module is compiled when it is first imported, also where the environment forbids it, as images of containers do: each
@@ -84,7 +84,7 @@ check: $(ALL)
 
 ## nightly: run all tests, also the slow ones: kills, several processes, every page, a browser, and more random inputs
 nightly: $(ALL)
-	LSR_NIGHTLY=1 $(PYTEST) -m ''
+	$(PYTEST) -m '' --hypothesis-profile nightly
 
 ## audit: list known vulnerabilities of the pinned versions; exit status 1 if there are any or the index is unreachable
 audit: $(ALL)

@@ -23,7 +23,6 @@ from pipeline.core.errors import UserError
 MISTAKES = (UserError, InputError)  # the errors of which commands and stages print the message alone
 MISTAKE = 2  # exit status
 LONGEST = 330  # characters of a line, with the name of a command before it
-NIGHTLY = os.environ.get("LSR_NIGHTLY") == "1"  # `make nightly`: all tests, and more random inputs in each
 PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes
 
 
