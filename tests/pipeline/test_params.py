@@ -23,6 +23,7 @@ from tests.helpers import (
     ROOT,
     change_params,
     edit,
+    in_new_process,
     printed,
     read_json,
     read_yaml,
@@ -207,6 +208,15 @@ def test_a_rejection_is_one_short_line_for_a_terminal_whoever_writes_it(here):
     line = refused("pipeline.check", says=" ... ")
     assert "word0 word1 word2 " in line
     assert " word198 word199" in line
+
+
+@pytest.mark.nightly
+def test_the_line_is_the_only_one_on_standard_error_though_peft_warns_before(here):
+    set_param("adapter", "mine")
+    set_param("mine", {"type": "BOFT", "bias": "nope", "learning_rate": 0.001})
+    ended = in_new_process(Path(), "-m", "stages.factorize_init", code=MISTAKE)
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("params.yaml: mine: ")
 
 
 def test_an_error_of_the_machine_is_one_line_too(here):
@@ -402,10 +412,11 @@ def test_a_model_that_cannot_be_adapted_by_default_or_reads_less_is_one_line():
     refused("stages.factorize_init", says="64")
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 @pytest.mark.usefixtures("here")
-def test_written_files_follow_the_umask():
-    before = os.umask(0o077)
+def test_written_files_follow_the_umask(mask, mode):
+    before = os.umask(mask)
     run_stages(Path(), "tokenize", "factorize_init")
     os.umask(before)
     for path in (*Path("artifacts").rglob("*.*"), *Path("reports").rglob("*.*")):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == mode
