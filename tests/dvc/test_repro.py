@@ -63,7 +63,7 @@ CHANGES = [  # of params.yaml, and the stages that read it
 
 
 @pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize(("changes", "expected"), CHANGES, ids=str)
+@pytest.mark.parametrize(("changes", "expected"), CHANGES, ids=[str(changes) for changes, _ in CHANGES])
 def test_a_value_makes_stale_the_stages_that_read_it(changes, expected):
     change_params(Path(), **changes)
     assert stale() == expected
@@ -91,7 +91,7 @@ FILES = [
 
 
 @pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize(("name", "expected"), FILES, ids=str)
+@pytest.mark.parametrize(("name", "expected"), FILES, ids=[name for name, _ in FILES])
 def test_a_file_that_is_edited_or_new_makes_stale_the_stages_that_read_it(name, expected):
     path = Path(name)
     content = path.read_bytes() if path.exists() else b""

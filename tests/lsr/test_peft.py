@@ -626,7 +626,7 @@ def history(config, fields, layers, trains, folder):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layers", [["lin0"], ["lin1"], ["lin0", "lin1"]], ids="-".join)
-@pytest.mark.parametrize("trains", product([True, False], repeat=2), ids=str)
+@pytest.mark.parametrize("trains", list(product([True, False], repeat=2)), ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_parameters_train_as_with_loras(form, trains, layers, tmp_path):
     ours = history(lambda fields: LsrConfig(**fields), FORMS[form], layers, trains, tmp_path / "lsr")
