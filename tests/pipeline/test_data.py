@@ -415,8 +415,9 @@ def test_given_splits_stay_and_train_has_each_text_once_and_none_of_theirs(name,
         taken |= {frozenset(map(fold, row[:read])) for row in examples}
     expected = {}
     for row in train:
-        key = tuple(map(fold, row[:read]))
-        if frozenset(key) not in taken:
+        texts = [template.format(*row)] if name == "both" else row[:read]
+        key = tuple(map(fold, texts))
+        if frozenset(map(fold, row[:read])) not in taken:
             expected.setdefault(key, (template.format(*row), row[2]))
     assert sorted(zip(found["train"]["text"], found["train"]["label"], strict=True)) == sorted(expected.values())
     assert left_out() == len(train) - len(expected)
