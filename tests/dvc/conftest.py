@@ -17,12 +17,16 @@ FILES = ("Makefile", "pyproject.toml", "constraints.txt", "dvc.yaml", ".dvcignor
 IDENTITY = {f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
-def run_line(folder, line, code=0, **variables):
-    """Type a line in a shell, which must end with this exit status; return what it prints on both streams."""
+def environment():
+    """Return the variables of a shell in which the environment is active; one thread, or sums would differ."""
     path = f"{sys.prefix}/bin:{os.environ['PATH']}"
     settings = {"PATH": path, "PYTHONPATH": "", "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
-    environment = os.environ | IDENTITY | settings | variables
-    ended = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, check=False)
+    return os.environ | IDENTITY | settings
+
+
+def run_line(folder, line, code=0):
+    """Type a line in a shell, which must end with this exit status; return what it prints on both streams."""
+    ended = subprocess.run(["bash", "-c", line], cwd=folder, env=environment(), capture_output=True, check=False)
     said = (ended.stdout + ended.stderr).decode()
     assert ended.returncode == code, said
     return said

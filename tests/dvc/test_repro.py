@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from tests.dvc.conftest import run_line
+from tests.dvc.conftest import environment, run_line
 from tests.helpers import change_params, digests, edit, printed, read_json, read_yaml, refused, run, run_stages, write
 
 ADAPTER = Path("artifacts/adapter")
@@ -249,7 +249,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_whole_folders_and_is_finished
     type_in("make undo")
     type_in("rm -r .dvc/cache/runs")
     change_params(Path(), tokenize={"max_length": 20})
-    process = subprocess.Popen(["dvc", "repro", "--quiet"], start_new_session=True)
+    process = subprocess.Popen(["dvc", "repro", "--quiet"], env=environment(), start_new_session=True)
     time.sleep(random.uniform(0, seconds))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
