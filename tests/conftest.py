@@ -11,6 +11,7 @@ from pathlib import Path
 # Before anything imports transformers or datasets: both read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # with threads of tokenizers, a server that is forked would hang
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # for processes that run in other folders
 os.environ.pop("DVC_ROOT", None)  # where checkpoints would go if a stage of DVC ran the tests
 

@@ -42,7 +42,8 @@ def run(module: str, *words: object) -> Ended:
     arguments = [module, *map(str, words)]
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
-    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", arguments):
+    own = (patch.object(sys, "argv", arguments), patch.dict(os.environ))  # a command may set variables for itself
+    with redirect_stdout(out), redirect_stderr(err), own[0], own[1]:
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
