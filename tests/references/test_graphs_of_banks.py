@@ -23,6 +23,8 @@ from tests.kit import digests, refused, said, table, write
 from tests.references.graphs import PREDICT, save_bert, texts
 from tests.workspace import ROOT
 
+pytestmark = pytest.mark.nightly  # it takes long, and its subject is about to go
+
 TENANTS = {"acme": ["no", "yes"], "bolt": ["low", "mid", "high"], "cord": ["a", "b"]}
 NOTE = {"kind": "classes", "columns": ["text"], "tenant": "shop", "labels": None, "tenants": TENANTS}
 SLICES = {"acme": slice(0, 2), "bolt": slice(2, 5), "cord": slice(5, 7)}

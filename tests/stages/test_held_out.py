@@ -40,6 +40,8 @@ from tests.stages.held_out_runs import (
 )
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run_in
 
+pytestmark = pytest.mark.nightly  # it takes long, and its subject is about to go
+
 NO_YES = ["no", "yes"]
 LABELS = {"acme": NO_YES, "bolt": list("xyz"), "cast": NO_YES, "dune": NO_YES, "echo": NO_YES, "gala": list("abc")}
 TEXTS = {"acme": 40, "bolt": 40, "cast": 9, "dune": 40, "echo": 25, "gala": 12}

@@ -26,6 +26,8 @@ from tests.stages.held_out_runs import (
 )
 from tests.stages.running import report
 
+pytestmark = pytest.mark.nightly  # it takes long, and its subject is about to go
+
 TEXTS = {"acme": 40, "bolt": 40, "cast": 9, "dune": 40, "echo": 25, "gala": 22}
 TRAINED = ["acme", "bolt", "dune"]
 HELD_OUT = {"cast": 0, "echo": 10, "gala": 10}  # the most labels with which each is scored

@@ -21,6 +21,8 @@ from tests.kit import digests, refused, write
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, KilledError, report, run
 from tests.stages.shops import LABELS, rows
 
+pytestmark = pytest.mark.nightly  # it takes long, and its subject is about to go
+
 PRECISE = {"shared_adapter": "trained", "head": "shared", "precision": "float32"}
 FILES = {"train": "both.csv", "validation": "validation.csv", "test": "test.csv"}
 

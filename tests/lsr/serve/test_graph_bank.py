@@ -20,6 +20,8 @@ from tests.references.graphs import ARCHITECTURES, EXPORT, LABELS, plain, save_b
 from tests.references.test_graphs_of_banks import SLICES, TENANTS, save_graphs_of_a_bank
 from tests.workspace import ROOT
 
+pytestmark = pytest.mark.nightly  # it takes long, and its subject is about to go
+
 LENGTH = 24  # tokens that the adapters read
 
 

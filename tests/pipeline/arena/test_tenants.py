@@ -26,6 +26,8 @@ from pipeline.training import shared_head
 from tests.kit import refused, write
 from tests.pipeline.arena import small
 
+pytestmark = pytest.mark.nightly  # it takes long, and its subject is about to go
+
 COLORS = ["blue", "green", "red"]  # in the order of their outputs
 STRENGTHS = [1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0, 10.0]
 CALLED = {"bleu": "blue", "vert": "green", "rouge": "red"}  # the labels of the classes of a tenant added later
