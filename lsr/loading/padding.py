@@ -13,7 +13,7 @@ MASK = "attention_mask"
 # Architectures that classify a text at the last position, so that padding comes before the text.
 PADDED_ON_THE_LEFT = frozenset({"xlnet"})
 # Architectures whose layers mix neighboring positions without regard to the attention mask: their output for a text
-# depends on how far it is padded. tests/lsr/loading/test_padding.py compares every classifier of transformers.
+# depends on how far it is padded.
 AFFECTED_BY_PADDING = frozenset({"canine", "convbert", "fnet", "mobilebert", "nystromformer", "yoso"})
 # Architectures that count positions from the left, or do not regard the mask: what they write after a prompt depends
 # on the padding before it. The same tests compare every language model of transformers.

@@ -25,7 +25,7 @@ about the same number. Where tasks differ, Student's interval of their differenc
 their errors are unequal (Ibragimov and Müller, "t-statistic based correlation and heterogeneity robust inference",
 2010).
 
-In simulations with a known truth (`tests/pipeline/compare/test_differences.py`), 95 % intervals on one task cover it in
+In simulations with a known truth (`tests/pipeline/test_statistics.py`), 95 % intervals on one task cover it in
 95 to 99 % of cases, for 1 to 50 tenants: in 95 to 97 % with five seeds, and most often with two seeds where the error
 is that of examples, as one degree of freedom is a wide quantile. On an average of tasks one of which has nearly all of
 the error, they cover 93 to 95 % with three seeds or more, and 90 % with two. On new tasks they cover 95 % or more.
